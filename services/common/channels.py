@@ -1,0 +1,85 @@
+"""Channels to other services: retries, keepalive, caps and tracing in one place."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import grpc
+import grpc.aio
+
+from services.common import telemetry
+from services.common.errors import from_rpc_error
+
+DEFAULT_MAX_MESSAGE_BYTES = 8 << 20
+
+# Only calls that may safely run twice. Streams are retried by gRPC only before their first message.
+_IDEMPOTENT = {
+    "chorus.embedder.v1.EmbedderService": ("Embed", "Align", "DescribeEncoders"),
+    "chorus.cache.v1.CacheService": ("Lookup", "Fetch", "Purge", "Stats"),
+    "chorus.denoiser.v1.DenoiserService": ("DescribeModels", "Warm"),
+    "chorus.scheduler.v1.SchedulerService": (
+        "SubmitGeneration",
+        "GetGeneration",
+        "CancelGeneration",
+        "ListGenerations",
+        "WatchGeneration",
+        "GetVideo",
+    ),
+}
+
+_SERVICE_CONFIG = json.dumps(
+    {
+        "loadBalancingConfig": [{"round_robin": {}}],
+        "methodConfig": [
+            {
+                "name": [
+                    {"service": service, "method": method}
+                    for service, methods in _IDEMPOTENT.items()
+                    for method in methods
+                ],
+                "retryPolicy": {
+                    "maxAttempts": 4,
+                    "initialBackoff": "0.1s",
+                    "maxBackoff": "1s",
+                    "backoffMultiplier": 2,
+                    "retryableStatusCodes": ["UNAVAILABLE"],
+                },
+            }
+        ],
+    }
+)
+
+
+def open_channel(target: str, max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES) -> grpc.aio.Channel:
+    """A channel to "host:port" or any gRPC name; plain names are resolved by DNS and balanced over.
+
+    The caller owns the channel and closes it.
+    """
+    return grpc.aio.insecure_channel(
+        target if ":///" in target or target.startswith("unix:") else f"dns:///{target}",
+        options=[
+            ("grpc.service_config", _SERVICE_CONFIG),
+            ("grpc.max_send_message_length", max_message_bytes),
+            ("grpc.max_receive_message_length", max_message_bytes),
+            # No tighter than the servers allow (server.py), or they would close the connection.
+            ("grpc.keepalive_time_ms", 60_000),
+            ("grpc.keepalive_timeout_ms", 10_000),
+            # A service that comes back is found again within two seconds.
+            ("grpc.initial_reconnect_backoff_ms", 100),
+            ("grpc.min_reconnect_backoff_ms", 100),
+            ("grpc.max_reconnect_backoff_ms", 2_000),
+            ("grpc.dns_min_time_between_resolutions_ms", 1_000),
+        ],
+        interceptors=telemetry.client_interceptors(),
+    )
+
+
+@contextmanager
+def calling(service: str) -> Iterator[None]:
+    """Turns a failed call inside the block into the ChorusError behind it, which names `service`."""
+    try:
+        yield
+    except grpc.RpcError as error:
+        raise from_rpc_error(error, service) from error

@@ -1,0 +1,215 @@
+"""Domain errors, and the one table that turns them into gRPC statuses and back.
+
+Every error status carries exactly one `google.rpc.ErrorInfo` (domain "chorus"), a `BadRequest` for bad input,
+and a `RetryInfo` where coming back helps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import grpc
+from chorus.common.v1 import errors_pb2
+from google.protobuf import any_pb2, duration_pb2
+from google.protobuf.message import Message
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from services.common.names import ERROR_DOMAIN
+
+Reason = errors_pb2.ErrorReason.ValueType
+
+INVALID_FIELD = errors_pb2.ERROR_REASON_INVALID_FIELD
+UNKNOWN_MODEL = errors_pb2.ERROR_REASON_UNKNOWN_MODEL
+UNKNOWN_ENCODER = errors_pb2.ERROR_REASON_UNKNOWN_ENCODER
+REQUEST_ID_REUSED = errors_pb2.ERROR_REASON_REQUEST_ID_REUSED
+NOT_FOUND = errors_pb2.ERROR_REASON_NOT_FOUND
+WRONG_STATE = errors_pb2.ERROR_REASON_WRONG_STATE
+QUEUE_FULL = errors_pb2.ERROR_REASON_QUEUE_FULL
+DEPENDENCY_UNAVAILABLE = errors_pb2.ERROR_REASON_DEPENDENCY_UNAVAILABLE
+DEADLINE_EXCEEDED = errors_pb2.ERROR_REASON_DEADLINE_EXCEEDED
+CANCELLED = errors_pb2.ERROR_REASON_CANCELLED
+BLOB_CORRUPT = errors_pb2.ERROR_REASON_BLOB_CORRUPT
+SHUTTING_DOWN = errors_pb2.ERROR_REASON_SHUTTING_DOWN
+INTERNAL = errors_pb2.ERROR_REASON_INTERNAL
+
+_CODES: Mapping[Reason, int] = {
+    INVALID_FIELD: code_pb2.INVALID_ARGUMENT,
+    UNKNOWN_MODEL: code_pb2.INVALID_ARGUMENT,
+    UNKNOWN_ENCODER: code_pb2.INVALID_ARGUMENT,
+    REQUEST_ID_REUSED: code_pb2.INVALID_ARGUMENT,
+    NOT_FOUND: code_pb2.NOT_FOUND,
+    WRONG_STATE: code_pb2.FAILED_PRECONDITION,
+    QUEUE_FULL: code_pb2.RESOURCE_EXHAUSTED,
+    DEPENDENCY_UNAVAILABLE: code_pb2.UNAVAILABLE,
+    DEADLINE_EXCEEDED: code_pb2.DEADLINE_EXCEEDED,
+    CANCELLED: code_pb2.CANCELLED,
+    BLOB_CORRUPT: code_pb2.DATA_LOSS,
+    SHUTTING_DOWN: code_pb2.UNAVAILABLE,
+    INTERNAL: code_pb2.INTERNAL,
+}
+
+# What a status without an ErrorInfo of ours means: gRPC's own, or a proxy's.
+_REASONS_OF_BARE_CODES: Mapping[grpc.StatusCode, Reason] = {
+    grpc.StatusCode.UNAVAILABLE: DEPENDENCY_UNAVAILABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED: DEADLINE_EXCEEDED,
+    grpc.StatusCode.CANCELLED: CANCELLED,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: QUEUE_FULL,
+    grpc.StatusCode.NOT_FOUND: NOT_FOUND,
+    grpc.StatusCode.INVALID_ARGUMENT: INVALID_FIELD,
+}
+
+
+@dataclass(frozen=True)
+class Violation:
+    """A field outside its bound. `description` says the bound, what came, and what to do."""
+
+    field: str
+    description: str
+
+
+class ChorusError(Exception):
+    """An error that a caller may see.
+
+    Args:
+        reason: decides the gRPC status code.
+        message: one sentence for a person; names nothing secret.
+        metadata: facts for a machine, in `ErrorInfo.metadata`.
+        violations: the fields at fault, for `BadRequest`.
+        retry_after: seconds after which to try again, for `RetryInfo`.
+    """
+
+    def __init__(
+        self,
+        reason: Reason,
+        message: str,
+        *,
+        metadata: Mapping[str, str] | None = None,
+        violations: Iterable[Violation] = (),
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+        self.metadata = dict(metadata or {})
+        self.violations = tuple(violations)
+        self.retry_after = retry_after
+
+
+def reason_name(reason: Reason) -> str:
+    """`ErrorInfo.reason` of a reason: the enum's name without its prefix."""
+    return errors_pb2.ErrorReason.Name(reason).removeprefix("ERROR_REASON_")
+
+
+def invalid(field: str, description: str) -> ChorusError:
+    """One field at fault. For several at once, collect them with `Violations`."""
+    return invalid_fields([Violation(field, description)])
+
+
+def invalid_fields(violations: Iterable[Violation], reason: Reason = INVALID_FIELD) -> ChorusError:
+    found = tuple(violations)
+    return ChorusError(reason, "; ".join(f"{v.field}: {v.description}" for v in found), violations=found)
+
+
+def not_found(what: str, identifier: str) -> ChorusError:
+    return ChorusError(NOT_FOUND, f"no {what} {identifier!r}", metadata={what: identifier})
+
+
+def unavailable(service: str, detail: str, retry_after: float = 1.0) -> ChorusError:
+    """A service that is needed does not answer; metadata `service` names it."""
+    return ChorusError(
+        DEPENDENCY_UNAVAILABLE,
+        f"{service} is not available: {detail}",
+        metadata={"service": service},
+        retry_after=retry_after,
+    )
+
+
+class Violations:
+    """Collects every field at fault, so that a caller mends a request in one round."""
+
+    def __init__(self) -> None:
+        self._found: list[Violation] = []
+
+    def require(self, condition: bool, field: str, description: str) -> bool:
+        """Notes a violation unless `condition` holds; returns `condition`."""
+        if not condition:
+            self._found.append(Violation(field, description))
+        return condition
+
+    def raise_if_any(self) -> None:
+        if self._found:
+            raise invalid_fields(self._found)
+
+
+def to_status(error: ChorusError) -> grpc.Status:
+    """The rich gRPC status of an error, for `context.abort_with_status`."""
+    details: list[any_pb2.Any] = []
+
+    def add(message: Message) -> None:
+        packed = any_pb2.Any()
+        packed.Pack(message)
+        details.append(packed)
+
+    add(
+        error_details_pb2.ErrorInfo(
+            reason=reason_name(error.reason), domain=ERROR_DOMAIN, metadata=error.metadata
+        )
+    )
+    if error.violations:
+        add(
+            error_details_pb2.BadRequest(
+                field_violations=[
+                    error_details_pb2.BadRequest.FieldViolation(field=v.field, description=v.description)
+                    for v in error.violations
+                ]
+            )
+        )
+    if error.retry_after is not None:
+        delay = duration_pb2.Duration()
+        delay.FromNanoseconds(int(error.retry_after * 1e9))
+        add(error_details_pb2.RetryInfo(retry_delay=delay))
+    # gRPC carries the message in a header of bounded size.
+    return rpc_status.to_status(
+        status_pb2.Status(code=_CODES[error.reason], message=error.message[:1000], details=details)
+    )
+
+
+def from_rpc_error(error: grpc.RpcError, service: str) -> ChorusError:
+    """The domain error behind a failed call to `service`.
+
+    A bare UNAVAILABLE becomes DEPENDENCY_UNAVAILABLE that names the service.
+    """
+    code: grpc.StatusCode = error.code()
+    info: error_details_pb2.ErrorInfo | None = None
+    violations: list[Violation] = []
+    retry_after: float | None = None
+    status = rpc_status.from_call(error)
+    for packed in status.details if status is not None else ():
+        if packed.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
+            info = error_details_pb2.ErrorInfo()
+            packed.Unpack(info)
+        elif packed.Is(error_details_pb2.BadRequest.DESCRIPTOR):
+            bad = error_details_pb2.BadRequest()
+            packed.Unpack(bad)
+            violations += [Violation(v.field, v.description) for v in bad.field_violations]
+        elif packed.Is(error_details_pb2.RetryInfo.DESCRIPTOR):
+            retry = error_details_pb2.RetryInfo()
+            packed.Unpack(retry)
+            retry_after = retry.retry_delay.ToNanoseconds() / 1e9
+    message = error.details() or code.name
+    if info is not None and info.domain == ERROR_DOMAIN:
+        name = f"ERROR_REASON_{info.reason}"
+        reason = errors_pb2.ErrorReason.Value(name) if name in errors_pb2.ErrorReason.keys() else INTERNAL
+        return ChorusError(
+            reason, message, metadata=dict(info.metadata), violations=violations, retry_after=retry_after
+        )
+    reason = _REASONS_OF_BARE_CODES.get(code, INTERNAL)
+    if reason == DEPENDENCY_UNAVAILABLE:
+        return unavailable(service, message)
+    return ChorusError(reason, f"{service}: {message}", metadata={"service": service})
+
+
+def to_job_error(error: ChorusError) -> errors_pb2.JobError:
+    return errors_pb2.JobError(reason=error.reason, message=error.message, metadata=error.metadata)

@@ -1,0 +1,92 @@
+"""The life of a service process: bind, load, serve, drain."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+
+import grpc
+import grpc.aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from services.common import telemetry
+from services.common.interceptors import Gate, ServiceInterceptor
+from services.common.logs import configure_logs, get_logger
+from services.common.settings import ServerSettings
+
+# What a service does once its port is bound: load what it needs, give every resource to the stack, add its
+# servicer to the server. The service answers UNAVAILABLE until this returns.
+Start = Callable[[AsyncExitStack, grpc.aio.Server], Awaitable[None]]
+
+log = get_logger("server")
+
+
+def run(name: str, service: str, settings: ServerSettings, start: Start) -> None:
+    """Serves until SIGTERM or SIGINT; returns after the drain.
+
+    Args:
+        name: short, for instance "cache".
+        service: full protobuf name, for instance "chorus.cache.v1.CacheService".
+
+    Raises OSError when the port is taken, TimeoutError when `start` takes longer than `startup_seconds`.
+    """
+    configure_logs(name, settings.log_level, settings.log_format)
+    telemetry.configure(name)
+    try:
+        asyncio.run(_serve(name, service, settings, start))
+    finally:
+        telemetry.shutdown()
+
+
+async def _serve(name: str, service: str, settings: ServerSettings, start: Start) -> None:
+    gate = Gate(name)
+    server = grpc.aio.server(
+        # Tracing is outermost, so that a refused call is seen too.
+        interceptors=[*telemetry.server_interceptors(), ServiceInterceptor(gate, settings.call_seconds)],
+        maximum_concurrent_rpcs=settings.max_concurrent_calls,
+        options=[
+            ("grpc.max_send_message_length", settings.max_message_bytes),
+            ("grpc.max_receive_message_length", settings.max_message_bytes),
+            ("grpc.http2.min_ping_interval_without_data_ms", 30_000),
+            ("grpc.keepalive_permit_without_calls", 1),
+            # Two processes on one port would each get half of the calls.
+            ("grpc.so_reuseport", 0),
+        ],
+    )
+    status = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(status, server)
+    await status.set(service, health_pb2.HealthCheckResponse.NOT_SERVING)
+    await status.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
+    reflection.enable_server_reflection((service, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    port = server.add_insecure_port(f"{settings.host}:{settings.port}")
+    await server.start()
+    log.info("bound", host=settings.host, port=port)
+
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+
+    async with AsyncExitStack() as resources:
+        loading = asyncio.ensure_future(asyncio.wait_for(start(resources, server), settings.startup_seconds))
+        stopping = asyncio.ensure_future(stop.wait())
+        try:
+            await asyncio.wait((loading, stopping), return_when=asyncio.FIRST_COMPLETED)
+            if loading.done():
+                loading.result()
+                gate.open()
+                await status.set(service, health_pb2.HealthCheckResponse.SERVING)
+                await status.set("", health_pb2.HealthCheckResponse.SERVING)
+                log.info("serving", host=settings.host, port=port)
+                await stopping
+                log.info("draining", seconds=settings.drain_seconds)
+        finally:
+            gate.drain()
+            await status.enter_graceful_shutdown()
+            for task in (loading, stopping):
+                task.cancel()
+            await server.stop(settings.drain_seconds)
+    log.info("stopped")

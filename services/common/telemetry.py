@@ -1,0 +1,173 @@
+"""Tracing by the standard `OTEL_*` variables. Off, nothing is imported and nothing is recorded.
+
+On when `OTEL_EXPORTER_OTLP_ENDPOINT` (or `…_TRACES_ENDPOINT`) is set, or `OTEL_TRACES_EXPORTER=otlp`, and
+`OTEL_SDK_DISABLED` is not true. A context crosses a queue or a thread as a `traceparent` string: context
+variables do not.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from opentelemetry.context import Context
+    from opentelemetry.trace import Link
+
+    AttributeValue = str | bool | int | float
+
+
+class Span(Protocol):
+    """What callers may do with a span, real or not."""
+
+    def set_attribute(self, key: str, value: AttributeValue) -> None: ...
+
+    def record_exception(self, exception: BaseException) -> None: ...
+
+    def add_event(self, name: str, attributes: Mapping[str, AttributeValue] | None = None) -> None: ...
+
+
+class _NoSpan:
+    def set_attribute(self, key: str, value: AttributeValue) -> None:
+        """Records nothing."""
+
+    def record_exception(self, exception: BaseException) -> None:
+        """Records nothing."""
+
+    def add_event(self, name: str, attributes: Mapping[str, AttributeValue] | None = None) -> None:
+        """Records nothing."""
+
+
+_NO_SPAN = _NoSpan()
+_enabled = False
+
+
+def wanted() -> bool:
+    """Whether the environment asks for tracing."""
+    if os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
+        return False
+    exporter = os.environ.get("OTEL_TRACES_EXPORTER", "").lower()
+    if exporter == "none":
+        return False
+    return exporter == "otlp" or any(
+        os.environ.get(name) for name in ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+    )
+
+
+def configure(service: str) -> bool:
+    """Once per process, before servers and channels are made. Returns whether tracing is on.
+
+    Raises ImportError that names the extra when tracing is asked for but not installed.
+    """
+    global _enabled
+    if _enabled or not wanted():
+        return _enabled
+    try:
+        from opentelemetry import trace
+        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+        from opentelemetry.sdk.resources import Resource
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+    except ImportError as error:
+        raise ImportError(
+            "OTEL_* asks for tracing: install chorus-serving[telemetry], or unset it"
+        ) from error
+    # Resource.create lets OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES win only when we set no name.
+    name = os.environ.get("OTEL_SERVICE_NAME") or f"chorus-{service}"
+    provider = TracerProvider(resource=Resource.create({"service.name": name}))
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    trace.set_tracer_provider(provider)
+    _enabled = True
+    return True
+
+
+def shutdown() -> None:
+    """Sends what is still buffered. The last thing a process does."""
+    global _enabled
+    if _enabled:
+        from opentelemetry import trace
+
+        provider: Any = trace.get_tracer_provider()
+        provider.shutdown()
+        _enabled = False
+
+
+def client_interceptors() -> list[Any]:
+    """For `grpc.aio` channels; none when off."""
+    if not _enabled:
+        return []
+    from opentelemetry.instrumentation.grpc import aio_client_interceptors, filters
+
+    return list(aio_client_interceptors(filter_=filters.negate(filters.health_check())))
+
+
+def server_interceptors() -> list[Any]:
+    """For `grpc.aio` servers; none when off. Health checks are not traced."""
+    if not _enabled:
+        return []
+    from opentelemetry.instrumentation.grpc import aio_server_interceptor, filters
+
+    return [aio_server_interceptor(filter_=filters.negate(filters.health_check()))]
+
+
+@contextmanager
+def span(
+    name: str,
+    attributes: Mapping[str, AttributeValue] | None = None,
+    *,
+    parent: str | None = None,
+    link: str | None = None,
+) -> Iterator[Span]:
+    """A span that is current inside the block; an exception is recorded and marks it as failed.
+
+    Args:
+        parent: traceparent to continue, for work that crossed a queue; default: the current span.
+        link: traceparent of another trace this one used, such as the donor's.
+    """
+    if not _enabled:
+        yield _NO_SPAN
+        return
+    from opentelemetry import trace
+
+    links = [found] if link and (found := _link(link)) else []
+    context = _context(parent) if parent else None
+    with trace.get_tracer("chorus").start_as_current_span(
+        name, context=context, attributes=dict(attributes or {}), links=links
+    ) as current:
+        yield current
+
+
+def traceparent() -> str:
+    """The current span as a W3C traceparent; empty when off or outside any."""
+    if not _enabled:
+        return ""
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+    carrier: dict[str, str] = {}
+    TraceContextTextMapPropagator().inject(carrier)
+    return carrier.get("traceparent", "")
+
+
+def trace_id_of(parent: str) -> str:
+    """The trace id, 32 hex digits, inside a traceparent; empty if there is none."""
+    parts = parent.split("-")
+    return parts[1] if len(parts) == 4 and len(parts[1]) == 32 else ""
+
+
+def current_trace_id() -> str:
+    return trace_id_of(traceparent()) if _enabled else ""
+
+
+def _context(parent: str) -> Context:
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+    return TraceContextTextMapPropagator().extract({"traceparent": parent})
+
+
+def _link(parent: str) -> Link | None:
+    from opentelemetry import trace
+
+    context = trace.get_current_span(_context(parent)).get_span_context()
+    return trace.Link(context) if context.is_valid else None

@@ -1,0 +1,35 @@
+"""Whose request it is. The tenant comes from the channel, never from a request's body.
+
+The scheduler decides it at the edge; the services behind it trust the metadata that it sets.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from services.common.errors import invalid
+from services.common.names import TENANT_KEY
+
+DEFAULT_TENANT = "default"
+_PATTERN = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+
+
+def check_tenant(tenant: str) -> str:
+    """Returns `tenant`, or raises INVALID_FIELD: it becomes part of object keys and index filters."""
+    if not _PATTERN.fullmatch(tenant):
+        raise invalid(TENANT_KEY, "must be 1 to 63 of a–z, 0–9 and '-', not starting with '-'")
+    return tenant
+
+
+def tenant_metadata(tenant: str) -> tuple[tuple[str, str], ...]:
+    """Metadata for a call on behalf of `tenant`."""
+    return ((TENANT_KEY, tenant),)
+
+
+def tenant_of(metadata: Iterable[tuple[str, str | bytes]] | None) -> str:
+    """The tenant of a call from `context.invocation_metadata()`."""
+    for key, value in metadata or ():
+        if key == TENANT_KEY:
+            return check_tenant(value if isinstance(value, str) else value.decode("ascii", "replace"))
+    return DEFAULT_TENANT
