@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import grpc
 import grpc.aio
 
 from services.common import telemetry
@@ -81,5 +80,5 @@ def calling(service: str) -> Iterator[None]:
     """Turns a failed call inside the block into the ChorusError behind it, which names `service`."""
     try:
         yield
-    except grpc.RpcError as error:
+    except grpc.aio.AioRpcError as error:
         raise from_rpc_error(error, service) from error

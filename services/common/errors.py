@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import grpc
+import grpc.aio
 from chorus.common.v1 import errors_pb2
 from google.protobuf import any_pb2, duration_pb2
 from google.protobuf.message import Message
@@ -18,7 +20,7 @@ from grpc_status import rpc_status
 
 from services.common.names import ERROR_DOMAIN
 
-Reason = errors_pb2.ErrorReason.ValueType
+Reason: TypeAlias = errors_pb2.ErrorReason.ValueType
 
 INVALID_FIELD = errors_pb2.ERROR_REASON_INVALID_FIELD
 UNKNOWN_MODEL = errors_pb2.ERROR_REASON_UNKNOWN_MODEL
@@ -48,6 +50,10 @@ _CODES: Mapping[Reason, int] = {
     BLOB_CORRUPT: code_pb2.DATA_LOSS,
     SHUTTING_DOWN: code_pb2.UNAVAILABLE,
     INTERNAL: code_pb2.INTERNAL,
+}
+
+_REASONS: Mapping[str, Reason] = {
+    name.removeprefix("ERROR_REASON_"): number for name, number in errors_pb2.ErrorReason.items()
 }
 
 # What a status without an ErrorInfo of ours means: gRPC's own, or a proxy's.
@@ -176,16 +182,16 @@ def to_status(error: ChorusError) -> grpc.Status:
     )
 
 
-def from_rpc_error(error: grpc.RpcError, service: str) -> ChorusError:
+def from_rpc_error(error: grpc.aio.AioRpcError, service: str) -> ChorusError:
     """The domain error behind a failed call to `service`.
 
     A bare UNAVAILABLE becomes DEPENDENCY_UNAVAILABLE that names the service.
     """
-    code: grpc.StatusCode = error.code()
+    code = error.code()
     info: error_details_pb2.ErrorInfo | None = None
     violations: list[Violation] = []
     retry_after: float | None = None
-    status = rpc_status.from_call(error)
+    status = rpc_status.from_call(error)  # type: ignore[arg-type]  # an AioRpcError has what it reads
     for packed in status.details if status is not None else ():
         if packed.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
             info = error_details_pb2.ErrorInfo()
@@ -200,8 +206,7 @@ def from_rpc_error(error: grpc.RpcError, service: str) -> ChorusError:
             retry_after = retry.retry_delay.ToNanoseconds() / 1e9
     message = error.details() or code.name
     if info is not None and info.domain == ERROR_DOMAIN:
-        name = f"ERROR_REASON_{info.reason}"
-        reason = errors_pb2.ErrorReason.Value(name) if name in errors_pb2.ErrorReason.keys() else INTERNAL
+        reason = _REASONS.get(info.reason, INTERNAL)
         return ChorusError(
             reason, message, metadata=dict(info.metadata), violations=violations, retry_after=retry_after
         )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import grpc
 import grpc.aio
@@ -21,6 +22,9 @@ log = get_logger("grpc")
 
 # Services whose calls pass untouched: health must answer while everything else does not.
 _FOREIGN = ("/grpc.",)
+
+
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ class Gate:
         )
 
 
-class ServiceInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+class ServiceInterceptor(grpc.aio.ServerInterceptor):
     """One for each server.
 
     Args:
@@ -64,20 +68,18 @@ class ServiceInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
     async def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]],
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler:
+    ) -> Handler | None:
         method = handler_call_details.method
         if method.startswith(_FOREIGN):
             return await continuation(handler_call_details)
         if self._gate.closed is not None:
             return _refusing(self._gate.closed, method)
-        handler: Any = await continuation(handler_call_details)
-        if handler is None:
-            return None
-        return self._wrapped(handler, method)
+        handler = await continuation(handler_call_details)
+        return None if handler is None else self._wrapped(handler, method)
 
-    def _wrapped(self, handler: Any, method: str) -> Any:
+    def _wrapped(self, handler: Any, method: str) -> Handler:
         decode = _decoder(handler.request_deserializer, method)
         if handler.request_streaming:
 
@@ -92,9 +94,11 @@ class ServiceInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
             async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
                 try:
-                    async for response in inner_stream(requests(request), context):
-                        yield response
-                except (Exception, asyncio.CancelledError) as error:
+                    # Closed at once when the caller leaves, so that its resources are.
+                    async with aclosing(inner_stream(requests(request), context)) as responses:
+                        async for response in responses:
+                            yield response
+                except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 -- all of them, once
                     await _abort(error, context, method)
 
             make = (
@@ -116,7 +120,7 @@ class ServiceInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
                 )
                 late.__cause__ = error
                 await _abort(late, context, method)
-            except (Exception, asyncio.CancelledError) as error:
+            except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 -- all of them, once
                 await _abort(error, context, method)
 
         make = (
@@ -142,7 +146,7 @@ async def _abort(error: BaseException, context: Any, method: str) -> None:
     await context.abort_with_status(errors.to_status(error))
 
 
-def _refusing(error: ChorusError, method: str) -> grpc.RpcMethodHandler:
+def _refusing(error: ChorusError, method: str) -> Handler:
     description = _method(method)
 
     async def refuse(_: Any, context: Any) -> None:
@@ -197,7 +201,7 @@ def _field_not_utf8(raw: bytes, message_type: Descriptor) -> str:
     protobuf refuses the whole message and does not say why, so its wire format is read once more, by number.
     """
     try:
-        fields = unknown_fields.UnknownFieldSet(empty_pb2.Empty.FromString(raw))
+        fields: Any = unknown_fields.UnknownFieldSet(empty_pb2.Empty.FromString(raw))
     except DecodeError:
         return ""
     for field in fields:
@@ -209,7 +213,7 @@ def _field_not_utf8(raw: bytes, message_type: Descriptor) -> str:
                 field.data.decode()
             except UnicodeDecodeError:
                 return str(known.name)
-        elif known.type == FieldDescriptor.TYPE_MESSAGE:
+        elif known.message_type is not None:
             inner = _field_not_utf8(field.data, known.message_type)
             if inner:
                 return f"{known.name}.{inner}"

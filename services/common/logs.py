@@ -44,7 +44,7 @@ def configure_logs(service: str, level: str, log_format: str) -> None:
 
 
 def get_logger(name: str) -> structlog.typing.FilteringBoundLogger:
-    logger: structlog.typing.FilteringBoundLogger = structlog.get_logger(logger=name)
+    logger: structlog.typing.FilteringBoundLogger = structlog.get_logger(room=name)
     return logger
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 MAX_STEPS = 200
 
@@ -24,7 +25,7 @@ def schedule_fault(sigmas: Sequence[float]) -> str | None:
         return f"must hold 2 to {MAX_STEPS + 1} values (steps + 1), not {len(sigmas)}"
     if not 0 < sigmas[0] <= 1:
         return f"must start above 0 and at most at 1, not at {sigmas[0]:g}"
-    for i, (a, b) in enumerate(zip(sigmas, sigmas[1:], strict=False)):
+    for i, (a, b) in enumerate(pairwise(sigmas)):
         if not a > b:
             return f"must be strictly decreasing, but value {i + 1} ({b:g}) is not below value {i} ({a:g})"
     if sigmas[-1] != 0:

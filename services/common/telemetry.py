@@ -8,7 +8,7 @@ variables do not.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -100,7 +100,8 @@ def client_interceptors() -> list[Any]:
         return []
     from opentelemetry.instrumentation.grpc import aio_client_interceptors, filters
 
-    return list(aio_client_interceptors(filter_=filters.negate(filters.health_check())))
+    make: Callable[..., list[Any]] = aio_client_interceptors
+    return make(filter_=filters.negate(filters.health_check()))
 
 
 def server_interceptors() -> list[Any]:
@@ -109,7 +110,8 @@ def server_interceptors() -> list[Any]:
         return []
     from opentelemetry.instrumentation.grpc import aio_server_interceptor, filters
 
-    return [aio_server_interceptor(filter_=filters.negate(filters.health_check()))]
+    make: Callable[..., Any] = aio_server_interceptor
+    return [make(filter_=filters.negate(filters.health_check()))]
 
 
 @contextmanager

@@ -1,0 +1,132 @@
+"""Real service processes for tests: started on a free port, ready by health, ended by pid."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def wait_until_serving(target: str, seconds: float, alive: object = None) -> None:
+    """Returns when the whole server at `target` is SERVING; raises TimeoutError after `seconds`.
+
+    Args:
+        alive: a process; when it ends first, waiting ends with ChildProcessError.
+    """
+    end = time.monotonic() + seconds
+    with grpc.insecure_channel(
+        target, options=[("grpc.max_reconnect_backoff_ms", 200), ("grpc.initial_reconnect_backoff_ms", 100)]
+    ) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        while time.monotonic() < end:
+            if isinstance(alive, subprocess.Popen) and alive.poll() is not None:
+                raise ChildProcessError(f"the process ended with status {alive.returncode}")
+            try:
+                # The watch blocks until the status changes; its timeout lets a dead process be noticed.
+                for reply in stub.Watch(
+                    health_pb2.HealthCheckRequest(service=""),
+                    timeout=min(1.0, max(0.05, end - time.monotonic())),
+                    wait_for_ready=True,
+                ):
+                    if reply.status == health_pb2.HealthCheckResponse.SERVING:
+                        return
+            except grpc.RpcError:
+                continue
+    raise TimeoutError(f"{target} is not serving after {seconds:g} s")
+
+
+@dataclass
+class ServiceProcess:
+    """A running `python -m services.<name>`; kill and restart keep its port and environment."""
+
+    name: str
+    env: Mapping[str, str]
+    port: int
+    log: Path
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def target(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def pid(self) -> int:
+        assert self.process is not None
+        return self.process.pid
+
+    def start(self, seconds: float = 90.0, wait: bool = True) -> None:
+        prefix = f"CHORUS_{self.name.upper()}"
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", f"services.{self.name}"],
+                cwd=ROOT,
+                env={
+                    **os.environ,
+                    **self.env,
+                    f"{prefix}_HOST": "127.0.0.1",
+                    f"{prefix}_PORT": str(self.port),
+                },
+                stdout=log,
+                stderr=log,
+            )
+        if wait:
+            try:
+                wait_until_serving(self.target, seconds, self.process)
+            except (TimeoutError, ChildProcessError) as error:
+                self.kill()
+                raise type(error)(f"{self.name}: {error}\n{self.tail()}") from None
+
+    def kill(self) -> None:
+        """kill -9, then reaped."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait(10)
+
+    def terminate(self, seconds: float = 30.0) -> int:
+        """SIGTERM and the drain; returns the exit status."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            return self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise
+
+    def tail(self, lines: int = 40) -> str:
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+
+
+@contextmanager
+def start_service(
+    name: str, env: Mapping[str, str], log_dir: Path, port: int | None = None, seconds: float = 90.0
+) -> Iterator[ServiceProcess]:
+    """`python -m services.<name>`, SERVING inside the block and gone after it."""
+    service = ServiceProcess(name, env, port or free_port(), log_dir / f"{name}.log")
+    service.start(seconds)
+    try:
+        yield service
+    finally:
+        if service.process is not None and service.process.poll() is None:
+            service.process.terminate()
+            try:
+                service.process.wait(15)
+            except subprocess.TimeoutExpired:
+                service.kill()
