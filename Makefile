@@ -1,0 +1,66 @@
+# A newcomer needs two targets: `make run` and `make test`. Both set up what they need.
+SHELL := /bin/sh
+PYTHON ?= python3
+# The environment is made once and again when the lock file changes.
+VENV ?= .venv
+BIN := $(VENV)/bin
+# pip installs torch, so that its own configuration decides which build (CPU or CUDA) that is; uv installs the
+# rest from the lock. For a CPU-only machine point pip at a CPU wheel, or set TORCH to its path.
+TORCH ?= torch==2.13.0
+UV := uv==0.13.9
+READY := $(VENV)/.ready
+OUT ?= out
+
+.PHONY: run up test test-servers lint type format lock proto proto-check tools clean help
+
+help:
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
+
+run: $(READY) ## set up, start all services, generate a dozen videos, show what reuse saved
+	$(BIN)/python -m bench.road.run --out $(OUT) --install-seconds "$$(cat $(VENV)/install_seconds)"
+
+up: $(READY) ## start all services on this machine; Ctrl-C stops them
+	$(BIN)/chorus up
+
+test: $(READY) tools lint type ## every check and test that needs no root
+	$(BIN)/python -m pytest -m "not servers and not gpu"
+
+test-servers: $(READY) ## the contract and end-to-end suites against a real Milvus and S3 (root, Debian)
+	infra/testservers/run $(BIN)/python -m pytest -m servers
+
+lint: $(READY) ## ruff and the import rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+type: $(READY) ## mypy, strict
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+proto: ## write the generated code again
+	proto/generate
+
+proto-check: $(READY) tools ## lint the contract and compare the generated code
+	$(BIN)/python -m pytest tests/infra/test_proto.py
+
+tools: $(READY) ## helm and buf, for the tests
+	PATH="$(abspath $(BIN)):$$PATH" infra/tools/install
+
+lock: $(READY) ## choose versions anew
+	infra/lock
+
+$(READY): requirements.lock pyproject.toml
+	@begin=$$(date +%s) && \
+	$(PYTHON) -m venv $(VENV) && \
+	$(BIN)/pip install --quiet --disable-pip-version-check $(UV) '$(TORCH)' && \
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -r requirements.lock && \
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable . && \
+	$(BIN)/uv pip check --quiet --python $(BIN)/python && \
+	echo $$(( $$(date +%s) - begin )) > $(VENV)/install_seconds && \
+	echo "installed in $$(cat $(VENV)/install_seconds) s" && touch $@
+
+clean: ## everything that was made here
+	rm -rf $(VENV) build out .chorus .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
