@@ -88,11 +88,15 @@ class ServiceProcess:
                 stderr=log,
             )
         if wait:
-            try:
-                wait_until_serving(self.target, seconds, self.process)
-            except (TimeoutError, ChildProcessError) as error:
-                self.kill()
-                raise type(error)(f"{self.name}: {error}\n{self.tail()}") from None
+            self.wait(seconds)
+
+    def wait(self, seconds: float = 90.0) -> None:
+        """Until it serves; a process that does not is killed, and the end of its log shown."""
+        try:
+            wait_until_serving(self.target, seconds, self.process)
+        except (TimeoutError, ChildProcessError) as error:
+            self.kill()
+            raise type(error)(f"{self.name}: {error}\n{self.tail()}") from None
 
     def kill(self) -> None:
         """kill -9, then reaped."""
@@ -110,6 +114,15 @@ class ServiceProcess:
             self.kill()
             raise
 
+    def stop(self) -> None:
+        """Whatever state it is in: gone when this returns."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(15)
+            except subprocess.TimeoutExpired:
+                self.kill()
+
     def tail(self, lines: int = 40) -> str:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
 
@@ -124,9 +137,4 @@ def start_service(
     try:
         yield service
     finally:
-        if service.process is not None and service.process.poll() is None:
-            service.process.terminate()
-            try:
-                service.process.wait(15)
-            except subprocess.TimeoutExpired:
-                service.kill()
+        service.stop()

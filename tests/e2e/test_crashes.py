@@ -1,0 +1,123 @@
+"""kill -9 of each service in turn during a run, then its restart: no accepted job is lost, none ends twice."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import pytest
+from chorus.common.v1 import errors_pb2, plan_pb2
+from chorus.scheduler.v1 import scheduler_pb2 as pb
+from chorus.scheduler.v1 import scheduler_pb2_grpc
+
+from services.common.channels import open_channel
+from tests.e2e.calls import ENDED, get, kinds, submit, video, watch_to_end
+from tests.stack import NAMES, Stack, running_stack
+
+# Long enough to be caught in the middle, short enough for two slow cores.
+STEPS = 30
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    with running_stack(tmp_path_factory.mktemp("crashes")) as running:
+        yield running
+
+
+@pytest.fixture
+async def scheduler(stack: Stack) -> AsyncIterator[Any]:
+    async with open_channel(stack.target) as channel:
+        yield scheduler_pb2_grpc.SchedulerServiceStub(channel)
+
+
+async def until(scheduler: Any, generation_id: str, kind: str) -> int:
+    """Waits for the first event of a kind; returns its sequence number."""
+    async for reply in scheduler.WatchGeneration(
+        pb.WatchGenerationRequest(generation_id=generation_id), timeout=60
+    ):
+        if reply.event.WhichOneof("event") == kind:
+            return int(reply.event.sequence)
+    raise AssertionError(f"the generation ended without {kind}")
+
+
+@pytest.mark.parametrize("victim", NAMES)
+async def test_kill_9_loses_no_job(scheduler: Any, stack: Stack, victim: str) -> None:
+    prompts = [
+        f"a {color} square moving {way}"
+        for color, way in (("red", "up"), ("blue", "left"), ("white", "down"))
+    ]
+    jobs = [
+        await submit(scheduler, prompt, steps=STEPS, reuse=plan_pb2.REUSE_POLICY_OFF, seed=n)
+        for n, prompt in enumerate(prompts)
+    ]
+    await until(scheduler, jobs[0].generation_id, "step_completed")
+    stack[victim].kill()
+    stack[victim].start()
+    for job in jobs:
+        events = await watch_to_end(scheduler, job.generation_id)
+        sequences = [event.sequence for event in events]
+        assert sequences == list(range(1, len(events) + 1))
+        ends = [kind for kind in kinds(events) if kind in ("succeeded", "failed", "cancelled")]
+        assert ends == ["succeeded"], f"{kinds(events)}\n{stack.logs()}"
+        ended = await get(scheduler, job.generation_id)
+        assert ended.state == pb.GENERATION_STATE_SUCCEEDED
+        header, data = await video(scheduler, job.generation_id)
+        assert header.header.size_bytes == len(data)
+
+
+async def test_without_the_cache_generation_goes_on_and_says_so(scheduler: Any, stack: Stack) -> None:
+    stack["cache"].kill()
+    try:
+        job = await submit(scheduler, "a yellow circle")
+        events = await watch_to_end(scheduler, job.generation_id)
+    finally:
+        stack["cache"].start()
+    assert kinds(events)[-1] == "succeeded"
+    ended = await get(scheduler, job.generation_id)
+    assert [r.code for r in ended.plan.reasons] == [plan_pb2.PLAN_REASON_CODE_CACHE_UNAVAILABLE]
+    assert {w.metadata["service"] for w in ended.warnings} == {"cache"}
+
+
+@pytest.mark.parametrize("victim", ["embedder", "denoiser"])
+async def test_a_job_waits_for_a_service_that_is_down(scheduler: Any, stack: Stack, victim: str) -> None:
+    stack[victim].kill()
+    try:
+        job = await submit(scheduler, f"a green triangle while the {victim} is away")
+        await until(scheduler, job.generation_id, "waiting")
+        waiting = await get(scheduler, job.generation_id)
+        assert waiting.state == pb.GENERATION_STATE_WAITING
+    finally:
+        stack[victim].start()
+    events = await watch_to_end(scheduler, job.generation_id)
+    causes = [event.waiting.cause for event in events if event.HasField("waiting")]
+    assert causes[0].reason == errors_pb2.ERROR_REASON_DEPENDENCY_UNAVAILABLE
+    assert causes[0].metadata["service"] == victim
+    assert kinds(events)[-1] == "succeeded"
+
+
+async def test_a_deadline_ends_the_waiting(scheduler: Any, stack: Stack) -> None:
+    from google.protobuf.timestamp_pb2 import Timestamp
+
+    deadline = Timestamp()
+    deadline.GetCurrentTime()
+    deadline.seconds += 3
+    stack["denoiser"].kill()
+    try:
+        job = await submit(scheduler, "a purple circle that comes too late", deadline=deadline)
+        events = await watch_to_end(scheduler, job.generation_id)
+    finally:
+        stack["denoiser"].start()
+    assert kinds(events)[-1] == "failed"
+    assert events[-1].failed.error.reason == errors_pb2.ERROR_REASON_DEADLINE_EXCEEDED
+
+
+async def test_cancel_stops_a_running_generation(scheduler: Any) -> None:
+    job = await submit(
+        scheduler, "a red circle that is not wanted", steps=STEPS, reuse=plan_pb2.REUSE_POLICY_OFF
+    )
+    await until(scheduler, job.generation_id, "step_completed")
+    await scheduler.CancelGeneration(pb.CancelGenerationRequest(generation_id=job.generation_id), timeout=10)
+    events = await watch_to_end(scheduler, job.generation_id)
+    assert kinds(events)[-1] == "cancelled"
+    assert kinds(events).count("step_completed") < STEPS
+    assert (await get(scheduler, job.generation_id)).state in ENDED

@@ -1,0 +1,65 @@
+"""All four services as processes of their own, wired as in a deployment, on the shipped model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from tests.processes import ServiceProcess, free_port
+
+NAMES = ("embedder", "cache", "denoiser", "scheduler")
+
+
+class Stack:
+    """The services by name; `stack["cache"].kill()`, `stack["cache"].start()`."""
+
+    def __init__(self, directory: Path, extra: Mapping[str, str]) -> None:
+        ports = {name: free_port() for name in NAMES}
+        target = {name: f"127.0.0.1:{port}" for name, port in ports.items()}
+        env = {
+            "CHORUS_CACHE_MILVUS_URI": str(directory / "milvus.db"),
+            "CHORUS_CACHE_BLOB_DIR": str(directory / "blobs"),
+            "CHORUS_DENOISER_CACHE_TARGET": target["cache"],
+            "CHORUS_DENOISER_THREADS": "1",
+            "CHORUS_SCHEDULER_EMBEDDER_TARGET": target["embedder"],
+            "CHORUS_SCHEDULER_CACHE_TARGET": target["cache"],
+            "CHORUS_SCHEDULER_DENOISER_TARGET": target["denoiser"],
+            "CHORUS_SCHEDULER_DATABASE": str(directory / "jobs.db"),
+            "CHORUS_SCHEDULER_VIDEO_DIR": str(directory / "videos"),
+            **extra,
+        }
+        self.services = {
+            name: ServiceProcess(name, env, ports[name], directory / f"{name}.log") for name in NAMES
+        }
+
+    def __getitem__(self, name: str) -> ServiceProcess:
+        return self.services[name]
+
+    @property
+    def target(self) -> str:
+        """The public API."""
+        return self.services["scheduler"].target
+
+    def start(self) -> None:
+        for service in self.services.values():
+            service.start(wait=False)
+        for service in self.services.values():
+            service.wait()
+
+    def stop(self) -> None:
+        for service in reversed(self.services.values()):
+            service.stop()
+
+    def logs(self) -> str:
+        return "\n".join(f"--- {name}\n{service.tail()}" for name, service in self.services.items())
+
+
+@contextmanager
+def running_stack(directory: Path, extra: Mapping[str, str] | None = None) -> Iterator[Stack]:
+    """All four, SERVING inside the block and gone after it."""
+    stack = Stack(directory, extra or {})
+    with ExitStack() as cleanup:
+        cleanup.callback(stack.stop)
+        stack.start()
+        yield stack

@@ -1,0 +1,151 @@
+"""One trace from the client's call through every service, with a link to the donor's trace."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent import futures
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Condition
+
+import grpc
+import pytest
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
+from opentelemetry.proto.trace.v1 import trace_pb2
+
+from services.common import names
+from tests.processes import ROOT
+from tests.stack import Stack, running_stack
+
+
+@dataclass
+class Collector(trace_service_pb2_grpc.TraceServiceServicer):
+    """A real OTLP receiver that keeps what it gets."""
+
+    spans: dict[bytes, tuple[str, trace_pb2.Span]] = field(default_factory=dict)
+    changed: Condition = field(default_factory=Condition)
+
+    def Export(
+        self, request: trace_service_pb2.ExportTraceServiceRequest, context: object
+    ) -> trace_service_pb2.ExportTraceServiceResponse:
+        with self.changed:
+            for resource in request.resource_spans:
+                service = next(
+                    a.value.string_value for a in resource.resource.attributes if a.key == "service.name"
+                )
+                for scope in resource.scope_spans:
+                    self.spans |= {span.span_id: (service, span) for span in scope.spans}
+            self.changed.notify_all()
+        return trace_service_pb2.ExportTraceServiceResponse()
+
+    def trace(
+        self, trace_id: bytes, want: set[str], seconds: float = 30.0
+    ) -> list[tuple[str, trace_pb2.Span]]:
+        """The spans of a trace, once every wanted name is among them."""
+        end = time.monotonic() + seconds
+        with self.changed:
+            while True:
+                found = [item for item in self.spans.values() if item[1].trace_id == trace_id]
+                missing = want - {span.name for _, span in found}
+                if not missing:
+                    return found
+                left = end - time.monotonic()
+                if left <= 0 or not self.changed.wait(left):
+                    raise AssertionError(f"missing {missing}; got {Counter((s, x.name) for s, x in found)}")
+
+
+@pytest.fixture(scope="module")
+def collector() -> Iterator[tuple[Collector, str]]:
+    server = grpc.server(futures.ThreadPoolExecutor(4))
+    received = Collector()
+    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(received, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield received, f"http://127.0.0.1:{port}"
+    server.stop(0).wait(5)
+
+
+@pytest.fixture(scope="module")
+def otel(collector: tuple[Collector, str]) -> dict[str, str]:
+    return {"OTEL_EXPORTER_OTLP_ENDPOINT": collector[1], "OTEL_BSP_SCHEDULE_DELAY": "100"}
+
+
+@pytest.fixture(scope="module")
+def stack(otel: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    with running_stack(tmp_path_factory.mktemp("traced"), otel) as running:
+        yield running
+
+
+def generate(stack: Stack, otel: dict[str, str], out: Path, seed: int) -> str:
+    """One `chorus generate`; returns the generation's trace id in hex."""
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "chorus_client.cli", "generate", "a red circle moving left", "--json"),
+            *("--target", stack.target, "--seed", str(seed), "-o", str(out)),
+        ],
+        env={**os.environ, **otel},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr + stack.logs()
+    import re
+
+    found = re.findall(r'"trace_?[iI]d": ?"([0-9a-f]{32})"', done.stdout)
+    assert found, done.stdout
+    return str(found[-1])
+
+
+async def test_one_trace_and_a_link_to_the_donors(
+    stack: Stack, collector: tuple[Collector, str], otel: dict[str, str], tmp_path: Path
+) -> None:
+    received, _ = collector
+    always = {
+        names.SPAN_GENERATION,
+        names.SPAN_PLAN,
+        names.SPAN_DENOISE,
+        names.SPAN_STEP,
+        names.SPAN_DECODE,
+        names.SPAN_ADMIT,
+        names.SPAN_INDEX_SEARCH,
+        names.SPAN_INDEX_UPSERT,
+        names.SPAN_BLOB_PUT,
+        "/chorus.scheduler.v1.SchedulerService/SubmitGeneration",
+        "/chorus.embedder.v1.EmbedderService/Embed",
+        "/chorus.cache.v1.CacheService/Lookup",
+        "/chorus.denoiser.v1.DenoiserService/Denoise",
+    }
+    donor_trace = await asyncio.to_thread(generate, stack, otel, tmp_path / "a.mp4", 1)
+    donor = await asyncio.to_thread(received.trace, bytes.fromhex(donor_trace), always)
+    assert {service for service, _ in donor} == {
+        "chorus-client", "chorus-scheduler", "chorus-embedder", "chorus-cache", "chorus-denoiser",
+    }  # fmt: skip
+    assert sum(span.name == names.SPAN_STEP for _, span in donor) == 4
+
+    by_id = {span.span_id: span for _, span in donor}
+    roots = [span for _, span in donor if not span.parent_span_id]
+    assert len(roots) == 1, [r.name for r in roots]
+    orphans = [span.name for _, span in donor if span.parent_span_id and span.parent_span_id not in by_id]
+    assert not orphans
+
+    def parents(name: str) -> set[str]:
+        return {by_id[s.parent_span_id].name for _, s in donor if s.name == name}
+
+    assert parents(names.SPAN_STEP) == {names.SPAN_DENOISE}
+    assert parents("/chorus.cache.v1.CacheService/Admit") >= {names.SPAN_ADMIT}
+
+    hit_trace = await asyncio.to_thread(generate, stack, otel, tmp_path / "b.mp4", 2)
+    assert hit_trace != donor_trace
+    hit = await asyncio.to_thread(
+        received.trace, bytes.fromhex(hit_trace), always | {names.SPAN_FETCH_DONOR, names.SPAN_BLOB_GET}
+    )
+    links = [link.trace_id.hex() for _, span in hit for link in span.links]
+    assert donor_trace in links
