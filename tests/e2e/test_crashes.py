@@ -1,4 +1,4 @@
-"""kill -9 of each service in turn during a run, then its restart: no accepted job is lost, none ends twice."""
+"""kill -9 of each service in turn during a run, then its restart: no job is lost, none ends twice."""
 
 from __future__ import annotations
 
