@@ -1,0 +1,143 @@
+"""The encoders behind one worker thread, and the encodings of recent prompts."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from threading import BoundedSemaphore
+
+import torch
+
+from services.common import errors, names, telemetry
+from services.common.errors import ChorusError
+from services.embedder.encoders import Encoder, Encoding, MiniLMEncoder, TransformersEncoder
+from services.embedder.settings import EncoderSpec
+
+# A prompt takes about 15 ms, so a full queue is soon short again.
+RETRY_SECONDS = 0.5
+
+
+def load_encoder(spec: EncoderSpec) -> Encoder:
+    """Loads an encoder and runs it once. Raises OSError or ValueError that names what is wrong."""
+    encoder: Encoder
+    if spec.path is None:
+        encoder = MiniLMEncoder()
+    else:
+        encoder = TransformersEncoder(spec.path, "clip" if spec.kind == "clip" else "umt5")
+    encoder.encode(["a red circle"])
+    return encoder
+
+
+def _encode_each(encoder: Encoder, prompts: Sequence[str]) -> list[Encoding]:
+    # One at a time: in a batch, padding changes the last bits, and equal prompts must give equal states.
+    return [encoder.encode([prompt])[0] for prompt in prompts]
+
+
+class RecentEncodings:
+    """The least recently used encodings go first once they take more than `limit` bytes."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._bytes = 0
+        self._encodings: OrderedDict[tuple[str, str], Encoding] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._encodings)
+
+    def get(self, encoder_id: str, prompt: str) -> Encoding | None:
+        key = (encoder_id, prompt)
+        if key in self._encodings:
+            self._encodings.move_to_end(key)
+        return self._encodings.get(key)
+
+    def put(self, encoder_id: str, prompt: str, encoding: Encoding) -> None:
+        key = (encoder_id, prompt)
+        if key in self._encodings or _size(encoding) > self._limit:
+            return
+        self._encodings[key] = encoding
+        self._bytes += _size(encoding)
+        while self._bytes > self._limit:
+            self._bytes -= _size(self._encodings.popitem(last=False)[1])
+
+
+def _size(encoding: Encoding) -> int:
+    return int(encoding.states.nbytes + encoding.retrieval.nbytes)
+
+
+class Engine:
+    """Encodes prompts in one thread that it owns, so that the event loop never waits for a model.
+
+    Args:
+        retrieval: finds donors, and aligns two prompts.
+        conditioning: those whose token states models are conditioned on; `retrieval` may be among them.
+        queue_limit: how many calls may wait for or use the thread.
+        recent_bytes: memory for the encodings of recent prompts.
+    """
+
+    def __init__(
+        self, retrieval: Encoder, conditioning: Sequence[Encoder], *, queue_limit: int, recent_bytes: int
+    ) -> None:
+        self.retrieval = retrieval
+        self.conditioning = {encoder.id: encoder for encoder in conditioning}
+        self._recent = RecentEncodings(recent_bytes)
+        self._places = BoundedSemaphore(queue_limit)
+        self._queue_limit = queue_limit
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="encoder")
+
+    def close(self) -> None:
+        """Ends the thread after the prompt it is at; those that wait are cancelled."""
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+    async def encode(self, encoder: Encoder, prompts: Sequence[str]) -> list[Encoding]:
+        """One Encoding for each prompt. Raises QUEUE_FULL when too many calls wait already."""
+        found: dict[str, Encoding] = {}
+        for prompt in prompts:
+            recent = self._recent.get(encoder.id, prompt)
+            if recent is not None:
+                found[prompt] = recent
+        missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in found]
+        if missing:
+            with telemetry.span(
+                names.SPAN_EMBED.format(model=encoder.id),
+                {names.GEN_AI_OPERATION: "embeddings", names.GEN_AI_MODEL: encoder.id},
+            ) as span:
+                encodings = await self._submit(encoder, missing)
+                span.set_attribute(names.TOKENS, sum(len(encoding.tokens) for encoding in encodings))
+            for prompt, encoding in zip(missing, encodings, strict=True):
+                found[prompt] = encoding
+                self._recent.put(encoder.id, prompt, encoding)
+        return [found[prompt] for prompt in prompts]
+
+    async def _submit(self, encoder: Encoder, prompts: list[str]) -> list[Encoding]:
+        if not self._places.acquire(blocking=False):
+            raise ChorusError(
+                errors.QUEUE_FULL,
+                f"{self._queue_limit} calls wait for the encoder already; come back in a moment",
+                metadata={"service": "embedder"},
+                retry_after=RETRY_SECONDS,
+            )
+        future = self._thread.submit(_encode_each, encoder, prompts)
+        # A caller that goes away frees its place only when the thread is done with it.
+        future.add_done_callback(lambda _: self._places.release())
+        return await asyncio.wrap_future(future)
+
+
+def load_engine(
+    retrieval: EncoderSpec,
+    conditioning: Sequence[EncoderSpec],
+    *,
+    threads: int,
+    queue_limit: int,
+    recent_bytes: int,
+) -> Engine:
+    """Loads every encoder named, each once, and warms it. Takes seconds: not for the event loop."""
+    torch.set_num_threads(threads)
+    loaded = {spec: load_encoder(spec) for spec in dict.fromkeys((retrieval, *conditioning))}
+    return Engine(
+        loaded[retrieval],
+        [loaded[spec] for spec in conditioning],
+        queue_limit=queue_limit,
+        recent_bytes=recent_bytes,
+    )

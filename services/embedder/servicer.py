@@ -1,0 +1,133 @@
+"""protobuf ↔ prompts and encodings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import grpc.aio
+from chorus.embedder.v1 import embedder_pb2, embedder_pb2_grpc
+
+from services.common import errors
+from services.common.errors import ChorusError, Violations
+from services.common.tensors import encode_tensor
+from services.embedder.alignment import EncodedPrompt, TokenWeight, align
+from services.embedder.encoders import Encoder, Encoding
+from services.embedder.engine import Engine
+
+MAX_PROMPT_CHARACTERS = 2_000
+
+
+class EmbedderServicer(embedder_pb2_grpc.EmbedderServiceServicer):
+    """Serves one engine, which it does not own."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    async def Embed(
+        self,
+        request: embedder_pb2.EmbedRequest,
+        context: grpc.aio.ServicerContext[embedder_pb2.EmbedRequest, embedder_pb2.EmbedResponse],
+    ) -> embedder_pb2.EmbedResponse:
+        violations = Violations()
+        prompt = _trimmed(request.prompt, "prompt", violations)
+        violations.raise_if_any()
+        encoder = self._conditioning(request.conditioning_encoder_id)
+        [states] = await self._engine.encode(encoder, [prompt])
+        retrieval = self._engine.retrieval
+        [vector] = [states] if encoder is retrieval else await self._engine.encode(retrieval, [prompt])
+        return embedder_pb2.EmbedResponse(
+            retrieval_encoder_id=retrieval.id,
+            retrieval_vector=vector.retrieval.tolist(),
+            conditioning_encoder_id=encoder.id,
+            token_states=encode_tensor(states.states),
+            tokens=_tokens(states, request.prompt, range(len(states.tokens))),
+            truncated=states.truncated or vector.truncated,
+        )
+
+    async def Align(
+        self,
+        request: embedder_pb2.AlignRequest,
+        context: grpc.aio.ServicerContext[embedder_pb2.AlignRequest, embedder_pb2.AlignResponse],
+    ) -> embedder_pb2.AlignResponse:
+        violations = Violations()
+        prompts = [
+            _trimmed(request.donor_prompt, "donor_prompt", violations),
+            _trimmed(request.target_prompt, "target_prompt", violations),
+        ]
+        violations.raise_if_any()
+        donor, target = await self._engine.encode(self._engine.retrieval, prompts)
+        found = align(
+            EncodedPrompt(prompts[0], donor.states, donor.offsets),
+            EncodedPrompt(prompts[1], target.states, target.offsets),
+        )
+        return embedder_pb2.AlignResponse(
+            gained=_aligned(target, request.target_prompt, found.gained),
+            lost=_aligned(donor, request.donor_prompt, found.lost),
+        )
+
+    async def DescribeEncoders(
+        self,
+        request: embedder_pb2.DescribeEncodersRequest,
+        context: grpc.aio.ServicerContext[
+            embedder_pb2.DescribeEncodersRequest, embedder_pb2.DescribeEncodersResponse
+        ],
+    ) -> embedder_pb2.DescribeEncodersResponse:
+        retrieval, conditioning = self._engine.retrieval, self._engine.conditioning
+        every = {retrieval.id: retrieval, **conditioning}
+        return embedder_pb2.DescribeEncodersResponse(
+            encoders=[
+                embedder_pb2.EncoderInfo(
+                    encoder_id=encoder.id,
+                    retrieval=encoder.id == retrieval.id,
+                    conditioning=encoder.id in conditioning,
+                    vector_dim=encoder.retrieval_dim,
+                    state_dim=encoder.text_dim,
+                    max_tokens=encoder.max_tokens,
+                )
+                for encoder in every.values()
+            ]
+        )
+
+    def _conditioning(self, encoder_id: str) -> Encoder:
+        served = self._engine.conditioning
+        if encoder_id not in served:
+            raise ChorusError(
+                errors.UNKNOWN_ENCODER,
+                f"conditioning_encoder_id: {encoder_id!r} is not served here; DescribeEncoders lists what is",
+                metadata={"available": ",".join(served)},
+                violations=[
+                    errors.Violation("conditioning_encoder_id", f"must be one of {', '.join(served)}")
+                ],
+            )
+        return served[encoder_id]
+
+
+def _trimmed(prompt: str, field: str, violations: Violations) -> str:
+    trimmed = prompt.strip()
+    violations.require(
+        1 <= len(trimmed) <= MAX_PROMPT_CHARACTERS,
+        field,
+        f"must have 1 to {MAX_PROMPT_CHARACTERS} characters besides surrounding space, not {len(trimmed)}",
+    )
+    return trimmed
+
+
+def _tokens(encoding: Encoding, sent: str, indices: Iterable[int]) -> list[embedder_pb2.Token]:
+    """Tokens with their ranges in the prompt as it was sent, before trimming."""
+    shift = len(sent) - len(sent.lstrip())
+    tokens = []
+    for index in indices:
+        start, end = encoding.offsets[index]
+        lead = shift if end > start else 0
+        tokens.append(embedder_pb2.Token(text=encoding.tokens[index], start=start + lead, end=end + lead))
+    return tokens
+
+
+def _aligned(
+    encoding: Encoding, sent: str, weights: tuple[TokenWeight, ...]
+) -> list[embedder_pb2.AlignedToken]:
+    tokens = _tokens(encoding, sent, (weight.index for weight in weights))
+    return [
+        embedder_pb2.AlignedToken(token=token, weight=weight.weight)
+        for token, weight in zip(tokens, weights, strict=True)
+    ]

@@ -1,0 +1,158 @@
+"""The embedder as a process, over its socket."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+from chorus.embedder.v1 import embedder_pb2, embedder_pb2_grpc
+
+from services.common import errors
+from services.common.channels import calling, open_channel
+from services.common.errors import ChorusError
+from services.common.tensors import decode_tensor
+from tests.processes import ServiceProcess, free_port, start_service
+
+SECONDS = 20.0
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
+    with start_service("embedder", {}, tmp_path_factory.mktemp("embedder")) as process:
+        yield process
+
+
+@pytest.fixture
+def stub(service: ServiceProcess) -> Iterator[embedder_pb2_grpc.EmbedderServiceStub]:
+    with grpc.insecure_channel(service.target) as channel:
+        yield embedder_pb2_grpc.EmbedderServiceStub(channel)
+
+
+def failure(call: object, *args: object) -> ChorusError:
+    with pytest.raises(grpc.RpcError) as caught:
+        call(*args, timeout=SECONDS)  # type: ignore[operator]
+    return errors.from_rpc_error(caught.value, "embedder")
+
+
+def encoder_of(stub: embedder_pb2_grpc.EmbedderServiceStub) -> embedder_pb2.EncoderInfo:
+    [info] = stub.DescribeEncoders(embedder_pb2.DescribeEncodersRequest(), timeout=SECONDS).encoders
+    return info
+
+
+def embed(stub: embedder_pb2_grpc.EmbedderServiceStub, prompt: str) -> embedder_pb2.EmbedResponse:
+    request = embedder_pb2.EmbedRequest(prompt=prompt, conditioning_encoder_id=encoder_of(stub).encoder_id)
+    return stub.Embed(request, timeout=SECONDS)
+
+
+def test_describes_what_it_serves(stub: embedder_pb2_grpc.EmbedderServiceStub) -> None:
+    info = encoder_of(stub)
+    assert info.encoder_id.startswith("all-minilm-l6-v2@")
+    assert (info.retrieval, info.conditioning) == (True, True)
+    assert (info.vector_dim, info.state_dim, info.max_tokens) == (384, 384, 256)
+
+
+def test_vector_states_and_tokens_belong_together(stub: embedder_pb2_grpc.EmbedderServiceStub) -> None:
+    prompt = "  A crimson circle, drifting left "
+    reply = embed(stub, prompt)
+    assert np.linalg.norm(reply.retrieval_vector) == pytest.approx(1, abs=1e-5)
+    assert len(reply.retrieval_vector) == 384
+    states = decode_tensor(reply.token_states, "token_states", rank=2, max_elements=1 << 20)
+    assert states.shape == (len(reply.tokens), 384)
+    assert not reply.truncated
+    assert reply.tokens[0].start == reply.tokens[0].end
+    said = {token.text: prompt[token.start : token.end] for token in reply.tokens if token.end > token.start}
+    assert said["circle"] == "circle"
+    assert said["left"] == "left"
+    # The same to the last bit, whatever else was asked in between.
+    embed(stub, "something else")
+    assert embed(stub, prompt) == reply
+    assert embed(stub, prompt.strip()).token_states == reply.token_states
+
+
+def test_similar_prompts_are_near(stub: embedder_pb2_grpc.EmbedderServiceStub) -> None:
+    red, crimson, chess = (
+        np.array(embed(stub, prompt).retrieval_vector)
+        for prompt in ("a red car at sunset", "a crimson automobile at dusk", "two people playing chess")
+    )
+    assert red @ crimson > 0.5 > 0.3 > red @ chess
+
+
+def test_long_prompt_is_cut_and_says_so(stub: embedder_pb2_grpc.EmbedderServiceStub) -> None:
+    reply = embed(stub, "a b " * 499)
+    assert reply.truncated
+    assert len(reply.tokens) == 256
+
+
+@pytest.mark.parametrize("prompt", ["", " \n\t ", "x" * 2001])
+def test_prompt_outside_its_bound(stub: embedder_pb2_grpc.EmbedderServiceStub, prompt: str) -> None:
+    request = embedder_pb2.EmbedRequest(prompt=prompt, conditioning_encoder_id=encoder_of(stub).encoder_id)
+    error = failure(stub.Embed, request)
+    assert error.reason == errors.INVALID_FIELD
+    [violation] = error.violations
+    assert violation.field == "prompt"
+    assert "1 to 2000" in violation.description
+
+
+def test_every_prompt_of_align_is_named(stub: embedder_pb2_grpc.EmbedderServiceStub) -> None:
+    error = failure(stub.Align, embedder_pb2.AlignRequest(donor_prompt=" ", target_prompt="y" * 3000))
+    assert [v.field for v in error.violations] == ["donor_prompt", "target_prompt"]
+
+
+def test_unknown_encoder(stub: embedder_pb2_grpc.EmbedderServiceStub) -> None:
+    error = failure(
+        stub.Embed, embedder_pb2.EmbedRequest(prompt="a circle", conditioning_encoder_id="umt5@0")
+    )
+    assert error.reason == errors.UNKNOWN_ENCODER
+    assert error.metadata["available"] == encoder_of(stub).encoder_id
+
+
+def test_align_names_what_was_gained_and_lost(stub: embedder_pb2_grpc.EmbedderServiceStub) -> None:
+    request = embedder_pb2.AlignRequest(
+        donor_prompt="a red circle moves left", target_prompt=" a blue circle moves left"
+    )
+    reply = stub.Align(request, timeout=SECONDS)
+    [gained], [lost] = reply.gained, reply.lost
+    assert (gained.token.text, gained.token.start, gained.token.end) == ("blue", 3, 7)
+    assert (lost.token.text, lost.token.start, lost.token.end) == ("red", 2, 5)
+    assert gained.weight > 0.5
+    assert lost.weight > 0.5
+
+
+async def test_a_full_queue_refuses_and_recovers(tmp_path: Path) -> None:
+    with start_service("embedder", {"CHORUS_EMBEDDER_QUEUE_LIMIT": "1"}, tmp_path) as process:
+        async with open_channel(process.target) as channel:
+            stub = embedder_pb2_grpc.EmbedderServiceStub(channel)
+
+            async def ask(prompt: str) -> ChorusError | None:
+                try:
+                    with calling("embedder"):
+                        await stub.Align(
+                            embedder_pb2.AlignRequest(donor_prompt=prompt, target_prompt="a circle"),
+                            timeout=SECONDS,
+                        )
+                except ChorusError as error:
+                    return error
+                return None
+
+            found = await asyncio.gather(*(ask(f"prompt {i} " * 40) for i in range(20)))
+            refused = [error for error in found if error is not None]
+            assert refused
+            assert len(refused) < 20
+            assert {error.reason for error in refused} == {errors.QUEUE_FULL}
+            assert all(error.retry_after for error in refused)
+            assert await ask("and now alone") is None
+
+
+def test_wrong_settings_end_the_process_and_are_named(tmp_path: Path) -> None:
+    process = ServiceProcess(
+        "embedder", {"CHORUS_EMBEDDER_RETRIEVAL": "word2vec"}, free_port(), tmp_path / "log"
+    )
+    process.start(wait=False)
+    assert process.process is not None
+    assert process.process.wait(60) == 2
+    assert "CHORUS_EMBEDDER_RETRIEVAL" in process.tail()
+    assert "minilm" in process.tail()
