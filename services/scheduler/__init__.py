@@ -1,0 +1,1 @@
+"""The public API: owns jobs, their order and their plan."""

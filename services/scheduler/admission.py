@@ -1,0 +1,185 @@
+"""The edge: what a request may ask for, and the spec as accepted. Pure: a refusal leaves nothing behind."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from chorus.common.v1 import latents_pb2, plan_pb2
+from chorus.denoiser.v1 import denoiser_pb2
+from chorus.scheduler.v1 import scheduler_pb2 as pb
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from services.common import errors
+from services.common.errors import Violation
+from services.common.schedule import schedule_fault, shifted_schedule
+from services.scheduler.settings import DAY
+
+MAX_PROMPT_CHARACTERS = 2_000
+DEFAULT_PAGE_SIZE = 50
+MAX_PAGE_SIZE = 200
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_SECONDS_OF_A_TIMESTAMP = range(-62_135_596_800, 253_402_300_800)
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What stands in for a field that a request leaves out.
+
+    Args:
+        model_id: empty for the first model of the catalogue.
+    """
+
+    model_id: str
+    reuse: plan_pb2.ReusePolicy.ValueType
+    deadline_seconds: float
+
+
+def check_request_id(request_id: str) -> list[Violation]:
+    if _REQUEST_ID.fullmatch(request_id):
+        return []
+    return [
+        Violation(
+            "request_id",
+            f"must be 1 to 128 of A–Z, a–z, 0–9, '.', '_' and '-', not {_shown(request_id)};"
+            " choose a new one for each request",
+        )
+    ]
+
+
+def accept(
+    spec: pb.GenerationSpec,
+    models: Mapping[str, denoiser_pb2.ModelInfo],
+    defaults: Defaults,
+    now: float,
+    choose_seed: Callable[[], int],
+) -> pb.GenerationSpec:
+    """The spec with every default filled in.
+
+    Args:
+        models: by id, the default first; at least one.
+        now: Unix seconds.
+
+    Raises INVALID_FIELD, or UNKNOWN_MODEL, with every field at fault.
+    """
+    found: list[Violation] = []
+    accepted = pb.GenerationSpec(
+        prompt=_prompt(spec, found),
+        seed=spec.seed if spec.HasField("seed") else choose_seed(),
+        reuse=_reuse(spec, defaults, found),
+        no_store=spec.no_store,
+        deadline=_deadline(spec, defaults, now, found),
+    )
+    fault = schedule_fault(spec.schedule.sigmas) if spec.HasField("schedule") else None
+    if fault is not None:
+        found.append(Violation("spec.schedule.sigmas", fault))
+    model_id = spec.model_id or defaults.model_id or next(iter(models))
+    model = models.get(model_id)
+    if model is None:
+        found.append(
+            Violation("spec.model_id", f"{_shown(model_id)} is not served; available: {', '.join(models)}")
+        )
+        unknown = errors.invalid_fields(found, errors.UNKNOWN_MODEL)
+        unknown.metadata["available"] = ",".join(models)
+        raise unknown
+    accepted.model_id = model_id
+    accepted.shape.CopyFrom(spec.shape if spec.HasField("shape") else model.default_shape)
+    if spec.HasField("shape"):
+        for name, bound in (("frames", model.frames), ("height", model.height), ("width", model.width)):
+            found += _check_bound(f"spec.shape.{name}", getattr(spec.shape, name), bound, model_id)
+    if fault is None:
+        accepted.schedule.CopyFrom(_schedule(spec, model, found))
+    if found:
+        raise errors.invalid_fields(found)
+    return accepted
+
+
+def _prompt(spec: pb.GenerationSpec, found: list[Violation]) -> str:
+    prompt = spec.prompt.strip()
+    if not 1 <= len(prompt) <= MAX_PROMPT_CHARACTERS:
+        found.append(
+            Violation(
+                "spec.prompt",
+                f"must have 1 to {MAX_PROMPT_CHARACTERS} characters besides surrounding space,"
+                f" not {len(prompt)}",
+            )
+        )
+    return prompt
+
+
+def _reuse(
+    spec: pb.GenerationSpec, defaults: Defaults, found: list[Violation]
+) -> plan_pb2.ReusePolicy.ValueType:
+    if spec.reuse not in plan_pb2.ReusePolicy.values():
+        found.append(
+            Violation(
+                "spec.reuse", f"must be one of {', '.join(plan_pb2.ReusePolicy.keys())}, not {spec.reuse}"
+            )
+        )
+        return defaults.reuse
+    return spec.reuse or defaults.reuse
+
+
+def _deadline(spec: pb.GenerationSpec, defaults: Defaults, now: float, found: list[Violation]) -> Timestamp:
+    deadline = Timestamp()
+    if not spec.HasField("deadline"):
+        deadline.FromNanoseconds(int((now + defaults.deadline_seconds) * 1e9))
+        return deadline
+    deadline.CopyFrom(spec.deadline)
+    if deadline.seconds not in _SECONDS_OF_A_TIMESTAMP or not 0 <= deadline.nanos < 1_000_000_000:
+        found.append(Violation("spec.deadline", "is no time between the years 1 and 9999"))
+        return deadline
+    ahead = seconds_of(deadline) - now
+    if ahead <= 0:
+        found.append(
+            Violation("spec.deadline", f"passed {-ahead:.3f} s ago; it must lie ahead, at most 24 hours")
+        )
+    elif ahead > DAY:
+        found.append(
+            Violation("spec.deadline", f"lies {ahead / 3600:.1f} hours ahead; at most 24 are accepted")
+        )
+    return deadline
+
+
+def seconds_of(time: Timestamp) -> float:
+    return time.seconds + time.nanos / 1e9
+
+
+def _check_bound(field: str, value: int, bound: denoiser_pb2.Bound, model_id: str) -> list[Violation]:
+    multiple = max(bound.multiple, 1)
+    if bound.min <= value <= bound.max and (value - bound.min) % multiple == 0:
+        return []
+    step = f" in steps of {multiple}" if multiple > 1 else ""
+    return [Violation(field, f"must be {bound.min} to {bound.max}{step} for {model_id}, not {value}")]
+
+
+def _schedule(
+    spec: pb.GenerationSpec, model: denoiser_pb2.ModelInfo, found: list[Violation]
+) -> latents_pb2.Schedule:
+    if spec.HasField("schedule"):
+        steps = len(spec.schedule.sigmas) - 1
+        for violation in _check_bound("spec.schedule.sigmas", steps, model.steps, model.model_id):
+            found.append(Violation(violation.field, f"the number of steps {violation.description}"))
+        return spec.schedule
+    if spec.HasField("steps"):
+        wrong = _check_bound("spec.steps", spec.steps, model.steps, model.model_id)
+        found += wrong
+        return latents_pb2.Schedule(
+            sigmas=[] if wrong else shifted_schedule(spec.steps, model.schedule_shift)
+        )
+    return model.default_schedule
+
+
+def check_page_size(page_size: int) -> int:
+    """The page size to use; raises INVALID_FIELD when it is too large."""
+    if page_size > MAX_PAGE_SIZE:
+        raise errors.invalid(
+            "page_size", f"must be at most {MAX_PAGE_SIZE}, not {page_size}; 0 is the default"
+        )
+    return page_size or DEFAULT_PAGE_SIZE
+
+
+def _shown(text: str) -> str:
+    """Text of a caller inside a message, never longer than a line."""
+    return repr(text if len(text) <= 64 else f"{text[:61]}...")

@@ -1,0 +1,99 @@
+"""The life of a job as data: its states, which may follow which, and what an event changes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import IntEnum
+
+from chorus.scheduler.v1 import scheduler_pb2 as pb
+
+
+class State(IntEnum):
+    """The states of the public API, by their numbers there."""
+
+    QUEUED = pb.GENERATION_STATE_QUEUED
+    WAITING = pb.GENERATION_STATE_WAITING
+    RUNNING = pb.GENERATION_STATE_RUNNING
+    SUCCEEDED = pb.GENERATION_STATE_SUCCEEDED
+    FAILED = pb.GENERATION_STATE_FAILED
+    CANCELLED = pb.GENERATION_STATE_CANCELLED
+
+
+IN_QUEUE = frozenset({State.QUEUED, State.WAITING})
+UNFINISHED = IN_QUEUE | {State.RUNNING}
+ENDED = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED})
+
+# Nothing follows an end. A state may follow itself: the queue moved, or another service is missing now.
+TRANSITIONS: Mapping[State, frozenset[State]] = {
+    State.QUEUED: frozenset({State.QUEUED, State.WAITING, State.RUNNING, State.FAILED, State.CANCELLED}),
+    State.WAITING: frozenset({State.WAITING, State.RUNNING, State.FAILED, State.CANCELLED}),
+    State.RUNNING: UNFINISHED | ENDED,
+    State.SUCCEEDED: frozenset(),
+    State.FAILED: frozenset(),
+    State.CANCELLED: frozenset(),
+}
+
+# The state that an event leads to; other events leave it as it is.
+_LEADS_TO: Mapping[str, State] = {
+    "queued": State.QUEUED,
+    "waiting": State.WAITING,
+    "planned": State.RUNNING,
+    "succeeded": State.SUCCEEDED,
+    "failed": State.FAILED,
+    "cancelled": State.CANCELLED,
+}
+_WHILE_RUNNING = frozenset({"started", "step_completed", "warning"})
+
+
+class IllegalTransition(ValueError):
+    """An event that cannot happen to a job in this state: a fault of the program."""
+
+
+def state_after(state: State, event: pb.GenerationEvent) -> State:
+    """The state after an event; raises IllegalTransition when the event cannot happen in `state`."""
+    kind = event.WhichOneof("event") or ""
+    if kind in _WHILE_RUNNING and state is State.RUNNING:
+        return state
+    following = _LEADS_TO.get(kind)
+    if following is None or following not in TRANSITIONS[state]:
+        raise IllegalTransition(f"{kind or 'an empty event'} cannot happen to a job that is {state.name}")
+    return following
+
+
+def apply(generation: pb.Generation, event: pb.GenerationEvent) -> None:
+    """Makes one event visible in the view of its generation. The view is the fold of its events.
+
+    Raises IllegalTransition, and leaves the view as it was, when the event cannot happen.
+    """
+    generation.state = state_after(State(generation.state), event).value
+    generation.last_sequence = event.sequence
+    kind = event.WhichOneof("event")
+    if kind in ("queued", "waiting"):
+        _forget_attempt(generation)
+    elif kind == "planned":
+        _forget_attempt(generation)
+        generation.plan.CopyFrom(event.planned.plan)
+        generation.attempts += 1
+    elif kind == "started":
+        if event.started.HasField("donor"):
+            generation.donor.CopyFrom(event.started.donor)
+        generation.steps_completed = event.started.first_step
+    elif kind == "step_completed":
+        generation.steps_completed = event.step_completed.step.index
+        generation.steps_run += 1
+    elif kind == "warning":
+        generation.warnings.append(event.warning.warning)
+    elif kind == "succeeded":
+        generation.video.CopyFrom(event.succeeded.video)
+        generation.timings.CopyFrom(event.succeeded.timings)
+        generation.steps_run = event.succeeded.steps_run
+    elif kind == "failed":
+        generation.error.CopyFrom(event.failed.error)
+    if State(generation.state) in ENDED:
+        generation.end_time.CopyFrom(event.time)
+
+
+def _forget_attempt(generation: pb.Generation) -> None:
+    """What an earlier attempt found says nothing about the next one."""
+    for field in ("plan", "donor", "steps_run", "steps_completed", "warnings"):
+        generation.ClearField(field)

@@ -1,0 +1,377 @@
+"""The job store in one SQLite file: write-ahead log, every commit synced, one thread owns the connection."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+from chorus.scheduler.v1 import scheduler_pb2 as pb
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from services.scheduler import jobs
+from services.scheduler.jobs import ENDED, IN_QUEUE, UNFINISHED, State
+from services.scheduler.store import Job, JobStore, NewJob, QueueFull, StoreError, Ticket
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+SCHEMA_VERSION = 1
+_SCHEMA = """
+CREATE TABLE jobs (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    id TEXT NOT NULL UNIQUE,
+    tenant TEXT NOT NULL,
+    request_id TEXT NOT NULL,
+    body_digest TEXT NOT NULL,
+    state INTEGER NOT NULL,
+    deadline REAL NOT NULL,
+    traceparent TEXT NOT NULL,
+    announced INTEGER NOT NULL,
+    crashes INTEGER NOT NULL DEFAULT 0,
+    generation BLOB NOT NULL,
+    UNIQUE (tenant, request_id)
+) STRICT;
+CREATE INDEX jobs_by_state ON jobs (state, number);
+CREATE INDEX jobs_by_tenant ON jobs (tenant, number);
+CREATE TABLE events (
+    number INTEGER NOT NULL REFERENCES jobs (number) ON DELETE CASCADE,
+    sequence INTEGER NOT NULL,
+    event BLOB NOT NULL,
+    PRIMARY KEY (number, sequence)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE documents (name TEXT PRIMARY KEY, data BLOB NOT NULL) STRICT;
+"""
+_JOB = "id, number, tenant, body_digest, state, deadline, traceparent, crashes, generation"
+_MODELS = "models"
+
+
+class SqliteStore(JobStore):
+    """Made by `open_store`; closed by its owner."""
+
+    def __init__(
+        self,
+        connection: sqlite3.Connection,
+        lock: int,
+        thread: ThreadPoolExecutor,
+        on_change: Callable[[str], None],
+        clock: Callable[[], float],
+    ) -> None:
+        self._db = connection
+        self._lock = lock
+        self._thread = thread
+        self._clock = clock
+        loop = asyncio.get_running_loop()
+
+        def changed(job_id: str) -> None:
+            # From the database's thread, so that a caller that was cancelled while its commit was under way
+            # takes no news from those who watch.
+            loop.call_soon_threadsafe(on_change, job_id)
+
+        self._changed = changed
+
+    async def submit(self, new: NewJob, queue_limit: int) -> tuple[Job, bool]:
+        return await self._run(self._submit, new, queue_limit)
+
+    async def find(self, tenant: str, request_id: str) -> Job | None:
+        return await self._run(self._one, "tenant = ? AND request_id = ?", tenant, request_id)
+
+    async def get(self, job_id: str) -> Job | None:
+        return await self._run(self._one, "id = ?", job_id)
+
+    async def page(self, tenant: str, state: State | None, before: int | None, limit: int) -> list[Job]:
+        return await self._run(self._page, tenant, state, before, limit)
+
+    async def unfinished(self) -> list[Ticket]:
+        return await self._run(self._unfinished)
+
+    async def advance(
+        self,
+        job_id: str,
+        expect: Collection[State],
+        events: Sequence[pb.GenerationEvent],
+        *,
+        crashed: bool = False,
+    ) -> Job | None:
+        return await self._run(self._advance, job_id, expect, events, crashed)
+
+    async def events(self, job_id: str, after: int, limit: int) -> list[pb.GenerationEvent]:
+        return await self._run(self._events, job_id, after, limit)
+
+    async def surplus(self, keep: int) -> list[str]:
+        return await self._run(self._surplus, keep)
+
+    async def forget(self, job_ids: Sequence[str]) -> None:
+        await self._run(self._forget, job_ids)
+
+    async def save_models(self, data: bytes) -> None:
+        await self._run(self._save_models, data)
+
+    async def load_models(self) -> bytes:
+        return await self._run(self._load_models)
+
+    async def close(self) -> None:
+        await self._run(self._db.close)
+        self._thread.shutdown()
+        os.close(self._lock)
+
+    async def _run(self, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, lambda: work(*args, **kwargs))
+
+    # Everything below runs in the database's thread.
+
+    def _submit(self, new: NewJob, queue_limit: int) -> tuple[Job, bool]:
+        with self._transaction():
+            known = self._one("tenant = ? AND request_id = ?", new.tenant, new.request_id)
+            if known is not None:
+                return known, False
+            (waiting,) = self._db.execute(
+                f"SELECT count(*) FROM jobs WHERE state IN ({_marks(IN_QUEUE)})", [*IN_QUEUE]
+            ).fetchone()
+            if waiting >= queue_limit:
+                raise QueueFull
+            now = self._now()
+            generation = pb.Generation(
+                generation_id=new.job_id,
+                request_id=new.request_id,
+                spec=new.spec,
+                state=pb.GENERATION_STATE_QUEUED,
+                create_time=now,
+                trace_id=new.trace_id,
+            )
+            event = pb.GenerationEvent(
+                sequence=1, time=now, queued=pb.QueuedEvent(queue_position=waiting + 1)
+            )
+            jobs.apply(generation, event)
+            number = self._db.execute(
+                "INSERT INTO jobs (id, tenant, request_id, body_digest, state, deadline, traceparent,"
+                " announced, generation) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    new.job_id,
+                    new.tenant,
+                    new.request_id,
+                    new.body_digest,
+                    State.QUEUED,
+                    new.deadline,
+                    new.traceparent,
+                    waiting + 1,
+                    generation.SerializeToString(),
+                ),
+            ).lastrowid
+            self._append(number, event)
+            job = self._one("number = ?", number)
+        assert job is not None
+        self._changed(new.job_id)
+        return job, True
+
+    def _advance(
+        self, job_id: str, expect: Collection[State], events: Sequence[pb.GenerationEvent], crashed: bool
+    ) -> Job | None:
+        with self._transaction():
+            job = self._one("id = ?", job_id)
+            if job is None or job.state not in expect:
+                return None
+            announced = None
+            now = self._now()
+            for sequence, content in enumerate(events, job.generation.last_sequence + 1):
+                event = pb.GenerationEvent()
+                event.CopyFrom(content)
+                event.sequence = sequence
+                event.time.CopyFrom(now)
+                jobs.apply(job.generation, event)
+                self._append(job.number, event)
+                if event.HasField("queued"):
+                    announced = event.queued.queue_position
+            # The one statement that may end a job, and only from the state it was judged by.
+            updated = self._db.execute(
+                "UPDATE jobs SET state = ?, generation = ?, crashes = crashes + ?,"
+                " announced = coalesce(?, announced) WHERE number = ? AND state = ?",
+                (
+                    job.generation.state,
+                    job.generation.SerializeToString(),
+                    int(crashed),
+                    announced,
+                    job.number,
+                    job.state,
+                ),
+            )
+            if updated.rowcount != 1:
+                raise StoreError(f"job {job_id} changed inside a transaction")
+            job = self._one("number = ?", job.number)
+        self._changed(job_id)
+        return job
+
+    def _append(self, number: int | None, event: pb.GenerationEvent) -> None:
+        self._db.execute(
+            "INSERT INTO events (number, sequence, event) VALUES (?, ?, ?)",
+            (number, event.sequence, event.SerializeToString()),
+        )
+
+    def _one(self, where: str, *values: object) -> Job | None:
+        row = self._db.execute(f"SELECT {_JOB} FROM jobs WHERE {where}", values).fetchone()
+        return None if row is None else _job(row)
+
+    def _page(self, tenant: str, state: State | None, before: int | None, limit: int) -> list[Job]:
+        rows = self._db.execute(
+            f"SELECT {_JOB} FROM jobs WHERE tenant = ? AND (? IS NULL OR state = ?)"
+            " AND (? IS NULL OR number < ?) ORDER BY number DESC LIMIT ?",
+            (tenant, state, state, before, before, limit),
+        )
+        return [_job(row) for row in rows]
+
+    def _unfinished(self) -> list[Ticket]:
+        rows = self._db.execute(
+            "SELECT id, number, state, deadline, announced FROM jobs"
+            f" WHERE state IN ({_marks(UNFINISHED)}) ORDER BY number",
+            [*UNFINISHED],
+        )
+        return [Ticket(job_id, number, State(state), *rest) for job_id, number, state, *rest in rows]
+
+    def _events(self, job_id: str, after: int, limit: int) -> list[pb.GenerationEvent]:
+        rows = self._db.execute(
+            "SELECT event FROM events WHERE number = (SELECT number FROM jobs WHERE id = ?)"
+            " AND sequence > ? ORDER BY sequence LIMIT ?",
+            (job_id, after, limit),
+        )
+        return [pb.GenerationEvent.FromString(event) for (event,) in rows]
+
+    def _surplus(self, keep: int) -> list[str]:
+        rows = self._db.execute(
+            f"SELECT id FROM jobs WHERE state IN ({_marks(ENDED)}) ORDER BY number DESC LIMIT -1 OFFSET ?",
+            [*ENDED, keep],
+        )
+        return [job_id for (job_id,) in rows]
+
+    def _forget(self, job_ids: Sequence[str]) -> None:
+        with self._transaction():
+            for job_id in job_ids:
+                self._db.execute(
+                    f"DELETE FROM jobs WHERE id = ? AND state IN ({_marks(ENDED)})", (job_id, *ENDED)
+                )
+        for job_id in job_ids:
+            self._changed(job_id)
+
+    def _save_models(self, data: bytes) -> None:
+        with self._transaction():
+            self._db.execute("INSERT OR REPLACE INTO documents (name, data) VALUES (?, ?)", (_MODELS, data))
+
+    def _load_models(self) -> bytes:
+        row = self._db.execute("SELECT data FROM documents WHERE name = ?", (_MODELS,)).fetchone()
+        return b"" if row is None else bytes(row[0])
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._db.execute("COMMIT")
+        except BaseException:
+            # SQLite itself rolls back after some faults, a full disk among them.
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            raise
+
+    def _now(self) -> Timestamp:
+        now = Timestamp()
+        now.FromNanoseconds(int(self._clock() * 1e9))
+        return now
+
+
+async def open_store(
+    path: Path, on_change: Callable[[str], None], clock: Callable[[], float] = time.time
+) -> SqliteStore:
+    """Opens the database, made if it is not there.
+
+    Args:
+        on_change: called in the event loop after each commit that changed a job, with its id.
+
+    Raises StoreError when another process has it open, or it is not a database of this program.
+    """
+    thread = ThreadPoolExecutor(1, thread_name_prefix="job-store")
+    try:
+        connection, lock = await asyncio.get_running_loop().run_in_executor(thread, _open, path)
+    except BaseException:
+        thread.shutdown(wait=False)
+        raise
+    return SqliteStore(connection, lock, thread, on_change, clock)
+
+
+def _open(path: Path) -> tuple[sqlite3.Connection, int]:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = _take_lock(path)
+    except OSError as error:
+        raise StoreError(f"the job database {path} cannot be opened: {error}") from error
+    try:
+        connection = sqlite3.connect(path, isolation_level=None)
+        try:
+            _prepare(connection, path)
+        except BaseException:
+            connection.close()
+            raise
+    except sqlite3.Error as error:
+        os.close(lock)
+        raise StoreError(f"the job database {path} cannot be opened: {error}") from error
+    except BaseException:
+        os.close(lock)
+        raise
+    return connection, lock
+
+
+def _take_lock(path: Path) -> int:
+    """Two schedulers would run every job twice. The lock falls with the process, however it ends."""
+    lock = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.pread(lock, 32, 0).decode("ascii", "replace").strip() or "unknown"
+        os.close(lock)
+        raise StoreError(
+            f"the job database {path} is in use by another scheduler (process {holder}): stop it,"
+            " or give this one another CHORUS_SCHEDULER_DATABASE"
+        ) from None
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+    return lock
+
+
+def _prepare(connection: sqlite3.Connection, path: Path) -> None:
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("PRAGMA foreign_keys = ON")
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version == 0:
+        connection.executescript(
+            f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
+        )
+    elif version != SCHEMA_VERSION:
+        raise StoreError(
+            f"the job database {path} has schema {version}, this program knows {SCHEMA_VERSION}:"
+            " run the version that made it, or give another CHORUS_SCHEDULER_DATABASE"
+        )
+
+
+def _job(row: tuple[str, int, str, str, int, float, str, int, bytes]) -> Job:
+    job_id, number, tenant, body_digest, state, deadline, traceparent, crashes, generation = row
+    return Job(
+        job_id,
+        number,
+        tenant,
+        body_digest,
+        State(state),
+        deadline,
+        traceparent,
+        crashes,
+        pb.Generation.FromString(generation),
+    )
+
+
+def _marks(values: Collection[object]) -> str:
+    return ", ".join("?" * len(values))
