@@ -1,0 +1,23 @@
+"""Client of a Chorus deployment: asyncio and sync classes, and the `chorus` command.
+
+Errors are `ChorusError`: `reason` (`reason_name` writes it as text), `message`, `violations`, `retry_after`.
+Results are the protobuf messages of `chorus.scheduler.v1`.
+"""
+
+from chorus_client.aio import AsyncChorusClient, GenerationFailed, Video
+from chorus_client.cache import AsyncCacheClient
+from chorus_client.requests import SpecOptions
+from chorus_client.sync import ChorusClient
+from services.common.errors import ChorusError, Violation, reason_name
+
+__all__ = [
+    "AsyncCacheClient",
+    "AsyncChorusClient",
+    "ChorusClient",
+    "ChorusError",
+    "GenerationFailed",
+    "SpecOptions",
+    "Video",
+    "Violation",
+    "reason_name",
+]

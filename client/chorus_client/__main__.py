@@ -1,0 +1,3 @@
+from chorus_client.cli import main
+
+main()

@@ -1,0 +1,26 @@
+"""Runs a command that does not outlive its parent: `python -I -S tether.py PARENT_PID COMMAND …`.
+
+A `preexec_fn` would do this too, but it runs Python between fork and exec of a process full of gRPC threads.
+Run as a file, so it imports nothing of the project.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+
+_PR_SET_PDEATHSIG = 1
+
+
+def main() -> None:
+    parent, command = int(sys.argv[1]), sys.argv[2:]
+    if sys.platform == "linux":
+        # The request survives exec. KILL, because nobody would be left to end a drain that hangs.
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:  # it died before the request was made
+        sys.exit(1)
+    os.execvp(command[0], command)
+
+
+if __name__ == "__main__":
+    main()
