@@ -1,0 +1,73 @@
+"""`python -m services.cache`: settings from `CHORUS_CACHE_*`, then serve until SIGTERM."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+
+import grpc.aio
+from chorus.cache.v1 import cache_pb2, cache_pb2_grpc
+
+from services.cache.blobs import Blobs
+from services.cache.bounds import Limits
+from services.cache.directory import DirectoryBlobs
+from services.cache.milvus import MilvusIndex
+from services.cache.s3 import S3Blobs
+from services.cache.servicer import CacheServicer
+from services.cache.settings import CacheSettings
+from services.cache.store import Store
+from services.cache.sweeper import Sweeper
+from services.common.server import run
+from services.common.settings import load_settings
+
+
+async def open_blobs(settings: CacheSettings) -> Blobs:
+    if settings.blobs == "directory":
+        return await DirectoryBlobs.open(
+            settings.blob_dir, seconds=settings.blob_seconds, threads=settings.blob_threads
+        )
+    return await S3Blobs.open(
+        endpoint=settings.s3_endpoint,
+        bucket=settings.s3_bucket,
+        access_key=settings.s3_access_key.get_secret_value(),
+        secret_key=settings.s3_secret_key.get_secret_value(),
+        secure=settings.s3_secure,
+        region=settings.s3_region,
+        seconds=settings.blob_seconds,
+        threads=settings.blob_threads,
+    )
+
+
+async def start(settings: CacheSettings, resources: AsyncExitStack, server: grpc.aio.Server) -> None:
+    """Waits for index and blobs; what is opened last is closed first."""
+    index = await MilvusIndex.open(
+        settings.milvus_uri,
+        settings.milvus_token.get_secret_value(),
+        seconds=settings.milvus_seconds,
+        threads=settings.milvus_threads,
+    )
+    resources.push_async_callback(index.close)
+    blobs = await open_blobs(settings)
+    resources.push_async_callback(blobs.close)
+    store = Store(index, blobs)
+    resources.push_async_callback(store.close)
+    sweeper = Sweeper(store, settings.sweep_seconds, settings.grace_seconds)
+    sweeper.start()
+    resources.push_async_callback(sweeper.close)
+    limits = Limits(settings.max_prompt_bytes, settings.max_blob_bytes, settings.max_entry_bytes)
+    cache_pb2_grpc.add_CacheServiceServicer_to_server(
+        CacheServicer(store, limits, settings.max_uploads), server
+    )
+
+
+def main() -> None:
+    settings = load_settings(CacheSettings)
+    run(
+        "cache",
+        cache_pb2.DESCRIPTOR.services_by_name["CacheService"].full_name,
+        settings,
+        lambda resources, server: start(settings, resources, server),
+    )
+
+
+if __name__ == "__main__":
+    main()

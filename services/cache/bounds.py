@@ -1,0 +1,253 @@
+"""Requests, checked field by field before anything believes them."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from chorus.cache.v1 import cache_pb2
+from chorus.common.v1 import latents_pb2
+from google.protobuf import duration_pb2
+
+from services.cache.entries import PLAIN_TEXT, SHA256_HEX, Space
+from services.cache.index import Selection
+from services.common.blobs import BlobFault, safetensors_header
+from services.common.errors import Violations
+from services.common.schedule import schedule_fault
+
+MAX_VECTOR = 4096
+MAX_DONORS = 16
+MAX_BLOBS = 64
+_MAX_ADAPTERS = 16
+_MAX_ID = 128
+_MAX_EXTENT = 16_384
+_MAX_COST_SECONDS = 1e6
+_MAX_AGE_SECONDS = 10 * 366 * 86_400
+_NORM_TOLERANCE = 1e-3
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+
+# By latents_pb2.DType: the name in a safetensors header and the bytes of a value.
+_DTYPES = {
+    latents_pb2.D_TYPE_FLOAT32: ("F32", 4),
+    latents_pb2.D_TYPE_FLOAT16: ("F16", 2),
+    latents_pb2.D_TYPE_BFLOAT16: ("BF16", 2),
+}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Named settings of the service, in bytes."""
+
+    prompt: int
+    blob: int
+    entry: int
+
+
+def check_lookup(request: cache_pb2.LookupRequest) -> Space:
+    violations = Violations()
+    _identity(violations, "identity", request.identity)
+    _encoder(violations, "retrieval_encoder_id", request.retrieval_encoder_id)
+    _vector(violations, "vector", request.vector)
+    violations.require(
+        1 <= request.limit <= MAX_DONORS, "limit", f"must be 1 to {MAX_DONORS}, not {request.limit}"
+    )
+    violations.require(
+        -1 <= request.min_score <= 1, "min_score", f"must be a cosine, -1 to 1, not {request.min_score:g}"
+    )
+    violations.raise_if_any()
+    return Space(request.retrieval_encoder_id, len(request.vector))
+
+
+def check_fetch(request: cache_pb2.FetchRequest) -> Space:
+    violations = Violations()
+    _sha256(violations, "entry_id", request.entry_id)
+    _encoder(violations, "retrieval_encoder_id", request.retrieval_encoder_id)
+    violations.require(
+        1 <= request.vector_dim <= MAX_VECTOR,
+        "vector_dim",
+        f"must be 1 to {MAX_VECTOR}, not {request.vector_dim}",
+    )
+    violations.require(
+        1 <= len(request.steps) <= MAX_BLOBS, "steps", f"must name 1 to {MAX_BLOBS}, not {len(request.steps)}"
+    )
+    violations.require(
+        len(set(request.steps)) == len(request.steps), "steps", "must be distinct: a step stands there twice"
+    )
+    violations.raise_if_any()
+    return Space(request.retrieval_encoder_id, request.vector_dim)
+
+
+def check_purge(request: cache_pb2.PurgeRequest, now_ms: int) -> Selection:
+    violations = Violations()
+    aged = request.HasField("older_than")
+    violations.require(
+        bool(request.entry_id or request.model_id or aged or request.all),
+        "all",
+        "at least one field must be set; set `all` to drop every entry of the tenant",
+    )
+    if request.entry_id:
+        _sha256(violations, "entry_id", request.entry_id)
+    if request.model_id:
+        _plain(violations, "model_id", request.model_id)
+    if aged:
+        _age(violations, "older_than", request.older_than)
+    violations.raise_if_any()
+    return Selection(
+        entry_id=request.entry_id or None,
+        model_id=request.model_id or None,
+        created_before_ms=now_ms - request.older_than.ToMilliseconds() if aged else None,
+    )
+
+
+def check_new_entry(entry: cache_pb2.NewEntry, limits: Limits) -> None:
+    violations = Violations()
+    _identity(violations, "entry.identity", entry.identity)
+    _encoder(violations, "entry.retrieval_encoder_id", entry.retrieval_encoder_id)
+    _vector(violations, "entry.vector", entry.vector)
+    size = len(entry.prompt.encode())
+    violations.require(
+        0 < size <= limits.prompt,
+        "entry.prompt",
+        f"must be 1 to {limits.prompt} bytes of UTF-8, not {size}",
+    )
+    violations.require(
+        0 <= entry.cost_seconds <= _MAX_COST_SECONDS,
+        "entry.cost_seconds",
+        f"must be 0 to {_MAX_COST_SECONDS:g}, not {entry.cost_seconds:g}",
+    )
+    violations.require(
+        not entry.traceparent or _TRACEPARENT.fullmatch(entry.traceparent) is not None,
+        "entry.traceparent",
+        "must be a W3C traceparent, or empty",
+    )
+    if entry.generation_id:
+        _plain(violations, "entry.generation_id", entry.generation_id)
+    violations.raise_if_any()
+
+
+def check_header(
+    header: latents_pb2.BlobHeader, identity: latents_pb2.LatentIdentity, taken: Iterable[int], limits: Limits
+) -> None:
+    """Args: `taken`: the steps announced before."""
+    violations = Violations()
+    sigmas = identity.schedule.sigmas
+    step = header.step
+    if violations.require(
+        step.index < len(sigmas),
+        "header.step.index",
+        f"must be 0 to {len(sigmas) - 1}, the boundaries of the schedule, not {step.index}",
+    ):
+        violations.require(
+            abs(step.sigma - sigmas[step.index]) <= 1e-9,
+            "header.step.sigma",
+            f"must be {sigmas[step.index]!r}, which the schedule has at {step.index}, not {step.sigma!r}",
+        )
+    seen = set(taken)
+    violations.require(step.index not in seen, "header.step.index", f"step {step.index} was announced before")
+    violations.require(len(seen) < MAX_BLOBS, "header", f"an entry holds at most {MAX_BLOBS} blobs")
+    violations.require(
+        0 < header.size_bytes <= limits.blob,
+        "header.size_bytes",
+        f"must be 1 to {limits.blob}, not {header.size_bytes}",
+    )
+    _sha256(violations, "header.digest", header.digest)
+    violations.raise_if_any()
+
+
+def check_latents(data: bytes, identity: latents_pb2.LatentIdentity) -> None:
+    """Raises BlobFault unless `data` is a safetensors file of one tensor, shaped as the identity says."""
+    tensors = safetensors_header(data)
+    if len(tensors) != 1:
+        raise BlobFault(f"must hold one tensor, not {len(tensors)}")
+    shape, (dtype, width) = tuple(identity.latent_shape), _DTYPES[identity.latent_dtype]
+    found = tensors[0]
+    if (found.shape, found.dtype) != (shape, dtype):
+        raise BlobFault(
+            f"holds {found.dtype} {list(found.shape)} where the identity says {dtype} {list(shape)}"
+        )
+    values = len(data) - 8 - int.from_bytes(data[:8], "little")
+    if values != math.prod(shape) * width:
+        raise BlobFault(
+            f"holds {values} bytes of values; {dtype} {list(shape)} takes {math.prod(shape) * width}"
+        )
+
+
+def _identity(violations: Violations, field: str, identity: latents_pb2.LatentIdentity) -> None:
+    _plain(violations, f"{field}.model_id", identity.model_id)
+    _sha256(violations, f"{field}.weights_digest", identity.weights_digest)
+    violations.require(
+        len(identity.adapters) <= _MAX_ADAPTERS,
+        f"{field}.adapters",
+        f"must be at most {_MAX_ADAPTERS}, not {len(identity.adapters)}",
+    )
+    for i, adapter in enumerate(identity.adapters[:_MAX_ADAPTERS]):
+        _text(violations, f"{field}.adapters[{i}].adapter_id", adapter.adapter_id)
+        _sha256(violations, f"{field}.adapters[{i}].digest", adapter.digest)
+        violations.require(
+            math.isfinite(adapter.scale),
+            f"{field}.adapters[{i}].scale",
+            "must be finite, not NaN or infinity",
+        )
+    fault = schedule_fault(identity.schedule.sigmas)
+    violations.require(fault is None, f"{field}.schedule.sigmas", fault or "")
+    shape = list(identity.latent_shape)
+    violations.require(
+        len(shape) == 4 and all(1 <= extent <= _MAX_EXTENT for extent in shape),
+        f"{field}.latent_shape",
+        f"must be channels, frames, height, width, each 1 to {_MAX_EXTENT}, not {shape[:8]}",
+    )
+    violations.require(
+        identity.latent_dtype in _DTYPES,
+        f"{field}.latent_dtype",
+        "must be D_TYPE_FLOAT32, D_TYPE_FLOAT16 or D_TYPE_BFLOAT16",
+    )
+    _text(violations, f"{field}.codec_id", identity.codec_id)
+    _encoder(violations, f"{field}.conditioning_encoder_id", identity.conditioning_encoder_id)
+
+
+def _vector(violations: Violations, field: str, vector: Sequence[float]) -> None:
+    if not violations.require(
+        1 <= len(vector) <= MAX_VECTOR, field, f"must hold 1 to {MAX_VECTOR} values, not {len(vector)}"
+    ):
+        return
+    if violations.require(
+        all(math.isfinite(value) for value in vector), field, "must be finite: it holds NaN or infinity"
+    ):
+        norm = math.sqrt(math.fsum(value * value for value in vector))
+        violations.require(
+            abs(norm - 1) <= _NORM_TOLERANCE, field, f"must be L2-normalised: its norm is {norm:.4g}, not 1"
+        )
+
+
+def _age(violations: Violations, field: str, age: duration_pb2.Duration) -> None:
+    violations.require(
+        0 <= age.seconds <= _MAX_AGE_SECONDS and 0 <= age.nanos < 1_000_000_000,
+        field,
+        f"must be 0 to {_MAX_AGE_SECONDS} seconds",
+    )
+
+
+def _sha256(violations: Violations, field: str, value: str) -> None:
+    violations.require(
+        SHA256_HEX.fullmatch(value) is not None, field, "must be a SHA-256 in 64 lower-case hex digits"
+    )
+
+
+def _plain(violations: Violations, field: str, value: str) -> None:
+    violations.require(
+        PLAIN_TEXT.fullmatch(value) is not None,
+        field,
+        f"must be 1 to {_MAX_ID} of A-Z a-z 0-9 . _ : / @ + -, starting with a letter or digit",
+    )
+
+
+def _encoder(violations: Violations, field: str, value: str) -> None:
+    _text(violations, field, value, 512)
+
+
+def _text(violations: Violations, field: str, value: str, most: int = _MAX_ID) -> None:
+    violations.require(
+        0 < len(value) <= most and value.isprintable(), field, f"must be 1 to {most} printable characters"
+    )

@@ -1,0 +1,117 @@
+"""Blobs in a directory: the embedded default."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import AsyncIterator, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+from services.cache.blobs import Blobs, BlobStat
+from services.cache.entries import BLOB_ROOT
+from services.cache.worker import Worker
+
+_PAGE = 500
+
+
+class DirectoryBlobs(Blobs):
+    """Keys are paths below `root`, which is made when it does not exist.
+
+    Args:
+        seconds: the longest wait for one operation.
+    """
+
+    kind = "directory"
+
+    def __init__(self, root: Path, *, seconds: float, threads: int) -> None:
+        self._root = root.resolve()
+        self._worker = Worker("blob directory", threads, seconds, (OSError,))
+
+    @classmethod
+    async def open(cls, root: Path, *, seconds: float, threads: int) -> DirectoryBlobs:
+        """Raises DEPENDENCY_UNAVAILABLE when the directory cannot be made."""
+        blobs = cls(root, seconds=seconds, threads=threads)
+        await blobs._worker.run(lambda: (blobs._root / BLOB_ROOT).mkdir(parents=True, exist_ok=True))
+        return blobs
+
+    async def close(self) -> None:
+        await self._worker.close()
+
+    async def put(self, key: str, data: bytes) -> None:
+        path = self._path(key)
+
+        def write() -> None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # Not a key, but below the root: the sweeper removes what a crash leaves.
+            part = path.with_name(f"{uuid.uuid4().hex}.part")
+            try:
+                with part.open("xb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                if part.stat().st_size != len(data):
+                    raise OSError(f"{part} holds {part.stat().st_size} of {len(data)} bytes")
+                part.replace(path)
+            except BaseException:
+                part.unlink(missing_ok=True)
+                raise
+            # The rename is durable only when the directory is.
+            directory = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(directory)
+            finally:
+                os.close(directory)
+
+        await self._worker.run(write)
+
+    async def get(self, key: str, size_bytes: int) -> bytes | None:
+        path = self._path(key)
+
+        def read() -> bytes | None:
+            try:
+                with path.open("rb") as file:
+                    return file.read(size_bytes + 1)
+            except FileNotFoundError:
+                return None
+
+        return await self._worker.run(read)
+
+    async def stat(self, key: str) -> BlobStat | None:
+        path = self._path(key)
+        return await self._worker.run(lambda: self._stat(path))
+
+    async def delete(self, keys: Sequence[str]) -> None:
+        paths = [self._path(key) for key in keys]
+
+        def unlink() -> None:
+            for path in paths:
+                path.unlink(missing_ok=True)
+
+        await self._worker.run(unlink)
+
+    async def list(self) -> AsyncIterator[Sequence[BlobStat]]:
+        found = self._walk()
+        while page := await self._worker.run(lambda: list(islice(found, _PAGE))):
+            yield page
+
+    def _walk(self) -> Iterator[BlobStat]:
+        for directory, _, names in os.walk(self._root / BLOB_ROOT):
+            for name in names:
+                stat = self._stat(Path(directory) / name)
+                if stat is not None:
+                    yield stat
+
+    def _stat(self, path: Path) -> BlobStat | None:
+        try:
+            found = path.stat()
+        except FileNotFoundError:
+            return None
+        key = path.relative_to(self._root).as_posix()
+        return BlobStat(key, found.st_size, found.st_mtime_ns // 1_000_000)
+
+    def _path(self, key: str) -> Path:
+        path = self._root / key
+        if ".." in Path(key).parts or not path.is_relative_to(self._root / BLOB_ROOT):
+            raise ValueError(f"{key!r} is no key below {BLOB_ROOT}/")
+        return path

@@ -1,0 +1,270 @@
+"""The index in Milvus: a server by its URI, or Milvus Lite inside this process.
+
+A space is a collection `<space>_v1` behind the alias `<space>`, so that a later layout can be filled beside
+it and the alias moved. The primary key is the entry id, a digest that holds the tenant.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+import grpc
+from pymilvus import DataType, MilvusClient
+from pymilvus.exceptions import ErrorCode, MilvusException
+
+from services.cache.entries import PLAIN_TEXT, Blob, Entry, Space
+from services.cache.index import Hit, Index, Selection
+from services.cache.worker import Worker, until_up
+
+_PREFIX = "chorus_"
+_LAYOUT = "_v1"
+_PAGE = 500
+# Found by the next call of this process, at a hundredth of the price of "Strong" on a server.
+_READ_YOUR_WRITES = "Session"
+
+T = TypeVar("T")
+
+# Column and type; lengths are bytes on a server.
+_COLUMNS: tuple[tuple[str, Any, dict[str, int]], ...] = (
+    ("tenant", DataType.VARCHAR, {"max_length": 63}),
+    ("identity", DataType.VARCHAR, {"max_length": 64}),
+    ("model_id", DataType.VARCHAR, {"max_length": 128}),
+    ("prompt", DataType.VARCHAR, {"max_length": 8192}),
+    ("prompt_hash", DataType.VARCHAR, {"max_length": 64}),
+    ("blobs", DataType.JSON, {}),
+    ("cost_seconds", DataType.DOUBLE, {}),
+    ("created_ms", DataType.INT64, {}),
+    ("traceparent", DataType.VARCHAR, {"max_length": 64}),
+    ("generation_id", DataType.VARCHAR, {"max_length": 128}),
+)
+_FIELDS = ["entry_id", *(name for name, _, _ in _COLUMNS)]
+
+
+def tenant_filter(
+    tenant: str, selection: Selection | None = None, entry_ids: Sequence[str] | None = None
+) -> str:
+    """The one place where filters are made: the tenant always, then what is asked for.
+
+    Milvus Lite knows no filter templates, so values stand in the text. Raises ValueError for one that could
+    be more than a value there.
+    """
+    chosen = selection or Selection()
+    terms = [f"tenant == {_literal(tenant)}"]
+    for field, value in (
+        ("entry_id", chosen.entry_id),
+        ("identity", chosen.identity),
+        ("model_id", chosen.model_id),
+    ):
+        if value is not None:
+            terms.append(f"{field} == {_literal(value)}")
+    if chosen.created_before_ms is not None:
+        terms.append(f"created_ms < {int(chosen.created_before_ms)}")
+    if entry_ids is not None:
+        terms.append(f"entry_id in [{', '.join(_literal(each) for each in entry_ids)}]")
+    return " and ".join(terms)
+
+
+def _literal(value: str) -> str:
+    if not PLAIN_TEXT.fullmatch(value):
+        raise ValueError(f"{value!r} may not stand in a filter")
+    return f'"{value}"'
+
+
+class MilvusIndex(Index):
+    """Use `open`, which waits for the server."""
+
+    def __init__(self, client: MilvusClient, worker: Worker, uri: str, seconds: float) -> None:
+        self.kind = "milvus-lite" if uri.endswith(".db") else "milvus"
+        self._client = client
+        self._worker = worker
+        self._uri = uri
+        self._seconds = seconds
+        self._ready: set[str] = set()
+
+    @classmethod
+    async def open(cls, uri: str, token: str, *, seconds: float, threads: int) -> MilvusIndex:
+        """Connects, trying again until it succeeds or its caller is cancelled.
+
+        Args:
+            uri: a path that ends in ".db" for Milvus Lite, whose one thread serialises everything.
+            seconds: the longest wait for one operation.
+        """
+        # It logs every failed call with a traceback, also those that are answers; ours tell what matters.
+        logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
+        lite = uri.endswith(".db")
+        faults = (MilvusException, grpc.RpcError, grpc.FutureTimeoutError, OSError)
+        worker = Worker("milvus", 1 if lite else threads, seconds, faults)
+        if lite:
+            Path(uri).parent.mkdir(parents=True, exist_ok=True)
+
+        def connect() -> MilvusClient:
+            client = MilvusClient(uri=uri, token=token, timeout=seconds, dedicated=True)
+            client.list_collections(timeout=seconds)
+            return client
+
+        try:
+            # Importing and recovering Milvus Lite takes longer than any operation.
+            client = await until_up(worker, connect, max(seconds, 60.0) if lite else seconds)
+        except BaseException:
+            await worker.close()
+            raise
+        return cls(client, worker, uri, seconds)
+
+    async def close(self) -> None:
+        await self._worker.close()
+        self._client.close()
+        if self.kind == "milvus-lite":
+            from milvus_lite.server_manager import server_manager_instance
+
+            # Flushes, and gives the lock on the directory back: pymilvus alone would at exit.
+            server_manager_instance.release_server(self._uri)
+
+    async def search(
+        self, space: str, tenant: str, identity: str, vector: Sequence[float], limit: int
+    ) -> list[Hit]:
+        where = tenant_filter(tenant, Selection(identity=identity))
+        found: Any = await self._read(
+            space,
+            lambda: self._client.search(
+                space,
+                data=[list(vector)],
+                filter=where,
+                limit=limit,
+                output_fields=_FIELDS,
+                search_params={"metric_type": "COSINE"},
+                consistency_level=_READ_YOUR_WRITES,
+                timeout=self._seconds,
+            ),
+        )
+        # Rounding may put the cosine of equal vectors a little above 1.
+        return [
+            Hit(_entry(hit["entity"]), min(1.0, max(-1.0, float(hit["distance"]))))
+            for hit in (found[0] if found else [])
+        ]
+
+    async def get(self, space: str, tenant: str, entry_id: str) -> Entry | None:
+        where = tenant_filter(tenant, Selection(entry_id=entry_id))
+        rows: Any = await self._read(
+            space,
+            lambda: self._client.query(
+                space,
+                filter=where,
+                output_fields=_FIELDS,
+                consistency_level=_READ_YOUR_WRITES,
+                timeout=self._seconds,
+            ),
+        )
+        return _entry(rows[0]) if rows else None
+
+    async def upsert(self, space: Space, entry: Entry, vector: Sequence[float]) -> None:
+        row = {**asdict(entry), "vector": list(vector), "blobs": {"blobs": [asdict(b) for b in entry.blobs]}}
+        if space.name not in self._ready:
+            await self._worker.run(lambda: self._make(space))
+        try:
+            await self._worker.run(lambda: self._client.upsert(space.name, [row], timeout=self._seconds))
+        except Exception:
+            # Somebody may have dropped the collection: the next one looks again.
+            self._ready.discard(space.name)
+            raise
+
+    async def delete(self, space: str, tenant: str, entry_ids: Sequence[str]) -> None:
+        if not entry_ids:
+            return
+        where = tenant_filter(tenant, entry_ids=entry_ids)
+        await self._read(space, lambda: self._client.delete(space, filter=where, timeout=self._seconds))
+
+    async def spaces(self) -> list[str]:
+        names = await self._worker.run(lambda: self._client.list_collections(timeout=self._seconds))
+        return sorted(
+            name.removesuffix(_LAYOUT)
+            for name in names
+            if name.startswith(_PREFIX) and name.endswith(_LAYOUT)
+        )
+
+    def select(self, space: str, tenant: str, selection: Selection) -> AsyncIterator[list[Entry]]:
+        return self._pages(space, tenant_filter(tenant, selection))
+
+    def every_entry(self, space: str) -> AsyncIterator[list[Entry]]:
+        return self._pages(space, "")
+
+    async def _pages(self, space: str, where: str) -> AsyncIterator[list[Entry]]:
+        """Page by page through the queue, so that a long walk does not hold up a lookup."""
+        pages: Any = await self._read(
+            space,
+            lambda: self._client.query_iterator(
+                space,
+                batch_size=_PAGE,
+                filter=where,
+                output_fields=_FIELDS,
+                consistency_level="Strong",
+                timeout=self._seconds,
+            ),
+        )
+        if pages is None:
+            return
+        try:
+            while rows := await self._worker.run(pages.next):
+                yield [_entry(row) for row in rows]
+        finally:
+            pages.close()
+
+    async def _read(self, space: str, call: Callable[[], T]) -> T | None:
+        """The result of `call`; None where the space does not exist."""
+
+        def read() -> T | None:
+            try:
+                if space not in self._ready and not self._load(space):
+                    return None
+                return call()
+            except MilvusException as error:
+                self._ready.discard(space)
+                if error.code == ErrorCode.COLLECTION_NOT_FOUND:
+                    return None
+                raise
+
+        return await self._worker.run(read)
+
+    def _make(self, space: Space) -> None:
+        """The collection, or what is missing of it: each step may find that another process was faster."""
+        schema = MilvusClient.create_schema(auto_id=False, enable_dynamic_field=False)
+        schema.add_field("entry_id", DataType.VARCHAR, is_primary=True, max_length=64)
+        schema.add_field("vector", DataType.FLOAT_VECTOR, dim=space.dimension)
+        for name, kind, bounds in _COLUMNS:
+            schema.add_field(name, kind, **bounds)
+        collection = space.name + _LAYOUT
+        if not self._client.has_collection(collection, timeout=self._seconds):
+            try:
+                self._client.create_collection(collection, schema=schema, timeout=self._seconds)
+            except MilvusException:
+                if not self._client.has_collection(collection, timeout=self._seconds):
+                    raise
+        self._load(space.name)
+
+    def _load(self, space: str) -> bool:
+        """Makes an existing collection searchable; False when there is none. Mends one left half made."""
+        collection = space + _LAYOUT
+        if not self._client.has_collection(collection, timeout=self._seconds):
+            return False
+        if not self._client.list_indexes(collection):
+            params = self._client.prepare_index_params()
+            # Exact: at the size of a cache the search is not what costs.
+            params.add_index("vector", index_type="FLAT", metric_type="COSINE")
+            self._client.create_index(collection, params, timeout=self._seconds)
+        if not self._client.has_collection(space, timeout=self._seconds):
+            try:
+                self._client.create_alias(collection, space, timeout=self._seconds)
+            except MilvusException:
+                if not self._client.has_collection(space, timeout=self._seconds):
+                    raise
+        self._client.load_collection(collection, timeout=self._seconds)
+        self._ready.add(space)
+        return True
+
+
+def _entry(row: dict[str, Any]) -> Entry:
+    blobs = tuple(Blob(**blob) for blob in row["blobs"]["blobs"])
+    return Entry(**{**{name: row[name] for name in _FIELDS}, "blobs": blobs})

@@ -1,0 +1,148 @@
+"""Blobs in a bucket of any S3 endpoint."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import AsyncIterator, Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+import urllib3
+from minio import Minio
+from minio.deleteobjects import DeleteObject
+from minio.error import MinioException, S3Error
+
+from services.cache.blobs import Blobs, BlobStat
+from services.cache.entries import BLOB_ROOT
+from services.cache.worker import Worker, until_up
+
+_PAGE = 500
+_ABSENT = ("NoSuchKey", "NoSuchObject")
+# One request for each blob: an upload in parts that a crash cut would be seen by no listing.
+_PART_BYTES = 5 << 30
+
+
+class S3Blobs(Blobs):
+    """Use `open`, which waits for the endpoint and makes the bucket."""
+
+    kind = "s3"
+
+    def __init__(self, client: Minio, bucket: str, worker: Worker) -> None:
+        self._client = client
+        self._bucket = bucket
+        self._worker = worker
+
+    @classmethod
+    async def open(
+        cls,
+        *,
+        endpoint: str,
+        bucket: str,
+        access_key: str,
+        secret_key: str,
+        secure: bool,
+        region: str,
+        seconds: float,
+        threads: int,
+    ) -> S3Blobs:
+        """Connects, trying again until it succeeds or its caller is cancelled.
+
+        Args:
+            seconds: the longest wait for one operation, retries included.
+        """
+        pool = urllib3.PoolManager(
+            timeout=urllib3.Timeout(connect=min(seconds, 5.0), read=seconds),
+            maxsize=threads,
+            retries=urllib3.Retry(total=2, backoff_factor=0.2, status_forcelist=(500, 502, 503, 504)),
+        )
+        client = Minio(
+            endpoint,
+            access_key=access_key,
+            secret_key=secret_key,
+            secure=secure,
+            region=region or None,
+            http_client=pool,
+        )
+        faults = (MinioException, urllib3.exceptions.HTTPError, OSError)
+        worker = Worker("s3", threads, seconds, faults)
+
+        def make_bucket() -> None:
+            if not client.bucket_exists(bucket):
+                try:
+                    client.make_bucket(bucket)
+                except S3Error as error:
+                    # Another replica was faster.
+                    if error.code not in ("BucketAlreadyOwnedByYou", "BucketAlreadyExists"):
+                        raise
+
+        try:
+            await until_up(worker, make_bucket, seconds)
+        except BaseException:
+            await worker.close()
+            raise
+        return cls(client, bucket, worker)
+
+    async def close(self) -> None:
+        await self._worker.close()
+
+    async def put(self, key: str, data: bytes) -> None:
+        def write() -> None:
+            self._client.put_object(
+                self._bucket,
+                key,
+                io.BytesIO(data),
+                len(data),
+                content_type="application/octet-stream",
+                part_size=_PART_BYTES,
+            )
+            stored = self._client.stat_object(self._bucket, key).size
+            if stored != len(data):
+                raise OSError(f"{key} holds {stored} of {len(data)} bytes")
+
+        await self._worker.run(write)
+
+    async def get(self, key: str, size_bytes: int) -> bytes | None:
+        def read() -> bytes | None:
+            response: Any = None
+            try:
+                response = self._client.get_object(self._bucket, key)
+                return bytes(response.read(size_bytes + 1))
+            except S3Error as error:
+                if error.code in _ABSENT:
+                    return None
+                raise
+            finally:
+                if response is not None:
+                    response.close()
+                    response.release_conn()
+
+        return await self._worker.run(read)
+
+    async def stat(self, key: str) -> BlobStat | None:
+        def head() -> BlobStat | None:
+            try:
+                return _stat(self._client.stat_object(self._bucket, key))
+            except S3Error as error:
+                if error.code in _ABSENT:
+                    return None
+                raise
+
+        return await self._worker.run(head)
+
+    async def delete(self, keys: Sequence[str]) -> None:
+        def remove() -> None:
+            faults = list(self._client.remove_objects(self._bucket, [DeleteObject(key) for key in keys]))
+            if faults:
+                raise OSError(f"{len(faults)} of {len(keys)} not deleted, first: {faults[0].message}")
+
+        if keys:
+            await self._worker.run(remove)
+
+    async def list(self) -> AsyncIterator[Sequence[BlobStat]]:
+        found: Iterator[Any] = self._client.list_objects(self._bucket, prefix=f"{BLOB_ROOT}/", recursive=True)
+        while page := await self._worker.run(lambda: [_stat(each) for each in islice(found, _PAGE)]):
+            yield page
+
+
+def _stat(found: Any) -> BlobStat:
+    return BlobStat(found.object_name, int(found.size), int(found.last_modified.timestamp() * 1000))

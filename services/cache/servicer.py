@@ -1,0 +1,129 @@
+"""protobuf ↔ entries. Bounds are in `bounds`, decisions in `store`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import grpc.aio
+from chorus.cache.v1 import cache_pb2, cache_pb2_grpc
+from chorus.common.v1 import latents_pb2
+from google.protobuf import timestamp_pb2
+
+from services.cache.bounds import Limits, check_fetch, check_lookup, check_purge
+from services.cache.entries import Blob, Entry
+from services.cache.store import Store, now_ms
+from services.cache.upload import Upload
+from services.common.blobs import chunks
+from services.common.identity import identity_digest
+from services.common.tenancy import tenant_of
+
+
+class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
+    """Serves one store, which it does not own.
+
+    Args:
+        max_uploads: entries being received at once; further ones wait, unread, within their deadline.
+    """
+
+    def __init__(self, store: Store, limits: Limits, max_uploads: int) -> None:
+        self._store = store
+        self._limits = limits
+        self._uploads = asyncio.Semaphore(max_uploads)
+
+    async def Lookup(
+        self,
+        request: cache_pb2.LookupRequest,
+        context: grpc.aio.ServicerContext[cache_pb2.LookupRequest, cache_pb2.LookupResponse],
+    ) -> cache_pb2.LookupResponse:
+        tenant = tenant_of(context.invocation_metadata())
+        space = check_lookup(request)
+        hits = await self._store.lookup(
+            space, tenant, identity_digest(request.identity), request.vector, request.limit, request.min_score
+        )
+        return cache_pb2.LookupResponse(
+            donors=[cache_pb2.Donor(entry=_entry(hit.entry), score=hit.score) for hit in hits]
+        )
+
+    async def Fetch(
+        self,
+        request: cache_pb2.FetchRequest,
+        context: grpc.aio.ServicerContext[cache_pb2.FetchRequest, cache_pb2.FetchResponse],
+    ) -> AsyncIterator[cache_pb2.FetchResponse]:
+        tenant = tenant_of(context.invocation_metadata())
+        space = check_fetch(request)
+        async for blob, data in self._store.fetch(space, tenant, request.entry_id, request.steps):
+            yield cache_pb2.FetchResponse(header=_header(blob))
+            for chunk in chunks(data):
+                yield cache_pb2.FetchResponse(chunk=chunk)
+
+    async def Admit(
+        self,
+        request_iterator: AsyncIterator[cache_pb2.AdmitRequest],
+        context: grpc.aio.ServicerContext[cache_pb2.AdmitRequest, cache_pb2.AdmitResponse],
+    ) -> cache_pb2.AdmitResponse:
+        tenant = tenant_of(context.invocation_metadata())
+        async with self._uploads:
+            upload = Upload(tenant, self._limits)
+            async for message in request_iterator:
+                upload.add(message)
+            # A call that was cancelled ends its stream too: the thread's turn lets that be noticed first.
+            admission = await asyncio.to_thread(upload.finish, now_ms())
+            created = await self._store.admit(admission)
+        return cache_pb2.AdmitResponse(entry_id=admission.entry.entry_id, created=created)
+
+    async def Purge(
+        self,
+        request: cache_pb2.PurgeRequest,
+        context: grpc.aio.ServicerContext[cache_pb2.PurgeRequest, cache_pb2.PurgeResponse],
+    ) -> cache_pb2.PurgeResponse:
+        tenant = tenant_of(context.invocation_metadata())
+        purged = await self._store.purge(tenant, check_purge(request, now_ms()))
+        return cache_pb2.PurgeResponse(entries=purged.entries, bytes=purged.size_bytes)
+
+    async def Stats(
+        self,
+        request: cache_pb2.StatsRequest,
+        context: grpc.aio.ServicerContext[cache_pb2.StatsRequest, cache_pb2.StatsResponse],
+    ) -> cache_pb2.StatsResponse:
+        extent = await self._store.extent(tenant_of(context.invocation_metadata()))
+        counters = self._store.counters
+        return cache_pb2.StatsResponse(
+            entries=extent.entries,
+            bytes=extent.size_bytes,
+            lookups=counters.lookups,
+            lookups_with_donor=counters.lookups_with_donor,
+            fetches=counters.fetches,
+            admissions=counters.admissions,
+            corrupt_blobs=counters.corrupt_blobs,
+            start_time=_timestamp(self._store.start_ms),
+            index_kind=self._store.index.kind,
+            blobs_kind=self._store.blobs.kind,
+        )
+
+
+def _entry(entry: Entry) -> cache_pb2.Entry:
+    return cache_pb2.Entry(
+        entry_id=entry.entry_id,
+        prompt=entry.prompt,
+        prompt_hash=entry.prompt_hash,
+        blobs=[_header(blob) for blob in entry.blobs],
+        cost_seconds=entry.cost_seconds,
+        create_time=_timestamp(entry.created_ms),
+        traceparent=entry.traceparent,
+        generation_id=entry.generation_id,
+    )
+
+
+def _header(blob: Blob) -> latents_pb2.BlobHeader:
+    return latents_pb2.BlobHeader(
+        step=latents_pb2.StepRef(index=blob.step, sigma=blob.sigma),
+        size_bytes=blob.size_bytes,
+        digest=blob.digest,
+    )
+
+
+def _timestamp(milliseconds: int) -> timestamp_pb2.Timestamp:
+    stamp = timestamp_pb2.Timestamp()
+    stamp.FromMilliseconds(milliseconds)
+    return stamp

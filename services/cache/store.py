@@ -1,0 +1,197 @@
+"""The order of writes and deletes across two stores that share no transaction.
+
+Admit: blobs, verified, then the row. Delete: the row; its blobs go after a grace, by the sweeper, which alone
+deletes blobs. So whatever dies in between leaves blobs that no row names, never a row whose blobs never were.
+A row whose blob is missing or altered all the same is a miss, and deleted by whoever finds it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterable, Sequence
+from dataclasses import dataclass
+from weakref import WeakValueDictionary
+
+from services.cache.blobs import Blobs
+from services.cache.entries import Admission, Blob, Entry, Space, blob_key
+from services.cache.index import Hit, Index, Selection
+from services.common import names
+from services.common.blobs import sha256
+from services.common.errors import BLOB_CORRUPT, ChorusError, not_found
+from services.common.logs import get_logger
+from services.common.telemetry import span
+
+log = get_logger("cache.store")
+
+_BATCH = 500
+
+
+@dataclass
+class Counters:
+    """Since the process started."""
+
+    lookups: int = 0
+    lookups_with_donor: int = 0
+    fetches: int = 0
+    admissions: int = 0
+    corrupt_blobs: int = 0
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How many entries, and the bytes of their blobs; a blob that two share counts once."""
+
+    entries: int
+    size_bytes: int
+
+
+class Store:
+    """Owns neither index nor blobs. Close it before them: it waits for admissions under way."""
+
+    def __init__(self, index: Index, blobs: Blobs) -> None:
+        self.index = index
+        self.blobs = blobs
+        self.counters = Counters()
+        self.start_ms = now_ms()
+        self._locks: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
+        self._commits: set[asyncio.Task[bool]] = set()
+
+    def lock(self, tenant: str, identity: str) -> asyncio.Lock:
+        """Held while blobs of this tenant and identity are written with their row, or deleted."""
+        return self._locks.setdefault((tenant, identity), asyncio.Lock())
+
+    async def lookup(
+        self,
+        space: Space,
+        tenant: str,
+        identity: str,
+        vector: Sequence[float],
+        limit: int,
+        min_score: float,
+    ) -> list[Hit]:
+        """Entries nearest to `vector`, best first, none below `min_score`."""
+        with span(names.SPAN_INDEX_SEARCH) as current:
+            hits = await self.index.search(space.name, tenant, identity, vector, limit)
+            donors = [hit for hit in hits if hit.score >= min_score]
+            current.set_attribute(names.DONOR_COUNT, len(donors))
+        self.counters.lookups += 1
+        self.counters.lookups_with_donor += bool(donors)
+        return donors
+
+    async def fetch(
+        self, space: Space, tenant: str, entry_id: str, steps: Sequence[int]
+    ) -> AsyncIterator[tuple[Blob, bytes]]:
+        """The blobs of `steps`, in that order, each verified.
+
+        Raises NOT_FOUND for an entry that is not there, or another tenant's, or lacks a step; BLOB_CORRUPT,
+        with the row deleted, for a blob that is missing or altered.
+        """
+        with span(names.SPAN_INDEX_GET, {names.ENTRY_ID: entry_id}):
+            entry = await self.index.get(space.name, tenant, entry_id)
+        if entry is None:
+            raise not_found("entry", entry_id)
+        by_step = {blob.step: blob for blob in entry.blobs}
+        for step in steps:
+            if step not in by_step:
+                raise not_found("step", str(step))
+        self.counters.fetches += 1
+        for step in steps:
+            blob = by_step[step]
+            yield blob, await self._read(space, entry, blob)
+
+    async def admit(self, admission: Admission) -> bool:
+        """Keeps an entry; False when it was there already.
+
+        Once begun it is carried through, whether or not the caller is still there.
+        """
+        commit = asyncio.create_task(self._commit(admission))
+        self._commits.add(commit)
+        commit.add_done_callback(self._committed)
+        return await asyncio.shield(commit)
+
+    async def purge(self, tenant: str, selection: Selection) -> Extent:
+        """Deletes the rows of a tenant that match; their blobs follow after the grace."""
+        entries = 0
+        sizes: dict[str, int] = {}
+        for space in await self.index.spaces():
+            found = [
+                (each.entry_id, _sizes([each]))
+                async for page in self.index.select(space, tenant, selection)
+                for each in page
+            ]
+            for start in range(0, len(found), _BATCH):
+                batch = found[start : start + _BATCH]
+                with span(names.SPAN_INDEX_DELETE):
+                    await self.index.delete(space, tenant, [entry_id for entry_id, _ in batch])
+                entries += len(batch)
+                for _, each in batch:
+                    sizes.update(each)
+        return Extent(entries, sum(sizes.values()))
+
+    async def extent(self, tenant: str) -> Extent:
+        """Of the tenant, now."""
+        entries = 0
+        sizes: dict[str, int] = {}
+        for space in await self.index.spaces():
+            async for page in self.index.select(space, tenant, Selection()):
+                entries += len(page)
+                sizes.update(_sizes(page))
+        return Extent(entries, sum(sizes.values()))
+
+    async def close(self) -> None:
+        """Waits for admissions under way; each of their steps has a limit."""
+        if self._commits:
+            await asyncio.wait(self._commits)
+
+    async def _commit(self, admission: Admission) -> bool:
+        entry, space = admission.entry, admission.space
+        async with self.lock(entry.tenant, entry.identity):
+            with span(names.SPAN_INDEX_GET, {names.ENTRY_ID: entry.entry_id}):
+                if await self.index.get(space.name, entry.tenant, entry.entry_id) is not None:
+                    return False
+            for digest, data in admission.data.items():
+                with span(names.SPAN_BLOB_PUT, {names.BYTES: len(data)}):
+                    # Also when the key exists: what lies there may be altered, or about to be swept.
+                    await self.blobs.put(blob_key(entry.tenant, entry.identity, digest), data)
+            with span(names.SPAN_INDEX_UPSERT, {names.ENTRY_ID: entry.entry_id}):
+                await self.index.upsert(space, entry, admission.vector)
+        self.counters.admissions += 1
+        return True
+
+    def _committed(self, commit: asyncio.Task[bool]) -> None:
+        self._commits.discard(commit)
+        # Retrieved here too, because the caller may be gone.
+        if not commit.cancelled() and commit.exception() is not None:
+            log.warning("admission failed", error=str(commit.exception()))
+
+    async def _read(self, space: Space, entry: Entry, blob: Blob) -> bytes:
+        with span(names.SPAN_BLOB_GET, {names.BYTES: blob.size_bytes, names.STEP_INDEX: blob.step}):
+            key = blob_key(entry.tenant, entry.identity, blob.digest)
+            data = await self.blobs.get(key, blob.size_bytes)
+            if data is not None and await asyncio.to_thread(sha256, data) == blob.digest:
+                return data
+            fault = "missing" if data is None else "altered"
+            self.counters.corrupt_blobs += 1
+            log.error("blob corrupt", entry_id=entry.entry_id, key=key, fault=fault)
+            try:
+                with span(names.SPAN_INDEX_DELETE, {names.ENTRY_ID: entry.entry_id}):
+                    await self.index.delete(space.name, entry.tenant, [entry.entry_id])
+            except ChorusError as error:
+                # The caller's answer is the same; the next fetch finds the row again.
+                log.warning("row not deleted", entry_id=entry.entry_id, error=error.message)
+            raise ChorusError(
+                BLOB_CORRUPT,
+                f"step {blob.step} of entry {entry.entry_id} is {fault}; the entry was dropped",
+                metadata={"entry": entry.entry_id, "step": str(blob.step)},
+            )
+
+
+def now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def _sizes(entries: Iterable[Entry]) -> dict[str, int]:
+    return {
+        key: blob.size_bytes for entry in entries for key, blob in zip(entry.keys, entry.blobs, strict=True)
+    }

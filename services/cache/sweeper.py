@@ -1,0 +1,113 @@
+"""Removes what a crash or a purge left: blobs that no row names, rows whose blobs are gone."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections import defaultdict
+from dataclasses import dataclass
+
+from services.cache.entries import BLOB_ROOT, Entry
+from services.cache.store import Store, now_ms
+from services.common.logs import get_logger
+
+log = get_logger("cache.sweeper")
+
+# Blobs and what a killed write leaves of them. A file of another name was not put there by us.
+_OWN = re.compile(
+    rf"{BLOB_ROOT}/(?P<tenant>[^/]+)/(?P<identity>[0-9a-f]{{64}})/([0-9a-f]{{64}}\.safetensors|[0-9a-f]{{32}}\.part)"
+)
+
+
+@dataclass(frozen=True)
+class Swept:
+    """What one sweep removed."""
+
+    blobs: int
+    rows: int
+
+
+async def sweep(store: Store, grace_seconds: float) -> Swept:
+    """One pass. Leaves alone whatever is younger than the grace: it may be an admission under way.
+
+    Raises DEPENDENCY_UNAVAILABLE when index or blobs do not answer; the next pass finds the rest.
+    """
+    cutoff = now_ms() - int(grace_seconds * 1000)
+    # Blobs before rows: a blob older than the grace has its row by now, or never will.
+    present: set[str] = set()
+    old: dict[tuple[str, str], list[str]] = defaultdict(list)
+    async for page in store.blobs.list():
+        for blob in page:
+            present.add(blob.key)
+            own = _OWN.fullmatch(blob.key)
+            if own and blob.modified_ms < cutoff:
+                old[own["tenant"], own["identity"]].append(blob.key)
+
+    named: set[str] = set()
+    rows = 0
+    for space in await store.index.spaces():
+        broken: list[Entry] = []
+        async for entries in store.index.every_entry(space):
+            for entry in entries:
+                named.update(entry.keys)
+                if entry.created_ms < cutoff and not present.issuperset(entry.keys):
+                    broken.append(entry)
+        for entry in broken:
+            rows += await _drop_row(store, space, entry, cutoff)
+
+    blobs = 0
+    for (tenant, identity), keys in old.items():
+        orphans = [key for key in keys if key not in named]
+        if orphans:
+            blobs += await _drop_blobs(store, tenant, identity, orphans, cutoff)
+    return Swept(blobs, rows)
+
+
+async def _drop_row(store: Store, space: str, entry: Entry, cutoff: int) -> bool:
+    async with store.lock(entry.tenant, entry.identity):
+        # It may have been admitted anew since it was listed.
+        found = await store.index.get(space, entry.tenant, entry.entry_id)
+        if found is None or found.created_ms >= cutoff:
+            return False
+        if all([await store.blobs.stat(key) for key in found.keys]):
+            return False
+        await store.index.delete(space, entry.tenant, [entry.entry_id])
+    store.counters.corrupt_blobs += 1
+    log.warning("row without blobs deleted", entry_id=entry.entry_id)
+    return True
+
+
+async def _drop_blobs(store: Store, tenant: str, identity: str, keys: list[str], cutoff: int) -> int:
+    async with store.lock(tenant, identity):
+        # An admission that names one of them since has written it again.
+        still = [key for key in keys if (found := await store.blobs.stat(key)) and found.modified_ms < cutoff]
+        await store.blobs.delete(still)
+    return len(still)
+
+
+class Sweeper:
+    """Sweeps again and again, from `start` until `close`."""
+
+    def __init__(self, store: Store, interval_seconds: float, grace_seconds: float) -> None:
+        self._store = store
+        self._interval = interval_seconds
+        self._grace = grace_seconds
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._run())
+
+    async def close(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait((self._task,))
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                swept = await sweep(self._store, self._grace)
+                if swept.blobs or swept.rows:
+                    log.info("swept", blobs=swept.blobs, rows=swept.rows)
+            except Exception as error:  # A sweep that fails must not be the last one.
+                log.warning("sweep failed", exc_info=error)
+            await asyncio.sleep(self._interval)

@@ -1,0 +1,117 @@
+"""An entry on its way in: the order of its messages, and its blobs put together and verified."""
+
+from __future__ import annotations
+
+from chorus.cache.v1 import cache_pb2
+from chorus.common.v1 import latents_pb2
+
+from services.cache.bounds import Limits, check_header, check_latents, check_new_entry
+from services.cache.entries import Admission, Blob, Entry, Space
+from services.common.blobs import BlobAssembler, BlobFault
+from services.common.errors import invalid
+from services.common.identity import entry_id, identity_digest, prompt_hash
+
+
+class Upload:
+    """Takes the messages of one `Admit` call; everything stays in memory until `finish`.
+
+    Messages come as: the entry, then for each step a header and its chunks. Every method raises INVALID_FIELD
+    that names the field at fault.
+    """
+
+    def __init__(self, tenant: str, limits: Limits) -> None:
+        self._tenant = tenant
+        self._limits = limits
+        self._entry: cache_pb2.NewEntry | None = None
+        self._received: dict[int, tuple[latents_pb2.BlobHeader, BlobAssembler]] = {}
+        self._current: tuple[latents_pb2.BlobHeader, BlobAssembler] | None = None
+
+    def add(self, message: cache_pb2.AdmitRequest) -> None:
+        match message.WhichOneof("part"):
+            case "entry":
+                self._add_entry(message.entry)
+            case "header":
+                self._add_header(message.header)
+            case "chunk":
+                self._add_chunk(message.chunk)
+            case _:
+                raise invalid("part", "must be set to entry, header or chunk")
+
+    def finish(self, now_ms: int) -> Admission:
+        """The entry once all messages are there. Hashes every blob: call it beside the event loop."""
+        entry = self._started()
+        self._require_whole()
+        if not self._received:
+            raise invalid("header", "an entry needs the latents of at least one step")
+        identity = identity_digest(entry.identity)
+        blobs, data = [], {}
+        for index, (header, assembler) in self._received.items():
+            try:
+                blob = assembler.finish()
+                check_latents(blob, entry.identity)
+            except BlobFault as fault:
+                raise invalid("chunk", f"blob of step {index}: {fault}") from fault
+            blobs.append(Blob(index, header.step.sigma, header.size_bytes, header.digest))
+            data[header.digest] = blob
+        return Admission(
+            space=Space(entry.retrieval_encoder_id, len(entry.vector)),
+            entry=Entry(
+                entry_id=entry_id(self._tenant, identity, entry.prompt, entry.seed),
+                tenant=self._tenant,
+                identity=identity,
+                model_id=entry.identity.model_id,
+                prompt=entry.prompt,
+                prompt_hash=prompt_hash(entry.prompt),
+                blobs=tuple(sorted(blobs, key=lambda each: each.step)),
+                cost_seconds=entry.cost_seconds,
+                created_ms=now_ms,
+                traceparent=entry.traceparent,
+                generation_id=entry.generation_id,
+            ),
+            vector=tuple(entry.vector),
+            data=data,
+        )
+
+    def _add_entry(self, entry: cache_pb2.NewEntry) -> None:
+        if self._entry is not None:
+            raise invalid("entry", "must come once, as the first message")
+        check_new_entry(entry, self._limits)
+        self._entry = entry
+
+    def _add_header(self, header: latents_pb2.BlobHeader) -> None:
+        entry = self._started()
+        self._require_whole()
+        check_header(header, entry.identity, self._received, self._limits)
+        total = header.size_bytes + sum(other.size_bytes for other, _ in self._received.values())
+        if total > self._limits.entry:
+            raise invalid(
+                "header.size_bytes",
+                f"the blobs of an entry must be at most {self._limits.entry} bytes together",
+            )
+        self._current = (header, BlobAssembler(header.size_bytes, header.digest, self._limits.blob))
+        self._received[header.step.index] = self._current
+
+    def _add_chunk(self, chunk: bytes) -> None:
+        self._started()
+        if self._current is None:
+            raise invalid("chunk", "must follow the header that announces it")
+        if not chunk:
+            raise invalid("chunk", "must not be empty")
+        header, assembler = self._current
+        try:
+            assembler.add(chunk)
+        except BlobFault as fault:
+            raise invalid("chunk", f"blob of step {header.step.index}: {fault}") from fault
+
+    def _started(self) -> cache_pb2.NewEntry:
+        if self._entry is None:
+            raise invalid("entry", "must be the first message")
+        return self._entry
+
+    def _require_whole(self) -> None:
+        if self._current is not None and not self._current[1].complete:
+            header = self._current[0]
+            raise invalid(
+                "chunk",
+                f"blob of step {header.step.index}: ended before its {header.size_bytes} announced bytes",
+            )
