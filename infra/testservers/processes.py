@@ -1,0 +1,129 @@
+"""Child processes with one owner: started with a log, waited for with a deadline, stopped for certain."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+POLL_SECONDS = 0.1
+TAIL_LINES = 20
+
+
+class ServerError(RuntimeError):
+    """A server or an installation failed; the message says which, why, and where its log is."""
+
+
+@dataclass(frozen=True)
+class Process:
+    name: str
+    child: subprocess.Popen[bytes]
+    log: Path
+
+    def wait_until(self, ready: Callable[[], bool], seconds: float) -> None:
+        """Returns once `ready()`. Raises ServerError if the process ends or the time is over before."""
+        deadline = time.monotonic() + seconds
+        while not ready():
+            if (status := self.child.poll()) is not None:
+                raise ServerError(f"{self.name} ended with status {status}.{tail(self.log)}")
+            if time.monotonic() > deadline:
+                raise ServerError(f"{self.name} was not ready within {seconds:g} s.{tail(self.log)}")
+            time.sleep(POLL_SECONDS)
+
+
+class Processes:
+    """Starts processes and, on exit, kills them and whatever they started."""
+
+    def __init__(self, logs: Path) -> None:
+        self._logs = logs
+        self._lock = threading.Lock()
+        self._children: list[subprocess.Popen[bytes]] = []
+        self._stopped = False
+
+    def __enter__(self) -> Processes:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def start(
+        self,
+        name: str,
+        command: Sequence[str | Path],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+    ) -> Process:
+        """Starts a process that writes to `<logs>/<name>.log`; `env` is added to the environment.
+
+        The process also dies with the *thread* that starts it (the kernel's rule for the parent-death
+        signal), so that nothing stays behind even if this program is killed. That thread must live on.
+        """
+        log = self._logs / f"{name}.log"
+        # A session of its own: the terminal's Ctrl-C is for the command, and the group can be killed whole.
+        with self._lock, log.open("ab") as output:
+            if self._stopped:
+                raise ServerError(f"{name} is not started: stopping")
+            child = subprocess.Popen(
+                ["setpriv", "--pdeathsig", "KILL", *map(str, command)],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **(env or {})},
+                cwd=cwd,
+                start_new_session=True,
+            )
+            self._children.append(child)
+        return Process(name, child, log)
+
+    def call(self, name: str, command: Sequence[str | Path], *, seconds: float) -> None:
+        """Runs a command to its end, logged like `start`. Raises ServerError unless it exits with 0."""
+        process = self.start(name, command)
+        process.wait_until(lambda: process.child.poll() == 0, seconds)
+
+    def stop(self) -> None:
+        """SIGKILL, as the state is thrown away and Milvus ignores SIGTERM; then reaps."""
+        with self._lock:
+            self._stopped = True
+            for child in self._children:
+                # Until it is waited for, an ended child keeps its pid: the group cannot be another's.
+                if child.returncode is None:
+                    with suppress(ProcessLookupError):  # waited for just now by the thread that started it
+                        os.killpg(child.pid, signal.SIGKILL)
+            for child in self._children:
+                child.wait()
+
+
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that was free just now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def answers(url: str) -> bool:
+    """Whether a GET of `url` is answered with 200."""
+    try:
+        with urllib.request.urlopen(url, timeout=2) as response:
+            return bool(response.status == 200)
+    except (OSError, urllib.error.URLError):
+        return False
+
+
+def tail(log: Path) -> str:
+    """The end of a log and its place, to be added to a message."""
+    lines = log.read_text("utf-8", "replace").splitlines()[-TAIL_LINES:] if log.exists() else []
+    return "".join(f"\n  | {line}" for line in lines) + f"\n  log: {log}"
