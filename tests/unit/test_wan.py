@@ -1,28 +1,27 @@
 """The network against diffusers' own, on a tiny random checkpoint."""
 
-from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from diffusers import WanTransformer3DModel
 from hypothesis import given
 from hypothesis import strategies as st
-from services.denoiser.models.positions import position_channels
-from services.denoiser.models.wan import WanConfig, WanTransformer, patchify, rope_table, unpatchify
+
+from services.denoiser.models.positions import position_channels, position_count
+from services.denoiser.models.wan import Grid, WanConfig, WanTransformer, patchify, rope_table, unpatchify
 from services.denoiser.models.weights import load_weights
 
-CONFIG = WanConfig(
-    in_channels=9, out_channels=6, patch_size=(1, 2, 2), heads=3, head_dim=16, ffn_dim=80, layers=2, text_dim=20
-)
+CONFIG = WanConfig(in_channels=9, out_channels=6, heads=3, head_dim=16, ffn_dim=80, layers=2, text_dim=20)
 LATENTS = (3, 8, 12)
 GRID = (3, 4, 6)
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint as diffusers saves it, split into shards."""
+def reference() -> Any:
     torch.manual_seed(0)
-    model = WanTransformer3DModel(
+    make: Any = WanTransformer3DModel
+    model = make(
         patch_size=CONFIG.patch_size,
         num_attention_heads=CONFIG.heads,
         attention_head_dim=CONFIG.head_dim,
@@ -35,23 +34,24 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     for p in model.parameters():  # also the ones that start as zeros or ones
         p.data.add_(0.1 * torch.randn_like(p))
-    path = tmp_path_factory.mktemp("wan")
-    model.save_pretrained(path, max_shard_size="200KB")
-    return path
+    return model.eval()
 
 
 @pytest.fixture(scope="module")
-def ours(checkpoint: Path) -> WanTransformer:
+def ours(reference: Any, tmp_path_factory: pytest.TempPathFactory) -> WanTransformer:
+    """Our network with the weights as diffusers saves them, split into shards."""
+    path = tmp_path_factory.mktemp("wan")
+    reference.save_pretrained(path, max_shard_size="200KB")
+    assert len(list(path.glob("*.safetensors"))) > 1
     model = WanTransformer(CONFIG)
     expected = {k: v.shape for k, v in model.state_dict().items()}
-    index = checkpoint / "diffusion_pytorch_model.safetensors.index.json"
+    index = path / "diffusion_pytorch_model.safetensors.index.json"
     model.load_state_dict(load_weights(index, expected))
     return model.eval()
 
 
 @torch.no_grad()
-def test_same_output_as_diffusers(checkpoint: Path, ours: WanTransformer) -> None:
-    reference = WanTransformer3DModel.from_pretrained(checkpoint).eval()
+def test_same_output_as_diffusers(reference: Any, ours: WanTransformer) -> None:
     x, text = torch.randn(2, 9, *LATENTS), torch.randn(2, 7, 20)
     timestep = torch.tensor([1000.0, 625.0])
     expected = reference(x, timestep, text, return_dict=False)[0]
@@ -82,11 +82,12 @@ def test_order_of_tokens_does_not_matter(ours: WanTransformer) -> None:
     order = torch.stack([torch.randperm(72) for _ in range(2)])
     pick = order.unsqueeze(-1)
     shuffled = ours(tokens.gather(1, pick.expand(-1, -1, 36)), cos[order], sin[order], kv, None, t)
-    torch.testing.assert_close(shuffled, full.gather(1, pick.expand(-1, -1, full.shape[2])), rtol=1e-4, atol=1e-5)
+    expected = full.gather(1, pick.expand(-1, -1, full.shape[2]))
+    torch.testing.assert_close(shuffled, expected, rtol=1e-4, atol=1e-5)
 
 
 @given(st.tuples(*[st.integers(1, 3)] * 3), st.tuples(*[st.integers(1, 2)] * 3), st.integers(1, 4))
-def test_patches_are_invertible(grid: tuple[int, int, int], patch: tuple[int, int, int], channels: int) -> None:
+def test_patches_are_invertible(grid: Grid, patch: Grid, channels: int) -> None:
     size = [g * p for g, p in zip(grid, patch, strict=True)]
     x = torch.randn(2, channels, *size)
     tokens = patchify(x, patch)
@@ -96,7 +97,7 @@ def test_patches_are_invertible(grid: tuple[int, int, int], patch: tuple[int, in
 
 def test_position_channels_tell_every_cell_apart() -> None:
     channels = position_channels(2, (4, 6, 5))
-    assert channels.shape == (6, 4, 6, 5)
+    assert channels.shape == (position_count(2), 4, 6, 5) == (9, 4, 6, 5)
     cells = channels.flatten(1).T
     distance = torch.cdist(cells, cells) + 10 * torch.eye(len(cells))
     assert distance.min() > 0.1

@@ -1,0 +1,1 @@
+"""Models: the network, its weights, its specification, and all of it loaded (`pipeline.LoadedModel`)."""

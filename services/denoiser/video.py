@@ -1,0 +1,50 @@
+"""H.264 mp4, in memory."""
+
+from __future__ import annotations
+
+import io
+from fractions import Fraction
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+MEDIA_TYPE = "video/mp4"
+
+
+def to_frames(video: Tensor, upscale: int = 1) -> NDArray[np.uint8]:
+    """RGB [3, T, H, W] in [-1, 1] -> frames uint8 [T, H*upscale, W*upscale, 3], each pixel repeated.
+
+    Values outside the range are clipped. Raises ValueError for another shape, or for NaN or infinity.
+    """
+    if video.ndim != 4 or video.shape[0] != 3 or 0 in video.shape:
+        raise ValueError(f"video: must be [3, frames, height, width], not {list(video.shape)}")
+    if upscale < 1:
+        raise ValueError(f"upscale: must be at least 1, not {upscale}")
+    if not video.isfinite().all():
+        raise ValueError("video: holds NaN or infinity; the model diverged")
+    scaled = ((video.float().clamp(-1, 1) + 1) * 127.5).round().byte()
+    frames = scaled.permute(1, 2, 3, 0).cpu().numpy()
+    return frames.repeat(upscale, axis=1).repeat(upscale, axis=2)
+
+
+def encode_mp4(frames: NDArray[np.uint8], fps: float) -> bytes:
+    """Frames uint8 [T, H, W, 3], H and W even -> an mp4 file (H.264, yuv420p) that plays while it loads."""
+    if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8 or 0 in frames.shape:
+        raise ValueError(f"frames: must be uint8 [T, H, W, 3], not {frames.dtype} {list(frames.shape)}")
+    _, height, width, _ = frames.shape
+    if height % 2 or width % 2:
+        raise ValueError(f"frames: H.264 in yuv420p needs even height and width, not {height} x {width}")
+    if not 0 < fps <= 240:
+        raise ValueError(f"fps: must be above 0 and at most 240, not {fps}")
+    buffer = io.BytesIO()
+    with av.open(buffer, mode="w", format="mp4", options={"movflags": "+faststart"}) as container:
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.options = {"crf": "18", "preset": "medium"}
+        stream.thread_count = 1  # the bytes do not depend on the machine's cores
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    return buffer.getvalue()

@@ -1,0 +1,47 @@
+"""The encoder port: a prompt in, a retrieval vector and token states out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """One encoded prompt.
+
+    retrieval: float32 [retrieval_dim], L2-normalised; its dot product is the cosine similarity.
+    states:    float32 [L, text_dim], one row per token, special tokens included, no padding.
+    tokens:    L token strings as the tokenizer writes them.
+    offsets:   L character ranges [start, end) in the prompt; start == end marks a special token.
+    truncated: the prompt had more than `max_tokens` tokens; those beyond were dropped.
+    """
+
+    retrieval: FloatArray
+    states: FloatArray
+    tokens: tuple[str, ...]
+    offsets: tuple[tuple[int, int], ...]
+    truncated: bool
+
+
+class Encoder(ABC):
+    """Encodes prompts. Deterministic, and safe to call from one thread at a time.
+
+    id names the encoder and the digest of its weights: vectors of different ids are not comparable.
+    """
+
+    id: str
+    kind: str
+    retrieval_dim: int
+    text_dim: int
+    max_tokens: int
+
+    @abstractmethod
+    def encode(self, prompts: Sequence[str]) -> list[Encoding]:
+        """Encode prompts, in order. Raises ValueError when one is blank."""
