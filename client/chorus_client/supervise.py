@@ -160,7 +160,7 @@ class Supervisor:
         if len(kept.crashes) > limits.restarts:
             raise GaveUp(
                 kept.child,
-                f"{kept.child.name} {ended_how(status)}, for the {len(kept.crashes)}th time within "
+                f"{kept.child.name} {ended_how(status)}, the crash number {len(kept.crashes)} within "
                 f"{limits.window_seconds:g} s",
             )
         return min(limits.max_backoff_seconds, limits.first_backoff_seconds * 2.0 ** (len(kept.crashes) - 1))

@@ -97,7 +97,8 @@ class ChorusClient:
             while (event := self._run(following())) is not None:
                 yield event
         finally:
-            self._run(leave())
+            if not self._closed:
+                self._run(leave())
 
     def video(self, generation_id: str) -> bytes:
         return self._run(self._client.video(generation_id))

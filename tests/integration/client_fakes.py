@@ -1,0 +1,252 @@
+"""A scheduler and a cache that play a script, over real sockets, in a thread of their own."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import grpc
+import grpc.aio
+from chorus.cache.v1 import cache_pb2, cache_pb2_grpc
+from chorus.common.v1 import errors_pb2, plan_pb2, video_pb2
+from chorus.scheduler.v1 import scheduler_pb2, scheduler_pb2_grpc
+
+from services.common import errors, tenancy
+from services.common.blobs import chunks
+from services.common.errors import ChorusError, Violations
+from services.common.interceptors import Gate, ServiceInterceptor
+
+VIDEO = b"\x00\x00\x00\x18ftypisom" + bytes(range(256)) * 9_000  # more than two chunks
+STEPS = 4
+
+
+class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
+    """Generations run to their end at once, unless the prompt says otherwise.
+
+    "fail …" fails; "slow …" stops after its first step until it is cancelled.
+    """
+
+    def __init__(self) -> None:
+        self.generations: dict[str, scheduler_pb2.Generation] = {}
+        self.events: dict[str, list[scheduler_pb2.GenerationEvent]] = {}
+        self.requests: list[scheduler_pb2.SubmitGenerationRequest] = []
+        self.watched_after: list[int] = []
+        # Each breaks one stream, after so many of its messages.
+        self.drops: list[int] = []
+        self.changed = asyncio.Condition()
+        self.damage_video = False
+        self.watching = threading.Event()
+
+    async def SubmitGeneration(self, request: Any, context: Any) -> Any:
+        self.requests.append(request)
+        found = Violations()
+        found.require(bool(request.spec.prompt.strip()), "spec.prompt", "must hold 1 to 2,000 characters")
+        found.require(request.spec.shape.frames <= 64, "spec.shape.frames", "must be 1 to 64")
+        found.raise_if_any()
+        if request.spec.model_id == "nowhere":
+            raise errors.unavailable("denoiser", "connection refused")
+        for known in self.generations.values():
+            if known.request_id == request.request_id:
+                if known.spec.prompt != request.spec.prompt:
+                    raise ChorusError(errors.REQUEST_ID_REUSED, "this request_id had another body")
+                return scheduler_pb2.SubmitGenerationResponse(generation=known)
+        identifier = f"gen-{len(self.generations) + 1}"
+        generation = scheduler_pb2.Generation(
+            generation_id=identifier,
+            request_id=request.request_id,
+            spec=request.spec,
+            state=scheduler_pb2.GENERATION_STATE_RUNNING,
+        )
+        generation.create_time.GetCurrentTime()
+        self.generations[identifier] = generation
+        self.events[identifier] = []
+        await self._play(generation)
+        return scheduler_pb2.SubmitGenerationResponse(generation=generation, created=True)
+
+    async def _play(self, generation: scheduler_pb2.Generation) -> None:
+        donor = plan_pb2.DonorRef(
+            entry_id="e" * 64, score=0.91, prompt="a [red] circle", generation_id="gen-0"
+        )
+        plan = plan_pb2.Plan(total_steps=STEPS, full_reuse_steps=2, donor=donor)
+        plan.reasons.add(code=plan_pb2.PLAN_REASON_CODE_SCORE_TABLE, text="score 0.910 allows 2 steps")
+        generation.plan.CopyFrom(plan)
+        prompt = generation.spec.prompt
+        await self.emit(generation, queued=scheduler_pb2.QueuedEvent(queue_position=1))
+        await self.emit(generation, planned=scheduler_pb2.PlannedEvent(plan=plan))
+        await self.emit(
+            generation,
+            started=scheduler_pb2.StartedEvent(first_step=2, total_steps=STEPS, donor=donor, attempt=1),
+        )
+        for index in (3, 4):
+            step = scheduler_pb2.StepCompletedEvent(total_steps=STEPS, seconds=0.1, eta_seconds=0.5)
+            step.step.index = index
+            await self.emit(generation, step_completed=step)
+            if prompt.startswith("slow"):
+                return
+        if prompt.startswith("fail"):
+            fault = errors_pb2.JobError(
+                reason=errors_pb2.ERROR_REASON_INTERNAL, message="the model produced NaN at step 3"
+            )
+            generation.state = scheduler_pb2.GENERATION_STATE_FAILED
+            generation.error.CopyFrom(fault)
+            await self.emit(generation, failed=scheduler_pb2.FailedEvent(error=fault))
+            return
+        generation.state = scheduler_pb2.GENERATION_STATE_SUCCEEDED
+        generation.steps_run = 2
+        generation.donor.CopyFrom(donor)
+        generation.video.CopyFrom(self._video_info())
+        generation.timings.total_seconds = 1.5
+        await self.emit(
+            generation,
+            succeeded=scheduler_pb2.SucceededEvent(
+                video=generation.video, steps_run=2, timings=generation.timings, seconds_saved=0.7
+            ),
+        )
+
+    async def emit(self, generation: scheduler_pb2.Generation, **event: Any) -> None:
+        events = self.events[generation.generation_id]
+        events.append(scheduler_pb2.GenerationEvent(sequence=len(events) + 1, **event))
+        generation.last_sequence = len(events)
+        async with self.changed:
+            self.changed.notify_all()
+
+    def _find(self, identifier: str) -> scheduler_pb2.Generation:
+        if identifier not in self.generations:
+            raise errors.not_found("generation", identifier)
+        return self.generations[identifier]
+
+    async def GetGeneration(self, request: Any, context: Any) -> Any:
+        return scheduler_pb2.GetGenerationResponse(generation=self._find(request.generation_id))
+
+    async def WatchGeneration(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        generation = self._find(request.generation_id)
+        self.watched_after.append(request.after_sequence)
+        sent, position = 0, request.after_sequence
+        drop = self.drops.pop(0) if self.drops else None
+        while True:
+            for event in self.events[generation.generation_id][position:]:
+                if sent == drop:
+                    await context.abort(grpc.StatusCode.UNAVAILABLE, "the stream broke")
+                position = event.sequence
+                sent += 1
+                yield scheduler_pb2.WatchGenerationResponse(event=event)
+            if generation.state not in (
+                scheduler_pb2.GENERATION_STATE_RUNNING,
+                scheduler_pb2.GENERATION_STATE_QUEUED,
+            ):
+                return
+            self.watching.set()
+            async with self.changed:
+                await self.changed.wait()
+
+    async def CancelGeneration(self, request: Any, context: Any) -> Any:
+        generation = self._find(request.generation_id)
+        if generation.state == scheduler_pb2.GENERATION_STATE_RUNNING:
+            generation.state = scheduler_pb2.GENERATION_STATE_CANCELLED
+            await self.emit(generation, cancelled=scheduler_pb2.CancelledEvent())
+        return scheduler_pb2.CancelGenerationResponse(generation=generation)
+
+    async def ListGenerations(self, request: Any, context: Any) -> Any:
+        found = [g for g in reversed(self.generations.values()) if request.state in (0, g.state)]
+        start = int(request.page_token or 0)
+        page = found[start : start + min(request.page_size, 2)]  # small pages, to be turned
+        after = start + len(page)
+        token = str(after) if after < len(found) else ""
+        return scheduler_pb2.ListGenerationsResponse(generations=page, next_page_token=token)
+
+    def _video_info(self) -> video_pb2.VideoInfo:
+        digest = hashlib.sha256(VIDEO + (b"x" if self.damage_video else b"")).hexdigest()
+        return video_pb2.VideoInfo(
+            media_type="video/mp4",
+            size_bytes=len(VIDEO),
+            digest=digest,
+            frames=8,
+            height=256,
+            width=256,
+            frames_per_second=8,
+        )
+
+    async def GetVideo(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        self._find(request.generation_id)
+        yield scheduler_pb2.GetVideoResponse(header=self._video_info())
+        for chunk in chunks(VIDEO):
+            yield scheduler_pb2.GetVideoResponse(chunk=chunk)
+
+
+class FakeCache(cache_pb2_grpc.CacheServiceServicer):
+    """Remembers what was asked."""
+
+    def __init__(self) -> None:
+        self.purges: list[cache_pb2.PurgeRequest] = []
+        self.tenants: list[str] = []
+
+    async def Stats(self, request: Any, context: Any) -> Any:
+        self.tenants.append(tenancy.tenant_of(context.invocation_metadata()))
+        response = cache_pb2.StatsResponse(
+            entries=7,
+            bytes=3 << 20,
+            lookups=20,
+            lookups_with_donor=9,
+            index_kind="milvus-lite",
+            blobs_kind="directory",
+        )
+        response.start_time.GetCurrentTime()
+        return response
+
+    async def Purge(self, request: Any, context: Any) -> Any:
+        self.purges.append(request)
+        return cache_pb2.PurgeResponse(entries=3, bytes=1_000)
+
+
+class FakeDeployment:
+    """Both servicers behind one port."""
+
+    def __init__(self) -> None:
+        self.scheduler = FakeScheduler()
+        self.cache = FakeCache()
+        self.port = 0
+        self._server: Any = None
+
+    @property
+    def target(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    async def start(self) -> None:
+        gate = Gate("scheduler")
+        gate.open()
+        self._server = grpc.aio.server(
+            interceptors=[ServiceInterceptor(gate, 10)], options=[("grpc.so_reuseport", 0)]
+        )
+        scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server(self.scheduler, self._server)
+        cache_pb2_grpc.add_CacheServiceServicer_to_server(self.cache, self._server)
+        self.port = self._server.add_insecure_port(f"127.0.0.1:{self.port}")
+        await self._server.start()
+
+    async def stop(self) -> None:
+        await self._server.stop(None)
+
+
+@contextmanager
+def deployment_in_thread() -> Iterator[FakeDeployment]:
+    """For tests that block: the command line, the sync client."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+
+    async def make() -> FakeDeployment:
+        made = FakeDeployment()
+        await made.start()
+        return made
+
+    deployment = asyncio.run_coroutine_threadsafe(make(), loop).result(10)
+    try:
+        yield deployment
+    finally:
+        asyncio.run_coroutine_threadsafe(deployment.stop(), loop).result(10)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()

@@ -1,0 +1,221 @@
+"""The `chorus` command against a scripted scheduler over sockets."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chorus_client import endpoints
+from chorus_client.cli import app
+from typer.testing import CliRunner
+
+from tests.integration.client_fakes import VIDEO, FakeDeployment, deployment_in_thread
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("CHORUS_TARGET", "CHORUS_CACHE_TARGET", "CHORUS_TENANT"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def deployment() -> Iterator[FakeDeployment]:
+    with deployment_in_thread() as made:
+        yield made
+
+
+def chorus(*arguments: str, target: str | None = None) -> Any:
+    return CliRunner().invoke(
+        app, list(arguments), env={"CHORUS_TARGET": target, "CHORUS_CACHE_TARGET": target}
+    )
+
+
+def lines(result: Any) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def test_generate_writes_the_video_and_tells_the_cache_decision(
+    deployment: FakeDeployment, tmp_path: Path
+) -> None:
+    result = chorus("generate", "a red circle", "-o", "out.mp4", target=deployment.target)
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "out.mp4").read_bytes() == VIDEO
+    assert "out.mp4: 8 frames 256×256, hit: 2 of 4 steps run, 1.50 s, about 0.70 s saved" in result.stdout
+    # The donor's prompt is shown as it is, square brackets included.
+    assert "cache hit: 2 of 4 steps reused from “a [red] circle”, score 0.910" in result.stderr
+
+
+def test_generate_json_is_events_then_the_result(deployment: FakeDeployment, tmp_path: Path) -> None:
+    result = chorus("generate", "a red circle", "--json", target=deployment.target)
+    found = lines(result)
+    assert "accepted" in found[0]
+    assert [line["event"]["sequence"] for line in found[1:-1]] == [str(n) for n in range(1, 7)]
+    assert found[-1]["generation"]["state"] == "GENERATION_STATE_SUCCEEDED"
+    assert Path(found[-1]["output"]).read_bytes() == VIDEO
+    assert result.stderr == ""
+
+
+def test_generate_passes_its_options_on(deployment: FakeDeployment) -> None:
+    result = chorus(
+        *("generate", "x", "--detach", "--model", "m", "--seed", "5", "--sigmas", "1,0.5,0", "--frames", "8"),
+        *("--height", "32", "--width", "64", "--reuse", "fast", "--no-store", "--deadline", "60"),
+        *("--request-id", "r1"),
+        target=deployment.target,
+    )
+    assert result.stdout == "gen-1\n"
+    [request] = deployment.scheduler.requests
+    assert request.request_id == "r1"
+    assert (request.spec.model_id, request.spec.seed, request.spec.no_store) == ("m", 5, True)
+    assert list(request.spec.schedule.sigmas) == [1, 0.5, 0]
+    assert (request.spec.shape.frames, request.spec.shape.height, request.spec.shape.width) == (8, 32, 64)
+    assert request.spec.HasField("deadline")
+
+
+def test_watch_follows_a_detached_generation_and_fetches_its_video(
+    deployment: FakeDeployment, tmp_path: Path
+) -> None:
+    identifier = chorus("generate", "x", "--detach", target=deployment.target).stdout.strip()
+    result = chorus("watch", identifier, "-o", "x.mp4", "--json", target=deployment.target)
+    assert result.exit_code == 0
+    assert lines(result)[-1]["output"] == "x.mp4"
+    assert (tmp_path / "x.mp4").read_bytes() == VIDEO
+    result = chorus("watch", identifier, target=deployment.target)
+    assert result.stdout.startswith("8 frames 256×256, hit")
+
+
+def test_jobs_and_cancel(deployment: FakeDeployment) -> None:
+    assert chorus("jobs", target=deployment.target).stdout == "no generations\n"
+    for prompt in ("a red circle", "slow circle", "fail please"):
+        chorus("generate", prompt, "--detach", target=deployment.target)
+    found = lines(chorus("jobs", "--json", "--limit", "2", target=deployment.target))
+    assert [line["generation"]["generation_id"] for line in found] == ["gen-3", "gen-2"]
+    assert "slow circle" in chorus("jobs", "--state", "running", target=deployment.target).stdout
+    assert chorus("cancel", "gen-2", target=deployment.target).stdout == "gen-2 cancelled\n"
+    [line] = lines(chorus("cancel", "gen-2", "--json", target=deployment.target))
+    assert line["generation"]["state"] == "GENERATION_STATE_CANCELLED"
+
+
+def test_cache_stats_and_purge(deployment: FakeDeployment) -> None:
+    [line] = lines(chorus("cache", "stats", "--json", target=deployment.target))
+    assert line["cache"]["entries"] == "7"
+    assert "20, 9 with a donor" in chorus("cache", "stats", target=deployment.target).stdout
+    result = chorus("cache", "purge", "--older-than", "2h", "--model", "m", target=deployment.target)
+    assert result.stdout == "3 entries, 1,000 bytes dropped\n"
+    [request] = deployment.cache.purges
+    assert (request.older_than.seconds, request.model_id) == (7200, "m")
+    assert chorus("cache", "purge", target=deployment.target).exit_code == 2
+    assert chorus("cache", "purge", "--older-than", "soon", target=deployment.target).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("generate", " "), 2, "error: spec.prompt: must hold 1 to 2,000 characters\n"),
+        (("generate", "x", "--frames", "65"), 2, "error: spec.shape.frames: must be 1 to 64\n"),
+        (("generate", "x", "--frames", "-1"), 2, "error: frames: must be 0 to 2^32 − 1, not -1\n"),
+        (
+            ("generate", "x", "--steps", "4", "--sigmas", "1,0"),
+            2,
+            "error: sigmas: give steps or sigmas, not both\n",
+        ),
+        (("generate", "x", "--sigmas", "1,a"), 2, "error: sigmas: must be numbers with commas between"),
+        (("generate", "x", "--reuse", "all"), 2, "error: reuse: must be one of off, safe, balanced, fast"),
+        (("generate", "x", "-o", "no/such/x.mp4"), 2, "no/such does not exist\n"),
+        (
+            ("generate", "x", "--model", "nowhere"),
+            3,
+            "error: denoiser is not available: connection refused\n",
+        ),
+        (("generate", "fail please"), 1, "error: gen-1 failed: the model produced NaN at step 3\n"),
+        (("watch", "gen-9"), 2, "error: no generation 'gen-9'\n"),
+        (("cancel", "gen-9"), 2, "error: no generation 'gen-9'\n"),
+        (("jobs", "--state", "asleep"), 2, "error: state: must be one of queued"),
+        (("generate",), 2, "Missing argument"),
+    ],
+)
+def test_faults_end_with_their_status_and_one_line(
+    deployment: FakeDeployment, arguments: tuple[str, ...], code: int, message: str
+) -> None:
+    result = chorus(*arguments, target=deployment.target)
+    assert result.exit_code == code, result.output
+    assert message in result.stderr
+    assert "Traceback" not in result.output
+    assert result.stdout == ""
+
+
+def test_a_fault_as_json(deployment: FakeDeployment) -> None:
+    result = chorus("generate", " ", "--frames", "65", "--json", target=deployment.target)
+    assert result.exit_code == 2
+    [line] = lines(result)
+    assert line["error"]["reason"] == "INVALID_FIELD"
+    assert [v["field"] for v in line["error"]["violations"]] == ["spec.prompt", "spec.shape.frames"]
+
+
+def test_nobody_answers() -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        target = f"127.0.0.1:{holder.getsockname()[1]}"
+        for arguments in (("jobs",), ("generate", "x"), ("watch", "gen-1"), ("cache", "stats")):
+            result = chorus(*arguments, target=target)
+            assert result.exit_code == 3
+            assert "is not available" in result.stderr
+
+
+def test_the_running_up_of_this_directory_is_the_default_target(
+    deployment: FakeDeployment, tmp_path: Path
+) -> None:
+    directory = tmp_path / ".chorus"
+    directory.mkdir()
+    endpoints.write(directory, endpoints.Endpoints(os.getpid(), {"scheduler": deployment.target}))
+    assert chorus("jobs").exit_code == 0
+    assert chorus("jobs", "--target", "127.0.0.1:1").exit_code == 3
+
+
+def test_interrupting_generate_cancels_the_generation(deployment: FakeDeployment, tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "chorus_client",
+        "generate",
+        "slow circle",
+        "--target",
+        deployment.target,
+    ]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path
+    ) as process:
+        assert deployment.scheduler.watching.wait(30)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "interrupted; gen-1 is cancelled" in errors
+    assert "Traceback" not in errors
+    assert deployment.scheduler.events["gen-1"][-1].HasField("cancelled")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_client_alone_loads_nothing_heavy() -> None:
+    script = (
+        "import sys, chorus_client.cli, chorus_client.up\n"
+        "heavy = {'torch', 'numpy', 'pymilvus', 'pydantic', 'structlog', 'PIL', 'av', 'opentelemetry'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("OTEL_")}
+    found = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+        env=environment,
+    )
+    assert found.stdout.strip() == "[]"
