@@ -1,0 +1,57 @@
+"""`python -m services.denoiser`: settings from `CHORUS_DENOISER_*`, then serve until SIGTERM."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import AsyncExitStack
+
+import grpc.aio
+from chorus.cache.v1 import cache_pb2_grpc
+from chorus.denoiser.v1 import denoiser_pb2, denoiser_pb2_grpc
+
+from services.common.channels import open_channel
+from services.common.server import run
+from services.common.settings import load_settings
+from services.denoiser.catalogue import load_catalogue
+from services.denoiser.donors import Donors
+from services.denoiser.models.spec import SpecError
+from services.denoiser.models.weights import WeightsError
+from services.denoiser.servicer import DenoiserServicer
+from services.denoiser.settings import DenoiserSettings
+from services.denoiser.worker import Worker
+
+
+async def start(settings: DenoiserSettings, resources: AsyncExitStack, server: grpc.aio.Server) -> None:
+    """Loads and warms the models beside the event loop, so that health answers meanwhile."""
+    channel = open_channel(settings.cache_target, settings.max_message_bytes)
+    resources.push_async_callback(channel.close)
+    worker = Worker(settings.queue_limit)
+    resources.push_async_callback(worker.close)
+    catalogue = await load_catalogue(settings.models, settings.device, settings.threads, worker)
+    donors = Donors(
+        cache_pb2_grpc.CacheServiceStub(channel),
+        max_blob_bytes=settings.max_blob_bytes,
+        fetch_seconds=settings.fetch_seconds,
+        admit_seconds=settings.admit_seconds,
+    )
+    denoiser_pb2_grpc.add_DenoiserServiceServicer_to_server(
+        DenoiserServicer(catalogue, worker, donors, settings.run_seconds), server
+    )
+
+
+def main() -> None:
+    settings = load_settings(DenoiserSettings)
+    try:
+        run(
+            "denoiser",
+            denoiser_pb2.DESCRIPTOR.services_by_name["DenoiserService"].full_name,
+            settings,
+            lambda resources, server: start(settings, resources, server),
+        )
+    except (SpecError, WeightsError) as error:
+        print(f"CHORUS_DENOISER_MODELS: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,35 @@
+"""Latents as the cache keeps them: a safetensors file of one tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import safetensors.torch
+from torch import Tensor
+
+from services.common.blobs import BlobFault, TensorHeader, safetensors_header
+
+NAME = "latents"
+
+
+def pack_latents(latents: Tensor) -> bytes:
+    """Latents float32 [C, T, H, W] on the CPU as a blob; equal latents give equal bytes."""
+    data: bytes = safetensors.torch.save({NAME: latents.contiguous()})
+    return data
+
+
+def unpack_latents(data: bytes, shape: Sequence[int]) -> Tensor:
+    """Latents float32 of `shape` from a blob; nothing is allocated before its header fits.
+
+    Raises BlobFault for another tensor, type or shape, and for NaN or infinity.
+    """
+    expected = TensorHeader(NAME, "F32", tuple(shape))
+    if (found := safetensors_header(data)) != [expected]:
+        raise BlobFault(f"holds {found}, expected {expected}")
+    try:
+        latents: Tensor = safetensors.torch.load(data)[NAME]
+    except (ValueError, RuntimeError, safetensors.SafetensorError) as error:
+        raise BlobFault("not a safetensors file: its tensor cannot be read") from error
+    if not latents.isfinite().all():
+        raise BlobFault("holds NaN or infinity")
+    return latents

@@ -1,0 +1,92 @@
+"""The models served here: loaded, warmed, described."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from chorus.common.v1 import latents_pb2, video_pb2
+from chorus.denoiser.v1 import denoiser_pb2
+
+from services.denoiser.engine import measure_step
+from services.denoiser.jobs import unknown_model
+from services.denoiser.models.pipeline import LoadedModel
+from services.denoiser.models.spec import Bound, SpecError
+from services.denoiser.worker import Worker
+
+
+class Catalogue:
+    """Models by id, in the order of the settings. Made by `load_catalogue`."""
+
+    def __init__(self, models: Sequence[LoadedModel], worker: Worker) -> None:
+        self.models = {model.spec.id: model for model in models}
+        self._worker = worker
+        self._seconds_per_step: dict[str, float] = {}
+
+    async def warm(self, model_id: str) -> denoiser_pb2.ModelInfo:
+        """Runs one step and measures it; waits for the device. Raises UNKNOWN_MODEL."""
+        model = self.models.get(model_id)
+        if model is None:
+            raise unknown_model(model_id, self.models)
+        self._seconds_per_step[model_id] = await self._worker.call(lambda: measure_step(model))
+        return self._describe(model)
+
+    def describe(self) -> list[denoiser_pb2.ModelInfo]:
+        return [self._describe(model) for model in self.models.values()]
+
+    def _describe(self, model: LoadedModel) -> denoiser_pb2.ModelInfo:
+        spec, codec = model.spec, model.codec
+        return denoiser_pb2.ModelInfo(
+            model_id=spec.id,
+            weights_digest=spec.weights.sha256,
+            conditioning_encoder_id=spec.text.encoder_id,
+            codec=denoiser_pb2.CodecInfo(
+                codec_id=codec.id,
+                latent_channels=codec.latent_channels,
+                temporal_factor=codec.temporal_factor,
+                spatial_factor=codec.spatial_factor,
+                causal=codec.causal,
+            ),
+            latent_dtype=latents_pb2.D_TYPE_FLOAT32,
+            frames=_bound(spec.bounds.frames),
+            height=_bound(spec.bounds.height),
+            width=_bound(spec.bounds.width),
+            steps=_bound(spec.bounds.steps),
+            default_shape=video_pb2.VideoShape(
+                frames=spec.video.frames, height=spec.video.height, width=spec.video.width
+            ),
+            default_schedule=latents_pb2.Schedule(sigmas=spec.schedule.sigmas),
+            schedule_shift=spec.schedule.shift,
+            seconds_per_step=self._seconds_per_step.get(spec.id, 0.0),
+        )
+
+
+async def load_catalogue(paths: Sequence[Path], device: str, threads: int, worker: Worker) -> Catalogue:
+    """Loads and warms every model, in the worker's thread.
+
+    Args:
+        threads: of the CPU; 0 leaves torch's own choice, the physical cores.
+
+    Raises SpecError or WeightsError for a file that cannot be served, ValueError for a device that is
+    missing.
+    """
+
+    def load() -> list[LoadedModel]:
+        if threads:
+            torch.set_num_threads(threads)
+        if device.startswith("cuda") and not torch.cuda.is_available():
+            raise ValueError(f"device {device}: torch finds no CUDA device; use cpu")
+        return [LoadedModel.load(path, device) for path in paths]
+
+    models = await worker.call(load)
+    catalogue = Catalogue(models, worker)
+    if len(catalogue.models) < len(models):
+        raise SpecError(f"models: two have the same id: {[model.spec.id for model in models]}")
+    for model_id in catalogue.models:
+        await catalogue.warm(model_id)
+    return catalogue
+
+
+def _bound(bound: Bound) -> denoiser_pb2.Bound:
+    return denoiser_pb2.Bound(min=bound.min, max=bound.max, multiple=bound.multiple)

@@ -1,0 +1,246 @@
+"""A DenoiseRequest, checked field by field before anything believes it."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from chorus.common.v1 import latents_pb2, plan_pb2
+from chorus.denoiser.v1 import denoiser_pb2
+from numpy.typing import NDArray
+
+from services.common import errors
+from services.common.errors import ChorusError, Violation, Violations
+from services.common.schedule import schedule_fault
+from services.common.tensors import decode_tensor
+from services.denoiser.models.pipeline import LatentShape, LoadedModel
+
+MAX_PROMPT_CHARACTERS = 2_000
+MAX_VECTOR = 4_096
+_MAX_ID_CHARACTERS = 128
+_MAX_ENCODER_CHARACTERS = 512
+_ENTRY_ID = re.compile(r"[0-9a-f]{64}")
+_NORM_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run, valid for its model.
+
+    Args:
+        latent_shape: (C, T, H, W).
+        sigmas: total steps + 1 noise levels.
+        token_states: float32 [L, text_dim].
+        first_step: K1; above 0 exactly if there is a donor.
+    """
+
+    generation_id: str
+    model: LoadedModel
+    latent_shape: LatentShape
+    sigmas: tuple[float, ...]
+    seed: int
+    token_states: NDArray[np.float32]
+    first_step: int
+    donor: plan_pb2.DonorRef | None
+    retrieval_encoder_id: str
+    vector_dim: int
+    admission: denoiser_pb2.AdmissionContext | None
+
+    @property
+    def total_steps(self) -> int:
+        return len(self.sigmas) - 1
+
+    @property
+    def identity(self) -> latents_pb2.LatentIdentity:
+        """Under which the result's latents may be reused."""
+        spec = self.model.spec
+        return latents_pb2.LatentIdentity(
+            model_id=spec.id,
+            weights_digest=spec.weights.sha256,
+            schedule=latents_pb2.Schedule(sigmas=self.sigmas),
+            latent_shape=self.latent_shape,
+            latent_dtype=latents_pb2.D_TYPE_FLOAT32,
+            codec_id=self.model.codec.id,
+            conditioning_encoder_id=spec.text.encoder_id,
+        )
+
+
+def unknown_model(model_id: str, available: Mapping[str, object]) -> ChorusError:
+    listed = ",".join(available)
+    return ChorusError(
+        errors.UNKNOWN_MODEL,
+        f"model_id: {model_id[:100]!r} is not served here; available: {listed}",
+        metadata={"available": listed},
+        violations=[Violation("model_id", f"must be one of {listed}")],
+    )
+
+
+def check_request(request: denoiser_pb2.DenoiseRequest, models: Mapping[str, LoadedModel]) -> Job:
+    """The job behind a request.
+
+    Raises UNKNOWN_MODEL, or INVALID_FIELD that names every field at fault with its bound.
+    """
+    model = models.get(request.model_id)
+    if model is None:
+        raise unknown_model(request.model_id, models)
+    violations = Violations()
+    violations.require(
+        0 < len(request.generation_id) <= _MAX_ID_CHARACTERS,
+        "generation_id",
+        f"must have 1 to {_MAX_ID_CHARACTERS} characters, not {len(request.generation_id)}",
+    )
+    shape = _latent_shape(violations, request, model)
+    sigmas = _sigmas(violations, request, model)
+    states = _token_states(violations, request, model)
+    _check_plan(violations, request.plan, len(sigmas) - 1)
+    admission = request.admission if request.HasField("admission") else None
+    if admission is not None or request.plan.full_reuse_steps:
+        _check_retrieval(violations, request)
+    if admission is not None:
+        _check_admission(violations, admission, request.vector_dim)
+    violations.raise_if_any()
+    assert shape is not None
+    assert states is not None
+    return Job(
+        generation_id=request.generation_id,
+        model=model,
+        latent_shape=shape,
+        sigmas=sigmas,
+        seed=request.seed,
+        token_states=states,
+        first_step=request.plan.full_reuse_steps,
+        donor=request.plan.donor if request.plan.full_reuse_steps else None,
+        retrieval_encoder_id=request.retrieval_encoder_id,
+        vector_dim=request.vector_dim,
+        admission=admission,
+    )
+
+
+def _latent_shape(
+    violations: Violations, request: denoiser_pb2.DenoiseRequest, model: LoadedModel
+) -> LatentShape | None:
+    sizes = (request.shape.frames, request.shape.height, request.shape.width)
+    bounds = model.spec.bounds
+    fits = [
+        violations.require(fault is None, f"shape.{name}", fault or "")
+        for name, fault in (
+            ("frames", bounds.frames.fault(sizes[0])),
+            ("height", bounds.height.fault(sizes[1])),
+            ("width", bounds.width.fault(sizes[2])),
+        )
+    ]
+    if not all(fits):
+        return None
+    try:
+        shape = model.codec.latent_shape(*sizes)
+    except ValueError as error:
+        violations.require(False, "shape", str(error))
+        return None
+    patch = model.spec.transformer.patch_size
+    for name, size, cells, side in zip(("frames", "height", "width"), sizes, shape[1:], patch, strict=True):
+        violations.require(
+            cells % side == 0,
+            f"shape.{name}",
+            f"{size} is {cells} latent cells, which must be a multiple of {side}",
+        )
+    return shape
+
+
+def _sigmas(
+    violations: Violations, request: denoiser_pb2.DenoiseRequest, model: LoadedModel
+) -> tuple[float, ...]:
+    sigmas = tuple(request.schedule.sigmas)
+    fault = schedule_fault(sigmas)
+    if violations.require(fault is None, "schedule.sigmas", fault or ""):
+        fault = model.spec.bounds.steps.fault(len(sigmas) - 1)
+        violations.require(fault is None, "schedule.sigmas", f"its number of steps {fault}")
+    return sigmas
+
+
+def _token_states(
+    violations: Violations, request: denoiser_pb2.DenoiseRequest, model: LoadedModel
+) -> NDArray[np.float32] | None:
+    text, dim = model.spec.text, model.spec.transformer.text_dim
+    violations.require(
+        request.conditioning_encoder_id == text.encoder_id,
+        "conditioning_encoder_id",
+        f"must be {text.encoder_id}, which {request.model_id} was trained on",
+    )
+    try:
+        states = decode_tensor(
+            request.token_states, "token_states", rank=2, max_elements=text.max_tokens * dim
+        )
+    except ChorusError as error:
+        for violation in error.violations:
+            violations.require(False, violation.field, violation.description)
+        return None
+    tokens, width = states.shape
+    violations.require(
+        1 <= tokens <= text.max_tokens and width == dim,
+        "token_states.shape",
+        f"must be [L, {dim}] with L 1 to {text.max_tokens}, not {[tokens, width]}",
+    )
+    return states
+
+
+def _check_plan(violations: Violations, plan: plan_pb2.Plan, steps: int) -> None:
+    violations.require(
+        plan.total_steps == steps,
+        "plan.total_steps",
+        f"must be {steps}, the schedule's number of steps, not {plan.total_steps}",
+    )
+    violations.require(
+        plan.full_reuse_steps < max(steps, 1),
+        "plan.full_reuse_steps",
+        f"must be 0 to {max(steps, 1) - 1}, not {plan.full_reuse_steps}",
+    )
+    violations.require(
+        plan.HasField("donor") == (plan.full_reuse_steps > 0),
+        "plan.donor",
+        "must be set exactly if plan.full_reuse_steps is above 0",
+    )
+    if plan.HasField("donor"):
+        violations.require(
+            _ENTRY_ID.fullmatch(plan.donor.entry_id) is not None,
+            "plan.donor.entry_id",
+            "must be 64 lower-case hex digits",
+        )
+
+
+def _check_retrieval(violations: Violations, request: denoiser_pb2.DenoiseRequest) -> None:
+    violations.require(
+        0 < len(request.retrieval_encoder_id) <= _MAX_ENCODER_CHARACTERS,
+        "retrieval_encoder_id",
+        f"must have 1 to {_MAX_ENCODER_CHARACTERS} characters where the cache is read or written",
+    )
+    violations.require(
+        1 <= request.vector_dim <= MAX_VECTOR,
+        "vector_dim",
+        f"must be 1 to {MAX_VECTOR} where the cache is read or written, not {request.vector_dim}",
+    )
+
+
+def _check_admission(
+    violations: Violations, admission: denoiser_pb2.AdmissionContext, vector_dim: int
+) -> None:
+    length = len(admission.prompt.strip())
+    violations.require(
+        1 <= length <= MAX_PROMPT_CHARACTERS,
+        "admission.prompt",
+        f"must have 1 to {MAX_PROMPT_CHARACTERS} characters besides surrounding space, not {length}",
+    )
+    vector = admission.retrieval_vector
+    if violations.require(
+        len(vector) == vector_dim,
+        "admission.retrieval_vector",
+        f"must hold vector_dim = {vector_dim} values, not {len(vector)}",
+    ):
+        norm = math.sqrt(sum(value * value for value in vector))
+        violations.require(
+            abs(norm - 1) <= _NORM_TOLERANCE,
+            "admission.retrieval_vector",
+            f"must be L2-normalised: its norm is {norm:.4g}, not 1",
+        )

@@ -1,0 +1,172 @@
+"""protobuf ↔ runs: fetch the donor, run the plan, stream the events, admit the result."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import grpc.aio
+from chorus.common.v1 import errors_pb2, latents_pb2, video_pb2
+from chorus.denoiser.v1 import denoiser_pb2, denoiser_pb2_grpc
+from torch import Tensor
+
+from services.common import errors, names, telemetry
+from services.common.blobs import chunks, sha256
+from services.common.errors import ChorusError
+from services.common.logs import get_logger
+from services.common.tenancy import tenant_of
+from services.denoiser.catalogue import Catalogue
+from services.denoiser.donors import Donors
+from services.denoiser.engine import Result, StepDone, Video, denoise
+from services.denoiser.jobs import Job, check_request
+from services.denoiser.video import MEDIA_TYPE
+from services.denoiser.worker import Worker
+
+log = get_logger("denoiser")
+
+DenoiseContext = grpc.aio.ServicerContext[denoiser_pb2.DenoiseRequest, denoiser_pb2.DenoiseResponse]
+
+
+@dataclass(frozen=True)
+class _Start:
+    """Where a run begins, and what finding that out took."""
+
+    latents: tuple[int, Tensor] | None = None
+    degraded: errors_pb2.JobError | None = None
+    fetch_seconds: float = 0.0
+
+
+class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
+    """Serves one catalogue through one worker; owns neither."""
+
+    def __init__(self, catalogue: Catalogue, worker: Worker, donors: Donors, run_seconds: float) -> None:
+        self._catalogue = catalogue
+        self._worker = worker
+        self._donors = donors
+        self._run_seconds = run_seconds
+
+    async def Denoise(
+        self, request: denoiser_pb2.DenoiseRequest, context: DenoiseContext
+    ) -> AsyncIterator[denoiser_pb2.DenoiseResponse]:
+        tenant = tenant_of(context.invocation_metadata())
+        job = check_request(request, self._catalogue.models)
+        remaining = context.time_remaining()
+        seconds = self._run_seconds if remaining is None else min(remaining, self._run_seconds)
+        deadline = time.monotonic() + seconds
+        _when_ended(context, self._worker.take_place())
+        start = await self._start(job, tenant)
+        run = self._worker.submit(
+            denoise(job, start.latents, job.admission is not None, telemetry.traceparent()), deadline
+        )
+        _when_ended(context, run.cancel)
+        with telemetry.span(names.SPAN_QUEUE):
+            await run.begun()
+        yield denoiser_pb2.DenoiseResponse(started=_started(job, start))
+        async for event in run.events():
+            if isinstance(event, StepDone):
+                yield _step(event)
+            else:
+                for response in _video(event.video):
+                    yield response
+                yield _completed(event)
+                log.info("denoised", generation_id=job.generation_id, steps_run=event.steps_run)
+                if job.admission is not None:
+                    admission = await self._admit(job, tenant, event)
+                    yield denoiser_pb2.DenoiseResponse(admission=admission)
+
+    async def DescribeModels(
+        self,
+        request: denoiser_pb2.DescribeModelsRequest,
+        context: grpc.aio.ServicerContext[
+            denoiser_pb2.DescribeModelsRequest, denoiser_pb2.DescribeModelsResponse
+        ],
+    ) -> denoiser_pb2.DescribeModelsResponse:
+        return denoiser_pb2.DescribeModelsResponse(models=self._catalogue.describe())
+
+    async def Warm(
+        self,
+        request: denoiser_pb2.WarmRequest,
+        context: grpc.aio.ServicerContext[denoiser_pb2.WarmRequest, denoiser_pb2.WarmResponse],
+    ) -> denoiser_pb2.WarmResponse:
+        _when_ended(context, self._worker.take_place())
+        return denoiser_pb2.WarmResponse(model=await self._catalogue.warm(request.model_id))
+
+    async def _start(self, job: Job, tenant: str) -> _Start:
+        """The donor's latents, or why they could not be had: then the job is computed in full."""
+        if job.donor is None:
+            return _Start()
+        begin = time.perf_counter()
+        try:
+            latents = await self._donors.fetch(job, tenant)
+        except ChorusError as error:
+            log.warning("donor lost", generation_id=job.generation_id, reason=error.message)
+            seconds = time.perf_counter() - begin
+            return _Start(degraded=errors.to_job_error(error), fetch_seconds=seconds)
+        return _Start((job.first_step, latents), fetch_seconds=time.perf_counter() - begin)
+
+    async def _admit(self, job: Job, tenant: str, result: Result) -> denoiser_pb2.Admission:
+        if not result.latents:
+            return denoiser_pb2.Admission()  # a run of one step has nothing between noise and video
+        # Without a donor the same latents would have cost every step that leads to them.
+        cost = result.denoise_seconds / result.steps_run * max(result.latents)
+        try:
+            entry_id = await self._donors.admit(job, tenant, result.latents, cost)
+        except ChorusError as error:
+            log.warning("not admitted", generation_id=job.generation_id, reason=error.message)
+            return denoiser_pb2.Admission(error=errors.to_job_error(error))
+        return denoiser_pb2.Admission(entry_id=entry_id)
+
+
+def _when_ended(context: Any, action: Callable[[], None]) -> None:
+    """Acts once the call is over, however it ended.
+
+    A `finally` would not do: a generator whose client goes away while it is suspended is closed by the
+    garbage collector, some time later.
+    """
+    context.add_done_callback(lambda _: action())
+
+
+def _started(job: Job, start: _Start) -> denoiser_pb2.Started:
+    return denoiser_pb2.Started(
+        first_step=start.latents[0] if start.latents else 0,
+        total_steps=job.total_steps,
+        donor=job.donor if start.latents else None,
+        degraded=start.degraded,
+        fetch_seconds=start.fetch_seconds,
+    )
+
+
+def _step(event: StepDone) -> denoiser_pb2.DenoiseResponse:
+    return denoiser_pb2.DenoiseResponse(
+        step_completed=denoiser_pb2.StepCompleted(
+            step=latents_pb2.StepRef(index=event.index, sigma=event.sigma), seconds=event.seconds
+        )
+    )
+
+
+def _video(video: Video) -> Iterator[denoiser_pb2.DenoiseResponse]:
+    yield denoiser_pb2.DenoiseResponse(
+        video_header=video_pb2.VideoInfo(
+            media_type=MEDIA_TYPE,
+            size_bytes=len(video.data),
+            digest=sha256(video.data),
+            frames=video.frames,
+            height=video.height,
+            width=video.width,
+            frames_per_second=video.fps,
+        )
+    )
+    for chunk in chunks(video.data):
+        yield denoiser_pb2.DenoiseResponse(video_chunk=chunk)
+
+
+def _completed(result: Result) -> denoiser_pb2.DenoiseResponse:
+    return denoiser_pb2.DenoiseResponse(
+        completed=denoiser_pb2.Completed(
+            steps_run=result.steps_run,
+            denoise_seconds=result.denoise_seconds,
+            decode_seconds=result.decode_seconds,
+        )
+    )

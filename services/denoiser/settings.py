@@ -1,0 +1,48 @@
+"""Settings of the denoiser: `CHORUS_DENOISER_*`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BeforeValidator, Field, FilePath
+from pydantic_settings import NoDecode, SettingsConfigDict
+
+from services.common.settings import MIB, Seconds, ServerSettings, Target
+
+# Beside the services, in a checkout as in an installation.
+SHIPPED_MODEL = Path(__file__).resolve().parents[2] / "models" / "movingshapes" / "model.toml"
+
+
+def _split(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    return tuple(part.strip() for part in value.split(",") if part.strip())
+
+
+class DenoiserSettings(ServerSettings):
+    """Environment of `python -m services.denoiser`."""
+
+    model_config = SettingsConfigDict(env_prefix="CHORUS_DENOISER_", extra="ignore")
+
+    port: Annotated[int, Field(ge=0, le=65_535)] = 7403
+
+    # Model files, comma separated. All are loaded at start; the first is the default of those who ask.
+    models: Annotated[
+        tuple[FilePath, ...], NoDecode, BeforeValidator(_split), Field(min_length=1, max_length=16)
+    ] = (SHIPPED_MODEL,)
+    device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")] = "cpu"
+    # Of the CPU, for one step; 0: as many as there are physical cores.
+    threads: Annotated[int, Field(ge=0, le=1024)] = 0
+    # Calls that may wait while one runs.
+    queue_limit: Annotated[int, Field(ge=1, le=10_000)] = 16
+
+    cache_target: Target = "127.0.0.1:7402"
+    # How long a donor's latents may take to arrive before the request is computed in full.
+    fetch_seconds: Seconds = 10.0
+    # How long handing the result to the cache may take.
+    admit_seconds: Seconds = 30.0
+    # The most that one step's latents may take.
+    max_blob_bytes: Annotated[int, Field(ge=1024, le=1024 * MIB)] = 64 * MIB
+    # The longest a run may take, also where its caller set no deadline.
+    run_seconds: Seconds = 3_600.0

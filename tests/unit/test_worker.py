@@ -1,0 +1,163 @@
+"""The device thread: order, cancellation, deadlines, faults and its limit; gated by events, not by time."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Generator
+from threading import Event, get_ident
+
+import pytest
+
+from services.common import errors
+from services.common.errors import ChorusError
+from services.denoiser.worker import Run, Worker
+
+WAIT = 20.0
+
+
+@pytest.fixture
+async def worker() -> AsyncIterator[Worker]:
+    made = Worker(queue_limit=2)
+    yield made
+    await made.close()
+
+
+def later() -> float:
+    return time.monotonic() + 60
+
+
+def counting(n: int, seen: list[int], gate: Event | None = None) -> Generator[int]:
+    """Yields 0 … n − 1; before each but the first it waits for the gate."""
+    try:
+        for i in range(n):
+            if i and gate is not None:
+                assert gate.wait(WAIT)
+            seen.append(i)
+            yield i
+    finally:
+        seen.append(-1)
+
+
+async def collect(run: Run[int]) -> list[int]:
+    await run.begun()
+    return [event async for event in run.events()]
+
+
+async def reason_of(run: Run[int]) -> errors.Reason:
+    with pytest.raises(ChorusError) as caught:
+        await collect(run)
+    return caught.value.reason
+
+
+async def test_events_come_in_order_and_runs_one_after_the_other(worker: Worker) -> None:
+    seen: list[int] = []
+    runs = [worker.submit(counting(4, seen), later()) for _ in range(3)]
+    assert [await collect(run) for run in runs] == [[0, 1, 2, 3]] * 3
+    assert seen == [0, 1, 2, 3, -1] * 3
+
+
+async def test_the_event_loop_is_another_thread(worker: Worker) -> None:
+    assert await worker.call(get_ident) != get_ident()
+    assert await worker.call(get_ident) == await worker.call(get_ident)
+
+
+async def test_cancelled_between_two_events(worker: Worker) -> None:
+    seen: list[int] = []
+    gate = Event()
+    run = worker.submit(counting(100, seen, gate), later())
+    await run.begun()
+    assert await anext(run.events()) == 0
+    run.cancel()
+    gate.set()
+    assert await reason_of_rest(run) == errors.CANCELLED
+    # The step that was running is finished, no other is begun, and the work was closed.
+    await worker.call(lambda: None)
+    assert seen in ([0, -1], [0, 1, -1])
+
+
+async def reason_of_rest(run: Run[int]) -> errors.Reason:
+    with pytest.raises(ChorusError) as caught:
+        async for _ in run.events():
+            pass
+    return caught.value.reason
+
+
+async def test_cancelled_while_it_waits_it_never_begins(worker: Worker) -> None:
+    gate, first, second = Event(), list[int](), list[int]()
+    running = worker.submit(counting(2, first, gate), later())
+    await running.begun()
+    waiting = worker.submit(counting(2, second), later())
+    waiting.cancel()
+    waiting.cancel()
+    assert await reason_of(waiting) == errors.CANCELLED
+    gate.set()
+    assert [event async for event in running.events()] == [0, 1]
+    await worker.call(lambda: None)
+    assert second == []
+
+
+async def test_a_deadline_that_passed(worker: Worker) -> None:
+    seen: list[int] = []
+    assert await reason_of(worker.submit(counting(3, seen), time.monotonic())) == errors.DEADLINE_EXCEEDED
+    assert seen == []
+
+
+async def test_a_deadline_that_passes_between_two_events(worker: Worker) -> None:
+    seen: list[int] = []
+    deadline = time.monotonic() + 0.5
+
+    def slow() -> Generator[int]:
+        seen.append(0)
+        yield 0
+        while time.monotonic() < deadline:
+            Event().wait(0.01)
+        yield 1
+        seen.append(2)
+        yield 2
+
+    run = worker.submit(slow(), deadline)
+    assert await reason_of(run) == errors.DEADLINE_EXCEEDED
+    assert seen == [0]
+
+
+async def test_a_fault_is_its_own_and_the_thread_lives_on(worker: Worker) -> None:
+    def broken() -> Generator[int]:
+        yield 0
+        raise ZeroDivisionError("broken")
+
+    run = worker.submit(broken(), later())
+    await run.begun()
+    events = run.events()
+    assert await anext(events) == 0
+    with pytest.raises(ZeroDivisionError, match="broken"):
+        await anext(events)
+    assert await collect(worker.submit(counting(2, []), later())) == [0, 1]
+
+
+async def test_places_are_limited_and_come_back(worker: Worker) -> None:
+    places = [worker.take_place() for _ in range(3)]  # one runs, two wait
+    with pytest.raises(ChorusError) as caught:
+        worker.take_place()
+    assert caught.value.reason == errors.QUEUE_FULL
+    assert caught.value.retry_after
+    places[0]()
+    places[0]()
+    again = worker.take_place()
+    with pytest.raises(ChorusError):
+        worker.take_place()
+    for give_back in (again, *places[1:]):
+        give_back()
+
+
+async def test_closing_cancels_what_waits_and_ends_what_runs() -> None:
+    worker = Worker(queue_limit=2)
+    gate = Event()
+    running = worker.submit(counting(2, [], gate), later())
+    await running.begun()
+    waiting = worker.submit(counting(2, []), later())
+    closing = asyncio.create_task(worker.close())
+    assert await reason_of(waiting) == errors.CANCELLED
+    gate.set()
+    assert [event async for event in running.events()] == [0, 1]
+    await closing
