@@ -20,11 +20,13 @@ from services.common.settings import ServerSettings
 # What a service does once its port is bound: load what it needs, give every resource to the stack, add its
 # servicer to the server. The service answers UNAVAILABLE until this returns.
 Start = Callable[[AsyncExitStack, grpc.aio.Server], Awaitable[None]]
+# Called when a drain begins, before running calls are waited for: ends what would not end by itself.
+Drain = Callable[[], Awaitable[None]]
 
 log = get_logger("server")
 
 
-def run(name: str, service: str, settings: ServerSettings, start: Start) -> None:
+def run(name: str, service: str, settings: ServerSettings, start: Start, drain: Drain | None = None) -> None:
     """Serves until SIGTERM or SIGINT; returns after the drain.
 
     Args:
@@ -36,12 +38,14 @@ def run(name: str, service: str, settings: ServerSettings, start: Start) -> None
     configure_logs(name, settings.log_level, settings.log_format)
     telemetry.configure(name)
     try:
-        asyncio.run(_serve(name, service, settings, start))
+        asyncio.run(_serve(name, service, settings, start, drain))
     finally:
         telemetry.shutdown()
 
 
-async def _serve(name: str, service: str, settings: ServerSettings, start: Start) -> None:
+async def _serve(
+    name: str, service: str, settings: ServerSettings, start: Start, drain: Drain | None
+) -> None:
     gate = Gate(name)
     server = grpc.aio.server(
         # Tracing is outermost, so that a refused call is seen too.
@@ -88,5 +92,9 @@ async def _serve(name: str, service: str, settings: ServerSettings, start: Start
             await status.enter_graceful_shutdown()
             for task in (loading, stopping):
                 task.cancel()
-            await server.stop(settings.drain_seconds)
+            try:
+                if drain is not None:
+                    await drain()
+            finally:
+                await server.stop(settings.drain_seconds)
     log.info("stopped")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, Iterable
 from pathlib import Path
 
 from chorus.common.v1 import video_pb2
@@ -30,17 +30,23 @@ class Videos:
 
     async def save(self, generation_id: str, data: bytes) -> None:
         """Durable when it returns. Raises OSError, and leaves nothing, when the disk does not take it."""
-        await asyncio.to_thread(self._save, generation_id, data)
+        writing = asyncio.create_task(asyncio.to_thread(self._save, generation_id, data))
+        try:
+            await asyncio.shield(writing)
+        except asyncio.CancelledError:
+            # The thread cannot be stopped: who cancelled removes the file, and must not be too early.
+            await asyncio.wait([writing])
+            raise
 
     async def remove(self, generation_ids: Iterable[str]) -> None:
         """Also what a crash left of a video that was not finished."""
         await asyncio.to_thread(self._remove, list(generation_ids))
 
-    async def read(self, generation_id: str, info: video_pb2.VideoInfo) -> AsyncIterator[bytes]:
+    async def read(self, generation_id: str, info: video_pb2.VideoInfo) -> AsyncGenerator[bytes, None]:
         """Chunks of about 1 MiB.
 
-        Raises BLOB_CORRUPT when the file is not the one that was saved: before the first chunk if it is missing
-        or of another length, after the last if only its digest differs.
+        Raises BLOB_CORRUPT when the file is not the one that was saved: before the first chunk if it is
+        missing or of another length, after the last if only its digest differs.
         """
         fault = f"the video of generation {generation_id!r} is {{}}; generate it again"
         digest = hashlib.sha256()

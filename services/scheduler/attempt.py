@@ -1,0 +1,158 @@
+"""One attempt at a job: embed → look up → plan, then the run on the denoiser."""
+
+from __future__ import annotations
+
+import time
+
+from chorus.common.v1 import errors_pb2, plan_pb2
+from chorus.denoiser.v1 import denoiser_pb2
+from chorus.embedder.v1 import embedder_pb2
+from chorus.scheduler.v1 import scheduler_pb2 as pb
+
+from services.common import errors, names, telemetry
+from services.common.channels import calling
+from services.common.errors import ChorusError
+from services.common.logs import get_logger
+from services.common.telemetry import Span
+from services.scheduler import messages, planner
+from services.scheduler.faults import Interrupted, judge
+from services.scheduler.jobs import IN_QUEUE
+from services.scheduler.planner import Policy
+from services.scheduler.run import Run
+from services.scheduler.store import Job
+from services.scheduler.tools import Tools, too_late
+
+log = get_logger("attempt")
+
+POLICIES: dict[plan_pb2.ReusePolicy.ValueType, Policy] = {
+    plan_pb2.REUSE_POLICY_OFF: "off",
+    plan_pb2.REUSE_POLICY_SAFE: "safe",
+    plan_pb2.REUSE_POLICY_BALANCED: "balanced",
+    plan_pb2.REUSE_POLICY_FAST: "fast",
+}
+
+
+async def attempt(tools: Tools, job: Job, span: Span) -> None:
+    """Takes a queued job to its video, and returns when the denoiser is free of it.
+
+    Returns early when the job left the state it should be in, for instance because it was cancelled.
+
+    Raises Interrupted when a service is missing, ChorusError when the job cannot succeed.
+    """
+    taken = time.monotonic()
+    timings = pb.Timings(
+        queued_seconds=max(0.0, tools.clock() - job.generation.create_time.ToNanoseconds() / 1e9)
+    )
+    spec = job.generation.spec
+    model = tools.catalogue.model(spec.model_id)
+    warnings: list[errors_pb2.JobError] = []
+
+    encoded = await _embed(tools, job, model)
+    timings.embed_seconds = time.monotonic() - taken
+    if encoded.truncated:
+        warnings.append(_truncated())
+
+    looked_up = time.monotonic()
+    plan = await _plan(tools, job, model, encoded, warnings)
+    timings.lookup_seconds = time.monotonic() - looked_up
+    span.set_attribute(names.TOTAL_STEPS, plan.total_steps)
+    span.set_attribute(names.FULL_REUSE_STEPS, plan.full_reuse_steps)
+    span.set_attribute(names.CACHE_DECISION, "hit" if plan.full_reuse_steps else "miss")
+
+    planned = [pb.GenerationEvent(planned=pb.PlannedEvent(plan=plan))]
+    planned += [pb.GenerationEvent(warning=pb.WarningEvent(warning=warning)) for warning in warnings]
+    running = await tools.store.advance(job.job_id, IN_QUEUE, planned)
+    if running is None:
+        return
+    log.info("planned", full_reuse_steps=plan.full_reuse_steps, reason=plan.reasons[0].text)
+    span.set_attribute(names.ATTEMPT, running.generation.attempts)
+    request = messages.denoise_request(job.job_id, spec, encoded, plan)
+    await Run(tools, running, model, plan, timings, taken).follow(request)
+
+
+async def _embed(tools: Tools, job: Job, model: denoiser_pb2.ModelInfo) -> embedder_pb2.EmbedResponse:
+    left = tools.seconds_left(job)
+    try:
+        with calling("embedder"):
+            return await tools.downstream.embedder.Embed(
+                embedder_pb2.EmbedRequest(
+                    prompt=job.generation.spec.prompt,
+                    conditioning_encoder_id=model.conditioning_encoder_id,
+                ),
+                timeout=min(left, tools.settings.embed_seconds),
+                metadata=tools.downstream.metadata,
+            )
+    except ChorusError as error:
+        if error.reason != errors.DEADLINE_EXCEEDED:
+            raise judge(error, "embedder") from error
+        if left <= tools.settings.embed_seconds:
+            raise too_late(job) from error
+        silent = errors.unavailable("embedder", f"no answer in {tools.settings.embed_seconds:g} s")
+        raise Interrupted("embedder", silent) from error
+
+
+async def _plan(
+    tools: Tools,
+    job: Job,
+    model: denoiser_pb2.ModelInfo,
+    encoded: embedder_pb2.EmbedResponse,
+    warnings: list[errors_pb2.JobError],
+) -> plan_pb2.Plan:
+    spec = job.generation.spec
+    policy = POLICIES[spec.reuse]
+    total_steps = len(spec.schedule.sigmas) - 1
+    donors: list[planner.Donor] = []
+    if policy != "off":
+        try:
+            donors = await _look_up(tools, job, model, encoded)
+        except ChorusError as error:
+            error.metadata.setdefault("service", "cache")
+            log.warning("cache not used", error=error.message)
+            warnings.append(errors.to_job_error(error))
+            return planner.to_message(
+                planner.in_full(
+                    total_steps,
+                    plan_pb2.PLAN_REASON_CODE_CACHE_UNAVAILABLE,
+                    f"computed in full, because the cache could not be asked: {error.message}",
+                )
+            )
+    with telemetry.span(names.SPAN_PLAN, {names.DONOR_COUNT: len(donors)}) as span:
+        chosen = planner.plan(policy, total_steps, donors, tools.pace.seconds_per_step(spec, model))
+        span.set_attribute(names.FULL_REUSE_STEPS, chosen.full_reuse_steps)
+        span.set_attribute(
+            names.PLAN_REASON,
+            plan_pb2.PlanReasonCode.Name(chosen.reasons[-1].code).removeprefix("PLAN_REASON_CODE_"),
+        )
+        if chosen.donor is not None:
+            span.set_attribute(names.ENTRY_ID, chosen.donor.entry_id)
+            span.set_attribute(names.DONOR_SCORE, chosen.donor.score)
+    return planner.to_message(chosen)
+
+
+async def _look_up(
+    tools: Tools, job: Job, model: denoiser_pb2.ModelInfo, encoded: embedder_pb2.EmbedResponse
+) -> list[planner.Donor]:
+    left = tools.seconds_left(job)
+    if tools.downstream.cache_state.serving is False:
+        raise tools.downstream.cache_state.missing()
+    identity = messages.latent_identity(job.generation.spec, model)
+    try:
+        with calling("cache"):
+            reply = await tools.downstream.cache.Lookup(
+                messages.lookup_request(identity, encoded, tools.settings.donor_limit),
+                timeout=min(left, tools.settings.lookup_seconds),
+                metadata=tools.downstream.metadata,
+            )
+    except ChorusError as error:
+        if error.reason == errors.DEADLINE_EXCEEDED:
+            raise errors.unavailable("cache", f"no answer in {tools.settings.lookup_seconds:g} s") from error
+        raise
+    return messages.donors_of(reply)
+
+
+def _truncated() -> errors_pb2.JobError:
+    return errors_pb2.JobError(
+        reason=errors.INVALID_FIELD,
+        message="the prompt has more tokens than the encoder takes; those beyond were dropped",
+        metadata={"service": "embedder", "field": "spec.prompt"},
+    )

@@ -1,0 +1,214 @@
+"""One run on the denoiser: its stream of events becomes the job's events, its chunks the video file."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Collection
+
+from chorus.common.v1 import errors_pb2, plan_pb2, video_pb2
+from chorus.denoiser.v1 import denoiser_pb2
+from chorus.scheduler.v1 import scheduler_pb2 as pb
+
+from services.common import errors, names, telemetry
+from services.common.blobs import BlobAssembler, BlobFault
+from services.common.channels import calling
+from services.common.errors import ChorusError
+from services.common.logs import get_logger
+from services.scheduler import pace
+from services.scheduler.faults import judge
+from services.scheduler.jobs import State
+from services.scheduler.store import Job
+from services.scheduler.tools import Tools, too_late
+
+log = get_logger("run")
+
+_RUNNING: Collection[State] = frozenset({State.RUNNING})
+
+
+class _Left(Exception):
+    """The job is no longer running: it was cancelled, or its deadline passed."""
+
+
+class Run:
+    """Follows one Denoise call of a job that is RUNNING.
+
+    Args:
+        timings: what is known before the run; filled in here.
+        taken: monotonic seconds when the job was taken off the queue.
+    """
+
+    def __init__(
+        self,
+        tools: Tools,
+        job: Job,
+        model: denoiser_pb2.ModelInfo,
+        plan: plan_pb2.Plan,
+        timings: pb.Timings,
+        taken: float,
+    ) -> None:
+        self._tools = tools
+        self._job = job
+        self._model = model
+        self._plan = plan
+        self._timings = timings
+        self._taken = taken
+        self._first_step = 0
+        self._step_seconds: list[float] = []
+        self._info: video_pb2.VideoInfo | None = None
+        self._video: BlobAssembler | None = None
+        self._began = False
+        self._succeeded = False
+
+    async def follow(self, request: denoiser_pb2.DenoiseRequest) -> None:
+        """Returns when the stream has ended, or at once when the job is no longer running.
+
+        Raises as `attempt` does.
+        """
+        attributes: dict[str, str | bool | int | float] = {names.GEN_AI_MODEL: self._model.model_id}
+        if self._plan.HasField("donor"):
+            attributes[names.ENTRY_ID] = self._plan.donor.entry_id
+            attributes[names.DONOR_SCORE] = self._plan.donor.score
+        with telemetry.span(names.SPAN_DISPATCH, attributes, link=self._plan.donor.traceparent):
+            try:
+                await self._follow(request)
+            except _Left:
+                log.info("left: the job is no longer running")
+            except BlobFault as error:
+                raise ChorusError(
+                    errors.INTERNAL,
+                    f"the denoiser sent a broken video: {error}",
+                    metadata={"service": "denoiser"},
+                ) from error
+            except ChorusError as error:
+                if self._succeeded:
+                    log.warning("the end of the stream was lost", error=error.message)
+                    return
+                if error.reason == errors.DEADLINE_EXCEEDED:
+                    raise too_late(self._job) from error
+                raise judge(error, "denoiser", self._began) from error
+
+    async def _follow(self, request: denoiser_pb2.DenoiseRequest) -> None:
+        left = self._tools.seconds_left(self._job)
+        call = self._tools.downstream.denoiser.Denoise(
+            request, timeout=left, metadata=self._tools.downstream.metadata
+        )
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(None) as limit:
+                with calling("denoiser"):
+                    async for reply in call:
+                        await self._take(reply)
+                        if self._succeeded and limit.when() is None:
+                            limit.reschedule(loop.time() + self._tools.settings.admission_seconds)
+        except TimeoutError:
+            log.warning("the latents were not admitted in time")
+        finally:
+            call.cancel()
+        if not self._succeeded:
+            raise errors.unavailable("denoiser", "its stream ended before the video was complete")
+
+    async def _take(self, reply: denoiser_pb2.DenoiseResponse) -> None:
+        self._began = True
+        match reply.WhichOneof("event"):
+            case "started":
+                await self._started(reply.started)
+            case "step_completed":
+                await self._step_completed(reply.step_completed)
+            case "video_header":
+                self._info = reply.video_header
+                self._video = BlobAssembler(
+                    self._info.size_bytes, self._info.digest, self._tools.settings.max_video_bytes
+                )
+            case "video_chunk":
+                if self._video is None:
+                    raise BlobFault("a chunk came before the header")
+                self._video.add(reply.video_chunk)
+            case "completed":
+                await self._completed(reply.completed)
+            case "admission" if reply.admission.HasField("error"):
+                log.warning("not admitted to the cache", error=reply.admission.error.message)
+            case _:
+                pass
+
+    async def _started(self, started: denoiser_pb2.Started) -> None:
+        self._first_step = started.first_step
+        self._timings.fetch_seconds = started.fetch_seconds
+        event = pb.StartedEvent(
+            first_step=started.first_step,
+            total_steps=started.total_steps,
+            attempt=self._job.generation.attempts,
+        )
+        if started.HasField("donor"):
+            event.donor.CopyFrom(started.donor)
+        events = [pb.GenerationEvent(started=event)]
+        if started.HasField("degraded"):
+            log.warning("the donor could not be used", error=started.degraded.message)
+            warning = errors_pb2.JobError()
+            warning.CopyFrom(started.degraded)
+            if "service" not in warning.metadata:
+                warning.metadata["service"] = "cache"
+            events.append(pb.GenerationEvent(warning=pb.WarningEvent(warning=warning)))
+        await self._advance(*events)
+
+    async def _step_completed(self, step: denoiser_pb2.StepCompleted) -> None:
+        self._step_seconds.append(step.seconds)
+        total = self._plan.total_steps
+        eta = pace.eta_seconds(
+            total - step.step.index,
+            sum(self._step_seconds) / len(self._step_seconds),
+            self._tools.pace.decode_seconds(self._job.generation.spec),
+        )
+        await self._advance(
+            pb.GenerationEvent(
+                step_completed=pb.StepCompletedEvent(
+                    step=step.step, total_steps=total, seconds=step.seconds, eta_seconds=eta
+                )
+            )
+        )
+
+    async def _completed(self, completed: denoiser_pb2.Completed) -> None:
+        if self._video is None or self._info is None:
+            raise BlobFault("no video came before the run was called complete")
+        data = self._video.finish()
+        self._video = None
+        try:
+            await self._tools.videos.save(self._job.job_id, data)
+        except OSError as error:
+            raise ChorusError(errors.INTERNAL, f"the video could not be stored: {error.strerror}") from error
+        self._timings.denoise_seconds = completed.denoise_seconds
+        self._timings.decode_seconds = completed.decode_seconds
+        self._timings.total_seconds = time.monotonic() - self._taken
+        spec = self._job.generation.spec
+        known_step = self._tools.pace.seconds_per_step(spec, self._model)
+        succeeded = pb.SucceededEvent(
+            video=self._info,
+            steps_run=completed.steps_run,
+            timings=self._timings,
+            seconds_saved=pace.seconds_saved(
+                self._first_step,
+                completed.steps_run,
+                completed.denoise_seconds,
+                self._timings.fetch_seconds,
+                known_step,
+            ),
+        )
+        try:
+            await self._advance(pb.GenerationEvent(succeeded=succeeded))
+        except _Left:
+            await self._tools.videos.remove([self._job.job_id])
+            raise
+        self._succeeded = True
+        if completed.steps_run:
+            self._tools.pace.note(
+                spec,
+                completed.denoise_seconds / completed.steps_run,
+                completed.decode_seconds,
+                self._timings.total_seconds,
+            )
+        log.info("succeeded", steps_run=completed.steps_run, seconds=round(self._timings.total_seconds, 3))
+
+    async def _advance(self, *events: pb.GenerationEvent) -> None:
+        """Raises _Left when somebody else ended the job."""
+        if await self._tools.store.advance(self._job.job_id, _RUNNING, events) is None:
+            raise _Left

@@ -1,0 +1,72 @@
+"""protobuf ↔ generations."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+
+import grpc.aio
+from chorus.scheduler.v1 import scheduler_pb2 as pb
+from chorus.scheduler.v1 import scheduler_pb2_grpc
+
+from services.scheduler.generations import Generations
+
+
+class SchedulerServicer(scheduler_pb2_grpc.SchedulerServiceServicer):
+    """The public API of one tenant's generations."""
+
+    def __init__(self, generations: Generations) -> None:
+        self._generations = generations
+
+    async def SubmitGeneration(
+        self,
+        request: pb.SubmitGenerationRequest,
+        context: grpc.aio.ServicerContext[pb.SubmitGenerationRequest, pb.SubmitGenerationResponse],
+    ) -> pb.SubmitGenerationResponse:
+        generation, created = await self._generations.submit(request)
+        return pb.SubmitGenerationResponse(generation=generation, created=created)
+
+    async def GetGeneration(
+        self,
+        request: pb.GetGenerationRequest,
+        context: grpc.aio.ServicerContext[pb.GetGenerationRequest, pb.GetGenerationResponse],
+    ) -> pb.GetGenerationResponse:
+        return pb.GetGenerationResponse(generation=await self._generations.get(request.generation_id))
+
+    async def WatchGeneration(
+        self,
+        request: pb.WatchGenerationRequest,
+        context: grpc.aio.ServicerContext[pb.WatchGenerationRequest, pb.WatchGenerationResponse],
+    ) -> AsyncIterator[pb.WatchGenerationResponse]:
+        watching = self._generations.watch(request.generation_id, request.after_sequence)
+        async with aclosing(watching) as events:
+            async for event in events:
+                yield pb.WatchGenerationResponse(event=event)
+
+    async def CancelGeneration(
+        self,
+        request: pb.CancelGenerationRequest,
+        context: grpc.aio.ServicerContext[pb.CancelGenerationRequest, pb.CancelGenerationResponse],
+    ) -> pb.CancelGenerationResponse:
+        return pb.CancelGenerationResponse(generation=await self._generations.cancel(request.generation_id))
+
+    async def ListGenerations(
+        self,
+        request: pb.ListGenerationsRequest,
+        context: grpc.aio.ServicerContext[pb.ListGenerationsRequest, pb.ListGenerationsResponse],
+    ) -> pb.ListGenerationsResponse:
+        generations, token = await self._generations.page(
+            request.page_size, request.page_token, request.state
+        )
+        return pb.ListGenerationsResponse(generations=generations, next_page_token=token)
+
+    async def GetVideo(
+        self,
+        request: pb.GetVideoRequest,
+        context: grpc.aio.ServicerContext[pb.GetVideoRequest, pb.GetVideoResponse],
+    ) -> AsyncIterator[pb.GetVideoResponse]:
+        info, chunks = await self._generations.video(request.generation_id)
+        yield pb.GetVideoResponse(header=info)
+        async with aclosing(chunks):
+            async for chunk in chunks:
+                yield pb.GetVideoResponse(chunk=chunk)

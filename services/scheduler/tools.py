@@ -1,0 +1,49 @@
+"""What an attempt at a job works with."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from services.common import errors
+from services.common.errors import ChorusError
+from services.scheduler.catalogue import Catalogue
+from services.scheduler.downstream import Downstream
+from services.scheduler.pace import Pace
+from services.scheduler.settings import SchedulerSettings
+from services.scheduler.store import Job, JobStore
+from services.scheduler.videos import Videos
+
+
+@dataclass(frozen=True)
+class Tools:
+    """Shared by all attempts, which own none of it.
+
+    Args:
+        clock: Unix seconds.
+    """
+
+    store: JobStore
+    videos: Videos
+    catalogue: Catalogue
+    downstream: Downstream
+    pace: Pace
+    settings: SchedulerSettings
+    clock: Callable[[], float] = time.time
+
+    def seconds_left(self, job: Job) -> float:
+        """Until the deadline; raises DEADLINE_EXCEEDED when it has passed."""
+        left = job.deadline - self.clock()
+        if left <= 0:
+            raise too_late(job)
+        return left
+
+
+def too_late(job: Job) -> ChorusError:
+    deadline = job.generation.spec.deadline.ToJsonString()
+    return ChorusError(
+        errors.DEADLINE_EXCEEDED,
+        f"the deadline {deadline} passed before the video was ready; submit it again with a later one",
+        metadata={"deadline": deadline},
+    )
