@@ -1,0 +1,1 @@
+"""The demo of `make run`: a dozen prompts, with and without reuse."""

@@ -1,0 +1,54 @@
+"""`chorus up` as a child process, for the length of a measurement."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from chorus_client.up import locked
+
+_STOP_SECONDS = 60.0
+
+
+@contextmanager
+def local_deployment(directory: Path) -> Iterator[dict[str, str]]:
+    """Runs all services on an emptied `directory`; yields service → "host:port", and stops them at the end.
+
+    Raises ChorusError when another `chorus up` uses the directory, SystemExit when the services do not start.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    with locked(directory):
+        for old in directory.iterdir():
+            if old.is_dir():
+                shutil.rmtree(old)
+            elif old.name != "up.lock":
+                old.unlink()
+    command = [sys.executable, "-m", "chorus_client", "up", "--dir", str(directory), "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+        try:
+            yield _targets(process)
+        finally:
+            process.terminate()
+            try:
+                process.wait(_STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def _targets(process: subprocess.Popen[str]) -> dict[str, str]:
+    """Waits for the line that says where the services are; `chorus up` itself bounds the wait."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        news = json.loads(line)
+        if "up" in news:
+            targets: dict[str, str] = news["up"]["targets"]
+            return targets
+        if "error" in news:
+            log = "\n".join(news["error"].get("log", ()))
+            raise SystemExit(f"the services did not start: {news['error']['message']}\n{log}")
+    raise SystemExit("the services did not start")
