@@ -249,7 +249,7 @@ class MilvusIndex(Index):
         collection = space + _LAYOUT
         if not self._client.has_collection(collection, timeout=self._seconds):
             return False
-        if not self._client.list_indexes(collection):
+        if not self._client.list_indexes(collection, timeout=self._seconds):
             params = self._client.prepare_index_params()
             # Exact: at the size of a cache the search is not what costs.
             params.add_index("vector", index_type="FLAT", metric_type="COSINE")

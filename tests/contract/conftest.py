@@ -1,0 +1,101 @@
+"""The implementations that every contract runs against.
+
+Servers are named by CHORUS_TEST_MILVUS_URI, CHORUS_TEST_S3_ENDPOINT, CHORUS_TEST_S3_ACCESS_KEY and
+CHORUS_TEST_S3_SECRET_KEY; without them only the embedded implementations and an S3 server in memory are met.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+
+import pytest
+from moto.server import ThreadedMotoServer
+
+from services.cache.blobs import Blobs
+from services.cache.directory import DirectoryBlobs
+from services.cache.index import Index
+from services.cache.milvus import MilvusIndex
+from services.cache.s3 import S3Blobs
+
+SECONDS = 30.0
+
+# Opens what the test's earlier openings wrote to.
+OpenIndex = Callable[[], Awaitable[Index]]
+OpenBlobs = Callable[[], Awaitable[Blobs]]
+
+
+def needed(name: str) -> str:
+    value = os.environ.get(name, "")
+    if not value:
+        pytest.skip(f"{name} is not set: make test-servers starts such a server")
+    return value
+
+
+@pytest.fixture(params=["milvus-lite", pytest.param("milvus", marks=pytest.mark.servers)])
+async def open_index(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[OpenIndex]:
+    """Opens one index again and again; a server's is shared with other tests, so tenants are of the test."""
+    uri = str(tmp_path / "index.db") if request.param == "milvus-lite" else needed("CHORUS_TEST_MILVUS_URI")
+    opened: list[Index] = []
+
+    async def open_one() -> Index:
+        opened.append(await MilvusIndex.open(uri, "", seconds=SECONDS, threads=4))
+        return opened[-1]
+
+    yield open_one
+    for index in opened:
+        await index.close()
+
+
+@pytest.fixture
+async def index(open_index: OpenIndex) -> Index:
+    return await open_index()
+
+
+@pytest.fixture(scope="session")
+def moto() -> Iterator[str]:
+    """An S3 server in memory; host:port."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture(params=["directory", "s3-memory", pytest.param("s3", marks=pytest.mark.servers)])
+def open_blobs(request: pytest.FixtureRequest, tmp_path: Path) -> OpenBlobs:
+    """Opens one store of blobs again and again; a bucket is of the test."""
+    if request.param == "directory":
+        return lambda: DirectoryBlobs.open(tmp_path / "blobs", seconds=SECONDS, threads=4)
+    if request.param == "s3-memory":
+        endpoint, access_key, secret_key = request.getfixturevalue("moto"), "access", "secret"
+    else:
+        endpoint = needed("CHORUS_TEST_S3_ENDPOINT")
+        access_key = needed("CHORUS_TEST_S3_ACCESS_KEY")
+        secret_key = needed("CHORUS_TEST_S3_SECRET_KEY")
+    bucket = f"chorus-test-{uuid.uuid4().hex[:12]}"
+    return lambda: S3Blobs.open(
+        endpoint=endpoint.removeprefix("http://"),
+        bucket=bucket,
+        access_key=access_key,
+        secret_key=secret_key,
+        secure=False,
+        region="us-east-1",
+        seconds=SECONDS,
+        threads=4,
+    )
+
+
+@pytest.fixture
+async def blobs(open_blobs: OpenBlobs) -> AsyncIterator[Blobs]:
+    store = await open_blobs()
+    yield store
+    await store.close()
+
+
+@pytest.fixture
+def tenant() -> str:
+    """Of this test alone."""
+    return f"t{uuid.uuid4().hex[:12]}"

@@ -1,0 +1,125 @@
+"""Values that a cache would meet: identities, entries, unit vectors, latents as safetensors."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from chorus.cache.v1 import cache_pb2
+from chorus.common.v1 import latents_pb2
+from safetensors.numpy import save
+
+from services.cache.entries import Blob, Entry, Space
+from services.common.blobs import chunks, sha256
+from services.common.identity import entry_id, identity_digest, prompt_hash
+
+SHAPE = (4, 2, 3, 3)
+SIGMAS = (1.0, 0.9, 0.5, 0.0)
+ENCODER = "minilm"
+DIMENSION = 16
+SPACE = Space(ENCODER, DIMENSION)
+
+
+def digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def identity(model: str = "movingshapes") -> latents_pb2.LatentIdentity:
+    return latents_pb2.LatentIdentity(
+        model_id=model,
+        weights_digest=digest("weights"),
+        schedule=latents_pb2.Schedule(sigmas=SIGMAS),
+        latent_shape=SHAPE,
+        latent_dtype=latents_pb2.D_TYPE_FLOAT32,
+        codec_id="space-to-depth",
+        conditioning_encoder_id=ENCODER,
+    )
+
+
+def unit(seed: int, dimension: int = DIMENSION) -> list[float]:
+    """A direction of its own for each seed."""
+    vector = np.random.default_rng(seed).standard_normal(dimension)
+    return [float(value) for value in vector / np.linalg.norm(vector)]
+
+
+def latents(seed: int, shape: Sequence[int] = SHAPE, dtype: str = "float32") -> bytes:
+    """A safetensors file of one tensor."""
+    values = np.random.default_rng(seed).standard_normal(tuple(shape)).astype(dtype)
+    return bytes(save({"latents": values}))
+
+
+def entry(
+    prompt: str = "a red circle moves left",
+    *,
+    tenant: str = "default",
+    seed: int = 0,
+    model: str = "movingshapes",
+    blobs: Sequence[Blob] = (),
+    created_ms: int = 1_700_000_000_000,
+) -> Entry:
+    """A row as the store would write it."""
+    identity_hex = identity_digest(identity(model))
+    return Entry(
+        entry_id=entry_id(tenant, identity_hex, prompt, seed),
+        tenant=tenant,
+        identity=identity_hex,
+        model_id=model,
+        prompt=prompt,
+        prompt_hash=prompt_hash(prompt),
+        blobs=tuple(blobs) or (Blob(1, 0.9, 100, digest(prompt)),),
+        cost_seconds=1.25,
+        created_ms=created_ms,
+        traceparent="00-" + "1" * 32 + "-" + "2" * 16 + "-01",
+        generation_id="generation-1",
+    )
+
+
+def new_entry(
+    prompt: str = "a red circle moves left", *, seed: int = 0, vector: int = 0, model: str = "movingshapes"
+) -> cache_pb2.NewEntry:
+    return cache_pb2.NewEntry(
+        identity=identity(model),
+        retrieval_encoder_id=ENCODER,
+        vector=unit(vector),
+        prompt=prompt,
+        seed=seed,
+        cost_seconds=1.25,
+        traceparent="00-" + "1" * 32 + "-" + "2" * 16 + "-01",
+        generation_id="generation-1",
+    )
+
+
+def header(step: int, data: bytes) -> latents_pb2.BlobHeader:
+    return latents_pb2.BlobHeader(
+        step=latents_pb2.StepRef(index=step, sigma=SIGMAS[step]), size_bytes=len(data), digest=sha256(data)
+    )
+
+
+def admission(
+    offered: cache_pb2.NewEntry, blobs: dict[int, bytes], chunk_bytes: int = 64
+) -> Iterator[cache_pb2.AdmitRequest]:
+    """The messages of an `Admit` call."""
+    yield cache_pb2.AdmitRequest(entry=offered)
+    for step, data in blobs.items():
+        yield cache_pb2.AdmitRequest(header=header(step, data))
+        for chunk in chunks(data, chunk_bytes):
+            yield cache_pb2.AdmitRequest(chunk=chunk)
+
+
+def lookup(
+    vector: int = 0, *, limit: int = 4, min_score: float = -1.0, model: str = "movingshapes"
+) -> cache_pb2.LookupRequest:
+    return cache_pb2.LookupRequest(
+        identity=identity(model),
+        retrieval_encoder_id=ENCODER,
+        vector=unit(vector),
+        limit=limit,
+        min_score=min_score,
+    )
+
+
+def fetch(entry_id: str, *steps: int) -> cache_pb2.FetchRequest:
+    return cache_pb2.FetchRequest(
+        entry_id=entry_id, retrieval_encoder_id=ENCODER, vector_dim=DIMENSION, steps=steps
+    )

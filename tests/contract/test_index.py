@@ -1,0 +1,218 @@
+"""What every index does, whichever implements it."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import itertools
+import uuid
+from pathlib import Path
+
+import pytest
+from milvus_lite.adapter.grpc.server import start_server_in_thread
+
+from services.cache.entries import Blob, Entry, Space
+from services.cache.index import Index, Selection
+from services.cache.milvus import MilvusIndex, tenant_filter
+from services.common.errors import DEPENDENCY_UNAVAILABLE, ChorusError
+from services.common.identity import identity_digest
+from tests.contract.conftest import OpenIndex
+from tests.contract.samples import DIMENSION, SPACE, digest, entry, identity, unit
+from tests.processes import free_port
+
+IDENTITY = identity_digest(identity())
+INJECTIONS = [
+    '" or tenant != "',
+    'x" or "a" == "a',
+    "x' or 'a' == 'a",
+    'default" or entry_id != "',
+    "x\\",
+    'x\\" or tenant like "%',
+    "",
+    "a b",
+    "ü",
+    "x\n",
+]
+
+
+async def found(index: Index, tenant: str, selection: Selection | None = None) -> list[Entry]:
+    pages = [page async for page in index.select(SPACE.name, tenant, selection or Selection())]
+    return sorted(itertools.chain(*pages), key=lambda each: each.created_ms)
+
+
+async def test_an_admitted_entry_is_found_by_the_very_next_search(index: Index, tenant: str) -> None:
+    for i in range(5):
+        kept = entry(f"prompt {i}", tenant=tenant)
+        await index.upsert(SPACE, kept, unit(i))
+        hits = await index.search(SPACE.name, tenant, IDENTITY, unit(i), 1)
+        assert [hit.entry for hit in hits] == [kept]
+        assert hits[0].score == pytest.approx(1.0, abs=1e-5)
+        assert await index.get(SPACE.name, tenant, kept.entry_id) == kept
+
+
+async def test_search_gives_the_nearest_first_by_cosine(index: Index, tenant: str) -> None:
+    vectors = {f"prompt {i}": unit(i) for i in range(20)}
+    for prompt, vector in vectors.items():
+        await index.upsert(SPACE, entry(prompt, tenant=tenant), vector)
+    query = unit(99)
+    cosines = {
+        prompt: sum(a * b for a, b in zip(query, vector, strict=True)) for prompt, vector in vectors.items()
+    }
+    hits = await index.search(SPACE.name, tenant, IDENTITY, query, 6)
+    assert [hit.entry.prompt for hit in hits] == sorted(cosines, key=cosines.__getitem__, reverse=True)[:6]
+    for hit in hits:
+        assert hit.score == pytest.approx(cosines[hit.entry.prompt], abs=1e-5)
+
+
+async def test_upsert_of_the_same_entry_keeps_one_row(index: Index, tenant: str) -> None:
+    first = entry(tenant=tenant)
+    later = dataclasses.replace(first, cost_seconds=9.0)
+    for each in (first, first, later):
+        await index.upsert(SPACE, each, unit(1))
+    assert await found(index, tenant) == [later]
+    assert len(await index.search(SPACE.name, tenant, IDENTITY, unit(1), 16)) == 1
+
+
+async def test_a_row_survives_delete_and_upsert_and_reopening(open_index: OpenIndex, tenant: str) -> None:
+    index = await open_index()
+    kept, dropped = entry("kept", tenant=tenant), entry("dropped", tenant=tenant)
+    for each in (kept, dropped):
+        await index.upsert(SPACE, each, unit(1))
+    await index.delete(SPACE.name, tenant, [kept.entry_id, dropped.entry_id])
+    await index.upsert(SPACE, kept, unit(1))
+    await index.close()
+    again = await open_index()
+    assert [hit.entry for hit in await again.search(SPACE.name, tenant, IDENTITY, unit(1), 16)] == [kept]
+    assert await found(again, tenant) == [kept]
+    assert SPACE.name in await again.spaces()
+
+
+async def test_tenants_never_meet(index: Index, tenant: str) -> None:
+    mine, other = tenant, f"{tenant}-other"
+    theirs = entry(tenant=other)
+    await index.upsert(SPACE, theirs, unit(1))
+    assert await index.search(SPACE.name, mine, IDENTITY, unit(1), 16) == []
+    assert await index.get(SPACE.name, mine, theirs.entry_id) is None
+    assert await found(index, mine) == []
+    await index.delete(SPACE.name, mine, [theirs.entry_id])
+    assert await found(index, other) == [theirs]
+    own = entry(tenant=mine)
+    await index.upsert(SPACE, own, unit(1))
+    assert [hit.entry for hit in await index.search(SPACE.name, mine, IDENTITY, unit(1), 16)] == [own]
+    walked = [each async for page in index.every_entry(SPACE.name) for each in page]
+    assert {each.tenant for each in walked} >= {mine, other}
+
+
+async def test_another_identity_is_never_found(index: Index, tenant: str) -> None:
+    await index.upsert(SPACE, entry(tenant=tenant, model="other-model"), unit(1))
+    assert await index.search(SPACE.name, tenant, IDENTITY, unit(1), 16) == []
+
+
+async def test_selections_match_every_field_that_is_set(index: Index, tenant: str) -> None:
+    old = entry("old", tenant=tenant, created_ms=1_000)
+    young = entry("young", tenant=tenant, created_ms=2_000)
+    other = entry("other", tenant=tenant, created_ms=3_000, model="Wan-AI/Wan2.1-T2V-1.3B")
+    for i, each in enumerate((old, young, other)):
+        await index.upsert(SPACE, each, unit(i))
+    assert await found(index, tenant) == [old, young, other]
+    assert await found(index, tenant, Selection(created_before_ms=2_000)) == [old]
+    assert await found(index, tenant, Selection(model_id="movingshapes")) == [old, young]
+    assert await found(index, tenant, Selection(model_id="Wan-AI/Wan2.1-T2V-1.3B")) == [other]
+    assert await found(index, tenant, Selection(entry_id=young.entry_id)) == [young]
+    assert await found(index, tenant, Selection(entry_id=young.entry_id, created_before_ms=2_000)) == []
+
+
+async def test_a_selection_of_many_pages_is_whole(index: Index, tenant: str) -> None:
+    every = [entry(f"prompt {i}", tenant=tenant, created_ms=i) for i in range(1100)]
+    for each in every:
+        await index.upsert(SPACE, each, unit(1))
+    assert await found(index, tenant) == every
+    await index.delete(SPACE.name, tenant, [each.entry_id for each in every[:500]])
+    assert await found(index, tenant) == every[500:]
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "ein roter Kreis, größer als zuvor — 红色的圆 🟥",
+        "quotes \" ' ` and \\ back \\n slashes",
+        "line\nbreak\ttab \x00 nul",
+        '{"json": [1, 2]} || tenant == "x"',
+        "é" * 4000,
+        "x" * 8192,
+    ],
+    ids=["unicode", "quotes", "control", "json", "8000 bytes", "8192 characters"],
+)
+async def test_any_prompt_comes_back_as_it_went_in(index: Index, tenant: str, prompt: str) -> None:
+    blobs = [Blob(i, 1 / (i + 1), 2**40 + i, digest(str(i))) for i in range(64)]
+    kept = entry(prompt, tenant=tenant, blobs=blobs)
+    await index.upsert(SPACE, kept, unit(1))
+    assert await index.get(SPACE.name, tenant, kept.entry_id) == kept
+
+
+async def test_encoders_and_dimensions_are_apart(index: Index, tenant: str) -> None:
+    one, other = Space("minilm", DIMENSION), Space("MiniLM", DIMENSION)
+    wide = Space("minilm", 4096)
+    assert len({one.name, other.name, wide.name}) == 3
+    await index.upsert(one, entry("one", tenant=tenant), unit(1))
+    await index.upsert(wide, entry("wide", tenant=tenant), unit(1, 4096))
+    assert await index.search(other.name, tenant, IDENTITY, unit(1), 16) == []
+    [hit] = await index.search(wide.name, tenant, IDENTITY, unit(1, 4096), 16)
+    assert hit.entry.prompt == "wide"
+
+
+async def test_a_space_nobody_wrote_to_is_empty(index: Index, tenant: str) -> None:
+    space = Space(f"never-{uuid.uuid4().hex}", DIMENSION).name
+    assert await index.search(space, tenant, IDENTITY, unit(1), 16) == []
+    assert await index.get(space, tenant, digest("x")) is None
+    assert [page async for page in index.select(space, tenant, Selection())] == []
+    await index.delete(space, tenant, [digest("x")])
+    assert space not in await index.spaces()
+
+
+@pytest.mark.parametrize("text", INJECTIONS)
+async def test_a_value_cannot_change_the_filter(index: Index, tenant: str, text: str) -> None:
+    kept = entry(tenant=tenant)
+    await index.upsert(SPACE, kept, unit(1))
+    with pytest.raises(ValueError, match="filter"):
+        await index.search(SPACE.name, text, IDENTITY, unit(1), 16)
+    with pytest.raises(ValueError, match="filter"):
+        await index.search(SPACE.name, tenant, text, unit(1), 16)
+    with pytest.raises(ValueError, match="filter"):
+        await index.get(SPACE.name, tenant, text)
+    with pytest.raises(ValueError, match="filter"):
+        await index.delete(SPACE.name, tenant, [kept.entry_id, text])
+    with pytest.raises(ValueError, match="filter"):
+        await found(index, tenant, Selection(model_id=text))
+    assert await found(index, tenant) == [kept]
+
+
+def test_every_filter_names_the_tenant() -> None:
+    assert tenant_filter("a") == 'tenant == "a"'
+    assert tenant_filter("a", Selection("e", "i", "m", 5)) == (
+        'tenant == "a" and entry_id == "e" and identity == "i" and model_id == "m" and created_ms < 5'
+    )
+    assert tenant_filter("a", entry_ids=["x", "y"]) == 'tenant == "a" and entry_id in ["x", "y"]'
+
+
+async def test_opening_waits_for_a_server_that_is_not_there() -> None:
+    opening = MilvusIndex.open(f"http://127.0.0.1:{free_port()}", "", seconds=0.3, threads=1)
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(opening, 1.5)
+
+
+async def test_an_index_that_went_away_is_named(tmp_path: Path, tenant: str) -> None:
+    server, database, port = start_server_in_thread(str(tmp_path / "server"))
+    index = await MilvusIndex.open(f"http://127.0.0.1:{port}", "", seconds=1.0, threads=1)
+    try:
+        await index.upsert(SPACE, entry(tenant=tenant), unit(1))
+        server.stop(grace=0).wait()
+        with pytest.raises(ChorusError) as failed:
+            await index.search(SPACE.name, tenant, IDENTITY, unit(1), 1)
+    finally:
+        await index.close()
+        server.stop(grace=0)
+        database.close()
+    assert failed.value.reason == DEPENDENCY_UNAVAILABLE
+    assert failed.value.metadata == {"service": "milvus"}
+    assert failed.value.retry_after is not None

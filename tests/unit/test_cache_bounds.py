@@ -1,0 +1,361 @@
+"""What the cache believes of a request, and what it refuses and why."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import struct
+from collections.abc import Callable, Iterator
+
+import pytest
+from chorus.cache.v1 import cache_pb2
+from chorus.common.v1 import latents_pb2
+from google.protobuf import duration_pb2
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.cache.bounds import Limits, check_fetch, check_lookup, check_purge
+from services.cache.entries import Admission, Space
+from services.cache.index import Selection
+from services.cache.milvus import tenant_filter
+from services.cache.settings import CacheSettings
+from services.cache.upload import Upload
+from services.common.errors import INVALID_FIELD, ChorusError
+from services.common.settings import load_settings
+from tests.contract.samples import SHAPE, admission, digest, fetch, header, latents, lookup, new_entry, unit
+
+LIMITS = Limits(prompt=200, blob=4096, entry=8192)
+BLOBS = {1: latents(1), 2: latents(2), 3: latents(3)}
+
+
+def refused(fields: str | set[str], call: Callable[[], object]) -> ChorusError:
+    with pytest.raises(ChorusError) as failed:
+        call()
+    assert failed.value.reason == INVALID_FIELD
+    assert {violation.field for violation in failed.value.violations} == (
+        {fields} if isinstance(fields, str) else fields
+    )
+    assert all(violation.description for violation in failed.value.violations)
+    return failed.value
+
+
+def uploaded(messages: Iterator[cache_pb2.AdmitRequest] | list[cache_pb2.AdmitRequest]) -> Admission:
+    upload = Upload("default", LIMITS)
+    for message in messages:
+        upload.add(message)
+    return upload.finish(1)
+
+
+def test_a_good_lookup_names_its_space() -> None:
+    assert check_lookup(lookup()) == Space("minilm", 16)
+
+
+@pytest.mark.parametrize(
+    ("field", "change"),
+    [
+        ("limit", {"limit": 0}),
+        ("limit", {"limit": 17}),
+        ("min_score", {"min_score": 1.01}),
+        ("min_score", {"min_score": math.nan}),
+        ("retrieval_encoder_id", {"retrieval_encoder_id": ""}),
+        ("retrieval_encoder_id", {"retrieval_encoder_id": "a\nb"}),
+        ("retrieval_encoder_id", {"retrieval_encoder_id": "x" * 513}),
+    ],
+)
+def test_a_lookup_outside_its_bounds(field: str, change: dict[str, object]) -> None:
+    request = lookup()
+    for name, value in change.items():
+        setattr(request, name, value)
+    refused(field, lambda: check_lookup(request))
+
+
+@pytest.mark.parametrize(
+    ("vector", "word"),
+    [
+        ([], "1 to 4096"),
+        ([0.0] * 4096 + [1.0], "1 to 4096"),
+        ([0.5, 0.5], "norm"),
+        ([0.0], "norm"),
+        ([math.nan, 1.0], "finite"),
+        ([math.inf], "finite"),
+        ([1e38, 1e38], "norm"),
+    ],
+)
+def test_a_vector_outside_its_bounds(vector: list[float], word: str) -> None:
+    request = lookup()
+    request.vector[:] = vector
+    assert word in refused("vector", lambda: check_lookup(request)).message
+
+
+@pytest.mark.parametrize("dimension", [1, 384, 4096])
+def test_a_unit_vector_in_single_precision_is_normalised_enough(dimension: int) -> None:
+    request = lookup()
+    request.vector[:] = unit(3, dimension)
+    assert check_lookup(request).dimension == dimension
+
+
+def _identity_with(**change: object) -> latents_pb2.LatentIdentity:
+    identity = lookup().identity
+    for name, value in change.items():
+        if isinstance(value, list):
+            getattr(identity, name)[:] = value
+        else:
+            setattr(identity, name, value)
+    return identity
+
+
+@pytest.mark.parametrize(
+    ("field", "change"),
+    [
+        ("model_id", {"model_id": ""}),
+        ("model_id", {"model_id": 'x" or tenant != "'}),
+        ("model_id", {"model_id": "x" * 129}),
+        ("weights_digest", {"weights_digest": "ABC"}),
+        ("latent_shape", {"latent_shape": [4, 2, 3]}),
+        ("latent_shape", {"latent_shape": [4, 2, 3, 0]}),
+        ("latent_shape", {"latent_shape": [4, 2, 3, 1 << 31]}),
+        ("latent_dtype", {"latent_dtype": 0}),
+        ("latent_dtype", {"latent_dtype": 99}),
+        ("codec_id", {"codec_id": ""}),
+        ("conditioning_encoder_id", {"conditioning_encoder_id": ""}),
+    ],
+)
+def test_an_identity_outside_its_bounds(field: str, change: dict[str, object]) -> None:
+    request = lookup()
+    request.identity.CopyFrom(_identity_with(**change))
+    refused(f"identity.{field}", lambda: check_lookup(request))
+
+
+@pytest.mark.parametrize(
+    "sigmas", [[], [1.0], [1.0, 1.0, 0.0], [0.5, 0.6, 0.0], [1.1, 0.0], [1.0, 0.5], [1.0, math.nan, 0.0]]
+)
+def test_a_schedule_that_does_not_decrease(sigmas: list[float]) -> None:
+    request = lookup()
+    request.identity.schedule.sigmas[:] = sigmas
+    refused("identity.schedule.sigmas", lambda: check_lookup(request))
+
+
+def test_an_empty_lookup_names_every_field_at_once() -> None:
+    error = refused(
+        {
+            "identity.model_id",
+            "identity.weights_digest",
+            "identity.schedule.sigmas",
+            "identity.latent_shape",
+            "identity.latent_dtype",
+            "identity.codec_id",
+            "identity.conditioning_encoder_id",
+            "retrieval_encoder_id",
+            "vector",
+            "limit",
+        },
+        lambda: check_lookup(cache_pb2.LookupRequest()),
+    )
+    assert len(error.violations) == 10
+
+
+@pytest.mark.parametrize(
+    ("field", "request_"),
+    [
+        ("entry_id", fetch("zz", 1)),
+        ("steps", fetch(digest("x"))),
+        ("steps", fetch(digest("x"), *range(65))),
+        ("steps", fetch(digest("x"), 1, 1)),
+        ("vector_dim", cache_pb2.FetchRequest(entry_id=digest("x"), retrieval_encoder_id="m", steps=[1])),
+    ],
+)
+def test_a_fetch_outside_its_bounds(field: str, request_: cache_pb2.FetchRequest) -> None:
+    refused(field, lambda: check_fetch(request_))
+
+
+def test_a_purge_says_what_to_drop() -> None:
+    refused("all", lambda: check_purge(cache_pb2.PurgeRequest(), 0))
+    refused("entry_id", lambda: check_purge(cache_pb2.PurgeRequest(entry_id='" or "a" == "a'), 0))
+    refused("model_id", lambda: check_purge(cache_pb2.PurgeRequest(model_id='x" or "a" == "a'), 0))
+    for age in (duration_pb2.Duration(seconds=-1), duration_pb2.Duration(nanos=-1)):
+        refused("older_than", lambda age=age: check_purge(cache_pb2.PurgeRequest(older_than=age), 0))
+    whole = cache_pb2.PurgeRequest(
+        entry_id=digest("x"), model_id="m", older_than=duration_pb2.Duration(seconds=2, nanos=500_000_000)
+    )
+    assert check_purge(whole, 10_000) == Selection(
+        entry_id=digest("x"), model_id="m", created_before_ms=7_500
+    )
+    assert check_purge(cache_pb2.PurgeRequest(all=True), 0) == Selection()
+
+
+@given(st.integers(1, 200))
+def test_an_upload_is_the_same_however_it_is_cut(chunk_bytes: int) -> None:
+    whole = uploaded(admission(new_entry(), BLOBS, 1 << 20))
+    assert uploaded(admission(new_entry(), BLOBS, chunk_bytes)) == whole
+    assert whole.data == {digest_of(data): data for data in BLOBS.values()}
+    assert [blob.step for blob in whole.entry.blobs] == [1, 2, 3]
+
+
+def digest_of(data: bytes) -> str:
+    return header(1, data).digest
+
+
+@given(st.data())
+def test_an_upload_with_a_message_lost_twice_or_out_of_place_is_refused(data: st.DataObject) -> None:
+    good = list(admission(new_entry(), BLOBS, 100))
+    messages = list(good)
+    at = data.draw(st.integers(0, len(messages) - 1))
+    match data.draw(st.sampled_from(["lost", "twice", "moved"])):
+        case "lost":
+            messages.pop(at)
+        case "twice":
+            messages.insert(at, messages[at])
+        case "moved":
+            messages.insert(data.draw(st.integers(0, len(messages) - 1)), messages.pop(at))
+    if messages != good:
+        with pytest.raises(ChorusError) as failed:
+            uploaded(messages)
+        assert failed.value.reason == INVALID_FIELD
+        assert failed.value.violations
+
+
+@given(st.integers(0, 30))
+def test_an_upload_that_ends_early_is_refused(kept: int) -> None:
+    """Unless it ends between two steps, where only the next header could tell."""
+    messages = list(admission(new_entry(), {1: BLOBS[1]}, 20))
+    if kept < len(messages):
+        with pytest.raises(ChorusError):
+            uploaded(messages[:kept])
+
+
+@pytest.mark.parametrize(
+    ("field", "change"),
+    [
+        ("entry.prompt", {"prompt": ""}),
+        ("entry.prompt", {"prompt": "é" * 101}),
+        ("entry.cost_seconds", {"cost_seconds": -1.0}),
+        ("entry.cost_seconds", {"cost_seconds": math.nan}),
+        ("entry.traceparent", {"traceparent": "00-zz"}),
+        ("entry.generation_id", {"generation_id": "x" * 129}),
+        ("entry.retrieval_encoder_id", {"retrieval_encoder_id": ""}),
+    ],
+)
+def test_an_entry_outside_its_bounds(field: str, change: dict[str, object]) -> None:
+    offered = new_entry()
+    for name, value in change.items():
+        setattr(offered, name, value)
+    refused(field, lambda: uploaded(admission(offered, BLOBS)))
+
+
+@pytest.mark.parametrize(
+    ("field", "index", "sigma", "size", "digest_hex"),
+    [
+        ("header.step.index", 4, 0.0, 100, digest("x")),
+        ("header.step.sigma", 1, 0.5, 100, digest("x")),
+        ("header.step.sigma", 1, math.nan, 100, digest("x")),
+        ("header.size_bytes", 1, 0.9, 0, digest("x")),
+        ("header.size_bytes", 1, 0.9, 4097, digest("x")),
+        ("header.digest", 1, 0.9, 100, digest("x").upper()),
+    ],
+)
+def test_a_header_outside_its_bounds(
+    field: str, index: int, sigma: float, size: int, digest_hex: str
+) -> None:
+    announced = latents_pb2.BlobHeader(
+        step=latents_pb2.StepRef(index=index, sigma=sigma), size_bytes=size, digest=digest_hex
+    )
+    messages = [cache_pb2.AdmitRequest(entry=new_entry()), cache_pb2.AdmitRequest(header=announced)]
+    refused(field, lambda: uploaded(messages))
+
+
+def test_the_blobs_of_an_entry_are_bounded_together() -> None:
+    tight = Upload("default", Limits(prompt=200, blob=4096, entry=len(BLOBS[1]) + 10))
+    messages = list(admission(new_entry(), BLOBS, 1 << 20))
+    for message in messages[:3]:
+        tight.add(message)
+    refused("header.size_bytes", lambda: tight.add(messages[3]))
+
+
+def test_a_message_without_a_part_is_refused() -> None:
+    refused("part", lambda: uploaded([cache_pb2.AdmitRequest()]))
+    refused("chunk", lambda: uploaded([*admission(new_entry(), BLOBS), cache_pb2.AdmitRequest(chunk=b"")]))
+
+
+def _with_header(info: object, values: bytes) -> bytes:
+    text = json.dumps(info).encode()
+    return struct.pack("<Q", len(text)) + text + values
+
+
+VALUES = math.prod(SHAPE) * 4
+FOREIGN = {
+    "another shape": latents(1, (4, 2, 3, 4)),
+    "another rank": latents(1, (1, *SHAPE)),
+    "another dtype": latents(1, dtype="float16"),
+    "cut": latents(1)[:-1],
+    "a pickle": b"\x80\x04\x95" + b"x" * 200,
+    "a header that lies about its length": struct.pack("<Q", 1 << 60) + b"{}",
+    "a header that is no JSON": struct.pack("<Q", 4) + b"nope" + b"\0" * VALUES,
+    "no tensor": _with_header({}, b""),
+    "offsets that overlap the shape": _with_header(
+        {"x": {"dtype": "F32", "shape": SHAPE, "data_offsets": [0, 8]}}, b"\0" * 8
+    ),
+    "a huge shape": _with_header(
+        {"x": {"dtype": "F32", "shape": [1 << 40] * 4, "data_offsets": [0, VALUES]}}, b"\0" * VALUES
+    ),
+    "two tensors": _with_header(
+        {
+            "x": {"dtype": "F32", "shape": SHAPE, "data_offsets": [0, VALUES]},
+            "y": {"dtype": "F32", "shape": SHAPE, "data_offsets": [VALUES, 2 * VALUES]},
+        },
+        b"\0" * 2 * VALUES,
+    ),
+}
+
+
+@pytest.mark.parametrize("data", FOREIGN.values(), ids=FOREIGN.keys())
+def test_foreign_latents_are_refused(data: bytes) -> None:
+    assert "step 2" in refused("chunk", lambda: uploaded(admission(new_entry(), {2: data}))).message
+
+
+def test_a_digest_that_differs_is_refused() -> None:
+    messages = list(admission(new_entry(), {1: BLOBS[1]}, 1 << 20))
+    messages[-1] = cache_pb2.AdmitRequest(chunk=BLOBS[1][:-1] + b"?")
+    assert "SHA-256" in refused("chunk", lambda: uploaded(messages)).message
+
+
+@given(st.text(), st.text())
+def test_no_text_becomes_more_than_a_value(tenant: str, model_id: str) -> None:
+    try:
+        made = tenant_filter(tenant, Selection(model_id=model_id))
+    except ValueError:
+        return
+    assert re.fullmatch(r'tenant == "[^"\\\s]+" and model_id == "[^"\\\s]+"', made)
+
+
+@given(st.text(min_size=1, max_size=512), st.integers(1, 4096))
+def test_a_space_name_is_one_that_milvus_takes(encoder: str, dimension: int) -> None:
+    assert re.fullmatch(r"chorus_[a-z0-9_]{0,25}_[0-9a-f]{16}_\d{1,4}", Space(encoder, dimension).name)
+
+
+@pytest.mark.parametrize(
+    ("env", "named"),
+    [
+        ({"MILVUS_URI": "milvus"}, "MILVUS_URI"),
+        ({"BLOBS": "tape"}, "BLOBS"),
+        ({"BLOBS": "s3"}, "S3_ENDPOINT"),
+        ({"BLOBS": "s3", "S3_ENDPOINT": "http://s3:9000"}, "S3_ENDPOINT"),
+        ({"BLOBS": "s3", "S3_ENDPOINT": "s3:9000", "S3_SECRET_KEY": "hidden"}, "S3_ACCESS_KEY"),
+        ({"S3_BUCKET": "No"}, "S3_BUCKET"),
+        ({"MAX_BLOB_BYTES": "0"}, "MAX_BLOB_BYTES"),
+    ],
+)
+def test_a_wrong_setting_is_named(
+    env: dict[str, str],
+    named: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name, value in env.items():
+        monkeypatch.setenv(f"CHORUS_CACHE_{name}", value)
+    with pytest.raises(SystemExit) as ended:
+        load_settings(CacheSettings)
+    assert ended.value.code == 2
+    shown = capsys.readouterr().err
+    assert f"CHORUS_CACHE_{named}:" in shown
+    assert "hidden" not in shown

@@ -1,0 +1,347 @@
+"""The order of writes and deletes, on a real index and a real directory, with the failures put between."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from services.cache.bounds import Limits
+from services.cache.directory import DirectoryBlobs
+from services.cache.entries import Admission, Entry, Space
+from services.cache.index import Selection
+from services.cache.milvus import MilvusIndex
+from services.cache.store import Store
+from services.cache.sweeper import Sweeper, Swept, sweep
+from services.cache.upload import Upload
+from services.common.errors import (
+    BLOB_CORRUPT,
+    DEPENDENCY_UNAVAILABLE,
+    NOT_FOUND,
+    ChorusError,
+    Reason,
+    unavailable,
+)
+from tests.contract.samples import SPACE, admission, latents, new_entry, unit
+
+GRACE = 600.0
+LIMITS = Limits(prompt=200, blob=1 << 20, entry=1 << 20)
+
+
+def offered(
+    prompt: str = "a red circle", blobs: dict[int, bytes] | None = None, tenant: str = "default"
+) -> Admission:
+    upload = Upload(tenant, LIMITS)
+    for message in admission(new_entry(prompt), blobs or {1: latents(1), 2: latents(2)}, 1 << 20):
+        upload.add(message)
+    return upload.finish(1_000)
+
+
+class Interruption:
+    """Runs what a test put for an operation, instead of it or before it."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.failing: set[str] = set()
+        self.held: dict[str, asyncio.Event] = {}
+        self.reached = asyncio.Event()
+        self._called = asyncio.Condition()
+
+    async def note(self, operation: str) -> None:
+        async with self._called:
+            self.calls.append(operation)
+            self._called.notify_all()
+
+    async def until(self, operation: str, count: int) -> None:
+        async with asyncio.timeout(60), self._called:
+            await self._called.wait_for(lambda: self.calls.count(operation) >= count)
+
+    async def before(self, operation: str) -> None:
+        await self.note(operation)
+        if operation in self.failing:
+            raise unavailable("fault", operation)
+        if operation in self.held:
+            self.reached.set()
+            await self.held[operation].wait()
+
+
+class FaultyBlobs(DirectoryBlobs):
+    """A real directory whose operations can be made to fail or to wait."""
+
+    fault: Interruption
+
+    async def put(self, key: str, data: bytes) -> None:
+        await self.fault.before("put")
+        await super().put(key, data)
+
+    async def delete(self, keys: Sequence[str]) -> None:
+        await self.fault.before("delete blobs")
+        await super().delete(keys)
+        await self.fault.note("deleted blobs")
+
+
+class FaultyIndex(MilvusIndex):
+    """A real Milvus Lite whose operations can be made to fail or to wait."""
+
+    fault: Interruption
+
+    async def upsert(self, space: Space, entry: Entry, vector: Sequence[float]) -> None:
+        await self.fault.before("upsert")
+        await super().upsert(space, entry, vector)
+
+    async def delete(self, space: str, tenant: str, entry_ids: Sequence[str]) -> None:
+        await self.fault.before("delete rows")
+        await super().delete(space, tenant, entry_ids)
+
+
+@pytest.fixture
+async def fault() -> Interruption:
+    return Interruption()
+
+
+@pytest.fixture
+async def store(tmp_path: Path, fault: Interruption) -> AsyncIterator[Store]:
+    index = await FaultyIndex.open(str(tmp_path / "index.db"), "", seconds=30, threads=1)
+    blobs = await FaultyBlobs.open(tmp_path / "blobs", seconds=30, threads=4)
+    assert isinstance(index, FaultyIndex)
+    assert isinstance(blobs, FaultyBlobs)
+    index.fault = blobs.fault = fault
+    store = Store(index, blobs)
+    yield store
+    await store.close()
+    await blobs.close()
+    await index.close()
+
+
+async def found(store: Store, tenant: str = "default") -> list[Entry]:
+    hits = await store.lookup(SPACE, tenant, offered().entry.identity, unit(0), 16, -1.0)
+    return [hit.entry for hit in hits]
+
+
+async def fetched(store: Store, entry: Entry, *steps: int, tenant: str = "default") -> list[bytes]:
+    return [data async for _, data in store.fetch(SPACE, tenant, entry.entry_id, steps)]
+
+
+def files(root: Path) -> list[Path]:
+    return sorted(path for path in (root / "blobs").rglob("*") if path.is_file())
+
+
+def age(root: Path, seconds: float = 2 * GRACE) -> None:
+    """Makes every blob older than the grace."""
+    for path in files(root):
+        stat = path.stat()
+        os.utime(path, (stat.st_atime - seconds, stat.st_mtime - seconds))
+
+
+async def refused(reason: Reason, call: object) -> ChorusError:
+    with pytest.raises(ChorusError) as failed:
+        await call  # type: ignore[misc]
+    assert failed.value.reason == reason
+    return failed.value
+
+
+async def test_blobs_first_then_the_row(store: Store, fault: Interruption) -> None:
+    assert await store.admit(offered())
+    assert fault.calls == ["put", "put", "upsert"]
+    assert await found(store) == [offered().entry]
+    assert await fetched(store, offered().entry, 2, 1) == [latents(2), latents(1)]
+    assert (store.counters.lookups, store.counters.lookups_with_donor) == (1, 1)
+    assert (store.counters.admissions, store.counters.fetches) == (1, 1)
+
+
+async def test_the_same_entry_is_kept_and_written_once(store: Store, fault: Interruption) -> None:
+    created = await asyncio.gather(*(store.admit(offered()) for _ in range(5)))
+    assert sorted(created) == [False] * 4 + [True]
+    assert fault.calls == ["put", "put", "upsert"]
+    assert len(await found(store)) == 1
+    assert store.counters.admissions == 1
+
+
+async def test_no_row_where_a_blob_could_not_be_written(store: Store, fault: Interruption) -> None:
+    fault.failing.add("put")
+    await refused(DEPENDENCY_UNAVAILABLE, store.admit(offered()))
+    assert "upsert" not in fault.calls
+    assert await found(store) == []
+
+
+async def test_blobs_without_their_row_are_swept_after_the_grace(
+    store: Store, fault: Interruption, tmp_path: Path
+) -> None:
+    fault.failing.add("upsert")
+    await refused(DEPENDENCY_UNAVAILABLE, store.admit(offered()))
+    assert len(files(tmp_path)) == 2
+    assert await sweep(store, GRACE) == Swept(blobs=0, rows=0)
+    age(tmp_path)
+    assert await sweep(store, GRACE) == Swept(blobs=2, rows=0)
+    assert files(tmp_path) == []
+
+
+async def test_an_admission_goes_on_when_its_caller_leaves(store: Store, fault: Interruption) -> None:
+    fault.held["upsert"] = asyncio.Event()
+    caller = asyncio.create_task(store.admit(offered()))
+    await fault.reached.wait()
+    caller.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    fault.held["upsert"].set()
+    await store.close()
+    assert await found(store) == [offered().entry]
+
+
+@pytest.mark.parametrize("damage", ["missing", "shorter", "longer", "altered"])
+async def test_a_broken_blob_is_a_miss_that_deletes_its_row(
+    store: Store, tmp_path: Path, damage: str
+) -> None:
+    await store.admit(offered("broken", {1: latents(1)}))
+    await store.admit(offered("whole", {1: latents(9)}))
+    broken = tmp_path / "blobs" / offered("broken", {1: latents(1)}).entry.keys[0]
+    match damage:
+        case "missing":
+            broken.unlink()
+        case "shorter":
+            broken.write_bytes(latents(1)[:-1])
+        case "longer":
+            broken.write_bytes(latents(1) + b"\0")
+        case "altered":
+            broken.write_bytes(latents(1)[:-1] + b"?")
+    entry = offered("broken", {1: latents(1)}).entry
+    error = await refused(BLOB_CORRUPT, fetched(store, entry, 1))
+    assert error.metadata == {"entry": entry.entry_id, "step": "1"}
+    assert store.counters.corrupt_blobs == 1
+    assert [each.prompt for each in await found(store)] == ["whole"]
+    await refused(NOT_FOUND, fetched(store, entry, 1))
+    # The same request may come again, and then its blob is whole.
+    assert await store.admit(offered("broken", {1: latents(1)}))
+    assert await fetched(store, entry, 1) == [latents(1)]
+
+
+async def test_a_row_that_cannot_be_deleted_is_reported_as_corrupt_all_the_same(
+    store: Store, fault: Interruption, tmp_path: Path
+) -> None:
+    await store.admit(offered())
+    for path in files(tmp_path):
+        path.unlink()
+    fault.failing.add("delete rows")
+    await refused(BLOB_CORRUPT, fetched(store, offered().entry, 1))
+
+
+async def test_another_tenants_entry_is_not_found(store: Store) -> None:
+    await store.admit(offered(tenant="theirs"))
+    entry = offered(tenant="theirs").entry
+    assert await found(store, "mine") == []
+    await refused(NOT_FOUND, fetched(store, entry, 1, tenant="mine"))
+    assert (await store.purge("mine", Selection(entry_id=entry.entry_id))).entries == 0
+    assert await fetched(store, entry, 1, tenant="theirs") == [latents(1)]
+
+
+async def test_a_step_that_was_not_kept_is_not_found(store: Store) -> None:
+    await store.admit(offered())
+    error = await refused(NOT_FOUND, fetched(store, offered().entry, 1, 3))
+    assert error.metadata == {"step": "3"}
+    assert len(await found(store)) == 1
+
+
+async def test_donors_below_the_lowest_score_are_left_out(store: Store) -> None:
+    await store.admit(offered())
+    identity = offered().entry.identity
+    [hit] = await store.lookup(SPACE, "default", identity, unit(5), 4, -1.0)
+    assert await store.lookup(SPACE, "default", identity, unit(5), 4, hit.score) == [hit]
+    assert await store.lookup(SPACE, "default", identity, unit(5), 4, min(1.0, hit.score + 1e-3)) == []
+    assert (store.counters.lookups, store.counters.lookups_with_donor) == (3, 2)
+
+
+async def test_purge_drops_rows_now_and_blobs_after_the_grace(store: Store, tmp_path: Path) -> None:
+    for i in range(3):
+        await store.admit(offered(f"prompt {i}", {1: latents(i)}))
+    size = len(latents(0))
+    before = await store.extent("default")
+    assert (before.entries, before.size_bytes) == (3, 3 * size)
+    gone = await store.purge("default", Selection(entry_id=offered("prompt 0").entry.entry_id))
+    assert (gone.entries, gone.size_bytes) == (1, size)
+    assert (await store.purge("default", Selection(model_id="another"))).entries == 0
+    assert (await store.purge("default", Selection())).entries == 2
+    assert (await store.purge("default", Selection())).entries == 0
+    assert await found(store) == []
+    assert len(files(tmp_path)) == 3
+    age(tmp_path)
+    assert await sweep(store, GRACE) == Swept(blobs=3, rows=0)
+
+
+async def test_a_blob_that_another_row_names_is_kept(store: Store, tmp_path: Path) -> None:
+    shared = {1: latents(1)}
+    first, second = offered("first", shared), offered("second", shared)
+    assert first.entry.keys == second.entry.keys
+    assert await store.admit(first)
+    assert await store.admit(second)
+    assert (await store.extent("default")).size_bytes == len(latents(1))
+    await store.purge("default", Selection(entry_id=first.entry.entry_id))
+    age(tmp_path)
+    assert await sweep(store, GRACE) == Swept(blobs=0, rows=0)
+    assert await fetched(store, second.entry, 1) == [latents(1)]
+
+
+async def test_the_sweeper_drops_rows_without_blobs_and_halves_of_writes(
+    store: Store, tmp_path: Path
+) -> None:
+    await store.admit(offered("kept", {1: latents(1)}))
+    await store.admit(offered("broken", {1: latents(2), 2: latents(3)}))
+    (tmp_path / "blobs" / offered("broken", {1: latents(2)}).entry.keys[0]).unlink()
+    (files(tmp_path)[0].parent / ("0" * 32 + ".part")).write_bytes(b"half")
+    foreign = tmp_path / "blobs" / "v1" / "notes.txt"
+    foreign.write_text("not ours")
+    age(tmp_path)
+    # The blobs that the broken row still names go once it is gone.
+    assert await sweep(store, GRACE) == Swept(blobs=1, rows=1)
+    assert [each.prompt for each in await found(store)] == ["kept"]
+    assert await sweep(store, GRACE) == Swept(blobs=1, rows=0)
+    assert await fetched(store, offered("kept").entry, 1) == [latents(1)]
+    assert foreign.exists()
+
+
+async def test_an_entry_admitted_anew_during_a_sweep_is_whole(
+    store: Store, fault: Interruption, tmp_path: Path
+) -> None:
+    await store.admit(offered())
+    await store.purge("default", Selection())
+    age(tmp_path)
+    # The sweep has chosen its orphans and holds the lock; the admission must come after it or save them.
+    fault.held["delete blobs"] = asyncio.Event()
+    sweeping = asyncio.create_task(sweep(store, GRACE))
+    await fault.reached.wait()
+    admitting = asyncio.create_task(store.admit(offered()))
+    fault.held["delete blobs"].set()
+    assert (await sweeping).blobs == 2
+    assert await admitting
+    assert await fetched(store, offered().entry, 1, 2) == [latents(1), latents(2)]
+
+
+async def test_a_blob_written_again_before_the_sweep_deletes_it_is_kept(store: Store, tmp_path: Path) -> None:
+    await store.admit(offered())
+    await store.purge("default", Selection())
+    age(tmp_path)
+    [lock] = [store.lock("default", offered().entry.identity)]
+    async with lock:
+        sweeping = asyncio.create_task(sweep(store, GRACE))
+        # As an admission does under the lock.
+        for key, data in zip(offered().entry.keys, offered().data.values(), strict=True):
+            await store.blobs.put(key, data)
+        await store.index.upsert(SPACE, offered().entry, unit(0))
+    assert await sweeping == Swept(blobs=0, rows=0)
+    assert await fetched(store, offered().entry, 1) == [latents(1)]
+
+
+async def test_a_sweep_that_fails_is_not_the_last(store: Store, fault: Interruption, tmp_path: Path) -> None:
+    await store.admit(offered())
+    await store.purge("default", Selection())
+    age(tmp_path)
+    fault.failing.add("delete blobs")
+    sweeper = Sweeper(store, interval_seconds=0.01, grace_seconds=GRACE)
+    sweeper.start()
+    await fault.until("delete blobs", 2)
+    fault.failing.clear()
+    await fault.until("deleted blobs", 1)
+    await sweeper.close()
+    assert files(tmp_path) == []
