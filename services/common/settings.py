@@ -23,9 +23,12 @@ class ServerSettings(BaseSettings):
 
     model_config = SettingsConfigDict(extra="ignore")
 
+    # The address to listen on; 0.0.0.0 in a container.
     host: Annotated[str, Field(min_length=1, max_length=255)] = "127.0.0.1"
+    # 0 takes a free port, which the log names.
     port: Annotated[int, Field(ge=0, le=65_535)] = 0
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    # "json" for a log collector.
     log_format: Literal["console", "json"] = "console"
     # After SIGTERM: how long running calls may take to end.
     drain_seconds: Seconds = 20.0
@@ -33,7 +36,9 @@ class ServerSettings(BaseSettings):
     startup_seconds: Seconds = 300.0
     # The longest a call may take, also where its caller set no deadline. Streams of jobs are not cut.
     call_seconds: Seconds = 60.0
+    # Streams send chunks of about 1 MiB; only text states of a large encoder come near.
     max_message_bytes: Annotated[int, Field(ge=64 * 1024, le=64 * MIB)] = 8 * MIB
+    # Calls beyond are refused with RESOURCE_EXHAUSTED.
     max_concurrent_calls: Annotated[int, Field(ge=1, le=10_000)] = 256
 
 
