@@ -37,7 +37,9 @@ WARM_UPS: Final = 2
 
 @dataclass(frozen=True)
 class Run:
-    """One generation: from the call until the video is in hand."""
+    """One generation. `seconds`: from the call until the video is in hand, without the time in the queue,
+    where it stands behind the admission of the run before it.
+    """
 
     generation: Generation
     video: bytes
@@ -84,7 +86,8 @@ def measure(client: ChorusClient, prompts: Sequence[str], seed: int, reuse: str 
 def _generate(client: ChorusClient, prompt: str, seed: int, reuse: str | None, no_store: bool) -> Run:
     begin = time.perf_counter()
     video = client.generate(prompt, seed=seed, reuse=reuse, no_store=no_store, deadline=DEADLINE_SECONDS)
-    return Run(video.generation, video.data, time.perf_counter() - begin)
+    seconds = time.perf_counter() - begin - video.generation.timings.queued_seconds
+    return Run(video.generation, video.data, seconds)
 
 
 def figures_of(rows: Sequence[Row], install_seconds: float | None, run_seconds: float) -> dict[str, Figure]:

@@ -36,7 +36,8 @@ class SheetRow:
 def frames_of(video: bytes, count: int = FRAMES) -> list[Image.Image]:
     """`count` frames of an mp4, evenly from its first to its last; fewer if it is shorter."""
     with av.open(io.BytesIO(video), "r") as container:
-        images: list[Image.Image] = [frame.to_image() for frame in container.decode(video=0)]
+        frames = container.decode(video=0)
+        images: list[Image.Image] = [frame.to_image() for frame in frames]  # type: ignore[no-untyped-call]
     if len(images) <= count or count < 2:
         return images[:count]
     return [images[round(i * (len(images) - 1) / (count - 1))] for i in range(count)]

@@ -91,9 +91,9 @@ def generate(
     sigmas: Annotated[
         str | None, typer.Option(help="Noise levels instead of --steps, decreasing to 0: 1,0.94,0.83,0.63,0.")
     ] = None,
-    frames: Annotated[int | None, typer.Option(help="Default: the model's.")] = None,
-    height: Annotated[int | None, typer.Option(help="Pixels. Default: the model's.")] = None,
-    width: Annotated[int | None, typer.Option(help="Pixels. Default: the model's.")] = None,
+    frames: Annotated[int | None, typer.Option(help="With --height and --width.")] = None,
+    height: Annotated[int | None, typer.Option(help="Pixels.")] = None,
+    width: Annotated[int | None, typer.Option(help="Pixels.")] = None,
     reuse: Annotated[
         str | None, typer.Option(help="off, safe, balanced or fast. Default: the server's.")
     ] = None,

@@ -54,7 +54,7 @@ class SpecOptions(TypedDict, total=False):
 
     Attributes:
         model: model id.
-        frames, height, width: pixels of the video.
+        frames, height, width: of the video, in pixels; all three or none.
         steps: denoising steps of the model's own schedule.
         sigmas: noise levels instead of `steps`: N + 1 values, strictly decreasing, from at most 1 to 0.
         seed: 0 to 2⁶⁴ − 1.
@@ -100,7 +100,13 @@ def submit_request(prompt: str, options: SpecOptions) -> scheduler_pb2.SubmitGen
         return None
 
     size = {name: whole(name, options.get(name), 32) for name in ("frames", "height", "width")}  # type: ignore[arg-type]
-    if any(value is not None for value in size.values()):
+    given = [name for name, value in size.items() if value is not None]
+    if given:
+        found.require(
+            all(options.get(name) is not None for name in size),
+            "shape",
+            f"give frames, height and width, or none of them, not only {', '.join(given)}",
+        )
         spec.shape.CopyFrom(VideoShape(**{name: value or 0 for name, value in size.items()}))
     steps, sigmas = whole("steps", options.get("steps"), 32), options.get("sigmas")
     found.require(steps is None or sigmas is None, "sigmas", "give steps or sigmas, not both")

@@ -130,7 +130,7 @@ async def test_a_watch_gives_up_on_a_server_that_stays_away() -> None:
 
 async def test_bad_input_names_each_field(client: AsyncChorusClient, deployment: FakeDeployment) -> None:
     with pytest.raises(ChorusError) as fault:
-        await client.submit(" ", frames=65)
+        await client.submit(" ", frames=65, height=32, width=32)
     assert [v.field for v in fault.value.violations] == ["spec.prompt", "spec.shape.frames"]
     assert deployment.scheduler.generations == {}
 
@@ -144,6 +144,13 @@ async def test_what_protobuf_cannot_carry_is_refused_before_it_is_sent(
         )
     assert {v.field for v in fault.value.violations} == {"prompt", "steps", "seed", "reuse", "deadline"}
     assert deployment.scheduler.requests == []
+
+
+async def test_a_size_is_whole_or_left_to_the_model(client: AsyncChorusClient) -> None:
+    with pytest.raises(
+        ChorusError, match="shape: give frames, height and width, or none of them, not only width"
+    ):
+        await client.submit("x", width=32)
 
 
 async def test_a_failed_generation_raises_its_reason(client: AsyncChorusClient) -> None:

@@ -120,7 +120,11 @@ def test_cache_stats_and_purge(deployment: FakeDeployment) -> None:
     ("arguments", "code", "message"),
     [
         (("generate", " "), 2, "error: spec.prompt: must hold 1 to 2,000 characters\n"),
-        (("generate", "x", "--frames", "65"), 2, "error: spec.shape.frames: must be 1 to 64\n"),
+        (
+            ("generate", "x", "--frames", "65", "--height", "8", "--width", "8"),
+            2,
+            "error: spec.shape.frames: must be 1 to 64\n",
+        ),
         (("generate", "x", "--frames", "-1"), 2, "error: frames: must be 0 to 2^32 − 1, not -1\n"),
         (
             ("generate", "x", "--steps", "4", "--sigmas", "1,0"),
@@ -153,7 +157,9 @@ def test_faults_end_with_their_status_and_one_line(
 
 
 def test_a_fault_as_json(deployment: FakeDeployment) -> None:
-    result = chorus("generate", " ", "--frames", "65", "--json", target=deployment.target)
+    result = chorus(
+        "generate", " ", "--frames", "65", "--height", "8", "--width", "8", "--json", target=deployment.target
+    )
     assert result.exit_code == 2
     [line] = lines(result)
     assert line["error"]["reason"] == "INVALID_FIELD"
