@@ -27,7 +27,7 @@ ENDED = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED})
 TRANSITIONS: Mapping[State, frozenset[State]] = {
     State.QUEUED: frozenset({State.QUEUED, State.WAITING, State.RUNNING, State.FAILED, State.CANCELLED}),
     State.WAITING: frozenset({State.WAITING, State.RUNNING, State.FAILED, State.CANCELLED}),
-    State.RUNNING: UNFINISHED | ENDED,
+    State.RUNNING: IN_QUEUE | ENDED,
     State.SUCCEEDED: frozenset(),
     State.FAILED: frozenset(),
     State.CANCELLED: frozenset(),

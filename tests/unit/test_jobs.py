@@ -1,0 +1,97 @@
+"""The life of a job: which events may happen when, and what they leave in the view."""
+
+from __future__ import annotations
+
+import pytest
+from chorus.common.v1 import errors_pb2, latents_pb2, plan_pb2, video_pb2
+from chorus.scheduler.v1 import scheduler_pb2 as pb
+from google.protobuf.timestamp_pb2 import Timestamp
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.scheduler.jobs import ENDED, TRANSITIONS, UNFINISHED, IllegalTransition, State, apply
+
+EVENTS = {
+    "queued": pb.GenerationEvent(queued=pb.QueuedEvent(queue_position=1)),
+    "waiting": pb.GenerationEvent(waiting=pb.WaitingEvent()),
+    "planned": pb.GenerationEvent(planned=pb.PlannedEvent(plan=plan_pb2.Plan(total_steps=4))),
+    "started": pb.GenerationEvent(
+        started=pb.StartedEvent(first_step=1, total_steps=4, donor=plan_pb2.DonorRef(entry_id="e"))
+    ),
+    "step_completed": pb.GenerationEvent(
+        step_completed=pb.StepCompletedEvent(step=latents_pb2.StepRef(index=2))
+    ),
+    "warning": pb.GenerationEvent(warning=pb.WarningEvent(warning=errors_pb2.JobError(message="w"))),
+    "succeeded": pb.GenerationEvent(
+        succeeded=pb.SucceededEvent(video=video_pb2.VideoInfo(size_bytes=7), steps_run=3)
+    ),
+    "failed": pb.GenerationEvent(failed=pb.FailedEvent(error=errors_pb2.JobError(message="f"))),
+    "cancelled": pb.GenerationEvent(cancelled=pb.CancelledEvent()),
+}
+
+
+def fold(*kinds: str) -> pb.Generation:
+    generation = pb.Generation(state=pb.GENERATION_STATE_QUEUED)
+    for sequence, kind in enumerate(kinds, 1):
+        event = pb.GenerationEvent()
+        event.CopyFrom(EVENTS[kind])
+        event.sequence = sequence
+        event.time.CopyFrom(Timestamp(seconds=100 + sequence))
+        apply(generation, event)
+    return generation
+
+
+@given(st.lists(st.sampled_from(sorted(EVENTS)), max_size=30))
+def test_whatever_happens_a_job_ends_at_most_once(kinds: list[str]) -> None:
+    generation = pb.Generation(state=pb.GENERATION_STATE_QUEUED)
+    ends = 0
+    for sequence, kind in enumerate(kinds, 1):
+        event = pb.GenerationEvent()
+        event.CopyFrom(EVENTS[kind])
+        event.sequence = sequence
+        before = pb.Generation.FromString(generation.SerializeToString())
+        try:
+            apply(generation, event)
+        except IllegalTransition:
+            assert generation == before
+            continue
+        assert State(before.state) in UNFINISHED
+        assert generation.last_sequence == sequence
+        ends += State(generation.state) in ENDED
+    assert ends <= 1
+    assert generation.HasField("end_time") == (ends == 1)
+
+
+def test_nothing_follows_an_end() -> None:
+    assert all(not TRANSITIONS[state] for state in ENDED)
+    for end in ("failed", "cancelled"):
+        with pytest.raises(IllegalTransition):
+            fold(end, "queued")
+    with pytest.raises(IllegalTransition):
+        fold("planned", "succeeded", "cancelled")
+
+
+def test_a_queued_job_cannot_succeed() -> None:
+    for kind in ("succeeded", "started", "step_completed", "warning"):
+        with pytest.raises(IllegalTransition):
+            fold(kind)
+
+
+def test_the_view_of_a_job_that_succeeded() -> None:
+    view = fold("queued", "planned", "started", "step_completed", "succeeded")
+    assert view.state == pb.GENERATION_STATE_SUCCEEDED
+    assert (view.attempts, view.steps_run, view.steps_completed) == (1, 3, 2)
+    assert view.donor.entry_id == "e"
+    assert view.video.size_bytes == 7
+    assert view.end_time.seconds == 105
+    assert view.last_sequence == 5
+
+
+def test_a_new_attempt_forgets_the_old_one() -> None:
+    view = fold("planned", "warning", "started", "step_completed", "waiting")
+    assert (view.steps_run, view.steps_completed) == (0, 0)
+    assert not view.HasField("plan")
+    assert not view.HasField("donor")
+    assert not view.warnings
+    again = fold("planned", "started", "waiting", "planned")
+    assert (again.attempts, again.state) == (2, pb.GENERATION_STATE_RUNNING)

@@ -1,0 +1,258 @@
+"""The edge: every field at fault is named with its bound, and an accepted spec leaves nothing open."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from chorus.common.v1 import errors_pb2, latents_pb2, plan_pb2, video_pb2
+from chorus.denoiser.v1 import denoiser_pb2
+from chorus.scheduler.v1 import scheduler_pb2 as pb
+from google.protobuf.timestamp_pb2 import Timestamp
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.common.errors import ChorusError
+from services.common.schedule import shifted_schedule
+from services.scheduler import pages
+from services.scheduler.admission import Defaults, accept, check_page_size, check_request_id
+from services.scheduler.messages import latent_identity
+from services.scheduler.pace import Pace, seconds_saved
+
+NOW = 1_800_000_000.0
+MODEL = denoiser_pb2.ModelInfo(
+    model_id="small",
+    weights_digest="ab" * 32,
+    conditioning_encoder_id="enc",
+    codec=denoiser_pb2.CodecInfo(codec_id="c", latent_channels=12, temporal_factor=1, spatial_factor=2),
+    latent_dtype=latents_pb2.D_TYPE_FLOAT32,
+    frames=denoiser_pb2.Bound(min=4, max=16, multiple=4),
+    height=denoiser_pb2.Bound(min=32, max=64, multiple=32),
+    width=denoiser_pb2.Bound(min=32, max=64, multiple=32),
+    steps=denoiser_pb2.Bound(min=2, max=50, multiple=1),
+    default_shape=video_pb2.VideoShape(frames=8, height=32, width=32),
+    default_schedule=latents_pb2.Schedule(sigmas=[1.0, 0.9375, 0.8333, 0.625, 0.0]),
+    schedule_shift=5.0,
+    seconds_per_step=0.5,
+)
+DEFAULTS = Defaults("", plan_pb2.REUSE_POLICY_BALANCED, 600.0)
+
+
+def accepted(spec: pb.GenerationSpec) -> pb.GenerationSpec:
+    return accept(spec, {"small": MODEL}, DEFAULTS, NOW, lambda: 77)
+
+
+def refused(spec: pb.GenerationSpec) -> ChorusError:
+    with pytest.raises(ChorusError) as caught:
+        accepted(spec)
+    return caught.value
+
+
+def test_every_default_is_filled_in() -> None:
+    spec = accepted(pb.GenerationSpec(prompt="  a red car\n"))
+    assert spec.prompt == "a red car"
+    assert spec.model_id == "small"
+    assert spec.shape == MODEL.default_shape
+    assert spec.WhichOneof("denoising") == "schedule"
+    assert spec.schedule == MODEL.default_schedule
+    assert spec.seed == 77
+    assert spec.reuse == plan_pb2.REUSE_POLICY_BALANCED
+    assert spec.deadline.seconds == NOW + 600
+
+
+def test_what_was_asked_for_is_kept() -> None:
+    asked = pb.GenerationSpec(
+        prompt="x",
+        model_id="small",
+        shape=video_pb2.VideoShape(frames=12, height=64, width=32),
+        schedule=latents_pb2.Schedule(sigmas=[1.0, 0.5, 0.0]),
+        seed=0,
+        reuse=plan_pb2.REUSE_POLICY_OFF,
+        no_store=True,
+        deadline=Timestamp(seconds=int(NOW) + 5, nanos=7),
+    )
+    assert accepted(asked) == asked
+
+
+@given(st.integers(2, 50))
+def test_steps_become_the_shifted_schedule(steps: int) -> None:
+    spec = accepted(pb.GenerationSpec(prompt="x", steps=steps))
+    assert list(spec.schedule.sigmas) == shifted_schedule(steps, 5.0)
+
+
+@pytest.mark.parametrize(
+    ("spec", "field", "words"),
+    [
+        (pb.GenerationSpec(), "spec.prompt", "1 to 2000"),
+        (pb.GenerationSpec(prompt=" \n\t "), "spec.prompt", "not 0"),
+        (pb.GenerationSpec(prompt="é" * 2001), "spec.prompt", "not 2001"),
+        (
+            pb.GenerationSpec(prompt="x", shape=video_pb2.VideoShape(frames=17, height=32, width=32)),
+            "spec.shape.frames",
+            "4 to 16 in steps of 4 for small, not 17",
+        ),
+        (
+            pb.GenerationSpec(prompt="x", shape=video_pb2.VideoShape(frames=8, width=32)),
+            "spec.shape.height",
+            "32 to 64 in steps of 32 for small, not 0",
+        ),
+        (
+            pb.GenerationSpec(prompt="x", shape=video_pb2.VideoShape(frames=8, height=32, width=48)),
+            "spec.shape.width",
+            "not 48",
+        ),
+        (pb.GenerationSpec(prompt="x", steps=51), "spec.steps", "2 to 50 for small, not 51"),
+        (pb.GenerationSpec(prompt="x", steps=0), "spec.steps", "not 0"),
+        (pb.GenerationSpec(prompt="x", steps=2**32 - 1), "spec.steps", "2 to 50"),
+        (
+            pb.GenerationSpec(prompt="x", schedule=latents_pb2.Schedule(sigmas=[1.0, 0.5, 0.6, 0.0])),
+            "spec.schedule.sigmas",
+            "decreasing",
+        ),
+        (
+            pb.GenerationSpec(prompt="x", schedule=latents_pb2.Schedule(sigmas=[1.0, float("nan"), 0.0])),
+            "spec.schedule.sigmas",
+            "decreasing",
+        ),
+        (
+            pb.GenerationSpec(prompt="x", schedule=latents_pb2.Schedule()),
+            "spec.schedule.sigmas",
+            "2 to 201 values",
+        ),
+        (
+            pb.GenerationSpec(prompt="x", schedule=latents_pb2.Schedule(sigmas=[1.0, 0.0])),
+            "spec.schedule.sigmas",
+            "the number of steps must be 2 to 50",
+        ),
+        (
+            pb.GenerationSpec(prompt="x", deadline=Timestamp(seconds=int(NOW) - 60)),
+            "spec.deadline",
+            "60.000 s ago",
+        ),
+        (pb.GenerationSpec(prompt="x", deadline=Timestamp(seconds=int(NOW))), "spec.deadline", "ahead"),
+        (
+            pb.GenerationSpec(prompt="x", deadline=Timestamp(seconds=int(NOW) + 86_401)),
+            "spec.deadline",
+            "at most 24",
+        ),
+        (pb.GenerationSpec(prompt="x", deadline=Timestamp(seconds=2**62)), "spec.deadline", "9999"),
+        (pb.GenerationSpec(prompt="x", deadline=Timestamp(nanos=-5)), "spec.deadline", "9999"),
+        (pb.GenerationSpec(prompt="x", reuse=99), "spec.reuse", "REUSE_POLICY_SAFE"),  # type: ignore[arg-type]
+    ],
+)
+def test_a_field_out_of_bounds(spec: pb.GenerationSpec, field: str, words: str) -> None:
+    error = refused(spec)
+    assert error.reason == errors_pb2.ERROR_REASON_INVALID_FIELD
+    [violation] = [v for v in error.violations if v.field == field]
+    assert words in violation.description
+
+
+def test_an_unknown_model_lists_those_there_are() -> None:
+    error = refused(pb.GenerationSpec(prompt="", model_id="huge"))
+    assert error.reason == errors_pb2.ERROR_REASON_UNKNOWN_MODEL
+    assert error.metadata["available"] == "small"
+    assert [v.field for v in error.violations] == ["spec.prompt", "spec.model_id"]
+
+
+def test_all_faults_are_named_at_once() -> None:
+    error = refused(
+        pb.GenerationSpec(
+            shape=video_pb2.VideoShape(frames=1, height=1, width=1), steps=1, deadline=Timestamp(seconds=1)
+        )
+    )
+    assert {v.field for v in error.violations} == {
+        "spec.prompt", "spec.deadline", "spec.steps",
+        "spec.shape.frames", "spec.shape.height", "spec.shape.width",
+    }  # fmt: skip
+
+
+@given(st.text(max_size=40), st.integers(0, 2**32 - 1), st.lists(st.floats(width=32), max_size=6))
+def test_whatever_comes_is_accepted_whole_or_refused_with_a_field(
+    prompt: str, size: int, sigmas: list[float]
+) -> None:
+    spec = pb.GenerationSpec(
+        prompt=prompt.encode("utf-8", "ignore").decode(),
+        shape=video_pb2.VideoShape(frames=size, height=size, width=size),
+        schedule=latents_pb2.Schedule(sigmas=sigmas),
+    )
+    found, faults = None, ()
+    try:
+        found = accepted(spec)
+    except ChorusError as error:
+        faults = error.violations
+    assert (found is None) == bool(faults)
+    if found is not None:
+        assert found.prompt
+        assert list(found.schedule.sigmas) == sigmas
+
+
+@pytest.mark.parametrize("request_id", ["", "a b", "ä", "x" * 129, "a/b", "a\n"])
+def test_request_ids_that_are_refused(request_id: str) -> None:
+    assert [v.field for v in check_request_id(request_id)] == ["request_id"]
+
+
+@given(st.from_regex(r"[A-Za-z0-9._-]{1,128}", fullmatch=True))
+def test_request_ids_that_are_accepted(request_id: str) -> None:
+    assert check_request_id(request_id) == []
+
+
+@given(st.integers(0, 2**63 - 1), st.integers(0, 6))
+def test_a_page_token_comes_back(before: int, state: int) -> None:
+    assert pages.decode(pages.encode(before, state), state) == before
+
+
+@pytest.mark.parametrize(
+    "token",
+    ["x", "!!!", "MTox", pages.encode(2**63, 0), pages.encode(5, 1), pages.encode(5, 0)[:-2], "é"],
+)
+def test_a_page_token_that_was_not_given(token: str) -> None:
+    with pytest.raises(ChorusError) as caught:
+        pages.decode(token, 0)
+    assert [v.field for v in caught.value.violations] == ["page_token"]
+
+
+def test_page_sizes() -> None:
+    assert [check_page_size(n) for n in (0, 1, 200)] == [50, 1, 200]
+    with pytest.raises(ChorusError) as caught:
+        check_page_size(201)
+    assert "at most 200" in caught.value.message
+
+
+def test_the_identity_is_of_the_request_not_of_the_defaults() -> None:
+    spec = accepted(
+        pb.GenerationSpec(prompt="x", steps=7, shape=video_pb2.VideoShape(frames=16, height=64, width=32))
+    )
+    identity = latent_identity(spec, MODEL)
+    assert list(identity.latent_shape) == [12, 16, 32, 16]
+    assert list(identity.schedule.sigmas) == shifted_schedule(7, 5.0)
+    assert (identity.model_id, identity.weights_digest) == ("small", "ab" * 32)
+    assert (identity.codec_id, identity.conditioning_encoder_id) == ("c", "enc")
+    assert identity.latent_dtype == latents_pb2.D_TYPE_FLOAT32
+
+
+def test_pace_is_measured_per_shape() -> None:
+    pace = Pace()
+    spec = accepted(pb.GenerationSpec(prompt="x"))
+    large = accepted(
+        pb.GenerationSpec(prompt="x", shape=video_pb2.VideoShape(frames=16, height=64, width=64))
+    )
+    assert pace.seconds_per_step(spec, MODEL) == 0.5, "what the denoiser says, until measured here"
+    pace.note(large, 4.0, 1.0, 17.0)
+    assert pace.seconds_per_step(large, MODEL) == 4.0
+    assert pace.decode_seconds(large) == 1.0
+    assert pace.seconds_per_step(spec, MODEL) == 0.5
+    pace.note(large, 2.0, 1.0, 9.0)
+    assert 2.0 < pace.seconds_per_step(large, MODEL) < 4.0
+
+
+@pytest.mark.parametrize(
+    ("make", "saved"),
+    [
+        (lambda: seconds_saved(0, 4, 8.0, 0.0, 1.0), 0.0),
+        (lambda: seconds_saved(3, 1, 2.0, 0.5, 9.0), 5.5),
+        (lambda: seconds_saved(1, 3, 0.3, 0.5, 9.0), -0.4),
+        (lambda: seconds_saved(4, 0, 0.0, 0.5, 2.0), 7.5),
+    ],
+)
+def test_seconds_saved_at_this_runs_own_pace(make: Callable[[], float], saved: float) -> None:
+    assert make() == pytest.approx(saved)
