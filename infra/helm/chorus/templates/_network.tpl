@@ -1,0 +1,55 @@
+{{/* Peers and ports of NetworkPolicies. */}}
+
+{{/* The pods of a component: (list $ "cache"). */}}
+{{- define "chorus.peer" -}}
+- podSelector:
+    matchLabels:
+      {{- include "chorus.selector" . | nindent 6 }}
+{{- end }}
+
+{{/* The port of a URI or host:port: (list "https://milvus.example:19530" 443). */}}
+{{- define "chorus.portOf" -}}
+{{- regexFind ":[0-9]+$" (index . 0 | trimSuffix "/") | trimPrefix ":" | default (toString (index . 1)) -}}
+{{- end }}
+
+{{/* Ingress to one port: (dict "port" 7402 "from" "<YAML list of peers>"). */}}
+{{- define "chorus.ingress" -}}
+- from:
+    {{- .from | nindent 4 }}
+  ports:
+    - protocol: TCP
+      port: {{ .port }}
+{{- end }}
+
+{{- define "chorus.egress" -}}
+- to:
+    {{- .to | nindent 4 }}
+  ports:
+    - protocol: TCP
+      port: {{ .port }}
+{{- end }}
+
+{{/* To another of the four services: (list $ "cache"). */}}
+{{- define "chorus.egressTo" -}}
+{{- include "chorus.egress" (dict "to" (include "chorus.peer" .) "port" (include "chorus.port" (index . 1))) -}}
+{{- end }}
+
+{{- define "chorus.egressDns" -}}
+- to:
+    {{- toYaml .Values.networkPolicy.dns | nindent 4 }}
+  ports:
+    - protocol: UDP
+      port: 53
+    - protocol: TCP
+      port: 53
+{{- end }}
+
+{{/* What every one of the four services may reach: DNS and the receiver of spans. */}}
+{{- define "chorus.egressCommon" -}}
+{{- include "chorus.egressDns" . }}
+{{- if and .Values.telemetry.enabled .Values.collector.enabled }}
+{{ include "chorus.egress" (dict "to" (include "chorus.peer" (list . "collector")) "port" 4317) }}
+{{- else if include "chorus.otlp" . }}
+{{ include "chorus.egress" (dict "to" (toYaml .Values.telemetry.peers) "port" (include "chorus.portOf" (list .Values.telemetry.endpoint 4317))) }}
+{{- end }}
+{{- end }}

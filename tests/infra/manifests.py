@@ -1,0 +1,200 @@
+"""What the chart renders and what compose says, read as a cluster or an engine would."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from services.common.settings import ServerSettings
+
+ROOT = Path(__file__).parents[2]
+CHART = ROOT / "infra/helm/chorus"
+COMPOSE = ROOT / "infra/compose/compose.yaml"
+MODULES = ROOT / "infra/tools/node_modules"
+SERVICES = ("scheduler", "embedder", "cache", "denoiser")
+
+Manifest = dict[str, Any]
+Values = Mapping[str, Any]
+
+_PEERS = [{"ipBlock": {"cidr": "10.1.0.0/16"}}]
+# The ways to install the chart that the tests look at.
+INSTALLATIONS: dict[str, Values] = {
+    "defaults": {},
+    "external stores": {
+        "milvus": {
+            "enabled": False,
+            "external": {
+                "uri": "https://milvus.example:19531",
+                "existingSecret": "milvus-token",
+                "peers": _PEERS,
+            },
+        },
+        "minio": {"enabled": False},
+        "objectStore": {
+            "bucket": "latents",
+            "region": "eu-west-1",
+            "external": {"endpoint": "s3.example", "secure": True, "peers": _PEERS},
+        },
+        "collector": {"enabled": False},
+        "telemetry": {"endpoint": "http://otlp.example:4317", "sampleRatio": 0.25, "peers": _PEERS},
+    },
+    "own trace store": {
+        "jaeger": {"enabled": False},
+        "collector": {"endpoint": "https://traces.example:443", "peers": _PEERS},
+    },
+    "blobs in a directory, no telemetry": {
+        "cache": {"blobs": "directory", "settings": {"max_entry_bytes": 268435456, "grace_seconds": 0.5}},
+        "telemetry": {"enabled": False},
+        "networkPolicy": {"enabled": False},
+    },
+    "GPUs": {
+        "image": {
+            "repository": "registry.example:5000/team/chorus",
+            "tag": "0.1.0-cuda",
+            "pullSecrets": ["pull"],
+        },
+        "scheduler": {
+            "service": {"type": "LoadBalancer", "annotations": {"example/internal": "true"}},
+            "persistence": {"existingClaim": "jobs"},
+            "settings": {"log_level": "debug"},
+        },
+        "embedder": {
+            "weights": {"existingClaim": "encoders"},
+            "settings": {"conditioning": "minilm,umt5:/weights/umt5"},
+        },
+        "denoiser": {
+            "replicas": 3,
+            "gpu": {"enabled": True, "runtimeClassName": "nvidia"},
+            "weights": {"existingClaim": "models"},
+            "settings": {"models": "/weights/wan/model.toml", "startup_seconds": 1800, "drain_seconds": 90.5},
+            "nodeSelector": {"accelerator": "h200"},
+            "tolerations": [{"key": "dedicated", "operator": "Exists"}],
+            "podAnnotations": {"example/team": "video"},
+        },
+        "jaeger": {"clients": [{"podSelector": {}}]},
+    },
+}
+
+
+def binary(path: str) -> Path:
+    found = MODULES / path
+    if not found.is_file():
+        pytest.fail(f"{found.relative_to(ROOT)} is missing: run `make tools`", pytrace=False)
+    return found
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Helm with this project's chart."""
+
+    helm: Path
+    directory: Path
+
+    def run(self, verb: str, values: Values, *arguments: str) -> subprocess.CompletedProcess[str]:
+        file = self.directory / "values.yaml"
+        file.write_text(yaml.safe_dump(dict(values)))
+        command = [str(self.helm), *verb.split(), str(CHART), "--values", str(file), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+    def template(self, values: Values, release: str = "demo") -> list[Manifest]:
+        done = self.run(
+            "template", values, "--name-template", release, "--namespace", "video", "--kube-version", "1.33.0"
+        )
+        assert done.returncode == 0, done.stderr
+        return [found for found in yaml.safe_load_all(done.stdout) if found]
+
+    def refusal(self, values: Values) -> str:
+        """What Helm says when it must not render."""
+        done = self.run("template", values, "--kube-version", "1.33.0")
+        assert done.returncode != 0, "these values were accepted"
+        return done.stderr
+
+
+def component(manifest: Manifest) -> str:
+    return str(manifest["metadata"]["labels"]["app.kubernetes.io/component"])
+
+
+def of_kind(manifests: list[Manifest], *kinds: str) -> dict[str, Manifest]:
+    """Manifests of these kinds by component."""
+    return {component(found): found for found in manifests if found["kind"] in kinds}
+
+
+def workloads(manifests: list[Manifest]) -> dict[str, Manifest]:
+    return of_kind(manifests, "Deployment", "StatefulSet")
+
+
+def pod_spec(workload: Manifest) -> Manifest:
+    spec: Manifest = workload["spec"]["template"]["spec"]
+    return spec
+
+
+def container(workload: Manifest) -> Manifest:
+    (only,) = pod_spec(workload)["containers"]
+    return dict(only)
+
+
+def environment(workload: Manifest) -> dict[str, str]:
+    """A container's variables; those that come from secrets or the pod have a stand-in."""
+    entries = container(workload).get("env", [])
+    names = [entry["name"] for entry in entries]
+    assert len(names) == len(set(names)), f"set twice: {names}"
+    return {entry["name"]: entry.get("value", "from-elsewhere") for entry in entries}
+
+
+def ports(workload: Manifest) -> dict[str, int]:
+    return {port["name"]: port["containerPort"] for port in container(workload)["ports"]}
+
+
+def settings_class(service: str) -> type[ServerSettings]:
+    """The pydantic settings of a service, found by their prefix."""
+    module = import_module(f"services.{service}.settings")
+    (found,) = (
+        value
+        for value in vars(module).values()
+        if isinstance(value, type)
+        and issubclass(value, ServerSettings)
+        and value.model_config.get("env_prefix") == f"CHORUS_{service.upper()}_"
+    )
+    return found
+
+
+def compose() -> Manifest:
+    loaded: Manifest = yaml.safe_load(COMPOSE.read_text())
+    return loaded
+
+
+def images(value: object) -> Iterator[str]:
+    """Every `image:` below a value that is text."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if key == "image" and isinstance(inner, str):
+                yield inner
+            else:
+                yield from images(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from images(inner)
+
+
+def pinned(image: str) -> bool:
+    """Whether an image's tag names one version."""
+    tag = image.rpartition("/")[2].partition(":")[2]
+    return re.fullmatch(r"(v|RELEASE\.)?\d[\w.-]*\d[\w.-]*", tag) is not None
+
+
+def proto_services() -> set[str]:
+    """Full names of the gRPC services that the contract declares."""
+    names = set()
+    for file in (ROOT / "proto/chorus").rglob("*.proto"):
+        text = file.read_text()
+        for package in re.findall(r"^package ([\w.]+);", text, re.MULTILINE):
+            names |= {f"{package}.{name}" for name in re.findall(r"^service (\w+)", text, re.MULTILINE)}
+    return names

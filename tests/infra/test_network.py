@@ -1,0 +1,101 @@
+"""Who may speak to whom, read from the NetworkPolicies as a cluster would enforce them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.infra.manifests import SERVICES, Manifest, of_kind, ports, workloads
+
+OUTSIDE = {"example/pod": "of somebody else"}
+
+
+def selects(selector: dict[str, Any], labels: dict[str, str]) -> bool:
+    assert set(selector) <= {"matchLabels"}
+    wanted: dict[str, str] = selector.get("matchLabels", {})
+    return wanted.items() <= labels.items()
+
+
+def admits(rules: list[dict[str, Any]], side: str, labels: dict[str, str], port: int) -> bool:
+    """Whether rules allow a pod of the release's own namespace on this port."""
+    return any(
+        any(entry["protocol"] == "TCP" and entry["port"] == port for entry in rule["ports"])
+        and any(set(peer) == {"podSelector"} and selects(peer["podSelector"], labels) for peer in rule[side])
+        for rule in rules
+    )
+
+
+def edges(manifests: list[Manifest]) -> set[tuple[str, str, int]]:
+    """Every allowed (from, to, port) among the components and a pod of somebody else."""
+    pods = {
+        name: found["spec"]["template"]["metadata"]["labels"] for name, found in workloads(manifests).items()
+    }
+    policies = of_kind(manifests, "NetworkPolicy")
+    assert set(policies) == set(pods), "every component has a policy"
+    for name, policy in policies.items():
+        assert policy["spec"]["policyTypes"] == ["Ingress", "Egress"]
+        chosen = {pod for pod, labels in pods.items() if selects(policy["spec"]["podSelector"], labels)}
+        assert chosen == {name}
+    allowed = set()
+    for target in pods:
+        for port in ports(workloads(manifests)[target]).values():
+            incoming = policies[target]["spec"]["ingress"]
+            for source, labels in {**pods, "outside": OUTSIDE}.items():
+                leaves = source == "outside" or admits(
+                    policies[source]["spec"]["egress"], "to", pods[target], port
+                )
+                if leaves and admits(incoming, "from", labels, port):
+                    allowed.add((source, target, port))
+    return allowed
+
+
+ROAD = {
+    ("outside", "scheduler", 7400),
+    ("scheduler", "embedder", 7401),
+    ("scheduler", "cache", 7402),
+    ("scheduler", "denoiser", 7403),
+    ("denoiser", "cache", 7402),
+}
+STORES = {("cache", "milvus", 19530), ("cache", "minio", 9000)}
+TRACES = {*((service, "collector", 4317) for service in SERVICES), ("collector", "jaeger", 4317)}
+
+
+def test_only_the_road_is_open(rendered: dict[str, list[Manifest]]) -> None:
+    assert edges(rendered["defaults"]) == ROAD | STORES | TRACES
+
+
+def test_jaeger_opens_to_named_clients_only(rendered: dict[str, list[Manifest]]) -> None:
+    assert ("outside", "jaeger", 16686) in edges(rendered["GPUs"])
+    assert ("outside", "jaeger", 16686) not in edges(rendered["defaults"])
+
+
+def test_only_the_cache_leaves_for_stores_of_others(rendered: dict[str, list[Manifest]]) -> None:
+    policies = of_kind(rendered["external stores"], "NetworkPolicy")
+    left = {
+        (name, peer["ipBlock"]["cidr"], entry["port"])
+        for name, policy in policies.items()
+        for rule in policy["spec"]["egress"]
+        for peer in rule["to"]
+        if "ipBlock" in peer
+        for entry in rule["ports"]
+    }
+    cidr = "10.1.0.0/16"
+    stores = {("cache", cidr, 19531), ("cache", cidr, 443)}
+    assert left == stores | {(service, cidr, 4317) for service in SERVICES}
+
+
+def test_traces_leave_by_the_collector_alone(rendered: dict[str, list[Manifest]]) -> None:
+    policies = of_kind(rendered["own trace store"], "NetworkPolicy")
+    leaving = {
+        name
+        for name, policy in policies.items()
+        if any("ipBlock" in peer for rule in policy["spec"]["egress"] for peer in rule["to"])
+    }
+    assert leaving == {"collector"}
+
+
+def test_dns_is_the_only_thing_open_to_another_namespace(manifests: list[Manifest]) -> None:
+    for policy in of_kind(manifests, "NetworkPolicy").values():
+        for rule in policy["spec"]["egress"]:
+            assert rule["to"], "an empty list of peers would mean everywhere"
+            if any("namespaceSelector" in peer for peer in rule["to"]):
+                assert {entry["port"] for entry in rule["ports"]} == {53}
