@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 from chorus.common.v1 import errors_pb2, latents_pb2, plan_pb2, video_pb2
@@ -12,7 +12,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.common.errors import ChorusError
+from services.common.errors import ChorusError, Violation
 from services.common.schedule import shifted_schedule
 from services.scheduler import pages
 from services.scheduler.admission import Defaults, accept, check_page_size, check_request_id
@@ -175,7 +175,8 @@ def test_whatever_comes_is_accepted_whole_or_refused_with_a_field(
         shape=video_pb2.VideoShape(frames=size, height=size, width=size),
         schedule=latents_pb2.Schedule(sigmas=sigmas),
     )
-    found, faults = None, ()
+    found: pb.GenerationSpec | None = None
+    faults: Sequence[Violation] = ()
     try:
         found = accepted(spec)
     except ChorusError as error:

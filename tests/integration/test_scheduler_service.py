@@ -1,0 +1,283 @@
+"""The public API of the real process over sockets: what callers see when all is well, and of own faults."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+from chorus.common.v1 import errors_pb2, latents_pb2, plan_pb2, video_pb2
+from chorus.scheduler.v1 import scheduler_pb2 as pb
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from services.common.errors import ChorusError, from_rpc_error
+from tests.integration.scheduler_fakes import STEPS, VIDEO, World, check_story, kinds, video_info
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    async with World(tmp_path) as running:
+        yield running
+
+
+async def refused(call: Any) -> tuple[grpc.StatusCode, ChorusError]:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    return caught.value.code(), from_rpc_error(caught.value, "scheduler")
+
+
+async def test_a_miss_from_prompt_to_video(world: World) -> None:
+    accepted = await world.submit("  a red car ", seed=5)
+    spec = accepted.spec
+    assert (spec.prompt, spec.model_id, spec.seed) == ("a red car", "small", 5)
+    assert len(spec.schedule.sigmas) == STEPS + 1
+    assert spec.shape.frames == 8
+    assert spec.reuse == plan_pb2.REUSE_POLICY_BALANCED
+    assert spec.deadline.seconds > time.time()
+
+    events = await world.events(accepted)
+    check_story(events)
+    assert kinds(events) == ["queued", "planned", "started", *["step_completed"] * STEPS, "succeeded"]
+    steps = [e.step_completed for e in events if e.HasField("step_completed")]
+    assert [s.step.index for s in steps] == [1, 2, 3, 4]
+    assert [round(s.eta_seconds, 3) for s in steps] == [0.6, 0.4, 0.2, 0.0]
+
+    ended = await world.get(accepted)
+    assert ended.state == pb.GENERATION_STATE_SUCCEEDED
+    assert (ended.steps_run, ended.steps_completed, ended.attempts) == (STEPS, STEPS, 1)
+    assert [r.code for r in ended.plan.reasons] == [plan_pb2.PLAN_REASON_CODE_NO_DONOR]
+    assert not ended.HasField("donor")
+    assert not ended.warnings
+    assert ended.timings.denoise_seconds == pytest.approx(0.8)
+    assert ended.timings.total_seconds > 0
+    assert ended.last_sequence == len(events)
+    assert events[-1].succeeded.seconds_saved == 0
+    header, data = await world.video(accepted)
+    assert data == VIDEO
+    assert header == video_info() == ended.video
+
+
+async def test_a_hit_runs_fewer_steps_and_says_what_it_saved(world: World) -> None:
+    world.cache.hold(0.98, 1, 2, 3)
+    accepted = await world.submit()
+    events = await world.events(accepted)
+    assert kinds(events).count("step_completed") == 1
+    [planned] = [e.planned.plan for e in events if e.HasField("planned")]
+    assert (planned.total_steps, planned.full_reuse_steps) == (4, 3)
+    assert planned.predicted_seconds_saved == pytest.approx(1.5)
+    assert "0.980" in planned.reasons[0].text
+    # Three steps at this run's 0.2 s each, less 0.1 s for the fetch.
+    assert events[-1].succeeded.seconds_saved == pytest.approx(0.5)
+    ended = await world.get(accepted)
+    assert (ended.donor.generation_id, ended.donor.score) == ("donor-generation", pytest.approx(0.98))
+    assert (ended.steps_run, ended.steps_completed) == (1, 4)
+
+
+async def test_what_the_services_are_asked(world: World) -> None:
+    accepted = await world.submit("a red car", seed=9, steps=2)
+    await world.events(accepted)
+    [lookup] = world.cache.lookups
+    [request] = world.denoiser.requests
+    assert list(lookup.identity.latent_shape) == [12, 8, 16, 16]
+    assert lookup.identity.schedule == request.schedule == accepted.spec.schedule
+    assert lookup.identity.weights_digest == "ab" * 32
+    assert lookup.retrieval_encoder_id == request.retrieval_encoder_id == "ret@1"
+    assert (request.seed, request.vector_dim) == (9, 2)
+    assert request.conditioning_encoder_id == "enc@1"
+    assert list(request.token_states.shape) == [3, 4]
+    assert request.admission.prompt == "a red car"
+    assert 3_500 < world.denoiser.time_remaining[0] <= 3_600
+    for fake in (world.embedder, world.cache, world.denoiser):
+        assert fake.metadata[0]["chorus-tenant"] == "acme"
+
+
+async def test_off_asks_no_cache_and_no_store_offers_nothing(world: World) -> None:
+    world.cache.hold(0.98, 1, 2, 3)
+    accepted = await world.submit(reuse=plan_pb2.REUSE_POLICY_OFF, no_store=True)
+    await world.events(accepted)
+    assert not world.cache.lookups
+    assert not world.denoiser.requests[0].HasField("admission")
+    ended = await world.get(accepted)
+    assert [r.code for r in ended.plan.reasons] == [plan_pb2.PLAN_REASON_CODE_REUSE_OFF]
+
+
+async def test_a_donor_that_could_not_be_had_is_a_warning(world: World) -> None:
+    world.cache.hold(0.98, 1, 2, 3)
+    world.denoiser.degraded = True
+    world.embedder.truncated = True
+    ended = await world.get(await _ended(world))
+    assert [w.metadata["service"] for w in ended.warnings] == ["embedder", "cache"]
+    assert (ended.steps_run, ended.HasField("donor")) == (STEPS, False)
+
+
+async def test_the_next_job_starts_when_the_latents_are_admitted(world: World) -> None:
+    world.denoiser.pause_before = -1
+    first = await world.submit("one")
+    second = await world.submit("two")
+    assert kinds(await world.events(first))[-1] == "succeeded"
+    assert (await world.get(second)).queue_position == 1
+    assert len(world.denoiser.requests) == 1, "the first run has not handed over its latents yet"
+    world.denoiser.go.set()
+    check_story(await world.events(second))
+    assert world.denoiser.most_running == 1
+
+
+async def test_the_queue_is_first_come_first_served_and_tells_positions(world: World) -> None:
+    world.denoiser.pause_before = 1
+    jobs = [await world.submit(f"prompt {n}") for n in range(4)]
+    await world.events(jobs[0], until="step_completed")
+    assert [(await world.get(job)).queue_position for job in jobs] == [0, 1, 2, 3]
+    world.denoiser.go.set()
+    for job in jobs:
+        events = await world.events(job)
+        check_story(events)
+    assert [r.generation_id for r in world.denoiser.requests] == [job.generation_id for job in jobs]
+    told = [e.queued.queue_position for e in events if e.HasField("queued")]
+    assert told == sorted(told, reverse=True)
+    assert told[-1] == 1
+
+
+async def test_submitting_again_gives_the_first_answer(world: World) -> None:
+    request = pb.SubmitGenerationRequest(request_id="once", spec=pb.GenerationSpec(prompt="a red car"))
+    first = await world.api.SubmitGeneration(request, timeout=20)
+    again = await world.api.SubmitGeneration(request, timeout=20)
+    assert (first.created, again.created) == (True, False)
+    assert first.generation.generation_id == again.generation.generation_id
+    assert first.generation.spec == again.generation.spec, "the seed that was chosen stays"
+    request.spec.prompt = "a blue car"
+    code, error = await refused(world.api.SubmitGeneration(request, timeout=20))
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert error.reason == errors_pb2.ERROR_REASON_REQUEST_ID_REUSED
+    assert [v.field for v in error.violations] == ["request_id"]
+    await world.events(first.generation)
+    assert len(world.denoiser.requests) == 1
+
+
+async def test_bad_requests_name_their_fields_and_leave_nothing(world: World) -> None:
+    def request(request_id: str = "ok", **spec: Any) -> pb.SubmitGenerationRequest:
+        return pb.SubmitGenerationRequest(
+            request_id=request_id, spec=pb.GenerationSpec(**{"prompt": "x", **spec})
+        )
+
+    past = Timestamp(seconds=int(time.time()) - 60)
+    big = video_pb2.VideoShape(frames=9999, height=31, width=32)
+    rising = latents_pb2.Schedule(sigmas=[1.0, 0.5, 0.7, 0.0])
+    cases = [
+        (pb.SubmitGenerationRequest(request_id="ok"), {"spec"}),
+        (pb.SubmitGenerationRequest(), {"request_id", "spec"}),
+        (request(prompt=" "), {"spec.prompt"}),
+        (request(prompt="x" * 2001), {"spec.prompt"}),
+        (request("not ok", prompt=""), {"request_id", "spec.prompt"}),
+        (request(model_id="huge"), {"spec.model_id"}),
+        (request(shape=big), {"spec.shape.frames", "spec.shape.height"}),
+        (request(steps=100_000), {"spec.steps"}),
+        (request(schedule=rising), {"spec.schedule.sigmas"}),
+        (request(deadline=past), {"spec.deadline"}),
+        (request("not ok", model_id="huge", prompt=""), {"request_id", "spec.prompt", "spec.model_id"}),
+    ]
+    for sent, fields in cases:
+        code, error = await refused(world.api.SubmitGeneration(sent, timeout=20))
+        assert code is grpc.StatusCode.INVALID_ARGUMENT
+        assert {v.field for v in error.violations} == fields
+        assert all(v.description for v in error.violations)
+        if "spec.model_id" in fields:
+            assert error.reason == errors_pb2.ERROR_REASON_UNKNOWN_MODEL
+            assert error.metadata["available"] == "small"
+    listed = await world.api.ListGenerations(pb.ListGenerationsRequest(), timeout=20)
+    assert not listed.generations
+    with sqlite3.connect(f"file:{world.directory}/jobs.db?mode=ro", uri=True) as db:
+        assert db.execute(
+            "SELECT (SELECT count(*) FROM jobs) + (SELECT count(*) FROM events)"
+        ).fetchone() == (0,)
+    db.close()
+
+
+async def test_bad_ids_and_tokens(world: World) -> None:
+    api = world.api
+    missing = "no-such-generation"
+    for call in (
+        lambda name: api.GetGeneration(pb.GetGenerationRequest(generation_id=name), timeout=20),
+        lambda name: api.CancelGeneration(pb.CancelGenerationRequest(generation_id=name), timeout=20),
+        lambda name: api.GetVideo(pb.GetVideoRequest(generation_id=name), timeout=20).read(),
+        lambda name: api.WatchGeneration(pb.WatchGenerationRequest(generation_id=name), timeout=20).read(),
+    ):
+        code, error = await refused(call(missing))
+        assert (code, error.metadata) == (grpc.StatusCode.NOT_FOUND, {"generation": missing})
+        code, error = await refused(call(""))
+        assert [v.field for v in error.violations] == ["generation_id"]
+    for request, field in (
+        (pb.ListGenerationsRequest(page_size=201), "page_size"),
+        (pb.ListGenerationsRequest(page_token="nonsense"), "page_token"),
+        (pb.ListGenerationsRequest(state=77), "state"),  # type: ignore[arg-type]
+    ):
+        code, error = await refused(api.ListGenerations(request, timeout=20))
+        assert (code, [v.field for v in error.violations]) == (grpc.StatusCode.INVALID_ARGUMENT, [field])
+    ended = await _ended(world)
+    beyond = pb.WatchGenerationRequest(generation_id=ended.generation_id, after_sequence=10_000)
+    code, error = await refused(api.WatchGeneration(beyond, timeout=20).read())
+    assert [v.field for v in error.violations] == ["after_sequence"]
+
+
+async def test_watching_resumes_anywhere_without_gaps_or_repetitions(world: World) -> None:
+    world.denoiser.pause_before = 2
+    job = await world.submit()
+    seen = await world.events(job, until="started")
+    seen += await world.events(job, after=seen[-1].sequence, until="step_completed")
+    others = [asyncio.create_task(world.events(job)) for _ in range(5)]
+    world.denoiser.go.set()
+    seen += await world.events(job, after=seen[-1].sequence)
+    check_story(seen)
+    assert [await other for other in others] == [seen] * 5
+    for after in range(len(seen) + 1):
+        assert await world.events(job, after=after) == seen[after:]
+
+
+async def test_pages(world: World) -> None:
+    jobs = [await world.submit(f"prompt {n}") for n in range(5)]
+    for job in jobs:
+        await world.events(job)
+    found: list[str] = []
+    token = ""
+    for expected in (2, 2, 1):
+        reply = await world.api.ListGenerations(
+            pb.ListGenerationsRequest(page_size=2, page_token=token), timeout=20
+        )
+        assert len(reply.generations) == expected
+        found += [g.generation_id for g in reply.generations]
+        token = reply.next_page_token
+    assert token == ""
+    assert found == [job.generation_id for job in reversed(jobs)]
+    running = pb.ListGenerationsRequest(state=pb.GENERATION_STATE_RUNNING)
+    assert not (await world.api.ListGenerations(running, timeout=20)).generations
+
+
+async def test_a_video_that_is_not_there_or_not_whole(world: World) -> None:
+    world.denoiser.pause_before = 1
+    job = await world.submit()
+    call = world.api.GetVideo(pb.GetVideoRequest(generation_id=job.generation_id), timeout=20)
+    code, error = await refused(call.read())
+    assert code is grpc.StatusCode.FAILED_PRECONDITION
+    assert error.reason == errors_pb2.ERROR_REASON_WRONG_STATE
+    world.denoiser.go.set()
+    await world.events(job)
+    [file] = (world.directory / "videos").iterdir()
+    file.write_bytes(VIDEO[:-1] + b"!")
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await world.video(job)
+    assert caught.value.code() is grpc.StatusCode.DATA_LOSS
+    file.unlink()
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await world.video(job)
+    assert caught.value.code() is grpc.StatusCode.DATA_LOSS
+
+
+async def _ended(world: World) -> pb.Generation:
+    job = await world.submit()
+    await world.events(job)
+    return job
