@@ -12,7 +12,7 @@ from pathlib import Path
 from infra.testservers.processes import ServerError, tail
 
 APT_SECONDS = 900
-PIP_SECONDS = 900
+PIP_SECONDS = 1800
 
 
 def debian_packages(packages: Mapping[str, Sequence[str]], log: Path) -> None:

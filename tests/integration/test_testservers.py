@@ -8,11 +8,13 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from infra.testservers import command
 from infra.testservers.install import debian_packages
 from infra.testservers.main import main
 from infra.testservers.processes import Processes, ServerError
@@ -121,11 +123,28 @@ def test_a_wrong_command_starts_no_server(capsys: pytest.CaptureFixture[str]) ->
     assert "no such command: no-such-command-at-all" in capsys.readouterr().err
 
 
+def test_the_status_is_the_commands_and_variables_reach_it() -> None:
+    assert command.run(["sh", "-c", 'exit "$STATUS"'], {"STATUS": "7"}) == 7
+    assert command.run(["sh", "-c", "kill -KILL $$"], {}) == 128 + signal.SIGKILL
+
+
+def test_a_checkout_runs_one_at_a_time(tmp_path: Path) -> None:
+    home = tmp_path / "build" / "servers"
+    with command.alone(home), pytest.raises(ServerError, match="another run"), command.alone(home):
+        pass
+    with command.alone(home):
+        pass
+
+
+def needed(name: str) -> str:
+    return os.environ.get(name) or pytest.skip(f"{name} is not set: make test-servers starts such a server")
+
+
 @pytest.mark.servers
 def test_milvus_is_a_server_of_the_pinned_version() -> None:
     from pymilvus import MilvusClient
 
-    client = MilvusClient(uri=os.environ["CHORUS_TEST_MILVUS_URI"], timeout=30)
+    client = MilvusClient(uri=needed("CHORUS_TEST_MILVUS_URI"), timeout=30)
     assert client.get_server_version().startswith("v2.3.5")
 
 
@@ -134,16 +153,17 @@ def test_s3_takes_the_right_signature_only() -> None:
     from minio import Minio
     from minio.error import S3Error
 
-    endpoint, access = os.environ["CHORUS_TEST_S3_ENDPOINT"], os.environ["CHORUS_TEST_S3_ACCESS_KEY"]
-    good = Minio(endpoint, access, os.environ["CHORUS_TEST_S3_SECRET_KEY"], secure=False)
-    good.make_bucket("signatures")
-    good.put_object("signatures", "kept", io.BytesIO(b"data"), 4)
+    endpoint, access = needed("CHORUS_TEST_S3_ENDPOINT"), needed("CHORUS_TEST_S3_ACCESS_KEY")
+    bucket = f"chorus-test-{uuid.uuid4().hex[:12]}"
+    good = Minio(endpoint, access, needed("CHORUS_TEST_S3_SECRET_KEY"), secure=False)
+    good.make_bucket(bucket)
+    good.put_object(bucket, "kept", io.BytesIO(b"data"), 4)
     for access_key, secret, code in [
         (access, "a-guess", "SignatureDoesNotMatch"),
         ("nobody", "a-guess", "InvalidAccessKeyId"),
         (None, None, "AccessDenied"),
     ]:
         with pytest.raises(S3Error) as refused:
-            Minio(endpoint, access_key, secret, secure=False).remove_object("signatures", "kept")
+            Minio(endpoint, access_key, secret, secure=False).remove_object(bucket, "kept")
         assert refused.value.code == code
-    assert good.stat_object("signatures", "kept").size == 4
+    assert good.stat_object(bucket, "kept").size == 4
