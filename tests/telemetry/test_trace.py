@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import subprocess
 import sys
 import time
@@ -86,7 +87,7 @@ def generate(stack: Stack, otel: dict[str, str], out: Path, seed: int) -> str:
     """One `chorus generate`; returns the generation's trace id in hex."""
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "chorus_client.cli", "generate", "a red circle moving left", "--json"),
+            *(sys.executable, "-m", "chorus_client", "generate", "a red circle moving left", "--json"),
             *("--target", stack.target, "--seed", str(seed), "-o", str(out)),
         ],
         env={**os.environ, **otel},
@@ -97,8 +98,6 @@ def generate(stack: Stack, otel: dict[str, str], out: Path, seed: int) -> str:
         check=False,
     )
     assert done.returncode == 0, done.stderr + stack.logs()
-    import re
-
     found = re.findall(r'"trace_?[iI]d": ?"([0-9a-f]{32})"', done.stdout)
     assert found, done.stdout
     return str(found[-1])
