@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
 from chorus.cache.v1 import cache_pb2
@@ -69,12 +69,7 @@ def check_fetch(request: cache_pb2.FetchRequest) -> Space:
         "vector_dim",
         f"must be 1 to {MAX_VECTOR}, not {request.vector_dim}",
     )
-    violations.require(
-        1 <= len(request.steps) <= MAX_BLOBS, "steps", f"must name 1 to {MAX_BLOBS}, not {len(request.steps)}"
-    )
-    violations.require(
-        len(set(request.steps)) == len(request.steps), "steps", "must be distinct: a step stands there twice"
-    )
+    _steps(violations, "steps", request.steps)
     violations.raise_if_any()
     return Space(request.retrieval_encoder_id, request.vector_dim)
 
@@ -124,15 +119,16 @@ def check_new_entry(entry: cache_pb2.NewEntry, limits: Limits) -> None:
     )
     if entry.generation_id:
         _plain(violations, "entry.generation_id", entry.generation_id)
+    _steps(violations, "entry.steps", entry.steps)
     violations.raise_if_any()
 
 
 def check_header(
-    header: latents_pb2.BlobHeader, identity: latents_pb2.LatentIdentity, taken: Iterable[int], limits: Limits
+    header: latents_pb2.BlobHeader, entry: cache_pb2.NewEntry, taken: Container[int], limits: Limits
 ) -> None:
-    """Args: `taken`: the steps announced before."""
+    """Args: `taken`: the steps whose headers came before."""
     violations = Violations()
-    sigmas = identity.schedule.sigmas
+    sigmas = entry.identity.schedule.sigmas
     step = header.step
     if violations.require(
         step.index < len(sigmas),
@@ -144,9 +140,11 @@ def check_header(
             "header.step.sigma",
             f"must be {sigmas[step.index]!r}, which the schedule has at {step.index}, not {step.sigma!r}",
         )
-    seen = set(taken)
-    violations.require(step.index not in seen, "header.step.index", f"step {step.index} was announced before")
-    violations.require(len(seen) < MAX_BLOBS, "header", f"an entry holds at most {MAX_BLOBS} blobs")
+        violations.require(
+            step.index in entry.steps and step.index not in taken,
+            "header.step.index",
+            f"must be one of entry.steps, each once; {step.index} is not, or came before",
+        )
     violations.require(
         0 < header.size_bytes <= limits.blob,
         "header.size_bytes",
@@ -219,6 +217,13 @@ def _vector(violations: Violations, field: str, vector: Sequence[float]) -> None
         violations.require(
             abs(norm - 1) <= _NORM_TOLERANCE, field, f"must be L2-normalised: its norm is {norm:.4g}, not 1"
         )
+
+
+def _steps(violations: Violations, field: str, steps: Sequence[int]) -> None:
+    violations.require(
+        1 <= len(steps) <= MAX_BLOBS, field, f"must name 1 to {MAX_BLOBS} steps, not {len(steps)}"
+    )
+    violations.require(len(set(steps)) == len(steps), field, "must be distinct: a step stands there twice")
 
 
 def _age(violations: Violations, field: str, age: duration_pb2.Duration) -> None:

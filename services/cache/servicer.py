@@ -67,7 +67,6 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
             upload = Upload(tenant, self._limits)
             async for message in request_iterator:
                 upload.add(message)
-            # A call that was cancelled ends its stream too: the thread's turn lets that be noticed first.
             admission = await asyncio.to_thread(upload.finish, now_ms())
             created = await self._store.admit(admission)
         return cache_pb2.AdmitResponse(entry_id=admission.entry.entry_id, created=created)

@@ -41,8 +41,9 @@ class Upload:
         """The entry once all messages are there. Hashes every blob: call it beside the event loop."""
         entry = self._started()
         self._require_whole()
-        if not self._received:
-            raise invalid("header", "an entry needs the latents of at least one step")
+        missing = sorted(set(entry.steps) - self._received.keys())
+        if missing:
+            raise invalid("entry.steps", f"the stream ended before the blobs of steps {missing}")
         identity = identity_digest(entry.identity)
         blobs, data = [], {}
         for index, (header, assembler) in self._received.items():
@@ -81,7 +82,7 @@ class Upload:
     def _add_header(self, header: latents_pb2.BlobHeader) -> None:
         entry = self._started()
         self._require_whole()
-        check_header(header, entry.identity, self._received, self._limits)
+        check_header(header, entry, self._received, self._limits)
         total = header.size_bytes + sum(other.size_bytes for other, _ in self._received.values())
         if total > self._limits.entry:
             raise invalid(

@@ -113,6 +113,7 @@ class Donors:
                 cost_seconds=cost_seconds,
                 traceparent=telemetry.traceparent(),
                 generation_id=job.generation_id,
+                steps=latents.keys(),
             )
             with calling("cache"):
                 reply = await self._cache.Admit(

@@ -100,7 +100,10 @@ def admission(
     offered: cache_pb2.NewEntry, blobs: dict[int, bytes], chunk_bytes: int = 64
 ) -> Iterator[cache_pb2.AdmitRequest]:
     """The messages of an `Admit` call."""
-    yield cache_pb2.AdmitRequest(entry=offered)
+    announced = cache_pb2.NewEntry()
+    announced.CopyFrom(offered)
+    announced.steps[:] = blobs
+    yield cache_pb2.AdmitRequest(entry=announced)
     for step, data in blobs.items():
         yield cache_pb2.AdmitRequest(header=header(step, data))
         for chunk in chunks(data, chunk_bytes):

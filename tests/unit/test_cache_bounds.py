@@ -215,13 +215,26 @@ def test_an_upload_with_a_message_lost_twice_or_out_of_place_is_refused(data: st
         assert failed.value.violations
 
 
-@given(st.integers(0, 30))
-def test_an_upload_that_ends_early_is_refused(kept: int) -> None:
-    """Unless it ends between two steps, where only the next header could tell."""
-    messages = list(admission(new_entry(), {1: BLOBS[1]}, 20))
-    if kept < len(messages):
-        with pytest.raises(ChorusError):
-            uploaded(messages[:kept])
+@given(st.data())
+def test_an_upload_that_ends_early_is_refused(data: st.DataObject) -> None:
+    messages = list(admission(new_entry(), BLOBS, 100))
+    kept = data.draw(st.integers(0, len(messages) - 1))
+    with pytest.raises(ChorusError) as failed:
+        uploaded(messages[:kept])
+    assert failed.value.reason == INVALID_FIELD
+
+
+@pytest.mark.parametrize("steps", [[], [1, 1], list(range(65))])
+def test_an_entry_announces_its_steps(steps: list[int]) -> None:
+    offered = new_entry()
+    offered.steps[:] = steps
+    refused("entry.steps", lambda: uploaded([cache_pb2.AdmitRequest(entry=offered)]))
+
+
+def test_a_step_that_was_not_announced_is_refused() -> None:
+    messages = list(admission(new_entry(), BLOBS, 1 << 20))
+    messages[0].entry.steps[:] = [1, 2]
+    refused("header.step.index", lambda: uploaded(messages))
 
 
 @pytest.mark.parametrize(
@@ -260,7 +273,9 @@ def test_a_header_outside_its_bounds(
     announced = latents_pb2.BlobHeader(
         step=latents_pb2.StepRef(index=index, sigma=sigma), size_bytes=size, digest=digest_hex
     )
-    messages = [cache_pb2.AdmitRequest(entry=new_entry()), cache_pb2.AdmitRequest(header=announced)]
+    offered = new_entry()
+    offered.steps[:] = [1]
+    messages = [cache_pb2.AdmitRequest(entry=offered), cache_pb2.AdmitRequest(header=announced)]
     refused(field, lambda: uploaded(messages))
 
 

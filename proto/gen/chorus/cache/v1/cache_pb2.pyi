@@ -205,6 +205,7 @@ class NewEntry(google.protobuf.message.Message):
     COST_SECONDS_FIELD_NUMBER: builtins.int
     TRACEPARENT_FIELD_NUMBER: builtins.int
     GENERATION_ID_FIELD_NUMBER: builtins.int
+    STEPS_FIELD_NUMBER: builtins.int
     retrieval_encoder_id: builtins.str
     prompt: builtins.str
     seed: builtins.int
@@ -215,6 +216,12 @@ class NewEntry(google.protobuf.message.Message):
     def identity(self) -> chorus.common.v1.latents_pb2.LatentIdentity: ...
     @property
     def vector(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]: ...
+    @property
+    def steps(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """Indices of the step boundaries whose blobs follow, distinct, 1 to 64 of them. A cancelled stream looks
+        like one that ended: an upload that lacks one of these steps is refused.
+        """
+
     def __init__(
         self,
         *,
@@ -226,9 +233,10 @@ class NewEntry(google.protobuf.message.Message):
         cost_seconds: builtins.float = ...,
         traceparent: builtins.str = ...,
         generation_id: builtins.str = ...,
+        steps: collections.abc.Iterable[builtins.int] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["identity", b"identity"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["cost_seconds", b"cost_seconds", "generation_id", b"generation_id", "identity", b"identity", "prompt", b"prompt", "retrieval_encoder_id", b"retrieval_encoder_id", "seed", b"seed", "traceparent", b"traceparent", "vector", b"vector"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["cost_seconds", b"cost_seconds", "generation_id", b"generation_id", "identity", b"identity", "prompt", b"prompt", "retrieval_encoder_id", b"retrieval_encoder_id", "seed", b"seed", "steps", b"steps", "traceparent", b"traceparent", "vector", b"vector"]) -> None: ...
 
 Global___NewEntry: typing_extensions.TypeAlias = NewEntry
 

@@ -1,0 +1,388 @@
+"""The cache as a process of its own: Milvus Lite, a directory of blobs, and gRPC between."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+import grpc
+import grpc.aio
+import pytest
+from chorus.cache.v1 import cache_pb2, cache_pb2_grpc
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+from services.common.blobs import BlobAssembler
+from services.common.channels import open_channel
+from services.common.identity import entry_id, identity_digest
+from services.common.tenancy import tenant_metadata
+from tests.contract.samples import (
+    admission,
+    digest,
+    fetch,
+    header,
+    identity,
+    latents,
+    lookup,
+    new_entry,
+)
+from tests.processes import ServiceProcess, free_port, start_service
+
+if TYPE_CHECKING:
+    Stub: TypeAlias = cache_pb2_grpc.CacheServiceAsyncStub
+
+BLOBS = {1: latents(1), 2: latents(2)}
+SECONDS = 30.0
+
+
+def environment(directory: Path) -> dict[str, str]:
+    return {
+        "CHORUS_CACHE_MILVUS_URI": str(directory / "store" / "milvus.db"),
+        "CHORUS_CACHE_BLOB_DIR": str(directory / "store" / "blobs"),
+        "CHORUS_CACHE_MAX_PROMPT_BYTES": "2000",
+        "CHORUS_CACHE_MILVUS_SECONDS": "30",
+    }
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def service(directory: Path) -> Iterator[ServiceProcess]:
+    with start_service("cache", environment(directory), directory) as running:
+        yield running
+
+
+@asynccontextmanager
+async def connected(service: ServiceProcess) -> AsyncIterator[Stub]:
+    async with open_channel(service.target) as channel:
+        yield cache_pb2_grpc.CacheServiceStub(channel)  # type: ignore[misc]
+
+
+@pytest.fixture
+async def stub(service: ServiceProcess) -> AsyncIterator[Stub]:
+    async with connected(service) as stub:
+        yield stub
+
+
+_tenants = itertools.count()
+
+
+@pytest.fixture
+def tenant() -> tuple[tuple[str, str], ...]:
+    """Metadata of a tenant of this test alone."""
+    return tenant_metadata(f"tenant-{next(_tenants)}")
+
+
+async def admitted(
+    stub: Stub, metadata: tuple[tuple[str, str], ...], messages: Iterable[cache_pb2.AdmitRequest]
+) -> cache_pb2.AdmitResponse:
+    return await stub.Admit(iter(messages), metadata=metadata, timeout=SECONDS)
+
+
+async def fetched(
+    stub: Stub, metadata: tuple[tuple[str, str], ...], request: cache_pb2.FetchRequest
+) -> dict[int, bytes]:
+    """The blobs by step; every chunk is of the bound, and every digest right."""
+    blobs: dict[int, bytes] = {}
+    current: tuple[int, BlobAssembler] | None = None
+    async for part in stub.Fetch(request, metadata=metadata, timeout=SECONDS):
+        if part.WhichOneof("part") == "header":
+            current = (
+                part.header.step.index,
+                BlobAssembler(part.header.size_bytes, part.header.digest, 1 << 30),
+            )
+            continue
+        assert current is not None
+        assert 0 < len(part.chunk) <= 1 << 20
+        current[1].add(part.chunk)
+        if current[1].complete:
+            blobs[current[0]] = current[1].finish()
+    return blobs
+
+
+async def donors(stub: Stub, metadata: tuple[tuple[str, str], ...], vector: int = 0) -> list[cache_pb2.Donor]:
+    reply = await stub.Lookup(lookup(vector, limit=16), metadata=metadata, timeout=SECONDS)
+    return list(reply.donors)
+
+
+def files(directory: Path) -> list[Path]:
+    return sorted(path for path in (directory / "store" / "blobs").rglob("*") if path.is_file())
+
+
+def details(error: grpc.aio.AioRpcError) -> tuple[error_details_pb2.ErrorInfo, list[str]]:
+    """The one ErrorInfo, and the fields that BadRequest names."""
+    status = rpc_status.from_call(error)
+    infos, fields = [], []
+    for packed in status.details:
+        info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
+        if packed.Unpack(info):
+            infos.append(info)
+        elif packed.Unpack(bad):
+            fields += [violation.field for violation in bad.field_violations]
+    [info] = infos
+    return info, fields
+
+
+async def test_an_entry_is_admitted_found_fetched_and_purged(
+    stub: Stub, tenant: tuple[tuple[str, str], ...]
+) -> None:
+    blobs = {1: latents(1), 3: latents(3)}
+    before = await stub.Stats(cache_pb2.StatsRequest(), metadata=tenant)
+    reply = await admitted(stub, tenant, admission(new_entry("ein röter Kreis 🔴"), blobs))
+    assert reply.created
+    assert reply.entry_id == entry_id(
+        tenant[0][1], identity_digest(identity()), "ein röter Kreis 🔴", new_entry().seed
+    )
+    again = await admitted(stub, tenant, admission(new_entry("ein röter Kreis 🔴"), blobs))
+    assert (again.entry_id, again.created) == (reply.entry_id, False)
+
+    [donor] = await donors(stub, tenant)
+    assert donor.score == pytest.approx(1.0, abs=1e-5)
+    assert donor.entry.entry_id == reply.entry_id
+    assert donor.entry.prompt == "ein röter Kreis 🔴"
+    assert donor.entry.prompt_hash == digest("ein röter Kreis 🔴")
+    assert list(donor.entry.blobs) == [header(1, blobs[1]), header(3, blobs[3])]
+    assert donor.entry.cost_seconds == 1.25
+    assert donor.entry.traceparent == new_entry().traceparent
+    assert donor.entry.generation_id == "generation-1"
+    assert donor.entry.create_time.ToSeconds() >= before.start_time.ToSeconds()
+
+    assert await fetched(stub, tenant, fetch(reply.entry_id, 3, 1)) == {3: blobs[3], 1: blobs[1]}
+    stats = await stub.Stats(cache_pb2.StatsRequest(), metadata=tenant)
+    assert (stats.entries, stats.bytes) == (1, len(blobs[1]) + len(blobs[3]))
+    assert (stats.index_kind, stats.blobs_kind) == ("milvus-lite", "directory")
+    assert stats.lookups - before.lookups == 1
+    assert stats.lookups_with_donor - before.lookups_with_donor == 1
+    assert stats.fetches - before.fetches == 1
+    assert stats.admissions - before.admissions == 1
+
+    purge = cache_pb2.PurgeRequest(entry_id=reply.entry_id, model_id="movingshapes")
+    purged = await stub.Purge(purge, metadata=tenant)
+    assert (purged.entries, purged.bytes) == (1, len(blobs[1]) + len(blobs[3]))
+    assert (await stub.Purge(purge, metadata=tenant)).entries == 0
+    assert await donors(stub, tenant) == []
+
+
+async def test_latents_of_many_chunks_travel_whole(stub: Stub, tenant: tuple[tuple[str, str], ...]) -> None:
+    offered = new_entry()
+    offered.identity.latent_shape[:] = [16, 21, 60, 52]
+    data = latents(7, offered.identity.latent_shape)
+    assert len(data) > 3 << 20
+    reply = await admitted(stub, tenant, admission(offered, {1: data}, 1 << 20))
+    assert await fetched(stub, tenant, fetch(reply.entry_id, 1)) == {1: data}
+
+
+async def test_two_tenants_never_meet(stub: Stub) -> None:
+    mine, theirs = tenant_metadata("mine"), tenant_metadata("theirs")
+    reply = await admitted(stub, theirs, admission(new_entry(), BLOBS))
+    assert await donors(stub, mine) == []
+    with pytest.raises(grpc.aio.AioRpcError) as failed:
+        await fetched(stub, mine, fetch(reply.entry_id, 1))
+    assert failed.value.code() == grpc.StatusCode.NOT_FOUND
+    assert details(failed.value)[0].reason == "NOT_FOUND"
+    assert (await stub.Purge(cache_pb2.PurgeRequest(all=True), metadata=mine)).entries == 0
+    assert (await stub.Stats(cache_pb2.StatsRequest(), metadata=mine)).entries == 0
+    own = await admitted(stub, mine, admission(new_entry(), BLOBS))
+    assert own.entry_id != reply.entry_id
+    assert [donor.entry.entry_id for donor in await donors(stub, mine)] == [own.entry_id]
+    assert [donor.entry.entry_id for donor in await donors(stub, theirs)] == [reply.entry_id]
+    with pytest.raises(grpc.aio.AioRpcError) as failed:
+        await donors(stub, tenant_metadata('x" or tenant != "'))
+    assert failed.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+
+
+def _altered(data: bytes) -> list[cache_pb2.AdmitRequest]:
+    messages = list(admission(new_entry(), {1: data}, 1 << 20))
+    messages[-1] = cache_pb2.AdmitRequest(chunk=data[:-1] + b"?")
+    return messages
+
+
+BAD_ADMISSIONS: dict[str, tuple[str, list[cache_pb2.AdmitRequest]]] = {
+    "nothing at all": ("entry", []),
+    "no blob": ("entry.steps", list(admission(new_entry(), {}))),
+    "one blob of two": ("entry.steps", list(admission(new_entry(), BLOBS, 1 << 20))[:3]),
+    "no entry": ("entry", list(admission(new_entry(), BLOBS))[1:]),
+    "an empty prompt": ("entry.prompt", list(admission(new_entry(""), BLOBS))),
+    "a long prompt": ("entry.prompt", list(admission(new_entry("é" * 1001), BLOBS))),
+    "a truncated blob": ("chunk", list(admission(new_entry(), BLOBS))[:-1]),
+    "an altered blob": ("chunk", _altered(latents(1))),
+    "a foreign file": ("chunk", list(admission(new_entry(), {1: b"GIF89a" * 100}))),
+    "another shape": ("chunk", list(admission(new_entry(), {1: latents(1, (4, 4, 4, 4))}))),
+    "a huge announcement": ("header.size_bytes", list(admission(new_entry(), {1: b"x"}))[:2]),
+}
+BAD_ADMISSIONS["a huge announcement"][1][1].header.size_bytes = 1 << 40
+
+
+@pytest.mark.parametrize(("field", "messages"), BAD_ADMISSIONS.values(), ids=BAD_ADMISSIONS.keys())
+async def test_a_bad_admission_is_named_and_leaves_nothing(
+    stub: Stub,
+    directory: Path,
+    tenant: tuple[tuple[str, str], ...],
+    field: str,
+    messages: list[cache_pb2.AdmitRequest],
+) -> None:
+    before = files(directory)
+    with pytest.raises(grpc.aio.AioRpcError) as failed:
+        await admitted(stub, tenant, messages)
+    assert failed.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    info, fields = details(failed.value)
+    assert (info.reason, info.domain, fields) == ("INVALID_FIELD", "chorus", [field])
+    assert files(directory) == before
+    assert await donors(stub, tenant) == []
+    assert (await stub.Stats(cache_pb2.StatsRequest(), metadata=tenant)).entries == 0
+
+
+async def test_bad_calls_name_their_field(stub: Stub, tenant: tuple[tuple[str, str], ...]) -> None:
+    injected = lookup()
+    injected.identity.model_id = 'x" or "a" == "a'
+    for field, call in (
+        ("limit", stub.Lookup(lookup(limit=17), metadata=tenant)),
+        ("identity.model_id", stub.Lookup(injected, metadata=tenant)),
+        ("all", stub.Purge(cache_pb2.PurgeRequest(), metadata=tenant)),
+        ("model_id", stub.Purge(cache_pb2.PurgeRequest(model_id="' or 1 == 1"), metadata=tenant)),
+    ):
+        with pytest.raises(grpc.aio.AioRpcError) as failed:
+            await call
+        assert failed.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+        assert details(failed.value)[1] == [field]
+    with pytest.raises(grpc.aio.AioRpcError) as failed:
+        await fetched(stub, tenant, fetch("no digest", 1))
+    assert details(failed.value)[1] == ["entry_id"]
+
+
+async def test_an_upload_that_is_cancelled_leaves_nothing(
+    stub: Stub, directory: Path, tenant: tuple[tuple[str, str], ...]
+) -> None:
+    before = files(directory)
+    messages = list(admission(new_entry(), BLOBS))
+    # Also right between two blobs, where the end of the stream alone does not tell.
+    between = 2 + -(-len(BLOBS[1]) // 64)
+    for kept in [1, 2, 3, len(messages) - 1, *[between] * 40]:
+        call = stub.Admit(metadata=tenant, timeout=SECONDS)
+        for message in messages[:kept]:
+            await call.write(message)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+    # A later call of the same tenant and identity is served after whatever the cancelled ones still do.
+    other = await admitted(stub, tenant, admission(new_entry("another", vector=1), {3: latents(3)}))
+    assert [donor.entry.entry_id for donor in await donors(stub, tenant)] == [other.entry_id]
+    assert len(files(directory)) == len(before) + 1
+
+
+async def test_a_corrupt_blob_on_disk_becomes_a_miss(
+    stub: Stub, directory: Path, tenant: tuple[tuple[str, str], ...]
+) -> None:
+    before = (await stub.Stats(cache_pb2.StatsRequest(), metadata=tenant)).corrupt_blobs
+    known = set(files(directory))
+    reply = await admitted(stub, tenant, admission(new_entry(), BLOBS))
+    for path in set(files(directory)) - known:
+        path.write_bytes(path.read_bytes()[:-4] + b"\0\0\0\0")
+    with pytest.raises(grpc.aio.AioRpcError) as failed:
+        await fetched(stub, tenant, fetch(reply.entry_id, 1))
+    assert failed.value.code() == grpc.StatusCode.DATA_LOSS
+    assert details(failed.value)[0].reason == "BLOB_CORRUPT"
+    assert await donors(stub, tenant) == []
+    stats = await stub.Stats(cache_pb2.StatsRequest(), metadata=tenant)
+    assert (stats.entries, stats.corrupt_blobs) == (0, before + 1)
+    again = await admitted(stub, tenant, admission(new_entry(), BLOBS))
+    assert again.created
+    assert await fetched(stub, tenant, fetch(reply.entry_id, 1, 2)) == BLOBS
+
+
+class Writers:
+    """Admit entry after entry, each with vectors and latents of its own, until the service is gone."""
+
+    def __init__(self) -> None:
+        self.sent = 0
+        self.acknowledged: dict[str, dict[int, bytes]] = {}
+        self.enough = asyncio.Event()
+
+    async def admit_on(self, stub: Stub, goal: int) -> None:
+        while True:
+            self.sent += 1
+            number = self.sent
+            blobs = {1: latents(2 * number), 2: latents(2 * number + 1)}
+            reply = await admitted(
+                stub, CRASH, admission(new_entry(f"prompt {number}", vector=number), blobs)
+            )
+            self.acknowledged[reply.entry_id] = blobs
+            if len(self.acknowledged) >= goal:
+                self.enough.set()
+
+    async def until_killed(self, service: ServiceProcess, more: int) -> None:
+        """Kills the service amid the admissions that follow the next `more`."""
+        self.enough.clear()
+        goal = len(self.acknowledged) + more
+        async with asyncio.timeout(120), connected(service) as stub:
+            writers = [asyncio.create_task(self.admit_on(stub, goal)) for _ in range(4)]
+            await asyncio.wait(
+                [asyncio.create_task(self.enough.wait()), *writers], return_when=asyncio.FIRST_COMPLETED
+            )
+            service.kill()
+            ends = await asyncio.gather(*writers, return_exceptions=True)
+        assert [end.code() for end in ends if isinstance(end, grpc.aio.AioRpcError)] == [
+            grpc.StatusCode.UNAVAILABLE
+        ] * 4
+
+
+CRASH = tenant_metadata("crash")
+
+
+# It starts the service three times.
+@pytest.mark.timeout(400)
+async def test_after_kill_9_amid_admissions_every_donor_can_be_fetched(tmp_path: Path) -> None:
+    writers = Writers()
+    with start_service("cache", environment(tmp_path), tmp_path) as service:
+        for _ in range(2):
+            await writers.until_killed(service, 8)
+            service.start()
+            found: dict[str, dict[int, bytes]] = {}
+            async with connected(service) as stub:
+                for number in range(1, writers.sent + 1):
+                    for donor in await donors(stub, CRASH, number):
+                        entry = donor.entry.entry_id
+                        if entry not in found:
+                            found[entry] = await fetched(stub, CRASH, fetch(entry, 1, 2))
+            # Nothing acknowledged is lost; what was not acknowledged is whole or not there at all.
+            assert {entry: found.get(entry) for entry in writers.acknowledged} == writers.acknowledged
+
+
+async def test_a_second_process_on_the_same_index_does_not_serve(
+    service: ServiceProcess, directory: Path, tmp_path: Path
+) -> None:
+    env = {**environment(directory), "CHORUS_CACHE_STARTUP_SECONDS": "4"}
+    second = ServiceProcess("cache", env, free_port(), tmp_path / "second.log")
+    with pytest.raises(ChildProcessError):
+        second.start(60)
+    assert "waiting" in second.tail(200)
+
+
+async def test_it_says_what_is_missing_until_its_stores_are_there(tmp_path: Path) -> None:
+    env = {
+        **environment(tmp_path),
+        "CHORUS_CACHE_BLOBS": "s3",
+        "CHORUS_CACHE_S3_ENDPOINT": f"127.0.0.1:{free_port()}",
+        "CHORUS_CACHE_S3_ACCESS_KEY": "access",
+        "CHORUS_CACHE_S3_SECRET_KEY": "secret",
+        "CHORUS_CACHE_S3_SECURE": "false",
+        "CHORUS_CACHE_BLOB_SECONDS": "0.5",
+    }
+    service = ServiceProcess("cache", env, free_port(), tmp_path / "cache.log")
+    service.start(wait=False)
+    try:
+        async with connected(service) as stub:
+            with pytest.raises(grpc.aio.AioRpcError) as failed:
+                await stub.Stats(cache_pb2.StatsRequest(), wait_for_ready=True, timeout=60)
+        assert failed.value.code() == grpc.StatusCode.UNAVAILABLE
+        assert details(failed.value)[0].metadata == {"service": "cache"}
+        assert service.terminate() == 0
+    finally:
+        service.stop()
