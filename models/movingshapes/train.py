@@ -24,8 +24,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from models.movingshapes import world
-from models.movingshapes.evaluate import accuracy
 from models.movingshapes.muon import Muon
+from models.movingshapes.readback import accuracy
 from models.movingshapes.world import Scene, attribute_table, caption, held_out, render, scenes
 from services.denoiser.codec import SpaceToDepthCodec
 from services.denoiser.models.positions import position_channels, position_count

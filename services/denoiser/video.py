@@ -39,7 +39,9 @@ def encode_mp4(frames: NDArray[np.uint8], fps: float) -> bytes:
     if not 0 < fps <= 240:
         raise ValueError(f"fps: must be above 0 and at most 240, not {fps}")
     buffer = io.BytesIO()
-    with av.open(buffer, mode="w", format="mp4", options={"movflags": "+faststart"}) as container:
+    # The index goes first, into room kept for it: +faststart would need a real file to read back.
+    room = {"moov_size": str(4096 + 64 * len(frames))}
+    with av.open(buffer, mode="w", format="mp4", options=room) as container:
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.options = {"crf": "18", "preset": "medium"}

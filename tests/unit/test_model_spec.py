@@ -1,0 +1,179 @@
+"""A model file: what is refused, by name, and that one loads into a model that denoises."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from services.denoiser.models.pipeline import LoadedModel
+from services.denoiser.models.spec import Bound, ModelSpec, SpecError, load_spec
+from services.denoiser.models.wan import WanTransformer
+from services.denoiser.models.weights import WeightsError, weights_digest
+from services.denoiser.sampler import sample
+
+SPEC = """
+id = "tiny"
+[weights]
+file = "tiny.safetensors"
+sha256 = "{sha256}"
+[transformer]
+architecture = "wan"
+prediction = "{prediction}"
+in_channels = 33
+out_channels = 24
+patch_size = [1, 2, 2]
+heads = 2
+head_dim = 12
+ffn_dim = 32
+layers = 2
+text_dim = 10
+position_order = 2
+[text]
+encoder_id = "some@0123456789abcdef"
+max_tokens = 6
+attend_padding = {attend_padding}
+[codec]
+kind = "space-to-depth"
+temporal = 2
+spatial = 2
+[schedule]
+sigmas = [1.0, 0.9375, 0.8333333333333334, 0.625, 0.0]
+shift = 5.0
+[bounds]
+frames = {{ min = 4, max = 8, multiple = 2 }}
+height = {{ min = 8, max = 16, multiple = 4 }}
+width = {{ min = 8, max = 16, multiple = 4 }}
+steps = {{ min = 1, max = 8 }}
+[video]
+frames = 4
+height = 8
+width = 12
+fps = 8
+upscale = 4
+"""
+
+Make = Callable[..., Path]
+
+
+def text(sha256: str = "0" * 64, prediction: str = "velocity", attend_padding: str = "false") -> str:
+    return SPEC.format(sha256=sha256, prediction=prediction, attend_padding=attend_padding)
+
+
+def parse(tmp_path: Path, content: str) -> ModelSpec:
+    path = tmp_path / "model.toml"
+    path.write_text(content)
+    return load_spec(path)
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    """Writes a random model and its file."""
+
+    def write(**options: str) -> Path:
+        torch.manual_seed(0)
+        network = WanTransformer(parse(tmp_path, text(**options)).transformer.config())
+        save_file(network.state_dict(), tmp_path / "tiny.safetensors")
+        path = tmp_path / "model.toml"
+        path.write_text(text(sha256=weights_digest(tmp_path / "tiny.safetensors"), **options))
+        return path
+
+    return write
+
+
+def test_the_model_that_ships_is_described() -> None:
+    spec = load_spec(Path(__file__).parents[2] / "models" / "movingshapes" / "model.toml")
+    assert spec.id == "movingshapes"
+    assert spec.schedule.sigmas == pytest.approx((1.0, 0.9375, 0.8333, 0.625, 0.0), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('id = "tiny"', 'id = "Tiny Model"', "id: "),
+        ("heads = 2", "heads = 0", "transformer.heads: "),
+        ("heads = 2", "heads = 2\nunknown = 1", "transformer.unknown: "),
+        ("layers = 2", "", "transformer.layers: Field required"),
+        ("0.9375, 0.8333333333333334", "0.8, 0.9", "schedule: .*strictly decreasing"),
+        ("0.625, 0.0]", "0.625]", "schedule: .*must end at 0"),
+        ("in_channels = 33", "in_channels = 24", "in_channels must be latents .* 33"),
+        ("out_channels = 24", "out_channels = 16", "out_channels must be the codec's 24"),
+        ("frames = 4\n", "frames = 5\n", "video.frames must be 4 to 8 in steps of 2, not 5"),
+        ("width = 12", "width = 20", "video.width must be 8 to 16"),
+        ("max = 8 }", "max = 3 }", "steps must be 1 to 3, not 4"),
+        ("sha256 = ", "sha256 = 5 #", "weights.sha256: "),
+        ("[codec]", "[codec", "not TOML"),
+    ],
+)
+def test_a_faulty_file_is_refused_by_field(tmp_path: Path, old: str, new: str, message: str) -> None:
+    assert old in text()
+    with pytest.raises(SpecError, match=f"model.toml: (?s:.*){message}"):
+        parse(tmp_path, text().replace(old, new))
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=r"none\.toml: cannot be read"):
+        load_spec(tmp_path / "none.toml")
+
+
+def test_bounds_speak() -> None:
+    bound = Bound(min=8, max=16, multiple=4)
+    assert [n for n in range(1, 30) if bound.fault(n) is None] == [8, 12, 16]
+    assert bound.fault(9) == "must be 8 to 16 in steps of 4, not 9"
+    assert Bound(min=3, max=3).fault(4) == "must be 3, not 4"
+
+
+def run(model: LoadedModel, seed: int = 0, frames: int = 4, length: int = 5) -> torch.Tensor:
+    states = torch.randn(length, 10, generator=torch.Generator().manual_seed(9))
+    prepared = model.prepare_text(states)
+    noise = model.noise(seed, model.latent_shape(frames, 8, 12))
+    *_, last = sample(lambda x, s: model.velocity(x, s, prepared), noise, model.spec.schedule.sigmas)
+    return model.decode(last.latents)
+
+
+@pytest.mark.parametrize("prediction", ["velocity", "data"])
+def test_a_loaded_model_makes_videos(make: Make, prediction: str) -> None:
+    model = LoadedModel.load(make(prediction=prediction))
+    video = run(model)
+    assert video.shape == (3, 4, 8, 12)
+    assert torch.equal(video, run(model))
+    assert not torch.equal(video, run(model, seed=1))
+    assert run(model, frames=8).shape == (3, 8, 8, 12)
+
+
+def test_the_last_step_of_data_prediction_lands_on_the_prediction(make: Make) -> None:
+    """x - sigma * v is what the network said, at every noise level."""
+    model = LoadedModel.load(make(prediction="data"))
+    prepared = model.prepare_text(torch.zeros(3, 10))
+    x = model.noise(0, (24, 2, 4, 6))
+    said = [x - s * model.velocity(x, s, prepared) for s in (1.0, 0.5)]
+    assert not torch.allclose(said[0], said[1])
+    assert all(d.std() < x.std() * 3 for d in said)
+
+
+def test_padding_is_attended_only_where_the_model_was_trained_so(make: Make) -> None:
+    kv = LoadedModel.load(make(attend_padding="true")).prepare_text(torch.ones(2, 10))
+    assert kv[0][0].shape[2] == 6
+    kv = LoadedModel.load(make(attend_padding="false")).prepare_text(torch.ones(2, 10))
+    assert kv[0][0].shape[2] == 2
+    kv = LoadedModel.load(make(attend_padding="false")).prepare_text(torch.ones(9, 10))
+    assert kv[0][0].shape[2] == 6  # what the model does not read is dropped
+
+
+def test_bad_requests_are_named(make: Make) -> None:
+    model = LoadedModel.load(make())
+    with pytest.raises(ValueError, match="frames: must be 4 to 8 in steps of 2, not 5"):
+        model.latent_shape(5, 8, 8)
+    with pytest.raises(ValueError, match="height: must be"):
+        model.latent_shape(4, 64, 8)
+    for shape in ((0, 10), (4, 11), (10,)):
+        with pytest.raises(ValueError, match="token_states: must be"):
+            model.prepare_text(torch.zeros(shape))
+
+
+def test_other_weights_are_refused(make: Make) -> None:
+    path = make()
+    path.write_text(text(sha256="1" * 64))
+    with pytest.raises(WeightsError, match="not the weights of this model"):
+        LoadedModel.load(path)

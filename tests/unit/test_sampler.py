@@ -1,0 +1,81 @@
+"""The Euler loop: exact where the answer is known, resumable, and strict about its schedule."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from services.common.schedule import shifted_schedule
+from services.denoiser.sampler import sample, seeded_noise
+
+
+def toy(x: Tensor, sigma: float) -> Tensor:
+    return torch.sin(3 * x) + sigma * x
+
+
+@given(st.integers(1, 8), st.floats(0.5, 8.0), st.integers(0, 2**64 - 1))
+def test_constant_velocity_is_followed_exactly(steps: int, shift: float, seed: int) -> None:
+    """With v = noise - data the straight line ends at the data, whatever the schedule."""
+    noise, data = seeded_noise(seed, (2, 3)), torch.ones(2, 3)
+    *_, last = sample(lambda x, s: noise - data, noise, shifted_schedule(steps, shift))
+    torch.testing.assert_close(last.latents, data, rtol=0, atol=1e-4)
+
+
+@given(st.integers(1, 8), st.data())
+def test_resuming_at_any_step_gives_the_same_end(steps: int, data: st.DataObject) -> None:
+    sigmas = shifted_schedule(steps, 5.0)
+    x0 = seeded_noise(1, (4,))
+    whole = list(sample(toy, x0, sigmas))
+    assert [s.index for s in whole] == list(range(steps))
+    assert [(s.sigma, s.sigma_next) for s in whole] == list(itertools.pairwise(sigmas))
+    start = data.draw(st.integers(0, steps - 1))
+    before = x0 if start == 0 else whole[start - 1].latents
+    resumed = list(sample(toy, before, sigmas, start_step=start))
+    assert [s.index for s in resumed] == list(range(start, steps))
+    assert torch.equal(resumed[-1].latents, whole[-1].latents)
+
+
+def test_kept_latents_are_not_overwritten_and_a_stopped_run_computes_no_more() -> None:
+    calls = []
+
+    def counted(x: Tensor, sigma: float) -> Tensor:
+        calls.append(sigma)
+        return toy(x, sigma)
+
+    x0 = seeded_noise(0, (3,))
+    start = x0.clone()
+    run = sample(counted, x0, (1.0, 0.5, 0.25, 0.0))
+    first = next(run)
+    kept = first.latents.clone()
+    next(run)
+    assert calls == [1.0, 0.5]
+    assert torch.equal(first.latents, kept)
+    assert torch.equal(x0, start)
+
+
+@pytest.mark.parametrize(
+    "sigmas",
+    [(), (0.0,), (1.0, 0.5), (1.0, 0.5, 0.5, 0.0), (1.0, 1.1, 0.0), (1.2, 0.5, 0.0), (1.0, math.nan, 0.0)],
+)
+def test_a_schedule_that_does_not_fall_to_zero_is_refused_before_any_step(sigmas: tuple[float, ...]) -> None:
+    with pytest.raises(ValueError, match="sigmas"):
+        sample(toy, torch.zeros(1), sigmas)
+
+
+@pytest.mark.parametrize("start", [-1, 2, 9])
+def test_start_step_outside_the_schedule_is_refused(start: int) -> None:
+    with pytest.raises(ValueError, match=f"start_step: must be 0 to 1, not {start}"):
+        sample(toy, torch.zeros(1), (1.0, 0.5, 0.0), start_step=start)
+
+
+def test_same_seed_same_noise() -> None:
+    assert torch.equal(seeded_noise(7, (2, 5)), seeded_noise(7, (2, 5)))
+    assert not torch.equal(seeded_noise(7, (2, 5)), seeded_noise(8, (2, 5)))
+    torch.rand(3)  # the global generator has no part in it
+    assert torch.equal(seeded_noise(7, (2, 5)), seeded_noise(7, (2, 5)))
+    with pytest.raises(ValueError, match="seed"):
+        seeded_noise(-1, (1,))

@@ -1,0 +1,56 @@
+"""mp4 files: what goes in is seen when they are played."""
+
+import io
+
+import av
+import numpy as np
+import pytest
+import torch
+
+from services.denoiser.video import encode_mp4, to_frames
+
+
+def test_frames_are_scaled_clipped_and_enlarged() -> None:
+    video = torch.full((3, 2, 2, 3), -1.0)
+    video[0, 1, 0, 2], video[1, 1, 0, 2] = 1.0, 7.0
+    frames = to_frames(video, upscale=3)
+    assert frames.shape == (2, 6, 9, 3)
+    assert frames.dtype == np.uint8
+    assert (frames[1, :3, 6:] == (255, 255, 0)).all()
+    assert frames.sum() == 9 * (255 + 255)
+
+
+def test_played_back_the_video_is_the_same() -> None:
+    ramp = torch.linspace(-1, 1, 16).view(1, 1, 1, 16).expand(3, 8, 16, 16).clone()
+    ramp[0, 4:] = 0.5
+    frames = to_frames(ramp, upscale=4)
+    raw = encode_mp4(frames, fps=8)
+    with av.open(io.BytesIO(raw)) as container:
+        stream = container.streams.video[0]
+        assert stream.codec_context.name == "h264"
+        assert stream.codec_context.pix_fmt == "yuv420p"
+        assert (stream.width, stream.height, stream.average_rate) == (64, 64, 8)
+        shown = np.stack([f.to_ndarray(format="rgb24") for f in container.decode(stream)])
+    assert shown.shape == frames.shape
+    assert np.abs(shown.astype(int) - frames).mean() < 6
+    assert raw.index(b"moov") < raw.index(b"mdat")  # plays before it is complete
+
+
+def test_the_same_frames_give_the_same_bytes() -> None:
+    frames = to_frames(torch.zeros(3, 4, 16, 16))
+    assert encode_mp4(frames, 8) == encode_mp4(frames, 8)
+
+
+def test_bad_input_is_named() -> None:
+    with pytest.raises(ValueError, match="NaN"):
+        to_frames(torch.full((3, 1, 2, 2), float("nan")))
+    with pytest.raises(ValueError, match="video: must be"):
+        to_frames(torch.zeros(1, 2, 2, 2))
+    with pytest.raises(ValueError, match="upscale"):
+        to_frames(torch.zeros(3, 1, 2, 2), upscale=0)
+    with pytest.raises(ValueError, match="even height and width, not 3 x 2"):
+        encode_mp4(np.zeros((1, 3, 2, 3), np.uint8), 8)
+    with pytest.raises(ValueError, match="fps"):
+        encode_mp4(np.zeros((1, 2, 2, 3), np.uint8), 0)
+    with pytest.raises(ValueError, match="frames"):
+        encode_mp4(np.zeros((0, 2, 2, 3), np.uint8), 8)
