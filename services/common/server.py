@@ -6,6 +6,7 @@ import asyncio
 import signal
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from typing import cast
 
 import grpc
 import grpc.aio
@@ -24,6 +25,20 @@ Start = Callable[[AsyncExitStack, grpc.aio.Server], Awaitable[None]]
 Drain = Callable[[], Awaitable[None]]
 
 log = get_logger("server")
+
+
+class _Started:
+    """A server that already runs, as generated code sees it when it adds a servicer.
+
+    It would also register methods one by one, which gRPC allows before the start only and warns about; the
+    generic handlers serve the same methods.
+    """
+
+    def __init__(self, server: grpc.aio.Server) -> None:
+        self.add_generic_rpc_handlers = server.add_generic_rpc_handlers
+
+    def add_registered_method_handlers(self, service_name: str, method_handlers: object) -> None:
+        """Left out, see above."""
 
 
 def run(name: str, service: str, settings: ServerSettings, start: Start, drain: Drain | None = None) -> None:
@@ -67,6 +82,7 @@ async def _serve(
     reflection.enable_server_reflection((service, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     port = server.add_insecure_port(f"{settings.host}:{settings.port}")
     await server.start()
+    running = cast(grpc.aio.Server, _Started(server))
     log.info("bound", host=settings.host, port=port)
 
     stop = asyncio.Event()
@@ -75,7 +91,7 @@ async def _serve(
         loop.add_signal_handler(number, stop.set)
 
     async with AsyncExitStack() as resources:
-        loading = asyncio.ensure_future(asyncio.wait_for(start(resources, server), settings.startup_seconds))
+        loading = asyncio.ensure_future(asyncio.wait_for(start(resources, running), settings.startup_seconds))
         stopping = asyncio.ensure_future(stop.wait())
         try:
             await asyncio.wait((loading, stopping), return_when=asyncio.FIRST_COMPLETED)
