@@ -24,7 +24,7 @@ sha256 = "{sha256}"
 
 [transformer]
 architecture = "wan"
-in_channels = 15
+in_channels = 12
 out_channels = 12
 patch_size = [1, 2, 2]
 heads = 2
@@ -33,7 +33,6 @@ ffn_dim = 32
 layers = {layers}
 text_dim = 16
 freq_dim = 16
-position_frequencies = 1
 
 [text]
 encoder_id = "test-encoder@0123456789abcdef"

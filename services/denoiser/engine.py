@@ -10,10 +10,13 @@ import torch
 from torch import Tensor
 
 from services.common import names, telemetry
+from services.common.logs import get_logger
 from services.denoiser.jobs import Job
 from services.denoiser.models.pipeline import LoadedModel
 from services.denoiser.sampler import sample
 from services.denoiser.video import encode_mp4, to_frames
+
+log = get_logger("denoiser.engine")
 
 # The most latents a cache entry holds; with more steps than that, the earliest are kept.
 MAX_KEPT = 64
@@ -91,7 +94,11 @@ def denoise(
             denoise_seconds += seconds
             if index + 1 < job.total_steps:
                 kept[index + 1] = latents
-            yield StepDone(index + 1, job.sigmas[index + 1], seconds)
+            try:
+                yield StepDone(index + 1, job.sigmas[index + 1], seconds)
+            except GeneratorExit:
+                log.info("stopped", generation_id=job.generation_id, steps_run=index + 1 - first)
+                raise
     with telemetry.span(names.SPAN_DECODE, parent=parent) as span:
         begin = time.perf_counter()
         video = _encode(model, latents)

@@ -153,6 +153,9 @@ def test_wrong_settings_end_the_process_and_are_named(tmp_path: Path) -> None:
     )
     process.start(wait=False)
     assert process.process is not None
-    assert process.process.wait(60) == 2
+    try:
+        assert process.process.wait(120) == 2
+    finally:
+        process.kill()
     assert "CHORUS_EMBEDDER_RETRIEVAL" in process.tail()
     assert "minilm" in process.tail()
