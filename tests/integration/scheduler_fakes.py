@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import uuid
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -46,7 +47,7 @@ MODEL = denoiser_pb2.ModelInfo(
 )
 
 
-class Fake:
+class Fake(ABC):
     """A gRPC server that can go away and come back on its port."""
 
     def __init__(self, name: str, service: str) -> None:
@@ -60,8 +61,12 @@ class Fake:
     def target(self) -> str:
         return f"127.0.0.1:{self.port}"
 
-    def register(self, server: grpc.aio.Server) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def register(self, server: grpc.aio.Server) -> None: ...
+
+    @abstractmethod
+    def reset(self) -> None:
+        """As if new, for the next test."""
 
     async def start(self) -> None:
         gate = Gate(self.name)
@@ -81,6 +86,10 @@ class Fake:
             await self._server.stop(0)
             self._server = None
 
+    @property
+    def alive(self) -> bool:
+        return self._server is not None
+
     def note(self, context: Any) -> None:
         self.metadata.append(dict(context.invocation_metadata()))
 
@@ -88,6 +97,10 @@ class Fake:
 class FakeEmbedder(Fake, embedder_pb2_grpc.EmbedderServiceServicer):
     def __init__(self) -> None:
         super().__init__("embedder", "chorus.embedder.v1.EmbedderService")
+        self.reset()
+
+    def reset(self) -> None:
+        self.metadata = []
         self.truncated = False
 
     def register(self, server: grpc.aio.Server) -> None:
@@ -113,6 +126,10 @@ class FakeEmbedder(Fake, embedder_pb2_grpc.EmbedderServiceServicer):
 class FakeCache(Fake, cache_pb2_grpc.CacheServiceServicer):
     def __init__(self) -> None:
         super().__init__("cache", "chorus.cache.v1.CacheService")
+        self.reset()
+
+    def reset(self) -> None:
+        self.metadata = []
         self.donors: list[cache_pb2.Donor] = []
         self.lookups: list[cache_pb2.LookupRequest] = []
         self.answering = asyncio.Event()
@@ -155,15 +172,20 @@ class FakeDenoiser(Fake, denoiser_pb2_grpc.DenoiserServiceServicer):
 
     def __init__(self) -> None:
         super().__init__("denoiser", "chorus.denoiser.v1.DenoiserService")
+        self.running = 0
+        self.reset()
+
+    def reset(self) -> None:
+        self.metadata = []
         self.requests: list[denoiser_pb2.DenoiseRequest] = []
         self.time_remaining: list[float] = []
-        self.running = 0
         self.most_running = 0
-        self.stopped: list[str] = []
+        self.stopped: asyncio.Queue[str] = asyncio.Queue()
         # Before this step, or -1 before the Admission event, a run waits for `go`.
         self.pause_before: int | None = None
         self.go = asyncio.Event()
         self.degraded = False
+        # Raised once.
         self.fault: Exception | None = None
         self.damage = False
 
@@ -184,11 +206,12 @@ class FakeDenoiser(Fake, denoiser_pb2_grpc.DenoiserServiceServicer):
         self.most_running = max(self.most_running, self.running)
         try:
             if self.fault is not None:
-                raise self.fault
+                fault, self.fault = self.fault, None
+                raise fault
             async for event in self._events(request):
                 yield event
         except (asyncio.CancelledError, GeneratorExit):
-            self.stopped.append(request.generation_id)
+            self.stopped.put_nowait(request.generation_id)
             raise
         finally:
             self.running -= 1
@@ -247,6 +270,8 @@ class World:
 
     directory: Path
     settings: dict[str, str] = field(default_factory=dict)
+    # Fakes that are not there at first.
+    absent: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.embedder = FakeEmbedder()
@@ -268,7 +293,8 @@ class World:
 
     async def __aenter__(self) -> World:
         for fake in (self.embedder, self.cache, self.denoiser):
-            await fake.start()
+            if fake.name not in self.absent:
+                await fake.start()
         await self.boot()
         return self
 
@@ -278,6 +304,24 @@ class World:
         await asyncio.to_thread(self.process.stop)
         for fake in (self.embedder, self.cache, self.denoiser):
             await fake.die()
+
+    async def refresh(self) -> None:
+        """For the next test: every fake as new and there, the scheduler there, and nothing left to do."""
+        for fake in (self.embedder, self.cache, self.denoiser):
+            fake.reset()
+            if not fake.alive:
+                await fake.start()
+        assert self.process.process is not None
+        if self.process.process.poll() is not None:
+            await self.boot()
+        listed = await self.api.ListGenerations(pb.ListGenerationsRequest(page_size=200), timeout=20)
+        for generation in listed.generations:
+            if generation.state in (
+                pb.GENERATION_STATE_QUEUED,
+                pb.GENERATION_STATE_WAITING,
+                pb.GENERATION_STATE_RUNNING,
+            ):
+                await self.cancel(generation)
 
     async def boot(self) -> None:
         """Starts the scheduler, the first time or again."""
