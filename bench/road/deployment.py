@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from chorus_client.supervise import tethered
 from chorus_client.up import locked
 
 _STOP_SECONDS = 60.0
@@ -28,7 +29,7 @@ def local_deployment(directory: Path) -> Iterator[dict[str, str]]:
                 shutil.rmtree(old)
             elif old.name != "up.lock":
                 old.unlink()
-    command = [sys.executable, "-m", "chorus_client", "up", "--dir", str(directory), "--json"]
+    command = tethered((sys.executable, "-m", "chorus_client", "up", "--dir", str(directory), "--json"))
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
         try:
             yield _targets(process)

@@ -22,6 +22,7 @@ from chorus_client.aio import write_whole
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
+from rich.text import Text
 
 from bench import results
 from bench.results import Figure
@@ -31,7 +32,7 @@ from bench.road.sheet import SheetRow, contact_sheet
 PROMPTS: Final = Path(__file__).with_name("prompts.txt")
 SHEET: Final = "contact_sheet.png"
 DEADLINE_SECONDS: Final = 300.0
-# The first generations pay for caches and threads that later ones find warm.
+# The first generations pay for what later ones find warm, the lookup in the cache among it.
 WARM_UPS: Final = 2
 
 
@@ -76,7 +77,7 @@ def measure(client: ChorusClient, prompts: Sequence[str], seed: int, reuse: str 
     seed `seed` + i, as different users would have.
     """
     for _ in range(WARM_UPS):
-        _generate(client, prompts[0], seed, "off", no_store=True)
+        _generate(client, prompts[0], seed, reuse, no_store=True)
     for number, prompt in enumerate(prompts):
         full = _generate(client, prompt, seed + number, "off", no_store=True)
         reused = _generate(client, prompt, seed + number, reuse, no_store=False)
@@ -108,19 +109,30 @@ def figures_of(rows: Sequence[Row], install_seconds: float | None, run_seconds: 
 
 
 def table_of(rows: Sequence[Row]) -> Table:
-    table = Table(title="the same prompts with and without reuse, one machine, one run", title_justify="left")
-    table.add_column("prompt", max_width=44)
-    table.add_column("cache")
-    table.add_column("donor", max_width=36)
+    """One line a prompt; a donor is named by the number of its line, or its prompt where it has none."""
+    numbers = {row.reused.generation.generation_id: f"no. {i}" for i, row in enumerate(rows, start=1)}
+    table = Table(
+        title="each prompt with and without reuse, same machine, same run",
+        title_justify="left",
+        box=None,
+        padding=(0, 2, 0, 0),
+        header_style="bold",
+    )
+    table.add_column("", justify="right")
+    table.add_column("prompt")
+    table.add_column("cache", no_wrap=True)
+    table.add_column("donor", max_width=20)
     for heading in ("score", "steps", "seconds", "without", "faster"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for row in rows:
+    for number, row in enumerate(rows, start=1):
         generation = row.reused.generation
+        donor = generation.donor
         table.add_row(
-            row.prompt,
-            "[green]hit" if row.hit else "miss",
-            generation.donor.prompt if row.hit else "–",
-            f"{generation.donor.score:.3f}" if row.hit else "–",
+            str(number),
+            Text(row.prompt),
+            Text("hit", "green") if row.hit else "miss",
+            Text(numbers.get(donor.generation_id, donor.prompt)) if row.hit else "–",
+            f"{donor.score:.3f}" if row.hit else "–",
             f"{generation.steps_run}/{generation.plan.total_steps}",
             f"{row.reused.seconds:.2f}",
             f"{row.full.seconds:.2f}",
@@ -172,7 +184,9 @@ def main(
     ] = None,
 ) -> None:
     begin = time.perf_counter()
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = 120
     texts = read_prompts(prompts)
     if not texts:
         raise typer.BadParameter(f"{prompts} holds no prompt")
@@ -199,13 +213,13 @@ def main(
     figures = figures_of(rows, install_seconds, total)
     path = json or out / "road.json"
     results.write(path, f"python -m bench.road.run {shlex.join(sys.argv[1:])}".strip(), figures)
-    console.print(table_of(rows))
+    console.print(table_of(rows), soft_wrap=False)
     for name in ("hit_seconds_p50", "miss_seconds_p50", "full_seconds_p50"):
         if name in figures:
             console.print(f"{name}: {figures[name].value:.3f} s (n = {figures[name].n})")
     installed = f", {install_seconds:.0f} s of installation before it" if install_seconds is not None else ""
     console.print(f"{total:.0f} s in all, {started:.0f} s of it until the services were ready{installed}")
-    console.print(f"{len(rows)} videos, {out / SHEET} and {path}", soft_wrap=True)
+    console.print(f"{len(rows)} videos, {out / SHEET} and {path}")
 
 
 if __name__ == "__main__":

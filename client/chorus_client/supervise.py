@@ -183,12 +183,7 @@ class Supervisor:
     async def _spawn(self, child: Child) -> asyncio.subprocess.Process:
         with child.log.open("ab") as log:
             return await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-I",
-                "-S",
-                str(_TETHER),
-                str(os.getpid()),
-                *child.command,
+                *tethered(child.command),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -209,6 +204,11 @@ class Supervisor:
             waits[1].cancel()
         _sweep(process)
         await process.wait()
+
+
+def tethered(command: Sequence[str]) -> tuple[str, ...]:
+    """The same command, killed when this process dies (on Linux)."""
+    return (sys.executable, "-I", "-S", str(_TETHER), str(os.getpid()), *command)
 
 
 async def _until(stop: asyncio.Event) -> None:
