@@ -27,12 +27,13 @@ def minilm() -> MiniLMEncoder:
 
 def save_tokenizer(path: Path, start: bool) -> None:
     core = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.Whitespace()  # type: ignore[assignment]
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
     template = "<s> $A </s>" if start else "$A </s>"
-    core.post_processor = processors.TemplateProcessing(  # type: ignore[assignment]
+    core.post_processor = processors.TemplateProcessing(
         single=template, special_tokens=[("<s>", 1), ("</s>", 2)]
     )
-    PreTrainedTokenizerFast(
+    wrapper: Any = PreTrainedTokenizerFast
+    wrapper(
         tokenizer_object=core, pad_token="<pad>", eos_token="</s>", bos_token="<s>", unk_token="<unk>"
     ).save_pretrained(path)
 
@@ -126,7 +127,8 @@ def test_clip_keeps_the_port(clip_dir: Path) -> None:
 
 @torch.no_grad()
 def test_clip_retrieves_by_its_projection(clip_dir: Path) -> None:
-    model: Any = CLIPTextModelWithProjection.from_pretrained(clip_dir).eval()
+    model: Any = CLIPTextModelWithProjection.from_pretrained(clip_dir)
+    model.eval()
     want = model(input_ids=torch.tensor([[1, 4, 6, 2]])).text_embeds[0]
     got = TransformersEncoder(clip_dir, "clip").encode(["red circle"])[0].retrieval
     np.testing.assert_allclose(got, (want / want.norm()).numpy(), atol=1e-5)
@@ -137,7 +139,8 @@ def test_umt5_keeps_the_port(umt5_dir: Path) -> None:
     encoder = TransformersEncoder(umt5_dir, "umt5")
     assert (encoder.retrieval_dim, encoder.text_dim, encoder.max_tokens) == (16, 16, 512)
     check_port(encoder, ["a red circle", "blue"])
-    model: Any = UMT5EncoderModel.from_pretrained(umt5_dir / "text_encoder").eval()
+    model: Any = UMT5EncoderModel.from_pretrained(umt5_dir / "text_encoder")
+    model.eval()
     want = model(input_ids=torch.tensor([[4, 6, 2]])).last_hidden_state[0]
     np.testing.assert_allclose(encoder.encode(["red circle"])[0].states, want.numpy(), atol=1e-5)
 

@@ -1,6 +1,7 @@
 """mp4 files: what goes in is seen when they are played."""
 
 import io
+from fractions import Fraction
 
 import av
 import numpy as np
@@ -25,11 +26,12 @@ def test_played_back_the_video_is_the_same() -> None:
     ramp[0, 4:] = 0.5
     frames = to_frames(ramp, upscale=4)
     raw = encode_mp4(frames, fps=8)
-    with av.open(io.BytesIO(raw)) as container:
+    with av.open(io.BytesIO(raw), mode="r") as container:
         stream = container.streams.video[0]
         assert stream.codec_context.name == "h264"
         assert stream.codec_context.pix_fmt == "yuv420p"
-        assert (stream.width, stream.height, stream.average_rate) == (64, 64, 8)
+        assert (stream.width, stream.height) == (64, 64)
+        assert stream.average_rate == Fraction(8)
         shown = np.stack([f.to_ndarray(format="rgb24") for f in container.decode(stream)])
     assert shown.shape == frames.shape
     assert np.abs(shown.astype(int) - frames).mean() < 6
