@@ -40,11 +40,12 @@ def debian_packages(packages: Mapping[str, Sequence[str]], log: Path) -> None:
 def python_program(requirement: str, program: str, home: Path, log: Path) -> Path:
     """The path of `program` from the pinned `requirement`, installed under `home` unless it is there."""
     environment = home / requirement.replace("==", "-")
-    path = environment / "bin" / program
-    if not path.exists():
+    whole = environment / "installed"
+    if not whole.exists():
         _run([sys.executable, "-m", "venv", "--clear", str(environment)], log, PIP_SECONDS)
         _run([str(environment / "bin" / "pip"), "install", "--quiet", requirement], log, PIP_SECONDS)
-    return path
+        whole.touch()
+    return environment / "bin" / program
 
 
 def _run(command: Sequence[str], log: Path, seconds: float) -> None:
