@@ -193,17 +193,27 @@ class MilvusIndex(Index):
 
     async def _pages(self, space: str, where: str) -> AsyncIterator[list[Entry]]:
         """Page by page through the queue, so that a long walk does not hold up a lookup."""
-        pages: Any = await self._read(
-            space,
-            lambda: self._client.query_iterator(
+
+        def walk() -> Any:
+            # A 2.3 server gives an iterator no timestamp, and then it waits for no write: a strong read does.
+            self._client.query(
+                space,
+                filter=where,
+                output_fields=["entry_id"],
+                limit=1,
+                consistency_level="Strong",
+                timeout=self._seconds,
+            )
+            return self._client.query_iterator(
                 space,
                 batch_size=_PAGE,
                 filter=where,
                 output_fields=_FIELDS,
                 consistency_level="Strong",
                 timeout=self._seconds,
-            ),
-        )
+            )
+
+        pages: Any = await self._read(space, walk)
         if pages is None:
             return
         try:
