@@ -62,7 +62,7 @@ def service(directory: Path) -> Iterator[ServiceProcess]:
 @asynccontextmanager
 async def connected(service: ServiceProcess) -> AsyncIterator[Stub]:
     async with open_channel(service.target) as channel:
-        yield cache_pb2_grpc.CacheServiceStub(channel)  # type: ignore[misc]
+        yield cache_pb2_grpc.CacheServiceStub(channel)
 
 
 @pytest.fixture
@@ -118,7 +118,7 @@ def files(directory: Path) -> list[Path]:
 
 def details(error: grpc.aio.AioRpcError) -> tuple[error_details_pb2.ErrorInfo, list[str]]:
     """The one ErrorInfo, and the fields that BadRequest names."""
-    status = rpc_status.from_call(error)
+    status = rpc_status.from_call(error)  # type: ignore[arg-type]
     infos, fields = [], []
     for packed in status.details:
         info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()

@@ -169,12 +169,16 @@ def test_a_fetch_outside_its_bounds(field: str, request_: cache_pb2.FetchRequest
     refused(field, lambda: check_fetch(request_))
 
 
+def aged(age: duration_pb2.Duration) -> cache_pb2.PurgeRequest:
+    return cache_pb2.PurgeRequest(older_than=age)
+
+
 def test_a_purge_says_what_to_drop() -> None:
     refused("all", lambda: check_purge(cache_pb2.PurgeRequest(), 0))
     refused("entry_id", lambda: check_purge(cache_pb2.PurgeRequest(entry_id='" or "a" == "a'), 0))
     refused("model_id", lambda: check_purge(cache_pb2.PurgeRequest(model_id='x" or "a" == "a'), 0))
-    for age in (duration_pb2.Duration(seconds=-1), duration_pb2.Duration(nanos=-1)):
-        refused("older_than", lambda age=age: check_purge(cache_pb2.PurgeRequest(older_than=age), 0))
+    refused("older_than", lambda: check_purge(aged(duration_pb2.Duration(seconds=-1)), 0))
+    refused("older_than", lambda: check_purge(aged(duration_pb2.Duration(nanos=-1)), 0))
     whole = cache_pb2.PurgeRequest(
         entry_id=digest("x"), model_id="m", older_than=duration_pb2.Duration(seconds=2, nanos=500_000_000)
     )
