@@ -1,0 +1,103 @@
+"""The embedder's parts without a model: settings, the memory of recent prompts, the one thread."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+from threading import Event, get_ident
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.common import errors
+from services.common.errors import ChorusError
+from services.embedder.encoders import Encoder, Encoding
+from services.embedder.engine import Engine, RecentEncodings
+from services.embedder.settings import EmbedderSettings, EncoderSpec, parse_encoder
+
+WAIT = 20.0
+
+
+def encoding(tokens: int) -> Encoding:
+    """8 bytes of states for each token and 8 of the vector."""
+    return Encoding(
+        retrieval=np.ones(2, np.float32),
+        states=np.ones((tokens, 2), np.float32),
+        tokens=("t",) * tokens,
+        offsets=((0, 0),) * tokens,
+        truncated=False,
+    )
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcdef"), st.integers(1, 8)), max_size=40), st.integers(0, 100))
+def test_recent_encodings_stay_within_their_bytes(puts: list[tuple[str, int]], limit: int) -> None:
+    recent = RecentEncodings(limit)
+    for prompt, tokens in puts:
+        recent.put("e", prompt, encoding(tokens))
+        kept = [found for p in "abcdef" if (found := recent.get("e", p)) is not None]
+        assert sum(found.states.nbytes + found.retrieval.nbytes for found in kept) <= limit
+        assert len(recent) == len(kept)
+
+
+def test_the_least_recently_used_goes_first() -> None:
+    recent = RecentEncodings(2 * 16)
+    recent.put("e", "a", encoding(1))
+    recent.put("e", "b", encoding(1))
+    assert recent.get("e", "a") is not None
+    recent.put("e", "c", encoding(1))
+    assert recent.get("e", "b") is None
+    assert recent.get("e", "a") is not None
+    assert recent.get("another encoder", "a") is None
+
+
+class Gated(Encoder):
+    """Encodes when it is let through; counts what it was asked."""
+
+    id, kind, retrieval_dim, text_dim, max_tokens = "gated@0", "test", 2, 2, 4
+
+    def __init__(self) -> None:
+        self.gate, self.entered = Event(), Event()
+        self.asked: list[str] = []
+        self.threads: set[int] = set()
+
+    def encode(self, prompts: Sequence[str]) -> list[Encoding]:
+        self.entered.set()
+        assert self.gate.wait(WAIT)
+        self.asked += prompts
+        self.threads.add(get_ident())
+        return [encoding(1) for _ in prompts]
+
+
+async def test_one_thread_a_bounded_queue_and_no_prompt_twice() -> None:
+    encoder = Gated()
+    engine = Engine(encoder, [encoder], queue_limit=2, recent_bytes=1000)
+    try:
+        calls = [asyncio.create_task(engine.encode(encoder, [prompt])) for prompt in ("a", "b")]
+        await asyncio.to_thread(encoder.entered.wait, WAIT)
+        with pytest.raises(ChorusError) as caught:
+            await engine.encode(encoder, ["c"])
+        assert caught.value.reason == errors.QUEUE_FULL
+        assert caught.value.retry_after
+        encoder.gate.set()
+        await asyncio.gather(*calls)
+        assert len(await engine.encode(encoder, ["b", "a", "d", "d"])) == 4
+        assert encoder.asked == ["a", "b", "d"]
+        assert len(encoder.threads) == 1
+        assert get_ident() not in encoder.threads
+    finally:
+        encoder.gate.set()
+        engine.close()
+
+
+def test_encoders_are_named_with_their_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CHORUS_EMBEDDER_CONDITIONING", f"minilm, umt5:{tmp_path}")
+    assert EmbedderSettings().conditioning == (EncoderSpec("minilm"), EncoderSpec("umt5", tmp_path))
+
+
+@pytest.mark.parametrize("text", ["", "bert", "minilm:/x", "clip", "clip:", "umt5:/no/such/directory"])
+def test_an_encoder_that_is_none(text: str) -> None:
+    with pytest.raises(ValueError, match=r"minilm, clip:/path or umt5:/path|no directory"):
+        parse_encoder(text)
