@@ -48,6 +48,9 @@ def environment(base: Mapping[str, str], directory: Path, ports: Mapping[str, in
         "CHORUS_SCHEDULER_PORT": str(ports["scheduler"]),
         "CHORUS_CACHE_MILVUS_URI": str(directory / "milvus.db"),
         "CHORUS_CACHE_BLOB_DIR": str(directory / "blobs"),
+        # Not every core: OpenMP's threads wait for each other at every step, and a core that another service
+        # takes from one of them stalls them all.
+        "CHORUS_DENOISER_THREADS": str(max(1, (os.cpu_count() or 1) // 2)),
         "CHORUS_DENOISER_CACHE_TARGET": f"{HOST}:{ports['cache']}",
         "CHORUS_SCHEDULER_EMBEDDER_TARGET": f"{HOST}:{ports['embedder']}",
         "CHORUS_SCHEDULER_CACHE_TARGET": f"{HOST}:{ports['cache']}",

@@ -37,13 +37,15 @@ class GenerationView:
         self._task = self._progress.add_task("submitting", total=None, steps="", eta="")
 
     def __enter__(self) -> Self:
-        self._progress.start()
+        if self._progress.console.is_terminal:  # elsewhere the lines alone
+            self._progress.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._progress.stop()
+        if self._progress.console.is_terminal:
+            self._progress.stop()
 
     def accepted(self, generation: Generation) -> None:
         self._say(f"{generation.generation_id} accepted, seed {generation.spec.seed}")
@@ -137,7 +139,7 @@ def summary(generation: Generation, saved: float) -> str:
 def jobs_table(generations: Iterable[Generation]) -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False)
     for heading in ("id", "state", "age", "steps", "reuse", "seconds", "prompt"):
-        table.add_column(heading, no_wrap=heading != "prompt")
+        table.add_column(heading, no_wrap=True)
     for generation in generations:
         reuse = f"{generation.donor.score:.3f}" if generation.HasField("donor") else "–"
         seconds = generation.timings.total_seconds
