@@ -18,7 +18,7 @@ from torch import Tensor
 
 FRAMES, HEIGHT, WIDTH = 8, 32, 32
 TRAVEL = 14.0  # pixels from the first frame to the last
-JITTER = 1.5  # pixels, uniform, of the path's centre
+JITTER = 1.0  # pixels, uniform, of the path's centre
 RADIUS_JITTER = 0.06  # relative, uniform
 
 SHAPES = ("circle", "square", "triangle")
@@ -45,7 +45,7 @@ MOTIONS = {
     "down": (0.0, 1.0),
     "still": (0.0, 0.0),
 }
-SIZES = {"small": 4.0, "large": 7.5}  # radius of the circle of equal area, in pixels
+SIZES = {"small": 4.5, "large": 7.5}  # radius of the circle of equal area, in pixels
 
 
 @dataclass(frozen=True)
