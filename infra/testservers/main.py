@@ -32,6 +32,7 @@ def _serve(command: Sequence[str]) -> int:
     with (
         commands.alone(HOME),
         tempfile.TemporaryDirectory(prefix="chorus-") as state,
+        milvus.tidied(),
         ThreadPoolExecutor(max_workers=2) as pool,
         Processes(logs) as processes,
     ):

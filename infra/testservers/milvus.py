@@ -6,6 +6,8 @@ its files are made by the package, the binary is then our child.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from infra.testservers.install import python_program
@@ -62,9 +64,27 @@ def start(processes: Processes, home: Path, state: Path, logs: Path) -> dict[str
             "ETCD_CONFIG_PATH": str(etcd),
             "LD_LIBRARY_PATH": str(state / "bin"),
             "METRICS_PORT": str(health),
-            "MILVUS_RUN_DIR": str(state / "run"),
         },
         cwd=state,
     )
     server.wait_until(lambda: answers(f"http://127.0.0.1:{health}/healthz"), READY_SECONDS)
     return {"CHORUS_TEST_MILVUS_URI": f"http://127.0.0.1:{port}"}
+
+
+@contextmanager
+def tidied() -> Iterator[None]:
+    """Removes, at the end, what Milvus writes to fixed places outside its data and a SIGKILL leaves there.
+
+    Files of a Milvus that still runs, and those of other users, stay.
+    """
+    yield
+    named = {path: path.name.rpartition("_")[2] for path in Path("/tmp/milvus").glob("server_id_*")}
+    lock = Path("/run/milvus/standalone.pid")
+    with suppress(FileNotFoundError, PermissionError):
+        named[lock] = lock.read_text().strip()
+    for path, pid in named.items():
+        # A directory that is not empty stays: OSError.
+        with suppress(OSError):
+            if not Path("/proc", pid).exists():
+                path.unlink()
+            path.parent.rmdir()
