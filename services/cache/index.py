@@ -30,7 +30,8 @@ class Selection:
 class Index(ABC):
     """Rows and their vectors, in one space for each retrieval encoder and dimension.
 
-    A row that was upserted is found by the next search. A space nobody wrote to is empty. Every method raises
+    The next search finds a row that was upserted, and not one that was deleted. A space nobody wrote to is
+    empty. Every method raises
     ChorusError DEPENDENCY_UNAVAILABLE when the index does not answer in time, and ValueError for a value that
     may not stand in a filter.
     """

@@ -175,7 +175,12 @@ class MilvusIndex(Index):
         if not entry_ids:
             return
         where = tenant_filter(tenant, entry_ids=entry_ids)
-        await self._read(space, lambda: self._client.delete(space, filter=where, timeout=self._seconds))
+
+        def remove() -> None:
+            self._client.delete(space, filter=where, timeout=self._seconds)
+            self._settle(space, where)
+
+        await self._read(space, remove)
 
     async def spaces(self) -> list[str]:
         names = await self._worker.run(lambda: self._client.list_collections(timeout=self._seconds))
@@ -195,15 +200,7 @@ class MilvusIndex(Index):
         """Page by page through the queue, so that a long walk does not hold up a lookup."""
 
         def walk() -> Any:
-            # A 2.3 server gives an iterator no timestamp, and then it waits for no write: a strong read does.
-            self._client.query(
-                space,
-                filter=where,
-                output_fields=["entry_id"],
-                limit=1,
-                consistency_level="Strong",
-                timeout=self._seconds,
-            )
+            self._settle(space, where)
             return self._client.query_iterator(
                 space,
                 batch_size=_PAGE,
@@ -237,6 +234,20 @@ class MilvusIndex(Index):
                 raise
 
         return await self._worker.run(read)
+
+    def _settle(self, space: str, where: str) -> None:
+        """Returns once reads see every write acknowledged before.
+
+        A 2.3 server leaves deletes out of a session, and gives an iterator no timestamp to wait for.
+        """
+        self._client.query(
+            space,
+            filter=where,
+            output_fields=["entry_id"],
+            limit=1,
+            consistency_level="Strong",
+            timeout=self._seconds,
+        )
 
     def _make(self, space: Space) -> None:
         """The collection, or what is missing of it: each step may find that another process was faster."""

@@ -8,6 +8,7 @@ import uuid
 from pathlib import Path
 
 import pytest
+from moto.server import ThreadedMotoServer
 
 from services.cache.blobs import Blobs, BlobStat
 from services.cache.directory import DirectoryBlobs
@@ -138,3 +139,29 @@ async def test_opening_waits_for_an_endpoint_that_is_not_there() -> None:
     )
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(opening, 1.5)
+
+
+async def test_an_endpoint_that_went_away_is_named() -> None:
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    try:
+        blobs = await S3Blobs.open(
+            endpoint=f"{host}:{port}",
+            bucket="chorus",
+            access_key="a",
+            secret_key="s",
+            secure=False,
+            region="us-east-1",
+            seconds=5,
+            threads=1,
+        )
+        await blobs.put(KEY, b"x")
+    finally:
+        server.stop()
+    with pytest.raises(ChorusError) as failed:
+        await blobs.get(KEY, 1)
+    await blobs.close()
+    assert failed.value.reason == DEPENDENCY_UNAVAILABLE
+    assert failed.value.metadata == {"service": "s3"}
+    assert failed.value.retry_after is not None

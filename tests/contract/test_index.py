@@ -73,6 +73,16 @@ async def test_upsert_of_the_same_entry_keeps_one_row(index: Index, tenant: str)
     assert len(await index.search(SPACE.name, tenant, IDENTITY, unit(1), 16)) == 1
 
 
+async def test_a_deleted_entry_is_not_found_by_the_very_next_search(index: Index, tenant: str) -> None:
+    every = [entry(f"prompt {i}", tenant=tenant) for i in range(4)]
+    for each in every:
+        await index.upsert(SPACE, each, unit(1))
+    while every:
+        await index.delete(SPACE.name, tenant, [every.pop().entry_id])
+        hits = await index.search(SPACE.name, tenant, IDENTITY, unit(1), 16)
+        assert {hit.entry.entry_id for hit in hits} == {each.entry_id for each in every}
+
+
 async def test_a_row_survives_delete_and_upsert_and_reopening(open_index: OpenIndex, tenant: str) -> None:
     index = await open_index()
     kept, dropped = entry("kept", tenant=tenant), entry("dropped", tenant=tenant)
