@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import AsyncExitStack
+
+# Threads that wait for each other sleep instead of spinning: the other services share the cores, and a step
+# whose threads spin while one of them is off its core takes several times as long. Read when torch is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import grpc.aio
 from chorus.cache.v1 import cache_pb2_grpc
