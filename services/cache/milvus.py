@@ -6,6 +6,8 @@ it and the alias moved. The primary key is the entry id, a digest that holds the
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import asdict
@@ -102,6 +104,10 @@ class MilvusIndex(Index):
             Path(uri).parent.mkdir(parents=True, exist_ok=True)
 
         def connect() -> MilvusClient:
+            # Where it is installed, pymilvus imports it within its first search, which then takes longer than
+            # a lookup may.
+            with contextlib.suppress(ImportError):
+                importlib.import_module("scipy.sparse")
             client = MilvusClient(uri=uri, token=token, timeout=seconds, dedicated=True)
             client.list_collections(timeout=seconds)
             return client
