@@ -32,8 +32,9 @@ from bench.road.sheet import SheetRow, contact_sheet
 PROMPTS: Final = Path(__file__).with_name("prompts.txt")
 SHEET: Final = "contact_sheet.png"
 DEADLINE_SECONDS: Final = 300.0
-# The first generations pay for what later ones find warm, the lookup in the cache among it.
+# The first generations pay for what later ones find warm, the first search among a cache's entries too.
 WARM_UPS: Final = 2
+WARM_UP_PROMPT: Final = "warming up, unlike anything asked later"
 
 
 @dataclass(frozen=True)
@@ -73,11 +74,11 @@ def read_prompts(path: Path) -> list[str]:
 def measure(client: ChorusClient, prompts: Sequence[str], seed: int, reuse: str | None) -> Iterator[Row]:
     """Both ways of each prompt, one after the other, so that both meet the same machine.
 
-    The run in full reads and writes no cache, so only the runs with reuse leave donors. Prompt i has the
-    seed `seed` + i, as different users would have.
+    The run in full reads and writes no cache, so only the runs with reuse leave donors (and the warm-up,
+    which is similar to none). Prompt i has the seed `seed` + i, as different users would have.
     """
     for _ in range(WARM_UPS):
-        _generate(client, prompts[0], seed, reuse, no_store=True)
+        _generate(client, WARM_UP_PROMPT, seed, reuse, no_store=False)
     for number, prompt in enumerate(prompts):
         full = _generate(client, prompt, seed + number, "off", no_store=True)
         reused = _generate(client, prompt, seed + number, reuse, no_store=False)
@@ -91,7 +92,12 @@ def _generate(client: ChorusClient, prompt: str, seed: int, reuse: str | None, n
     return Run(video.generation, video.data, seconds)
 
 
-def figures_of(rows: Sequence[Row], install_seconds: float | None, run_seconds: float) -> dict[str, Figure]:
+def figures_of(
+    rows: Sequence[Row],
+    install_seconds: float | None,
+    run_seconds: float,
+    test_seconds: float | None = None,
+) -> dict[str, Figure]:
     """Medians of hits, misses and full runs; a kind that did not occur has none."""
     groups = {
         "miss_seconds_p50": [row.reused.seconds for row in rows if not row.hit],
@@ -105,6 +111,8 @@ def figures_of(rows: Sequence[Row], install_seconds: float | None, run_seconds: 
     figures["run_total_seconds"] = results.single(run_seconds + (install_seconds or 0.0), "s")
     if install_seconds is not None:
         figures["install_seconds"] = results.single(install_seconds, "s")
+    if test_seconds is not None:
+        figures["test_seconds"] = results.single(test_seconds, "s")
     return figures
 
 
@@ -182,6 +190,9 @@ def main(
     install_seconds: Annotated[
         float | None, typer.Option(help="How long the installation took, for the figures.")
     ] = None,
+    test_seconds: Annotated[
+        float | None, typer.Option(help="How long `make test` took here, for the figures.")
+    ] = None,
 ) -> None:
     begin = time.perf_counter()
     console = Console(highlight=False, soft_wrap=True)
@@ -210,7 +221,7 @@ def main(
     contact_sheet([sheet_row(row) for row in rows], title).save(out / SHEET)
 
     total = time.perf_counter() - begin
-    figures = figures_of(rows, install_seconds, total)
+    figures = figures_of(rows, install_seconds, total, test_seconds)
     path = json or out / "road.json"
     results.write(path, f"python -m bench.road.run {shlex.join(sys.argv[1:])}".strip(), figures)
     console.print(table_of(rows), soft_wrap=False)
