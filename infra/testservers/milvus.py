@@ -78,13 +78,12 @@ def tidied() -> Iterator[None]:
     Files of a Milvus that still runs, and those of other users, stay.
     """
     yield
-    named = {path: path.name.rpartition("_")[2] for path in Path("/tmp/milvus").glob("server_id_*")}
-    lock = Path("/run/milvus/standalone.pid")
-    with suppress(FileNotFoundError, PermissionError):
-        named[lock] = lock.read_text().strip()
-    for path, pid in named.items():
-        # A directory that is not empty stays: OSError.
+    for directory in (Path("/run/milvus"), Path("/tmp/milvus")):
+        # Not ours to remove, not there, or not empty: OSError.
         with suppress(OSError):
-            if not Path("/proc", pid).exists():
-                path.unlink()
-            path.parent.rmdir()
+            named = {path: path.name.removeprefix("server_id_") for path in directory.glob("server_id_*")}
+            named |= {path: path.read_text().strip() for path in directory.glob("standalone.pid")}
+            for path, pid in named.items():
+                if not Path("/proc", pid).exists():
+                    path.unlink()
+            directory.rmdir()
