@@ -102,6 +102,7 @@ async def _plan(
     policy = POLICIES[spec.reuse]
     total_steps = len(spec.schedule.sigmas) - 1
     donors: list[planner.Donor] = []
+    missing: ChorusError | None = None
     if policy != "off":
         try:
             donors = await _look_up(tools, job, model, encoded)
@@ -109,15 +110,12 @@ async def _plan(
             error.metadata.setdefault("service", "cache")
             log.warning("cache not used", error=error.message)
             warnings.append(errors.to_job_error(error))
-            return planner.to_message(
-                planner.in_full(
-                    total_steps,
-                    plan_pb2.PLAN_REASON_CODE_CACHE_UNAVAILABLE,
-                    f"computed in full, because the cache could not be asked: {error.message}",
-                )
-            )
+            missing = error
     with telemetry.span(names.SPAN_PLAN, {names.DONOR_COUNT: len(donors)}) as span:
-        chosen = planner.plan(policy, total_steps, donors, tools.pace.seconds_per_step(spec, model))
+        if missing is not None:
+            chosen = planner.without_cache(total_steps, missing.message)
+        else:
+            chosen = planner.plan(policy, total_steps, donors, tools.pace.seconds_per_step(spec, model))
         span.set_attribute(names.FULL_REUSE_STEPS, chosen.full_reuse_steps)
         span.set_attribute(
             names.PLAN_REASON,

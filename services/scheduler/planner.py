@@ -69,9 +69,9 @@ def plan(policy: Policy, total_steps: int, donors: Sequence[Donor], seconds_per_
         seconds_per_step: of the model at this shape; 0 if unknown.
     """
     if policy == "off":
-        return in_full(total_steps, plan_pb2.PLAN_REASON_CODE_REUSE_OFF, "the request asked for no reuse")
+        return _in_full(total_steps, plan_pb2.PLAN_REASON_CODE_REUSE_OFF, "the request asked for no reuse")
     if not donors:
-        return in_full(
+        return _in_full(
             total_steps,
             plan_pb2.PLAN_REASON_CODE_NO_DONOR,
             "the cache holds nothing similar for this model, schedule and size",
@@ -79,7 +79,7 @@ def plan(policy: Policy, total_steps: int, donors: Sequence[Donor], seconds_per_
     most_similar = max(donors, key=lambda donor: (donor.score, donor.entry_id))
     lowest = TABLE[policy][-1][0]
     if most_similar.score < lowest:
-        return in_full(
+        return _in_full(
             total_steps,
             plan_pb2.PLAN_REASON_CODE_SCORE_TOO_LOW,
             f"the best donor's similarity {most_similar.score:.3f} is below {lowest:.2f},"
@@ -109,9 +109,13 @@ def plan(policy: Policy, total_steps: int, donors: Sequence[Donor], seconds_per_
     )
 
 
-def in_full(total_steps: int, code: plan_pb2.PlanReasonCode.ValueType, text: str) -> Plan:
-    """The plan that computes every step, and why."""
-    return Plan(total_steps, 0, None, (Reason(code, text),), 0.0)
+def without_cache(total_steps: int, why: str) -> Plan:
+    """The plan when the cache could not be asked."""
+    return _in_full(
+        total_steps,
+        plan_pb2.PLAN_REASON_CODE_CACHE_UNAVAILABLE,
+        f"computed in full, because the cache could not be asked: {why}",
+    )
 
 
 def to_message(plan: Plan) -> plan_pb2.Plan:
@@ -132,6 +136,11 @@ def to_message(plan: Plan) -> plan_pb2.Plan:
             )
         )
     return message
+
+
+def _in_full(total_steps: int, code: plan_pb2.PlanReasonCode.ValueType, text: str) -> Plan:
+    """The plan that computes every step, and why."""
+    return Plan(total_steps, 0, None, (Reason(code, text),), 0.0)
 
 
 def _share(policy: Policy, score: float) -> float:

@@ -7,6 +7,7 @@ import sqlite3
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -298,3 +299,16 @@ async def _ended(world: World) -> pb.Generation:
     job = await world.submit()
     await world.events(job)
     return job
+
+
+async def test_as_many_run_at_once_as_the_setting_says(tmp_path: Path) -> None:
+    async with World(tmp_path, {"CHORUS_SCHEDULER_CONCURRENCY": "2"}) as world:
+        world.denoiser.pause_before = 1
+        jobs = [await world.submit(f"prompt {n}") for n in range(3)]
+        for job in jobs[:2]:
+            await world.events(job, until="step_completed")
+        assert (await world.get(jobs[2])).queue_position == 1
+        world.denoiser.go.set()
+        for job in jobs:
+            check_story(await world.events(job))
+        assert world.denoiser.most_running == 2
