@@ -17,13 +17,18 @@ help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
 
 run: $(READY) ## set up, start all services, generate a dozen videos, show what reuse saved
-	$(BIN)/python -m bench.road.run --out $(OUT) --install-seconds "$$(cat $(VENV)/install_seconds)"
+	$(BIN)/python -m bench.road.run --out $(OUT) --install-seconds $$(cat $(VENV)/install_seconds) \
+	    $$(sed 's/^/--test-seconds /' $(VENV)/test_seconds 2>/dev/null)
 
 up: $(READY) ## start all services on this machine; Ctrl-C stops them
 	$(BIN)/chorus up
 
-test: $(READY) tools lint type ## every check and test that needs no root
-	$(BIN)/python -m pytest -m "not servers and not gpu"
+test: $(READY) tools ## every check and test that needs no root
+	@begin=$$(date +%s) && \
+	$(MAKE) --no-print-directory lint type && \
+	$(BIN)/python -m pytest -m "not servers and not gpu" && \
+	echo $$(( $$(date +%s) - begin )) > $(VENV)/test_seconds && \
+	echo "tested in $$(cat $(VENV)/test_seconds) s"
 
 test-servers: $(READY) ## the contract and end-to-end suites against a real Milvus and S3 (root, Debian)
 	infra/testservers/run $(BIN)/python -m pytest -m servers
