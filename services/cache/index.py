@@ -31,9 +31,8 @@ class Index(ABC):
     """Rows and their vectors, in one space for each retrieval encoder and dimension.
 
     The next search finds a row that was upserted, and not one that was deleted. A space nobody wrote to is
-    empty. Every method raises
-    ChorusError DEPENDENCY_UNAVAILABLE when the index does not answer in time, and ValueError for a value that
-    may not stand in a filter.
+    empty. Every method raises ChorusError DEPENDENCY_UNAVAILABLE when the index does not answer in time, and
+    ValueError for a value that may not stand in a filter.
     """
 
     kind: str

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -30,7 +31,7 @@ from tests.contract.samples import (
     lookup,
     new_entry,
 )
-from tests.processes import ServiceProcess, free_port, start_service
+from tests.processes import ServiceProcess, free_port, start_service, wait_until_serving
 
 if TYPE_CHECKING:
     Stub: TypeAlias = cache_pb2_grpc.CacheServiceAsyncStub
@@ -355,14 +356,20 @@ async def test_after_kill_9_amid_admissions_every_donor_can_be_fetched(tmp_path:
             assert {entry: found.get(entry) for entry in writers.acknowledged} == writers.acknowledged
 
 
-async def test_a_second_process_on_the_same_index_does_not_serve(
+def test_a_second_process_on_the_same_index_waits_and_does_not_serve(
     service: ServiceProcess, directory: Path, tmp_path: Path
 ) -> None:
-    env = {**environment(directory), "CHORUS_CACHE_STARTUP_SECONDS": "4"}
-    second = ServiceProcess("cache", env, free_port(), tmp_path / "second.log")
-    with pytest.raises(ChildProcessError):
-        second.start(60)
-    assert "waiting" in second.tail(200)
+    second = ServiceProcess("cache", environment(directory), free_port(), tmp_path / "second.log")
+    second.start(wait=False)
+    try:
+        end = time.monotonic() + 120
+        while "waiting" not in second.tail(200):
+            assert time.monotonic() < end, second.tail()
+            time.sleep(0.1)
+        with pytest.raises(TimeoutError):
+            wait_until_serving(second.target, 1)
+    finally:
+        second.stop()
 
 
 async def test_it_says_what_is_missing_until_its_stores_are_there(tmp_path: Path) -> None:
