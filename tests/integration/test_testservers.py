@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import signal
@@ -51,7 +52,7 @@ def test_stop_kills_what_ignores_sigterm_and_its_children(tmp_path: Path) -> Non
         server = processes.start("stubborn", ["sh", "-c", script])
         server.wait_until(lambda: pids.exists() and len(pids.read_text().split()) == 2, 30)
     for pid in pids.read_text().split():
-        wait_for(lambda pid=int(pid): gone(pid))
+        wait_for(functools.partial(gone, int(pid)))
 
 
 def test_nothing_starts_after_stop(tmp_path: Path) -> None:
