@@ -1,0 +1,109 @@
+"""`chorus up` with the real services: ready, used, hurt, stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chorus_client import endpoints
+
+pytestmark = pytest.mark.timeout(600)
+CHORUS = (sys.executable, "-m", "chorus_client")
+
+
+class Up:
+    """A running `chorus up --json`; `news` reads its lines until one has the wanted key."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        environment = {k: v for k, v in os.environ.items() if not k.startswith(("CHORUS_", "OTEL_"))}
+        self.process = subprocess.Popen(
+            [*CHORUS, "up", "--json"], cwd=folder, env=environment, stdout=subprocess.PIPE, text=True
+        )
+
+    def news(self, key: str) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            found = json.loads(line)
+            if key in found:
+                return dict(found[key])
+            assert "error" not in found, found
+        raise AssertionError(f"`chorus up` ended with no word of {key!r}")
+
+    def chorus(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*CHORUS, *arguments], cwd=self.folder, capture_output=True, text=True, timeout=300
+        )
+
+
+@pytest.fixture
+def up(tmp_path: Path) -> Iterator[Up]:
+    made = Up(tmp_path)
+    try:
+        yield made
+    finally:
+        made.process.terminate()
+        made.process.wait(120)
+        assert made.process.stdout is not None
+        made.process.stdout.close()
+
+
+def is_gone(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+def test_the_services_of_a_directory_from_start_to_stop(up: Up, tmp_path: Path) -> None:
+    ready = up.news("up")
+    assert set(ready["pids"]) == set(ready["targets"]) == {"embedder", "cache", "denoiser", "scheduler"}
+
+    prompt = "a large red circle moving right on a black background"
+    first = up.chorus("generate", prompt, "-o", "first.mp4")
+    assert first.returncode == 0, first.stderr
+    assert "miss: 4 of 4 steps run" in first.stdout
+    assert (tmp_path / "first.mp4").read_bytes()[4:8] == b"ftyp"
+    assert json.loads(up.chorus("cache", "stats", "--json").stdout)["cache"]["entries"] == "1"
+
+    refused = up.chorus("up")
+    assert refused.returncode == 1
+    assert f"another `chorus up` (process {up.process.pid})" in refused.stderr
+
+    os.kill(ready["pids"]["cache"], signal.SIGKILL)
+    assert up.news("crashed")["service"] == "cache"
+    assert up.news("ready")["service"] == "cache"
+    again = up.chorus("generate", prompt, "-o", "second.mp4", "--json")
+    assert again.returncode == 0, again.stdout
+    generation = json.loads(again.stdout.splitlines()[-1])["generation"]
+    assert generation["donor"]["prompt"] == prompt, generation
+    assert generation["steps_run"] < 4
+
+    pids = endpoints.running(tmp_path / ".chorus")
+    assert pids is not None
+    up.process.send_signal(signal.SIGTERM)
+    assert up.process.wait(120) == 0
+    assert all(is_gone(pid) for pid in ready["pids"].values())
+    assert not (tmp_path / ".chorus" / endpoints.FILE).exists()
+    assert up.chorus("jobs").returncode == 3
+
+
+def test_a_setting_that_is_wrong_ends_it_with_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CHORUS_SCHEDULER_LOG_LEVEL", "loud")
+    done = subprocess.run([*CHORUS, "up"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1
+    assert (
+        "error: scheduler ended with status 2 before it was ready; the end of .chorus/logs/scheduler.log:"
+        in done.stderr
+    )
+    assert "CHORUS_SCHEDULER_LOG_LEVEL" in done.stderr
