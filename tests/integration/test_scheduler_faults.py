@@ -138,7 +138,7 @@ async def test_a_job_during_which_services_keep_dying_is_given_up(small: World) 
 
 
 async def test_without_the_cache_it_goes_on_and_says_so(world: World) -> None:
-    world.cache.hold(0.98, 1, 2, 3)
+    world.cache.hold(0.9992, 1, 2, 3)
     await world.cache.die()
     job = await world.submit()
     events = await world.events(job)

@@ -74,19 +74,19 @@ async def test_a_miss_from_prompt_to_video(world: World) -> None:
 
 
 async def test_a_hit_runs_fewer_steps_and_says_what_it_saved(world: World) -> None:
-    world.cache.hold(0.98, 1, 2, 3)
+    world.cache.hold(0.9992, 1, 2, 3)
     accepted = await world.submit()
     events = await world.events(accepted)
     assert kinds(events).count("step_completed") == 1
     [planned] = [e.planned.plan for e in events if e.HasField("planned")]
     assert (planned.total_steps, planned.full_reuse_steps) == (4, 3)
     assert planned.predicted_seconds_saved > 0
-    assert "0.980" in planned.reasons[0].text
+    assert "0.999" in planned.reasons[0].text
     # Three steps at this run's 0.2 s each, less 0.1 s for the fetch.
     assert events[-1].succeeded.seconds_saved == pytest.approx(0.5)
     ended = await world.get(accepted)
     assert ended.donor.generation_id == "donor-generation"
-    assert ended.donor.score == pytest.approx(0.98)
+    assert ended.donor.score == pytest.approx(0.9992)
     assert (ended.steps_run, ended.steps_completed) == (1, 4)
 
 
@@ -109,7 +109,7 @@ async def test_what_the_services_are_asked(world: World) -> None:
 
 
 async def test_off_asks_no_cache_and_no_store_offers_nothing(world: World) -> None:
-    world.cache.hold(0.98, 1, 2, 3)
+    world.cache.hold(0.9992, 1, 2, 3)
     accepted = await world.submit(reuse=plan_pb2.REUSE_POLICY_OFF, no_store=True)
     await world.events(accepted)
     assert not world.cache.lookups
@@ -119,7 +119,7 @@ async def test_off_asks_no_cache_and_no_store_offers_nothing(world: World) -> No
 
 
 async def test_a_donor_that_could_not_be_had_is_a_warning(world: World) -> None:
-    world.cache.hold(0.98, 1, 2, 3)
+    world.cache.hold(0.9992, 1, 2, 3)
     world.denoiser.degraded = True
     world.embedder.truncated = True
     ended = await world.get(await _ended(world))

@@ -40,7 +40,10 @@ def test_no_file_is_longer_than_a_room() -> None:
         ("services.scheduler.__main__", {"torch", "transformers", "pymilvus", "minio"}),
         ("services.denoiser.__main__", {"transformers", "diffusers", "pymilvus", "minio"}),
         ("services.embedder.__main__", {"diffusers", "pymilvus", "minio", "av"}),
-        ("chorus_client.cli", {"torch", "numpy", "pymilvus", "minio", "pydantic", "structlog", "opentelemetry"}),
+        (
+            "chorus_client.cli",
+            {"torch", "numpy", "pymilvus", "minio", "pydantic", "structlog", "opentelemetry"},
+        ),
     ],
 )
 def test_a_room_loads_what_it_needs_and_no_more(module: str, heavy: set[str]) -> None:

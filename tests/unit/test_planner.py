@@ -70,13 +70,14 @@ def test_another_donor_never_makes_the_plan_shallower(
 @pytest.mark.parametrize(
     ("policy", "score", "steps"),
     [
-        ("safe", 0.98, 2),
+        ("safe", 0.9995, 2),
         ("safe", 0.9, 1),
         ("safe", 0.79, 0),
-        ("balanced", 0.98, 3),
+        ("balanced", 1.0, 3),
+        ("balanced", 0.993, 1),
         ("balanced", 0.835, 1),
         ("balanced", 0.74, 0),
-        ("fast", 0.97, 3),
+        ("fast", 0.9995, 3),
         ("fast", 0.76, 2),
         ("fast", 0.655, 1),
         ("fast", 0.59, 0),
@@ -88,9 +89,9 @@ def test_the_table_at_four_steps(policy: Policy, score: float, steps: int) -> No
 
 
 def test_the_deepest_reuse_wins_then_the_score() -> None:
-    shallow = Donor("near", 0.99, frozenset({1}))
-    deep = Donor("deep", 0.975, EVERY_STEP)
-    deeper = Donor("deep-and-near", 0.98, EVERY_STEP)
+    shallow = Donor("near", 1.0, frozenset({1}))
+    deep = Donor("deep", 0.9992, EVERY_STEP)
+    deeper = Donor("deep-and-near", 0.9995, EVERY_STEP)
     assert plan("balanced", 4, [shallow, deep, deeper], 1.0).donor == deeper
     assert plan("balanced", 4, [shallow, deep], 1.0).donor == deep
 
@@ -102,17 +103,17 @@ def test_reasons_say_what_decided() -> None:
     assert codes(low) == ["SCORE_TOO_LOW"]
     assert "0.610" in low.reasons[0].text
     assert "0.80" in low.reasons[0].text
-    hit = plan("balanced", 4, [Donor("a", 0.98, EVERY_STEP)], 1.0)
+    hit = plan("balanced", 4, [Donor("a", 0.9995, EVERY_STEP)], 1.0)
     assert codes(hit) == ["SCORE_TABLE"]
     assert "3 of 4" in hit.reasons[0].text
-    part = plan("balanced", 4, [Donor("a", 0.98, frozenset({1}))], 1.0)
+    part = plan("balanced", 4, [Donor("a", 0.9995, frozenset({1}))], 1.0)
     assert (part.full_reuse_steps, codes(part)) == (1, ["SCORE_TABLE", "STEP_NOT_CACHED"])
-    none = plan("balanced", 4, [Donor("a", 0.98, frozenset())], 1.0)
+    none = plan("balanced", 4, [Donor("a", 0.9995, frozenset())], 1.0)
     assert (none.donor, codes(none)) == (None, ["SCORE_TABLE", "STEP_NOT_CACHED"])
 
 
 def test_the_message_carries_the_donor() -> None:
-    donor = Donor("e1", 0.98, EVERY_STEP, "a red car", "00-" + "a" * 32 + "-" + "b" * 16 + "-01", "g1")
+    donor = Donor("e1", 0.9992, EVERY_STEP, "a red car", "00-" + "a" * 32 + "-" + "b" * 16 + "-01", "g1")
     message = to_message(plan("balanced", 4, [donor], 0.5))
     assert (message.total_steps, message.full_reuse_steps) == (4, 3)
     assert message.donor.entry_id == "e1"
