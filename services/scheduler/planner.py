@@ -12,8 +12,8 @@ from chorus.common.v1 import plan_pb2
 Policy: TypeAlias = Literal["off", "safe", "balanced", "fast"]
 
 # Score at and above which this share of the steps is reused, best first. Text similarity alone is a coarse
-# guide: with MiniLM one changed word of motion or size scores up to 0.993, a changed colour about 0.83, a true
-# paraphrase down to 0.65. So only what says the same word for word goes deep, and the rest stays shallow.
+# guide: with MiniLM a changed word of motion or size scores up to 0.993, a changed colour about 0.83, a true
+# paraphrase down to 0.65. So only what says the same in the same words goes deep; the rest stays shallow.
 TABLE: Mapping[Policy, tuple[tuple[float, float], ...]] = {
     "off": (),
     "safe": ((0.999, 0.5), (0.80, 0.25)),
