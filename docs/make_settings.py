@@ -21,6 +21,7 @@ from services.embedder.settings import EmbedderSettings
 from services.scheduler.settings import SchedulerSettings
 
 SERVICES = (SchedulerSettings, EmbedderSettings, CacheSettings, DenoiserSettings)
+ROOT = Path(__file__).resolve().parents[1]
 PAGE = Path(__file__).with_name("settings.md")
 HEAD = """# Settings
 
@@ -68,6 +69,8 @@ def default(value: Any) -> str:
         value = value.get_secret_value()
     if isinstance(value, tuple):
         return ", ".join(default(item) for item in value)
+    if isinstance(value, Path) and value.is_relative_to(ROOT):
+        value = value.relative_to(ROOT)  # what ships with the code
     if hasattr(value, "kind"):  # an encoder
         return f"`{value.kind}`"
     return f"`{value}`" if value not in ("", None) else "empty"

@@ -49,7 +49,7 @@ sigmas = [1.0, 0.9375, 0.8333333333333334, 0.625, 0.0]
 shift = 5.0
 
 [bounds]
-frames = {{ min = 1, max = 4 }}
+frames = {{ min = 1, max = 12 }}
 height = {{ min = 8, max = 64, multiple = 2 }}
 width = {{ min = 8, max = 64, multiple = 2 }}
 steps = {{ min = 1, max = 150 }}

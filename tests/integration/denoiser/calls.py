@@ -119,8 +119,8 @@ def reusing(of: denoiser_pb2.DenoiseRequest, entry_id: str, steps: int) -> denoi
 
 
 def long_request() -> denoiser_pb2.DenoiseRequest:
-    """Some 20 s of work that tests cut short."""
-    return request(sigmas=shifted_schedule(150, 5.0), admit=False, side=64, frames=4)
+    """More work than any test waits for: each cuts it short."""
+    return request(sigmas=shifted_schedule(150, 5.0), admit=False, side=64, frames=12)
 
 
 @dataclass

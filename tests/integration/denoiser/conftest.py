@@ -19,7 +19,7 @@ from tests.processes import ServiceProcess, start_service
 from tests.tiny_model import save_tiny_model
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def cache_server() -> Iterator[tuple[FakeCache, str]]:
     server = grpc.server(futures.ThreadPoolExecutor(4))
     cache = FakeCache()
@@ -39,12 +39,12 @@ def cache(cache_server: tuple[FakeCache, str]) -> FakeCache:
     return found
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_model(tmp_path_factory.mktemp("model"))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def service(
     model: Path, cache_server: tuple[FakeCache, str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[ServiceProcess]:

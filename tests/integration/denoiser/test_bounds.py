@@ -67,7 +67,7 @@ def with_vector(*values: float) -> Callable[[denoiser_pb2.DenoiseRequest], None]
     [
         (setting("generation_id", ""), "generation_id", "1 to 128"),
         (setting("generation_id", "g" * 129), "generation_id", "1 to 128"),
-        (setting("shape.frames", 5), "shape.frames", "1 to 4"),
+        (setting("shape.frames", 13), "shape.frames", "1 to 12"),
         (setting("shape.height", 9), "shape.height", "steps of 2"),
         (setting("shape.width", 1 << 31), "shape.width", "8 to 64"),
         (setting("shape.width", 10), "shape.width", "multiple of 2"),
