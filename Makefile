@@ -26,7 +26,7 @@ up: $(READY) ## start all services on this machine; Ctrl-C stops them
 test: $(READY) tools ## every check and test that needs no root
 	@begin=$$(date +%s) && \
 	$(MAKE) --no-print-directory lint type && \
-	$(BIN)/python -m pytest -m "not servers and not gpu" && \
+	$(BIN)/python -m pytest -m "not servers and not gpu" --numprocesses 2 --dist loadfile && \
 	echo $$(( $$(date +%s) - begin )) > $(VENV)/test_seconds && \
 	echo "tested in $$(cat $(VENV)/test_seconds) s"
 

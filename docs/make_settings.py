@@ -98,12 +98,17 @@ def page() -> str:
         table(ServerSettings, shared, "CHORUS_SERVICE_"),
     ]
     for kind in SERVICES:
-        own = [name for name in kind.model_fields if name not in shared]
+        own = [name for name in kind.model_fields if name not in shared or _differs(kind, name)]
         parts += [
             f"\n## {_name(kind).capitalize()}\n",
             table(kind, own, str(kind.model_config["env_prefix"])),
         ]
     return "\n".join(parts) + "\n"
+
+
+def _differs(kind: type[ServerSettings], name: str) -> bool:
+    """Whether a setting of every service has a default of its own here; ports are listed above."""
+    return name != "port" and kind.model_fields[name].default != ServerSettings.model_fields[name].default
 
 
 def _name(kind: type[ServerSettings]) -> str:

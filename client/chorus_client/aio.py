@@ -74,6 +74,7 @@ class AsyncChorusClient:
     """
 
     def __init__(self, target: str, *, call_seconds: float = CALL_SECONDS) -> None:
+        telemetry.configure("client")
         self.target = target
         self._call_seconds = call_seconds
         self._channel = open_channel(target)
@@ -104,6 +105,26 @@ class AsyncChorusClient:
         request = scheduler_pb2.GetGenerationRequest(generation_id=generation_id)
         with calling("scheduler"):
             return (await self._stub.GetGeneration(request, timeout=self._call_seconds)).generation
+
+    async def result(self, generation_id: str, *, patience: float = PATIENCE_SECONDS) -> Video:
+        """A generation that has ended, with its video; GenerationFailed when it has none.
+
+        Args:
+            patience: seconds that a scheduler may be away, for instance to restart.
+        """
+        clock = asyncio.get_running_loop().time
+        end = clock() + patience
+        while True:
+            try:
+                generation = await self.get(generation_id)
+                raise_unless_succeeded(generation)
+                return Video(generation, await self.video(generation_id))
+            except GenerationFailed:
+                raise
+            except ChorusError as error:
+                if error.reason not in _RESUMABLE or clock() >= end:
+                    raise
+            await asyncio.sleep(random.uniform(0.5, 1) * min(_MAX_BACKOFF_SECONDS, patience))
 
     async def cancel(self, generation_id: str) -> Generation:
         """Ends a generation at its next step; one that has ended is returned as it is."""
@@ -249,12 +270,14 @@ class AsyncChorusClient:
                     async for event in events:
                         if on_event is not None:
                             on_event(event)
-                generation = await self.get(generation.generation_id)
+                video = await self.result(generation.generation_id)
             except asyncio.CancelledError:
                 raise asyncio.CancelledError(await self._give_up(submission)) from None
-            span.set_attribute(names.GENERATION_STATE, state_word(generation.state))
-            raise_unless_succeeded(generation)
-            return Video(generation, await self.video(generation.generation_id))
+            except GenerationFailed as failed:
+                span.set_attribute(names.GENERATION_STATE, state_word(failed.generation.state))
+                raise
+            span.set_attribute(names.GENERATION_STATE, state_word(video.generation.state))
+            return video
 
     async def _give_up(self, submission: asyncio.Future[Generation]) -> str:
         """Cancels what was, or is just being, submitted; says how that went."""

@@ -177,7 +177,7 @@ def watch(
             if output is None:
                 out.say(view.summary(generation, follower.saved), generation=generation)
                 return
-            await _deliver(Video(generation, await client.video(generation_id)), output, follower, out)
+            await _deliver(await client.result(generation_id), output, follower, out)
 
     _run(main(), out)
 

@@ -259,7 +259,7 @@ def _require_installed() -> None:
     missing = missing_modules()
     if missing:
         which = "; ".join(f"{service} needs {', '.join(modules)}" for service, modules in missing.items())
-        raise invalid("up", f"the services are not installed: pip install 'chorus-serving[all]' ({which})")
+        raise invalid("up", f"the services are not installed: pip install '.[all]' in a checkout ({which})")
 
 
 def _table(children: list[Child], targets: Mapping[str, str], pids: Mapping[str, int]) -> Table:

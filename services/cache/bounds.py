@@ -62,6 +62,7 @@ def check_lookup(request: cache_pb2.LookupRequest) -> Space:
 
 def check_fetch(request: cache_pb2.FetchRequest) -> Space:
     violations = Violations()
+    _identity(violations, "identity", request.identity)
     _sha256(violations, "entry_id", request.entry_id)
     _encoder(violations, "retrieval_encoder_id", request.retrieval_encoder_id)
     violations.require(

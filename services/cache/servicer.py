@@ -52,7 +52,8 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
     ) -> AsyncIterator[cache_pb2.FetchResponse]:
         tenant = tenant_of(context.invocation_metadata())
         space = check_fetch(request)
-        async for blob, data in self._store.fetch(space, tenant, request.entry_id, request.steps):
+        identity = identity_digest(request.identity)
+        async for blob, data in self._store.fetch(space, tenant, identity, request.entry_id, request.steps):
             yield cache_pb2.FetchResponse(header=_header(blob))
             for chunk in chunks(data):
                 yield cache_pb2.FetchResponse(chunk=chunk)

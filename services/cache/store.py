@@ -80,16 +80,16 @@ class Store:
         return donors
 
     async def fetch(
-        self, space: Space, tenant: str, entry_id: str, steps: Sequence[int]
+        self, space: Space, tenant: str, identity: str, entry_id: str, steps: Sequence[int]
     ) -> AsyncIterator[tuple[Blob, bytes]]:
         """The blobs of `steps`, in that order, each verified.
 
-        Raises NOT_FOUND for an entry that is not there, or another tenant's, or lacks a step; BLOB_CORRUPT,
-        with the row deleted, for a blob that is missing or altered.
+        Raises NOT_FOUND for an entry that is not there, or of another tenant or identity, or lacks a step;
+        BLOB_CORRUPT, with the row deleted, for a blob that is missing or altered.
         """
         with span(names.SPAN_INDEX_GET, {names.ENTRY_ID: entry_id}):
             entry = await self.index.get(space.name, tenant, entry_id)
-        if entry is None:
+        if entry is None or entry.identity != identity:
             raise not_found("entry", entry_id)
         by_step = {blob.step: blob for blob in entry.blobs}
         for step in steps:

@@ -11,7 +11,7 @@ import grpc.aio
 from services.common import telemetry
 from services.common.errors import from_rpc_error
 
-DEFAULT_MAX_MESSAGE_BYTES = 8 << 20
+DEFAULT_MAX_MESSAGE_BYTES = 16 << 20
 
 # Only calls that may safely run twice. Streams are retried by gRPC only before their first message.
 _IDEMPOTENT = {

@@ -210,6 +210,9 @@ def from_rpc_error(error: grpc.aio.AioRpcError, service: str) -> ChorusError:
         return ChorusError(
             reason, message, metadata=dict(info.metadata), violations=violations, retry_after=retry_after
         )
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in message:
+        # gRPC's own refusal of a message above its cap: coming back does not help.
+        return invalid("message", f"{service}: {message}")
     reason = _REASONS_OF_BARE_CODES.get(code, INTERNAL)
     if reason == DEPENDENCY_UNAVAILABLE:
         return unavailable(service, message)

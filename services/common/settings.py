@@ -36,8 +36,8 @@ class ServerSettings(BaseSettings):
     startup_seconds: Seconds = 300.0
     # The longest a call may take, also where its caller set no deadline. Streams of jobs are not cut.
     call_seconds: Seconds = 60.0
-    # Streams send chunks of about 1 MiB; only text states of a large encoder come near.
-    max_message_bytes: Annotated[int, Field(ge=64 * 1024, le=64 * MIB)] = 8 * MIB
+    # Streams send chunks of about 1 MiB; the largest message is text states, 8 MiB for UMT5's 512 tokens.
+    max_message_bytes: Annotated[int, Field(ge=64 * 1024, le=64 * MIB)] = 16 * MIB
     # Calls beyond are refused with RESOURCE_EXHAUSTED.
     max_concurrent_calls: Annotated[int, Field(ge=1, le=10_000)] = 256
 

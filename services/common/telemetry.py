@@ -42,6 +42,7 @@ class _NoSpan:
 
 _NO_SPAN = _NoSpan()
 _enabled = False
+_owned = False
 
 
 def wanted() -> bool:
@@ -61,7 +62,7 @@ def configure(service: str) -> bool:
 
     Raises ImportError that names the extra when tracing is asked for but not installed.
     """
-    global _enabled
+    global _enabled, _owned
     if _enabled or not wanted():
         return _enabled
     try:
@@ -74,24 +75,28 @@ def configure(service: str) -> bool:
         raise ImportError(
             "OTEL_* asks for tracing: install chorus-serving[telemetry], or unset it"
         ) from error
+    if not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
+        # The program that we are part of has set up its own: our spans go where its own go.
+        _enabled = True
+        return True
     # Resource.create lets OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES win only when we set no name.
     name = os.environ.get("OTEL_SERVICE_NAME") or f"chorus-{service}"
     provider = TracerProvider(resource=Resource.create({"service.name": name}))
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     trace.set_tracer_provider(provider)
-    _enabled = True
+    _enabled = _owned = True
     return True
 
 
 def shutdown() -> None:
     """Sends what is still buffered. The last thing a process does."""
-    global _enabled
-    if _enabled:
+    global _enabled, _owned
+    if _owned:
         from opentelemetry import trace
 
         provider: Any = trace.get_tracer_provider()
         provider.shutdown()
-        _enabled = False
+    _enabled = _owned = False
 
 
 def client_interceptors() -> list[Any]:

@@ -74,6 +74,7 @@ class Donors:
             retrieval_encoder_id=job.retrieval_encoder_id,
             vector_dim=job.vector_dim,
             steps=[job.first_step],
+            identity=job.identity,
         )
         assembler: BlobAssembler | None = None
         with calling("cache"):

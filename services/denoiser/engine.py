@@ -74,7 +74,9 @@ def denoise(
         first, latents = 0, model.noise(job.seed, job.latent_shape)
     else:
         first, latents = start[0], start[1].to(model.device)
-        kept[first] = start[1]
+        # With one step left nothing new lies between noise and video: a copy of the donor would crowd it out.
+        if first + 1 < job.total_steps:
+            kept[first] = start[1]
     attributes: dict[str, str | bool | int | float] = {
         names.GENERATION_ID: job.generation_id,
         names.TOTAL_STEPS: job.total_steps,

@@ -66,12 +66,13 @@ class Scheduler:
         self._changes.close()
 
     def _service_changed(self, service: Dependency) -> None:
-        if self._dispatcher is not None:
-            self._dispatcher.service_changed(service)
         if service.name == "denoiser" and service.serving:
-            self._spawn(self._refresh())
+            self._spawn(self._refresh(service))
+        elif self._dispatcher is not None:
+            self._dispatcher.service_changed(service)
 
-    async def _refresh(self) -> None:
+    async def _refresh(self, denoiser: Dependency) -> None:
+        """It may have come back with other weights: jobs go on when that is known."""
         if self._catalogue is None:
             return
         try:
@@ -80,6 +81,8 @@ class Scheduler:
             log.warning("the denoiser did not say which models it serves", error=error.message)
         except Exception:
             log.exception("the models could not be remembered")
+        if self._dispatcher is not None:
+            self._dispatcher.service_changed(denoiser)
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)

@@ -67,7 +67,12 @@ async def attempt(tools: Tools, job: Job, span: Span) -> None:
     log.info("planned", full_reuse_steps=plan.full_reuse_steps, reason=plan.reasons[0].text)
     span.set_attribute(names.ATTEMPT, running.generation.attempts)
     request = messages.denoise_request(job.job_id, spec, encoded, plan)
-    await Run(tools, running, model, plan, timings, taken).follow(request)
+    run = Run(tools, running, model, plan, timings, taken)
+    try:
+        await run.follow(request)
+    finally:
+        # The donor may have been lost since it was planned with.
+        span.set_attribute(names.CACHE_DECISION, "hit" if run.first_step else "miss")
 
 
 async def _embed(tools: Tools, job: Job, model: denoiser_pb2.ModelInfo) -> embedder_pb2.EmbedResponse:

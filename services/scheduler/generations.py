@@ -47,7 +47,7 @@ class Generations:
         DEPENDENCY_UNAVAILABLE while no model is known; none of them leaves anything behind.
         """
         wrong_id = admission.check_request_id(request.request_id)
-        digest = hashlib.sha256(request.spec.SerializeToString(deterministic=True)).hexdigest()
+        digest = _body_digest(request.spec)
         if not wrong_id:
             # Before the checks: a repetition is answered even when its deadline has passed by now.
             known = await self._store.find(self._tenant, request.request_id)
@@ -58,9 +58,11 @@ class Generations:
             job, created = await self._store.submit(new, self._tools.settings.queue_limit)
         except QueueFull:
             raise self._queue_full() from None
+        finally:
+            # Also when the caller left meanwhile: the job may be accepted all the same.
+            self._dispatcher.wake()
         if not created:
             return await self._repeated(job, request.request_id, digest), False
-        self._dispatcher.wake()
         return await self._view(job), True
 
     async def get(self, generation_id: str) -> pb.Generation:
@@ -210,3 +212,11 @@ def _joined(violations: list[Violation], error: ChorusError) -> ChorusError:
     joined = errors.invalid_fields([*violations, *error.violations], error.reason)
     joined.metadata.update(error.metadata)
     return joined
+
+
+def _body_digest(spec: pb.GenerationSpec) -> str:
+    """Of what makes two requests the same. Not the deadline: a repetition counts its own from now."""
+    body = pb.GenerationSpec()
+    body.CopyFrom(spec)
+    body.ClearField("deadline")
+    return hashlib.sha256(body.SerializeToString(deterministic=True)).hexdigest()

@@ -36,6 +36,8 @@ class Run:
     Args:
         timings: what is known before the run; filled in here.
         taken: monotonic seconds when the job was taken off the queue.
+
+    `first_step`: the first that the denoiser computes; 0 before it said so.
     """
 
     def __init__(
@@ -53,7 +55,7 @@ class Run:
         self._plan = plan
         self._timings = timings
         self._taken = taken
-        self._first_step = 0
+        self.first_step = 0
         self._step_seconds: list[float] = []
         self._info: video_pb2.VideoInfo | None = None
         self._video: BlobAssembler | None = None
@@ -132,7 +134,7 @@ class Run:
                 pass
 
     async def _started(self, started: denoiser_pb2.Started) -> None:
-        self._first_step = started.first_step
+        self.first_step = started.first_step
         self._timings.fetch_seconds = started.fetch_seconds
         event = pb.StartedEvent(
             first_step=started.first_step,
@@ -186,7 +188,7 @@ class Run:
             steps_run=completed.steps_run,
             timings=self._timings,
             seconds_saved=pace.seconds_saved(
-                self._first_step,
+                self.first_step,
                 completed.steps_run,
                 completed.denoise_seconds,
                 self._timings.fetch_seconds,

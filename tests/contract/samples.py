@@ -122,7 +122,13 @@ def lookup(
     )
 
 
-def fetch(entry_id: str, *steps: int) -> cache_pb2.FetchRequest:
+def fetch(
+    entry_id: str, *steps: int, under: latents_pb2.LatentIdentity | None = None
+) -> cache_pb2.FetchRequest:
     return cache_pb2.FetchRequest(
-        entry_id=entry_id, retrieval_encoder_id=ENCODER, vector_dim=DIMENSION, steps=steps
+        entry_id=entry_id,
+        retrieval_encoder_id=ENCODER,
+        vector_dim=DIMENSION,
+        steps=steps,
+        identity=under or identity(),
     )

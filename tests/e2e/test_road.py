@@ -68,6 +68,11 @@ async def test_the_same_request_id_gives_the_first_answer(scheduler: Any) -> Non
     first = await submit(scheduler, "a green triangle", request_id="twice", seed=3)
     again = await submit(scheduler, "a green triangle", request_id="twice", seed=3)
     assert first.generation_id == again.generation_id
+    deadline = Timestamp()
+    deadline.GetCurrentTime()
+    deadline.seconds += 600
+    late = await submit(scheduler, "a green triangle", request_id="twice", seed=3, deadline=deadline)
+    assert late.generation_id == first.generation_id
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await submit(scheduler, "a green square", request_id="twice", seed=3)
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT

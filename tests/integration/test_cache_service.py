@@ -177,7 +177,11 @@ async def test_latents_of_many_chunks_travel_whole(stub: Stub, tenant: tuple[tup
     data = latents(7, offered.identity.latent_shape)
     assert len(data) > 3 << 20
     reply = await admitted(stub, tenant, admission(offered, {1: data}, 1 << 20))
-    assert await fetched(stub, tenant, fetch(reply.entry_id, 1)) == {1: data}
+    assert await fetched(stub, tenant, fetch(reply.entry_id, 1, under=offered.identity)) == {1: data}
+    # The same latents are no one else's: a fetch under any other identity finds nothing.
+    with pytest.raises(grpc.aio.AioRpcError) as failed:
+        await fetched(stub, tenant, fetch(reply.entry_id, 1))
+    assert failed.value.code() == grpc.StatusCode.NOT_FOUND
 
 
 async def test_two_tenants_never_meet(stub: Stub) -> None:

@@ -155,6 +155,12 @@ def test_an_empty_lookup_names_every_field_at_once() -> None:
     assert len(error.violations) == 10
 
 
+def without_weights() -> latents_pb2.LatentIdentity:
+    changed = new_entry().identity
+    changed.weights_digest = ""
+    return changed
+
+
 @pytest.mark.parametrize(
     ("field", "request_"),
     [
@@ -162,7 +168,13 @@ def test_an_empty_lookup_names_every_field_at_once() -> None:
         ("steps", fetch(digest("x"))),
         ("steps", fetch(digest("x"), *range(65))),
         ("steps", fetch(digest("x"), 1, 1)),
-        ("vector_dim", cache_pb2.FetchRequest(entry_id=digest("x"), retrieval_encoder_id="m", steps=[1])),
+        (
+            "vector_dim",
+            cache_pb2.FetchRequest(
+                entry_id=digest("x"), retrieval_encoder_id="m", steps=[1], identity=new_entry().identity
+            ),
+        ),
+        ("identity.weights_digest", fetch(digest("x"), 1, under=without_weights())),
     ],
 )
 def test_a_fetch_outside_its_bounds(field: str, request_: cache_pb2.FetchRequest) -> None:

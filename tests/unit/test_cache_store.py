@@ -122,7 +122,7 @@ async def found(store: Store, tenant: str = "default") -> list[Entry]:
 
 
 async def fetched(store: Store, entry: Entry, *steps: int, tenant: str = "default") -> list[bytes]:
-    return [data async for _, data in store.fetch(SPACE, tenant, entry.entry_id, steps)]
+    return [data async for _, data in store.fetch(SPACE, tenant, entry.identity, entry.entry_id, steps)]
 
 
 def files(root: Path) -> list[Path]:

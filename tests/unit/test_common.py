@@ -122,6 +122,15 @@ async def test_a_call_cannot_last_longer_than_its_bound() -> None:
     assert caught.value.reason == errors.DEADLINE_EXCEEDED
 
 
+async def test_a_message_above_the_cap_is_the_callers_fault() -> None:
+    async with embedder(ok) as target, open_channel(target) as channel:
+        with pytest.raises(ChorusError) as caught, calling("embedder"):
+            await embedder_pb2_grpc.EmbedderServiceStub(channel).Embed(
+                embedder_pb2.EmbedRequest(prompt="x" * (5 << 20)), timeout=5
+            )
+    assert caught.value.reason == errors.INVALID_FIELD
+
+
 @pytest.mark.parametrize(
     ("raw", "field"),
     [

@@ -74,7 +74,7 @@ def test_the_lock_holds_while_a_child_that_inherited_it_lives(tmp_path: Path) ->
 def test_missing_packages_are_told_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(up._NEEDS, "denoiser", ("torch_that_is_not_there",))
     assert up.missing_modules()["denoiser"] == ["torch_that_is_not_there"]
-    with pytest.raises(ChorusError, match=r"pip install 'chorus-serving\[all\]'.*denoiser needs torch_that"):
+    with pytest.raises(ChorusError, match=r"pip install '\.\[all\]'.*denoiser needs torch_that"):
         up._require_installed()
 
 

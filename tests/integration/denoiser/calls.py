@@ -59,6 +59,7 @@ class FakeCache(cache_pb2_grpc.CacheServiceServicer):
         if request.entry_id not in self.entries:
             context.abort(grpc.StatusCode.NOT_FOUND, "no such entry")
         entry, blobs = self.entries[request.entry_id]
+        assert request.identity == entry.identity
         for index in request.steps:
             yield from self.spoil(blob_parts(index, entry.identity.schedule.sigmas[index], blobs[index]))
 

@@ -150,6 +150,7 @@ class FetchRequest(google.protobuf.message.Message):
     RETRIEVAL_ENCODER_ID_FIELD_NUMBER: builtins.int
     VECTOR_DIM_FIELD_NUMBER: builtins.int
     STEPS_FIELD_NUMBER: builtins.int
+    IDENTITY_FIELD_NUMBER: builtins.int
     entry_id: builtins.str
     retrieval_encoder_id: builtins.str
     vector_dim: builtins.int
@@ -158,6 +159,10 @@ class FetchRequest(google.protobuf.message.Message):
     def steps(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """Indices of the step boundaries, 1 to 64 of them."""
 
+    @property
+    def identity(self) -> chorus.common.v1.latents_pb2.LatentIdentity:
+        """Under which the latents are to be used; an entry of any other identity is not found."""
+
     def __init__(
         self,
         *,
@@ -165,8 +170,10 @@ class FetchRequest(google.protobuf.message.Message):
         retrieval_encoder_id: builtins.str = ...,
         vector_dim: builtins.int = ...,
         steps: collections.abc.Iterable[builtins.int] | None = ...,
+        identity: chorus.common.v1.latents_pb2.LatentIdentity | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["entry_id", b"entry_id", "retrieval_encoder_id", b"retrieval_encoder_id", "steps", b"steps", "vector_dim", b"vector_dim"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["identity", b"identity"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["entry_id", b"entry_id", "identity", b"identity", "retrieval_encoder_id", b"retrieval_encoder_id", "steps", b"steps", "vector_dim", b"vector_dim"]) -> None: ...
 
 Global___FetchRequest: typing_extensions.TypeAlias = FetchRequest
 

@@ -74,7 +74,8 @@ class SchedulerServiceServicer(object):
     """
 
     def SubmitGeneration(self, request, context):
-        """Idempotent by request_id: the same id with the same body returns the first answer.
+        """Idempotent by request_id: the same id with the same body returns the first answer. The deadline is not
+        part of that: the first one stays.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

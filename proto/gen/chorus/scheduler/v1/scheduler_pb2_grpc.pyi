@@ -183,7 +183,9 @@ class SchedulerServiceStub(typing.Generic[_SchedulerServiceSubmitGenerationType,
     ], channel: grpc.aio.Channel) -> None: ...
 
     SubmitGeneration: _SchedulerServiceSubmitGenerationType
-    """Idempotent by request_id: the same id with the same body returns the first answer."""
+    """Idempotent by request_id: the same id with the same body returns the first answer. The deadline is not
+    part of that: the first one stays.
+    """
 
     GetGeneration: _SchedulerServiceGetGenerationType
 
@@ -236,7 +238,9 @@ class SchedulerServiceServicer(metaclass=abc.ABCMeta):
         request: chorus.scheduler.v1.scheduler_pb2.SubmitGenerationRequest,
         context: _ServicerContext,
     ) -> typing.Union[chorus.scheduler.v1.scheduler_pb2.SubmitGenerationResponse, collections.abc.Awaitable[chorus.scheduler.v1.scheduler_pb2.SubmitGenerationResponse]]:
-        """Idempotent by request_id: the same id with the same body returns the first answer."""
+        """Idempotent by request_id: the same id with the same body returns the first answer. The deadline is not
+        part of that: the first one stays.
+        """
 
     @abc.abstractmethod
     def GetGeneration(
