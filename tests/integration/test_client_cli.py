@@ -186,6 +186,15 @@ def test_the_running_up_of_this_directory_is_the_default_target(
     assert chorus("jobs", "--target", "127.0.0.1:1").exit_code == 3
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Children do not ignore SIGINT, even where this process was started in the background and does."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_interrupting_generate_cancels_the_generation(deployment: FakeDeployment, tmp_path: Path) -> None:
     command = [
         sys.executable,
