@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,8 @@ from chorus_client.supervise import tethered
 from chorus_client.up import locked
 
 _STOP_SECONDS = 60.0
+# Every prompt is asked twice: the second time must pay for its embedding as the first did.
+_FAIR = {"CHORUS_EMBEDDER_RECENT_BYTES": "0"}
 
 
 @contextmanager
@@ -30,7 +33,9 @@ def local_deployment(directory: Path) -> Iterator[dict[str, str]]:
             elif old.name != "up.lock":
                 old.unlink()
     command = tethered((sys.executable, "-m", "chorus_client", "up", "--dir", str(directory), "--json"))
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, start_new_session=True, env={**os.environ, **_FAIR}
+    ) as process:
         try:
             yield _targets(process)
         finally:
