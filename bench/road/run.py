@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Annotated, Final
 
 import typer
-from chorus.scheduler.v1.scheduler_pb2 import Generation
 from chorus_client import ChorusClient, ChorusError
 from chorus_client.aio import write_whole
 from rich.console import Console
@@ -26,26 +25,12 @@ from rich.text import Text
 
 from bench import results
 from bench.results import Figure
-from bench.road.deployment import local_deployment
 from bench.road.sheet import SheetRow, contact_sheet
+from yardstick.deployment import local_deployment
+from yardstick.runs import Run, timed, warm_up
 
 PROMPTS: Final = Path(__file__).with_name("prompts.txt")
 SHEET: Final = "contact_sheet.png"
-DEADLINE_SECONDS: Final = 300.0
-# The first generations pay for what later ones find warm, the first search among a cache's entries too.
-WARM_UPS: Final = 2
-WARM_UP_PROMPT: Final = "warming up, unlike anything asked later"
-
-
-@dataclass(frozen=True)
-class Run:
-    """One generation. `seconds`: from the call until the video is in hand, without the time in the queue,
-    where it stands behind the admission of the run before it.
-    """
-
-    generation: Generation
-    video: bytes
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -77,19 +62,11 @@ def measure(client: ChorusClient, prompts: Sequence[str], seed: int, reuse: str 
     The run in full reads and writes no cache, so only the runs with reuse leave donors (and the warm-up,
     which is similar to none). Prompt i has the seed `seed` + i, as different users would have.
     """
-    for _ in range(WARM_UPS):
-        _generate(client, WARM_UP_PROMPT, seed, reuse, no_store=False)
+    warm_up(client, reuse=reuse)
     for number, prompt in enumerate(prompts):
-        full = _generate(client, prompt, seed + number, "off", no_store=True)
-        reused = _generate(client, prompt, seed + number, reuse, no_store=False)
+        full = timed(client, prompt, seed=seed + number, reuse="off", no_store=True)
+        reused = timed(client, prompt, seed=seed + number, reuse=reuse)
         yield Row(prompt, full, reused)
-
-
-def _generate(client: ChorusClient, prompt: str, seed: int, reuse: str | None, no_store: bool) -> Run:
-    begin = time.perf_counter()
-    video = client.generate(prompt, seed=seed, reuse=reuse, no_store=no_store, deadline=DEADLINE_SECONDS)
-    seconds = time.perf_counter() - begin - video.generation.timings.queued_seconds
-    return Run(video.generation, video.data, seconds)
 
 
 def figures_of(

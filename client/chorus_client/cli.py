@@ -15,7 +15,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 from chorus.scheduler.v1.scheduler_pb2 import Generation, GenerationEvent
 
-from chorus_client import endpoints, view
+from chorus_client import endpoints, plugins, view
 from chorus_client.aio import WATCH_SECONDS, AsyncChorusClient, Video, raise_unless_succeeded, write_whole
 from chorus_client.cache import AsyncCacheClient
 from chorus_client.output import BAD_INPUT, INTERRUPTED, Output
@@ -265,6 +265,14 @@ def up(
     directory: Annotated[
         Path, typer.Option("--dir", file_okay=False, help="Stores, logs and endpoints.json.")
     ] = endpoints.DIRECTORY,
+    model: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            dir_okay=False,
+            help="Serve this model file, not the one that ships; again for more. The first is the default.",
+        ),
+    ] = None,
     startup_seconds: Annotated[
         float, typer.Option(min=1, max=3_600, help="How long the services may take to become ready.")
     ] = 300.0,
@@ -272,12 +280,13 @@ def up(
 ) -> None:
     """Run all four services on this machine until Ctrl-C.
 
-    Any CHORUS_<SERVICE>_<SETTING> variable that is set wins over what this command chooses.
+    The embedder loads the text encoders that the models' files name. Any CHORUS_<SERVICE>_<SETTING> variable
+    that is set wins over what this command chooses.
     """
     from chorus_client.up import run_up  # POSIX only, and none of the other commands needs it
 
     out = Output(as_json)
-    status = _run(run_up(directory.absolute(), startup_seconds, out), out)
+    status = _run(run_up(directory.absolute(), model or (), startup_seconds, out), out)
     raise typer.Exit(status)
 
 
@@ -324,6 +333,9 @@ async def _deliver(video: Video, output: Path | None, follower: _Follower, out: 
         generation=video.generation,
         output=str(path),
     )
+
+
+plugins.add_commands(app)
 
 
 def main() -> None:

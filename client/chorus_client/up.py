@@ -10,7 +10,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,7 +18,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from rich.table import Table
 
-from chorus_client import endpoints, supervise
+from chorus_client import endpoints, models, supervise
 from chorus_client.output import FAILED, OK, Output, one_line
 from chorus_client.supervise import Child, GaveUp, Limits, Supervisor
 from services.common.channels import open_channel
@@ -39,9 +39,22 @@ _NEEDS: Final = {
 }
 
 
-def environment(base: Mapping[str, str], directory: Path, ports: Mapping[str, int]) -> dict[str, str]:
-    """`base` and, where it does not say otherwise, stores under `directory` and targets at `ports`."""
+def environment(
+    base: Mapping[str, str],
+    directory: Path,
+    ports: Mapping[str, int],
+    model_files: Sequence[Path] = (),
+    startup_seconds: float = 300.0,
+) -> dict[str, str]:
+    """`base` and, where it does not say otherwise, stores under `directory` and targets at `ports`.
+
+    Args:
+        model_files: what the denoiser serves, with the encoders that these models need; none: what it ships.
+
+    Raises ChorusError (INVALID_FIELD) for a model file that cannot be read.
+    """
     chosen = {
+        **models.choose(model_files, base),
         "CHORUS_EMBEDDER_PORT": str(ports["embedder"]),
         "CHORUS_CACHE_PORT": str(ports["cache"]),
         "CHORUS_DENOISER_PORT": str(ports["denoiser"]),
@@ -61,6 +74,7 @@ def environment(base: Mapping[str, str], directory: Path, ports: Mapping[str, in
     for service in SERVICES:
         chosen[f"CHORUS_{service.upper()}_HOST"] = HOST
         chosen[f"CHORUS_{service.upper()}_DRAIN_SECONDS"] = f"{DRAIN_SECONDS:g}"
+        chosen[f"CHORUS_{service.upper()}_STARTUP_SECONDS"] = f"{startup_seconds:g}"
     return {**chosen, **base, "PYTHONUNBUFFERED": "1"}
 
 
@@ -127,7 +141,7 @@ def locked(directory: Path) -> Iterator[int]:
         os.close(lock)
 
 
-async def run_up(directory: Path, startup_seconds: float, out: Output) -> int:
+async def run_up(directory: Path, model_files: Sequence[Path], startup_seconds: float, out: Output) -> int:
     """Runs until SIGINT or SIGTERM; a second one stops waiting for drains. Returns the exit status.
 
     Raises ChorusError when it cannot start at all, OSError when the directory cannot be written.
@@ -137,7 +151,7 @@ async def run_up(directory: Path, startup_seconds: float, out: Output) -> int:
     logs.mkdir(parents=True, exist_ok=True)
     with locked(directory) as lock:
         ports = choose_ports(os.environ)
-        variables = environment(os.environ, directory, ports)
+        variables = environment(os.environ, directory, ports, model_files, startup_seconds)
         targets = {service: f"{HOST}:{port}" for service, port in ports.items()}
         children = [
             Child(

@@ -1,35 +1,52 @@
-"""Measures the model: `python -m models.movingshapes.evaluate --out bench/results/movingshapes.json`.
+"""Does the model show what prompts ask for? Videos from scenes of a split, judged by image analysis.
 
-Samples scenes of the training combinations and of those held out, with phrasings drawn afresh and other
-seeds than training's, through the same code that serves requests; reads the attributes back by image
-analysis. `--sheet` also draws the first videos as a picture, one row of frames each.
+`python -m models.movingshapes.evaluate --split calibration` prints a table; `--sheet` also draws the first
+videos. The committed figures come from `python -m bench.model`, on `test`.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
-import random
-import sys
-import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from bench.results import Figure, median, write
-from models.movingshapes.readback import FIELDS, read_scene
-from models.movingshapes.world import Scene, caption, held_out, scenes
+from models.movingshapes.analyzer import FIELDS, compare, read_scene
+from models.movingshapes.captions import Phrasing
+from models.movingshapes.data import Captions, draw_scenes, encode_captions, write_captions
+from models.movingshapes.world import Scene, Split, scene_of
 from services.denoiser.models.pipeline import LoadedModel
 from services.denoiser.sampler import sample
 from services.denoiser.video import to_frames
-from services.embedder.encoders import MiniLMEncoder
 
-MODEL = Path(__file__).parent / "model.toml"
-PHRASING_SEED = 90_000  # training draws its phrasings from small seeds
+STUDENT: Final = Path(__file__).with_name("model.toml")
+TEACHER: Final = Path(__file__).with_name("teacher.toml")
+FIRST_SEED: Final = 90_000  # of videos and phrasings; training draws from small seeds
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of one prompt: the fields of `analyzer.compare`, and what the prompt asked for."""
+
+    prompt: str
+    scene: Scene
+    right: dict[str, bool]
+
+    @property
+    def single(self) -> bool:
+        return len(self.scene.things) == 1
+
+
+def prompts_of(split: Split, count: int, phrasing: Phrasing, unseen_words: bool = False) -> Captions:
+    """Prompts of a split, half of them with two objects, in phrasings drawn afresh."""
+    scenes = draw_scenes(split, count, FIRST_SEED)
+    return encode_captions(scenes, write_captions(scenes, FIRST_SEED, phrasing, unseen_words))
 
 
 def generate(model: LoadedModel, states: Any, seed: int) -> Tensor:
@@ -41,17 +58,26 @@ def generate(model: LoadedModel, states: Any, seed: int) -> Tensor:
     return model.decode(last.latents)
 
 
-def share(hits: int, n: int) -> Figure:
-    """A share with its Wilson interval."""
-    p, z = hits / n, 1.96
-    centre, spread = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    low, high = ((centre + sign * spread) / (1 + z * z / n) for sign in (-1, 1))
-    return Figure(p, "share", n, (max(low, 0.0), min(high, 1.0)))
+def videos(model: LoadedModel, captions: Captions) -> Iterable[tuple[str, Scene, Tensor]]:
+    """Prompt, scene and video of every caption, each from a seed of its own."""
+    for i, text in enumerate(captions.texts):
+        states = captions.states[i][captions.mask[i]].float()
+        yield text, scene_of(captions.table[i]), generate(model, states, FIRST_SEED + i)
 
 
-def contact_sheet(rows: list[tuple[str, Tensor]], scale: int = 2) -> Image.Image:
-    """Captions above the frames of their videos, one row each."""
-    strips = [np.concatenate(list(to_frames(v, scale)), axis=1) for _, v in rows]
+def judge(model: LoadedModel, captions: Captions) -> list[Verdict]:
+    """A verdict for every caption."""
+    made = videos(model, captions)
+    return [Verdict(text, scene, compare(read_scene(video), scene)) for text, scene, video in made]
+
+
+def hits(verdicts: Sequence[Verdict], field: str) -> int:
+    return sum(v.right[field] for v in verdicts)
+
+
+def contact_sheet(rows: Sequence[tuple[str, Tensor]], scale: int = 2, every: int = 2) -> Image.Image:
+    """Captions above every second frame of their videos, one row each."""
+    strips = [np.concatenate(list(to_frames(v[:, ::every], scale)), axis=1) for _, v in rows]
     height, width = strips[0].shape[0], strips[0].shape[1]
     sheet = Image.new("RGB", (width, len(rows) * (height + 16)), "white")
     draw = ImageDraw.Draw(sheet)
@@ -64,44 +90,32 @@ def contact_sheet(rows: list[tuple[str, Tensor]], scale: int = 2) -> Image.Image
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, help="result file to write")
-    parser.add_argument("--sheet", type=Path, help="PNG to write")
-    parser.add_argument("--count", type=int, default=250, help="videos of each split")
+    parser.add_argument("--model", type=Path, default=STUDENT)
+    parser.add_argument("--split", choices=("train", "calibration", "test"), default="calibration")
+    parser.add_argument("--phrasing", choices=("seen", "unseen"), default="unseen")
+    parser.add_argument("--unseen-words", action="store_true")
+    parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--sheet", type=Path, help="PNG of the first videos")
+    parser.add_argument("--wrong", action="store_true", help="print the prompts that were not met")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    model, encoder = LoadedModel.load(MODEL), MiniLMEncoder()
-    if encoder.id != model.spec.text.encoder_id:
-        raise SystemExit(
-            f"the model was trained with {model.spec.text.encoder_id}, installed is {encoder.id}"
-        )
-    rng = random.Random(PHRASING_SEED)
-    figures: dict[str, Figure] = {}
-    pictures: list[tuple[str, Tensor]] = []
-    seconds = []
-    for split, wanted in (("training", False), ("held_out", True)):
-        pool = [s for s in scenes() if held_out(s) is wanted]
-        chosen: list[Scene] = rng.choices(pool, k=args.count)
-        texts = [caption(s, rng) for s in chosen]
-        hits = dict.fromkeys((*FIELDS, "all"), 0)
-        for i, (scene, encoding) in enumerate(zip(chosen, encoder.encode(texts), strict=True)):
-            start = time.perf_counter()
-            video = generate(model, encoding.states, seed=PHRASING_SEED + i)
-            seconds.append(time.perf_counter() - start)
-            shown = read_scene(video)
-            for f in FIELDS:
-                hits[f] += getattr(shown, f) == getattr(scene, f)
-            hits["all"] += shown == scene
-            if i < 10:
-                pictures.append((f"{split}: {texts[i]}", video))
-        for f, n in hits.items():
-            figures[f"{split}_{f}"] = share(n, args.count)
-            print(f"{split:9} {f:11} {n / args.count:6.1%}", flush=True)
-    figures["seconds_per_video_p50"] = median(seconds, "s")
+    model = LoadedModel.load(args.model)
+    captions = prompts_of(args.split, args.count, args.phrasing, args.unseen_words)
     if args.sheet:
-        contact_sheet(pictures).save(args.sheet)
-    if args.out:
-        write(args.out, " ".join(["python -m models.movingshapes.evaluate", *sys.argv[1:]]), figures)
+        few = Captions(captions.texts[:12], captions.table[:12], captions.states[:12], captions.mask[:12])
+        contact_sheet([(text, video) for text, _, video in videos(model, few)]).save(args.sheet)
+    verdicts = judge(model, captions)
+    for name, part in (
+        ("one object", [v for v in verdicts if v.single]),
+        ("two objects", [v for v in verdicts if not v.single]),
+    ):
+        shares = "  ".join(f"{f} {hits(part, f) / len(part):.1%}" for f in (*FIELDS, "all"))
+        print(f"{name:11} n = {len(part)}  {shares}")
+    if args.wrong:
+        for v in verdicts:
+            if not v.right["all"]:
+                print(v.prompt, "| wrong:", *(f for f in FIELDS if not v.right[f]))
 
 
 if __name__ == "__main__":

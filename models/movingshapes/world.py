@@ -1,23 +1,25 @@
-"""The procedural world: short captioned videos of one shape on a plain background.
+"""The procedural world: short videos of one or two moving shapes on a plain background.
 
-A scene is five attributes (shape, colour, background, motion, size). `caption` writes it in one of
-several phrasings, `render` draws it. The path of a moving object is centred near the middle of the
-frame with a small jitter, so the caption says almost everything: the mean video of a caption is still
-recognisable, which is what a sampler of four steps can reach.
+A scene is a background and one or two objects, each with shape, colour, motion and size. A single object
+passes through the middle of the frame; of two, the one named first is at the upper left, the other at the
+lower right. Paths and sizes vary a little from seed to seed, so the prompt says almost everything.
 """
 
 from __future__ import annotations
 
 import itertools
+import json
 import math
-import random
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Final, Literal
 
 import torch
 from torch import Tensor
 
-FRAMES, HEIGHT, WIDTH = 8, 32, 32
-TRAVEL = 14.0  # pixels from the first frame to the last
+FRAMES, HEIGHT, WIDTH = 16, 48, 48
+MAX_OBJECTS = 2
 JITTER = 1.0  # pixels, uniform, of the path's centre
 RADIUS_JITTER = 0.06  # relative, uniform
 
@@ -38,114 +40,95 @@ BACKGROUNDS = {
     "navy": (12, 20, 95),
     "brown": (95, 60, 30),
 }
-MOTIONS = {
+MOTIONS = {  # x to the right, y down
     "left": (-1.0, 0.0),
     "right": (1.0, 0.0),
     "up": (0.0, -1.0),
     "down": (0.0, 1.0),
     "still": (0.0, 0.0),
 }
-SIZES = {"small": 4.5, "large": 7.5}  # radius of the circle of equal area, in pixels
+SIZES = {"small": 4.0, "large": 6.5}  # radius of the circle of equal area, in pixels
+# By number of objects: the centres of their paths (x, y), and pixels from the first frame to the last.
+CENTRES: Final = {1: ((24.0, 24.0),), 2: ((14.5, 14.5), (33.5, 33.5))}
+TRAVEL: Final = {1: 18.0, 2: 12.0}
+
+Split = Literal["train", "calibration", "test"]
+SPLIT_FILE: Final = Path(__file__).with_name("split.json")
 
 
 @dataclass(frozen=True)
-class Scene:
-    """What a video shows; every field is a key of the tables above."""
+class Thing:
+    """One object; every field is a key of the tables above."""
 
     shape: str
     colour: str
-    background: str
     motion: str
     size: str
 
 
-def scenes() -> list[Scene]:
-    """Every combination of the attributes, in a fixed order (1,050)."""
-    return [Scene(*c) for c in itertools.product(SHAPES, COLOURS, BACKGROUNDS, MOTIONS, SIZES)]
+@dataclass(frozen=True)
+class Scene:
+    """What a video shows: one or two objects, in the order in which a prompt names them."""
+
+    background: str
+    things: tuple[Thing, ...]
 
 
-def held_out(scene: Scene) -> bool:
-    """Whether a scene is kept out of training: one pair of values for each of five pairs of attributes."""
-    return (
-        (scene.shape, scene.colour) in {("triangle", "purple"), ("square", "cyan")}
-        or (scene.colour, scene.motion) == ("orange", "up")
-        or (scene.colour, scene.background) == ("yellow", "navy")
-        or (scene.shape, scene.motion, scene.size) == ("circle", "left", "small")
-        or (scene.background, scene.motion) == ("brown", "right")
-    )
+def things() -> list[Thing]:
+    """Every object there can be, in a fixed order (210)."""
+    return [Thing(*c) for c in itertools.product(SHAPES, COLOURS, MOTIONS, SIZES)]
 
 
-_SHAPE_WORDS = {
-    "circle": ("circle", "circle", "disc", "ball", "dot"),
-    "square": ("square", "square", "box", "block"),
-    "triangle": ("triangle", "triangle", "triangular shape"),
-}
-_COLOUR_WORDS = {
-    "red": ("red", "red", "crimson", "bright red"),
-    "green": ("green", "green", "bright green"),
-    "blue": ("blue", "blue", "bright blue"),
-    "yellow": ("yellow", "yellow", "bright yellow"),
-    "orange": ("orange", "orange", "bright orange"),
-    "purple": ("purple", "purple", "violet"),
-    "cyan": ("cyan", "cyan", "turquoise"),
-}
-_BACKGROUND_WORDS = {
-    "black": ("black", "black", "pitch black"),
-    "white": ("white", "white", "plain white"),
-    "gray": ("gray", "grey", "plain gray"),
-    "navy": ("navy", "navy", "navy blue"),
-    "brown": ("brown", "brown", "dark brown"),
-}
-_SIZE_WORDS = {"small": ("small", "small", "tiny", "little"), "large": ("large", "large", "big", "huge")}
-_MOVING_WORDS = {  # after "a circle ...": participles, then finite verbs
-    "left": (("moving left", "moving to the left", "sliding left", "drifting to the left"),
-             ("moves left", "moves to the left", "slides left", "drifts to the left")),
-    "right": (("moving right", "moving to the right", "sliding right", "drifting to the right"),
-              ("moves right", "moves to the right", "slides right", "drifts to the right")),
-    "up": (("moving up", "moving upwards", "rising", "floating up"),
-           ("moves up", "moves upwards", "rises", "floats up")),
-    "down": (("moving down", "moving downwards", "falling", "sinking down"),
-             ("moves down", "moves downwards", "falls", "sinks down")),
-    "still": (("standing still", "staying still", "not moving", "resting"),
-              ("stands still", "stays still", "does not move", "rests motionless")),
-}  # fmt: skip
-_TEMPLATES = (
-    "a {size} {colour} {shape} {doing} on a {background} background",
-    "a {size} {colour} {shape} {doing} on a {background} background",
-    "on a {background} background, a {size} {colour} {shape} {does}",
-    "{size} {colour} {shape} {doing}, {background} background",
-    "a {colour} {shape}, {size}, {doing} against a {background} background",
-    "the {size} {shape} {does}; it is {colour} and the background is {background}",
-    "{background} background with a {size} {colour} {shape} {doing}",
-    "a video of a {size} {colour} {shape} that {does} over a {background} background",
-    "a {size} {shape} in {colour} {does} in front of a {background} background",
-)
+def combination(background: str, thing: Thing) -> str:
+    """The key of one combination of five attributes, as the split file writes it."""
+    return " ".join((thing.size, thing.colour, thing.shape, thing.motion, background))
 
 
-def caption(scene: Scene, rng: random.Random) -> str:
-    """One of the scene's phrasings, drawn by `rng`."""
-    doing, does = _MOVING_WORDS[scene.motion]
-    text = rng.choice(_TEMPLATES).format(
-        size=rng.choice(_SIZE_WORDS[scene.size]),
-        colour=rng.choice(_COLOUR_WORDS[scene.colour]),
-        shape=rng.choice(_SHAPE_WORDS[scene.shape]),
-        background=rng.choice(_BACKGROUND_WORDS[scene.background]),
-        doing=rng.choice(doing),
-        does=rng.choice(does),
-    )
-    return text.replace("a orange", "an orange")
+@cache
+def _split() -> dict[str, Split]:
+    named: dict[Split, list[str]] = json.loads(SPLIT_FILE.read_text("utf-8"))["combinations"]
+    return {key: split for split, keys in named.items() for key in keys}
 
 
-def plain_caption(scene: Scene) -> str:
-    """The scene's plainest phrasing."""
-    doing = "standing still" if scene.motion == "still" else f"moving {scene.motion}"
-    return f"a {scene.size} {scene.colour} {scene.shape} {doing} on a {scene.background} background"
+def single_scenes(split: Split) -> list[Scene]:
+    """The scenes of one object that a split holds, in a fixed order."""
+    pairs = itertools.product(BACKGROUNDS, things())
+    return [Scene(b, (t,)) for b, t in pairs if _split()[combination(b, t)] == split]
 
 
-def attribute_table(items: list[Scene]) -> Tensor:
-    """Scenes as rows of indices into the attribute tables, int64 [n, 5]."""
-    tables = (SHAPES, tuple(COLOURS), tuple(BACKGROUNDS), tuple(MOTIONS), tuple(SIZES))
-    return torch.tensor([[t.index(v) for t, v in zip(tables, astuple(s), strict=True)] for s in items])
+def pair_scene(split: Split, draw: torch.Generator) -> Scene:
+    """A random scene of two objects: both combinations with its background belong to the split."""
+    backgrounds = list(BACKGROUNDS)
+    background = backgrounds[int(torch.randint(len(backgrounds), (1,), generator=draw))]
+    pool = _things_on(split, background)
+    first, second = torch.randint(len(pool), (2,), generator=draw).tolist()
+    return Scene(background, (pool[first], pool[second]))
+
+
+@cache
+def _things_on(split: Split, background: str) -> list[Thing]:
+    return [t for t in things() if _split()[combination(background, t)] == split]
+
+
+def scene_table(scenes: list[Scene]) -> Tensor:
+    """Scenes as rows of indices, int64 [n, 9]: background, then shape, colour, motion and size of each
+    object; -1 where there is no second one."""
+    tables = (SHAPES, tuple(COLOURS), tuple(MOTIONS), tuple(SIZES))
+    rows = torch.full((len(scenes), 1 + 4 * MAX_OBJECTS), -1)
+    for row, scene in zip(rows, scenes, strict=True):
+        row[0] = list(BACKGROUNDS).index(scene.background)
+        for i, t in enumerate(scene.things):
+            values = zip(tables, (t.shape, t.colour, t.motion, t.size), strict=True)
+            row[1 + 4 * i : 5 + 4 * i] = torch.tensor([table.index(v) for table, v in values])
+    return rows
+
+
+def scene_of(row: Tensor) -> Scene:
+    """The scene of one row of `scene_table`."""
+    background, *rest = row.tolist()
+    parts = [rest[i : i + 4] for i in range(0, len(rest), 4) if rest[i] >= 0]
+    named = [Thing(SHAPES[s], list(COLOURS)[c], list(MOTIONS)[m], list(SIZES)[z]) for s, c, m, z in parts]
+    return Scene(list(BACKGROUNDS)[background], tuple(named))
 
 
 def coverage(shape: Tensor, radius: Tensor, cx: Tensor, cy: Tensor) -> Tensor:
@@ -156,28 +139,52 @@ def coverage(shape: Tensor, radius: Tensor, cx: Tensor, cy: Tensor) -> Tensor:
     """
     dy = (torch.arange(HEIGHT) + 0.5).view(1, 1, -1, 1) - cy[..., None, None]  # [B, T, H, 1]
     dx = (torch.arange(WIDTH) + 0.5).view(1, 1, 1, -1) - cx[..., None, None]  # [B, T, 1, W]
-    r = radius.view(-1, 1, 1, 1)
-    circle = torch.sqrt(dx * dx + dy * dy) - r
-    square = torch.maximum(dx.abs(), dy.abs()) - r * (math.sqrt(math.pi) / 2)
-    slope = dx.abs() * (math.sqrt(3) / 2) - dy / 2
-    triangle = torch.maximum(slope, dy) - r * math.sqrt(math.pi / math.sqrt(27))  # apex up
-    s = shape.view(-1, 1, 1, 1)
-    distance = torch.where(s == 0, circle, torch.where(s == 1, square, triangle))
-    return (0.5 - distance).clamp(0, 1)
+    out = torch.empty(*cx.shape, HEIGHT, WIDTH)
+    for s in range(len(SHAPES)):
+        of = shape == s
+        x, y, r = dx[of], dy[of], radius[of].view(-1, 1, 1, 1)
+        if s == 0:
+            distance = torch.sqrt(x * x + y * y) - r
+        elif s == 1:
+            distance = torch.maximum(x.abs(), y.abs()) - r * (math.sqrt(math.pi) / 2)
+        else:  # apex up
+            slope = x.abs() * (math.sqrt(3) / 2) - y / 2
+            distance = torch.maximum(slope, y) - r * math.sqrt(math.pi / math.sqrt(27))
+        out[of] = (0.5 - distance).clamp(0, 1)
+    return out
 
 
-def render(attributes: Tensor, generator: torch.Generator) -> Tensor:
-    """Videos of scenes: int64 [B, 5] rows of `attribute_table` -> float32 [B, 3, T, H, W] in [-1, 1]."""
-    n = attributes.shape[0]
-    shape, colour, background, motion, size = attributes.unbind(1)
-    colours = torch.tensor(list(COLOURS.values()), dtype=torch.float32)[colour]  # [B, 3]
-    backgrounds = torch.tensor(list(BACKGROUNDS.values()), dtype=torch.float32)[background]
-    direction = torch.tensor(list(MOTIONS.values()))[motion]  # [B, 2]
-    uniform = torch.rand(n, 3, generator=generator) * 2 - 1
-    radius = torch.tensor(list(SIZES.values()))[size] * (1 + RADIUS_JITTER * uniform[:, 2])
-    progress = torch.linspace(-0.5, 0.5, FRAMES) * TRAVEL  # [T]
-    centre = torch.tensor([WIDTH / 2, HEIGHT / 2]) + JITTER * uniform[:, :2]  # [B, 2]
-    path = centre[:, None] + direction[:, None] * progress[None, :, None]  # [B, T, 2]
-    alpha = coverage(shape, radius, path[..., 0], path[..., 1])[:, None]  # [B, 1, T, H, W]
-    fore, back = colours.view(n, 3, 1, 1, 1), backgrounds.view(n, 3, 1, 1, 1)
-    return (back + alpha * (fore - back)) / 127.5 - 1
+def nominal_paths(table: Tensor) -> Tensor:
+    """Centroids [B, 2, T, 2] (x, y) in pixels of the objects of rows of `scene_table`."""
+    things = table[:, 1:].view(len(table), MAX_OBJECTS, 4)
+    pair = (things[:, 1, 0] >= 0).long()  # [B]
+    centres = torch.tensor([[CENTRES[1][0], CENTRES[1][0]], CENTRES[2]])[pair]
+    travel = torch.tensor([TRAVEL[1], TRAVEL[2]])[pair]
+    progress = torch.linspace(-0.5, 0.5, FRAMES) * travel[:, None]  # [B, T]
+    direction = torch.tensor(list(MOTIONS.values()))[things[..., 2].clamp_min(0)]  # [B, 2, 2]
+    return centres[:, :, None] + direction[:, :, None] * progress[:, None, :, None]
+
+
+def paths(table: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Centroids [B, 2, T, 2] (x, y) and radii [B, 2] of objects, in pixels; off the nominal."""
+    uniform = torch.rand(len(table), MAX_OBJECTS, 3, generator=generator) * 2 - 1
+    size = table[:, 1:].view(len(table), MAX_OBJECTS, 4)[..., 3]
+    radius = torch.tensor(list(SIZES.values()))[size.clamp_min(0)]
+    return nominal_paths(table) + JITTER * uniform[:, :, None, :2], radius * (
+        1 + RADIUS_JITTER * uniform[..., 2]
+    )
+
+
+def render(table: Tensor, generator: torch.Generator) -> Tensor:
+    """Videos of scenes: int64 [B, 9] rows of `scene_table` -> float32 [B, 3, T, H, W] in [-1, 1]."""
+    palette = torch.tensor(list(COLOURS.values()), dtype=torch.float32) / 127.5 - 1
+    backgrounds = torch.tensor(list(BACKGROUNDS.values()), dtype=torch.float32) / 127.5 - 1
+    centroid, radius = paths(table, generator)
+    video = backgrounds[table[:, 0]].view(-1, 3, 1, 1, 1).repeat(1, 1, FRAMES, HEIGHT, WIDTH)
+    for i in range(MAX_OBJECTS):
+        shape, colour = table[:, 1 + 4 * i], table[:, 2 + 4 * i]
+        there = shape >= 0
+        x, y = centroid[there, i].unbind(-1)
+        alpha = coverage(shape[there], radius[there, i], x, y)[:, None]  # [b, 1, T, H, W]
+        video[there] = torch.lerp(video[there], palette[colour[there]].view(-1, 3, 1, 1, 1), alpha)
+    return video

@@ -10,7 +10,7 @@ from chorus.common.v1 import latents_pb2, video_pb2
 from chorus.denoiser.v1 import denoiser_pb2
 
 from services.denoiser.engine import measure_step
-from services.denoiser.jobs import unknown_model
+from services.denoiser.jobs import adapters_of, unknown_model
 from services.denoiser.models.pipeline import LoadedModel
 from services.denoiser.models.spec import Bound, SpecError
 from services.denoiser.worker import Worker
@@ -39,7 +39,8 @@ class Catalogue:
         spec, codec = model.spec, model.codec
         return denoiser_pb2.ModelInfo(
             model_id=spec.id,
-            weights_digest=spec.weights.sha256,
+            weights_digest=model.weights_digest,
+            adapters=adapters_of(model),
             conditioning_encoder_id=spec.text.encoder_id,
             codec=denoiser_pb2.CodecInfo(
                 codec_id=codec.id,

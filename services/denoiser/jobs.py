@@ -59,13 +59,19 @@ class Job:
         spec = self.model.spec
         return latents_pb2.LatentIdentity(
             model_id=spec.id,
-            weights_digest=spec.weights.sha256,
+            weights_digest=self.model.weights_digest,
+            adapters=adapters_of(self.model),
             schedule=latents_pb2.Schedule(sigmas=self.sigmas),
             latent_shape=self.latent_shape,
             latent_dtype=latents_pb2.D_TYPE_FLOAT32,
             codec_id=self.model.codec.id,
             conditioning_encoder_id=spec.text.encoder_id,
         )
+
+
+def adapters_of(model: LoadedModel) -> list[latents_pb2.Adapter]:
+    """What was merged into the weights."""
+    return [latents_pb2.Adapter(adapter_id=a.id, digest=a.digest, scale=a.scale) for a in model.adapters]
 
 
 def unknown_model(model_id: str, available: Mapping[str, object]) -> ChorusError:

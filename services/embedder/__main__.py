@@ -22,6 +22,8 @@ async def start(settings: EmbedderSettings, resources: AsyncExitStack, server: g
         return load_engine(
             settings.retrieval,
             settings.conditioning,
+            dtype=settings.dtype,
+            device=settings.device,
             threads=settings.threads,
             queue_limit=settings.queue_limit,
             recent_bytes=settings.recent_bytes,

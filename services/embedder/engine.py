@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,21 +13,30 @@ import torch
 
 from services.common import errors, names, telemetry
 from services.common.errors import ChorusError
-from services.embedder.encoders import Encoder, Encoding, MiniLMEncoder, TransformersEncoder
+from services.common.logs import get_logger
+from services.embedder.encoders import CLIPEncoder, Encoder, Encoding, MiniLMEncoder, UMT5Encoder
 from services.embedder.settings import EncoderSpec
 
-# A prompt takes about 15 ms, so a full queue is soon short again.
+log = get_logger("engine")
+
+# MiniLM takes about 15 ms for a prompt, so a full queue is soon short again.
 RETRY_SECONDS = 0.5
 
 
-def load_encoder(spec: EncoderSpec) -> Encoder:
-    """Loads an encoder and runs it once. Raises OSError or ValueError that names what is wrong."""
+def load_encoder(spec: EncoderSpec, dtype: torch.dtype, device: str) -> Encoder:
+    """Loads an encoder and runs it once. Raises OSError or ValueError that names what is wrong.
+
+    Args:
+        dtype, device: of an encoder from a directory.
+    """
+    start = time.monotonic()
     encoder: Encoder
     if spec.path is None:
         encoder = MiniLMEncoder()
     else:
-        encoder = TransformersEncoder(spec.path, "clip" if spec.kind == "clip" else "umt5")
+        encoder = (CLIPEncoder if spec.kind == "clip" else UMT5Encoder)(spec.path, dtype, device)
     encoder.encode(["a red circle"])
+    log.info("encoder ready", id=encoder.id, seconds=round(time.monotonic() - start, 1))
     return encoder
 
 
@@ -128,13 +138,26 @@ def load_engine(
     retrieval: EncoderSpec,
     conditioning: Sequence[EncoderSpec],
     *,
+    dtype: str,
+    device: str,
     threads: int,
     queue_limit: int,
     recent_bytes: int,
 ) -> Engine:
-    """Loads every encoder named, each once, and warms it. Takes seconds: not for the event loop."""
+    """Loads every encoder named, each once, and warms it. Takes seconds: not for the event loop.
+
+    Args:
+        dtype: by its name in torch.
+
+    Raises OSError or ValueError that names the directory, or the device, that cannot be used.
+    """
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"device {device}: torch finds no CUDA device; use cpu")
     torch.set_num_threads(threads)
-    loaded = {spec: load_encoder(spec) for spec in dict.fromkeys((retrieval, *conditioning))}
+    loaded = {
+        spec: load_encoder(spec, getattr(torch, dtype), device)
+        for spec in dict.fromkeys((retrieval, *conditioning))
+    }
     return Engine(
         loaded[retrieval],
         [loaded[spec] for spec in conditioning],

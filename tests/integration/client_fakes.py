@@ -7,7 +7,7 @@ import hashlib
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 import grpc.aio
@@ -230,15 +230,18 @@ class FakeDeployment:
         await self._server.stop(None)
 
 
+Kind = TypeVar("Kind", bound=FakeDeployment)
+
+
 @contextmanager
-def deployment_in_thread() -> Iterator[FakeDeployment]:
+def deployment_in_thread(kind: type[Kind] = FakeDeployment) -> Iterator[Kind]:  # type: ignore[assignment]
     """For tests that block: the command line, the sync client."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
 
-    async def make() -> FakeDeployment:
-        made = FakeDeployment()
+    async def make() -> Kind:
+        made = kind()
         await made.start()
         return made
 

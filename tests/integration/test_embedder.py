@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -16,13 +17,17 @@ from services.common.channels import calling, open_channel
 from services.common.errors import ChorusError
 from services.common.tensors import decode_tensor
 from tests.processes import ServiceProcess, free_port, start_service
+from tests.tiny_encoders import save_umt5
 
 SECONDS = 20.0
+UMT5_WIDTH = 4096  # of UMT5-XXL, which Wan is conditioned on
 
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
-    with start_service("embedder", {}, tmp_path_factory.mktemp("embedder")) as process:
+    umt5 = save_umt5(tmp_path_factory.mktemp("umt5"), UMT5_WIDTH)
+    conditioning = {"CHORUS_EMBEDDER_CONDITIONING": f"minilm,umt5:{umt5}"}
+    with start_service("embedder", conditioning, tmp_path_factory.mktemp("embedder")) as process:
         yield process
 
 
@@ -38,9 +43,12 @@ def failure(call: object, *args: object) -> ChorusError:
     return errors.from_rpc_error(caught.value, "embedder")
 
 
+def encoders_of(stub: embedder_pb2_grpc.EmbedderServiceStub) -> list[embedder_pb2.EncoderInfo]:
+    return list(stub.DescribeEncoders(embedder_pb2.DescribeEncodersRequest(), timeout=SECONDS).encoders)
+
+
 def encoder_of(stub: embedder_pb2_grpc.EmbedderServiceStub) -> embedder_pb2.EncoderInfo:
-    [info] = stub.DescribeEncoders(embedder_pb2.DescribeEncodersRequest(), timeout=SECONDS).encoders
-    return info
+    return encoders_of(stub)[0]
 
 
 def embed(stub: embedder_pb2_grpc.EmbedderServiceStub, prompt: str) -> embedder_pb2.EmbedResponse:
@@ -49,10 +57,13 @@ def embed(stub: embedder_pb2_grpc.EmbedderServiceStub, prompt: str) -> embedder_
 
 
 def test_describes_what_it_serves(stub: embedder_pb2_grpc.EmbedderServiceStub) -> None:
-    info = encoder_of(stub)
-    assert info.encoder_id.startswith("all-minilm-l6-v2@")
-    assert (info.retrieval, info.conditioning) == (True, True)
-    assert (info.vector_dim, info.state_dim, info.max_tokens) == (384, 384, 256)
+    minilm, umt5 = encoders_of(stub)
+    assert minilm.encoder_id.startswith("all-minilm-l6-v2@")
+    assert (minilm.retrieval, minilm.conditioning) == (True, True)
+    assert (minilm.vector_dim, minilm.state_dim, minilm.max_tokens) == (384, 384, 256)
+    assert umt5.encoder_id.startswith("umt5@")
+    assert (umt5.retrieval, umt5.conditioning) == (False, True)
+    assert (umt5.state_dim, umt5.max_tokens) == (UMT5_WIDTH, 512)
 
 
 def test_vector_states_and_tokens_belong_together(stub: embedder_pb2_grpc.EmbedderServiceStub) -> None:
@@ -87,6 +98,22 @@ def test_long_prompt_is_cut_and_says_so(stub: embedder_pb2_grpc.EmbedderServiceS
     assert len(reply.tokens) == 256
 
 
+async def test_the_longest_states_of_umt5_fit_a_message(service: ServiceProcess) -> None:
+    async with open_channel(service.target) as channel:
+        stub: Any = embedder_pb2_grpc.EmbedderServiceStub(channel)
+        described = await stub.DescribeEncoders(embedder_pb2.DescribeEncodersRequest(), timeout=SECONDS)
+        minilm, umt5 = described.encoders
+        reply = await stub.Embed(
+            embedder_pb2.EmbedRequest(prompt="a " * 999, conditioning_encoder_id=umt5.encoder_id),
+            timeout=SECONDS,
+        )
+    assert (reply.conditioning_encoder_id, reply.retrieval_encoder_id) == (umt5.encoder_id, minilm.encoder_id)
+    states = decode_tensor(reply.token_states, "token_states", rank=2, max_elements=512 * UMT5_WIDTH)
+    assert states.shape == (512, UMT5_WIDTH)
+    assert len(reply.retrieval_vector) == 384
+    assert reply.truncated
+
+
 @pytest.mark.parametrize("prompt", ["", " \n\t ", "x" * 2001])
 def test_prompt_outside_its_bound(stub: embedder_pb2_grpc.EmbedderServiceStub, prompt: str) -> None:
     request = embedder_pb2.EmbedRequest(prompt=prompt, conditioning_encoder_id=encoder_of(stub).encoder_id)
@@ -107,7 +134,7 @@ def test_unknown_encoder(stub: embedder_pb2_grpc.EmbedderServiceStub) -> None:
         stub.Embed, embedder_pb2.EmbedRequest(prompt="a circle", conditioning_encoder_id="umt5@0")
     )
     assert error.reason == errors.UNKNOWN_ENCODER
-    assert error.metadata["available"] == encoder_of(stub).encoder_id
+    assert error.metadata["available"] == ",".join(info.encoder_id for info in encoders_of(stub))
 
 
 def test_align_names_what_was_gained_and_lost(stub: embedder_pb2_grpc.EmbedderServiceStub) -> None:

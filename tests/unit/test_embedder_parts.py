@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from threading import Event, get_ident
@@ -97,7 +98,19 @@ def test_encoders_are_named_with_their_directory(tmp_path: Path, monkeypatch: py
     assert EmbedderSettings().conditioning == (EncoderSpec("minilm"), EncoderSpec("umt5", tmp_path))
 
 
-@pytest.mark.parametrize("text", ["", "bert", "minilm:/x", "clip", "clip:", "umt5:/no/such/directory"])
-def test_an_encoder_that_is_none(text: str) -> None:
-    with pytest.raises(ValueError, match=r"minilm, clip:/path or umt5:/path|no directory"):
+@pytest.mark.parametrize(
+    ("text", "remedy"),
+    [
+        ("", "use minilm"),
+        ("bert", "use minilm, or clip: or umt5: and a path or hf://owner/name"),
+        ("minilm:/x", "use minilm"),
+        ("clip:", "use minilm"),
+        ("umt5:/no/such/directory", "/no/such/directory: no such file or directory"),
+        (f"umt5:{__file__}", "name the one that holds the umt5 model"),
+        ("umt5:hf://team/wan@v1", "fetch it first: hf download team/wan --revision v1"),
+        ("umt5:hf://wan", "must be hf://owner/name"),
+    ],
+)
+def test_an_encoder_that_is_none(text: str, remedy: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(remedy)):
         parse_encoder(text)

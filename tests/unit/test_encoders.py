@@ -1,23 +1,17 @@
 """Encoders: MiniLM for real, CLIP and UMT5 on tiny random models that transformers saves itself."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import (
-    CLIPTextConfig,
-    CLIPTextModelWithProjection,
-    PreTrainedTokenizerFast,
-    UMT5Config,
-    UMT5EncoderModel,
-)
+from safetensors.torch import load_file, save_file
+from transformers import CLIPTextModelWithProjection, UMT5EncoderModel
 
-from services.embedder.encoders import Encoder, MiniLMEncoder, TransformersEncoder
-
-WORDS = ["<pad>", "<s>", "</s>", "<unk>", "red", "blue", "circle", "moving", "left", "a"]
+from services.embedder.encoders import CLIPEncoder, Encoder, MiniLMEncoder, UMT5Encoder
+from tests.tiny_encoders import save_clip, save_tokenizer, save_umt5
 
 
 @pytest.fixture(scope="module")
@@ -25,42 +19,14 @@ def minilm() -> MiniLMEncoder:
     return MiniLMEncoder()
 
 
-def save_tokenizer(path: Path, start: bool) -> None:
-    core = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.Whitespace()
-    template = "<s> $A </s>" if start else "$A </s>"
-    core.post_processor = processors.TemplateProcessing(
-        single=template, special_tokens=[("<s>", 1), ("</s>", 2)]
-    )
-    wrapper: Any = PreTrainedTokenizerFast
-    wrapper(
-        tokenizer_object=core, pad_token="<pad>", eos_token="</s>", bos_token="<s>", unk_token="<unk>"
-    ).save_pretrained(path)
-
-
 @pytest.fixture(scope="module")
 def clip_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One directory with model and tokenizer."""
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("clip")
-    config = CLIPTextConfig(
-        vocab_size=len(WORDS), hidden_size=16, intermediate_size=32, projection_dim=12, num_hidden_layers=2,
-        num_attention_heads=2, max_position_embeddings=8, bos_token_id=1, eos_token_id=2, pad_token_id=0,
-    )  # fmt: skip
-    CLIPTextModelWithProjection(config).save_pretrained(path)
-    save_tokenizer(path, start=True)
-    return path
+    return save_clip(tmp_path_factory.mktemp("clip"))
 
 
 @pytest.fixture(scope="module")
 def umt5_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A pipeline directory as diffusers lays it out."""
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("umt5")
-    config = UMT5Config(vocab_size=len(WORDS), d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2)
-    UMT5EncoderModel(config).save_pretrained(path / "text_encoder")
-    save_tokenizer(path / "tokenizer", start=False)
-    return path
+    return save_umt5(tmp_path_factory.mktemp("umt5"))
 
 
 def check_port(encoder: Encoder, prompts: list[str]) -> None:
@@ -105,20 +71,20 @@ def test_minilm_says_when_it_cuts(minilm: MiniLMEncoder) -> None:
 
 def test_the_id_changes_with_the_weights(umt5_dir: Path, tmp_path: Path) -> None:
     torch.manual_seed(1)
-    name, _, digest = TransformersEncoder(umt5_dir, "umt5").id.partition("@")
+    name, _, digest = UMT5Encoder(umt5_dir).id.partition("@")
     assert name == "umt5"
     assert len(digest) == 16
     UMT5EncoderModel.from_pretrained(umt5_dir / "text_encoder").save_pretrained(tmp_path / "same")
     save_tokenizer(tmp_path / "same", start=False)
-    assert TransformersEncoder(tmp_path / "same", "umt5").id == f"umt5@{digest}"
+    assert UMT5Encoder(tmp_path / "same").id == f"umt5@{digest}"
     other: Any = UMT5EncoderModel.from_pretrained(umt5_dir / "text_encoder")
     other.shared.weight.data += 1
     other.save_pretrained(tmp_path / "same")
-    assert TransformersEncoder(tmp_path / "same", "umt5").id != f"umt5@{digest}"
+    assert UMT5Encoder(tmp_path / "same").id != f"umt5@{digest}"
 
 
 def test_clip_keeps_the_port(clip_dir: Path) -> None:
-    encoder = TransformersEncoder(clip_dir, "clip")
+    encoder = CLIPEncoder(clip_dir)
     assert (encoder.retrieval_dim, encoder.text_dim, encoder.max_tokens) == (12, 16, 8)
     check_port(encoder, ["a red circle", "blue"])
     cut = encoder.encode(["a red circle moving left a red circle"])[0]
@@ -130,13 +96,13 @@ def test_clip_retrieves_by_its_projection(clip_dir: Path) -> None:
     model: Any = CLIPTextModelWithProjection.from_pretrained(clip_dir)
     model.eval()
     want = model(input_ids=torch.tensor([[1, 4, 6, 2]])).text_embeds[0]
-    got = TransformersEncoder(clip_dir, "clip").encode(["red circle"])[0].retrieval
+    got = CLIPEncoder(clip_dir).encode(["red circle"])[0].retrieval
     np.testing.assert_allclose(got, (want / want.norm()).numpy(), atol=1e-5)
 
 
 @torch.no_grad()
 def test_umt5_keeps_the_port(umt5_dir: Path) -> None:
-    encoder = TransformersEncoder(umt5_dir, "umt5")
+    encoder = UMT5Encoder(umt5_dir)
     assert (encoder.retrieval_dim, encoder.text_dim, encoder.max_tokens) == (16, 16, 512)
     check_port(encoder, ["a red circle", "blue"])
     model: Any = UMT5EncoderModel.from_pretrained(umt5_dir / "text_encoder")
@@ -145,8 +111,46 @@ def test_umt5_keeps_the_port(umt5_dir: Path) -> None:
     np.testing.assert_allclose(encoder.encode(["red circle"])[0].states, want.numpy(), atol=1e-5)
 
 
+def test_sharded_weights_are_whole_or_refused(umt5_dir: Path, tmp_path: Path) -> None:
+    whole: Any = UMT5EncoderModel.from_pretrained(umt5_dir / "text_encoder")
+    whole.save_pretrained(tmp_path, max_shard_size="2KB")
+    save_tokenizer(tmp_path, start=False)
+    shards = sorted(tmp_path.glob("model-*.safetensors"))
+    assert len(shards) > 2
+    sharded = UMT5Encoder(tmp_path)
+    want = UMT5Encoder(umt5_dir).encode(["a red circle"])[0]
+    np.testing.assert_array_equal(sharded.encode(["a red circle"])[0].states, want.states)
+    (tmp_path / "left-over.safetensors").write_bytes(b"of another model")
+    assert UMT5Encoder(tmp_path).id == sharded.id
+    shards[1].unlink()
+    with pytest.raises(FileNotFoundError, match=f"lacks {shards[1].name}"):
+        UMT5Encoder(tmp_path)
+
+
+def test_a_weight_that_is_not_there_is_not_made_up(umt5_dir: Path, tmp_path: Path) -> None:
+    shutil.copytree(umt5_dir, tmp_path, dirs_exist_ok=True)
+    file = tmp_path / "text_encoder" / "model.safetensors"
+    weights = load_file(file)
+    del weights["encoder.final_layer_norm.weight"]
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"lacks the weight encoder\.final_layer_norm\.weight"):
+        UMT5Encoder(tmp_path)
+
+
+def test_bfloat16_is_near_float32(umt5_dir: Path) -> None:
+    exact, half = UMT5Encoder(umt5_dir), UMT5Encoder(umt5_dir, torch.bfloat16)
+    assert half.id == exact.id
+    a, b = (encoder.encode(["a red circle"])[0].states for encoder in (exact, half))
+    assert b.dtype == np.float32
+    assert 0 < np.linalg.norm(a - b) < 0.02 * np.linalg.norm(a)
+
+
 def test_wrong_directories_are_named(clip_dir: Path, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="no such directory"):
-        TransformersEncoder(tmp_path / "none", "clip")
+    with pytest.raises(FileNotFoundError, match="holds no model"):
+        CLIPEncoder(tmp_path)
     with pytest.raises(ValueError, match="holds a 'clip"):
-        TransformersEncoder(clip_dir, "umt5")
+        UMT5Encoder(clip_dir)
+    pickled = shutil.copytree(clip_dir, tmp_path / "pickled")
+    (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
+    with pytest.raises(OSError, match=r"model\.safetensors"):
+        CLIPEncoder(pickled)

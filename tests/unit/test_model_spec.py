@@ -1,17 +1,28 @@
 """A model file: what is refused, by name, and that one loads into a model that denoises."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from chorus.common.v1 import latents_pb2, video_pb2
+from chorus.scheduler.v1 import scheduler_pb2
 from safetensors.torch import save_file
 
+from services.common.identity import identity_digest
+from services.denoiser.catalogue import Catalogue
+from services.denoiser.jobs import Job
+from services.denoiser.models.config import network_sizes
 from services.denoiser.models.pipeline import LoadedModel
-from services.denoiser.models.spec import Bound, ModelSpec, SpecError, load_spec
-from services.denoiser.models.wan import WanTransformer
+from services.denoiser.models.spec import Bound, ModelSpec, Source, SpecError, Transformer, load_spec
+from services.denoiser.models.wan import WanConfig, WanTransformer
 from services.denoiser.models.weights import WeightsError, weights_digest
 from services.denoiser.sampler import sample
+from services.denoiser.worker import Worker
+from services.scheduler.messages import latent_identity
 
 SPEC = """
 id = "tiny"
@@ -103,6 +114,11 @@ def test_the_model_that_ships_is_described() -> None:
         ("width = 12", "width = 20", "video.width must be 8 to 16"),
         ("max = 8 }", "max = 3 }", "steps must be 1 to 3, not 4"),
         ("sha256 = ", "sha256 = 5 #", "weights.sha256: "),
+        ("sha256 = ", "# ", "weights: .*sha256: missing; it may be left out"),
+        ('kind = "space-to-depth"', 'kind = "mp4"', "codec: .*'space-to-depth', 'wan-vae'"),
+        ('architecture = "wan"', 'architecture = "wan"\nsizes = "none.json"', r"none\.json: no such file"),
+        ('architecture = "wan"', 'architecture = "wan"\ndtype = "int8"', "transformer.dtype: "),
+        ("[text]", '[[adapters]]\nid = "A b"\nfile = "x"\nsha256 = ""\n[text]', "adapters.0.id: "),
         ("[codec]", "[codec", "not TOML"),
     ],
 )
@@ -110,6 +126,26 @@ def test_a_faulty_file_is_refused_by_field(tmp_path: Path, old: str, new: str, m
     assert old in text()
     with pytest.raises(SpecError, match=f"model.toml: (?s:.*){message}"):
         parse(tmp_path, text().replace(old, new))
+
+
+@pytest.mark.parametrize(
+    ("file", "fixed"),
+    [
+        (f"hf://team/wan@{'0' * 40}", True),
+        (f"hf://team/wan@{'0' * 40}/transformer", True),
+        (f"hf://team/wan@{'0' * 41}/transformer", False),
+        ("hf://team/wan@main/transformer", False),
+        ("hf://team/wan/transformer", False),
+        ("transformer", False),
+    ],
+)
+def test_only_a_commit_needs_no_digest(file: str, fixed: bool) -> None:
+    assert Source(file=file, sha256="0" * 64).sha256 == "0" * 64
+    if fixed:
+        assert Source(file=file).sha256 is None
+    else:
+        with pytest.raises(ValueError, match="sha256: missing"):
+            Source(file=file)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
@@ -177,3 +213,120 @@ def test_other_weights_are_refused(make: Make) -> None:
     path.write_text(text(sha256="1" * 64))
     with pytest.raises(WeightsError, match="not the weights of this model"):
         LoadedModel.load(path)
+
+
+RELEASED = {
+    "_class_name": "WanTransformer3DModel",
+    "num_attention_heads": 12,
+    "attention_head_dim": 128,
+    "in_channels": 16,
+    "out_channels": 16,
+    "text_dim": 4096,
+    "freq_dim": 256,
+    "ffn_dim": 8960,
+    "num_layers": 30,
+    "cross_attn_norm": True,
+    "qk_norm": "rms_norm_across_heads",
+    "eps": 1e-6,
+    "image_dim": None,
+    "added_kv_proj_dim": None,
+    "patch_size": [1, 2, 2],
+    "rope_max_seq_len": 1024,
+}
+ORIGINAL = {
+    "_class_name": "WanModel",
+    "model_type": "t2v",
+    "dim": 1536,
+    "num_heads": 12,
+    "in_dim": 16,
+    "out_dim": 16,
+    "ffn_dim": 8960,
+    "freq_dim": 256,
+    "num_layers": 30,
+    "text_len": 512,
+    "eps": 1e-6,
+}
+
+
+def sizes(tmp_path: Path, config: object) -> dict[str, Any]:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(config))
+    return network_sizes(path)
+
+
+@pytest.mark.parametrize("config", [RELEASED, ORIGINAL])
+def test_released_sizes_are_those_of_wan(tmp_path: Path, config: dict[str, Any]) -> None:
+    assert (
+        WanConfig(**Transformer(architecture="wan", **sizes(tmp_path, config)).config().__dict__)
+        == WanConfig()
+    )
+
+
+def test_sizes_beside_a_config_count_more(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(RELEASED | {"num_attention_heads": 2}))
+    lines = [line for line in text().splitlines() if not line.startswith(("patch_size", "heads", "layers"))]
+    spec = parse(tmp_path, "\n".join(lines).replace('"wan"', '"wan"\nsizes = "config.json"'))
+    assert (spec.transformer.heads, spec.transformer.layers, spec.transformer.head_dim) == (2, 30, 12)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (RELEASED | {"_class_name": "WanVACETransformer3DModel"}, "_class_name: must be"),
+        (RELEASED | {"image_dim": 1280}, "image_dim: must be None, not 1280: text-to-video"),
+        (RELEASED | {"added_kv_proj_dim": 5120}, "added_kv_proj_dim"),
+        (RELEASED | {"cross_attn_norm": False}, "cross_attn_norm: must be True"),
+        (RELEASED | {"qk_norm": "rms_norm"}, "qk_norm: must be 'rms_norm_across_heads'"),
+        ({k: v for k, v in RELEASED.items() if k != "ffn_dim"}, "ffn_dim: missing"),
+        (ORIGINAL | {"model_type": "i2v"}, "model_type: must be 't2v', not 'i2v'"),
+        (ORIGINAL | {"num_heads": 11}, "dim: must be a multiple of num_heads = 11"),
+        ([], "must hold a table"),
+    ],
+)
+def test_other_networks_are_refused(tmp_path: Path, config: object, message: str) -> None:
+    with pytest.raises(ValueError, match=rf"config\.json: {message}"):
+        sizes(tmp_path, config)
+
+
+def test_adapters_are_part_of_the_identity(make: Make, tmp_path: Path) -> None:
+    """As the denoiser describes its model, as it admits latents, and as the scheduler asks for them."""
+    path, file = make(), tmp_path / "style.safetensors"
+    save_file({"diffusion_model.head.head.diff_b": torch.ones(96)}, file)
+    plain = LoadedModel.load(path)
+    entry = f'[[adapters]]\nid = "style"\nfile = "style.safetensors"\nsha256 = "{weights_digest(file)}"\n'
+    found = {}
+    for scale in (0.5, 1.0):
+        path.write_text(path.read_text().split("[[")[0] + entry + f"scale = {scale}\n")
+        model = LoadedModel.load(path)
+        info = Catalogue([model], Worker(1)).describe()[0]
+        assert [(a.adapter_id, a.digest, a.scale) for a in info.adapters] == [
+            ("style", weights_digest(file), scale)
+        ]
+        assert info.weights_digest == plain.weights_digest == weights_digest(tmp_path / "tiny.safetensors")
+        job = Job(
+            "g", model, (24, 2, 4, 6), (1.0, 0.0), 0, np.zeros((1, 10), np.float32), 0, None, "r", 1, None
+        )
+        asked = latent_identity(
+            scheduler_pb2.GenerationSpec(
+                shape=video_pb2.VideoShape(frames=4, height=8, width=12),
+                schedule=latents_pb2.Schedule(sigmas=(1.0, 0.0)),
+            ),
+            info,
+        )
+        assert job.identity == asked
+        found[scale] = identity_digest(asked)
+        assert not torch.equal(run(model), run(plain))
+    assert found[0.5] != found[1.0]
+
+
+def test_a_type_is_computed_in_and_latents_stay_float32(make: Make) -> None:
+    path = make()
+    path.write_text(path.read_text().replace('"wan"', '"wan"\ndtype = "bfloat16"'))
+    exact, rounded = LoadedModel.load(path, dtype=torch.float32), LoadedModel.load(path)
+    kinds = {name: p.dtype for name, p in rounded.transformer.named_parameters()}
+    assert kinds["blocks.0.attn1.to_q.weight"] == kinds["patch_embedding.weight"] == torch.bfloat16
+    assert kinds["blocks.0.norm2.weight"] == kinds["scale_shift_table"] == torch.float32
+    text, x = torch.ones(3, 10), exact.noise(0, (24, 2, 4, 6))
+    near, want = (m.velocity(x, 0.5, m.prepare_text(text)) for m in (rounded, exact))
+    assert near.dtype == torch.float32
+    assert 0 < (near - want).norm() / want.norm() < 0.02

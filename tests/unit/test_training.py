@@ -1,23 +1,29 @@
-"""Training: seeded, and a resumed run is the same run."""
+"""Training and distillation: seeded, and a resumed run is the same run."""
 
 import argparse
+import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from models.movingshapes.data import Captions, draw_scenes
+from models.movingshapes.distill import Student, fine_schedule, write_trajectories
+from models.movingshapes.distill import main as distill_main
 from models.movingshapes.muon import Muon, orthogonalise
-from models.movingshapes.train import SIGMAS, Captions, Trainer, draw_sigmas
-from models.movingshapes.world import attribute_table, scenes
+from models.movingshapes.network import FEW_STEPS, Network, noise
+from models.movingshapes.train import TOKENS, Trainer, draw_sigmas
+from models.movingshapes.train import main as train_main
+from models.movingshapes.world import scene_table
 from services.common.schedule import shifted_schedule
-
-TABLE = attribute_table(scenes()[:4])
 
 
 def arguments(seed: int = 0) -> argparse.Namespace:
     return argparse.Namespace(
-        seed=seed, device="cpu", dim=32, layers=1, batch=2, updates=200, compile=False,
-        optimiser="muon", lr=2e-3, muon_lr=3e-3,
+        seed=seed, device="cpu", dim=32, layers=1, batch=1, updates=8, compile=False, lr=2e-3, muon_lr=3e-3,
+        ema=0.9, decay=0.4, subset=4, focus_from=0.25, subset_until=0.5, method="trajectory",
     )  # fmt: skip
 
 
@@ -26,17 +32,17 @@ def captions() -> Captions:
     mask = torch.ones(4, 6, dtype=torch.bool)
     mask[:, 4:] = False
     states = torch.randn(4, 6, 384, generator=torch.Generator().manual_seed(0))
-    return Captions(torch.arange(4), states.half(), mask)
+    return Captions(["a caption"] * 4, scene_table(draw_scenes("train", 4, 0)), states.half(), mask)
 
 
 def train(trainer: Trainer, captions: Captions, updates: int) -> dict[str, torch.Tensor]:
     for _ in range(updates):
-        trainer.train_step(captions, TABLE)
-    return {k: v.clone() for k, v in (trainer.model.state_dict() | trainer.ema).items()}
+        trainer.step(trainer.flow_batch(captions))
+    return {k: v.clone() for k, v in (trainer.network.state_dict() | trainer.ema).items()}
 
 
 def test_a_resumed_run_is_the_same_run(captions: Captions, tmp_path: Path) -> None:
-    whole = train(Trainer(arguments()), captions, 6)
+    whole = train(Trainer(arguments()), captions, 6)  # from the fourth update on it sees whole videos
     first = Trainer(arguments())
     train(first, captions, 3)
     first.save(tmp_path)
@@ -53,18 +59,88 @@ def test_another_seed_is_another_run(captions: Captions) -> None:
 
 
 def test_it_learns(captions: Captions) -> None:
-    trainer = Trainer(arguments())
-    losses = [trainer.train_step(captions, TABLE)[0] for _ in range(50)]
+    args = arguments()
+    args.updates, args.subset_until, args.batch = 80, 1.0, 4
+    trainer = Trainer(args)
+    losses = [trainer.step(trainer.flow_batch(captions))[0] for _ in range(40)]
     assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
 
 
-def test_training_visits_the_levels_that_sampling_visits() -> None:
-    assert pytest.approx(shifted_schedule(4, 5.0)) == SIGMAS
+def test_first_many_videos_in_part_then_fewer_as_a_whole(captions: Captions) -> None:
+    trainer = Trainer(arguments())
+    x, index, data, sigma, text, bias = trainer.flow_batch(captions)
+    assert x.shape == data.shape == (4, TOKENS // 4, 192)
+    assert all(len(set(row)) == TOKENS // 4 for row in index.tolist())
+    assert len(sigma) == len(text) == len(bias) == 4
+    trainer.update = 4
+    x, index, *_ = trainer.flow_batch(captions)
+    assert x.shape == (1, TOKENS, 192)
+    assert set(index[0].tolist()) == set(range(TOKENS))
+
+
+def test_training_visits_pure_noise_often_and_every_level() -> None:
     drawn = draw_sigmas(4000, torch.Generator().manual_seed(0))
     assert drawn.min() >= 0
-    assert drawn.max() <= 1
-    for sigma in SIGMAS[:-1]:
-        assert (drawn == sigma).float().mean() > 0.15
+    assert 0.25 < (drawn == 1).float().mean() < 0.35
+    for low, high in ((0.9, 1.0), (0.75, 0.9), (0.5, 0.75), (0.0, 0.5)):
+        assert ((drawn > low) & (drawn < high)).float().mean() > 0.05
+
+
+def test_the_student_learns_the_published_schedule() -> None:
+    assert pytest.approx(shifted_schedule(4, 5.0)) == FEW_STEPS
+    fine = fine_schedule(3)
+    assert fine[::3] == pytest.approx(FEW_STEPS)
+    assert list(fine) == sorted(fine, reverse=True)
+
+
+def test_a_trajectory_tells_what_to_predict(captions: Captions, tmp_path: Path) -> None:
+    """A network that predicted the kept data would go through the kept latents."""
+    torch.manual_seed(0)
+    teacher = Network(dim=32, layers=1)
+    write_trajectories(teacher, captions, tmp_path, count=1, substeps=2, seed=0)
+    kept = load_file(tmp_path / "0000.safetensors")
+    x, data = kept["x"].float(), kept["data"].float()
+    assert x.shape[:2] == (64, 5)
+    for i, (sigma, after) in enumerate(pairwise(FEW_STEPS)):
+        stepped = x[:, i] + (after - sigma) * (x[:, i] - data[:, i]) / sigma
+        torch.testing.assert_close(stepped, x[:, i + 1], rtol=2e-2, atol=5e-3)
+    text, bias = captions.text(kept["caption"][:2])
+    start = noise(16, torch.Generator().manual_seed(0))[:2]
+    *_, last = teacher.trajectory(start, text, bias, fine_schedule(2))
+    assert last.latents.shape == x[:2, 4].shape
+
+    student = Student(arguments())
+    batch = student.teacher_batch(captions, kept)
+    assert torch.isfinite(student.loss(*batch)).all()
+    assert all(any(s == pytest.approx(level) for level in FEW_STEPS[:-1]) for s in batch[3].tolist())
+
+
+@pytest.mark.parametrize("method", ["flow", "trajectory", "endpoint"])
+def test_the_commands(
+    captions: Captions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """One update of the teacher, then one of a student that begins where it ended."""
+    for name in ("train", "calibration"):
+        torch.save(captions.__dict__, tmp_path / f"captions-{name}.pt")
+    small = f"--captions {tmp_path} --dim 32 --layers 1 --batch 1 --updates 1 --eval-count 2 --no-compile"
+    monkeypatch.setattr("sys.argv", f"train --out {tmp_path}/teacher {small}".split())
+    train_main()
+    weights = tmp_path / "teacher" / "ema.safetensors"
+    more = f"--teacher {weights} --method {method} --trajectories {tmp_path}/kept --count 1 --substeps 1"
+    monkeypatch.setattr("sys.argv", f"distill --out {tmp_path}/student {small} {more}".split())
+    distill_main()
+    row = json.loads((tmp_path / "student" / "curve.jsonl").read_text())
+    assert row["update"] == 1
+    assert row["calibration"].keys() >= {"shape", "all"}
+    assert load_file(tmp_path / "student" / "ema.safetensors").keys() == load_file(weights).keys()
+
+
+def test_a_second_call_leaves_finished_trajectories_alone(captions: Captions, tmp_path: Path) -> None:
+    teacher = Network(dim=32, layers=1)
+    write_trajectories(teacher, captions, tmp_path, count=1, substeps=1, seed=0)
+    first = (tmp_path / "0000.safetensors").stat().st_mtime_ns
+    write_trajectories(teacher, captions, tmp_path, count=1, substeps=1, seed=0)
+    assert (tmp_path / "0000.safetensors").stat().st_mtime_ns == first
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 8), (2, 4, 16), (2, 16, 4)])

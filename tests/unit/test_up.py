@@ -9,7 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from chorus_client import endpoints, up
+from chorus_client import endpoints, models, up
+from chorus_client.cli import app
+from chorus_client.output import BAD_INPUT
+from typer.testing import CliRunner
 
 from services.common.errors import ChorusError
 
@@ -47,6 +50,52 @@ def test_what_the_user_says_wins(tmp_path: Path) -> None:
     variables = up.environment(said, tmp_path, up.choose_ports({}))
     assert variables["CHORUS_CACHE_MILVUS_URI"] == "http://milvus:19530"
     assert up.longest_drain(variables) == 90
+
+
+def model_file(path: Path, text: str) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def test_models_bring_the_encoders_they_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = model_file(tmp_path / "own" / "model.toml", '[text]\nencoder = "umt5:../pipeline"')
+    hub = model_file(tmp_path / "hub.toml", '[text]\nencoder = "umt5:hf://team/wan@main"')
+    small = model_file(tmp_path / "small.toml", '[text]\nencoder_id = "all-minilm-l6-v2@0"')
+    monkeypatch.chdir(tmp_path)
+    found = up.environment({}, tmp_path, up.choose_ports({}), [Path("own/model.toml"), hub, small, own])
+    assert found["CHORUS_DENOISER_MODELS"] == f"{own},{hub},{small},{own}"
+    assert (
+        found["CHORUS_EMBEDDER_CONDITIONING"]
+        == f"umt5:{tmp_path / 'pipeline'},umt5:hf://team/wan@main,minilm"
+    )
+    assert models.choose([], {}) == {}
+
+
+def test_models_of_the_environment_bring_theirs_unless_it_says_otherwise(tmp_path: Path) -> None:
+    file = model_file(tmp_path / "model.toml", '[text]\nencoder = "clip:/encoders/clip"')
+    base, ports = {"CHORUS_DENOISER_MODELS": str(file)}, up.choose_ports({})
+    assert up.environment(base, tmp_path, ports)["CHORUS_EMBEDDER_CONDITIONING"] == "clip:/encoders/clip"
+    said = {**base, "CHORUS_EMBEDDER_CONDITIONING": "umt5:/mine"}
+    assert up.environment(said, tmp_path, ports)["CHORUS_EMBEDDER_CONDITIONING"] == "umt5:/mine"
+    with pytest.raises(ChorusError, match="CHORUS_DENOISER_MODELS says which models, too"):
+        models.choose([file], base)
+
+
+@pytest.mark.parametrize("text", ["[text", "text = 1", "[text]\nencoder = 7", None])
+def test_a_model_file_that_is_none_is_named(tmp_path: Path, text: str | None) -> None:
+    file = tmp_path / "model.toml"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(ChorusError, match=str(file)):
+        models.choose([file], {})
+
+
+def test_the_command_refuses_a_model_file_that_is_not_there(tmp_path: Path) -> None:
+    missing = tmp_path / "none.toml"
+    done = CliRunner().invoke(app, ["up", "--dir", str(tmp_path), "--model", str(missing), "--json"])
+    assert done.exit_code == BAD_INPUT
+    assert f"{missing}: cannot be read" in json.loads(done.stdout)["error"]["message"]
 
 
 def test_a_second_up_in_the_same_directory_is_refused(tmp_path: Path) -> None:

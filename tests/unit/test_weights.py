@@ -10,7 +10,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from services.denoiser.models.weights import WeightsError, check_weights, load_weights, weights_digest
+from services.denoiser.models.weights import (
+    WeightsError,
+    check_weights,
+    load_weights,
+    verified_digest,
+    weights_digest,
+)
 
 STATE = {"a.weight": torch.arange(12.0).view(3, 4), "a.bias": torch.ones(3), "b": torch.zeros(2, 2, 2)}
 EXPECTED = {k: v.shape for k, v in STATE.items()}
@@ -33,17 +39,45 @@ def shards(folder: Path) -> Path:
 
 
 def test_loads_one_file(file: Path) -> None:
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    state = load_weights(file, EXPECTED, sha256=digest)
-    assert weights_digest(file) == digest
+    state = load_weights(file, EXPECTED)
     assert all(torch.equal(state[k], v) for k, v in STATE.items())
 
 
-def test_loads_shards_and_converts(tmp_path: Path) -> None:
-    state = load_weights(shards(tmp_path), EXPECTED, dtype=torch.bfloat16)
+@pytest.mark.parametrize("place", ["index", "folder"])
+def test_loads_shards_and_converts(tmp_path: Path, place: str) -> None:
+    index = shards(tmp_path)
+    state = load_weights(
+        index if place == "index" else tmp_path,
+        EXPECTED,
+        convert=lambda name, tensor: tensor.to(torch.bfloat16 if name == "b" else torch.float64),
+    )
     assert {k: (v.shape, v.dtype) for k, v in state.items()} == {
-        k: (v.shape, torch.bfloat16) for k, v in STATE.items()
+        k: (v.shape, torch.bfloat16 if k == "b" else torch.float64) for k, v in STATE.items()
     }
+
+
+def test_the_digest_is_that_of_the_bytes_in_name_order(tmp_path: Path) -> None:
+    index = shards(tmp_path)
+    parts = [(tmp_path / f"part-{i}.safetensors").read_bytes() for i in (1, 2)]
+    assert weights_digest(index) == weights_digest(tmp_path) == hashlib.sha256(b"".join(parts)).hexdigest()
+
+
+@pytest.mark.parametrize("files", [(), ("a.safetensors", "b.safetensors")])
+def test_a_folder_must_say_which_weights(tmp_path: Path, files: tuple[str, ...]) -> None:
+    for name in files:
+        save_file(STATE, tmp_path / name)
+    with pytest.raises(WeightsError, match=f"must hold one .* not {len(files)}"):
+        load_weights(tmp_path, EXPECTED)
+
+
+def test_other_spellings_load_and_do_not_collide(tmp_path: Path) -> None:
+    path = tmp_path / "spelled.safetensors"
+    save_file({f"net.{k}": v for k, v in STATE.items()}, path)
+    state = load_weights(path, EXPECTED, rename=lambda name: name.removeprefix("net."))
+    assert set(state) == set(EXPECTED)
+    save_file({"net.b": STATE["b"].clone()} | STATE, path)
+    with pytest.raises(WeightsError, match=r"also in spelled\.safetensors"):
+        load_weights(path, EXPECTED, rename=lambda name: name.removeprefix("net."))
 
 
 def test_half_precision_on_disk(tmp_path: Path) -> None:
@@ -74,7 +108,8 @@ def test_another_network_is_refused(
 
 def test_another_training_of_the_same_network_is_refused(file: Path) -> None:
     with pytest.raises(WeightsError, match=r"sha256 .* expected 0000"):
-        load_weights(file, EXPECTED, sha256="0" * 64)
+        verified_digest(file, "0" * 64)
+    assert verified_digest(file, None) == verified_digest(file, weights_digest(file)) == weights_digest(file)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -1,7 +1,8 @@
-"""A model ready to denoise: specification, network and codec together."""
+"""A model ready to denoise: specification, network, adapters and codec together."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -10,11 +11,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from services.denoiser.codec import Codec
+from services.denoiser.codec import Codec, SpaceToDepthCodec
+from services.denoiser.codec.wan_vae import WanVaeCodec
+from services.denoiser.models.lora import Adapter, Lora
+from services.denoiser.models.names import renamer
 from services.denoiser.models.positions import position_channels
-from services.denoiser.models.spec import ModelSpec, load_spec
-from services.denoiser.models.wan import TextKV, WanTransformer, patchify, rope_table, unpatchify
-from services.denoiser.models.weights import load_weights
+from services.denoiser.models.spec import ModelSpec, SpaceToDepth, load_spec
+from services.denoiser.models.wan import (
+    TextKV,
+    WanTransformer,
+    parameter_dtype,
+    patchify,
+    rope_table,
+    unpatchify,
+)
+from services.denoiser.models.weights import check_weights, load_weights, verified_digest
 from services.denoiser.sampler import seeded_noise
 
 LatentShape = tuple[int, int, int, int]  # channels, latent frames, latent height, latent width
@@ -33,29 +44,70 @@ class LoadedModel:
     """
 
     def __init__(
-        self, spec: ModelSpec, transformer: WanTransformer, device: str | torch.device = "cpu"
+        self,
+        spec: ModelSpec,
+        transformer: WanTransformer,
+        device: str | torch.device = "cpu",
+        *,
+        codec: Codec | None = None,
+        weights_digest: str = "",
+        adapters: Sequence[Adapter] = (),
     ) -> None:
+        """A network in memory. `load` is the way to one on disk, which has a digest and may have adapters.
+
+        Args:
+            codec: must be given where the specification's has weights of its own.
+            weights_digest: SHA-256 of the weights; with `adapters`, those merged, part of latents' identity.
+        """
         self.spec = spec
         self.device = torch.device(device)
         self.transformer = transformer.to(self.device).eval().requires_grad_(False)
-        self.dtype = next(transformer.parameters()).dtype
-        self.codec: Codec = spec.make_codec()
+        self.dtype = transformer.patch_embedding.weight.dtype
+        self.codec = codec or load_codec(spec, Path(), self.device)
+        self.weights_digest = weights_digest
+        self.adapters = tuple(adapters)
         self._grid_inputs = lru_cache(maxsize=8)(self._make_grid_inputs)
 
     @classmethod
     def load(
-        cls, path: Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+        cls, path: Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
     ) -> LoadedModel:
-        """Load a model file and its weights; allocates after all checks. Raises SpecError, WeightsError."""
-        spec = load_spec(path)
+        """Load a model file and all it names; every file is checked before anything is allocated from it.
+
+        Args:
+            dtype: what the network computes in, instead of what the model file says.
+
+        Raises SpecError, WeightsError.
+        """
+        spec, folder = load_spec(path), path.parent
         with torch.device("meta"):
             network = WanTransformer(spec.transformer.config())
         expected = {name: tensor.shape for name, tensor in network.state_dict().items()}
-        state = load_weights(
-            path.parent / spec.weights.file, expected, sha256=spec.weights.sha256, dtype=dtype, device=device
-        )
+        weights = spec.weights.find(folder)
+        loras = [
+            Lora.load(a.find(folder), expected, id=a.id, scale=a.scale, sha256=a.sha256)
+            for a in spec.adapters
+        ]
+        target = dtype or spec.transformer.torch_dtype
+
+        def convert(name: str, tensor: Tensor) -> Tensor:
+            for lora in loras:
+                tensor = lora.merged(name, tensor)
+            return tensor.to(parameter_dtype(name, target))
+
+        rename = renamer(expected)
+        check_weights(weights, expected, rename)  # before the digest, which takes longer and says less
+        digest = verified_digest(weights, spec.weights.sha256)
+        state = load_weights(weights, expected, rename=rename, convert=convert, device=device)
         network.load_state_dict(state, assign=True)
-        return cls(spec, network, device)
+        return cls(
+            spec,
+            network,
+            device,
+            codec=load_codec(spec, folder, device),
+            weights_digest=digest,
+            adapters=[lora.adapter for lora in loras],
+        )
 
     def latent_shape(self, frames: int, height: int, width: int) -> LatentShape:
         """Shape of a video's latents. Raises ValueError naming the field outside the model's bounds."""
@@ -107,3 +159,13 @@ class LoadedModel:
         positions = position_channels(self.spec.transformer.position_order, shape)
         cos, sin = rope_table(self.transformer.config, (t // patch[0], h // patch[1], w // patch[2]))
         return positions.to(self.device), cos.to(self.device), sin.to(self.device)
+
+
+def load_codec(spec: ModelSpec, folder: Path, device: str | torch.device) -> Codec:
+    """The codec of a model; `folder` is the model file's. Raises SpecError, WeightsError."""
+    codec = spec.codec
+    if isinstance(codec, SpaceToDepth):
+        return SpaceToDepthCodec(codec.temporal, codec.spatial)
+    return WanVaeCodec.load(
+        codec.find(folder), codec.config_file(folder), sha256=codec.sha256, tile=codec.tile, device=device
+    )

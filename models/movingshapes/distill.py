@@ -1,0 +1,125 @@
+"""Distils the teacher: `python -m models.movingshapes.distill --out DIRECTORY --teacher WEIGHTS`.
+
+Three ways:
+- `flow`: flow matching as the teacher's, but at the four noise levels of the schedule alone;
+- `trajectory`: from the teacher's x_i, the step to its x_{i+1} (many small steps of the teacher in one);
+- `endpoint`: from the teacher's x_i, its clean x_N, as in consistency distillation.
+The last two learn from trajectories that the teacher leaves in a folder, made once, part by part.
+Seeded and resumable like the teacher's training, and writes the same files.
+"""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from models.movingshapes.data import Captions, latents
+from models.movingshapes.network import FEW_STEPS, Network, noise, to_tokens
+from models.movingshapes.train import TOKENS, Trainer, arguments, prepare
+
+PART = 64  # trajectories of a file
+STEPS = len(FEW_STEPS) - 1
+
+
+def fine_schedule(substeps: int) -> tuple[float, ...]:
+    """The four-step schedule with every step cut into `substeps` equal ones."""
+    inner = [a + (b - a) * k / substeps for a, b in pairwise(FEW_STEPS) for k in range(substeps)]
+    return (*inner, 0.0)
+
+
+@torch.no_grad()
+def write_trajectories(
+    network: Network, captions: Captions, folder: Path, count: int, substeps: int, seed: int
+) -> None:
+    """Writes the teacher's trajectories, PART to a file; files that are there are left alone.
+
+    A file holds `caption` [n], `x` [n, 5, C, T, H, W] at the boundaries x_0 ... x_4, float16, and `data`
+    [n, 4, C, T, H, W]: what a prediction at x_i must be for one Euler step to reach x_{i+1}.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    device, sigmas = network.cos.device, fine_schedule(substeps)
+    for part in range(-(-count // PART)):
+        path = folder / f"{part:04}.safetensors"
+        if path.exists():
+            continue
+        begin, g = time.monotonic(), torch.Generator().manual_seed(seed + part)
+        pick = torch.randint(len(captions.table), (PART,), generator=g)
+        kept = []
+        for some in torch.split(pick, 16):
+            x0 = noise(len(some), g).to(device)
+            text, bias = (t.to(device) for t in captions.text(some))
+            fine = [x0, *(s.latents for s in network.trajectory(x0, text, bias, sigmas))]
+            kept.append(torch.stack(fine[::substeps], dim=1))
+        x = torch.cat(kept)
+        data = [
+            x[:, i] - s * (x[:, i + 1] - x[:, i]) / (t - s) for i, (s, t) in enumerate(pairwise(FEW_STEPS))
+        ]
+        tensors = {"caption": pick, "x": x.half(), "data": torch.stack(data, dim=1).half()}
+        save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, path.with_suffix(".tmp"))
+        path.with_suffix(".tmp").replace(path)
+        print(f"{path.name}: {PART} trajectories in {time.monotonic() - begin:.0f} s", flush=True)
+
+
+class Student(Trainer):
+    """A trainer that begins with the teacher's weights and learns four noise levels."""
+
+    def level_batch(self, captions: Captions) -> list[Tensor]:
+        """Arguments of the loss for fresh videos at the levels of the schedule."""
+        g, n = self.generator, self.args.batch
+        pick = torch.randint(len(captions.table), (n,), generator=g)
+        data = to_tokens(latents(captions.table[pick], g))
+        sigma = torch.tensor(FEW_STEPS)[torch.randint(STEPS, (n,), generator=g)]
+        s = sigma.view(-1, 1, 1)
+        x = (1 - s) * data + s * torch.randn(data.shape, generator=g)
+        return [x, _everywhere(n), data, sigma, *captions.text(pick)]
+
+    def teacher_batch(self, captions: Captions, kept: dict[str, Tensor]) -> list[Tensor]:
+        """The same from the teacher's trajectories."""
+        g, n = self.generator, self.args.batch
+        row = torch.randint(len(kept["caption"]), (n,), generator=g)
+        level = torch.randint(STEPS, (n,), generator=g)
+        target = kept["data"][row, level] if self.args.method == "trajectory" else kept["x"][row, STEPS]
+        x, sigma = kept["x"][row, level], torch.tensor(FEW_STEPS)[level]
+        text = captions.text(kept["caption"][row])
+        return [to_tokens(x.float()), _everywhere(n), to_tokens(target.float()), sigma, *text]
+
+
+def _everywhere(n: int) -> Tensor:
+    return torch.arange(TOKENS).expand(n, -1)
+
+
+def main() -> None:
+    parser = arguments("Distils the teacher to four steps.")
+    parser.set_defaults(
+        updates=300, lr=5e-4, muon_lr=1e-3, ema=0.98, decay=0.8, eval_every=100, eval_count=160
+    )
+    parser.add_argument("--teacher", type=Path, required=True, help="averaged weights that training wrote")
+    parser.add_argument("--method", choices=("flow", "trajectory", "endpoint"), default="trajectory")
+    parser.add_argument("--trajectories", type=Path, default=Path("build/movingshapes/trajectories"))
+    parser.add_argument("--count", type=int, default=768, help="trajectories to learn from")
+    parser.add_argument("--substeps", type=int, default=4, help="steps of the teacher for one of the student")
+    args = parser.parse_args()
+    captions, calibration = prepare(args)
+    student = Student(args)
+    student.start_from(args.teacher)
+    if args.method == "flow":
+        batch = partial(student.level_batch, captions)
+    else:
+        write_trajectories(student.network, captions, args.trajectories, args.count, args.substeps, args.seed)
+        files = sorted(args.trajectories.glob("*.safetensors"))[: -(-args.count // PART)]
+        parts = [load_file(f) for f in files]
+        kept = {k: torch.cat([p[k] for p in parts]) for k in parts[0]}
+        batch = partial(student.teacher_batch, captions, kept)
+    if args.resume:
+        student.load(args.out)
+    student.run(args.out, batch, calibration)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""Where model files lie: a path, or a repository of the Hugging Face hub that was downloaded before."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+HUB = "hf://"
+
+
+def local_path(location: str, base: Path = Path()) -> Path:
+    """The file or folder on this machine that a location means. Downloads nothing: serving needs no network.
+
+    Args:
+        location: a path, "~" included, or `hf://owner/name[@revision][/path]`, as huggingface_hub writes it;
+            the revision is a branch, a tag or a commit, "main" if none is said.
+        base: what a relative path starts from.
+
+    Raises FileNotFoundError that says how to get what is missing, ValueError for another kind of location.
+    """
+    if not location.startswith(HUB):
+        path = base / Path(location).expanduser()
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: no such file or directory")
+        return path
+
+    from huggingface_hub import parse_hf_uri, snapshot_download
+    from huggingface_hub.errors import HfUriError, LocalEntryNotFoundError
+
+    try:
+        uri = parse_hf_uri(location)
+    except HfUriError as error:
+        raise ValueError(f"{location}: must be {HUB}owner/name[@revision][/path]: {error}") from error
+    if uri.type != "model":
+        raise ValueError(f"{location}: names a {uri.type}, not a model")
+    revision = f" --revision {uri.revision}" if uri.revision else ""
+    include = f" --include '{uri.path_in_repo}*'" if uri.path_in_repo else ""
+    remedy = f"fetch it first: hf download {uri.id}{revision}{include}"
+    try:
+        # No pattern: who loads the files knows which of them it needs.
+        found = snapshot_download(uri.id, revision=uri.revision, local_files_only=True, allow_patterns=[])
+    except LocalEntryNotFoundError:
+        raise FileNotFoundError(f"{location}: not in this machine's Hugging Face cache; {remedy}") from None
+    path = Path(found) / uri.path_in_repo
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: not among what was fetched of {uri.id}; {remedy}")
+    return path

@@ -1,0 +1,64 @@
+"""The port: what a codec does, and the shape of its latents."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from services.common.identity import latent_shape
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How a codec folds a video.
+
+    Attributes:
+        temporal_factor: frames a latent frame.
+        spatial_factor: pixels a latent pixel, along height and width.
+        causal: the first frame is a latent frame of its own.
+    """
+
+    latent_channels: int
+    temporal_factor: int
+    spatial_factor: int
+    causal: bool
+
+    def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+        """(C, T, H, W) of the latents of a video. Raises ValueError where the codec cannot fold the size."""
+        rest = frames - 1 if self.causal else frames
+        if frames < 1 or rest % self.temporal_factor:
+            rule = f"{'1 plus ' if self.causal else ''}a multiple of {self.temporal_factor}"
+            raise ValueError(f"frames: must be {rule}, not {frames}")
+        for name, size in (("height", height), ("width", width)):
+            if size < 1 or size % self.spatial_factor:
+                raise ValueError(f"{name}: must be a multiple of {self.spatial_factor}, not {size}")
+        return latent_shape(
+            channels=self.latent_channels,
+            temporal_factor=self.temporal_factor,
+            spatial_factor=self.spatial_factor,
+            causal=self.causal,
+            frames=frames,
+            height=height,
+            width=width,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Codec(Geometry, ABC):
+    """Maps videos to latents and back.
+
+    Attributes:
+        id: part of the identity of latents: another id means latents of another meaning.
+    """
+
+    id: str
+
+    @abstractmethod
+    def encode(self, video: Tensor) -> Tensor:
+        """RGB [3, frames, height, width] in [-1, 1] -> latents [C, T, H, W]."""
+
+    @abstractmethod
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents [C, T, H, W] -> RGB [3, frames, height, width], about [-1, 1]."""

@@ -1,0 +1,96 @@
+"""Sizes of a network from the `config.json` that was released with its weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+# What is not text-to-video Wan2.1: key -> the only value served.
+_DIFFUSERS_ONLY = {
+    "cross_attn_norm": True,
+    "qk_norm": "rms_norm_across_heads",
+    "image_dim": None,
+    "added_kv_proj_dim": None,
+    "pos_embed_seq_len": None,
+}
+_ORIGINAL_ONLY = {"model_type": "t2v", "qk_norm": True, "cross_attn_norm": True}
+
+
+def network_sizes(path: Path) -> dict[str, Any]:
+    """Fields of `spec.Transformer` from a `WanTransformer3DModel`'s (diffusers) or a `WanModel`'s config.
+
+    Raises ValueError naming the key that is missing or means another network than is served here.
+    """
+    config = read_config(path)
+    kind = config.get("_class_name")
+    readers: dict[Any, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
+        "WanTransformer3DModel": _diffusers,
+        "WanModel": _original,
+    }
+    if kind not in readers:
+        raise ValueError(f"{path}: _class_name: must be {' or '.join(readers)}, not {kind!r}")
+    try:
+        return readers[kind](config)
+    except KeyError as error:
+        raise ValueError(f"{path}: {error.args[0]}: missing") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A `config.json`. Raises ValueError naming the file."""
+    try:
+        config = json.loads(path.read_bytes())
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path}: must hold a table of values")
+    return config
+
+
+def _diffusers(config: Mapping[str, Any]) -> dict[str, Any]:
+    _require(config, _DIFFUSERS_ONLY)
+    return {
+        "in_channels": config["in_channels"],
+        "out_channels": config.get("out_channels") or config["in_channels"],
+        "patch_size": config["patch_size"],
+        "heads": config["num_attention_heads"],
+        "head_dim": config["attention_head_dim"],
+        "ffn_dim": config["ffn_dim"],
+        "layers": config["num_layers"],
+        "text_dim": config["text_dim"],
+        "freq_dim": config["freq_dim"],
+        "eps": config["eps"],
+    }
+
+
+def _original(config: Mapping[str, Any]) -> dict[str, Any]:
+    _require(config, _ORIGINAL_ONLY)
+    dim, heads = int(config["dim"]), int(config["num_heads"])
+    if dim % heads:
+        raise ValueError(f"dim: must be a multiple of num_heads = {heads}, not {dim}")
+    return {
+        "in_channels": config["in_dim"],
+        "out_channels": config["out_dim"],
+        # The original release leaves these two to its code.
+        "patch_size": config.get("patch_size", (1, 2, 2)),
+        "text_dim": config.get("text_dim", 4096),
+        "heads": heads,
+        "head_dim": dim // heads,
+        "ffn_dim": config["ffn_dim"],
+        "layers": config["num_layers"],
+        "freq_dim": config["freq_dim"],
+        "eps": config["eps"],
+    }
+
+
+def _require(config: Mapping[str, Any], only: Mapping[str, Any]) -> None:
+    for key, value in only.items():
+        if (found := config.get(key, value)) != value:
+            raise ValueError(
+                f"{key}: must be {value!r}, not {found!r}: text-to-video Wan2.1 only is served here"
+            )

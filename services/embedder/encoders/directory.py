@@ -1,0 +1,78 @@
+"""CLIP and UMT5, from a directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, CLIPTextModelWithProjection, UMT5EncoderModel
+
+from services.embedder.encoders.cleaning import clean
+from services.embedder.encoders.huggingface import HuggingFaceEncoder, load_model, mean_pool
+
+
+class DirectoryEncoder(HuggingFaceEncoder):
+    """A text encoder from a directory with model and tokenizer, or from a diffusers pipeline's.
+
+    Args:
+        root: holds config.json, or `text_encoder/` and `tokenizer/` as diffusers saves them.
+        dtype: what it computes in; states are float32 all the same.
+
+    Raises FileNotFoundError or ValueError that names what is missing or wrong.
+    """
+
+    loader: Any
+    model_types: tuple[str, ...]  # what config.json may say
+    token_limit: int | None = None  # None: the model's own
+
+    def __init__(self, root: Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> None:
+        model_dir, tokenizer_dir = _part(root, "text_encoder"), _part(root, "tokenizer")
+        if not (model_dir / "config.json").is_file():
+            raise FileNotFoundError(f"{root}: holds no model: neither config.json nor text_encoder/")
+        found = AutoConfig.from_pretrained(model_dir).model_type
+        if found not in self.model_types:
+            raise ValueError(f"{model_dir}: holds a {found!r} model, the encoder kind is {self.kind!r}")
+        model = load_model(self.loader, model_dir, dtype, device)
+        limit = self.token_limit or model.config.max_position_embeddings
+        super().__init__(self.kind, model_dir, tokenizer_dir, model, max_tokens=limit)
+
+
+def _part(root: Path, name: str) -> Path:
+    return root / name if (root / name).is_dir() else root
+
+
+class CLIPEncoder(DirectoryEncoder):
+    """Retrieves by the projected end-of-text embedding."""
+
+    kind = "clip"
+    loader: Any = CLIPTextModelWithProjection
+    model_types = ("clip", "clip_text_model")
+
+    def __init__(self, root: Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> None:
+        super().__init__(root, dtype, device)
+        self.retrieval_dim = int(self._model.config.projection_dim)
+
+    def _forward(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        out = self._model(input_ids=ids, attention_mask=mask)
+        return out.last_hidden_state, out.text_embeds
+
+
+class UMT5Encoder(DirectoryEncoder):
+    """Wan's text encoder: its states are those of `WanPipeline.encode_prompt` before the padding.
+
+    Retrieves by the mean of its states.
+    """
+
+    kind = "umt5"
+    loader: Any = UMT5EncoderModel
+    model_types = ("umt5",)
+    token_limit = 512  # the length that Wan was trained with; UMT5 itself knows none
+
+    def _read(self, prompt: str) -> str:
+        return clean(prompt)
+
+    def _forward(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        states = self._model(input_ids=ids, attention_mask=mask).last_hidden_state
+        return states, mean_pool(states, mask)

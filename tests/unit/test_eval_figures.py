@@ -1,0 +1,187 @@
+"""From measurements to figures, tables and the plot; the statistics behind them."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from rich.console import Console
+
+from models.movingshapes.world import Scene, Thing
+from yardstick import results
+from yardstick.evaluation import remarks
+from yardstick.figures import figures_of
+from yardstick.measure import FULL, Case, Outcome, Served, Source, ways_of
+from yardstick.plot import plot
+from yardstick.prompts import Ask, Group
+from yardstick.scenes import Verdict, judge
+from yardstick.tables import tables
+
+RED = Scene("navy", (Thing("circle", "red", "left", "small"),))
+BLUE = Scene("navy", (Thing("circle", "blue", "left", "small"),))
+GOOD, DRIFTED = judge(RED, RED, BLUE), judge(BLUE, RED, BLUE)
+
+
+def served(
+    seconds: float,
+    steps: int,
+    source: Source = "none",
+    verdict: Verdict | None = GOOD,
+    psnr: float | None = 30,
+) -> Served:
+    near = None if psnr is None else psnr / 100
+    return Served(seconds, steps, 4, source, None if source == "none" else 0.9, verdict, psnr, near, near)
+
+
+def case(kind: str, fast: Served, full: Verdict | None = GOOD) -> Case:
+    return Case(kind, "blue", "red", 1, {FULL: served(2, 4, verdict=full, psnr=None), "fast": fast})
+
+
+CASES = [
+    case("colour", served(1, 2, "donor", DRIFTED, psnr=20)),
+    case("colour", served(1, 2, "donor", GOOD, psnr=40)),
+    case("colour", served(2.2, 4, "none", GOOD)),
+    case("unrelated", served(0.5, 1, "other", DRIFTED, psnr=5)),
+]
+OUTCOMES = [Outcome(2.4, tuple(CASES[:2])), Outcome(None, tuple(CASES[2:]))]
+
+
+def test_reuse_is_judged_over_hits_of_the_own_donor() -> None:
+    figures = figures_of(OUTCOMES, ["fast"])
+    assert figures["fast.hit_share"] == results.share(2, 3)
+    assert figures["fast.alignment_colour"] == results.share(1, 2)
+    assert figures["fast.alignment_background"] == results.share(2, 2)
+    assert figures["fast.alignment_loss_colour"].value == 50
+    assert figures["fast.donor_drift_colour"] == figures["fast.donor_drift_any"] == results.share(1, 2)
+    assert figures["fast.psnr_db"].value == 30
+    assert figures["fast.ssim"].value == figures["fast.seam"].value == pytest.approx(0.3)
+    assert figures["fast.seconds_p50"] == results.Figure(1, "s", 2, (1, 1))
+    assert figures["fast.steps_saved"].value == 2
+    assert figures["fast.speedup_p50"].value == 2
+
+
+def test_the_whole_set_counts_misses_too() -> None:
+    figures = figures_of(OUTCOMES, ["fast"])
+    assert figures["fast.whole_set_speedup"].value == pytest.approx(6 / 4.2)
+    assert figures["miss.seconds_p50"] == results.median([2.4, 2.2], "s")
+
+
+def test_the_full_way_counts_every_target_and_has_no_distance_to_itself() -> None:
+    figures = figures_of(OUTCOMES, ["fast"])
+    assert figures["full.alignment_all"] == results.share(4, 4)
+    assert figures["full.donor_drift_any"] == results.share(0, 4)  # what a model errs without any donor
+    assert figures["full.seconds_p50"].n == 4
+    assert not {"full.psnr_db", "full.speedup_p50", "full.alignment_loss_all"} & set(figures)
+
+
+def test_kinds_are_told_apart_and_what_has_no_measurement_has_no_figure() -> None:
+    figures = figures_of(OUTCOMES, ["fast"])
+    assert figures["fast.colour.hit_share"].n == 3
+    assert "full.unrelated.seconds_p50" in figures
+    assert not [name for name in figures if name.startswith("fast.unrelated")]
+    assert "fast.donor_drift_motion" not in figures
+
+
+def test_a_way_without_reuse_counts_every_target() -> None:
+    [way] = ways_of([], [3])
+    assert way.options == {"reuse": "off", "steps": 3}
+    cases = [
+        Case("colour", "d", "t", i, {FULL: served(2, 4, psnr=None), way.name: served(1.5, 3)}) for i in (1, 2)
+    ]
+    figures = figures_of([Outcome(None, tuple(cases))], [])
+    assert figures["steps_3.psnr_db"].n == 2
+    assert figures["steps_3.speedup_p50"].value == pytest.approx(4 / 3)
+    assert "steps_3.hit_share" not in figures
+    assert "miss.seconds_p50" not in figures
+
+
+def test_without_scenes_fidelity_and_seconds_are_left() -> None:
+    cases = [case("style", served(1, 3, "donor", None), full=None)]
+    figures = figures_of([Outcome(None, tuple(cases))], ["fast"])
+    assert {"fast.psnr_db", "fast.seconds_p50", "full.seconds_p50"} <= set(figures)
+    assert not [name for name in figures if "alignment" in name or "drift" in name]
+
+
+def test_what_is_left_out_is_said() -> None:
+    nameless = [Group("style", Ask("a"), (Ask("b"),))]
+    assert list(remarks([Group("colour", Ask("a", RED), (Ask("b", BLUE),))], CASES[:3])) == []
+    [line] = remarks(nameless, [case("style", served(1, 3, "donor", None), full=None)])
+    assert "the prompts name no scenes" in line
+    [line] = remarks(
+        [Group("colour", Ask("a", RED), (Ask("b", BLUE),))],
+        [case("colour", served(1, 3, "donor", None), None)],
+    )
+    assert "16 frames of 48 × 48" in line
+    [line] = remarks(nameless, CASES)
+    assert line.startswith("1 requests found another donor")
+
+
+def test_tables_show_each_value_with_its_interval() -> None:
+    figures = figures_of(OUTCOMES, ["fast"])
+    console = Console(width=160)
+    with console.capture() as capture:
+        console.print(tables(figures, [FULL, "fast"], ["colour", "unrelated"]))
+    text = capture.get()
+    for words in ("hits", "67%", "21%–94%", "unrelated", "miss", "attribute", "50% of 2", "9%–91%"):
+        assert words in text, text
+    assert "None" not in text
+
+
+@pytest.mark.parametrize("verdict", [GOOD, None])
+def test_the_plot_is_a_picture_with_or_without_scenes(tmp_path: Path, verdict: Verdict | None) -> None:
+    cases = [
+        case("colour", served(1, 2, "donor", verdict), full=verdict),
+        case("size", served(2, 4), full=verdict),
+    ]
+    figures = figures_of([Outcome(2.0, tuple(cases))], ["fast"])
+    plot(tmp_path / "x.png", figures, [FULL, "fast"], ["colour", "size"])
+    with Image.open(tmp_path / "x.png") as image:
+        assert min(image.size) > 200
+        assert len(image.convert("RGB").getcolors(1 << 20) or []) > 10
+
+
+@given(st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_wilson_holds_the_share_and_stays_a_share(counts: tuple[int, int]) -> None:
+    hits, n = counts
+    figure = results.share(hits, n)
+    assert figure.ci95 is not None
+    low, high = figure.ci95
+    assert 0 <= low <= figure.value <= high <= 1
+    assert high - low <= 2 * 1.96 * math.sqrt(0.25 / n) + 1e-9
+    mirrored = results.share(n - hits, n).ci95
+    assert mirrored == pytest.approx((1 - high, 1 - low))
+
+
+def test_a_known_wilson_interval() -> None:
+    assert results.share(10, 10).ci95 == pytest.approx((0.7225, 1.0), abs=1e-4)  # Wilson 1927
+    with pytest.raises(ValueError, match="hits"):
+        results.share(2, 1)
+    with pytest.raises(ValueError, match="hits"):
+        results.share(0, 0)
+
+
+def test_mean_and_ratio_with_their_intervals() -> None:
+    values = [float(v) for v in range(100)]
+    figure = results.mean(values, "s")
+    assert figure.value == 49.5
+    assert figure.ci95 is not None
+    low, high = figure.ci95
+    expected = 1.96 * math.sqrt(sum((v - 49.5) ** 2 for v in values) / 100) / 10
+    assert (low, high) == pytest.approx((49.5 - expected, 49.5 + expected), abs=0.2)
+    twice = results.ratio([2 * v for v in values], values)
+    assert twice.value == 2
+    assert twice.ci95 == pytest.approx((2, 2))
+    assert results.mean([3.0], "s") == results.single(3.0, "s")
+
+
+def test_the_commit_of_an_installed_package_is_nobodys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(results, "ROOT", tmp_path)
+    results.write(tmp_path / "x.json", "x", {})
+    assert json.loads((tmp_path / "x.json").read_text())["commit"] is None

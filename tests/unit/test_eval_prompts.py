@@ -1,0 +1,144 @@
+"""Prompt sets: made from the world, written, read; and what a video shows of what was asked."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from models.movingshapes import world
+from models.movingshapes.world import Scene, Split, Thing
+from services.common.errors import ChorusError
+from yardstick.prompts import Ask, Group, read_groups, write_groups
+from yardstick.scenes import KINDS, Pool, differing, judge, make_groups
+
+SPLITS: tuple[Split, ...] = ("train", "calibration", "test")
+RED = Thing("circle", "red", "left", "small")
+BLUE = Thing("square", "blue", "up", "large")
+things = st.sampled_from(world.things())
+scenes = st.builds(
+    Scene,
+    st.sampled_from(list(world.BACKGROUNDS)),
+    st.one_of(st.tuples(things), st.tuples(things, things)),
+)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_pairs_differ_in_what_their_kind_says_and_belong_to_the_split(split: Split) -> None:
+    groups = make_groups(split, 4 * len(KINDS), 0, "unseen")
+    assert Counter(group.kind for group in groups) == dict.fromkeys(KINDS, 4)
+    inside = Pool(split, 0)
+    for group in groups:
+        donor, target = group.donor.scene, group.targets[0].scene
+        assert donor is not None
+        assert target is not None
+        assert donor in inside
+        assert target in inside
+        assert group.donor.prompt != group.targets[0].prompt
+        everything = {"background", "shape", "colour", "motion", "size"}
+        expected = {"unrelated": everything, "paraphrase": set()}.get(group.kind, {group.kind})
+        assert set(differing(donor, target)) == expected, group
+    assert {len(g.targets[0].scene.things) for g in groups if g.targets[0].scene} == {1, 2}
+
+
+def test_the_split_is_kept() -> None:
+    test, train = Pool("test", 0), Pool("train", 0)
+    assert all(scene in test and scene not in train for scene in world.single_scenes("test"))
+
+
+def test_an_edit_changes_the_words_for_one_attribute_alone() -> None:
+    for group in make_groups("train", 64, 1, "unseen"):
+        if group.kind in ("colour", "background", "shape", "size"):
+            donor, target = (Counter(ask.prompt.split()) for ask in (group.donor, group.targets[0]))
+            assert sum((donor - target).values()) <= 2, group  # "navy blue", "round shape"
+
+
+def test_a_seed_makes_one_set() -> None:
+    assert make_groups("test", 16, 7, "seen") == make_groups("test", 16, 7, "seen")
+    assert make_groups("test", 16, 7, "seen") != make_groups("test", 16, 8, "seen")
+
+
+def test_a_file_holds_what_was_written(tmp_path: Path) -> None:
+    groups = [*make_groups("test", 16, 0, "seen"), Group("style", Ask("a cat"), (Ask("a dog"), Ask("a cow")))]
+    write_groups(tmp_path / "set.jsonl", groups)
+    assert read_groups(tmp_path / "set.jsonl") == groups
+
+
+GOOD = {"kind": "colour", "donor": {"prompt": "a"}, "targets": [{"prompt": "b"}]}
+SCENE = {
+    "background": "navy",
+    "things": [{"shape": "circle", "colour": "red", "motion": "up", "size": "small"}],
+}
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("{", "line 2"),
+        ("[]", "line 2"),
+        (json.dumps(GOOD | {"kind": "A b"}), "kind"),
+        (json.dumps({"kind": "colour", "donor": {"prompt": "a"}}), "'targets' is missing"),
+        (json.dumps(GOOD | {"targets": []}), "at least one"),
+        (json.dumps(GOOD | {"donor": {"prompt": " "}}), "not empty"),
+        (json.dumps(GOOD | {"donor": {"prompt": "a", "scene": SCENE | {"background": "pink"}}}), "'pink'"),
+        (json.dumps(GOOD | {"donor": {"prompt": "a", "scene": SCENE | {"things": []}}}), "1 to 2"),
+        (
+            json.dumps(GOOD | {"donor": {"prompt": "a", "scene": SCENE | {"things": [{"shape": "x"}]}}}),
+            "colour",
+        ),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path: Path, line: str, words: str) -> None:
+    path = tmp_path / "set.jsonl"
+    path.write_text(f"{json.dumps(GOOD)}\n{line}\n")
+    with pytest.raises(ChorusError) as caught:
+        read_groups(path)
+    assert "line 2" in caught.value.violations[0].description
+    assert words in caught.value.violations[0].description
+
+
+def test_an_empty_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "set.jsonl").write_text("\n")
+    with pytest.raises(ChorusError, match="no group"):
+        read_groups(tmp_path / "set.jsonl")
+
+
+@given(scenes, scenes)
+def test_what_shows_the_target_is_right_and_follows_nobody(donor: Scene, target: Scene) -> None:
+    verdict = judge(target, target, donor)
+    assert all(verdict.right.values())
+    assert not any(verdict.followed.values())
+
+
+@given(scenes, scenes)
+def test_what_shows_the_donor_follows_it_wherever_they_differ(donor: Scene, target: Scene) -> None:
+    verdict = judge(donor, target, donor)
+    assert tuple(verdict.followed) == differing(donor, target)
+    assert all(verdict.followed.values())
+    assert verdict.right["all"] == (donor == target)
+
+
+@given(scenes)
+def test_the_same_scene_leaves_nothing_to_follow(scene: Scene) -> None:
+    assert differing(scene, scene) == ()
+
+
+def test_attributes_are_told_apart() -> None:
+    target, donor = Scene("navy", (RED,)), Scene("white", (replace(RED, motion="up"),))
+    shown = Scene("white", (replace(RED, colour="cyan"),))
+    verdict = judge(shown, target, donor)
+    assert verdict.followed == {"background": True, "motion": False}
+    wrong = {name for name, right in verdict.right.items() if not right}
+    assert wrong == {"background", "colour", "all"}
+
+
+def test_with_another_number_of_objects_only_that_and_the_background_compare() -> None:
+    assert differing(Scene("navy", (RED, BLUE)), Scene("white", (RED,))) == ("background", "count")
+    assert judge(Scene("navy", (RED, BLUE)), Scene("navy", (RED,)), Scene("navy", (RED, BLUE))).followed == {
+        "count": True
+    }

@@ -1,0 +1,50 @@
+"""Names of released parameters: every way of writing them leads to ours."""
+
+import pytest
+import torch
+from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.denoiser.models.names import original_name, renamer
+from services.denoiser.models.wan import WanConfig, WanTransformer
+
+with torch.device("meta"):
+    NAMES = list(WanTransformer(WanConfig(layers=11)).state_dict())
+RENAME = renamer(NAMES)
+
+
+def test_original_names_are_those_that_diffusers_converts() -> None:
+    for name in NAMES:
+        converted = convert_wan_transformer_to_diffusers({original_name(name): torch.zeros(1)})
+        assert list(converted) == [name]
+
+
+@pytest.mark.parametrize("prefix", ["", "model.diffusion_model.", "diffusion_model.", "model."])
+def test_every_spelling_leads_to_ours(prefix: str) -> None:
+    assert [RENAME(prefix + original_name(name)) for name in NAMES] == NAMES
+    assert [RENAME(prefix + name) for name in NAMES] == NAMES
+
+
+@pytest.mark.parametrize(
+    ("ours", "original"),
+    [
+        ("patch_embedding.weight", "patch_embedding.weight"),
+        ("blocks.10.attn1.to_out.0.bias", "blocks.10.self_attn.o.bias"),
+        ("blocks.0.attn2.norm_k.weight", "blocks.0.cross_attn.norm_k.weight"),
+        ("blocks.0.norm2.weight", "blocks.0.norm3.weight"),
+        ("blocks.0.ffn.net.0.proj.weight", "blocks.0.ffn.0.weight"),
+        ("blocks.0.scale_shift_table", "blocks.0.modulation"),
+        ("scale_shift_table", "head.modulation"),
+        ("proj_out.weight", "head.head.weight"),
+    ],
+)
+def test_as_released(ours: str, original: str) -> None:
+    assert original_name(ours) == original
+    assert RENAME(original) == ours
+
+
+@given(st.text(max_size=30).filter(lambda name: RENAME(name) == name))
+def test_no_two_parameters_share_a_name(name: str) -> None:
+    assert RENAME(name) == name
+    assert len({original_name(n) for n in NAMES}) == len(NAMES)

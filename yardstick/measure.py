@@ -1,0 +1,167 @@
+"""The run: every donor stored, every target in full and then in each other way, from the same seed."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal, TypeAlias
+
+import torch
+from chorus.scheduler.v1.scheduler_pb2 import Generation
+from chorus_client import ChorusClient, SpecOptions
+
+from models.movingshapes import world
+from models.movingshapes.analyzer import read_scene
+from services.common.errors import WRONG_STATE, ChorusError
+from yardstick.pixels import Video, decode, psnr, seam_score, ssim, token_grid
+from yardstick.prompts import Ask, Group
+from yardstick.runs import Run, timed
+from yardstick.scenes import Verdict, judge
+
+FULL: Final = "full"
+SCENE_SHAPE: Final = (world.FRAMES, world.HEIGHT, world.WIDTH)
+# Whose latents a generation started from: nobody's, its group's donor's, or another request's.
+Source: TypeAlias = Literal["none", "donor", "other"]
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to generate a target: a name, and what it asks for besides prompt and seed."""
+
+    name: str
+    options: SpecOptions
+
+
+@dataclass(frozen=True)
+class Served:
+    """A target, generated in one way.
+
+    Attributes:
+        seconds: as in `Run`.
+        source: whose latents it started from; `score` their similarity, None without any.
+        verdict: what it shows; None where nobody can tell.
+        psnr, ssim, seam: against the full computation; None for that itself.
+    """
+
+    seconds: float
+    steps_run: int
+    total_steps: int
+    source: Source
+    score: float | None
+    verdict: Verdict | None
+    psnr: float | None
+    ssim: float | None
+    seam: float | None
+
+
+@dataclass(frozen=True)
+class Case:
+    """One target in every way, the full computation among them."""
+
+    kind: str
+    donor: str
+    prompt: str
+    seed: int
+    ways: dict[str, Served]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A group. `miss_seconds`: its donor's, if that looked into an empty cache first."""
+
+    miss_seconds: float | None
+    cases: tuple[Case, ...]
+
+
+def ways_of(policies: Sequence[str], fewer: Sequence[int]) -> list[Way]:
+    """The ways besides the full one: with reuse by each policy; and in so many steps, without reuse."""
+    reuse = [Way(policy, {"reuse": policy}) for policy in policies]
+    return reuse + [Way(f"steps_{steps}", {"reuse": "off", "steps": steps}) for steps in fewer]
+
+
+def measure(
+    client: ChorusClient,
+    groups: Sequence[Group],
+    ways: Sequence[Way],
+    seed: int,
+    model: str | None,
+    token_pixels: int,
+    empty_cache: Callable[[], None] | None,
+) -> Iterator[Outcome]:
+    """Runs the groups, one after the other; donors and targets have seeds of their own, from `seed` on.
+
+    Only donors are stored. Raises what `client.generate` raises.
+
+    Args:
+        token_pixels: side of a token, for the seams.
+        empty_cache: called before each group; None leaves in the cache what is there, and donors are
+            generated without looking into it.
+    """
+    seeds = itertools.count(seed)
+    look = "off" if empty_cache is None else ways[0].options.get("reuse")
+    for group in groups:
+        if empty_cache is not None:
+            empty_cache()
+        donor = timed(client, group.donor.prompt, seed=next(seeds), model=model, reuse=look)
+        if donor.generation.HasField("donor"):
+            raise ChorusError(WRONG_STATE, "somebody else fills the cache: measure where nobody does")
+        cases = [
+            _case(client, group, target, donor.generation, ways, next(seeds), model, token_pixels)
+            for target in group.targets
+        ]
+        yield Outcome(None if empty_cache is None else donor.seconds, tuple(cases))
+
+
+def _case(
+    client: ChorusClient,
+    group: Group,
+    target: Ask,
+    donor: Generation,
+    ways: Sequence[Way],
+    seed: int,
+    model: str | None,
+    token_pixels: int,
+) -> Case:
+    served: dict[str, Served] = {}
+    reference: Video | None = None
+    for way in (Way(FULL, {"reuse": "off"}), *ways):
+        options: SpecOptions = {**way.options, "seed": seed, "model": model, "no_store": True}
+        run = timed(client, target.prompt, **options)
+        video = _model_pixels(run)
+        near = None if reference is None else (psnr(video, reference), ssim(video, reference))
+        seam = None if reference is None else seam_score(video, reference, token_grid(video, token_pixels))
+        reference = video if reference is None else reference
+        source = _source(run.generation, donor, group.donor.prompt)
+        served[way.name] = Served(
+            seconds=run.seconds,
+            steps_run=run.generation.steps_run,
+            total_steps=run.generation.plan.total_steps,
+            source=source,
+            score=None if source == "none" else run.generation.donor.score,
+            verdict=_verdict(video, target, group.donor),
+            psnr=near[0] if near else None,
+            ssim=near[1] if near else None,
+            seam=seam,
+        )
+    return Case(group.kind, group.donor.prompt, target.prompt, seed, served)
+
+
+def _model_pixels(run: Run) -> Video:
+    """The video as the model made it: small ones are encoded enlarged."""
+    return decode(run.video, max(1, run.generation.video.height // run.generation.spec.shape.height))
+
+
+def _source(generation: Generation, donor: Generation, prompt: str) -> Source:
+    """The same request may have left the same entry before: its prompt tells as well."""
+    if not generation.HasField("donor"):
+        return "none"
+    used = generation.donor
+    return "donor" if used.generation_id == donor.generation_id or used.prompt == prompt else "other"
+
+
+def _verdict(video: Video, target: Ask, donor: Ask) -> Verdict | None:
+    if target.scene is None or donor.scene is None or video.shape[:3] != SCENE_SHAPE:
+        return None
+    pixels = torch.from_numpy(video / 127.5 - 1).permute(3, 0, 1, 2)  # [3, T, H, W]
+    return judge(read_scene(pixels), target.scene, donor.scene)
