@@ -14,6 +14,7 @@ from typing import Final, Literal
 from models.movingshapes.world import Scene, Thing
 
 Phrasing = Literal["seen", "unseen"]
+AROUND: Final = 0.25  # share of training captions with words around them that ask for nothing
 
 
 @dataclass(frozen=True)
@@ -25,9 +26,15 @@ class Words:
 
 
 SHAPES: Final = {
-    "circle": Words(("circle", "disc", "ball", "dot", "round shape"), ("sphere", "disk")),
-    "square": Words(("square", "box", "block", "square shape"), ("cube", "square tile")),
-    "triangle": Words(("triangle", "triangular shape", "pyramid", "wedge"), ("triangular block",)),
+    "circle": Words(
+        ("circle", "disc", "ball", "dot", "round shape", "circular shape", "orb"), ("sphere", "disk")
+    ),
+    "square": Words(
+        ("square", "box", "block", "square shape", "square piece", "square patch"), ("cube", "square tile")
+    ),
+    "triangle": Words(
+        ("triangle", "triangular shape", "pyramid", "wedge", "triangular piece"), ("triangular block",)
+    ),
 }
 COLOURS: Final = {
     "red": Words(("red", "crimson", "scarlet", "bright red"), ("ruby red", "vivid red")),
@@ -86,7 +93,11 @@ DOES: Final = {  # the same as finite verbs
 _NOUNS: Final = {
     "seen": ("{size} {colour} {shape}", "{size} {colour} {shape}", "{colour} {shape}, {size},",
              "{size} {shape} in {colour}", "{colour} {size} {shape}", "{size}, {colour} {shape}",
-             "{size} {shape} painted {colour}", "{shape}, {size} and {colour},"),
+             "{size} {shape} painted {colour}", "{shape}, {size} and {colour},",
+             "{shape} that is {size} and {colour}", "{size} {shape} of {colour} colour",
+             "{colour} {shape}, {size} in size,", "{size} {shape} filled with {colour}",
+             "{size} {shape} which is {colour}", "{size} flat {colour} {shape}",
+             "{shape}, {colour}, {size},", "{size} {shape} ({colour})"),
     "unseen": ("{size} {colour} {shape}", "{size} {shape} coloured {colour}"),
 }  # fmt: skip
 # {a} is "a small red circle moving left", {av} "a small red circle moves left"; {b} and {bv} the second.
@@ -109,6 +120,19 @@ _ONE: Final = {
         "everything is {bg} but for {a}",
         "short film: {av}, all on {bg}",
         "show me {a} with a {bg} background",
+        "{a}; there is only {bg} around it",
+        "{a} on {bg}",
+        "on {bg}: {a}",
+        "{bg} background. {av}",
+        "{av} across a {bg} background",
+        "{a}, with {bg} all around",
+        "scene: {bg} background, {a}",
+        "the backdrop is {bg} and {av}",
+        "a {bg} backdrop; on it {av}",
+        "make a video where {av} and the background is {bg}",
+        "{av}. the background colour is {bg}",
+        "picture {a}; the backdrop is {bg}",
+        "look, {av} on {bg}",
     ),
     "unseen": (
         "an animation of {a}, everything behind it is {bg}",
@@ -135,6 +159,19 @@ _TWO: Final = {
         "everything is {bg} but for {a} and {b}",
         "short film: {av} and {bv}, all on {bg}",
         "show me {a} and {b} with a {bg} background",
+        "{a}, then {b}; there is only {bg} around them",
+        "{a} and {b} on {bg}",
+        "on {bg}: {a} and {b}",
+        "{bg} background. {av}. {bv}",
+        "{av} and {bv} across a {bg} background",
+        "{a} together with {b}, with {bg} all around",
+        "scene: {bg} background, {a}, {b}",
+        "the backdrop is {bg}, {av} and {bv}",
+        "a {bg} backdrop; on it {av} while {bv}",
+        "make a video where {av}, {bv} and the background is {bg}",
+        "{av} and {bv}. the background colour is {bg}",
+        "picture {a} with {b}; the backdrop is {bg}",
+        "look, {av} and {bv} on {bg}",
     ),
     "unseen": (
         "an animation of {a} beside {b}, everything behind them is {bg}",
@@ -143,6 +180,9 @@ _TWO: Final = {
         "in front of a {bg} background we see {a} and also {b}",
     ),
 }
+# Words around a caption that ask for nothing; most captions have none.
+_BEFORE: Final = ("simple graphics: ", "2d video, ", "cartoon: ", "please, ", "high quality, ", "test: ")
+_AFTER: Final = (", simple shapes", ", flat colours", ", 2d", ", high quality", ", minimal style", ".", "!")
 _ARTICLES: Final = ("a ", "a ", "a ", "the ", "")
 
 
@@ -167,6 +207,8 @@ def caption(scene: Scene, rng: random.Random, phrasing: Phrasing = "seen", unsee
         parts[name] = f"{noun(thing)} {word(DOING[thing.motion])}"
         parts[name + "v"] = f"{noun(thing)} {word(DOES[thing.motion])}"
     text = rng.choice((_ONE if len(scene.things) == 1 else _TWO)[phrasing]).format(**parts)
+    if phrasing == "seen" and rng.random() < AROUND:
+        text = rng.choice((rng.choice(_BEFORE) + text, text + rng.choice(_AFTER)))
     return _with_articles(text)
 
 

@@ -47,6 +47,13 @@ class Captions:
         bias = torch.zeros(self.mask[index].shape).masked_fill(~self.mask[index], float("-inf"))
         return self.states[index].float(), bias
 
+    def blurred_text(self, index: Tensor, blur: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """The same with normal noise on the states, `blur` of their own spread: what words never trained,
+        or trained words among others, do to them."""
+        states, bias = self.text(index)
+        spread = states[self.mask[index]].std()
+        return states + blur * spread * torch.randn(states.shape, generator=generator), bias
+
 
 def draw_scenes(split: Split, count: int, seed: int, pairs: float = 0.5) -> list[Scene]:
     """Scenes of a split, a share `pairs` of them with two objects; those with one come in whole rounds."""

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from models.movingshapes.data import Captions, latents
+from models.movingshapes.data import Captions
 from models.movingshapes.network import FEW_STEPS, Network, noise, to_tokens
 from models.movingshapes.train import TOKENS, Trainer, arguments, prepare
 
@@ -69,36 +69,33 @@ def write_trajectories(
 class Student(Trainer):
     """A trainer that begins with the teacher's weights and learns four noise levels."""
 
-    def level_batch(self, captions: Captions) -> list[Tensor]:
-        """Arguments of the loss for fresh videos at the levels of the schedule."""
-        g, n = self.generator, self.args.batch
-        pick = torch.randint(len(captions.table), (n,), generator=g)
-        data = to_tokens(latents(captions.table[pick], g))
-        sigma = torch.tensor(FEW_STEPS)[torch.randint(STEPS, (n,), generator=g)]
-        s = sigma.view(-1, 1, 1)
-        x = (1 - s) * data + s * torch.randn(data.shape, generator=g)
-        return [x, _everywhere(n), data, sigma, *captions.text(pick)]
+    def sigmas(self, n: int) -> Tensor:
+        """Levels of the schedule alone."""
+        return torch.tensor(FEW_STEPS)[torch.randint(STEPS, (n,), generator=self.generator)]
 
     def teacher_batch(self, captions: Captions, kept: dict[str, Tensor]) -> list[Tensor]:
-        """The same from the teacher's trajectories."""
+        """Arguments of the loss for whole videos of the teacher's trajectories."""
         g, n = self.generator, self.args.batch
         row = torch.randint(len(kept["caption"]), (n,), generator=g)
         level = torch.randint(STEPS, (n,), generator=g)
         target = kept["data"][row, level] if self.args.method == "trajectory" else kept["x"][row, STEPS]
         x, sigma = kept["x"][row, level], torch.tensor(FEW_STEPS)[level]
-        text = captions.text(kept["caption"][row])
-        return [to_tokens(x.float()), _everywhere(n), to_tokens(target.float()), sigma, *text]
-
-
-def _everywhere(n: int) -> Tensor:
-    return torch.arange(TOKENS).expand(n, -1)
+        text = captions.blurred_text(kept["caption"][row], self.args.blur, g)
+        return [
+            to_tokens(x.float()),
+            torch.arange(TOKENS).expand(n, -1),
+            to_tokens(target.float()),
+            sigma,
+            *text,
+        ]
 
 
 def main() -> None:
     parser = arguments("Distils the teacher to four steps.")
     parser.set_defaults(
-        updates=300, lr=5e-4, muon_lr=1e-3, ema=0.98, decay=0.8, eval_every=100, eval_count=160
+        updates=500, lr=1e-3, muon_lr=1.5e-3, ema=0.99, decay=0.8, eval_every=250, eval_count=128
     )
+    parser.set_defaults(focus_from=0.0, subset_until=0.7)
     parser.add_argument("--teacher", type=Path, required=True, help="averaged weights that training wrote")
     parser.add_argument("--method", choices=("flow", "trajectory", "endpoint"), default="trajectory")
     parser.add_argument("--trajectories", type=Path, default=Path("build/movingshapes/trajectories"))
@@ -109,7 +106,7 @@ def main() -> None:
     student = Student(args)
     student.start_from(args.teacher)
     if args.method == "flow":
-        batch = partial(student.level_batch, captions)
+        batch = partial(student.flow_batch, captions)
     else:
         write_trajectories(student.network, captions, args.trajectories, args.count, args.substeps, args.seed)
         files = sorted(args.trajectories.glob("*.safetensors"))[: -(-args.count // PART)]

@@ -31,7 +31,7 @@ from models.movingshapes.world import Scene, scene_of
 
 TOKENS = GRID[0] * GRID[1] * GRID[2]
 AT_NOISE = 0.3  # share of samples at sigma = 1, where it is decided what moves where
-CAPTIONS = 48_000
+CAPTIONS = 64_000
 
 
 def draw_sigmas(n: int, generator: torch.Generator) -> Tensor:
@@ -82,6 +82,10 @@ class Trainer:
         left: float = (updates - self.update) / (self.args.decay * updates)
         return warm * max(0.01, min(1.0, left))
 
+    def sigmas(self, n: int) -> Tensor:
+        """Noise levels [n] to learn at."""
+        return draw_sigmas(n, self.generator)
+
     def flow_batch(self, captions: Captions) -> list[Tensor]:
         """Arguments of the loss for fresh videos: a random part of their tokens, noised."""
         g, whole = self.generator, self.update >= self.args.subset_until * self.args.updates
@@ -94,10 +98,10 @@ class Trainer:
             order -= 0.9 * near_paths(captions.table[pick])
         index = order.argsort(1)[:, : TOKENS // share]
         data = data.gather(1, index[..., None].expand(-1, -1, data.shape[2]))
-        sigma = draw_sigmas(n, g)
+        sigma = self.sigmas(n)
         s = sigma.view(-1, 1, 1)
         x = (1 - s) * data + s * torch.randn(data.shape, generator=g)
-        return [x, index, data, sigma, *captions.text(pick)]
+        return [x, index, data, sigma, *captions.blurred_text(pick, self.args.blur, g)]
 
     def step(self, batch: list[Tensor]) -> tuple[float, float]:
         """One update; returns the loss and the part of it at sigma = 1."""
@@ -215,8 +219,14 @@ def arguments(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--batch", type=int, default=16, help="whole videos of an update, or as many tokens")
     parser.add_argument("--dim", type=int, default=128)
     parser.add_argument("--layers", type=int, default=6)
+    parser.add_argument("--subset", type=int, default=4, help="one in how many tokens is seen at first")
+    parser.add_argument(
+        "--focus-from", type=float, default=0.6, help="share of the run after which it is near paths"
+    )
+    parser.add_argument("--subset-until", type=float, default=0.9, help="share of the run that sees a subset")
     parser.add_argument("--lr", type=float, default=2e-3, help="of AdamW")
     parser.add_argument("--muon-lr", type=float, default=3e-3)
+    parser.add_argument("--blur", type=float, default=0.3, help="noise on captions' states, of their spread")
     parser.add_argument("--ema", type=float, default=0.998, help="decay of the averaged weights")
     parser.add_argument("--decay", type=float, default=0.4, help="share of the run over which rates go down")
     parser.add_argument("--eval-every", type=int, default=300)
@@ -235,12 +245,7 @@ def prepare(args: argparse.Namespace) -> tuple[Captions, Captions]:
 
 def main() -> None:
     parser = arguments("Trains the teacher.")
-    parser.add_argument("--subset", type=int, default=4, help="one in how many tokens is seen at first")
     parser.add_argument("--start-from", type=Path, help="weights to begin with instead of random ones")
-    parser.add_argument(
-        "--focus-from", type=float, default=0.6, help="share of the run after which it is near paths"
-    )
-    parser.add_argument("--subset-until", type=float, default=0.9, help="share of the run that sees a subset")
     args = parser.parse_args()
     captions, calibration = prepare(args)
     trainer = Trainer(args)

@@ -63,6 +63,8 @@ def service(directory: Path) -> Iterator[ServiceProcess]:
 @asynccontextmanager
 async def connected(service: ServiceProcess) -> AsyncIterator[Stub]:
     async with open_channel(service.target) as channel:
+        # A process shares its connections: one to a service that was killed may still be backing off.
+        await asyncio.wait_for(channel.channel_ready(), SECONDS)
         yield cache_pb2_grpc.CacheServiceStub(channel)
 
 

@@ -23,7 +23,7 @@ from services.common.schedule import shifted_schedule
 def arguments(seed: int = 0) -> argparse.Namespace:
     return argparse.Namespace(
         seed=seed, device="cpu", dim=32, layers=1, batch=1, updates=8, compile=False, lr=2e-3, muon_lr=3e-3,
-        ema=0.9, decay=0.4, subset=4, focus_from=0.25, subset_until=0.5, method="trajectory",
+        ema=0.9, decay=0.4, subset=4, focus_from=0.25, subset_until=0.5, method="trajectory", blur=0.3,
     )  # fmt: skip
 
 
