@@ -21,16 +21,7 @@ from services.common.blobs import BlobAssembler
 from services.common.channels import open_channel
 from services.common.identity import entry_id, identity_digest
 from services.common.tenancy import tenant_metadata
-from tests.contract.samples import (
-    admission,
-    digest,
-    fetch,
-    header,
-    identity,
-    latents,
-    lookup,
-    new_entry,
-)
+from tests.contract.samples import admission, digest, fetch, header, identity, latents, lookup, new_entry
 from tests.processes import ServiceProcess, free_port, start_service, wait_until_serving
 
 if TYPE_CHECKING:

@@ -42,6 +42,11 @@ class Up:
             [*CHORUS, *arguments], cwd=self.folder, capture_output=True, text=True, timeout=300
         )
 
+    def generation(self, prompt: str) -> dict[str, Any]:
+        done = self.chorus("generate", prompt, "-o", "again.mp4", "--json")
+        assert done.returncode == 0, done.stdout
+        return dict(json.loads(done.stdout.splitlines()[-1])["generation"])
+
 
 @pytest.fixture
 def up(tmp_path: Path) -> Iterator[Up]:
@@ -81,9 +86,11 @@ def test_the_services_of_a_directory_from_start_to_stop(up: Up, tmp_path: Path) 
     os.kill(ready["pids"]["cache"], signal.SIGKILL)
     assert up.news("crashed")["service"] == "cache"
     assert up.news("ready")["service"] == "cache"
-    again = up.chorus("generate", prompt, "-o", "second.mp4", "--json")
-    assert again.returncode == 0, again.stdout
-    generation = json.loads(again.stdout.splitlines()[-1])["generation"]
+    generation = up.generation(prompt)
+    for _ in range(10):  # the scheduler finds it again within seconds, and until then computes in full
+        if not generation.get("warnings"):
+            break
+        generation = up.generation(prompt)
     assert generation["donor"]["prompt"] == prompt, generation
     assert generation["steps_run"] < 4
 
