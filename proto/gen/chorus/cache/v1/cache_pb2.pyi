@@ -151,10 +151,13 @@ class FetchRequest(google.protobuf.message.Message):
     VECTOR_DIM_FIELD_NUMBER: builtins.int
     STEPS_FIELD_NUMBER: builtins.int
     IDENTITY_FIELD_NUMBER: builtins.int
+    SIDE_DATA_FIELD_NUMBER: builtins.int
     entry_id: builtins.str
     retrieval_encoder_id: builtins.str
     vector_dim: builtins.int
     """Length of the retrieval vectors of this encoder, 1 to 4,096."""
+    side_data: builtins.bool
+    """Also the side data, after the steps. An entry that has none answers without."""
     @property
     def steps(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """Indices of the step boundaries, 1 to 64 of them."""
@@ -171,9 +174,10 @@ class FetchRequest(google.protobuf.message.Message):
         vector_dim: builtins.int = ...,
         steps: collections.abc.Iterable[builtins.int] | None = ...,
         identity: chorus.common.v1.latents_pb2.LatentIdentity | None = ...,
+        side_data: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["identity", b"identity"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["entry_id", b"entry_id", "identity", b"identity", "retrieval_encoder_id", b"retrieval_encoder_id", "steps", b"steps", "vector_dim", b"vector_dim"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["entry_id", b"entry_id", "identity", b"identity", "retrieval_encoder_id", b"retrieval_encoder_id", "side_data", b"side_data", "steps", b"steps", "vector_dim", b"vector_dim"]) -> None: ...
 
 Global___FetchRequest: typing_extensions.TypeAlias = FetchRequest
 
@@ -213,12 +217,15 @@ class NewEntry(google.protobuf.message.Message):
     TRACEPARENT_FIELD_NUMBER: builtins.int
     GENERATION_ID_FIELD_NUMBER: builtins.int
     STEPS_FIELD_NUMBER: builtins.int
+    SIDE_DATA_FIELD_NUMBER: builtins.int
     retrieval_encoder_id: builtins.str
     prompt: builtins.str
     seed: builtins.int
     cost_seconds: builtins.float
     traceparent: builtins.str
     generation_id: builtins.str
+    side_data: builtins.bool
+    """Whether a blob of side data follows too, at most a tenth of the size of the latents together."""
     @property
     def identity(self) -> chorus.common.v1.latents_pb2.LatentIdentity: ...
     @property
@@ -241,9 +248,10 @@ class NewEntry(google.protobuf.message.Message):
         traceparent: builtins.str = ...,
         generation_id: builtins.str = ...,
         steps: collections.abc.Iterable[builtins.int] | None = ...,
+        side_data: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["identity", b"identity"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["cost_seconds", b"cost_seconds", "generation_id", b"generation_id", "identity", b"identity", "prompt", b"prompt", "retrieval_encoder_id", b"retrieval_encoder_id", "seed", b"seed", "steps", b"steps", "traceparent", b"traceparent", "vector", b"vector"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["cost_seconds", b"cost_seconds", "generation_id", b"generation_id", "identity", b"identity", "prompt", b"prompt", "retrieval_encoder_id", b"retrieval_encoder_id", "seed", b"seed", "side_data", b"side_data", "steps", b"steps", "traceparent", b"traceparent", "vector", b"vector"]) -> None: ...
 
 Global___NewEntry: typing_extensions.TypeAlias = NewEntry
 

@@ -38,6 +38,30 @@ D_TYPE_FLOAT16: DType.ValueType  # 2
 D_TYPE_BFLOAT16: DType.ValueType  # 3
 Global___DType: typing_extensions.TypeAlias = DType
 
+class _BlobKind:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _BlobKindEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_BlobKind.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    BLOB_KIND_UNSPECIFIED: _BlobKind.ValueType  # 0
+    """Latents of one step boundary."""
+    BLOB_KIND_SIDE_DATA: _BlobKind.ValueType  # 1
+    """What stage 2 and amplification need to know of a donor besides its latents: where each token of its
+    prompt acted, and the token states of the prompt. `step` is not set.
+    """
+
+class BlobKind(_BlobKind, metaclass=_BlobKindEnumTypeWrapper):
+    """What a blob holds."""
+
+BLOB_KIND_UNSPECIFIED: BlobKind.ValueType  # 0
+"""Latents of one step boundary."""
+BLOB_KIND_SIDE_DATA: BlobKind.ValueType  # 1
+"""What stage 2 and amplification need to know of a donor besides its latents: where each token of its
+prompt acted, and the token states of the prompt. `step` is not set.
+"""
+Global___BlobKind: typing_extensions.TypeAlias = BlobKind
+
 @typing.final
 class Tensor(google.protobuf.message.Message):
     """A small dense tensor inside a control message (text states, never latents)."""
@@ -186,9 +210,11 @@ class BlobHeader(google.protobuf.message.Message):
     STEP_FIELD_NUMBER: builtins.int
     SIZE_BYTES_FIELD_NUMBER: builtins.int
     DIGEST_FIELD_NUMBER: builtins.int
+    KIND_FIELD_NUMBER: builtins.int
     size_bytes: builtins.int
     digest: builtins.str
     """SHA-256 of the object, lower-case hex."""
+    kind: Global___BlobKind.ValueType
     @property
     def step(self) -> Global___StepRef:
         """Which latents: x_index at sigma."""
@@ -199,8 +225,9 @@ class BlobHeader(google.protobuf.message.Message):
         step: Global___StepRef | None = ...,
         size_bytes: builtins.int = ...,
         digest: builtins.str = ...,
+        kind: Global___BlobKind.ValueType = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["step", b"step"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["digest", b"digest", "size_bytes", b"size_bytes", "step", b"step"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["digest", b"digest", "kind", b"kind", "size_bytes", b"size_bytes", "step", b"step"]) -> None: ...
 
 Global___BlobHeader: typing_extensions.TypeAlias = BlobHeader

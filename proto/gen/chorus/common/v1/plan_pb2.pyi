@@ -59,11 +59,19 @@ class _PlanReasonCodeEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper.
     PLAN_REASON_CODE_SCORE_TOO_LOW: _PlanReasonCode.ValueType  # 3
     """The best donor's score is below the lowest row of the policy's table."""
     PLAN_REASON_CODE_SCORE_TABLE: _PlanReasonCode.ValueType  # 4
-    """A row of the policy's table applied."""
+    """A row of the policy's table applied; where prompts could not be compared."""
     PLAN_REASON_CODE_STEP_NOT_CACHED: _PlanReasonCode.ValueType  # 5
     """The donor does not hold the step that the table allows; a shallower one was taken."""
     PLAN_REASON_CODE_CACHE_UNAVAILABLE: _PlanReasonCode.ValueType  # 6
     """The cache did not answer; the request is computed in full."""
+    PLAN_REASON_CODE_EDIT: _PlanReasonCode.ValueType  # 7
+    """What the target's prompt gained and lost against the donor's, and the kind of edit that makes it."""
+    PLAN_REASON_CODE_CALIBRATION: _PlanReasonCode.ValueType  # 8
+    """A row of the calibration applied: its depth, its measured drift and its seconds."""
+    PLAN_REASON_CODE_DRIFT_TOO_HIGH: _PlanReasonCode.ValueType  # 9
+    """No row of the calibration stays below the drift that the policy allows for this kind of edit."""
+    PLAN_REASON_CODE_EXPLICIT: _PlanReasonCode.ValueType  # 10
+    """The request chose the plan itself."""
 
 class PlanReasonCode(_PlanReasonCode, metaclass=_PlanReasonCodeEnumTypeWrapper): ...
 
@@ -75,12 +83,98 @@ PLAN_REASON_CODE_NO_DONOR: PlanReasonCode.ValueType  # 2
 PLAN_REASON_CODE_SCORE_TOO_LOW: PlanReasonCode.ValueType  # 3
 """The best donor's score is below the lowest row of the policy's table."""
 PLAN_REASON_CODE_SCORE_TABLE: PlanReasonCode.ValueType  # 4
-"""A row of the policy's table applied."""
+"""A row of the policy's table applied; where prompts could not be compared."""
 PLAN_REASON_CODE_STEP_NOT_CACHED: PlanReasonCode.ValueType  # 5
 """The donor does not hold the step that the table allows; a shallower one was taken."""
 PLAN_REASON_CODE_CACHE_UNAVAILABLE: PlanReasonCode.ValueType  # 6
 """The cache did not answer; the request is computed in full."""
+PLAN_REASON_CODE_EDIT: PlanReasonCode.ValueType  # 7
+"""What the target's prompt gained and lost against the donor's, and the kind of edit that makes it."""
+PLAN_REASON_CODE_CALIBRATION: PlanReasonCode.ValueType  # 8
+"""A row of the calibration applied: its depth, its measured drift and its seconds."""
+PLAN_REASON_CODE_DRIFT_TOO_HIGH: PlanReasonCode.ValueType  # 9
+"""No row of the calibration stays below the drift that the policy allows for this kind of edit."""
+PLAN_REASON_CODE_EXPLICIT: PlanReasonCode.ValueType  # 10
+"""The request chose the plan itself."""
 Global___PlanReasonCode: typing_extensions.TypeAlias = PlanReasonCode
+
+class _RegionSource:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _RegionSourceEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_RegionSource.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    REGION_SOURCE_UNSPECIFIED: _RegionSource.ValueType  # 0
+    REGION_SOURCE_PROBE: _RegionSource.ValueType  # 1
+    """Every fourth token is computed first: where its prediction differs from the donor's own, the tokens
+    around it are active.
+    """
+    REGION_SOURCE_FULL_STEP: _RegionSource.ValueType  # 2
+    """The first step of stage 2 is computed in full, and compared likewise."""
+    REGION_SOURCE_ATTENTION: _RegionSource.ValueType  # 3
+    """Where the lost tokens acted in the donor, by the attention maps kept with it. Costs no step."""
+
+class RegionSource(_RegionSource, metaclass=_RegionSourceEnumTypeWrapper):
+    """How stage 2 finds the tokens that it computes."""
+
+REGION_SOURCE_UNSPECIFIED: RegionSource.ValueType  # 0
+REGION_SOURCE_PROBE: RegionSource.ValueType  # 1
+"""Every fourth token is computed first: where its prediction differs from the donor's own, the tokens
+around it are active.
+"""
+REGION_SOURCE_FULL_STEP: RegionSource.ValueType  # 2
+"""The first step of stage 2 is computed in full, and compared likewise."""
+REGION_SOURCE_ATTENTION: RegionSource.ValueType  # 3
+"""Where the lost tokens acted in the donor, by the attention maps kept with it. Costs no step."""
+Global___RegionSource: typing_extensions.TypeAlias = RegionSource
+
+class _RegionContext:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _RegionContextEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_RegionContext.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    REGION_CONTEXT_UNSPECIFIED: _RegionContext.ValueType  # 0
+    REGION_CONTEXT_NONE: _RegionContext.ValueType  # 1
+    """Nothing: active tokens see one another and the text."""
+    REGION_CONTEXT_STRIDED: _RegionContext.ValueType  # 2
+    """Every fourth inactive token goes through the network with them; what it predicts there is dropped."""
+
+class RegionContext(_RegionContext, metaclass=_RegionContextEnumTypeWrapper):
+    """What inactive tokens are to the active ones in a region step."""
+
+REGION_CONTEXT_UNSPECIFIED: RegionContext.ValueType  # 0
+REGION_CONTEXT_NONE: RegionContext.ValueType  # 1
+"""Nothing: active tokens see one another and the text."""
+REGION_CONTEXT_STRIDED: RegionContext.ValueType  # 2
+"""Every fourth inactive token goes through the network with them; what it predicts there is dropped."""
+Global___RegionContext: typing_extensions.TypeAlias = RegionContext
+
+class _AmplificationForm:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _AmplificationFormEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_AmplificationForm.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    AMPLIFICATION_FORM_UNSPECIFIED: _AmplificationForm.ValueType  # 0
+    AMPLIFICATION_FORM_CONTRAST: _AmplificationForm.ValueType  # 1
+    """attend(target) + strength · (attend(target) − attend(donor's prompt))."""
+    AMPLIFICATION_FORM_BIAS: _AmplificationForm.ValueType  # 2
+    """strength · weight is added to the logits of gained tokens."""
+    AMPLIFICATION_FORM_VALUE_GAIN: _AmplificationForm.ValueType  # 3
+    """The values of gained tokens are multiplied by 1 + strength · weight."""
+
+class AmplificationForm(_AmplificationForm, metaclass=_AmplificationFormEnumTypeWrapper):
+    """Forms of Token-Guided Attention Amplification, in cross-attention."""
+
+AMPLIFICATION_FORM_UNSPECIFIED: AmplificationForm.ValueType  # 0
+AMPLIFICATION_FORM_CONTRAST: AmplificationForm.ValueType  # 1
+"""attend(target) + strength · (attend(target) − attend(donor's prompt))."""
+AMPLIFICATION_FORM_BIAS: AmplificationForm.ValueType  # 2
+"""strength · weight is added to the logits of gained tokens."""
+AMPLIFICATION_FORM_VALUE_GAIN: AmplificationForm.ValueType  # 3
+"""The values of gained tokens are multiplied by 1 + strength · weight."""
+Global___AmplificationForm: typing_extensions.TypeAlias = AmplificationForm
 
 @typing.final
 class DonorRef(google.protobuf.message.Message):
@@ -135,9 +229,95 @@ class PlanReason(google.protobuf.message.Message):
 Global___PlanReason: typing_extensions.TypeAlias = PlanReason
 
 @typing.final
+class RegionPlan(google.protobuf.message.Message):
+    """Stage 2."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SOURCE_FIELD_NUMBER: builtins.int
+    THRESHOLD_FIELD_NUMBER: builtins.int
+    DILATION_FIELD_NUMBER: builtins.int
+    BUDGET_FIELD_NUMBER: builtins.int
+    CONTEXT_FIELD_NUMBER: builtins.int
+    source: Global___RegionSource.ValueType
+    threshold: builtins.float
+    """A token is active where the mean square difference of predictions is above this share of the donor
+    prediction's variance; for ATTENTION, where its attention is above this share of the largest. 0 to 1.
+    """
+    dilation: builtins.int
+    """Tokens around each active one, in rows and columns, that are active too: 0 to 8."""
+    budget: builtins.float
+    """The largest share of active tokens. Where more would be, the step is computed in full. 0 to 1."""
+    context: Global___RegionContext.ValueType
+    def __init__(
+        self,
+        *,
+        source: Global___RegionSource.ValueType = ...,
+        threshold: builtins.float = ...,
+        dilation: builtins.int = ...,
+        budget: builtins.float = ...,
+        context: Global___RegionContext.ValueType = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["budget", b"budget", "context", b"context", "dilation", b"dilation", "source", b"source", "threshold", b"threshold"]) -> None: ...
+
+Global___RegionPlan: typing_extensions.TypeAlias = RegionPlan
+
+@typing.final
+class Amplification(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    FORM_FIELD_NUMBER: builtins.int
+    STRENGTH_FIELD_NUMBER: builtins.int
+    FIRST_STEP_FIELD_NUMBER: builtins.int
+    LAST_STEP_FIELD_NUMBER: builtins.int
+    FIRST_LAYER_FIELD_NUMBER: builtins.int
+    form: Global___AmplificationForm.ValueType
+    strength: builtins.float
+    """0 to 4; 0 is exactly off."""
+    first_step: builtins.int
+    """Steps first_step … last_step − 1, of those that are computed. Both 0: all of them."""
+    last_step: builtins.int
+    first_layer: builtins.int
+    """The first block, from 0, whose cross-attention is amplified."""
+    def __init__(
+        self,
+        *,
+        form: Global___AmplificationForm.ValueType = ...,
+        strength: builtins.float = ...,
+        first_step: builtins.int = ...,
+        last_step: builtins.int = ...,
+        first_layer: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["first_layer", b"first_layer", "first_step", b"first_step", "form", b"form", "last_step", b"last_step", "strength", b"strength"]) -> None: ...
+
+Global___Amplification: typing_extensions.TypeAlias = Amplification
+
+@typing.final
+class WeightedToken(google.protobuf.message.Message):
+    """A token of a prompt by its position in the conditioning encoder's row of tokens."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: builtins.int
+    WEIGHT_FIELD_NUMBER: builtins.int
+    index: builtins.int
+    weight: builtins.float
+    """0: the other prompt says the same; 1: nothing in it comes near."""
+    def __init__(
+        self,
+        *,
+        index: builtins.int = ...,
+        weight: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["index", b"index", "weight", b"weight"]) -> None: ...
+
+Global___WeightedToken: typing_extensions.TypeAlias = WeightedToken
+
+@typing.final
 class Plan(google.protobuf.message.Message):
-    """What the denoiser is to do. Steps 0 … full_reuse_steps − 1 are not run: the target starts from
-    the donor's latents x_{full_reuse_steps}; all later steps are computed in full.
+    """What the denoiser is to do. Steps 0 … full_reuse_steps − 1 are not run: the target starts from the donor's
+    latents x_{full_reuse_steps}. Steps up to region_steps_end − 1 compute active tokens only, and the others
+    take the donor's latents. All later steps are computed in full.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
@@ -147,15 +327,44 @@ class Plan(google.protobuf.message.Message):
     DONOR_FIELD_NUMBER: builtins.int
     REASONS_FIELD_NUMBER: builtins.int
     PREDICTED_SECONDS_SAVED_FIELD_NUMBER: builtins.int
+    REGION_STEPS_END_FIELD_NUMBER: builtins.int
+    REGION_FIELD_NUMBER: builtins.int
+    AMPLIFICATION_FIELD_NUMBER: builtins.int
+    GAINED_FIELD_NUMBER: builtins.int
+    LOST_FIELD_NUMBER: builtins.int
+    PREDICTED_DRIFT_POINTS_FIELD_NUMBER: builtins.int
+    EDIT_FIELD_NUMBER: builtins.int
     total_steps: builtins.int
     full_reuse_steps: builtins.int
     """K1 of the method: 0 is no reuse, and then there is no donor."""
     predicted_seconds_saved: builtins.float
     """Against computing every step, from the model's measured seconds per step."""
+    region_steps_end: builtins.int
+    """K2 of the method, full_reuse_steps to total_steps; equal to full_reuse_steps or 0: no stage 2."""
+    predicted_drift_points: builtins.float
+    """By the calibration: percentage points by which more results follow the donor than in full computation."""
+    edit: builtins.str
+    """The kind of edit that leads from the donor's prompt to the target's, for instance "colour"."""
     @property
     def donor(self) -> Global___DonorRef: ...
     @property
     def reasons(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___PlanReason]: ...
+    @property
+    def region(self) -> Global___RegionPlan:
+        """Set exactly if there is a stage 2."""
+
+    @property
+    def amplification(self) -> Global___Amplification:
+        """Absent: none."""
+
+    @property
+    def gained(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___WeightedToken]:
+        """What the target's prompt says that the donor's does not."""
+
+    @property
+    def lost(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___WeightedToken]:
+        """What the donor's prompt says that the target's does not; positions in the donor's prompt."""
+
     def __init__(
         self,
         *,
@@ -164,8 +373,15 @@ class Plan(google.protobuf.message.Message):
         donor: Global___DonorRef | None = ...,
         reasons: collections.abc.Iterable[Global___PlanReason] | None = ...,
         predicted_seconds_saved: builtins.float = ...,
+        region_steps_end: builtins.int = ...,
+        region: Global___RegionPlan | None = ...,
+        amplification: Global___Amplification | None = ...,
+        gained: collections.abc.Iterable[Global___WeightedToken] | None = ...,
+        lost: collections.abc.Iterable[Global___WeightedToken] | None = ...,
+        predicted_drift_points: builtins.float = ...,
+        edit: builtins.str = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["donor", b"donor"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["donor", b"donor", "full_reuse_steps", b"full_reuse_steps", "predicted_seconds_saved", b"predicted_seconds_saved", "reasons", b"reasons", "total_steps", b"total_steps"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["amplification", b"amplification", "donor", b"donor", "region", b"region"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["amplification", b"amplification", "donor", b"donor", "edit", b"edit", "full_reuse_steps", b"full_reuse_steps", "gained", b"gained", "lost", b"lost", "predicted_drift_points", b"predicted_drift_points", "predicted_seconds_saved", b"predicted_seconds_saved", "reasons", b"reasons", "region", b"region", "region_steps_end", b"region_steps_end", "total_steps", b"total_steps"]) -> None: ...
 
 Global___Plan: typing_extensions.TypeAlias = Plan

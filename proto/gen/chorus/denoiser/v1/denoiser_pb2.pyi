@@ -141,19 +141,35 @@ class StepCompleted(google.protobuf.message.Message):
 
     STEP_FIELD_NUMBER: builtins.int
     SECONDS_FIELD_NUMBER: builtins.int
+    COMPUTED_SHARE_FIELD_NUMBER: builtins.int
+    ACTIVE_TOKENS_FIELD_NUMBER: builtins.int
+    TOKEN_GRID_FIELD_NUMBER: builtins.int
     seconds: builtins.float
+    computed_share: builtins.float
+    """Tokens computed in this step, those that looked for the region among them, as a share of all."""
+    active_tokens: builtins.bytes
+    """Which tokens are the target's own: one bit each, over time, then rows, then columns, lowest bit first.
+    Empty: all.
+    """
     @property
     def step(self) -> chorus.common.v1.latents_pb2.StepRef:
         """The boundary reached: x_{i+1} after step i."""
+
+    @property
+    def token_grid(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """Tokens along time, rows and columns."""
 
     def __init__(
         self,
         *,
         step: chorus.common.v1.latents_pb2.StepRef | None = ...,
         seconds: builtins.float = ...,
+        computed_share: builtins.float = ...,
+        active_tokens: builtins.bytes = ...,
+        token_grid: collections.abc.Iterable[builtins.int] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["step", b"step"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["seconds", b"seconds", "step", b"step"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["active_tokens", b"active_tokens", "computed_share", b"computed_share", "seconds", b"seconds", "step", b"step", "token_grid", b"token_grid"]) -> None: ...
 
 Global___StepCompleted: typing_extensions.TypeAlias = StepCompleted
 

@@ -8,6 +8,7 @@ import chorus.common.v1.latents_pb2
 import collections.abc
 import google.protobuf.descriptor
 import google.protobuf.internal.containers
+import google.protobuf.internal.enum_type_wrapper
 import google.protobuf.message
 import sys
 import typing
@@ -18,6 +19,44 @@ else:
     import typing_extensions
 
 DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
+
+class _TokenCategory:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _TokenCategoryEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_TokenCategory.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    TOKEN_CATEGORY_UNSPECIFIED: _TokenCategory.ValueType  # 0
+    TOKEN_CATEGORY_COLOUR: _TokenCategory.ValueType  # 1
+    TOKEN_CATEGORY_SIZE: _TokenCategory.ValueType  # 2
+    TOKEN_CATEGORY_MOTION: _TokenCategory.ValueType  # 3
+    """Directions, speeds, and whether something moves at all."""
+    TOKEN_CATEGORY_NUMBER: _TokenCategory.ValueType  # 4
+    """How many."""
+    TOKEN_CATEGORY_NEGATION: _TokenCategory.ValueType  # 5
+    """That something is not there, or not so."""
+    TOKEN_CATEGORY_BACKGROUND: _TokenCategory.ValueType  # 6
+    """The surroundings: backdrop, time of day; and what describes them, a colour for instance."""
+    TOKEN_CATEGORY_OTHER: _TokenCategory.ValueType  # 7
+    """Everything else: shapes, things, actions, styles."""
+
+class TokenCategory(_TokenCategory, metaclass=_TokenCategoryEnumTypeWrapper):
+    """What a token is about. Embeddings do not tell: to them red is nearer to blue than to crimson."""
+
+TOKEN_CATEGORY_UNSPECIFIED: TokenCategory.ValueType  # 0
+TOKEN_CATEGORY_COLOUR: TokenCategory.ValueType  # 1
+TOKEN_CATEGORY_SIZE: TokenCategory.ValueType  # 2
+TOKEN_CATEGORY_MOTION: TokenCategory.ValueType  # 3
+"""Directions, speeds, and whether something moves at all."""
+TOKEN_CATEGORY_NUMBER: TokenCategory.ValueType  # 4
+"""How many."""
+TOKEN_CATEGORY_NEGATION: TokenCategory.ValueType  # 5
+"""That something is not there, or not so."""
+TOKEN_CATEGORY_BACKGROUND: TokenCategory.ValueType  # 6
+"""The surroundings: backdrop, time of day; and what describes them, a colour for instance."""
+TOKEN_CATEGORY_OTHER: TokenCategory.ValueType  # 7
+"""Everything else: shapes, things, actions, styles."""
+Global___TokenCategory: typing_extensions.TypeAlias = TokenCategory
 
 @typing.final
 class EmbedRequest(google.protobuf.message.Message):
@@ -108,18 +147,25 @@ Global___EmbedResponse: typing_extensions.TypeAlias = EmbedResponse
 class AlignRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    DONOR_PROMPT_FIELD_NUMBER: builtins.int
     TARGET_PROMPT_FIELD_NUMBER: builtins.int
-    donor_prompt: builtins.str
-    """1 to 2,000 characters after trimming, each."""
+    DONOR_PROMPTS_FIELD_NUMBER: builtins.int
+    CONDITIONING_ENCODER_ID_FIELD_NUMBER: builtins.int
     target_prompt: builtins.str
+    """1 to 2,000 characters after trimming."""
+    conditioning_encoder_id: builtins.str
+    """Whose positions the tokens have. Empty: the retrieval encoder."""
+    @property
+    def donor_prompts(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """1 to 16 prompts, bounded likewise: the target is compared with each."""
+
     def __init__(
         self,
         *,
-        donor_prompt: builtins.str = ...,
         target_prompt: builtins.str = ...,
+        donor_prompts: collections.abc.Iterable[builtins.str] | None = ...,
+        conditioning_encoder_id: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["donor_prompt", b"donor_prompt", "target_prompt", b"target_prompt"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["conditioning_encoder_id", b"conditioning_encoder_id", "donor_prompts", b"donor_prompts", "target_prompt", b"target_prompt"]) -> None: ...
 
 Global___AlignRequest: typing_extensions.TypeAlias = AlignRequest
 
@@ -129,8 +175,13 @@ class AlignedToken(google.protobuf.message.Message):
 
     TOKEN_FIELD_NUMBER: builtins.int
     WEIGHT_FIELD_NUMBER: builtins.int
+    INDEX_FIELD_NUMBER: builtins.int
+    CATEGORY_FIELD_NUMBER: builtins.int
     weight: builtins.float
     """0: the other prompt says the same; 1: nothing in it comes near."""
+    index: builtins.int
+    """Position among the encoder's tokens."""
+    category: Global___TokenCategory.ValueType
     @property
     def token(self) -> Global___Token: ...
     def __init__(
@@ -138,18 +189,28 @@ class AlignedToken(google.protobuf.message.Message):
         *,
         token: Global___Token | None = ...,
         weight: builtins.float = ...,
+        index: builtins.int = ...,
+        category: Global___TokenCategory.ValueType = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["token", b"token"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["token", b"token", "weight", b"weight"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["category", b"category", "index", b"index", "token", b"token", "weight", b"weight"]) -> None: ...
 
 Global___AlignedToken: typing_extensions.TypeAlias = AlignedToken
 
 @typing.final
-class AlignResponse(google.protobuf.message.Message):
+class Alignment(google.protobuf.message.Message):
+    """How one donor's prompt and the target's differ."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     GAINED_FIELD_NUMBER: builtins.int
     LOST_FIELD_NUMBER: builtins.int
+    REORDERED_FIELD_NUMBER: builtins.int
+    THINGS_ADDED_FIELD_NUMBER: builtins.int
+    reordered: builtins.bool
+    """The two say the same of two or more things, in another order."""
+    things_added: builtins.int
+    """Things named by the target less those named by the donor."""
     @property
     def gained(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___AlignedToken]:
         """Tokens of the target that the donor lacks, by position."""
@@ -163,8 +224,28 @@ class AlignResponse(google.protobuf.message.Message):
         *,
         gained: collections.abc.Iterable[Global___AlignedToken] | None = ...,
         lost: collections.abc.Iterable[Global___AlignedToken] | None = ...,
+        reordered: builtins.bool = ...,
+        things_added: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["gained", b"gained", "lost", b"lost"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["gained", b"gained", "lost", b"lost", "reordered", b"reordered", "things_added", b"things_added"]) -> None: ...
+
+Global___Alignment: typing_extensions.TypeAlias = Alignment
+
+@typing.final
+class AlignResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ALIGNMENTS_FIELD_NUMBER: builtins.int
+    @property
+    def alignments(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Alignment]:
+        """One for each donor prompt, in order."""
+
+    def __init__(
+        self,
+        *,
+        alignments: collections.abc.Iterable[Global___Alignment] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["alignments", b"alignments"]) -> None: ...
 
 Global___AlignResponse: typing_extensions.TypeAlias = AlignResponse
 

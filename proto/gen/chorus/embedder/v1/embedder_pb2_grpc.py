@@ -63,7 +63,7 @@ class EmbedderServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Align(self, request, context):
-        """Compares two prompts token by token.
+        """Compares a prompt with others token by token.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

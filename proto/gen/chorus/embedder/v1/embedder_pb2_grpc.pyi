@@ -111,7 +111,7 @@ class EmbedderServiceStub(typing.Generic[_EmbedderServiceEmbedType, _EmbedderSer
     Embed: _EmbedderServiceEmbedType
 
     Align: _EmbedderServiceAlignType
-    """Compares two prompts token by token."""
+    """Compares a prompt with others token by token."""
 
     DescribeEncoders: _EmbedderServiceDescribeEncodersType
 
@@ -146,7 +146,7 @@ class EmbedderServiceServicer(metaclass=abc.ABCMeta):
         request: chorus.embedder.v1.embedder_pb2.AlignRequest,
         context: _ServicerContext,
     ) -> typing.Union[chorus.embedder.v1.embedder_pb2.AlignResponse, collections.abc.Awaitable[chorus.embedder.v1.embedder_pb2.AlignResponse]]:
-        """Compares two prompts token by token."""
+        """Compares a prompt with others token by token."""
 
     @abc.abstractmethod
     def DescribeEncoders(

@@ -66,6 +66,7 @@ class GenerationSpec(google.protobuf.message.Message):
     REUSE_FIELD_NUMBER: builtins.int
     NO_STORE_FIELD_NUMBER: builtins.int
     DEADLINE_FIELD_NUMBER: builtins.int
+    EXPLICIT_REUSE_FIELD_NUMBER: builtins.int
     prompt: builtins.str
     """1 to 2,000 characters after trimming."""
     model_id: builtins.str
@@ -88,6 +89,10 @@ class GenerationSpec(google.protobuf.message.Message):
         server's default.
         """
 
+    @property
+    def explicit_reuse(self) -> Global___ExplicitReuse:
+        """How to reuse the best donor, whatever `reuse` says of it; for experiments. Absent: the planner decides."""
+
     def __init__(
         self,
         *,
@@ -100,15 +105,57 @@ class GenerationSpec(google.protobuf.message.Message):
         reuse: chorus.common.v1.plan_pb2.ReusePolicy.ValueType = ...,
         no_store: builtins.bool = ...,
         deadline: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        explicit_reuse: Global___ExplicitReuse | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_seed", b"_seed", "deadline", b"deadline", "denoising", b"denoising", "schedule", b"schedule", "seed", b"seed", "shape", b"shape", "steps", b"steps"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_seed", b"_seed", "deadline", b"deadline", "denoising", b"denoising", "model_id", b"model_id", "no_store", b"no_store", "prompt", b"prompt", "reuse", b"reuse", "schedule", b"schedule", "seed", b"seed", "shape", b"shape", "steps", b"steps"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_seed", b"_seed", "deadline", b"deadline", "denoising", b"denoising", "explicit_reuse", b"explicit_reuse", "schedule", b"schedule", "seed", b"seed", "shape", b"shape", "steps", b"steps"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_seed", b"_seed", "deadline", b"deadline", "denoising", b"denoising", "explicit_reuse", b"explicit_reuse", "model_id", b"model_id", "no_store", b"no_store", "prompt", b"prompt", "reuse", b"reuse", "schedule", b"schedule", "seed", b"seed", "shape", b"shape", "steps", b"steps"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_seed", b"_seed"]) -> typing.Literal["seed"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["denoising", b"denoising"]) -> typing.Literal["steps", "schedule"] | None: ...
 
 Global___GenerationSpec: typing_extensions.TypeAlias = GenerationSpec
+
+@typing.final
+class ExplicitReuse(google.protobuf.message.Message):
+    """A plan of the request's own. The most similar donor is taken that holds what it needs, and none below
+    min_score.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    FULL_REUSE_STEPS_FIELD_NUMBER: builtins.int
+    REGION_STEPS_END_FIELD_NUMBER: builtins.int
+    REGION_FIELD_NUMBER: builtins.int
+    AMPLIFICATION_FIELD_NUMBER: builtins.int
+    MIN_SCORE_FIELD_NUMBER: builtins.int
+    full_reuse_steps: builtins.int
+    """K1: 1 to the number of steps − 1."""
+    region_steps_end: builtins.int
+    """K2: K1 to the number of steps; 0: no stage 2."""
+    min_score: builtins.float
+    """−1 to 1."""
+    @property
+    def region(self) -> chorus.common.v1.plan_pb2.RegionPlan:
+        """Absent: the server's defaults."""
+
+    @property
+    def amplification(self) -> chorus.common.v1.plan_pb2.Amplification:
+        """Absent: none."""
+
+    def __init__(
+        self,
+        *,
+        full_reuse_steps: builtins.int = ...,
+        region_steps_end: builtins.int = ...,
+        region: chorus.common.v1.plan_pb2.RegionPlan | None = ...,
+        amplification: chorus.common.v1.plan_pb2.Amplification | None = ...,
+        min_score: builtins.float = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["amplification", b"amplification", "region", b"region"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["amplification", b"amplification", "full_reuse_steps", b"full_reuse_steps", "min_score", b"min_score", "region", b"region", "region_steps_end", b"region_steps_end"]) -> None: ...
+
+Global___ExplicitReuse: typing_extensions.TypeAlias = ExplicitReuse
 
 @typing.final
 class Timings(google.protobuf.message.Message):
@@ -322,12 +369,20 @@ class StepCompletedEvent(google.protobuf.message.Message):
     TOTAL_STEPS_FIELD_NUMBER: builtins.int
     SECONDS_FIELD_NUMBER: builtins.int
     ETA_SECONDS_FIELD_NUMBER: builtins.int
+    COMPUTED_SHARE_FIELD_NUMBER: builtins.int
+    ACTIVE_TOKENS_FIELD_NUMBER: builtins.int
+    TOKEN_GRID_FIELD_NUMBER: builtins.int
     total_steps: builtins.int
     seconds: builtins.float
     eta_seconds: builtins.float
     """Until the video is ready."""
+    computed_share: builtins.float
+    """As StepCompleted of chorus.denoiser.v1."""
+    active_tokens: builtins.bytes
     @property
     def step(self) -> chorus.common.v1.latents_pb2.StepRef: ...
+    @property
+    def token_grid(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
     def __init__(
         self,
         *,
@@ -335,9 +390,12 @@ class StepCompletedEvent(google.protobuf.message.Message):
         total_steps: builtins.int = ...,
         seconds: builtins.float = ...,
         eta_seconds: builtins.float = ...,
+        computed_share: builtins.float = ...,
+        active_tokens: builtins.bytes = ...,
+        token_grid: collections.abc.Iterable[builtins.int] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["step", b"step"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["eta_seconds", b"eta_seconds", "seconds", b"seconds", "step", b"step", "total_steps", b"total_steps"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["active_tokens", b"active_tokens", "computed_share", b"computed_share", "eta_seconds", b"eta_seconds", "seconds", b"seconds", "step", b"step", "token_grid", b"token_grid", "total_steps", b"total_steps"]) -> None: ...
 
 Global___StepCompletedEvent: typing_extensions.TypeAlias = StepCompletedEvent
 
