@@ -14,12 +14,15 @@ from google.protobuf import duration_pb2
 from services.cache.entries import PLAIN_TEXT, SHA256_HEX, Space
 from services.cache.index import Selection
 from services.common.blobs import BlobFault, safetensors_header
-from services.common.errors import Violations
+from services.common.errors import Violations, invalid
 from services.common.schedule import schedule_fault
 
 MAX_VECTOR = 4096
 MAX_DONORS = 16
 MAX_BLOBS = 64
+MAX_SIDE_TENSORS = 16
+# The latents of an entry together are at least so many times its side data.
+SIDE_DATA_SHARE = 10
 _MAX_ADAPTERS = 16
 _MAX_ID = 128
 _MAX_EXTENT = 16_384
@@ -125,27 +128,23 @@ def check_new_entry(entry: cache_pb2.NewEntry, limits: Limits) -> None:
 
 
 def check_header(
-    header: latents_pb2.BlobHeader, entry: cache_pb2.NewEntry, taken: Container[int], limits: Limits
+    header: latents_pb2.BlobHeader, entry: cache_pb2.NewEntry, taken: Container[int | None], limits: Limits
 ) -> None:
-    """Args: `taken`: the steps whose headers came before."""
+    """Args: `taken`: the steps whose headers came before, None among them for the side data."""
     violations = Violations()
-    sigmas = entry.identity.schedule.sigmas
-    step = header.step
-    if violations.require(
-        step.index < len(sigmas),
-        "header.step.index",
-        f"must be 0 to {len(sigmas) - 1}, the boundaries of the schedule, not {step.index}",
+    if header.kind == latents_pb2.BLOB_KIND_SIDE_DATA:
+        violations.require(
+            entry.side_data and None not in taken,
+            "header.kind",
+            "side data must be announced by entry.side_data, and comes once; it was not, or came before",
+        )
+        violations.require(not header.HasField("step"), "header.step", "must not be set for side data")
+    elif violations.require(
+        header.kind == latents_pb2.BLOB_KIND_UNSPECIFIED,
+        "header.kind",
+        f"must be unset for latents, or BLOB_KIND_SIDE_DATA, not {header.kind}",
     ):
-        violations.require(
-            abs(step.sigma - sigmas[step.index]) <= 1e-9,
-            "header.step.sigma",
-            f"must be {sigmas[step.index]!r}, which the schedule has at {step.index}, not {step.sigma!r}",
-        )
-        violations.require(
-            step.index in entry.steps and step.index not in taken,
-            "header.step.index",
-            f"must be one of entry.steps, each once; {step.index} is not, or came before",
-        )
+        _step(violations, header.step, entry, taken)
     violations.require(
         0 < header.size_bytes <= limits.blob,
         "header.size_bytes",
@@ -153,6 +152,23 @@ def check_header(
     )
     _sha256(violations, "header.digest", header.digest)
     violations.raise_if_any()
+
+
+def check_side_data_size(size_bytes: int, latents_bytes: int) -> None:
+    """Args: `latents_bytes`: of every step's blob together."""
+    most = latents_bytes // SIDE_DATA_SHARE
+    if size_bytes > most:
+        raise invalid(
+            "header.size_bytes",
+            f"the side data must be at most {most} bytes, a tenth of the latents, not {size_bytes}",
+        )
+
+
+def check_side_data(data: bytes) -> None:
+    """Raises BlobFault unless `data` is a safetensors file of a few tensors, whatever they mean."""
+    tensors = safetensors_header(data)
+    if not 1 <= len(tensors) <= MAX_SIDE_TENSORS:
+        raise BlobFault(f"must hold 1 to {MAX_SIDE_TENSORS} tensors, not {len(tensors)}")
 
 
 def check_latents(data: bytes, identity: latents_pb2.LatentIdentity) -> None:
@@ -204,6 +220,30 @@ def _identity(violations: Violations, field: str, identity: latents_pb2.LatentId
     )
     _text(violations, f"{field}.codec_id", identity.codec_id)
     _encoder(violations, f"{field}.conditioning_encoder_id", identity.conditioning_encoder_id)
+
+
+def _step(
+    violations: Violations,
+    step: latents_pb2.StepRef,
+    entry: cache_pb2.NewEntry,
+    taken: Container[int | None],
+) -> None:
+    sigmas = entry.identity.schedule.sigmas
+    if violations.require(
+        step.index < len(sigmas),
+        "header.step.index",
+        f"must be 0 to {len(sigmas) - 1}, the boundaries of the schedule, not {step.index}",
+    ):
+        violations.require(
+            abs(step.sigma - sigmas[step.index]) <= 1e-9,
+            "header.step.sigma",
+            f"must be {sigmas[step.index]!r}, which the schedule has at {step.index}, not {step.sigma!r}",
+        )
+        violations.require(
+            step.index in entry.steps and step.index not in taken,
+            "header.step.index",
+            f"must be one of entry.steps, each once; {step.index} is not, or came before",
+        )
 
 
 def _vector(violations: Violations, field: str, vector: Sequence[float]) -> None:

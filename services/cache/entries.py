@@ -32,12 +32,21 @@ class Space:
 
 @dataclass(frozen=True)
 class Blob:
-    """The latents of one step boundary: a safetensors file of `size_bytes`, `digest` its SHA-256 in hex."""
+    """A safetensors file of `size_bytes`, `digest` its SHA-256 in hex: the latents of one step boundary.
 
-    step: int
+    Args:
+        step: None: it is the side data of its entry, and `sigma` is 0.
+    """
+
+    step: int | None
     sigma: float
     size_bytes: int
     digest: str
+
+    @property
+    def name(self) -> str:
+        """For a person."""
+        return "side data" if self.step is None else f"step {self.step}"
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,9 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
         tenant = tenant_of(context.invocation_metadata())
         space = check_fetch(request)
         identity = identity_digest(request.identity)
-        async for blob, data in self._store.fetch(space, tenant, identity, request.entry_id, request.steps):
+        async for blob, data in self._store.fetch(
+            space, tenant, identity, request.entry_id, request.steps, side_data=request.side_data
+        ):
             yield cache_pb2.FetchResponse(header=_header(blob))
             for chunk in chunks(data):
                 yield cache_pb2.FetchResponse(chunk=chunk)
@@ -116,11 +118,12 @@ def _entry(entry: Entry) -> cache_pb2.Entry:
 
 
 def _header(blob: Blob) -> latents_pb2.BlobHeader:
-    return latents_pb2.BlobHeader(
-        step=latents_pb2.StepRef(index=blob.step, sigma=blob.sigma),
-        size_bytes=blob.size_bytes,
-        digest=blob.digest,
-    )
+    header = latents_pb2.BlobHeader(size_bytes=blob.size_bytes, digest=blob.digest)
+    if blob.step is None:
+        header.kind = latents_pb2.BLOB_KIND_SIDE_DATA
+    else:
+        header.step.CopyFrom(latents_pb2.StepRef(index=blob.step, sigma=blob.sigma))
+    return header
 
 
 def _timestamp(milliseconds: int) -> timestamp_pb2.Timestamp:

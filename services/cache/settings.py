@@ -44,7 +44,7 @@ class CacheSettings(ServerSettings):
     s3_region: str = ""
 
     max_prompt_bytes: Annotated[int, Field(ge=1, le=8192)] = 8192
-    # One blob, that is the latents of one step; and all blobs of an entry.
+    # One blob, that is the latents of one step or the side data; and all blobs of an entry.
     max_blob_bytes: Annotated[int, Field(ge=1024, le=1024 * MIB)] = 64 * MIB
     max_entry_bytes: Annotated[int, Field(ge=1024, le=4096 * MIB)] = 256 * MIB
     # Entries being received at once: each is held in memory until it is whole and verified.

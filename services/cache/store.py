@@ -80,9 +80,16 @@ class Store:
         return donors
 
     async def fetch(
-        self, space: Space, tenant: str, identity: str, entry_id: str, steps: Sequence[int]
+        self,
+        space: Space,
+        tenant: str,
+        identity: str,
+        entry_id: str,
+        steps: Sequence[int],
+        *,
+        side_data: bool = False,
     ) -> AsyncIterator[tuple[Blob, bytes]]:
-        """The blobs of `steps`, in that order, each verified.
+        """The blobs of `steps`, in that order, each verified; then the side data, if asked for and there.
 
         Raises NOT_FOUND for an entry that is not there, or of another tenant or identity, or lacks a step;
         BLOB_CORRUPT, with the row deleted, for a blob that is missing or altered.
@@ -96,8 +103,10 @@ class Store:
             if step not in by_step:
                 raise not_found("step", str(step))
         self.counters.fetches += 1
-        for step in steps:
-            blob = by_step[step]
+        blobs = [by_step[step] for step in steps]
+        if side_data and None in by_step:
+            blobs.append(by_step[None])
+        for blob in blobs:
             yield blob, await self._read(space, entry, blob)
 
     async def admit(self, admission: Admission) -> bool:
@@ -166,7 +175,8 @@ class Store:
             log.warning("admission failed", error=str(commit.exception()))
 
     async def _read(self, space: Space, entry: Entry, blob: Blob) -> bytes:
-        with span(names.SPAN_BLOB_GET, {names.BYTES: blob.size_bytes, names.STEP_INDEX: blob.step}):
+        step = {} if blob.step is None else {names.STEP_INDEX: blob.step}
+        with span(names.SPAN_BLOB_GET, {names.BYTES: blob.size_bytes, **step}):
             key = blob_key(entry.tenant, entry.identity, blob.digest)
             data = await self.blobs.get(key, blob.size_bytes)
             if data is not None and await asyncio.to_thread(sha256, data) == blob.digest:
@@ -182,8 +192,8 @@ class Store:
                 log.warning("row not deleted", entry_id=entry.entry_id, error=error.message)
             raise ChorusError(
                 BLOB_CORRUPT,
-                f"step {blob.step} of entry {entry.entry_id} is {fault}; the entry was dropped",
-                metadata={"entry": entry.entry_id, "step": str(blob.step)},
+                f"{blob.name} of entry {entry.entry_id} is {fault}; the entry was dropped",
+                metadata={"entry": entry.entry_id, **({} if blob.step is None else {"step": str(blob.step)})},
             )
 
 

@@ -5,7 +5,14 @@ from __future__ import annotations
 from chorus.cache.v1 import cache_pb2
 from chorus.common.v1 import latents_pb2
 
-from services.cache.bounds import Limits, check_header, check_latents, check_new_entry
+from services.cache.bounds import (
+    Limits,
+    check_header,
+    check_latents,
+    check_new_entry,
+    check_side_data,
+    check_side_data_size,
+)
 from services.cache.entries import Admission, Blob, Entry, Space
 from services.common.blobs import BlobAssembler, BlobFault
 from services.common.errors import invalid
@@ -15,16 +22,17 @@ from services.common.identity import entry_id, identity_digest, prompt_hash
 class Upload:
     """Takes the messages of one `Admit` call; everything stays in memory until `finish`.
 
-    Messages come as: the entry, then for each step a header and its chunks. Every method raises INVALID_FIELD
-    that names the field at fault.
+    Messages come as: the entry, then for each step, and for the side data, a header and its chunks. Every
+    method raises INVALID_FIELD that names the field at fault.
     """
 
     def __init__(self, tenant: str, limits: Limits) -> None:
         self._tenant = tenant
         self._limits = limits
         self._entry: cache_pb2.NewEntry | None = None
-        self._received: dict[int, tuple[latents_pb2.BlobHeader, BlobAssembler]] = {}
-        self._current: tuple[latents_pb2.BlobHeader, BlobAssembler] | None = None
+        # By step; None is the side data.
+        self._received: dict[int | None, tuple[Blob, BlobAssembler]] = {}
+        self._current: tuple[Blob, BlobAssembler] | None = None
 
     def add(self, message: cache_pb2.AdmitRequest) -> None:
         match message.WhichOneof("part"):
@@ -41,19 +49,23 @@ class Upload:
         """The entry once all messages are there. Hashes every blob: call it beside the event loop."""
         entry = self._started()
         self._require_whole()
-        missing = sorted(set(entry.steps) - self._received.keys())
-        if missing:
-            raise invalid("entry.steps", f"the stream ended before the blobs of steps {missing}")
+        self._require_all(entry)
         identity = identity_digest(entry.identity)
-        blobs, data = [], {}
-        for index, (header, assembler) in self._received.items():
+        wanted: list[int | None] = [*sorted(entry.steps)]
+        if entry.side_data:
+            wanted.append(None)
+        received = [self._received[step] for step in wanted]
+        data = {}
+        for blob, assembler in received:
             try:
-                blob = assembler.finish()
-                check_latents(blob, entry.identity)
+                content = assembler.finish()
+                if blob.step is None:
+                    check_side_data(content)
+                else:
+                    check_latents(content, entry.identity)
             except BlobFault as fault:
-                raise invalid("chunk", f"blob of step {index}: {fault}") from fault
-            blobs.append(Blob(index, header.step.sigma, header.size_bytes, header.digest))
-            data[header.digest] = blob
+                raise invalid("chunk", f"blob of {blob.name}: {fault}") from fault
+            data[blob.digest] = content
         return Admission(
             space=Space(entry.retrieval_encoder_id, len(entry.vector)),
             entry=Entry(
@@ -63,7 +75,7 @@ class Upload:
                 model_id=entry.identity.model_id,
                 prompt=entry.prompt,
                 prompt_hash=prompt_hash(entry.prompt),
-                blobs=tuple(sorted(blobs, key=lambda each: each.step)),
+                blobs=tuple(blob for blob, _ in received),
                 cost_seconds=entry.cost_seconds,
                 created_ms=now_ms,
                 traceparent=entry.traceparent,
@@ -83,14 +95,15 @@ class Upload:
         entry = self._started()
         self._require_whole()
         check_header(header, entry, self._received, self._limits)
-        total = header.size_bytes + sum(other.size_bytes for other, _ in self._received.values())
+        blob = _blob(header)
+        total = blob.size_bytes + sum(other.size_bytes for other, _ in self._received.values())
         if total > self._limits.entry:
             raise invalid(
                 "header.size_bytes",
                 f"the blobs of an entry must be at most {self._limits.entry} bytes together",
             )
-        self._current = (header, BlobAssembler(header.size_bytes, header.digest, self._limits.blob))
-        self._received[header.step.index] = self._current
+        self._current = (blob, BlobAssembler(blob.size_bytes, blob.digest, self._limits.blob))
+        self._received[blob.step] = self._current
 
     def _add_chunk(self, chunk: bytes) -> None:
         self._started()
@@ -98,11 +111,11 @@ class Upload:
             raise invalid("chunk", "must follow the header that announces it")
         if not chunk:
             raise invalid("chunk", "must not be empty")
-        header, assembler = self._current
+        blob, assembler = self._current
         try:
             assembler.add(chunk)
         except BlobFault as fault:
-            raise invalid("chunk", f"blob of step {header.step.index}: {fault}") from fault
+            raise invalid("chunk", f"blob of {blob.name}: {fault}") from fault
 
     def _started(self) -> cache_pb2.NewEntry:
         if self._entry is None:
@@ -111,8 +124,22 @@ class Upload:
 
     def _require_whole(self) -> None:
         if self._current is not None and not self._current[1].complete:
-            header = self._current[0]
-            raise invalid(
-                "chunk",
-                f"blob of step {header.step.index}: ended before its {header.size_bytes} announced bytes",
-            )
+            blob = self._current[0]
+            raise invalid("chunk", f"blob of {blob.name}: ended before its {blob.size_bytes} announced bytes")
+
+    def _require_all(self, entry: cache_pb2.NewEntry) -> None:
+        missing = sorted(set(entry.steps) - self._received.keys())
+        if missing:
+            raise invalid("entry.steps", f"the stream ended before the blobs of steps {missing}")
+        if not entry.side_data:
+            return
+        if None not in self._received:
+            raise invalid("entry.side_data", "the stream ended before the blob of side data")
+        sizes = {step: blob.size_bytes for step, (blob, _) in self._received.items()}
+        check_side_data_size(sizes.pop(None), sum(sizes.values()))
+
+
+def _blob(header: latents_pb2.BlobHeader) -> Blob:
+    """Args: `header`: as `check_header` lets it pass."""
+    step = None if header.kind == latents_pb2.BLOB_KIND_SIDE_DATA else header.step.index
+    return Blob(step, header.step.sigma, header.size_bytes, header.digest)

@@ -89,7 +89,15 @@ def safetensors_header(data: bytes) -> list[TensorHeader]:
                 continue
             tensors.append(TensorHeader(name, str(info["dtype"]), tuple(int(n) for n in info["shape"])))
             end = max(end, int(info["data_offsets"][1]))
-    except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        IndexError,
+        OverflowError,
+        RecursionError,
+    ) as error:
         raise BlobFault("not a safetensors file: its header cannot be read") from error
     if 8 + length + end != len(data):
         raise BlobFault(f"{len(data)} bytes where the safetensors header declares {8 + length + end}")

@@ -6,7 +6,7 @@ and a `RetryInfo` where coming back helps.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -143,6 +143,10 @@ class Violations:
         if not condition:
             self._found.append(Violation(field, description))
         return condition
+
+    @property
+    def found(self) -> Sequence[Violation]:
+        return tuple(self._found)
 
     def raise_if_any(self) -> None:
         if self._found:

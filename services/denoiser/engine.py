@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -11,24 +11,42 @@ from torch import Tensor
 
 from services.common import names, telemetry
 from services.common.logs import get_logger
+from services.denoiser.attention_maps import AttentionMaps
+from services.denoiser.donors import DonorData
 from services.denoiser.jobs import Job
 from services.denoiser.models.pipeline import LoadedModel
-from services.denoiser.sampler import sample
+from services.denoiser.models.wan import Grid
+from services.denoiser.regions import pack_mask
+from services.denoiser.side_data import SideData, pool_maps, unpool_maps
+from services.denoiser.stages import DonorLatents, Stages, StageStep
 from services.denoiser.video import encode_mp4, to_frames
 
 log = get_logger("denoiser.engine")
 
 # The most latents a cache entry holds; with more steps than that, the earliest are kept.
 MAX_KEPT = 64
+_HALF = torch.finfo(torch.float16).max
+# What a safetensors file of two tensors takes besides their values, at the most.
+SIDE_OVERHEAD_BYTES = 512
 
 
 @dataclass(frozen=True)
 class StepDone:
-    """x_index was reached. `seconds`: what the step took."""
+    """x_index was reached.
+
+    Args:
+        seconds: what the step took.
+        computed_share: tokens that went through the network, by all tokens.
+        active: one bit for each token that is the target's own; empty is all.
+        grid: of tokens.
+    """
 
     index: int
     sigma: float
     seconds: float
+    computed_share: float
+    active: bytes
+    grid: Grid
 
 
 @dataclass(frozen=True)
@@ -46,73 +64,117 @@ class Video:
 class Result:
     """What a run leaves.
 
-    latents: x_1 … x_{N−1} by index, float32 [C, T, H, W] on the CPU, as far as they are at hand; empty when
-        they were not asked for.
+    Args:
+        latents: x_1 … x_N by index, float32 [C, T, H, W] on the CPU, as far as they are at hand; empty when
+            they were not asked for.
+        side: where the prompt's tokens acted, and the tokens; None where no step told.
+        computed_steps: what went through the network, in full steps.
     """
 
     video: Video
     latents: dict[int, Tensor]
+    side: SideData | None
     steps_run: int
+    computed_steps: float
     denoise_seconds: float
     decode_seconds: float
 
 
-def denoise(
-    job: Job, start: tuple[int, Tensor] | None, keep: bool, parent: str
-) -> Generator[StepDone | Result]:
+def denoise(job: Job, donor: DonorData | None, keep: bool, parent: str) -> Generator[StepDone | Result]:
     """Runs a job and yields after every step, at last the result. In the worker's thread.
 
     Args:
-        start: K1 and the donor's x_{K1}, or None to begin with noise.
-        keep: whether the result shall hold the latents.
+        donor: what the plan takes from it, or None to begin with noise.
+        keep: whether the result shall hold latents and side data.
         parent: traceparent under which the spans belong.
     """
     model = job.model
     kept: dict[int, Tensor] = {}
-    denoise_seconds = 0.0
-    if start is None:
-        first, latents = 0, model.noise(job.seed, job.latent_shape)
-    else:
-        first, latents = start[0], start[1].to(model.device)
-        # With one step left nothing new lies between noise and video: a copy of the donor would crowd it out.
-        if first + 1 < job.total_steps:
-            kept[first] = start[1]
+    denoise_seconds = computed_steps = 0.0
+    first = job.first_step if donor else 0
+    last = job.total_steps - 1
+    # With one step left nothing new lies between noise and video: a copy of the donor would crowd it out.
+    keep = keep and first < last
+    if donor and keep:
+        kept[first] = donor.latents[first]
     attributes: dict[str, str | bool | int | float] = {
         names.GENERATION_ID: job.generation_id,
         names.TOTAL_STEPS: job.total_steps,
         names.FULL_REUSE_STEPS: first,
+        names.REGION_STEPS: job.region_end - first if donor else 0,
     }
     with telemetry.span(names.SPAN_DENOISE, attributes, parent=parent):
         text = model.prepare_text(job.token_states)
-        steps = sample(lambda x, sigma: model.velocity(x, sigma, text), latents, job.sigmas, first)
+        noise = model.noise(job.seed, job.latent_shape)
+        seen = AttentionMaps(len(model.transformer.blocks), len(job.token_states))
+        stages = Stages(model, job.plan, job.latent_shape, job.sigmas, text, noise, _on_device(job, donor))
+        steps = stages.steps({last: seen.watch} if keep else None)
         for index in range(first, job.total_steps):
             with telemetry.span(
                 names.SPAN_STEP, {names.STEP_INDEX: index, names.STEP_SIGMA: job.sigmas[index]}
-            ):
+            ) as span:
                 begin = time.perf_counter()
-                latents = next(steps).latents
+                step = next(steps)
                 _synchronize(model)
                 seconds = time.perf_counter() - begin
+                span.set_attribute(names.COMPUTED_SHARE, step.computed_share)
             denoise_seconds += seconds
-            if index + 1 < job.total_steps:
-                kept[index + 1] = latents
+            computed_steps += step.computed_share
+            if keep:
+                kept[index + 1] = step.latents
             try:
-                yield StepDone(index + 1, job.sigmas[index + 1], seconds)
+                yield _step_done(job, step, seconds)
             except GeneratorExit:
                 log.info("stopped", generation_id=job.generation_id, steps_run=index + 1 - first)
                 raise
     with telemetry.span(names.SPAN_DECODE, parent=parent) as span:
         begin = time.perf_counter()
-        video = _encode(model, latents)
+        video = _encode(model, step.latents)
         decode_seconds = time.perf_counter() - begin
         span.set_attribute(names.BYTES, len(video.data))
+    latents = {i: x.cpu() for i, x in sorted(kept.items())[:MAX_KEPT]}
     yield Result(
         video=video,
-        latents={i: x.cpu() for i, x in sorted(kept.items())[:MAX_KEPT]} if keep else {},
+        latents=latents,
+        side=_side_data(job, seen, latents),
         steps_run=job.total_steps - first,
+        computed_steps=computed_steps,
         denoise_seconds=denoise_seconds,
         decode_seconds=decode_seconds,
     )
+
+
+def _on_device(job: Job, donor: DonorData | None) -> DonorLatents | None:
+    if donor is None:
+        return None
+    model, side = job.model, donor.side
+    return DonorLatents(
+        steps={index: latents.to(model.device) for index, latents in donor.latents.items()},
+        maps=None if side is None else unpool_maps(side.maps, job.token_grid).to(model.device),
+        text=None if side is None else model.prepare_text(side.text.float()),
+    )
+
+
+def _step_done(job: Job, step: StageStep, seconds: float) -> StepDone:
+    return StepDone(
+        index=step.index + 1,
+        sigma=job.sigmas[step.index + 1],
+        seconds=seconds,
+        computed_share=step.computed_share,
+        active=b"" if step.active is None else pack_mask(step.active),
+        grid=job.token_grid,
+    )
+
+
+def _side_data(job: Job, seen: AttentionMaps, latents: Mapping[int, Tensor]) -> SideData | None:
+    """What a later request needs to know, in at most a tenth of the bytes of the latents."""
+    attention = seen.maps()
+    if attention is None or not latents:
+        return None
+    text = torch.as_tensor(job.token_states).clamp(-_HALF, _HALF).half()
+    limit = sum(x.nbytes for x in latents.values()) // 10 - text.nbytes - SIDE_OVERHEAD_BYTES
+    maps = pool_maps(attention.cpu(), job.token_grid, limit)
+    return None if maps is None else SideData(maps, text)
 
 
 def measure_step(model: LoadedModel) -> float:

@@ -14,12 +14,15 @@ from numpy.typing import NDArray
 
 from services.common import errors
 from services.common.errors import ChorusError, Violation, Violations
+from services.common.plans import check_amplification, check_depth, check_region
 from services.common.schedule import schedule_fault
 from services.common.tensors import decode_tensor
 from services.denoiser.models.pipeline import LatentShape, LoadedModel
+from services.denoiser.models.wan import Grid
 
 MAX_PROMPT_CHARACTERS = 2_000
 MAX_VECTOR = 4_096
+MAX_WEIGHTED_TOKENS = 2_048
 _MAX_ID_CHARACTERS = 128
 _MAX_ENCODER_CHARACTERS = 512
 _ENTRY_ID = re.compile(r"[0-9a-f]{64}")
@@ -34,7 +37,7 @@ class Job:
         latent_shape: (C, T, H, W).
         sigmas: total steps + 1 noise levels.
         token_states: float32 [L, text_dim].
-        first_step: K1; above 0 exactly if there is a donor.
+        plan: as it was asked for: K1 is above 0 exactly if there is a donor.
     """
 
     generation_id: str
@@ -43,8 +46,7 @@ class Job:
     sigmas: tuple[float, ...]
     seed: int
     token_states: NDArray[np.float32]
-    first_step: int
-    donor: plan_pb2.DonorRef | None
+    plan: plan_pb2.Plan
     retrieval_encoder_id: str
     vector_dim: int
     admission: denoiser_pb2.AdmissionContext | None
@@ -52,6 +54,40 @@ class Job:
     @property
     def total_steps(self) -> int:
         return len(self.sigmas) - 1
+
+    @property
+    def first_step(self) -> int:
+        """K1."""
+        return self.plan.full_reuse_steps
+
+    @property
+    def donor(self) -> plan_pb2.DonorRef | None:
+        return self.plan.donor if self.first_step else None
+
+    @property
+    def region_end(self) -> int:
+        """K2: at least K1, and equal to it where there is no stage 2."""
+        return max(self.first_step, self.plan.region_steps_end)
+
+    @property
+    def donor_steps(self) -> tuple[int, ...]:
+        """The step boundaries whose latents the plan takes from the donor, K1 first."""
+        return tuple(range(self.first_step, self.region_end + 1)) if self.first_step else ()
+
+    @property
+    def needs_side_data(self) -> bool:
+        """Whether the plan asks where words acted in the donor, or what its prompt was."""
+        attention = self.region_end > self.first_step and (
+            self.plan.region.source == plan_pb2.REGION_SOURCE_ATTENTION
+        )
+        return attention or (
+            self.plan.amplification.form == plan_pb2.AMPLIFICATION_FORM_CONTRAST
+            and self.plan.amplification.strength > 0
+        )
+
+    @property
+    def token_grid(self) -> Grid:
+        return self.model.token_grid(self.latent_shape)
 
     @property
     def identity(self) -> latents_pb2.LatentIdentity:
@@ -117,8 +153,7 @@ def check_request(request: denoiser_pb2.DenoiseRequest, models: Mapping[str, Loa
         sigmas=sigmas,
         seed=request.seed,
         token_states=states,
-        first_step=request.plan.full_reuse_steps,
-        donor=request.plan.donor if request.plan.full_reuse_steps else None,
+        plan=request.plan,
         retrieval_encoder_id=request.retrieval_encoder_id,
         vector_dim=request.vector_dim,
         admission=admission,
@@ -198,11 +233,25 @@ def _check_plan(violations: Violations, plan: plan_pb2.Plan, steps: int) -> None
         "plan.total_steps",
         f"must be {steps}, the schedule's number of steps, not {plan.total_steps}",
     )
-    violations.require(
-        plan.full_reuse_steps < max(steps, 1),
-        "plan.full_reuse_steps",
-        f"must be 0 to {max(steps, 1) - 1}, not {plan.full_reuse_steps}",
-    )
+    check_depth(violations, "plan.", plan.full_reuse_steps, plan.region_steps_end, steps)
+    regional = plan.region_steps_end > plan.full_reuse_steps
+    if (
+        violations.require(
+            plan.HasField("region") == regional,
+            "plan.region",
+            "must be set exactly if plan.region_steps_end is above plan.full_reuse_steps",
+        )
+        and regional
+    ):
+        check_region(violations, "plan.region", plan.region)
+    if plan.HasField("amplification"):
+        check_amplification(violations, "plan.amplification", plan.amplification, steps)
+    for name, tokens in (("gained", plan.gained), ("lost", plan.lost)):
+        violations.require(
+            len(tokens) <= MAX_WEIGHTED_TOKENS and all(0 <= token.weight <= 1 for token in tokens),
+            f"plan.{name}",
+            f"must be at most {MAX_WEIGHTED_TOKENS} tokens, each with a weight of 0 to 1",
+        )
     violations.require(
         plan.HasField("donor") == (plan.full_reuse_steps > 0),
         "plan.donor",

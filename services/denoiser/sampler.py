@@ -28,6 +28,11 @@ def seeded_noise(seed: int, shape: Sequence[int]) -> Tensor:
     return torch.randn(tuple(shape), generator=torch.Generator("cpu").manual_seed(seed))
 
 
+def euler(x: Tensor, velocity: Tensor, sigma: float, sigma_next: float) -> Tensor:
+    """One explicit step along a velocity."""
+    return x + (sigma_next - sigma) * velocity
+
+
 def sample(
     velocity: Callable[[Tensor, float], Tensor],
     latents: Tensor,
@@ -52,5 +57,5 @@ def _steps(
     velocity: Callable[[Tensor, float], Tensor], x: Tensor, sigmas: tuple[float, ...], start: int
 ) -> Iterator[Step]:
     for i in range(start, len(sigmas) - 1):
-        x = x + (sigmas[i + 1] - sigmas[i]) * velocity(x, sigmas[i])
+        x = euler(x, velocity(x, sigmas[i]), sigmas[i], sigmas[i + 1])
         yield Step(i, sigmas[i], sigmas[i + 1], x)

@@ -10,7 +10,6 @@ from typing import Any
 import grpc.aio
 from chorus.common.v1 import errors_pb2, latents_pb2, video_pb2
 from chorus.denoiser.v1 import denoiser_pb2, denoiser_pb2_grpc
-from torch import Tensor
 
 from services.common import errors, names, telemetry
 from services.common.blobs import chunks, sha256
@@ -18,7 +17,7 @@ from services.common.errors import ChorusError
 from services.common.logs import get_logger
 from services.common.tenancy import tenant_of
 from services.denoiser.catalogue import Catalogue
-from services.denoiser.donors import Donors
+from services.denoiser.donors import DonorData, Donors
 from services.denoiser.engine import Result, StepDone, Video, denoise
 from services.denoiser.jobs import Job, check_request
 from services.denoiser.video import MEDIA_TYPE
@@ -31,9 +30,9 @@ DenoiseContext = grpc.aio.ServicerContext[denoiser_pb2.DenoiseRequest, denoiser_
 
 @dataclass(frozen=True)
 class _Start:
-    """Where a run begins, and what finding that out took."""
+    """What a run takes from its donor, and what finding that out took."""
 
-    latents: tuple[int, Tensor] | None = None
+    donor: DonorData | None = None
     degraded: errors_pb2.JobError | None = None
     fetch_seconds: float = 0.0
 
@@ -58,7 +57,7 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
         _when_ended(context, self._worker.take_place())
         start = await self._start(job, tenant)
         run = self._worker.submit(
-            denoise(job, start.latents, job.admission is not None, telemetry.traceparent()), deadline
+            denoise(job, start.donor, job.admission is not None, telemetry.traceparent()), deadline
         )
         _when_ended(context, run.cancel)
         with telemetry.span(names.SPAN_QUEUE):
@@ -99,20 +98,20 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
             return _Start()
         begin = time.perf_counter()
         try:
-            latents = await self._donors.fetch(job, tenant)
+            donor = await self._donors.fetch(job, tenant)
         except ChorusError as error:
             log.warning("donor lost", generation_id=job.generation_id, reason=error.message)
             seconds = time.perf_counter() - begin
             return _Start(degraded=errors.to_job_error(error), fetch_seconds=seconds)
-        return _Start((job.first_step, latents), fetch_seconds=time.perf_counter() - begin)
+        return _Start(donor, fetch_seconds=time.perf_counter() - begin)
 
     async def _admit(self, job: Job, tenant: str, result: Result) -> denoiser_pb2.Admission:
         if not result.latents:
             return denoiser_pb2.Admission()  # a run of one step has nothing between noise and video
         # Without a donor the same latents would have cost every step that leads to them.
-        cost = result.denoise_seconds / result.steps_run * max(result.latents)
+        cost = result.denoise_seconds / max(result.computed_steps, 1e-3) * max(result.latents)
         try:
-            entry_id = await self._donors.admit(job, tenant, result.latents, cost)
+            entry_id = await self._donors.admit(job, tenant, result.latents, cost, result.side)
         except ChorusError as error:
             log.warning("not admitted", generation_id=job.generation_id, reason=error.message)
             return denoiser_pb2.Admission(error=errors.to_job_error(error))
@@ -130,9 +129,9 @@ def _when_ended(context: Any, action: Callable[[], None]) -> None:
 
 def _started(job: Job, start: _Start) -> denoiser_pb2.Started:
     return denoiser_pb2.Started(
-        first_step=start.latents[0] if start.latents else 0,
+        first_step=job.first_step if start.donor else 0,
         total_steps=job.total_steps,
-        donor=job.donor if start.latents else None,
+        donor=job.donor if start.donor else None,
         degraded=start.degraded,
         fetch_seconds=start.fetch_seconds,
     )
@@ -141,7 +140,11 @@ def _started(job: Job, start: _Start) -> denoiser_pb2.Started:
 def _step(event: StepDone) -> denoiser_pb2.DenoiseResponse:
     return denoiser_pb2.DenoiseResponse(
         step_completed=denoiser_pb2.StepCompleted(
-            step=latents_pb2.StepRef(index=event.index, sigma=event.sigma), seconds=event.seconds
+            step=latents_pb2.StepRef(index=event.index, sigma=event.sigma),
+            seconds=event.seconds,
+            computed_share=event.computed_share,
+            active_tokens=event.active,
+            token_grid=event.grid,
         )
     )
 

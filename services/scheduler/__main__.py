@@ -21,6 +21,7 @@ from services.scheduler.dispatch import Dispatcher
 from services.scheduler.downstream import open_downstream
 from services.scheduler.generations import Generations
 from services.scheduler.pace import Pace
+from services.scheduler.rerank import AlignmentReranker, ScoreReranker
 from services.scheduler.servicer import SchedulerServicer
 from services.scheduler.settings import SchedulerSettings
 from services.scheduler.sqlite import open_store
@@ -52,7 +53,8 @@ class Scheduler:
         downstream = open_downstream(settings, resources, self._service_changed)
         self._catalogue = Catalogue(store, downstream.denoiser, downstream.metadata)
         await self._catalogue.load()
-        tools = Tools(store, videos, self._catalogue, downstream, Pace(), settings)
+        reranker = AlignmentReranker(downstream) if settings.reranker == "alignment" else ScoreReranker()
+        tools = Tools(store, videos, self._catalogue, downstream, Pace(), reranker, settings)
         self._dispatcher = Dispatcher(tools)
         await self._dispatcher.recover()
         self._spawn(self._dispatcher.run())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from chorus.common.v1 import latents_pb2, plan_pb2
@@ -12,7 +12,8 @@ from chorus.scheduler.v1 import scheduler_pb2 as pb
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.common import errors
-from services.common.errors import Violation
+from services.common.errors import Violation, Violations
+from services.common.plans import check_amplification, check_depth, check_region
 from services.common.schedule import schedule_fault, shifted_schedule
 from services.scheduler.settings import DAY
 
@@ -90,6 +91,9 @@ def accept(
             found += _check_bound(f"spec.shape.{name}", getattr(spec.shape, name), bound, model_id)
     if fault is None:
         accepted.schedule.CopyFrom(_schedule(spec, model, found))
+    if spec.HasField("explicit_reuse"):
+        accepted.explicit_reuse.CopyFrom(spec.explicit_reuse)
+        found += _check_explicit(spec.explicit_reuse, len(accepted.schedule.sigmas) - 1)
     if found:
         raise errors.invalid_fields(found)
     return accepted
@@ -169,6 +173,27 @@ def _schedule(
             sigmas=[] if wrong else shifted_schedule(spec.steps, model.schedule_shift)
         )
     return model.default_schedule
+
+
+def _check_explicit(own: pb.ExplicitReuse, steps: int) -> Sequence[Violation]:
+    """Args: `steps`: of the schedule; below 1 where that is at fault itself."""
+    violations = Violations()
+    field = "spec.explicit_reuse"
+    if steps >= 1:
+        violations.require(
+            own.full_reuse_steps >= 1,
+            f"{field}.full_reuse_steps",
+            "must be at least 1; for none leave it out",
+        )
+        check_depth(violations, f"{field}.", own.full_reuse_steps, own.region_steps_end, steps)
+        if own.HasField("amplification"):
+            check_amplification(violations, f"{field}.amplification", own.amplification, steps)
+    if own.HasField("region"):
+        check_region(violations, f"{field}.region", own.region)
+    violations.require(
+        -1 <= own.min_score <= 1, f"{field}.min_score", f"must be a cosine, -1 to 1, not {own.min_score:g}"
+    )
+    return violations.found
 
 
 def check_page_size(page_size: int) -> int:

@@ -15,9 +15,9 @@ from services.common.errors import ChorusError
 from services.common.logs import get_logger
 from services.common.telemetry import Span
 from services.scheduler import messages, planner
+from services.scheduler.calibration import Policy, calibration_of
 from services.scheduler.faults import Interrupted, judge
 from services.scheduler.jobs import IN_QUEUE
-from services.scheduler.planner import Policy
 from services.scheduler.run import Run
 from services.scheduler.store import Job
 from services.scheduler.tools import Tools, too_late
@@ -57,6 +57,7 @@ async def attempt(tools: Tools, job: Job, span: Span) -> None:
     timings.lookup_seconds = time.monotonic() - looked_up
     span.set_attribute(names.TOTAL_STEPS, plan.total_steps)
     span.set_attribute(names.FULL_REUSE_STEPS, plan.full_reuse_steps)
+    span.set_attribute(names.REGION_STEPS, max(0, plan.region_steps_end - plan.full_reuse_steps))
     span.set_attribute(names.CACHE_DECISION, "hit" if plan.full_reuse_steps else "miss")
 
     planned = [pb.GenerationEvent(planned=pb.PlannedEvent(plan=plan))]
@@ -104,11 +105,11 @@ async def _plan(
     warnings: list[errors_pb2.JobError],
 ) -> plan_pb2.Plan:
     spec = job.generation.spec
-    policy = POLICIES[spec.reuse]
-    total_steps = len(spec.schedule.sigmas) - 1
+    sigmas, policy = tuple(spec.schedule.sigmas), POLICIES[spec.reuse]
+    own = spec.explicit_reuse if spec.HasField("explicit_reuse") else None
     donors: list[planner.Donor] = []
     missing: ChorusError | None = None
-    if policy != "off":
+    if policy != "off" or own is not None:
         try:
             donors = await _look_up(tools, job, model, encoded)
         except ChorusError as error:
@@ -116,11 +117,15 @@ async def _plan(
             log.warning("cache not used", error=error.message)
             warnings.append(errors.to_job_error(error))
             missing = error
+    donors = await _rerank(tools, job, encoded, donors)
+    pace = tools.pace.seconds_per_step(spec, model)
     with telemetry.span(names.SPAN_PLAN, {names.DONOR_COUNT: len(donors)}) as span:
         if missing is not None:
-            chosen = planner.without_cache(total_steps, missing.message)
+            chosen = planner.without_cache(len(sigmas) - 1, missing.message)
+        elif own is not None:
+            chosen = planner.explicit(own, len(sigmas) - 1, donors, pace)
         else:
-            chosen = planner.plan(policy, total_steps, donors, tools.pace.seconds_per_step(spec, model))
+            chosen = planner.plan(policy, sigmas, donors, pace, calibration_of(model.model_id))
         span.set_attribute(names.FULL_REUSE_STEPS, chosen.full_reuse_steps)
         span.set_attribute(
             names.PLAN_REASON,
@@ -129,7 +134,25 @@ async def _plan(
         if chosen.donor is not None:
             span.set_attribute(names.ENTRY_ID, chosen.donor.entry_id)
             span.set_attribute(names.DONOR_SCORE, chosen.donor.score)
+            if chosen.donor.edit is not None:
+                span.set_attribute(names.EDIT, chosen.donor.edit.kind)
     return planner.to_message(chosen)
+
+
+async def _rerank(
+    tools: Tools, job: Job, encoded: embedder_pb2.EmbedResponse, donors: list[planner.Donor]
+) -> list[planner.Donor]:
+    """Donors with the edits that lead from them; without, should the embedder fail: similarity decides."""
+    if not donors:
+        return donors
+    seconds = min(tools.seconds_left(job), tools.settings.align_seconds)
+    try:
+        return await tools.reranker.rerank(
+            job.generation.spec.prompt, len(encoded.tokens), encoded.conditioning_encoder_id, donors, seconds
+        )
+    except ChorusError as error:
+        log.warning("prompts not compared", error=error.message)
+        return donors
 
 
 async def _look_up(

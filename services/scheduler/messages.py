@@ -58,7 +58,10 @@ def donors_of(reply: cache_pb2.LookupResponse) -> list[Donor]:
         Donor(
             entry_id=donor.entry.entry_id,
             score=donor.score,
-            steps=frozenset(blob.step.index for blob in donor.entry.blobs),
+            steps=frozenset(
+                blob.step.index for blob in donor.entry.blobs if blob.kind != latents_pb2.BLOB_KIND_SIDE_DATA
+            ),
+            side_data=any(blob.kind == latents_pb2.BLOB_KIND_SIDE_DATA for blob in donor.entry.blobs),
             prompt=donor.entry.prompt,
             traceparent=donor.entry.traceparent,
             generation_id=donor.entry.generation_id,

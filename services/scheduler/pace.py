@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 
 from chorus.denoiser.v1 import denoiser_pb2
 from chorus.scheduler.v1 import scheduler_pb2 as pb
@@ -50,17 +51,28 @@ def eta_seconds(steps_left: int, step_seconds: float, decode_seconds: float) -> 
     return steps_left * step_seconds + decode_seconds
 
 
-def seconds_saved(reused: int, steps_run: int, denoise: float, fetch: float, known_step: float) -> float:
-    """Against computing every step at this run's own pace. Negative when the donor cost more than it gave.
+def full_step(steps: Sequence[tuple[float, float]]) -> float | None:
+    """Mean seconds of the steps that computed every token, once; None without any.
 
     Args:
-        denoise: seconds of all steps that were run.
-        fetch: seconds spent on getting the donor's latents.
-        known_step: seconds per step, where none was run.
+        steps: seconds and the share of tokens computed.
     """
-    if not reused:
+    full = [seconds for seconds, share in steps if share == 1.0]
+    return sum(full) / len(full) if full else None
+
+
+def seconds_saved(total_steps: int, denoise: float, fetch: float, known_step: float) -> float:
+    """Against computing every step. Negative when the donor cost more than it gave.
+
+    Args:
+        total_steps: 0 for a run without a donor, which saved nothing.
+        denoise: seconds of all steps that were run.
+        fetch: seconds spent on getting what the donor gave.
+        known_step: seconds of a full step; 0 if unknown.
+    """
+    if not total_steps or not known_step:
         return 0.0
-    return reused * (denoise / steps_run if steps_run else known_step) - fetch
+    return total_steps * known_step - denoise - fetch
 
 
 def _key(spec: pb.GenerationSpec) -> Key:

@@ -1,15 +1,21 @@
-"""How much of a donor to reuse: plain values in, a plan and its reasons out."""
+"""How much of which donor to reuse: plain values in, a plan and its reasons out.
+
+Where the model has a calibration and the prompts could be compared, the kind of edit decides, by what reuse
+was measured to cost for it; the answer may always be "none". Otherwise a coarse table of similarities does.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from dataclasses import dataclass, replace
 
 from chorus.common.v1 import plan_pb2
+from chorus.scheduler.v1 import scheduler_pb2 as pb
 
-Policy: TypeAlias = Literal["off", "safe", "balanced", "fast"]
+from services.common.plans import DEFAULT_REGION
+from services.scheduler.calibration import LIMITS, Calibration, Depth, Policy, Row
+from services.scheduler.edits import Edit
 
 # Score at and above which this share of the steps is reused, best first. Text similarity alone is a coarse
 # guide: with MiniLM a changed word of motion or size scores up to 0.993, a changed colour about 0.83, a true
@@ -29,6 +35,8 @@ class Donor:
     Args:
         score: cosine of the two retrieval vectors.
         steps: indices of the step boundaries whose latents are cached.
+        side_data: whether it holds its attention maps and token states.
+        edit: how the target differs from it; None where that could not be told.
     """
 
     entry_id: str
@@ -37,6 +45,12 @@ class Donor:
     prompt: str = ""
     traceparent: str = ""
     generation_id: str = ""
+    side_data: bool = False
+    edit: Edit | None = None
+
+    def holds(self, first: int, end: int, side_data: bool) -> bool:
+        """Whether it has x_first … x_end, and its side data where that is needed."""
+        return self.steps.issuperset(range(first, end + 1)) and (self.side_data or not side_data)
 
 
 @dataclass(frozen=True)
@@ -51,7 +65,9 @@ class Plan:
 
     Args:
         full_reuse_steps: K1; 0 exactly when there is no donor.
+        region_steps_end: K2; K1 where there is no stage 2.
         predicted_seconds_saved: 0 where the seconds of a step are not known yet.
+        predicted_drift_points: None where no calibration tells.
     """
 
     total_steps: int
@@ -59,16 +75,28 @@ class Plan:
     donor: Donor | None
     reasons: tuple[Reason, ...]
     predicted_seconds_saved: float
+    region_steps_end: int = 0
+    region: plan_pb2.RegionPlan | None = None
+    amplification: plan_pb2.Amplification | None = None
+    predicted_drift_points: float | None = None
 
 
-def plan(policy: Policy, total_steps: int, donors: Sequence[Donor], seconds_per_step: float) -> Plan:
-    """Chooses the donor that allows the deepest reuse, and among equals the most similar one.
+def plan(
+    policy: Policy,
+    sigmas: Sequence[float],
+    donors: Sequence[Donor],
+    seconds_per_step: float,
+    calibration: Calibration | None = None,
+) -> Plan:
+    """Chooses the donor and the depth that save most among those that the policy allows.
 
     Args:
-        total_steps: N, at least 1.
+        sigmas: the schedule, N + 1 values.
         donors: in any order; all under the identity of the request.
-        seconds_per_step: of the model at this shape; 0 if unknown.
+        seconds_per_step: of a full step of the model at this shape; 0 if unknown.
+        calibration: of the model.
     """
+    total_steps = len(sigmas) - 1
     if policy == "off":
         return _in_full(total_steps, plan_pb2.PLAN_REASON_CODE_REUSE_OFF, "the request asked for no reuse")
     if not donors:
@@ -77,6 +105,156 @@ def plan(policy: Policy, total_steps: int, donors: Sequence[Donor], seconds_per_
             plan_pb2.PLAN_REASON_CODE_NO_DONOR,
             "the cache holds nothing similar for this model, schedule and size",
         )
+    if calibration is not None and any(donor.edit for donor in donors):
+        return _calibrated(policy, sigmas, donors, seconds_per_step, calibration)
+    return _by_score(policy, total_steps, donors, seconds_per_step)
+
+
+def without_cache(total_steps: int, why: str) -> Plan:
+    """The plan when the cache could not be asked."""
+    return _in_full(
+        total_steps,
+        plan_pb2.PLAN_REASON_CODE_CACHE_UNAVAILABLE,
+        f"computed in full, because the cache could not be asked: {why}",
+    )
+
+
+def explicit(
+    wanted: pb.ExplicitReuse, total_steps: int, donors: Sequence[Donor], seconds_per_step: float
+) -> Plan:
+    """The plan that the request chose itself, with the most similar donor that it fits.
+
+    Args:
+        wanted: within its bounds.
+    """
+    first = wanted.full_reuse_steps
+    end = max(first, wanted.region_steps_end)
+    region = (wanted.region if wanted.HasField("region") else DEFAULT_REGION) if end > first else None
+    amplification = wanted.amplification if wanted.HasField("amplification") else None
+    depth = Depth(1.0, region, amplification)
+    fitting = [
+        donor
+        for donor in donors
+        if donor.score >= wanted.min_score and donor.holds(first, end, depth.needs_side_data)
+    ]
+    if not fitting:
+        return _in_full(
+            total_steps,
+            plan_pb2.PLAN_REASON_CODE_NO_DONOR,
+            f"no entry scores {wanted.min_score:.3f} or more and holds what the request's own plan needs:"
+            f" latents after steps {first} to {end}" + (", and side data" if depth.needs_side_data else ""),
+        )
+    best = max(fitting, key=lambda donor: (donor.score, donor.entry_id))
+    return Plan(
+        total_steps=total_steps,
+        full_reuse_steps=first,
+        donor=best,
+        reasons=(
+            Reason(
+                plan_pb2.PLAN_REASON_CODE_EXPLICIT,
+                f"the request asked to reuse {first} of {total_steps} steps"
+                + (f" and to compute a region up to step {end}" if region else ""),
+            ),
+        ),
+        predicted_seconds_saved=first * seconds_per_step,
+        region_steps_end=end if region else 0,
+        region=region,
+        amplification=amplification,
+    )
+
+
+def _calibrated(
+    policy: Policy,
+    sigmas: Sequence[float],
+    donors: Sequence[Donor],
+    seconds_per_step: float,
+    calibration: Calibration,
+) -> Plan:
+    """The measured way: of all rows within the policy's limit, the one that saves most."""
+    total_steps = len(sigmas) - 1
+    options = [
+        (donor, row, first)
+        for donor in donors
+        if donor.edit is not None
+        for row in calibration.allowed(donor.edit.kind, policy)
+        if (first := row.depth.first_step(sigmas)) > 0
+    ]
+    usable = [
+        (donor, row, first)
+        for donor, row, first in options
+        if donor.holds(first, total_steps if row.depth.region else first, row.depth.needs_side_data)
+    ]
+    if not usable:
+        return _declined(policy, total_steps, donors, calibration, bool(options))
+
+    def worth(option: tuple[Donor, Row, int]) -> tuple[float, float, float, str]:
+        donor, row, first = option
+        return -_computed(row, total_steps, first), -row.drift_points, donor.score, donor.entry_id
+
+    donor, row, first = max(usable, key=worth)
+    assert donor.edit is not None
+    computed = _computed(row, total_steps, first)
+    return Plan(
+        total_steps=total_steps,
+        full_reuse_steps=first,
+        donor=donor,
+        reasons=(_edit_reason(donor.edit), _row_reason(policy, row, first, total_steps, computed)),
+        predicted_seconds_saved=(total_steps - computed) * seconds_per_step,
+        region_steps_end=total_steps if row.depth.region else 0,
+        region=row.depth.region,
+        amplification=row.depth.amplification,
+        predicted_drift_points=row.drift_points,
+    )
+
+
+def _computed(row: Row, total_steps: int, first: int) -> float:
+    """Full steps' worth of tokens that a row computes after K1 = `first`."""
+    return row.computed_share * (total_steps - first)
+
+
+def _declined(
+    policy: Policy, total_steps: int, donors: Sequence[Donor], calibration: Calibration, allowed: bool
+) -> Plan:
+    """No reuse, with the reason that concerns the most similar donor."""
+    nearest = max((d for d in donors if d.edit), key=lambda donor: (donor.score, donor.entry_id))
+    assert nearest.edit is not None
+    kind = nearest.edit.kind
+    if allowed:
+        code = plan_pb2.PLAN_REASON_CODE_STEP_NOT_CACHED
+        text = "no donor holds the latents or the side data that the depths allowed would need"
+    elif not calibration.knows(kind):
+        code = plan_pb2.PLAN_REASON_CODE_DRIFT_TOO_HIGH
+        text = f"nothing was measured for edits of the kind {kind!r}; none are reused"
+    else:
+        code = plan_pb2.PLAN_REASON_CODE_DRIFT_TOO_HIGH
+        text = (
+            f"no depth measured for edits of the kind {kind!r} stays within the"
+            f" {LIMITS.get(policy, 0):g} points of drift and of lost alignment that {policy!r} allows"
+        )
+    declined = _in_full(total_steps, code, text)
+    return replace(declined, reasons=(_edit_reason(nearest.edit), *declined.reasons))
+
+
+def _edit_reason(edit: Edit) -> Reason:
+    return Reason(
+        plan_pb2.PLAN_REASON_CODE_EDIT, f"against the donor's prompt the target {edit.words}: {edit.kind}"
+    )
+
+
+def _row_reason(policy: Policy, row: Row, first: int, total_steps: int, computed: float) -> Reason:
+    then = "computing the region that differs" if row.depth.region else "computing in full"
+    if row.depth.amplification is not None:
+        then += ", amplified"
+    return Reason(
+        plan_pb2.PLAN_REASON_CODE_CALIBRATION,
+        f"reusing {first} of {total_steps} steps, then {then}: {computed:.2f} steps' worth; measured for this"
+        f" kind of edit: drift {row.drift_points:+.1f} points, alignment {-row.alignment_loss_points:+.1f}"
+        f" (n = {row.n}); {policy!r} allows {LIMITS.get(policy, 0):g}",
+    )
+
+
+def _by_score(policy: Policy, total_steps: int, donors: Sequence[Donor], seconds_per_step: float) -> Plan:
+    """The donor that allows the deepest reuse by the table, and among equals the most similar one."""
     most_similar = max(donors, key=lambda donor: (donor.score, donor.entry_id))
     lowest = TABLE[policy][-1][0]
     if most_similar.score < lowest:
@@ -110,21 +288,16 @@ def plan(policy: Policy, total_steps: int, donors: Sequence[Donor], seconds_per_
     )
 
 
-def without_cache(total_steps: int, why: str) -> Plan:
-    """The plan when the cache could not be asked."""
-    return _in_full(
-        total_steps,
-        plan_pb2.PLAN_REASON_CODE_CACHE_UNAVAILABLE,
-        f"computed in full, because the cache could not be asked: {why}",
-    )
-
-
 def to_message(plan: Plan) -> plan_pb2.Plan:
     message = plan_pb2.Plan(
         total_steps=plan.total_steps,
         full_reuse_steps=plan.full_reuse_steps,
         reasons=[plan_pb2.PlanReason(code=reason.code, text=reason.text) for reason in plan.reasons],
         predicted_seconds_saved=plan.predicted_seconds_saved,
+        region_steps_end=plan.region_steps_end,
+        region=plan.region,
+        amplification=plan.amplification,
+        predicted_drift_points=plan.predicted_drift_points or 0.0,
     )
     if plan.donor is not None:
         message.donor.CopyFrom(
@@ -136,6 +309,11 @@ def to_message(plan: Plan) -> plan_pb2.Plan:
                 generation_id=plan.donor.generation_id,
             )
         )
+        if plan.donor.edit is not None:
+            edit = plan.donor.edit
+            message.edit = edit.kind
+            message.gained.extend(plan_pb2.WeightedToken(index=i, weight=w) for i, w in edit.gained)
+            message.lost.extend(plan_pb2.WeightedToken(index=i, weight=w) for i, w in edit.lost)
     return message
 
 

@@ -56,7 +56,8 @@ class Run:
         self._timings = timings
         self._taken = taken
         self.first_step = 0
-        self._step_seconds: list[float] = []
+        # Of each step that was run: seconds, and the share of tokens computed.
+        self._steps: list[tuple[float, float]] = []
         self._info: video_pb2.VideoInfo | None = None
         self._video: BlobAssembler | None = None
         self._began = False
@@ -154,17 +155,23 @@ class Run:
         await self._advance(*events)
 
     async def _step_completed(self, step: denoiser_pb2.StepCompleted) -> None:
-        self._step_seconds.append(step.seconds)
+        self._steps.append((step.seconds, step.computed_share))
         total = self._plan.total_steps
         eta = pace.eta_seconds(
             total - step.step.index,
-            sum(self._step_seconds) / len(self._step_seconds),
+            sum(seconds for seconds, _ in self._steps) / len(self._steps),
             self._tools.pace.decode_seconds(self._job.generation.spec),
         )
         await self._advance(
             pb.GenerationEvent(
                 step_completed=pb.StepCompletedEvent(
-                    step=step.step, total_steps=total, seconds=step.seconds, eta_seconds=eta
+                    step=step.step,
+                    total_steps=total,
+                    seconds=step.seconds,
+                    eta_seconds=eta,
+                    computed_share=step.computed_share,
+                    active_tokens=step.active_tokens,
+                    token_grid=step.token_grid,
                 )
             )
         )
@@ -182,14 +189,16 @@ class Run:
         self._timings.decode_seconds = completed.decode_seconds
         self._timings.total_seconds = time.monotonic() - self._taken
         spec = self._job.generation.spec
-        known_step = self._tools.pace.seconds_per_step(spec, self._model)
+        full_step = pace.full_step(self._steps)
+        if full_step is not None:
+            self._tools.pace.note(spec, full_step, completed.decode_seconds, self._timings.total_seconds)
+        known_step = full_step or self._tools.pace.seconds_per_step(spec, self._model)
         succeeded = pb.SucceededEvent(
             video=self._info,
             steps_run=completed.steps_run,
             timings=self._timings,
             seconds_saved=pace.seconds_saved(
-                self.first_step,
-                completed.steps_run,
+                self._plan.total_steps if self.first_step else 0,
                 completed.denoise_seconds,
                 self._timings.fetch_seconds,
                 known_step,
@@ -201,13 +210,6 @@ class Run:
             await self._tools.videos.remove([self._job.job_id])
             raise
         self._succeeded = True
-        if completed.steps_run:
-            self._tools.pace.note(
-                spec,
-                completed.denoise_seconds / completed.steps_run,
-                completed.decode_seconds,
-                self._timings.total_seconds,
-            )
         log.info("succeeded", steps_run=completed.steps_run, seconds=round(self._timings.total_seconds, 3))
 
     async def _advance(self, *events: pb.GenerationEvent) -> None:

@@ -46,7 +46,10 @@ class SchedulerSettings(ServerSettings):
 
     # How many donors the planner may choose from.
     donor_limit: Annotated[int, Field(ge=1, le=16)] = 8
+    # How donors are compared with the request: by aligning the prompts, or by their similarity alone.
+    reranker: Literal["alignment", "score"] = "alignment"
     lookup_seconds: Seconds = 2.0
+    align_seconds: Seconds = 2.0
     embed_seconds: Seconds = 30.0
     # How long the end of a run may wait for its latents to be admitted before the next job starts.
     admission_seconds: Seconds = 30.0

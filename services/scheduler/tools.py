@@ -11,6 +11,7 @@ from services.common.errors import ChorusError
 from services.scheduler.catalogue import Catalogue
 from services.scheduler.downstream import Downstream
 from services.scheduler.pace import Pace
+from services.scheduler.rerank import Reranker
 from services.scheduler.settings import SchedulerSettings
 from services.scheduler.store import Job, JobStore
 from services.scheduler.videos import Videos
@@ -29,6 +30,7 @@ class Tools:
     catalogue: Catalogue
     downstream: Downstream
     pace: Pace
+    reranker: Reranker
     settings: SchedulerSettings
     clock: Callable[[], float] = time.time
 

@@ -1,9 +1,9 @@
-"""Values that a cache would meet: identities, entries, unit vectors, latents as safetensors."""
+"""Values that a cache would meet: identities, entries, unit vectors, latents and side data as safetensors."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from chorus.cache.v1 import cache_pb2
@@ -47,6 +47,11 @@ def latents(seed: int, shape: Sequence[int] = SHAPE, dtype: str = "float32") -> 
     """A safetensors file of one tensor."""
     values = np.random.default_rng(seed).standard_normal(tuple(shape)).astype(dtype)
     return bytes(save({"latents": values}))
+
+
+def side_data(value: int, tensors: int = 1) -> bytes:
+    """A safetensors file, with one tensor the smallest there is: less than a tenth of two `latents`."""
+    return bytes(save({f"{i}": np.array([value], "uint8") for i in range(tensors)}))
 
 
 def entry(
@@ -96,18 +101,37 @@ def header(step: int, data: bytes) -> latents_pb2.BlobHeader:
     )
 
 
+def side_header(data: bytes) -> latents_pb2.BlobHeader:
+    return latents_pb2.BlobHeader(
+        size_bytes=len(data), digest=sha256(data), kind=latents_pb2.BLOB_KIND_SIDE_DATA
+    )
+
+
+def blob_messages(
+    announced: latents_pb2.BlobHeader, data: bytes, chunk_bytes: int = 64
+) -> Iterator[cache_pb2.AdmitRequest]:
+    yield cache_pb2.AdmitRequest(header=announced)
+    for chunk in chunks(data, chunk_bytes):
+        yield cache_pb2.AdmitRequest(chunk=chunk)
+
+
 def admission(
-    offered: cache_pb2.NewEntry, blobs: dict[int, bytes], chunk_bytes: int = 64
+    offered: cache_pb2.NewEntry,
+    blobs: Mapping[int, bytes],
+    chunk_bytes: int = 64,
+    *,
+    side: bytes | None = None,
 ) -> Iterator[cache_pb2.AdmitRequest]:
     """The messages of an `Admit` call."""
     announced = cache_pb2.NewEntry()
     announced.CopyFrom(offered)
     announced.steps[:] = blobs
+    announced.side_data = side is not None
     yield cache_pb2.AdmitRequest(entry=announced)
     for step, data in blobs.items():
-        yield cache_pb2.AdmitRequest(header=header(step, data))
-        for chunk in chunks(data, chunk_bytes):
-            yield cache_pb2.AdmitRequest(chunk=chunk)
+        yield from blob_messages(header(step, data), data, chunk_bytes)
+    if side is not None:
+        yield from blob_messages(side_header(side), side, chunk_bytes)
 
 
 def lookup(
@@ -123,7 +147,10 @@ def lookup(
 
 
 def fetch(
-    entry_id: str, *steps: int, under: latents_pb2.LatentIdentity | None = None
+    entry_id: str,
+    *steps: int,
+    under: latents_pb2.LatentIdentity | None = None,
+    side_data: bool = False,
 ) -> cache_pb2.FetchRequest:
     return cache_pb2.FetchRequest(
         entry_id=entry_id,
@@ -131,4 +158,5 @@ def fetch(
         vector_dim=DIMENSION,
         steps=steps,
         identity=under or identity(),
+        side_data=side_data,
     )

@@ -155,9 +155,30 @@ async def test_a_selection_of_many_pages_is_whole(index: Index, tenant: str) -> 
 )
 async def test_any_prompt_comes_back_as_it_went_in(index: Index, tenant: str, prompt: str) -> None:
     blobs = [Blob(i, 1 / (i + 1), 2**40 + i, digest(str(i))) for i in range(64)]
+    blobs.append(Blob(None, 0.0, 2**40, digest("side data")))
     kept = entry(prompt, tenant=tenant, blobs=blobs)
     await index.upsert(SPACE, kept, unit(1))
     assert await index.get(SPACE.name, tenant, kept.entry_id) == kept
+
+
+async def test_an_entry_with_side_data_and_one_without_come_back_as_they_were(
+    index: Index, tenant: str
+) -> None:
+    steps = [Blob(1, 0.9, 100, digest("x1")), Blob(2, 0.5, 100, digest("x2"))]
+    plain = entry("plain", tenant=tenant, created_ms=1, blobs=steps)
+    rich = entry("rich", tenant=tenant, created_ms=2, blobs=[*steps, Blob(None, 0.0, 20, digest("side"))])
+    for each in (plain, rich):
+        await index.upsert(SPACE, each, unit(1))
+    assert await found(index, tenant) == [plain, rich]
+    hits = await index.search(SPACE.name, tenant, IDENTITY, unit(1), 2)
+    assert {hit.entry.prompt: hit.entry.blobs for hit in hits} == {"plain": plain.blobs, "rich": rich.blobs}
+    assert (plain.size_bytes, rich.size_bytes) == (200, 220)
+    assert len(set(rich.keys)) == 3
+
+
+def test_a_blob_is_written_as_in_rows_that_knew_no_side_data() -> None:
+    written = dataclasses.asdict(Blob(1, 0.9, 100, digest("x")))
+    assert written == {"step": 1, "sigma": 0.9, "size_bytes": 100, "digest": digest("x")}
 
 
 async def test_encoders_and_dimensions_are_apart(index: Index, tenant: str) -> None:

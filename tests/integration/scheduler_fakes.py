@@ -102,6 +102,7 @@ class FakeEmbedder(Fake, embedder_pb2_grpc.EmbedderServiceServicer):
     def reset(self) -> None:
         self.metadata = []
         self.truncated = False
+        self.aligned: list[embedder_pb2.AlignRequest] = []
 
     def register(self, server: grpc.aio.Server) -> None:
         embedder_pb2_grpc.add_EmbedderServiceServicer_to_server(self, server)
@@ -117,7 +118,11 @@ class FakeEmbedder(Fake, embedder_pb2_grpc.EmbedderServiceServicer):
         )
 
     async def Align(self, request: Any, context: Any) -> Any:
-        raise AssertionError("not asked for")
+        self.note(context)
+        self.aligned.append(request)
+        return embedder_pb2.AlignResponse(
+            alignments=[embedder_pb2.Alignment() for _ in request.donor_prompts]
+        )
 
     async def DescribeEncoders(self, request: Any, context: Any) -> Any:
         raise AssertionError("not asked for")

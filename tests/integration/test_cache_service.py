@@ -5,39 +5,47 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 import grpc
 import grpc.aio
 import pytest
-from chorus.cache.v1 import cache_pb2, cache_pb2_grpc
-from google.rpc import error_details_pb2
-from grpc_status import rpc_status
+from chorus.cache.v1 import cache_pb2
 
-from services.common.blobs import BlobAssembler
-from services.common.channels import open_channel
 from services.common.identity import entry_id, identity_digest
 from services.common.tenancy import tenant_metadata
-from tests.contract.samples import admission, digest, fetch, header, identity, latents, lookup, new_entry
+from tests.contract.samples import (
+    admission,
+    blob_messages,
+    digest,
+    fetch,
+    header,
+    identity,
+    latents,
+    lookup,
+    new_entry,
+    side_data,
+    side_header,
+)
+from tests.integration.cache_calls import (
+    SECONDS,
+    admitted,
+    connected,
+    details,
+    donors,
+    environment,
+    fetched,
+    files,
+)
 from tests.processes import ServiceProcess, free_port, start_service, wait_until_serving
 
 if TYPE_CHECKING:
-    Stub: TypeAlias = cache_pb2_grpc.CacheServiceAsyncStub
+    from tests.integration.cache_calls import Stub
 
 BLOBS = {1: latents(1), 2: latents(2)}
-SECONDS = 30.0
-
-
-def environment(directory: Path) -> dict[str, str]:
-    return {
-        "CHORUS_CACHE_MILVUS_URI": str(directory / "store" / "milvus.db"),
-        "CHORUS_CACHE_BLOB_DIR": str(directory / "store" / "blobs"),
-        "CHORUS_CACHE_MAX_PROMPT_BYTES": "2000",
-        "CHORUS_CACHE_MILVUS_SECONDS": "30",
-    }
+SIDE = side_data(7)
 
 
 @pytest.fixture(scope="module")
@@ -49,14 +57,6 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def service(directory: Path) -> Iterator[ServiceProcess]:
     with start_service("cache", environment(directory), directory) as running:
         yield running
-
-
-@asynccontextmanager
-async def connected(service: ServiceProcess) -> AsyncIterator[Stub]:
-    async with open_channel(service.target) as channel:
-        # A process shares its connections: one to a service that was killed may still be backing off.
-        await asyncio.wait_for(channel.channel_ready(), SECONDS)
-        yield cache_pb2_grpc.CacheServiceStub(channel)
 
 
 @pytest.fixture
@@ -72,56 +72,6 @@ _tenants = itertools.count()
 def tenant() -> tuple[tuple[str, str], ...]:
     """Metadata of a tenant of this test alone."""
     return tenant_metadata(f"tenant-{next(_tenants)}")
-
-
-async def admitted(
-    stub: Stub, metadata: tuple[tuple[str, str], ...], messages: Iterable[cache_pb2.AdmitRequest]
-) -> cache_pb2.AdmitResponse:
-    return await stub.Admit(iter(messages), metadata=metadata, timeout=SECONDS)
-
-
-async def fetched(
-    stub: Stub, metadata: tuple[tuple[str, str], ...], request: cache_pb2.FetchRequest
-) -> dict[int, bytes]:
-    """The blobs by step; every chunk is of the bound, and every digest right."""
-    blobs: dict[int, bytes] = {}
-    current: tuple[int, BlobAssembler] | None = None
-    async for part in stub.Fetch(request, metadata=metadata, timeout=SECONDS):
-        if part.WhichOneof("part") == "header":
-            current = (
-                part.header.step.index,
-                BlobAssembler(part.header.size_bytes, part.header.digest, 1 << 30),
-            )
-            continue
-        assert current is not None
-        assert 0 < len(part.chunk) <= 1 << 20
-        current[1].add(part.chunk)
-        if current[1].complete:
-            blobs[current[0]] = current[1].finish()
-    return blobs
-
-
-async def donors(stub: Stub, metadata: tuple[tuple[str, str], ...], vector: int = 0) -> list[cache_pb2.Donor]:
-    reply = await stub.Lookup(lookup(vector, limit=16), metadata=metadata, timeout=SECONDS)
-    return list(reply.donors)
-
-
-def files(directory: Path) -> list[Path]:
-    return sorted(path for path in (directory / "store" / "blobs").rglob("*") if path.is_file())
-
-
-def details(error: grpc.aio.AioRpcError) -> tuple[error_details_pb2.ErrorInfo, list[str]]:
-    """The one ErrorInfo, and the fields that BadRequest names."""
-    status = rpc_status.from_call(error)  # type: ignore[arg-type]
-    infos, fields = [], []
-    for packed in status.details:
-        info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
-        if packed.Unpack(info):
-            infos.append(info)
-        elif packed.Unpack(bad):
-            fields += [violation.field for violation in bad.field_violations]
-    [info] = infos
-    return info, fields
 
 
 async def test_an_entry_is_admitted_found_fetched_and_purged(
@@ -177,6 +127,32 @@ async def test_latents_of_many_chunks_travel_whole(stub: Stub, tenant: tuple[tup
     assert failed.value.code() == grpc.StatusCode.NOT_FOUND
 
 
+async def test_side_data_travels_with_its_entry_when_asked_for(
+    stub: Stub, directory: Path, tenant: tuple[tuple[str, str], ...]
+) -> None:
+    plain = await admitted(stub, tenant, admission(new_entry("plain"), BLOBS))
+    rich = await admitted(stub, tenant, admission(new_entry("rich", vector=1), BLOBS, side=SIDE))
+    listed = {donor.entry.prompt: list(donor.entry.blobs) for donor in await donors(stub, tenant)}
+    steps = [header(1, BLOBS[1]), header(2, BLOBS[2])]
+    assert listed == {"plain": steps, "rich": [*steps, side_header(SIDE)]}
+
+    found = await fetched(stub, tenant, fetch(rich.entry_id, 2, 1, side_data=True))
+    assert list(found.items()) == [(2, BLOBS[2]), (1, BLOBS[1]), (None, SIDE)]
+    assert await fetched(stub, tenant, fetch(rich.entry_id, 1, 2)) == BLOBS
+    assert await fetched(stub, tenant, fetch(plain.entry_id, 1, 2, side_data=True)) == BLOBS
+
+    # Both entries hold the same latents, which lie there once.
+    size = sum(len(data) for data in (*BLOBS.values(), SIDE))
+    assert (await stub.Stats(cache_pb2.StatsRequest(), metadata=tenant)).bytes == size
+    [path] = [path for path in files(directory) if path.read_bytes() == SIDE]
+    path.unlink()
+    assert await fetched(stub, tenant, fetch(rich.entry_id, 1)) == {1: BLOBS[1]}
+    with pytest.raises(grpc.aio.AioRpcError) as failed:
+        await fetched(stub, tenant, fetch(rich.entry_id, 1, side_data=True))
+    assert failed.value.code() == grpc.StatusCode.DATA_LOSS
+    assert [donor.entry.prompt for donor in await donors(stub, tenant)] == ["plain"]
+
+
 async def test_two_tenants_never_meet(stub: Stub) -> None:
     mine, theirs = tenant_metadata("mine"), tenant_metadata("theirs")
     reply = await admitted(stub, theirs, admission(new_entry(), BLOBS))
@@ -216,6 +192,21 @@ BAD_ADMISSIONS: dict[str, tuple[str, list[cache_pb2.AdmitRequest]]] = {
     "a huge announcement": ("header.size_bytes", list(admission(new_entry(), {1: b"x"}))[:2]),
 }
 BAD_ADMISSIONS["a huge announcement"][1][1].header.size_bytes = 1 << 40
+BAD_ADMISSIONS |= {
+    "side data too large": ("header.size_bytes", list(admission(new_entry(), {1: BLOBS[1]}, side=SIDE))),
+    "no side data": ("entry.side_data", list(admission(new_entry(), BLOBS, 1 << 20, side=SIDE))[:-2]),
+    "side data twice": (
+        "header.kind",
+        [*admission(new_entry(), BLOBS, side=SIDE), *blob_messages(side_header(SIDE), SIDE)],
+    ),
+    "side data unannounced": (
+        "header.kind",
+        [*admission(new_entry(), BLOBS), *blob_messages(side_header(SIDE), SIDE)],
+    ),
+    "foreign side data": ("chunk", list(admission(new_entry(), BLOBS, side=b"GIF89a" * 10))),
+    "another kind": ("header.kind", list(admission(new_entry(), BLOBS, 1 << 20, side=SIDE))),
+}
+BAD_ADMISSIONS["another kind"][1][-2].header.kind = 9  # type: ignore[assignment]
 
 
 @pytest.mark.parametrize(("field", "messages"), BAD_ADMISSIONS.values(), ids=BAD_ADMISSIONS.keys())
@@ -342,7 +333,7 @@ async def test_after_kill_9_amid_admissions_every_donor_can_be_fetched(tmp_path:
         for _ in range(2):
             await writers.until_killed(service, 8)
             service.start()
-            found: dict[str, dict[int, bytes]] = {}
+            found: dict[str, dict[int | None, bytes]] = {}
             async with connected(service) as stub:
                 for number in range(1, writers.sent + 1):
                     for donor in await donors(stub, CRASH, number):

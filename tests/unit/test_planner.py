@@ -7,7 +7,9 @@ from chorus.common.v1 import plan_pb2
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.scheduler.planner import TABLE, Donor, Plan, Policy, plan, to_message
+from services.common.schedule import shifted_schedule
+from services.scheduler.calibration import Policy
+from services.scheduler.planner import TABLE, Donor, Plan, plan, to_message
 
 POLICIES: tuple[Policy, ...] = ("off", "safe", "balanced", "fast")
 EVERY_STEP = frozenset(range(1, 4))
@@ -23,13 +25,17 @@ policies = st.sampled_from(POLICIES)
 totals = st.integers(1, 50)
 
 
+def sigmas(total: int) -> list[float]:
+    return shifted_schedule(total, 5.0)
+
+
 def codes(found: Plan) -> list[str]:
     return [plan_pb2.PlanReasonCode.Name(r.code).removeprefix("PLAN_REASON_CODE_") for r in found.reasons]
 
 
 @given(policies, totals, st.lists(donors, max_size=6), st.floats(0, 100))
 def test_a_plan_is_sound(policy: Policy, total: int, found: list[Donor], pace: float) -> None:
-    chosen = plan(policy, total, found, pace)
+    chosen = plan(policy, sigmas(total), found, pace)
     assert 0 <= chosen.full_reuse_steps <= total - 1
     assert (chosen.donor is not None) == (chosen.full_reuse_steps > 0)
     assert chosen.reasons
@@ -46,14 +52,16 @@ def test_a_more_similar_donor_is_never_reused_less(
     policy: Policy, total: int, one: float, other: float, steps: frozenset[int]
 ) -> None:
     low, high = sorted((one, other))
-    shallow = plan(policy, total, [Donor("a", low, steps)], 1.0).full_reuse_steps
-    assert shallow <= plan(policy, total, [Donor("a", high, steps)], 1.0).full_reuse_steps
+    shallow = plan(policy, sigmas(total), [Donor("a", low, steps)], 1.0).full_reuse_steps
+    assert shallow <= plan(policy, sigmas(total), [Donor("a", high, steps)], 1.0).full_reuse_steps
 
 
 @given(totals, scores, st.frozensets(st.integers(1, 50)))
 def test_policies_are_ordered_by_what_they_dare(total: int, score: float, steps: frozenset[int]) -> None:
     found = [Donor("a", score, steps)]
-    off, safe, balanced, fast = (plan(policy, total, found, 1.0).full_reuse_steps for policy in POLICIES)
+    off, safe, balanced, fast = (
+        plan(policy, sigmas(total), found, 1.0).full_reuse_steps for policy in POLICIES
+    )
     assert off == 0
     assert safe <= fast
     assert balanced <= fast
@@ -63,8 +71,8 @@ def test_policies_are_ordered_by_what_they_dare(total: int, score: float, steps:
 def test_another_donor_never_makes_the_plan_shallower(
     policy: Policy, total: int, found: list[Donor], more: Donor
 ) -> None:
-    before = plan(policy, total, found, 1.0).full_reuse_steps
-    assert plan(policy, total, [*found, more], 1.0).full_reuse_steps >= before
+    before = plan(policy, sigmas(total), found, 1.0).full_reuse_steps
+    assert plan(policy, sigmas(total), [*found, more], 1.0).full_reuse_steps >= before
 
 
 @pytest.mark.parametrize(
@@ -85,39 +93,39 @@ def test_another_donor_never_makes_the_plan_shallower(
     ],
 )
 def test_the_table_at_four_steps(policy: Policy, score: float, steps: int) -> None:
-    assert plan(policy, 4, [Donor("a", score, EVERY_STEP)], 1.0).full_reuse_steps == steps
+    assert plan(policy, sigmas(4), [Donor("a", score, EVERY_STEP)], 1.0).full_reuse_steps == steps
 
 
 def test_the_deepest_reuse_wins_then_the_score() -> None:
     shallow = Donor("near", 1.0, frozenset({1}))
     deep = Donor("deep", 0.9992, EVERY_STEP)
     deeper = Donor("deep-and-near", 0.9995, EVERY_STEP)
-    assert plan("balanced", 4, [shallow, deep, deeper], 1.0).donor == deeper
-    assert plan("balanced", 4, [shallow, deep], 1.0).donor == deep
+    assert plan("balanced", sigmas(4), [shallow, deep, deeper], 1.0).donor == deeper
+    assert plan("balanced", sigmas(4), [shallow, deep], 1.0).donor == deep
 
 
 def test_reasons_say_what_decided() -> None:
-    assert codes(plan("off", 4, [Donor("a", 1.0, EVERY_STEP)], 1.0)) == ["REUSE_OFF"]
-    assert codes(plan("safe", 4, [], 1.0)) == ["NO_DONOR"]
-    low = plan("safe", 4, [Donor("a", 0.5, EVERY_STEP), Donor("b", 0.61, EVERY_STEP)], 1.0)
+    assert codes(plan("off", sigmas(4), [Donor("a", 1.0, EVERY_STEP)], 1.0)) == ["REUSE_OFF"]
+    assert codes(plan("safe", sigmas(4), [], 1.0)) == ["NO_DONOR"]
+    low = plan("safe", sigmas(4), [Donor("a", 0.5, EVERY_STEP), Donor("b", 0.61, EVERY_STEP)], 1.0)
     assert codes(low) == ["SCORE_TOO_LOW"]
     assert "0.610" in low.reasons[0].text
     assert "0.80" in low.reasons[0].text
-    hit = plan("balanced", 4, [Donor("a", 0.9995, EVERY_STEP)], 1.0)
+    hit = plan("balanced", sigmas(4), [Donor("a", 0.9995, EVERY_STEP)], 1.0)
     assert codes(hit) == ["SCORE_TABLE"]
     assert "3 of 4" in hit.reasons[0].text
-    part = plan("balanced", 4, [Donor("a", 0.9995, frozenset({1}))], 1.0)
+    part = plan("balanced", sigmas(4), [Donor("a", 0.9995, frozenset({1}))], 1.0)
     assert (part.full_reuse_steps, codes(part)) == (1, ["SCORE_TABLE", "STEP_NOT_CACHED"])
-    none = plan("balanced", 4, [Donor("a", 0.9995, frozenset())], 1.0)
+    none = plan("balanced", sigmas(4), [Donor("a", 0.9995, frozenset())], 1.0)
     assert (none.donor, codes(none)) == (None, ["SCORE_TABLE", "STEP_NOT_CACHED"])
 
 
 def test_the_message_carries_the_donor() -> None:
     donor = Donor("e1", 0.9992, EVERY_STEP, "a red car", "00-" + "a" * 32 + "-" + "b" * 16 + "-01", "g1")
-    message = to_message(plan("balanced", 4, [donor], 0.5))
+    message = to_message(plan("balanced", sigmas(4), [donor], 0.5))
     assert (message.total_steps, message.full_reuse_steps) == (4, 3)
     assert message.donor.entry_id == "e1"
     assert message.donor.generation_id == "g1"
     assert message.donor.prompt == "a red car"
     assert message.predicted_seconds_saved == 1.5
-    assert not to_message(plan("off", 4, [donor], 0.5)).HasField("donor")
+    assert not to_message(plan("off", sigmas(4), [donor], 0.5)).HasField("donor")

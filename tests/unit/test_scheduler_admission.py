@@ -17,7 +17,7 @@ from services.common.schedule import shifted_schedule
 from services.scheduler import pages
 from services.scheduler.admission import Defaults, accept, check_page_size, check_request_id
 from services.scheduler.messages import latent_identity
-from services.scheduler.pace import Pace, seconds_saved
+from services.scheduler.pace import Pace, full_step, seconds_saved
 
 NOW = 1_800_000_000.0
 MODEL = denoiser_pb2.ModelInfo(
@@ -249,10 +249,11 @@ def test_pace_is_measured_per_shape() -> None:
 @pytest.mark.parametrize(
     ("make", "saved"),
     [
-        (lambda: seconds_saved(0, 4, 8.0, 0.0, 1.0), 0.0),
-        (lambda: seconds_saved(3, 1, 2.0, 0.5, 9.0), 5.5),
-        (lambda: seconds_saved(1, 3, 0.3, 0.5, 9.0), -0.4),
-        (lambda: seconds_saved(4, 0, 0.0, 0.5, 2.0), 7.5),
+        (lambda: seconds_saved(0, 8.0, 0.0, 1.0), 0.0),
+        (lambda: seconds_saved(4, 2.0, 0.5, 2.0), 5.5),
+        (lambda: seconds_saved(4, 3.9, 0.5, 1.0), -0.4),
+        (lambda: seconds_saved(4, 2.0, 0.5, 0.0), 0.0),
+        (lambda: full_step([(0.5, 1.0), (0.1, 0.2), (0.7, 1.0), (0.9, 1.25)]), 0.6),
     ],
 )
 def test_seconds_saved_at_this_runs_own_pace(make: Callable[[], float], saved: float) -> None:

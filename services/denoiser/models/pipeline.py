@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from services.denoiser.amplify import AmplifiedText
 from services.denoiser.codec import Codec, SpaceToDepthCodec
 from services.denoiser.codec.wan_vae import WanVaeCodec
 from services.denoiser.models.lora import Adapter, Lora
@@ -18,8 +19,10 @@ from services.denoiser.models.names import renamer
 from services.denoiser.models.positions import position_channels
 from services.denoiser.models.spec import ModelSpec, SpaceToDepth, load_spec
 from services.denoiser.models.wan import (
+    Grid,
     TextKV,
     WanTransformer,
+    Watch,
     parameter_dtype,
     patchify,
     rope_table,
@@ -137,27 +140,62 @@ class LoadedModel:
         return self.transformer.encode_text(x[None].to(self.device, self.dtype))
 
     @torch.inference_mode()
-    def velocity(self, latents: Tensor, sigma: float, text: TextKV) -> Tensor:
+    def velocity(self, latents: Tensor, sigma: float, text: TextKV | AmplifiedText) -> Tensor:
         """Velocity of latents [C, T, H, W] at noise level sigma in (0, 1], same shape, float32."""
-        patch = self.transformer.config.patch_size
-        _, t, h, w = latents.shape
-        positions, cos, sin = self._grid_inputs((t, h, w))
-        tokens = patchify(torch.cat((latents, positions))[None], patch).to(self.dtype)
+        return self.latents_of(
+            self.token_velocity(self.tokens_of(latents), sigma, text, latents.shape), latents.shape
+        )
+
+    @torch.inference_mode()
+    def token_velocity(
+        self,
+        tokens: Tensor,
+        sigma: float,
+        text: TextKV | AmplifiedText,
+        shape: Sequence[int],
+        index: Tensor | None = None,
+        watch: Watch | None = None,
+    ) -> Tensor:
+        """Velocity of some tokens, which see nobody but one another and the text; float32 [n, C*P].
+
+        Args:
+            tokens: [N, C*P] of latents of `shape`, all of them.
+            index: int64 [n], ascending; None is all. All of them in order give the same bits as None.
+            watch: told of every block's cross-attention.
+        """
+        positions, cos, sin = self._grid_inputs(tuple(shape[1:]))
+        if index is not None:
+            tokens, positions, cos, sin = tokens[index], positions[index], cos[index], sin[index]
+        amplified = text if isinstance(text, AmplifiedText) else AmplifiedText(text)
+        inputs = torch.cat((tokens, positions), dim=-1)[None].to(self.dtype)
         timestep = torch.tensor([1000.0 * sigma], device=self.device)
-        out = self.transformer(tokens, cos, sin, text, None, timestep)
-        result = unpatchify(out.float(), (t // patch[0], h // patch[1], w // patch[2]), patch)[0]
-        return (latents - result) / sigma if self.spec.transformer.prediction == "data" else result
+        out: Tensor = self.transformer(
+            inputs, cos, sin, amplified.kv, None, timestep, amplified.layers, watch
+        )[0].float()
+        return (tokens - out) / sigma if self.spec.transformer.prediction == "data" else out
+
+    def tokens_of(self, latents: Tensor) -> Tensor:
+        """Latents [C, T, H, W] -> tokens [N, C*P]."""
+        return patchify(latents[None], self.transformer.config.patch_size)[0]
+
+    def latents_of(self, tokens: Tensor, shape: Sequence[int]) -> Tensor:
+        """The inverse of `tokens_of`, for latents of `shape`."""
+        return unpatchify(tokens[None], self.token_grid(shape), self.transformer.config.patch_size)[0]
+
+    def token_grid(self, shape: Sequence[int]) -> Grid:
+        """Tokens along time, rows and columns of latents of `shape`, (C, T, H, W)."""
+        (_, t, h, w), (pt, ph, pw) = shape, self.transformer.config.patch_size
+        return t // pt, h // ph, w // pw
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents [C, T, H, W] -> RGB [3, frames, height, width], about [-1, 1]."""
         return self.codec.decode(latents)
 
-    def _make_grid_inputs(self, shape: tuple[int, int, int]) -> tuple[Tensor, Tensor, Tensor]:
-        """Position channels [3F, T, H, W] and rotary cosines and sines [N, head_dim] of a latent size."""
-        t, h, w = shape
-        patch = self.transformer.config.patch_size
-        positions = position_channels(self.spec.transformer.position_order, shape)
-        cos, sin = rope_table(self.transformer.config, (t // patch[0], h // patch[1], w // patch[2]))
+    def _make_grid_inputs(self, size: tuple[int, int, int]) -> tuple[Tensor, Tensor, Tensor]:
+        """Position channels [N, F*P], rotary cosines and sines [N, head_dim] of the tokens of a size."""
+        cos, sin = rope_table(self.transformer.config, self.token_grid((0, *size)))
+        channels = position_channels(self.spec.transformer.position_order, size)
+        positions = self.tokens_of(channels) if len(channels) else torch.empty(len(cos), 0)
         return positions.to(self.device), cos.to(self.device), sin.to(self.device)
 
 

@@ -11,7 +11,9 @@ Source: Wan, arXiv 2503.20314.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +24,25 @@ _FLOAT32 = {"time_embedder", "norm2", "scale_shift_table"}
 
 TextKV = tuple[tuple[Tensor, Tensor], ...]  # per block: keys and values, each [B, heads, L, head_dim]
 Grid = tuple[int, int, int]  # tokens along time, height, width
+# Told of every block's number, cross-attention queries [B, heads, N, head_dim] and text keys.
+Watch = Callable[[int, Tensor, Tensor], None]
+
+
+@dataclass(frozen=True)
+class LayerAmplification:
+    """What one block's cross-attention does besides attending to the text (services/denoiser/amplify.py).
+
+    Args:
+        bias: [L], added to the logits of the text keys.
+        other: keys and values of another text, [B, heads, M, head_dim] each.
+        strength: how much of the difference from that text's output is added to this one's.
+        gate: [N] in 0..1, by which each video token's bias or difference is multiplied; None is 1.
+    """
+
+    bias: Tensor | None = None
+    other: tuple[Tensor, Tensor] | None = None
+    strength: float = 0.0
+    gate: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -121,9 +142,23 @@ class Attention(nn.Module):
     def key_value(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return self._split(self.norm_k(self.to_k(x))), self._split(self.to_v(x))
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+    def attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        bias: Tensor | None = None,
+        amplify: LayerAmplification | None = None,
+    ) -> Tensor:
         """q [B, heads, N, d], k and v [B, heads, M, d], bias broadcast to [B, heads, N, M] -> [B, N, D]."""
+        if amplify is not None and amplify.bias is not None:
+            more = amplify.bias if amplify.gate is None else amplify.gate[:, None] * amplify.bias
+            more = more.to(q.dtype).expand(1, 1, *more.shape[-2:])
+            bias = more if bias is None else bias + more
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        if amplify is not None and amplify.other is not None:
+            change = amplify.strength * (out - F.scaled_dot_product_attention(q, *amplify.other))
+            out = out + (change if amplify.gate is None else change * amplify.gate[:, None].to(q.dtype))
         projected: Tensor = self.to_out[0](out.transpose(1, 2).flatten(2))
         return projected
 
@@ -167,6 +202,8 @@ class Block(nn.Module):
         rope: tuple[Tensor, Tensor],  # [B or none, 1, N, head_dim] each
         text: tuple[Tensor, Tensor],  # keys, values [B, heads, L, head_dim]
         key_bias: Tensor | None,  # [B, 1, 1, L]
+        amplify: LayerAmplification | None = None,
+        watch: Callable[[Tensor, Tensor], None] | None = None,  # told of cross-attention's queries and keys
     ) -> Tensor:
         shift1, scale1, gate1, shift2, scale2, gate2 = (self.scale_shift_table + modulation).chunk(6, dim=1)
         y: Tensor = _modulate(x, shift1, scale1, self.eps)
@@ -176,7 +213,10 @@ class Block(nn.Module):
         y = F.layer_norm(
             x.float(), x.shape[-1:], self.norm2.weight.float(), self.norm2.bias.float(), self.eps
         ).type_as(x)
-        x = x + self.attn2.attend(self.attn2.query(y), *text, key_bias)
+        q = self.attn2.query(y)
+        if watch is not None:
+            watch(q, text[0])
+        x = x + self.attn2.attend(q, *text, key_bias, amplify)
         y = self.ffn(_modulate(x, shift2, scale2, self.eps))
         out: Tensor = (x.float() + y.float() * gate2).type_as(x)
         return out
@@ -254,12 +294,15 @@ class WanTransformer(nn.Module):
         text_kv: TextKV,
         key_bias: Tensor | None,
         timestep: Tensor,
+        amplify: Sequence[LayerAmplification | None] | None = None,
+        watch: Watch | None = None,
     ) -> Tensor:
         """Prediction for every token: its velocity.
 
         tokens [B, N, in_channels*P] as `patchify` lays them out; rope_cos, rope_sin [N, head_dim] or
         [B, N, head_dim], the rows of `rope_table` that belong to these tokens; key_bias [B, L] added to
-        the cross-attention logits (-inf hides padding) or None; timestep [B], 1000 * sigma.
+        the cross-attention logits (-inf hides padding) or None; timestep [B], 1000 * sigma; amplify, what
+        every block's cross-attention does besides.
         Returns [B, N, out_channels*P], laid out as `patchify` does.
         """
         config = self.config
@@ -268,8 +311,9 @@ class WanTransformer(nn.Module):
         rope = (rope_cos.unsqueeze(-3), rope_sin.unsqueeze(-3))
         bias = None if key_bias is None else key_bias[:, None, None, :].to(x.dtype)
         embedding, modulation = self.condition_embedder.time(timestep)
-        for block, text in zip(self.blocks, text_kv, strict=True):
-            x = block(x, modulation, rope, text, bias)
+        for i, (block, text) in enumerate(zip(self.blocks, text_kv, strict=True)):
+            seen = None if watch is None else partial(watch, i)
+            x = block(x, modulation, rope, text, bias, amplify[i] if amplify else None, seen)
         shift, scale = (self.scale_shift_table + embedding.unsqueeze(1)).chunk(2, dim=1)
         out = self.proj_out(_modulate(x, shift, scale, config.eps))  # [B, N, P*out_channels]
         # diffusers writes channels last inside a patch; tokens here have them first.

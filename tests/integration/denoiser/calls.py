@@ -28,6 +28,7 @@ SIGMAS = shifted_schedule(4, 5.0)
 DIM = 8
 VECTOR = [1.0] + [0.0] * (DIM - 1)
 Parts = list[cache_pb2.FetchResponse]
+SIDE = -1  # the key of side data among the blobs of an entry, whose others are steps
 
 
 @dataclass
@@ -43,14 +44,19 @@ class FakeCache(cache_pb2_grpc.CacheServiceServicer):
         entry, blobs, headers = next(request_iterator).entry, dict[int, bytes](), dict[int, Any]()
         for request in request_iterator:
             if request.WhichOneof("part") == "header":
-                current = request.header
-                headers[current.step.index], blobs[current.step.index] = current, b""
+                key = (
+                    SIDE
+                    if request.header.kind == latents_pb2.BLOB_KIND_SIDE_DATA
+                    else request.header.step.index
+                )
+                headers[key], blobs[key] = request.header, b""
             else:
-                blobs[current.step.index] += request.chunk
+                blobs[key] += request.chunk
+        assert entry.side_data == (SIDE in blobs)
         for index, header in headers.items():
             assert header.digest == hashlib.sha256(blobs[index]).hexdigest()
             assert header.size_bytes == len(blobs[index])
-            assert header.step.sigma == entry.identity.schedule.sigmas[index]
+            assert index == SIDE or header.step.sigma == entry.identity.schedule.sigmas[index]
         entry_id = hashlib.sha256(f"{entry.prompt} {entry.seed}".encode()).hexdigest()
         self.entries[entry_id] = (entry, blobs)
         return cache_pb2.AdmitResponse(entry_id=entry_id, created=True)
@@ -62,11 +68,14 @@ class FakeCache(cache_pb2_grpc.CacheServiceServicer):
         assert request.identity == entry.identity
         for index in request.steps:
             yield from self.spoil(blob_parts(index, entry.identity.schedule.sigmas[index], blobs[index]))
+        if request.side_data and SIDE in blobs:
+            yield from blob_parts(SIDE, 0.0, blobs[SIDE])
 
 
 def blob_parts(index: int, sigma: float, data: bytes) -> Parts:
     header = latents_pb2.BlobHeader(
-        step=latents_pb2.StepRef(index=index, sigma=sigma),
+        step=None if index == SIDE else latents_pb2.StepRef(index=index, sigma=sigma),
+        kind=latents_pb2.BLOB_KIND_SIDE_DATA if index == SIDE else latents_pb2.BLOB_KIND_UNSPECIFIED,
         size_bytes=len(data),
         digest=hashlib.sha256(data).hexdigest(),
     )

@@ -57,13 +57,13 @@ async def test_a_miss_runs_every_step_and_is_admitted(stub: Any, cache: FakeCach
     assert found.admission is not None
     entry, blobs = cache.entries[found.admission.entry_id]
     assert cache.tenants == ["studio"]
-    assert sorted(blobs) == [1, 2, 3]
+    assert sorted(blobs) == [1, 2, 3, 4]
     tensors = [safetensors.numpy.load(blob) for blob in blobs.values()]
     assert all(list(t) == ["latents"] and t["latents"].shape == (12, 2, 4, 4) for t in tensors)
     assert list(entry.identity.latent_shape) == [12, 2, 4, 4]
     assert entry.identity.conditioning_encoder_id == ENCODER_ID
     assert (entry.prompt, entry.seed, entry.generation_id) == ("prompt 7", 7, what.generation_id)
-    assert entry.cost_seconds == pytest.approx(found.completed.denoise_seconds * 3 / 4)
+    assert entry.cost_seconds == pytest.approx(found.completed.denoise_seconds)
 
 
 async def test_equal_requests_give_equal_bytes_whatever_ran_between(stub: Any, cache: FakeCache) -> None:
@@ -90,7 +90,7 @@ async def test_a_hit_continues_where_its_donor_was(stub: Any, cache: FakeCache, 
     assert hit.video == full.video
     after = latents(cache, full.admission.entry_id)
     # One step on leaves nothing that the donor's own entry does not hold: it is not admitted.
-    admitted = range(depth, 4) if depth < 3 else range(1, 4)
+    admitted = range(depth, 5) if depth < 3 else range(1, 5)
     assert bool(hit.admission and hit.admission.entry_id) == (depth < 3)
     assert after == {index: before[index] for index in admitted}
 
@@ -157,7 +157,7 @@ async def test_with_the_real_cache(model: Path, tmp_path: Path) -> None:
             reply = await cache_pb2_grpc.CacheServiceStub(cache_channel).Lookup(lookup, timeout=SECONDS)
             [donor] = reply.donors
             assert donor.entry.entry_id == full.admission.entry_id
-            assert [blob.step.index for blob in donor.entry.blobs] == [1, 2, 3]
+            assert [blob.step.index for blob in donor.entry.blobs] == [1, 2, 3, 4]
             hit = await run(stub, reusing(request(), donor.entry.entry_id, 3))
             assert hit.started.first_step == 3
             assert hit.video == full.video

@@ -1,0 +1,158 @@
+"""Plans tried in one process, without the services between: for calibration and ablation.
+
+A bench holds the shipped model and the embedder's alignment. A trial takes a donor's and a target's prompt,
+computes both in full, and then the target again by every plan asked for, from the donor's latents.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from chorus.common.v1 import plan_pb2
+from chorus.embedder.v1 import embedder_pb2
+from torch import Tensor
+
+from models.movingshapes.analyzer import read_scene
+from models.movingshapes.evaluate import STUDENT
+from services.denoiser.attention_maps import AttentionMaps
+from services.denoiser.models.pipeline import LoadedModel
+from services.denoiser.models.wan import TextKV
+from services.denoiser.side_data import pool_maps, unpool_maps
+from services.denoiser.stages import DonorLatents, Stages
+from services.embedder.encoders import Encoding, MiniLMEncoder
+from services.embedder.engine import Engine
+from services.embedder.servicer import EmbedderServicer
+from services.scheduler.calibration import Depth
+from services.scheduler.edits import Edit, edit_of
+from yardstick.prompts import Group
+from yardstick.scenes import Verdict, judge
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One video: whether it shows what was asked, whether it follows the donor where that asked otherwise.
+
+    Args:
+        computed: tokens that went through the network, in full steps.
+        fidelity: mean square difference of its latents from the full computation's.
+    """
+
+    right: bool
+    followed: bool
+    computed: float
+    fidelity: float
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A pair of prompts: its kind as made, its edit as the embedder tells it, and every video by name."""
+
+    kind: str
+    edit: str
+    videos: dict[str, Tried]
+
+
+FULL = "full"
+
+
+class Bench:
+    """The shipped model and encoder in this process, on one thread."""
+
+    def __init__(self, model: Path = STUDENT) -> None:
+        torch.set_num_threads(1)
+        self.model = LoadedModel.load(model)
+        self.encoder = MiniLMEncoder()
+        engine = Engine(self.encoder, [self.encoder], queue_limit=4, recent_bytes=1 << 24)
+        self._embedder = EmbedderServicer(engine)
+        video = self.model.spec.video
+        self.shape = self.model.latent_shape(video.frames, video.height, video.width)
+        self.sigmas = self.model.spec.schedule.sigmas
+        self.grid = self.model.token_grid(self.shape)
+
+    def edit(self, donor: str, target: Encoding, prompt: str) -> Edit:
+        """As the scheduler learns it."""
+        request = embedder_pb2.AlignRequest(target_prompt=prompt, donor_prompts=[donor])
+        context: Any = None
+        reply = asyncio.run(self._embedder.Align(request, context))
+        return edit_of(reply.alignments[0], len(target.tokens))
+
+    def full(self, text: TextKV, seed: int, tokens: int) -> DonorLatents:
+        """A run without a donor, as a later one would find it in the cache."""
+        noise, plan = self.model.noise(seed, self.shape), plan_pb2.Plan(total_steps=len(self.sigmas) - 1)
+        seen = AttentionMaps(len(self.model.transformer.blocks), tokens)
+        run = Stages(self.model, plan, self.shape, self.sigmas, text, noise, None)
+        steps = {s.index + 1: s.latents for s in run.steps({len(self.sigmas) - 2: seen.watch})}
+        found = seen.maps()
+        assert found is not None
+        pooled = pool_maps(found, self.grid, 1 << 30)
+        assert pooled is not None
+        return DonorLatents(steps, unpool_maps(pooled, self.grid), text)
+
+    def plan(self, depth: Depth, edit: Edit) -> plan_pb2.Plan | None:
+        """The plan of a depth; None where it would be no reuse."""
+        first, total = depth.first_step(self.sigmas), len(self.sigmas) - 1
+        if first == 0:
+            return None
+        return plan_pb2.Plan(
+            total_steps=total,
+            full_reuse_steps=first,
+            region_steps_end=total if depth.region else 0,
+            region=depth.region,
+            amplification=depth.amplification,
+            gained=[plan_pb2.WeightedToken(index=i, weight=w) for i, w in edit.gained],
+            lost=[plan_pb2.WeightedToken(index=i, weight=w) for i, w in edit.lost],
+        )
+
+    def run(self, plan: plan_pb2.Plan, text: TextKV, donor: DonorLatents) -> tuple[Tensor, float]:
+        """Clean latents, and what was computed in full steps."""
+        start = donor.steps[plan.full_reuse_steps]
+        steps = list(Stages(self.model, plan, self.shape, self.sigmas, text, start, donor).steps())
+        return steps[-1].latents, sum(step.computed_share for step in steps)
+
+    def trial(self, group: Group, seed: int, plans: Mapping[str, Depth]) -> Trial:
+        """Donor and first target of a group, from seeds of their own; the target by every plan."""
+        donor, target = group.donor, group.targets[0]
+        assert donor.scene is not None
+        assert target.scene is not None
+        theirs, ours = self.encoder.encode([donor.prompt])[0], self.encoder.encode([target.prompt])[0]
+        edit = self.edit(donor.prompt, ours, target.prompt)
+        text = self.model.prepare_text(ours.states)
+        found = self.full(self.model.prepare_text(theirs.states), 2 * seed, len(theirs.tokens))
+        total = len(self.sigmas) - 1
+        whole = self.full(text, 2 * seed + 1, len(ours.tokens)).steps[total]
+
+        def tried(latents: Tensor, computed: float) -> Tried:
+            assert donor.scene is not None
+            assert target.scene is not None
+            shown: Verdict = judge(read_scene(self.model.decode(latents)), target.scene, donor.scene)
+            fidelity = float((latents - whole).square().mean())
+            return Tried(shown.right["all"], any(shown.followed.values()), computed, fidelity)
+
+        videos = {FULL: tried(whole, float(total))}
+        for name, depth in plans.items():
+            if plan := self.plan(depth, edit):
+                videos[name] = tried(*self.run(plan, text, found))
+        return Trial(group.kind, edit.kind, videos)
+
+
+_bench: Bench | None = None
+
+
+def _work(job: tuple[Group, int, Mapping[str, Depth]]) -> Trial:
+    global _bench
+    _bench = _bench or Bench()
+    return _bench.trial(*job)
+
+
+def trials(groups: Sequence[Group], plans: Mapping[str, Depth], seed: int, processes: int) -> Iterator[Trial]:
+    """A trial of every group, in order, in so many processes of one thread each."""
+    jobs = [(group, seed + number, plans) for number, group in enumerate(groups)]
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        yield from pool.map(_work, jobs, chunksize=4)

@@ -1,0 +1,78 @@
+"""Port: how donors that the cache found are compared with the target. By score alone, or by their prompts."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import replace
+
+from chorus.embedder.v1 import embedder_pb2
+
+from services.common import names, telemetry
+from services.common.channels import calling
+from services.scheduler.downstream import Downstream
+from services.scheduler.edits import edit_of
+from services.scheduler.planner import Donor
+
+
+class Reranker(ABC):
+    """Tells a planner more of donors than their score."""
+
+    @abstractmethod
+    async def rerank(
+        self, target: str, tokens: int, conditioning_encoder_id: str, donors: Sequence[Donor], seconds: float
+    ) -> list[Donor]:
+        """The same donors, best first, with the edit that leads to the target where that can be told.
+
+        Args:
+            target: the target's prompt, of so many tokens.
+            conditioning_encoder_id: whose token positions the edits name.
+            seconds: the longest it may take.
+
+        Raises ChorusError when a service that it needs fails.
+        """
+
+
+class ScoreReranker(Reranker):
+    """By the similarity that found them; the prompts are not compared."""
+
+    async def rerank(
+        self, target: str, tokens: int, conditioning_encoder_id: str, donors: Sequence[Donor], seconds: float
+    ) -> list[Donor]:
+        return sorted(donors, key=lambda donor: -donor.score)
+
+
+class AlignmentReranker(Reranker):
+    """By how much of what is said differs, as the embedder aligns the prompts."""
+
+    def __init__(self, downstream: Downstream) -> None:
+        self._downstream = downstream
+
+    async def rerank(
+        self, target: str, tokens: int, conditioning_encoder_id: str, donors: Sequence[Donor], seconds: float
+    ) -> list[Donor]:
+        told = [donor for donor in donors if donor.prompt]
+        untold = [donor for donor in donors if not donor.prompt]
+        if not told:
+            return list(donors)
+        with telemetry.span(names.SPAN_RERANK, {names.DONOR_COUNT: len(told)}), calling("embedder"):
+            reply = await self._downstream.embedder.Align(
+                embedder_pb2.AlignRequest(
+                    target_prompt=target,
+                    donor_prompts=[donor.prompt for donor in told],
+                    conditioning_encoder_id=conditioning_encoder_id,
+                ),
+                timeout=seconds,
+                metadata=self._downstream.metadata,
+            )
+        edited = [
+            replace(donor, edit=edit_of(alignment, tokens))
+            for donor, alignment in zip(told, reply.alignments, strict=True)
+        ]
+        return sorted(edited, key=_changed) + untold
+
+
+def _changed(donor: Donor) -> tuple[float, float]:
+    edit = donor.edit
+    weights = sum(weight for _, weight in (*edit.gained, *edit.lost)) if edit else 0.0
+    return weights, -donor.score

@@ -1,0 +1,94 @@
+"""The calls that the cache's tests make to a cache process, and what lies in its directory."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+import grpc.aio
+from chorus.cache.v1 import cache_pb2, cache_pb2_grpc
+from chorus.common.v1 import latents_pb2
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+from services.common.blobs import BlobAssembler
+from services.common.channels import open_channel
+from tests.contract.samples import lookup
+from tests.processes import ServiceProcess
+
+if TYPE_CHECKING:
+    Stub: TypeAlias = cache_pb2_grpc.CacheServiceAsyncStub
+
+SECONDS = 30.0
+
+
+def environment(directory: Path) -> dict[str, str]:
+    return {
+        "CHORUS_CACHE_MILVUS_URI": str(directory / "store" / "milvus.db"),
+        "CHORUS_CACHE_BLOB_DIR": str(directory / "store" / "blobs"),
+        "CHORUS_CACHE_MAX_PROMPT_BYTES": "2000",
+        "CHORUS_CACHE_MILVUS_SECONDS": "30",
+    }
+
+
+@asynccontextmanager
+async def connected(service: ServiceProcess) -> AsyncIterator[Stub]:
+    async with open_channel(service.target) as channel:
+        # A process shares its connections: one to a service that was killed may still be backing off.
+        await asyncio.wait_for(channel.channel_ready(), SECONDS)
+        yield cache_pb2_grpc.CacheServiceStub(channel)
+
+
+async def admitted(
+    stub: Stub, metadata: tuple[tuple[str, str], ...], messages: Iterable[cache_pb2.AdmitRequest]
+) -> cache_pb2.AdmitResponse:
+    return await stub.Admit(iter(messages), metadata=metadata, timeout=SECONDS)
+
+
+async def fetched(
+    stub: Stub, metadata: tuple[tuple[str, str], ...], request: cache_pb2.FetchRequest
+) -> dict[int | None, bytes]:
+    """The blobs by step in their order, None the side data; chunks are of the bound, and digests right."""
+    blobs: dict[int | None, bytes] = {}
+    current: tuple[int | None, BlobAssembler] | None = None
+    async for part in stub.Fetch(request, metadata=metadata, timeout=SECONDS):
+        if part.WhichOneof("part") == "header":
+            side = part.header.kind == latents_pb2.BLOB_KIND_SIDE_DATA
+            assert part.header.HasField("step") != side
+            current = (
+                None if side else part.header.step.index,
+                BlobAssembler(part.header.size_bytes, part.header.digest, 1 << 30),
+            )
+            continue
+        assert current is not None
+        assert 0 < len(part.chunk) <= 1 << 20
+        current[1].add(part.chunk)
+        if current[1].complete:
+            blobs[current[0]] = current[1].finish()
+    return blobs
+
+
+async def donors(stub: Stub, metadata: tuple[tuple[str, str], ...], vector: int = 0) -> list[cache_pb2.Donor]:
+    reply = await stub.Lookup(lookup(vector, limit=16), metadata=metadata, timeout=SECONDS)
+    return list(reply.donors)
+
+
+def files(directory: Path) -> list[Path]:
+    return sorted(path for path in (directory / "store" / "blobs").rglob("*") if path.is_file())
+
+
+def details(error: grpc.aio.AioRpcError) -> tuple[error_details_pb2.ErrorInfo, list[str]]:
+    """The one ErrorInfo, and the fields that BadRequest names."""
+    status = rpc_status.from_call(error)  # type: ignore[arg-type]
+    infos, fields = [], []
+    for packed in status.details:
+        info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
+        if packed.Unpack(info):
+            infos.append(info)
+        elif packed.Unpack(bad):
+            fields += [violation.field for violation in bad.field_violations]
+    [info] = infos
+    return info, fields

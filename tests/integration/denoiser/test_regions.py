@@ -1,0 +1,138 @@
+"""Stage 2 and amplification over the denoiser's socket: what is fetched, computed and told."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import safetensors.numpy
+from chorus.common.v1 import plan_pb2
+from chorus.denoiser.v1 import denoiser_pb2
+
+from services.common import errors
+from tests.integration.denoiser.calls import SIDE, FakeCache, failure, latents, request, reusing, run
+from tests.tiny_model import TEXT_DIM
+
+CONTRAST = plan_pb2.Amplification(form=plan_pb2.AMPLIFICATION_FORM_CONTRAST, strength=0.5)
+
+
+def wanted(seed: int = 2) -> denoiser_pb2.DenoiseRequest:
+    """Large enough for side data within its bound."""
+    return request(seed=seed, side=32)
+
+
+def regional(
+    entry_id: str, first: int, end: int, source: str = "PROBE", **region: Any
+) -> denoiser_pb2.DenoiseRequest:
+    what = reusing(wanted(), entry_id, first)
+    what.plan.region_steps_end = end
+    what.plan.region.CopyFrom(
+        plan_pb2.RegionPlan(
+            source=plan_pb2.RegionSource.Value(f"REGION_SOURCE_{source}"),
+            context=plan_pb2.REGION_CONTEXT_NONE,
+            **{"threshold": 0.5, "budget": 1.0, **region},
+        )
+    )
+    return what
+
+
+async def donor(stub: Any) -> str:
+    found = await run(stub, wanted(seed=1))
+    assert found.admission is not None
+    assert found.admission.entry_id, found.admission.error
+    return str(found.admission.entry_id)
+
+
+async def test_side_data_is_kept_within_a_tenth_of_the_latents(stub: Any, cache: FakeCache) -> None:
+    blobs = latents(cache, await donor(stub))
+    side = safetensors.numpy.load(blobs[SIDE])
+    assert side["text"].shape == (5, TEXT_DIM)
+    assert side["maps"].shape == (5, 2, 8, 8)
+    assert (side["maps"].reshape(5, -1).max(axis=1) == 255).all()
+    assert len(blobs[SIDE]) <= sum(len(blobs[i]) for i in range(1, 5)) / 10
+
+
+async def test_a_region_is_computed_and_told(stub: Any, cache: FakeCache) -> None:
+    what = regional(await donor(stub), 1, 4, "ATTENTION", threshold=0.9)
+    what.plan.lost.add(index=2, weight=1.0)
+    found = await run(stub, what)
+    assert not found.started.HasField("degraded"), found.started.degraded
+    assert [s.step.index for s in found.steps] == [2, 3, 4]
+    for step in found.steps:
+        assert list(step.token_grid) == [2, 8, 8]
+        active = sum(byte.bit_count() for byte in step.active_tokens)
+        assert 0 < active < 2 * 8 * 8
+        assert step.computed_share == pytest.approx(active / (2 * 8 * 8))
+
+
+async def test_a_region_of_everything_is_the_same_video_as_without_regions(
+    stub: Any, cache: FakeCache
+) -> None:
+    entry = await donor(stub)
+    plain = await run(stub, reusing(wanted(), entry, 2))
+    everything = await run(stub, regional(entry, 2, 4, "FULL_STEP", threshold=0.0, dilation=8))
+    assert everything.video == plain.video
+    assert [s.computed_share for s in everything.steps] == [1.0, 1.0]
+
+
+async def test_amplification_changes_the_video_and_strength_zero_does_not(
+    stub: Any, cache: FakeCache
+) -> None:
+    entry = await donor(stub)
+    plain = reusing(wanted(), entry, 2)
+    amplified = reusing(wanted(), entry, 2)
+    amplified.plan.amplification.CopyFrom(CONTRAST)
+    assert latents_of(cache, await run(stub, amplified)) != latents_of(cache, await run(stub, plain))
+    amplified.plan.amplification.strength = 0.0
+    assert latents_of(cache, await run(stub, amplified)) == latents_of(cache, await run(stub, plain))
+
+
+def latents_of(cache: FakeCache, found: Any) -> bytes:
+    return latents(cache, found.admission.entry_id)[3]
+
+
+async def test_a_donor_without_the_side_data_needed_costs_steps_not_the_video(
+    stub: Any, cache: FakeCache
+) -> None:
+    entry = await donor(stub)
+    del latents(cache, entry)[SIDE]
+    what = reusing(wanted(), entry, 2)
+    what.plan.amplification.CopyFrom(CONTRAST)
+    found = await run(stub, what)
+    assert found.started.degraded.reason == errors.NOT_FOUND
+    assert "side data" in found.started.degraded.message
+    assert (found.started.first_step, found.completed.steps_run) == (0, 4)
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"region_steps_end": 5}, "plan.region_steps_end"),
+        ({"region_steps_end": 1}, "plan.region_steps_end"),
+        ({"region_steps_end": 0}, "plan.region"),
+        ({"region": {"threshold": 1.5}}, "plan.region.threshold"),
+        ({"region": {"budget": float("nan")}}, "plan.region.budget"),
+        ({"region": {"dilation": 9}}, "plan.region.dilation"),
+        ({"region": {"source": 0}}, "plan.region.source"),
+        ({"region": {"context": 0}}, "plan.region.context"),
+        ({"amplification": {"form": 1, "strength": 5.0}}, "plan.amplification.strength"),
+        ({"amplification": {"strength": 1.0}}, "plan.amplification.form"),
+        ({"amplification": {"form": 1, "first_step": 3, "last_step": 2}}, "plan.amplification.last_step"),
+        ({"gained": [{"index": 1, "weight": 2.0}]}, "plan.gained"),
+    ],
+)
+async def test_a_plan_out_of_bounds_is_refused_by_its_field(
+    stub: Any, change: dict[str, Any], field: str
+) -> None:
+    what = regional("0" * 64, 2, 4)
+    for name, value in change.items():
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                setattr(getattr(what.plan, name), key, inner)
+        elif isinstance(value, list):
+            what.plan.gained.extend(plan_pb2.WeightedToken(**each) for each in value)
+        else:
+            setattr(what.plan, name, value)
+    error = await failure(stub, what)
+    assert error.reason == errors.INVALID_FIELD
+    assert field in [violation.field for violation in error.violations]

@@ -1,0 +1,163 @@
+"""The measured way of planning: rows of a calibration, and the plans that follow from them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from chorus.common.v1 import plan_pb2
+from chorus.scheduler.v1 import scheduler_pb2 as pb
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.common.plans import DEFAULT_REGION
+from services.common.schedule import shifted_schedule
+from services.scheduler.calibration import (
+    LIMITS,
+    Calibration,
+    Depth,
+    Policy,
+    Row,
+    calibration_of,
+    parse,
+    to_plain,
+)
+from services.scheduler.edits import Edit
+from services.scheduler.planner import Donor, Plan, explicit, plan, to_message
+
+CONTRAST = plan_pb2.Amplification(form=plan_pb2.AMPLIFICATION_FORM_CONTRAST, strength=0.5)
+SIGMAS = shifted_schedule(4, 5.0)
+ALL = frozenset(range(1, 5))
+SHALLOW = Row("colour", Depth(0.9375), 1.0, 0.0, 0.0, 0.0, 100)
+REGION = Row("colour", Depth(0.9375, DEFAULT_REGION), 0.3, 1.5, 0.5, 0.5, 100)
+DEEP = Row("colour", Depth(0.625, DEFAULT_REGION, CONTRAST), 0.4, 8.0, 2.0, 1.0, 100)
+COLOURS = Calibration("model", (SHALLOW, REGION, DEEP))
+BLUE = Edit("colour", ((3, 1.0),), ((2, 1.0),), 'gains "blue", loses "red"')
+
+
+def donor(name: str = "a", score: float = 0.9, edit: Edit | None = BLUE, **others: object) -> Donor:
+    return replace(Donor(name, score, ALL, "a red ball", side_data=True, edit=edit), **others)  # type: ignore[arg-type]
+
+
+def codes(found: Plan) -> list[str]:
+    return [plan_pb2.PlanReasonCode.Name(r.code).removeprefix("PLAN_REASON_CODE_") for r in found.reasons]
+
+
+@pytest.mark.parametrize(
+    ("policy", "row", "first"), [("safe", SHALLOW, 1), ("balanced", REGION, 1), ("fast", DEEP, 3)]
+)
+def test_each_policy_takes_the_deepest_row_within_its_limit(policy: Policy, row: Row, first: int) -> None:
+    found = plan(policy, SIGMAS, [donor()], 2.0, COLOURS)
+    assert (found.full_reuse_steps, found.region, found.amplification) == (
+        first, row.depth.region, row.depth.amplification,
+    )  # fmt: skip
+    assert found.region_steps_end == (4 if row.depth.region else 0)
+    assert found.predicted_seconds_saved == pytest.approx(2.0 * (4 - row.computed_share * (4 - first)))
+    assert found.predicted_drift_points == row.drift_points
+    assert codes(found) == ["EDIT", "CALIBRATION"]
+    assert 'gains "blue", loses "red"' in found.reasons[0].text
+
+
+def test_a_donor_that_lacks_what_a_row_needs_is_reused_by_another() -> None:
+    without_side = donor(side_data=False)
+    assert plan("fast", SIGMAS, [without_side], 1.0, COLOURS).region == REGION.depth.region
+    without_last = donor(steps=frozenset({1, 2, 3}))
+    assert plan("fast", SIGMAS, [without_last], 1.0, COLOURS).region is None
+    bare = donor(steps=frozenset({4}))
+    found = plan("fast", SIGMAS, [bare], 1.0, COLOURS)
+    assert (found.full_reuse_steps, codes(found)) == (0, ["EDIT", "STEP_NOT_CACHED"])
+
+
+def test_what_drifts_too_far_or_was_not_measured_is_declined() -> None:
+    found = plan("balanced", SIGMAS, [donor()], 1.0, Calibration("model", (DEEP,)))
+    assert (found.donor, codes(found)) == (None, ["EDIT", "DRIFT_TOO_HIGH"])
+    unknown = plan("fast", SIGMAS, [donor(edit=Edit("unrelated"))], 1.0, COLOURS)
+    assert (unknown.donor, codes(unknown)) == (None, ["EDIT", "DRIFT_TOO_HIGH"])
+    assert "nothing was measured" in unknown.reasons[1].text
+
+
+def test_the_donor_that_saves_most_wins_however_similar_the_others_are() -> None:
+    rows = (*COLOURS.rows, Row("same", Depth(0.625), 1.0, 0.0, 0.0, 0.0, 100))
+    same = donor("same", 0.7, Edit("same"))
+    found = plan("safe", SIGMAS, [donor("near", 0.99), same], 1.0, Calibration("model", rows))
+    assert (found.donor, found.full_reuse_steps) == (same, 3)
+
+
+def test_without_edits_similarity_decides() -> None:
+    found = plan("balanced", SIGMAS, [donor(edit=None)], 1.0, COLOURS)
+    assert codes(found) == ["SCORE_TABLE"]
+
+
+@given(st.integers(2, 60), st.sampled_from(list(LIMITS)), st.floats(0.01, 1))
+def test_depths_are_noise_levels_whatever_the_number_of_steps(
+    steps: int, policy: Policy, sigma: float
+) -> None:
+    sigmas = shifted_schedule(steps, 5.0)
+    first = Depth(sigma).first_step(sigmas)
+    assert 0 <= first < steps
+    assert first == 0 or sigmas[first] >= sigma - 1e-9
+    assert first == steps - 1 or sigmas[first + 1] < sigma
+    row = Row("colour", Depth(sigma, DEFAULT_REGION), 0.5, 0.0, 0.0, 0.0, 9)
+    found = plan(policy, sigmas, [donor(steps=frozenset(range(1, steps + 1)))], 1.0, Calibration("m", (row,)))
+    assert found.full_reuse_steps == first
+    assert found.region_steps_end == (steps if first else 0)
+
+
+@given(st.floats(-5, 30), st.floats(-5, 30), st.floats(0, 5))
+def test_a_stricter_policy_allows_nothing_that_a_laxer_one_does_not(
+    drift: float, loss: float, error: float
+) -> None:
+    row = replace(REGION, drift_points=drift, alignment_loss_points=loss, error_points=error)
+    allowed = [row.within(policy) for policy in ("off", "safe", "balanced", "fast")]
+    assert allowed == sorted(allowed)
+    assert not allowed[0]
+
+
+def test_rows_survive_their_json_form() -> None:
+    assert parse("model", {"rows": [to_plain(row) for row in COLOURS.rows]}) == COLOURS
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"edit": "mood"}, r"rows\[0\]: edit: 'mood' is no kind of edit"),
+        ({"sigma": 0}, r"rows\[0\]: sigma: must be above 0"),
+        ({"region": {"source": "GUESS"}}, r"rows\[0\]"),
+        ({"n": None}, r"rows\[0\]"),
+    ],
+)
+def test_a_broken_calibration_is_named(change: dict[str, object], fault: str) -> None:
+    with pytest.raises(ValueError, match=fault):
+        parse("model", {"rows": [{**to_plain(SHALLOW), **change}]})
+    with pytest.raises(ValueError, match="rows: must be a list"):
+        parse("model", {})
+
+
+def test_models_without_a_calibration_have_none() -> None:
+    assert calibration_of("somebody-elses") is None
+    assert calibration_of("../calibration") is None
+
+
+def test_an_explicit_plan_takes_the_most_similar_donor_that_fits_it() -> None:
+    wanted = pb.ExplicitReuse(full_reuse_steps=2, region_steps_end=3, amplification=CONTRAST, min_score=0.5)
+    near = donor("near", 0.95, steps=frozenset({1, 2}))
+    fits, low = donor("fits", 0.8), donor("low", 0.4)
+    found = explicit(wanted, 4, [near, fits, low], 1.0)
+    assert found.donor == fits
+    assert (found.full_reuse_steps, found.region_steps_end) == (2, 3)
+    assert found.region == DEFAULT_REGION
+    assert found.amplification == CONTRAST
+    assert codes(found) == ["EXPLICIT"]
+    none = explicit(wanted, 4, [near, low], 1.0)
+    assert (none.donor, codes(none)) == (None, ["NO_DONOR"])
+    assert "side data" in none.reasons[0].text
+
+
+def test_the_message_says_what_stage_2_needs() -> None:
+    message = to_message(plan("fast", SIGMAS, [donor()], 1.0, COLOURS))
+    assert (message.full_reuse_steps, message.region_steps_end, message.edit) == (3, 4, "colour")
+    assert message.region == DEFAULT_REGION
+    assert message.amplification == CONTRAST
+    assert [(t.index, t.weight) for t in message.gained] == [(3, 1.0)]
+    assert [(t.index, t.weight) for t in message.lost] == [(2, 1.0)]
+    assert message.predicted_drift_points == 8.0

@@ -1,0 +1,198 @@
+"""The three stages on a small random network: what they compute, and that nothing else changes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from chorus.common.v1 import plan_pb2
+from torch import Tensor
+
+from services.denoiser.amplify import amplified
+from services.denoiser.attention_maps import AttentionMaps
+from services.denoiser.models.pipeline import LoadedModel
+from services.denoiser.models.wan import TextKV
+from services.denoiser.regions import probe_tokens
+from services.denoiser.sampler import sample
+from services.denoiser.stages import DonorLatents, Stages, StageStep
+from tests.tiny_model import TEXT_DIM, save_tiny_model
+
+STEPS = 4
+
+
+class Bench:
+    """A model, two prompts, and the donor's finished run."""
+
+    def __init__(self, folder: Path) -> None:
+        self.model = LoadedModel.load(save_tiny_model(folder, layers=3))
+        self.sigmas = self.model.spec.schedule.sigmas
+        self.shape = self.model.latent_shape(4, 32, 32)
+        self.grid = self.model.token_grid(self.shape)
+        self.donor_text, self.text = (self.text_of(seed) for seed in (1, 2))
+        self.noise = self.model.noise(0, self.shape)
+        self.donor = DonorLatents(
+            {0: self.noise, **{s.index + 1: s.latents for s in self.full(self.donor_text)}},
+            maps=torch.rand(5, self.count, generator=torch.Generator().manual_seed(3)),
+            text=self.donor_text,
+        )
+
+    @property
+    def count(self) -> int:
+        frames, rows, columns = self.grid
+        return frames * rows * columns
+
+    def text_of(self, seed: int) -> TextKV:
+        return self.model.prepare_text(
+            torch.randn(5, TEXT_DIM, generator=torch.Generator().manual_seed(seed))
+        )
+
+    def full(self, text: TextKV, first: int = 0, start: Tensor | None = None) -> Iterator[StageStep]:
+        begin = self.noise if start is None else start
+        steps = sample(lambda x, sigma: self.model.velocity(x, sigma, text), begin, self.sigmas, first)
+        return (StageStep(s.index, s.latents, 1.0, None) for s in steps)
+
+    def run(self, plan: plan_pb2.Plan, text: TextKV | None = None) -> list[StageStep]:
+        donor = self.donor if plan.full_reuse_steps else None
+        stages = Stages(self.model, plan, self.shape, self.sigmas, text or self.text, self.noise, donor)
+        return list(stages.steps())
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    return Bench(tmp_path_factory.mktemp("model"))
+
+
+def plan(first: int = 0, end: int = 0, source: str = "PROBE", **region: float) -> plan_pb2.Plan:
+    made = plan_pb2.Plan(total_steps=STEPS, full_reuse_steps=first, region_steps_end=end)
+    if end > first:
+        made.region.source = plan_pb2.RegionSource.Value(f"REGION_SOURCE_{source}")
+        made.region.context = plan_pb2.REGION_CONTEXT_NONE
+        for name, value in {"threshold": 0.0, "budget": 1.0, **region}.items():
+            setattr(made.region, name, int(value) if name in ("dilation", "context") else value)
+    return made
+
+
+def test_without_a_donor_it_is_the_sampler(bench: Bench) -> None:
+    expected = list(bench.full(bench.text))
+    for found, wanted in zip(bench.run(plan()), expected, strict=True):
+        assert torch.equal(found.latents, wanted.latents)
+        assert found.computed_share == 1.0
+        assert found.active is None
+
+
+def test_stage_1_starts_from_the_donors_latents(bench: Bench) -> None:
+    expected = list(bench.full(bench.text, 2, bench.donor.steps[2]))
+    found = bench.run(plan(2))
+    assert [s.index for s in found] == [2, 3]
+    assert all(torch.equal(f.latents, e.latents) for f, e in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("source", ["PROBE", "FULL_STEP", "ATTENTION"])
+def test_a_region_that_is_everything_is_the_full_step_bit_for_bit(bench: Bench, source: str) -> None:
+    wanted = plan(1, 4, source, dilation=8)
+    wanted.lost.add(index=0, weight=1.0)
+    expected = list(bench.full(bench.text, 1, bench.donor.steps[1]))
+    for found, full in zip(bench.run(wanted), expected, strict=True):
+        assert found.active is None or found.active.all()
+        assert torch.equal(found.latents, full.latents)
+
+
+def test_a_region_above_its_budget_is_computed_in_full(bench: Bench) -> None:
+    found = bench.run(plan(1, 4, budget=0.0))
+    probes = len(probe_tokens(bench.grid)) / bench.count
+    assert [s.computed_share for s in found] == pytest.approx([1.0 + probes, 1.0, 1.0])
+    assert all(s.active is None for s in found)
+
+
+@pytest.mark.parametrize("source", ["PROBE", "FULL_STEP"])
+def test_the_donors_own_prompt_leaves_nothing_to_compute(bench: Bench, source: str) -> None:
+    found = bench.run(plan(1, 4, source, threshold=1e-6), bench.donor_text)
+    assert [s.computed_share for s in found[1:]] == [0.0, 0.0]
+    for step in found:
+        assert torch.allclose(step.latents, bench.donor.steps[step.index + 1], atol=1e-5)
+
+
+def test_inactive_tokens_take_the_donors_latents_and_stage_3_computes_all(bench: Bench) -> None:
+    wanted = plan(1, 3, "ATTENTION", threshold=0.9)
+    wanted.lost.add(index=2, weight=1.0)
+    region, second, last = bench.run(wanted)
+    for step in (region, second):
+        assert step.active is not None
+        assert 0 < step.active.sum() < bench.count
+        assert step.computed_share == pytest.approx(float(step.active.float().mean()))
+        own, donor = (bench.model.tokens_of(x) for x in (step.latents, bench.donor.steps[step.index + 1]))
+        assert torch.equal(own[~step.active], donor[~step.active])
+        assert not torch.equal(own[step.active], donor[step.active])
+    assert last.active is None
+    assert last.computed_share == 1.0
+
+
+def test_context_costs_a_quarter_of_the_rest_and_changes_what_is_seen(bench: Bench) -> None:
+    wanted = plan(1, 4, "ATTENTION", threshold=0.9)
+    wanted.lost.add(index=2, weight=1.0)
+    alone = bench.run(wanted)[0]
+    wanted.region.context = plan_pb2.REGION_CONTEXT_STRIDED
+    seen = bench.run(wanted)[0]
+    assert alone.active is not None
+    assert seen.active is not None
+    assert torch.equal(alone.active, seen.active)
+    assert alone.computed_share < seen.computed_share < alone.computed_share + 0.27
+    assert not torch.equal(alone.latents, seen.latents)
+
+
+@pytest.mark.parametrize("form", ["CONTRAST", "BIAS", "VALUE_GAIN"])
+def test_amplification_off_is_exactly_off_and_on_is_not(bench: Bench, form: str) -> None:
+    wanted = plan(2)
+    wanted.gained.add(index=1, weight=1.0)
+    without = bench.run(wanted)[-1].latents
+    wanted.amplification.form = plan_pb2.AmplificationForm.Value(f"AMPLIFICATION_FORM_{form}")
+    assert torch.equal(bench.run(wanted)[-1].latents, without)
+    wanted.amplification.strength = 1.0
+    on = bench.run(wanted)[-1].latents
+    assert not torch.equal(on, without)
+    wanted.amplification.first_step, wanted.amplification.last_step = 3, 4
+    found = bench.run(wanted)
+    assert not torch.equal(found[-1].latents, on)
+    assert torch.equal(found[0].latents, bench.run(plan(2))[0].latents)
+    wanted.amplification.first_layer = 3  # behind the last
+    assert torch.equal(bench.run(wanted)[-1].latents, without)
+
+
+def test_a_gate_of_one_is_none_and_a_gate_of_nothing_is_off(bench: Bench) -> None:
+    tokens = bench.model.tokens_of(bench.donor.steps[2])
+    for form in (plan_pb2.AMPLIFICATION_FORM_CONTRAST, plan_pb2.AMPLIFICATION_FORM_BIAS):
+        strong = plan_pb2.Amplification(form=form, strength=1.0)
+
+        def velocity(gate: Tensor | None, strong: plan_pb2.Amplification | None = strong) -> Tensor:
+            text = bench.text
+            if strong is not None:
+                made = amplified(text, strong, gained=[(1, 1.0)], donor=bench.donor_text, gate=gate)
+                return bench.model.token_velocity(tokens, 0.8, made, bench.shape)
+            return bench.model.token_velocity(tokens, 0.8, text, bench.shape)
+
+        plain, on = velocity(None, None), velocity(None)
+        assert torch.allclose(velocity(torch.ones(bench.count)), on, atol=1e-5)
+        assert torch.allclose(velocity(torch.zeros(bench.count)), plain, atol=1e-5)
+        assert not torch.allclose(on, plain, atol=1e-3)
+
+
+def test_contrast_needs_the_donors_prompt(bench: Bench) -> None:
+    contrast = plan_pb2.Amplification(form=plan_pb2.AMPLIFICATION_FORM_CONTRAST, strength=1.0)
+    with pytest.raises(ValueError, match="needs the token states of the donor's prompt"):
+        amplified(bench.text, contrast)
+
+
+def test_maps_are_shares_of_attention_of_the_middle_blocks(bench: Bench) -> None:
+    seen = AttentionMaps(3, 4)
+    assert seen.maps() is None
+    tokens = bench.model.tokens_of(bench.noise)
+    plain = bench.model.token_velocity(tokens, 1.0, bench.text, bench.shape)
+    watched = bench.model.token_velocity(tokens, 1.0, bench.text, bench.shape, watch=seen.watch)
+    assert torch.equal(plain, watched)
+    maps = seen.maps()
+    assert maps is not None
+    assert maps.shape == (4, bench.count)
+    assert (maps >= 0).all()
+    assert (maps.sum(0) < 2).all()  # two heads of one block, less what the fifth token takes
