@@ -12,7 +12,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from chorus.common.v1 import plan_pb2
@@ -21,9 +21,11 @@ from torch import Tensor
 
 from models.movingshapes.analyzer import read_scene
 from models.movingshapes.evaluate import STUDENT
+from services.common.schedule import shifted_schedule
 from services.denoiser.attention_maps import AttentionMaps
 from services.denoiser.models.pipeline import LoadedModel
 from services.denoiser.models.wan import TextKV
+from services.denoiser.sampler import sample
 from services.denoiser.side_data import pool_maps, unpool_maps
 from services.denoiser.stages import DonorLatents, Stages
 from services.embedder.encoders import Encoding, MiniLMEncoder
@@ -60,6 +62,26 @@ class Trial:
 
 
 FULL = "full"
+
+
+@dataclass(frozen=True)
+class Fewer:
+    """No reuse, in so many steps of the model's own shifted schedule."""
+
+    steps: int
+
+
+@dataclass(frozen=True)
+class Renoised:
+    """As MoDM reuses: the donor's clean latents, noised again to `sigma`; then every step from there on.
+
+    Source: Xia et al., MoDM (arXiv 2503.11972), for images.
+    """
+
+    sigma: float
+
+
+Variant: TypeAlias = Depth | Fewer | Renoised
 
 
 class Bench:
@@ -116,7 +138,24 @@ class Bench:
         steps = list(Stages(self.model, plan, self.shape, self.sigmas, text, start, donor).steps())
         return steps[-1].latents, sum(step.computed_share for step in steps)
 
-    def trial(self, group: Group, seed: int, plans: Mapping[str, Depth]) -> Trial:
+    def generate(
+        self, variant: Variant, edit: Edit, text: TextKV, donor: DonorLatents, seed: int
+    ) -> tuple[Tensor, float] | None:
+        """The target's clean latents by a variant, and what was computed; None where it would be no reuse."""
+        if isinstance(variant, Depth):
+            plan = self.plan(variant, edit)
+            return None if plan is None else self.run(plan, text, donor)
+        noise = self.model.noise(seed, self.shape)
+        if isinstance(variant, Fewer):
+            start, sigmas = noise, shifted_schedule(variant.steps, self.model.spec.schedule.shift)
+        else:
+            first = Depth(variant.sigma).first_step(self.sigmas)
+            sigmas = list(self.sigmas[first:])
+            start = (1 - sigmas[0]) * donor.steps[len(self.sigmas) - 1] + sigmas[0] * noise
+        *_, last = sample(lambda x, s: self.model.velocity(x, s, text), start, sigmas)
+        return last.latents, float(len(sigmas) - 1)
+
+    def trial(self, group: Group, seed: int, plans: Mapping[str, Variant]) -> Trial:
         """Donor and first target of a group, from seeds of their own; the target by every plan."""
         donor, target = group.donor, group.targets[0]
         assert donor.scene is not None
@@ -136,22 +175,24 @@ class Bench:
             return Tried(shown.right["all"], any(shown.followed.values()), computed, fidelity)
 
         videos = {FULL: tried(whole, float(total))}
-        for name, depth in plans.items():
-            if plan := self.plan(depth, edit):
-                videos[name] = tried(*self.run(plan, text, found))
+        for name, variant in plans.items():
+            if made := self.generate(variant, edit, text, found, 2 * seed + 1):
+                videos[name] = tried(*made)
         return Trial(group.kind, edit.kind, videos)
 
 
 _bench: Bench | None = None
 
 
-def _work(job: tuple[Group, int, Mapping[str, Depth]]) -> Trial:
+def _work(job: tuple[Group, int, Mapping[str, Variant]]) -> Trial:
     global _bench
     _bench = _bench or Bench()
     return _bench.trial(*job)
 
 
-def trials(groups: Sequence[Group], plans: Mapping[str, Depth], seed: int, processes: int) -> Iterator[Trial]:
+def trials(
+    groups: Sequence[Group], plans: Mapping[str, Variant], seed: int, processes: int
+) -> Iterator[Trial]:
     """A trial of every group, in order, in so many processes of one thread each."""
     jobs = [(group, seed + number, plans) for number, group in enumerate(groups)]
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, TypeVar
 
 import typer
-from chorus_client.output import BAD_INPUT, INTERRUPTED, Output
+from chorus_client.output import Output
 from chorus_client.plugins import not_installed
 
-from services.common.errors import ChorusError, Violations
+from services.common.errors import Violations
 from services.common.tenancy import DEFAULT_TENANT
+from yardstick.baselines import BASELINES
+from yardstick.plans import named_plans
+from yardstick.ways import FULL, ways_of
+
+T = TypeVar("T")
 
 SPLITS: Final = ("train", "calibration", "test")
 PHRASINGS: Final = ("seen", "unseen")
 POLICIES: Final = ("safe", "balanced", "fast")
+NO_POLICY: Final = "none"
+TAKEN: Final = frozenset({*POLICIES, NO_POLICY, *BASELINES, FULL, "miss", "off"})  # no names of plans
 
 
 def evaluate(
@@ -41,11 +49,25 @@ def evaluate(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the prompts, and the first of the videos.")] = 1,
     policy: Annotated[
-        list[str] | None, typer.Option(help="safe, balanced or fast; may be repeated. Default: all three.")
+        list[str] | None,
+        typer.Option(help="safe, balanced, fast, or none; may be repeated. Default: all three."),
+    ] = None,
+    plan: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=SPEC",
+            help="Also a plan of your own, such as deep=k1:1,k2:3,region:probe (docs/eval.md); repeatable.",
+        ),
+    ] = None,
+    baseline: Annotated[
+        list[str] | None,
+        typer.Option(help="Also reuse as others do: nirvana or threshold; may be repeated."),
     ] = None,
     fewer: Annotated[
         list[int] | None,
-        typer.Option(metavar="STEPS", help="Also measure so many steps without reuse; may be repeated."),
+        typer.Option(
+            min=1, metavar="STEPS", help="Also measure so many steps without reuse; may be repeated."
+        ),
     ] = None,
     model: Annotated[str | None, typer.Option(help="Model id. Default: the server's.")] = None,
     token_pixels: Annotated[
@@ -71,19 +93,27 @@ def evaluate(
 ) -> None:
     """Measure what reuse does to quality and speed: alignment, donor drift, fidelity, seams, seconds."""
     said = Output(as_json)
-    policies = tuple(dict.fromkeys(policy or POLICIES))
-    try:
+    policies = _chosen(policy or POLICIES)
+    baselines = _chosen(baseline or ())
+    with said.faults():
         found = Violations()
         found.require(split in SPLITS, "split", f"must be one of {', '.join(SPLITS)}, not {split!r}")
         found.require(phrasing in PHRASINGS, "phrasing", f"must be seen or unseen, not {phrasing!r}")
+        if policies == (NO_POLICY,):
+            policies = ()
         for one in policies:
-            found.require(one in POLICIES, "policy", f"must be one of {', '.join(POLICIES)}, not {one!r}")
+            found.require(
+                one in POLICIES, "policy", f"must be one of {', '.join(POLICIES)}, or none alone, not {one!r}"
+            )
+        for one in baselines:
+            found.require(one in BASELINES, "baseline", f"must be one of {', '.join(BASELINES)}, not {one!r}")
         found.require(
             not empty_cache or bool(target and cache_target),
             "empty_cache",
             "needs --target and --cache-target; a deployment of its own is emptied anyway",
         )
         found.raise_if_any()
+        plans = named_plans(plan or (), taken=TAKEN)
         try:
             from yardstick.evaluation import Choice, groups_of, run
         except ImportError as error:
@@ -93,18 +123,14 @@ def evaluate(
             cache_target=cache_target if empty_cache else None,
             tenant=tenant,
             groups=groups_of(prompts, split, pairs, seed, phrasing),
-            policies=policies,
-            fewer=tuple(dict.fromkeys(fewer or ())),
+            ways=ways_of(policies, plans, baselines, _chosen(fewer or ())),
             seed=seed,
             model=model,
             token_pixels=token_pixels,
         )
         run(chosen, out, said)
-    except ChorusError as error:
-        raise said.stop(error) from None
-    except OSError as error:
-        said.note(f"error: {error}")
-        said.fault("LOCAL_FILE", str(error))
-        raise typer.Exit(BAD_INPUT) from None
-    except KeyboardInterrupt:
-        raise typer.Exit(INTERRUPTED) from None
+
+
+def _chosen(said: Iterable[T]) -> tuple[T, ...]:
+    """Each once, in order."""
+    return tuple(dict.fromkeys(said))

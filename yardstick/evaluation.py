@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final, cast
 
-from chorus_client import AsyncCacheClient, ChorusClient
+from chorus_client import AsyncCacheClient, ChorusClient, SpecOptions
 from chorus_client.aio import write_whole
 from chorus_client.output import Output
 from rich.progress import Progress
@@ -25,12 +25,13 @@ from yardstick import results
 from yardstick.deployment import local_deployment
 from yardstick.figures import figures_of, kinds_of
 from yardstick.figures import ways_of as ways_found
-from yardstick.measure import SCENE_SHAPE, Case, Outcome, measure, ways_of
+from yardstick.measure import SCENE_SHAPE, Case, Outcome, measure
 from yardstick.plot import plot
 from yardstick.prompts import Group, read_groups, write_groups
-from yardstick.runs import warm_up
+from yardstick.runs import WARM_UP_PROMPT, timed, warm_up
 from yardstick.scenes import make_groups
 from yardstick.tables import tables
+from yardstick.ways import Way
 
 FIGURES: Final = "eval.json"
 PLOT: Final = "eval.png"
@@ -51,8 +52,7 @@ class Choice:
     cache_target: str | None
     tenant: str
     groups: Sequence[Group]
-    policies: Sequence[str]
-    fewer: Sequence[int]
+    ways: Sequence[Way]
     seed: int
     model: str | None
     token_pixels: int
@@ -79,11 +79,11 @@ def run(choice: Choice, folder: Path, out: Output) -> None:
     with _deployment(choice, folder / "chorus") as (target, empty_cache), ChorusClient(target) as client:
         if empty_cache is None:
             out.note("its cache is left as it is: the donors stay in it, and what finds others is left out")
-        warm_up(client, reuse=choice.policies[0], model=choice.model, no_store=empty_cache is None)
+        _warm_up(client, choice, no_store=empty_cache is None)
         measuring = measure(
             client,
             choice.groups,
-            ways_of(choice.policies, choice.fewer),
+            choice.ways,
             choice.seed,
             choice.model,
             choice.token_pixels,
@@ -94,11 +94,19 @@ def run(choice: Choice, folder: Path, out: Output) -> None:
     _report(outcomes, choice, folder, out)
 
 
+def _warm_up(client: ChorusClient, choice: Choice, no_store: bool) -> None:
+    """Every way once, for what only some of them run; most find the first one's latents."""
+    warm_up(client, model=choice.model, no_store=no_store)
+    for way in choice.ways:
+        options: SpecOptions = {**way.options, "model": choice.model, "no_store": True}
+        timed(client, WARM_UP_PROMPT, **options)
+
+
 def _report(outcomes: Sequence[Outcome], choice: Choice, folder: Path, out: Output) -> None:
     lines = [json.dumps(asdict(outcome)) + "\n" for outcome in outcomes]
     write_whole(folder / MEASUREMENTS, "".join(lines).encode())
     cases = [case for outcome in outcomes for case in outcome.cases]
-    figures = figures_of(outcomes, choice.policies)
+    figures = figures_of(outcomes, [way.name for way in choice.ways if way.reuses])
     results.write(folder / FIGURES, f"chorus {shlex.join(sys.argv[1:])}", figures)
     kinds, ways = kinds_of(cases), ways_found(cases)
     plot(folder / PLOT, figures, ways, kinds)

@@ -10,25 +10,30 @@ from typing import Final
 
 from models.movingshapes.analyzer import FIELDS
 from yardstick import results
-from yardstick.measure import FULL, Case, Outcome, Served
+from yardstick.measure import Case, Outcome, Served
 from yardstick.results import Figure
+from yardstick.scenes import SINGLE_EDITS, UNRELATED, Verdict
+from yardstick.ways import FULL
 
 MISS: Final = "miss"
 ATTRIBUTES: Final = (*FIELDS, "all")
 
 
-def figures_of(outcomes: Sequence[Outcome], policies: Sequence[str]) -> dict[str, Figure]:
+def figures_of(outcomes: Sequence[Outcome], reusing: Sequence[str]) -> dict[str, Figure]:
     """Every figure that has a measurement behind it, for all kinds together and for each.
 
     Args:
-        policies: the ways that look into the cache.
+        reusing: the ways that look into the cache.
     """
     cases = [case for outcome in outcomes for case in outcome.cases]
-    figures = _misses(outcomes, policies)
+    figures = _misses(outcomes, reusing)
     for name, some in {"": cases, **{f"{kind}.": of_kind(cases, kind) for kind in kinds_of(cases)}}.items():
         for way in ways_of(cases):
-            found = _reused(some, way) if way in policies else _computed(some, way)
+            found = _reused(some, way) if way in reusing else _computed(some, way)
             figures |= {f"{way}.{name}{key}": figure for key, figure in found.items()}
+    for way in reusing:
+        found = _single_edits(cases, way) | _false_reuse(cases, way)
+        figures |= {f"{way}.{key}": figure for key, figure in found.items()}
     return figures
 
 
@@ -45,24 +50,67 @@ def ways_of(cases: Iterable[Case]) -> list[str]:
     return list(dict.fromkeys(way for case in cases for way in case.ways))
 
 
-def _misses(outcomes: Sequence[Outcome], policies: Sequence[str]) -> dict[str, Figure]:
+def _misses(outcomes: Sequence[Outcome], reusing: Sequence[str]) -> dict[str, Figure]:
     seconds = [o.miss_seconds for o in outcomes if o.miss_seconds is not None]
     for case in (case for outcome in outcomes for case in outcome.cases):
-        seconds += [case.ways[p].seconds for p in policies if case.ways[p].source == "none"]
+        seconds += [case.ways[way].seconds for way in reusing if case.ways[way].source == "none"]
     return {f"{MISS}.seconds_p50": results.median(seconds, "s")} if seconds else {}
 
 
-def _reused(cases: Sequence[Case], policy: str) -> dict[str, Figure]:
-    """A policy's figures: over the requests that found their own donor, or none."""
-    known = [case for case in cases if case.ways[policy].source != "other"]
-    hits = [case for case in known if case.ways[policy].source == "donor"]
+def _reused(cases: Sequence[Case], way: str) -> dict[str, Figure]:
+    """The figures of a way with reuse: over the requests that found their own donor, or none."""
+    known, hits = _known(cases, way), _hits(cases, way)
     if not known:
         return {}
     return {
         "hit_share": results.share(len(hits), len(known)),
-        "whole_set_speedup": _speedup(known, policy),
-        **(_computed(hits, policy) if hits else {}),
+        "whole_set_speedup": _speedup(known, way),
+        **(_computed(hits, way) if hits else {}),
     }
+
+
+def _known(cases: Sequence[Case], way: str) -> list[Case]:
+    """The requests that found their own donor, or none."""
+    return [case for case in cases if case.ways[way].source != "other"]
+
+
+def _hits(cases: Sequence[Case], way: str) -> list[Case]:
+    return [case for case in cases if case.ways[way].source == "donor"]
+
+
+def _single_edits(cases: Sequence[Case], way: str) -> dict[str, Figure]:
+    """What reuse is judged by: its hits among requests that differ from their donor in one edit, against the
+    full computation of the very same requests.
+    """
+    edits = [case for case in cases if case.kind in SINGLE_EDITS]
+    known, hits = _known(edits, way), _hits(edits, way)
+    if not known:
+        return {}
+    figures = {"single_edit_hit_share": results.share(len(hits), len(known))}
+    if not hits:
+        return figures
+    figures["single_edit_speedup_p50"] = _speedup_p50(hits, way)
+    both = _verdicts(hits, way)
+    if any(full.right["all"] for full, _ in both):
+        figures["single_edit_alignment_ratio"] = results.ratio(
+            [this.right["all"] for _, this in both], [full.right["all"] for full, _ in both], "1"
+        )
+    drifts = [
+        100.0 * (any(this.followed.values()) - any(full.followed.values()))
+        for full, this in both
+        if full.followed
+    ]
+    if drifts:
+        figures["single_edit_drift_points"] = results.mean(drifts, "percentage points")
+    return figures
+
+
+def _false_reuse(cases: Sequence[Case], way: str) -> dict[str, Figure]:
+    """The share of requests that have nothing in common with their donor and reused it."""
+    unrelated = _known(of_kind(cases, UNRELATED), way)
+    if not unrelated:
+        return {}
+    return {"false_reuse_rate": results.share(len(_hits(unrelated, way)), len(unrelated))}
 
 
 def _computed(cases: Sequence[Case], way: str) -> dict[str, Figure]:
@@ -76,9 +124,8 @@ def _computed(cases: Sequence[Case], way: str) -> dict[str, Figure]:
     }
     if way == FULL:
         return figures
-    ratios = [case.ways[FULL].seconds / case.ways[way].seconds for case in cases]
     saved = [case.ways[FULL].steps_run - case.ways[way].steps_run for case in cases]
-    figures["speedup_p50"] = results.median(ratios, "x")
+    figures["speedup_p50"] = _speedup_p50(cases, way)
     figures["steps_saved"] = results.mean(saved, "steps")
     near: dict[str, tuple[str, Callable[[Served], float | None]]] = {
         "psnr_db": ("dB", lambda one: one.psnr),
@@ -90,6 +137,11 @@ def _computed(cases: Sequence[Case], way: str) -> dict[str, Figure]:
         if values:
             figures[name] = results.mean(values, unit)
     return figures | _loss(cases, way)
+
+
+def _speedup_p50(cases: Sequence[Case], way: str) -> Figure:
+    """The median of each request's seconds in full by its seconds this way."""
+    return results.median([case.ways[FULL].seconds / case.ways[way].seconds for case in cases], "x")
 
 
 def _speedup(cases: Sequence[Case], way: str) -> Figure:
@@ -122,13 +174,18 @@ def _drift(served: Sequence[Served]) -> dict[str, Figure]:
 
 def _loss(cases: Sequence[Case], way: str) -> dict[str, Figure]:
     """Alignment that the same requests lose against the full computation, in percentage points."""
-    pairs = [(case.ways[FULL].verdict, case.ways[way].verdict) for case in cases]
-    both = [(full.right, this.right) for full, this in pairs if full is not None and this is not None]
+    both = _verdicts(cases, way)
     if not both:
         return {}
     return {
         f"alignment_loss_{name}": results.mean(
-            [100.0 * (full[name] - this[name]) for full, this in both], "percentage points"
+            [100.0 * (full.right[name] - this.right[name]) for full, this in both], "percentage points"
         )
         for name in ATTRIBUTES
     }
+
+
+def _verdicts(cases: Sequence[Case], way: str) -> list[tuple[Verdict, Verdict]]:
+    """What the full computation of each request shows, and what this way does."""
+    pairs = ((case.ways[FULL].verdict, case.ways[way].verdict) for case in cases)
+    return [(full, this) for full, this in pairs if full is not None and this is not None]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
@@ -18,19 +18,13 @@ from yardstick.pixels import Video, decode, psnr, seam_score, ssim, token_grid
 from yardstick.prompts import Ask, Group
 from yardstick.runs import Run, timed
 from yardstick.scenes import Verdict, judge
+from yardstick.ways import FULL, IN_FULL, PROBE, Way
 
-FULL: Final = "full"
 SCENE_SHAPE: Final = (world.FRAMES, world.HEIGHT, world.WIDTH)
+# The policy of donors that look into an emptied cache: what a miss costs is the same by any.
+_LOOKING: Final = "balanced"
 # Whose latents a generation started from: nobody's, its group's donor's, or another request's.
 Source: TypeAlias = Literal["none", "donor", "other"]
-
-
-@dataclass(frozen=True)
-class Way:
-    """A way to generate a target: a name, and what it asks for besides prompt and seed."""
-
-    name: str
-    options: SpecOptions
 
 
 @dataclass(frozen=True)
@@ -74,12 +68,6 @@ class Outcome:
     cases: tuple[Case, ...]
 
 
-def ways_of(policies: Sequence[str], fewer: Sequence[int]) -> list[Way]:
-    """The ways besides the full one: with reuse by each policy; and in so many steps, without reuse."""
-    reuse = [Way(policy, {"reuse": policy}) for policy in policies]
-    return reuse + [Way(f"steps_{steps}", {"reuse": "off", "steps": steps}) for steps in fewer]
-
-
 def measure(
     client: ChorusClient,
     groups: Sequence[Group],
@@ -99,7 +87,7 @@ def measure(
             generated without looking into it.
     """
     seeds = itertools.count(seed)
-    look = "off" if empty_cache is None else ways[0].options.get("reuse")
+    look = "off" if empty_cache is None else _LOOKING
     for group in groups:
         if empty_cache is not None:
             empty_cache()
@@ -123,10 +111,17 @@ def _case(
     model: str | None,
     token_pixels: int,
 ) -> Case:
+    common: SpecOptions = {"seed": seed, "model": model, "no_store": True}
     served: dict[str, Served] = {}
     reference: Video | None = None
-    for way in (Way(FULL, {"reuse": "off"}), *ways):
-        options: SpecOptions = {**way.options, "seed": seed, "model": model, "no_store": True}
+    score: float | None = None
+    for way in (IN_FULL, *ways):
+        asked = way.options
+        if way.by_score is not None:
+            if score is None:
+                score = _score(client, target.prompt, served, common)
+            asked = way.by_score(score, served[FULL].total_steps)
+        options: SpecOptions = {**asked, **common}
         run = timed(client, target.prompt, **options)
         video = _model_pixels(run)
         near = None if reference is None else (psnr(video, reference), ssim(video, reference))
@@ -145,6 +140,20 @@ def _case(
             seam=seam,
         )
     return Case(group.kind, group.donor.prompt, target.prompt, seed, served)
+
+
+def _score(client: ChorusClient, prompt: str, served: Mapping[str, Served], common: SpecOptions) -> float:
+    """The score of the target's donor: as a way that reused it told, else asked for by a request of its own,
+    which counts nowhere. −1, which nothing reuses, where there is no donor.
+    """
+    for one in served.values():
+        if one.source == "donor" and one.score is not None:
+            return one.score
+    if served[FULL].total_steps < 2:  # nothing to skip
+        return -1.0
+    options: SpecOptions = {**PROBE.options, **common}
+    generation = timed(client, prompt, **options).generation
+    return generation.donor.score if generation.HasField("donor") else -1.0
 
 
 def _model_pixels(run: Run) -> Video:

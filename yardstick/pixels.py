@@ -6,6 +6,7 @@ Videos are float32 [T, H, W, 3] in 0..255.
 from __future__ import annotations
 
 import io
+from fractions import Fraction
 from typing import Final, TypeAlias
 
 import av
@@ -33,6 +34,19 @@ def decode(mp4: bytes, factor: int = 1) -> Video:
     squares = frames.reshape(count, height // factor, factor, width // factor, factor, 3)
     video: Video = squares.mean(axis=(2, 4), dtype=np.float32)
     return video
+
+
+def encode(frames: NDArray[np.uint8], fps: float) -> bytes:
+    """Frames uint8 [T, H, W, 3], H and W even -> an mp4 (H.264)."""
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt, stream.options = "yuv420p", {"crf": "18"}
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    return buffer.getvalue()
 
 
 def psnr(video: Video, reference: Video) -> float:

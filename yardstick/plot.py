@@ -11,12 +11,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Picture
 from matplotlib.ticker import PercentFormatter
 
-from yardstick.measure import FULL
 from yardstick.results import Figure
 from yardstick.tables import ALL_KINDS, name_of
+from yardstick.ways import FULL
 
 # Okabe and Ito's palette, which people with colour blindness can tell apart; the first is of the full way.
 _COLOURS: Final = ("#666666", "#009E73", "#0072B2", "#D55E00", "#CC79A7", "#E69F00", "#56B4E9")
+_MARKERS: Final = "os^D"  # the next where the colours begin again
 _SHARE: Final = "share of videos"
 _TIMES: Final = "times, median"
 _PANELS: Final = (
@@ -66,7 +67,7 @@ def _panel(
             [x for _, x, _ in points],
             [y for y, _, _ in points],
             xerr=[[x - low for _, x, (low, _) in points], [high - x for _, x, (_, high) in points]],
-            fmt="o",
+            fmt=_MARKERS[i // len(_COLOURS) % len(_MARKERS)],
             markersize=4,
             linewidth=1.2,
             color=_COLOURS[i % len(_COLOURS)],

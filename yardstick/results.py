@@ -66,9 +66,19 @@ def mean(values: Sequence[float], unit: str) -> Figure:
 
 
 def ratio(numerators: Sequence[float], denominators: Sequence[float], unit: str = "x") -> Figure:
-    """The ratio of two sums over the same measurements, with its bootstrap interval. Needs at least one."""
+    """The ratio of two sums over the same measurements, with its bootstrap interval.
+
+    Needs at least one denominator above 0; none is below. Draws of denominators that are all 0 count nothing.
+    """
     pairs = np.stack([numerators, denominators], axis=-1)
-    return _bootstrap(pairs, lambda draws: draws[..., 0].sum(axis=-1) / draws[..., 1].sum(axis=-1), unit)
+
+    def divided(draws: NDArray[np.float64]) -> NDArray[np.float64]:
+        above, below = np.moveaxis(draws.sum(axis=-2), -1, 0)
+        none = np.full_like(below, np.nan)
+        quotients: NDArray[np.float64] = np.divide(above, below, out=none, where=below > 0)
+        return quotients
+
+    return _bootstrap(pairs, divided, unit)
 
 
 def _bootstrap(
@@ -80,14 +90,14 @@ def _bootstrap(
 
     Args:
         values: [n] or [n, 2].
-        statistic: from [..., n] or [..., n, 2] to [...].
+        statistic: from [..., n] or [..., n, 2] to [...]; NaN for draws that count nothing.
     """
     data, n = np.asarray(values, dtype=np.float64), len(values)
     value = float(statistic(data))
     if n < 2:
         return single(value, unit)
     draws = np.random.default_rng(0).integers(n, size=(_RESAMPLES, n), dtype=np.int32)
-    low, high = np.percentile(statistic(data[draws]), (2.5, 97.5))
+    low, high = np.nanpercentile(statistic(data[draws]), (2.5, 97.5))
     return Figure(value, unit, n, (float(low), float(high)))
 
 

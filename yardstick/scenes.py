@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import random
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Final, Protocol, TypeVar
@@ -17,15 +19,19 @@ from yardstick.prompts import Ask, Group
 
 T = TypeVar("T", covariant=True)
 
-# In what donor and target differ: one attribute of one object, the background, the number of objects,
-# everything, or only the words.
-KINDS: Final = ("colour", "background", "shape", "motion", "size", "count", "unrelated", "paraphrase")
+# In what donor and target differ: an attribute of one object, the background, or an object that the target
+# has besides (`added`) or lacks (`removed`).
+SINGLE_EDITS: Final = ("colour", "background", "shape", "motion", "size", "added", "removed")
+# Besides: two attributes, of the same object or of two; everything; or only the words.
+UNRELATED: Final = "unrelated"
+KINDS: Final = (*SINGLE_EDITS, "two_edits", UNRELATED, "paraphrase")
 _VALUES: Final = {
     "colour": tuple(world.COLOURS),
     "shape": world.SHAPES,
     "motion": tuple(world.MOTIONS),
     "size": tuple(world.SIZES),
 }
+_OBJECTS: Final = {"added": 2, "removed": 1}  # that the target of these kinds has
 _TRIES: Final = 100_000
 
 
@@ -84,36 +90,57 @@ class Pool:
         things = target.things
         if kind == "paraphrase":
             return [target]
-        if kind == "unrelated":
+        if kind == UNRELATED:
             other = self.draw(len(things))
             return [other] if _nothing_alike(other, target) else []
+        return [scene for scene in self._edits(target, kind) if scene != target and scene in self]
+
+    def _edits(self, target: Scene, kind: str) -> Iterable[Scene]:
+        """What a donor could be, in any split."""
+        things = target.things
         if kind == "background":
-            found = [replace(target, background=name) for name in world.BACKGROUNDS]
-        elif kind != "count":
-            found = [
-                replace(target, things=(*things[:i], replace(thing, **{kind: value}), *things[i + 1 :]))
-                for i, thing in enumerate(things)
-                for value in _VALUES[kind]
+            return [replace(target, background=name) for name in world.BACKGROUNDS]
+        if kind == "added":
+            return [replace(target, things=(thing,)) for thing in things if len(things) > 1]
+        if kind == "removed":
+            more = [one.things[0] for one in self.singles if one.background == target.background]
+            pairs = [pair for thing in more for pair in ((*things, thing), (thing, *things))]
+            return [replace(target, things=pair) for pair in pairs if len(pair) <= world.MAX_OBJECTS]
+        places = [(i, name) for i in range(len(things)) for name in _VALUES]
+        if kind == "two_edits":
+            return [
+                twice
+                for one, other in itertools.combinations(places, 2)
+                for once in _changed(target, *one)
+                for twice in _changed(once, *other)
             ]
-        elif len(things) > 1:
-            found = [replace(target, things=(thing,)) for thing in things]
-        else:
-            more = [scene.things[0] for scene in self.singles if scene.background == target.background]
-            found = [
-                replace(target, things=pair)
-                for thing in more
-                for pair in ((*things, thing), (thing, *things))
-            ]
-        return [scene for scene in found if scene != target and scene in self]
+        return [scene for i, name in places if name == kind for scene in _changed(target, i, name)]
 
     def pair(self, kind: str, objects: int) -> tuple[Scene, Scene]:
-        """A donor and a target of so many objects. Raises ValueError where the split has none."""
+        """A donor and a target of so many objects, where the kind leaves a choice.
+
+        Raises ValueError where the split has none.
+        """
+        objects = _OBJECTS.get(kind, objects)
         for _ in range(_TRIES):
             target = self.draw(objects)
             donors = self.donors(target, kind)
             if donors:
                 return self.rng.choice(donors), target
         raise ValueError(f"the split {self.split} has no two scenes of {objects} that differ in {kind}")
+
+
+def _changed(scene: Scene, index: int, name: str) -> list[Scene]:
+    """The scenes that differ from one in just this attribute of this object."""
+    thing = scene.things[index]
+    values = (value for value in _VALUES[name] if value != getattr(thing, name))
+    return [
+        replace(
+            scene,
+            things=(*scene.things[:index], replace(thing, **{name: value}), *scene.things[index + 1 :]),
+        )
+        for value in values
+    ]
 
 
 def _nothing_alike(one: Scene, other: Scene) -> bool:
@@ -142,7 +169,7 @@ def make_groups(split: Split, pairs: int, seed: int, phrasing: Phrasing) -> list
 def _worded(
     kind: str, donor: Scene, target: Scene, rng: random.Random, phrasing: Phrasing
 ) -> tuple[Ask, tuple[Ask]]:
-    alike = kind not in ("paraphrase", "unrelated")
+    alike = kind not in ("paraphrase", UNRELATED)
     while True:
         seed = rng.getrandbits(32)
         other = seed if alike else rng.getrandbits(32)

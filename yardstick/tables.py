@@ -10,8 +10,8 @@ from rich.table import Table
 
 from models.movingshapes.analyzer import FIELDS
 from yardstick.figures import MISS
-from yardstick.measure import FULL
 from yardstick.results import Figure
+from yardstick.ways import FULL
 
 ALL_KINDS: Final = "all"
 _COST: Final = {
@@ -27,6 +27,14 @@ _QUALITY: Final = {
     "psnr_db": "PSNR dB",
     "ssim": "SSIM",
     "seam": "seam",
+}
+# Over single edits, but the last.
+_JUDGED: Final = {
+    "single_edit_hit_share": "hits",
+    "single_edit_speedup_p50": "faster",
+    "single_edit_alignment_ratio": "aligned ÷ full",
+    "single_edit_drift_points": "drift points",
+    "false_reuse_rate": "false reuse",
 }
 
 
@@ -45,6 +53,9 @@ def tables(figures: Mapping[str, Figure], ways: Sequence[str], kinds: Sequence[s
         _by_kind(figures, "seconds", _COST, ways, rows),
         _by_kind(figures, "quality", _QUALITY, ways, rows),
     ]
+    judged = [way for way in ways if any(f"{way}.{key}" in figures for key in _JUDGED)]
+    if judged:
+        found.append(_by_way(figures, "single edits", _JUDGED, judged))
     for figure, title in (("alignment", "aligned"), ("donor_drift", "drift")):
         if any(name.startswith(f"{FULL}.{figure}_") for name in figures):
             found.append(_by_attribute(figures, figure, title, ways))
@@ -69,6 +80,15 @@ def _by_kind(
         if kind == ALL_KINDS and miss is not None and "seconds_p50" in shown:
             cells = [_cell(miss) if key == "seconds_p50" else "" for key in shown]
             table.add_row("", MISS, str(miss.n), *cells)
+    return table
+
+
+def _by_way(
+    figures: Mapping[str, Figure], title: str, columns: Mapping[str, str], ways: Sequence[str]
+) -> Table:
+    table = _table(title, "way", *columns.values())
+    for way in ways:
+        table.add_row(way, *(_cell(figures.get(f"{way}.{key}")) for key in columns))
     return table
 
 

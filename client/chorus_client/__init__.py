@@ -4,8 +4,11 @@ Errors are `ChorusError`: `reason` (`reason_name` writes it as text), `message`,
 Results are the protobuf messages of `chorus.scheduler.v1`.
 """
 
+from chorus.scheduler.v1.scheduler_pb2 import ExplicitReuse
+
 from chorus_client.aio import AsyncChorusClient, GenerationFailed, Video
 from chorus_client.cache import AsyncCacheClient
+from chorus_client.plans import explicit_reuse, parse_plan
 from chorus_client.requests import SpecOptions
 from chorus_client.sync import ChorusClient
 from services.common.errors import ChorusError, Violation, reason_name
@@ -15,9 +18,12 @@ __all__ = [
     "AsyncChorusClient",
     "ChorusClient",
     "ChorusError",
+    "ExplicitReuse",
     "GenerationFailed",
     "SpecOptions",
     "Video",
     "Violation",
+    "explicit_reuse",
+    "parse_plan",
     "reason_name",
 ]

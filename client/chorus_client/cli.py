@@ -18,10 +18,10 @@ from chorus.scheduler.v1.scheduler_pb2 import Generation, GenerationEvent
 from chorus_client import endpoints, plugins, view
 from chorus_client.aio import WATCH_SECONDS, AsyncChorusClient, Video, raise_unless_succeeded, write_whole
 from chorus_client.cache import AsyncCacheClient
-from chorus_client.output import BAD_INPUT, INTERRUPTED, Output
+from chorus_client.output import Output, check_folder
+from chorus_client.plans import plan_of_options
 from chorus_client.requests import SpecOptions, duration_seconds, numbers, state_word
 from services.common import telemetry
-from services.common.errors import ChorusError, invalid
 from services.common.tenancy import DEFAULT_TENANT
 
 T = TypeVar("T")
@@ -59,17 +59,9 @@ OutFile = Annotated[
 
 
 def _run(work: Coroutine[Any, Any, T], out: Output) -> T:
-    """Runs a command's coroutine; faults become a line and an exit status, never a traceback."""
-    try:
+    """Runs a command's coroutine."""
+    with out.faults():
         return asyncio.run(work)
-    except ChorusError as error:
-        raise out.stop(error) from None
-    except OSError as error:
-        out.note(f"error: {error}")
-        out.fault("LOCAL_FILE", str(error))
-        raise typer.Exit(BAD_INPUT) from None
-    except KeyboardInterrupt:
-        raise typer.Exit(INTERRUPTED) from None
 
 
 @app.callback()
@@ -97,6 +89,23 @@ def generate(
     reuse: Annotated[
         str | None, typer.Option(help="off, safe, balanced or fast. Default: the server's.")
     ] = None,
+    k1: Annotated[
+        int | None,
+        typer.Option(help="A plan of your own: take so many steps from the most similar donor; 1 or more."),
+    ] = None,
+    k2: Annotated[int | None, typer.Option(help="With --k1: before this step compute a region only.")] = None,
+    region: Annotated[
+        str | None, typer.Option(help="With --k2: find the region by probe, full-step or attention.")
+    ] = None,
+    amplify: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FORM:STRENGTH", help="With --k1: contrast, bias or value-gain, 0 to 4: contrast:0.5."
+        ),
+    ] = None,
+    min_score: Annotated[
+        float | None, typer.Option(help="With --k1: reuse no donor less similar, −1 to 1. Default: 0.")
+    ] = None,
     no_store: Annotated[bool, typer.Option("--no-store", help="Keep nothing for later requests.")] = False,
     deadline: Annotated[
         float | None,
@@ -122,11 +131,12 @@ def generate(
             "height": height,
             "width": width,
             "reuse": reuse,
+            "explicit_reuse": plan_of_options(k1, k2=k2, region=region, amplify=amplify, min_score=min_score),
             "no_store": no_store,
             "deadline": deadline,
             "request_id": request_id,
         }
-        _check_output(output)
+        check_folder(output, "output")
         async with AsyncChorusClient(endpoints.resolve("scheduler", target)) as client:
             if detach:
                 generation = await client.submit(prompt, **options)
@@ -161,7 +171,7 @@ def watch(
     out = Output(as_json)
 
     async def main() -> None:
-        _check_output(output)
+        check_folder(output, "output")
         async with AsyncChorusClient(endpoints.resolve("scheduler", target)) as client:
             # First, so that a wrong id or a dead server is told at once.
             follower = _Follower(out)
@@ -317,12 +327,6 @@ class _Follower:
         self._out.machine(event=event)
         if self._view is not None:
             self._view.event(event)
-
-
-def _check_output(path: Path | None) -> None:
-    """Before anything is computed."""
-    if path is not None and not path.absolute().parent.is_dir():
-        raise invalid("output", f"the folder {path.absolute().parent} does not exist")
 
 
 async def _deliver(video: Video, output: Path | None, follower: _Follower, out: Output) -> None:

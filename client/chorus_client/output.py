@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Final
 
 import typer
@@ -81,6 +84,20 @@ class Output:
         for fault in faults:
             self.note(f"error: {one_line(fault)}")
 
+    @contextmanager
+    def faults(self) -> Iterator[None]:
+        """Faults of a command become a line and an exit status, never a traceback."""
+        try:
+            yield
+        except ChorusError as error:
+            raise self.stop(error) from None
+        except OSError as error:
+            self.note(f"error: {error}")
+            self.fault("LOCAL_FILE", str(error))
+            raise typer.Exit(BAD_INPUT) from None
+        except KeyboardInterrupt:
+            raise typer.Exit(INTERRUPTED) from None
+
     def stop(self, error: ChorusError) -> typer.Exit:
         """Prints the error; the exception that ends the command with its status."""
         self.error(error)
@@ -96,6 +113,12 @@ def exit_code(error: ChorusError) -> int:
     # A deadline that no server of ours reported (no ErrorInfo): the call met silence.
     silent = error.reason == errors.DEADLINE_EXCEEDED and "service" in error.metadata
     return UNREACHABLE if error.reason in _UNREACHABLE or silent else FAILED
+
+
+def check_folder(path: Path | None, field: str) -> None:
+    """Before anything is computed: whether a file can go there. Raises ChorusError that names `field`."""
+    if path is not None and not path.absolute().parent.is_dir():
+        raise errors.invalid(field, f"the folder {path.absolute().parent} does not exist")
 
 
 def as_dict(message: Message) -> dict[str, Any]:

@@ -59,6 +59,7 @@ class SpecOptions(TypedDict, total=False):
         sigmas: noise levels instead of `steps`: N + 1 values, strictly decreasing, from at most 1 to 0.
         seed: 0 to 2⁶⁴ − 1.
         reuse: "off", "safe", "balanced" or "fast".
+        explicit_reuse: a plan of one's own instead, as `chorus_client.explicit_reuse` makes it.
         no_store: keep nothing of this request for later ones.
         deadline: seconds from now after which the generation fails.
         request_id: 1 to 128 of A–Z, a–z, 0–9, '.', '_', '-'; the same id with the same body is the same
@@ -73,6 +74,7 @@ class SpecOptions(TypedDict, total=False):
     sigmas: Sequence[float] | None
     seed: int | None
     reuse: str | None
+    explicit_reuse: scheduler_pb2.ExplicitReuse | None
     no_store: bool
     deadline: float | None
     request_id: str | None
@@ -121,6 +123,9 @@ def submit_request(prompt: str, options: SpecOptions) -> scheduler_pb2.SubmitGen
     words = ", ".join(word for word in REUSE_POLICIES if word)
     if found.require(reuse in REUSE_POLICIES, "reuse", f"must be one of {words}, not {reuse!r}"):
         spec.reuse = REUSE_POLICIES[reuse]
+    plan = options.get("explicit_reuse")
+    if plan is not None:
+        spec.explicit_reuse.CopyFrom(plan)
     deadline = options.get("deadline")
     if deadline is not None and found.require(
         math.isfinite(deadline) and abs(deadline) < _MAX_DEADLINE_SECONDS,

@@ -9,12 +9,13 @@ from typing import Self
 
 from chorus.cache.v1.cache_pb2 import StatsResponse
 from chorus.common.v1.plan_pb2 import DonorRef, Plan
-from chorus.scheduler.v1.scheduler_pb2 import Generation, GenerationEvent
+from chorus.scheduler.v1.scheduler_pb2 import Generation, GenerationEvent, StepCompletedEvent
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from chorus_client.output import one_line
+from chorus_client.plans import describe_amplification, describe_region
 from chorus_client.requests import state_word
 
 _PROMPT_WIDTH = 60
@@ -97,6 +98,8 @@ def describe(event: GenerationEvent) -> str:
             return describe_plan(event.planned.plan)
         case "started" if event.started.attempt > 1:
             return f"started again, attempt {event.started.attempt}, from step {event.started.first_step}"
+        case "step_completed":
+            return describe_step(event.step_completed)
         case "warning":
             return f"warning: {one_line(event.warning.warning.message)}"
         case _:
@@ -104,13 +107,33 @@ def describe(event: GenerationEvent) -> str:
 
 
 def describe_plan(plan: Plan) -> str:
-    """The cache decision, with the donor and why."""
-    why = "; ".join(one_line(reason.text) for reason in plan.reasons)
-    why = f" ({why})" if why else ""
-    total, reused = plan.total_steps, plan.full_reuse_steps
+    """The cache decision: the donor, what is done with it, and why."""
+    total, reused, end = plan.total_steps, plan.full_reuse_steps, plan.region_steps_end
     if not reused:
-        return f"cache miss: all {total} steps are computed{why}"
-    return f"cache hit: {reused} of {total} steps reused from {describe_donor(plan.donor)}{why}"
+        parts = [f"cache miss: all {total} steps are computed"]
+    else:
+        parts = [f"cache hit: {reused} of {total} steps reused from {describe_donor(plan.donor)}"]
+    if end > reused:
+        parts.append(f"steps {reused + 1}–{end} compute a region ({describe_region(plan.region)})")
+    if plan.HasField("amplification"):
+        parts.append(f"amplified by {describe_amplification(plan.amplification)}")
+    if plan.edit:
+        parts.append(f"edit {one_line(plan.edit)}")
+    if plan.predicted_drift_points:
+        parts.append(f"predicted drift {plan.predicted_drift_points:+.1f} points")
+    why = "; ".join(one_line(reason.text) for reason in plan.reasons)
+    return ", ".join(parts) + (f" ({why})" if why else "")
+
+
+def describe_step(done: StepCompletedEvent) -> str:
+    """What a step computed, where that is not all of it."""
+    share = done.computed_share
+    if not 0 < share < 1:  # 0: a server that does not say
+        return ""
+    return (
+        f"step {done.step.index} of {done.total_steps}: {share:.0%} of the tokens computed,"
+        f" {done.seconds:.2f} s"
+    )
 
 
 def describe_donor(donor: DonorRef) -> str:

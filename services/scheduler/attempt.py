@@ -117,7 +117,8 @@ async def _plan(
             log.warning("cache not used", error=error.message)
             warnings.append(errors.to_job_error(error))
             missing = error
-    donors = await _rerank(tools, job, encoded, donors)
+    if own is None or planner.needs_edit(own):
+        donors = await _rerank(tools, job, encoded, donors)
     pace = tools.pace.seconds_per_step(spec, model)
     with telemetry.span(names.SPAN_PLAN, {names.DONOR_COUNT: len(donors)}) as span:
         if missing is not None:

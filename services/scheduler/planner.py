@@ -163,6 +163,15 @@ def explicit(
     )
 
 
+def needs_edit(wanted: pb.ExplicitReuse) -> bool:
+    """Whether a request's own plan asks what the target gained or lost."""
+    by_token = wanted.amplification.form in (
+        plan_pb2.AMPLIFICATION_FORM_BIAS,
+        plan_pb2.AMPLIFICATION_FORM_VALUE_GAIN,
+    )
+    return by_token or wanted.region.source == plan_pb2.REGION_SOURCE_ATTENTION
+
+
 def _calibrated(
     policy: Policy,
     sigmas: Sequence[float],

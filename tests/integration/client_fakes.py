@@ -73,17 +73,28 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
         )
         plan = plan_pb2.Plan(total_steps=STEPS, full_reuse_steps=2, donor=donor)
         plan.reasons.add(code=plan_pb2.PLAN_REASON_CODE_SCORE_TABLE, text="score 0.910 allows 2 steps")
+        asked = generation.spec.explicit_reuse
+        if generation.spec.HasField("explicit_reuse"):
+            plan.full_reuse_steps, plan.region_steps_end = asked.full_reuse_steps, asked.region_steps_end
+            plan.region.CopyFrom(asked.region)
+            plan.amplification.CopyFrom(asked.amplification)
+            plan.edit, plan.predicted_drift_points = "colour", 1.5
         generation.plan.CopyFrom(plan)
         prompt = generation.spec.prompt
         await self.emit(generation, queued=scheduler_pb2.QueuedEvent(queue_position=1))
         await self.emit(generation, planned=scheduler_pb2.PlannedEvent(plan=plan))
         await self.emit(
             generation,
-            started=scheduler_pb2.StartedEvent(first_step=2, total_steps=STEPS, donor=donor, attempt=1),
+            started=scheduler_pb2.StartedEvent(
+                first_step=plan.full_reuse_steps, total_steps=STEPS, donor=donor, attempt=1
+            ),
         )
-        for index in (3, 4):
+        for index in range(plan.full_reuse_steps + 1, STEPS + 1):
             step = scheduler_pb2.StepCompletedEvent(total_steps=STEPS, seconds=0.1, eta_seconds=0.5)
             step.step.index = index
+            if index <= plan.region_steps_end:
+                step.computed_share, step.active_tokens = 0.375, b"\x07"
+                step.token_grid.extend((1, 2, 4))
             await self.emit(generation, step_completed=step)
             if prompt.startswith("slow"):
                 return

@@ -8,7 +8,14 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from chorus_client import AsyncCacheClient, AsyncChorusClient, ChorusClient, ChorusError, GenerationFailed
+from chorus_client import (
+    AsyncCacheClient,
+    AsyncChorusClient,
+    ChorusClient,
+    ChorusError,
+    GenerationFailed,
+    explicit_reuse,
+)
 
 from services.common import errors
 from tests.integration.client_fakes import VIDEO, FakeDeployment, deployment_in_thread
@@ -56,6 +63,16 @@ async def test_options_reach_the_server_as_given(
     spec = deployment.scheduler.requests[0].spec
     assert (spec.model_id, spec.shape.frames, list(spec.schedule.sigmas)) == ("m", 8, [1, 0.5, 0])
     assert (spec.seed, spec.no_store, spec.HasField("deadline")) == (3, True, False)
+
+
+async def test_an_explicit_plan_reaches_the_server(
+    client: AsyncChorusClient, deployment: FakeDeployment
+) -> None:
+    plan = explicit_reuse(1, k2=3, region="probe", amplify="contrast:0.5")
+    await client.submit("x", explicit_reuse=plan)
+    assert deployment.scheduler.requests[0].spec.explicit_reuse == plan
+    await client.submit("x", explicit_reuse=None)
+    assert not deployment.scheduler.requests[1].spec.HasField("explicit_reuse")
 
 
 async def test_each_submission_has_its_own_request_id_unless_given(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chorus.common.v1 import plan_pb2
 from chorus_client import endpoints
 from chorus_client.cli import app
 from typer.testing import CliRunner
@@ -80,6 +81,44 @@ def test_generate_passes_its_options_on(deployment: FakeDeployment) -> None:
     assert request.spec.HasField("deadline")
 
 
+EXPLICIT = ("--k1", "1", "--k2", "3", "--region", "attention", "--amplify", "value-gain:0.5")
+
+
+def test_an_explicit_plan_and_what_every_step_computed_are_told(deployment: FakeDeployment) -> None:
+    result = chorus("generate", "x", *EXPLICIT, "--min-score", "0.5", target=deployment.target)
+    assert result.exit_code == 0, result.output
+    asked = deployment.scheduler.requests[0].spec.explicit_reuse
+    assert (asked.full_reuse_steps, asked.region_steps_end, asked.min_score) == (1, 3, 0.5)
+    assert asked.region.source == plan_pb2.REGION_SOURCE_ATTENTION
+    assert (asked.amplification.form, asked.amplification.strength) == (
+        plan_pb2.AMPLIFICATION_FORM_VALUE_GAIN,
+        0.5,
+    )
+    told = result.stderr
+    assert "cache hit: 1 of 4 steps reused" in told
+    assert "steps 2–3 compute a region (attention, threshold" in told
+    assert "amplified by value-gain 0.5, edit colour, predicted drift +1.5 points (score 0.910" in told
+    assert "step 2 of 4: 38% of the tokens computed, 0.10 s" in told
+    assert "step 3 of 4: 38%" in told
+    assert "step 4 of 4" not in told  # whole
+    assert chorus("watch", "gen-1", target=deployment.target).stderr.count("38% of the tokens") == 2
+
+
+def test_json_holds_the_plan_and_the_regions(deployment: FakeDeployment) -> None:
+    found = lines(chorus("generate", "x", *EXPLICIT, "--json", target=deployment.target))
+    events = [line["event"] for line in found if "event" in line]
+    [planned] = [event["planned"]["plan"] for event in events if "planned" in event]
+    assert (planned["region"]["source"], planned["edit"]) == ("REGION_SOURCE_ATTENTION", "colour")
+    steps = [event["step_completed"] for event in events if "step_completed" in event]
+    assert [step["computed_share"] for step in steps] == [0.375, 0.375, 0]
+    assert (steps[0]["active_tokens"], steps[0]["token_grid"]) == ("Bw==", [1, 2, 4])
+
+
+def test_without_an_explicit_plan_none_is_asked_for(deployment: FakeDeployment) -> None:
+    chorus("generate", "x", "--detach", target=deployment.target)
+    assert not deployment.scheduler.requests[0].spec.HasField("explicit_reuse")
+
+
 def test_watch_follows_a_detached_generation_and_fetches_its_video(
     deployment: FakeDeployment, tmp_path: Path
 ) -> None:
@@ -133,6 +172,13 @@ def test_cache_stats_and_purge(deployment: FakeDeployment) -> None:
         ),
         (("generate", "x", "--sigmas", "1,a"), 2, "error: sigmas: must be numbers with commas between"),
         (("generate", "x", "--reuse", "all"), 2, "error: reuse: must be one of off, safe, balanced, fast"),
+        (("generate", "x", "--k1", "0"), 2, "error: k1: must be 1 to 199, not 0\n"),
+        (("generate", "x", "--k2", "2"), 2, "error: k1: must be given with k2: 1 to the number of steps − 1"),
+        (
+            ("generate", "x", "--k1", "1", "--amplify", "bias:9"),
+            2,
+            "error: amplify.strength: must be 0 to 4, not 9\n",
+        ),
         (("generate", "x", "-o", "no/such/x.mp4"), 2, "no/such does not exist\n"),
         (
             ("generate", "x", "--model", "nowhere"),

@@ -2,111 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import typer
-from chorus.cache.v1 import cache_pb2
-from chorus.common.v1 import plan_pb2, video_pb2
-from chorus.scheduler.v1 import scheduler_pb2
+from chorus.common.v1 import plan_pb2
 from chorus_client import plugins
 from chorus_client.cli import app
 from typer.testing import CliRunner
 
-from models.movingshapes import world
-from models.movingshapes.world import Scene
-from services.common.blobs import chunks
-from services.denoiser.video import encode_mp4, to_frames
-from tests.integration.client_fakes import (
-    STEPS,
-    FakeCache,
-    FakeDeployment,
-    FakeScheduler,
-    deployment_in_thread,
-)
+from tests.integration.client_fakes import deployment_in_thread
+from tests.integration.world_fakes import GROUPS, SCENES, WorldDeployment
 from yardstick.prompts import Ask, Group, read_groups, write_groups
-from yardstick.scenes import KINDS, make_groups
+from yardstick.scenes import KINDS, SINGLE_EDITS
 
-GROUPS = make_groups("calibration", len(KINDS), 5, "unseen")
-SCENES = {ask.prompt: ask.scene for group in GROUPS for ask in (group.donor, *group.targets)}
-UPSCALE = 2
-OFF, BALANCED, FAST = (
-    plan_pb2.REUSE_POLICY_OFF,
-    plan_pb2.REUSE_POLICY_BALANCED,
-    plan_pb2.REUSE_POLICY_FAST,
-)
-
-
-class WorldScheduler(FakeScheduler):
-    """Renders what prompts ask. `balanced` and `fast` reuse the last entry; `fast` shows what that showed."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.entries: list[scheduler_pb2.Generation] = []
-        self.videos: dict[str, bytes] = {}
-
-    async def _play(self, generation: scheduler_pb2.Generation) -> None:
-        spec = generation.spec
-        spec.shape.CopyFrom(video_pb2.VideoShape(frames=world.FRAMES, height=world.HEIGHT, width=world.WIDTH))
-        total = spec.steps or STEPS
-        generation.plan.total_steps = generation.steps_run = total
-        prompt = spec.prompt
-        if self.entries and spec.reuse in (BALANCED, FAST):
-            entry = self.entries[-1]
-            generation.donor.CopyFrom(
-                plan_pb2.DonorRef(score=0.9, prompt=entry.spec.prompt, generation_id=entry.generation_id)
-            )
-            generation.steps_run = total - 1
-            prompt = entry.spec.prompt if spec.reuse == FAST else prompt
-        video = self._render(SCENES.get(prompt), spec.seed)
-        self.videos[generation.generation_id] = video
-        generation.video.CopyFrom(
-            video_pb2.VideoInfo(
-                size_bytes=len(video),
-                digest=hashlib.sha256(video).hexdigest(),
-                frames=world.FRAMES,
-                height=world.HEIGHT * UPSCALE,
-                width=world.WIDTH * UPSCALE,
-            )
-        )
-        if not spec.no_store:
-            self.entries.append(generation)
-        generation.state = scheduler_pb2.GENERATION_STATE_SUCCEEDED
-        await self.emit(generation, succeeded=scheduler_pb2.SucceededEvent(video=generation.video))
-
-    def _render(self, scene: Scene | None, seed: int) -> bytes:
-        table = world.scene_table([scene or Scene("navy", ())])
-        video = world.render(table, torch.Generator().manual_seed(seed))[0]
-        return encode_mp4(to_frames(video, UPSCALE), 8)
-
-    async def GetVideo(self, request: Any, context: Any) -> AsyncIterator[Any]:
-        yield scheduler_pb2.GetVideoResponse(header=self._find(request.generation_id).video)
-        for chunk in chunks(self.videos[request.generation_id]):
-            yield scheduler_pb2.GetVideoResponse(chunk=chunk)
-
-
-class WorldDeployment(FakeDeployment):
-    def __init__(self) -> None:
-        super().__init__()
-        self.scheduler: WorldScheduler = WorldScheduler()
-        self.cache = EmptiedCache(self.scheduler)
-
-
-class EmptiedCache(FakeCache):
-    def __init__(self, scheduler: WorldScheduler) -> None:
-        super().__init__()
-        self._scheduler = scheduler
-
-    async def Purge(self, request: cache_pb2.PurgeRequest, context: Any) -> Any:
-        self._scheduler.entries.clear()
-        return await super().Purge(request, context)
+OFF = plan_pb2.REUSE_POLICY_OFF
 
 
 @pytest.fixture
@@ -152,6 +67,15 @@ def test_the_figures_are_those_of_what_was_shown(deployment: WorldDeployment, tm
     assert found["fast.colour.alignment_shape"]["value"] == 1
     assert found["fast.unrelated.psnr_db"]["value"] < 20
     assert found["fast.steps_saved"]["value"] == 1
+    assert found["fast.single_edit_alignment_ratio"]["value"] == 0
+    assert found["balanced.single_edit_alignment_ratio"]["value"] == 1
+    assert found["fast.single_edit_drift_points"] == {
+        "value": 100,
+        "unit": "percentage points",
+        "n": len(SINGLE_EDITS),
+        "ci95": [100, 100],
+    }
+    assert (found["fast.false_reuse_rate"]["value"], found["safe.false_reuse_rate"]["value"]) == (1, 0)
     assert found["steps_2.steps_run"]["value"] == 2
     assert found["miss.seconds_p50"]["n"] == 2 * n  # donors, and targets by the safe policy
     for name, figure in found.items():
@@ -182,6 +106,64 @@ def test_donors_and_targets_have_seeds_of_their_own_and_only_donors_are_stored(
     assert [purge.all for purge in deployment.cache.purges] == [True] * len(GROUPS)
 
 
+def plans_asked(deployment: WorldDeployment, group: Group) -> list[tuple[int, float]]:
+    """K1 and least score of every explicit plan that was asked for a group's target, in order."""
+    specs = [r.spec for r in deployment.scheduler.requests if r.spec.prompt == group.targets[0].prompt]
+    return [
+        (s.explicit_reuse.full_reuse_steps, round(s.explicit_reuse.min_score, 4))
+        for s in specs
+        if s.HasField("explicit_reuse")
+    ]
+
+
+def test_plans_and_baselines_are_ways_of_the_same_run(deployment: WorldDeployment, tmp_path: Path) -> None:
+    at = deployment.target
+    deployment.scheduler.score = 0.96
+    result = evaluate(
+        *("--prompts", "set.jsonl", "--target", at, "--cache-target", at, "--empty-cache"),
+        *("--policy", "none", "--baseline", "nirvana", "--baseline", "threshold"),
+        *("--plan", "shallow=k1:1", "--plan", "deep=k1:3,k2:4,region:probe,amplify:contrast:0.5"),
+    )
+    assert result.exit_code == 0, result.output
+    found = figures(tmp_path)
+    assert {name.partition(".")[0] for name in found} == {
+        *("full", "shallow", "deep", "nirvana", "threshold", "miss")
+    }
+    assert (found["shallow.steps_run"]["value"], found["deep.steps_run"]["value"]) == (3, 1)
+    assert found["shallow.alignment_all"]["value"] == 1
+    assert found["nirvana.steps_run"]["value"] == found["threshold.steps_run"]["value"] == 2
+    assert found["nirvana.single_edit_hit_share"]["value"] == found["nirvana.false_reuse_rate"]["value"] == 1
+    # The plans' hits told the score.
+    assert plans_asked(deployment, GROUPS[0]) == [(1, 0), (3, 0), (2, 0.95), (2, 0.75)]
+    deep = next(r.spec for r in deployment.scheduler.requests if r.spec.explicit_reuse.full_reuse_steps == 3)
+    assert deep.explicit_reuse.region.source == plan_pb2.REGION_SOURCE_PROBE
+    assert deep.explicit_reuse.amplification.strength == 0.5
+    assert "false reuse" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("score", "plan", "hits"), [(0.96, (2, 0.95), 1), (0.9, (1, 0.85), 1), (0.84, (1, 0.85), 0)]
+)
+def test_a_baseline_whose_score_nobody_told_asks_for_it_once_and_drops_the_video(
+    deployment: WorldDeployment, tmp_path: Path, score: float, plan: tuple[int, float], hits: int
+) -> None:
+    at = deployment.target
+    deployment.scheduler.score = score
+    result = evaluate(
+        *("--prompts", "set.jsonl", "--target", at, "--cache-target", at, "--empty-cache"),
+        *("--policy", "none", "--baseline", "nirvana"),
+    )
+    assert result.exit_code == 0, result.output
+    for group in GROUPS:
+        assert plans_asked(deployment, group) == [(1, -1), plan]
+    found = figures(tmp_path)
+    assert found["nirvana.hit_share"]["value"] == hits
+    # A baseline that does not reuse looked all the same: what it cost is a miss.
+    assert found["miss.seconds_p50"]["n"] == len(GROUPS) * (1 if hits else 2)
+    assert found["full.seconds_p50"]["n"] == len(GROUPS)
+    assert not [name for name in found if name.startswith("probe")]
+
+
 def test_a_foreign_cache_is_left_as_it_is(deployment: WorldDeployment, tmp_path: Path) -> None:
     result = evaluate("--prompts", "set.jsonl", "--target", deployment.target, "--policy", "fast", "--json")
     assert result.exit_code == 0, result.output
@@ -206,7 +188,13 @@ def test_without_scenes_alignment_is_left_out_and_said(deployment: WorldDeployme
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--policy", "off"), "policy: must be one of safe, balanced, fast, not 'off'"),
+        (("--policy", "off"), "policy: must be one of safe, balanced, fast, or none alone, not 'off'"),
+        (("--policy", "none", "--policy", "fast"), "or none alone, not 'none'"),
+        (("--baseline", "modm"), "baseline: must be one of nirvana, threshold, not 'modm'"),
+        (("--plan", "k1:2"), "plan: must be NAME=SPEC, such as deep=k1:2, not 'k1:2'"),
+        (("--plan", "fast=k1:2"), "plan: the name 'fast' is taken"),
+        (("--plan", "Deep=k1:2"), "its name must be 1 to 32 of"),
+        (("--plan", "deep=k1:0"), "plan: deep: k1: must be 1 to 199, not 0"),
         (("--split", "all"), "split: must be one of train, calibration, test, not 'all'"),
         (("--phrasing", "odd"), "phrasing: must be seen or unseen"),
         (("--empty-cache",), "empty_cache: needs --target and --cache-target"),

@@ -16,11 +16,12 @@ from models.movingshapes.world import Scene, Thing
 from yardstick import results
 from yardstick.evaluation import remarks
 from yardstick.figures import figures_of
-from yardstick.measure import FULL, Case, Outcome, Served, Source, ways_of
+from yardstick.measure import Case, Outcome, Served, Source
 from yardstick.plot import plot
 from yardstick.prompts import Ask, Group
 from yardstick.scenes import Verdict, judge
 from yardstick.tables import tables
+from yardstick.ways import FULL, ways_of
 
 RED = Scene("navy", (Thing("circle", "red", "left", "small"),))
 BLUE = Scene("navy", (Thing("circle", "blue", "left", "small"),))
@@ -88,8 +89,9 @@ def test_kinds_are_told_apart_and_what_has_no_measurement_has_no_figure() -> Non
 
 
 def test_a_way_without_reuse_counts_every_target() -> None:
-    [way] = ways_of([], [3])
+    [way] = ways_of([], {}, [], [3])
     assert way.options == {"reuse": "off", "steps": 3}
+    assert not way.reuses
     cases = [
         Case("colour", "d", "t", i, {FULL: served(2, 4, psnr=None), way.name: served(1.5, 3)}) for i in (1, 2)
     ]
@@ -98,6 +100,39 @@ def test_a_way_without_reuse_counts_every_target() -> None:
     assert figures["steps_3.speedup_p50"].value == pytest.approx(4 / 3)
     assert "steps_3.hit_share" not in figures
     assert "miss.seconds_p50" not in figures
+
+
+def test_single_edits_are_judged_against_the_full_computation_of_the_same_requests() -> None:
+    cases = [
+        case("colour", served(1, 2, "donor", DRIFTED)),
+        case("added", served(0.5, 2, "donor", GOOD)),
+        case("size", served(1, 2, "donor", DRIFTED), full=DRIFTED),  # the model's own mistake
+        case("motion", served(2.2, 4, "none", GOOD)),
+        case("shape", served(0.1, 2, "other", DRIFTED)),
+        case("two_edits", served(0.1, 2, "donor", DRIFTED)),
+        case("unrelated", served(0.1, 2, "donor", DRIFTED)),
+    ]
+    figures = figures_of([Outcome(None, tuple(cases))], ["fast"])
+    assert figures["fast.single_edit_hit_share"] == results.share(3, 4)
+    assert figures["fast.single_edit_speedup_p50"] == results.median([2, 4, 2], "x")
+    ratio = figures["fast.single_edit_alignment_ratio"]
+    assert (ratio.value, ratio.n) == (0.5, 3)  # one of the two that are right in full
+    assert ratio.ci95 is not None
+    assert 0 <= ratio.ci95[0] <= 0.5 <= ratio.ci95[1]
+    drift = figures["fast.single_edit_drift_points"]
+    assert drift == results.mean([100, 0, 0], "percentage points")
+    assert figures["fast.false_reuse_rate"] == results.share(1, 1)
+    assert not [name for name in figures if name.startswith("full.single_edit")]
+
+
+def test_without_single_edits_and_unrelated_requests_nothing_is_said_of_them() -> None:
+    figures = figures_of([Outcome(None, (case("style", served(1, 2, "donor")),))], ["fast"])
+    assert not [name for name in figures if "single_edit" in name or "false_reuse" in name]
+    missed = figures_of([Outcome(None, (case("colour", served(2, 4)),))], ["fast"])
+    assert missed["fast.single_edit_hit_share"].value == 0
+    assert "fast.single_edit_drift_points" not in missed
+    never = [case("colour", served(1, 2, "donor", DRIFTED), full=DRIFTED)]
+    assert "fast.single_edit_alignment_ratio" not in figures_of([Outcome(None, tuple(never))], ["fast"])
 
 
 def test_without_scenes_fidelity_and_seconds_are_left() -> None:
@@ -177,6 +212,15 @@ def test_mean_and_ratio_with_their_intervals() -> None:
     assert twice.value == 2
     assert twice.ci95 == pytest.approx((2, 2))
     assert results.mean([3.0], "s") == results.single(3.0, "s")
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=12))
+def test_a_ratio_bears_draws_without_any_denominator(pairs: list[tuple[bool, bool]]) -> None:
+    pairs = [*pairs, (True, True)]
+    figure = results.ratio([a for a, _ in pairs], [b for _, b in pairs])
+    assert figure.value == sum(a for a, _ in pairs) / sum(b for _, b in pairs)
+    assert figure.ci95 is not None
+    assert all(math.isfinite(bound) for bound in figure.ci95)
 
 
 def test_the_commit_of_an_installed_package_is_nobodys(

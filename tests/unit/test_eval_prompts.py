@@ -28,6 +28,17 @@ scenes = st.builds(
 )
 
 
+OF_OBJECTS = ("shape", "colour", "motion", "size")
+# The attributes in which a donor and a target of a kind may differ; elsewhere just the one of its name.
+DIFFER: dict[str, list[set[str]]] = {
+    "unrelated": [{"background", *OF_OBJECTS}],
+    "paraphrase": [set()],
+    "added": [{"count"}],
+    "removed": [{"count"}],
+    "two_edits": [{one, other} for one in OF_OBJECTS for other in OF_OBJECTS],
+}
+
+
 @pytest.mark.parametrize("split", SPLITS)
 def test_pairs_differ_in_what_their_kind_says_and_belong_to_the_split(split: Split) -> None:
     groups = make_groups(split, 4 * len(KINDS), 0, "unseen")
@@ -40,10 +51,36 @@ def test_pairs_differ_in_what_their_kind_says_and_belong_to_the_split(split: Spl
         assert donor in inside
         assert target in inside
         assert group.donor.prompt != group.targets[0].prompt
-        everything = {"background", "shape", "colour", "motion", "size"}
-        expected = {"unrelated": everything, "paraphrase": set()}.get(group.kind, {group.kind})
-        assert set(differing(donor, target)) == expected, group
+        assert set(differing(donor, target)) in DIFFER.get(group.kind, [{group.kind}]), group
     assert {len(g.targets[0].scene.things) for g in groups if g.targets[0].scene} == {1, 2}
+
+
+def test_an_object_was_added_or_removed_and_the_others_are_the_same() -> None:
+    for group in make_groups("train", 4 * len(KINDS), 3, "unseen"):
+        donor, target = group.donor.scene, group.targets[0].scene
+        assert donor is not None
+        assert target is not None
+        by = len(target.things) - len(donor.things)
+        assert by == {"added": 1, "removed": -1}.get(group.kind, 0)
+        if by:
+            fewer, more = sorted((donor.things, target.things), key=len)
+            assert set(fewer) <= set(more)
+
+
+def test_two_edits_change_two_attributes_of_one_object_or_of_two() -> None:
+    seen = set()
+    for i in range(60):
+        donor, target = Pool("train", i).pair("two_edits", 1 + i % 2)
+        changed = [
+            (place, name)
+            for place, (a, b) in enumerate(zip(donor.things, target.things, strict=True))
+            for name in OF_OBJECTS
+            if getattr(a, name) != getattr(b, name)
+        ]
+        assert len(changed) == 2
+        assert donor.background == target.background
+        seen.add(len({place for place, _ in changed}))
+    assert seen == {1, 2}
 
 
 def test_the_split_is_kept() -> None:

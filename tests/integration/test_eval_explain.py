@@ -1,0 +1,227 @@
+"""`chorus explain` against a scheduler that reuses by explicit plans."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tomllib
+from collections.abc import Iterator
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import typer
+from chorus.common.v1 import plan_pb2
+from chorus.scheduler.v1 import scheduler_pb2
+from chorus_client import ChorusClient, explicit_reuse, plugins
+from PIL import Image
+from typer.testing import CliRunner
+
+from models.movingshapes import world
+from tests.integration.client_fakes import deployment_in_thread
+from tests.integration.world_fakes import GROUPS, UPSCALE, WorldDeployment
+from tests.processes import ROOT
+from yardstick.picture import ACTIVE, GAP, HEAD, INACTIVE, LABEL, MARGIN, TILE, frames_of
+
+GROUP = GROUPS[0]
+PLAN = explicit_reuse(1, k2=3, region="probe", amplify="contrast:0.5")
+
+
+@pytest.fixture
+def deployment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WorldDeployment]:
+    monkeypatch.delenv("CHORUS_TARGET", raising=False)
+    monkeypatch.chdir(tmp_path)
+    with deployment_in_thread(WorldDeployment) as made:
+        yield made
+
+
+@pytest.fixture
+def app(monkeypatch: pytest.MonkeyPatch) -> typer.Typer:
+    """The commands that pyproject registers, installed anew or not."""
+    registered = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]
+    entries = [EntryPoint(name, value, plugins.GROUP) for name, value in registered[plugins.GROUP].items()]
+    monkeypatch.setattr(plugins, "entry_points", lambda group: entries)
+    made = typer.Typer()
+    plugins.add_commands(made)
+    return made
+
+
+def explain(app: typer.Typer, deployment: WorldDeployment, *arguments: str) -> Any:
+    return CliRunner().invoke(app, ["explain", "--target", deployment.target, *arguments])
+
+
+def reused(deployment: WorldDeployment) -> str:
+    """A generation of the group's target that reused its donor by PLAN."""
+    with ChorusClient(deployment.target) as client:
+        client.generate(GROUP.donor.prompt, seed=1)
+        target = client.generate(GROUP.targets[0].prompt, seed=2, explicit_reuse=PLAN)
+    return target.generation.generation_id
+
+
+def rows_of(path: Path) -> int:
+    with Image.open(path) as picture:
+        return (picture.height - 2 * MARGIN - HEAD + GAP) // (TILE + GAP)
+
+
+def test_it_tells_plan_edit_reasons_steps_and_seconds(deployment: WorldDeployment, app: typer.Typer) -> None:
+    result = explain(app, deployment, reused(deployment))
+    assert result.exit_code == 0, result.output
+    text = " ".join(result.stdout.split())
+    for words in (
+        "hit: 3 of 4 steps run, 0.30 s",
+        f"prompt {GROUP.targets[0].prompt}",
+        "score 0.900, generation gen-1",
+        "edit colour",
+        "1 of 4 steps reused",
+        "steps 2–3: probe, threshold",
+        "amplified contrast 0.5",
+        "because blue instead of red",
+        "+1.5 points predicted",
+        "0.30 s predicted, 0.25 s in fact",
+        "1 reused 2 region 62% 50% 0.100 3 region 62% 50% 0.100 4 whole 100% 100% 0.100",
+    ):
+        assert words in text, text
+
+
+def test_as_json_it_tells_the_same(deployment: WorldDeployment, app: typer.Typer) -> None:
+    [line] = explain(app, deployment, reused(deployment), "--json").stdout.splitlines()
+    told = json.loads(line)["explanation"]
+    assert told["generation"]["plan"]["edit"] == "colour"
+    assert [step["what"] for step in told["steps"]] == ["reused", "region", "region", "whole"]
+    assert (told["steps"][1]["computed_share"], told["steps"][1]["own_share"]) == (0.625, 0.5)
+    assert (told["predicted_seconds_saved"], told["seconds_saved"]) == (0.3, 0.25)
+
+
+def test_the_picture_shows_donor_regions_result_and_full_computation(
+    deployment: WorldDeployment, app: typer.Typer, tmp_path: Path
+) -> None:
+    identifier = reused(deployment)
+    result = explain(app, deployment, identifier, "--png", "x.png", "--mp4", "x.mp4")
+    assert result.exit_code == 0, result.output
+    assert result.stderr == ""
+    assert rows_of(tmp_path / "x.png") == 5  # two regions
+    videos = deployment.scheduler.videos
+    with Image.open(tmp_path / "x.png") as image:
+        picture = np.asarray(image.convert("RGB"))
+
+    def tile(row: int, frame: int) -> Any:
+        y, x = MARGIN + HEAD + row * (TILE + GAP), MARGIN + LABEL + frame * (TILE + GAP)
+        return picture[y : y + TILE, x : x + TILE]
+
+    for row in (1, 2):
+        assert (tile(row, 0)[:, : TILE // 2] == ACTIVE).all()
+        assert (tile(row, 7)[:, TILE // 2 :] == INACTIVE).all()
+    # The full computation was generated now, as the third, of the same seed, and shows what the result does.
+    full = deployment.scheduler.generations["gen-3"].spec
+    assert (full.prompt, full.seed, full.no_store) == (GROUP.targets[0].prompt, 2, True)
+    assert full.reuse == plan_pb2.REUSE_POLICY_OFF
+    assert not full.HasField("explicit_reuse")
+    assert np.array_equal(tile(3, 4), tile(4, 4))
+    # Nearest pixels: the top left one of a tile is the frame's own.
+    for row, shown in ((0, "gen-1"), (3, identifier), (4, "gen-3")):
+        assert tile(row, 0)[0, 0] == pytest.approx(frames_of(videos[shown])[0, 0, 0], abs=1)
+    assert len(frames_of((tmp_path / "x.mp4").read_bytes())) == world.FRAMES
+
+
+def test_without_the_full_computation_nothing_is_generated(
+    deployment: WorldDeployment, app: typer.Typer, tmp_path: Path
+) -> None:
+    result = explain(app, deployment, reused(deployment), "--png", "x.png", "--no-full")
+    assert result.exit_code == 0, result.output
+    assert rows_of(tmp_path / "x.png") == 4
+    assert len(deployment.scheduler.requests) == 2
+
+
+def test_a_donor_whose_video_is_gone_is_left_out_and_said(
+    deployment: WorldDeployment, app: typer.Typer, tmp_path: Path
+) -> None:
+    identifier = reused(deployment)
+    del deployment.scheduler.generations["gen-1"]
+    result = explain(app, deployment, identifier, "--png", "x.png")
+    assert result.exit_code == 0, result.output
+    assert "the donor's video is left out: no generation 'gen-1'" in result.stderr
+    assert rows_of(tmp_path / "x.png") == 4
+    result = explain(app, deployment, identifier, "--png", "x.png", "--no-full", "--json")
+    lines = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [next(iter(line)) for line in lines] == ["explanation", "note", "png"]
+
+
+def test_a_generation_without_a_donor_is_its_own_full_computation(
+    deployment: WorldDeployment, app: typer.Typer, tmp_path: Path
+) -> None:
+    with ChorusClient(deployment.target) as client:
+        client.generate(GROUP.donor.prompt, seed=1)
+    result = explain(app, deployment, "gen-1", "--png", "x.png")
+    assert result.exit_code == 0, result.output
+    assert "all 4 steps computed" in result.stdout
+    assert "donor" not in result.stdout
+    assert "nothing was reused" in result.stderr
+    assert rows_of(tmp_path / "x.png") == 1
+    with Image.open(tmp_path / "x.png") as picture:
+        assert picture.width > 8 * TILE
+    assert len(deployment.scheduler.requests) == 1
+
+
+def test_a_generation_that_failed_is_told_and_not_drawn(
+    deployment: WorldDeployment, app: typer.Typer, tmp_path: Path
+) -> None:
+    identifier = reused(deployment)
+    generation = deployment.scheduler.generations[identifier]
+    generation.state = scheduler_pb2.GENERATION_STATE_FAILED
+    generation.error.message = "the model produced NaN at step 3"
+    generation.ClearField("video")
+    del deployment.scheduler.events[identifier][-2:]
+    generation.last_sequence -= 2
+    result = explain(app, deployment, identifier, "--png", "x.png")
+    assert result.exit_code == 1
+    assert "not run" in result.stdout
+    assert "NaN at step 3" in result.stdout
+    assert f"{identifier} failed" in result.stderr
+    assert not (tmp_path / "x.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("gen-9",), "no generation 'gen-9'"),
+        (("gen-9", "--png", "no/such/x.png"), "png: the folder"),
+        (("gen-9", "--mp4", "no/such/x.mp4"), "mp4: the folder"),
+    ],
+)
+def test_bad_input_is_one_line(
+    deployment: WorldDeployment, app: typer.Typer, arguments: tuple[str, ...], words: str
+) -> None:
+    result = explain(app, deployment, *arguments)
+    assert result.exit_code == 2
+    assert words in result.stderr
+    assert result.stdout == ""
+
+
+def test_a_region_that_does_not_fit_its_grid_is_the_servers_fault(
+    deployment: WorldDeployment, app: typer.Typer
+) -> None:
+    identifier = reused(deployment)
+    for event in deployment.scheduler.events[identifier]:
+        if event.HasField("step_completed"):
+            event.step_completed.token_grid[:] = (9, 9, 9)
+    result = explain(app, deployment, identifier, "--png", "x.png")
+    assert result.exit_code == 1
+    assert "step 2: active_tokens: must be" in result.stderr
+
+
+def test_without_its_libraries_it_tells_all_but_draws_nothing(
+    deployment: WorldDeployment, app: typer.Typer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    identifier = reused(deployment)
+    monkeypatch.setitem(sys.modules, "yardstick.picture", None)
+    assert explain(app, deployment, identifier).exit_code == 0
+    result = explain(app, deployment, identifier, "--png", "x.png")
+    assert result.exit_code == 2
+    assert "pip install 'chorus-serving[eval]'" in result.stderr
+
+
+def test_the_sizes_of_this_file_are_those_of_the_world() -> None:
+    assert (world.HEIGHT, world.WIDTH) == (48, 48)  # square tiles
+    assert TILE >= world.WIDTH * UPSCALE  # enlarged, not averaged

@@ -1,0 +1,88 @@
+"""Ways of the yardstick: named plans, and what other systems would have asked for."""
+
+from __future__ import annotations
+
+import pytest
+from chorus_client import ChorusError, explicit_reuse
+from hypothesis import given
+from hypothesis import strategies as st
+
+from yardstick.baselines import BASELINES, baseline_plan
+from yardstick.plans import named_plans
+from yardstick.ways import ways_of
+
+scores = st.floats(-1, 1)
+names = st.sampled_from(list(BASELINES))
+
+
+@pytest.mark.parametrize(
+    ("score", "skipped"),
+    [(1.0, 25), (0.96, 25), (0.95, 20), (0.91, 20), (0.90, 15), (0.86, 15), (0.8, 10), (0.7, 5), (0.66, 5)],
+)
+def test_nirvana_is_its_published_table_at_50_steps(score: float, skipped: int) -> None:
+    plan = baseline_plan(BASELINES["nirvana"], score, 50)
+    assert plan is not None
+    assert (plan.full_reuse_steps, plan.region_steps_end) == (skipped, 0)
+    assert plan.min_score <= score
+
+
+@pytest.mark.parametrize(("score", "skipped"), [(0.96, 2), (0.95, 1), (0.86, 1)])
+def test_nirvana_at_four_steps_rounds_down(score: float, skipped: int) -> None:
+    plan = baseline_plan(BASELINES["nirvana"], score, 4)
+    assert plan is not None
+    assert plan.full_reuse_steps == skipped
+
+
+def test_the_threshold_takes_half_of_the_steps_or_nothing() -> None:
+    table = BASELINES["threshold"]
+    assert baseline_plan(table, 0.75, 5) == explicit_reuse(2, min_score=0.75)
+    assert baseline_plan(table, 0.99, 4) == explicit_reuse(2, min_score=0.75)
+    refused = baseline_plan(table, 0.74, 4)
+    assert refused is not None
+    assert refused.min_score > 0.74
+    assert baseline_plan(table, 0.99, 1) is None
+
+
+@given(names, scores, st.integers(1, 200))
+def test_a_plan_admits_its_donor_exactly_if_a_row_skips_a_whole_step(
+    name: str, score: float, steps: int
+) -> None:
+    table = BASELINES[name]
+    share = next((share for lowest, share in table if score >= lowest), 0)
+    plan = baseline_plan(table, score, steps)
+    if plan is None:
+        assert all(int(row * steps) == 0 for _, row in table)
+        return
+    assert 1 <= plan.full_reuse_steps < steps
+    assert (score >= plan.min_score) == (int(share * steps) > 0)
+    if score >= plan.min_score:
+        assert plan.full_reuse_steps == int(share * steps)
+
+
+@given(names, scores, scores, st.integers(2, 200))
+def test_a_better_donor_is_never_reused_less(name: str, one: float, other: float, steps: int) -> None:
+    def reused(score: float) -> int:
+        plan = baseline_plan(BASELINES[name], score, steps)
+        return plan.full_reuse_steps if plan is not None and score >= plan.min_score else 0
+
+    assert reused(min(one, other)) <= reused(max(one, other))
+
+
+def test_named_plans_keep_their_order() -> None:
+    found = named_plans(["b=k1:2", "a=k1:1,k2:3,region:probe"], taken=())
+    assert list(found.items()) == [
+        ("b", explicit_reuse(2)),
+        ("a", explicit_reuse(1, k2=3, region="probe")),
+    ]
+    with pytest.raises(ChorusError, match="plan: the name 'b' is taken"):
+        named_plans(["b=k1:2", "b=k1:1"], taken=())
+
+
+def test_ways_say_what_they_ask_for_and_baselines_wait_for_the_score() -> None:
+    ways = ways_of(["safe"], {"deep": explicit_reuse(2)}, ["threshold"], [3])
+    assert [way.name for way in ways] == ["safe", "deep", "threshold", "steps_3"]
+    assert [way.reuses for way in ways] == [True, True, True, False]
+    assert ways[1].options == {"explicit_reuse": explicit_reuse(2)}
+    assert ways[2].by_score is not None
+    assert ways[2].by_score(0.9, 4) == {"explicit_reuse": explicit_reuse(2, min_score=0.75)}
+    assert ways[2].by_score(0.9, 1) == {"reuse": "off"}

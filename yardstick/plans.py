@@ -1,0 +1,39 @@
+"""Named plans of the command line: `--plan "deep=k1:2,k2:4,region:probe"`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable
+from typing import Final
+
+from chorus_client import ChorusError, ExplicitReuse, parse_plan
+
+from services.common.errors import invalid
+
+_NAME: Final = re.compile(r"[a-z][a-z0-9-]{0,31}")
+
+
+def named_plans(texts: Iterable[str], taken: Collection[str]) -> dict[str, ExplicitReuse]:
+    """The plans of "NAME=SPEC", by name; `parse_plan` of the client says what a SPEC is.
+
+    Args:
+        taken: names that mean something else.
+
+    Raises ChorusError (INVALID_FIELD) that names the plan.
+    """
+    plans: dict[str, ExplicitReuse] = {}
+    for text in texts:
+        name, equals, spec = text.partition("=")
+        if not equals:
+            raise invalid("plan", f"must be NAME=SPEC, such as deep=k1:2, not {text!r}")
+        if not _NAME.fullmatch(name):
+            raise invalid(
+                "plan", f"its name must be 1 to 32 of a–z, 0–9 and '-', a letter first, not {name!r}"
+            )
+        if name in taken or name in plans:
+            raise invalid("plan", f"the name {name!r} is taken")
+        try:
+            plans[name] = parse_plan(spec)
+        except ChorusError as error:
+            raise invalid("plan", f"{name}: {error.message}") from None
+    return plans
