@@ -2,8 +2,9 @@
 
 Pairs of prompts of the calibration split, other ones than those that the planner was calibrated on. Every
 pair is generated in full, by each stage added to the ones before, by each alternative of a part, and as
-others would do it; on one thread, in one process, without the services between. Writes bench/results/ablation.json,
-docs/images/ablation.png and docs/ablation-tables.md. Takes about half an hour on two cores.
+others would do it; on one thread, in one process, without the services between. Writes
+bench/results/ablation.json, docs/images/ablation.png and docs/ablation-tables.md. Takes about half an hour
+on two cores.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ from rich.progress import track
 
 from bench import results
 from bench.lab import FULL, Trial, trials
+from models.movingshapes.network import FEW_STEPS
 from services.common.plans import DEFAULT_REGION
 from services.scheduler.calibration import LIMITS, Calibration, Depth, Row, to_plain
 from services.scheduler.edits import EditKind
@@ -66,12 +67,8 @@ def depths() -> dict[str, Depth]:
     return found
 
 
-def rows_of(found: Sequence[Trial], plans: Mapping[str, Depth], steps: int) -> list[Row]:
-    """A row for every kind of edit and depth that enough pairs speak for and that is not out of the question.
-
-    Args:
-        steps: N of the schedule.
-    """
+def rows_of(found: Sequence[Trial], plans: Mapping[str, Depth]) -> list[Row]:
+    """A row for every kind of edit and depth that enough pairs speak for, if it is not out of the question."""
     by_edit: dict[EditKind, list[Trial]] = defaultdict(list)
     for trial in found:
         by_edit[trial.edit].append(trial)  # type: ignore[index]  # edit_of names kinds alone
@@ -84,7 +81,7 @@ def rows_of(found: Sequence[Trial], plans: Mapping[str, Depth], steps: int) -> l
             pairs = [(t.videos[FULL], t.videos[name]) for t in those if name in t.videos]
             loss = [100.0 * (full.right - this.right) for full, this in pairs]
             drift = [100.0 * (this.followed - full.followed) for full, this in pairs]
-            left = steps - depth.first_step([1.0, 0.9375, 0.8333333333333334, 0.625, 0.0])
+            left = len(FEW_STEPS) - 1 - depth.first_step(FEW_STEPS)
             row = Row(
                 edit=edit,
                 depth=depth,
@@ -122,7 +119,7 @@ def main(
     groups += same(groups)
     plans = depths()
     found = list(track(trials(groups, plans, seed, processes), "calibrating", len(groups)))
-    calibration = Calibration("movingshapes", tuple(rows_of(found, plans, 4)))
+    calibration = Calibration("movingshapes", tuple(rows_of(found, plans)))
     report = {
         "command": f"python -m bench.calibrate {shlex.join(sys.argv[1:])}".strip(),
         "commit": results.commit(),

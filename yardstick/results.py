@@ -112,15 +112,25 @@ def share(hits: int, n: int) -> Figure:
     return Figure(p, "share", n, (min(max(low, 0.0), p), max(min(high, 1.0), p)))
 
 
-def write(path: Path, command: str, figures: Mapping[str, Figure]) -> None:
-    """Writes the file of a measurement; its folder is made."""
+def write(
+    path: Path, command: str, figures: Mapping[str, Figure | Mapping[str, Any]], **more: Mapping[str, Any]
+) -> None:
+    """Writes the file of a measurement; its folder is made.
+
+    Args:
+        figures: measured now, or in the form in which a file has them.
+        more: what the file holds besides.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     report = {
         "command": command,
         "commit": commit(),
         "hardware": hardware(),
         "versions": versions(),
-        "figures": {name: _plain(figure) for name, figure in figures.items()},
+        "figures": {
+            name: _plain(figure) if isinstance(figure, Figure) else figure for name, figure in figures.items()
+        },
+        **more,
     }
     path.write_text(json.dumps(report, indent=2) + "\n")
 

@@ -1,0 +1,192 @@
+"""What reuse saves and costs, on prompts that nothing was tuned on: `python -m bench.chorus`.
+
+The whole stack over gRPC, on the split `test`: every policy, the baselines, and fewer steps without a cache,
+on the same prompts in the same run, overheads inside the clock (`chorus eval`). Beside it, in this process:
+what a step on 30 % of the tokens costs, what side data costs, and what amplification gives at the deepest reuse.
+Writes bench/results/chorus.json, docs/images/eval.png, and everything measured into --folder. Takes about half
+an hour on two cores.
+"""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import torch
+import typer
+from chorus_client.output import Output
+from rich.progress import track
+
+from bench import results
+from bench.lab import Bench, Variant, trials
+from bench.results import Figure
+from models.movingshapes.network import FEW_STEPS
+from services.common.tenancy import DEFAULT_TENANT
+from services.denoiser.attention_maps import AttentionMaps
+from services.denoiser.side_data import SideData, pack_side_data, pool_maps
+from services.scheduler.calibration import Policy, calibration_of
+from services.scheduler.edits import EditKind
+from yardstick import evaluation
+from yardstick.scenes import make_groups
+from yardstick.ways import ways_of
+
+POLICIES: Final[tuple[Policy, ...]] = ("safe", "balanced", "fast")
+BASELINES: Final = ("nirvana", "threshold")
+FEWER: Final = (3, 2)
+# The kinds of edit that the embedder should tell for the prompts made of each kind.
+EDITS: Final[Mapping[str, EditKind]] = {
+    "colour": "colour",
+    "background": "background",
+    "shape": "other",
+    "motion": "motion",
+    "size": "size",
+    "added": "added",
+    "removed": "removed",
+}
+SHARE: Final = 0.3
+
+
+def served(folder: Path, pairs: int, seed: int) -> dict[str, Any]:
+    """The figures of `chorus eval` as they stand in its file."""
+    choice = evaluation.Choice(
+        target=None,
+        cache_target=None,
+        tenant=DEFAULT_TENANT,
+        groups=make_groups("test", pairs, seed, "unseen"),
+        ways=ways_of(POLICIES, {}, BASELINES, FEWER),
+        seed=seed,
+        model=None,
+        token_pixels=4,
+    )
+    evaluation.run(choice, folder, Output(as_json=False))
+    figures: dict[str, Any] = results.read(folder / evaluation.FIGURES)["figures"]
+    return figures
+
+
+def headlines(measured: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures that the project is judged by, under their own names."""
+    found = {}
+    for policy in POLICIES:
+        for name, of in (
+            ("hit_speedup", "single_edit_speedup_p50"),
+            ("alignment_ratio", "single_edit_alignment_ratio"),
+            ("drift_points", "single_edit_drift_points"),
+            ("hit_share", "single_edit_hit_share"),
+        ):
+            if f"{policy}.{of}" in measured:
+                found[f"{policy}_{name}"] = measured[f"{policy}.{of}"]
+    found["false_reuse_rate"] = measured["balanced.false_reuse_rate"]
+    return found
+
+
+def by_kind(measured: Mapping[str, Any]) -> dict[str, Any]:
+    """Way → kind of edit → figure."""
+    nested: dict[str, Any] = {}
+    for key, figure in measured.items():
+        way, *rest = key.split(".")
+        if len(rest) == 2:
+            nested.setdefault(way, {}).setdefault(rest[0], {})[rest[1]] = figure
+    return nested
+
+
+def step_costs(bench: Bench, repeats: int = 40) -> dict[str, Figure]:
+    """A step on part of the tokens, and one that is watched for its side data, against a plain full step."""
+    torch.set_num_threads(2)
+    encoded = bench.encoder.encode(["a small red circle moving left on a navy background"])[0]
+    text = bench.model.prepare_text(encoded.states)
+    tokens = bench.model.tokens_of(bench.model.noise(0, bench.shape))
+    part = torch.randperm(len(tokens))[: round(SHARE * len(tokens))].sort().values
+    blocks = len(bench.model.transformer.blocks)
+
+    def step(index: torch.Tensor | None = None, watch: Any = None) -> None:
+        bench.model.token_velocity(tokens, 0.9, text, bench.shape, index, watch)
+
+    plain = seconds(step, repeats)
+    region = seconds(lambda: step(part), repeats)
+    watched = seconds(lambda: step(watch=AttentionMaps(blocks, len(encoded.tokens)).watch), repeats)
+    again = seconds(step, repeats)
+    full = [(a + b) / 2 for a, b in zip(plain, again, strict=True)]
+    seen = AttentionMaps(blocks, len(encoded.tokens))
+    step(watch=seen.watch)
+    maps = seen.maps()
+    assert maps is not None
+    latents = 4 * bench.model.noise(0, bench.shape).nbytes
+    pooled = pool_maps(maps, bench.grid, latents // 10)
+    assert pooled is not None
+    side = len(pack_side_data(SideData(pooled, torch.as_tensor(encoded.states).half())))
+    return {
+        "region_step_cost_30": results.median(
+            [r / f for r, f in zip(region, full, strict=True)], "of a full step"
+        ),
+        "side_data_step_cost": results.median(
+            [w / f - 1 for w, f in zip(watched, full, strict=True)], "of a full step"
+        ),
+        "side_data_ratio": results.single(side / latents, "of the latents' bytes"),
+    }
+
+
+def seconds(action: Callable[[], None], repeats: int) -> list[float]:
+    action()
+    found = []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        action()
+        found.append(time.perf_counter() - begin)
+    return sorted(found)
+
+
+def amplification_gain(pairs: int, seed: int, processes: int) -> dict[str, Figure]:
+    """Alignment with amplification less without, at the deepest reuse that `fast` allows each kind."""
+    calibration = calibration_of("movingshapes")
+    assert calibration is not None
+    deepest = {
+        edit: min(rows, key=lambda row: row.computed_share * (4 - row.depth.first_step(FEW_STEPS))).depth
+        for edit in EDITS.values()
+        if (rows := [row for row in calibration.allowed(edit, "fast") if row.depth.amplification])
+    }
+    plans: dict[str, Variant] = {}
+    for edit, depth in deepest.items():
+        plans[f"{edit} on"] = depth
+        plans[f"{edit} off"] = replace(depth, amplification=None)
+    groups = [g for g in make_groups("test", pairs, seed, "unseen") if EDITS.get(g.kind) in deepest]
+    found = list(track(trials(groups, plans, seed, processes), "amplification", len(groups)))
+    figures, gains = {}, []
+    for kind, edit in EDITS.items():
+        points = [
+            100.0 * (t.videos[f"{edit} on"].right - t.videos[f"{edit} off"].right)
+            for t in found
+            if t.kind == kind and edit in deepest
+        ]
+        gains += points
+        if points:
+            figures[f"tgaa_gain_points_{kind}"] = results.mean(points, "percentage points")
+    if gains:
+        figures["tgaa_gain_points"] = results.mean(gains, "percentage points")
+    return figures
+
+
+def main(
+    pairs: Annotated[int, typer.Option(min=10, help="Pairs of prompts over gRPC.")] = 400,
+    amplified: Annotated[int, typer.Option(min=10, help="Pairs for the gain of amplification.")] = 500,
+    seed: Annotated[int, typer.Option(min=0)] = 9000,
+    folder: Annotated[Path, typer.Option(help="Where all that was measured goes.")] = Path("out/chorus"),
+) -> None:
+    measured = served(folder, pairs, seed)
+    shutil.copy(folder / evaluation.PLOT, results.ROOT / "docs" / "images" / "eval.png")
+    mine = step_costs(Bench()) | amplification_gain(amplified, seed + 1, 2)
+    figures: dict[str, Any] = {**headlines(measured), **mine}
+    command = f"python -m bench.chorus {shlex.join(sys.argv[1:])}".strip()
+    out = results.RESULTS / "chorus.json"
+    results.write(out, command, figures, by_kind=by_kind(measured))
+    for name, figure in results.read(out)["figures"].items():
+        print(name, figure["value"], figure["unit"], figure["ci95"], f"n = {figure['n']}")
+
+
+if __name__ == "__main__":
+    typer.run(main)
