@@ -68,7 +68,7 @@ def depths() -> dict[str, Depth]:
 
 
 def rows_of(found: Sequence[Trial], plans: Mapping[str, Depth]) -> list[Row]:
-    """A row for every kind of edit and depth that enough pairs speak for, if it is not out of the question."""
+    """A row for each kind of edit and depth that enough pairs speak for, unless it is out of the question."""
     by_edit: dict[EditKind, list[Trial]] = defaultdict(list)
     for trial in found:
         by_edit[trial.edit].append(trial)  # type: ignore[index]  # edit_of names kinds alone

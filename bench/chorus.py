@@ -2,9 +2,9 @@
 
 The whole stack over gRPC, on the split `test`: every policy, the baselines, and fewer steps without a cache,
 on the same prompts in the same run, overheads inside the clock (`chorus eval`). Beside it, in this process:
-what a step on 30 % of the tokens costs, what side data costs, and what amplification gives at the deepest reuse.
-Writes bench/results/chorus.json, docs/images/eval.png, and everything measured into --folder. Takes about half
-an hour on two cores.
+what a step on 30 % of the tokens costs, what side data costs, and what amplification gives at the deepest
+reuse. Writes bench/results/chorus.json, docs/images/eval.png, and everything measured into --folder. Takes
+about half an hour on two cores.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import asyncio
+from collections.abc import Iterable, Sequence
 
 import grpc.aio
 from chorus.embedder.v1 import embedder_pb2, embedder_pb2_grpc
@@ -10,11 +11,12 @@ from chorus.embedder.v1 import embedder_pb2, embedder_pb2_grpc
 from services.common import errors
 from services.common.errors import ChorusError, Violations
 from services.common.tensors import encode_tensor
-from services.embedder.alignment import EncodedPrompt, TokenWeight, align
+from services.embedder.alignment import Change, EncodedPrompt, align, on_tokens
 from services.embedder.encoders import Encoder, Encoding
 from services.embedder.engine import Engine
 
 MAX_PROMPT_CHARACTERS = 2_000
+MAX_DONORS = 16
 
 
 class EmbedderServicer(embedder_pb2_grpc.EmbedderServiceServicer):
@@ -50,19 +52,34 @@ class EmbedderServicer(embedder_pb2_grpc.EmbedderServiceServicer):
         context: grpc.aio.ServicerContext[embedder_pb2.AlignRequest, embedder_pb2.AlignResponse],
     ) -> embedder_pb2.AlignResponse:
         violations = Violations()
-        prompts = [
-            _trimmed(request.donor_prompt, "donor_prompt", violations),
-            _trimmed(request.target_prompt, "target_prompt", violations),
-        ]
-        violations.raise_if_any()
-        donor, target = await self._engine.encode(self._engine.retrieval, prompts)
-        found = align(
-            EncodedPrompt(prompts[0], donor.states, donor.offsets),
-            EncodedPrompt(prompts[1], target.states, target.offsets),
+        donors = request.donor_prompts
+        violations.require(
+            1 <= len(donors) <= MAX_DONORS, "donor_prompts", f"must be 1 to {MAX_DONORS}, not {len(donors)}"
         )
+        sent = [request.target_prompt, *donors[:MAX_DONORS]]
+        fields = ["target_prompt", *(f"donor_prompts[{i}]" for i in range(len(donors)))]
+        prompts = [_trimmed(prompt, field, violations) for prompt, field in zip(sent, fields, strict=False)]
+        violations.raise_if_any()
+        retrieval = self._engine.retrieval
+        asked = request.conditioning_encoder_id
+        encoder = retrieval if asked in ("", retrieval.id) else self._conditioning(asked)
+        encodings = await self._engine.encode(retrieval, prompts)
+        positions = encodings if encoder is retrieval else await self._engine.encode(encoder, prompts)
+        target, *others = (
+            EncodedPrompt(prompt, encoding.states, encoding.offsets)
+            for prompt, encoding in zip(prompts, encodings, strict=True)
+        )
+        found = await asyncio.to_thread(lambda: [align(donor, target) for donor in others])
         return embedder_pb2.AlignResponse(
-            gained=_aligned(target, request.target_prompt, found.gained),
-            lost=_aligned(donor, request.donor_prompt, found.lost),
+            alignments=[
+                embedder_pb2.Alignment(
+                    gained=_aligned(positions[0], sent[0], alignment.gained),
+                    lost=_aligned(position, prompt, alignment.lost),
+                    reordered=alignment.reordered,
+                    things_added=alignment.things_added,
+                )
+                for alignment, position, prompt in zip(found, positions[1:], sent[1:], strict=True)
+            ]
         )
 
     async def DescribeEncoders(
@@ -123,11 +140,15 @@ def _tokens(encoding: Encoding, sent: str, indices: Iterable[int]) -> list[embed
     return tokens
 
 
-def _aligned(
-    encoding: Encoding, sent: str, weights: tuple[TokenWeight, ...]
-) -> list[embedder_pb2.AlignedToken]:
-    tokens = _tokens(encoding, sent, (weight.index for weight in weights))
+def _aligned(encoding: Encoding, sent: str, changes: Sequence[Change]) -> list[embedder_pb2.AlignedToken]:
+    changed = on_tokens(changes, encoding.offsets)
+    tokens = _tokens(encoding, sent, (change.index for change in changed))
     return [
-        embedder_pb2.AlignedToken(token=token, weight=weight.weight)
-        for token, weight in zip(tokens, weights, strict=True)
+        embedder_pb2.AlignedToken(
+            token=token,
+            weight=change.weight,
+            index=change.index,
+            category=embedder_pb2.TokenCategory.Value(f"TOKEN_CATEGORY_{change.category.name}"),
+        )
+        for token, change in zip(tokens, changed, strict=True)
     ]
