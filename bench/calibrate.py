@@ -55,11 +55,13 @@ def depths() -> dict[str, Depth]:
         for name, region in (
             ("full", None),
             ("probe", _region(plan_pb2.REGION_SOURCE_PROBE)),
-            ("full-step", _region(plan_pb2.REGION_SOURCE_FULL_STEP) if step < 3 else None),
+            ("full-step", _region(plan_pb2.REGION_SOURCE_FULL_STEP)),
         ):
-            if name == "full-step" and region is None:
+            if name == "full-step" and step == 3:  # which is the last
                 continue
-            for strength in (0.0, 0.5, 1.0)[: 1 if step == 1 else step]:
+            for strength in (0.0, 0.5, 1.0)[: 3 if region is None or name == "probe" else 1]:
+                if step == 1 and strength == 1.0:
+                    continue
                 amplified = f" contrast {strength:g}" if strength else ""
                 found[f"{step} {name}{amplified}"] = Depth(
                     sigma, region, _contrast(strength) if strength else None
@@ -75,7 +77,7 @@ def rows_of(found: Sequence[Trial], plans: Mapping[str, Depth]) -> list[Row]:
     rows = []
     for edit in get_args(EditKind):
         those = by_edit[edit]
-        if len(those) < LEAST:
+        if len(those) < LEAST or edit == "unrelated":  # which shall not be reused, whatever it costs
             continue
         for name, depth in plans.items():
             pairs = [(t.videos[FULL], t.videos[name]) for t in those if name in t.videos]

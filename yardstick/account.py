@@ -68,7 +68,8 @@ def account_of(generation: Generation, events: Iterable[GenerationEvent]) -> Acc
 
 def _computed(event: StepCompletedEvent) -> Step:
     grid, active = tuple(event.token_grid), event.active_tokens
-    computed = event.computed_share or 1.0  # 0: a server that does not say
+    # Nothing computed and no region told: a server that does not say.
+    computed = event.computed_share if event.computed_share or active else 1.0
     own = int.from_bytes(active, "little").bit_count() / max(1, math.prod(grid)) if active else 1.0
     what: What = "region" if active or computed < 1 else "whole"
     return Step(event.step.index, what, computed, own, event.seconds, active, grid)

@@ -128,7 +128,7 @@ def describe_plan(plan: Plan) -> str:
 def describe_step(done: StepCompletedEvent) -> str:
     """What a step computed, where that is not all of it."""
     share = done.computed_share
-    if not 0 < share < 1:  # 0: a server that does not say
+    if share >= 1 or not (share or done.active_tokens):  # or a server that does not say
         return ""
     return (
         f"step {done.step.index} of {done.total_steps}: {share:.0%} of the tokens computed,"

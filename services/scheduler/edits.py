@@ -24,14 +24,15 @@ EditKind: TypeAlias = Literal[
     "added",  # the target has a thing more
     "removed",  # the target has a thing less
     "reordered",  # the same things in another order
-    "several",  # more than one of these
-    "unrelated",
+    "several",  # two of these
+    "unrelated",  # more, or most of what is said: never reused
 ]
 
 # From this weight on a token makes a difference that can be seen.
 _COUNTS = 0.5
-# The share of the longer prompt's tokens that may differ before the two are unrelated.
-_MOST_CHANGED = 0.5
+# The share of the target's tokens that may differ, and of how many kinds, before the two are unrelated.
+_MOST_CHANGED = 0.4
+_MOST_KINDS = 2
 
 _OF_CATEGORY: dict[embedder_pb2.TokenCategory.ValueType, EditKind] = {
     embedder_pb2.TOKEN_CATEGORY_COLOUR: "colour",
@@ -94,6 +95,8 @@ def _kind(
     if max(len(gained), len(lost)) > _MOST_CHANGED * max(tokens, 1):
         return "unrelated"
     kinds = {_OF_CATEGORY.get(each.category, "other") for each in (*gained, *lost)}
+    if len(kinds) > _MOST_KINDS:
+        return "unrelated"
     if len(kinds) > 1 or alignment.reordered:
         return "several"
     return kinds.pop()

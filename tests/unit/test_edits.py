@@ -55,6 +55,7 @@ LEFT, BOX = token("left", "MOTION"), token("box", "OTHER")
         (alignment([BOX, BLUE], [LEFT], things=1), "several"),
         (alignment([BOX, BLUE], [], things=2), "several"),
         (alignment([BOX] * 7, [LEFT] * 7), "unrelated"),
+        (alignment([BOX, BLUE], [LEFT]), "unrelated"),
     ],
 )
 def test_kinds(found: embedder_pb2.Alignment, kind: str) -> None:
