@@ -90,9 +90,9 @@ class Alignment:
 def align(donor: EncodedPrompt, target: EncodedPrompt) -> Alignment:
     """Compares two prompts; swapping them swaps `gained` and `lost` and negates `things_added`.
 
-    Each phrase of the one is matched with at most one of the other; a word weighs 1, less what comes near it in
-    that match. Near a word of the lexicon come only those that say the same, near others those whose states are
-    alike. Word order within a phrase does not count, nor do function words and punctuation.
+    Each phrase of the one is matched with at most one of the other; a word weighs 1, less what comes near it
+    there. To a word of the lexicon that is one that says the same, to another one whose state is alike. Word
+    order within a phrase does not count, nor do function words and punctuation.
     """
     if donor.prompt > target.prompt:  # one way round, so that ties end alike
         found = align(target, donor)
@@ -168,7 +168,8 @@ def _states(words: Sequence[Word], encoded: EncodedPrompt) -> Floats:
         rows, tokens = np.array(pairs).T
         np.add.at(sums, rows, encoded.states[tokens])
     lengths = np.linalg.norm(sums, axis=1, keepdims=True)
-    return sums / np.where(lengths > 0, lengths, np.float32(1))
+    unit: Floats = sums / np.maximum(lengths, np.finfo(np.float32).tiny)
+    return unit
 
 
 def _said(words: Sequence[Word], others: Sequence[Word], cosines: Floats) -> Matrix:

@@ -45,6 +45,10 @@ _MEANINGS = {
         small little tiny mini miniature petite
         tall high
         short low
+        long
+        wide broad
+        narrow thin slim
+        thick
     """,
     Category.MOTION: """
         left leftward leftwards westward
@@ -87,6 +91,10 @@ _MEANINGS = {
         circle circular round disc disk ball dot orb sphere
         square box block cube tile
         triangle triangular pyramid wedge
+        above
+        below under underneath beneath
+        inside
+        outside
     """,
 }
 MOVE, STILL = "move", "still"
@@ -100,11 +108,11 @@ mountain hill valley street road city town village park garden room kitchen stud
 # Between the words of one thing and those of another, as articles are too.
 _DIVIDERS = """
 and or but while whilst with without then plus also next beside besides near by as for
-in on at over against upon onto into through from above below under beneath inside outside
+in on at over against upon onto into through from above below under underneath beneath inside outside
 which that who whose where when show shows showing shown see sees
 """
 # Dividers that are something to be seen themselves.
-_RELATIONS = "above below under beneath inside outside"
+_RELATIONS = "above below under underneath beneath inside outside"
 _ARTICLES = "a an the one another"
 _FUNCTION_WORDS = """
 this these those it its itself they them their he him his she her we us our i me my you your
@@ -117,7 +125,7 @@ _MEDIA = "video film clip movie animation cartoon footage shot picture image sce
 _FRAMING = "test simple plain flat minimal 2d 4k 8k please make look place background backdrop surrounding"
 # They name a thing once something else is said of it: "a red shape".
 _PLACEHOLDERS = "shape piece patch object thing form figure"
-# Before a colour only a shade of it, and but the pale ones hardly another colour.
+# Before a colour only a shade of it; hardly another colour, but for the pale ones.
 _SHADES = """
 bright vivid deep dark plain pure jet pitch royal neon light pale pastel
 snow ash stone grass leaf chocolate coffee midnight
@@ -158,7 +166,7 @@ _MUTE = (DIVIDERS | ARTICLES | frozenset(_FUNCTION_WORDS.split())) - frozenset(
 
 
 def _inflected(word: str, category: Category) -> set[str]:
-    """Forms that a word may take, and some that it does not. An adjective has one: "shorts" are not short."""
+    """Forms that a word may take, and some that none takes; an adjective has one: "shorts" are not short."""
     nouns = {word + "s", word + "es", word[:-1] + "ies"}
     if category in (Category.OTHER, Category.BACKGROUND):
         return nouns
@@ -182,7 +190,9 @@ def plain(word: str) -> str:
     Args:
         word: case-folded.
     """
-    return _PLAIN.get(word) or (word[:-1] if _PLURAL.fullmatch(word) else word)
+    if word in _PLAIN:
+        return _PLAIN[word]
+    return word[:-1] if _PLURAL.fullmatch(word) and word[:-1] not in _PLAIN else word
 
 
 def is_mute(plain_word: str) -> bool:

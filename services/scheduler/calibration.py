@@ -14,6 +14,7 @@ from importlib import resources
 from typing import Any, Literal, TypeAlias, get_args
 
 from chorus.common.v1 import plan_pb2
+from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
 
 from services.scheduler.edits import EditKind
 
@@ -23,6 +24,7 @@ Policy: TypeAlias = Literal["off", "safe", "balanced", "fast"]
 LIMITS: dict[Policy, float] = {"safe": 1.0, "balanced": 3.0, "fast": 12.0}
 # The most that a model may have, lest a broken file take the planner's time.
 _MAX_ROWS = 1_000
+_MEASURED = ("computed_share", "drift_points", "alignment_loss_points", "error_points")
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ def parse(model_id: str, plain: dict[str, Any]) -> Calibration:
     for number, row in enumerate(rows):
         try:
             found.append(_row(row))
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, ParseError) as error:
             raise ValueError(f"rows[{number}]: {error}") from None
     return Calibration(model_id, tuple(found))
 
@@ -126,62 +128,30 @@ def _row(plain: dict[str, Any]) -> Row:
         raise ValueError(f"edit: {edit!r} is no kind of edit")
     if not 0 < sigma <= 1:
         raise ValueError(f"sigma: must be above 0 and at most 1, not {sigma:g}")
+    region, amplification = plain.get("region"), plain.get("amplification")
     return Row(
         edit=edit,
-        depth=Depth(sigma, _region(plain.get("region")), _amplification(plain.get("amplification"))),
-        computed_share=float(plain["computed_share"]),
-        drift_points=float(plain["drift_points"]),
-        alignment_loss_points=float(plain["alignment_loss_points"]),
-        error_points=float(plain["error_points"]),
+        depth=Depth(
+            sigma,
+            None if region is None else ParseDict(region, plan_pb2.RegionPlan()),
+            None if amplification is None else ParseDict(amplification, plan_pb2.Amplification()),
+        ),
+        **{name: float(plain[name]) for name in _MEASURED},
         n=int(plain["n"]),
     )
 
 
-def _region(plain: dict[str, Any] | None) -> plan_pb2.RegionPlan | None:
-    if plain is None:
-        return None
-    return plan_pb2.RegionPlan(
-        source=plan_pb2.RegionSource.Value(f"REGION_SOURCE_{plain['source']}"),
-        threshold=plain["threshold"],
-        dilation=plain["dilation"],
-        budget=plain["budget"],
-        context=plan_pb2.RegionContext.Value(f"REGION_CONTEXT_{plain['context']}"),
-    )
-
-
-def _amplification(plain: dict[str, Any] | None) -> plan_pb2.Amplification | None:
-    if plain is None:
-        return None
-    return plan_pb2.Amplification(
-        form=plan_pb2.AmplificationForm.Value(f"AMPLIFICATION_FORM_{plain['form']}"),
-        strength=plain["strength"],
-    )
-
-
 def to_plain(row: Row) -> dict[str, Any]:
-    """The JSON form of a row, which `parse` reads."""
-    region, amplification = row.depth.region, row.depth.amplification
+    """The JSON form of a row, which `parse` reads; messages as protobuf writes them."""
+    messages = {"region": row.depth.region, "amplification": row.depth.amplification}
     return {
         "edit": row.edit,
         "sigma": row.depth.sigma,
-        "region": None
-        if region is None
-        else {
-            "source": plan_pb2.RegionSource.Name(region.source).removeprefix("REGION_SOURCE_"),
-            "threshold": region.threshold,
-            "dilation": region.dilation,
-            "budget": region.budget,
-            "context": plan_pb2.RegionContext.Name(region.context).removeprefix("REGION_CONTEXT_"),
+        **{
+            name: MessageToDict(message, preserving_proto_field_name=True)
+            for name, message in messages.items()
+            if message is not None
         },
-        "amplification": None
-        if amplification is None
-        else {
-            "form": plan_pb2.AmplificationForm.Name(amplification.form).removeprefix("AMPLIFICATION_FORM_"),
-            "strength": amplification.strength,
-        },
-        "computed_share": row.computed_share,
-        "drift_points": row.drift_points,
-        "alignment_loss_points": row.alignment_loss_points,
-        "error_points": row.error_points,
+        **{name: getattr(row, name) for name in _MEASURED},
         "n": row.n,
     }

@@ -124,29 +124,74 @@ def test_prompt_outside_its_bound(stub: embedder_pb2_grpc.EmbedderServiceStub, p
     assert "1 to 2000" in violation.description
 
 
-def test_every_prompt_of_align_is_named(stub: embedder_pb2_grpc.EmbedderServiceStub) -> None:
-    error = failure(stub.Align, embedder_pb2.AlignRequest(donor_prompt=" ", target_prompt="y" * 3000))
-    assert [v.field for v in error.violations] == ["donor_prompt", "target_prompt"]
+@pytest.mark.parametrize(
+    ("donors", "target", "fields"),
+    [
+        ([" "], "y" * 2001, ["target_prompt", "donor_prompts[0]"]),
+        (["a", "b", "c", "x" * 2001], "y", ["donor_prompts[3]"]),
+        ([], "y", ["donor_prompts"]),
+        (["a"] * 17, "y", ["donor_prompts"]),
+    ],
+)
+def test_every_prompt_of_align_is_named(
+    stub: embedder_pb2_grpc.EmbedderServiceStub, donors: list[str], target: str, fields: list[str]
+) -> None:
+    error = failure(stub.Align, embedder_pb2.AlignRequest(donor_prompts=donors, target_prompt=target))
+    assert error.reason == errors.INVALID_FIELD
+    assert [v.field for v in error.violations] == fields
 
 
 def test_unknown_encoder(stub: embedder_pb2_grpc.EmbedderServiceStub) -> None:
-    error = failure(
-        stub.Embed, embedder_pb2.EmbedRequest(prompt="a circle", conditioning_encoder_id="umt5@0")
-    )
-    assert error.reason == errors.UNKNOWN_ENCODER
-    assert error.metadata["available"] == ",".join(info.encoder_id for info in encoders_of(stub))
+    for call, request in (
+        (stub.Embed, embedder_pb2.EmbedRequest(prompt="a circle", conditioning_encoder_id="umt5@0")),
+        (
+            stub.Align,
+            embedder_pb2.AlignRequest(
+                target_prompt="a circle", donor_prompts=["a square"], conditioning_encoder_id="umt5@0"
+            ),
+        ),
+    ):
+        error = failure(call, request)
+        assert error.reason == errors.UNKNOWN_ENCODER
+        assert error.metadata["available"] == ",".join(info.encoder_id for info in encoders_of(stub))
 
 
 def test_align_names_what_was_gained_and_lost(stub: embedder_pb2_grpc.EmbedderServiceStub) -> None:
     request = embedder_pb2.AlignRequest(
-        donor_prompt="a red circle moves left", target_prompt=" a blue circle moves left"
+        target_prompt=" a blue circle moves left",
+        donor_prompts=[
+            "a red circle moves left",
+            "  a blue square and a blue circle moving left",
+            "a blue circle moves left",
+        ],
     )
-    reply = stub.Align(request, timeout=SECONDS)
-    [gained], [lost] = reply.gained, reply.lost
-    assert (gained.token.text, gained.token.start, gained.token.end) == ("blue", 3, 7)
-    assert (lost.token.text, lost.token.start, lost.token.end) == ("red", 2, 5)
-    assert gained.weight > 0.5
-    assert lost.weight > 0.5
+    red, square, same = stub.Align(request, timeout=SECONDS).alignments
+    [gained], [lost] = red.gained, red.lost
+    assert (gained.token.text, gained.token.start, gained.token.end, gained.index) == ("blue", 3, 7, 2)
+    assert (lost.token.text, lost.token.start, lost.token.end, lost.index) == ("red", 2, 5, 2)
+    assert (gained.weight, lost.weight) == (1, 1)
+    assert gained.category == lost.category == embedder_pb2.TOKEN_CATEGORY_COLOUR
+    assert [token.token.text for token in square.lost if token.weight > 0.5] == ["blue", "square"]
+    assert (square.lost[0].token.start, square.things_added, square.reordered) == (4, -1, False)
+    assert same == embedder_pb2.Alignment()
+
+
+def test_align_in_the_positions_of_another_encoder(stub: embedder_pb2_grpc.EmbedderServiceStub) -> None:
+    umt5, target = encoders_of(stub)[1], "  a blue  circle &amp; a box"
+    request = embedder_pb2.AlignRequest(
+        target_prompt=target,
+        donor_prompts=["a red circle and a box"],
+        conditioning_encoder_id=umt5.encoder_id,
+    )
+    [found] = stub.Align(request, timeout=SECONDS).alignments
+    embedded = stub.Embed(
+        embedder_pb2.EmbedRequest(prompt=target, conditioning_encoder_id=umt5.encoder_id), timeout=SECONDS
+    )
+    blue = [token for token in found.gained if token.category == embedder_pb2.TOKEN_CATEGORY_COLOUR]
+    assert blue
+    assert all(token.token == embedded.tokens[token.index] for token in found.gained)
+    covered = {i for token in blue for i in range(token.token.start, token.token.end)}
+    assert covered >= {4, 5, 6, 7}
 
 
 async def test_a_full_queue_refuses_and_recovers(tmp_path: Path) -> None:
@@ -158,7 +203,7 @@ async def test_a_full_queue_refuses_and_recovers(tmp_path: Path) -> None:
                 try:
                     with calling("embedder"):
                         await stub.Align(
-                            embedder_pb2.AlignRequest(donor_prompt=prompt, target_prompt="a circle"),
+                            embedder_pb2.AlignRequest(donor_prompts=[prompt], target_prompt="a circle"),
                             timeout=SECONDS,
                         )
                 except ChorusError as error:

@@ -1,114 +1,16 @@
-"""Alignment of two prompts: what the one says that the other does not."""
+"""What MiniLM's states and the lexicon together make of two prompts."""
 
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Sequence
 
-import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from services.embedder.alignment import (
-    ATTRIBUTE_WEIGHT,
-    SYNONYM_WEIGHT,
-    Alignment,
-    EncodedPrompt,
-    TokenWeight,
-    align,
-)
+from bench.align import SPLITS, Compare, comparing, same, told
+from models.movingshapes.captions import Phrasing
+from models.movingshapes.world import Split
+from services.embedder.alignment import SLIGHT, Change, on_tokens
 from services.embedder.encoders import MiniLMEncoder
-
-DIM = 8
-VOCABULARY = ["red", "crimson", "blue", "circle", "ball", "left", "right", "the", "a", "not", "slowly", "dog"]
-
-
-def encoded(*words: str, separator: str = " ") -> EncodedPrompt:
-    """A prompt of one token for each word between two special tokens; a state depends on the word alone."""
-    prompt, offsets = "", [(0, 0)]
-    for word in words:
-        start = len(prompt) + (len(separator) if prompt else 0)
-        prompt += (separator if prompt else "") + word
-        offsets.append((start, start + len(word)))
-    offsets.append((0, 0))
-    states = [np.zeros(DIM), *(vector(word) for word in words), np.zeros(DIM)]
-    return EncodedPrompt(prompt, np.array(states, dtype=np.float32), offsets)
-
-
-@cache
-def vector(word: str) -> np.ndarray:  # type: ignore[type-arg]
-    return np.random.default_rng(list(word.encode())).standard_normal(DIM)
-
-
-def texts(prompt: EncodedPrompt, tokens: tuple[TokenWeight, ...]) -> dict[str, float]:
-    return {prompt.prompt[slice(*prompt.offsets[t.index])]: t.weight for t in tokens}
-
-
-words = st.lists(st.sampled_from(VOCABULARY), min_size=1, max_size=12)
-
-
-@given(words)
-def test_equal_prompts_differ_in_nothing(prompt: list[str]) -> None:
-    assert align(encoded(*prompt), encoded(*prompt)) == Alignment((), ())
-
-
-@given(words, st.randoms(use_true_random=False))
-def test_order_and_punctuation_do_not_count(prompt: list[str], random: object) -> None:
-    shuffled = prompt[:]
-    random.shuffle(shuffled)  # type: ignore[attr-defined]
-    assert align(encoded(*prompt), encoded(*shuffled, separator=", ")) == Alignment((), ())
-
-
-@given(words, words)
-def test_roles_are_symmetric_and_weights_bounded(donor: list[str], target: list[str]) -> None:
-    there, back = align(encoded(*donor), encoded(*target)), align(encoded(*target), encoded(*donor))
-    assert (there.gained, there.lost) == (back.lost, back.gained)
-    for side in (there.gained, there.lost):
-        indices = [token.index for token in side]
-        assert indices == sorted(set(indices))
-        assert all(0 < token.weight <= 1 for token in side)
-
-
-@given(words, words)
-def test_only_words_the_other_prompt_lacks_are_gained(donor: list[str], target: list[str]) -> None:
-    prompt = encoded(*target)
-    for token in align(encoded(*donor), prompt).gained:
-        word = prompt.prompt[slice(*prompt.offsets[token.index])]
-        assert target.count(word) > donor.count(word)
-        assert word not in ("a", "the")
-
-
-@given(st.text(max_size=40), st.text(max_size=40))
-def test_any_text_with_a_token_for_each_character(donor: str, target: str) -> None:
-    def characters(text: str) -> EncodedPrompt:
-        states = np.ones((len(text), DIM), dtype=np.float32)
-        return EncodedPrompt(text, states, [(i, i + 1) for i in range(len(text))])
-
-    found = align(characters(donor), characters(target))
-    assert {t.index for t in found.gained} <= set(range(len(target)))
-    assert {t.index for t in found.lost} <= set(range(len(donor)))
-
-
-def test_attributes_are_decided_by_meaning() -> None:
-    donor = encoded("a", "red", "circle")
-    synonym, other = encoded("a", "crimson", "circle"), encoded("a", "blue", "circle")
-    assert 0 < texts(synonym, align(donor, synonym).gained)["crimson"] <= SYNONYM_WEIGHT
-    assert texts(other, align(donor, other).gained)["blue"] >= ATTRIBUTE_WEIGHT
-    assert texts(donor, align(donor, other).lost)["red"] >= ATTRIBUTE_WEIGHT
-
-
-def test_a_word_said_twice_is_matched_twice() -> None:
-    donor, target = encoded("red", "circle", "red", "ball"), encoded("red", "circle", "blue", "ball")
-    found = align(donor, target)
-    assert list(texts(target, found.gained)) == ["blue"]
-    assert found.lost == (TokenWeight(3, pytest.approx(found.lost[0].weight)),)
-    assert found.lost[0].weight >= ATTRIBUTE_WEIGHT
-
-
-def test_against_nothing_every_content_word_is_new() -> None:
-    nothing = EncodedPrompt("…", np.zeros((2, DIM), dtype=np.float32), [(0, 0), (0, 1)])
-    target = encoded("a", "circle")
-    assert texts(target, align(nothing, target).gained) == {"circle": 1.0}
 
 
 @pytest.fixture(scope="module")
@@ -116,35 +18,141 @@ def minilm() -> MiniLMEncoder:
     return MiniLMEncoder()
 
 
-def gained(encoder: MiniLMEncoder, donor: str, target: str) -> dict[str, float]:
-    sides = []
-    for prompt in (donor, target):
-        [encoding] = encoder.encode([prompt])
-        sides.append(EncodedPrompt(prompt, encoding.states, encoding.offsets))
-    return texts(sides[1], align(*sides).gained)
+@pytest.fixture(scope="module")
+def compare(minilm: MiniLMEncoder) -> Compare:
+    return comparing(minilm)
 
 
-def test_minilm_synonym_against_contrast(minilm: MiniLMEncoder) -> None:
-    donor = "a red circle moves left on a white background"
-    crimson = gained(minilm, donor, donor.replace("red", "crimson"))
-    blue = gained(minilm, donor, donor.replace("red", "blue"))
-    assert list(crimson) == ["crimson"]
-    assert list(blue) == ["blue"]
-    assert crimson["crimson"] + 0.5 < blue["blue"]
+def words(prompt: str, changes: Sequence[Change], above: float = 0.3) -> dict[str, str]:
+    """The words that weigh more, and their categories."""
+    return {prompt[c.start : c.end]: c.category.name for c in changes if c.weight > above}
 
 
-def test_minilm_reordered_clauses(minilm: MiniLMEncoder) -> None:
-    assert not gained(minilm, "a red square, on a black background.", "On a black background: a red square")
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("a red car at sunset", "a crimson automobile at dusk"),
+        ("a circle moving left", "the disc slides to the left"),
+        ("a circle moving up", "a rising circle"),
+        ("a circle moving down", "the circle falls"),
+        ("a circle drifting right", "a circle moving from left to right"),
+        ("a circle standing still", "a circle that does not move"),
+        ("a resting circle", "a circle, not moving"),
+        ("two cats on a sofa", "2 cats on a couch"),
+        ("large blue square", "square, large and blue,"),
+        ("large blue square", "large square that is blue"),
+        ("a red square, on a black background.", "On a black background: a red square"),
+        ("a video of a red circle", "please, show me a red circle, high quality"),
+        ("a triangular block", "short film: there is a pyramid"),
+        ("navy blue background, a cat", "a cat in front of a dark blue backdrop"),
+        ("no ball", "without a ball"),
+    ],
+)
+def test_other_words_for_the_same_weigh_little(compare: Compare, one: str, other: str) -> None:
+    found = compare(one, other)
+    assert not words(other, found.gained)
+    assert not words(one, found.lost)
+    assert (found.reordered, found.things_added) == (False, 0)
 
 
-def test_minilm_subject_of_another_kind_is_newer_than_one_of_the_same(minilm: MiniLMEncoder) -> None:
-    donor = "a red car at sunset"
-    automobile = gained(minilm, donor, "a red automobile at sunset")
-    astronaut = gained(minilm, donor, "a red astronaut at sunset")
-    assert max(automobile.values()) < 0.35 < 0.5 < max(astronaut.values())
+@pytest.mark.parametrize(
+    ("donor", "target", "lost", "gained"),
+    [
+        ("a red circle", "a blue circle", {"red": "COLOUR"}, {"blue": "COLOUR"}),
+        ("a light blue shirt", "a dark blue shirt", {"light": "COLOUR"}, {}),
+        ("a large dog", "a tiny dog", {"large": "SIZE"}, {"tiny": "SIZE"}),
+        ("two cats", "three cats", {"two": "NUMBER"}, {"three": "NUMBER"}),
+        ("a cat", "17 cats", {}, {"17": "NUMBER"}),
+        ("a cat moving left", "a cat moving right", {"left": "MOTION"}, {"right": "MOTION"}),
+        ("a cat moving left", "a cat rising", {"left": "MOTION"}, {"rising": "MOTION"}),
+        ("a cat moving left", "a cat resting", {"moving": "MOTION", "left": "MOTION"}, {"resting": "MOTION"}),
+        ("the cat moves", "the cat does not move", {"moves": "MOTION"}, {"not": "MOTION", "move": "MOTION"}),
+        ("a train from the left", "a train from the right", {"left": "MOTION"}, {"right": "MOTION"}),
+        ("a man with a hat", "a man without a hat", {"hat": "OTHER"},
+         {"without": "NEGATION", "hat": "OTHER"}),
+        ("a person is smiling", "a person isn't smiling", {"smiling": "OTHER"},
+         {"isn't": "NEGATION", "smiling": "OTHER"}),
+        ("a cat on white", "a cat on black", {"white": "BACKGROUND"}, {"black": "BACKGROUND"}),
+        ("a bird in the blue sky", "a bird in the gray sky", {"blue": "BACKGROUND"}, {"gray": "BACKGROUND"}),
+        ("a boat by day", "a boat at night", {"day": "BACKGROUND"}, {"night": "BACKGROUND"}),
+        ("a red car at sunset", "a red astronaut at sunset", {"car": "OTHER"}, {"astronaut": "OTHER"}),
+        ("a cat sleeping", "a dog sleeping", {"cat": "OTHER"}, {"dog": "OTHER"}),
+        ("a cat above a box", "a cat below a box", {"above": "OTHER"}, {"below": "OTHER"}),
+        ("红色的猫", "蓝色的猫", {"红色的猫": "OTHER"}, {"蓝色的猫": "OTHER"}),
+    ],
+)  # fmt: skip
+def test_what_changed_and_nothing_else(
+    compare: Compare, donor: str, target: str, lost: dict[str, str], gained: dict[str, str]
+) -> None:
+    found = compare(donor, target)
+    assert words(donor, found.lost) == lost
+    assert words(target, found.gained) == gained
 
 
-def test_minilm_tokens_of_one_word_share_its_weight(minilm: MiniLMEncoder) -> None:
-    found = gained(minilm, "a circle", "a rhombicuboctahedron")
-    assert len(found) > 1
-    assert len(set(found.values())) == 1
+@pytest.mark.parametrize(
+    ("donor", "target", "swapped"),
+    [
+        ("a red circle and a blue square", "a blue circle and a red square", {"red", "blue"}),
+        ("a black cat and a white dog", "a white cat and a black dog", {"black", "white"}),
+        ("a man in a black suit walks a white dog", "a man in a white suit walks a black dog",
+         {"black", "white"}),
+        ("a large dog next to a small cat", "a small dog next to a large cat", {"large", "small"}),
+        ("black background, red circle", "red background, black circle", {"black", "red"}),
+        ("a red ball moving left and a red box moving up", "a red ball moving up, a red box moving left",
+         {"left", "up"}),
+    ],
+)  # fmt: skip
+def test_attributes_that_changed_places_are_gained_and_lost(
+    compare: Compare, donor: str, target: str, swapped: set[str]
+) -> None:
+    found = compare(donor, target)
+    assert set(words(target, found.gained, 0.5)) == set(words(donor, found.lost, 0.5)) == swapped
+    assert found.things_added == 0
+
+
+def test_the_same_things_in_another_order(compare: Compare) -> None:
+    found = compare("a red circle and a blue square", "a crimson disc beside a blue square")
+    assert not found.reordered
+    found = compare("a red circle and a blue square", "a blue square and a crimson circle")
+    assert found.reordered
+    assert [change.weight for change in found.gained] == [pytest.approx(SLIGHT)]
+
+
+def test_things_added(compare: Compare) -> None:
+    one, two = "a cat on a black background", "a cat and a red ball on a black background"
+    found = compare(one, two)
+    assert (words(two, found.gained), found.lost) == ({"red": "COLOUR", "ball": "OTHER"}, ())
+    assert found.things_added == 1
+    assert compare(two, one).things_added == -1
+    assert compare("a man with a hat", "a man without a hat").things_added == -1
+
+
+def test_a_thing_of_another_kind_is_newer_than_one_of_the_same(compare: Compare) -> None:
+    [puppy] = compare("a brown dog runs", "a brown puppy runs").gained
+    [cat] = compare("a brown dog runs", "a brown cat runs").gained
+    assert puppy.weight < 0.5 < cat.weight
+
+
+def test_tokens_of_one_word_share_its_weight(compare: Compare, minilm: MiniLMEncoder) -> None:
+    target = "a house, a rhombicuboctahedron"
+    [encoding] = minilm.encode([target])
+    tokens = on_tokens(compare("a house", target).gained, encoding.offsets)
+    assert len(tokens) > 1
+    assert len({token.weight for token in tokens}) == 1
+    assert [token.index for token in tokens] == list(range(5, len(encoding.tokens) - 1))
+
+
+@pytest.mark.parametrize(("phrasing", "unseen_words"), [("seen", False), ("unseen", False), ("unseen", True)])
+def test_phrasings_of_one_scene_hardly_differ(
+    compare: Compare, phrasing: Phrasing, unseen_words: bool
+) -> None:
+    found = same(compare, "train", 40, 2, phrasing, unseen_words)
+    assert sum(found) / len(found) >= 0.97
+
+
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("phrasing", ["seen", "unseen"])
+def test_a_single_edit_is_told_by_its_category(compare: Compare, split: Split, phrasing: Phrasing) -> None:
+    found = told(compare, split, 60, 3, phrasing)
+    assert len(found) > 30
+    assert sum(found) / len(found) >= 0.97

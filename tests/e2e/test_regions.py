@@ -1,0 +1,77 @@
+"""One word changed: the real services compute the region that it changes, and say so."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from chorus.common.v1 import plan_pb2
+from chorus.scheduler.v1 import scheduler_pb2 as pb
+
+from services.common.errors import INVALID_FIELD, from_rpc_error
+from tests.e2e.calls import get, kinds, submit, watch_to_end
+from tests.stack import Stack
+
+DONOR = "a small yellow circle moving right on a gray background"
+TARGET = "a small purple circle moving right on a gray background"
+
+
+async def ended(scheduler: Any, stack: Stack, prompt: str, **spec: Any) -> tuple[pb.Generation, list[Any]]:
+    job = await submit(scheduler, prompt, **spec)
+    events = await watch_to_end(scheduler, job.generation_id)
+    assert kinds(events)[-1] == "succeeded", stack.logs()
+    return await get(scheduler, job.generation_id), events
+
+
+async def test_the_planner_reuses_for_a_changed_colour_and_says_why(scheduler: Any, stack: Stack) -> None:
+    await ended(scheduler, stack, DONOR, seed=11)
+    hit, events = await ended(
+        scheduler, stack, TARGET, seed=12, no_store=True, reuse=plan_pb2.REUSE_POLICY_FAST
+    )
+    assert hit.donor.prompt == DONOR
+    assert hit.plan.edit == "colour"
+    codes = [reason.code for reason in hit.plan.reasons]
+    assert codes == [plan_pb2.PLAN_REASON_CODE_EDIT, plan_pb2.PLAN_REASON_CODE_CALIBRATION]
+    assert '"purple"' in hit.plan.reasons[0].text
+    assert '"yellow"' in hit.plan.reasons[0].text
+    assert not hit.warnings
+    steps = [event.step_completed for event in events if event.HasField("step_completed")]
+    assert sum(step.computed_share for step in steps) < 2
+
+
+@pytest.mark.parametrize("source", ["PROBE", "FULL_STEP", "ATTENTION"])
+async def test_a_plan_of_the_requests_own(scheduler: Any, stack: Stack, source: str) -> None:
+    await ended(scheduler, stack, DONOR, seed=11)
+    wanted = pb.ExplicitReuse(
+        full_reuse_steps=1,
+        region_steps_end=3,
+        region=plan_pb2.RegionPlan(
+            source=plan_pb2.RegionSource.Value(f"REGION_SOURCE_{source}"),
+            threshold=0.3 if source == "ATTENTION" else 0.02,
+            dilation=1,
+            budget=0.9,
+            context=plan_pb2.REGION_CONTEXT_NONE,
+        ),
+        amplification=plan_pb2.Amplification(form=plan_pb2.AMPLIFICATION_FORM_CONTRAST, strength=0.5),
+        min_score=0.5,
+    )
+    hit, events = await ended(scheduler, stack, TARGET, seed=12, no_store=True, explicit_reuse=wanted)
+    assert not hit.warnings
+    assert (hit.plan.full_reuse_steps, hit.plan.region_steps_end) == (1, 3)
+    assert [r.code for r in hit.plan.reasons] == [plan_pb2.PLAN_REASON_CODE_EXPLICIT]
+    steps = [event.step_completed for event in events if event.HasField("step_completed")]
+    assert [step.step.index for step in steps] == [2, 3, 4]
+    assert list(steps[0].token_grid) == [4, 12, 12]
+    active = [sum(byte.bit_count() for byte in step.active_tokens) for step in steps]
+    assert 0 < active[1] < 576
+    assert active[2] == 0, "the last step computes every token"
+    assert not steps[2].active_tokens
+    assert steps[2].computed_share == 1
+
+
+async def test_a_plan_out_of_bounds_is_refused_by_its_field(scheduler: Any) -> None:
+    with pytest.raises(Exception, match=r"explicit_reuse") as caught:
+        await submit(scheduler, TARGET, explicit_reuse=pb.ExplicitReuse(full_reuse_steps=4))
+    error = from_rpc_error(caught.value, "scheduler")  # type: ignore[arg-type]
+    assert error.reason == INVALID_FIELD
+    assert [v.field for v in error.violations] == ["spec.explicit_reuse.full_reuse_steps"]
