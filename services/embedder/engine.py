@@ -5,19 +5,29 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from threading import BoundedSemaphore
+from typing import TypeVar
 
 import torch
 
 from services.common import errors, names, telemetry
 from services.common.errors import ChorusError
 from services.common.logs import get_logger
-from services.embedder.encoders import CLIPEncoder, Encoder, Encoding, MiniLMEncoder, UMT5Encoder
+from services.embedder.encoders import (
+    CLIPEncoder,
+    Encoder,
+    Encoding,
+    MiniLMEncoder,
+    Tokens,
+    UMT5Encoder,
+)
 from services.embedder.settings import EncoderSpec
 
 log = get_logger("engine")
+
+T = TypeVar("T")
 
 # MiniLM takes about 15 ms for a prompt, so a full queue is soon short again.
 RETRY_SECONDS = 0.5
@@ -40,9 +50,9 @@ def load_encoder(spec: EncoderSpec, dtype: torch.dtype, device: str) -> Encoder:
     return encoder
 
 
-def _encode_each(encoder: Encoder, prompts: Sequence[str]) -> list[Encoding]:
+def _each(encoder: Encoder) -> Callable[[Sequence[str]], list[Encoding]]:
     # One at a time: in a batch, padding changes the last bits, and equal prompts must give equal states.
-    return [encoder.encode([prompt])[0] for prompt in prompts]
+    return lambda prompts: [encoder.encode([prompt])[0] for prompt in prompts]
 
 
 class RecentEncodings:
@@ -100,8 +110,15 @@ class Engine:
         """Ends the thread after the prompt it is at; those that wait are cancelled."""
         self._thread.shutdown(wait=True, cancel_futures=True)
 
-    async def encode(self, encoder: Encoder, prompts: Sequence[str]) -> list[Encoding]:
-        """One Encoding for each prompt. Raises QUEUE_FULL when too many calls wait already."""
+    async def encode(
+        self, encoder: Encoder, prompts: Sequence[str], *, together: bool = False
+    ) -> list[Encoding]:
+        """One Encoding for each prompt. Raises QUEUE_FULL when too many calls wait already.
+
+        Args:
+            together: those that are not remembered run as one batch, which is faster, but whose last bits
+                depend on the other prompts: for comparing only. They are not remembered.
+        """
         found: dict[str, Encoding] = {}
         for prompt in prompts:
             recent = self._recent.get(encoder.id, prompt)
@@ -113,14 +130,19 @@ class Engine:
                 names.SPAN_EMBED.format(model=encoder.id),
                 {names.GEN_AI_OPERATION: "embeddings", names.GEN_AI_MODEL: encoder.id},
             ) as span:
-                encodings = await self._submit(encoder, missing)
+                encodings = await self._submit(encoder.encode if together else _each(encoder), missing)
                 span.set_attribute(names.TOKENS, sum(len(encoding.tokens) for encoding in encodings))
             for prompt, encoding in zip(missing, encodings, strict=True):
                 found[prompt] = encoding
-                self._recent.put(encoder.id, prompt, encoding)
+                if not together:
+                    self._recent.put(encoder.id, prompt, encoding)
         return [found[prompt] for prompt in prompts]
 
-    async def _submit(self, encoder: Encoder, prompts: list[str]) -> list[Encoding]:
+    async def tokenize(self, encoder: Encoder, prompts: Sequence[str]) -> list[Tokens]:
+        """The tokens of each prompt. Raises QUEUE_FULL as `encode` does."""
+        return await self._submit(encoder.tokenize, list(prompts))
+
+    async def _submit(self, work: Callable[[Sequence[str]], list[T]], prompts: list[str]) -> list[T]:
         if not self._places.acquire(blocking=False):
             raise ChorusError(
                 errors.QUEUE_FULL,
@@ -128,7 +150,7 @@ class Engine:
                 metadata={"service": "embedder"},
                 retry_after=RETRY_SECONDS,
             )
-        future = self._thread.submit(_encode_each, encoder, prompts)
+        future = self._thread.submit(work, prompts)
         # A caller that goes away frees its place only when the thread is done with it.
         future.add_done_callback(lambda _: self._places.release())
         return await asyncio.wrap_future(future)

@@ -12,7 +12,7 @@ from services.common import errors
 from services.common.errors import ChorusError, Violations
 from services.common.tensors import encode_tensor
 from services.embedder.alignment import Change, EncodedPrompt, align, on_tokens
-from services.embedder.encoders import Encoder, Encoding
+from services.embedder.encoders import Encoder, Tokens
 from services.embedder.engine import Engine
 
 MAX_PROMPT_CHARACTERS = 2_000
@@ -63,8 +63,10 @@ class EmbedderServicer(embedder_pb2_grpc.EmbedderServiceServicer):
         retrieval = self._engine.retrieval
         asked = request.conditioning_encoder_id
         encoder = retrieval if asked in ("", retrieval.id) else self._conditioning(asked)
-        encodings = await self._engine.encode(retrieval, prompts)
-        positions = encodings if encoder is retrieval else await self._engine.encode(encoder, prompts)
+        encodings = await self._engine.encode(retrieval, prompts, together=True)
+        positions: Sequence[Tokens] = encodings
+        if encoder is not retrieval:
+            positions = await self._engine.tokenize(encoder, prompts)
         target, *others = (
             EncodedPrompt(prompt, encoding.states, encoding.offsets)
             for prompt, encoding in zip(prompts, encodings, strict=True)
@@ -129,7 +131,7 @@ def _trimmed(prompt: str, field: str, violations: Violations) -> str:
     return trimmed
 
 
-def _tokens(encoding: Encoding, sent: str, indices: Iterable[int]) -> list[embedder_pb2.Token]:
+def _tokens(encoding: Tokens, sent: str, indices: Iterable[int]) -> list[embedder_pb2.Token]:
     """Tokens with their ranges in the prompt as it was sent, before trimming."""
     shift = len(sent) - len(sent.lstrip())
     tokens = []
@@ -140,7 +142,7 @@ def _tokens(encoding: Encoding, sent: str, indices: Iterable[int]) -> list[embed
     return tokens
 
 
-def _aligned(encoding: Encoding, sent: str, changes: Sequence[Change]) -> list[embedder_pb2.AlignedToken]:
+def _aligned(encoding: Tokens, sent: str, changes: Sequence[Change]) -> list[embedder_pb2.AlignedToken]:
     changed = on_tokens(changes, encoding.offsets)
     tokens = _tokens(encoding, sent, (change.index for change in changed))
     return [

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from services.common import errors
 from services.common.errors import ChorusError
-from services.embedder.encoders import Encoder, Encoding
+from services.embedder.encoders import Encoder, Encoding, Tokens
 from services.embedder.engine import Engine, RecentEncodings
 from services.embedder.settings import EmbedderSettings, EncoderSpec, parse_encoder
 
@@ -64,6 +64,9 @@ class Gated(Encoder):
         self.asked: list[str] = []
         self.threads: set[int] = set()
 
+    def tokenize(self, prompts: Sequence[str]) -> list[Tokens]:
+        return [Tokens((), (), False) for _ in prompts]
+
     def encode(self, prompts: Sequence[str]) -> list[Encoding]:
         self.entered.set()
         assert self.gate.wait(WAIT)
@@ -86,6 +89,10 @@ async def test_one_thread_a_bounded_queue_and_no_prompt_twice() -> None:
         await asyncio.gather(*calls)
         assert len(await engine.encode(encoder, ["b", "a", "d", "d"])) == 4
         assert encoder.asked == ["a", "b", "d"]
+        await engine.encode(encoder, ["a", "e"], together=True)
+        await engine.encode(encoder, ["e"])
+        assert encoder.asked == ["a", "b", "d", "e", "e"], "what ran in a batch is not remembered"
+        assert len(await engine.tokenize(encoder, ["a", "f"])) == 2
         assert len(encoder.threads) == 1
         assert get_ident() not in encoder.threads
     finally:

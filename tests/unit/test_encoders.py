@@ -45,7 +45,9 @@ def check_port(encoder: Encoder, prompts: list[str]) -> None:
         alone = encoder.encode([prompt])[0]  # batching changes nothing
         np.testing.assert_allclose(alone.states, e.states, atol=1e-4)
         np.testing.assert_allclose(alone.retrieval, e.retrieval, atol=1e-4)
-    assert encoder.encode([]) == []
+    for e, read in zip(together, encoder.tokenize(prompts), strict=True):
+        assert (read.tokens, read.offsets, read.truncated) == (e.tokens, e.offsets, e.truncated)
+    assert encoder.encode([]) == encoder.tokenize([]) == []
     with pytest.raises(ValueError, match="prompt is empty"):
         encoder.encode(["  "])
 

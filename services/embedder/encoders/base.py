@@ -13,21 +13,29 @@ FloatArray = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Encoding:
-    """One encoded prompt.
+class Tokens:
+    """One prompt as an encoder reads it.
 
-    retrieval: float32 [retrieval_dim], L2-normalised; its dot product is the cosine similarity.
-    states:    float32 [L, text_dim], one row per token, special tokens included, no padding.
-    tokens:    L token strings as the tokenizer writes them.
+    tokens:    L token strings as the tokenizer writes them, special tokens included.
     offsets:   L character ranges [start, end) in the prompt; start == end marks a special token.
     truncated: the prompt had more than `max_tokens` tokens; those beyond were dropped.
     """
 
-    retrieval: FloatArray
-    states: FloatArray
     tokens: tuple[str, ...]
     offsets: tuple[tuple[int, int], ...]
     truncated: bool
+
+
+@dataclass(frozen=True)
+class Encoding(Tokens):
+    """One encoded prompt.
+
+    retrieval: float32 [retrieval_dim], L2-normalised; its dot product is the cosine similarity.
+    states:    float32 [L, text_dim], one row per token, no padding.
+    """
+
+    retrieval: FloatArray
+    states: FloatArray
 
 
 class Encoder(ABC):
@@ -45,3 +53,7 @@ class Encoder(ABC):
     @abstractmethod
     def encode(self, prompts: Sequence[str]) -> list[Encoding]:
         """Encode prompts, in order. Raises ValueError when one is blank."""
+
+    @abstractmethod
+    def tokenize(self, prompts: Sequence[str]) -> list[Tokens]:
+        """The tokens that `encode` would encode, without running the model."""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
-from services.embedder.encoders.base import Encoder, Encoding
+from services.embedder.encoders.base import Encoder, Encoding, Tokens
 from services.embedder.encoders.cleaning import origins
 
 BATCH = 64  # prompts per forward pass
@@ -116,19 +116,31 @@ class HuggingFaceEncoder(Encoder):
         states, retrieval = (x.float().cpu() for x in self._forward(ids.to(device), mask.to(device)))
         retrieval = torch.nn.functional.normalize(retrieval, dim=-1)
         result = []
-        for i, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
+        for i, prompt in enumerate(prompts):
             keep = mask[i].bool()  # padding may be on either side
-            full = int(keep.sum()) == self.max_tokens
+            read = self._tokens(prompt, ids[i][keep].tolist(), batch["offset_mapping"][i][keep].tolist())
             result.append(
-                Encoding(
-                    retrieval=retrieval[i].numpy().copy(),
-                    states=states[i][keep].numpy(),
-                    tokens=tuple(self._tokenizer.convert_ids_to_tokens(ids[i][keep].tolist())),
-                    offsets=_in_prompt(batch["offset_mapping"][i][keep].tolist(), prompt, text),
-                    truncated=full and len(self._tokenizer(text)["input_ids"]) > self.max_tokens,
-                )
+                Encoding(**vars(read), retrieval=retrieval[i].numpy().copy(), states=states[i][keep].numpy())
             )
         return result
+
+    def tokenize(self, prompts: Sequence[str]) -> list[Tokens]:
+        found = []
+        for prompt in prompts:
+            one = self._tokenizer(
+                self._read(prompt), truncation=True, max_length=self.max_tokens, return_offsets_mapping=True
+            )
+            found.append(self._tokens(prompt, one["input_ids"], one["offset_mapping"]))
+        return found
+
+    def _tokens(self, prompt: str, ids: list[int], offsets: list[list[int]]) -> Tokens:
+        text = self._read(prompt)
+        full = len(ids) == self.max_tokens
+        return Tokens(
+            tokens=tuple(self._tokenizer.convert_ids_to_tokens(ids)),
+            offsets=_in_prompt(offsets, prompt, text),
+            truncated=full and len(self._tokenizer(text)["input_ids"]) > self.max_tokens,
+        )
 
 
 def _in_prompt(offsets: list[list[int]], prompt: str, text: str) -> tuple[tuple[int, int], ...]:
