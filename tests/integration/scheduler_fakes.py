@@ -103,6 +103,7 @@ class FakeEmbedder(Fake, embedder_pb2_grpc.EmbedderServiceServicer):
         self.metadata = []
         self.truncated = False
         self.aligned: list[embedder_pb2.AlignRequest] = []
+        self.cannot_align = False
 
     def register(self, server: grpc.aio.Server) -> None:
         embedder_pb2_grpc.add_EmbedderServiceServicer_to_server(self, server)
@@ -120,6 +121,8 @@ class FakeEmbedder(Fake, embedder_pb2_grpc.EmbedderServiceServicer):
     async def Align(self, request: Any, context: Any) -> Any:
         self.note(context)
         self.aligned.append(request)
+        if self.cannot_align:
+            raise RuntimeError("told to fail")
         return embedder_pb2.AlignResponse(
             alignments=[embedder_pb2.Alignment() for _ in request.donor_prompts]
         )
@@ -238,6 +241,7 @@ class FakeDenoiser(Fake, denoiser_pb2_grpc.DenoiserServiceServicer):
                 step_completed=denoiser_pb2.StepCompleted(
                     step=latents_pb2.StepRef(index=step + 1, sigma=request.schedule.sigmas[step + 1]),
                     seconds=0.2,
+                    computed_share=1.0,
                 )
             )
         yield denoiser_pb2.DenoiseResponse(video_header=video_info())

@@ -1,0 +1,107 @@
+"""What the scheduler makes of donors: prompts compared, and plans of a request's own."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import grpc.aio
+import pytest
+import pytest_asyncio
+from chorus.common.v1 import plan_pb2
+from chorus.scheduler.v1 import scheduler_pb2 as pb
+
+from services.common.errors import INVALID_FIELD, from_rpc_error
+from services.common.plans import DEFAULT_REGION
+from tests.integration.scheduler_fakes import World
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World]:
+    async with World(tmp_path_factory.mktemp("plans")) as world:
+        yield world
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def world(running: World) -> World:
+    await running.refresh()
+    return running
+
+
+OWN = pb.ExplicitReuse(
+    full_reuse_steps=1,
+    region_steps_end=3,
+    amplification=plan_pb2.Amplification(form=plan_pb2.AMPLIFICATION_FORM_BIAS, strength=1.0),
+)
+
+
+async def test_donors_are_compared_by_their_prompts(world: World) -> None:
+    world.cache.hold(0.9992, 1, 2, 3)
+    await world.events(await world.submit("a red car"))
+    [asked] = world.embedder.aligned
+    assert (asked.target_prompt, list(asked.donor_prompts)) == ("a red car", ["a donor's prompt"])
+    assert asked.conditioning_encoder_id == "enc@1"
+
+
+async def test_prompts_that_cannot_be_compared_cost_no_reuse(world: World) -> None:
+    world.cache.hold(0.9992, 1, 2, 3)
+    world.embedder.cannot_align = True
+    accepted = await world.submit()
+    await world.events(accepted)
+    ended = await world.get(accepted)
+    assert ended.plan.full_reuse_steps == 3
+    assert not ended.plan.edit
+    assert not ended.warnings
+
+
+async def test_a_requests_own_plan_reaches_the_denoiser(world: World) -> None:
+    world.cache.hold(0.6, 1, 2, 3)
+    accepted = await world.submit(explicit_reuse=OWN)
+    assert accepted.spec.explicit_reuse == OWN
+    await world.events(accepted)
+    plan = world.denoiser.requests[0].plan
+    assert (plan.full_reuse_steps, plan.region_steps_end, plan.region) == (1, 3, DEFAULT_REGION)
+    assert plan.amplification == OWN.amplification
+    assert world.embedder.aligned, "a bias needs to know what the target gained"
+
+
+async def test_a_requests_own_plan_that_needs_no_edit_does_not_pay_for_one(world: World) -> None:
+    world.cache.hold(0.6, 1, 2, 3)
+    await world.events(await world.submit(explicit_reuse=pb.ExplicitReuse(full_reuse_steps=2)))
+    assert world.denoiser.requests[0].plan.full_reuse_steps == 2
+    assert not world.embedder.aligned
+
+
+async def test_a_requests_own_plan_without_a_donor_that_fits(world: World) -> None:
+    world.cache.hold(0.6, 1)
+    accepted = await world.submit(explicit_reuse=OWN)
+    await world.events(accepted)
+    ended = await world.get(accepted)
+    assert [r.code for r in ended.plan.reasons] == [plan_pb2.PLAN_REASON_CODE_NO_DONOR]
+    assert ended.steps_run == 4
+
+
+@pytest.mark.parametrize(
+    ("own", "field"),
+    [
+        (pb.ExplicitReuse(), "full_reuse_steps"),
+        (pb.ExplicitReuse(full_reuse_steps=4), "full_reuse_steps"),
+        (pb.ExplicitReuse(full_reuse_steps=2, region_steps_end=1), "region_steps_end"),
+        (pb.ExplicitReuse(full_reuse_steps=2, region_steps_end=5), "region_steps_end"),
+        (pb.ExplicitReuse(full_reuse_steps=1, min_score=1.5), "min_score"),
+        (pb.ExplicitReuse(full_reuse_steps=1, region=plan_pb2.RegionPlan()), "region.source"),
+        (
+            pb.ExplicitReuse(full_reuse_steps=1, amplification=plan_pb2.Amplification(strength=1)),
+            "amplification.form",
+        ),
+    ],
+)
+async def test_a_plan_out_of_bounds_is_refused_by_its_field(
+    world: World, own: pb.ExplicitReuse, field: str
+) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await world.submit(explicit_reuse=own)
+    error = from_rpc_error(caught.value, "scheduler")
+    assert error.reason == INVALID_FIELD
+    assert f"spec.explicit_reuse.{field}" in [violation.field for violation in error.violations]

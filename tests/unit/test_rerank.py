@@ -1,0 +1,79 @@
+"""Donors compared with the target: by their prompts, or by the score that found them."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+from chorus.embedder.v1 import embedder_pb2
+
+from services.common.errors import DEPENDENCY_UNAVAILABLE, ChorusError
+from services.scheduler.planner import Donor
+from services.scheduler.rerank import AlignmentReranker, ScoreReranker
+
+STEPS = frozenset({1, 2})
+NEAR = Donor("near", 0.99, STEPS, "a red ball going left")
+SAME = Donor("same", 0.70, STEPS, "the crimson ball goes right")
+HASHED = Donor("hashed", 0.95, STEPS)
+TARGET = "a red ball going right"
+
+
+class Embedder:
+    """Says that whatever has "left" in it differs from the target in that word."""
+
+    def __init__(self, fails: bool = False) -> None:
+        self.fails = fails
+        self.asked: list[embedder_pb2.AlignRequest] = []
+
+    async def Align(self, request: embedder_pb2.AlignRequest, **_: Any) -> embedder_pb2.AlignResponse:
+        self.asked.append(request)
+        if self.fails:
+            nothing = grpc.aio.Metadata()
+            raise grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, nothing, nothing, "gone")
+        return embedder_pb2.AlignResponse(
+            alignments=[_alignment("left" in prompt) for prompt in request.donor_prompts]
+        )
+
+
+def _alignment(differs: bool) -> embedder_pb2.Alignment:
+    found = embedder_pb2.Alignment()
+    if differs:
+        category = embedder_pb2.TOKEN_CATEGORY_MOTION
+        found.gained.add(index=5, weight=1.0, category=category, token=embedder_pb2.Token(text="right"))
+        found.lost.add(index=5, weight=1.0, category=category, token=embedder_pb2.Token(text="left"))
+    return found
+
+
+def reranker(embedder: Embedder) -> AlignmentReranker:
+    downstream: Any = SimpleNamespace(embedder=embedder, metadata=())
+    return AlignmentReranker(downstream)
+
+
+async def test_the_donor_that_says_the_most_alike_comes_first() -> None:
+    embedder = Embedder()
+    found = await reranker(embedder).rerank(TARGET, 7, "enc", [NEAR, HASHED, SAME], 1.0)
+    assert [donor.entry_id for donor in found] == ["same", "near", "hashed"]
+    assert [donor.edit.kind if donor.edit else None for donor in found] == ["same", "motion", None]
+    [request] = embedder.asked
+    assert list(request.donor_prompts) == [NEAR.prompt, SAME.prompt]
+    assert (request.target_prompt, request.conditioning_encoder_id) == (TARGET, "enc")
+
+
+async def test_donors_without_prompts_are_not_asked_about() -> None:
+    embedder = Embedder()
+    assert await reranker(embedder).rerank(TARGET, 7, "enc", [HASHED], 1.0) == [HASHED]
+    assert not embedder.asked
+
+
+async def test_an_embedder_that_fails_is_named() -> None:
+    with pytest.raises(ChorusError) as caught:
+        await reranker(Embedder(fails=True)).rerank(TARGET, 7, "enc", [NEAR], 1.0)
+    assert caught.value.reason == DEPENDENCY_UNAVAILABLE
+
+
+async def test_by_score_alone() -> None:
+    found = await ScoreReranker().rerank(TARGET, 7, "enc", [SAME, NEAR, HASHED], 1.0)
+    assert found == [NEAR, HASHED, SAME]
