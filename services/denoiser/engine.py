@@ -93,10 +93,9 @@ def denoise(job: Job, donor: DonorData | None, keep: bool, parent: str) -> Gener
     denoise_seconds = computed_steps = 0.0
     first = job.first_step if donor else 0
     last = job.total_steps - 1
-    # With one step left nothing new lies between noise and video: a copy of the donor would crowd it out.
+    # With one step left nothing new lies between noise and video: a copy of the donor would crowd it out. And
+    # what this run did not compute is not kept under its prompt: x_{K1} is the donor's, and shows the donor's.
     keep = keep and first < last
-    if donor and keep:
-        kept[first] = donor.latents[first]
     attributes: dict[str, str | bool | int | float] = {
         names.GENERATION_ID: job.generation_id,
         names.TOTAL_STEPS: job.total_steps,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from chorus.common.v1 import latents_pb2, video_pb2
+from chorus.common.v1 import latents_pb2, plan_pb2, video_pb2
 from chorus.scheduler.v1 import scheduler_pb2
 from safetensors.torch import save_file
 
@@ -304,7 +304,16 @@ def test_adapters_are_part_of_the_identity(make: Make, tmp_path: Path) -> None:
         ]
         assert info.weights_digest == plain.weights_digest == weights_digest(tmp_path / "tiny.safetensors")
         job = Job(
-            "g", model, (24, 2, 4, 6), (1.0, 0.0), 0, np.zeros((1, 10), np.float32), 0, None, "r", 1, None
+            "g",
+            model,
+            (24, 2, 4, 6),
+            (1.0, 0.0),
+            0,
+            np.zeros((1, 10), np.float32),
+            plan_pb2.Plan(),
+            "r",
+            1,
+            None,
         )
         asked = latent_identity(
             scheduler_pb2.GenerationSpec(
