@@ -94,7 +94,7 @@ def denoise(job: Job, donor: DonorData | None, keep: bool, parent: str) -> Gener
     first = job.first_step if donor else 0
     last = job.total_steps - 1
     # With one step left nothing new lies between noise and video: a copy of the donor would crowd it out. And
-    # what this run did not compute is not kept under its prompt: x_{K1} is the donor's, and shows the donor's.
+    # what this run did not compute is not kept under its prompt: x_{K1} shows what the donor's asked for.
     keep = keep and first < last
     attributes: dict[str, str | bool | int | float] = {
         names.GENERATION_ID: job.generation_id,
@@ -193,9 +193,10 @@ def measure_step(model: LoadedModel) -> float:
 
 def _encode(model: LoadedModel, latents: Tensor) -> Video:
     video = model.spec.video
-    frames = to_frames(model.decode(latents), video.upscale)
+    frames = to_frames(model.decode(latents))
     count, height, width, _ = frames.shape
-    return Video(encode_mp4(frames, video.fps), count, height, width, video.fps)
+    data = encode_mp4(frames, video.fps, video.upscale)
+    return Video(data, count, video.upscale * height, video.upscale * width, video.fps)
 
 
 def _synchronize(model: LoadedModel) -> None:

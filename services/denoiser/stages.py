@@ -82,8 +82,11 @@ class Stages:
         self._donor = donor
         self._first = plan.full_reuse_steps if donor else 0
         self._region_end = max(self._first, plan.region_steps_end) if donor else 0
-        self._tokens = model.tokens_of(donor.steps[self._first] if donor else latents)
         self._grid = model.token_grid(shape)
+        # Of the donor, made once: x_i as tokens, and what its step i predicted.
+        self._donor_steps: dict[int, Tensor] = {}
+        self._predictions: dict[int, tuple[Tensor, Tensor]] = {}
+        self._tokens = self._donor_tokens(self._first) if donor else model.tokens_of(latents)
         # Of the next step; None is every token: before the region is known, and where it is too large.
         self._active: Tensor | None = None
 
@@ -162,9 +165,16 @@ class Stages:
 
         The donor's prediction follows from its latents before and after the step.
         """
-        here, there, sigma = self._donor_tokens(index), self._donor_tokens(index + 1), self._sigmas[index]
-        donor = here - sigma * (there - here) / (self._sigmas[index + 1] - sigma)
-        return difference(self._tokens[at] - sigma * velocity, donor[at], donor.var())
+        donor, variance = self._donor_prediction(index)
+        return difference(self._tokens[at] - self._sigmas[index] * velocity, donor[at], variance)
+
+    def _donor_prediction(self, index: int) -> tuple[Tensor, Tensor]:
+        """The clean data that the donor's step predicted, [N, C*P], and its variance."""
+        if index not in self._predictions:
+            here, there, sigma = self._donor_tokens(index), self._donor_tokens(index + 1), self._sigmas[index]
+            prediction = here - sigma * (there - here) / (self._sigmas[index + 1] - sigma)
+            self._predictions[index] = prediction, prediction.var()
+        return self._predictions[index]
 
     def _region_step(self, index: int, active: Tensor) -> float:
         """Computes the active tokens; returns the share of tokens that went through the network."""
@@ -200,4 +210,6 @@ class Stages:
 
     def _donor_tokens(self, index: int) -> Tensor:
         assert self._donor is not None
-        return self._model.tokens_of(self._donor.steps[index])
+        if index not in self._donor_steps:
+            self._donor_steps[index] = self._model.tokens_of(self._donor.steps[index])
+        return self._donor_steps[index]

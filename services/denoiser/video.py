@@ -7,6 +7,7 @@ from fractions import Fraction
 
 import av
 import numpy as np
+from av.video.reformatter import Interpolation, VideoReformatter
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -29,11 +30,15 @@ def to_frames(video: Tensor, upscale: int = 1) -> NDArray[np.uint8]:
     return frames.repeat(upscale, axis=1).repeat(upscale, axis=2)
 
 
-def encode_mp4(frames: NDArray[np.uint8], fps: float) -> bytes:
-    """Frames uint8 [T, H, W, 3], H and W even -> an mp4 file (H.264, yuv420p) that plays while it loads."""
+def encode_mp4(frames: NDArray[np.uint8], fps: float, upscale: int = 1) -> bytes:
+    """Frames uint8 [T, H, W, 3] -> an mp4 file (H.264, yuv420p) that plays while it loads.
+
+    Args:
+        upscale: each pixel is repeated so often along rows and columns; height and width must then be even.
+    """
     if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8 or 0 in frames.shape:
         raise ValueError(f"frames: must be uint8 [T, H, W, 3], not {frames.dtype} {list(frames.shape)}")
-    _, height, width, _ = frames.shape
+    height, width = upscale * frames.shape[1], upscale * frames.shape[2]
     if height % 2 or width % 2:
         raise ValueError(f"frames: H.264 in yuv420p needs even height and width, not {height} x {width}")
     if not 0 < fps <= 240:
@@ -48,7 +53,16 @@ def encode_mp4(frames: NDArray[np.uint8], fps: float) -> bytes:
         # the time, and somebody waits.
         stream.options = {"crf": "18", "preset": "ultrafast"}
         stream.thread_count = 1  # the bytes do not depend on the machine's cores
+        converter = VideoReformatter()  # one for all frames: setting one up takes longer than using it
         for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            # Enlarged while it is converted, so that each pixel keeps its own colour.
+            picture = converter.reformat(
+                av.VideoFrame.from_ndarray(frame, format="rgb24"),
+                width,
+                height,
+                "yuv420p",
+                interpolation=Interpolation.POINT,
+            )
+            container.mux(stream.encode(picture))
         container.mux(stream.encode())
     return buffer.getvalue()

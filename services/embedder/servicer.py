@@ -6,11 +6,14 @@ import asyncio
 from collections.abc import Iterable, Sequence
 
 import grpc.aio
+import numpy as np
+from chorus.common.v1 import latents_pb2
 from chorus.embedder.v1 import embedder_pb2, embedder_pb2_grpc
+from numpy.typing import NDArray
 
 from services.common import errors
 from services.common.errors import ChorusError, Violations
-from services.common.tensors import encode_tensor
+from services.common.tensors import decode_tensor, encode_tensor
 from services.embedder.alignment import Change, EncodedPrompt, align, on_tokens
 from services.embedder.encoders import Encoder, Tokens
 from services.embedder.engine import Engine
@@ -63,14 +66,19 @@ class EmbedderServicer(embedder_pb2_grpc.EmbedderServiceServicer):
         retrieval = self._engine.retrieval
         asked = request.conditioning_encoder_id
         encoder = retrieval if asked in ("", retrieval.id) else self._conditioning(asked)
-        encodings = await self._engine.encode(retrieval, prompts, together=True)
-        positions: Sequence[Tokens] = encodings
-        if encoder is not retrieval:
-            positions = await self._engine.tokenize(encoder, prompts)
-        target, *others = (
+        positions = await self._engine.tokenize(encoder, prompts)
+        if request.HasField("target_states"):
+            [read] = await self._engine.tokenize(retrieval, prompts[:1])
+            states = _states(request.target_states, len(read.tokens), retrieval.text_dim)
+            known = [EncodedPrompt(prompts[0], states, read.offsets)]
+        else:
+            known = []
+        missing = prompts[len(known) :]
+        encodings = await self._engine.encode(retrieval, missing, together=True)
+        target, *others = known + [
             EncodedPrompt(prompt, encoding.states, encoding.offsets)
-            for prompt, encoding in zip(prompts, encodings, strict=True)
-        )
+            for prompt, encoding in zip(missing, encodings, strict=True)
+        ]
         found = await asyncio.to_thread(lambda: [align(donor, target) for donor in others])
         return embedder_pb2.AlignResponse(
             alignments=[
@@ -119,6 +127,17 @@ class EmbedderServicer(embedder_pb2_grpc.EmbedderServiceServicer):
                 ],
             )
         return served[encoder_id]
+
+
+def _states(sent: latents_pb2.Tensor, tokens: int, dim: int) -> NDArray[np.float32]:
+    """The target's token states [tokens, dim]; raises INVALID_FIELD for another shape."""
+    states = decode_tensor(sent, "target_states", rank=2, max_elements=tokens * dim)
+    if states.shape != (tokens, dim):
+        raise errors.invalid(
+            "target_states",
+            f"must be [{tokens}, {dim}], the retrieval encoder's of target_prompt, not {list(states.shape)}",
+        )
+    return states
 
 
 def _trimmed(prompt: str, field: str, violations: Violations) -> str:

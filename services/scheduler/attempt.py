@@ -148,9 +148,7 @@ async def _rerank(
         return donors
     seconds = min(tools.seconds_left(job), tools.settings.align_seconds)
     try:
-        return await tools.reranker.rerank(
-            job.generation.spec.prompt, len(encoded.tokens), encoded.conditioning_encoder_id, donors, seconds
-        )
+        return await tools.reranker.rerank(job.generation.spec.prompt, encoded, donors, seconds)
     except ChorusError as error:
         log.warning("prompts not compared", error=error.message)
         return donors

@@ -20,13 +20,13 @@ class Reranker(ABC):
 
     @abstractmethod
     async def rerank(
-        self, target: str, tokens: int, conditioning_encoder_id: str, donors: Sequence[Donor], seconds: float
+        self, target: str, encoded: embedder_pb2.EmbedResponse, donors: Sequence[Donor], seconds: float
     ) -> list[Donor]:
         """The same donors, best first, with the edit that leads to the target where that can be told.
 
         Args:
-            target: the target's prompt, of so many tokens.
-            conditioning_encoder_id: whose token positions the edits name.
+            target: the target's prompt.
+            encoded: what the embedder said of it; the edits name token positions of its conditioning encoder.
             seconds: the longest it may take.
 
         Raises ChorusError when a service that it needs fails.
@@ -37,7 +37,7 @@ class ScoreReranker(Reranker):
     """By the similarity that found them; the prompts are not compared."""
 
     async def rerank(
-        self, target: str, tokens: int, conditioning_encoder_id: str, donors: Sequence[Donor], seconds: float
+        self, target: str, encoded: embedder_pb2.EmbedResponse, donors: Sequence[Donor], seconds: float
     ) -> list[Donor]:
         return sorted(donors, key=lambda donor: -donor.score)
 
@@ -49,24 +49,25 @@ class AlignmentReranker(Reranker):
         self._downstream = downstream
 
     async def rerank(
-        self, target: str, tokens: int, conditioning_encoder_id: str, donors: Sequence[Donor], seconds: float
+        self, target: str, encoded: embedder_pb2.EmbedResponse, donors: Sequence[Donor], seconds: float
     ) -> list[Donor]:
         told = [donor for donor in donors if donor.prompt]
         untold = [donor for donor in donors if not donor.prompt]
         if not told:
             return list(donors)
+        request = embedder_pb2.AlignRequest(
+            target_prompt=target,
+            donor_prompts=[donor.prompt for donor in told],
+            conditioning_encoder_id=encoded.conditioning_encoder_id,
+        )
+        if encoded.conditioning_encoder_id == encoded.retrieval_encoder_id:
+            request.target_states.CopyFrom(encoded.token_states)
         with telemetry.span(names.SPAN_RERANK, {names.DONOR_COUNT: len(told)}), calling("embedder"):
             reply = await self._downstream.embedder.Align(
-                embedder_pb2.AlignRequest(
-                    target_prompt=target,
-                    donor_prompts=[donor.prompt for donor in told],
-                    conditioning_encoder_id=conditioning_encoder_id,
-                ),
-                timeout=seconds,
-                metadata=self._downstream.metadata,
+                request, timeout=seconds, metadata=self._downstream.metadata
             )
         edited = [
-            replace(donor, edit=edit_of(alignment, tokens))
+            replace(donor, edit=edit_of(alignment, len(encoded.tokens)))
             for donor, alignment in zip(told, reply.alignments, strict=True)
         ]
         return sorted(edited, key=_changed) + untold

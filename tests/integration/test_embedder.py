@@ -175,6 +175,14 @@ def test_align_names_what_was_gained_and_lost(stub: embedder_pb2_grpc.EmbedderSe
     assert (square.lost[0].token.start, square.things_added, square.reordered) == (4, -1, False)
     assert same == embedder_pb2.Alignment()
 
+    states = stub.Embed(embed_request(request.target_prompt), timeout=SECONDS).token_states
+    request.target_states.CopyFrom(states)
+    spared = stub.Align(request, timeout=SECONDS).alignments
+    assert [word(found) for found in spared] == [word(found) for found in (red, square, same)]
+    request.target_prompt += " slowly"
+    with pytest.raises(grpc.RpcError, match="target_states"):
+        stub.Align(request, timeout=SECONDS)
+
 
 def test_align_in_the_positions_of_another_encoder(stub: embedder_pb2_grpc.EmbedderServiceStub) -> None:
     umt5, target = encoders_of(stub)[1], "  a blue  circle &amp; a box"

@@ -8,6 +8,7 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
+from chorus.common.v1 import latents_pb2
 from chorus.embedder.v1 import embedder_pb2
 
 from services.common.errors import DEPENDENCY_UNAVAILABLE, ChorusError
@@ -19,6 +20,13 @@ NEAR = Donor("near", 0.99, STEPS, "a red ball going left")
 SAME = Donor("same", 0.70, STEPS, "the crimson ball goes right")
 HASHED = Donor("hashed", 0.95, STEPS)
 TARGET = "a red ball going right"
+STATES = latents_pb2.Tensor(dtype=latents_pb2.D_TYPE_FLOAT32, shape=[7, 1], data=bytes(28))
+ENCODED = embedder_pb2.EmbedResponse(
+    retrieval_encoder_id="ret",
+    conditioning_encoder_id="enc",
+    token_states=STATES,
+    tokens=[embedder_pb2.Token()] * 7,
+)
 
 
 class Embedder:
@@ -54,26 +62,35 @@ def reranker(embedder: Embedder) -> AlignmentReranker:
 
 async def test_the_donor_that_says_the_most_alike_comes_first() -> None:
     embedder = Embedder()
-    found = await reranker(embedder).rerank(TARGET, 7, "enc", [NEAR, HASHED, SAME], 1.0)
+    found = await reranker(embedder).rerank(TARGET, ENCODED, [NEAR, HASHED, SAME], 1.0)
     assert [donor.entry_id for donor in found] == ["same", "near", "hashed"]
     assert [donor.edit.kind if donor.edit else None for donor in found] == ["same", "motion", None]
     [request] = embedder.asked
     assert list(request.donor_prompts) == [NEAR.prompt, SAME.prompt]
     assert (request.target_prompt, request.conditioning_encoder_id) == (TARGET, "enc")
+    assert not request.HasField("target_states"), "they are another encoder's"
+
+
+async def test_states_of_the_retrieval_encoder_are_not_computed_again() -> None:
+    embedder, encoded = Embedder(), embedder_pb2.EmbedResponse()
+    encoded.CopyFrom(ENCODED)
+    encoded.retrieval_encoder_id = "enc"
+    await reranker(embedder).rerank(TARGET, encoded, [NEAR], 1.0)
+    assert embedder.asked[0].target_states == STATES
 
 
 async def test_donors_without_prompts_are_not_asked_about() -> None:
     embedder = Embedder()
-    assert await reranker(embedder).rerank(TARGET, 7, "enc", [HASHED], 1.0) == [HASHED]
+    assert await reranker(embedder).rerank(TARGET, ENCODED, [HASHED], 1.0) == [HASHED]
     assert not embedder.asked
 
 
 async def test_an_embedder_that_fails_is_named() -> None:
     with pytest.raises(ChorusError) as caught:
-        await reranker(Embedder(fails=True)).rerank(TARGET, 7, "enc", [NEAR], 1.0)
+        await reranker(Embedder(fails=True)).rerank(TARGET, ENCODED, [NEAR], 1.0)
     assert caught.value.reason == DEPENDENCY_UNAVAILABLE
 
 
 async def test_by_score_alone() -> None:
-    found = await ScoreReranker().rerank(TARGET, 7, "enc", [SAME, NEAR, HASHED], 1.0)
+    found = await ScoreReranker().rerank(TARGET, ENCODED, [SAME, NEAR, HASHED], 1.0)
     assert found == [NEAR, HASHED, SAME]

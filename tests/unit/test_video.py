@@ -56,3 +56,15 @@ def test_bad_input_is_named() -> None:
         encode_mp4(np.zeros((1, 2, 2, 3), np.uint8), 0)
     with pytest.raises(ValueError, match="frames"):
         encode_mp4(np.zeros((0, 2, 2, 3), np.uint8), 8)
+
+
+def test_pixels_are_repeated_while_they_are_encoded() -> None:
+    frames = np.zeros((2, 5, 7, 3), np.uint8)
+    frames[:, 2:, 3:] = (200, 40, 90)
+    with av.open(io.BytesIO(encode_mp4(frames, 8, upscale=4))) as container:
+        shown = np.stack([f.to_ndarray(format="rgb24") for f in container.decode(video=0)])
+    assert shown.shape == (2, 20, 28, 3)
+    whole = frames.repeat(4, axis=1).repeat(4, axis=2).astype(int)
+    assert np.abs(shown.astype(int) - whole).mean() < 4
+    with pytest.raises(ValueError, match="needs even height and width, not 15 x 21"):
+        encode_mp4(frames, 8, upscale=3)

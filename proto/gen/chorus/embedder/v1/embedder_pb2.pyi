@@ -150,6 +150,7 @@ class AlignRequest(google.protobuf.message.Message):
     TARGET_PROMPT_FIELD_NUMBER: builtins.int
     DONOR_PROMPTS_FIELD_NUMBER: builtins.int
     CONDITIONING_ENCODER_ID_FIELD_NUMBER: builtins.int
+    TARGET_STATES_FIELD_NUMBER: builtins.int
     target_prompt: builtins.str
     """1 to 2,000 characters after trimming."""
     conditioning_encoder_id: builtins.str
@@ -158,14 +159,22 @@ class AlignRequest(google.protobuf.message.Message):
     def donor_prompts(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """1 to 16 prompts, bounded likewise: the target is compared with each."""
 
+    @property
+    def target_states(self) -> chorus.common.v1.latents_pb2.Tensor:
+        """The target's token states by the retrieval encoder, as Embed returned them, lest they be computed again.
+        Absent: they are computed.
+        """
+
     def __init__(
         self,
         *,
         target_prompt: builtins.str = ...,
         donor_prompts: collections.abc.Iterable[builtins.str] | None = ...,
         conditioning_encoder_id: builtins.str = ...,
+        target_states: chorus.common.v1.latents_pb2.Tensor | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["conditioning_encoder_id", b"conditioning_encoder_id", "donor_prompts", b"donor_prompts", "target_prompt", b"target_prompt"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["target_states", b"target_states"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["conditioning_encoder_id", b"conditioning_encoder_id", "donor_prompts", b"donor_prompts", "target_prompt", b"target_prompt", "target_states", b"target_states"]) -> None: ...
 
 Global___AlignRequest: typing_extensions.TypeAlias = AlignRequest
 
