@@ -38,7 +38,7 @@ from yardstick.ways import ways_of
 
 POLICIES: Final[tuple[Policy, ...]] = ("safe", "balanced", "fast")
 BASELINES: Final = ("nirvana", "threshold")
-FEWER: Final = (3, 2)
+FEWER: Final = (3, 2, 1)
 # The kinds of edit that the embedder should tell for the prompts made of each kind.
 EDITS: Final[Mapping[str, EditKind]] = {
     "colour": "colour",

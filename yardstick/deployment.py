@@ -15,13 +15,15 @@ from chorus_client.supervise import tethered
 from chorus_client.up import locked
 
 _STOP_SECONDS = 60.0
-# Every prompt is asked twice: the second time must pay for its embedding as the first did.
-_FAIR = {"CHORUS_EMBEDDER_RECENT_BYTES": "0"}
+_FORGETFUL = {"CHORUS_EMBEDDER_RECENT_BYTES": "0"}
 
 
 @contextmanager
-def local_deployment(directory: Path) -> Iterator[dict[str, str]]:
+def local_deployment(directory: Path, *, forgetful: bool = False) -> Iterator[dict[str, str]]:
     """Runs all services on an emptied `directory`; yields service → "host:port", and stops them at the end.
+
+    Args:
+        forgetful: the embedder remembers no prompt, so that one asked twice pays for its embedding twice.
 
     Raises ChorusError when another `chorus up` uses the directory, SystemExit when the services do not start.
     """
@@ -32,9 +34,10 @@ def local_deployment(directory: Path) -> Iterator[dict[str, str]]:
                 shutil.rmtree(old)
             elif old.name != "up.lock":
                 old.unlink()
+    environment = {**os.environ, **(_FORGETFUL if forgetful else {})}
     command = tethered((sys.executable, "-m", "chorus_client", "up", "--dir", str(directory), "--json"))
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, start_new_session=True, env={**os.environ, **_FAIR}
+        command, stdout=subprocess.PIPE, text=True, start_new_session=True, env=environment
     ) as process:
         try:
             yield _targets(process)

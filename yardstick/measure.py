@@ -115,14 +115,14 @@ def _case(
     served: dict[str, Served] = {}
     reference: Video | None = None
     score: float | None = None
-    for way in (IN_FULL, *ways):
+    for number, way in enumerate((IN_FULL, *ways)):
         asked = way.options
         if way.by_score is not None:
             if score is None:
                 score = _score(client, target.prompt, served, common)
             asked = way.by_score(score, served[FULL].total_steps)
         options: SpecOptions = {**asked, **common}
-        run = timed(client, target.prompt, **options)
+        run = timed(client, asked_anew(target.prompt, number), **options)
         video = _model_pixels(run)
         near = None if reference is None else (psnr(video, reference), ssim(video, reference))
         seam = None if reference is None else seam_score(video, reference, token_grid(video, token_pixels))
@@ -140,6 +140,16 @@ def _case(
             seam=seam,
         )
     return Case(group.kind, group.donor.prompt, target.prompt, seed, served)
+
+
+def asked_anew(prompt: str, number: int) -> str:
+    """The same words, spaced as no earlier way spaced them.
+
+    Whoever asks for the first time finds the donor's embedding in memory, and none of the own prompt. To the
+    encoders it is the same prompt.
+    """
+    first, _, rest = prompt.partition(" ")
+    return f"{first}{' ' * (1 + number)}{rest}" if rest else prompt
 
 
 def _score(client: ChorusClient, prompt: str, served: Mapping[str, Served], common: SpecOptions) -> float:

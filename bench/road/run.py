@@ -150,7 +150,7 @@ def _scheduler(target: str | None, directory: Path) -> Iterator[str]:
     if target is not None:
         yield target
         return
-    with local_deployment(directory) as targets:
+    with local_deployment(directory, forgetful=True) as targets:
         yield targets["scheduler"]
 
 

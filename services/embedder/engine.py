@@ -117,11 +117,12 @@ class Engine:
 
         Args:
             together: those that are not remembered run as one batch, which is faster, but whose last bits
-                depend on the other prompts: for comparing only. They are not remembered.
+                depend on the other prompts: for comparing only. They are remembered for that alone.
         """
         found: dict[str, Encoding] = {}
+        kept_as = f"{encoder.id} in a batch" if together else encoder.id
         for prompt in prompts:
-            recent = self._recent.get(encoder.id, prompt)
+            recent = self._recent.get(encoder.id, prompt) or self._recent.get(kept_as, prompt)
             if recent is not None:
                 found[prompt] = recent
         missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in found]
@@ -134,8 +135,7 @@ class Engine:
                 span.set_attribute(names.TOKENS, sum(len(encoding.tokens) for encoding in encodings))
             for prompt, encoding in zip(missing, encodings, strict=True):
                 found[prompt] = encoding
-                if not together:
-                    self._recent.put(encoder.id, prompt, encoding)
+                self._recent.put(kept_as, prompt, encoding)
         return [found[prompt] for prompt in prompts]
 
     async def tokenize(self, encoder: Encoder, prompts: Sequence[str]) -> list[Tokens]:

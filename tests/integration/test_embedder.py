@@ -175,13 +175,22 @@ def test_align_names_what_was_gained_and_lost(stub: embedder_pb2_grpc.EmbedderSe
     assert (square.lost[0].token.start, square.things_added, square.reordered) == (4, -1, False)
     assert same == embedder_pb2.Alignment()
 
-    states = stub.Embed(embed_request(request.target_prompt), timeout=SECONDS).token_states
-    request.target_states.CopyFrom(states)
-    spared = stub.Align(request, timeout=SECONDS).alignments
-    assert [word(found) for found in spared] == [word(found) for found in (red, square, same)]
+
+def test_align_takes_the_targets_states_as_embed_gave_them(
+    stub: embedder_pb2_grpc.EmbedderServiceStub,
+) -> None:
+    request = embedder_pb2.AlignRequest(
+        target_prompt="  a blue circle moves left", donor_prompts=["a red circle moves left"]
+    )
+    [asked] = stub.Align(request, timeout=SECONDS).alignments
+    request.target_states.CopyFrom(embed(stub, request.target_prompt).token_states)
+    [spared] = stub.Align(request, timeout=SECONDS).alignments
+    assert [(t.token, t.weight) for t in spared.gained] == [(t.token, t.weight) for t in asked.gained]
+    assert spared.lost == asked.lost
     request.target_prompt += " slowly"
-    with pytest.raises(grpc.RpcError, match="target_states"):
-        stub.Align(request, timeout=SECONDS)
+    error = failure(stub.Align, request)
+    assert error.reason == errors.INVALID_FIELD
+    assert [violation.field for violation in error.violations] == ["target_states"]
 
 
 def test_align_in_the_positions_of_another_encoder(stub: embedder_pb2_grpc.EmbedderServiceStub) -> None:

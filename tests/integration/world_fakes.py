@@ -29,6 +29,11 @@ LEFT[:, :, :2] = True
 BALANCED, FAST = plan_pb2.REUSE_POLICY_BALANCED, plan_pb2.REUSE_POLICY_FAST
 
 
+def words(prompt: str) -> str:
+    """A prompt however it is spaced, as encoders read it."""
+    return " ".join(prompt.split())
+
+
 class WorldScheduler(FakeScheduler):
     """Renders what prompts ask. `balanced` and `fast` reuse a step of the last entry, explicit plans what
     they say; `fast`, and two steps or more, show what that entry showed.
@@ -43,7 +48,7 @@ class WorldScheduler(FakeScheduler):
     async def _play(self, generation: scheduler_pb2.Generation) -> None:
         spec = generation.spec
         spec.shape.CopyFrom(video_pb2.VideoShape(frames=world.FRAMES, height=world.HEIGHT, width=world.WIDTH))
-        plan, prompt = self._plan(spec), spec.prompt
+        plan, prompt = self._plan(spec), words(spec.prompt)
         generation.plan.CopyFrom(plan)
         if plan.full_reuse_steps:
             generation.donor.CopyFrom(plan.donor)
