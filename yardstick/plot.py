@@ -47,7 +47,7 @@ def plot(path: Path, figures: Mapping[str, Figure], ways: Sequence[str], kinds: 
         axes[0].set_yticks(range(len(rows)), [_row_label(figures, row) for row in rows])
         axes[0].set_ylim(len(rows) - 0.5, -0.5)
         handles, labels = axes[0].get_legend_handles_labels()
-        picture.legend(handles, labels, loc="outside upper center", ncols=len(ways), frameon=False)
+        picture.legend(handles, labels, loc="outside upper center", ncols=min(5, len(ways)), frameon=False)
         picture.savefig(path, dpi=150)
 
 
