@@ -107,11 +107,18 @@ def step_costs(bench: Bench, repeats: int = 40) -> dict[str, Figure]:
     def step(index: torch.Tensor | None = None, watch: Any = None) -> None:
         bench.model.token_velocity(tokens, 0.9, text, bench.shape, index, watch)
 
-    plain = seconds(step, repeats)
-    region = seconds(lambda: step(part), repeats)
-    watched = seconds(lambda: step(watch=AttentionMaps(blocks, len(encoded.tokens)).watch), repeats)
-    again = seconds(step, repeats)
-    full = [(a + b) / 2 for a, b in zip(plain, again, strict=True)]
+    actions: dict[str, Callable[[], None]] = {
+        "full": step,
+        "part": lambda: step(part),
+        "watched": lambda: step(watch=AttentionMaps(blocks, len(encoded.tokens)).watch),
+    }
+    taken: dict[str, list[float]] = {name: [] for name in actions}
+    for _ in range(repeats + 2):  # in turn, so that all meet the same machine
+        for name, action in actions.items():
+            begin = time.perf_counter()
+            action()
+            taken[name].append(time.perf_counter() - begin)
+    full, region, watched = (values[2:] for values in taken.values())
     seen = AttentionMaps(blocks, len(encoded.tokens))
     step(watch=seen.watch)
     maps = seen.maps()
@@ -129,16 +136,6 @@ def step_costs(bench: Bench, repeats: int = 40) -> dict[str, Figure]:
         ),
         "side_data_ratio": results.single(side / latents, "of the latents' bytes"),
     }
-
-
-def seconds(action: Callable[[], None], repeats: int) -> list[float]:
-    action()
-    found = []
-    for _ in range(repeats):
-        begin = time.perf_counter()
-        action()
-        found.append(time.perf_counter() - begin)
-    return sorted(found)
 
 
 def false_reuse(bench: Bench, pairs: int, seed: int) -> dict[str, Figure]:
