@@ -25,7 +25,7 @@ EditKind: TypeAlias = Literal[
     "removed",  # the target has a thing less
     "reordered",  # the same things in another order
     "several",  # two of these
-    "unrelated",  # more, or most of what is said: never reused
+    "unrelated",  # more, or most of what is said, or a thing more or less and something else: never reused
 ]
 
 # From this weight on a token makes a difference that can be seen.
@@ -89,9 +89,9 @@ def _kind(
     if alignment.things_added:
         rest = lost if alignment.things_added > 0 else gained
         whole = abs(alignment.things_added) == 1 and not rest and not alignment.reordered
-        if whole:
-            return "added" if alignment.things_added > 0 else "removed"
-        return "several"
+        if not whole:
+            return "unrelated"
+        return "added" if alignment.things_added > 0 else "removed"
     if max(len(gained), len(lost)) > _MOST_CHANGED * max(tokens, 1):
         return "unrelated"
     kinds = {_OF_CATEGORY.get(each.category, "other") for each in (*gained, *lost)}
