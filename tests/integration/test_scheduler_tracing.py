@@ -23,6 +23,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 DONOR_TRACE = "d" * 32
 SUBMIT = "/chorus.scheduler.v1.SchedulerService/SubmitGeneration"
 EMBED = "/chorus.embedder.v1.EmbedderService/Embed"
+ALIGN = "/chorus.embedder.v1.EmbedderService/Align"
 LOOKUP = "/chorus.cache.v1.CacheService/Lookup"
 DESCRIBE = "/chorus.denoiser.v1.DenoiserService/DescribeModels"
 DENOISE = "/chorus.denoiser.v1.DenoiserService/Denoise"
@@ -108,6 +109,8 @@ async def test_one_trace_with_a_link_to_the_donors(world: World, collector: tupl
         names.SPAN_GENERATION: SUBMIT,
         EMBED: names.SPAN_GENERATION,
         LOOKUP: names.SPAN_GENERATION,
+        names.SPAN_RERANK: names.SPAN_GENERATION,
+        ALIGN: names.SPAN_RERANK,
         names.SPAN_PLAN: names.SPAN_GENERATION,
         names.SPAN_DISPATCH: names.SPAN_GENERATION,
         DENOISE: names.SPAN_DISPATCH,
