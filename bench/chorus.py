@@ -50,6 +50,15 @@ EDITS: Final[Mapping[str, EditKind]] = {
     "removed": "removed",
 }
 SHARE: Final = 0.3
+# Of the ways that the policies are compared with.
+_TOTALS: Final = (
+    "single_edit_hit_share",
+    "single_edit_speedup_p50",
+    "single_edit_alignment_ratio",
+    "single_edit_drift_points",
+    "speedup_p50",
+    "alignment_all",
+)
 
 
 def served(folder: Path, pairs: int, seed: int) -> dict[str, Any]:
@@ -81,6 +90,10 @@ def headlines(measured: Mapping[str, Any]) -> dict[str, Any]:
         ):
             if f"{policy}.{of}" in measured:
                 found[f"{policy}_{name}"] = measured[f"{policy}.{of}"]
+    for way in (*BASELINES, *(f"steps_{steps}" for steps in FEWER), "full"):
+        for of in _TOTALS:
+            if f"{way}.{of}" in measured:
+                found[f"{way}_{of}"] = measured[f"{way}.{of}"]
     found["false_reuse_rate_served"] = measured["balanced.false_reuse_rate"]
     return found
 
