@@ -115,7 +115,6 @@ def step_costs(bench: Bench, repeats: int = 40) -> dict[str, Figure]:
     text = bench.model.prepare_text(encoded.states)
     tokens = bench.model.tokens_of(bench.model.noise(0, bench.shape))
     part = torch.randperm(len(tokens))[: round(SHARE * len(tokens))].sort().values
-    blocks = len(bench.model.transformer.blocks)
 
     def step(index: torch.Tensor | None = None, watch: Any = None) -> None:
         bench.model.token_velocity(tokens, 0.9, text, bench.shape, index, watch)
@@ -123,7 +122,7 @@ def step_costs(bench: Bench, repeats: int = 40) -> dict[str, Figure]:
     actions: dict[str, Callable[[], None]] = {
         "full": step,
         "part": lambda: step(part),
-        "watched": lambda: step(watch=AttentionMaps(blocks, len(encoded.tokens)).watch),
+        "watched": lambda: step(watch=AttentionMaps(len(encoded.tokens)).watch),
     }
     taken: dict[str, list[float]] = {name: [] for name in actions}
     for _ in range(repeats + 2):  # in turn, so that all meet the same machine
@@ -132,7 +131,7 @@ def step_costs(bench: Bench, repeats: int = 40) -> dict[str, Figure]:
             action()
             taken[name].append(time.perf_counter() - begin)
     full, region, watched = (values[2:] for values in taken.values())
-    seen = AttentionMaps(blocks, len(encoded.tokens))
+    seen = AttentionMaps(len(encoded.tokens))
     step(watch=seen.watch)
     maps = seen.maps()
     assert maps is not None

@@ -108,7 +108,7 @@ class Bench:
     def full(self, text: TextKV, seed: int, tokens: int) -> DonorLatents:
         """A run without a donor, as a later one would find it in the cache."""
         noise, plan = self.model.noise(seed, self.shape), plan_pb2.Plan(total_steps=len(self.sigmas) - 1)
-        seen = AttentionMaps(len(self.model.transformer.blocks), tokens)
+        seen = AttentionMaps(tokens)
         run = Stages(self.model, plan, self.shape, self.sigmas, text, noise, None)
         steps = {s.index + 1: s.latents for s in run.steps({len(self.sigmas) - 2: seen.watch})}
         found = seen.maps()

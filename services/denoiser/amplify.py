@@ -16,12 +16,41 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from chorus.common.v1 import plan_pb2
 from torch import Tensor
 
-from services.denoiser.models.wan import LayerAmplification, TextKV
+from services.denoiser.models.wan import TextKV
 
 Gained = Sequence[tuple[int, float]]  # positions among the target's tokens, and weights 0 to 1
+
+
+@dataclass(frozen=True)
+class LayerAmplification:
+    """What one block's cross-attention does besides attending to the text: a `CrossAttention`.
+
+    Args:
+        bias: [L], added to the logits of the text keys.
+        other: keys and values of another text, [B, heads, M, head_dim] each.
+        strength: how much of the difference from that text's output is added to this one's.
+        gate: [N] in 0..1, by which each video token's bias or difference is multiplied; None is 1.
+    """
+
+    bias: Tensor | None = None
+    other: tuple[Tensor, Tensor] | None = None
+    strength: float = 0.0
+    gate: Tensor | None = None
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+        if self.bias is not None:
+            more = self.bias if self.gate is None else self.gate[:, None] * self.bias
+            more = more.to(q.dtype).expand(1, 1, *more.shape[-2:])
+            bias = more if bias is None else bias + more
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        if self.other is None:
+            return out
+        change = self.strength * (out - F.scaled_dot_product_attention(q, *self.other))
+        return out + (change if self.gate is None else change * self.gate[:, None].to(q.dtype))
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Where the tokens of a prompt act, told by cross-attention while a step is computed.
 
-The maps are recomputed from queries and keys beside the fused attention, which keeps no weights: for a middle
-third of the blocks, where words have found their places, and head by head, so that no more than one head's
+The maps are recomputed from queries and keys beside the fused attention, which keeps no weights: for the heads
+that the network lets be watched (`WanConfig.watched_heads`), and head by head, so that no more than one head's
 weights are in memory.
 """
 
@@ -14,22 +14,18 @@ from torch import Tensor
 
 
 class AttentionMaps:
-    """Collects the mean attention of every video token to every text token. Give `watch` to the network.
+    """Collects the attention of every video token to every text token. Give `watch` to the network.
 
     Args:
-        blocks: how many the network has.
         tokens: how many text tokens are real; those behind them are padding, seen but not kept.
     """
 
-    def __init__(self, blocks: int, tokens: int) -> None:
+    def __init__(self, tokens: int) -> None:
         self._tokens = tokens
-        self._blocks = range(blocks // 3, max(blocks // 3 + 1, 2 * blocks // 3))
         self._sum: Tensor | None = None
 
     def watch(self, block: int, queries: Tensor, keys: Tensor) -> None:
-        """queries [1, heads, N, d], keys [1, heads, L, d], of one block."""
-        if block not in self._blocks:
-            return
+        """queries [1, h, N, d], keys [1, h, L, d], of the watched heads of one block."""
         scale = 1 / math.sqrt(queries.shape[-1])
         for q, k in zip(queries[0], keys[0], strict=True):
             weights = torch.softmax((q @ k.T).float() * scale, dim=-1)[:, : self._tokens]

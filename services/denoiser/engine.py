@@ -105,7 +105,7 @@ def denoise(job: Job, donor: DonorData | None, keep: bool, parent: str) -> Gener
     with telemetry.span(names.SPAN_DENOISE, attributes, parent=parent):
         text = model.prepare_text(job.token_states)
         noise = model.noise(job.seed, job.latent_shape)
-        seen = AttentionMaps(len(model.transformer.blocks), len(job.token_states))
+        seen = AttentionMaps(len(job.token_states))
         stages = Stages(model, job.plan, job.latent_shape, job.sigmas, text, noise, _on_device(job, donor))
         steps = stages.steps({last: seen.watch} if keep else None)
         for index in range(first, job.total_steps):

@@ -185,7 +185,7 @@ def test_contrast_needs_the_donors_prompt(bench: Bench) -> None:
 
 
 def test_maps_are_shares_of_attention_of_the_middle_blocks(bench: Bench) -> None:
-    seen = AttentionMaps(3, 4)
+    seen = AttentionMaps(4)
     assert seen.maps() is None
     tokens = bench.model.tokens_of(bench.noise)
     plain = bench.model.token_velocity(tokens, 1.0, bench.text, bench.shape)

@@ -24,25 +24,15 @@ _FLOAT32 = {"time_embedder", "norm2", "scale_shift_table"}
 
 TextKV = tuple[tuple[Tensor, Tensor], ...]  # per block: keys and values, each [B, heads, L, head_dim]
 Grid = tuple[int, int, int]  # tokens along time, height, width
-# Told of every block's number, cross-attention queries [B, heads, N, head_dim] and text keys.
+# Told of a block's number, and of its watched heads the cross-attention queries [B, h, N, head_dim] and text
+# keys [B, h, L, head_dim].
 Watch = Callable[[int, Tensor, Tensor], None]
+# How a block attends to the text: queries [B, heads, N, head_dim], keys and values [B, heads, L, head_dim] and
+# a bias broadcast to [B, heads, N, L] -> [B, heads, N, head_dim].
+CrossAttention = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
-
-@dataclass(frozen=True)
-class LayerAmplification:
-    """What one block's cross-attention does besides attending to the text (services/denoiser/amplify.py).
-
-    Args:
-        bias: [L], added to the logits of the text keys.
-        other: keys and values of another text, [B, heads, M, head_dim] each.
-        strength: how much of the difference from that text's output is added to this one's.
-        gate: [N] in 0..1, by which each video token's bias or difference is multiplied; None is 1.
-    """
-
-    bias: Tensor | None = None
-    other: tuple[Tensor, Tensor] | None = None
-    strength: float = 0.0
-    gate: Tensor | None = None
+# So many heads are watched in all, however large the network is.
+_WATCHED_HEADS = 8
 
 
 @dataclass(frozen=True)
@@ -68,6 +58,17 @@ class WanConfig:
     @property
     def patch_volume(self) -> int:
         return math.prod(self.patch_size)
+
+    @property
+    def watched_heads(self) -> dict[int, list[int]]:
+        """By block, the heads that tell where words act: of the middle third, where words have found their
+        places, and few of them, spread evenly, so that being watched costs next to nothing."""
+        first = self.layers // 3
+        blocks = range(first, max(first + 1, 2 * self.layers // 3))
+        every = [(block, head) for block in blocks for head in range(self.heads)]
+        count = min(_WATCHED_HEADS, len(every))
+        chosen = [every[i * len(every) // count] for i in range(count)]
+        return {block: [h for b, h in chosen if b == block] for block in dict(chosen)}
 
 
 def parameter_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
@@ -148,17 +149,10 @@ class Attention(nn.Module):
         k: Tensor,
         v: Tensor,
         bias: Tensor | None = None,
-        amplify: LayerAmplification | None = None,
+        rule: CrossAttention = F.scaled_dot_product_attention,
     ) -> Tensor:
         """q [B, heads, N, d], k and v [B, heads, M, d], bias broadcast to [B, heads, N, M] -> [B, N, D]."""
-        if amplify is not None and amplify.bias is not None:
-            more = amplify.bias if amplify.gate is None else amplify.gate[:, None] * amplify.bias
-            more = more.to(q.dtype).expand(1, 1, *more.shape[-2:])
-            bias = more if bias is None else bias + more
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-        if amplify is not None and amplify.other is not None:
-            change = amplify.strength * (out - F.scaled_dot_product_attention(q, *amplify.other))
-            out = out + (change if amplify.gate is None else change * amplify.gate[:, None].to(q.dtype))
+        out = rule(q, k, v, bias)
         projected: Tensor = self.to_out[0](out.transpose(1, 2).flatten(2))
         return projected
 
@@ -202,7 +196,7 @@ class Block(nn.Module):
         rope: tuple[Tensor, Tensor],  # [B or none, 1, N, head_dim] each
         text: tuple[Tensor, Tensor],  # keys, values [B, heads, L, head_dim]
         key_bias: Tensor | None,  # [B, 1, 1, L]
-        amplify: LayerAmplification | None = None,
+        amplify: CrossAttention | None = None,
         watch: Callable[[Tensor, Tensor], None] | None = None,  # told of cross-attention's queries and keys
     ) -> Tensor:
         shift1, scale1, gate1, shift2, scale2, gate2 = (self.scale_shift_table + modulation).chunk(6, dim=1)
@@ -216,7 +210,7 @@ class Block(nn.Module):
         q = self.attn2.query(y)
         if watch is not None:
             watch(q, text[0])
-        x = x + self.attn2.attend(q, *text, key_bias, amplify)
+        x = x + self.attn2.attend(q, *text, key_bias, amplify or F.scaled_dot_product_attention)
         y = self.ffn(_modulate(x, shift2, scale2, self.eps))
         out: Tensor = (x.float() + y.float() * gate2).type_as(x)
         return out
@@ -294,7 +288,7 @@ class WanTransformer(nn.Module):
         text_kv: TextKV,
         key_bias: Tensor | None,
         timestep: Tensor,
-        amplify: Sequence[LayerAmplification | None] | None = None,
+        amplify: Sequence[CrossAttention | None] | None = None,
         watch: Watch | None = None,
     ) -> Tensor:
         """Prediction for every token: its velocity.
@@ -305,17 +299,47 @@ class WanTransformer(nn.Module):
         every block's cross-attention does besides.
         Returns [B, N, out_channels*P], laid out as `patchify` does.
         """
-        config = self.config
-        weight = self.patch_embedding.weight.flatten(1)  # [D, in_channels*P]
-        x = F.linear(tokens, weight, self.patch_embedding.bias)  # [B, N, D]
+        x, modulation, embedding = self.begin(tokens, timestep)
         rope = (rope_cos.unsqueeze(-3), rope_sin.unsqueeze(-3))
         bias = None if key_bias is None else key_bias[:, None, None, :].to(x.dtype)
+        x = self.run_blocks(range(self.config.layers), x, modulation, rope, text_kv, bias, amplify, watch)
+        return self.end(x, embedding)
+
+    def begin(self, tokens: Tensor, timestep: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What the first block reads [B, N, D], the blocks' modulation [B, 6, D] and the time's embedding [B, D]."""
+        weight = self.patch_embedding.weight.flatten(1)  # [D, in_channels*P]
+        x = F.linear(tokens, weight, self.patch_embedding.bias)
         embedding, modulation = self.condition_embedder.time(timestep)
-        for i, (block, text) in enumerate(zip(self.blocks, text_kv, strict=True)):
-            seen = None if watch is None else partial(watch, i)
-            x = block(x, modulation, rope, text, bias, amplify[i] if amplify else None, seen)
+        return x, modulation, embedding
+
+    def run_blocks(
+        self,
+        blocks: range,
+        x: Tensor,
+        modulation: Tensor,
+        rope: tuple[Tensor, Tensor],
+        text_kv: TextKV,
+        bias: Tensor | None,
+        amplify: Sequence[CrossAttention | None] | None = None,
+        watch: Watch | None = None,
+    ) -> Tensor:
+        """Some blocks in a row, x [B, N, D] -> the same shape; `text_kv` and `amplify` are of these blocks."""
+        watched = {} if watch is None else self.config.watched_heads
+        for n, (i, text) in enumerate(zip(blocks, text_kv, strict=True)):
+            seen = None
+            if watch is not None and i in watched:
+                seen = partial(_tell, watch, i, watched[i])
+            x = self.blocks[i](x, modulation, rope, text, bias, amplify[n] if amplify else None, seen)
+        return x
+
+    def end(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """The prediction [B, N, out_channels*P] from what the last block wrote."""
         shift, scale = (self.scale_shift_table + embedding.unsqueeze(1)).chunk(2, dim=1)
-        out = self.proj_out(_modulate(x, shift, scale, config.eps))  # [B, N, P*out_channels]
+        out = self.proj_out(_modulate(x, shift, scale, self.config.eps))  # [B, N, P*out_channels]
         # diffusers writes channels last inside a patch; tokens here have them first.
-        tokens_out: Tensor = out.unflatten(-1, (config.patch_volume, -1)).transpose(-1, -2).flatten(-2)
+        tokens_out: Tensor = out.unflatten(-1, (self.config.patch_volume, -1)).transpose(-1, -2).flatten(-2)
         return tokens_out
+
+
+def _tell(watch: Watch, block: int, heads: list[int], queries: Tensor, keys: Tensor) -> None:
+    watch(block, queries[:, heads], keys[:, heads])

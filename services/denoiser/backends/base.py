@@ -1,0 +1,117 @@
+"""The port: one prediction of the network, for every or for some tokens, amplified or not."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from services.denoiser.amplify import AmplifiedText
+from services.denoiser.models.wan import Watch
+
+
+class BackendError(RuntimeError):
+    """A backend could not be made, or failed at a step. The message says what to do."""
+
+
+@dataclass(frozen=True)
+class StepInputs:
+    """What the network reads in one step, on the model's device.
+
+    Args:
+        tokens: [1, n, in_channels*P] in the network's type; n is at least 1 and may be any part of a video.
+        rope_cos: float32 [n, head_dim], gathered for these tokens; `rope_sin` likewise.
+        text: keys and values of every block, and what is done to them.
+        timestep: float32 [1], 1000 * sigma.
+        watch: told of cross-attention's queries and keys.
+    """
+
+    tokens: Tensor
+    rope_cos: Tensor
+    rope_sin: Tensor
+    text: AmplifiedText
+    timestep: Tensor
+    watch: Watch | None = None
+
+
+class Backend(ABC):
+    """Runs the network. Not thread-safe: the device's thread owns it."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """As the settings spell it."""
+
+    @abstractmethod
+    def unsupported(self, inputs: StepInputs) -> str | None:
+        """Why this backend cannot run these inputs; None where it can."""
+
+    @abstractmethod
+    def predict(self, inputs: StepInputs) -> Tensor:
+        """The network's prediction [1, n, out_channels*P]. Raises BackendError."""
+
+    def drain(self) -> StepReport:
+        """What ran since the last call: asked after every step, so that a response can tell."""
+        return StepReport(self.name)
+
+    def close(self) -> None:
+        """Gives back what the backend holds; it is not used afterwards."""
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """Which backend ran a step, and why not the one that was wanted; empty where it was."""
+
+    backend: str
+    fallback: str = ""
+
+
+class Fallback(Backend):
+    """The first backend where it can, the second where it cannot.
+
+    Args:
+        allowed: where it is not, what the first cannot run is an error.
+    """
+
+    def __init__(self, first: Backend, second: Backend, *, allowed: bool) -> None:
+        self._first, self._second, self._allowed = first, second, allowed
+        self._broken = ""
+        self._report = StepReport(first.name)
+        # Steps that fell back, by reason.
+        self.count: Counter[str] = Counter()
+
+    @property
+    def name(self) -> str:
+        return self._first.name
+
+    def unsupported(self, inputs: StepInputs) -> str | None:
+        return self._second.unsupported(inputs) if self._allowed else self._first.unsupported(inputs)
+
+    def predict(self, inputs: StepInputs) -> Tensor:
+        reason = self._broken or self._first.unsupported(inputs)
+        if not reason:
+            try:
+                return self._first.predict(inputs)
+            except BackendError as error:
+                if not self._allowed:
+                    raise
+                # An engine that failed once is not asked again: it would fail in every step of every run.
+                reason = self._broken = str(error)
+        if not self._allowed:
+            raise BackendError(
+                f"{self._first.name} cannot run this step: {reason}; "
+                f"allow {self._second.name} with CHORUS_DENOISER_BACKEND_FALLBACK=true"
+            )
+        self.count[reason] += 1
+        self._report = StepReport(self._second.name, reason)
+        return self._second.predict(inputs)
+
+    def drain(self) -> StepReport:
+        report, self._report = self._report, StepReport(self._first.name)
+        return report
+
+    def close(self) -> None:
+        self._first.close()
+        self._second.close()

@@ -1,0 +1,121 @@
+"""The graph as ONNX, part by part, with attention decomposed.
+
+Opset 20: from 23 on there is an Attention operator, which TensorRT's parser refuses in float32 and onnxruntime
+with a broadcast mask; the decomposed form is fused again by TensorRT.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from services.denoiser.backends.graph import GraphPart, parts_of
+from services.denoiser.models.wan import WanTransformer, parameter_dtype
+
+OPSET = 20
+# The most that the graph's dynamic dimensions may reach, whatever a profile says.
+_MOST_TOKENS, _MOST_KEYS, _MOST_TEXTS = 1 << 20, 1 << 14, 2
+# Sizes at the export. None is 1: the exporter takes 0 and 1 for constants.
+_TOKENS, _KEYS, _TEXTS = 24, 7, 2
+
+Told = Callable[[str], None]
+
+
+def export(
+    transformer: WanTransformer, folder: Path, dtype: torch.dtype, blocks_each: int, told: Told
+) -> list[Path]:
+    """Writes part-00.onnx, part-00.onnx.data, … into `folder`; returns the .onnx files.
+
+    Args:
+        dtype: what the graph computes in, float32, float16 or bfloat16; norms and modulation stay float32.
+        blocks_each: blocks of one part; 0 is the whole network.
+        told: of the progress, in words.
+    """
+    network = _copy(transformer, dtype)
+    parts, paths = parts_of(network, blocks_each), []
+    for number, part in enumerate(parts):
+        path = folder / f"part-{number:02d}.onnx"
+        told(f"export {number + 1} of {len(parts)}: blocks {part.blocks.start} to {part.blocks.stop - 1}")
+        _export_part(part, path, dtype)
+        paths.append(path)
+    return paths
+
+
+def _copy(transformer: WanTransformer, dtype: torch.dtype) -> WanTransformer:
+    """The network on the CPU, its parameters in `dtype` where they may be; shares those that already are."""
+    with torch.device("meta"):
+        network = WanTransformer(transformer.config)
+    state = {
+        name: tensor.detach().to("cpu", parameter_dtype(name, dtype))
+        for name, tensor in transformer.state_dict().items()
+    }
+    network.load_state_dict(state, assign=True)
+    return network.eval().requires_grad_(False)
+
+
+def _export_part(part: GraphPart, path: Path, dtype: torch.dtype) -> None:
+    tokens, keys, texts = (
+        torch.export.Dim(name, min=1, max=most)
+        for name, most in (("tokens", _MOST_TOKENS), ("keys", _MOST_KEYS), ("texts", _MOST_TEXTS))
+    )
+    dynamic = {
+        "tokens": {1: tokens},
+        "x": {1: tokens},
+        "rope_cos": {0: tokens},
+        "rope_sin": {0: tokens},
+        "text_kv": {2: texts, 4: keys},
+        "key_bias": {1: texts, 2: keys},
+        "gate": {0: tokens},
+    }
+    with warnings.catch_warnings(), _quiet("torch.onnx"), torch.inference_mode(False):
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            part,
+            tuple(_example(part, name, dtype) for name in part.inputs),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=list(part.inputs),
+            output_names=list(part.outputs),
+            dynamic_shapes=(tuple(dynamic.get(name) for name in part.inputs),),
+            verbose=False,
+        )
+    assert program is not None
+    program.save(path, external_data=True)
+
+
+def _example(part: GraphPart, name: str, dtype: torch.dtype) -> Tensor:
+    config, blocks = part.transformer.config, len(part.blocks)
+    heads, width = config.heads, config.head_dim
+    shapes: dict[str, tuple[int, ...]] = {
+        "tokens": (1, _TOKENS, config.in_channels * config.patch_volume),
+        "timestep": (1,),
+        "x": (1, _TOKENS, config.dim),
+        "modulation": (1, 6, config.dim),
+        "embedding": (1, config.dim),
+        "rope_cos": (_TOKENS, width),
+        "rope_sin": (_TOKENS, width),
+        "text_kv": (blocks, 2, _TEXTS, heads, _KEYS, width),
+        "key_bias": (blocks, _TEXTS, _KEYS),
+        "strength": (blocks,),
+        "gate": (_TOKENS,),
+    }
+    return torch.zeros(shapes[name], dtype=dtype if name in ("tokens", "x", "text_kv") else torch.float32)
+
+
+class _quiet:  # noqa: N801  a context manager
+    """The exporter's own progress and its remarks about operators of packages that nobody installed."""
+
+    def __init__(self, name: str) -> None:
+        self._logger = logging.getLogger(name)
+
+    def __enter__(self) -> None:
+        self._level = self._logger.level
+        self._logger.setLevel(logging.ERROR)
+
+    def __exit__(self, *_: object) -> None:
+        self._logger.setLevel(self._level)
