@@ -1,7 +1,7 @@
 """Commands that come with other packages: entry points of the group `chorus.commands`.
 
-Each names a function with typer's annotations. What it needs is the extra of the command's name, in the
-distribution that registers it.
+Each names a function with typer's annotations, or a typer app of several. What it needs is the extra of the
+command's name, in the distribution that registers it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,11 @@ def add_commands(app: typer.Typer) -> None:
     """Adds every command that is registered; one that cannot be loaded says what to install."""
     for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
         try:
-            app.command(entry.name)(entry.load())
+            command = entry.load()
+            if isinstance(command, typer.Typer):
+                app.add_typer(command, name=entry.name)
+            else:
+                app.command(entry.name)(command)
         except ImportError as error:
             app.command(entry.name, context_settings=_ANY_ARGUMENTS)(_absent(entry, error))
 

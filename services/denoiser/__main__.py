@@ -17,6 +17,7 @@ from chorus.denoiser.v1 import denoiser_pb2, denoiser_pb2_grpc
 from services.common.channels import open_channel
 from services.common.server import run
 from services.common.settings import load_settings
+from services.denoiser.backends.base import BackendError
 from services.denoiser.catalogue import load_catalogue
 from services.denoiser.donors import Donors
 from services.denoiser.models.spec import SpecError
@@ -32,7 +33,7 @@ async def start(settings: DenoiserSettings, resources: AsyncExitStack, server: g
     resources.push_async_callback(channel.close)
     worker = Worker(settings.queue_limit)
     resources.push_async_callback(worker.close)
-    catalogue = await load_catalogue(settings.models, settings.device, settings.threads, worker)
+    catalogue = await load_catalogue(settings, worker)
     donors = Donors(
         cache_pb2_grpc.CacheServiceStub(channel),
         max_blob_bytes=settings.max_blob_bytes,
@@ -55,6 +56,9 @@ def main() -> None:
         )
     except (SpecError, WeightsError) as error:
         print(f"CHORUS_DENOISER_MODELS: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except BackendError as error:
+        print(f"CHORUS_DENOISER_BACKEND: {error}", file=sys.stderr)
         raise SystemExit(2) from None
 
 

@@ -1,8 +1,8 @@
 """Where the tokens of a prompt act, told by cross-attention while a step is computed.
 
-The maps are recomputed from queries and keys beside the fused attention, which keeps no weights: for the heads
-that the network lets be watched (`WanConfig.watched_heads`), and head by head, so that no more than one head's
-weights are in memory.
+The maps are recomputed from queries and keys beside the fused attention, which keeps no weights: for the
+heads that the network lets be watched (`WanConfig.watched_heads`), and head by head, so that no more than one
+head's weights are in memory.
 """
 
 from __future__ import annotations

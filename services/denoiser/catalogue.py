@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from chorus.common.v1 import latents_pb2, video_pb2
 from chorus.denoiser.v1 import denoiser_pb2
 
+from services.common.logs import get_logger
+from services.denoiser.backends.choice import choose_backend
 from services.denoiser.engine import measure_step
 from services.denoiser.jobs import adapters_of, unknown_model
 from services.denoiser.models.pipeline import LoadedModel
 from services.denoiser.models.spec import Bound, SpecError
+from services.denoiser.settings import DenoiserSettings
 from services.denoiser.worker import Worker
+
+log = get_logger("denoiser.catalogue")
 
 
 class Catalogue:
@@ -60,27 +64,31 @@ class Catalogue:
             default_schedule=latents_pb2.Schedule(sigmas=spec.schedule.sigmas),
             schedule_shift=spec.schedule.shift,
             seconds_per_step=self._seconds_per_step.get(spec.id, 0.0),
+            backend=model.backend.name,
+            fallback_steps=model.backend.fallback_steps,
         )
 
 
-async def load_catalogue(paths: Sequence[Path], device: str, threads: int, worker: Worker) -> Catalogue:
+async def load_catalogue(settings: DenoiserSettings, worker: Worker) -> Catalogue:
     """Loads and warms every model, in the worker's thread.
 
-    Args:
-        threads: of the CPU; 0 leaves torch's own choice, the physical cores.
-
-    Raises SpecError or WeightsError for a file that cannot be served, ValueError for a device that is
-    missing.
+    Raises SpecError or WeightsError for a file that cannot be served, BackendError for a backend that cannot
+    run and may not fall back, ValueError for a device that is missing.
     """
 
     def load() -> list[LoadedModel]:
-        if threads:
-            torch.set_num_threads(threads)
-        if device.startswith("cuda") and not torch.cuda.is_available():
-            raise ValueError(f"device {device}: torch finds no CUDA device; use cpu")
-        return [LoadedModel.load(path, device) for path in paths]
+        if settings.threads:
+            torch.set_num_threads(settings.threads)
+        if settings.device.startswith("cuda") and not torch.cuda.is_available():
+            raise ValueError(f"device {settings.device}: torch finds no CUDA device; use cpu")
+        models = [LoadedModel.load(path, settings.device) for path in settings.models]
+        for model in models:
+            model.backend = choose_backend(model, settings)
+        return models
 
     models = await worker.call(load)
+    for model in models:
+        log.info("model loaded", model_id=model.spec.id, backend=model.backend.name)
     catalogue = Catalogue(models, worker)
     if len(catalogue.models) < len(models):
         raise SpecError(f"models: two have the same id: {[model.spec.id for model in models]}")

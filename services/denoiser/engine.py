@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch import Tensor
 from services.common import names, telemetry
 from services.common.logs import get_logger
 from services.denoiser.attention_maps import AttentionMaps
+from services.denoiser.backends.base import StepReport
 from services.denoiser.donors import DonorData
 from services.denoiser.jobs import Job
 from services.denoiser.models.pipeline import LoadedModel
@@ -39,6 +40,7 @@ class StepDone:
         computed_share: tokens that went through the network, by all tokens.
         active: one bit for each token that is the target's own; empty is all.
         grid: of tokens.
+        backend: what ran the network.
     """
 
     index: int
@@ -47,6 +49,7 @@ class StepDone:
     computed_share: float
     active: bytes
     grid: Grid
+    backend: StepReport
 
 
 @dataclass(frozen=True)
@@ -116,13 +119,18 @@ def denoise(job: Job, donor: DonorData | None, keep: bool, parent: str) -> Gener
                 step = next(steps)
                 _synchronize(model)
                 seconds = time.perf_counter() - begin
+                report = model.backend.drain()
                 span.set_attribute(names.COMPUTED_SHARE, step.computed_share)
+                span.set_attribute(names.BACKEND, report.backend)
+                if report.fallback:
+                    span.set_attribute(names.FALLBACK, report.fallback)
+                    log.warning("fell back", generation_id=job.generation_id, **asdict(report))
             denoise_seconds += seconds
             computed_steps += step.computed_share
             if keep:
                 kept[index + 1] = step.latents
             try:
-                yield _step_done(job, step, seconds)
+                yield _step_done(job, step, seconds, report)
             except GeneratorExit:
                 log.info("stopped", generation_id=job.generation_id, steps_run=index + 1 - first)
                 raise
@@ -154,7 +162,7 @@ def _on_device(job: Job, donor: DonorData | None) -> DonorLatents | None:
     )
 
 
-def _step_done(job: Job, step: StageStep, seconds: float) -> StepDone:
+def _step_done(job: Job, step: StageStep, seconds: float, report: StepReport) -> StepDone:
     return StepDone(
         index=step.index + 1,
         sigma=job.sigmas[step.index + 1],
@@ -162,6 +170,7 @@ def _step_done(job: Job, step: StageStep, seconds: float) -> StepDone:
         computed_share=step.computed_share,
         active=b"" if step.active is None else pack_mask(step.active),
         grid=job.token_grid,
+        backend=report,
     )
 
 

@@ -25,6 +25,9 @@ from services.denoiser.worker import Worker
 
 log = get_logger("denoiser")
 
+# Of the reason why a step fell back; a builder's words may be long.
+MAX_FALLBACK_CHARACTERS = 500
+
 DenoiseContext = grpc.aio.ServicerContext[denoiser_pb2.DenoiseRequest, denoiser_pb2.DenoiseResponse]
 
 
@@ -145,6 +148,8 @@ def _step(event: StepDone) -> denoiser_pb2.DenoiseResponse:
             computed_share=event.computed_share,
             active_tokens=event.active,
             token_grid=event.grid,
+            backend=event.backend.backend,
+            fallback=event.backend.fallback[:MAX_FALLBACK_CHARACTERS],
         )
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, FilePath
 from pydantic_settings import NoDecode, SettingsConfigDict
@@ -32,6 +32,23 @@ class DenoiserSettings(ServerSettings):
         tuple[FilePath, ...], NoDecode, BeforeValidator(_split), Field(min_length=1, max_length=16)
     ] = (SHIPPED_MODEL,)
     device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")] = "cpu"
+    # What runs a step: torch; compiled, by torch's compiler, which takes a minute or so at start;
+    # onnxruntime, on the CPU; tensorrt, which is TensorRT or TensorRT-RTX, on a CUDA device. More in
+    # docs/backends.md.
+    backend: Literal["torch", "compiled", "onnxruntime", "tensorrt"] = "torch"
+    # What the backend cannot run, torch runs, which every step's event tells. Where it may not: an error.
+    backend_fallback: bool = True
+    # Where graphs and engines are kept.
+    engines: Path = Path(".chorus/engines")
+    # An engine that is not there is built at start; where it may not be, only one of `chorus engine build` is
+    # used.
+    engine_build: bool = True
+    # How long another process's build of the same engine is waited for.
+    engine_wait_seconds: Annotated[float, Field(ge=0, le=86_400)] = 7_200.0
+    # What an engine computes in.
+    engine_precision: Literal["bfloat16", "float16"] = "bfloat16"
+    # Blocks of one engine; 0: all of them. Fewer take less memory to build.
+    engine_blocks: Annotated[int, Field(ge=0, le=1_000)] = 0
     # Of the CPU, for one step; 0: as many as there are physical cores.
     threads: Annotated[int, Field(ge=0, le=1024)] = 0
     # Calls that may wait while one runs.

@@ -172,6 +172,8 @@ class Run:
                     computed_share=step.computed_share,
                     active_tokens=step.active_tokens,
                     token_grid=step.token_grid,
+                    backend=step.backend,
+                    fallback=step.fallback,
                 )
             )
         )

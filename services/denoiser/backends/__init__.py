@@ -1,1 +1,1 @@
-"""What runs a step's network: torch, its compiler, TensorRT, onnxruntime, behind one port (`base.Backend`)."""
+"""What runs a step's network: torch, its compiler, TensorRT or onnxruntime, behind one port."""

@@ -1,7 +1,7 @@
 """Built graphs and engines on disk: found by everything they depend on, checked before they are used.
 
-A folder for each key, named by the key's digest; its manifest is written last. Two builders of one key wait for
-one another. What is damaged, or not what its manifest says, is built again.
+A folder for each key, named by the key's digest; its manifest is written last. Two builders of one key wait
+for one another. What is damaged, or not what its manifest says, is built again.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class ArtefactKey:
 
 @dataclass(frozen=True)
 class Artefact:
-    """What was built: its folder, the key as the manifest has it, the files in order, and what building told."""
+    """What was built: its folder, its key as the manifest has it, its files in order, and facts."""
 
     folder: Path
     key: Mapping[str, Any]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import Counter
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -52,11 +51,16 @@ class Backend(ABC):
     def predict(self, inputs: StepInputs) -> Tensor:
         """The network's prediction [1, n, out_channels*P]. Raises BackendError."""
 
+    @property
+    def fallback_steps(self) -> int:
+        """Steps that another backend ran in this one's place, since it was made."""
+        return 0
+
     def drain(self) -> StepReport:
         """What ran since the last call: asked after every step, so that a response can tell."""
         return StepReport(self.name)
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027  most hold nothing
         """Gives back what the backend holds; it is not used afterwards."""
 
 
@@ -66,6 +70,23 @@ class StepReport:
 
     backend: str
     fallback: str = ""
+
+
+class Unavailable(Backend):
+    """Stands for a backend that could not be made: it runs nothing, and says why."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        self._name, self._reason = name, reason
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    def unsupported(self, inputs: StepInputs) -> str | None:
+        return self._reason
+
+    def predict(self, inputs: StepInputs) -> Tensor:
+        raise BackendError(self._reason)
 
 
 class Fallback(Backend):
@@ -79,12 +100,15 @@ class Fallback(Backend):
         self._first, self._second, self._allowed = first, second, allowed
         self._broken = ""
         self._report = StepReport(first.name)
-        # Steps that fell back, by reason.
-        self.count: Counter[str] = Counter()
+        self._fallback_steps = 0
 
     @property
     def name(self) -> str:
         return self._first.name
+
+    @property
+    def fallback_steps(self) -> int:
+        return self._fallback_steps
 
     def unsupported(self, inputs: StepInputs) -> str | None:
         return self._second.unsupported(inputs) if self._allowed else self._first.unsupported(inputs)
@@ -104,7 +128,7 @@ class Fallback(Backend):
                 f"{self._first.name} cannot run this step: {reason}; "
                 f"allow {self._second.name} with CHORUS_DENOISER_BACKEND_FALLBACK=true"
             )
-        self.count[reason] += 1
+        self._fallback_steps += 1
         self._report = StepReport(self._second.name, reason)
         return self._second.predict(inputs)
 

@@ -12,8 +12,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from services.denoiser.backends.base import Backend, StepInputs
 from services.denoiser.models.wan import WanTransformer
 
-# On Hopper cuDNN's attention is about twice as fast as the flash kernel that torch prefers; where a kernel does
-# not do a mask or a head size, the next one does.
+# On Hopper cuDNN's attention is about twice as fast as the flash kernel that torch prefers; where a kernel
+# does not do a mask or a head size, the next one does.
 _CUDA_ATTENTION = [
     SDPBackend.CUDNN_ATTENTION,
     SDPBackend.FLASH_ATTENTION,

@@ -1,9 +1,9 @@
 """The network with everything that changes from step to step as a tensor: for compilers and engines.
 
 Amplification is data, not a mode: its strength changes without a new engine. Texts are an axis, 1 or 2 long:
-the target's prompt, and for contrast the donor's. One attention over that axis stays one fused kernel, whereas
-two attentions of the same queries are taken apart again: TensorRT multiplies the queries with both texts' keys
-at once, and what is left of the attentions is no longer fused.
+the target's prompt, and for contrast the donor's. One attention over that axis stays one fused kernel. Two
+attentions of the same queries do not: TensorRT multiplies the queries with both texts' keys at once, and what
+is left of the attentions is no longer fused.
 
 Shapes: n tokens, K layers, T texts, L text tokens, H heads, d head_dim.
 """
@@ -19,9 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from services.denoiser.amplify import AmplifiedText
-from services.denoiser.models.wan import CrossAttention, Watch, WanTransformer
+from services.denoiser.models.wan import CrossAttention, WanTransformer, Watch
 
-# Added to the logits of padding: e to its power is 0 in float32, and it is a number in float16 as in bfloat16,
+# Added to the logits of padding: e to its power is 0 in float32, and it is a number in float16 and bfloat16,
 # so that no kernel subtracts infinity from infinity.
 HIDDEN = -30_000.0
 
@@ -108,7 +108,8 @@ class GraphPart(nn.Module):
     """Some blocks in a row with what comes before the first or after the last: a whole network, or a part.
 
     Args of `forward`, in the order of `inputs`; returns the tensors named by `outputs`:
-        tokens, timestep: of the first part; x, modulation: of the others; embedding: of the last if not first.
+        tokens, timestep: of the first part.
+        x, modulation: of the others, as `WanTransformer.begin` makes them; embedding: of the last of them.
         rope_cos, rope_sin: float32 [n, d].
         text_kv, key_bias, strength, gate: as in `GraphText`, of these blocks.
         queries: [h, n, d], of this part's watched heads.
@@ -156,7 +157,7 @@ class GraphPart(nn.Module):
         x = self.transformer.run_blocks(
             self.blocks, x, modulation, rope, kv, None, rules, lambda _, q, __: queries.append(q[0])
         )
-        out = (self.transformer.end(x, embedding),) if self.last else (x,)
+        out: tuple[Tensor, ...] = (self.transformer.end(x, embedding) if self.last else x,)
         if self.first and not self.last:
             out += (modulation, embedding)
         return (*out, torch.cat(queries)) if queries else out

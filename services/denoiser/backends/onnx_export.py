@@ -1,19 +1,20 @@
 """The graph as ONNX, part by part, with attention decomposed.
 
-Opset 20: from 23 on there is an Attention operator, which TensorRT's parser refuses in float32 and onnxruntime
-with a broadcast mask; the decomposed form is fused again by TensorRT.
+Opset 20: from 23 on there is an Attention operator, which TensorRT refuses in float32 and onnxruntime with a
+broadcast mask; the decomposed form is fused again by TensorRT.
 """
 
 from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from services.denoiser.backends.fp8 import quantise
 from services.denoiser.backends.graph import GraphPart, parts_of
 from services.denoiser.models.wan import WanTransformer, parameter_dtype
 
@@ -27,7 +28,12 @@ Told = Callable[[str], None]
 
 
 def export(
-    transformer: WanTransformer, folder: Path, dtype: torch.dtype, blocks_each: int, told: Told
+    transformer: WanTransformer,
+    folder: Path,
+    dtype: torch.dtype,
+    blocks_each: int,
+    told: Told,
+    fp8_ranges: Mapping[str, float] | None = None,
 ) -> list[Path]:
     """Writes part-00.onnx, part-00.onnx.data, … into `folder`; returns the .onnx files.
 
@@ -35,8 +41,11 @@ def export(
         dtype: what the graph computes in, float32, float16 or bfloat16; norms and modulation stay float32.
         blocks_each: blocks of one part; 0 is the whole network.
         told: of the progress, in words.
+        fp8_ranges: as `fp8.input_ranges` gives them: the blocks' matrices are then in 8 bits.
     """
     network = _copy(transformer, dtype)
+    if fp8_ranges is not None:
+        quantise(network, fp8_ranges)
     parts, paths = parts_of(network, blocks_each), []
     for number, part in enumerate(parts):
         path = folder / f"part-{number:02d}.onnx"
@@ -107,7 +116,7 @@ def _example(part: GraphPart, name: str, dtype: torch.dtype) -> Tensor:
     return torch.zeros(shapes[name], dtype=dtype if name in ("tokens", "x", "text_kv") else torch.float32)
 
 
-class _quiet:  # noqa: N801  a context manager
+class _quiet:
     """The exporter's own progress and its remarks about operators of packages that nobody installed."""
 
     def __init__(self, name: str) -> None:

@@ -24,7 +24,7 @@ class _Session(PartRunner):
         options.log_severity_level = 3
         try:
             self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # noqa: BLE001  onnxruntime's errors have no common class
+        except Exception as error:
             raise BackendError(f"{path}: onnxruntime cannot load it: {error}") from error
         self._outputs = [output.name for output in self._session.get_outputs()]
         self._inputs = {entry.name for entry in self._session.get_inputs()}
@@ -34,7 +34,7 @@ class _Session(PartRunner):
         feed = {name: tensor.numpy() for name, tensor in inputs.items() if name in self._inputs}
         try:
             out = self._session.run(self._outputs, feed)
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:
             raise BackendError(f"onnxruntime failed: {error}") from error
         return {name: torch.from_numpy(array) for name, array in zip(self._outputs, out, strict=True)}
 

@@ -67,7 +67,7 @@ class PartRunner(ABC):
     def run(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Raises BackendError."""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027  most hold nothing
         """Gives back what it holds."""
 
 

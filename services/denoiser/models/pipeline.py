@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from services.denoiser.amplify import AmplifiedText
+from services.denoiser.backends.base import Backend, StepInputs
+from services.denoiser.backends.eager import EagerBackend
 from services.denoiser.codec import Codec, SpaceToDepthCodec
 from services.denoiser.codec.wan_vae import WanVaeCodec
 from services.denoiser.models.lora import Adapter, Lora
@@ -69,6 +71,8 @@ class LoadedModel:
         self.codec = codec or load_codec(spec, Path(), self.device)
         self.weights_digest = weights_digest
         self.adapters = tuple(adapters)
+        # Runs the network's steps; whoever puts another one here closes it.
+        self.backend: Backend = EagerBackend(self.transformer)
         self._grid_inputs = lru_cache(maxsize=8)(self._make_grid_inputs)
 
     @classmethod
@@ -169,9 +173,8 @@ class LoadedModel:
         amplified = text if isinstance(text, AmplifiedText) else AmplifiedText(text)
         inputs = torch.cat((tokens, positions), dim=-1)[None].to(self.dtype)
         timestep = torch.tensor([1000.0 * sigma], device=self.device)
-        out: Tensor = self.transformer(
-            inputs, cos, sin, amplified.kv, None, timestep, amplified.layers, watch
-        )[0].float()
+        step = StepInputs(inputs, cos, sin, amplified, timestep, watch)
+        out = self.backend.predict(step)[0].float()
         return (tokens - out) / sigma if self.spec.transformer.prediction == "data" else out
 
     def tokens_of(self, latents: Tensor) -> Tensor:

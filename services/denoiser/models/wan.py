@@ -27,8 +27,8 @@ Grid = tuple[int, int, int]  # tokens along time, height, width
 # Told of a block's number, and of its watched heads the cross-attention queries [B, h, N, head_dim] and text
 # keys [B, h, L, head_dim].
 Watch = Callable[[int, Tensor, Tensor], None]
-# How a block attends to the text: queries [B, heads, N, head_dim], keys and values [B, heads, L, head_dim] and
-# a bias broadcast to [B, heads, N, L] -> [B, heads, N, head_dim].
+# How a block attends to the text: queries [B, heads, N, head_dim], keys and values [B, heads, L, head_dim], a
+# bias broadcast to [B, heads, N, L] -> [B, heads, N, head_dim].
 CrossAttention = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
 # So many heads are watched in all, however large the network is.
@@ -306,7 +306,7 @@ class WanTransformer(nn.Module):
         return self.end(x, embedding)
 
     def begin(self, tokens: Tensor, timestep: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What the first block reads [B, N, D], the blocks' modulation [B, 6, D] and the time's embedding [B, D]."""
+        """What the first block reads [B, N, D], blocks' modulation [B, 6, D] and time's embedding [B, D]."""
         weight = self.patch_embedding.weight.flatten(1)  # [D, in_channels*P]
         x = F.linear(tokens, weight, self.patch_embedding.bias)
         embedding, modulation = self.condition_embedder.time(timestep)
@@ -323,7 +323,7 @@ class WanTransformer(nn.Module):
         amplify: Sequence[CrossAttention | None] | None = None,
         watch: Watch | None = None,
     ) -> Tensor:
-        """Some blocks in a row, x [B, N, D] -> the same shape; `text_kv` and `amplify` are of these blocks."""
+        """Some blocks in a row, x [B, N, D] -> [B, N, D]; `text_kv` and `amplify` are of these blocks."""
         watched = {} if watch is None else self.config.watched_heads
         for n, (i, text) in enumerate(zip(blocks, text_kv, strict=True)):
             seen = None

@@ -1,1 +1,1 @@
-"""TensorRT and TensorRT-RTX: export, build, keep and run engines. The module itself is a value, not an import."""
+"""TensorRT and TensorRT-RTX: engines built and run. The module itself is a value, not an import."""

@@ -1,4 +1,4 @@
-"""An ONNX part of the graph -> a serialised engine. Takes the TensorRT module as a value; TensorRT-RTX needs no GPU.
+"""An ONNX part of the graph -> a serialised engine. TensorRT-RTX builds without a GPU.
 
 Strongly typed: every tensor has the type that the graph gives it, so that norms and modulation stay float32.
 Tokens, text tokens and texts are dynamic, each with a range of its own.

@@ -27,7 +27,7 @@ def load_module(name: str = "auto") -> ModuleType:
             refusals.append(f"{candidate}: {error}")
     raise BackendError(
         f"TensorRT cannot be imported ({'; '.join(refusals)}); "
-        f"install chorus-serving[tensorrt], or use an image that brings it"
+        f"install chorus-serving[engine], or use an image that brings it"
     )
 
 

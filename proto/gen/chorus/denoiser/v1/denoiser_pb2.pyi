@@ -144,6 +144,8 @@ class StepCompleted(google.protobuf.message.Message):
     COMPUTED_SHARE_FIELD_NUMBER: builtins.int
     ACTIVE_TOKENS_FIELD_NUMBER: builtins.int
     TOKEN_GRID_FIELD_NUMBER: builtins.int
+    BACKEND_FIELD_NUMBER: builtins.int
+    FALLBACK_FIELD_NUMBER: builtins.int
     seconds: builtins.float
     computed_share: builtins.float
     """Tokens computed in this step, those that looked for the region among them, as a share of all."""
@@ -151,6 +153,10 @@ class StepCompleted(google.protobuf.message.Message):
     """Which tokens are the target's own: one bit each, over time, then rows, then columns, lowest bit first.
     Empty: all.
     """
+    backend: builtins.str
+    """What ran the network: torch, compiled, onnxruntime or tensorrt."""
+    fallback: builtins.str
+    """Why not the backend that this denoiser is set to; empty if it was."""
     @property
     def step(self) -> chorus.common.v1.latents_pb2.StepRef:
         """The boundary reached: x_{i+1} after step i."""
@@ -167,9 +173,11 @@ class StepCompleted(google.protobuf.message.Message):
         computed_share: builtins.float = ...,
         active_tokens: builtins.bytes = ...,
         token_grid: collections.abc.Iterable[builtins.int] | None = ...,
+        backend: builtins.str = ...,
+        fallback: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["step", b"step"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["active_tokens", b"active_tokens", "computed_share", b"computed_share", "seconds", b"seconds", "step", b"step", "token_grid", b"token_grid"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["active_tokens", b"active_tokens", "backend", b"backend", "computed_share", b"computed_share", "fallback", b"fallback", "seconds", b"seconds", "step", b"step", "token_grid", b"token_grid"]) -> None: ...
 
 Global___StepCompleted: typing_extensions.TypeAlias = StepCompleted
 
@@ -333,6 +341,8 @@ class ModelInfo(google.protobuf.message.Message):
     DEFAULT_SCHEDULE_FIELD_NUMBER: builtins.int
     SCHEDULE_SHIFT_FIELD_NUMBER: builtins.int
     SECONDS_PER_STEP_FIELD_NUMBER: builtins.int
+    BACKEND_FIELD_NUMBER: builtins.int
+    FALLBACK_STEPS_FIELD_NUMBER: builtins.int
     model_id: builtins.str
     weights_digest: builtins.str
     conditioning_encoder_id: builtins.str
@@ -341,6 +351,9 @@ class ModelInfo(google.protobuf.message.Message):
     """For n steps: σ(t) = shift·t / (1 + (shift − 1)·t) at t = 1, 1 − 1/n, …, 0."""
     seconds_per_step: builtins.float
     """Measured at the default shape on this machine when the model was warmed; 0 before."""
+    backend: builtins.str
+    """What its steps run on, and how many steps fell back to torch since the start."""
+    fallback_steps: builtins.int
     @property
     def adapters(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[chorus.common.v1.latents_pb2.Adapter]: ...
     @property
@@ -374,9 +387,11 @@ class ModelInfo(google.protobuf.message.Message):
         default_schedule: chorus.common.v1.latents_pb2.Schedule | None = ...,
         schedule_shift: builtins.float = ...,
         seconds_per_step: builtins.float = ...,
+        backend: builtins.str = ...,
+        fallback_steps: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["codec", b"codec", "default_schedule", b"default_schedule", "default_shape", b"default_shape", "frames", b"frames", "height", b"height", "steps", b"steps", "width", b"width"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["adapters", b"adapters", "codec", b"codec", "conditioning_encoder_id", b"conditioning_encoder_id", "default_schedule", b"default_schedule", "default_shape", b"default_shape", "frames", b"frames", "height", b"height", "latent_dtype", b"latent_dtype", "model_id", b"model_id", "schedule_shift", b"schedule_shift", "seconds_per_step", b"seconds_per_step", "steps", b"steps", "weights_digest", b"weights_digest", "width", b"width"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["adapters", b"adapters", "backend", b"backend", "codec", b"codec", "conditioning_encoder_id", b"conditioning_encoder_id", "default_schedule", b"default_schedule", "default_shape", b"default_shape", "fallback_steps", b"fallback_steps", "frames", b"frames", "height", b"height", "latent_dtype", b"latent_dtype", "model_id", b"model_id", "schedule_shift", b"schedule_shift", "seconds_per_step", b"seconds_per_step", "steps", b"steps", "weights_digest", b"weights_digest", "width", b"width"]) -> None: ...
 
 Global___ModelInfo: typing_extensions.TypeAlias = ModelInfo
 

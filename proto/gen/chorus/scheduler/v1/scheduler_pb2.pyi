@@ -372,6 +372,8 @@ class StepCompletedEvent(google.protobuf.message.Message):
     COMPUTED_SHARE_FIELD_NUMBER: builtins.int
     ACTIVE_TOKENS_FIELD_NUMBER: builtins.int
     TOKEN_GRID_FIELD_NUMBER: builtins.int
+    BACKEND_FIELD_NUMBER: builtins.int
+    FALLBACK_FIELD_NUMBER: builtins.int
     total_steps: builtins.int
     seconds: builtins.float
     eta_seconds: builtins.float
@@ -379,6 +381,8 @@ class StepCompletedEvent(google.protobuf.message.Message):
     computed_share: builtins.float
     """As StepCompleted of chorus.denoiser.v1."""
     active_tokens: builtins.bytes
+    backend: builtins.str
+    fallback: builtins.str
     @property
     def step(self) -> chorus.common.v1.latents_pb2.StepRef: ...
     @property
@@ -393,9 +397,11 @@ class StepCompletedEvent(google.protobuf.message.Message):
         computed_share: builtins.float = ...,
         active_tokens: builtins.bytes = ...,
         token_grid: collections.abc.Iterable[builtins.int] | None = ...,
+        backend: builtins.str = ...,
+        fallback: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["step", b"step"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["active_tokens", b"active_tokens", "computed_share", b"computed_share", "eta_seconds", b"eta_seconds", "seconds", b"seconds", "step", b"step", "token_grid", b"token_grid", "total_steps", b"total_steps"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["active_tokens", b"active_tokens", "backend", b"backend", "computed_share", b"computed_share", "eta_seconds", b"eta_seconds", "fallback", b"fallback", "seconds", b"seconds", "step", b"step", "token_grid", b"token_grid", "total_steps", b"total_steps"]) -> None: ...
 
 Global___StepCompletedEvent: typing_extensions.TypeAlias = StepCompletedEvent
 

@@ -1,0 +1,209 @@
+"""Graphs and engines of a model: what one depends on, and how it comes to be."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from services.denoiser.backends.artefacts import Artefact, ArtefactKey, ArtefactStore
+from services.denoiser.backends.base import Backend, BackendError
+from services.denoiser.backends.parts import Profile, Sizes
+from services.denoiser.models.pipeline import LoadedModel
+
+# Raise it when the graph or its export changes: older artefacts are then never found.
+GRAPH_VERSION: Final = "1"
+
+PRECISIONS: Final = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+Told = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """What is built.
+
+    Args:
+        runtime: "onnxruntime", "tensorrt", "tensorrt_rtx", or "auto": whichever TensorRT there is.
+        precision: a key of PRECISIONS; the blocks' norms and modulation stay float32.
+        fp8: the blocks' matrices in 8 bits, scaled by what they see in a few steps.
+        blocks_each: blocks of one engine; 0 is all in one.
+        profile: None: what the model's bounds allow.
+        target, weight_streaming, optimization_level, workspace_bytes: as in tensorrt.builder.BuildOptions.
+    """
+
+    runtime: str = "auto"
+    precision: str = "bfloat16"
+    fp8: bool = False
+    blocks_each: int = 0
+    profile: Profile | None = None
+    target: str = "current"
+    weight_streaming: bool = False
+    optimization_level: int = 3
+    workspace_bytes: int = 0
+
+
+# The graph that onnxruntime runs on a CPU, which has no other type.
+ONNX: Final = EngineOptions(runtime="onnxruntime", precision="float32", target="cpu")
+
+
+def default_profile(model: LoadedModel) -> Profile:
+    """Any part of any video within the model's bounds; best for a whole video of its default shape."""
+    spec = model.spec
+    video, bounds, text = spec.video, spec.bounds, spec.text
+
+    def tokens(frames: int, height: int, width: int) -> int:
+        t, h, w = model.token_grid(model.latent_shape(frames, height, width))
+        return t * h * w
+
+    usual = tokens(video.frames, video.height, video.width)
+    most = max(usual, tokens(bounds.frames.max, bounds.height.max, bounds.width.max))
+    keys = text.max_tokens if text.attend_padding else min(32, text.max_tokens)
+    return Profile(Sizes(1, usual, most), Sizes(1, keys, text.max_tokens))
+
+
+def key_of(model: LoadedModel, options: EngineOptions) -> ArtefactKey:
+    """Everything that an artefact depends on. Raises BackendError when the runtime is not installed."""
+    if options.precision not in PRECISIONS:
+        raise BackendError(f"precision: must be one of {', '.join(PRECISIONS)}, not {options.precision!r}")
+    return ArtefactKey(
+        model_id=model.spec.id,
+        weights_digest=model.weights_digest,
+        network=asdict(model.transformer.config),
+        graph=f"{GRAPH_VERSION}, opset {_opset()}",
+        runtime=_runtime(options),
+        target=_target(options),
+        precision=options.precision,
+        fp8=options.fp8,
+        blocks_each=options.blocks_each,
+        profile=options.profile or default_profile(model),
+        options={
+            "weight_streaming": options.weight_streaming,
+            "optimization_level": options.optimization_level,
+            "workspace_bytes": options.workspace_bytes,
+        },
+    )
+
+
+def build(
+    model: LoadedModel, options: EngineOptions, store: ArtefactStore, told: Told, *, rebuild: bool = False
+) -> Artefact:
+    """The artefact of a model, built if it is not there. Raises BackendError."""
+    key = key_of(model, options)
+
+    def make(folder: Path) -> tuple[list[Path], dict[str, Any]]:
+        return _make(model, options, key.profile, folder, told)
+
+    return store.ensure(key, make, rebuild=rebuild)
+
+
+def find(model: LoadedModel, options: EngineOptions, store: ArtefactStore) -> Artefact:
+    """The newest artefact of a model for this runtime and device, however it was built otherwise.
+
+    Raises BackendError when there is none.
+    """
+    key = key_of(model, options)
+    same = ("weights_digest", "network", "graph", "runtime", "target")
+    wanted = {name: key.as_dict()[name] for name in same}
+    wanted["network"] = {k: list(v) if isinstance(v, tuple) else v for k, v in wanted["network"].items()}
+    for digest, manifest in store.manifests():
+        if all(manifest["key"][name] == value for name, value in wanted.items()):
+            return store.read(digest)
+    raise BackendError(
+        f"no engine of {model.spec.id} for {key.runtime} on {key.target} in {store.root}: "
+        f"build it with `chorus engine build`"
+    )
+
+
+def load(model: LoadedModel, artefact: Artefact, options: EngineOptions) -> Backend:
+    """A backend that runs an artefact. Raises BackendError where it cannot be run on the model's device."""
+    each = int(artefact.key["blocks_each"])
+    if options.runtime == "onnxruntime":
+        from services.denoiser.backends.onnx_runtime import onnx_backend
+
+        if model.device.type != "cpu":
+            raise BackendError("onnxruntime: runs on the CPU; set CHORUS_DENOISER_DEVICE=cpu")
+        return onnx_backend(model.transformer, artefact.files, each)
+    from services.denoiser.backends.tensorrt.module import load_module
+    from services.denoiser.backends.tensorrt.runtime import engine_backend
+
+    return engine_backend(
+        load_module(options.runtime),
+        model.transformer,
+        artefact.files,
+        each,
+        artefact.profile,
+        model.device,
+        PRECISIONS[str(artefact.key["precision"])],
+    )
+
+
+def _make(
+    model: LoadedModel, options: EngineOptions, profile: Profile, folder: Path, told: Told
+) -> tuple[list[Path], dict[str, Any]]:
+    from services.denoiser.backends.fp8 import input_ranges
+    from services.denoiser.backends.onnx_export import export
+
+    begin = time.perf_counter()
+    dtype = PRECISIONS[options.precision]
+    ranges = input_ranges(model) if options.fp8 else None
+    graphs = export(model.transformer, folder, dtype, options.blocks_each, told, ranges)
+    facts: dict[str, Any] = {"export_seconds": round(time.perf_counter() - begin, 3)}
+    if options.runtime == "onnxruntime":
+        return graphs, facts
+    from services.denoiser.backends.graph import parts_of
+    from services.denoiser.backends.tensorrt.builder import BuildOptions, build_engine
+    from services.denoiser.backends.tensorrt.layers import merged
+    from services.denoiser.backends.tensorrt.module import load_module
+
+    module = load_module(options.runtime)
+    how = BuildOptions(
+        options.target, options.weight_streaming, options.optimization_level, options.workspace_bytes
+    )
+    begin, engines, layers = time.perf_counter(), [], []
+    for number, (part, graph) in enumerate(
+        zip(parts_of(model.transformer, options.blocks_each), graphs, strict=True)
+    ):
+        told(f"build {number + 1} of {len(graphs)}")
+        # Every block attends to the tokens and to the text.
+        built = build_engine(module, graph, 2 * len(part.blocks), profile, how, told)
+        path = graph.with_suffix(".engine")
+        with path.open("wb") as file:
+            file.write(memoryview(built.engine))
+        engines.append(path)
+        layers.append(built.layers)
+    for path in folder.iterdir():
+        if path.suffix != ".engine":
+            path.unlink()  # graphs are as large as engines, and made anew in minutes
+    facts |= {"build_seconds": round(time.perf_counter() - begin, 3), "layers": merged(layers).as_dict()}
+    return engines, facts
+
+
+def _opset() -> int:
+    from services.denoiser.backends.onnx_export import OPSET
+
+    return OPSET
+
+
+def _runtime(options: EngineOptions) -> str:
+    if options.runtime == "onnxruntime":
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise BackendError(f"{error}: install chorus-serving[onnx]") from error
+        return f"onnxruntime {onnxruntime.__version__}"
+    from services.denoiser.backends.tensorrt.module import described, load_module
+
+    return described(load_module(options.runtime))
+
+
+def _target(options: EngineOptions) -> str:
+    """What "current" is, by name: an engine built on one device is not to be found on another."""
+    if options.target != "current" or not torch.cuda.is_available():
+        return options.target
+    major, minor = torch.cuda.get_device_capability()
+    return f"sm_{major}{minor}"

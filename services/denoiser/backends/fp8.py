@@ -1,0 +1,128 @@
+"""The blocks' matrices in 8-bit floats (E4M3): quantise and dequantise nodes around every product.
+
+Weights have a scale for each output channel, activations one for the tensor, from the largest value that a
+few steps show. Attention, norms and what is outside the blocks keep their types. The scheme is the one that
+NVIDIA's ModelOpt writes and TensorRT fuses into 8-bit products.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from services.denoiser.backends.eager import EagerBackend
+from services.denoiser.models.pipeline import LoadedModel
+from services.denoiser.models.wan import TextKV, WanTransformer
+from services.denoiser.sampler import sample
+
+FP8 = torch.float8_e4m3fn
+_LARGEST = torch.finfo(FP8).max
+# Of the operators QuantizeLinear and DequantizeLinear: the first version that knows 8-bit floats.
+_VERSION = 19
+
+
+class Fp8Linear(nn.Module):
+    """A linear layer in 8 bits. In torch its values are those of the exported nodes.
+
+    Args:
+        largest: of the layer's input, by absolute value; what is larger is clipped.
+    """
+
+    weight: Tensor
+    weight_scale: Tensor
+    weight_zero: Tensor
+    input_scale: Tensor
+    zero: Tensor
+
+    def __init__(self, linear: nn.Linear, largest: float) -> None:
+        super().__init__()
+        dtype, weight = linear.weight.dtype, linear.weight.detach().float()
+        # Rounded to the type in which the nodes hold them, before anything is divided by them.
+        weight_scale = (weight.abs().amax(1).clamp_min(1e-12) / _LARGEST).to(dtype)
+        self.bias = linear.bias
+        self.register_buffer("weight", (weight / weight_scale.float()[:, None]).to(FP8))
+        self.register_buffer("weight_scale", weight_scale)
+        self.register_buffer("weight_zero", torch.zeros(len(weight), dtype=FP8))
+        self.register_buffer("input_scale", torch.tensor(max(largest, 1e-12) / _LARGEST, dtype=dtype))
+        self.register_buffer("zero", torch.zeros((), dtype=FP8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, scale, zero = self.weight, self.input_scale, self.zero
+        if torch.onnx.is_in_onnx_export():
+            values = _node("QuantizeLinear", (x, scale, zero), FP8, x.shape)
+            x = _node("DequantizeLinear", (values, scale, zero), x.dtype, x.shape)
+            scaled = (weight, self.weight_scale, self.weight_zero)
+            return F.linear(x, _node("DequantizeLinear", scaled, x.dtype, weight.shape, axis=0), self.bias)
+        x = (x / scale).clamp(-_LARGEST, _LARGEST).to(FP8).to(x.dtype) * scale
+        return F.linear(x, weight.to(x.dtype) * self.weight_scale[:, None], self.bias)
+
+
+def _node(
+    operator: str, inputs: tuple[Tensor, ...], dtype: torch.dtype, shape: torch.Size, **attributes: int
+) -> Tensor:
+    made: Tensor = torch.onnx.ops.symbolic(
+        f"::{operator}", inputs, dict(attributes), dtype=dtype, shape=shape, version=_VERSION
+    )
+    return made
+
+
+def input_ranges(model: LoadedModel, texts: int = 4) -> dict[str, float]:
+    """The largest input, by absolute value, of every layer that is quantised, by the layer's name.
+
+    From whole runs over the model's schedule, of seeded noise and random texts.
+    """
+    network, spec, video = model.transformer, model.spec, model.spec.video
+    shape = model.latent_shape(video.frames, video.height, video.width)
+    largest: dict[str, float] = {}
+
+    def record(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            largest[name] = max(largest.get(name, 0.0), float(inputs[0].abs().max()))
+
+        return hook
+
+    hooks = [
+        layer.register_forward_pre_hook(record(name)) for name, layer in quantised_layers(network).items()
+    ]
+    backend, model.backend = (
+        model.backend,
+        EagerBackend(network),
+    )  # only the network itself has layers to tell
+    try:
+        for seed in range(texts):
+            size = (min(16, spec.text.max_tokens), spec.transformer.text_dim)
+            states = torch.randn(size, generator=torch.Generator().manual_seed(seed))
+            text, noise = model.prepare_text(states), model.noise(seed, shape)
+            for _ in sample(partial(_velocity, model, text), noise, spec.schedule.sigmas):
+                pass
+    finally:
+        model.backend = backend
+        for hook in hooks:
+            hook.remove()
+    return largest
+
+
+def _velocity(model: LoadedModel, text: TextKV, latents: Tensor, sigma: float) -> Tensor:
+    return model.velocity(latents, sigma, text)
+
+
+def quantised_layers(network: WanTransformer) -> dict[str, nn.Linear]:
+    """Linear layers that a step runs for every video token, by name."""
+    return {
+        name: module
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Linear)
+        and name.startswith("blocks.")
+        and not name.endswith(("attn2.to_k", "attn2.to_v"))
+    }
+
+
+def quantise(network: WanTransformer, ranges: Mapping[str, float]) -> None:
+    """Replaces the layers of a network, in place. Raises KeyError for a layer without a range."""
+    for name, layer in quantised_layers(network).items():
+        parent, _, child = name.rpartition(".")
+        setattr(network.get_submodule(parent), child, Fp8Linear(layer, ranges[name]))

@@ -1,0 +1,69 @@
+"""A backend's predictions beside the eager network's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from chorus.common.v1 import plan_pb2
+
+from services.denoiser.amplify import AmplifiedText, amplified
+from services.denoiser.backends.base import Backend
+from services.denoiser.models.pipeline import LoadedModel
+
+SIGMA = 0.9
+
+
+def compare(model: LoadedModel, backend: Backend, counts: Sequence[int] = ()) -> dict[int, float]:
+    """The largest difference of velocities from the eager network's, by its largest value, for token counts.
+
+    Of seeded noise and random texts, plain and by each form of amplification; the worst of them counts.
+
+    Args:
+        counts: of tokens; default: one, a few, a third, all but one, and all of the default shape.
+
+    Raises BackendError where the backend fails.
+    """
+    video = model.spec.video
+    shape = model.latent_shape(video.frames, video.height, video.width)
+    tokens = model.tokens_of(model.noise(0, shape))
+    every = len(tokens)
+    texts = _texts(model)
+    errors = {}
+    for count in counts or sorted({1, min(7, every), max(1, every // 3), max(1, every - 1), every}):
+        generator = torch.Generator().manual_seed(count)
+        index = torch.randperm(every, generator=generator)[:count].sort().values.to(model.device)
+        worst = 0.0
+        for text in texts:
+            expected = model.token_velocity(tokens, SIGMA, text, shape, index)
+            eager, model.backend = model.backend, backend
+            try:
+                found = model.token_velocity(tokens, SIGMA, text, shape, index)
+            finally:
+                model.backend = eager
+            worst = max(worst, float((found - expected).abs().max() / expected.abs().max()))
+        errors[count] = worst
+    return errors
+
+
+def _texts(model: LoadedModel) -> list[AmplifiedText]:
+    """A plain text, and the same amplified by contrast, bias and value gain."""
+    spec = model.spec
+    generator = torch.Generator().manual_seed(0)
+
+    def states(length: int) -> torch.Tensor:
+        return torch.randn(min(length, spec.text.max_tokens), spec.transformer.text_dim, generator=generator)
+
+    own, donor = model.prepare_text(states(9)), model.prepare_text(states(12))
+    forms = [
+        plan_pb2.AMPLIFICATION_FORM_CONTRAST,
+        plan_pb2.AMPLIFICATION_FORM_BIAS,
+        plan_pb2.AMPLIFICATION_FORM_VALUE_GAIN,
+    ]
+    return [
+        AmplifiedText(own),
+        *(
+            amplified(own, plan_pb2.Amplification(form=form, strength=0.5), gained=[(1, 1.0)], donor=donor)
+            for form in forms
+        ),
+    ]
