@@ -73,10 +73,7 @@ class Fewer:
 
 @dataclass(frozen=True)
 class Renoised:
-    """As MoDM reuses: the donor's clean latents, noised again to `sigma`; then every step from there on.
-
-    Source: Xia et al., MoDM (arXiv 2503.11972), for images.
-    """
+    """As MoDM reuses images: the donor's clean latents, noised again to `sigma`; every step from there on."""
 
     sigma: float
 
@@ -117,8 +114,9 @@ class Bench:
         assert pooled is not None
         return DonorLatents(steps, unpool_maps(pooled, self.grid), text)
 
-    def plan(self, depth: Depth, edit: Edit) -> plan_pb2.Plan | None:
-        """The plan of a depth; None where it would be no reuse."""
+    def plan(self, variant: Depth | Renoised, edit: Edit) -> plan_pb2.Plan | None:
+        """The plan of a variant; None where it would be no reuse."""
+        depth = Depth(variant.sigma) if isinstance(variant, Renoised) else variant
         first, total = depth.first_step(self.sigmas), len(self.sigmas) - 1
         if first == 0:
             return None
@@ -130,30 +128,27 @@ class Bench:
             amplification=depth.amplification,
             gained=[plan_pb2.WeightedToken(index=i, weight=w) for i, w in edit.gained],
             lost=[plan_pb2.WeightedToken(index=i, weight=w) for i, w in edit.lost],
+            renoised=isinstance(variant, Renoised),
         )
 
-    def run(self, plan: plan_pb2.Plan, text: TextKV, donor: DonorLatents) -> tuple[Tensor, float]:
+    def run(
+        self, plan: plan_pb2.Plan, text: TextKV, noise: Tensor, donor: DonorLatents
+    ) -> tuple[Tensor, float]:
         """Clean latents, and what was computed in full steps."""
-        start = donor.steps[plan.full_reuse_steps]
-        steps = list(Stages(self.model, plan, self.shape, self.sigmas, text, start, donor).steps())
+        steps = list(Stages(self.model, plan, self.shape, self.sigmas, text, noise, donor).steps())
         return steps[-1].latents, sum(step.computed_share for step in steps)
 
     def generate(
         self, variant: Variant, edit: Edit, text: TextKV, donor: DonorLatents, seed: int
     ) -> tuple[Tensor, float] | None:
         """The target's clean latents by a variant, and what was computed; None where it would be no reuse."""
-        if isinstance(variant, Depth):
-            plan = self.plan(variant, edit)
-            return None if plan is None else self.run(plan, text, donor)
         noise = self.model.noise(seed, self.shape)
         if isinstance(variant, Fewer):
-            start, sigmas = noise, shifted_schedule(variant.steps, self.model.spec.schedule.shift)
-        else:
-            first = Depth(variant.sigma).first_step(self.sigmas)
-            sigmas = list(self.sigmas[first:])
-            start = (1 - sigmas[0]) * donor.steps[len(self.sigmas) - 1] + sigmas[0] * noise
-        *_, last = sample(lambda x, s: self.model.velocity(x, s, text), start, sigmas)
-        return last.latents, float(len(sigmas) - 1)
+            sigmas = shifted_schedule(variant.steps, self.model.spec.schedule.shift)
+            *_, last = sample(lambda x, s: self.model.velocity(x, s, text), noise, sigmas)
+            return last.latents, float(variant.steps)
+        plan = self.plan(variant, edit)
+        return None if plan is None else self.run(plan, text, noise, donor)
 
     def trial(self, group: Group, seed: int, plans: Mapping[str, Variant]) -> Trial:
         """Donor and first target of a group, from seeds of their own; the target by every plan."""

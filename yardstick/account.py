@@ -129,7 +129,8 @@ def _facts(account: Account) -> Iterable[tuple[str, str]]:
     for name, tokens in (("gained", plan.gained), ("lost", plan.lost)):
         if tokens:
             yield name, f"tokens {_tokens(tokens)}"
-    yield "plan", f"{reused} of {total} steps reused" if reused else f"all {total} steps computed"
+    how = ", the donor's clean latents noised again" if plan.renoised else ""
+    yield "plan", f"{reused} of {total} steps reused{how}" if reused else f"all {total} steps computed"
     if end > reused:
         yield "region", f"steps {reused + 1}–{end}: {describe_region(plan.region)}"
     if plan.HasField("amplification"):

@@ -61,7 +61,7 @@ def evaluate(
     ] = None,
     baseline: Annotated[
         list[str] | None,
-        typer.Option(help="Also reuse as others do: nirvana or threshold; may be repeated."),
+        typer.Option(help="Also reuse as others do: nirvana, threshold or modm; may be repeated."),
     ] = None,
     fewer: Annotated[
         list[int] | None,

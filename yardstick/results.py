@@ -24,6 +24,7 @@ _RESAMPLES: Final = 10_000
 _Z95: Final = 1.96
 _PACKAGES: Final = (
     "av",
+    "cache-dit",
     "diffusers",
     "grpcio",
     "milvus-lite",

@@ -9,7 +9,7 @@ from typing import Final
 
 from chorus_client import ExplicitReuse, SpecOptions, explicit_reuse
 
-from yardstick.baselines import BASELINES, Table, baseline_plan
+from yardstick.baselines import BASELINES, Baseline, baseline_plan
 
 FULL: Final = "full"
 
@@ -54,6 +54,6 @@ def ways_of(
     ]
 
 
-def _baseline(table: Table, score: float, total_steps: int) -> SpecOptions:
-    plan = baseline_plan(table, score, total_steps)
+def _baseline(baseline: Baseline, score: float, total_steps: int) -> SpecOptions:
+    plan = baseline_plan(baseline, score, total_steps)
     return {"reuse": "off"} if plan is None else {"explicit_reuse": plan}

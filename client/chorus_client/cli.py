@@ -106,6 +106,10 @@ def generate(
     min_score: Annotated[
         float | None, typer.Option(help="With --k1: reuse no donor less similar, −1 to 1. Default: 0.")
     ] = None,
+    renoised: Annotated[
+        bool | None,
+        typer.Option("--renoised", help="With --k1: start from the donor's clean latents, noised again."),
+    ] = None,
     no_store: Annotated[bool, typer.Option("--no-store", help="Keep nothing for later requests.")] = False,
     deadline: Annotated[
         float | None,
@@ -131,7 +135,9 @@ def generate(
             "height": height,
             "width": width,
             "reuse": reuse,
-            "explicit_reuse": plan_of_options(k1, k2=k2, region=region, amplify=amplify, min_score=min_score),
+            "explicit_reuse": plan_of_options(
+                k1, k2=k2, region=region, amplify=amplify, min_score=min_score, renoised=renoised
+            ),
             "no_store": no_store,
             "deadline": deadline,
             "request_id": request_id,

@@ -56,6 +56,7 @@ def explicit_reuse(
     last_step: int = 0,
     first_layer: int = 0,
     min_score: float = 0.0,
+    renoised: bool = False,
 ) -> ExplicitReuse:
     """A plan of one's own, for `explicit_reuse` of `submit` and `generate`. What is left out has its default.
 
@@ -68,6 +69,8 @@ def explicit_reuse(
         amplify: form and strength: "contrast:0.5", "bias:1" or "value-gain:1"; 0 to 4.
         first_step, last_step, first_layer: of `Amplification`: where it acts; all 0: everywhere.
         min_score: −1 to 1; less similar donors are not reused.
+        renoised: start from the donor's clean latents, noised again to the level of step k1, instead of its
+            latents of that step; without k2.
 
     Raises ChorusError (INVALID_FIELD) that names each argument at fault and its bound. Whether k1 and k2 suit
     the number of steps is the server's to check.
@@ -89,12 +92,17 @@ def explicit_reuse(
         "amplify",
         "must be given with first_step, last_step and first_layer",
     )
+    found.require(
+        not renoised or k2 <= k1,
+        "renoised",
+        f"must not be given with k2 = {k2}: no step may compute a region",
+    )
     source = _word(found, "region", region or "probe", SOURCES)
     around = _word(found, "context", context, CONTEXTS) if context else DEFAULT_REGION.context
     amplification = _amplification(found, amplify) if amplify else Amplification()
     found.raise_if_any()
 
-    plan = ExplicitReuse(full_reuse_steps=k1, region_steps_end=k2, min_score=min_score)
+    plan = ExplicitReuse(full_reuse_steps=k1, region_steps_end=k2, min_score=min_score, renoised=renoised)
     if regional:
         plan.region.CopyFrom(DEFAULT_REGION)
         plan.region.source, plan.region.context = source, around
@@ -127,6 +135,7 @@ _READ: Final[Mapping[str, Callable[[str], Any]]] = {
     "first-layer": int,
     "min-score": float,
 }
+_SAID: Final = ("renoised",)  # parts that are said by their name alone
 
 
 def parse_plan(text: str) -> ExplicitReuse:
@@ -138,10 +147,15 @@ def parse_plan(text: str) -> ExplicitReuse:
     for part in text.split(","):
         name, _, value = part.strip().partition(":")
         field = name.replace("-", "_")
-        if name not in _READ:
-            raise invalid("plan", f"{name!r} is unknown; it is made of {', '.join(_READ)}")
+        if name not in _READ and name not in _SAID:
+            raise invalid("plan", f"{name!r} is unknown; it is made of {', '.join((*_READ, *_SAID))}")
         if field in arguments:
             raise invalid(field, "comes twice")
+        if name in _SAID:
+            if value:
+                raise invalid(field, f"takes no value, not {value!r}")
+            arguments[field] = True
+            continue
         try:
             arguments[field] = _READ[name](value)
         except ValueError:

@@ -113,6 +113,8 @@ def describe_plan(plan: Plan) -> str:
         parts = [f"cache miss: all {total} steps are computed"]
     else:
         parts = [f"cache hit: {reused} of {total} steps reused from {describe_donor(plan.donor)}"]
+    if plan.renoised:
+        parts.append("its clean latents noised again")
     if end > reused:
         parts.append(f"steps {reused + 1}–{end} compute a region ({describe_region(plan.region)})")
     if plan.HasField("amplification"):

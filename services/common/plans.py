@@ -25,8 +25,10 @@ DEFAULT_REGION = plan_pb2.RegionPlan(
 )
 
 
-def check_depth(violations: Violations, field: str, first: int, end: int, steps: int) -> None:
-    """K1 and K2 of a plan of `steps` steps; `field` is a prefix, with its dot."""
+def check_depth(
+    violations: Violations, field: str, first: int, end: int, steps: int, renoised: bool = False
+) -> None:
+    """K1 and K2 of a plan of `steps` steps, and whether it may renoise; `field` is a prefix, with its dot."""
     most = max(steps - 1, 0)
     bound = f"must be 0 to {most}, one less than the steps, not {first}"
     if violations.require(first <= most, f"{field}full_reuse_steps", bound):
@@ -34,6 +36,13 @@ def check_depth(violations: Violations, field: str, first: int, end: int, steps:
             end == 0 or 0 < first <= end <= steps,
             f"{field}region_steps_end",
             f"must be 0, or full_reuse_steps = {first} (at least 1) to {steps}, the steps, not {end}",
+        )
+        # A region takes the donor's own latents of every step, and there are none on a renoised path.
+        violations.require(
+            not renoised or (first > 0 and end <= first),
+            f"{field}renoised",
+            "may be set only with full_reuse_steps of at least 1 and without region steps:"
+            f" region_steps_end must be 0 or full_reuse_steps = {first}, not {end}",
         )
 
 

@@ -97,7 +97,8 @@ def denoise(job: Job, donor: DonorData | None, keep: bool, parent: str) -> Gener
     first = job.first_step if donor else 0
     last = job.total_steps - 1
     # With one step left nothing new lies between noise and video: a copy of the donor would crowd it out. And
-    # what this run did not compute is not kept under its prompt: x_{K1} shows what the donor's asked for.
+    # what this run did not compute is not kept under its prompt: x_{K1}, even under noise of its own, shows
+    # what the donor's asked for.
     keep = keep and first < last
     attributes: dict[str, str | bool | int | float] = {
         names.GENERATION_ID: job.generation_id,

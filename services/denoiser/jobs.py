@@ -71,7 +71,9 @@ class Job:
 
     @property
     def donor_steps(self) -> tuple[int, ...]:
-        """The step boundaries whose latents the plan takes from the donor, K1 first."""
+        """The step boundaries whose latents the plan takes from the donor: K1 … K2, or N alone."""
+        if self.first_step and self.plan.renoised:
+            return (self.total_steps,)
         return tuple(range(self.first_step, self.region_end + 1)) if self.first_step else ()
 
     @property
@@ -233,7 +235,7 @@ def _check_plan(violations: Violations, plan: plan_pb2.Plan, steps: int) -> None
         "plan.total_steps",
         f"must be {steps}, the schedule's number of steps, not {plan.total_steps}",
     )
-    check_depth(violations, "plan.", plan.full_reuse_steps, plan.region_steps_end, steps)
+    check_depth(violations, "plan.", plan.full_reuse_steps, plan.region_steps_end, steps, plan.renoised)
     regional = plan.region_steps_end > plan.full_reuse_steps
     if (
         violations.require(

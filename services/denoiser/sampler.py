@@ -33,6 +33,11 @@ def euler(x: Tensor, velocity: Tensor, sigma: float, sigma_next: float) -> Tenso
     return x + (sigma_next - sigma) * velocity
 
 
+def noised(clean: Tensor, noise: Tensor, sigma: float) -> Tensor:
+    """Clean latents at noise level `sigma`, on the straight path that rectified flow learns."""
+    return (1 - sigma) * clean + sigma * noise
+
+
 def sample(
     velocity: Callable[[Tensor, float], Tensor],
     latents: Tensor,

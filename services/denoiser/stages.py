@@ -1,8 +1,9 @@
 """The three stages of a plan: reuse, the region, and full computation at the end.
 
-Stage 1 is where the run begins: at the donor's x_{K1}. In stage 2, steps K1 to K2 − 1, the network runs on
-the active tokens alone; the others take the donor's next latents. Stage 3 computes every token. In full
-computation, K1 = K2 = 0, this is the plain sampler's loop.
+Stage 1 is where the run begins: at the donor's x_{K1}, or, renoised, at its clean latents with the target's
+own noise over them. In stage 2, steps K1 to K2 − 1, the network runs on the active tokens alone; the others
+take the donor's next latents. Stage 3 computes every token. In full computation, K1 = K2 = 0, this is the
+plain sampler's loop.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from services.denoiser.regions import (
     refined,
     strided_context,
 )
-from services.denoiser.sampler import euler
+from services.denoiser.sampler import euler, noised
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class DonorLatents:
     """What a run takes from its donor, on the model's device.
 
     Args:
-        steps: x_{K1} … x_{K2} by index, float32 [C, T, H, W].
+        steps: by index, float32 [C, T, H, W]: x_{K1} … x_{K2}, or x_N alone for a renoised plan.
         maps: [L, N] in 0..1, where each token of its prompt acted; for regions by attention.
         text: its prompt, encoded; for contrast.
     """
@@ -65,7 +66,7 @@ class Stages:
 
     Args:
         plan: valid for the schedule, and whatever it asks of the donor is there.
-        latents: x_0 of a run without a donor; with one, its x_{K1} is taken instead.
+        latents: x_0, the target's own noise: where a run without a donor begins, and a renoised one's noise.
     """
 
     def __init__(
@@ -86,7 +87,7 @@ class Stages:
         # Of the donor, made once: x_i as tokens, and what its step i predicted.
         self._donor_steps: dict[int, Tensor] = {}
         self._predictions: dict[int, tuple[Tensor, Tensor]] = {}
-        self._tokens = self._donor_tokens(self._first) if donor else model.tokens_of(latents)
+        self._tokens = self._start(model.tokens_of(latents))
         # Of the next step; None is every token: before the region is known, and where it is too large.
         self._active: Tensor | None = None
 
@@ -114,6 +115,14 @@ class Stages:
                 self._tokens = self._next(index, velocity)
                 share += 1.0
             yield StageStep(index, self._model.latents_of(self._tokens, self._shape), share, active)
+
+    def _start(self, noise: Tensor) -> Tensor:
+        """x_{K1}. Renoising is how MoDM reuses images: Xia et al., arXiv 2503.11972."""
+        if self._donor is None:
+            return noise
+        if self._plan.renoised:
+            return noised(self._donor_tokens(len(self._sigmas) - 1), noise, self._sigmas[self._first])
+        return self._donor_tokens(self._first)
 
     def _next(self, index: int, velocity: Tensor) -> Tensor:
         return euler(self._tokens, velocity, self._sigmas[index], self._sigmas[index + 1])

@@ -185,7 +185,8 @@ def _check_explicit(own: pb.ExplicitReuse, steps: int) -> Sequence[Violation]:
             f"{field}.full_reuse_steps",
             "must be at least 1; for none leave it out",
         )
-        check_depth(violations, f"{field}.", own.full_reuse_steps, own.region_steps_end, steps)
+        first, end = own.full_reuse_steps, own.region_steps_end
+        check_depth(violations, f"{field}.", first, end, steps, own.renoised)
         if own.HasField("amplification"):
             check_amplification(violations, f"{field}.amplification", own.amplification, steps)
     if own.HasField("region"):

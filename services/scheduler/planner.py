@@ -66,6 +66,7 @@ class Plan:
     Args:
         full_reuse_steps: K1; 0 exactly when there is no donor.
         region_steps_end: K2; K1 where there is no stage 2.
+        renoised: start from the donor's clean latents, noised again to the level of step K1.
         predicted_seconds_saved: 0 where the seconds of a step are not known yet.
         predicted_drift_points: None where no calibration tells.
     """
@@ -79,6 +80,7 @@ class Plan:
     region: plan_pb2.RegionPlan | None = None
     amplification: plan_pb2.Amplification | None = None
     predicted_drift_points: float | None = None
+    renoised: bool = False
 
 
 def plan(
@@ -132,17 +134,23 @@ def explicit(
     region = (wanted.region if wanted.HasField("region") else DEFAULT_REGION) if end > first else None
     amplification = wanted.amplification if wanted.HasField("amplification") else None
     depth = Depth(1.0, region, amplification)
+    needed = (total_steps, total_steps) if wanted.renoised else (first, end)
     fitting = [
         donor
         for donor in donors
-        if donor.score >= wanted.min_score and donor.holds(first, end, depth.needs_side_data)
+        if donor.score >= wanted.min_score and donor.holds(*needed, depth.needs_side_data)
     ]
     if not fitting:
+        latents = (
+            f"the clean latents, those after step {total_steps}"
+            if wanted.renoised
+            else f"latents after steps {first} to {end}"
+        )
         return _in_full(
             total_steps,
             plan_pb2.PLAN_REASON_CODE_NO_DONOR,
             f"no entry scores {wanted.min_score:.3f} or more and holds what the request's own plan needs:"
-            f" latents after steps {first} to {end}" + (", and side data" if depth.needs_side_data else ""),
+            f" {latents}" + (", and side data" if depth.needs_side_data else ""),
         )
     best = max(fitting, key=lambda donor: (donor.score, donor.entry_id))
     return Plan(
@@ -153,6 +161,7 @@ def explicit(
             Reason(
                 plan_pb2.PLAN_REASON_CODE_EXPLICIT,
                 f"the request asked to reuse {first} of {total_steps} steps"
+                + (", from the donor's clean latents, noised again" if wanted.renoised else "")
                 + (f" and to compute a region up to step {end}" if region else ""),
             ),
         ),
@@ -160,6 +169,7 @@ def explicit(
         region_steps_end=end if region else 0,
         region=region,
         amplification=amplification,
+        renoised=wanted.renoised,
     )
 
 
@@ -307,6 +317,7 @@ def to_message(plan: Plan) -> plan_pb2.Plan:
         region=plan.region,
         amplification=plan.amplification,
         predicted_drift_points=plan.predicted_drift_points or 0.0,
+        renoised=plan.renoised,
     )
     if plan.donor is not None:
         message.donor.CopyFrom(

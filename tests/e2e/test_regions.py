@@ -75,3 +75,13 @@ async def test_a_plan_out_of_bounds_is_refused_by_its_field(scheduler: Any) -> N
     error = from_rpc_error(caught.value, "scheduler")  # type: ignore[arg-type]
     assert error.reason == INVALID_FIELD
     assert [v.field for v in error.violations] == ["spec.explicit_reuse.full_reuse_steps"]
+
+
+async def test_a_donors_clean_latents_noised_again(scheduler: Any, stack: Stack) -> None:
+    await ended(scheduler, stack, DONOR, seed=11)
+    wanted = pb.ExplicitReuse(full_reuse_steps=2, min_score=0.5, renoised=True)
+    hit, _ = await ended(scheduler, stack, TARGET, seed=12, no_store=True, explicit_reuse=wanted)
+    assert not hit.warnings
+    assert hit.donor.prompt == DONOR
+    assert hit.plan.renoised
+    assert (hit.plan.full_reuse_steps, hit.steps_run) == (2, 2)

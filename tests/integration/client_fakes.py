@@ -79,6 +79,7 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
             plan.region.CopyFrom(asked.region)
             plan.amplification.CopyFrom(asked.amplification)
             plan.edit, plan.predicted_drift_points = "colour", 1.5
+            plan.renoised = asked.renoised
         generation.plan.CopyFrom(plan)
         prompt = generation.spec.prompt
         await self.emit(generation, queued=scheduler_pb2.QueuedEvent(queue_position=1))

@@ -104,6 +104,16 @@ def test_an_explicit_plan_and_what_every_step_computed_are_told(deployment: Fake
     assert chorus("watch", "gen-1", target=deployment.target).stderr.count("38% of the tokens") == 2
 
 
+def test_a_renoised_plan_is_asked_for_and_told(deployment: FakeDeployment) -> None:
+    result = chorus("generate", "x", "--k1", "2", "--renoised", target=deployment.target)
+    assert result.exit_code == 0, result.output
+    assert deployment.scheduler.requests[0].spec.explicit_reuse.renoised
+    assert "score 0.910, its clean latents noised again" in result.stderr
+    refused = chorus("generate", "x", "--renoised", target=deployment.target)
+    assert refused.exit_code == 2
+    assert "k1: must be given with renoised" in refused.stderr
+
+
 def test_json_holds_the_plan_and_the_regions(deployment: FakeDeployment) -> None:
     found = lines(chorus("generate", "x", *EXPLICIT, "--json", target=deployment.target))
     events = [line["event"] for line in found if "event" in line]

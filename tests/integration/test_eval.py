@@ -122,20 +122,22 @@ def test_plans_and_baselines_are_ways_of_the_same_run(deployment: WorldDeploymen
     deployment.scheduler.score = 0.96
     result = evaluate(
         *("--prompts", "set.jsonl", "--target", at, "--cache-target", at, "--empty-cache"),
-        *("--policy", "none", "--baseline", "nirvana", "--baseline", "threshold"),
+        *("--policy", "none", "--baseline", "nirvana", "--baseline", "threshold", "--baseline", "modm"),
         *("--plan", "shallow=k1:1", "--plan", "deep=k1:3,k2:4,region:probe,amplify:contrast:0.5"),
     )
     assert result.exit_code == 0, result.output
     found = figures(tmp_path)
     assert {name.partition(".")[0] for name in found} == {
-        *("full", "shallow", "deep", "nirvana", "threshold", "miss")
+        *("full", "shallow", "deep", "nirvana", "threshold", "modm", "miss")
     }
     assert (found["shallow.steps_run"]["value"], found["deep.steps_run"]["value"]) == (3, 1)
     assert found["shallow.alignment_all"]["value"] == 1
     assert found["nirvana.steps_run"]["value"] == found["threshold.steps_run"]["value"] == 2
     assert found["nirvana.single_edit_hit_share"]["value"] == found["nirvana.false_reuse_rate"]["value"] == 1
     # The plans' hits told the score.
-    assert plans_asked(deployment, GROUPS[0]) == [(1, 0), (3, 0), (2, 0.95), (2, 0.75)]
+    assert plans_asked(deployment, GROUPS[0]) == [(1, 0), (3, 0), (2, 0.95), (2, 0.75), (2, 0.75)]
+    renoised = [r.spec for r in deployment.scheduler.requests if r.spec.explicit_reuse.renoised]
+    assert len(renoised) == len(GROUPS)
     deep = next(r.spec for r in deployment.scheduler.requests if r.spec.explicit_reuse.full_reuse_steps == 3)
     assert deep.explicit_reuse.region.source == plan_pb2.REGION_SOURCE_PROBE
     assert deep.explicit_reuse.amplification.strength == 0.5
@@ -191,7 +193,7 @@ def test_without_scenes_alignment_is_left_out_and_said(deployment: WorldDeployme
     [
         (("--policy", "off"), "policy: must be one of safe, balanced, fast, or none alone, not 'off'"),
         (("--policy", "none", "--policy", "fast"), "or none alone, not 'none'"),
-        (("--baseline", "modm"), "baseline: must be one of nirvana, threshold, not 'modm'"),
+        (("--baseline", "chai"), "baseline: must be one of nirvana, threshold, modm, not 'chai'"),
         (("--plan", "k1:2"), "plan: must be NAME=SPEC, such as deep=k1:2, not 'k1:2'"),
         (("--plan", "fast=k1:2"), "plan: the name 'fast' is taken"),
         (("--plan", "Deep=k1:2"), "its name must be 1 to 32 of"),

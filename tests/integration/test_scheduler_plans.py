@@ -73,6 +73,20 @@ async def test_a_requests_own_plan_that_needs_no_edit_does_not_pay_for_one(world
     assert not world.embedder.aligned
 
 
+async def test_a_renoised_plan_takes_a_donor_that_holds_its_clean_latents(world: World) -> None:
+    own = pb.ExplicitReuse(full_reuse_steps=2, renoised=True)
+    world.cache.hold(0.6, 1, 2, 3)
+    accepted = await world.submit(explicit_reuse=own)
+    await world.events(accepted)
+    ended = await world.get(accepted)
+    assert [r.code for r in ended.plan.reasons] == [plan_pb2.PLAN_REASON_CODE_NO_DONOR]
+    assert "clean latents" in ended.plan.reasons[0].text
+    world.cache.hold(0.6, 4)
+    await world.events(await world.submit(explicit_reuse=own))
+    plan = world.denoiser.requests[-1].plan
+    assert (plan.full_reuse_steps, plan.region_steps_end, plan.renoised) == (2, 0, True)
+
+
 async def test_a_requests_own_plan_without_a_donor_that_fits(world: World) -> None:
     world.cache.hold(0.6, 1)
     accepted = await world.submit(explicit_reuse=OWN)
@@ -89,6 +103,7 @@ async def test_a_requests_own_plan_without_a_donor_that_fits(world: World) -> No
         (pb.ExplicitReuse(full_reuse_steps=4), "full_reuse_steps"),
         (pb.ExplicitReuse(full_reuse_steps=2, region_steps_end=1), "region_steps_end"),
         (pb.ExplicitReuse(full_reuse_steps=2, region_steps_end=5), "region_steps_end"),
+        (pb.ExplicitReuse(full_reuse_steps=1, region_steps_end=2, renoised=True), "renoised"),
         (pb.ExplicitReuse(full_reuse_steps=1, min_score=1.5), "min_score"),
         (pb.ExplicitReuse(full_reuse_steps=1, region=plan_pb2.RegionPlan()), "region.source"),
         (

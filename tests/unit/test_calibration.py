@@ -153,6 +153,19 @@ def test_an_explicit_plan_takes_the_most_similar_donor_that_fits_it() -> None:
     assert "side data" in none.reasons[0].text
 
 
+def test_a_renoised_plan_needs_the_clean_latents_and_no_others() -> None:
+    wanted = pb.ExplicitReuse(full_reuse_steps=2, renoised=True)
+    early, whole = donor("early", 0.95, steps=frozenset({1, 2, 3})), donor("whole", 0.8, steps=frozenset({4}))
+    found = explicit(wanted, 4, [early, whole], 1.0)
+    assert (found.donor, found.full_reuse_steps, found.renoised) == (whole, 2, True)
+    assert to_message(found).renoised
+    assert "clean latents, noised again" in found.reasons[0].text
+    assert found.predicted_seconds_saved == 2.0
+    none = explicit(wanted, 4, [early], 1.0)
+    assert (none.donor, none.renoised, codes(none)) == (None, False, ["NO_DONOR"])
+    assert "the clean latents, those after step 4" in none.reasons[0].text
+
+
 def test_the_message_says_what_stage_2_needs() -> None:
     message = to_message(plan("fast", SIGMAS, [donor()], 1.0, COLOURS))
     assert (message.full_reuse_steps, message.region_steps_end, message.edit) == (3, 4, "colour")

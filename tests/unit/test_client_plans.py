@@ -38,6 +38,8 @@ def arguments(draw: st.DrawFn) -> dict[str, Any]:
             "budget": draw(shares),
             "context": draw(st.sampled_from(list(CONTEXTS))),
         }
+    elif draw(st.booleans()):
+        found["renoised"] = True
     if draw(st.booleans()):
         first = draw(st.integers(0, 199))
         found |= {
@@ -51,10 +53,13 @@ def arguments(draw: st.DrawFn) -> dict[str, Any]:
 
 @given(arguments())
 def test_the_text_and_the_arguments_make_the_same_plan(given_: dict[str, Any]) -> None:
-    text = ",".join(f"{name.replace('_', '-')}:{value}" for name, value in given_.items())
+    text = ",".join(
+        name if value is True else f"{name.replace('_', '-')}:{value}" for name, value in given_.items()
+    )
     plan = explicit_reuse(**given_)
     assert parse_plan(text) == plan
     assert (plan.full_reuse_steps, plan.region_steps_end) == (given_["k1"], given_.get("k2", 0))
+    assert plan.renoised == ("renoised" in given_)
     assert plan.HasField("region") == ("region" in given_)
     assert plan.HasField("amplification") == ("amplify" in given_)
     if "region" in given_:
@@ -100,6 +105,9 @@ def test_what_is_left_out_is_the_servers() -> None:
         ("k1:1,amplify:bias:4.1", "amplify.strength", "0 to 4, not 4.1"),
         ("k1:1,first-layer:2", "amplify", "must be given with"),
         ("k1:1,amplify:bias:1,first-step:3,last-step:2", "amplify.last_step", "above first_step = 3"),
+        ("k1:1,k2:2,renoised", "renoised", "must not be given with k2 = 2"),
+        ("k1:1,renoised:yes", "renoised", "takes no value, not 'yes'"),
+        ("k1:1,renoised,renoised", "renoised", "comes twice"),
         ("k1:1,min-score:1.1", "min_score", "−1 to 1, not 1.1"),
         ("k1:1,min-score:nan", "min_score", "−1 to 1"),
     ],

@@ -34,24 +34,29 @@ def test_nirvana_at_four_steps_rounds_down(score: float, skipped: int) -> None:
 
 
 def test_the_threshold_takes_half_of_the_steps_or_nothing() -> None:
-    table = BASELINES["threshold"]
-    assert baseline_plan(table, 0.75, 5) == explicit_reuse(2, min_score=0.75)
-    assert baseline_plan(table, 0.99, 4) == explicit_reuse(2, min_score=0.75)
-    refused = baseline_plan(table, 0.74, 4)
+    threshold = BASELINES["threshold"]
+    assert baseline_plan(threshold, 0.75, 5) == explicit_reuse(2, min_score=0.75)
+    assert baseline_plan(threshold, 0.99, 4) == explicit_reuse(2, min_score=0.75)
+    refused = baseline_plan(threshold, 0.74, 4)
     assert refused is not None
     assert refused.min_score > 0.74
-    assert baseline_plan(table, 0.99, 1) is None
+    assert baseline_plan(threshold, 0.99, 1) is None
+
+
+def test_modm_is_the_threshold_from_clean_latents_noised_again() -> None:
+    assert BASELINES["modm"].rows == BASELINES["threshold"].rows
+    assert baseline_plan(BASELINES["modm"], 0.99, 4) == explicit_reuse(2, min_score=0.75, renoised=True)
 
 
 @given(names, scores, st.integers(1, 200))
 def test_a_plan_admits_its_donor_exactly_if_a_row_skips_a_whole_step(
     name: str, score: float, steps: int
 ) -> None:
-    table = BASELINES[name]
-    share = next((share for lowest, share in table if score >= lowest), 0)
-    plan = baseline_plan(table, score, steps)
+    baseline = BASELINES[name]
+    share = next((share for lowest, share in baseline.rows if score >= lowest), 0)
+    plan = baseline_plan(baseline, score, steps)
     if plan is None:
-        assert all(int(row * steps) == 0 for _, row in table)
+        assert all(int(row * steps) == 0 for _, row in baseline.rows)
         return
     assert 1 <= plan.full_reuse_steps < steps
     assert (score >= plan.min_score) == (int(share * steps) > 0)

@@ -89,6 +89,24 @@ def test_stage_1_starts_from_the_donors_latents(bench: Bench) -> None:
     assert all(torch.equal(f.latents, e.latents) for f, e in zip(found, expected, strict=True))
 
 
+def test_a_renoised_plan_starts_from_clean_latents_under_the_targets_own_noise(bench: Bench) -> None:
+    wanted = plan(2)
+    wanted.renoised = True
+    clean, sigma = bench.donor.steps[STEPS], bench.sigmas[2]
+    expected = list(bench.full(bench.text, 2, (1 - sigma) * clean + sigma * bench.noise))
+    needed = DonorLatents({STEPS: clean})  # nothing else is asked of the donor
+    found = list(
+        Stages(bench.model, wanted, bench.shape, bench.sigmas, bench.text, bench.noise, needed).steps()
+    )
+    assert [s.index for s in found] == [2, 3]
+    assert all(torch.equal(f.latents, e.latents) for f, e in zip(found, expected, strict=True))
+    assert [s.computed_share for s in found] == [1.0, 1.0]
+    other = Stages(
+        bench.model, wanted, bench.shape, bench.sigmas, bench.text, bench.model.noise(1, bench.shape), needed
+    )
+    assert not torch.equal(next(iter(other.steps())).latents, found[0].latents)
+
+
 @pytest.mark.parametrize("source", ["PROBE", "FULL_STEP", "ATTENTION"])
 def test_a_region_that_is_everything_is_the_full_step_bit_for_bit(bench: Bench, source: str) -> None:
     wanted = plan(1, 4, source, dilation=8)

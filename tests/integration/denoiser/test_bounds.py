@@ -79,6 +79,7 @@ def with_vector(*values: float) -> Callable[[denoiser_pb2.DenoiseRequest], None]
         (setting("plan.total_steps", 5), "plan.total_steps", "must be 4"),
         (setting("plan.full_reuse_steps", 4), "plan.full_reuse_steps", "0 to 3"),
         (setting("plan.full_reuse_steps", 1), "plan.donor", "must be set"),
+        (setting("plan.renoised", True), "plan.renoised", "full_reuse_steps of at least 1"),
         (setting("plan.donor.entry_id", "0" * 64), "plan.donor", "must be set exactly if"),
         (setting("plan.donor.entry_id", "../x"), "plan.donor.entry_id", "64 lower-case hex"),
         (setting("conditioning_encoder_id", "clip@1"), "conditioning_encoder_id", ENCODER_ID),

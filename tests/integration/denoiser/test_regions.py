@@ -91,6 +91,27 @@ def latents_of(cache: FakeCache, found: Any) -> bytes:
     return latents(cache, found.admission.entry_id)[3]
 
 
+async def test_a_renoised_plan_fetches_the_clean_latents_and_keeps_its_own(
+    stub: Any, cache: FakeCache
+) -> None:
+    entry = await donor(stub)
+    plain = await run(stub, reusing(wanted(), entry, 2))
+    assert plain.admission is not None
+    other = latents(cache, plain.admission.entry_id)[4]
+    for step in (1, 2, 3):
+        del latents(cache, entry)[step]
+    what = reusing(wanted(), entry, 2)
+    what.plan.renoised = True
+    found = await run(stub, what)
+    assert not found.started.HasField("degraded"), found.started.degraded
+    assert (found.started.first_step, found.completed.steps_run) == (2, 2)
+    assert found.admission is not None
+    kept = latents(cache, found.admission.entry_id)
+    assert set(kept) == {3, 4, SIDE}, "x_2 still shows what the donor's prompt asked for"
+    assert kept[4] != other
+    assert (await run(stub, what)).video == found.video
+
+
 async def test_a_donor_without_the_side_data_needed_costs_steps_not_the_video(
     stub: Any, cache: FakeCache
 ) -> None:
@@ -110,6 +131,7 @@ async def test_a_donor_without_the_side_data_needed_costs_steps_not_the_video(
         ({"region_steps_end": 5}, "plan.region_steps_end"),
         ({"region_steps_end": 1}, "plan.region_steps_end"),
         ({"region_steps_end": 0}, "plan.region"),
+        ({"renoised": True}, "plan.renoised"),
         ({"region": {"threshold": 1.5}}, "plan.region.threshold"),
         ({"region": {"budget": float("nan")}}, "plan.region.budget"),
         ({"region": {"dilation": 9}}, "plan.region.dilation"),

@@ -317,7 +317,8 @@ Global___WeightedToken: typing_extensions.TypeAlias = WeightedToken
 class Plan(google.protobuf.message.Message):
     """What the denoiser is to do. Steps 0 … full_reuse_steps − 1 are not run: the target starts from the donor's
     latents x_{full_reuse_steps}. Steps up to region_steps_end − 1 compute active tokens only, and the others
-    take the donor's latents. All later steps are computed in full.
+    take the donor's latents. All later steps are computed in full. With `renoised` the target starts from
+    noise of its own over the donor's clean latents instead.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
@@ -334,6 +335,7 @@ class Plan(google.protobuf.message.Message):
     LOST_FIELD_NUMBER: builtins.int
     PREDICTED_DRIFT_POINTS_FIELD_NUMBER: builtins.int
     EDIT_FIELD_NUMBER: builtins.int
+    RENOISED_FIELD_NUMBER: builtins.int
     total_steps: builtins.int
     full_reuse_steps: builtins.int
     """K1 of the method: 0 is no reuse, and then there is no donor."""
@@ -345,6 +347,11 @@ class Plan(google.protobuf.message.Message):
     """By the calibration: percentage points by which more results follow the donor than in full computation."""
     edit: builtins.str
     """The kind of edit that leads from the donor's prompt to the target's, for instance "colour"."""
+    renoised: builtins.bool
+    """The target starts from the donor's clean latents, noised again with the target's own noise e to the
+    level s of x_{full_reuse_steps}: (1 − s) · x_{total_steps} + s · e. Only with a donor and without a
+    stage 2.
+    """
     @property
     def donor(self) -> Global___DonorRef: ...
     @property
@@ -380,8 +387,9 @@ class Plan(google.protobuf.message.Message):
         lost: collections.abc.Iterable[Global___WeightedToken] | None = ...,
         predicted_drift_points: builtins.float = ...,
         edit: builtins.str = ...,
+        renoised: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["amplification", b"amplification", "donor", b"donor", "region", b"region"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["amplification", b"amplification", "donor", b"donor", "edit", b"edit", "full_reuse_steps", b"full_reuse_steps", "gained", b"gained", "lost", b"lost", "predicted_drift_points", b"predicted_drift_points", "predicted_seconds_saved", b"predicted_seconds_saved", "reasons", b"reasons", "region", b"region", "region_steps_end", b"region_steps_end", "total_steps", b"total_steps"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["amplification", b"amplification", "donor", b"donor", "edit", b"edit", "full_reuse_steps", b"full_reuse_steps", "gained", b"gained", "lost", b"lost", "predicted_drift_points", b"predicted_drift_points", "predicted_seconds_saved", b"predicted_seconds_saved", "reasons", b"reasons", "region", b"region", "region_steps_end", b"region_steps_end", "renoised", b"renoised", "total_steps", b"total_steps"]) -> None: ...
 
 Global___Plan: typing_extensions.TypeAlias = Plan

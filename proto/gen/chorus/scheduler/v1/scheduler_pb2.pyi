@@ -129,12 +129,17 @@ class ExplicitReuse(google.protobuf.message.Message):
     REGION_FIELD_NUMBER: builtins.int
     AMPLIFICATION_FIELD_NUMBER: builtins.int
     MIN_SCORE_FIELD_NUMBER: builtins.int
+    RENOISED_FIELD_NUMBER: builtins.int
     full_reuse_steps: builtins.int
     """K1: 1 to the number of steps − 1."""
     region_steps_end: builtins.int
     """K2: K1 to the number of steps; 0: no stage 2."""
     min_score: builtins.float
     """−1 to 1."""
+    renoised: builtins.bool
+    """Start from the donor's clean latents, noised again to the level of step full_reuse_steps, instead of its
+    latents of that step. Only without a stage 2.
+    """
     @property
     def region(self) -> chorus.common.v1.plan_pb2.RegionPlan:
         """Absent: the server's defaults."""
@@ -151,9 +156,10 @@ class ExplicitReuse(google.protobuf.message.Message):
         region: chorus.common.v1.plan_pb2.RegionPlan | None = ...,
         amplification: chorus.common.v1.plan_pb2.Amplification | None = ...,
         min_score: builtins.float = ...,
+        renoised: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["amplification", b"amplification", "region", b"region"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["amplification", b"amplification", "full_reuse_steps", b"full_reuse_steps", "min_score", b"min_score", "region", b"region", "region_steps_end", b"region_steps_end"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["amplification", b"amplification", "full_reuse_steps", b"full_reuse_steps", "min_score", b"min_score", "region", b"region", "region_steps_end", b"region_steps_end", "renoised", b"renoised"]) -> None: ...
 
 Global___ExplicitReuse: typing_extensions.TypeAlias = ExplicitReuse
 
