@@ -23,7 +23,8 @@ NAME = "chorus.cache.v1.CacheService"
 def test_every_service_has_an_extra() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert set(SERVICES) <= set(extras)
-    assert '".[${SERVICE}]"' in RECIPE
+    assert "ARG EXTRAS=${SERVICE}\n" in RECIPE
+    assert '".[${EXTRAS}]"' in RECIPE
 
 
 def test_what_is_copied_exists_and_is_sent() -> None:

@@ -37,7 +37,7 @@ DERIVED_OF = {
         "s3_secure",
         "s3_region",
     },
-    "denoiser": {"cache_target", "device"},
+    "denoiser": {"cache_target", "device", "engines"},
 }
 
 

@@ -1,0 +1,136 @@
+"""Engines built by TensorRT-RTX, which needs no GPU: what the builder makes of the graph."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from services.denoiser.backends import engines
+from services.denoiser.backends.artefacts import ArtefactStore
+from services.denoiser.backends.base import BackendError
+from services.denoiser.backends.engines import EngineOptions
+from services.denoiser.backends.onnx_export import export
+from services.denoiser.backends.parts import Profile, Sizes
+from services.denoiser.backends.tensorrt.builder import BuildOptions, Built, build_engine
+from services.denoiser.backends.verify import compare
+from services.denoiser.models.pipeline import LoadedModel
+from services.denoiser.models.wan import WanConfig, WanTransformer
+from services.denoiser.settings import SHIPPED_MODEL
+from tests.tiny_model import save_tiny_model
+
+trt: ModuleType = pytest.importorskip(
+    "tensorrt_rtx", reason="there is no wheel of TensorRT-RTX for this machine"
+)
+
+LAYERS = 2
+PROFILE = Profile(Sizes(1, 4096, 32_768), Sizes(1, 512, 512))
+
+
+@pytest.fixture(scope="module")
+def network() -> WanTransformer:
+    """Two blocks of a Wan a quarter as wide, head size 128 as theirs is; random weights."""
+    torch.manual_seed(0)
+    config = WanConfig(heads=3, ffn_dim=1024, layers=LAYERS, text_dim=64)
+    return WanTransformer(config).eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def graph(network: WanTransformer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    [path] = export(network, tmp_path_factory.mktemp("graph"), torch.bfloat16, 0, lambda _: None)
+    return path
+
+
+def build(graph: Path, profile: Profile = PROFILE, **options: object) -> Built:
+    return build_engine(trt, graph, 2 * LAYERS, profile, replace(BuildOptions(), **options), lambda _: None)
+
+
+@pytest.mark.parametrize("target", ["current", "sm_89"])
+def test_every_attention_is_one_kernel_and_no_mask_is_expanded(graph: Path, target: str) -> None:
+    layers = build(graph, target=target).layers
+    assert (layers.attentions, layers.fused) == (2 * LAYERS, 2 * LAYERS)
+    # Of both texts, one value for each key, whatever the number of tokens.
+    assert layers.masks == ((-1, 1, 1, -1),) * LAYERS
+    assert layers.masks_expanded == 0
+
+
+@pytest.mark.parametrize(
+    "profile",
+    [
+        Profile(Sizes(1, 1, 2), Sizes(1, 1, 2)),
+        Profile(Sizes(32_760, 32_760, 32_760), Sizes(512, 512, 512)),
+        Profile(Sizes(1, 9_828, 75_600), Sizes(1, 32, 512)),
+    ],
+)
+def test_attentions_stay_fused_at_the_ends_of_the_profile(graph: Path, profile: Profile) -> None:
+    built = build(graph, profile)
+    assert built.layers.all_fused
+    assert built.engine.nbytes > 0
+
+
+def test_float32_is_not_fused_which_is_why_engines_are_bfloat16(
+    network: WanTransformer, tmp_path: Path
+) -> None:
+    [path] = export(network, tmp_path, torch.float32, 0, lambda _: None)
+    assert build(path).layers.fused == 0
+
+
+def test_weights_may_stay_on_the_host(graph: Path) -> None:
+    assert build(graph, weight_streaming=True).layers.all_fused
+
+
+def test_progress_is_told(graph: Path) -> None:
+    told: list[str] = []
+    build_engine(trt, graph, 2 * LAYERS, PROFILE, BuildOptions(), told.append)
+    assert told
+
+
+def test_a_target_that_it_does_not_build_for_is_refused(graph: Path) -> None:
+    with pytest.raises(BackendError, match=r"target sm_90: tensorrt_rtx .* builds for .*sm_89"):
+        build(graph, target="sm_90")
+
+
+def test_what_is_no_graph_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "part-00.onnx").write_bytes(b"no graph")
+    with pytest.raises(BackendError, match="cannot parse it"):
+        build(tmp_path / "part-00.onnx")
+
+
+@pytest.fixture(scope="module")
+def shipped() -> LoadedModel:
+    return LoadedModel.load(SHIPPED_MODEL)
+
+
+def test_engines_of_the_shipped_model(shipped: LoadedModel, tmp_path: Path) -> None:
+    store = ArtefactStore(tmp_path)
+    options = EngineOptions(runtime="tensorrt_rtx", target="sm_89", blocks_each=4)
+    made = engines.build(shipped, options, store, lambda _: None)
+    assert [path.name for path in made.files] == ["part-00.engine", "part-01.engine"]
+    assert sorted(path.name for path in made.folder.iterdir()) == [
+        "manifest.json",
+        "part-00.engine",
+        "part-01.engine",
+    ]
+    layers = made.facts["layers"]
+    assert (layers["attentions"], layers["fused"], layers["masks_expanded"]) == (12, 12, 0)
+    assert engines.find(shipped, options, store).digest == made.digest
+    with pytest.raises(
+        BackendError, match=r"no engine of movingshapes for .* on sm_80 .*chorus engine build"
+    ):
+        engines.find(shipped, replace(options, target="sm_80"), store)
+    with pytest.raises(BackendError, match="needs a CUDA device"):
+        engines.load(shipped, made, options)
+
+
+def test_matrices_in_8_bits(tmp_path: Path) -> None:
+    model = LoadedModel.load(save_tiny_model(tmp_path / "model", layers=1))
+    store, told = ArtefactStore(tmp_path / "engines"), lambda _: None
+    on_cpu = replace(engines.ONNX, fp8=True)
+    found = compare(model, engines.load(model, engines.build(model, on_cpu, store, told), on_cpu))
+    # Three bits of mantissa in one block of a few matrices: far from exact, and far from wrong.
+    assert all(1e-4 < error < 0.1 for error in found.values())
+    made = engines.build(model, EngineOptions(runtime="tensorrt_rtx", fp8=True, target="sm_89"), store, told)
+    assert made.facts["layers"]["fused"] == made.facts["layers"]["attentions"] == 2
