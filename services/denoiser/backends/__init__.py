@@ -1,0 +1,1 @@
+"""What runs the network besides plain torch."""
