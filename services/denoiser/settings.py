@@ -38,6 +38,9 @@ class DenoiserSettings(ServerSettings):
     backend: Literal["torch", "compiled", "onnxruntime", "tensorrt"] = "torch"
     # What the backend cannot run, torch runs, which every step's event tells. Where it may not: an error.
     backend_fallback: bool = True
+    # With the backend torch, amplified cross-attention goes through the project's own kernel, which on a CUDA
+    # device needs Triton; on the CPU it is slower.
+    amplified_kernel: bool = False
     # Where graphs and engines are kept.
     engines: Path = Path(".chorus/engines")
     # An engine that is not there is built at start; where it may not be, only one of `chorus engine build` is

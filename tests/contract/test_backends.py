@@ -38,17 +38,19 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
     return LoadedModel.load(save_tiny_model(tmp_path_factory.mktemp("model"), layers=3))
 
 
-def onnx(model: LoadedModel, folder: Path, blocks: int) -> Backend:
+def onnx(model: LoadedModel, folder: Path, blocks: int, plugin: bool = False) -> Backend:
     pytest.importorskip("onnxruntime")
-    options = replace(engines.ONNX, blocks_each=blocks)
+    options = replace(engines.ONNX, blocks_each=blocks, plugin=plugin)
     return engines.load(model, engines.build(model, options, ArtefactStore(folder), lambda _: None), options)
 
 
 MAKERS: dict[str, Callable[[LoadedModel, Path], Backend]] = {
     "torch": lambda model, _: EagerBackend(model.transformer),
+    "torch, by our own operator": lambda model, _: EagerBackend(model.transformer, kernel=True),
     "compiled": lambda model, _: compiled_backend(model.transformer),
     "onnxruntime": lambda model, folder: onnx(model, folder, 0),
     "onnxruntime, a block each": lambda model, folder: onnx(model, folder, 1),
+    "onnxruntime, with the plugin's node": lambda model, folder: onnx(model, folder, 2, plugin=True),
 }
 
 
@@ -157,13 +159,18 @@ def test_a_watch_is_told_what_the_network_tells(backend: Backend, model: LoadedM
 
 
 @torch.inference_mode()
-def test_what_a_graph_cannot_do_is_refused_in_words(backend: Backend, model: LoadedModel) -> None:
+def test_a_gated_bias_is_done_or_refused_in_words(backend: Backend, model: LoadedModel) -> None:
     own = text_of(model, 3, 1)
     gated = amplified(own, amplification("BIAS"), gained=[(1, 1.0)], gate=torch.linspace(0, 1, 6))
-    reason = backend.unsupported(inputs(model, gated, 6))
-    assert (reason is None) == (backend.name == "torch")
-    if reason is not None:
+    step = inputs(model, gated, 6)
+    if reason := backend.unsupported(step):
+        assert backend.name != "torch"
         assert "bias gated by token" in reason
+        return
+    expected = EagerBackend(model.transformer).predict(step)
+    torch.testing.assert_close(backend.predict(step), expected, rtol=0, atol=TOLERANCE)
+    plain = backend.predict(replace(step, text=AmplifiedText(own)))
+    assert not torch.allclose(plain, expected, atol=10 * TOLERANCE)
 
 
 def test_a_step_is_reported_under_the_backends_name(backend: Backend) -> None:

@@ -20,16 +20,17 @@ def choose_backend(model: LoadedModel, settings: DenoiserSettings) -> Backend:
 
     Where torch may, every step tells why it does.
     """
-    eager = EagerBackend(model.transformer)
+    eager = EagerBackend(model.transformer, kernel=settings.amplified_kernel)
     if settings.backend == "torch":
         return eager
     try:
         first = _make(model, settings)
-    except BackendError as error:
+    except (BackendError, ImportError) as error:
+        words = f"{error}; install chorus-serving[engine]" if isinstance(error, ImportError) else str(error)
         if not settings.backend_fallback:
-            raise
-        log.warning("backend not available", backend=settings.backend, reason=str(error))
-        first = Unavailable(settings.backend, str(error))
+            raise BackendError(words) from error
+        log.warning("backend not available", backend=settings.backend, reason=words)
+        first = Unavailable(settings.backend, words)
     return Fallback(first, eager, allowed=settings.backend_fallback)
 
 

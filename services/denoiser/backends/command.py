@@ -52,6 +52,9 @@ def build(
     target: Annotated[
         str, typer.Option(help="sm_89, …; another device than this one's with TensorRT-RTX only.")
     ] = "current",
+    plugin: Annotated[
+        bool, typer.Option("--plugin", help="Cross-attention by our own kernel; needs TensorRT itself.")
+    ] = False,
     weight_streaming: Annotated[
         bool, typer.Option("--weight-streaming", help="Weights may stay on the host while the engine runs.")
     ] = False,
@@ -64,7 +67,7 @@ def build(
     from services.denoiser.backends import tasks
 
     options = tasks.options_of(
-        runtime, precision, fp8, blocks, target, weight_streaming, level, workspace << 20
+        runtime, precision, fp8, plugin, blocks, target, weight_streaming, level, workspace << 20
     )
     tasks.build(Output(as_json), model, engines_dir, options, tokens, keys, rebuild)
 

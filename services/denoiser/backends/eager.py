@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from services.denoiser.backends.base import Backend, StepInputs
-from services.denoiser.models.wan import WanTransformer
+from services.denoiser.kernels.rule import through_kernel
+from services.denoiser.models.wan import CrossAttention, WanTransformer
 
 # On Hopper cuDNN's attention is about twice as fast as the flash kernel that torch prefers; where a kernel
 # does not do a mask or a head size, the next one does.
@@ -33,10 +34,15 @@ def fast_attention(device: torch.device) -> Iterator[None]:
 
 
 class EagerBackend(Backend):
-    """Runs every input there is."""
+    """Runs every input there is.
 
-    def __init__(self, transformer: WanTransformer) -> None:
-        self._transformer = transformer
+    Args:
+        kernel: amplified cross-attention goes through the project's own operator, which on a CUDA device is
+            one kernel for what torch does in two attentions and a mask over tokens and words.
+    """
+
+    def __init__(self, transformer: WanTransformer, *, kernel: bool = False) -> None:
+        self._transformer, self._kernel = transformer, kernel
 
     @property
     def name(self) -> str:
@@ -46,6 +52,10 @@ class EagerBackend(Backend):
         return None
 
     def predict(self, inputs: StepInputs) -> Tensor:
+        amplified = inputs.text.layers
+        layers: Sequence[CrossAttention | None] | None = amplified
+        if self._kernel and amplified is not None:
+            layers = through_kernel(amplified)
         with fast_attention(inputs.tokens.device):
             out: Tensor = self._transformer(
                 inputs.tokens,
@@ -54,7 +64,7 @@ class EagerBackend(Backend):
                 inputs.text.kv,
                 None,
                 inputs.timestep,
-                inputs.text.layers,
+                layers,
                 inputs.watch,
             )
         return out

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Final
 
 import torch
@@ -33,6 +36,8 @@ class EngineOptions:
         fp8: the blocks' matrices in 8 bits, scaled by what they see in a few steps.
         blocks_each: blocks of one engine; 0 is all in one.
         profile: None: what the model's bounds allow.
+        plugin: cross-attention by our own kernel, which gates the bias by token as well. Needs TensorRT itself;
+            onnxruntime runs what it means.
         target, weight_streaming, optimization_level, workspace_bytes: as in tensorrt.builder.BuildOptions.
     """
 
@@ -40,6 +45,7 @@ class EngineOptions:
     precision: str = "bfloat16"
     fp8: bool = False
     blocks_each: int = 0
+    plugin: bool = False
     profile: Profile | None = None
     target: str = "current"
     weight_streaming: bool = False
@@ -85,6 +91,7 @@ def key_of(model: LoadedModel, options: EngineOptions) -> ArtefactKey:
             "weight_streaming": options.weight_streaming,
             "optimization_level": options.optimization_level,
             "workspace_bytes": options.workspace_bytes,
+            "plugin": _sources_digest() if options.plugin else "",
         },
     )
 
@@ -121,13 +128,13 @@ def find(model: LoadedModel, options: EngineOptions, store: ArtefactStore) -> Ar
 
 def load(model: LoadedModel, artefact: Artefact, options: EngineOptions) -> Backend:
     """A backend that runs an artefact. Raises BackendError where it cannot be run on the model's device."""
-    each = int(artefact.key["blocks_each"])
+    each, plugin = int(artefact.key["blocks_each"]), bool(artefact.key["options"]["plugin"])
     if options.runtime == "onnxruntime":
         from services.denoiser.backends.onnx_runtime import onnx_backend
 
         if model.device.type != "cpu":
             raise BackendError("onnxruntime: runs on the CPU; set CHORUS_DENOISER_DEVICE=cpu")
-        return onnx_backend(model.transformer, artefact.files, each)
+        return onnx_backend(model.transformer, artefact.files, each, plugin=plugin)
     from services.denoiser.backends.tensorrt.module import load_module
     from services.denoiser.backends.tensorrt.runtime import engine_backend
 
@@ -139,6 +146,7 @@ def load(model: LoadedModel, artefact: Artefact, options: EngineOptions) -> Back
         artefact.profile,
         model.device,
         PRECISIONS[str(artefact.key["precision"])],
+        plugin=plugin,
     )
 
 
@@ -146,14 +154,19 @@ def _make(
     model: LoadedModel, options: EngineOptions, profile: Profile, folder: Path, told: Told
 ) -> tuple[list[Path], dict[str, Any]]:
     from services.denoiser.backends.fp8 import input_ranges
-    from services.denoiser.backends.onnx_export import export
+    from services.denoiser.backends.onnx_export import add_function, export
 
     begin = time.perf_counter()
     dtype = PRECISIONS[options.precision]
     ranges = input_ranges(model) if options.fp8 else None
-    graphs = export(model.transformer, folder, dtype, options.blocks_each, told, ranges)
+    graphs = export(
+        model.transformer, folder, dtype, options.blocks_each, told, fp8_ranges=ranges, plugin=options.plugin
+    )
     facts: dict[str, Any] = {"export_seconds": round(time.perf_counter() - begin, 3)}
     if options.runtime == "onnxruntime":
+        if options.plugin:
+            for graph in graphs:
+                add_function(graph)
         return graphs, facts
     from services.denoiser.backends.graph import parts_of
     from services.denoiser.backends.tensorrt.builder import BuildOptions, build_engine
@@ -161,6 +174,8 @@ def _make(
     from services.denoiser.backends.tensorrt.module import load_module
 
     module = load_module(options.runtime)
+    if options.plugin:
+        _register_plugin(module, model, options, folder, told)
     how = BuildOptions(
         options.target, options.weight_streaming, options.optimization_level, options.workspace_bytes
     )
@@ -177,10 +192,39 @@ def _make(
         engines.append(path)
         layers.append(built.layers)
     for path in folder.iterdir():
-        if path.suffix != ".engine":
+        if path.suffix in (".onnx", ".data"):
             path.unlink()  # graphs are as large as engines, and made anew in minutes
+    shutil.rmtree(folder / "plugin", ignore_errors=True)
     facts |= {"build_seconds": round(time.perf_counter() - begin, 3), "layers": merged(layers).as_dict()}
     return engines, facts
+
+
+def _register_plugin(
+    module: ModuleType, model: LoadedModel, options: EngineOptions, folder: Path, told: Told
+) -> None:
+    """Compiles the kernel for the device and makes it known to TensorRT. Raises BackendError."""
+    from services.denoiser.backends.tensorrt.module import described, is_rtx
+    from services.denoiser.backends.tensorrt.plugin import ensure_registered
+    from services.denoiser.kernels import aot
+
+    if is_rtx(module):
+        raise BackendError(f"plugin: {described(module)} builds no plugins; build without --plugin")
+    if not torch.cuda.is_available():
+        raise BackendError("plugin: needs the CUDA device that the engine is for")
+    try:
+        arch = aot.arch_for(*torch.cuda.get_device_capability())
+        kind = {"float16": "fp16", "bfloat16": "bf16"}[options.precision]
+        width = model.transformer.config.head_dim
+        manifest = aot.build(folder / "plugin", archs=[arch], dtypes=[kind], head_dims=[width], progress=told)
+        ensure_registered(module, manifest, arch)
+    except (aot.KernelError, KeyError, ImportError) as error:
+        raise BackendError(f"plugin: {error}") from error
+
+
+def _sources_digest() -> str:
+    from services.denoiser.kernels.aot import SOURCES
+
+    return hashlib.sha256(b"".join(path.read_bytes() for path in SOURCES)).hexdigest()
 
 
 def _opset() -> int:

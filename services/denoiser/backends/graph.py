@@ -10,7 +10,7 @@ Shapes: n tokens, K layers, T texts, L text tokens, H heads, d head_dim.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -19,13 +19,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from services.denoiser.amplify import AmplifiedText
+from services.denoiser.kernels.op import amplified_attention
 from services.denoiser.models.wan import CrossAttention, WanTransformer, Watch
 
 # Added to the logits of padding: e to its power is 0 in float32, and it is a number in float16 and bfloat16,
 # so that no kernel subtracts infinity from infinity.
 HIDDEN = -30_000.0
 
-TEXT_INPUTS = ("text_kv", "key_bias", "strength", "gate")
+TEXT_INPUTS = ("text_kv", "key_bias", "strength", "gate", "gained")
 
 
 @dataclass(frozen=True)
@@ -36,19 +37,21 @@ class GraphText:
         text_kv: [K, 2, T, H, L, d], keys and values, value gains folded in, in the network's type.
         key_bias: float32 [K, T, L], added to the logits.
         strength: float32 [K], how much of the difference between the two texts is added.
-        gate: float32 [n], by which each token's difference is multiplied.
+        gate: float32 [n], by which each token's difference is multiplied, and its share of `gained`.
+        gained: float32 [K, L], added to the first text's logits by each token's gate; the plugin's alone.
     """
 
     text_kv: Tensor
     key_bias: Tensor
     strength: Tensor
     gate: Tensor
+    gained: Tensor
 
 
-def unsupported_text(text: AmplifiedText) -> str | None:
-    """Why the graph cannot do an amplification; None where it can."""
+def unsupported_text(text: AmplifiedText, plugin: bool = False) -> str | None:
+    """Why the graph cannot do an amplification; None where it can. With the plugin it can do more."""
     for layer in text.layers or ():
-        if layer is not None and layer.bias is not None and layer.gate is not None:
+        if not plugin and layer is not None and layer.bias is not None and layer.gate is not None:
             return (
                 "a bias gated by token would need a mask over tokens and words; the plugin's graph has it not"
             )
@@ -57,9 +60,7 @@ def unsupported_text(text: AmplifiedText) -> str | None:
 
 
 def graph_text(text: AmplifiedText, tokens: int) -> GraphText:
-    """Stacks a text. Raises ValueError for what `unsupported_text` names."""
-    if fault := unsupported_text(text):
-        raise ValueError(fault)
+    """Stacks a text, which the graph has to support."""
     layers = text.layers or (None,) * len(text.kv)
     device = text.kv[0][0].device
     others = [None if layer is None else layer.other for layer in layers]
@@ -74,11 +75,13 @@ def graph_text(text: AmplifiedText, tokens: int) -> GraphText:
         row[: keys.shape[2]] = 0.0 if more is None else more.float()
         return row
 
-    kv, bias = [], []
-    for own, other, layer in zip(text.kv, others, layers, strict=True):
+    kv, bias, gained = [], [], torch.zeros(len(text.kv), length, device=device)
+    for i, (own, other, layer) in enumerate(zip(text.kv, others, layers, strict=True)):
         texts = [own, other or own] if contrast else [own]
         kv.append(torch.stack([torch.stack([padded(t[part]) for t in texts]) for part in (0, 1)]))
         more = None if layer is None else layer.bias
+        if layer is not None and more is not None and layer.gate is not None:
+            gained[i, : len(more)], more = more.float(), None
         bias.append(torch.stack([bias_of(t[0], more if t is own else None) for t in texts]))
     gate = next((layer.gate for layer in layers if layer is not None and layer.gate is not None), None)
     strength = [layer.strength if layer is not None and layer.other is not None else 0.0 for layer in layers]
@@ -87,6 +90,7 @@ def graph_text(text: AmplifiedText, tokens: int) -> GraphText:
         torch.stack(bias),
         torch.tensor(strength, device=device),
         torch.ones(tokens, device=device) if gate is None else gate.float(),
+        gained,
     )
 
 
@@ -104,6 +108,36 @@ def _contrast(
     return own + weight[:, None].to(q.dtype) * (own - other)
 
 
+def _plugin(
+    key_bias: Tensor,
+    gained: Tensor,
+    strength: Tensor,
+    gate: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+) -> Tensor:
+    """The same by our own operator, in one pass over both texts; it gates the bias by token as well.
+
+    Args as `_contrast`, and gained [L], strength [], gate [n].
+    """
+    last = k.shape[0] - 1
+    made: Tensor = amplified_attention(
+        q,
+        k[:1],
+        v[:1],
+        key_bias[:1],
+        gained[None],
+        gate[None],
+        k[last:],
+        v[last:],
+        key_bias[last:],
+        strength[None],
+    )
+    return made
+
+
 class GraphPart(nn.Module):
     """Some blocks in a row with what comes before the first or after the last: a whole network, or a part.
 
@@ -111,16 +145,16 @@ class GraphPart(nn.Module):
         tokens, timestep: of the first part.
         x, modulation: of the others, as `WanTransformer.begin` makes them; embedding: of the last of them.
         rope_cos, rope_sin: float32 [n, d].
-        text_kv, key_bias, strength, gate: as in `GraphText`, of these blocks.
+        text_kv, key_bias, strength, gate: as in `GraphText`, of these blocks; with the plugin gained as well.
         queries: [h, n, d], of this part's watched heads.
     """
 
-    def __init__(self, transformer: WanTransformer, blocks: range) -> None:
+    def __init__(self, transformer: WanTransformer, blocks: range, *, plugin: bool = False) -> None:
         super().__init__()
         layers = transformer.config.layers
         if not 0 <= blocks.start < blocks.stop <= layers:
             raise ValueError(f"blocks: must be some of 0 to {layers - 1}, not {blocks}")
-        self.transformer, self.blocks = transformer, blocks
+        self.transformer, self.blocks, self.plugin = transformer, blocks, plugin
         self.first, self.last = blocks.start == 0, blocks.stop == layers
         self.watched = {b: h for b, h in transformer.config.watched_heads.items() if b in blocks}
 
@@ -130,7 +164,7 @@ class GraphPart(nn.Module):
             before: tuple[str, ...] = ("tokens", "timestep")
         else:
             before = ("x", "modulation", "embedding") if self.last else ("x", "modulation")
-        return (*before, "rope_cos", "rope_sin", *TEXT_INPUTS)
+        return (*before, "rope_cos", "rope_sin", *(TEXT_INPUTS if self.plugin else TEXT_INPUTS[:-1]))
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -147,11 +181,8 @@ class GraphPart(nn.Module):
             x, modulation = named["x"], named["modulation"]
             embedding = named.get("embedding", modulation)
         rope = (named["rope_cos"].unsqueeze(-3), named["rope_sin"].unsqueeze(-3))
-        text_kv, key_bias = named["text_kv"], named["key_bias"]
-        rules: Sequence[CrossAttention] = [
-            partial(_contrast, key_bias[i], named["strength"][i] * named["gate"])
-            for i in range(len(self.blocks))
-        ]
+        text_kv = named["text_kv"]
+        rules = [self._rule(named, i) for i in range(len(self.blocks))]
         kv = tuple((text_kv[i, 0], text_kv[i, 1]) for i in range(len(self.blocks)))
         queries: list[Tensor] = []
         x = self.transformer.run_blocks(
@@ -162,13 +193,21 @@ class GraphPart(nn.Module):
             out += (modulation, embedding)
         return (*out, torch.cat(queries)) if queries else out
 
+    def _rule(self, named: Mapping[str, Tensor], i: int) -> CrossAttention:
+        """How the i-th of these blocks attends to the texts."""
+        bias, strength, gate = named["key_bias"][i], named["strength"][i], named["gate"]
+        if self.plugin:
+            return partial(_plugin, bias, named["gained"][i], strength, gate)
+        return partial(_contrast, bias, strength * gate)
 
-def parts_of(transformer: WanTransformer, blocks_each: int) -> list[GraphPart]:
+
+def parts_of(transformer: WanTransformer, blocks_each: int, *, plugin: bool = False) -> list[GraphPart]:
     """The network in parts of so many blocks; 0 is one part."""
     layers = transformer.config.layers
     each = blocks_each or layers
     return [
-        GraphPart(transformer, range(first, min(first + each, layers))) for first in range(0, layers, each)
+        GraphPart(transformer, range(first, min(first + each, layers)), plugin=plugin)
+        for first in range(0, layers, each)
     ]
 
 

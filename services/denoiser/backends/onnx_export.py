@@ -11,11 +11,13 @@ import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import onnx
 import torch
 from torch import Tensor
 
 from services.denoiser.backends.fp8 import quantise
 from services.denoiser.backends.graph import GraphPart, parts_of
+from services.denoiser.backends.tensorrt.onnx_domain import translation, with_function
 from services.denoiser.models.wan import WanTransformer, parameter_dtype
 
 OPSET = 20
@@ -33,7 +35,9 @@ def export(
     dtype: torch.dtype,
     blocks_each: int,
     told: Told,
+    *,
     fp8_ranges: Mapping[str, float] | None = None,
+    plugin: bool = False,
 ) -> list[Path]:
     """Writes part-00.onnx, part-00.onnx.data, … into `folder`; returns the .onnx files.
 
@@ -42,17 +46,24 @@ def export(
         blocks_each: blocks of one part; 0 is the whole network.
         told: of the progress, in words.
         fp8_ranges: as `fp8.input_ranges` gives them: the blocks' matrices are then in 8 bits.
+        plugin: cross-attention is then one node of our own domain, `tensorrt.onnx_domain`.
     """
     network = _copy(transformer, dtype)
     if fp8_ranges is not None:
         quantise(network, fp8_ranges)
-    parts, paths = parts_of(network, blocks_each), []
+    parts, paths = parts_of(network, blocks_each, plugin=plugin), []
     for number, part in enumerate(parts):
         path = folder / f"part-{number:02d}.onnx"
         told(f"export {number + 1} of {len(parts)}: blocks {part.blocks.start} to {part.blocks.stop - 1}")
         _export_part(part, path, dtype)
         paths.append(path)
     return paths
+
+
+def add_function(path: Path) -> None:
+    """Writes what the plugin's node means into a graph, for runtimes that have no plugin."""
+    model = onnx.load(path, load_external_data=False)
+    onnx.save(with_function(model), path)
 
 
 def _copy(transformer: WanTransformer, dtype: torch.dtype) -> WanTransformer:
@@ -80,6 +91,7 @@ def _export_part(part: GraphPart, path: Path, dtype: torch.dtype) -> None:
         "text_kv": {2: texts, 4: keys},
         "key_bias": {1: texts, 2: keys},
         "gate": {0: tokens},
+        "gained": {1: keys},
     }
     with warnings.catch_warnings(), _quiet("torch.onnx"), torch.inference_mode(False):
         warnings.simplefilter("ignore")
@@ -91,6 +103,7 @@ def _export_part(part: GraphPart, path: Path, dtype: torch.dtype) -> None:
             input_names=list(part.inputs),
             output_names=list(part.outputs),
             dynamic_shapes=(tuple(dynamic.get(name) for name in part.inputs),),
+            custom_translation_table=translation() if part.plugin else None,
             verbose=False,
         )
     assert program is not None
@@ -112,6 +125,7 @@ def _example(part: GraphPart, name: str, dtype: torch.dtype) -> Tensor:
         "key_bias": (blocks, _TEXTS, _KEYS),
         "strength": (blocks,),
         "gate": (_TOKENS,),
+        "gained": (blocks, _KEYS),
     }
     return torch.zeros(shapes[name], dtype=dtype if name in ("tokens", "x", "text_kv") else torch.float32)
 

@@ -40,7 +40,12 @@ class _Session(PartRunner):
 
 
 def onnx_backend(
-    transformer: WanTransformer, paths: Sequence[Path], blocks_each: int, threads: int = 0
+    transformer: WanTransformer,
+    paths: Sequence[Path],
+    blocks_each: int,
+    *,
+    plugin: bool = False,
+    threads: int = 0,
 ) -> GraphBackend:
     """A float32 graph on the CPU, as `onnx_export.export` writes it.
 
@@ -50,4 +55,4 @@ def onnx_backend(
     Raises BackendError for a file that cannot be loaded.
     """
     sessions = [_Session(path, threads or torch.get_num_threads()) for path in paths]
-    return GraphBackend("onnxruntime", transformer, blocks_each, sessions, dtype=torch.float32)
+    return GraphBackend("onnxruntime", transformer, blocks_each, sessions, dtype=torch.float32, plugin=plugin)

@@ -78,6 +78,7 @@ class GraphBackend(Backend):
         runners: one for each part of so many blocks.
         profile: what the parts were built for; None is any size.
         dtype: of tokens and texts, where the parts compute in another type than the network.
+        plugin: whether the parts are those of the graph with the plugin.
     """
 
     def __init__(
@@ -89,9 +90,10 @@ class GraphBackend(Backend):
         *,
         profile: Profile | None = None,
         dtype: torch.dtype | None = None,
+        plugin: bool = False,
     ) -> None:
         self._name, self._runners, self._profile, self._dtype = name, runners, profile, dtype
-        self._parts = parts_of(transformer, blocks_each)
+        self._parts, self._plugin = parts_of(transformer, blocks_each, plugin=plugin), plugin
         self._watched = transformer.config.watched_heads
         if len(runners) != len(self._parts):
             raise BackendError(f"{name}: {len(runners)} parts for a network of {len(self._parts)}")
@@ -101,7 +103,7 @@ class GraphBackend(Backend):
         return self._name
 
     def unsupported(self, inputs: StepInputs) -> str | None:
-        if fault := unsupported_text(inputs.text):
+        if fault := unsupported_text(inputs.text, self._plugin):
             return fault
         keys = [inputs.text.kv[0][0].shape[2]]
         for layer in inputs.text.layers or ():
@@ -146,4 +148,5 @@ def _text_of(text: GraphText, part: GraphPart, dtype: torch.dtype) -> dict[str, 
         "key_bias": text.key_bias[blocks],
         "strength": text.strength[blocks],
         "gate": text.gate,
+        **({"gained": text.gained[blocks]} if part.plugin else {}),
     }

@@ -44,6 +44,7 @@ def options_of(
     runtime: str,
     precision: str,
     fp8: bool,
+    plugin: bool,
     blocks: int,
     target: str,
     weight_streaming: bool,
@@ -56,6 +57,7 @@ def options_of(
         runtime=runtime,
         precision="float32" if on_cpu else precision,
         fp8=fp8,
+        plugin=plugin,
         blocks_each=blocks,
         target="cpu" if on_cpu else target,
         weight_streaming=weight_streaming,
@@ -122,8 +124,12 @@ def verify(out: Output, folder: Path, engine: str, model: Path | None) -> None:
             options = EngineOptions(runtime=ran.split()[0])
         else:
             ran = "onnxruntime, from the float32 graph: there is no CUDA device to run the engine on"
+            key = artefact.key
             options = replace(
-                engines.ONNX, fp8=bool(artefact.key["fp8"]), blocks_each=int(artefact.key["blocks_each"])
+                engines.ONNX,
+                fp8=bool(key["fp8"]),
+                plugin=bool(key["options"]["plugin"]),
+                blocks_each=int(key["blocks_each"]),
             )
             artefact = engines.build(loaded, options, store, out.note)
         errors_by_tokens = compare(loaded, engines.load(loaded, artefact, options))

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from services.denoiser.backends.base import BackendError
 from services.denoiser.backends.parts import GraphBackend, PartRunner, Profile
+from services.denoiser.backends.tensorrt.plugin import ensure_registered
 from services.denoiser.models.wan import WanTransformer
 
 
@@ -88,6 +89,8 @@ def engine_backend(
     profile: Profile,
     device: torch.device,
     dtype: torch.dtype,
+    *,
+    plugin: bool = False,
     streaming_bytes: int = 0,
 ) -> GraphBackend:
     """Engines that were built for this device, one for each part.
@@ -96,10 +99,14 @@ def engine_backend(
     """
     if device.type != "cuda":
         raise BackendError("tensorrt: needs a CUDA device; set CHORUS_DENOISER_DEVICE=cuda")
+    if plugin:
+        ensure_registered(module)
     with torch.cuda.device(device):
         runtime = module.Runtime(module.Logger(module.Logger.Severity.WARNING))
         runners = [EngineRunner(module, runtime, path, device, streaming_bytes) for path in paths]
-    return GraphBackend("tensorrt", transformer, blocks_each, runners, profile=profile, dtype=dtype)
+    return GraphBackend(
+        "tensorrt", transformer, blocks_each, runners, profile=profile, dtype=dtype, plugin=plugin
+    )
 
 
 def _torch_types(module: ModuleType) -> dict[Any, torch.dtype]:

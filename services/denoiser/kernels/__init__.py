@@ -1,0 +1,1 @@
+"""The amplified attention kernel: reference, Triton source, PyTorch operator and compiled form."""
