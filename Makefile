@@ -11,7 +11,7 @@ UV := uv==0.13.9
 READY := $(VENV)/.ready
 OUT ?= out
 
-.PHONY: run up test test-servers lint type format lock proto proto-check tools clean help
+.PHONY: run up test test-servers lint type format lock proto proto-check tools kernels clean help
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -53,6 +53,9 @@ proto-check: $(READY) tools ## lint the contract and compare the generated code
 
 tools: $(READY) ## helm and buf, for the tests
 	PATH="$(abspath $(BIN)):$$PATH" infra/tools/install
+
+kernels: $(READY) ## compile the amplified attention for every GPU it knows; needs none
+	$(BIN)/python -m services.denoiser.kernels --out $(OUT)/kernels
 
 lock: $(READY) ## choose versions anew
 	infra/lock

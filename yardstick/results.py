@@ -29,10 +29,14 @@ _PACKAGES: Final = (
     "grpcio",
     "milvus-lite",
     "numpy",
+    "onnx",
+    "onnxruntime",
     "protobuf",
     "pymilvus",
+    "tensorrt-rtx-cu13",
     "torch",
     "transformers",
+    "triton",
 )
 
 

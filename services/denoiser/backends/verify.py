@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from chorus.common.v1 import plan_pb2
@@ -14,8 +15,16 @@ from services.denoiser.models.pipeline import LoadedModel
 SIGMA = 0.9
 
 
-def compare(model: LoadedModel, backend: Backend, counts: Sequence[int] = ()) -> dict[int, float]:
-    """The largest difference of velocities from the eager network's, by its largest value, for token counts.
+@dataclass(frozen=True)
+class Difference:
+    """The largest difference of velocities, as it is and by the largest value of the eager network's."""
+
+    absolute: float
+    relative: float
+
+
+def compare(model: LoadedModel, backend: Backend, counts: Sequence[int] = ()) -> dict[int, Difference]:
+    """How far a backend's velocities are from the eager network's, for token counts.
 
     Of seeded noise and random texts, plain and by each form of amplification; the worst of them counts.
 
@@ -33,7 +42,7 @@ def compare(model: LoadedModel, backend: Backend, counts: Sequence[int] = ()) ->
     for count in counts or sorted({1, min(7, every), max(1, every // 3), max(1, every - 1), every}):
         generator = torch.Generator().manual_seed(count)
         index = torch.randperm(every, generator=generator)[:count].sort().values.to(model.device)
-        worst = 0.0
+        worst = Difference(0.0, 0.0)
         for text in texts:
             expected = model.token_velocity(tokens, SIGMA, text, shape, index)
             eager, model.backend = model.backend, backend
@@ -41,7 +50,9 @@ def compare(model: LoadedModel, backend: Backend, counts: Sequence[int] = ()) ->
                 found = model.token_velocity(tokens, SIGMA, text, shape, index)
             finally:
                 model.backend = eager
-            worst = max(worst, float((found - expected).abs().max() / expected.abs().max()))
+            off = float((found - expected).abs().max())
+            relative = off / float(expected.abs().max())
+            worst = Difference(max(worst.absolute, off), max(worst.relative, relative))
         errors[count] = worst
     return errors
 
