@@ -128,14 +128,13 @@ def describe_plan(plan: Plan) -> str:
 
 
 def describe_step(done: StepCompletedEvent) -> str:
-    """What a step computed, where that is not all of it."""
-    share = done.computed_share
-    if share >= 1 or not (share or done.active_tokens):  # or a server that does not say
-        return ""
-    return (
-        f"step {done.step.index} of {done.total_steps}: {share:.0%} of the tokens computed,"
-        f" {done.seconds:.2f} s"
-    )
+    """What a step computed, where that is not all of it, and what it ran on, where that was not to be."""
+    share, parts = done.computed_share, []
+    if share < 1 and (share or done.active_tokens):  # 0 and none: a server that does not say
+        parts.append(f"{share:.0%} of the tokens computed, {done.seconds:.2f} s")
+    if done.fallback:
+        parts.append(f"ran on {one_line(done.backend)}: {one_line(done.fallback)}")
+    return f"step {done.step.index} of {done.total_steps}: {'; '.join(parts)}" if parts else ""
 
 
 def describe_donor(donor: DonorRef) -> str:

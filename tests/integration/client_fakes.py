@@ -96,6 +96,8 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
             if index <= plan.region_steps_end:
                 step.computed_share, step.active_tokens = 0.375, b"\x07"
                 step.token_grid.extend((1, 2, 4))
+            if "without a GPU" in prompt:
+                step.backend, step.fallback = "torch", "needs a CUDA device"
             await self.emit(generation, step_completed=step)
             if prompt.startswith("slow"):
                 return

@@ -114,6 +114,11 @@ def test_a_renoised_plan_is_asked_for_and_told(deployment: FakeDeployment) -> No
     assert "k1: must be given with renoised" in refused.stderr
 
 
+def test_a_step_that_fell_back_is_told(deployment: FakeDeployment) -> None:
+    told = chorus("generate", "x without a GPU", target=deployment.target).stderr
+    assert "step 4 of 4: ran on torch: needs a CUDA device" in told
+
+
 def test_json_holds_the_plan_and_the_regions(deployment: FakeDeployment) -> None:
     found = lines(chorus("generate", "x", *EXPLICIT, "--json", target=deployment.target))
     events = [line["event"] for line in found if "event" in line]

@@ -36,7 +36,7 @@ class EngineOptions:
         fp8: the blocks' matrices in 8 bits, scaled by what they see in a few steps.
         blocks_each: blocks of one engine; 0 is all in one.
         profile: None: what the model's bounds allow.
-        plugin: cross-attention by our own kernel, which gates the bias by token as well. onnxruntime runs what
+        plugin: cross-attention by our own kernel, which gates biases by token as well. onnxruntime runs what
             it means, TensorRT-RTX takes none.
         target, weight_streaming, optimization_level, workspace_bytes: as in tensorrt.builder.BuildOptions.
     """
