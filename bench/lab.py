@@ -7,9 +7,10 @@ computes both in full, and then the target again by every plan asked for, from t
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -44,12 +45,14 @@ class Tried:
     Args:
         computed: tokens that went through the network, in full steps.
         fidelity: mean square difference of its latents from the full computation's.
+        marks: what its variant measured besides, by name.
     """
 
     right: bool
     followed: bool
     computed: float
     fidelity: float
+    marks: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,40 @@ class Renoised:
     sigma: float
 
 
-Variant: TypeAlias = Depth | Fewer | Renoised
+@dataclass(frozen=True)
+class Pair:
+    """What a trial knows of its two prompts.
+
+    Args:
+        donor, own: the donor's run and the target's, both in full and from seeds of their own.
+        tokens: of the target's prompt.
+        runs: clean latents that special variants of the pair share, by plan.
+    """
+
+    edit: Edit
+    donor: DonorLatents
+    own: DonorLatents
+    tokens: int
+    runs: dict[bytes, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Made:
+    """The target's clean latents, what was computed in full steps, and what was measured besides."""
+
+    latents: Tensor
+    computed: float
+    marks: Mapping[str, float] = field(default_factory=dict)
+
+
+class Special(ABC):
+    """A variant that no plan can say; the bench that wants it brings it."""
+
+    @abstractmethod
+    def make(self, bench: Bench, pair: Pair) -> Made: ...
+
+
+Variant: TypeAlias = Depth | Fewer | Renoised | Special
 
 
 class Bench:
@@ -139,7 +175,12 @@ class Bench:
         return steps[-1].latents, sum(step.computed_share for step in steps)
 
     def generate(
-        self, variant: Variant, edit: Edit, text: TextKV, donor: DonorLatents, seed: int
+        self,
+        variant: Depth | Fewer | Renoised,
+        edit: Edit,
+        text: TextKV,
+        donor: DonorLatents,
+        seed: int,
     ) -> tuple[Tensor, float] | None:
         """The target's clean latents by a variant, and what was computed; None where it would be no reuse."""
         noise = self.model.noise(seed, self.shape)
@@ -160,18 +201,22 @@ class Bench:
         text = self.model.prepare_text(ours.states)
         found = self.full(self.model.prepare_text(theirs.states), 2 * seed, len(theirs.tokens))
         total = len(self.sigmas) - 1
-        whole = self.full(text, 2 * seed + 1, len(ours.tokens)).steps[total]
+        own = self.full(text, 2 * seed + 1, len(ours.tokens))
+        whole, pair = own.steps[total], Pair(edit, found, own, len(ours.tokens))
 
-        def tried(latents: Tensor, computed: float) -> Tried:
+        def tried(latents: Tensor, computed: float, marks: Mapping[str, float] | None = None) -> Tried:
             assert donor.scene is not None
             assert target.scene is not None
             shown: Verdict = judge(read_scene(self.model.decode(latents)), target.scene, donor.scene)
             fidelity = float((latents - whole).square().mean())
-            return Tried(shown.right["all"], any(shown.followed.values()), computed, fidelity)
+            return Tried(shown.right["all"], any(shown.followed.values()), computed, fidelity, marks or {})
 
         videos = {FULL: tried(whole, float(total))}
         for name, variant in plans.items():
-            if made := self.generate(variant, edit, text, found, 2 * seed + 1):
+            if isinstance(variant, Special):
+                special = variant.make(self, pair)
+                videos[name] = tried(special.latents, special.computed, special.marks)
+            elif made := self.generate(variant, edit, text, found, 2 * seed + 1):
                 videos[name] = tried(*made)
         return Trial(group.kind, edit.kind, videos)
 

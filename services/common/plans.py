@@ -15,7 +15,8 @@ MAX_LAYER = 256
 # Of the largest attention, for regions by attention maps, whose threshold is of another kind.
 DEFAULT_ATTENTION_THRESHOLD = 0.3
 
-# What probing with every fourth token finds on the shipped model; measured by bench/ablation.
+# What probing with every fourth token finds on the shipped model; measured by bench/ablation, threshold and
+# dilation by bench/alternatives.
 DEFAULT_REGION = plan_pb2.RegionPlan(
     source=plan_pb2.REGION_SOURCE_PROBE,
     threshold=0.02,

@@ -1,0 +1,200 @@
+"""What the benches of alternatives add: a paired interval, mixed amplification, the region's edge."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import pytest
+import torch
+from chorus.common.v1 import plan_pb2
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bench import results
+from bench.alternatives import BLOCK, best, halves, variants
+from bench.lab import Bench, Pair, Trial
+from bench.results import Figure
+from bench.variants import Alternative, Term, Where, ceiled, edge_jump, mixed
+from services.denoiser.amplify import amplified
+from services.denoiser.models.pipeline import LoadedModel
+from services.scheduler.calibration import Depth
+from services.scheduler.edits import Edit
+from tests.tiny_model import TEXT_DIM, save_tiny_model
+
+CONTRAST: Final = plan_pb2.AMPLIFICATION_FORM_CONTRAST
+BIAS: Final = plan_pb2.AMPLIFICATION_FORM_BIAS
+VALUE_GAIN: Final = plan_pb2.AMPLIFICATION_FORM_VALUE_GAIN
+GAINED: Final = [(1, 1.0)]
+
+
+def test_a_known_paired_interval() -> None:
+    both, first, second = [(True, True)] * 36, [(True, False)] * 12, [(False, True)] * 2
+    found = results.paired(both + first + second)
+    assert found.value == pytest.approx(20)
+    assert found.ci95 == pytest.approx((5.69, 34.04), abs=0.01)  # as Newcombe (1998) has it
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60))
+def test_a_paired_interval_holds_the_difference_and_turns_with_it(pairs: list[tuple[bool, bool]]) -> None:
+    there, back = results.paired(pairs), results.paired([(b, a) for a, b in pairs])
+    assert there.ci95 is not None
+    assert back.ci95 is not None
+    assert -100 - 1e-9 <= there.ci95[0] <= there.value <= there.ci95[1] <= 100 + 1e-9
+    assert there.ci95[0] < there.ci95[1]
+    assert back.ci95 == pytest.approx((-there.ci95[1], -there.ci95[0]), abs=1e-9)
+
+
+def test_halves_hold_every_kind_and_number_of_objects_alike() -> None:
+    trials = [Trial(str(number % BLOCK), "", {}) for number in range(4 * BLOCK)]
+    parts = halves(trials)
+    assert [t.kind for t in parts["choose"]] == [t.kind for t in parts["report"]]
+    assert not any(one is other for one in parts["choose"] for other in parts["report"])
+    assert parts["all"] == trials
+
+
+def test_the_best_is_chosen_on_the_first_half_alone() -> None:
+    values = {
+        "a": {"choose": (1.0, 0.0, 0.0), "report": (9.0, 0.0, 0.0)},
+        "b": {"choose": (2.0, 3.0, 0.0), "report": (0.0, 0.0, 0.0)},
+        "c": {"choose": (2.0, 1.0, 0.5), "report": (0.0, 0.0, 0.0)},
+        "d": {"choose": (2.0, 1.0, 0.2), "report": (0.0, 0.0, 0.0)},
+    }
+    gains = {
+        f"table.{name}.{half}.all.{of}": Figure(value, "", 1)
+        for name, parts in values.items()
+        for half, three in parts.items()
+        for of, value in zip(("alignment", "drift", "computed"), three, strict=True)
+    }
+    assert best(list(values), "table", gains) == "d"
+
+
+def test_no_two_variants_share_a_name() -> None:
+    seen: dict[str, object] = {}
+    for names in variants().values():
+        for name, variant in names.items():
+            assert seen.setdefault(name, variant) == variant
+
+
+def test_a_term_holds_its_last_strength() -> None:
+    assert [Term(CONTRAST, (1.0, 0.5)).strength(step) for step in range(4)] == [1.0, 0.5, 0.5, 0.5]
+
+
+def test_one_term_is_the_plans_amplification_and_two_are_both(tmp_path: Path) -> None:
+    model = LoadedModel.load(save_tiny_model(tmp_path, layers=3))
+    text, donor = (
+        model.prepare_text(torch.randn(5, TEXT_DIM, generator=torch.Generator().manual_seed(s)))
+        for s in (1, 2)
+    )
+    for form in (CONTRAST, BIAS, VALUE_GAIN):
+        alone = plan_pb2.Amplification(form=form, strength=0.5)
+        expected = amplified(text, alone, gained=GAINED, donor=donor)
+        found = mixed(text, [Term(form, (0.5,))], 0, gained=GAINED, donor=donor)
+        for (k, v), (k2, v2) in zip(found.kv, expected.kv, strict=True):
+            assert torch.equal(k, k2)
+            assert torch.equal(v, v2)
+        for one, other in zip(found.layers or (), expected.layers or (), strict=True):
+            assert one is not None
+            assert other is not None
+            assert one.strength == other.strength
+            assert one.other is other.other
+            assert (one.bias is None) == (other.bias is None)
+            if one.bias is not None and other.bias is not None:
+                assert torch.equal(one.bias, other.bias)
+        off = mixed(text, [Term(form, (0.5, 0.0))], 1, gained=GAINED, donor=donor)
+        assert off.layers is None
+        assert all(torch.equal(v, v2) for (_, v), (_, v2) in zip(off.kv, text, strict=True))
+    terms = [Term(CONTRAST, (0.5,), (0.5, 1.0)), Term(BIAS, (1.0,)), Term(VALUE_GAIN, (1.0,), (0.0, 1 / 3))]
+    both = mixed(text, terms, 0, gained=GAINED, donor=donor)
+    assert both.layers is not None
+    assert [layer.other is not None for layer in both.layers if layer] == [False, False, True]
+    assert all(layer is not None and layer.bias is not None for layer in both.layers)
+    assert [torch.equal(v, v2) for (_, v), (_, v2) in zip(both.kv, text, strict=True)] == [False, True, True]
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> tuple[Bench, Pair]:
+    bench = Bench.__new__(Bench)  # without the shipped model and the encoder
+    bench.model = LoadedModel.load(save_tiny_model(tmp_path, layers=3))
+    bench.sigmas = bench.model.spec.schedule.sigmas
+    bench.shape = bench.model.latent_shape(4, 32, 32)
+    bench.grid = bench.model.token_grid(bench.shape)
+    donor, own = (
+        bench.full(
+            bench.model.prepare_text(torch.randn(5, TEXT_DIM, generator=torch.Generator().manual_seed(s))),
+            s,
+            5,
+        )
+        for s in (1, 2)
+    )
+    return bench, Pair(Edit("colour", ((1, 1.0),), ((2, 1.0),)), donor, own, 5)
+
+
+def region(threshold: float) -> plan_pb2.RegionPlan:
+    return plan_pb2.RegionPlan(
+        source=plan_pb2.REGION_SOURCE_PROBE,
+        threshold=threshold,
+        budget=1.0,
+        context=plan_pb2.REGION_CONTEXT_NONE,
+    )
+
+
+def test_an_alternative_that_changes_nothing_is_the_plan(tiny: tuple[Bench, Pair]) -> None:
+    bench, pair = tiny
+    assert pair.own.text is not None
+    half = plan_pb2.Amplification(form=CONTRAST, strength=0.5)
+    sigma, some = bench.sigmas[1], region(0.5)
+    plan = bench.plan(Depth(sigma, some, half), pair.edit)
+    assert plan is not None
+    expected, computed = bench.run(plan, pair.own.text, bench.model.noise(0, bench.shape), pair.donor)
+    for same in (
+        Alternative(Depth(sigma, some, half), seams=True),
+        Alternative(Depth(sigma, some), terms=(Term(CONTRAST, (0.5,)),)),
+        Alternative(Depth(sigma, some), terms=(Term(CONTRAST, (0.5,)),), ceiling=1e6),
+    ):
+        made = same.make(bench, pair)
+        assert torch.allclose(made.latents, expected, atol=1e-6)
+        assert made.computed == computed
+
+
+def test_a_hard_edge_takes_the_targets_own_up_to_the_edge(tiny: tuple[Bench, Pair]) -> None:
+    bench, pair = tiny
+    lost = region(0.9)
+    lost.source = plan_pb2.REGION_SOURCE_ATTENTION
+    depth = Depth(bench.sigmas[-2], lost)  # the last step alone
+    blended, hard = (
+        Alternative(depth, blended=blended, seams=True).make(bench, pair) for blended in (True, False)
+    )
+    assert blended.marks.keys() == hard.marks.keys() == {"jump", "edge_error"}
+    ends, own, soft = (
+        bench.model.tokens_of(x)
+        for x in (pair.donor.steps[len(bench.sigmas) - 1], hard.latents, blended.latents)
+    )
+    inside = (own != ends).any(-1)
+    assert 0 < inside.sum() < len(inside)
+    assert torch.equal(soft[~inside], ends[~inside])
+    assert ((soft - ends).abs() <= (own - ends).abs() + 1e-6).all()
+
+
+@pytest.mark.parametrize("where", ["oracle", "oracle, own noise", "words", "gained", "probe and lost"])
+def test_a_region_is_everything_where_everything_differs(tiny: tuple[Bench, Pair], where: Where) -> None:
+    bench, pair = tiny
+    whole = Alternative(Depth(bench.sigmas[1])).make(bench, pair)
+    found = Alternative(Depth(bench.sigmas[1], region(0.0)), where).make(bench, pair)
+    assert torch.allclose(found.latents, whole.latents, atol=1e-6)
+
+
+def test_a_ceiling_bounds_the_change_and_leaves_the_smaller_alone() -> None:
+    change = torch.tensor([[3.0, 4.0], [0.3, 0.4], [0.0, 0.0]])
+    of = torch.tensor([[0.0, 2.0], [0.0, 2.0], [1.0, 0.0]])
+    found = ceiled(change, of, 0.5)
+    assert torch.allclose(found, torch.tensor([[0.6, 0.8], [0.3, 0.4], [0.0, 0.0]]))
+
+
+def test_the_jump_across_an_edge_is_of_the_pixels_that_face_each_other() -> None:
+    video = torch.zeros(3, 2, 8, 8)
+    video[:, :, :4, :4] = 1.0  # as large as one token
+    video[:, :, 6, 6] = 5.0  # far from the edge
+    grid = (1, 2, 2)
+    assert edge_jump(video, torch.tensor([True, False, False, False]), grid) == pytest.approx(1.0)
+    assert edge_jump(video, torch.tensor([True, True, False, False]), grid) == pytest.approx(0.5)
