@@ -117,14 +117,12 @@ def share(hits: int, n: int) -> Figure:
     return Figure(p, "share", n, (min(max(low, 0.0), p), max(min(high, 1.0), p)))
 
 
-def write(
-    path: Path, command: str, figures: Mapping[str, Figure | Mapping[str, Any]], **more: Mapping[str, Any]
-) -> None:
+def write(path: Path, command: str, figures: Mapping[str, Figure | Mapping[str, Any]], **more: Any) -> None:
     """Writes the file of a measurement; its folder is made.
 
     Args:
         figures: measured now, or in the form in which a file has them.
-        more: what the file holds besides.
+        more: what the file holds besides, or instead of what is found here.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     report = {

@@ -9,15 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from services.denoiser.backends.eager import EagerBackend
-from services.denoiser.models.pipeline import LoadedModel
 from services.denoiser.models.wan import TextKV, WanTransformer
 from services.denoiser.sampler import sample
+
+if TYPE_CHECKING:  # an export needs no more than torch and onnx
+    from services.denoiser.models.pipeline import LoadedModel
 
 FP8 = torch.float8_e4m3fn
 _LARGEST = torch.finfo(FP8).max

@@ -1,0 +1,1 @@
+"""What the network, its backends and its kernel do on one GPU."""

@@ -1,0 +1,74 @@
+"""Whole requests of four steps: in full, and a hit that reuses one step and computes a region in two."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bench.gpu.shapes import SIGMAS
+from services.denoiser.amplify import AmplifiedText
+from services.denoiser.backends.base import Backend, StepInputs
+from services.denoiser.models.wan import Grid
+from services.denoiser.regions import difference, edge_weights, refined
+from services.denoiser.sampler import euler
+
+
+@dataclass(frozen=True)
+class Video:
+    """What one video's steps read.
+
+    Args:
+        latents: float32 [5, N, C*P], x_0 to x_4 of a donor, as tokens.
+        cos, sin: float32 [N, head_dim].
+        dtype: of the network.
+    """
+
+    grid: Grid
+    latents: Tensor
+    cos: Tensor
+    sin: Tensor
+    text: AmplifiedText
+    dtype: torch.dtype
+
+    def inputs(self, x: Tensor, sigma: float, at: Tensor | None = None) -> StepInputs:
+        """Of the tokens `at`, or of all of x [N, C*P]."""
+        cos, sin = self.cos, self.sin
+        if at is not None:
+            x, cos, sin = x[at], cos[at], sin[at]
+        timestep = torch.tensor([1000.0 * sigma], device=x.device)
+        return StepInputs(x[None].to(self.dtype), cos, sin, self.text, timestep)
+
+
+def full(backend: Backend, video: Video) -> Tensor:
+    """Four full steps."""
+    x = video.latents[0]
+    for i in range(4):
+        x = _full_step(backend, video, x, i)
+    return x
+
+
+def hit(backend: Backend, video: Video, at: Tensor) -> Tensor:
+    """From the donor's x_1: two steps of the tokens `at`, as `stages.Stages` does them, and a full one.
+
+    The region stays as it is, so that its share does, though the work of refining it is done. It is known
+    before the first step, as one found by attention is.
+    """
+    x = video.latents[1]
+    active = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    active[at] = True
+    for i in (1, 2):
+        here, there, sigma, following = video.latents[i], video.latents[i + 1], SIGMAS[i], SIGMAS[i + 1]
+        velocity = backend.predict(video.inputs(x, sigma, at))[0].float()
+        donor = here - sigma * (there - here) / (following - sigma)
+        differences = difference(x[at] - sigma * velocity, donor[at], donor.var())
+        refined(active, differences, video.grid, threshold=0.1, dilation=1)
+        own = euler(x, torch.zeros_like(x).index_copy_(0, at, velocity), sigma, following)
+        x = torch.lerp(there, own, edge_weights(active, video.grid)[:, None])
+    return _full_step(backend, video, x, 3)
+
+
+def _full_step(backend: Backend, video: Video, x: Tensor, i: int) -> Tensor:
+    velocity = backend.predict(video.inputs(x, SIGMAS[i]))[0].float()
+    return euler(x, velocity, SIGMAS[i], SIGMAS[i + 1])
