@@ -11,7 +11,7 @@ UV := uv==0.13.9
 READY := $(VENV)/.ready
 OUT ?= out
 
-.PHONY: run up test test-servers lint type format lock proto proto-check tools kernels clean help
+.PHONY: run up test test-servers lint type format lock proto proto-check tools kernels gpu clean help
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -56,6 +56,9 @@ tools: $(READY) ## helm and buf, for the tests
 
 kernels: $(READY) ## compile the amplified attention for every GPU it knows; needs none
 	$(BIN)/python -m services.denoiser.kernels --out $(OUT)/kernels
+
+gpu: $(READY) ## measure this machine's GPU: docs/gpu.md
+	PYTHON=$(BIN)/python bench/gpu/run.sh
 
 lock: $(READY) ## choose versions anew
 	infra/lock
