@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
 from weakref import WeakValueDictionary
@@ -56,6 +57,7 @@ class Store:
         self.start_ms = now_ms()
         self._locks: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
         self._commits: set[asyncio.Task[bool]] = set()
+        self._looked_up = _Recent()
 
     def lock(self, tenant: str, identity: str) -> asyncio.Lock:
         """Held while blobs of this tenant and identity are written with their row, or deleted."""
@@ -74,6 +76,8 @@ class Store:
         with span(names.SPAN_INDEX_SEARCH) as current:
             hits = await self.index.search(space.name, tenant, identity, vector, limit)
             donors = [hit for hit in hits if hit.score >= min_score]
+            for hit in donors:
+                self._looked_up.put(space.name, hit.entry)
             current.set_attribute(names.DONOR_COUNT, len(donors))
         self.counters.lookups += 1
         self.counters.lookups_with_donor += bool(donors)
@@ -94,8 +98,10 @@ class Store:
         Raises NOT_FOUND for an entry that is not there, or of another tenant or identity, or lacks a step;
         BLOB_CORRUPT, with the row deleted, for a blob that is missing or altered.
         """
-        with span(names.SPAN_INDEX_GET, {names.ENTRY_ID: entry_id}):
-            entry = await self.index.get(space.name, tenant, entry_id)
+        entry = self._looked_up.get(space.name, tenant, entry_id)
+        if entry is None:
+            with span(names.SPAN_INDEX_GET, {names.ENTRY_ID: entry_id}):
+                entry = await self.index.get(space.name, tenant, entry_id)
         if entry is None or entry.identity != identity:
             raise not_found("entry", entry_id)
         by_step = {blob.step: blob for blob in entry.blobs}
@@ -106,8 +112,15 @@ class Store:
         blobs = [by_step[step] for step in steps]
         if side_data and None in by_step:
             blobs.append(by_step[None])
-        for blob in blobs:
-            yield blob, await self._read(space, entry, blob)
+        reading = [asyncio.create_task(self._read(space, entry, blob)) for blob in blobs[:1]]
+        try:
+            for blob, following in zip(blobs, [*blobs[1:], None], strict=True):
+                if following is not None:  # read while this one is sent
+                    reading.append(asyncio.create_task(self._read(space, entry, following)))
+                yield blob, await reading.pop(0)
+        finally:
+            for task in reading:
+                task.cancel()
 
     async def admit(self, admission: Admission) -> bool:
         """Keeps an entry; False when it was there already.
@@ -132,11 +145,18 @@ class Store:
             for start in range(0, len(found), _BATCH):
                 batch = found[start : start + _BATCH]
                 with span(names.SPAN_INDEX_DELETE):
-                    await self.index.delete(space, tenant, [entry_id for entry_id, _ in batch])
+                    await self.delete_rows(space, tenant, [entry_id for entry_id, _ in batch])
                 entries += len(batch)
                 for _, each in batch:
                     sizes.update(each)
         return Extent(entries, sum(sizes.values()))
+
+    async def delete_rows(self, space: str, tenant: str, entry_ids: Sequence[str]) -> None:
+        """Their blobs are the sweeper's."""
+        try:
+            await self.index.delete(space, tenant, entry_ids)
+        finally:
+            self._looked_up.forget(space, tenant, entry_ids)
 
     async def extent(self, tenant: str) -> Extent:
         """Of the tenant, now."""
@@ -186,7 +206,7 @@ class Store:
             log.error("blob corrupt", entry_id=entry.entry_id, key=key, fault=fault)
             try:
                 with span(names.SPAN_INDEX_DELETE, {names.ENTRY_ID: entry.entry_id}):
-                    await self.index.delete(space.name, entry.tenant, [entry.entry_id])
+                    await self.delete_rows(space.name, entry.tenant, [entry.entry_id])
             except ChorusError as error:
                 # The caller's answer is the same; the next fetch finds the row again.
                 log.warning("row not deleted", entry_id=entry.entry_id, error=error.message)
@@ -195,6 +215,33 @@ class Store:
                 f"{blob.name} of entry {entry.entry_id} is {fault}; the entry was dropped",
                 metadata={"entry": entry.entry_id, **({} if blob.step is None else {"step": str(blob.step)})},
             )
+
+
+class _Recent:
+    """Rows that a lookup has just told of, so that the fetch which follows need not ask the index again.
+
+    Rows never change, and this process forgets what it deletes; what another deletes is served for as long
+    as the row is remembered, and its blobs for the sweeper's grace, which is longer.
+    """
+
+    def __init__(self, seconds: float = 5.0, limit: int = 1_000) -> None:
+        self._seconds, self._limit = seconds, limit
+        self._rows: OrderedDict[tuple[str, str, str], tuple[float, Entry]] = OrderedDict()
+
+    def put(self, space: str, entry: Entry) -> None:
+        key = (space, entry.tenant, entry.entry_id)
+        self._rows[key] = time.monotonic() + self._seconds, entry
+        self._rows.move_to_end(key)
+        while len(self._rows) > self._limit:
+            self._rows.popitem(last=False)
+
+    def get(self, space: str, tenant: str, entry_id: str) -> Entry | None:
+        end, entry = self._rows.get((space, tenant, entry_id), (0.0, None))
+        return entry if time.monotonic() < end else None
+
+    def forget(self, space: str, tenant: str, entry_ids: Iterable[str]) -> None:
+        for entry_id in entry_ids:
+            self._rows.pop((space, tenant, entry_id), None)
 
 
 def now_ms() -> int:

@@ -71,7 +71,7 @@ async def _drop_row(store: Store, space: str, entry: Entry, cutoff: int) -> bool
             return False
         if all([await store.blobs.stat(key) for key in found.keys]):
             return False
-        await store.index.delete(space, entry.tenant, [entry.entry_id])
+        await store.delete_rows(space, entry.tenant, [entry.entry_id])
     store.counters.corrupt_blobs += 1
     log.warning("row without blobs deleted", entry_id=entry.entry_id)
     return True

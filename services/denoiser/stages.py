@@ -87,7 +87,7 @@ class Stages:
         # Of the donor, made once: x_i as tokens, and what its step i predicted.
         self._donor_steps: dict[int, Tensor] = {}
         self._predictions: dict[int, tuple[Tensor, Tensor]] = {}
-        self._tokens = self._start(model.tokens_of(latents))
+        self._tokens = self._start(latents)
         # Of the next step; None is every token: before the region is known, and where it is too large.
         self._active: Tensor | None = None
 
@@ -119,9 +119,10 @@ class Stages:
     def _start(self, noise: Tensor) -> Tensor:
         """x_{K1}. Renoising is how MoDM reuses images: Xia et al., arXiv 2503.11972."""
         if self._donor is None:
-            return noise
+            return self._model.tokens_of(noise)
         if self._plan.renoised:
-            return noised(self._donor_tokens(len(self._sigmas) - 1), noise, self._sigmas[self._first])
+            clean = self._donor_tokens(len(self._sigmas) - 1)
+            return noised(clean, self._model.tokens_of(noise), self._sigmas[self._first])
         return self._donor_tokens(self._first)
 
     def _next(self, index: int, velocity: Tensor) -> Tensor:

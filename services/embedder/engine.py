@@ -120,9 +120,9 @@ class Engine:
                 depend on the other prompts: for comparing only. They are remembered for that alone.
         """
         found: dict[str, Encoding] = {}
-        kept_as = f"{encoder.id} in a batch" if together else encoder.id
+        kept_as = _batched(encoder) if together else encoder.id
         for prompt in prompts:
-            recent = self._recent.get(encoder.id, prompt) or self._recent.get(kept_as, prompt)
+            recent = self._remembered(encoder, prompt) if together else self._recent.get(encoder.id, prompt)
             if recent is not None:
                 found[prompt] = recent
         missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in found]
@@ -139,8 +139,19 @@ class Engine:
         return [found[prompt] for prompt in prompts]
 
     async def tokenize(self, encoder: Encoder, prompts: Sequence[str]) -> list[Tokens]:
-        """The tokens of each prompt. Raises QUEUE_FULL as `encode` does."""
-        return await self._submit(encoder.tokenize, list(prompts))
+        """The tokens of each prompt, as remembered or read now. Raises QUEUE_FULL as `encode` does."""
+        found: dict[str, Tokens] = {}
+        for prompt in prompts:
+            if recent := self._remembered(encoder, prompt):
+                found[prompt] = recent
+        missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in found]
+        if missing:
+            found.update(zip(missing, await self._submit(encoder.tokenize, missing), strict=True))
+        return [found[prompt] for prompt in prompts]
+
+    def _remembered(self, encoder: Encoder, prompt: str) -> Encoding | None:
+        """As it was encoded alone, or else in a batch."""
+        return self._recent.get(encoder.id, prompt) or self._recent.get(_batched(encoder), prompt)
 
     async def _submit(self, work: Callable[[Sequence[str]], list[T]], prompts: list[str]) -> list[T]:
         if not self._places.acquire(blocking=False):
@@ -154,6 +165,11 @@ class Engine:
         # A caller that goes away frees its place only when the thread is done with it.
         future.add_done_callback(lambda _: self._places.release())
         return await asyncio.wrap_future(future)
+
+
+def _batched(encoder: Encoder) -> str:
+    """Under which encodings are remembered whose last bits depend on other prompts."""
+    return f"{encoder.id} in a batch"
 
 
 def load_engine(

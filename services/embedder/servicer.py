@@ -66,7 +66,6 @@ class EmbedderServicer(embedder_pb2_grpc.EmbedderServiceServicer):
         retrieval = self._engine.retrieval
         asked = request.conditioning_encoder_id
         encoder = retrieval if asked in ("", retrieval.id) else self._conditioning(asked)
-        positions = await self._engine.tokenize(encoder, prompts)
         if request.HasField("target_states"):
             [read] = await self._engine.tokenize(retrieval, prompts[:1])
             states = _states(request.target_states, len(read.tokens), retrieval.text_dim)
@@ -75,6 +74,8 @@ class EmbedderServicer(embedder_pb2_grpc.EmbedderServiceServicer):
             known = []
         missing = prompts[len(known) :]
         encodings = await self._engine.encode(retrieval, missing, together=True)
+        # Now: what was encoded by the same encoder is remembered with its tokens.
+        positions = await self._engine.tokenize(encoder, prompts)
         target, *others = known + [
             EncodedPrompt(prompt, encoding.states, encoding.offsets)
             for prompt, encoding in zip(missing, encodings, strict=True)
