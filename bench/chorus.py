@@ -37,7 +37,7 @@ from yardstick.scenes import KINDS, UNRELATED, make_groups
 from yardstick.ways import ways_of
 
 POLICIES: Final[tuple[Policy, ...]] = ("safe", "balanced", "fast")
-BASELINES: Final = ("nirvana", "threshold")
+BASELINES: Final = ("nirvana", "threshold", "modm")
 FEWER: Final = (3, 2, 1)
 # The kinds of edit that the embedder should tell for the prompts made of each kind.
 EDITS: Final[Mapping[str, EditKind]] = {

@@ -94,6 +94,11 @@ def measure(
         donor = timed(client, group.donor.prompt, seed=next(seeds), model=model, reuse=look)
         if donor.generation.HasField("donor"):
             raise ChorusError(WRONG_STATE, "somebody else fills the cache: measure where nobody does")
+        if donor.generation.plan.total_steps > 1:
+            # Counts nowhere. A run keeps the device until its latents are with the cache: the first way would
+            # wait for the donor's, and every other way would look faster beside it.
+            probe: SpecOptions = {**PROBE.options, "model": model, "no_store": True}
+            timed(client, group.donor.prompt, seed=donor.generation.spec.seed, **probe)
         cases = [
             _case(client, group, target, donor.generation, ways, next(seeds), model, token_pixels)
             for target in group.targets

@@ -95,10 +95,16 @@ def test_donors_and_targets_have_seeds_of_their_own_and_only_donors_are_stored(
     at = deployment.target
     evaluate("--prompts", "set.jsonl", "--target", at, "--cache-target", at, "--empty-cache", "--seed", "100")
     specs = [r.spec for r in deployment.scheduler.requests if words(r.spec.prompt) in SCENES]
-    assert len(specs) == 5 * len(GROUPS)
+    assert len(specs) == 6 * len(GROUPS)
     for i, group in enumerate(GROUPS):
-        donor, *targets = specs[5 * i : 5 * i + 5]
+        donor, settled, *targets = specs[6 * i : 6 * i + 6]
         assert (donor.prompt, donor.seed, donor.no_store) == (group.donor.prompt, 100 + 2 * i, False)
+        # Behind it nobody waits for the donor's latents to be kept.
+        assert (settled.prompt, settled.no_store, settled.HasField("explicit_reuse")) == (
+            group.donor.prompt,
+            True,
+            True,
+        )
         assert len({s.prompt for s in targets}) == len(targets), "none finds its own embedding in memory"
         assert {(words(s.prompt), s.seed, s.no_store) for s in targets} == {
             (group.targets[0].prompt, 101 + 2 * i, True)
@@ -172,7 +178,8 @@ def test_a_foreign_cache_is_left_as_it_is(deployment: WorldDeployment, tmp_path:
     assert result.exit_code == 0, result.output
     assert deployment.cache.purges == []
     donors = {group.donor.prompt for group in GROUPS}
-    assert {r.spec.reuse for r in deployment.scheduler.requests if r.spec.prompt in donors} == {OFF}
+    specs = [r.spec for r in deployment.scheduler.requests if r.spec.prompt in donors]
+    assert {spec.reuse for spec in specs if not spec.HasField("explicit_reuse")} == {OFF}
     assert [g.spec.prompt for g in deployment.scheduler.entries] == [group.donor.prompt for group in GROUPS]
     assert json.loads(result.stdout)["eval"]["figures"] == figures(tmp_path)
     assert "miss.seconds_p50" not in figures(tmp_path)  # no donor looked into an empty cache

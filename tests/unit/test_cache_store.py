@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -45,6 +47,7 @@ class Interruption:
 
     def __init__(self) -> None:
         self.calls: list[str] = []
+        self.rows_read = 0
         self.failing: set[str] = set()
         self.held: dict[str, asyncio.Event] = {}
         self.reached = asyncio.Event()
@@ -91,6 +94,10 @@ class FaultyIndex(MilvusIndex):
     async def upsert(self, space: Space, entry: Entry, vector: Sequence[float]) -> None:
         await self.fault.before("upsert")
         await super().upsert(space, entry, vector)
+
+    async def get(self, space: str, tenant: str, entry_id: str) -> Entry | None:
+        self.fault.rows_read += 1
+        return await super().get(space, tenant, entry_id)
 
     async def delete(self, space: str, tenant: str, entry_ids: Sequence[str]) -> None:
         await self.fault.before("delete rows")
@@ -242,6 +249,33 @@ async def test_a_step_that_was_not_kept_is_not_found(store: Store) -> None:
     error = await refused(NOT_FOUND, fetched(store, offered().entry, 1, 3))
     assert error.metadata == {"step": "3"}
     assert len(await found(store)) == 1
+
+
+async def test_the_fetch_that_follows_a_lookup_does_not_ask_the_index_again(
+    store: Store, fault: Interruption
+) -> None:
+    await store.admit(offered())
+    [entry] = await found(store)
+    before = fault.rows_read
+    assert await fetched(store, entry, 1, 2) == [latents(1), latents(2)]
+    assert fault.rows_read == before
+    # What was looked up is of this tenant and identity alone, and ends with its row.
+    await refused(NOT_FOUND, fetched(store, entry, 1, tenant="other"))
+    await refused(NOT_FOUND, fetched(store, replace(entry, identity="0" * 64), 1))
+    await store.purge("default", Selection())
+    await refused(NOT_FOUND, fetched(store, entry, 1))
+
+
+async def test_a_row_is_not_remembered_for_long(
+    store: Store, fault: Interruption, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await store.admit(offered())
+    [entry] = await found(store)
+    before = fault.rows_read
+    later = time.monotonic() + 10
+    monkeypatch.setattr("services.cache.store.time.monotonic", lambda: later)
+    assert len(await fetched(store, entry, 1)) == 1
+    assert fault.rows_read == before + 1
 
 
 async def test_donors_below_the_lowest_score_are_left_out(store: Store) -> None:
