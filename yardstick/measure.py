@@ -97,8 +97,9 @@ def measure(
         if donor.generation.plan.total_steps > 1:
             # Counts nowhere. A run keeps the device until its latents are with the cache: the first way would
             # wait for the donor's, and every other way would look faster beside it.
-            probe: SpecOptions = {**PROBE.options, "model": model, "no_store": True}
-            timed(client, group.donor.prompt, seed=donor.generation.spec.seed, **probe)
+            again = donor.generation.spec.seed
+            probe: SpecOptions = {**PROBE.options, "seed": again, "model": model, "no_store": True}
+            timed(client, group.donor.prompt, **probe)
         cases = [
             _case(client, group, target, donor.generation, ways, next(seeds), model, token_pixels)
             for target in group.targets

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 
 import grpc.aio
 from chorus.cache.v1 import cache_pb2, cache_pb2_grpc
@@ -53,12 +54,14 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
         tenant = tenant_of(context.invocation_metadata())
         space = check_fetch(request)
         identity = identity_digest(request.identity)
-        async for blob, data in self._store.fetch(
+        blobs = self._store.fetch(
             space, tenant, identity, request.entry_id, request.steps, side_data=request.side_data
-        ):
-            yield cache_pb2.FetchResponse(header=_header(blob))
-            for chunk in chunks(data):
-                yield cache_pb2.FetchResponse(chunk=chunk)
+        )
+        async with aclosing(blobs):
+            async for blob, data in blobs:
+                yield cache_pb2.FetchResponse(header=_header(blob))
+                for chunk in chunks(data):
+                    yield cache_pb2.FetchResponse(chunk=chunk)
 
     async def Admit(
         self,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from dataclasses import dataclass
 from weakref import WeakValueDictionary
 
@@ -73,9 +73,11 @@ class Store:
         min_score: float,
     ) -> list[Hit]:
         """Entries nearest to `vector`, best first, none below `min_score`."""
+        deleted = self._looked_up.deletions
         with span(names.SPAN_INDEX_SEARCH) as current:
             hits = await self.index.search(space.name, tenant, identity, vector, limit)
             donors = [hit for hit in hits if hit.score >= min_score]
+        if deleted == self._looked_up.deletions:  # else one of these may be gone since it was found
             for hit in donors:
                 self._looked_up.put(space.name, hit.entry)
             current.set_attribute(names.DONOR_COUNT, len(donors))
@@ -92,7 +94,7 @@ class Store:
         steps: Sequence[int],
         *,
         side_data: bool = False,
-    ) -> AsyncIterator[tuple[Blob, bytes]]:
+    ) -> AsyncGenerator[tuple[Blob, bytes]]:
         """The blobs of `steps`, in that order, each verified; then the side data, if asked for and there.
 
         Raises NOT_FOUND for an entry that is not there, or of another tenant or identity, or lacks a step;
@@ -112,15 +114,20 @@ class Store:
         blobs = [by_step[step] for step in steps]
         if side_data and None in by_step:
             blobs.append(by_step[None])
-        reading = [asyncio.create_task(self._read(space, entry, blob)) for blob in blobs[:1]]
+        ahead: asyncio.Task[bytes | None] | None = None
         try:
-            for blob, following in zip(blobs, [*blobs[1:], None], strict=True):
-                if following is not None:  # read while this one is sent
-                    reading.append(asyncio.create_task(self._read(space, entry, following)))
-                yield blob, await reading.pop(0)
+            for i, blob in enumerate(blobs):
+                data = await (ahead or self._read(entry, blob))
+                # The next one is read while this one is sent.
+                following = blobs[i + 1] if i + 1 < len(blobs) else None
+                ahead = None if following is None else asyncio.create_task(self._read(entry, following))
+                if data is None:
+                    raise await self._corrupt(space, entry, blob)
+                yield blob, data
         finally:
-            for task in reading:
-                task.cancel()
+            if ahead is not None:
+                ahead.cancel()
+                await asyncio.gather(ahead, return_exceptions=True)
 
     async def admit(self, admission: Admission) -> bool:
         """Keeps an entry; False when it was there already.
@@ -194,7 +201,8 @@ class Store:
         if not commit.cancelled() and commit.exception() is not None:
             log.warning("admission failed", error=str(commit.exception()))
 
-    async def _read(self, space: Space, entry: Entry, blob: Blob) -> bytes:
+    async def _read(self, entry: Entry, blob: Blob) -> bytes | None:
+        """A blob, verified; None where it is missing or altered."""
         step = {} if blob.step is None else {names.STEP_INDEX: blob.step}
         with span(names.SPAN_BLOB_GET, {names.BYTES: blob.size_bytes, **step}):
             key = blob_key(entry.tenant, entry.identity, blob.digest)
@@ -202,19 +210,33 @@ class Store:
             if data is not None and await asyncio.to_thread(sha256, data) == blob.digest:
                 return data
             fault = "missing" if data is None else "altered"
-            self.counters.corrupt_blobs += 1
             log.error("blob corrupt", entry_id=entry.entry_id, key=key, fault=fault)
-            try:
-                with span(names.SPAN_INDEX_DELETE, {names.ENTRY_ID: entry.entry_id}):
-                    await self.delete_rows(space.name, entry.tenant, [entry.entry_id])
-            except ChorusError as error:
-                # The caller's answer is the same; the next fetch finds the row again.
-                log.warning("row not deleted", entry_id=entry.entry_id, error=error.message)
-            raise ChorusError(
-                BLOB_CORRUPT,
-                f"{blob.name} of entry {entry.entry_id} is {fault}; the entry was dropped",
-                metadata={"entry": entry.entry_id, **({} if blob.step is None else {"step": str(blob.step)})},
-            )
+            return None
+
+    async def _corrupt(self, space: Space, entry: Entry, blob: Blob) -> ChorusError:
+        """Drops the row of a blob that is not what it says; returns what its reader is told."""
+        self.counters.corrupt_blobs += 1
+        try:
+            with span(names.SPAN_INDEX_DELETE, {names.ENTRY_ID: entry.entry_id}):
+                await self.delete_rows(space.name, entry.tenant, [entry.entry_id])
+        except ChorusError as error:
+            # The caller's answer is the same; the next fetch finds the row again.
+            log.warning("row not deleted", entry_id=entry.entry_id, error=error.message)
+        return ChorusError(
+            BLOB_CORRUPT,
+            f"{blob.name} of entry {entry.entry_id} is missing or altered; the entry was dropped",
+            metadata={"entry": entry.entry_id, **({} if blob.step is None else {"step": str(blob.step)})},
+        )
+
+
+def now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def _sizes(entries: Iterable[Entry]) -> dict[str, int]:
+    return {
+        key: blob.size_bytes for entry in entries for key, blob in zip(entry.keys, entry.blobs, strict=True)
+    }
 
 
 class _Recent:
@@ -227,6 +249,7 @@ class _Recent:
     def __init__(self, seconds: float = 5.0, limit: int = 1_000) -> None:
         self._seconds, self._limit = seconds, limit
         self._rows: OrderedDict[tuple[str, str, str], tuple[float, Entry]] = OrderedDict()
+        self.deletions = 0
 
     def put(self, space: str, entry: Entry) -> None:
         key = (space, entry.tenant, entry.entry_id)
@@ -240,15 +263,6 @@ class _Recent:
         return entry if time.monotonic() < end else None
 
     def forget(self, space: str, tenant: str, entry_ids: Iterable[str]) -> None:
+        self.deletions += 1
         for entry_id in entry_ids:
             self._rows.pop((space, tenant, entry_id), None)
-
-
-def now_ms() -> int:
-    return time.time_ns() // 1_000_000
-
-
-def _sizes(entries: Iterable[Entry]) -> dict[str, int]:
-    return {
-        key: blob.size_bytes for entry in entries for key, blob in zip(entry.keys, entry.blobs, strict=True)
-    }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import AsyncExitStack
+from threading import Event
 
 # Threads that wait for each other sleep instead of spinning: the other services share the cores, and a step
 # whose threads spin while one of them is off its core takes several times as long. Read when torch is loaded.
@@ -33,7 +34,10 @@ async def start(settings: DenoiserSettings, resources: AsyncExitStack, server: g
     resources.push_async_callback(channel.close)
     worker = Worker(settings.queue_limit)
     resources.push_async_callback(worker.close)
-    catalogue = await load_catalogue(settings, worker)
+    stopping = Event()
+    resources.callback(stopping.set)
+    catalogue = await load_catalogue(settings, worker, stopping)
+    resources.push_async_callback(catalogue.close)
     donors = Donors(
         cache_pb2_grpc.CacheServiceStub(channel),
         max_blob_bytes=settings.max_blob_bytes,

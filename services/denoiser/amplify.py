@@ -44,7 +44,7 @@ class LayerAmplification:
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
         if self.bias is not None:
             more = self.bias if self.gate is None else self.gate[:, None] * self.bias
-            more = more.to(q.dtype).expand(1, 1, *more.shape[-2:])
+            more = more.to(q.dtype).reshape(1, 1, -1, more.shape[-1])
             bias = more if bias is None else bias + more
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         if self.other is None:

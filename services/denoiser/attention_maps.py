@@ -1,8 +1,7 @@
 """Where the tokens of a prompt act, told by cross-attention while a step is computed.
 
-The maps are recomputed from queries and keys beside the fused attention, which keeps no weights: for the
-heads that the network lets be watched (`WanConfig.watched_heads`), and head by head, so that no more than one
-head's weights are in memory.
+The maps are recomputed from queries and keys beside the fused attention, which keeps no weights: for the few
+heads that the network lets be watched (`WanConfig.watched_heads`).
 """
 
 from __future__ import annotations
@@ -27,9 +26,9 @@ class AttentionMaps:
     def watch(self, block: int, queries: Tensor, keys: Tensor) -> None:
         """queries [1, h, N, d], keys [1, h, L, d], of the watched heads of one block."""
         scale = 1 / math.sqrt(queries.shape[-1])
-        for q, k in zip(queries[0], keys[0], strict=True):
-            weights = torch.softmax((q @ k.T).float() * scale, dim=-1)[:, : self._tokens]
-            self._sum = weights if self._sum is None else self._sum + weights
+        weights = torch.softmax((queries[0] @ keys[0].mT).float() * scale, dim=-1)
+        seen = weights[:, :, : self._tokens].sum(0)
+        self._sum = seen if self._sum is None else self._sum + seen
 
     def maps(self) -> Tensor | None:
         """[L, N], unnormalised; None when nothing was seen."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from threading import Event
 
 import torch
 from chorus.common.v1 import latents_pb2, video_pb2
@@ -27,6 +28,11 @@ class Catalogue:
         self.models = {model.spec.id: model for model in models}
         self._worker = worker
         self._seconds_per_step: dict[str, float] = {}
+
+    async def close(self) -> None:
+        """Gives back what the backends hold, in the device's thread; before the worker is closed."""
+        for model in self.models.values():
+            await self._worker.call(model.backend.close)
 
     async def warm(self, model_id: str) -> denoiser_pb2.ModelInfo:
         """Runs one step and measures it; waits for the device. Raises UNKNOWN_MODEL."""
@@ -69,12 +75,19 @@ class Catalogue:
         )
 
 
-async def load_catalogue(settings: DenoiserSettings, worker: Worker) -> Catalogue:
+async def load_catalogue(settings: DenoiserSettings, worker: Worker, stopping: Event) -> Catalogue:
     """Loads and warms every model, in the worker's thread.
+
+    Args:
+        stopping: set where the process ends meanwhile, so that no build holds it up.
 
     Raises SpecError or WeightsError for a file that cannot be served, BackendError for a backend that cannot
     run and may not fall back, ValueError for a device that is missing.
     """
+
+    def told(words: str) -> bool:
+        log.info("engine", progress=words)
+        return not stopping.is_set()
 
     def load() -> list[LoadedModel]:
         if settings.threads:
@@ -83,7 +96,7 @@ async def load_catalogue(settings: DenoiserSettings, worker: Worker) -> Catalogu
             raise ValueError(f"device {settings.device}: torch finds no CUDA device; use cpu")
         models = [LoadedModel.load(path, settings.device) for path in settings.models]
         for model in models:
-            model.backend = choose_backend(model, settings)
+            model.backend = choose_backend(model, settings, told)
         return models
 
     models = await worker.call(load)

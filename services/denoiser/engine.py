@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections.abc import Generator, Mapping
 from dataclasses import asdict, dataclass
@@ -106,6 +108,7 @@ def denoise(job: Job, donor: DonorData | None, keep: bool, parent: str) -> Gener
         names.FULL_REUSE_STEPS: first,
         names.REGION_STEPS: job.region_end - first if donor else 0,
     }
+    model.backend.drain()  # what a run that broke off, or a warm-up, left untold
     with telemetry.span(names.SPAN_DENOISE, attributes, parent=parent):
         text = model.prepare_text(job.token_states)
         noise = model.noise(job.seed, job.latent_shape)
@@ -212,4 +215,10 @@ def _encode(model: LoadedModel, latents: Tensor) -> Video:
 def _synchronize(model: LoadedModel) -> None:
     # A CUDA call returns before its work is done: without this a step would neither be timed nor cancelled.
     if model.device.type == "cuda":
-        torch.cuda.synchronize(model.device)
+        try:
+            torch.cuda.synchronize(model.device)
+        except torch.AcceleratorError as error:
+            # Nothing runs on the device in this process any more: it ends, and is started again.
+            log.critical("the device failed; this process ends", error=str(error))
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise

@@ -50,6 +50,8 @@ class DenoiserSettings(ServerSettings):
     engine_wait_seconds: Annotated[float, Field(ge=0, le=86_400)] = 7_200.0
     # What an engine computes in.
     engine_precision: Literal["bfloat16", "float16"] = "bfloat16"
+    # Whether the blocks' matrices are in 8 bits: compute capability 8.9 or later.
+    engine_fp8: bool = False
     # Blocks of one engine; 0: all of them. Fewer take less memory to build.
     engine_blocks: Annotated[int, Field(ge=0, le=1_000)] = 0
     # Of the CPU, for one step; 0: as many as there are physical cores.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
-
 from services.denoiser.backends.tensorrt.layers import Layers, merged, read_layers
 
 
@@ -35,8 +33,14 @@ def test_a_mask_with_a_value_for_every_query_is_told() -> None:
 
 
 def test_a_log_without_layers_is_no_proof() -> None:
-    with pytest.raises(ValueError, match="detailed profiling verbosity"):
-        read_layers(["nothing of the kind"], 2)
+    found = read_layers(["nothing of the kind"], 2)
+    assert found.fused is None
+    assert not found.all_fused
+    assert merged([found, read_layers([SELF, CROSS], 2)]).fused is None
+
+
+def test_lines_without_constants_are_layers_too() -> None:
+    assert read_layers([line.replace("Constants: [], ", "") for line in (SELF, CROSS)], 2).all_fused
 
 
 def test_parts_are_added_up() -> None:

@@ -10,7 +10,9 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,13 +21,14 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from services.common.logs import get_logger
-from services.denoiser.backends.base import BackendError
+from services.denoiser.backends.base import BackendError, Told
 from services.denoiser.backends.parts import Profile
 
 log = get_logger("denoiser.artefacts")
 
 MANIFEST = "manifest.json"
 _READ_BYTES = 1 << 22
+_SLICE = 1.0  # seconds of a wait, after which it may be stopped
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,8 @@ class ArtefactKey:
     """Everything that makes one artefact differ from another.
 
     Args:
-        weights_digest: SHA-256 of the weights, merged adapters among them.
+        weights_digest: SHA-256 of the weights.
+        adapters: digest and scale of each that is merged into them.
         network: sizes of the network, by name.
         graph: version of the graph and of its export.
         runtime: module that runs it, with its version: "tensorrt_rtx 1.7.1.116".
@@ -47,6 +51,7 @@ class ArtefactKey:
 
     model_id: str
     weights_digest: str
+    adapters: tuple[tuple[str, float], ...]
     network: Mapping[str, Any]
     graph: str
     runtime: str
@@ -63,8 +68,17 @@ class ArtefactKey:
     @property
     def digest(self) -> str:
         """32 hex digits."""
-        text = json.dumps(self.as_dict(), sort_keys=True, default=list)
-        return hashlib.sha256(text.encode()).hexdigest()[:32]
+        return _digest(plain(self))
+
+
+def plain(key: ArtefactKey) -> dict[str, Any]:
+    """A key as a manifest has it, tuples as lists."""
+    found: dict[str, Any] = json.loads(json.dumps(key.as_dict(), default=list))
+    return found
+
+
+def _digest(key: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
 
 
 @dataclass(frozen=True)
@@ -105,36 +119,56 @@ class ArtefactStore:
     def __init__(self, root: Path, wait_seconds: float = 7_200.0) -> None:
         self.root, self._wait_seconds = root, wait_seconds
 
-    def ensure(self, key: ArtefactKey, build: Build, *, rebuild: bool = False) -> Artefact:
+    def ensure(
+        self, key: ArtefactKey, build: Build, *, rebuild: bool = False, told: Told = lambda _: None
+    ) -> Artefact:
         """The artefact of a key, built if it is not there or damaged.
+
+        Args:
+            told: that another process is waited for; may stop that.
 
         Raises BackendError when another process builds it for longer than is waited.
         """
         digest = key.digest
         self.root.mkdir(parents=True, exist_ok=True)
-        try:
-            with FileLock(self.root / f"{digest}.lock", timeout=self._wait_seconds):
-                if not rebuild and (self.root / digest).exists():
-                    try:
-                        return self.read(digest, expected=key)
-                    except ArtefactError as error:
-                        log.warning("artefact rejected; building it again", reason=str(error))
-                return self._build(key, build)
-        except Timeout:
-            raise BackendError(
-                f"{self.root / digest}: another process has been building it for {self._wait_seconds:.0f} s; "
-                f"wait for it, or end it"
-            ) from None
+        with self._locked(digest, told):
+            if not rebuild and (self.root / digest).exists():
+                try:
+                    return self.read(digest)
+                except ArtefactError as error:
+                    log.warning("artefact rejected; building it again", reason=str(error))
+            return self._build(key, build)
 
-    def read(self, digest: str, expected: ArtefactKey | None = None) -> Artefact:
+    @contextmanager
+    def _locked(self, digest: str, told: Told) -> Iterator[None]:
+        end = time.monotonic() + self._wait_seconds
+        while True:
+            try:
+                with FileLock(
+                    self.root / f"{digest}.lock", timeout=max(0.0, min(_SLICE, end - time.monotonic()))
+                ):
+                    yield
+                    return
+            except Timeout:
+                if told(f"{digest}: another process is building it") is False:
+                    raise BackendError("waiting for another process's build was stopped") from None
+                if time.monotonic() >= end:
+                    raise BackendError(
+                        f"{self.root / digest}: another process has been building it for "
+                        f"{self._wait_seconds:.0f} s; wait for it, or end it"
+                    ) from None
+
+    def read(self, digest: str) -> Artefact:
         """An artefact, every file checked. Raises ArtefactError naming the file at fault."""
         folder = self.root / digest
         manifest = _manifest(folder)
         key = manifest["key"]
-        if expected is not None and key != json.loads(json.dumps(expected.as_dict(), default=list)):
+        if _digest(key) != digest:
             raise ArtefactError(f"{folder / MANIFEST}: it was built for something else")
         files = []
         for entry in manifest["files"]:
+            if Path(str(entry["name"])).name != entry["name"]:
+                raise ArtefactError(f"{folder / MANIFEST}: {entry['name']!r} is no file of its own folder")
             path = folder / str(entry["name"])
             if not path.is_file() or path.stat().st_size != entry["bytes"]:
                 size = path.stat().st_size if path.is_file() else 0
@@ -154,7 +188,7 @@ class ArtefactStore:
     def manifests(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Every readable manifest by digest, the newest first; files are not checked."""
         found = []
-        for path in self.root.glob(f"*/{MANIFEST}"):
+        for path in self.root.glob(f"{'[0-9a-f]' * 32}/{MANIFEST}"):  # not what is being built
             try:
                 found.append((path.parent.name, _manifest(path.parent)))
             except ArtefactError as error:

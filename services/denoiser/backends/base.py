@@ -3,16 +3,36 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from services.denoiser.amplify import AmplifiedText
 from services.denoiser.models.wan import Watch
 
+# Told of the progress of something long, in words; returns False to stop it.
+Told = Callable[[str], "bool | None"]
+
 
 class BackendError(RuntimeError):
     """A backend could not be made, or failed at a step. The message says what to do."""
+
+
+@contextmanager
+def as_backend_error(what: str) -> Iterator[None]:
+    """What goes wrong inside is a BackendError, so that another backend may stand in.
+
+    But not a fault of the device itself: after that nothing runs on it in this process.
+    """
+    try:
+        yield
+    except (BackendError, torch.AcceleratorError):
+        raise
+    except (RuntimeError, OSError, ValueError, TypeError, KeyError, ImportError, AttributeError) as error:
+        raise BackendError(f"{what}: {type(error).__name__}: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -61,7 +81,7 @@ class Backend(ABC):
         return StepReport(self.name)
 
     def close(self) -> None:  # noqa: B027  most hold nothing
-        """Gives back what the backend holds; it is not used afterwards."""
+        """Gives back what the backend holds; it is not used afterwards. May be called again."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +143,7 @@ class Fallback(Backend):
                     raise
                 # An engine that failed once is not asked again: it would fail in every step of every run.
                 reason = self._broken = str(error)
+                self._first.close()
         if not self._allowed:
             raise BackendError(
                 f"{self._first.name} cannot run this step: {reason}; "

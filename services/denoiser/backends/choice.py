@@ -4,52 +4,86 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
+
 from services.common.logs import get_logger
+from services.denoiser.amplify import LayerAmplification
 from services.denoiser.backends import engines
 from services.denoiser.backends.artefacts import ArtefactStore
-from services.denoiser.backends.base import Backend, BackendError, Fallback, Unavailable
+from services.denoiser.backends.base import (
+    Backend,
+    BackendError,
+    Fallback,
+    Told,
+    Unavailable,
+    as_backend_error,
+)
 from services.denoiser.backends.eager import EagerBackend
+from services.denoiser.kernels.rule import through_kernel
 from services.denoiser.models.pipeline import LoadedModel
 from services.denoiser.settings import DenoiserSettings
 
 log = get_logger("denoiser.backends")
 
 
-def choose_backend(model: LoadedModel, settings: DenoiserSettings) -> Backend:
+def choose_backend(model: LoadedModel, settings: DenoiserSettings, told: Told) -> Backend:
     """Makes it, and builds what it needs. Raises BackendError where it cannot and torch may not stand in.
 
-    Where torch may, every step tells why it does.
+    Where torch may, every step tells why it does. `told` may stop a build.
     """
-    eager = EagerBackend(model.transformer, kernel=settings.amplified_kernel)
+    eager = EagerBackend(model.transformer, kernel=_kernel(model, settings))
     if settings.backend == "torch":
         return eager
     try:
-        first = _make(model, settings)
-    except (BackendError, ImportError) as error:
-        words = f"{error}; install chorus-serving[engine]" if isinstance(error, ImportError) else str(error)
+        with as_backend_error(settings.backend):
+            first = _make(model, settings, told)
+    except BackendError as error:
         if not settings.backend_fallback:
-            raise BackendError(words) from error
-        log.warning("backend not available", backend=settings.backend, reason=words)
-        first = Unavailable(settings.backend, words)
+            raise
+        log.warning("backend not available", backend=settings.backend, reason=str(error))
+        first = Unavailable(settings.backend, str(error))
     return Fallback(first, eager, allowed=settings.backend_fallback)
 
 
-def _make(model: LoadedModel, settings: DenoiserSettings) -> Backend:
+def _kernel(model: LoadedModel, settings: DenoiserSettings) -> bool:
+    """Whether amplified attention goes through our own operator: asked for, and tried once here."""
+    if not settings.amplified_kernel:
+        return False
+    try:
+        with as_backend_error("amplified attention"):
+            config, dtype = model.transformer.config, model.dtype
+            q = torch.zeros(1, config.heads, 2, config.head_dim, dtype=dtype, device=model.device)
+            [rule] = through_kernel([LayerAmplification(other=(q, q), strength=1.0)])
+            assert rule is not None
+            rule(q, q, q, None)
+    except BackendError as error:
+        if not settings.backend_fallback:
+            raise
+        log.warning("kernel not available; torch's attention instead", reason=str(error))
+        return False
+    return True
+
+
+def _make(model: LoadedModel, settings: DenoiserSettings, told: Told) -> Backend:
     if settings.backend == "compiled":
         from services.denoiser.backends.compiled import compiled_backend
 
         return compiled_backend(model.transformer)
     if settings.backend == "onnxruntime":
+        if model.device.type != "cpu":
+            raise BackendError("onnxruntime: runs on the CPU; set CHORUS_DENOISER_DEVICE=cpu")
         options = replace(engines.ONNX, blocks_each=settings.engine_blocks)
     else:
         if model.device.type != "cuda":
             raise BackendError("tensorrt: needs a CUDA device; set CHORUS_DENOISER_DEVICE=cuda")
         options = engines.EngineOptions(
-            precision=settings.engine_precision, blocks_each=settings.engine_blocks
+            precision=settings.engine_precision,
+            fp8=settings.engine_fp8,
+            blocks_each=settings.engine_blocks,
         )
     store = ArtefactStore(settings.engines, settings.engine_wait_seconds)
     if settings.engine_build:
-        artefact = engines.build(model, options, store, lambda words: log.info("engine", progress=words))
+        artefact = engines.build(model, options, store, told)
     else:
         artefact = engines.find(model, options, store)
     return engines.load(model, artefact, options)

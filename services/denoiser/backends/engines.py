@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 import time
-from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
@@ -13,17 +12,24 @@ from typing import Any, Final
 
 import torch
 
-from services.denoiser.backends.artefacts import Artefact, ArtefactKey, ArtefactStore
-from services.denoiser.backends.base import Backend, BackendError
+from services.common.logs import get_logger
+from services.denoiser.backends.artefacts import (
+    Artefact,
+    ArtefactError,
+    ArtefactKey,
+    ArtefactStore,
+    plain,
+)
+from services.denoiser.backends.base import Backend, BackendError, Told, as_backend_error
 from services.denoiser.backends.parts import Profile, Sizes
 from services.denoiser.models.pipeline import LoadedModel
 
 # Raise it when the graph or its export changes: older artefacts are then never found.
 GRAPH_VERSION: Final = "1"
 
-PRECISIONS: Final = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+log = get_logger("denoiser.engines")
 
-Told = Callable[[str], None]
+PRECISIONS: Final = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
 @dataclass(frozen=True)
@@ -76,13 +82,16 @@ def key_of(model: LoadedModel, options: EngineOptions) -> ArtefactKey:
     """Everything that an artefact depends on. Raises BackendError when the runtime is not installed."""
     if options.precision not in PRECISIONS:
         raise BackendError(f"precision: must be one of {', '.join(PRECISIONS)}, not {options.precision!r}")
+    if options.weight_streaming and options.blocks_each:
+        raise BackendError("weight streaming: is of one engine; build without --blocks")
     return ArtefactKey(
         model_id=model.spec.id,
         weights_digest=model.weights_digest,
+        adapters=tuple((adapter.digest, adapter.scale) for adapter in model.adapters),
         network=asdict(model.transformer.config),
-        graph=f"{GRAPH_VERSION}, opset {_opset()}",
+        graph=f"{GRAPH_VERSION}, opset {_opset()}, torch {torch.__version__.partition('+')[0]}",
         runtime=_runtime(options),
-        target=_target(options),
+        target=_target(model, options),
         precision=options.precision,
         fp8=options.fp8,
         blocks_each=options.blocks_each,
@@ -100,26 +109,36 @@ def build(
     model: LoadedModel, options: EngineOptions, store: ArtefactStore, told: Told, *, rebuild: bool = False
 ) -> Artefact:
     """The artefact of a model, built if it is not there. Raises BackendError."""
-    key = key_of(model, options)
+    with as_backend_error("building"):
+        key = key_of(model, options)
 
-    def make(folder: Path) -> tuple[list[Path], dict[str, Any]]:
-        return _make(model, options, key.profile, folder, told)
+        def make(folder: Path) -> tuple[list[Path], dict[str, Any]]:
+            return _make(model, options, key.profile, folder, told)
 
-    return store.ensure(key, make, rebuild=rebuild)
+        return store.ensure(key, make, rebuild=rebuild, told=told)
 
 
 def find(model: LoadedModel, options: EngineOptions, store: ArtefactStore) -> Artefact:
-    """The newest artefact of a model for this runtime and device, however it was built otherwise.
+    """The newest whole artefact that does what `options` ask for, however it was built otherwise.
 
-    Raises BackendError when there is none.
+    Its profile may be another, as long as it takes all that the model allows. Raises BackendError when there
+    is none.
     """
     key = key_of(model, options)
-    same = ("weights_digest", "network", "graph", "runtime", "target")
-    wanted = {name: key.as_dict()[name] for name in same}
-    wanted["network"] = {k: list(v) if isinstance(v, tuple) else v for k, v in wanted["network"].items()}
+    same = ("weights_digest", "adapters", "network", "graph", "runtime", "target", "precision", "fp8")
+    wanted = {name: value for name, value in plain(key).items() if name in same}
+    if options.blocks_each:
+        wanted["blocks_each"] = options.blocks_each
     for digest, manifest in store.manifests():
-        if all(manifest["key"][name] == value for name, value in wanted.items()):
-            return store.read(digest)
+        found = manifest["key"]
+        if all(found.get(name) == value for name, value in wanted.items()):
+            try:
+                artefact = store.read(digest)
+            except ArtefactError as error:
+                log.warning("artefact rejected", reason=str(error))
+                continue
+            if artefact.profile.covers(key.profile):
+                return artefact
     raise BackendError(
         f"no engine of {model.spec.id} for {key.runtime} on {key.target} in {store.root}: "
         f"build it with `chorus engine build`"
@@ -128,6 +147,11 @@ def find(model: LoadedModel, options: EngineOptions, store: ArtefactStore) -> Ar
 
 def load(model: LoadedModel, artefact: Artefact, options: EngineOptions) -> Backend:
     """A backend that runs an artefact. Raises BackendError where it cannot be run on the model's device."""
+    with as_backend_error("loading"):
+        return _load(model, artefact, options)
+
+
+def _load(model: LoadedModel, artefact: Artefact, options: EngineOptions) -> Backend:
     each, plugin = int(artefact.key["blocks_each"]), bool(artefact.key["options"]["plugin"])
     if options.runtime == "onnxruntime":
         from services.denoiser.backends.onnx_runtime import onnx_backend
@@ -175,17 +199,21 @@ def _make(
 
     module = load_module(options.runtime)
     if options.plugin:
-        _register_plugin(module, model, options, folder, told)
+        _register_plugin(module, folder, told)
+    stopped = "building was stopped"
     how = BuildOptions(
         options.target, options.weight_streaming, options.optimization_level, options.workspace_bytes
     )
     begin, engines, layers = time.perf_counter(), [], []
+    where = torch.cuda.device(_device(model)) if torch.cuda.is_available() else nullcontext()
     for number, (part, graph) in enumerate(
         zip(parts_of(model.transformer, options.blocks_each), graphs, strict=True)
     ):
-        told(f"build {number + 1} of {len(graphs)}")
+        if told(f"build {number + 1} of {len(graphs)}") is False:
+            raise BackendError(stopped)
         # Every block attends to the tokens and to the text.
-        built = build_engine(module, graph, 2 * len(part.blocks), profile, how, told)
+        with where:
+            built = build_engine(module, graph, 2 * len(part.blocks), profile, how, told)
         path = graph.with_suffix(".engine")
         with path.open("wb") as file:
             file.write(memoryview(built.engine))
@@ -194,14 +222,11 @@ def _make(
     for path in folder.iterdir():
         if path.suffix in (".onnx", ".data"):
             path.unlink()  # graphs are as large as engines, and made anew in minutes
-    shutil.rmtree(folder / "plugin", ignore_errors=True)
     facts |= {"build_seconds": round(time.perf_counter() - begin, 3), "layers": merged(layers).as_dict()}
     return engines, facts
 
 
-def _register_plugin(
-    module: ModuleType, model: LoadedModel, options: EngineOptions, folder: Path, told: Told
-) -> None:
+def _register_plugin(module: ModuleType, folder: Path, told: Told) -> None:
     """Compiles the kernel for the device and makes it known to TensorRT. Raises BackendError."""
     from services.denoiser.backends.tensorrt.module import described, is_rtx
     from services.denoiser.backends.tensorrt.plugin import ensure_registered
@@ -213,11 +238,14 @@ def _register_plugin(
         raise BackendError("plugin: needs the CUDA device that the engine is for")
     try:
         arch = aot.arch_for(*torch.cuda.get_device_capability())
-        kind = {"float16": "fp16", "bfloat16": "bf16"}[options.precision]
-        width = model.transformer.config.head_dim
-        manifest = aot.build(folder / "plugin", archs=[arch], dtypes=[kind], head_dims=[width], progress=told)
+        # Beside the engines and for every type: TensorRT reads it at each build of this process.
+        manifest = aot.build(
+            folder.parent / "plugin" / f"sm_{arch}",
+            archs=[arch],
+            progress=told,
+        )
         ensure_registered(module, manifest, arch)
-    except (aot.KernelError, KeyError, ImportError) as error:
+    except aot.KernelError as error:
         raise BackendError(f"plugin: {error}") from error
 
 
@@ -245,9 +273,15 @@ def _runtime(options: EngineOptions) -> str:
     return described(load_module(options.runtime))
 
 
-def _target(options: EngineOptions) -> str:
+def _target(model: LoadedModel, options: EngineOptions) -> str:
     """What "current" is, by name: an engine built on one device is not to be found on another."""
     if options.target != "current" or not torch.cuda.is_available():
         return options.target
-    major, minor = torch.cuda.get_device_capability()
-    return f"sm_{major}{minor}"
+    device = _device(model)
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"sm_{major}{minor}, {torch.cuda.get_device_name(device)}"
+
+
+def _device(model: LoadedModel) -> torch.device:
+    """Of the build: the model's, or where that is on the CPU the current one."""
+    return model.device if model.device.type == "cuda" else torch.device("cuda", torch.cuda.current_device())

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import onnx
 import torch
 from torch import Tensor
 
+from services.denoiser.backends.base import BackendError, Told
 from services.denoiser.backends.fp8 import quantise
 from services.denoiser.backends.graph import GraphPart, parts_of
 from services.denoiser.backends.tensorrt.onnx_domain import translation, with_function
@@ -25,8 +26,6 @@ OPSET = 20
 _MOST_TOKENS, _MOST_KEYS, _MOST_TEXTS = 1 << 20, 1 << 14, 2
 # Sizes at the export. None is 1: the exporter takes 0 and 1 for constants.
 _TOKENS, _KEYS, _TEXTS = 24, 7, 2
-
-Told = Callable[[str], None]
 
 
 def export(
@@ -44,7 +43,7 @@ def export(
     Args:
         dtype: what the graph computes in, float32, float16 or bfloat16; norms and modulation stay float32.
         blocks_each: blocks of one part; 0 is the whole network.
-        told: of the progress, in words.
+        told: of the progress; may stop it between two parts.
         fp8_ranges: as `fp8.input_ranges` gives them: the blocks' matrices are then in 8 bits.
         plugin: cross-attention is then one node of our own domain, `tensorrt.onnx_domain`.
     """
@@ -54,7 +53,9 @@ def export(
     parts, paths = parts_of(network, blocks_each, plugin=plugin), []
     for number, part in enumerate(parts):
         path = folder / f"part-{number:02d}.onnx"
-        told(f"export {number + 1} of {len(parts)}: blocks {part.blocks.start} to {part.blocks.stop - 1}")
+        words = f"export {number + 1} of {len(parts)}: blocks {part.blocks.start} to {part.blocks.stop - 1}"
+        if told(words) is False:
+            raise BackendError("the export was stopped")
         _export_part(part, path, dtype)
         paths.append(path)
     return paths

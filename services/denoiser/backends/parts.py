@@ -35,6 +35,9 @@ class Sizes:
         if not 1 <= self.min <= self.opt <= self.max:
             raise ValueError(f"must be min <= opt <= max from 1 on, not {self.min}, {self.opt}, {self.max}")
 
+    def covers(self, other: Sizes) -> bool:
+        return self.min <= other.min and other.max <= self.max
+
     def fault(self, name: str, size: int) -> str | None:
         if self.min <= size <= self.max:
             return None
@@ -47,6 +50,10 @@ class Profile:
 
     tokens: Sizes
     keys: Sizes
+
+    def covers(self, other: Profile) -> bool:
+        """Whether it takes all that the other does."""
+        return self.tokens.covers(other.tokens) and self.keys.covers(other.keys)
 
     def fault(self, tokens: int, keys: int) -> str | None:
         """Why such a step does not fit; None where it does."""

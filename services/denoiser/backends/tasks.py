@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -19,7 +19,7 @@ from services.denoiser.backends.artefacts import Artefact, ArtefactStore
 from services.denoiser.backends.base import BackendError
 from services.denoiser.backends.engines import EngineOptions
 from services.denoiser.backends.parts import Profile, Sizes
-from services.denoiser.backends.verify import compare
+from services.denoiser.backends.verify import compare, token_counts
 from services.denoiser.models.pipeline import LoadedModel
 from services.denoiser.models.spec import SpecError
 from services.denoiser.models.weights import WeightsError
@@ -117,8 +117,11 @@ def verify(out: Output, folder: Path, engine: str, model: Path | None) -> None:
         runs = torch.cuda.is_available() or not on_gpu
         path = model or SHIPPED_MODEL
         loaded = LoadedModel.load(path, "cuda" if on_gpu and runs else "cpu")
-        if artefact.key["weights_digest"] != loaded.weights_digest:
-            raise BackendError(f"{artefact.digest} was built from other weights than those of {path}")
+        adapters = [[adapter.digest, adapter.scale] for adapter in loaded.adapters]
+        if artefact.key["weights_digest"] != loaded.weights_digest or artefact.key["adapters"] != adapters:
+            raise BackendError(
+                f"{artefact.digest} was built from other weights or adapters than those of {path}"
+            )
         if runs:
             ran = str(artefact.key["runtime"])
             options = EngineOptions(runtime=ran.split()[0])
@@ -132,7 +135,10 @@ def verify(out: Output, folder: Path, engine: str, model: Path | None) -> None:
                 blocks_each=int(key["blocks_each"]),
             )
             artefact = engines.build(loaded, options, store, out.note)
-        errors_by_tokens = compare(loaded, engines.load(loaded, artefact, options))
+        least, most = artefact.profile.tokens.min, artefact.profile.tokens.max
+        counts = [count for count in token_counts(loaded) if least <= count <= most]
+        with closing(engines.load(loaded, artefact, options)) as backend:
+            errors_by_tokens = compare(loaded, backend, counts or [least])
         lines = [f"files: digests match; ran {ran}", "tokens  largest error, by torch's largest value"]
         lines += [f"{tokens:6d}  {error.relative:.2e}" for tokens, error in errors_by_tokens.items()]
         out.say(
@@ -169,7 +175,8 @@ def _words(artefact: Artefact) -> str:
     key, facts = artefact.key, artefact.facts
     words = f"{key['runtime']} for {key['target']}, {key['precision']}, {artefact.size_bytes / 1e6:.1f} MB"
     if layers := facts.get("layers"):
-        words += f", {layers['fused']} of {layers['attentions']} attentions fused"
+        fused = "unknown" if layers["fused"] is None else layers["fused"]
+        words += f", {fused} of {layers['attentions']} attentions fused"
     return words
 
 

@@ -23,13 +23,21 @@ class Difference:
     relative: float
 
 
+def token_counts(model: LoadedModel) -> list[int]:
+    """One, a few, a third, all but one, and all tokens of the default shape."""
+    video = model.spec.video
+    t, h, w = model.token_grid(model.latent_shape(video.frames, video.height, video.width))
+    every = t * h * w
+    return sorted({1, min(7, every), max(1, every // 3), max(1, every - 1), every})
+
+
 def compare(model: LoadedModel, backend: Backend, counts: Sequence[int] = ()) -> dict[int, Difference]:
     """How far a backend's velocities are from the eager network's, for token counts.
 
     Of seeded noise and random texts, plain and by each form of amplification; the worst of them counts.
 
     Args:
-        counts: of tokens; default: one, a few, a third, all but one, and all of the default shape.
+        counts: of tokens; default: `token_counts`.
 
     Raises BackendError where the backend fails.
     """
@@ -39,7 +47,7 @@ def compare(model: LoadedModel, backend: Backend, counts: Sequence[int] = ()) ->
     every = len(tokens)
     texts = _texts(model)
     errors = {}
-    for count in counts or sorted({1, min(7, every), max(1, every // 3), max(1, every - 1), every}):
+    for count in counts or token_counts(model):
         generator = torch.Generator().manual_seed(count)
         index = torch.randperm(every, generator=generator)[:count].sort().values.to(model.device)
         worst = Difference(0.0, 0.0)

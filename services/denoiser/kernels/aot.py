@@ -103,7 +103,7 @@ def build(
     dtypes: Iterable[str] = DTYPES,
     head_dims: Iterable[int] = HEAD_DIMS,
     tactics: Iterable[str] = TACTICS,
-    progress: Callable[[str], None] = print,
+    progress: Callable[[str], object] = print,
 ) -> Path:
     """Compile what is asked for and not there yet; the path of the manifest.
 

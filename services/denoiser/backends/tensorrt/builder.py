@@ -7,7 +7,6 @@ Tokens, text tokens and texts are dynamic, each with a range of its own.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -15,14 +14,12 @@ from typing import Any
 
 import onnx
 
-from services.denoiser.backends.base import BackendError
+from services.denoiser.backends.base import BackendError, Told
 from services.denoiser.backends.parts import Profile, Sizes
 from services.denoiser.backends.tensorrt.layers import Layers, read_layers
 from services.denoiser.backends.tensorrt.module import is_rtx
 
 TEXTS = Sizes(1, 1, 2)
-
-Told = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -154,8 +151,6 @@ def _progress(module: ModuleType, told: Told) -> Any:
 
         def step_complete(self, phase_name: str, step: int) -> bool:
             steps = self._steps.get(phase_name, 0)
-            if steps > 1:
-                told(f"{phase_name}: {step + 1} of {steps}")
-            return True
+            return told(f"{phase_name}: {step + 1} of {steps}") is not False if steps > 1 else True
 
     return Monitor()

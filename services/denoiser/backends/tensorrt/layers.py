@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 _LAYER = re.compile(
-    r"^\s*Name: (?P<name>.+?), LayerType: (?P<kind>\w+), Inputs: \[(?P<inputs>.*?)\], Constants"
+    r"^\s*Name: (?P<name>.+?), LayerType: (?P<kind>\w+), Inputs: \[(?P<inputs>.*?)\], (Constants|Outputs)"
 )
 _SHAPE = re.compile(r"Dimensions: \[([^]]*)\]")
 _FUSED = re.compile(r"mha|fmha|flash", re.IGNORECASE)
@@ -26,13 +26,13 @@ class Layers:
 
     Args:
         attentions: in the graph that was built.
-        fused: of them, those that became one kernel.
+        fused: of them, those that became one kernel; None where the log told of no layer.
         masks: shapes [T, heads, queries, keys] of the masks that those kernels read; -1 is dynamic.
         kinds: layers by kind.
     """
 
     attentions: int
-    fused: int
+    fused: int | None
     masks: tuple[tuple[int, ...], ...]
     kinds: dict[str, int]
 
@@ -50,7 +50,7 @@ class Layers:
 
 
 def read_layers(log: Iterable[str], attentions: int) -> Layers:
-    """From the lines of a build's log. Raises ValueError when they list no layers."""
+    """From the lines of a build's log, written at detailed profiling verbosity."""
     kinds: Counter[str] = Counter()
     masks: list[tuple[int, ...]] = []
     fused = 0
@@ -62,19 +62,18 @@ def read_layers(log: Iterable[str], attentions: int) -> Layers:
             fused += 1
             shapes = [tuple(int(n) for n in text.split(",") if n) for text in _SHAPE.findall(found["inputs"])]
             masks.extend(shape for shape in shapes if len(shape) == _MASK_RANK)
-    if not kinds:
-        raise ValueError("the build's log lists no layers: build with detailed profiling verbosity")
-    return Layers(attentions, fused, tuple(masks), dict(kinds))
+    return Layers(attentions, fused if kinds else None, tuple(masks), dict(kinds))
 
 
 def merged(parts: Sequence[Layers]) -> Layers:
     """Of engines that run one after the other."""
     kinds: Counter[str] = Counter()
+    fused = [part.fused for part in parts]
     for part in parts:
         kinds.update(part.kinds)
     return Layers(
         sum(part.attentions for part in parts),
-        sum(part.fused for part in parts),
+        None if None in fused else sum(count for count in fused if count is not None),
         tuple(mask for part in parts for mask in part.masks),
         dict(kinds),
     )

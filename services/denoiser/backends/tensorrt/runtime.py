@@ -1,7 +1,12 @@
-"""`tensorrt`: engines on a CUDA device, fed from torch tensors without a copy."""
+"""`tensorrt`: engines on a CUDA device, fed from torch tensors without a copy.
+
+The engines of one network run one after the other, so that they share one piece of memory for activations.
+They run on a stream of their own: on the default one TensorRT synchronises with the host at every call.
+"""
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -10,75 +15,99 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from services.denoiser.backends.base import BackendError
+from services.denoiser.backends.base import BackendError, as_backend_error
 from services.denoiser.backends.parts import GraphBackend, PartRunner, Profile
 from services.denoiser.backends.tensorrt.plugin import ensure_registered
 from services.denoiser.models.wan import WanTransformer
+
+# Of every address that an engine reads or writes: `setTensorAddress` in TensorRT's documentation.
+_ALIGNMENT = 256
 
 
 class EngineRunner(PartRunner):
     """One engine and its execution context; both live until `close`.
 
     Args:
-        streaming_bytes: of weights that stay on the device, for an engine built with weight streaming; 0 is
-            what the runtime deems best.
+        stream: where it runs; inputs and outputs are the current stream's.
     """
 
     def __init__(
-        self, module: ModuleType, runtime: Any, path: Path, device: torch.device, streaming_bytes: int = 0
+        self, module: ModuleType, runtime: Any, path: Path, device: torch.device, stream: torch.cuda.Stream
     ) -> None:
-        self._module, self._path, self._device = module, path, device
-        with path.open("rb") as file:
-            self._engine = runtime.deserialize_cuda_engine(file.read())
+        self._path, self._device, self._stream = path, device, stream
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            self._engine = runtime.deserialize_cuda_engine(data)
         if self._engine is None:
             raise BackendError(
                 f"{path}: {module.__name__} {module.__version__} cannot load it on "
                 f"{torch.cuda.get_device_name(device)}; build it there with `chorus engine build`"
             )
         if self._engine.streamable_weights_size:
-            self._engine.weight_streaming_budget_v2 = (
-                streaming_bytes or self._engine.get_weight_streaming_automatic_budget()
-            )
-        self._context = self._engine.create_execution_context()
+            budget = self._engine.get_weight_streaming_automatic_budget()
+            self._engine.weight_streaming_budget_v2 = budget
+        self._context = self._engine.create_execution_context(
+            module.ExecutionContextAllocationStrategy.USER_MANAGED
+        )
         if self._context is None:
-            raise BackendError(
-                f"{path}: no memory for its activations: {self._engine.device_memory_size_v2} B"
-            )
+            raise BackendError(f"{path}: no memory for its execution context")
         self._types = _torch_types(module)
         names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
         modes = {name: self._engine.get_tensor_mode(name) for name in names}
         self._inputs = [name for name in names if modes[name] == module.TensorIOMode.INPUT]
         self._outputs = [name for name in names if modes[name] == module.TensorIOMode.OUTPUT]
+        self._memory: Tensor | None = None
+
+    @property
+    def memory_bytes(self) -> int:
+        """What its activations take."""
+        return int(self._engine.device_memory_size_v2)
+
+    def use_memory(self, memory: Tensor) -> None:
+        """Activations go there; uint8 [at least memory_bytes]."""
+        self._memory = memory  # held as long as the context may write to it
+        self._context.set_device_memory(memory.data_ptr(), memory.numel())
 
     def run(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        held = []  # tensors whose memory the engine reads: not freed before they are enqueued
-        for name in self._inputs:
-            tensor = inputs[name].to(self._types[self._engine.get_tensor_dtype(name)]).contiguous()
-            held.append(tensor)
-            if not self._context.set_input_shape(name, tuple(tensor.shape)):
-                raise BackendError(
-                    f"{self._path.name}: {name} of {list(tensor.shape)} is outside its profile"
-                )
-            self._context.set_tensor_address(name, tensor.data_ptr())
+        with as_backend_error(self._path.name), torch.cuda.device(self._device):
+            return self._run(inputs)
+
+    def _run(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        held = [self._bind(name, inputs[name]) for name in self._inputs]
         missing = self._context.infer_shapes()
         if missing:
             raise BackendError(f"{self._path.name}: without shapes: {', '.join(missing)}")
-        out = {}
-        for name in self._outputs:
-            shape = tuple(self._context.get_tensor_shape(name))
-            kind = self._types[self._engine.get_tensor_dtype(name)]
-            out[name] = torch.empty(shape, dtype=kind, device=self._device)
-            self._context.set_tensor_address(name, out[name].data_ptr())
-        stream = torch.cuda.current_stream(self._device)
-        if not self._context.execute_async_v3(stream.cuda_stream):
+        out = {name: self._allocate(name) for name in self._outputs}
+        current = torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(current)
+        if not self._context.execute_async_v3(self._stream.cuda_stream):
             raise BackendError(f"{self._path.name}: the engine refused to run; its log says why")
-        for tensor in held:
-            tensor.record_stream(stream)
+        current.wait_stream(self._stream)
+        for tensor in (*held, *out.values()):
+            tensor.record_stream(self._stream)  # not given to others before the engine is done with it
         return out
+
+    def _bind(self, name: str, given: Tensor) -> Tensor:
+        tensor = given.to(self._device, self._types[self._engine.get_tensor_dtype(name)]).contiguous()
+        if tensor.data_ptr() % _ALIGNMENT:
+            tensor = tensor.clone()  # a part's share of a text begins anywhere
+        if not self._context.set_input_shape(name, tuple(tensor.shape)):
+            raise BackendError(f"{self._path.name}: {name} of {list(tensor.shape)} is outside its profile")
+        self._set_address(name, tensor)
+        return tensor
+
+    def _allocate(self, name: str) -> Tensor:
+        kind = self._types[self._engine.get_tensor_dtype(name)]
+        made = torch.empty(tuple(self._context.get_tensor_shape(name)), dtype=kind, device=self._device)
+        self._set_address(name, made)
+        return made
+
+    def _set_address(self, name: str, tensor: Tensor) -> None:
+        if not self._context.set_tensor_address(name, tensor.data_ptr()):
+            raise BackendError(f"{self._path.name}: the engine refuses the address of {name}")
 
     def close(self) -> None:
         # The context reads the engine's memory, so that it goes first.
-        self._context = self._engine = None
+        self._context = self._engine = self._memory = None
 
 
 def engine_backend(
@@ -91,7 +120,6 @@ def engine_backend(
     dtype: torch.dtype,
     *,
     plugin: bool = False,
-    streaming_bytes: int = 0,
 ) -> GraphBackend:
     """Engines that were built for this device, one for each part.
 
@@ -102,8 +130,13 @@ def engine_backend(
     if plugin:
         ensure_registered(module)
     with torch.cuda.device(device):
+        stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         runtime = module.Runtime(module.Logger(module.Logger.Severity.WARNING))
-        runners = [EngineRunner(module, runtime, path, device, streaming_bytes) for path in paths]
+        runners = [EngineRunner(module, runtime, path, device, stream) for path in paths]
+        most = max(runner.memory_bytes for runner in runners)
+        memory = torch.empty(max(1, most), dtype=torch.uint8, device=device)
+        for runner in runners:
+            runner.use_memory(memory)
     return GraphBackend(
         "tensorrt", transformer, blocks_each, runners, profile=profile, dtype=dtype, plugin=plugin
     )
