@@ -20,11 +20,11 @@ from typing import Annotated, Any, Final, TypeAlias
 
 import torch
 import typer
-from diffusers import WanTransformer3DModel
 from rich.progress import track
 from torch import Tensor
 
 from bench import results
+from bench.gpu.networks import as_diffusers
 from bench.results import Figure
 from models.movingshapes.analyzer import compare, read_scene
 from models.movingshapes.evaluate import STUDENT
@@ -93,23 +93,9 @@ class Network:
     """
 
     def __init__(self, model: LoadedModel, setting: Setting | None = None) -> None:
-        config, video = model.transformer.config, model.spec.video
-        make: Any = WanTransformer3DModel
-        self._network = make(
-            patch_size=config.patch_size,
-            num_attention_heads=config.heads,
-            attention_head_dim=config.head_dim,
-            in_channels=config.in_channels,
-            out_channels=config.out_channels,
-            text_dim=config.text_dim,
-            freq_dim=config.freq_dim,
-            ffn_dim=config.ffn_dim,
-            num_layers=config.layers,
-            eps=config.eps,
-        ).eval()
+        video = model.spec.video
         # The same memory for all: copies would compete for the processor's caches.
-        self._network.load_state_dict(model.transformer.state_dict(), assign=True)
-        self._network.requires_grad_(False)
+        self._network = as_diffusers(model.transformer)
         self._predicts_data = model.spec.transformer.prediction == "data"
         self.shape = model.latent_shape(video.frames, video.height, video.width)
         self._positions = position_channels(model.spec.transformer.position_order, self.shape[1:])

@@ -41,14 +41,8 @@ def random_network(
     return network.eval().requires_grad_(False)
 
 
-def diffusers_step(
-    network: WanTransformer, tokens: Tensor, grid: Grid, states: Tensor, timestep: Tensor
-) -> Callable[[], Tensor]:
-    """One full step of `WanTransformer3DModel` with the same weights in the same memory, as tokens.
-
-    Args:
-        tokens: [1, N, in_channels*P].
-        states: the text's [1, L, text_dim]; it projects them in every step, as its pipeline does.
+def as_diffusers(network: WanTransformer) -> Any:
+    """The network as diffusers' `WanTransformer3DModel`, with the same weights in the same memory.
 
     Raises ImportError where diffusers is missing.
     """
@@ -72,10 +66,23 @@ def diffusers_step(
         )
     model.load_state_dict(network.state_dict(), assign=True)
     # Its rotary table is no parameter, and was made without values.
-    model.rope = type(model.rope)(config.head_dim, config.patch_size, model.config.rope_max_seq_len).to(
-        tokens.device
-    )
-    model.eval().requires_grad_(False)
+    rope = type(model.rope)(config.head_dim, config.patch_size, model.config.rope_max_seq_len)
+    model.rope = rope.to(network.proj_out.weight.device)
+    return model.eval().requires_grad_(False)
+
+
+def diffusers_step(
+    network: WanTransformer, tokens: Tensor, grid: Grid, states: Tensor, timestep: Tensor
+) -> Callable[[], Tensor]:
+    """One full step of `WanTransformer3DModel` with the same weights in the same memory, as tokens.
+
+    Args:
+        tokens: [1, N, in_channels*P].
+        states: the text's [1, L, text_dim]; it projects them in every step, as its pipeline does.
+
+    Raises ImportError where diffusers is missing.
+    """
+    config, model = network.config, as_diffusers(network)
     latents = unpatchify(tokens, grid, config.patch_size)
 
     def step() -> Tensor:
