@@ -114,15 +114,15 @@ class Store:
         blobs = [by_step[step] for step in steps]
         if side_data and None in by_step:
             blobs.append(by_step[None])
-        ahead: asyncio.Task[bytes | None] | None = None
+        ahead: asyncio.Task[bytes | str] | None = None
         try:
             for i, blob in enumerate(blobs):
                 data = await (ahead or self._read(entry, blob))
                 # The next one is read while this one is sent.
                 following = blobs[i + 1] if i + 1 < len(blobs) else None
                 ahead = None if following is None else asyncio.create_task(self._read(entry, following))
-                if data is None:
-                    raise await self._corrupt(space, entry, blob)
+                if isinstance(data, str):
+                    raise await self._corrupt(space, entry, blob, data)
                 yield blob, data
         finally:
             if ahead is not None:
@@ -201,8 +201,8 @@ class Store:
         if not commit.cancelled() and commit.exception() is not None:
             log.warning("admission failed", error=str(commit.exception()))
 
-    async def _read(self, entry: Entry, blob: Blob) -> bytes | None:
-        """A blob, verified; None where it is missing or altered."""
+    async def _read(self, entry: Entry, blob: Blob) -> bytes | str:
+        """A blob, verified; or its fault in a word, "missing" or "altered"."""
         step = {} if blob.step is None else {names.STEP_INDEX: blob.step}
         with span(names.SPAN_BLOB_GET, {names.BYTES: blob.size_bytes, **step}):
             key = blob_key(entry.tenant, entry.identity, blob.digest)
@@ -211,9 +211,9 @@ class Store:
                 return data
             fault = "missing" if data is None else "altered"
             log.error("blob corrupt", entry_id=entry.entry_id, key=key, fault=fault)
-            return None
+            return fault
 
-    async def _corrupt(self, space: Space, entry: Entry, blob: Blob) -> ChorusError:
+    async def _corrupt(self, space: Space, entry: Entry, blob: Blob, fault: str) -> ChorusError:
         """Drops the row of a blob that is not what it says; returns what its reader is told."""
         self.counters.corrupt_blobs += 1
         try:
@@ -224,7 +224,7 @@ class Store:
             log.warning("row not deleted", entry_id=entry.entry_id, error=error.message)
         return ChorusError(
             BLOB_CORRUPT,
-            f"{blob.name} of entry {entry.entry_id} is missing or altered; the entry was dropped",
+            f"{blob.name} of entry {entry.entry_id} is {fault}; the entry was dropped",
             metadata={"entry": entry.entry_id, **({} if blob.step is None else {"step": str(blob.step)})},
         )
 
