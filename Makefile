@@ -57,7 +57,8 @@ tools: $(READY) ## helm and buf, for the tests
 kernels: $(READY) ## compile the amplified attention for every GPU it knows; needs none
 	$(BIN)/python -m services.denoiser.kernels --out $(OUT)/kernels
 
-gpu: $(READY) ## measure this machine's GPU: docs/gpu.md
+gpu: $(READY) ## the tests that need a GPU, then everything measured on it: docs/gpu.md
+	$(BIN)/python -m pytest -m gpu tests/gpu
 	PYTHON=$(BIN)/python bench/gpu/run.sh
 
 lock: $(READY) ## choose versions anew
