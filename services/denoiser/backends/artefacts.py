@@ -195,9 +195,6 @@ class ArtefactStore:
                 log.warning("artefact skipped", reason=str(error))
         yield from sorted(found, key=lambda item: str(item[1]["built"]), reverse=True)
 
-    def remove(self, digest: str) -> None:
-        shutil.rmtree(self.root / digest, ignore_errors=True)
-
     def _build(self, key: ArtefactKey, build: Build) -> Artefact:
         folder, made = self.root / key.digest, self.root / f"{key.digest}.part"
         shutil.rmtree(made, ignore_errors=True)  # of a build that was cut off; we hold its lock

@@ -200,7 +200,6 @@ def _make(
     module = load_module(options.runtime)
     if options.plugin:
         _register_plugin(module, folder, told)
-    stopped = "building was stopped"
     how = BuildOptions(
         options.target, options.weight_streaming, options.optimization_level, options.workspace_bytes
     )
@@ -210,7 +209,7 @@ def _make(
         zip(parts_of(model.transformer, options.blocks_each), graphs, strict=True)
     ):
         if told(f"build {number + 1} of {len(graphs)}") is False:
-            raise BackendError(stopped)
+            raise BackendError("building was stopped")
         # Every block attends to the tokens and to the text.
         with where:
             built = build_engine(module, graph, 2 * len(part.blocks), profile, how, told)

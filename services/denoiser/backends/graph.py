@@ -1,9 +1,9 @@
 """The network with everything that changes from step to step as a tensor: for compilers and engines.
 
 Amplification is data, not a mode: its strength changes without a new engine. Texts are an axis, 1 or 2 long:
-the target's prompt, and for contrast the donor's. One attention over that axis stays one fused kernel. Two
-attentions of the same queries do not: TensorRT multiplies the queries with both texts' keys at once, and what
-is left of the attentions is no longer fused.
+the target's prompt, and for contrast the donor's. That is one attention, one fused kernel. Two attentions, to
+texts with lengths of their own, were not: TensorRT-RTX merged the products of the queries with both texts'
+keys, and what was left was no longer fused.
 
 Shapes: n tokens, K layers, T texts, L text tokens, H heads, d head_dim.
 """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -58,9 +58,6 @@ class Profile:
     def fault(self, tokens: int, keys: int) -> str | None:
         """Why such a step does not fit; None where it does."""
         return self.tokens.fault("tokens", tokens) or self.keys.fault("text tokens", keys)
-
-    def as_dict(self) -> dict[str, dict[str, int]]:
-        return asdict(self)
 
     @classmethod
     def from_dict(cls, sizes: Mapping[str, Mapping[str, int]]) -> Profile:
