@@ -29,9 +29,9 @@ from bench.results import Figure
 from models.movingshapes.analyzer import compare, read_scene
 from models.movingshapes.evaluate import STUDENT
 from services.common.schedule import shifted_schedule
-from services.denoiser.models.pipeline import LoadedModel
-from services.denoiser.models.positions import position_channels
-from services.denoiser.sampler import sample
+from services.denoiser.model.loaded import LoadedModel
+from services.denoiser.network.positions import position_channels
+from services.denoiser.network.sampler import sample
 from services.embedder.encoders import MiniLMEncoder
 from yardstick.scenes import make_groups
 

@@ -15,7 +15,7 @@ from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanPipe
 from torch import nn
 from transformers import T5Tokenizer, UMT5Config, UMT5EncoderModel
 
-from services.denoiser.models.weights import weights_digest
+from services.denoiser.checkpoint.weights import weights_digest
 
 TEXT_DIM: Final = 32
 _WORDS: Final = (

@@ -28,8 +28,8 @@ from bench.lab import Bench, Variant, trials
 from bench.results import Figure
 from models.movingshapes.network import FEW_STEPS
 from services.common.tenancy import DEFAULT_TENANT
-from services.denoiser.attention_maps import AttentionMaps
-from services.denoiser.side_data import SideData, pack_side_data, pool_maps
+from services.denoiser.reuse.attention_maps import AttentionMaps
+from services.denoiser.reuse.side_data import SideData, pack_side_data, pool_maps
 from services.scheduler.calibration import Policy, calibration_of
 from services.scheduler.edits import EditKind
 from yardstick import evaluation

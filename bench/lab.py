@@ -23,12 +23,12 @@ from torch import Tensor
 from models.movingshapes.analyzer import read_scene
 from models.movingshapes.evaluate import STUDENT
 from services.common.schedule import shifted_schedule
-from services.denoiser.attention_maps import AttentionMaps
-from services.denoiser.models.pipeline import LoadedModel
-from services.denoiser.models.wan import TextKV
-from services.denoiser.sampler import sample
-from services.denoiser.side_data import pool_maps, unpool_maps
-from services.denoiser.stages import DonorLatents, Stages
+from services.denoiser.model.loaded import LoadedModel
+from services.denoiser.network.sampler import sample
+from services.denoiser.network.wan import TextKV
+from services.denoiser.reuse.attention_maps import AttentionMaps
+from services.denoiser.reuse.side_data import pool_maps, unpool_maps
+from services.denoiser.reuse.stages import DonorLatents, Stages
 from services.embedder.encoders import Encoding, MiniLMEncoder
 from services.embedder.engine import Engine
 from services.embedder.servicer import EmbedderServicer

@@ -22,7 +22,7 @@ from models.movingshapes.analyzer import FIELDS
 from models.movingshapes.data import Captions
 from models.movingshapes.evaluate import STUDENT, TEACHER, Verdict, hits, judge, prompts_of
 from models.movingshapes.world import Split
-from services.denoiser.models.pipeline import LoadedModel
+from services.denoiser.model.loaded import LoadedModel
 
 _NAMES: Final = {"colour": "color"}
 _TIMED: Final = 20

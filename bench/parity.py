@@ -20,9 +20,9 @@ from torch import Tensor
 
 from bench.checkpoints import TEXT_DIM, save_wan_pipeline, write_model_file
 from bench.results import Figure, write
-from services.denoiser.models.pipeline import LoadedModel
-from services.denoiser.models.wan import patchify, rope_table, unpatchify
-from services.denoiser.sampler import sample
+from services.denoiser.model.loaded import LoadedModel
+from services.denoiser.network.sampler import sample
+from services.denoiser.network.wan import patchify, rope_table, unpatchify
 
 # Frames, height, width: one frame, several, landscape, portrait.
 VIDEOS: Final = ((1, 32, 32), (5, 32, 48), (9, 48, 32), (17, 16, 64))

@@ -24,17 +24,16 @@ import typer
 
 from bench import results
 from bench.results import Figure, single
-from services.denoiser.backends import engines
-from services.denoiser.backends.artefacts import ArtefactStore
-from services.denoiser.backends.engines import EngineOptions
-from services.denoiser.backends.onnx_export import export
-from services.denoiser.backends.parts import Profile, Sizes
-from services.denoiser.backends.tensorrt.builder import BuildOptions, build_engine
+from services.denoiser.backends.graph_backend import Profile, Sizes
 from services.denoiser.backends.tensorrt.module import load_module
-from services.denoiser.backends.verify import compare
+from services.denoiser.engines.build import ONNX, EngineOptions, ensure_engine, load_engine
+from services.denoiser.engines.onnx_export import export
+from services.denoiser.engines.store import EngineStore
+from services.denoiser.engines.tensorrt_builder import BuildOptions, build_engine
+from services.denoiser.engines.verify import compare
 from services.denoiser.kernels.check import interpreter_errors
-from services.denoiser.models.pipeline import LoadedModel
-from services.denoiser.models.wan import WanConfig, WanTransformer
+from services.denoiser.model.loaded import LoadedModel
+from services.denoiser.network.wan import WanConfig, WanTransformer
 from services.denoiser.settings import SHIPPED_MODEL
 
 
@@ -56,22 +55,22 @@ def of_layers(prefix: str, facts: dict[str, Any], size_bytes: int) -> dict[str, 
 
 def shipped(folder: Path) -> dict[str, Figure]:
     """The shipped model: numerics of its graphs, layers of its engines."""
-    model, store = LoadedModel.load(SHIPPED_MODEL), ArtefactStore(folder)
+    model, store = LoadedModel.load(SHIPPED_MODEL), EngineStore(folder)
     figures = {}
     for name, options in (
-        ("onnx", engines.ONNX),
-        ("onnx_plugin", replace(engines.ONNX, plugin=True)),
-        ("onnx_fp8", replace(engines.ONNX, fp8=True)),
+        ("onnx", ONNX),
+        ("onnx_plugin", replace(ONNX, plugin=True)),
+        ("onnx_fp8", replace(ONNX, fp8=True)),
     ):
-        backend = engines.load(model, engines.build(model, options, store, told), options)
+        backend = load_engine(model, ensure_engine(model, options, store, told), options)
         found = list(compare(model, backend).values())
         figures[f"{name}_max_abs_error"] = Figure(max(d.absolute for d in found), "of velocity", len(found))
         figures[f"{name}_max_rel_error"] = Figure(max(d.relative for d in found), "of velocity", len(found))
         backend.close()
     rtx = EngineOptions(runtime="tensorrt_rtx")
-    made = engines.build(model, rtx, store, told)
+    made = ensure_engine(model, rtx, store, told)
     figures |= of_layers("", dict(made.facts), made.size_bytes)
-    made = engines.build(model, replace(rtx, fp8=True, target="sm_89"), store, told)
+    made = ensure_engine(model, replace(rtx, fp8=True, target="sm_89"), store, told)
     return figures | of_layers("fp8_", dict(made.facts), made.size_bytes)
 
 

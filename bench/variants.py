@@ -18,13 +18,14 @@ from torch import Tensor
 
 from bench.lab import Bench, Made, Pair, Special
 from services.common.plans import DEFAULT_ATTENTION_THRESHOLD
-from services.denoiser.amplify import AmplifiedText, Gained, LayerAmplification, amplified
-from services.denoiser.attention_maps import AttentionMaps
-from services.denoiser.models.pipeline import LoadedModel
-from services.denoiser.models.wan import Grid, TextKV, Watch
-from services.denoiser.regions import active_region, attended_region, difference, dilate, probe_tokens
-from services.denoiser.side_data import pool_maps, unpool_maps
-from services.denoiser.stages import Stages
+from services.denoiser.model.loaded import LoadedModel
+from services.denoiser.network.text import AmplifiedText, LayerAmplification
+from services.denoiser.network.wan import Grid, TextKV, Watch
+from services.denoiser.reuse.amplification import Gained, amplified
+from services.denoiser.reuse.attention_maps import AttentionMaps
+from services.denoiser.reuse.regions import active_region, attended_region, difference, dilate, probe_tokens
+from services.denoiser.reuse.side_data import pool_maps, unpool_maps
+from services.denoiser.reuse.stages import Stages
 from services.scheduler.calibration import Depth
 
 # Where a region comes from:

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from services.denoiser.models.spec import load_spec
-from services.denoiser.models.wan import WanTransformer
+from services.denoiser.model.spec import load_spec
+from services.denoiser.network.wan import WanTransformer
 
 ENCODER_ID = "test-encoder@0123456789abcdef"
 TEXT_DIM = 16

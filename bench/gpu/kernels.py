@@ -18,8 +18,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from bench.gpu.section import Bench
 from bench.gpu.timing import milliseconds, relative
 from bench.results import Figure, median, ratio, single
-from services.denoiser.amplify import LayerAmplification
 from services.denoiser.backends.eager import fast_attention
+from services.denoiser.network.text import LayerAmplification
 
 # The largest relative norm of an error, by type: rounding of inputs that are the same for both.
 TOLERANCES: Final = {torch.float32: 1e-5, torch.float16: 3e-3, torch.bfloat16: 2e-2}

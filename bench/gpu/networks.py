@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from services.denoiser.models.wan import (
+from services.denoiser.network.wan import (
     Grid,
     WanConfig,
     WanTransformer,

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from bench.gpu.shapes import SIGMAS
-from services.denoiser.amplify import AmplifiedText
 from services.denoiser.backends.base import Backend, StepInputs
-from services.denoiser.models.wan import Grid
-from services.denoiser.regions import difference, edge_weights, refined
-from services.denoiser.sampler import euler
+from services.denoiser.network.sampler import euler
+from services.denoiser.network.text import AmplifiedText
+from services.denoiser.network.wan import Grid
+from services.denoiser.reuse.regions import difference, edge_weights, refined
 
 
 @dataclass(frozen=True)

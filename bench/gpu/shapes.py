@@ -9,7 +9,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from services.denoiser.models.wan import Grid, WanConfig
+from services.denoiser.network.wan import Grid, WanConfig
 
 # LightX2V's four steps.
 SIGMAS: Final = (1.0, 0.9375, 0.8333333333333334, 0.625, 0.0)

@@ -17,11 +17,11 @@ from bench.gpu.section import Bench
 from bench.gpu.shapes import REGIONS, SIGMAS, region, step_flops
 from bench.gpu.timing import milliseconds, relative, seconds, top_kernels
 from bench.results import Figure, median, ratio, single
-from services.denoiser.amplify import AmplifiedText, LayerAmplification
 from services.denoiser.backends.base import Backend, BackendError, StepInputs
 from services.denoiser.backends.compiled import compiled_backend
 from services.denoiser.backends.eager import EagerBackend
-from services.denoiser.models.wan import WanTransformer, rope_table
+from services.denoiser.network.text import AmplifiedText, LayerAmplification
+from services.denoiser.network.wan import WanTransformer, rope_table
 
 ITEMS = ("full", *REGIONS, "amplified")
 # How far another backend's step may lie from eager's, by relative norm: rounding of all its blocks.

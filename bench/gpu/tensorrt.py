@@ -17,12 +17,12 @@ from bench.gpu.shapes import REGIONS, SIGMAS, region
 from bench.gpu.steps import TOLERANCES
 from bench.gpu.timing import milliseconds, relative
 from bench.results import median, ratio, single
-from services.denoiser.amplify import AmplifiedText
 from services.denoiser.backends.base import BackendError
 from services.denoiser.backends.eager import EagerBackend
-from services.denoiser.backends.parts import Profile, Sizes
+from services.denoiser.backends.graph_backend import Profile, Sizes
 from services.denoiser.backends.tensorrt.module import described, load_module
-from services.denoiser.models.wan import WanConfig, WanTransformer, rope_table
+from services.denoiser.network.text import AmplifiedText
+from services.denoiser.network.wan import WanConfig, WanTransformer, rope_table
 
 _REPEATS = 10
 # Export and build of two blocks: 10 s on two CPU cores.
@@ -86,8 +86,8 @@ def _engine(bench: Bench, module: ModuleType, name: str, config: WanConfig) -> N
 def build(bench: Bench, module: ModuleType, name: str, network: WanTransformer, folder: Path) -> Path:
     """The engine of a whole network, built for the device that is there. Raises BackendError."""
     from services.denoiser.backends.graph import parts_of
-    from services.denoiser.backends.onnx_export import export
-    from services.denoiser.backends.tensorrt.builder import BuildOptions, build_engine
+    from services.denoiser.engines.onnx_export import export
+    from services.denoiser.engines.tensorrt_builder import BuildOptions, build_engine
 
     begin = time.perf_counter()
     (graph,) = export(network, folder, bench.dtype, 0, lambda _: None)

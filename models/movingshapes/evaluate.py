@@ -21,9 +21,9 @@ from models.movingshapes.analyzer import FIELDS, compare, read_scene
 from models.movingshapes.captions import Phrasing
 from models.movingshapes.data import Captions, draw_scenes, encode_captions, write_captions
 from models.movingshapes.world import Scene, Split, scene_of
-from services.denoiser.models.pipeline import LoadedModel
-from services.denoiser.sampler import sample
-from services.denoiser.video import to_frames
+from services.denoiser.codec.mp4 import to_frames
+from services.denoiser.model.loaded import LoadedModel
+from services.denoiser.network.sampler import sample
 
 STUDENT: Final = Path(__file__).with_name("model.toml")
 TEACHER: Final = Path(__file__).with_name("teacher.toml")

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from services.denoiser.models.weights import weights_digest
+from services.denoiser.checkpoint.weights import weights_digest
 
 HERE = Path(__file__).parent
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from models.movingshapes.data import CODEC, GRID, LATENT_GRID, PATCH, TEXT_DIM
-from services.denoiser.models.positions import position_channels, position_count
-from services.denoiser.models.wan import WanConfig, WanTransformer, patchify, rope_table, unpatchify
-from services.denoiser.sampler import Step, sample
+from services.denoiser.network.positions import position_channels, position_count
+from services.denoiser.network.sampler import Step, sample
+from services.denoiser.network.wan import WanConfig, WanTransformer, patchify, rope_table, unpatchify
 
 POSITIONS = 4  # order of the position basis
 FEW_STEPS = (

@@ -19,26 +19,26 @@ from services.common.channels import open_channel
 from services.common.server import run
 from services.common.settings import load_settings
 from services.denoiser.backends.base import BackendError
-from services.denoiser.catalogue import load_catalogue
-from services.denoiser.donors import Donors
-from services.denoiser.models.spec import SpecError
-from services.denoiser.models.weights import WeightsError
+from services.denoiser.checkpoint.weights import WeightsError
+from services.denoiser.device_thread import DeviceThread
+from services.denoiser.latent_cache import LatentCache
+from services.denoiser.model.spec import SpecError
+from services.denoiser.model_registry import load_models
 from services.denoiser.servicer import DenoiserServicer
 from services.denoiser.settings import DenoiserSettings
-from services.denoiser.worker import Worker
 
 
 async def start(settings: DenoiserSettings, resources: AsyncExitStack, server: grpc.aio.Server) -> None:
     """Loads and warms the models beside the event loop, so that health answers meanwhile."""
     channel = open_channel(settings.cache_target, settings.max_message_bytes)
     resources.push_async_callback(channel.close)
-    worker = Worker(settings.queue_limit)
+    worker = DeviceThread(settings.queue_limit)
     resources.push_async_callback(worker.close)
     stopping = Event()
     resources.callback(stopping.set)
-    catalogue = await load_catalogue(settings, worker, stopping)
+    catalogue = await load_models(settings, worker, stopping)
     resources.push_async_callback(catalogue.close)
-    donors = Donors(
+    donors = LatentCache(
         cache_pb2_grpc.CacheServiceStub(channel),
         max_blob_bytes=settings.max_blob_bytes,
         fetch_seconds=settings.fetch_seconds,

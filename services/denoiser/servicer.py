@@ -16,12 +16,12 @@ from services.common.blobs import chunks, sha256
 from services.common.errors import ChorusError
 from services.common.logs import get_logger
 from services.common.tenancy import tenant_of
-from services.denoiser.catalogue import Catalogue
-from services.denoiser.donors import DonorData, Donors
-from services.denoiser.engine import Result, StepDone, Video, denoise
-from services.denoiser.jobs import Job, check_request
-from services.denoiser.video import MEDIA_TYPE
-from services.denoiser.worker import Worker
+from services.denoiser.codec.mp4 import MEDIA_TYPE
+from services.denoiser.denoise import Result, StepDone, Video, denoise
+from services.denoiser.device_thread import DeviceThread
+from services.denoiser.latent_cache import DonorData, LatentCache
+from services.denoiser.model_registry import ModelRegistry
+from services.denoiser.request import DenoiseJob, parse_request
 
 log = get_logger("denoiser")
 
@@ -43,7 +43,9 @@ class _Start:
 class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
     """Serves one catalogue through one worker; owns neither."""
 
-    def __init__(self, catalogue: Catalogue, worker: Worker, donors: Donors, run_seconds: float) -> None:
+    def __init__(
+        self, catalogue: ModelRegistry, worker: DeviceThread, donors: LatentCache, run_seconds: float
+    ) -> None:
         self._catalogue = catalogue
         self._worker = worker
         self._donors = donors
@@ -53,7 +55,7 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
         self, request: denoiser_pb2.DenoiseRequest, context: DenoiseContext
     ) -> AsyncIterator[denoiser_pb2.DenoiseResponse]:
         tenant = tenant_of(context.invocation_metadata())
-        job = check_request(request, self._catalogue.models)
+        job = parse_request(request, self._catalogue.models)
         remaining = context.time_remaining()
         seconds = self._run_seconds if remaining is None else min(remaining, self._run_seconds)
         deadline = time.monotonic() + seconds
@@ -95,7 +97,7 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
         _when_ended(context, self._worker.take_place())
         return denoiser_pb2.WarmResponse(model=await self._catalogue.warm(request.model_id))
 
-    async def _start(self, job: Job, tenant: str) -> _Start:
+    async def _start(self, job: DenoiseJob, tenant: str) -> _Start:
         """The donor's latents, or why they could not be had: then the job is computed in full."""
         if job.donor is None:
             return _Start()
@@ -108,7 +110,7 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
             return _Start(degraded=errors.to_job_error(error), fetch_seconds=seconds)
         return _Start(donor, fetch_seconds=time.perf_counter() - begin)
 
-    async def _admit(self, job: Job, tenant: str, result: Result) -> denoiser_pb2.Admission:
+    async def _admit(self, job: DenoiseJob, tenant: str, result: Result) -> denoiser_pb2.Admission:
         if not result.latents:
             return denoiser_pb2.Admission()  # a run of one step has nothing between noise and video
         # Without a donor the same latents would have cost every step that leads to them.
@@ -130,7 +132,7 @@ def _when_ended(context: Any, action: Callable[[], None]) -> None:
     context.add_done_callback(lambda _: action())
 
 
-def _started(job: Job, start: _Start) -> denoiser_pb2.Started:
+def _started(job: DenoiseJob, start: _Start) -> denoiser_pb2.Started:
     return denoiser_pb2.Started(
         first_step=job.first_step if start.donor else 0,
         total_steps=job.total_steps,

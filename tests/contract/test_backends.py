@@ -11,13 +11,14 @@ import torch
 from chorus.common.v1 import plan_pb2
 from torch import Tensor
 
-from services.denoiser.amplify import AmplifiedText, amplified
-from services.denoiser.backends import engines
-from services.denoiser.backends.artefacts import ArtefactStore
 from services.denoiser.backends.base import Backend, StepInputs
 from services.denoiser.backends.compiled import compiled_backend
 from services.denoiser.backends.eager import EagerBackend
-from services.denoiser.models.pipeline import LoadedModel
+from services.denoiser.engines.build import ONNX, ensure_engine, load_engine
+from services.denoiser.engines.store import EngineStore
+from services.denoiser.model.loaded import LoadedModel
+from services.denoiser.network.text import AmplifiedText
+from services.denoiser.reuse.amplification import amplified
 from tests.tiny_model import TEXT_DIM, save_tiny_model
 
 SHAPE = (12, 2, 16, 16)
@@ -40,8 +41,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
 
 def onnx(model: LoadedModel, folder: Path, blocks: int, plugin: bool = False) -> Backend:
     pytest.importorskip("onnxruntime")
-    options = replace(engines.ONNX, blocks_each=blocks, plugin=plugin)
-    return engines.load(model, engines.build(model, options, ArtefactStore(folder), lambda _: None), options)
+    options = replace(ONNX, blocks_each=blocks, plugin=plugin)
+    return load_engine(model, ensure_engine(model, options, EngineStore(folder), lambda _: None), options)
 
 
 MAKERS: dict[str, Callable[[LoadedModel, Path], Backend]] = {

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from services.denoiser.backends.command import app
+from services.denoiser.engines.cli import app
 from tests.tiny_model import save_tiny_model
 
 pytest.importorskip("onnxruntime")

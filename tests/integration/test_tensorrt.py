@@ -9,16 +9,15 @@ from types import ModuleType
 import pytest
 import torch
 
-from services.denoiser.backends import engines
-from services.denoiser.backends.artefacts import ArtefactStore
 from services.denoiser.backends.base import BackendError
-from services.denoiser.backends.engines import EngineOptions
-from services.denoiser.backends.onnx_export import export
-from services.denoiser.backends.parts import Profile, Sizes
-from services.denoiser.backends.tensorrt.builder import BuildOptions, Built, build_engine
-from services.denoiser.backends.verify import compare
-from services.denoiser.models.pipeline import LoadedModel
-from services.denoiser.models.wan import WanConfig, WanTransformer
+from services.denoiser.backends.graph_backend import Profile, Sizes
+from services.denoiser.engines.build import ONNX, EngineOptions, ensure_engine, find_engine, load_engine
+from services.denoiser.engines.onnx_export import export
+from services.denoiser.engines.store import EngineStore
+from services.denoiser.engines.tensorrt_builder import BuildOptions, Built, build_engine
+from services.denoiser.engines.verify import compare
+from services.denoiser.model.loaded import LoadedModel
+from services.denoiser.network.wan import WanConfig, WanTransformer
 from services.denoiser.settings import SHIPPED_MODEL
 from tests.tiny_model import save_tiny_model
 
@@ -105,9 +104,9 @@ def shipped() -> LoadedModel:
 
 
 def test_engines_of_the_shipped_model(shipped: LoadedModel, tmp_path: Path) -> None:
-    store = ArtefactStore(tmp_path)
+    store = EngineStore(tmp_path)
     options = EngineOptions(runtime="tensorrt_rtx", target="sm_89", blocks_each=4)
-    made = engines.build(shipped, options, store, lambda _: None)
+    made = ensure_engine(shipped, options, store, lambda _: None)
     assert [path.name for path in made.files] == ["part-00.engine", "part-01.engine"]
     assert sorted(path.name for path in made.folder.iterdir()) == [
         "manifest.json",
@@ -116,21 +115,21 @@ def test_engines_of_the_shipped_model(shipped: LoadedModel, tmp_path: Path) -> N
     ]
     layers = made.facts["layers"]
     assert (layers["attentions"], layers["fused"], layers["masks_expanded"]) == (12, 12, 0)
-    assert engines.find(shipped, options, store).digest == made.digest
+    assert find_engine(shipped, options, store).digest == made.digest
     with pytest.raises(
         BackendError, match=r"no engine of movingshapes for .* on sm_80 .*chorus engine build"
     ):
-        engines.find(shipped, replace(options, target="sm_80"), store)
+        find_engine(shipped, replace(options, target="sm_80"), store)
     with pytest.raises(BackendError, match="needs a CUDA device"):
-        engines.load(shipped, made, options)
+        load_engine(shipped, made, options)
 
 
 def test_matrices_in_8_bits(tmp_path: Path) -> None:
     model = LoadedModel.load(save_tiny_model(tmp_path / "model", layers=1))
-    store, told = ArtefactStore(tmp_path / "engines"), lambda _: None
-    on_cpu = replace(engines.ONNX, fp8=True)
-    found = compare(model, engines.load(model, engines.build(model, on_cpu, store, told), on_cpu))
+    store, told = EngineStore(tmp_path / "engines"), lambda _: None
+    on_cpu = replace(ONNX, fp8=True)
+    found = compare(model, load_engine(model, ensure_engine(model, on_cpu, store, told), on_cpu))
     # Three bits of mantissa in one block of a few matrices: far from exact, and far from wrong.
     assert all(1e-4 < error.relative < 0.1 for error in found.values())
-    made = engines.build(model, EngineOptions(runtime="tensorrt_rtx", fp8=True, target="sm_89"), store, told)
+    made = ensure_engine(model, EngineOptions(runtime="tensorrt_rtx", fp8=True, target="sm_89"), store, told)
     assert made.facts["layers"]["fused"] == made.facts["layers"]["attentions"] == 2

@@ -15,7 +15,7 @@ from chorus.scheduler.v1 import scheduler_pb2
 from models.movingshapes import world
 from models.movingshapes.world import Scene
 from services.common.blobs import chunks
-from services.denoiser.video import encode_mp4, to_frames
+from services.denoiser.codec.mp4 import encode_mp4, to_frames
 from tests.integration.client_fakes import STEPS, FakeCache, FakeDeployment, FakeScheduler
 from yardstick.scenes import KINDS, make_groups
 

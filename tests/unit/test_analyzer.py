@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from models.movingshapes.analyzer import FIELDS, accuracy, compare, read_scene
 from models.movingshapes.world import BACKGROUNDS, COLOURS, Scene, Thing, render, scene_table, things
-from services.denoiser.video import encode_mp4, to_frames
+from services.denoiser.codec.mp4 import encode_mp4, to_frames
 
 a_thing = st.sampled_from(things())
 a_scene = st.builds(

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from services.denoiser.backends.artefacts import MANIFEST, ArtefactError, ArtefactKey, ArtefactStore
 from services.denoiser.backends.base import BackendError
-from services.denoiser.backends.parts import Profile, Sizes
+from services.denoiser.backends.graph_backend import Profile, Sizes
+from services.denoiser.engines.store import MANIFEST, ArtefactError, ArtefactKey, EngineStore
 
 KEY = ArtefactKey(
     model_id="tiny",
@@ -51,18 +51,18 @@ def builds() -> Builds:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> ArtefactStore:
-    return ArtefactStore(tmp_path / "engines")
+def store(tmp_path: Path) -> EngineStore:
+    return EngineStore(tmp_path / "engines")
 
 
-def test_built_once_and_then_found(store: ArtefactStore, builds: Builds) -> None:
+def test_built_once_and_then_found(store: EngineStore, builds: Builds) -> None:
     made = store.ensure(KEY, builds)
     assert made.files == (store.root / KEY.digest / "part-00.engine",)
     assert made.size_bytes == 604
     assert made.facts == {"build_seconds": 1.5}
     assert made.profile == KEY.profile
     assert store.ensure(KEY, builds) == made
-    assert ArtefactStore(store.root).ensure(KEY, builds) == made
+    assert EngineStore(store.root).ensure(KEY, builds) == made
     assert builds.count == 1
     store.ensure(KEY, builds, rebuild=True)
     assert builds.count == 2
@@ -86,7 +86,7 @@ def test_built_once_and_then_found(store: ArtefactStore, builds: Builds) -> None
     ],
 )
 def test_whatever_an_engine_depends_on_makes_another_one(
-    store: ArtefactStore, builds: Builds, other: ArtefactKey
+    store: EngineStore, builds: Builds, other: ArtefactKey
 ) -> None:
     store.ensure(KEY, builds)
     assert other.digest != KEY.digest
@@ -131,7 +131,7 @@ def escape(folder: Path) -> None:
 
 @pytest.mark.parametrize("damage", [truncate, flip, lose, blur, strip, swap, escape])
 def test_what_is_damaged_or_foreign_is_refused_and_built_again(
-    store: ArtefactStore, builds: Builds, damage: Callable[[Path], None]
+    store: EngineStore, builds: Builds, damage: Callable[[Path], None]
 ) -> None:
     made = store.ensure(KEY, builds)
     damage(made.folder)
@@ -142,7 +142,7 @@ def test_what_is_damaged_or_foreign_is_refused_and_built_again(
     store.read(KEY.digest)
 
 
-def test_a_build_that_fails_leaves_nothing(store: ArtefactStore, builds: Builds) -> None:
+def test_a_build_that_fails_leaves_nothing(store: EngineStore, builds: Builds) -> None:
     def fail(folder: Path) -> tuple[list[Path], dict[str, Any]]:
         builds(folder)
         raise BackendError("no memory")
@@ -153,15 +153,15 @@ def test_a_build_that_fails_leaves_nothing(store: ArtefactStore, builds: Builds)
     assert store.ensure(KEY, builds).facts == {"build_seconds": 1.5}
 
 
-def test_waiting_for_another_build_ends(store: ArtefactStore, builds: Builds) -> None:
+def test_waiting_for_another_build_ends(store: EngineStore, builds: Builds) -> None:
     store.root.mkdir()
-    hurried = ArtefactStore(store.root, wait_seconds=0.05)
+    hurried = EngineStore(store.root, wait_seconds=0.05)
     with FileLock(store.root / f"{KEY.digest}.lock"), pytest.raises(BackendError, match="another process"):
         hurried.ensure(KEY, builds)
     assert builds.count == 0
 
 
-def test_waiting_can_be_stopped(store: ArtefactStore, builds: Builds) -> None:
+def test_waiting_can_be_stopped(store: EngineStore, builds: Builds) -> None:
     store.root.mkdir()
     with (
         FileLock(store.root / f"{KEY.digest}.lock"),
@@ -170,7 +170,7 @@ def test_waiting_can_be_stopped(store: ArtefactStore, builds: Builds) -> None:
         store.ensure(KEY, builds, told=lambda _: False)
 
 
-def test_what_is_being_built_is_not_listed(store: ArtefactStore, builds: Builds) -> None:
+def test_what_is_being_built_is_not_listed(store: EngineStore, builds: Builds) -> None:
     made = store.ensure(KEY, builds)
     made.folder.rename(store.root / f"{KEY.digest}.part")  # as a kill leaves it, just before the rename
     assert list(store.manifests()) == []
@@ -184,7 +184,7 @@ def _build_in_a_process(root: Path, barrier: Barrier) -> None:
         return Builds()(folder)
 
     barrier.wait(60)
-    ArtefactStore(root).ensure(KEY, build)
+    EngineStore(root).ensure(KEY, build)
 
 
 def test_two_builders_build_once(tmp_path: Path) -> None:

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.checkpoints import save_wan_pipeline
+from services.denoiser.checkpoint.weights import WeightsError, weights_digest
 from services.denoiser.codec import SpaceToDepthCodec
 from services.denoiser.codec.wan_vae import WanVaeCodec, read_geometry
-from services.denoiser.models.weights import WeightsError, weights_digest
 
 
 @given(st.integers(1, 3), st.integers(1, 3), st.tuples(*[st.integers(1, 3)] * 3))

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from services.denoiser.amplify import AmplifiedText, LayerAmplification
 from services.denoiser.backends.base import StepInputs
 from services.denoiser.backends.compiled import compiled_backend
 from services.denoiser.backends.eager import EagerBackend
-from services.denoiser.models.wan import WanConfig, WanTransformer, rope_table
+from services.denoiser.network.text import AmplifiedText, LayerAmplification
+from services.denoiser.network.wan import WanConfig, WanTransformer, rope_table
 
 CONFIG = WanConfig(heads=2, head_dim=12, ffn_dim=48, layers=4, text_dim=16, freq_dim=16)
 

@@ -17,9 +17,9 @@ from services.cache.bounds import Limits
 from services.cache.entries import Admission, Blob
 from services.cache.servicer import CacheServicer
 from services.common.errors import BLOB_CORRUPT, NOT_FOUND, ChorusError
-from services.denoiser.blobs import pack_latents
-from services.denoiser.donors import DonorData, Donors
-from services.denoiser.side_data import SideData, pack_side_data
+from services.denoiser.latent_cache import DonorData, LatentCache
+from services.denoiser.reuse.latent_blob import pack_latents
+from services.denoiser.reuse.side_data import SideData, pack_side_data
 from tests.contract.samples import DIMENSION, ENCODER, SIGMAS, header, identity, side_header, unit
 
 SHAPE = (4, 2, 12, 12)
@@ -114,9 +114,9 @@ def cache() -> Cache:
 
 
 @pytest.fixture
-def donors(cache: Cache) -> Donors:
+def donors(cache: Cache) -> LatentCache:
     stub: Any = cache
-    return Donors(stub, max_blob_bytes=1 << 16, fetch_seconds=5, admit_seconds=5)
+    return LatentCache(stub, max_blob_bytes=1 << 16, fetch_seconds=5, admit_seconds=5)
 
 
 LATENTS = {index: torch.full(SHAPE, float(index)) for index in (1, 2, 3)}
@@ -125,7 +125,7 @@ SIDE = SideData(
 )
 
 
-async def kept(donors: Donors, side: SideData | None = SIDE) -> str:
+async def kept(donors: LatentCache, side: SideData | None = SIDE) -> str:
     return await donors.admit(job(), "studio", LATENTS, 1.5, side)
 
 
@@ -133,7 +133,7 @@ def same(found: dict[int, Tensor], *steps: int) -> bool:
     return found.keys() == set(steps) and all(torch.equal(found[i], LATENTS[i]) for i in steps)
 
 
-async def test_latents_and_side_data_come_back_in_one_call(donors: Donors, cache: Cache) -> None:
+async def test_latents_and_side_data_come_back_in_one_call(donors: LatentCache, cache: Cache) -> None:
     entry_id = await kept(donors)
     found = await donors.fetch(job((1, 3), entry_id=entry_id), "studio")
     assert same(found.latents, 1, 3)
@@ -144,7 +144,7 @@ async def test_latents_and_side_data_come_back_in_one_call(donors: Donors, cache
     assert (list(request.steps), request.side_data) == ([1, 3], True)
 
 
-async def test_what_a_job_does_not_need_is_not_asked_for(donors: Donors, cache: Cache) -> None:
+async def test_what_a_job_does_not_need_is_not_asked_for(donors: LatentCache, cache: Cache) -> None:
     entry_id = await kept(donors)
     found = await donors.fetch(job((2,), side=False, entry_id=entry_id), "studio")
     assert same(found.latents, 2)
@@ -152,7 +152,9 @@ async def test_what_a_job_does_not_need_is_not_asked_for(donors: Donors, cache: 
     assert not cache.fetches[0].side_data
 
 
-async def test_a_donor_without_side_data_serves_jobs_that_need_none(donors: Donors, cache: Cache) -> None:
+async def test_a_donor_without_side_data_serves_jobs_that_need_none(
+    donors: LatentCache, cache: Cache
+) -> None:
     entry_id = await kept(donors, side=None)
     assert cache.store.admission is not None
     assert [blob.step for blob in cache.store.admission.entry.blobs] == [1, 2, 3]
@@ -205,7 +207,9 @@ NARROW = pack_side_data(SideData(SIDE.maps, torch.ones(3, TEXT_DIM - 1).half()))
         pytest.param(latents(1)[1:], "header is missing", id="no header"),
     ],
 )
-async def test_what_cannot_be_used_is_named(donors: Donors, cache: Cache, parts: Parts, word: str) -> None:
+async def test_what_cannot_be_used_is_named(
+    donors: LatentCache, cache: Cache, parts: Parts, word: str
+) -> None:
     entry_id = await kept(donors)
     cache.spoil = lambda _: parts
     with pytest.raises(ChorusError, match=word) as failed:
@@ -214,14 +218,14 @@ async def test_what_cannot_be_used_is_named(donors: Donors, cache: Cache, parts:
     assert failed.value.metadata == {"entry_id": entry_id}
 
 
-async def test_side_data_that_was_not_asked_for_is_refused(donors: Donors, cache: Cache) -> None:
+async def test_side_data_that_was_not_asked_for_is_refused(donors: LatentCache, cache: Cache) -> None:
     entry_id = await kept(donors)
     cache.spoil = lambda parts: [*parts, *side(GOOD)]
     with pytest.raises(ChorusError, match="not asked for"):
         await donors.fetch(job(side=False, entry_id=entry_id), "studio")
 
 
-async def test_steps_at_another_noise_level_are_refused(donors: Donors, cache: Cache) -> None:
+async def test_steps_at_another_noise_level_are_refused(donors: LatentCache, cache: Cache) -> None:
     def moved(parts: Parts) -> Parts:
         parts[0].header.step.sigma = 0.8
         return parts
@@ -232,7 +236,7 @@ async def test_steps_at_another_noise_level_are_refused(donors: Donors, cache: C
         await donors.fetch(job(entry_id=entry_id), "studio")
 
 
-async def test_the_order_of_blobs_does_not_matter(donors: Donors, cache: Cache) -> None:
+async def test_the_order_of_blobs_does_not_matter(donors: LatentCache, cache: Cache) -> None:
     entry_id = await kept(donors)
     cache.spoil = lambda _: [*side(GOOD), *latents(2), *latents(1)]
     found: DonorData = await donors.fetch(job(entry_id=entry_id), "studio")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from services.denoiser.backends.tensorrt.layers import Layers, merged, read_layers
+from services.denoiser.engines.tensorrt_layers import Layers, merged, read_layers
 
 
 def line(name: str, kind: str, *shapes: str) -> str:

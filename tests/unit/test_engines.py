@@ -8,13 +8,19 @@ from typing import Any
 
 import pytest
 
-from services.denoiser.backends import engines
-from services.denoiser.backends.artefacts import Artefact, ArtefactStore
 from services.denoiser.backends.base import BackendError
-from services.denoiser.backends.engines import ONNX, EngineOptions, default_profile, find, key_of
-from services.denoiser.backends.parts import Profile, Sizes
-from services.denoiser.models.lora import Adapter
-from services.denoiser.models.pipeline import LoadedModel
+from services.denoiser.backends.graph_backend import Profile, Sizes
+from services.denoiser.checkpoint.lora import Adapter
+from services.denoiser.engines.build import (
+    ONNX,
+    EngineOptions,
+    default_profile,
+    ensure_engine,
+    find_engine,
+    key_of,
+)
+from services.denoiser.engines.store import Artefact, EngineStore
+from services.denoiser.model.loaded import LoadedModel
 from tests.tiny_model import save_tiny_model
 
 pytest.importorskip("onnxruntime")
@@ -26,11 +32,11 @@ def model(tmp_path: Path) -> LoadedModel:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> ArtefactStore:
-    return ArtefactStore(tmp_path / "engines")
+def store(tmp_path: Path) -> EngineStore:
+    return EngineStore(tmp_path / "engines")
 
 
-def make(model: LoadedModel, store: ArtefactStore, options: EngineOptions) -> Artefact:
+def make(model: LoadedModel, store: EngineStore, options: EngineOptions) -> Artefact:
     """As if it had been built."""
 
     def build(folder: Path) -> tuple[list[Path], dict[str, Any]]:
@@ -40,39 +46,39 @@ def make(model: LoadedModel, store: ArtefactStore, options: EngineOptions) -> Ar
     return store.ensure(key_of(model, options), build)
 
 
-def test_adapters_make_another_engine(model: LoadedModel, store: ArtefactStore) -> None:
+def test_adapters_make_another_engine(model: LoadedModel, store: EngineStore) -> None:
     plain = make(model, store, ONNX)
-    assert find(model, ONNX, store).digest == plain.digest
+    assert find_engine(model, ONNX, store).digest == plain.digest
     for scale in (1.0, 0.5):
         model.adapters = (Adapter("style", "ab" * 32, scale),)
         assert key_of(model, ONNX).digest != plain.digest
         with pytest.raises(BackendError, match="no engine of tiny"):
-            find(model, ONNX, store)
+            find_engine(model, ONNX, store)
 
 
-def test_what_is_asked_for_is_found_and_nothing_else(model: LoadedModel, store: ArtefactStore) -> None:
+def test_what_is_asked_for_is_found_and_nothing_else(model: LoadedModel, store: EngineStore) -> None:
     whole = make(model, store, ONNX)
-    assert find(model, ONNX, store).digest == whole.digest
+    assert find_engine(model, ONNX, store).digest == whole.digest
     make(model, store, replace(ONNX, fp8=True))
     usual = default_profile(model)
     make(model, store, replace(ONNX, profile=Profile(Sizes(1, 2, 4), usual.keys)))  # too narrow
-    assert find(model, ONNX, store).digest == whole.digest
+    assert find_engine(model, ONNX, store).digest == whole.digest
     make(model, store, replace(ONNX, blocks_each=1))
-    assert find(model, replace(ONNX, blocks_each=1), store).key["blocks_each"] == 1
-    assert find(model, ONNX, store).key["fp8"] is False
-    assert find(model, replace(ONNX, fp8=True), store).key["fp8"] is True
+    assert find_engine(model, replace(ONNX, blocks_each=1), store).key["blocks_each"] == 1
+    assert find_engine(model, ONNX, store).key["fp8"] is False
+    assert find_engine(model, replace(ONNX, fp8=True), store).key["fp8"] is True
 
 
 def test_a_wider_profile_will_do_and_a_damaged_one_is_passed_over(
-    model: LoadedModel, store: ArtefactStore
+    model: LoadedModel, store: EngineStore
 ) -> None:
     usual = default_profile(model)
     wide = Profile(Sizes(1, usual.tokens.opt, 2 * usual.tokens.max), usual.keys)
     wider = make(model, store, replace(ONNX, profile=wide))
-    assert find(model, ONNX, store).digest == wider.digest
+    assert find_engine(model, ONNX, store).digest == wider.digest
     damaged = make(model, store, ONNX)
     (damaged.folder / "part-00.onnx").write_bytes(b"")
-    assert find(model, ONNX, store).digest == wider.digest
+    assert find_engine(model, ONNX, store).digest == wider.digest
 
 
 def test_what_cannot_go_together_is_refused(model: LoadedModel) -> None:
@@ -84,14 +90,14 @@ def test_what_cannot_go_together_is_refused(model: LoadedModel) -> None:
 
 
 def test_a_build_that_fails_is_a_backends_error(
-    model: LoadedModel, store: ArtefactStore, tmp_path: Path
+    model: LoadedModel, store: EngineStore, tmp_path: Path
 ) -> None:
     store.root.write_text("no folder")
     with pytest.raises(BackendError, match="building: FileExistsError"):
-        engines.build(model, ONNX, store, lambda _: None)
+        ensure_engine(model, ONNX, store, lambda _: None)
 
 
-def test_a_build_can_be_stopped(model: LoadedModel, store: ArtefactStore) -> None:
+def test_a_build_can_be_stopped(model: LoadedModel, store: EngineStore) -> None:
     with pytest.raises(BackendError, match="the export was stopped"):
-        engines.build(model, ONNX, store, lambda _: False)
+        ensure_engine(model, ONNX, store, lambda _: False)
     assert list(store.manifests()) == []

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
-from services.denoiser.video import encode_mp4
+from services.denoiser.codec.mp4 import encode_mp4
 from yardstick.pixels import PSNR_CEILING, Video, decode, psnr, seam_score, ssim, token_grid
 
 SHAPE = (1, 12, 12, 3)

@@ -6,15 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from services.denoiser.amplify import AmplifiedText
-from services.denoiser.backends.base import (
-    Backend,
-    BackendError,
-    Fallback,
-    StepInputs,
-    StepReport,
-    Unavailable,
-)
+from services.denoiser.backends.base import Backend, BackendError, StepInputs, StepReport
+from services.denoiser.backends.fallback import Fallback, Unavailable
+from services.denoiser.network.text import AmplifiedText
 
 ONE = torch.ones(1)
 

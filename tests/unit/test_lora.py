@@ -12,11 +12,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from bench import parity
-from services.denoiser.models.lora import Adapter, Lora
-from services.denoiser.models.names import original_name
-from services.denoiser.models.pipeline import LoadedModel
-from services.denoiser.models.wan import WanConfig, WanTransformer
-from services.denoiser.models.weights import WeightsError, weights_digest
+from services.denoiser.checkpoint.lora import Adapter, Lora
+from services.denoiser.checkpoint.names import original_name
+from services.denoiser.checkpoint.weights import WeightsError, weights_digest
+from services.denoiser.model.loaded import LoadedModel
+from services.denoiser.network.wan import WanConfig, WanTransformer
 
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2"]
 VIDEO = (5, 32, 48)

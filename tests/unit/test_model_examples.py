@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from services.denoiser.models.spec import SpecError, load_spec
-from services.denoiser.models.wan import WanConfig
+from services.denoiser.model.spec import SpecError, load_spec
+from services.denoiser.network.wan import WanConfig
 from tests.processes import ROOT
 
 EXAMPLES = sorted((ROOT / "examples" / "models").glob("*.toml"))

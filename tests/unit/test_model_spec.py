@@ -13,15 +13,15 @@ from chorus.scheduler.v1 import scheduler_pb2
 from safetensors.torch import save_file
 
 from services.common.identity import identity_digest
-from services.denoiser.catalogue import Catalogue
-from services.denoiser.jobs import Job
-from services.denoiser.models.config import network_sizes
-from services.denoiser.models.pipeline import LoadedModel
-from services.denoiser.models.spec import Bound, ModelSpec, Source, SpecError, Transformer, load_spec
-from services.denoiser.models.wan import WanConfig, WanTransformer
-from services.denoiser.models.weights import WeightsError, weights_digest
-from services.denoiser.sampler import sample
-from services.denoiser.worker import Worker
+from services.denoiser.checkpoint.config import network_sizes
+from services.denoiser.checkpoint.weights import WeightsError, weights_digest
+from services.denoiser.device_thread import DeviceThread
+from services.denoiser.model.loaded import LoadedModel
+from services.denoiser.model.spec import Bound, ModelSpec, Source, SpecError, Transformer, load_spec
+from services.denoiser.model_registry import ModelRegistry
+from services.denoiser.network.sampler import sample
+from services.denoiser.network.wan import WanConfig, WanTransformer
+from services.denoiser.request import DenoiseJob
 from services.scheduler.messages import latent_identity
 
 SPEC = """
@@ -298,12 +298,12 @@ def test_adapters_are_part_of_the_identity(make: Make, tmp_path: Path) -> None:
     for scale in (0.5, 1.0):
         path.write_text(path.read_text().split("[[")[0] + entry + f"scale = {scale}\n")
         model = LoadedModel.load(path)
-        info = Catalogue([model], Worker(1)).describe()[0]
+        info = ModelRegistry([model], DeviceThread(1)).describe()[0]
         assert [(a.adapter_id, a.digest, a.scale) for a in info.adapters] == [
             ("style", weights_digest(file), scale)
         ]
         assert info.weights_digest == plain.weights_digest == weights_digest(tmp_path / "tiny.safetensors")
-        job = Job(
+        job = DenoiseJob(
             "g",
             model,
             (24, 2, 4, 6),

@@ -8,8 +8,8 @@ import torch
 from models.movingshapes.analyzer import compare, read_scene
 from models.movingshapes.evaluate import STUDENT, TEACHER, generate
 from models.movingshapes.world import Scene, Thing
-from services.denoiser.models.pipeline import LoadedModel
-from services.denoiser.models.spec import load_spec
+from services.denoiser.model.loaded import LoadedModel
+from services.denoiser.model.spec import load_spec
 from services.embedder.encoders import MiniLMEncoder
 
 CASES = {

@@ -6,8 +6,8 @@ from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffu
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.denoiser.models.names import original_name, renamer
-from services.denoiser.models.wan import WanConfig, WanTransformer
+from services.denoiser.checkpoint.names import original_name, renamer
+from services.denoiser.network.wan import WanConfig, WanTransformer
 
 with torch.device("meta"):
     NAMES = list(WanTransformer(WanConfig(layers=11)).state_dict())

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from services.denoiser.models.wan import Grid
-from services.denoiser.regions import (
+from services.denoiser.network.wan import Grid
+from services.denoiser.reuse.regions import (
     active_region,
     attended_region,
     difference,

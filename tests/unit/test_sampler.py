@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from services.common.schedule import shifted_schedule
-from services.denoiser.sampler import sample, seeded_noise
+from services.denoiser.network.sampler import sample, seeded_noise
 
 
 def toy(x: Tensor, sigma: float) -> Tensor:

@@ -14,8 +14,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from services.common.blobs import BlobFault
-from services.denoiser.models.wan import Grid
-from services.denoiser.side_data import SideData, pack_side_data, pool_maps, unpack_side_data, unpool_maps
+from services.denoiser.network.wan import Grid
+from services.denoiser.reuse.side_data import (
+    SideData,
+    pack_side_data,
+    pool_maps,
+    unpack_side_data,
+    unpool_maps,
+)
 
 GRID = (2, 5, 6)
 DIM = 6

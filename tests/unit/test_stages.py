@@ -10,13 +10,13 @@ import torch
 from chorus.common.v1 import plan_pb2
 from torch import Tensor
 
-from services.denoiser.amplify import amplified
-from services.denoiser.attention_maps import AttentionMaps
-from services.denoiser.models.pipeline import LoadedModel
-from services.denoiser.models.wan import TextKV
-from services.denoiser.regions import probe_tokens
-from services.denoiser.sampler import sample
-from services.denoiser.stages import DonorLatents, Stages, StageStep
+from services.denoiser.model.loaded import LoadedModel
+from services.denoiser.network.sampler import sample
+from services.denoiser.network.wan import TextKV
+from services.denoiser.reuse.amplification import amplified
+from services.denoiser.reuse.attention_maps import AttentionMaps
+from services.denoiser.reuse.regions import probe_tokens
+from services.denoiser.reuse.stages import DonorLatents, Stages, StageStep
 from tests.tiny_model import TEXT_DIM, save_tiny_model
 
 STEPS = 4

@@ -16,8 +16,8 @@ from bench.alternatives import BLOCK, best, halves, variants
 from bench.lab import Bench, Pair, Trial
 from bench.results import Figure
 from bench.variants import Alternative, Term, Where, ceiled, edge_jump, mixed
-from services.denoiser.amplify import amplified
-from services.denoiser.models.pipeline import LoadedModel
+from services.denoiser.model.loaded import LoadedModel
+from services.denoiser.reuse.amplification import amplified
 from services.scheduler.calibration import Depth
 from services.scheduler.edits import Edit
 from tests.tiny_model import TEXT_DIM, save_tiny_model

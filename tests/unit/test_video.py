@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from services.denoiser.video import encode_mp4, to_frames
+from services.denoiser.codec.mp4 import encode_mp4, to_frames
 
 
 def test_frames_are_scaled_clipped_and_enlarged() -> None:

@@ -8,9 +8,9 @@ from diffusers import WanTransformer3DModel
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.denoiser.models.positions import position_channels, position_count
-from services.denoiser.models.wan import Grid, WanConfig, WanTransformer, patchify, rope_table, unpatchify
-from services.denoiser.models.weights import load_weights
+from services.denoiser.checkpoint.weights import load_weights
+from services.denoiser.network.positions import position_channels, position_count
+from services.denoiser.network.wan import Grid, WanConfig, WanTransformer, patchify, rope_table, unpatchify
 
 CONFIG = WanConfig(in_channels=9, out_channels=6, heads=3, head_dim=16, ffn_dim=80, layers=2, text_dim=20)
 LATENTS = (3, 8, 12)

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from services.denoiser.models.weights import (
+from services.denoiser.checkpoint.weights import (
     WeightsError,
     check_weights,
     load_weights,

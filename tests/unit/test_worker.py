@@ -11,14 +11,14 @@ import pytest
 
 from services.common import errors
 from services.common.errors import ChorusError
-from services.denoiser.worker import Run, Worker
+from services.denoiser.device_thread import DeviceTask, DeviceThread
 
 WAIT = 20.0
 
 
 @pytest.fixture
-async def worker() -> AsyncIterator[Worker]:
-    made = Worker(queue_limit=2)
+async def worker() -> AsyncIterator[DeviceThread]:
+    made = DeviceThread(queue_limit=2)
     yield made
     await made.close()
 
@@ -39,30 +39,30 @@ def counting(n: int, seen: list[int], gate: Event | None = None) -> Generator[in
         seen.append(-1)
 
 
-async def collect(run: Run[int]) -> list[int]:
+async def collect(run: DeviceTask[int]) -> list[int]:
     await run.begun()
     return [event async for event in run.events()]
 
 
-async def reason_of(run: Run[int]) -> errors.Reason:
+async def reason_of(run: DeviceTask[int]) -> errors.Reason:
     with pytest.raises(ChorusError) as caught:
         await collect(run)
     return caught.value.reason
 
 
-async def test_events_come_in_order_and_runs_one_after_the_other(worker: Worker) -> None:
+async def test_events_come_in_order_and_runs_one_after_the_other(worker: DeviceThread) -> None:
     seen: list[int] = []
     runs = [worker.submit(counting(4, seen), later()) for _ in range(3)]
     assert [await collect(run) for run in runs] == [[0, 1, 2, 3]] * 3
     assert seen == [0, 1, 2, 3, -1] * 3
 
 
-async def test_the_event_loop_is_another_thread(worker: Worker) -> None:
+async def test_the_event_loop_is_another_thread(worker: DeviceThread) -> None:
     assert await worker.call(get_ident) != get_ident()
     assert await worker.call(get_ident) == await worker.call(get_ident)
 
 
-async def test_cancelled_between_two_events(worker: Worker) -> None:
+async def test_cancelled_between_two_events(worker: DeviceThread) -> None:
     seen: list[int] = []
     gate = Event()
     run = worker.submit(counting(100, seen, gate), later())
@@ -76,14 +76,14 @@ async def test_cancelled_between_two_events(worker: Worker) -> None:
     assert seen in ([0, -1], [0, 1, -1])
 
 
-async def reason_of_rest(run: Run[int]) -> errors.Reason:
+async def reason_of_rest(run: DeviceTask[int]) -> errors.Reason:
     with pytest.raises(ChorusError) as caught:
         async for _ in run.events():
             pass
     return caught.value.reason
 
 
-async def test_cancelled_while_it_waits_it_never_begins(worker: Worker) -> None:
+async def test_cancelled_while_it_waits_it_never_begins(worker: DeviceThread) -> None:
     gate, first, second = Event(), list[int](), list[int]()
     running = worker.submit(counting(2, first, gate), later())
     await running.begun()
@@ -97,13 +97,13 @@ async def test_cancelled_while_it_waits_it_never_begins(worker: Worker) -> None:
     assert second == []
 
 
-async def test_a_deadline_that_passed(worker: Worker) -> None:
+async def test_a_deadline_that_passed(worker: DeviceThread) -> None:
     seen: list[int] = []
     assert await reason_of(worker.submit(counting(3, seen), time.monotonic())) == errors.DEADLINE_EXCEEDED
     assert seen == []
 
 
-async def test_a_deadline_that_passes_between_two_events(worker: Worker) -> None:
+async def test_a_deadline_that_passes_between_two_events(worker: DeviceThread) -> None:
     seen: list[int] = []
     deadline = time.monotonic() + 0.5
 
@@ -121,7 +121,7 @@ async def test_a_deadline_that_passes_between_two_events(worker: Worker) -> None
     assert seen == [0]
 
 
-async def test_a_fault_is_its_own_and_the_thread_lives_on(worker: Worker) -> None:
+async def test_a_fault_is_its_own_and_the_thread_lives_on(worker: DeviceThread) -> None:
     def broken() -> Generator[int]:
         yield 0
         raise ZeroDivisionError("broken")
@@ -135,7 +135,7 @@ async def test_a_fault_is_its_own_and_the_thread_lives_on(worker: Worker) -> Non
     assert await collect(worker.submit(counting(2, []), later())) == [0, 1]
 
 
-async def test_places_are_limited_and_come_back(worker: Worker) -> None:
+async def test_places_are_limited_and_come_back(worker: DeviceThread) -> None:
     places = [worker.take_place() for _ in range(3)]  # one runs, two wait
     with pytest.raises(ChorusError) as caught:
         worker.take_place()
@@ -151,7 +151,7 @@ async def test_places_are_limited_and_come_back(worker: Worker) -> None:
 
 
 async def test_closing_cancels_what_waits_and_ends_what_runs() -> None:
-    worker = Worker(queue_limit=2)
+    worker = DeviceThread(queue_limit=2)
     gate = Event()
     running = worker.submit(counting(2, [], gate), later())
     await running.begun()

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from services.denoiser.backends.base import BackendError
 from services.denoiser.backends.graph import GraphPart, parts_of
-from services.denoiser.backends.parts import GraphBackend, PartRunner
-from services.denoiser.models.wan import Block, CrossAttention, WanTransformer
+from services.denoiser.backends.graph_backend import GraphBackend, PartRunner
+from services.denoiser.network.wan import Block, CrossAttention, WanTransformer
 
 # x, modulation, rope, text, bias, cross-attention's rule -> x and cross-attention's queries
 _Run = Callable[..., tuple[Tensor, Tensor]]

@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from services.denoiser.backends.base import Backend, StepInputs
 from services.denoiser.kernels.rule import through_kernel
-from services.denoiser.models.wan import CrossAttention, WanTransformer
+from services.denoiser.network.wan import CrossAttention, WanTransformer
 
 # On Hopper cuDNN's attention is about twice as fast as the flash kernel that torch prefers; where a kernel
 # does not do a mask or a head size, the next one does.

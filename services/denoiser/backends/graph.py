@@ -18,9 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from services.denoiser.amplify import AmplifiedText
 from services.denoiser.kernels.op import amplified_attention
-from services.denoiser.models.wan import CrossAttention, WanTransformer, Watch
+from services.denoiser.network.text import AmplifiedText
+from services.denoiser.network.wan import CrossAttention, WanTransformer, Watch
 
 # Added to the logits of padding: e to its power is 0 in float32, and it is a number in float16 and bfloat16,
 # so that no kernel subtracts infinity from infinity.

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from services.denoiser.backends.base import BackendError
-from services.denoiser.backends.parts import GraphBackend, PartRunner
-from services.denoiser.models.wan import WanTransformer
+from services.denoiser.backends.graph_backend import GraphBackend, PartRunner
+from services.denoiser.network.wan import WanTransformer
 
 
 class _Session(PartRunner):

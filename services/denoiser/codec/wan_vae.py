@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from services.denoiser.checkpoint.config import read_config
+from services.denoiser.checkpoint.weights import check_weights, load_weights, verified_digest
 from services.denoiser.codec.base import Codec, Geometry
-from services.denoiser.models.config import read_config
-from services.denoiser.models.weights import check_weights, load_weights, verified_digest
 
 
 def read_geometry(path: Path) -> Geometry:

@@ -33,7 +33,7 @@ def reference(
         other_bias: [B, M], float32; -inf hides a key.
         strength: [B], float32.
 
-    Returns [B, H, N, d] of q's type. Source: services/denoiser/amplify.py, both of its forms at once.
+    Returns [B, H, N, d] of q's type. Source: both forms of services/denoiser/network/text.py at once.
     """
     work = torch.float64 if q.dtype == torch.float64 else torch.float32
     bias, more, rows = key_bias.to(work), gained.to(work), gate.to(work)

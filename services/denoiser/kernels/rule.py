@@ -8,9 +8,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from services.denoiser.amplify import LayerAmplification
 from services.denoiser.kernels.op import amplified_attention
-from services.denoiser.models.wan import CrossAttention
+from services.denoiser.network.text import LayerAmplification
+from services.denoiser.network.wan import CrossAttention
 
 
 def through_kernel(layers: Sequence[LayerAmplification | None]) -> list[CrossAttention | None]:

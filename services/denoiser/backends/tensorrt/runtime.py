@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from services.denoiser.backends.base import BackendError, as_backend_error
-from services.denoiser.backends.parts import GraphBackend, PartRunner, Profile
+from services.denoiser.backends.graph_backend import GraphBackend, PartRunner, Profile
 from services.denoiser.backends.tensorrt.plugin import ensure_registered
-from services.denoiser.models.wan import WanTransformer
+from services.denoiser.network.wan import WanTransformer
 
 # Of every address that an engine reads or writes: `setTensorAddress` in TensorRT's documentation.
 _ALIGNMENT = 256

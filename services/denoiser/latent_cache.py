@@ -17,9 +17,9 @@ from services.common.blobs import BlobAssembler, BlobFault, chunks, sha256
 from services.common.channels import calling
 from services.common.errors import ChorusError
 from services.common.tenancy import tenant_metadata
-from services.denoiser.blobs import pack_latents, unpack_latents
-from services.denoiser.jobs import Job
-from services.denoiser.side_data import SideData, pack_side_data, unpack_side_data
+from services.denoiser.request import DenoiseJob
+from services.denoiser.reuse.latent_blob import pack_latents, unpack_latents
+from services.denoiser.reuse.side_data import SideData, pack_side_data, unpack_side_data
 
 if TYPE_CHECKING:
     from chorus.cache.v1.cache_pb2_grpc import CacheServiceAsyncStub
@@ -37,7 +37,7 @@ class DonorData:
     side: SideData | None
 
 
-class Donors:
+class LatentCache:
     """Fetches and admits latents on behalf of a tenant.
 
     Args:
@@ -58,7 +58,7 @@ class Donors:
         self._fetch_seconds = fetch_seconds
         self._admit_seconds = admit_seconds
 
-    async def fetch(self, job: Job, tenant: str) -> DonorData:
+    async def fetch(self, job: DenoiseJob, tenant: str) -> DonorData:
         """What the job needs of its donor, in one call.
 
         Raises ChorusError: BLOB_CORRUPT when what comes is not that, NOT_FOUND where side data is needed and
@@ -84,7 +84,7 @@ class Donors:
                 raise errors.not_found("side data", job.donor.entry_id)
             return data
 
-    async def _receive(self, job: Job, tenant: str) -> _Delivery:
+    async def _receive(self, job: DenoiseJob, tenant: str) -> _Delivery:
         assert job.donor is not None
         request = cache_pb2.FetchRequest(
             entry_id=job.donor.entry_id,
@@ -104,7 +104,7 @@ class Donors:
 
     async def admit(
         self,
-        job: Job,
+        job: DenoiseJob,
         tenant: str,
         latents: Mapping[int, Tensor],
         cost_seconds: float,
@@ -145,7 +145,7 @@ class _Delivery:
         limit: the most bytes of one blob.
     """
 
-    def __init__(self, job: Job, limit: int) -> None:
+    def __init__(self, job: DenoiseJob, limit: int) -> None:
         self._job = job
         self._limit = limit
         # By step; None is the side data.
@@ -199,7 +199,7 @@ class _Delivery:
         return step.index
 
 
-def _side_data(data: bytes, job: Job) -> SideData:
+def _side_data(data: bytes, job: DenoiseJob) -> SideData:
     spec = job.model.spec
     return unpack_side_data(
         data,

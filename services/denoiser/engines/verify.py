@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 from chorus.common.v1 import plan_pb2
 
-from services.denoiser.amplify import AmplifiedText, amplified
 from services.denoiser.backends.base import Backend
-from services.denoiser.models.pipeline import LoadedModel
+from services.denoiser.model.loaded import LoadedModel
+from services.denoiser.network.text import AmplifiedText
+from services.denoiser.reuse.amplification import amplified
 
 SIGMA = 0.9
 

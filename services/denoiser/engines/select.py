@@ -7,20 +7,14 @@ from dataclasses import replace
 import torch
 
 from services.common.logs import get_logger
-from services.denoiser.amplify import LayerAmplification
-from services.denoiser.backends import engines
-from services.denoiser.backends.artefacts import ArtefactStore
-from services.denoiser.backends.base import (
-    Backend,
-    BackendError,
-    Fallback,
-    Told,
-    Unavailable,
-    as_backend_error,
-)
+from services.denoiser.backends.base import Backend, BackendError, Told, as_backend_error
 from services.denoiser.backends.eager import EagerBackend
+from services.denoiser.backends.fallback import Fallback, Unavailable
+from services.denoiser.engines.build import ONNX, EngineOptions, ensure_engine, find_engine, load_engine
+from services.denoiser.engines.store import EngineStore
 from services.denoiser.kernels.rule import through_kernel
-from services.denoiser.models.pipeline import LoadedModel
+from services.denoiser.model.loaded import LoadedModel
+from services.denoiser.network.text import LayerAmplification
 from services.denoiser.settings import DenoiserSettings
 
 log = get_logger("denoiser.backends")
@@ -72,18 +66,18 @@ def _make(model: LoadedModel, settings: DenoiserSettings, told: Told) -> Backend
     if settings.backend == "onnxruntime":
         if model.device.type != "cpu":
             raise BackendError("onnxruntime: runs on the CPU; set CHORUS_DENOISER_DEVICE=cpu")
-        options = replace(engines.ONNX, blocks_each=settings.engine_blocks)
+        options = replace(ONNX, blocks_each=settings.engine_blocks)
     else:
         if model.device.type != "cuda":
             raise BackendError("tensorrt: needs a CUDA device; set CHORUS_DENOISER_DEVICE=cuda")
-        options = engines.EngineOptions(
+        options = EngineOptions(
             precision=settings.engine_precision,
             fp8=settings.engine_fp8,
             blocks_each=settings.engine_blocks,
         )
-    store = ArtefactStore(settings.engines, settings.engine_wait_seconds)
+    store = EngineStore(settings.engines, settings.engine_wait_seconds)
     if settings.engine_build:
-        artefact = engines.build(model, options, store, told)
+        artefact = ensure_engine(model, options, store, told)
     else:
-        artefact = engines.find(model, options, store)
-    return engines.load(model, artefact, options)
+        artefact = find_engine(model, options, store)
+    return load_engine(model, artefact, options)

@@ -20,11 +20,11 @@ from pydantic import (
 
 from services.common.hub import local_path
 from services.common.schedule import schedule_fault
+from services.denoiser.checkpoint.config import network_sizes
 from services.denoiser.codec import Geometry, SpaceToDepthCodec
 from services.denoiser.codec.wan_vae import read_geometry
-from services.denoiser.models.config import network_sizes
-from services.denoiser.models.positions import position_count
-from services.denoiser.models.wan import WanConfig
+from services.denoiser.network.positions import position_count
+from services.denoiser.network.wan import WanConfig
 
 Positive = Annotated[int, Field(gt=0)]
 

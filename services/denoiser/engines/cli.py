@@ -64,28 +64,28 @@ def build(
     as_json: Json = False,
 ) -> None:
     """Export a model's graph and build engines from it, unless they are there."""
-    from services.denoiser.backends import tasks
+    from services.denoiser.engines import commands
 
-    options = tasks.options_of(
+    options = commands.options_of(
         runtime, precision, fp8, plugin, blocks, target, weight_streaming, level, workspace << 20
     )
-    tasks.build(Output(as_json), model, engines_dir, options, tokens, keys, rebuild)
+    commands.build(Output(as_json), model, engines_dir, options, tokens, keys, rebuild)
 
 
 @app.command(name="list")
 def list_engines(engines_dir: Folder = ENGINES, as_json: Json = False) -> None:
     """List what was built, the newest first."""
-    from services.denoiser.backends import tasks
+    from services.denoiser.engines import commands
 
-    tasks.show_all(Output(as_json), engines_dir)
+    commands.show_all(Output(as_json), engines_dir)
 
 
 @app.command()
 def inspect(engine: Digest, engines_dir: Folder = ENGINES, as_json: Json = False) -> None:
     """Tell everything an engine depends on, and what the builder made of its attentions."""
-    from services.denoiser.backends import tasks
+    from services.denoiser.engines import commands
 
-    tasks.inspect(Output(as_json), engines_dir, engine)
+    commands.inspect(Output(as_json), engines_dir, engine)
 
 
 @app.command()
@@ -94,6 +94,6 @@ def verify(engine: Digest, model: Model = None, engines_dir: Folder = ENGINES, a
 
     Where the engine cannot run, its graph is exported in float32 and run by onnxruntime instead.
     """
-    from services.denoiser.backends import tasks
+    from services.denoiser.engines import commands
 
-    tasks.verify(Output(as_json), engines_dir, engine, model)
+    commands.verify(Output(as_json), engines_dir, engine, model)

@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from services.denoiser.backends.eager import EagerBackend
-from services.denoiser.models.wan import TextKV, WanTransformer
-from services.denoiser.sampler import sample
+from services.denoiser.network.sampler import sample
+from services.denoiser.network.wan import TextKV, WanTransformer
 
 if TYPE_CHECKING:  # an export needs no more than torch and onnx
-    from services.denoiser.models.pipeline import LoadedModel
+    from services.denoiser.model.loaded import LoadedModel
 
 FP8 = torch.float8_e4m3fn
 _LARGEST = torch.finfo(FP8).max

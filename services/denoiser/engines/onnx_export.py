@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from services.denoiser.backends.base import BackendError, Told
-from services.denoiser.backends.fp8 import quantise
 from services.denoiser.backends.graph import GraphPart, parts_of
 from services.denoiser.backends.tensorrt.onnx_domain import translation, with_function
-from services.denoiser.models.wan import WanTransformer, parameter_dtype
+from services.denoiser.engines.fp8 import quantise
+from services.denoiser.network.wan import WanTransformer, parameter_dtype
 
 OPSET = 20
 # The most that the graph's dynamic dimensions may reach, whatever a profile says.

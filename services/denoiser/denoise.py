@@ -13,16 +13,16 @@ from torch import Tensor
 
 from services.common import names, telemetry
 from services.common.logs import get_logger
-from services.denoiser.attention_maps import AttentionMaps
 from services.denoiser.backends.base import StepReport
-from services.denoiser.donors import DonorData
-from services.denoiser.jobs import Job
-from services.denoiser.models.pipeline import LoadedModel
-from services.denoiser.models.wan import Grid
-from services.denoiser.regions import pack_mask
-from services.denoiser.side_data import SideData, pool_maps, unpool_maps
-from services.denoiser.stages import DonorLatents, Stages, StageStep
-from services.denoiser.video import encode_mp4, to_frames
+from services.denoiser.codec.mp4 import encode_mp4, to_frames
+from services.denoiser.latent_cache import DonorData
+from services.denoiser.model.loaded import LoadedModel
+from services.denoiser.network.wan import Grid
+from services.denoiser.request import DenoiseJob
+from services.denoiser.reuse.attention_maps import AttentionMaps
+from services.denoiser.reuse.regions import pack_mask
+from services.denoiser.reuse.side_data import SideData, pool_maps, unpool_maps
+from services.denoiser.reuse.stages import DonorLatents, Stages, StageStep
 
 log = get_logger("denoiser.engine")
 
@@ -85,7 +85,9 @@ class Result:
     decode_seconds: float
 
 
-def denoise(job: Job, donor: DonorData | None, keep: bool, parent: str) -> Generator[StepDone | Result]:
+def denoise(
+    job: DenoiseJob, donor: DonorData | None, keep: bool, parent: str
+) -> Generator[StepDone | Result]:
     """Runs a job and yields after every step, at last the result. In the worker's thread.
 
     Args:
@@ -155,7 +157,7 @@ def denoise(job: Job, donor: DonorData | None, keep: bool, parent: str) -> Gener
     )
 
 
-def _on_device(job: Job, donor: DonorData | None) -> DonorLatents | None:
+def _on_device(job: DenoiseJob, donor: DonorData | None) -> DonorLatents | None:
     if donor is None:
         return None
     model, side = job.model, donor.side
@@ -166,7 +168,7 @@ def _on_device(job: Job, donor: DonorData | None) -> DonorLatents | None:
     )
 
 
-def _step_done(job: Job, step: StageStep, seconds: float, report: StepReport) -> StepDone:
+def _step_done(job: DenoiseJob, step: StageStep, seconds: float, report: StepReport) -> StepDone:
     return StepDone(
         index=step.index + 1,
         sigma=job.sigmas[step.index + 1],
@@ -178,7 +180,7 @@ def _step_done(job: Job, step: StageStep, seconds: float, report: StepReport) ->
     )
 
 
-def _side_data(job: Job, seen: AttentionMaps, latents: Mapping[int, Tensor]) -> SideData | None:
+def _side_data(job: DenoiseJob, seen: AttentionMaps, latents: Mapping[int, Tensor]) -> SideData | None:
     """What a later request needs to know, in at most a tenth of the bytes of the latents."""
     attention = seen.maps()
     if attention is None or not latents:

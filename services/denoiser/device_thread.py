@@ -25,7 +25,7 @@ _BEGUN: Final = _Mark()
 _ENDED: Final = _Mark()
 
 
-class Run(Generic[E]):
+class DeviceTask(Generic[E]):
     """One piece of work in the thread, and the events it brings, in order.
 
     The work is a generator; between two of its events the thread looks whether it was cancelled or is late.
@@ -89,7 +89,7 @@ class Run(Generic[E]):
             raise ChorusError(errors.CANCELLED, "the run was cancelled before it began") from None
 
 
-class Worker:
+class DeviceThread:
     """One thread for everything that touches the device.
 
     Args:
@@ -128,9 +128,9 @@ class Worker:
 
         return give_back
 
-    def submit(self, work: Generator[E], deadline: float) -> Run[E]:
+    def submit(self, work: Generator[E], deadline: float) -> DeviceTask[E]:
         """Queues work behind what is there. The caller holds a place."""
-        run = Run(work, deadline, asyncio.get_running_loop())
+        run = DeviceTask(work, deadline, asyncio.get_running_loop())
         run.start(self._thread)
         return run
 

@@ -14,15 +14,14 @@ from chorus_client.output import Output
 
 from services.common import errors
 from services.common.errors import ChorusError
-from services.denoiser.backends import engines
-from services.denoiser.backends.artefacts import Artefact, ArtefactStore
 from services.denoiser.backends.base import BackendError
-from services.denoiser.backends.engines import EngineOptions
-from services.denoiser.backends.parts import Profile, Sizes
-from services.denoiser.backends.verify import compare, token_counts
-from services.denoiser.models.pipeline import LoadedModel
-from services.denoiser.models.spec import SpecError
-from services.denoiser.models.weights import WeightsError
+from services.denoiser.backends.graph_backend import Profile, Sizes
+from services.denoiser.checkpoint.weights import WeightsError
+from services.denoiser.engines.build import ONNX, EngineOptions, default_profile, ensure_engine, load_engine
+from services.denoiser.engines.store import Artefact, EngineStore
+from services.denoiser.engines.verify import compare, token_counts
+from services.denoiser.model.loaded import LoadedModel
+from services.denoiser.model.spec import SpecError
 from services.denoiser.settings import SHIPPED_MODEL
 
 _SHORT: Final = 12  # of a digest, where it is shown
@@ -79,12 +78,12 @@ def build(
     with _faults(out):
         loaded = LoadedModel.load(model or SHIPPED_MODEL)
         options = replace(options, profile=_profile(loaded, tokens, keys))
-        artefact = engines.build(loaded, options, ArtefactStore(folder), out.note, rebuild=rebuild)
+        artefact = ensure_engine(loaded, options, EngineStore(folder), out.note, rebuild=rebuild)
         out.say(f"{artefact.digest}  {_words(artefact)}", engine=_plain(artefact))
 
 
 def show_all(out: Output, folder: Path) -> None:
-    found = list(ArtefactStore(folder).manifests())
+    found = list(EngineStore(folder).manifests())
     for digest, manifest in found:
         key, files = manifest["key"], manifest["files"]
         megabytes = sum(file["bytes"] for file in files) / 1e6
@@ -99,7 +98,7 @@ def show_all(out: Output, folder: Path) -> None:
 
 def inspect(out: Output, folder: Path, engine: str) -> None:
     with _faults(out):
-        artefact = _found(ArtefactStore(folder), engine)
+        artefact = _found(EngineStore(folder), engine)
         rows = {
             **artefact.key,
             **artefact.facts,
@@ -111,7 +110,7 @@ def inspect(out: Output, folder: Path, engine: str) -> None:
 
 def verify(out: Output, folder: Path, engine: str, model: Path | None) -> None:
     with _faults(out):
-        store = ArtefactStore(folder)
+        store = EngineStore(folder)
         artefact = _found(store, engine)
         on_gpu = not str(artefact.key["runtime"]).startswith("onnxruntime")
         runs = torch.cuda.is_available() or not on_gpu
@@ -129,15 +128,15 @@ def verify(out: Output, folder: Path, engine: str, model: Path | None) -> None:
             ran = "onnxruntime, from the float32 graph: there is no CUDA device to run the engine on"
             key = artefact.key
             options = replace(
-                engines.ONNX,
+                ONNX,
                 fp8=bool(key["fp8"]),
                 plugin=bool(key["options"]["plugin"]),
                 blocks_each=int(key["blocks_each"]),
             )
-            artefact = engines.build(loaded, options, store, out.note)
+            artefact = ensure_engine(loaded, options, store, out.note)
         least, most = artefact.profile.tokens.min, artefact.profile.tokens.max
         counts = [count for count in token_counts(loaded) if least <= count <= most]
-        with closing(engines.load(loaded, artefact, options)) as backend:
+        with closing(load_engine(loaded, artefact, options)) as backend:
             errors_by_tokens = compare(loaded, backend, counts or [least])
         lines = [f"files: digests match; ran {ran}", "tokens  largest error, by torch's largest value"]
         lines += [f"{tokens:6d}  {error.relative:.2e}" for tokens, error in errors_by_tokens.items()]
@@ -148,7 +147,7 @@ def verify(out: Output, folder: Path, engine: str, model: Path | None) -> None:
         )
 
 
-def _found(store: ArtefactStore, start: str) -> Artefact:
+def _found(store: EngineStore, start: str) -> Artefact:
     """Raises BackendError unless exactly one digest begins so; ArtefactError for damaged files."""
     digests = [digest for digest, _ in store.manifests() if digest.startswith(start)]
     if len(digests) != 1:
@@ -157,7 +156,7 @@ def _found(store: ArtefactStore, start: str) -> Artefact:
 
 
 def _profile(model: LoadedModel, tokens: str | None, keys: str | None) -> Profile:
-    usual = engines.default_profile(model)
+    usual = default_profile(model)
     return Profile(_sizes("tokens", tokens) or usual.tokens, _sizes("keys", keys) or usual.keys)
 
 

@@ -11,16 +11,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from services.denoiser.amplify import AmplifiedText
 from services.denoiser.backends.base import Backend, StepInputs
 from services.denoiser.backends.eager import EagerBackend
+from services.denoiser.checkpoint.lora import Adapter, Lora
+from services.denoiser.checkpoint.names import renamer
+from services.denoiser.checkpoint.weights import check_weights, load_weights, verified_digest
 from services.denoiser.codec import Codec, SpaceToDepthCodec
 from services.denoiser.codec.wan_vae import WanVaeCodec
-from services.denoiser.models.lora import Adapter, Lora
-from services.denoiser.models.names import renamer
-from services.denoiser.models.positions import position_channels
-from services.denoiser.models.spec import ModelSpec, SpaceToDepth, load_spec
-from services.denoiser.models.wan import (
+from services.denoiser.model.spec import ModelSpec, SpaceToDepth, load_spec
+from services.denoiser.network.positions import position_channels
+from services.denoiser.network.sampler import seeded_noise
+from services.denoiser.network.text import AmplifiedText
+from services.denoiser.network.wan import (
     Grid,
     TextKV,
     WanTransformer,
@@ -30,8 +32,6 @@ from services.denoiser.models.wan import (
     rope_table,
     unpatchify,
 )
-from services.denoiser.models.weights import check_weights, load_weights, verified_digest
-from services.denoiser.sampler import seeded_noise
 
 LatentShape = tuple[int, int, int, int]  # channels, latent frames, latent height, latent width
 

@@ -13,16 +13,16 @@ from typing import Any, Final
 import torch
 
 from services.common.logs import get_logger
-from services.denoiser.backends.artefacts import (
+from services.denoiser.backends.base import Backend, BackendError, Told, as_backend_error
+from services.denoiser.backends.graph_backend import Profile, Sizes
+from services.denoiser.engines.store import (
     Artefact,
     ArtefactError,
     ArtefactKey,
-    ArtefactStore,
+    EngineStore,
     plain,
 )
-from services.denoiser.backends.base import Backend, BackendError, Told, as_backend_error
-from services.denoiser.backends.parts import Profile, Sizes
-from services.denoiser.models.pipeline import LoadedModel
+from services.denoiser.model.loaded import LoadedModel
 
 # Raise it when the graph or its export changes: older artefacts are then never found.
 GRAPH_VERSION: Final = "1"
@@ -105,8 +105,8 @@ def key_of(model: LoadedModel, options: EngineOptions) -> ArtefactKey:
     )
 
 
-def build(
-    model: LoadedModel, options: EngineOptions, store: ArtefactStore, told: Told, *, rebuild: bool = False
+def ensure_engine(
+    model: LoadedModel, options: EngineOptions, store: EngineStore, told: Told, *, rebuild: bool = False
 ) -> Artefact:
     """The artefact of a model, built if it is not there. Raises BackendError."""
     with as_backend_error("building"):
@@ -118,7 +118,7 @@ def build(
         return store.ensure(key, make, rebuild=rebuild, told=told)
 
 
-def find(model: LoadedModel, options: EngineOptions, store: ArtefactStore) -> Artefact:
+def find_engine(model: LoadedModel, options: EngineOptions, store: EngineStore) -> Artefact:
     """The newest whole artefact that does what `options` ask for, however it was built otherwise.
 
     Its profile may be another, as long as it takes all that the model allows. Raises BackendError when there
@@ -145,7 +145,7 @@ def find(model: LoadedModel, options: EngineOptions, store: ArtefactStore) -> Ar
     )
 
 
-def load(model: LoadedModel, artefact: Artefact, options: EngineOptions) -> Backend:
+def load_engine(model: LoadedModel, artefact: Artefact, options: EngineOptions) -> Backend:
     """A backend that runs an artefact. Raises BackendError where it cannot be run on the model's device."""
     with as_backend_error("loading"):
         return _load(model, artefact, options)
@@ -177,8 +177,8 @@ def _load(model: LoadedModel, artefact: Artefact, options: EngineOptions) -> Bac
 def _make(
     model: LoadedModel, options: EngineOptions, profile: Profile, folder: Path, told: Told
 ) -> tuple[list[Path], dict[str, Any]]:
-    from services.denoiser.backends.fp8 import input_ranges
-    from services.denoiser.backends.onnx_export import add_function, export
+    from services.denoiser.engines.fp8 import input_ranges
+    from services.denoiser.engines.onnx_export import add_function, export
 
     begin = time.perf_counter()
     dtype = PRECISIONS[options.precision]
@@ -193,9 +193,9 @@ def _make(
                 add_function(graph)
         return graphs, facts
     from services.denoiser.backends.graph import parts_of
-    from services.denoiser.backends.tensorrt.builder import BuildOptions, build_engine
-    from services.denoiser.backends.tensorrt.layers import merged
     from services.denoiser.backends.tensorrt.module import load_module
+    from services.denoiser.engines.tensorrt_builder import BuildOptions, build_engine
+    from services.denoiser.engines.tensorrt_layers import merged
 
     module = load_module(options.runtime)
     if options.plugin:
@@ -255,7 +255,7 @@ def _sources_digest() -> str:
 
 
 def _opset() -> int:
-    from services.denoiser.backends.onnx_export import OPSET
+    from services.denoiser.engines.onnx_export import OPSET
 
     return OPSET
 

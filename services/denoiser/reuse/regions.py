@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from services.denoiser.models.wan import Grid
+from services.denoiser.network.wan import Grid
 
 
 def probe_tokens(grid: Grid, device: torch.device | str = "cpu") -> Tensor:

@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 
 from services.common.logs import get_logger
 from services.denoiser.backends.base import BackendError, Told
-from services.denoiser.backends.parts import Profile
+from services.denoiser.backends.graph_backend import Profile
 
 log = get_logger("denoiser.artefacts")
 
@@ -109,7 +109,7 @@ class ArtefactError(BackendError):
 Build = Callable[[Path], tuple[list[Path], dict[str, Any]]]
 
 
-class ArtefactStore:
+class EngineStore:
     """A folder of artefacts; several processes may share it.
 
     Args:

@@ -10,21 +10,21 @@ from chorus.common.v1 import latents_pb2, video_pb2
 from chorus.denoiser.v1 import denoiser_pb2
 
 from services.common.logs import get_logger
-from services.denoiser.backends.choice import choose_backend
-from services.denoiser.engine import measure_step
-from services.denoiser.jobs import adapters_of, unknown_model
-from services.denoiser.models.pipeline import LoadedModel
-from services.denoiser.models.spec import Bound, SpecError
+from services.denoiser.denoise import measure_step
+from services.denoiser.device_thread import DeviceThread
+from services.denoiser.engines.select import choose_backend
+from services.denoiser.model.loaded import LoadedModel
+from services.denoiser.model.spec import Bound, SpecError
+from services.denoiser.request import adapters_of, unknown_model
 from services.denoiser.settings import DenoiserSettings
-from services.denoiser.worker import Worker
 
 log = get_logger("denoiser.catalogue")
 
 
-class Catalogue:
-    """Models by id, in the order of the settings. Made by `load_catalogue`."""
+class ModelRegistry:
+    """Models by id, in the order of the settings. Made by `load_models`."""
 
-    def __init__(self, models: Sequence[LoadedModel], worker: Worker) -> None:
+    def __init__(self, models: Sequence[LoadedModel], worker: DeviceThread) -> None:
         self.models = {model.spec.id: model for model in models}
         self._worker = worker
         self._seconds_per_step: dict[str, float] = {}
@@ -75,7 +75,7 @@ class Catalogue:
         )
 
 
-async def load_catalogue(settings: DenoiserSettings, worker: Worker, stopping: Event) -> Catalogue:
+async def load_models(settings: DenoiserSettings, worker: DeviceThread, stopping: Event) -> ModelRegistry:
     """Loads and warms every model, in the worker's thread.
 
     Args:
@@ -102,7 +102,7 @@ async def load_catalogue(settings: DenoiserSettings, worker: Worker, stopping: E
     models = await worker.call(load)
     for model in models:
         log.info("model loaded", model_id=model.spec.id, backend=model.backend.name)
-    catalogue = Catalogue(models, worker)
+    catalogue = ModelRegistry(models, worker)
     if len(catalogue.models) < len(models):
         raise SpecError(f"models: two have the same id: {[model.spec.id for model in models]}")
     for model_id in catalogue.models:

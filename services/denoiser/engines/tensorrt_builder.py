@@ -15,9 +15,9 @@ from typing import Any
 import onnx
 
 from services.denoiser.backends.base import BackendError, Told
-from services.denoiser.backends.parts import Profile, Sizes
-from services.denoiser.backends.tensorrt.layers import Layers, read_layers
+from services.denoiser.backends.graph_backend import Profile, Sizes
 from services.denoiser.backends.tensorrt.module import is_rtx
+from services.denoiser.engines.tensorrt_layers import Layers, read_layers
 
 TEXTS = Sizes(1, 1, 2)
 

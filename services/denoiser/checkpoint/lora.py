@@ -23,8 +23,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from services.denoiser.models.names import original_name, without_prefix
-from services.denoiser.models.weights import (
+from services.denoiser.checkpoint.names import original_name, without_prefix
+from services.denoiser.checkpoint.weights import (
     Header,
     WeightsError,
     read_header,

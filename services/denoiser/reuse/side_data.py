@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from services.common.blobs import BlobFault, TensorHeader, safetensors_header
-from services.denoiser.models.wan import Grid
+from services.denoiser.network.wan import Grid
 
 MAPS = "maps"
 TEXT = "text"

@@ -20,7 +20,7 @@ from services.denoiser.backends.graph import (
     tell,
     unsupported_text,
 )
-from services.denoiser.models.wan import WanTransformer
+from services.denoiser.network.wan import WanTransformer
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,12 @@ import torch
 from chorus.common.v1 import plan_pb2
 from torch import Tensor
 
-from services.denoiser.amplify import AmplifiedText, amplified, applies
-from services.denoiser.models.pipeline import LatentShape, LoadedModel
-from services.denoiser.models.wan import TextKV, Watch
-from services.denoiser.regions import (
+from services.denoiser.model.loaded import LatentShape, LoadedModel
+from services.denoiser.network.sampler import euler, noised
+from services.denoiser.network.text import AmplifiedText
+from services.denoiser.network.wan import TextKV, Watch
+from services.denoiser.reuse.amplification import amplified, applies
+from services.denoiser.reuse.regions import (
     active_region,
     attended_region,
     difference,
@@ -27,7 +29,6 @@ from services.denoiser.regions import (
     refined,
     strided_context,
 )
-from services.denoiser.sampler import euler, noised
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from services.common.errors import ChorusError, Violation, Violations
 from services.common.plans import check_amplification, check_depth, check_region
 from services.common.schedule import schedule_fault
 from services.common.tensors import decode_tensor
-from services.denoiser.models.pipeline import LatentShape, LoadedModel
-from services.denoiser.models.wan import Grid
+from services.denoiser.model.loaded import LatentShape, LoadedModel
+from services.denoiser.network.wan import Grid
 
 MAX_PROMPT_CHARACTERS = 2_000
 MAX_VECTOR = 4_096
@@ -30,7 +30,7 @@ _NORM_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
-class Job:
+class DenoiseJob:
     """One run, valid for its model.
 
     Args:
@@ -122,7 +122,7 @@ def unknown_model(model_id: str, available: Mapping[str, object]) -> ChorusError
     )
 
 
-def check_request(request: denoiser_pb2.DenoiseRequest, models: Mapping[str, LoadedModel]) -> Job:
+def parse_request(request: denoiser_pb2.DenoiseRequest, models: Mapping[str, LoadedModel]) -> DenoiseJob:
     """The job behind a request.
 
     Raises UNKNOWN_MODEL, or INVALID_FIELD that names every field at fault with its bound.
@@ -148,7 +148,7 @@ def check_request(request: denoiser_pb2.DenoiseRequest, models: Mapping[str, Loa
     violations.raise_if_any()
     assert shape is not None
     assert states is not None
-    return Job(
+    return DenoiseJob(
         generation_id=request.generation_id,
         model=model,
         latent_shape=shape,

@@ -1,1 +1,0 @@
-"""Models: the network, its weights, its specification, and all of it loaded (`pipeline.LoadedModel`)."""
