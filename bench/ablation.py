@@ -23,7 +23,7 @@ from bench import results
 from bench.lab import FULL, Fewer, Renoised, Trial, Variant, trials
 from bench.results import Figure
 from services.common.plans import DEFAULT_ATTENTION_THRESHOLD, DEFAULT_REGION
-from services.scheduler.calibration import Depth
+from services.scheduler.planning.calibration import Depth
 from yardstick.scenes import KINDS, make_groups
 
 DOCS: Final = results.ROOT / "docs"

@@ -22,7 +22,7 @@ from bench.ablation import DOCS, FORMS, SIGMAS, amplify, figures_of, region, tab
 from bench.lab import FULL, Trial, Variant, trials
 from bench.results import Figure
 from bench.variants import Alternative, Gate, Term, Where
-from services.scheduler.calibration import Depth
+from services.scheduler.planning.calibration import Depth
 from yardstick.scenes import KINDS, make_groups
 
 # Pairs in turn: a block of every kind with one object and with two goes to one half, the next to the other.

@@ -1,4 +1,4 @@
-"""How far reuse may go: `python -m bench.calibrate` writes services/scheduler/calibrations/movingshapes.json.
+"""Measures how far reuse may go and writes planning/calibrations/movingshapes.json of the scheduler.
 
 For pairs of prompts of the calibration split, every depth that a plan may have is tried, and what it costs in
 alignment and donor drift is written down by kind of edit, as the embedder tells the kind. The planner reads
@@ -25,8 +25,8 @@ from bench import results
 from bench.lab import FULL, Trial, trials
 from models.movingshapes.network import FEW_STEPS
 from services.common.plans import DEFAULT_REGION
-from services.scheduler.calibration import LIMITS, Calibration, Depth, Row, to_plain
-from services.scheduler.edits import EditKind
+from services.scheduler.planning.calibration import LIMITS, Calibration, Depth, Row, to_plain
+from services.scheduler.planning.edits import EditKind
 from yardstick.prompts import Group
 from yardstick.scenes import make_groups
 

@@ -30,8 +30,8 @@ from models.movingshapes.network import FEW_STEPS
 from services.common.tenancy import DEFAULT_TENANT
 from services.denoiser.reuse.attention_maps import AttentionMaps
 from services.denoiser.reuse.side_data import SideData, pack_side_data, pool_maps
-from services.scheduler.calibration import Policy, calibration_of
-from services.scheduler.edits import EditKind
+from services.scheduler.planning.calibration import Policy, calibration_of
+from services.scheduler.planning.edits import EditKind
 from yardstick import evaluation
 from yardstick.scenes import KINDS, UNRELATED, make_groups
 from yardstick.ways import ways_of

@@ -32,8 +32,8 @@ from services.denoiser.reuse.stages import DonorLatents, Stages
 from services.embedder.encoders import Encoding, MiniLMEncoder
 from services.embedder.engine import Engine
 from services.embedder.servicer import EmbedderServicer
-from services.scheduler.calibration import Depth
-from services.scheduler.edits import Edit, edit_of
+from services.scheduler.planning.calibration import Depth
+from services.scheduler.planning.edits import Edit, edit_of
 from yardstick.prompts import Group
 from yardstick.scenes import Verdict, judge
 

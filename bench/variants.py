@@ -26,7 +26,7 @@ from services.denoiser.reuse.attention_maps import AttentionMaps
 from services.denoiser.reuse.regions import active_region, attended_region, difference, dilate, probe_tokens
 from services.denoiser.reuse.side_data import pool_maps, unpool_maps
 from services.denoiser.reuse.stages import Stages
-from services.scheduler.calibration import Depth
+from services.scheduler.planning.calibration import Depth
 
 # Where a region comes from:
 # - plan: as the plan says;

@@ -14,20 +14,20 @@ from services.common.errors import ChorusError
 from services.common.logs import get_logger
 from services.common.server import run
 from services.common.settings import load_settings
-from services.scheduler.catalogue import Catalogue
-from services.scheduler.changes import Changes
-from services.scheduler.dependencies import Dependency
-from services.scheduler.dispatch import Dispatcher
-from services.scheduler.downstream import open_downstream
-from services.scheduler.generations import Generations
-from services.scheduler.pace import Pace
-from services.scheduler.rerank import AlignmentReranker, ScoreReranker
-from services.scheduler.servicer import SchedulerServicer
+from services.scheduler.api.generations import Generations
+from services.scheduler.api.servicer import SchedulerServicer
+from services.scheduler.dispatch.dispatcher import Dispatcher
+from services.scheduler.dispatch.rerank import AlignmentReranker, ScoreReranker
+from services.scheduler.dispatch.throughput import Throughput
+from services.scheduler.dispatch.tools import Tools
+from services.scheduler.jobs.notifier import JobNotifier
+from services.scheduler.jobs.sqlite import open_store
+from services.scheduler.jobs.store import StoreError
+from services.scheduler.jobs.video_files import Videos
+from services.scheduler.peers.downstream import open_downstream
+from services.scheduler.peers.health import Dependency
+from services.scheduler.peers.model_registry import ModelRegistry
 from services.scheduler.settings import SchedulerSettings
-from services.scheduler.sqlite import open_store
-from services.scheduler.store import StoreError
-from services.scheduler.tools import Tools
-from services.scheduler.videos import Videos
 
 log = get_logger("scheduler")
 
@@ -37,10 +37,10 @@ class Scheduler:
 
     def __init__(self, settings: SchedulerSettings) -> None:
         self._settings = settings
-        self._changes = Changes()
+        self._changes = JobNotifier()
         self._tasks: set[asyncio.Task[None]] = set()
         self._dispatcher: Dispatcher | None = None
-        self._catalogue: Catalogue | None = None
+        self._catalogue: ModelRegistry | None = None
 
     async def start(self, resources: AsyncExitStack, server: grpc.aio.Server) -> None:
         """Ready as soon as the database is open, whichever other services are there."""
@@ -51,10 +51,10 @@ class Scheduler:
         await videos.open()
         resources.push_async_callback(self._end_tasks)
         downstream = open_downstream(settings, resources, self._service_changed)
-        self._catalogue = Catalogue(store, downstream.denoiser, downstream.metadata)
+        self._catalogue = ModelRegistry(store, downstream.denoiser, downstream.metadata)
         await self._catalogue.load()
         reranker = AlignmentReranker(downstream) if settings.reranker == "alignment" else ScoreReranker()
-        tools = Tools(store, videos, self._catalogue, downstream, Pace(), reranker, settings)
+        tools = Tools(store, videos, self._catalogue, downstream, Throughput(), reranker, settings)
         self._dispatcher = Dispatcher(tools)
         await self._dispatcher.recover()
         self._spawn(self._dispatcher.run())

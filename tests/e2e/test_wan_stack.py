@@ -19,7 +19,7 @@ from chorus_client import models
 from bench.checkpoints import save_wan_pipeline, write_model_file
 from services.common.channels import open_channel
 from services.embedder.encoders import UMT5Encoder
-from services.scheduler import messages
+from services.scheduler.peers import messages
 from tests.e2e.calls import get, submit, video, watch_to_end
 from tests.stack import Stack, running_stack
 

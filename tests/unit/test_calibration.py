@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from services.common.plans import DEFAULT_REGION
 from services.common.schedule import shifted_schedule
-from services.scheduler.calibration import (
+from services.scheduler.planning.calibration import (
     LIMITS,
     Calibration,
     Depth,
@@ -22,8 +22,8 @@ from services.scheduler.calibration import (
     parse,
     to_plain,
 )
-from services.scheduler.edits import Edit
-from services.scheduler.planner import Donor, Plan, explicit, plan, to_message
+from services.scheduler.planning.edits import Edit
+from services.scheduler.planning.planner import Donor, Plan, explicit, plan, to_message
 
 CONTRAST = plan_pb2.Amplification(form=plan_pb2.AMPLIFICATION_FORM_CONTRAST, strength=0.5)
 SIGMAS = shifted_schedule(4, 5.0)

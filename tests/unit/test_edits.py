@@ -7,7 +7,7 @@ from chorus.embedder.v1 import embedder_pb2
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.scheduler.edits import edit_of
+from services.scheduler.planning.edits import edit_of
 
 CATEGORIES = embedder_pb2.TokenCategory
 TOKENS = 12

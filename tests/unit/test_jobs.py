@@ -9,7 +9,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.scheduler.jobs import ENDED, TRANSITIONS, UNFINISHED, IllegalTransition, State, apply
+from services.scheduler.jobs.states import ENDED, TRANSITIONS, UNFINISHED, IllegalTransition, State, apply
 
 EVENTS = {
     "queued": pb.GenerationEvent(queued=pb.QueuedEvent(queue_position=1)),

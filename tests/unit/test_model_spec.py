@@ -22,7 +22,7 @@ from services.denoiser.model_registry import ModelRegistry
 from services.denoiser.network.sampler import sample
 from services.denoiser.network.wan import WanConfig, WanTransformer
 from services.denoiser.request import DenoiseJob
-from services.scheduler.messages import latent_identity
+from services.scheduler.peers.messages import latent_identity
 
 SPEC = """
 id = "tiny"

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.common.schedule import shifted_schedule
-from services.scheduler.calibration import Policy
-from services.scheduler.planner import TABLE, Donor, Plan, plan, to_message
+from services.scheduler.planning.calibration import Policy
+from services.scheduler.planning.planner import TABLE, Donor, Plan, plan, to_message
 
 POLICIES: tuple[Policy, ...] = ("off", "safe", "balanced", "fast")
 EVERY_STEP = frozenset(range(1, 4))

@@ -5,13 +5,13 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.scheduler.jobs import State
-from services.scheduler.queue import choose, in_order
-from services.scheduler.store import Ticket
+from services.scheduler.dispatch.queue import choose, in_order
+from services.scheduler.jobs.states import State
+from services.scheduler.jobs.store import QueuedJob
 
 tickets = st.lists(
     st.builds(
-        lambda number, state: Ticket(f"job-{number}", number, state, 0.0, 0),
+        lambda number, state: QueuedJob(f"job-{number}", number, state, 0.0, 0),
         st.integers(1, 1000),
         st.sampled_from([State.QUEUED, State.WAITING]),
     ),
@@ -21,7 +21,7 @@ tickets = st.lists(
 
 
 @given(tickets, st.integers(-1, 5), st.data())
-def test_first_come_first_served(queue: list[Ticket], free: int, data: st.DataObject) -> None:
+def test_first_come_first_served(queue: list[QueuedJob], free: int, data: st.DataObject) -> None:
     held = set(data.draw(st.lists(st.sampled_from([t.job_id for t in queue])))) if queue else set()
     ordered = in_order(queue)
     chosen = choose(ordered, held, free)

@@ -12,8 +12,8 @@ from chorus.common.v1 import latents_pb2
 from chorus.embedder.v1 import embedder_pb2
 
 from services.common.errors import DEPENDENCY_UNAVAILABLE, ChorusError
-from services.scheduler.planner import Donor
-from services.scheduler.rerank import AlignmentReranker, ScoreReranker
+from services.scheduler.dispatch.rerank import AlignmentReranker, ScoreReranker
+from services.scheduler.planning.planner import Donor
 
 STEPS = frozenset({1, 2})
 NEAR = Donor("near", 0.99, STEPS, "a red ball going left")

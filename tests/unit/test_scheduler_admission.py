@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from services.common.errors import ChorusError, Violation
 from services.common.schedule import shifted_schedule
-from services.scheduler import pages
-from services.scheduler.admission import Defaults, accept, check_page_size, check_request_id
-from services.scheduler.messages import latent_identity
-from services.scheduler.pace import Pace, full_step, seconds_saved
+from services.scheduler.api import page_token
+from services.scheduler.api.validation import Defaults, check_page_size, check_request_id, validate_spec
+from services.scheduler.dispatch.throughput import Throughput, full_step, seconds_saved
+from services.scheduler.peers.messages import latent_identity
 
 NOW = 1_800_000_000.0
 MODEL = denoiser_pb2.ModelInfo(
@@ -39,7 +39,7 @@ DEFAULTS = Defaults("", plan_pb2.REUSE_POLICY_BALANCED, 600.0)
 
 
 def accepted(spec: pb.GenerationSpec) -> pb.GenerationSpec:
-    return accept(spec, {"small": MODEL}, DEFAULTS, NOW, lambda: 77)
+    return validate_spec(spec, {"small": MODEL}, DEFAULTS, NOW, lambda: 77)
 
 
 def refused(spec: pb.GenerationSpec) -> ChorusError:
@@ -199,16 +199,24 @@ def test_request_ids_that_are_accepted(request_id: str) -> None:
 
 @given(st.integers(0, 2**63 - 1), st.integers(0, 6))
 def test_a_page_token_comes_back(before: int, state: int) -> None:
-    assert pages.decode(pages.encode(before, state), state) == before
+    assert page_token.decode(page_token.encode(before, state), state) == before
 
 
 @pytest.mark.parametrize(
     "token",
-    ["x", "!!!", "MTox", pages.encode(2**63, 0), pages.encode(5, 1), pages.encode(5, 0)[:-2], "é"],
+    [
+        "x",
+        "!!!",
+        "MTox",
+        page_token.encode(2**63, 0),
+        page_token.encode(5, 1),
+        page_token.encode(5, 0)[:-2],
+        "é",
+    ],
 )
 def test_a_page_token_that_was_not_given(token: str) -> None:
     with pytest.raises(ChorusError) as caught:
-        pages.decode(token, 0)
+        page_token.decode(token, 0)
     assert [v.field for v in caught.value.violations] == ["page_token"]
 
 
@@ -232,7 +240,7 @@ def test_the_identity_is_of_the_request_not_of_the_defaults() -> None:
 
 
 def test_pace_is_measured_per_shape() -> None:
-    pace = Pace()
+    pace = Throughput()
     spec = accepted(pb.GenerationSpec(prompt="x"))
     large = accepted(
         pb.GenerationSpec(prompt="x", shape=video_pb2.VideoShape(frames=16, height=64, width=64))

@@ -11,9 +11,9 @@ import pytest
 from chorus.common.v1 import plan_pb2
 from chorus.scheduler.v1 import scheduler_pb2 as pb
 
-from services.scheduler.jobs import IN_QUEUE, UNFINISHED, State
-from services.scheduler.sqlite import SqliteStore, open_store
-from services.scheduler.store import NewJob, QueueFull, StoreError
+from services.scheduler.jobs.sqlite import SqliteStore, open_store
+from services.scheduler.jobs.states import IN_QUEUE, UNFINISHED, State
+from services.scheduler.jobs.store import NewJob, QueueFull, StoreError
 
 PLANNED = pb.GenerationEvent(planned=pb.PlannedEvent(plan=plan_pb2.Plan(total_steps=4)))
 SUCCEEDED = pb.GenerationEvent(succeeded=pb.SucceededEvent(steps_run=4))

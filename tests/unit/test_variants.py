@@ -18,8 +18,8 @@ from bench.results import Figure
 from bench.variants import Alternative, Term, Where, ceiled, edge_jump, mixed
 from services.denoiser.model.loaded import LoadedModel
 from services.denoiser.reuse.amplification import amplified
-from services.scheduler.calibration import Depth
-from services.scheduler.edits import Edit
+from services.scheduler.planning.calibration import Depth
+from services.scheduler.planning.edits import Edit
 from tests.tiny_model import TEXT_DIM, save_tiny_model
 
 CONTRAST: Final = plan_pb2.AMPLIFICATION_FORM_CONTRAST

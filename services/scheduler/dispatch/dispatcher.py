@@ -14,13 +14,13 @@ from chorus.scheduler.v1 import scheduler_pb2 as pb
 from services.common import errors, names, telemetry
 from services.common.errors import ChorusError
 from services.common.logs import get_logger
-from services.scheduler.attempt import attempt
-from services.scheduler.dependencies import Dependency
-from services.scheduler.faults import Interrupted
-from services.scheduler.jobs import ENDED, IN_QUEUE, UNFINISHED, State
-from services.scheduler.queue import choose, in_order
-from services.scheduler.store import Job, Ticket
-from services.scheduler.tools import Tools, too_late
+from services.scheduler.dispatch.attempt import attempt
+from services.scheduler.dispatch.queue import choose, in_order
+from services.scheduler.dispatch.retry import RetryableFailure
+from services.scheduler.dispatch.tools import Tools, too_late
+from services.scheduler.jobs.states import ENDED, IN_QUEUE, UNFINISHED, State
+from services.scheduler.jobs.store import Job, QueuedJob
+from services.scheduler.peers.health import Dependency
 
 log = get_logger("dispatch")
 
@@ -148,7 +148,7 @@ class Dispatcher:
         due += [end for end in ends if end > 0]
         return max(0.01, min(due)) if due else None
 
-    async def _start(self, queue: list[Ticket]) -> None:
+    async def _start(self, queue: list[QueuedJob]) -> None:
         services = self._tools.downstream.needed
         if any(service.serving is None for service in services):
             return
@@ -185,7 +185,7 @@ class Dispatcher:
                         parent=job.traceparent or None,
                     ) as span:
                         await attempt(self._tools, job, span)
-                except Interrupted as interrupted:
+                except RetryableFailure as interrupted:
                     await self._interrupted(job, interrupted)
                 except ChorusError as error:
                     await self._fail(job.job_id, error)
@@ -199,7 +199,7 @@ class Dispatcher:
                 # The next look at the queue finds the job where it was left.
                 log.exception("the attempt could not be settled")
 
-    async def _interrupted(self, job: Job, interrupted: Interrupted) -> None:
+    async def _interrupted(self, job: Job, interrupted: RetryableFailure) -> None:
         log.warning("interrupted", missing=interrupted.service, error=interrupted.cause.message)
         if interrupted.crashed and job.crashes + 1 >= self._tools.settings.max_crashes:
             await self._fail(job.job_id, _too_many_crashes(job.crashes + 1))
@@ -217,7 +217,7 @@ class Dispatcher:
             job.job_id, UNFINISHED, [_waiting(interrupted.cause)], crashed=interrupted.crashed
         )
 
-    async def _wait_for(self, ticket: Ticket, service: Dependency) -> None:
+    async def _wait_for(self, ticket: QueuedJob, service: Dependency) -> None:
         """The job's turn has come, but a service is away."""
         pause = self._pauses.get(ticket.job_id)
         if ticket.state is State.WAITING and pause is not None and pause.service == service.name:
@@ -247,7 +247,7 @@ class Dispatcher:
         if await self._tools.store.advance(job_id, UNFINISHED, [failed]) is not None:
             log.warning("failed", generation_id=job_id, error=error.message)
 
-    async def _announce(self, queue: list[Ticket]) -> None:
+    async def _announce(self, queue: list[QueuedJob]) -> None:
         """Tells the head of the queue where it stands."""
         for position, ticket in enumerate(queue[:_TOLD], 1):
             if ticket.state is State.QUEUED and ticket.announced != position:
@@ -260,11 +260,11 @@ class Dispatcher:
             await self._tools.videos.remove(surplus)
             await self._tools.store.forget(surplus)
 
-    def _idle(self, tickets: Iterable[Ticket]) -> list[Ticket]:
+    def _idle(self, tickets: Iterable[QueuedJob]) -> list[QueuedJob]:
         return [ticket for ticket in tickets if ticket.job_id not in self._tasks]
 
 
-def _positions(tickets: Iterable[Ticket]) -> dict[str, int]:
+def _positions(tickets: Iterable[QueuedJob]) -> dict[str, int]:
     queue = in_order(ticket for ticket in tickets if ticket.state in IN_QUEUE)
     return {ticket.job_id: position for position, ticket in enumerate(queue, 1)}
 

@@ -15,7 +15,7 @@ from chorus.embedder.v1 import embedder_pb2, embedder_pb2_grpc
 
 from services.common.channels import open_channel
 from services.common.tenancy import tenant_metadata
-from services.scheduler.dependencies import Dependency
+from services.scheduler.peers.health import Dependency
 from services.scheduler.settings import SchedulerSettings
 
 if TYPE_CHECKING:

@@ -16,9 +16,9 @@ from typing import ParamSpec, TypeVar
 from chorus.scheduler.v1 import scheduler_pb2 as pb
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from services.scheduler import jobs
-from services.scheduler.jobs import ENDED, IN_QUEUE, UNFINISHED, State
-from services.scheduler.store import Job, JobStore, NewJob, QueueFull, StoreError, Ticket
+from services.scheduler.jobs import states
+from services.scheduler.jobs.states import ENDED, IN_QUEUE, UNFINISHED, State
+from services.scheduler.jobs.store import Job, JobStore, NewJob, QueuedJob, QueueFull, StoreError
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -89,7 +89,7 @@ class SqliteStore(JobStore):
     async def page(self, tenant: str, state: State | None, before: int | None, limit: int) -> list[Job]:
         return await self._run(self._page, tenant, state, before, limit)
 
-    async def unfinished(self) -> list[Ticket]:
+    async def unfinished(self) -> list[QueuedJob]:
         return await self._run(self._unfinished)
 
     async def advance(
@@ -149,7 +149,7 @@ class SqliteStore(JobStore):
             event = pb.GenerationEvent(
                 sequence=1, time=now, queued=pb.QueuedEvent(queue_position=waiting + 1)
             )
-            jobs.apply(generation, event)
+            states.apply(generation, event)
             number = self._db.execute(
                 "INSERT INTO jobs (id, tenant, request_id, body_digest, state, deadline, traceparent,"
                 " announced, generation) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -185,7 +185,7 @@ class SqliteStore(JobStore):
                 event.CopyFrom(content)
                 event.sequence = sequence
                 event.time.CopyFrom(now)
-                jobs.apply(job.generation, event)
+                states.apply(job.generation, event)
                 self._append(job.number, event)
                 if event.HasField("queued"):
                     announced = event.queued.queue_position
@@ -226,13 +226,13 @@ class SqliteStore(JobStore):
         )
         return [_job(row) for row in rows]
 
-    def _unfinished(self) -> list[Ticket]:
+    def _unfinished(self) -> list[QueuedJob]:
         rows = self._db.execute(
             "SELECT id, number, state, deadline, announced FROM jobs"
             f" WHERE state IN ({_marks(UNFINISHED)}) ORDER BY number",
             [*UNFINISHED],
         )
-        return [Ticket(job_id, number, State(state), *rest) for job_id, number, state, *rest in rows]
+        return [QueuedJob(job_id, number, State(state), *rest) for job_id, number, state, *rest in rows]
 
     def _events(self, job_id: str, after: int, limit: int) -> list[pb.GenerationEvent]:
         rows = self._db.execute(

@@ -14,8 +14,8 @@ from chorus.common.v1 import plan_pb2
 from chorus.scheduler.v1 import scheduler_pb2 as pb
 
 from services.common.plans import DEFAULT_REGION
-from services.scheduler.calibration import LIMITS, Calibration, Depth, Policy, Row
-from services.scheduler.edits import Edit
+from services.scheduler.planning.calibration import LIMITS, Calibration, Depth, Policy, Row
+from services.scheduler.planning.edits import Edit
 
 # Score at and above which this share of the steps is reused, best first. Text similarity alone is a coarse
 # guide: with MiniLM a changed word of motion or size scores up to 0.993, a changed colour about 0.83, a true

@@ -49,7 +49,7 @@ def check_request_id(request_id: str) -> list[Violation]:
     ]
 
 
-def accept(
+def validate_spec(
     spec: pb.GenerationSpec,
     models: Mapping[str, denoiser_pb2.ModelInfo],
     defaults: Defaults,

@@ -14,13 +14,14 @@ from services.common.channels import calling
 from services.common.errors import ChorusError
 from services.common.logs import get_logger
 from services.common.telemetry import Span
-from services.scheduler import messages, planner
-from services.scheduler.calibration import Policy, calibration_of
-from services.scheduler.faults import Interrupted, judge
-from services.scheduler.jobs import IN_QUEUE
-from services.scheduler.run import Run
-from services.scheduler.store import Job
-from services.scheduler.tools import Tools, too_late
+from services.scheduler.dispatch.denoise_stream import DenoiseStream
+from services.scheduler.dispatch.retry import RetryableFailure, classify_failure
+from services.scheduler.dispatch.tools import Tools, too_late
+from services.scheduler.jobs.states import IN_QUEUE
+from services.scheduler.jobs.store import Job
+from services.scheduler.peers import messages
+from services.scheduler.planning import planner
+from services.scheduler.planning.calibration import Policy, calibration_of
 
 log = get_logger("attempt")
 
@@ -37,7 +38,7 @@ async def attempt(tools: Tools, job: Job, span: Span) -> None:
 
     Returns early when the job left the state it should be in, for instance because it was cancelled.
 
-    Raises Interrupted when a service is missing, ChorusError when the job cannot succeed.
+    Raises RetryableFailure when a service is missing, ChorusError when the job cannot succeed.
     """
     taken = time.monotonic()
     timings = pb.Timings(
@@ -68,7 +69,7 @@ async def attempt(tools: Tools, job: Job, span: Span) -> None:
     log.info("planned", full_reuse_steps=plan.full_reuse_steps, reason=plan.reasons[0].text)
     span.set_attribute(names.ATTEMPT, running.generation.attempts)
     request = messages.denoise_request(job.job_id, spec, encoded, plan)
-    run = Run(tools, running, model, plan, timings, taken)
+    run = DenoiseStream(tools, running, model, plan, timings, taken)
     try:
         await run.follow(request)
     finally:
@@ -90,11 +91,11 @@ async def _embed(tools: Tools, job: Job, model: denoiser_pb2.ModelInfo) -> embed
             )
     except ChorusError as error:
         if error.reason != errors.DEADLINE_EXCEEDED:
-            raise judge(error, "embedder") from error
+            raise classify_failure(error, "embedder") from error
         if left <= tools.settings.embed_seconds:
             raise too_late(job) from error
         silent = errors.unavailable("embedder", f"no answer in {tools.settings.embed_seconds:g} s")
-        raise Interrupted("embedder", silent) from error
+        raise RetryableFailure("embedder", silent) from error
 
 
 async def _plan(

@@ -12,13 +12,13 @@ from chorus.scheduler.v1 import scheduler_pb2 as pb
 
 from services.common import errors, telemetry
 from services.common.errors import ChorusError, Violation
-from services.scheduler import admission, pages
-from services.scheduler.admission import Defaults
-from services.scheduler.changes import Changes
-from services.scheduler.dispatch import Dispatcher
-from services.scheduler.jobs import ENDED, UNFINISHED, State
-from services.scheduler.store import Job, NewJob, QueueFull
-from services.scheduler.tools import Tools
+from services.scheduler.api import page_token, validation
+from services.scheduler.api.validation import Defaults
+from services.scheduler.dispatch.dispatcher import Dispatcher
+from services.scheduler.dispatch.tools import Tools
+from services.scheduler.jobs.notifier import JobNotifier
+from services.scheduler.jobs.states import ENDED, UNFINISHED, State
+from services.scheduler.jobs.store import Job, NewJob, QueueFull
 
 # Events that a watcher reads at once; more are read when those were sent.
 _BATCH = 64
@@ -27,7 +27,7 @@ _BATCH = 64
 class Generations:
     """All generations of one tenant."""
 
-    def __init__(self, tools: Tools, dispatcher: Dispatcher, changes: Changes) -> None:
+    def __init__(self, tools: Tools, dispatcher: Dispatcher, changes: JobNotifier) -> None:
         settings = tools.settings
         self._tools = tools
         self._store = tools.store
@@ -46,7 +46,7 @@ class Generations:
         Raises INVALID_FIELD or UNKNOWN_MODEL with every field at fault, REQUEST_ID_REUSED, QUEUE_FULL, or
         DEPENDENCY_UNAVAILABLE while no model is known; none of them leaves anything behind.
         """
-        wrong_id = admission.check_request_id(request.request_id)
+        wrong_id = validation.check_request_id(request.request_id)
         digest = _body_digest(request.spec)
         if not wrong_id:
             # Before the checks: a repetition is answered even when its deadline has passed by now.
@@ -84,12 +84,12 @@ class Generations:
             raise errors.invalid(
                 "state", f"must be one of {', '.join(pb.GenerationState.keys())}, not {state}"
             )
-        size = admission.check_page_size(page_size)
-        before = pages.decode(token, state)
+        size = validation.check_page_size(page_size)
+        before = page_token.decode(token, state)
         found = await self._store.page(self._tenant, State(state) if state else None, before, size + 1)
         positions = await self._dispatcher.positions()
         shown = found[:size]
-        following = pages.encode(shown[-1].number, state) if len(found) > size else ""
+        following = page_token.encode(shown[-1].number, state) if len(found) > size else ""
         return [_view(job, positions.get(job.job_id, 0)) for job in shown], following
 
     async def watch(self, generation_id: str, after: int) -> AsyncGenerator[pb.GenerationEvent, None]:
@@ -151,7 +151,7 @@ class Generations:
             raise errors.invalid_fields([*wrong_id, missing])
         models = await self._tools.catalogue.models()
         try:
-            spec = admission.accept(
+            spec = validation.validate_spec(
                 request.spec,
                 models,
                 self._defaults,
@@ -170,7 +170,7 @@ class Generations:
             request_id=request.request_id,
             body_digest=digest,
             spec=spec,
-            deadline=admission.seconds_of(spec.deadline),
+            deadline=validation.seconds_of(spec.deadline),
             traceparent=traceparent,
             trace_id=telemetry.trace_id_of(traceparent),
         )

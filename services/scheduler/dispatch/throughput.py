@@ -15,7 +15,7 @@ _MAX_SHAPES = 256
 Key = tuple[str, int, int, int]
 
 
-class Pace:
+class Throughput:
     """Moving averages for each model and shape; the least recently used are forgotten."""
 
     def __init__(self) -> None:

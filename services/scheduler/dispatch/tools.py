@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 from services.common import errors
 from services.common.errors import ChorusError
-from services.scheduler.catalogue import Catalogue
-from services.scheduler.downstream import Downstream
-from services.scheduler.pace import Pace
-from services.scheduler.rerank import Reranker
+from services.scheduler.dispatch.rerank import Reranker
+from services.scheduler.dispatch.throughput import Throughput
+from services.scheduler.jobs.store import Job, JobStore
+from services.scheduler.jobs.video_files import Videos
+from services.scheduler.peers.downstream import Downstream
+from services.scheduler.peers.model_registry import ModelRegistry
 from services.scheduler.settings import SchedulerSettings
-from services.scheduler.store import Job, JobStore
-from services.scheduler.videos import Videos
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class Tools:
 
     store: JobStore
     videos: Videos
-    catalogue: Catalogue
+    catalogue: ModelRegistry
     downstream: Downstream
-    pace: Pace
+    pace: Throughput
     reranker: Reranker
     settings: SchedulerSettings
     clock: Callable[[], float] = time.time

@@ -11,7 +11,7 @@ from services.common import errors
 from services.common.channels import calling
 from services.common.errors import ChorusError
 from services.common.logs import get_logger
-from services.scheduler.store import JobStore
+from services.scheduler.jobs.store import JobStore
 
 if TYPE_CHECKING:
     from chorus.denoiser.v1.denoiser_pb2_grpc import DenoiserServiceAsyncStub
@@ -22,7 +22,7 @@ log = get_logger("catalogue")
 _DESCRIBE_SECONDS = 5.0
 
 
-class Catalogue:
+class ModelRegistry:
     """The newest answer of DescribeModels, kept in the job store."""
 
     def __init__(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from chorus.scheduler.v1 import scheduler_pb2 as pb
 
-from services.scheduler.jobs import State
+from services.scheduler.jobs.states import State
 
 
 class StoreError(RuntimeError):
@@ -61,7 +61,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Ticket:
+class QueuedJob:
     """What the queue needs to know of a job that has not ended.
 
     Args:
@@ -96,7 +96,7 @@ class JobStore(ABC):
         """Newest first; with `before`, only those of a smaller number."""
 
     @abstractmethod
-    async def unfinished(self) -> list[Ticket]:
+    async def unfinished(self) -> list[QueuedJob]:
         """By number."""
 
     @abstractmethod

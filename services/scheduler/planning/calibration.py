@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeAlias, get_args
 from chorus.common.v1 import plan_pb2
 from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
 
-from services.scheduler.edits import EditKind
+from services.scheduler.planning.edits import EditKind
 
 Policy: TypeAlias = Literal["off", "safe", "balanced", "fast"]
 
@@ -101,7 +101,7 @@ class Calibration:
 @cache
 def calibration_of(model_id: str) -> Calibration | None:
     """The calibration that ships for a model; None where there is none."""
-    folder = resources.files("services.scheduler") / "calibrations"
+    folder = resources.files("services.scheduler.planning") / "calibrations"
     file = folder / f"{model_id}.json"
     if "/" in model_id or not file.is_file():
         return None

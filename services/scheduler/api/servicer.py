@@ -9,7 +9,7 @@ import grpc.aio
 from chorus.scheduler.v1 import scheduler_pb2 as pb
 from chorus.scheduler.v1 import scheduler_pb2_grpc
 
-from services.scheduler.generations import Generations
+from services.scheduler.api.generations import Generations
 
 
 class SchedulerServicer(scheduler_pb2_grpc.SchedulerServiceServicer):

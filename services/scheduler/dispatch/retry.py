@@ -11,7 +11,7 @@ _PASSING = frozenset(
 )
 
 
-class Interrupted(Exception):
+class RetryableFailure(Exception):
     """A job cannot go on now, and is to be tried again.
 
     Args:
@@ -27,8 +27,8 @@ class Interrupted(Exception):
         self.crashed = crashed
 
 
-def judge(error: ChorusError, service: str, began: bool = False) -> Interrupted | ChorusError:
-    """What to raise for a failed call to `service`: Interrupted, or the error that ends the job.
+def classify_failure(error: ChorusError, service: str, began: bool = False) -> RetryableFailure | ChorusError:
+    """What to raise for a failed call to `service`: RetryableFailure, or the error that ends the job.
 
     Args:
         began: the service had begun to work on the job.
@@ -39,9 +39,9 @@ def judge(error: ChorusError, service: str, began: bool = False) -> Interrupted 
         return error
     if error.reason == errors.QUEUE_FULL:
         error.metadata.setdefault("service", service)
-        return Interrupted(service, error)
+        return RetryableFailure(service, error)
     # One that drains says so; only a sudden end may be the job's own doing.
     crashed = began and error.reason != errors.SHUTTING_DOWN
     if error.reason == errors.DEPENDENCY_UNAVAILABLE and error.metadata.get("service"):
-        return Interrupted(service, error, crashed)
-    return Interrupted(service, errors.unavailable(service, error.message), crashed)
+        return RetryableFailure(service, error, crashed)
+    return RetryableFailure(service, errors.unavailable(service, error.message), crashed)

@@ -15,22 +15,22 @@ from services.common.blobs import BlobAssembler, BlobFault
 from services.common.channels import calling
 from services.common.errors import ChorusError
 from services.common.logs import get_logger
-from services.scheduler import pace
-from services.scheduler.faults import judge
-from services.scheduler.jobs import State
-from services.scheduler.store import Job
-from services.scheduler.tools import Tools, too_late
+from services.scheduler.dispatch import throughput
+from services.scheduler.dispatch.retry import classify_failure
+from services.scheduler.dispatch.tools import Tools, too_late
+from services.scheduler.jobs.states import State
+from services.scheduler.jobs.store import Job
 
 log = get_logger("run")
 
 _RUNNING: Collection[State] = frozenset({State.RUNNING})
 
 
-class _Left(Exception):
+class JobNoLongerRunning(Exception):
     """The job is no longer running: it was cancelled, or its deadline passed."""
 
 
-class Run:
+class DenoiseStream:
     """Follows one Denoise call of a job that is RUNNING.
 
     Args:
@@ -75,7 +75,7 @@ class Run:
         with telemetry.span(names.SPAN_DISPATCH, attributes, link=self._plan.donor.traceparent):
             try:
                 await self._follow(request)
-            except _Left:
+            except JobNoLongerRunning:
                 log.info("left: the job is no longer running")
             except BlobFault as error:
                 raise ChorusError(
@@ -89,7 +89,7 @@ class Run:
                     return
                 if error.reason == errors.DEADLINE_EXCEEDED:
                     raise too_late(self._job) from error
-                raise judge(error, "denoiser", self._began) from error
+                raise classify_failure(error, "denoiser", self._began) from error
 
     async def _follow(self, request: denoiser_pb2.DenoiseRequest) -> None:
         left = self._tools.seconds_left(self._job)
@@ -157,7 +157,7 @@ class Run:
     async def _step_completed(self, step: denoiser_pb2.StepCompleted) -> None:
         self._steps.append((step.seconds, step.computed_share))
         total = self._plan.total_steps
-        eta = pace.eta_seconds(
+        eta = throughput.eta_seconds(
             total - step.step.index,
             sum(seconds for seconds, _ in self._steps) / len(self._steps),
             self._tools.pace.decode_seconds(self._job.generation.spec),
@@ -191,7 +191,7 @@ class Run:
         self._timings.decode_seconds = completed.decode_seconds
         self._timings.total_seconds = time.monotonic() - self._taken
         spec = self._job.generation.spec
-        full_step = pace.full_step(self._steps)
+        full_step = throughput.full_step(self._steps)
         if full_step is not None:
             self._tools.pace.note(spec, full_step, completed.decode_seconds, self._timings.total_seconds)
         known_step = full_step or self._tools.pace.seconds_per_step(spec, self._model)
@@ -199,7 +199,7 @@ class Run:
             video=self._info,
             steps_run=completed.steps_run,
             timings=self._timings,
-            seconds_saved=pace.seconds_saved(
+            seconds_saved=throughput.seconds_saved(
                 self._plan.total_steps if self.first_step else 0,
                 completed.denoise_seconds,
                 self._timings.fetch_seconds,
@@ -208,13 +208,13 @@ class Run:
         )
         try:
             await self._advance(pb.GenerationEvent(succeeded=succeeded))
-        except _Left:
+        except JobNoLongerRunning:
             await self._tools.videos.remove([self._job.job_id])
             raise
         self._succeeded = True
         log.info("succeeded", steps_run=completed.steps_run, seconds=round(self._timings.total_seconds, 3))
 
     async def _advance(self, *events: pb.GenerationEvent) -> None:
-        """Raises _Left when somebody else ended the job."""
+        """Raises JobNoLongerRunning when somebody else ended the job."""
         if await self._tools.store.advance(self._job.job_id, _RUNNING, events) is None:
-            raise _Left
+            raise JobNoLongerRunning

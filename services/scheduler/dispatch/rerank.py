@@ -10,9 +10,9 @@ from chorus.embedder.v1 import embedder_pb2
 
 from services.common import names, telemetry
 from services.common.channels import calling
-from services.scheduler.downstream import Downstream
-from services.scheduler.edits import edit_of
-from services.scheduler.planner import Donor
+from services.scheduler.peers.downstream import Downstream
+from services.scheduler.planning.edits import edit_of
+from services.scheduler.planning.planner import Donor
 
 
 class Reranker(ABC):

@@ -14,7 +14,7 @@ from services.common import errors
 from services.common.errors import ChorusError
 
 
-class Changes:
+class JobNotifier:
     """Lives in one event loop."""
 
     def __init__(self) -> None:
