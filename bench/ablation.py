@@ -17,12 +17,12 @@ from typing import Annotated, Final
 
 import typer
 from chorus.common.v1 import plan_pb2
+from chorus_rpc.plan_bounds import DEFAULT_ATTENTION_THRESHOLD, DEFAULT_REGION
 from rich.progress import track
 
 from bench import results
 from bench.lab import FULL, Fewer, Renoised, Trial, Variant, trials
 from bench.results import Figure
-from services.common.plans import DEFAULT_ATTENTION_THRESHOLD, DEFAULT_REGION
 from services.scheduler.planning.calibration import Depth
 from yardstick.scenes import KINDS, make_groups
 

@@ -28,7 +28,7 @@ from bench.gpu.networks import as_diffusers
 from bench.results import Figure
 from models.movingshapes.analyzer import compare, read_scene
 from models.movingshapes.evaluate import STUDENT
-from services.common.schedule import shifted_schedule
+from services.contract.schedule import shifted_schedule
 from services.denoiser.model.loaded import LoadedModel
 from services.denoiser.network.positions import position_channels
 from services.denoiser.network.sampler import sample

@@ -19,18 +19,18 @@ from typing import Annotated, Final, get_args
 import numpy as np
 import typer
 from chorus.common.v1 import plan_pb2
+from chorus_rpc.plan_bounds import DEFAULT_REGION
 from rich.progress import track
 
 from bench import results
 from bench.lab import FULL, Trial, trials
 from models.movingshapes.network import FEW_STEPS
-from services.common.plans import DEFAULT_REGION
 from services.scheduler.planning.calibration import LIMITS, Calibration, Depth, Row, to_plain
 from services.scheduler.planning.edits import EditKind
 from yardstick.prompts import Group
 from yardstick.scenes import make_groups
 
-OUT: Final = results.ROOT / "services" / "scheduler" / "calibrations" / "movingshapes.json"
+OUT: Final = results.ROOT / "services" / "scheduler" / "planning" / "calibrations" / "movingshapes.json"
 # Fewer pairs of an edit say too little.
 LEAST: Final = 16
 # Depths that cost more than the policies allow are of no use to a planner.

@@ -21,13 +21,13 @@ from typing import Annotated, Any, Final
 import torch
 import typer
 from chorus_client.output import Output
+from chorus_rpc.tenancy import DEFAULT_TENANT
 from rich.progress import track
 
 from bench import results
 from bench.lab import Bench, Variant, trials
 from bench.results import Figure
 from models.movingshapes.network import FEW_STEPS
-from services.common.tenancy import DEFAULT_TENANT
 from services.denoiser.reuse.attention_maps import AttentionMaps
 from services.denoiser.reuse.side_data import SideData, pack_side_data, pool_maps
 from services.scheduler.planning.calibration import Policy, calibration_of

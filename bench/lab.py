@@ -22,7 +22,7 @@ from torch import Tensor
 
 from models.movingshapes.analyzer import read_scene
 from models.movingshapes.evaluate import STUDENT
-from services.common.schedule import shifted_schedule
+from services.contract.schedule import shifted_schedule
 from services.denoiser.model.loaded import LoadedModel
 from services.denoiser.network.sampler import sample
 from services.denoiser.network.wan import TextKV

@@ -14,10 +14,10 @@ from typing import Literal, TypeAlias
 import torch
 import torch.nn.functional as F
 from chorus.common.v1 import plan_pb2
+from chorus_rpc.plan_bounds import DEFAULT_ATTENTION_THRESHOLD
 from torch import Tensor
 
 from bench.lab import Bench, Made, Pair, Special
-from services.common.plans import DEFAULT_ATTENTION_THRESHOLD
 from services.denoiser.model.loaded import LoadedModel
 from services.denoiser.network.text import AmplifiedText, LayerAmplification
 from services.denoiser.network.wan import Grid, TextKV, Watch

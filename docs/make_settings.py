@@ -15,9 +15,9 @@ from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
 from services.cache.settings import CacheSettings
-from services.common.settings import ServerSettings
 from services.denoiser.settings import DenoiserSettings
 from services.embedder.settings import EmbedderSettings
+from services.runtime.settings import ServerSettings
 from services.scheduler.settings import SchedulerSettings
 
 SERVICES = (SchedulerSettings, EmbedderSettings, CacheSettings, DenoiserSettings)

@@ -9,9 +9,9 @@ from typing import Annotated, Final, TypeVar
 import typer
 from chorus_client.output import Output
 from chorus_client.plugins import not_installed
+from chorus_rpc.errors import Violations
+from chorus_rpc.tenancy import DEFAULT_TENANT
 
-from services.common.errors import Violations
-from services.common.tenancy import DEFAULT_TENANT
 from yardstick.baselines import BASELINES
 from yardstick.plans import named_plans
 from yardstick.ways import FULL, ways_of

@@ -15,12 +15,12 @@ from typing import Final, cast
 from chorus_client import AsyncCacheClient, ChorusClient, SpecOptions
 from chorus_client.aio import write_whole
 from chorus_client.output import Output
+from chorus_rpc.errors import invalid
+from chorus_rpc.tenancy import DEFAULT_TENANT
 from rich.progress import Progress
 
 from models.movingshapes.captions import Phrasing
 from models.movingshapes.world import Split
-from services.common.errors import invalid
-from services.common.tenancy import DEFAULT_TENANT
 from yardstick import results
 from yardstick.deployment import local_deployment
 from yardstick.figures import figures_of, kinds_of

@@ -13,8 +13,8 @@ from chorus_client.aio import raise_unless_succeeded, write_whole
 from chorus_client.endpoints import resolve
 from chorus_client.output import Output, check_folder, one_line
 from chorus_client.plugins import not_installed
+from chorus_rpc import errors
 
-from services.common import errors
 from yardstick.account import Account, account_of, plain, words
 
 if TYPE_CHECKING:

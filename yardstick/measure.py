@@ -10,10 +10,10 @@ from typing import Final, Literal, TypeAlias
 import torch
 from chorus.scheduler.v1.scheduler_pb2 import Generation
 from chorus_client import ChorusClient, SpecOptions
+from chorus_rpc.errors import WRONG_STATE, ChorusError
 
 from models.movingshapes import world
 from models.movingshapes.analyzer import read_scene
-from services.common.errors import WRONG_STATE, ChorusError
 from yardstick.pixels import Video, decode, psnr, seam_score, ssim, token_grid
 from yardstick.prompts import Ask, Group
 from yardstick.runs import Run, timed

@@ -7,8 +7,7 @@ from collections.abc import Collection, Iterable
 from typing import Final
 
 from chorus_client import ChorusError, ExplicitReuse, parse_plan
-
-from services.common.errors import invalid
+from chorus_rpc.errors import invalid
 
 _NAME: Final = re.compile(r"[a-z][a-z0-9-]{0,31}")
 

@@ -17,9 +17,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from chorus_rpc.errors import invalid
+
 from models.movingshapes import world
 from models.movingshapes.world import Scene, Thing
-from services.common.errors import invalid
 
 _KIND: Final = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 _TABLES: Final = {

@@ -5,13 +5,13 @@ Results are the protobuf messages of `chorus.scheduler.v1`.
 """
 
 from chorus.scheduler.v1.scheduler_pb2 import ExplicitReuse
+from chorus_rpc.errors import ChorusError, Violation, reason_name
 
 from chorus_client.aio import AsyncChorusClient, GenerationFailed, Video
 from chorus_client.cache import AsyncCacheClient
 from chorus_client.plans import explicit_reuse, parse_plan
 from chorus_client.requests import SpecOptions
 from chorus_client.sync import ChorusClient
-from services.common.errors import ChorusError, Violation, reason_name
 
 __all__ = [
     "AsyncCacheClient",

@@ -15,12 +15,12 @@ from chorus.common.v1.video_pb2 import VideoInfo
 from chorus.scheduler.v1 import scheduler_pb2
 from chorus.scheduler.v1.scheduler_pb2 import Generation, GenerationEvent
 from chorus.scheduler.v1.scheduler_pb2_grpc import SchedulerServiceStub
+from chorus_rpc import errors, semconv, telemetry
+from chorus_rpc.channels import calling, open_channel
+from chorus_rpc.chunks import BlobAssembler, BlobFault
+from chorus_rpc.errors import ChorusError
 
 from chorus_client.requests import ENDED, SpecOptions, is_last, state_of, state_word, submit_request
-from services.common import errors, names, telemetry
-from services.common.blobs import BlobAssembler, BlobFault
-from services.common.channels import calling, open_channel
-from services.common.errors import ChorusError
 
 CALL_SECONDS: Final = 30.0
 VIDEO_SECONDS: Final = 600.0
@@ -253,16 +253,16 @@ class AsyncChorusClient:
         """
         request = submit_request(prompt, options)
         attributes = {
-            names.GEN_AI_OPERATION: "generate_content",
-            names.GEN_AI_MODEL: request.spec.model_id or "default",
-            names.REQUEST_ID: request.request_id,
+            semconv.GEN_AI_OPERATION: "generate_content",
+            semconv.GEN_AI_MODEL: request.spec.model_id or "default",
+            semconv.REQUEST_ID: request.request_id,
         }
-        name = names.SPAN_CLIENT_GENERATE.format(model=attributes[names.GEN_AI_MODEL])
+        name = semconv.SPAN_CLIENT_GENERATE.format(model=attributes[semconv.GEN_AI_MODEL])
         with telemetry.span(name, attributes) as span:
             submission = asyncio.ensure_future(self._submit(request))
             try:
                 generation = await asyncio.shield(submission)
-                span.set_attribute(names.GENERATION_ID, generation.generation_id)
+                span.set_attribute(semconv.GENERATION_ID, generation.generation_id)
                 if on_accepted is not None:
                     on_accepted(generation)
                 watching = self.watch(generation.generation_id, timeout=timeout)
@@ -274,9 +274,9 @@ class AsyncChorusClient:
             except asyncio.CancelledError:
                 raise asyncio.CancelledError(await self._give_up(submission)) from None
             except GenerationFailed as failed:
-                span.set_attribute(names.GENERATION_STATE, state_word(failed.generation.state))
+                span.set_attribute(semconv.GENERATION_STATE, state_word(failed.generation.state))
                 raise
-            span.set_attribute(names.GENERATION_STATE, state_word(video.generation.state))
+            span.set_attribute(semconv.GENERATION_STATE, state_word(video.generation.state))
             return video
 
     async def _give_up(self, submission: asyncio.Future[Generation]) -> str:

@@ -7,10 +7,9 @@ from typing import Final, Self
 
 from chorus.cache.v1.cache_pb2 import PurgeRequest, PurgeResponse, StatsRequest, StatsResponse
 from chorus.cache.v1.cache_pb2_grpc import CacheServiceStub
-
-from services.common.channels import calling, open_channel
-from services.common.errors import invalid
-from services.common.tenancy import DEFAULT_TENANT, check_tenant, tenant_metadata
+from chorus_rpc.channels import calling, open_channel
+from chorus_rpc.errors import invalid
+from chorus_rpc.tenancy import DEFAULT_TENANT, check_tenant, tenant_metadata
 
 CALL_SECONDS: Final = 30.0
 PURGE_SECONDS: Final = 300.0

@@ -14,6 +14,8 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 from chorus.scheduler.v1.scheduler_pb2 import Generation, GenerationEvent
+from chorus_rpc import telemetry
+from chorus_rpc.tenancy import DEFAULT_TENANT
 
 from chorus_client import endpoints, plugins, view
 from chorus_client.aio import WATCH_SECONDS, AsyncChorusClient, Video, raise_unless_succeeded, write_whole
@@ -21,8 +23,6 @@ from chorus_client.cache import AsyncCacheClient
 from chorus_client.output import Output, check_folder
 from chorus_client.plans import plan_of_options
 from chorus_client.requests import SpecOptions, duration_seconds, numbers, state_word
-from services.common import telemetry
-from services.common.tenancy import DEFAULT_TENANT
 
 T = TypeVar("T")
 

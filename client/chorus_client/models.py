@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from services.common.errors import invalid
-from services.common.hub import HUB
+from chorus_rpc.errors import invalid
+from chorus_rpc.locations import HUB_SCHEME
 
 MODELS: Final = "CHORUS_DENOISER_MODELS"
 ENCODERS: Final = "CHORUS_EMBEDDER_CONDITIONING"
@@ -49,6 +49,6 @@ def encoder(file: Path) -> str:
             "model", f'{file}: text.encoder must be "{SHIPPED}", or a kind and where it lies: "umt5:path"'
         )
     kind, _, location = said.partition(":")
-    if not location or location.startswith(HUB):
+    if not location or location.startswith(HUB_SCHEME):
         return said
     return f"{kind}:{(file.absolute().parent / Path(location).expanduser()).resolve()}"

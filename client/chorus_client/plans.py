@@ -8,9 +8,9 @@ from typing import Any, Final
 from chorus.common.v1 import plan_pb2
 from chorus.common.v1.plan_pb2 import Amplification, RegionPlan
 from chorus.scheduler.v1.scheduler_pb2 import ExplicitReuse
-
-from services.common.errors import Violations, invalid
-from services.common.plans import (
+from chorus_rpc.errors import Violations, invalid
+from chorus_rpc.limits import MAX_STEPS
+from chorus_rpc.plan_bounds import (
     DEFAULT_ATTENTION_THRESHOLD,
     DEFAULT_REGION,
     MAX_DILATION,
@@ -19,7 +19,6 @@ from services.common.plans import (
     check_amplification,
     check_region,
 )
-from services.common.schedule import MAX_STEPS
 
 SOURCES: Final = {
     "probe": plan_pb2.REGION_SOURCE_PROBE,

@@ -11,9 +11,9 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Final
 
 import typer
+from chorus_rpc.errors import ChorusError, invalid
 
 from chorus_client.output import Output
-from services.common.errors import ChorusError, invalid
 
 GROUP: Final = "chorus.commands"
 _ANY_ARGUMENTS: Final = {"allow_extra_args": True, "ignore_unknown_options": True}

@@ -13,9 +13,8 @@ from chorus.common.v1 import plan_pb2
 from chorus.common.v1.latents_pb2 import Schedule
 from chorus.common.v1.video_pb2 import VideoShape
 from chorus.scheduler.v1 import scheduler_pb2
+from chorus_rpc.errors import Violations, invalid
 from google.protobuf.timestamp_pb2 import Timestamp
-
-from services.common.errors import Violations, invalid
 
 State = scheduler_pb2.GenerationState
 

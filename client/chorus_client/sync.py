@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
 from chorus.scheduler.v1.scheduler_pb2 import Generation, GenerationEvent
+from chorus_rpc.errors import ChorusError
 
 from chorus_client.aio import (
     CALL_SECONDS,
@@ -21,7 +22,6 @@ from chorus_client.aio import (
     Video,
 )
 from chorus_client.requests import SpecOptions
-from services.common.errors import ChorusError
 
 T = TypeVar("T")
 

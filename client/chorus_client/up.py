@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any, Final
 
 import grpc
+from chorus_rpc.channels import open_channel
+from chorus_rpc.errors import WRONG_STATE, ChorusError, invalid
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from rich.table import Table
 
 from chorus_client import endpoints, models, supervise
 from chorus_client.output import FAILED, OK, Output, one_line
 from chorus_client.supervise import Child, GaveUp, Limits, Supervisor
-from services.common.channels import open_channel
-from services.common.errors import WRONG_STATE, ChorusError, invalid
 
 SERVICES: Final = ("embedder", "cache", "denoiser", "scheduler")
 HOST: Final = "127.0.0.1"

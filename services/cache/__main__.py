@@ -16,8 +16,8 @@ from services.cache.servicer import CacheServicer
 from services.cache.settings import CacheSettings
 from services.cache.store import Store
 from services.cache.sweeper import Sweeper
-from services.common.server import run
-from services.common.settings import load_settings
+from services.runtime.server import run
+from services.runtime.settings import load_settings
 
 
 async def open_blobs(settings: CacheSettings) -> Blobs:

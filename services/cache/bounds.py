@@ -9,13 +9,14 @@ from dataclasses import dataclass
 
 from chorus.cache.v1 import cache_pb2
 from chorus.common.v1 import latents_pb2
+from chorus_rpc.chunks import BlobFault
+from chorus_rpc.errors import Violations, invalid
 from google.protobuf import duration_pb2
 
 from services.cache.entries import PLAIN_TEXT, SHA256_HEX, Space
 from services.cache.index import Selection
-from services.common.blobs import BlobFault, safetensors_header
-from services.common.errors import Violations, invalid
-from services.common.schedule import schedule_fault
+from services.contract.safetensors_header import safetensors_header
+from services.contract.schedule import schedule_fault
 
 MAX_VECTOR = 4096
 MAX_DONORS = 16

@@ -54,7 +54,7 @@ class Entry:
     """A row of the index, without its vector.
 
     Args:
-        entry_id: `services.common.identity.entry_id`.
+        entry_id: `services.contract.identity.entry_id`.
         identity: `identity_digest` of the latents.
         prompt: empty where only the hash is kept.
         created_ms: milliseconds since the epoch.

@@ -9,15 +9,15 @@ from contextlib import aclosing
 import grpc.aio
 from chorus.cache.v1 import cache_pb2, cache_pb2_grpc
 from chorus.common.v1 import latents_pb2
+from chorus_rpc.chunks import chunks
+from chorus_rpc.tenancy import tenant_of
 from google.protobuf import timestamp_pb2
 
 from services.cache.bounds import Limits, check_fetch, check_lookup, check_purge
 from services.cache.entries import Blob, Entry
 from services.cache.store import Store, now_ms
 from services.cache.upload import Upload
-from services.common.blobs import chunks
-from services.common.identity import identity_digest
-from services.common.tenancy import tenant_of
+from services.contract.identity import identity_digest
 
 
 class CacheServicer(cache_pb2_grpc.CacheServiceServicer):

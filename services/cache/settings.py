@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import SettingsConfigDict
 
-from services.common.settings import MIB, Seconds, ServerSettings
+from services.runtime.settings import MIB, Seconds, ServerSettings
 
 
 class CacheSettings(ServerSettings):

@@ -14,14 +14,15 @@ from collections.abc import AsyncGenerator, Iterable, Sequence
 from dataclasses import dataclass
 from weakref import WeakValueDictionary
 
+from chorus_rpc import semconv
+from chorus_rpc.chunks import sha256
+from chorus_rpc.errors import BLOB_CORRUPT, ChorusError, not_found
+from chorus_rpc.telemetry import span
+
 from services.cache.blobs import Blobs
 from services.cache.entries import Admission, Blob, Entry, Space, blob_key
 from services.cache.index import Hit, Index, Selection
-from services.common import names
-from services.common.blobs import sha256
-from services.common.errors import BLOB_CORRUPT, ChorusError, not_found
-from services.common.logs import get_logger
-from services.common.telemetry import span
+from services.runtime.logs import get_logger
 
 log = get_logger("cache.store")
 
@@ -74,13 +75,13 @@ class Store:
     ) -> list[Hit]:
         """Entries nearest to `vector`, best first, none below `min_score`."""
         deleted = self._looked_up.deletions
-        with span(names.SPAN_INDEX_SEARCH) as current:
+        with span(semconv.SPAN_INDEX_SEARCH) as current:
             hits = await self.index.search(space.name, tenant, identity, vector, limit)
             donors = [hit for hit in hits if hit.score >= min_score]
         if deleted == self._looked_up.deletions:  # else one of these may be gone since it was found
             for hit in donors:
                 self._looked_up.put(space.name, hit.entry)
-            current.set_attribute(names.DONOR_COUNT, len(donors))
+            current.set_attribute(semconv.DONOR_COUNT, len(donors))
         self.counters.lookups += 1
         self.counters.lookups_with_donor += bool(donors)
         return donors
@@ -102,7 +103,7 @@ class Store:
         """
         entry = self._looked_up.get(space.name, tenant, entry_id)
         if entry is None:
-            with span(names.SPAN_INDEX_GET, {names.ENTRY_ID: entry_id}):
+            with span(semconv.SPAN_INDEX_GET, {semconv.ENTRY_ID: entry_id}):
                 entry = await self.index.get(space.name, tenant, entry_id)
         if entry is None or entry.identity != identity:
             raise not_found("entry", entry_id)
@@ -151,7 +152,7 @@ class Store:
             ]
             for start in range(0, len(found), _BATCH):
                 batch = found[start : start + _BATCH]
-                with span(names.SPAN_INDEX_DELETE):
+                with span(semconv.SPAN_INDEX_DELETE):
                     await self.delete_rows(space, tenant, [entry_id for entry_id, _ in batch])
                 entries += len(batch)
                 for _, each in batch:
@@ -183,14 +184,14 @@ class Store:
     async def _commit(self, admission: Admission) -> bool:
         entry, space = admission.entry, admission.space
         async with self.lock(entry.tenant, entry.identity):
-            with span(names.SPAN_INDEX_GET, {names.ENTRY_ID: entry.entry_id}):
+            with span(semconv.SPAN_INDEX_GET, {semconv.ENTRY_ID: entry.entry_id}):
                 if await self.index.get(space.name, entry.tenant, entry.entry_id) is not None:
                     return False
             for digest, data in admission.data.items():
-                with span(names.SPAN_BLOB_PUT, {names.BYTES: len(data)}):
+                with span(semconv.SPAN_BLOB_PUT, {semconv.BYTES: len(data)}):
                     # Also when the key exists: what lies there may be altered, or about to be swept.
                     await self.blobs.put(blob_key(entry.tenant, entry.identity, digest), data)
-            with span(names.SPAN_INDEX_UPSERT, {names.ENTRY_ID: entry.entry_id}):
+            with span(semconv.SPAN_INDEX_UPSERT, {semconv.ENTRY_ID: entry.entry_id}):
                 await self.index.upsert(space, entry, admission.vector)
         self.counters.admissions += 1
         return True
@@ -203,8 +204,8 @@ class Store:
 
     async def _read(self, entry: Entry, blob: Blob) -> bytes | str:
         """A blob, verified; or its fault in a word, "missing" or "altered"."""
-        step = {} if blob.step is None else {names.STEP_INDEX: blob.step}
-        with span(names.SPAN_BLOB_GET, {names.BYTES: blob.size_bytes, **step}):
+        step = {} if blob.step is None else {semconv.STEP_INDEX: blob.step}
+        with span(semconv.SPAN_BLOB_GET, {semconv.BYTES: blob.size_bytes, **step}):
             key = blob_key(entry.tenant, entry.identity, blob.digest)
             data = await self.blobs.get(key, blob.size_bytes)
             if data is not None and await asyncio.to_thread(sha256, data) == blob.digest:
@@ -217,7 +218,7 @@ class Store:
         """Drops the row of a blob that is not what it says; returns what its reader is told."""
         self.counters.corrupt_blobs += 1
         try:
-            with span(names.SPAN_INDEX_DELETE, {names.ENTRY_ID: entry.entry_id}):
+            with span(semconv.SPAN_INDEX_DELETE, {semconv.ENTRY_ID: entry.entry_id}):
                 await self.delete_rows(space.name, entry.tenant, [entry.entry_id])
         except ChorusError as error:
             # The caller's answer is the same; the next fetch finds the row again.

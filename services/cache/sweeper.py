@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from services.cache.entries import BLOB_ROOT, Entry
 from services.cache.store import Store, now_ms
-from services.common.logs import get_logger
+from services.runtime.logs import get_logger
 
 log = get_logger("cache.sweeper")
 

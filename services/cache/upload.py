@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from chorus.cache.v1 import cache_pb2
 from chorus.common.v1 import latents_pb2
+from chorus_rpc.chunks import BlobAssembler, BlobFault
+from chorus_rpc.errors import invalid
 
 from services.cache.bounds import (
     Limits,
@@ -14,9 +16,7 @@ from services.cache.bounds import (
     check_side_data_size,
 )
 from services.cache.entries import Admission, Blob, Entry, Space
-from services.common.blobs import BlobAssembler, BlobFault
-from services.common.errors import invalid
-from services.common.identity import entry_id, identity_digest, prompt_hash
+from services.contract.identity import entry_id, identity_digest, prompt_hash
 
 
 class Upload:

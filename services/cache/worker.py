@@ -7,8 +7,9 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from services.common.errors import ChorusError, unavailable
-from services.common.logs import get_logger
+from chorus_rpc.errors import ChorusError, unavailable
+
+from services.runtime.logs import get_logger
 
 log = get_logger("cache.worker")
 

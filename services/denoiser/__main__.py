@@ -14,10 +14,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import grpc.aio
 from chorus.cache.v1 import cache_pb2_grpc
 from chorus.denoiser.v1 import denoiser_pb2, denoiser_pb2_grpc
+from chorus_rpc.channels import open_channel
 
-from services.common.channels import open_channel
-from services.common.server import run
-from services.common.settings import load_settings
 from services.denoiser.backends.base import BackendError
 from services.denoiser.checkpoint.weights import WeightsError
 from services.denoiser.device_thread import DeviceThread
@@ -26,6 +24,8 @@ from services.denoiser.model.spec import SpecError
 from services.denoiser.model_registry import load_models
 from services.denoiser.servicer import DenoiserServicer
 from services.denoiser.settings import DenoiserSettings
+from services.runtime.server import run
+from services.runtime.settings import load_settings
 
 
 async def start(settings: DenoiserSettings, resources: AsyncExitStack, server: grpc.aio.Server) -> None:

@@ -9,10 +9,9 @@ from collections.abc import Generator, Mapping
 from dataclasses import asdict, dataclass
 
 import torch
+from chorus_rpc import semconv, telemetry
 from torch import Tensor
 
-from services.common import names, telemetry
-from services.common.logs import get_logger
 from services.denoiser.backends.base import StepReport
 from services.denoiser.codec.mp4 import encode_mp4, to_frames
 from services.denoiser.latent_cache import DonorData
@@ -23,6 +22,7 @@ from services.denoiser.reuse.attention_maps import AttentionMaps
 from services.denoiser.reuse.regions import pack_mask
 from services.denoiser.reuse.side_data import SideData, pool_maps, unpool_maps
 from services.denoiser.reuse.stages import DonorLatents, Stages, StageStep
+from services.runtime.logs import get_logger
 
 log = get_logger("denoiser.engine")
 
@@ -105,13 +105,13 @@ def denoise(
     # what the donor's asked for.
     keep = keep and first < last
     attributes: dict[str, str | bool | int | float] = {
-        names.GENERATION_ID: job.generation_id,
-        names.TOTAL_STEPS: job.total_steps,
-        names.FULL_REUSE_STEPS: first,
-        names.REGION_STEPS: job.region_end - first if donor else 0,
+        semconv.GENERATION_ID: job.generation_id,
+        semconv.TOTAL_STEPS: job.total_steps,
+        semconv.FULL_REUSE_STEPS: first,
+        semconv.REGION_STEPS: job.region_end - first if donor else 0,
     }
     model.backend.drain()  # what a run that broke off, or a warm-up, left untold
-    with telemetry.span(names.SPAN_DENOISE, attributes, parent=parent):
+    with telemetry.span(semconv.SPAN_DENOISE, attributes, parent=parent):
         text = model.prepare_text(job.token_states)
         noise = model.noise(job.seed, job.latent_shape)
         seen = AttentionMaps(len(job.token_states))
@@ -119,17 +119,17 @@ def denoise(
         steps = stages.steps({last: seen.watch} if keep else None)
         for index in range(first, job.total_steps):
             with telemetry.span(
-                names.SPAN_STEP, {names.STEP_INDEX: index, names.STEP_SIGMA: job.sigmas[index]}
+                semconv.SPAN_STEP, {semconv.STEP_INDEX: index, semconv.STEP_SIGMA: job.sigmas[index]}
             ) as span:
                 begin = time.perf_counter()
                 step = next(steps)
                 _synchronize(model)
                 seconds = time.perf_counter() - begin
                 report = model.backend.drain()
-                span.set_attribute(names.COMPUTED_SHARE, step.computed_share)
-                span.set_attribute(names.BACKEND, report.backend)
+                span.set_attribute(semconv.COMPUTED_SHARE, step.computed_share)
+                span.set_attribute(semconv.BACKEND, report.backend)
                 if report.fallback:
-                    span.set_attribute(names.FALLBACK, report.fallback)
+                    span.set_attribute(semconv.FALLBACK, report.fallback)
                     log.warning("fell back", generation_id=job.generation_id, **asdict(report))
             denoise_seconds += seconds
             computed_steps += step.computed_share
@@ -140,11 +140,11 @@ def denoise(
             except GeneratorExit:
                 log.info("stopped", generation_id=job.generation_id, steps_run=index + 1 - first)
                 raise
-    with telemetry.span(names.SPAN_DECODE, parent=parent) as span:
+    with telemetry.span(semconv.SPAN_DECODE, parent=parent) as span:
         begin = time.perf_counter()
         video = _encode(model, step.latents)
         decode_seconds = time.perf_counter() - begin
-        span.set_attribute(names.BYTES, len(video.data))
+        span.set_attribute(semconv.BYTES, len(video.data))
     latents = {i: x.cpu() for i, x in sorted(kept.items())[:MAX_KEPT]}
     yield Result(
         video=video,

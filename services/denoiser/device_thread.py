@@ -10,8 +10,8 @@ from contextlib import closing
 from threading import Event
 from typing import Final, Generic, TypeVar
 
-from services.common import errors
-from services.common.errors import ChorusError
+from chorus_rpc import errors
+from chorus_rpc.errors import ChorusError
 
 T = TypeVar("T")
 E = TypeVar("E")

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 
 from chorus.cache.v1 import cache_pb2
 from chorus.common.v1 import latents_pb2
+from chorus_rpc import errors, semconv, telemetry
+from chorus_rpc.channels import calling
+from chorus_rpc.chunks import BlobAssembler, BlobFault, chunks, sha256
+from chorus_rpc.errors import ChorusError
+from chorus_rpc.tenancy import tenant_metadata
 from torch import Tensor
 
-from services.common import errors, names, telemetry
-from services.common.blobs import BlobAssembler, BlobFault, chunks, sha256
-from services.common.channels import calling
-from services.common.errors import ChorusError
-from services.common.tenancy import tenant_metadata
 from services.denoiser.request import DenoiseJob
 from services.denoiser.reuse.latent_blob import pack_latents, unpack_latents
 from services.denoiser.reuse.side_data import SideData, pack_side_data, unpack_side_data
@@ -66,8 +66,8 @@ class LatentCache:
         """
         assert job.donor is not None
         with telemetry.span(
-            names.SPAN_FETCH_DONOR,
-            {names.ENTRY_ID: job.donor.entry_id, names.DONOR_SCORE: job.donor.score},
+            semconv.SPAN_FETCH_DONOR,
+            {semconv.ENTRY_ID: job.donor.entry_id, semconv.DONOR_SCORE: job.donor.score},
             link=job.donor.traceparent,
         ) as span:
             try:
@@ -79,7 +79,7 @@ class LatentCache:
                     f"donor {job.donor.entry_id} cannot be used: {fault}",
                     metadata={"entry_id": job.donor.entry_id},
                 ) from fault
-            span.set_attribute(names.BYTES, delivery.size_bytes)
+            span.set_attribute(semconv.BYTES, delivery.size_bytes)
             if job.needs_side_data and data.side is None:
                 raise errors.not_found("side data", job.donor.entry_id)
             return data
@@ -115,7 +115,7 @@ class LatentCache:
         Raises ChorusError.
         """
         assert job.admission is not None
-        with telemetry.span(names.SPAN_ADMIT, {names.GENERATION_ID: job.generation_id}) as span:
+        with telemetry.span(semconv.SPAN_ADMIT, {semconv.GENERATION_ID: job.generation_id}) as span:
             entry = cache_pb2.NewEntry(
                 identity=job.identity,
                 retrieval_encoder_id=job.retrieval_encoder_id,
@@ -134,7 +134,7 @@ class LatentCache:
                     timeout=self._admit_seconds,
                     metadata=tenant_metadata(tenant),
                 )
-            span.set_attribute(names.ENTRY_ID, reply.entry_id)
+            span.set_attribute(semconv.ENTRY_ID, reply.entry_id)
             return reply.entry_id
 
 

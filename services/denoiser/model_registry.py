@@ -9,7 +9,6 @@ import torch
 from chorus.common.v1 import latents_pb2, video_pb2
 from chorus.denoiser.v1 import denoiser_pb2
 
-from services.common.logs import get_logger
 from services.denoiser.denoise import measure_step
 from services.denoiser.device_thread import DeviceThread
 from services.denoiser.engines.select import choose_backend
@@ -17,6 +16,7 @@ from services.denoiser.model.loaded import LoadedModel
 from services.denoiser.model.spec import Bound, SpecError
 from services.denoiser.request import adapters_of, unknown_model
 from services.denoiser.settings import DenoiserSettings
+from services.runtime.logs import get_logger
 
 log = get_logger("denoiser.catalogue")
 

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 from chorus.common.v1 import latents_pb2, plan_pb2
 from chorus.denoiser.v1 import denoiser_pb2
+from chorus_rpc import errors
+from chorus_rpc.errors import ChorusError, Violation, Violations
+from chorus_rpc.plan_bounds import check_amplification, check_depth, check_region
 from numpy.typing import NDArray
 
-from services.common import errors
-from services.common.errors import ChorusError, Violation, Violations
-from services.common.plans import check_amplification, check_depth, check_region
-from services.common.schedule import schedule_fault
-from services.common.tensors import decode_tensor
+from services.contract.schedule import schedule_fault
+from services.contract.tensors import decode_tensor
 from services.denoiser.model.loaded import LatentShape, LoadedModel
 from services.denoiser.network.wan import Grid
 

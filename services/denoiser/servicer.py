@@ -10,18 +10,18 @@ from typing import Any
 import grpc.aio
 from chorus.common.v1 import errors_pb2, latents_pb2, video_pb2
 from chorus.denoiser.v1 import denoiser_pb2, denoiser_pb2_grpc
+from chorus_rpc import errors, semconv, telemetry
+from chorus_rpc.chunks import chunks, sha256
+from chorus_rpc.errors import ChorusError
+from chorus_rpc.tenancy import tenant_of
 
-from services.common import errors, names, telemetry
-from services.common.blobs import chunks, sha256
-from services.common.errors import ChorusError
-from services.common.logs import get_logger
-from services.common.tenancy import tenant_of
 from services.denoiser.codec.mp4 import MEDIA_TYPE
 from services.denoiser.denoise import Result, StepDone, Video, denoise
 from services.denoiser.device_thread import DeviceThread
 from services.denoiser.latent_cache import DonorData, LatentCache
 from services.denoiser.model_registry import ModelRegistry
 from services.denoiser.request import DenoiseJob, parse_request
+from services.runtime.logs import get_logger
 
 log = get_logger("denoiser")
 
@@ -65,7 +65,7 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
             denoise(job, start.donor, job.admission is not None, telemetry.traceparent()), deadline
         )
         _when_ended(context, run.cancel)
-        with telemetry.span(names.SPAN_QUEUE):
+        with telemetry.span(semconv.SPAN_QUEUE):
             await run.begun()
         yield denoiser_pb2.DenoiseResponse(started=_started(job, start))
         async for event in run.events():

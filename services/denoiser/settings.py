@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, FilePath
 from pydantic_settings import NoDecode, SettingsConfigDict
 
-from services.common.settings import MIB, Seconds, ServerSettings, Target
+from services.runtime.settings import MIB, Seconds, ServerSettings, Target
 
 # Beside the services, in a checkout as in an installation.
 SHIPPED_MODEL = Path(__file__).resolve().parents[2] / "models" / "movingshapes" / "model.toml"

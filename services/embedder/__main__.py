@@ -8,11 +8,11 @@ from contextlib import AsyncExitStack
 import grpc.aio
 from chorus.embedder.v1 import embedder_pb2, embedder_pb2_grpc
 
-from services.common.server import run
-from services.common.settings import load_settings
 from services.embedder.engine import Engine, load_engine
 from services.embedder.servicer import EmbedderServicer
 from services.embedder.settings import EmbedderSettings
+from services.runtime.server import run
+from services.runtime.settings import load_settings
 
 
 async def start(settings: EmbedderSettings, resources: AsyncExitStack, server: grpc.aio.Server) -> None:

@@ -11,10 +11,9 @@ from threading import BoundedSemaphore
 from typing import TypeVar
 
 import torch
+from chorus_rpc import errors, semconv, telemetry
+from chorus_rpc.errors import ChorusError
 
-from services.common import errors, names, telemetry
-from services.common.errors import ChorusError
-from services.common.logs import get_logger
 from services.embedder.encoders import (
     CLIPEncoder,
     Encoder,
@@ -24,6 +23,7 @@ from services.embedder.encoders import (
     UMT5Encoder,
 )
 from services.embedder.settings import EncoderSpec
+from services.runtime.logs import get_logger
 
 log = get_logger("engine")
 
@@ -128,11 +128,11 @@ class Engine:
         missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in found]
         if missing:
             with telemetry.span(
-                names.SPAN_EMBED.format(model=encoder.id),
-                {names.GEN_AI_OPERATION: "embeddings", names.GEN_AI_MODEL: encoder.id},
+                semconv.SPAN_EMBED.format(model=encoder.id),
+                {semconv.GEN_AI_OPERATION: "embeddings", semconv.GEN_AI_MODEL: encoder.id},
             ) as span:
                 encodings = await self._submit(encoder.encode if together else _each(encoder), missing)
-                span.set_attribute(names.TOKENS, sum(len(encoding.tokens) for encoding in encodings))
+                span.set_attribute(semconv.TOKENS, sum(len(encoding.tokens) for encoding in encodings))
             for prompt, encoding in zip(missing, encodings, strict=True):
                 found[prompt] = encoding
                 self._recent.put(kept_as, prompt, encoding)

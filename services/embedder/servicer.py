@@ -9,11 +9,11 @@ import grpc.aio
 import numpy as np
 from chorus.common.v1 import latents_pb2
 from chorus.embedder.v1 import embedder_pb2, embedder_pb2_grpc
+from chorus_rpc import errors
+from chorus_rpc.errors import ChorusError, Violations
 from numpy.typing import NDArray
 
-from services.common import errors
-from services.common.errors import ChorusError, Violations
-from services.common.tensors import decode_tensor, encode_tensor
+from services.contract.tensors import decode_tensor, encode_tensor
 from services.embedder.alignment import Change, EncodedPrompt, align, on_tokens
 from services.embedder.encoders import Encoder, Tokens
 from services.embedder.engine import Engine

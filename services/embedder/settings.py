@@ -9,8 +9,8 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field
 from pydantic_settings import NoDecode, SettingsConfigDict
 
-from services.common.hub import local_path
-from services.common.settings import MIB, ServerSettings
+from services.runtime.hub import local_path
+from services.runtime.settings import MIB, ServerSettings
 
 KINDS_WITH_PATH = ("clip", "umt5")
 

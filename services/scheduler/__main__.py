@@ -9,11 +9,11 @@ from contextlib import AsyncExitStack
 
 import grpc.aio
 from chorus.scheduler.v1 import scheduler_pb2, scheduler_pb2_grpc
+from chorus_rpc.errors import ChorusError
 
-from services.common.errors import ChorusError
-from services.common.logs import get_logger
-from services.common.server import run
-from services.common.settings import load_settings
+from services.runtime.logs import get_logger
+from services.runtime.server import run
+from services.runtime.settings import load_settings
 from services.scheduler.api.generations import Generations
 from services.scheduler.api.servicer import SchedulerServicer
 from services.scheduler.dispatch.dispatcher import Dispatcher

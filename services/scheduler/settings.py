@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
+from chorus_rpc.tenancy import DEFAULT_TENANT
 from pydantic import Field, StringConstraints
 from pydantic_settings import SettingsConfigDict
 
-from services.common.settings import MIB, Seconds, ServerSettings, Target
-from services.common.tenancy import DEFAULT_TENANT
+from services.runtime.settings import MIB, Seconds, ServerSettings, Target
 
 DAY = 86_400.0
 

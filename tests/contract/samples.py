@@ -8,11 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 from chorus.cache.v1 import cache_pb2
 from chorus.common.v1 import latents_pb2
+from chorus_rpc.chunks import chunks, sha256
 from safetensors.numpy import save
 
 from services.cache.entries import Blob, Entry, Space
-from services.common.blobs import chunks, sha256
-from services.common.identity import entry_id, identity_digest, prompt_hash
+from services.contract.identity import entry_id, identity_digest, prompt_hash
 
 SHAPE = (4, 2, 3, 3)
 SIGMAS = (1.0, 0.9, 0.5, 0.0)

@@ -8,13 +8,13 @@ import uuid
 from pathlib import Path
 
 import pytest
+from chorus_rpc.errors import DEPENDENCY_UNAVAILABLE, ChorusError
 from moto.server import ThreadedMotoServer
 
 from services.cache.blobs import Blobs, BlobStat
 from services.cache.directory import DirectoryBlobs
 from services.cache.entries import blob_key
 from services.cache.s3 import S3Blobs
-from services.common.errors import DEPENDENCY_UNAVAILABLE, ChorusError
 from tests.contract.conftest import OpenBlobs
 from tests.contract.samples import digest
 from tests.processes import free_port

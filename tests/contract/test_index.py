@@ -9,13 +9,13 @@ import uuid
 from pathlib import Path
 
 import pytest
+from chorus_rpc.errors import DEPENDENCY_UNAVAILABLE, ChorusError
 from milvus_lite.adapter.grpc.server import start_server_in_thread
 
 from services.cache.entries import Blob, Entry, Space
 from services.cache.index import Index, Selection
 from services.cache.milvus import MilvusIndex, tenant_filter
-from services.common.errors import DEPENDENCY_UNAVAILABLE, ChorusError
-from services.common.identity import identity_digest
+from services.contract.identity import identity_digest
 from tests.contract.conftest import OpenIndex
 from tests.contract.samples import DIMENSION, SPACE, digest, entry, identity, unit
 from tests.processes import free_port

@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 from chorus.scheduler.v1 import scheduler_pb2_grpc
+from chorus_rpc.channels import open_channel
 
-from services.common.channels import open_channel
 from tests.stack import Stack, running_stack
 
 

@@ -9,8 +9,8 @@ import pytest
 from chorus.common.v1 import errors_pb2, plan_pb2
 from chorus.scheduler.v1 import scheduler_pb2 as pb
 from chorus.scheduler.v1 import scheduler_pb2_grpc
+from chorus_rpc.channels import open_channel
 
-from services.common.channels import open_channel
 from tests.e2e.calls import ENDED, get, kinds, submit, video, watch_to_end
 from tests.stack import NAMES, Stack, running_stack
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from chorus.common.v1 import plan_pb2
 from chorus.scheduler.v1 import scheduler_pb2 as pb
+from chorus_rpc.errors import INVALID_FIELD, from_rpc_error
 
-from services.common.errors import INVALID_FIELD, from_rpc_error
 from tests.e2e.calls import get, kinds, submit, watch_to_end
 from tests.stack import Stack
 

@@ -15,9 +15,9 @@ import grpc.aio
 import pytest
 from chorus.common.v1 import latents_pb2, plan_pb2, video_pb2
 from chorus.scheduler.v1 import scheduler_pb2 as pb
+from chorus_rpc.errors import from_rpc_error
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from services.common.errors import from_rpc_error
 from tests.e2e.calls import get, kinds, submit, video, watch_to_end
 from tests.processes import ROOT
 from tests.stack import Stack

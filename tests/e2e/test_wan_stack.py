@@ -15,9 +15,9 @@ from chorus.denoiser.v1 import denoiser_pb2, denoiser_pb2_grpc
 from chorus.embedder.v1 import embedder_pb2, embedder_pb2_grpc
 from chorus.scheduler.v1 import scheduler_pb2 as pb
 from chorus_client import models
+from chorus_rpc.channels import open_channel
 
 from bench.checkpoints import save_wan_pipeline, write_model_file
-from services.common.channels import open_channel
 from services.embedder.encoders import UMT5Encoder
 from services.scheduler.peers import messages
 from tests.e2e.calls import get, submit, video, watch_to_end

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from services.common.settings import ServerSettings
+from services.runtime.settings import ServerSettings
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "infra/helm/chorus"

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, TypeAlias
 import grpc.aio
 from chorus.cache.v1 import cache_pb2, cache_pb2_grpc
 from chorus.common.v1 import latents_pb2
+from chorus_rpc.channels import open_channel
+from chorus_rpc.chunks import BlobAssembler
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-from services.common.blobs import BlobAssembler
-from services.common.channels import open_channel
 from tests.contract.samples import lookup
 from tests.processes import ServiceProcess
 

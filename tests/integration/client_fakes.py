@@ -14,11 +14,11 @@ import grpc.aio
 from chorus.cache.v1 import cache_pb2, cache_pb2_grpc
 from chorus.common.v1 import errors_pb2, plan_pb2, video_pb2
 from chorus.scheduler.v1 import scheduler_pb2, scheduler_pb2_grpc
+from chorus_rpc import errors, tenancy
+from chorus_rpc.chunks import chunks
+from chorus_rpc.errors import ChorusError, Violations
 
-from services.common import errors, tenancy
-from services.common.blobs import chunks
-from services.common.errors import ChorusError, Violations
-from services.common.interceptors import Gate, ServiceInterceptor
+from services.runtime.interceptors import Gate, ServiceInterceptor
 
 VIDEO = b"\x00\x00\x00\x18ftypisom" + bytes(range(256)) * 9_000  # more than two chunks
 STEPS = 4

@@ -20,11 +20,11 @@ from chorus.denoiser.v1 import denoiser_pb2, denoiser_pb2_grpc
 from chorus.embedder.v1 import embedder_pb2, embedder_pb2_grpc
 from chorus.scheduler.v1 import scheduler_pb2 as pb
 from chorus.scheduler.v1 import scheduler_pb2_grpc
+from chorus_rpc.chunks import chunks
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from services.common.blobs import chunks
-from services.common.interceptors import Gate, ServiceInterceptor
-from services.common.tensors import encode_tensor
+from services.contract.tensors import encode_tensor
+from services.runtime.interceptors import Gate, ServiceInterceptor
 from tests.processes import ServiceProcess, free_port
 
 ENCODER = "enc@1"

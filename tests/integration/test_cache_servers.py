@@ -11,10 +11,10 @@ import grpc
 import grpc.aio
 import pytest
 from chorus.cache.v1 import cache_pb2, cache_pb2_grpc
+from chorus_rpc.channels import open_channel
+from chorus_rpc.tenancy import tenant_metadata
 from minio import Minio
 
-from services.common.channels import open_channel
-from services.common.tenancy import tenant_metadata
 from tests.contract.conftest import needed
 from tests.contract.samples import admission, fetch, latents, lookup, new_entry
 from tests.processes import start_service

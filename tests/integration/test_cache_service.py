@@ -13,9 +13,9 @@ import grpc
 import grpc.aio
 import pytest
 from chorus.cache.v1 import cache_pb2
+from chorus_rpc.tenancy import tenant_metadata
 
-from services.common.identity import entry_id, identity_digest
-from services.common.tenancy import tenant_metadata
+from services.contract.identity import entry_id, identity_digest
 from tests.contract.samples import (
     admission,
     blob_messages,

@@ -16,8 +16,8 @@ from chorus_client import (
     GenerationFailed,
     explicit_reuse,
 )
+from chorus_rpc import errors
 
-from services.common import errors
 from tests.integration.client_fakes import VIDEO, FakeDeployment, deployment_in_thread
 
 

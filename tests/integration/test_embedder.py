@@ -11,11 +11,11 @@ import grpc
 import numpy as np
 import pytest
 from chorus.embedder.v1 import embedder_pb2, embedder_pb2_grpc
+from chorus_rpc import errors
+from chorus_rpc.channels import calling, open_channel
+from chorus_rpc.errors import ChorusError
 
-from services.common import errors
-from services.common.channels import calling, open_channel
-from services.common.errors import ChorusError
-from services.common.tensors import decode_tensor
+from services.contract.tensors import decode_tensor
 from tests.processes import ServiceProcess, free_port, start_service
 from tests.tiny_encoders import save_umt5
 

@@ -15,10 +15,10 @@ import pytest
 import pytest_asyncio
 from chorus.common.v1 import errors_pb2, plan_pb2
 from chorus.scheduler.v1 import scheduler_pb2 as pb
+from chorus_rpc import errors
+from chorus_rpc.errors import ChorusError, from_rpc_error
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from services.common import errors
-from services.common.errors import ChorusError, from_rpc_error
 from tests.integration.scheduler_fakes import STEPS, Fake, World, check_story, kinds
 from tests.processes import ROOT
 

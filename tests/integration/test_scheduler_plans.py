@@ -9,9 +9,9 @@ import pytest
 import pytest_asyncio
 from chorus.common.v1 import plan_pb2
 from chorus.scheduler.v1 import scheduler_pb2 as pb
+from chorus_rpc.errors import INVALID_FIELD, from_rpc_error
+from chorus_rpc.plan_bounds import DEFAULT_REGION
 
-from services.common.errors import INVALID_FIELD, from_rpc_error
-from services.common.plans import DEFAULT_REGION
 from tests.integration.scheduler_fakes import World
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

@@ -16,9 +16,9 @@ import pytest
 import pytest_asyncio
 from chorus.common.v1 import errors_pb2, latents_pb2, plan_pb2, video_pb2
 from chorus.scheduler.v1 import scheduler_pb2 as pb
+from chorus_rpc.errors import ChorusError, from_rpc_error
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from services.common.errors import ChorusError, from_rpc_error
 from tests.integration.scheduler_fakes import STEPS, VIDEO, World, check_story, kinds, video_info
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

@@ -12,10 +12,10 @@ import grpc.aio
 import pytest
 import pytest_asyncio
 from chorus.scheduler.v1 import scheduler_pb2 as pb
+from chorus_rpc import semconv
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 from opentelemetry.proto.trace.v1 import trace_pb2
 
-from services.common import names
 from tests.integration.scheduler_fakes import World, check_story, kinds
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -100,28 +100,28 @@ async def test_one_trace_with_a_link_to_the_donors(world: World, collector: tupl
     world.cache.donors[0].entry.traceparent = f"00-{DONOR_TRACE}-{'e' * 16}-01"
     job, trace_id = await submit(world)
     check_story(await world.events(job))
-    spans = await collector[0].trace(trace_id, 1, names.SPAN_GENERATION)
+    spans = await collector[0].trace(trace_id, 1, semconv.SPAN_GENERATION)
     by_id = {span.span_id: span for span in spans}
     parent = {span.name: by_id[span.parent_span_id].name for span in spans if span.parent_span_id in by_id}
     # Asked within the first Submit where the catalogue was not there yet.
     parent.pop(DESCRIBE, None)
     assert parent == {
-        names.SPAN_GENERATION: SUBMIT,
-        EMBED: names.SPAN_GENERATION,
-        LOOKUP: names.SPAN_GENERATION,
-        names.SPAN_RERANK: names.SPAN_GENERATION,
-        ALIGN: names.SPAN_RERANK,
-        names.SPAN_PLAN: names.SPAN_GENERATION,
-        names.SPAN_DISPATCH: names.SPAN_GENERATION,
-        DENOISE: names.SPAN_DISPATCH,
+        semconv.SPAN_GENERATION: SUBMIT,
+        EMBED: semconv.SPAN_GENERATION,
+        LOOKUP: semconv.SPAN_GENERATION,
+        semconv.SPAN_RERANK: semconv.SPAN_GENERATION,
+        ALIGN: semconv.SPAN_RERANK,
+        semconv.SPAN_PLAN: semconv.SPAN_GENERATION,
+        semconv.SPAN_DISPATCH: semconv.SPAN_GENERATION,
+        DENOISE: semconv.SPAN_DISPATCH,
     }
     links = {span.name: [link.trace_id.hex() for link in span.links] for span in spans if span.links}
-    assert links == {names.SPAN_DISPATCH: [DONOR_TRACE]}
-    [generation] = [span for span in spans if span.name == names.SPAN_GENERATION]
+    assert links == {semconv.SPAN_DISPATCH: [DONOR_TRACE]}
+    [generation] = [span for span in spans if span.name == semconv.SPAN_GENERATION]
     attributes = {a.key: a.value for a in generation.attributes}
-    assert attributes[names.GENERATION_ID].string_value == job.generation_id
-    assert attributes[names.CACHE_DECISION].string_value == "hit"
-    assert attributes[names.FULL_REUSE_STEPS].int_value == 3
+    assert attributes[semconv.GENERATION_ID].string_value == job.generation_id
+    assert attributes[semconv.CACHE_DECISION].string_value == "hit"
+    assert attributes[semconv.FULL_REUSE_STEPS].int_value == 3
     # What was asked for stays here: prompts are not exported.
     assert not any(b"red car" in span.SerializeToString() for span in spans)
     for fake in (world.embedder, world.cache, world.denoiser):
@@ -136,7 +136,7 @@ async def test_a_trace_goes_on_after_kill_9(world: World, collector: tuple[Colle
     world.denoiser.go.set()
     await world.boot()
     check_story(await world.events(job))
-    await collector[0].trace(trace_id, 1, names.SPAN_GENERATION)
+    await collector[0].trace(trace_id, 1, semconv.SPAN_GENERATION)
     assert {m["traceparent"].split("-")[1] for m in world.denoiser.metadata} == {trace_id}
 
 
@@ -156,6 +156,6 @@ async def test_a_traced_call_can_be_cancelled_and_can_break(
     events = await world.events(job)
     check_story(events)
     assert kinds(events)[-1] == "succeeded"
-    spans = await collector[0].trace(trace_id, 2, names.SPAN_GENERATION)
-    failed = [span for span in spans if span.name == names.SPAN_GENERATION and span.status.code]
+    spans = await collector[0].trace(trace_id, 2, semconv.SPAN_GENERATION)
+    failed = [span for span in spans if span.name == semconv.SPAN_GENERATION and span.status.code]
     assert len(failed) == 1

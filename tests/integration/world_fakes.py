@@ -11,10 +11,10 @@ import torch
 from chorus.cache.v1 import cache_pb2
 from chorus.common.v1 import plan_pb2, video_pb2
 from chorus.scheduler.v1 import scheduler_pb2
+from chorus_rpc.chunks import chunks
 
 from models.movingshapes import world
 from models.movingshapes.world import Scene
-from services.common.blobs import chunks
 from services.denoiser.codec.mp4 import encode_mp4, to_frames
 from tests.integration.client_fakes import STEPS, FakeCache, FakeDeployment, FakeScheduler
 from yardstick.scenes import KINDS, make_groups

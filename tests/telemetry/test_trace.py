@@ -17,10 +17,10 @@ from threading import Condition
 
 import grpc
 import pytest
+from chorus_rpc import semconv
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 from opentelemetry.proto.trace.v1 import trace_pb2
 
-from services.common import names
 from tests.processes import ROOT
 from tests.stack import Stack, running_stack
 
@@ -108,15 +108,15 @@ async def test_one_trace_and_a_link_to_the_donors(
 ) -> None:
     received, _ = collector
     always = {
-        names.SPAN_GENERATION,
-        names.SPAN_PLAN,
-        names.SPAN_DENOISE,
-        names.SPAN_STEP,
-        names.SPAN_DECODE,
-        names.SPAN_ADMIT,
-        names.SPAN_INDEX_SEARCH,
-        names.SPAN_INDEX_UPSERT,
-        names.SPAN_BLOB_PUT,
+        semconv.SPAN_GENERATION,
+        semconv.SPAN_PLAN,
+        semconv.SPAN_DENOISE,
+        semconv.SPAN_STEP,
+        semconv.SPAN_DECODE,
+        semconv.SPAN_ADMIT,
+        semconv.SPAN_INDEX_SEARCH,
+        semconv.SPAN_INDEX_UPSERT,
+        semconv.SPAN_BLOB_PUT,
         "/chorus.scheduler.v1.SchedulerService/SubmitGeneration",
         "/chorus.embedder.v1.EmbedderService/Embed",
         "/chorus.cache.v1.CacheService/Lookup",
@@ -127,7 +127,7 @@ async def test_one_trace_and_a_link_to_the_donors(
     assert {service for service, _ in donor} == {
         "chorus-client", "chorus-scheduler", "chorus-embedder", "chorus-cache", "chorus-denoiser",
     }  # fmt: skip
-    assert sum(span.name == names.SPAN_STEP for _, span in donor) == 4
+    assert sum(span.name == semconv.SPAN_STEP for _, span in donor) == 4
 
     by_id = {span.span_id: span for _, span in donor}
     roots = [span for _, span in donor if not span.parent_span_id]
@@ -138,14 +138,14 @@ async def test_one_trace_and_a_link_to_the_donors(
     def parents(name: str) -> set[str]:
         return {by_id[s.parent_span_id].name for _, s in donor if s.name == name}
 
-    assert parents(names.SPAN_STEP) == {names.SPAN_DENOISE}
-    assert parents("/chorus.cache.v1.CacheService/Admit") >= {names.SPAN_ADMIT}
+    assert parents(semconv.SPAN_STEP) == {semconv.SPAN_DENOISE}
+    assert parents("/chorus.cache.v1.CacheService/Admit") >= {semconv.SPAN_ADMIT}
 
     hit_trace = await asyncio.to_thread(generate, stack, otel, tmp_path / "b.mp4", 2)
     assert hit_trace != donor_trace
     # A repetition in the same words runs one step and has nothing new to admit.
-    admitting = {names.SPAN_ADMIT, names.SPAN_INDEX_UPSERT, names.SPAN_BLOB_PUT}
-    fetching = {names.SPAN_FETCH_DONOR, names.SPAN_BLOB_GET}
+    admitting = {semconv.SPAN_ADMIT, semconv.SPAN_INDEX_UPSERT, semconv.SPAN_BLOB_PUT}
+    fetching = {semconv.SPAN_FETCH_DONOR, semconv.SPAN_BLOB_GET}
     hit = await asyncio.to_thread(received.trace, bytes.fromhex(hit_trace), (always - admitting) | fetching)
     links = [link.trace_id.hex() for _, span in hit for link in span.links]
     assert donor_trace in links

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from chorus.cache.v1 import cache_pb2
 from chorus.common.v1 import latents_pb2
+from chorus_rpc.errors import INVALID_FIELD, ChorusError
 from google.protobuf import duration_pb2
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,8 +22,7 @@ from services.cache.index import Selection
 from services.cache.milvus import tenant_filter
 from services.cache.settings import CacheSettings
 from services.cache.upload import Upload
-from services.common.errors import INVALID_FIELD, ChorusError
-from services.common.settings import load_settings
+from services.runtime.settings import load_settings
 from tests.contract.samples import SHAPE, admission, digest, fetch, header, latents, lookup, new_entry, unit
 
 LIMITS = Limits(prompt=200, blob=4096, entry=8192)

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from chorus.cache.v1 import cache_pb2
 from chorus.common.v1 import latents_pb2
+from chorus_rpc.chunks import sha256
+from chorus_rpc.errors import BLOB_CORRUPT, INVALID_FIELD, NOT_FOUND, ChorusError
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,8 +22,6 @@ from services.cache.milvus import MilvusIndex
 from services.cache.store import Store
 from services.cache.sweeper import Swept, sweep
 from services.cache.upload import Upload
-from services.common.blobs import sha256
-from services.common.errors import BLOB_CORRUPT, INVALID_FIELD, NOT_FOUND, ChorusError
 from tests.contract.samples import (
     SPACE,
     admission,

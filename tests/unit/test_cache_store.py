@@ -10,6 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from chorus_rpc.errors import (
+    BLOB_CORRUPT,
+    DEPENDENCY_UNAVAILABLE,
+    NOT_FOUND,
+    ChorusError,
+    Reason,
+    unavailable,
+)
 
 from services.cache.bounds import Limits
 from services.cache.directory import DirectoryBlobs
@@ -19,14 +27,6 @@ from services.cache.milvus import MilvusIndex
 from services.cache.store import Store
 from services.cache.sweeper import Sweeper, Swept, sweep
 from services.cache.upload import Upload
-from services.common.errors import (
-    BLOB_CORRUPT,
-    DEPENDENCY_UNAVAILABLE,
-    NOT_FOUND,
-    ChorusError,
-    Reason,
-    unavailable,
-)
 from tests.contract.samples import SPACE, admission, latents, new_entry, unit
 
 GRACE = 600.0

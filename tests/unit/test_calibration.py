@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 from chorus.common.v1 import plan_pb2
 from chorus.scheduler.v1 import scheduler_pb2 as pb
+from chorus_rpc.plan_bounds import DEFAULT_REGION
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.common.plans import DEFAULT_REGION
-from services.common.schedule import shifted_schedule
+from services.contract.schedule import shifted_schedule
 from services.scheduler.planning.calibration import (
     LIMITS,
     Calibration,

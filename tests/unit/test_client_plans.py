@@ -16,10 +16,9 @@ from chorus_client.plans import (
     describe_region,
     plan_of_options,
 )
+from chorus_rpc.plan_bounds import DEFAULT_REGION
 from hypothesis import given
 from hypothesis import strategies as st
-
-from services.common.plans import DEFAULT_REGION
 
 shares = st.integers(0, 100).map(lambda percent: percent / 100)
 

@@ -14,16 +14,17 @@ import numpy as np
 import pytest
 from chorus.common.v1 import errors_pb2, latents_pb2
 from chorus.embedder.v1 import embedder_pb2, embedder_pb2_grpc
+from chorus_rpc import chunks, errors, telemetry, tenancy
+from chorus_rpc.channels import calling, open_channel
+from chorus_rpc.errors import ChorusError
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.common import blobs, errors, identity, schedule, telemetry, tenancy, tensors
-from services.common.channels import calling, open_channel
-from services.common.errors import ChorusError
-from services.common.interceptors import Gate, ServiceInterceptor
-from services.common.settings import ServerSettings, load_settings
+from services.contract import identity, safetensors_header, schedule, tensors
+from services.runtime.interceptors import Gate, ServiceInterceptor
+from services.runtime.settings import ServerSettings, load_settings
 
 Behaviour = Callable[[embedder_pb2.EmbedRequest], Awaitable[embedder_pb2.EmbedResponse]]
 
@@ -267,40 +268,42 @@ def safetensors_file(shape: list[int], payload: bytes) -> bytes:
 
 @given(st.binary(min_size=1, max_size=5000), st.integers(1, 700))
 def test_chunks_come_together_again(data: bytes, size: int) -> None:
-    assembler = blobs.BlobAssembler(len(data), blobs.sha256(data), 5000)
-    for chunk in blobs.chunks(data, size):
+    assembler = chunks.BlobAssembler(len(data), chunks.sha256(data), 5000)
+    for chunk in chunks.chunks(data, size):
         assembler.add(chunk)
     assert assembler.finish() == data
 
 
 def test_a_blob_that_is_not_what_was_announced_is_refused() -> None:
-    with pytest.raises(blobs.BlobFault, match="bound"):
-        blobs.BlobAssembler(11, "", 10)
-    short = blobs.BlobAssembler(3, blobs.sha256(b"abc"), 10)
+    with pytest.raises(chunks.BlobFault, match="bound"):
+        chunks.BlobAssembler(11, "", 10)
+    short = chunks.BlobAssembler(3, chunks.sha256(b"abc"), 10)
     short.add(b"ab")
-    with pytest.raises(blobs.BlobFault, match="2 of 3"):
+    with pytest.raises(chunks.BlobFault, match="2 of 3"):
         short.finish()
-    with pytest.raises(blobs.BlobFault, match="more than"):
+    with pytest.raises(chunks.BlobFault, match="more than"):
         short.add(b"cd")
-    altered = blobs.BlobAssembler(3, blobs.sha256(b"abc"), 10)
+    altered = chunks.BlobAssembler(3, chunks.sha256(b"abc"), 10)
     altered.add(b"abd")
-    with pytest.raises(blobs.BlobFault, match="SHA-256"):
+    with pytest.raises(chunks.BlobFault, match="SHA-256"):
         altered.finish()
 
 
 def test_a_safetensors_header_is_read_and_checked() -> None:
     good = safetensors_file([2, 3], bytes(24))
-    assert blobs.safetensors_header(good) == [blobs.TensorHeader("latents", "F32", (2, 3))]
+    assert safetensors_header.safetensors_header(good) == [
+        safetensors_header.TensorHeader("latents", "F32", (2, 3))
+    ]
     for bad in (good[:-1], good + b"x", good[:12], b"", b"PK\x03\x04" * 9, bytes(40)):
-        with pytest.raises(blobs.BlobFault):
-            blobs.safetensors_header(bad)
+        with pytest.raises(chunks.BlobFault):
+            safetensors_header.safetensors_header(bad)
 
 
 @given(st.binary(max_size=200))
 def test_no_bytes_make_the_header_reader_fail_otherwise(data: bytes) -> None:
     try:
-        blobs.safetensors_header(data)
-    except blobs.BlobFault:
+        safetensors_header.safetensors_header(data)
+    except chunks.BlobFault:
         return
     assert len(data) >= 10
 

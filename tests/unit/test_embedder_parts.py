@@ -10,11 +10,11 @@ from threading import Event, get_ident
 
 import numpy as np
 import pytest
+from chorus_rpc import errors
+from chorus_rpc.errors import ChorusError
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.common import errors
-from services.common.errors import ChorusError
 from services.embedder.encoders import Encoder, Encoding, Tokens
 from services.embedder.engine import Engine, RecentEncodings
 from services.embedder.settings import EmbedderSettings, EncoderSpec, parse_encoder

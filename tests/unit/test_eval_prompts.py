@@ -8,12 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from chorus_rpc.errors import ChorusError
 from hypothesis import given
 from hypothesis import strategies as st
 
 from models.movingshapes import world
 from models.movingshapes.world import Scene, Split, Thing
-from services.common.errors import ChorusError
 from yardstick.prompts import Ask, Group, read_groups, write_groups
 from yardstick.scenes import KINDS, Pool, differing, judge, make_groups
 

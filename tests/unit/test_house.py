@@ -9,7 +9,7 @@ import pytest
 
 from tests.processes import ROOT
 
-OURS = ("services", "client", "models", "yardstick", "bench", "tests", "docs", "examples", "infra")
+OURS = ("services", "rpc", "client", "models", "yardstick", "bench", "tests", "docs", "examples", "infra")
 MADE = {"node_modules", "gen"}
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from services.common.hub import local_path
+from services.runtime.hub import local_path
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

@@ -12,7 +12,7 @@ from chorus.common.v1 import latents_pb2, plan_pb2, video_pb2
 from chorus.scheduler.v1 import scheduler_pb2
 from safetensors.torch import save_file
 
-from services.common.identity import identity_digest
+from services.contract.identity import identity_digest
 from services.denoiser.checkpoint.config import network_sizes
 from services.denoiser.checkpoint.weights import WeightsError, weights_digest
 from services.denoiser.device_thread import DeviceThread

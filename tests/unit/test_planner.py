@@ -7,7 +7,7 @@ from chorus.common.v1 import plan_pb2
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.common.schedule import shifted_schedule
+from services.contract.schedule import shifted_schedule
 from services.scheduler.planning.calibration import Policy
 from services.scheduler.planning.planner import TABLE, Donor, Plan, plan, to_message
 

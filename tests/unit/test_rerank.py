@@ -10,8 +10,8 @@ import grpc.aio
 import pytest
 from chorus.common.v1 import latents_pb2
 from chorus.embedder.v1 import embedder_pb2
+from chorus_rpc.errors import DEPENDENCY_UNAVAILABLE, ChorusError
 
-from services.common.errors import DEPENDENCY_UNAVAILABLE, ChorusError
 from services.scheduler.dispatch.rerank import AlignmentReranker, ScoreReranker
 from services.scheduler.planning.planner import Donor
 

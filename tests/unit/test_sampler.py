@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from services.common.schedule import shifted_schedule
+from services.contract.schedule import shifted_schedule
 from services.denoiser.network.sampler import sample, seeded_noise
 
 

@@ -8,12 +8,12 @@ import pytest
 from chorus.common.v1 import errors_pb2, latents_pb2, plan_pb2, video_pb2
 from chorus.denoiser.v1 import denoiser_pb2
 from chorus.scheduler.v1 import scheduler_pb2 as pb
+from chorus_rpc.errors import ChorusError, Violation
 from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.common.errors import ChorusError, Violation
-from services.common.schedule import shifted_schedule
+from services.contract.schedule import shifted_schedule
 from services.scheduler.api import page_token
 from services.scheduler.api.validation import Defaults, check_page_size, check_request_id, validate_spec
 from services.scheduler.dispatch.throughput import Throughput, full_step, seconds_saved

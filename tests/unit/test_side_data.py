@@ -9,11 +9,11 @@ import struct
 import pytest
 import safetensors.torch
 import torch
+from chorus_rpc.chunks import BlobFault
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from services.common.blobs import BlobFault
 from services.denoiser.network.wan import Grid
 from services.denoiser.reuse.side_data import (
     SideData,

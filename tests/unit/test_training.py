@@ -17,7 +17,7 @@ from models.movingshapes.network import FEW_STEPS, Network, noise
 from models.movingshapes.train import TOKENS, Trainer, draw_sigmas
 from models.movingshapes.train import main as train_main
 from models.movingshapes.world import scene_table
-from services.common.schedule import shifted_schedule
+from services.contract.schedule import shifted_schedule
 
 
 def arguments(seed: int = 0) -> argparse.Namespace:

@@ -12,9 +12,8 @@ import pytest
 from chorus_client import endpoints, models, up
 from chorus_client.cli import app
 from chorus_client.output import BAD_INPUT
+from chorus_rpc.errors import ChorusError
 from typer.testing import CliRunner
-
-from services.common.errors import ChorusError
 
 
 def test_ports_differ_and_said_ones_win() -> None:

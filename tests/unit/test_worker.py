@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator, Generator
 from threading import Event, get_ident
 
 import pytest
+from chorus_rpc import errors
+from chorus_rpc.errors import ChorusError
 
-from services.common import errors
-from services.common.errors import ChorusError
 from services.denoiser.device_thread import DeviceTask, DeviceThread
 
 WAIT = 20.0

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from services.common.identity import latent_shape
+from services.contract.identity import latent_shape
 
 
 @dataclass(frozen=True)

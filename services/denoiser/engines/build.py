@@ -12,7 +12,6 @@ from typing import Any, Final
 
 import torch
 
-from services.common.logs import get_logger
 from services.denoiser.backends.base import Backend, BackendError, Told, as_backend_error
 from services.denoiser.backends.graph_backend import Profile, Sizes
 from services.denoiser.engines.store import (
@@ -23,6 +22,7 @@ from services.denoiser.engines.store import (
     plain,
 )
 from services.denoiser.model.loaded import LoadedModel
+from services.runtime.logs import get_logger
 
 # Raise it when the graph or its export changes: older artefacts are then never found.
 GRAPH_VERSION: Final = "1"

@@ -11,9 +11,9 @@ from typing import Any, Final
 
 import torch
 from chorus_client.output import Output
+from chorus_rpc import errors
+from chorus_rpc.errors import ChorusError
 
-from services.common import errors
-from services.common.errors import ChorusError
 from services.denoiser.backends.base import BackendError
 from services.denoiser.backends.graph_backend import Profile, Sizes
 from services.denoiser.checkpoint.weights import WeightsError

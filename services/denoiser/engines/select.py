@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import torch
 
-from services.common.logs import get_logger
 from services.denoiser.backends.base import Backend, BackendError, Told, as_backend_error
 from services.denoiser.backends.eager import EagerBackend
 from services.denoiser.backends.fallback import Fallback, Unavailable
@@ -16,6 +15,7 @@ from services.denoiser.kernels.rule import through_kernel
 from services.denoiser.model.loaded import LoadedModel
 from services.denoiser.network.text import LayerAmplification
 from services.denoiser.settings import DenoiserSettings
+from services.runtime.logs import get_logger
 
 log = get_logger("denoiser.backends")
 

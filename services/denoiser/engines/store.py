@@ -20,9 +20,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from services.common.logs import get_logger
 from services.denoiser.backends.base import BackendError, Told
 from services.denoiser.backends.graph_backend import Profile
+from services.runtime.logs import get_logger
 
 log = get_logger("denoiser.artefacts")
 

@@ -18,13 +18,13 @@ from pydantic import (
     model_validator,
 )
 
-from services.common.hub import local_path
-from services.common.schedule import schedule_fault
+from services.contract.schedule import schedule_fault
 from services.denoiser.checkpoint.config import network_sizes
 from services.denoiser.codec import Geometry, SpaceToDepthCodec
 from services.denoiser.codec.wan_vae import read_geometry
 from services.denoiser.network.positions import position_count
 from services.denoiser.network.wan import WanConfig
+from services.runtime.hub import local_path
 
 Positive = Annotated[int, Field(gt=0)]
 

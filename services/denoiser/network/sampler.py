@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from services.common.schedule import schedule_fault
+from services.contract.schedule import schedule_fault
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def sample(
 
     velocity(x, sigma) returns the velocity in the shape of x. Yields after every step; the caller stops
     by not asking for the next one. `latents` is never written to. Arguments are checked at the call, before
-    the first step: raises ValueError where `sigmas` is no schedule (services.common.schedule) or
+    the first step: raises ValueError where `sigmas` is no schedule (services.contract.schedule) or
     `start_step` is none of its steps.
     """
     if fault := schedule_fault(sigmas):

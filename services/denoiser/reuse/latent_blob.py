@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import safetensors.torch
+from chorus_rpc.chunks import BlobFault
 from torch import Tensor
 
-from services.common.blobs import BlobFault, TensorHeader, safetensors_header
+from services.contract.safetensors_header import TensorHeader, safetensors_header
 
 NAME = "latents"
 

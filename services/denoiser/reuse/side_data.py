@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import safetensors.torch
 import torch
 import torch.nn.functional as F
+from chorus_rpc.chunks import BlobFault
 from torch import Tensor
 
-from services.common.blobs import BlobFault, TensorHeader, safetensors_header
+from services.contract.safetensors_header import TensorHeader, safetensors_header
 from services.denoiser.network.wan import Grid
 
 MAPS = "maps"

@@ -9,9 +9,9 @@ from collections.abc import AsyncGenerator
 
 from chorus.common.v1 import plan_pb2, video_pb2
 from chorus.scheduler.v1 import scheduler_pb2 as pb
+from chorus_rpc import errors, telemetry
+from chorus_rpc.errors import ChorusError, Violation
 
-from services.common import errors, telemetry
-from services.common.errors import ChorusError, Violation
 from services.scheduler.api import page_token, validation
 from services.scheduler.api.validation import Defaults
 from services.scheduler.dispatch.dispatcher import Dispatcher

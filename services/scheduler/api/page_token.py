@@ -6,7 +6,7 @@ import base64
 import binascii
 import re
 
-from services.common import errors
+from chorus_rpc import errors
 
 _TOKEN = re.compile(r"1:(\d{1,19}):(\d)")
 

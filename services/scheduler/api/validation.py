@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from chorus.common.v1 import latents_pb2, plan_pb2
 from chorus.denoiser.v1 import denoiser_pb2
 from chorus.scheduler.v1 import scheduler_pb2 as pb
+from chorus_rpc import errors
+from chorus_rpc.errors import Violation, Violations
+from chorus_rpc.plan_bounds import check_amplification, check_depth, check_region
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from services.common import errors
-from services.common.errors import Violation, Violations
-from services.common.plans import check_amplification, check_depth, check_region
-from services.common.schedule import schedule_fault, shifted_schedule
+from services.contract.schedule import schedule_fault, shifted_schedule
 from services.scheduler.settings import DAY
 
 MAX_PROMPT_CHARACTERS = 2_000

@@ -8,12 +8,12 @@ from chorus.common.v1 import errors_pb2, plan_pb2
 from chorus.denoiser.v1 import denoiser_pb2
 from chorus.embedder.v1 import embedder_pb2
 from chorus.scheduler.v1 import scheduler_pb2 as pb
+from chorus_rpc import errors, semconv, telemetry
+from chorus_rpc.channels import calling
+from chorus_rpc.errors import ChorusError
+from chorus_rpc.telemetry import Span
 
-from services.common import errors, names, telemetry
-from services.common.channels import calling
-from services.common.errors import ChorusError
-from services.common.logs import get_logger
-from services.common.telemetry import Span
+from services.runtime.logs import get_logger
 from services.scheduler.dispatch.denoise_stream import DenoiseStream
 from services.scheduler.dispatch.retry import RetryableFailure, classify_failure
 from services.scheduler.dispatch.tools import Tools, too_late
@@ -56,10 +56,10 @@ async def attempt(tools: Tools, job: Job, span: Span) -> None:
     looked_up = time.monotonic()
     plan = await _plan(tools, job, model, encoded, warnings)
     timings.lookup_seconds = time.monotonic() - looked_up
-    span.set_attribute(names.TOTAL_STEPS, plan.total_steps)
-    span.set_attribute(names.FULL_REUSE_STEPS, plan.full_reuse_steps)
-    span.set_attribute(names.REGION_STEPS, max(0, plan.region_steps_end - plan.full_reuse_steps))
-    span.set_attribute(names.CACHE_DECISION, "hit" if plan.full_reuse_steps else "miss")
+    span.set_attribute(semconv.TOTAL_STEPS, plan.total_steps)
+    span.set_attribute(semconv.FULL_REUSE_STEPS, plan.full_reuse_steps)
+    span.set_attribute(semconv.REGION_STEPS, max(0, plan.region_steps_end - plan.full_reuse_steps))
+    span.set_attribute(semconv.CACHE_DECISION, "hit" if plan.full_reuse_steps else "miss")
 
     planned = [pb.GenerationEvent(planned=pb.PlannedEvent(plan=plan))]
     planned += [pb.GenerationEvent(warning=pb.WarningEvent(warning=warning)) for warning in warnings]
@@ -67,14 +67,14 @@ async def attempt(tools: Tools, job: Job, span: Span) -> None:
     if running is None:
         return
     log.info("planned", full_reuse_steps=plan.full_reuse_steps, reason=plan.reasons[0].text)
-    span.set_attribute(names.ATTEMPT, running.generation.attempts)
+    span.set_attribute(semconv.ATTEMPT, running.generation.attempts)
     request = messages.denoise_request(job.job_id, spec, encoded, plan)
     run = DenoiseStream(tools, running, model, plan, timings, taken)
     try:
         await run.follow(request)
     finally:
         # The donor may have been lost since it was planned with.
-        span.set_attribute(names.CACHE_DECISION, "hit" if run.first_step else "miss")
+        span.set_attribute(semconv.CACHE_DECISION, "hit" if run.first_step else "miss")
 
 
 async def _embed(tools: Tools, job: Job, model: denoiser_pb2.ModelInfo) -> embedder_pb2.EmbedResponse:
@@ -121,23 +121,23 @@ async def _plan(
     if own is None or planner.needs_edit(own):
         donors = await _rerank(tools, job, encoded, donors)
     pace = tools.pace.seconds_per_step(spec, model)
-    with telemetry.span(names.SPAN_PLAN, {names.DONOR_COUNT: len(donors)}) as span:
+    with telemetry.span(semconv.SPAN_PLAN, {semconv.DONOR_COUNT: len(donors)}) as span:
         if missing is not None:
             chosen = planner.without_cache(len(sigmas) - 1, missing.message)
         elif own is not None:
             chosen = planner.explicit(own, len(sigmas) - 1, donors, pace)
         else:
             chosen = planner.plan(policy, sigmas, donors, pace, calibration_of(model.model_id))
-        span.set_attribute(names.FULL_REUSE_STEPS, chosen.full_reuse_steps)
+        span.set_attribute(semconv.FULL_REUSE_STEPS, chosen.full_reuse_steps)
         span.set_attribute(
-            names.PLAN_REASON,
+            semconv.PLAN_REASON,
             plan_pb2.PlanReasonCode.Name(chosen.reasons[-1].code).removeprefix("PLAN_REASON_CODE_"),
         )
         if chosen.donor is not None:
-            span.set_attribute(names.ENTRY_ID, chosen.donor.entry_id)
-            span.set_attribute(names.DONOR_SCORE, chosen.donor.score)
+            span.set_attribute(semconv.ENTRY_ID, chosen.donor.entry_id)
+            span.set_attribute(semconv.DONOR_SCORE, chosen.donor.score)
             if chosen.donor.edit is not None:
-                span.set_attribute(names.EDIT, chosen.donor.edit.kind)
+                span.set_attribute(semconv.EDIT, chosen.donor.edit.kind)
     return planner.to_message(chosen)
 
 

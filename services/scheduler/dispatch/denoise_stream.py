@@ -9,12 +9,12 @@ from collections.abc import Collection
 from chorus.common.v1 import errors_pb2, plan_pb2, video_pb2
 from chorus.denoiser.v1 import denoiser_pb2
 from chorus.scheduler.v1 import scheduler_pb2 as pb
+from chorus_rpc import errors, semconv, telemetry
+from chorus_rpc.channels import calling
+from chorus_rpc.chunks import BlobAssembler, BlobFault
+from chorus_rpc.errors import ChorusError
 
-from services.common import errors, names, telemetry
-from services.common.blobs import BlobAssembler, BlobFault
-from services.common.channels import calling
-from services.common.errors import ChorusError
-from services.common.logs import get_logger
+from services.runtime.logs import get_logger
 from services.scheduler.dispatch import throughput
 from services.scheduler.dispatch.retry import classify_failure
 from services.scheduler.dispatch.tools import Tools, too_late
@@ -68,11 +68,11 @@ class DenoiseStream:
 
         Raises as `attempt` does.
         """
-        attributes: dict[str, str | bool | int | float] = {names.GEN_AI_MODEL: self._model.model_id}
+        attributes: dict[str, str | bool | int | float] = {semconv.GEN_AI_MODEL: self._model.model_id}
         if self._plan.HasField("donor"):
-            attributes[names.ENTRY_ID] = self._plan.donor.entry_id
-            attributes[names.DONOR_SCORE] = self._plan.donor.score
-        with telemetry.span(names.SPAN_DISPATCH, attributes, link=self._plan.donor.traceparent):
+            attributes[semconv.ENTRY_ID] = self._plan.donor.entry_id
+            attributes[semconv.DONOR_SCORE] = self._plan.donor.score
+        with telemetry.span(semconv.SPAN_DISPATCH, attributes, link=self._plan.donor.traceparent):
             try:
                 await self._follow(request)
             except JobNoLongerRunning:

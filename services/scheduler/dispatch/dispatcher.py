@@ -10,10 +10,10 @@ from functools import partial
 
 import structlog
 from chorus.scheduler.v1 import scheduler_pb2 as pb
+from chorus_rpc import errors, semconv, telemetry
+from chorus_rpc.errors import ChorusError
 
-from services.common import errors, names, telemetry
-from services.common.errors import ChorusError
-from services.common.logs import get_logger
+from services.runtime.logs import get_logger
 from services.scheduler.dispatch.attempt import attempt
 from services.scheduler.dispatch.queue import choose, in_order
 from services.scheduler.dispatch.retry import RetryableFailure
@@ -176,11 +176,11 @@ class Dispatcher:
             try:
                 try:
                     with telemetry.span(
-                        names.SPAN_GENERATION,
+                        semconv.SPAN_GENERATION,
                         {
-                            names.GENERATION_ID: job.job_id,
-                            names.GEN_AI_OPERATION: "generate_content",
-                            names.GEN_AI_MODEL: job.generation.spec.model_id,
+                            semconv.GENERATION_ID: job.job_id,
+                            semconv.GEN_AI_OPERATION: "generate_content",
+                            semconv.GEN_AI_MODEL: job.generation.spec.model_id,
                         },
                         parent=job.traceparent or None,
                     ) as span:

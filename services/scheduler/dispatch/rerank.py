@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from chorus.embedder.v1 import embedder_pb2
+from chorus_rpc import semconv, telemetry
+from chorus_rpc.channels import calling
 
-from services.common import names, telemetry
-from services.common.channels import calling
 from services.scheduler.peers.downstream import Downstream
 from services.scheduler.planning.edits import edit_of
 from services.scheduler.planning.planner import Donor
@@ -62,7 +62,7 @@ class AlignmentReranker(Reranker):
         )
         if encoded.conditioning_encoder_id == encoded.retrieval_encoder_id:
             request.target_states.CopyFrom(encoded.token_states)
-        with telemetry.span(names.SPAN_RERANK, {names.DONOR_COUNT: len(told)}), calling("embedder"):
+        with telemetry.span(semconv.SPAN_RERANK, {semconv.DONOR_COUNT: len(told)}), calling("embedder"):
             reply = await self._downstream.embedder.Align(
                 request, timeout=seconds, metadata=self._downstream.metadata
             )

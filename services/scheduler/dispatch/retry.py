@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from services.common import errors
-from services.common.errors import ChorusError
+from chorus_rpc import errors
+from chorus_rpc.errors import ChorusError
 
 # The service is there or coming back; the same request may well succeed later.
 _PASSING = frozenset(

@@ -6,8 +6,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from services.common import errors
-from services.common.errors import ChorusError
+from chorus_rpc import errors
+from chorus_rpc.errors import ChorusError
+
 from services.scheduler.dispatch.rerank import Reranker
 from services.scheduler.dispatch.throughput import Throughput
 from services.scheduler.jobs.store import Job, JobStore

@@ -10,8 +10,8 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from services.common import errors
-from services.common.errors import ChorusError
+from chorus_rpc import errors
+from chorus_rpc.errors import ChorusError
 
 
 class JobNotifier:

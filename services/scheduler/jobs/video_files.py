@@ -9,10 +9,9 @@ from collections.abc import AsyncGenerator, Iterable
 from pathlib import Path
 
 from chorus.common.v1 import video_pb2
-
-from services.common import errors
-from services.common.blobs import CHUNK_BYTES
-from services.common.errors import ChorusError
+from chorus_rpc import errors
+from chorus_rpc.chunks import CHUNK_BYTES
+from chorus_rpc.errors import ChorusError
 
 _SUFFIX = ".mp4"
 _PART = ".part"

@@ -12,9 +12,9 @@ import grpc.aio
 from chorus.cache.v1 import cache_pb2, cache_pb2_grpc
 from chorus.denoiser.v1 import denoiser_pb2, denoiser_pb2_grpc
 from chorus.embedder.v1 import embedder_pb2, embedder_pb2_grpc
+from chorus_rpc.channels import open_channel
+from chorus_rpc.tenancy import tenant_metadata
 
-from services.common.channels import open_channel
-from services.common.tenancy import tenant_metadata
 from services.scheduler.peers.health import Dependency
 from services.scheduler.settings import SchedulerSettings
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import grpc
 import grpc.aio
+from chorus_rpc import errors
+from chorus_rpc.errors import ChorusError
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from services.common import errors
-from services.common.errors import ChorusError
-from services.common.logs import get_logger
+from services.runtime.logs import get_logger
 
 log = get_logger("dependencies")
 

@@ -8,7 +8,7 @@ from chorus.denoiser.v1 import denoiser_pb2
 from chorus.embedder.v1 import embedder_pb2
 from chorus.scheduler.v1 import scheduler_pb2 as pb
 
-from services.common.identity import latent_shape
+from services.contract.identity import latent_shape
 from services.scheduler.planning.planner import Donor
 
 # Donors below are no donors: opposite or unrelated.

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from chorus.denoiser.v1 import denoiser_pb2
+from chorus_rpc import errors
+from chorus_rpc.channels import calling
+from chorus_rpc.errors import ChorusError
 
-from services.common import errors
-from services.common.channels import calling
-from services.common.errors import ChorusError
-from services.common.logs import get_logger
+from services.runtime.logs import get_logger
 from services.scheduler.jobs.store import JobStore
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 
 from chorus.common.v1 import plan_pb2
 from chorus.scheduler.v1 import scheduler_pb2 as pb
+from chorus_rpc.plan_bounds import DEFAULT_REGION
 
-from services.common.plans import DEFAULT_REGION
 from services.scheduler.planning.calibration import LIMITS, Calibration, Depth, Policy, Row
 from services.scheduler.planning.edits import Edit
 

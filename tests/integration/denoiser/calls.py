@@ -16,11 +16,11 @@ import pytest
 from chorus.cache.v1 import cache_pb2, cache_pb2_grpc
 from chorus.common.v1 import latents_pb2, plan_pb2, video_pb2
 from chorus.denoiser.v1 import denoiser_pb2
+from chorus_rpc import errors
+from chorus_rpc.errors import ChorusError
 
-from services.common import errors
-from services.common.errors import ChorusError
-from services.common.schedule import shifted_schedule
-from services.common.tensors import encode_tensor
+from services.contract.schedule import shifted_schedule
+from services.contract.tensors import encode_tensor
 from tests.tiny_model import ENCODER_ID, TEXT_DIM
 
 SECONDS = 60.0

@@ -12,8 +12,8 @@ import grpc.aio
 import pytest
 from chorus.cache.v1 import cache_pb2_grpc
 from chorus.denoiser.v1 import denoiser_pb2_grpc
+from chorus_rpc.channels import open_channel
 
-from services.common.channels import open_channel
 from tests.integration.denoiser.calls import FakeCache, environment
 from tests.processes import ServiceProcess, start_service
 from tests.tiny_model import save_tiny_model

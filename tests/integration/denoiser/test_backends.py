@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 from chorus.denoiser.v1 import denoiser_pb2, denoiser_pb2_grpc
+from chorus_rpc.channels import open_channel
 
-from services.common.channels import open_channel
 from tests.integration.denoiser.calls import SECONDS, FakeCache, environment, request, run
 from tests.processes import ROOT, start_service
 

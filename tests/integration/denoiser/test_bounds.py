@@ -10,10 +10,10 @@ import grpc.aio
 import numpy as np
 import pytest
 from chorus.denoiser.v1 import denoiser_pb2
+from chorus_rpc import errors
 
-from services.common import errors
-from services.common.schedule import shifted_schedule
-from services.common.tensors import encode_tensor
+from services.contract.schedule import shifted_schedule
+from services.contract.tensors import encode_tensor
 from tests.integration.denoiser.calls import DIM, SECONDS, failure, request
 from tests.tiny_model import ENCODER_ID, MAX_TOKENS, TEXT_DIM
 

@@ -8,8 +8,8 @@ import pytest
 import safetensors.numpy
 from chorus.common.v1 import plan_pb2
 from chorus.denoiser.v1 import denoiser_pb2
+from chorus_rpc import errors
 
-from services.common import errors
 from tests.integration.denoiser.calls import SIDE, FakeCache, failure, latents, request, reusing, run
 from tests.tiny_model import TEXT_DIM
 

@@ -14,9 +14,9 @@ import safetensors.numpy
 from chorus.cache.v1 import cache_pb2, cache_pb2_grpc
 from chorus.common.v1 import latents_pb2
 from chorus.denoiser.v1 import denoiser_pb2, denoiser_pb2_grpc
+from chorus_rpc.channels import open_channel
 
-from services.common.channels import open_channel
-from services.common.schedule import shifted_schedule
+from services.contract.schedule import shifted_schedule
 from tests.integration.denoiser.calls import (
     SECONDS,
     SIGMAS,

@@ -10,13 +10,13 @@ from typing import Any, TypeAlias
 
 import grpc
 import grpc.aio
+from chorus_rpc import errors, telemetry
+from chorus_rpc.errors import ChorusError
 from google.protobuf import descriptor_pool, empty_pb2, unknown_fields
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
 from google.protobuf.message import DecodeError
 
-from services.common import errors, telemetry
-from services.common.errors import ChorusError
-from services.common.logs import get_logger
+from services.runtime.logs import get_logger
 
 log = get_logger("grpc")
 

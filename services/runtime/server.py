@@ -10,13 +10,13 @@ from typing import cast
 
 import grpc
 import grpc.aio
+from chorus_rpc import telemetry
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from services.common import telemetry
-from services.common.interceptors import Gate, ServiceInterceptor
-from services.common.logs import configure_logs, get_logger
-from services.common.settings import ServerSettings
+from services.runtime.interceptors import Gate, ServiceInterceptor
+from services.runtime.logs import configure_logs, get_logger
+from services.runtime.settings import ServerSettings
 
 # What a service does once its port is bound: load what it needs, give every resource to the stack, add its
 # servicer to the server. The service answers UNAVAILABLE until this returns.

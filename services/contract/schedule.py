@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
-MAX_STEPS = 200
+from chorus_rpc.limits import MAX_STEPS
 
 
 def shifted_schedule(steps: int, shift: float) -> list[float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-HUB = "hf://"
+from chorus_rpc.locations import HUB_SCHEME
 
 
 def local_path(location: str, base: Path = Path()) -> Path:
@@ -17,7 +17,7 @@ def local_path(location: str, base: Path = Path()) -> Path:
 
     Raises FileNotFoundError that says how to get what is missing, ValueError for another kind of location.
     """
-    if not location.startswith(HUB):
+    if not location.startswith(HUB_SCHEME):
         path = base / Path(location).expanduser()
         if not path.exists():
             raise FileNotFoundError(f"{path}: no such file or directory")
@@ -29,7 +29,7 @@ def local_path(location: str, base: Path = Path()) -> Path:
     try:
         uri = parse_hf_uri(location)
     except HfUriError as error:
-        raise ValueError(f"{location}: must be {HUB}owner/name[@revision][/path]: {error}") from error
+        raise ValueError(f"{location}: must be {HUB_SCHEME}owner/name[@revision][/path]: {error}") from error
     if uri.type != "model":
         raise ValueError(f"{location}: names a {uri.type}, not a model")
     revision = f" --revision {uri.revision}" if uri.revision else ""

@@ -18,7 +18,7 @@ from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
-from services.common.names import ERROR_DOMAIN
+from chorus_rpc.semconv import ERROR_DOMAIN
 
 Reason: TypeAlias = errors_pb2.ErrorReason.ValueType
 

@@ -7,8 +7,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 from chorus.common.v1 import latents_pb2
-
-from services.common.errors import invalid
+from chorus_rpc.errors import invalid
 
 _DTYPES: dict[int, np.dtype[np.floating]] = {
     latents_pb2.D_TYPE_FLOAT32: np.dtype("<f4"),

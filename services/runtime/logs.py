@@ -8,9 +8,8 @@ from collections.abc import MutableMapping
 from typing import Any
 
 import structlog
+from chorus_rpc import telemetry
 from structlog.tracebacks import ExceptionDictTransformer
-
-from services.common import telemetry
 
 
 def configure_logs(service: str, level: str, log_format: str) -> None:

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 
 import grpc.aio
 
-from services.common import telemetry
-from services.common.errors import from_rpc_error
+from chorus_rpc import telemetry
+from chorus_rpc.errors import from_rpc_error
 
 DEFAULT_MAX_MESSAGE_BYTES = 16 << 20
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from services.common.errors import invalid
-from services.common.names import TENANT_KEY
+from chorus_rpc.errors import invalid
+from chorus_rpc.semconv import TENANT_KEY
 
 DEFAULT_TENANT = "default"
 _PATTERN = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")

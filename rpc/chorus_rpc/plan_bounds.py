@@ -6,7 +6,7 @@ import math
 
 from chorus.common.v1 import plan_pb2
 
-from services.common.errors import Violations
+from chorus_rpc.errors import Violations
 
 MAX_DILATION = 8
 MAX_STRENGTH = 4.0

@@ -1,0 +1,1 @@
+"""What every process and the client need: errors, channels, telemetry, limits, streamed blobs."""

@@ -1,0 +1,6 @@
+"""Where model files may lie, as users write it."""
+
+from typing import Final
+
+# Prefix of a repository on the Hugging Face hub; anything else is a path.
+HUB_SCHEME: Final = "hf://"
