@@ -17,7 +17,7 @@ help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
 
 run: $(READY) ## set up, start all services, generate a dozen videos, show what reuse saved
-	$(BIN)/python -m bench.road.run --out $(OUT) --install-seconds $$(cat $(VENV)/install_seconds) \
+	$(BIN)/python -m bench.quickstart.run --out $(OUT) --install-seconds $$(cat $(VENV)/install_seconds) \
 	    $$(sed 's/^/--test-seconds /' $(VENV)/test_seconds 2>/dev/null)
 
 up: $(READY) ## start all services on this machine; Ctrl-C stops them

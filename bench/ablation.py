@@ -21,10 +21,10 @@ from chorus_rpc.plan_bounds import DEFAULT_ATTENTION_THRESHOLD, DEFAULT_REGION
 from rich.progress import track
 
 from bench import results
-from bench.lab import FULL, Fewer, Renoised, Trial, Variant, trials
+from bench.in_process import FULL, Fewer, Renoised, Trial, Variant, trials
 from bench.results import Figure
+from evaluation.scenes import KINDS, make_groups
 from services.scheduler.planning.calibration import Depth
-from yardstick.scenes import KINDS, make_groups
 
 DOCS: Final = results.ROOT / "docs"
 SIGMAS: Final = {1: 0.9375, 2: 0.8333, 3: 0.625}

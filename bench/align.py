@@ -22,13 +22,13 @@ from grpc.aio import ServicerContext
 
 from bench import results
 from bench.results import median, share
+from evaluation.scenes import SINGLE_EDITS, Pool, make_groups
 from models.movingshapes.captions import Phrasing, caption
 from models.movingshapes.world import Split
 from services.embedder.alignment import Alignment, EncodedPrompt, align
+from services.embedder.encoder_thread import EncoderThread
 from services.embedder.encoders import Encoder, MiniLMEncoder
-from services.embedder.engine import Engine
 from services.embedder.servicer import MAX_PROMPT_CHARACTERS, EmbedderServicer
-from yardstick.scenes import SINGLE_EDITS, Pool, make_groups
 
 Compare = Callable[[str, str], Alignment]
 
@@ -103,7 +103,7 @@ def align_seconds(encoder: Encoder, pairs: Sequence[tuple[str, str]]) -> list[fl
 
 async def call_seconds(encoder: Encoder, calls: Sequence[Sequence[str]]) -> tuple[list[float], list[float]]:
     """Of Align, for a target and its donors each: with prompts to encode, and the same call once more."""
-    engine = Engine(encoder, [encoder], queue_limit=1, recent_bytes=1 << 28)
+    engine = EncoderThread(encoder, [encoder], queue_limit=1, recent_bytes=1 << 28)
     servicer = EmbedderServicer(engine)
     context = cast("ServicerContext[embedder_pb2.AlignRequest, embedder_pb2.AlignResponse]", None)
     cold: list[float] = []

@@ -19,11 +19,11 @@ from rich.progress import track
 
 from bench import results
 from bench.ablation import DOCS, FORMS, SIGMAS, amplify, figures_of, region, table
-from bench.lab import FULL, Trial, Variant, trials
+from bench.in_process import FULL, Trial, Variant, trials
 from bench.results import Figure
 from bench.variants import Alternative, Gate, Term, Where
+from evaluation.scenes import KINDS, make_groups
 from services.scheduler.planning.calibration import Depth
-from yardstick.scenes import KINDS, make_groups
 
 # Pairs in turn: a block of every kind with one object and with two goes to one half, the next to the other.
 BLOCK: Final = 2 * len(KINDS)

@@ -26,6 +26,7 @@ from torch import Tensor
 from bench import results
 from bench.gpu.networks import as_diffusers
 from bench.results import Figure
+from evaluation.scenes import make_groups
 from models.movingshapes.analyzer import compare, read_scene
 from models.movingshapes.evaluate import STUDENT
 from services.contract.schedule import shifted_schedule
@@ -33,7 +34,6 @@ from services.denoiser.model.loaded import LoadedModel
 from services.denoiser.network.positions import position_channels
 from services.denoiser.network.sampler import sample
 from services.embedder.encoders import MiniLMEncoder
-from yardstick.scenes import make_groups
 
 FEWER: Final = (3, 2, 1)
 PLAIN: Final = "plain"

@@ -23,12 +23,12 @@ from chorus_rpc.plan_bounds import DEFAULT_REGION
 from rich.progress import track
 
 from bench import results
-from bench.lab import FULL, Trial, trials
+from bench.in_process import FULL, Trial, trials
+from evaluation.prompts import Group
+from evaluation.scenes import make_groups
 from models.movingshapes.network import FEW_STEPS
 from services.scheduler.planning.calibration import LIMITS, Calibration, Depth, Row, to_plain
 from services.scheduler.planning.edits import EditKind
-from yardstick.prompts import Group
-from yardstick.scenes import make_groups
 
 OUT: Final = results.ROOT / "services" / "scheduler" / "planning" / "calibrations" / "movingshapes.json"
 # Fewer pairs of an edit say too little.

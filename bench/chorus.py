@@ -20,21 +20,21 @@ from typing import Annotated, Any, Final
 
 import torch
 import typer
-from chorus_client.output import Output
+from chorus_cli.output import Output
 from chorus_rpc.tenancy import DEFAULT_TENANT
 from rich.progress import track
 
 from bench import results
-from bench.lab import Bench, Variant, trials
+from bench.in_process import Harness, Variant, trials
 from bench.results import Figure
+from evaluation import evaluation
+from evaluation.methods import ways_of
+from evaluation.scenes import KINDS, UNRELATED, make_groups
 from models.movingshapes.network import FEW_STEPS
 from services.denoiser.reuse.attention_maps import AttentionMaps
 from services.denoiser.reuse.side_data import SideData, pack_side_data, pool_maps
 from services.scheduler.planning.calibration import Policy, calibration_of
 from services.scheduler.planning.edits import EditKind
-from yardstick import evaluation
-from yardstick.scenes import KINDS, UNRELATED, make_groups
-from yardstick.ways import ways_of
 
 POLICIES: Final[tuple[Policy, ...]] = ("safe", "balanced", "fast")
 BASELINES: Final = ("nirvana", "threshold", "modm")
@@ -108,7 +108,7 @@ def by_kind(measured: Mapping[str, Any]) -> dict[str, Any]:
     return nested
 
 
-def step_costs(bench: Bench, repeats: int = 40) -> dict[str, Figure]:
+def step_costs(bench: Harness, repeats: int = 40) -> dict[str, Figure]:
     """A step on part of the tokens, and one that is watched for its side data, against a plain full step."""
     torch.set_num_threads(2)
     encoded = bench.encoder.encode(["a small red circle moving left on a navy background"])[0]
@@ -150,7 +150,7 @@ def step_costs(bench: Bench, repeats: int = 40) -> dict[str, Figure]:
     }
 
 
-def false_reuse(bench: Bench, pairs: int, seed: int) -> dict[str, Figure]:
+def false_reuse(bench: Harness, pairs: int, seed: int) -> dict[str, Figure]:
     """The share of unrelated pairs for which some policy would allow reuse: planned only, not generated."""
     calibration = calibration_of("movingshapes")
     assert calibration is not None
@@ -209,7 +209,7 @@ def main(
     else:
         measured = served(folder, pairs, seed)
     shutil.copy(folder / evaluation.PLOT, results.ROOT / "docs" / "images" / "eval.png")
-    bench = Bench()
+    bench = Harness()
     mine = step_costs(bench) | false_reuse(bench, unrelated, seed + 2)
     mine |= amplification_gain(amplified, seed + 1, 2)
     figures: dict[str, Any] = {**headlines(measured), **mine}

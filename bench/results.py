@@ -1,4 +1,4 @@
-"""Figures of this project's benches: the yardstick's format, kept in `bench/results/`."""
+"""Figures of this project's benches: the evaluation's format, kept in `bench/results/`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Final
 
-from yardstick.results import (
+from evaluation.results import (
     ROOT,
     Figure,
     commit,

@@ -17,7 +17,7 @@ from chorus.common.v1 import plan_pb2
 from chorus_rpc.plan_bounds import DEFAULT_ATTENTION_THRESHOLD
 from torch import Tensor
 
-from bench.lab import Bench, Made, Pair, Special
+from bench.in_process import CustomVariant, Harness, Output, Pair
 from services.denoiser.model.loaded import LoadedModel
 from services.denoiser.network.text import AmplifiedText, LayerAmplification
 from services.denoiser.network.wan import Grid, TextKV, Watch
@@ -59,7 +59,7 @@ class Term:
 
 
 @dataclass(frozen=True)
-class Alternative(Special):
+class Alternative(CustomVariant):
     """A depth, and what is done otherwise.
 
     Args:
@@ -77,7 +77,7 @@ class Alternative(Special):
     ceiling: float = math.inf
     seams: bool = False
 
-    def make(self, bench: Bench, pair: Pair) -> Made:
+    def make(self, bench: Harness, pair: Pair) -> Output:
         assert pair.own.text is not None
         plan = bench.plan(self.depth, pair.edit)
         if plan is None:
@@ -92,11 +92,11 @@ class Alternative(Special):
         if self.seams and last.active is not None and 0 < last.active.sum() < len(last.active):
             whole = _without_region(bench, pair, self.depth)
             marks = edge_marks(bench.model, last.latents, whole, last.active, bench.grid)
-        return Made(last.latents, computed, marks)
+        return Output(last.latents, computed, marks)
 
 
 class _Varied(Stages):
-    def __init__(self, how: Alternative, plan: plan_pb2.Plan, bench: Bench, pair: Pair) -> None:
+    def __init__(self, how: Alternative, plan: plan_pb2.Plan, bench: Harness, pair: Pair) -> None:
         assert pair.own.text is not None
         start = pair.donor.steps[plan.full_reuse_steps]
         super().__init__(bench.model, plan, bench.shape, bench.sigmas, pair.own.text, start, pair.donor)
@@ -294,7 +294,7 @@ def edge_jump(video: Tensor, active: Tensor, grid: Grid) -> float:
     return float(torch.cat(jumps).mean())
 
 
-def _without_region(bench: Bench, pair: Pair, depth: Depth) -> Tensor:
+def _without_region(bench: Harness, pair: Pair, depth: Depth) -> Tensor:
     """Clean latents of full steps from the same x_{K1}; computed once for a pair."""
     plan = bench.plan(replace(depth, region=None), pair.edit)
     assert plan is not None

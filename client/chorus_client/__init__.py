@@ -10,7 +10,7 @@ from chorus_rpc.errors import ChorusError, Violation, reason_name
 from chorus_client.aio import AsyncChorusClient, GenerationFailed, Video
 from chorus_client.cache import AsyncCacheClient
 from chorus_client.plans import explicit_reuse, parse_plan
-from chorus_client.requests import SpecOptions
+from chorus_client.spec import SpecOptions
 from chorus_client.sync import ChorusClient
 
 __all__ = [

@@ -20,7 +20,7 @@ from chorus_rpc.channels import calling, open_channel
 from chorus_rpc.chunks import BlobAssembler, BlobFault
 from chorus_rpc.errors import ChorusError
 
-from chorus_client.requests import ENDED, SpecOptions, is_last, state_of, state_word, submit_request
+from chorus_client.spec import ENDED, SpecOptions, is_last, state_of, state_word, submit_request
 
 CALL_SECONDS: Final = 30.0
 VIDEO_SECONDS: Final = 600.0

@@ -21,7 +21,7 @@ from chorus_client.aio import (
     AsyncChorusClient,
     Video,
 )
-from chorus_client.requests import SpecOptions
+from chorus_client.spec import SpecOptions
 
 T = TypeVar("T")
 

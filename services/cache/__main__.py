@@ -8,14 +8,14 @@ import grpc.aio
 from chorus.cache.v1 import cache_pb2, cache_pb2_grpc
 
 from services.cache.blobs import Blobs
-from services.cache.bounds import Limits
 from services.cache.directory import DirectoryBlobs
 from services.cache.milvus import MilvusIndex
 from services.cache.s3 import S3Blobs
 from services.cache.servicer import CacheServicer
 from services.cache.settings import CacheSettings
-from services.cache.store import Store
+from services.cache.store import LatentStore
 from services.cache.sweeper import Sweeper
+from services.cache.validation import Limits
 from services.runtime.server import run
 from services.runtime.settings import load_settings
 
@@ -48,7 +48,7 @@ async def start(settings: CacheSettings, resources: AsyncExitStack, server: grpc
     resources.push_async_callback(index.close)
     blobs = await open_blobs(settings)
     resources.push_async_callback(blobs.close)
-    store = Store(index, blobs)
+    store = LatentStore(index, blobs)
     resources.push_async_callback(store.close)
     sweeper = Sweeper(store, settings.sweep_seconds, settings.grace_seconds)
     sweeper.start()

@@ -9,8 +9,8 @@ from itertools import islice
 from pathlib import Path
 
 from services.cache.blobs import Blobs, BlobStat
+from services.cache.blocking_client import BlockingClient
 from services.cache.entries import BLOB_ROOT
-from services.cache.worker import Worker
 
 _PAGE = 500
 
@@ -26,7 +26,7 @@ class DirectoryBlobs(Blobs):
 
     def __init__(self, root: Path, *, seconds: float, threads: int) -> None:
         self._root = root.resolve()
-        self._worker = Worker("blob directory", threads, seconds, (OSError,))
+        self._worker = BlockingClient("blob directory", threads, seconds, (OSError,))
 
     @classmethod
     async def open(cls, root: Path, *, seconds: float, threads: int) -> DirectoryBlobs:

@@ -18,9 +18,9 @@ import grpc
 from pymilvus import DataType, MilvusClient
 from pymilvus.exceptions import ErrorCode, MilvusException
 
+from services.cache.blocking_client import BlockingClient, until_up
 from services.cache.entries import PLAIN_TEXT, Blob, Entry, Space
 from services.cache.index import Hit, Index, Selection
-from services.cache.worker import Worker, until_up
 
 _PREFIX = "chorus_"
 _LAYOUT = "_v1"
@@ -79,7 +79,7 @@ def _literal(value: str) -> str:
 class MilvusIndex(Index):
     """Use `open`, which waits for the server."""
 
-    def __init__(self, client: MilvusClient, worker: Worker, uri: str, seconds: float) -> None:
+    def __init__(self, client: MilvusClient, worker: BlockingClient, uri: str, seconds: float) -> None:
         self.kind = "milvus-lite" if uri.endswith(".db") else "milvus"
         self._client = client
         self._worker = worker
@@ -99,7 +99,7 @@ class MilvusIndex(Index):
         logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
         lite = uri.endswith(".db")
         faults = (MilvusException, grpc.RpcError, grpc.FutureTimeoutError, OSError)
-        worker = Worker("milvus", 1 if lite else threads, seconds, faults)
+        worker = BlockingClient("milvus", 1 if lite else threads, seconds, faults)
         if lite:
             Path(uri).parent.mkdir(parents=True, exist_ok=True)
 

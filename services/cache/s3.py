@@ -13,8 +13,8 @@ from minio.deleteobjects import DeleteObject
 from minio.error import MinioException, S3Error
 
 from services.cache.blobs import Blobs, BlobStat
+from services.cache.blocking_client import BlockingClient, until_up
 from services.cache.entries import BLOB_ROOT
-from services.cache.worker import Worker, until_up
 
 _PAGE = 500
 _ABSENT = ("NoSuchKey", "NoSuchObject")
@@ -27,7 +27,7 @@ class S3Blobs(Blobs):
 
     kind = "s3"
 
-    def __init__(self, client: Minio, bucket: str, worker: Worker) -> None:
+    def __init__(self, client: Minio, bucket: str, worker: BlockingClient) -> None:
         self._client = client
         self._bucket = bucket
         self._worker = worker
@@ -64,7 +64,7 @@ class S3Blobs(Blobs):
             http_client=pool,
         )
         faults = (MinioException, urllib3.exceptions.HTTPError, OSError)
-        worker = Worker("s3", threads, seconds, faults)
+        worker = BlockingClient("s3", threads, seconds, faults)
 
         def make_bucket() -> None:
             if not client.bucket_exists(bucket):

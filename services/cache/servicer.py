@@ -13,10 +13,10 @@ from chorus_rpc.chunks import chunks
 from chorus_rpc.tenancy import tenant_of
 from google.protobuf import timestamp_pb2
 
-from services.cache.bounds import Limits, check_fetch, check_lookup, check_purge
 from services.cache.entries import Blob, Entry
-from services.cache.store import Store, now_ms
+from services.cache.store import LatentStore, now_ms
 from services.cache.upload import Upload
+from services.cache.validation import Limits, check_fetch, check_lookup, check_purge
 from services.contract.identity import identity_digest
 
 
@@ -27,7 +27,7 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
         max_uploads: entries being received at once; further ones wait, unread, within their deadline.
     """
 
-    def __init__(self, store: Store, limits: Limits, max_uploads: int) -> None:
+    def __init__(self, store: LatentStore, limits: Limits, max_uploads: int) -> None:
         self._store = store
         self._limits = limits
         self._uploads = asyncio.Semaphore(max_uploads)

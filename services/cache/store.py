@@ -41,14 +41,14 @@ class Counters:
 
 
 @dataclass(frozen=True)
-class Extent:
+class StorageUsage:
     """How many entries, and the bytes of their blobs; a blob that two share counts once."""
 
     entries: int
     size_bytes: int
 
 
-class Store:
+class LatentStore:
     """Owns neither index nor blobs. Close it before them: it waits for admissions under way."""
 
     def __init__(self, index: Index, blobs: Blobs) -> None:
@@ -140,7 +140,7 @@ class Store:
         commit.add_done_callback(self._committed)
         return await asyncio.shield(commit)
 
-    async def purge(self, tenant: str, selection: Selection) -> Extent:
+    async def purge(self, tenant: str, selection: Selection) -> StorageUsage:
         """Deletes the rows of a tenant that match; their blobs follow after the grace."""
         entries = 0
         sizes: dict[str, int] = {}
@@ -157,7 +157,7 @@ class Store:
                 entries += len(batch)
                 for _, each in batch:
                     sizes.update(each)
-        return Extent(entries, sum(sizes.values()))
+        return StorageUsage(entries, sum(sizes.values()))
 
     async def delete_rows(self, space: str, tenant: str, entry_ids: Sequence[str]) -> None:
         """Their blobs are the sweeper's."""
@@ -166,7 +166,7 @@ class Store:
         finally:
             self._looked_up.forget(space, tenant, entry_ids)
 
-    async def extent(self, tenant: str) -> Extent:
+    async def extent(self, tenant: str) -> StorageUsage:
         """Of the tenant, now."""
         entries = 0
         sizes: dict[str, int] = {}
@@ -174,7 +174,7 @@ class Store:
             async for page in self.index.select(space, tenant, Selection()):
                 entries += len(page)
                 sizes.update(_sizes(page))
-        return Extent(entries, sum(sizes.values()))
+        return StorageUsage(entries, sum(sizes.values()))
 
     async def close(self) -> None:
         """Waits for admissions under way; each of their steps has a limit."""

@@ -8,7 +8,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 from services.cache.entries import BLOB_ROOT, Entry
-from services.cache.store import Store, now_ms
+from services.cache.store import LatentStore, now_ms
 from services.runtime.logs import get_logger
 
 log = get_logger("cache.sweeper")
@@ -27,7 +27,7 @@ class Swept:
     rows: int
 
 
-async def sweep(store: Store, grace_seconds: float) -> Swept:
+async def sweep(store: LatentStore, grace_seconds: float) -> Swept:
     """One pass. Leaves alone whatever is younger than the grace: it may be an admission under way.
 
     Raises DEPENDENCY_UNAVAILABLE when index or blobs do not answer; the next pass finds the rest.
@@ -63,7 +63,7 @@ async def sweep(store: Store, grace_seconds: float) -> Swept:
     return Swept(blobs, rows)
 
 
-async def _drop_row(store: Store, space: str, entry: Entry, cutoff: int) -> bool:
+async def _drop_row(store: LatentStore, space: str, entry: Entry, cutoff: int) -> bool:
     async with store.lock(entry.tenant, entry.identity):
         # It may have been admitted anew since it was listed.
         found = await store.index.get(space, entry.tenant, entry.entry_id)
@@ -77,7 +77,7 @@ async def _drop_row(store: Store, space: str, entry: Entry, cutoff: int) -> bool
     return True
 
 
-async def _drop_blobs(store: Store, tenant: str, identity: str, keys: list[str], cutoff: int) -> int:
+async def _drop_blobs(store: LatentStore, tenant: str, identity: str, keys: list[str], cutoff: int) -> int:
     async with store.lock(tenant, identity):
         # An admission that names one of them since has written it again.
         still = [key for key in keys if (found := await store.blobs.stat(key)) and found.modified_ms < cutoff]
@@ -88,7 +88,7 @@ async def _drop_blobs(store: Store, tenant: str, identity: str, keys: list[str],
 class Sweeper:
     """Sweeps again and again, from `start` until `close`."""
 
-    def __init__(self, store: Store, interval_seconds: float, grace_seconds: float) -> None:
+    def __init__(self, store: LatentStore, interval_seconds: float, grace_seconds: float) -> None:
         self._store = store
         self._interval = interval_seconds
         self._grace = grace_seconds

@@ -7,7 +7,8 @@ from chorus.common.v1 import latents_pb2
 from chorus_rpc.chunks import BlobAssembler, BlobFault
 from chorus_rpc.errors import invalid
 
-from services.cache.bounds import (
+from services.cache.entries import Admission, Blob, Entry, Space
+from services.cache.validation import (
     Limits,
     check_header,
     check_latents,
@@ -15,7 +16,6 @@ from services.cache.bounds import (
     check_side_data,
     check_side_data_size,
 )
-from services.cache.entries import Admission, Blob, Entry, Space
 from services.contract.identity import entry_id, identity_digest, prompt_hash
 
 

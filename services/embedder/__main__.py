@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack
 import grpc.aio
 from chorus.embedder.v1 import embedder_pb2, embedder_pb2_grpc
 
-from services.embedder.engine import Engine, load_engine
+from services.embedder.encoder_thread import EncoderThread, load_engine
 from services.embedder.servicer import EmbedderServicer
 from services.embedder.settings import EmbedderSettings
 from services.runtime.server import run
@@ -18,7 +18,7 @@ from services.runtime.settings import load_settings
 async def start(settings: EmbedderSettings, resources: AsyncExitStack, server: grpc.aio.Server) -> None:
     """Loads the encoders beside the event loop, so that health answers meanwhile."""
 
-    def load() -> Engine:
+    def load() -> EncoderThread:
         return load_engine(
             settings.retrieval,
             settings.conditioning,

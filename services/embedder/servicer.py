@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from services.contract.tensors import decode_tensor, encode_tensor
 from services.embedder.alignment import Change, EncodedPrompt, align, on_tokens
+from services.embedder.encoder_thread import EncoderThread
 from services.embedder.encoders import Encoder, Tokens
-from services.embedder.engine import Engine
 
 MAX_PROMPT_CHARACTERS = 2_000
 MAX_DONORS = 16
@@ -25,7 +25,7 @@ MAX_DONORS = 16
 class EmbedderServicer(embedder_pb2_grpc.EmbedderServiceServicer):
     """Serves one engine, which it does not own."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: EncoderThread) -> None:
         self._engine = engine
 
     async def Embed(

@@ -14,7 +14,7 @@ from chorus.common.v1 import plan_pb2
 from chorus.denoiser.v1 import denoiser_pb2, denoiser_pb2_grpc
 from chorus.embedder.v1 import embedder_pb2, embedder_pb2_grpc
 from chorus.scheduler.v1 import scheduler_pb2 as pb
-from chorus_client import models
+from chorus_cli.local import model_files
 from chorus_rpc.channels import open_channel
 
 from bench.checkpoints import save_wan_pipeline, write_model_file
@@ -38,7 +38,7 @@ def save_model(folder: Path) -> Path:
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """As `chorus up --model` starts it: the model file says which encoder it needs."""
     folder = tmp_path_factory.mktemp("wan")
-    with running_stack(folder, models.choose([save_model(folder)], {})) as running:
+    with running_stack(folder, model_files.choose([save_model(folder)], {})) as running:
         yield running
 
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 from chorus.common.v1 import plan_pb2
+from chorus_cli.main import app
 from chorus_client import endpoints
-from chorus_client.cli import app
 from typer.testing import CliRunner
 
 from tests.integration.client_fakes import VIDEO, FakeDeployment, deployment_in_thread
@@ -281,7 +281,7 @@ def test_interrupting_generate_cancels_the_generation(deployment: FakeDeployment
 
 def test_the_client_alone_loads_nothing_heavy() -> None:
     script = (
-        "import sys, chorus_client.cli, chorus_client.up\n"
+        "import sys, chorus_cli.main, chorus_cli.local.up\n"
         "heavy = {'torch', 'numpy', 'pymilvus', 'pydantic', 'structlog', 'PIL', 'av', 'opentelemetry'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )

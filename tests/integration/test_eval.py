@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 import typer
 from chorus.common.v1 import plan_pb2
-from chorus_client import plugins
-from chorus_client.cli import app
+from chorus_cli import plugins
+from chorus_cli.main import app
 from typer.testing import CliRunner
 
+from evaluation.prompts import Ask, Group, read_groups, write_groups
+from evaluation.scenes import KINDS, SINGLE_EDITS
 from tests.integration.client_fakes import deployment_in_thread
 from tests.integration.world_fakes import GROUPS, SCENES, WorldDeployment, words
-from yardstick.prompts import Ask, Group, read_groups, write_groups
-from yardstick.scenes import KINDS, SINGLE_EDITS
 
 OFF = plan_pb2.REUSE_POLICY_OFF
 
@@ -222,7 +222,7 @@ def test_bad_input_is_named_before_anything_runs(
 
 
 def test_without_its_libraries_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "yardstick.evaluation", None)
+    monkeypatch.setitem(sys.modules, "evaluation.evaluation", None)
     result = evaluate("--target", "localhost:1")
     assert result.exit_code == 2
     assert "pip install 'chorus-serving[eval]'" in result.stderr

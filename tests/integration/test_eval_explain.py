@@ -15,15 +15,16 @@ import pytest
 import typer
 from chorus.common.v1 import plan_pb2
 from chorus.scheduler.v1 import scheduler_pb2
-from chorus_client import ChorusClient, explicit_reuse, plugins
+from chorus_cli import plugins
+from chorus_client import ChorusClient, explicit_reuse
 from PIL import Image
 from typer.testing import CliRunner
 
+from evaluation.picture import ACTIVE, GAP, HEAD, INACTIVE, LABEL, MARGIN, TILE, frames_of
 from models.movingshapes import world
 from tests.integration.client_fakes import deployment_in_thread
 from tests.integration.world_fakes import GROUPS, UPSCALE, WorldDeployment
 from tests.processes import ROOT
-from yardstick.picture import ACTIVE, GAP, HEAD, INACTIVE, LABEL, MARGIN, TILE, frames_of
 
 GROUP = GROUPS[0]
 PLAN = explicit_reuse(1, k2=3, region="probe", amplify="contrast:0.5")
@@ -215,7 +216,7 @@ def test_without_its_libraries_it_tells_all_but_draws_nothing(
     deployment: WorldDeployment, app: typer.Typer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     identifier = reused(deployment)
-    monkeypatch.setitem(sys.modules, "yardstick.picture", None)
+    monkeypatch.setitem(sys.modules, "evaluation.picture", None)
     assert explain(app, deployment, identifier).exit_code == 0
     result = explain(app, deployment, identifier, "--png", "x.png")
     assert result.exit_code == 2

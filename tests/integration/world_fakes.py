@@ -13,11 +13,11 @@ from chorus.common.v1 import plan_pb2, video_pb2
 from chorus.scheduler.v1 import scheduler_pb2
 from chorus_rpc.chunks import chunks
 
+from evaluation.scenes import KINDS, make_groups
 from models.movingshapes import world
 from models.movingshapes.world import Scene
 from services.denoiser.codec.mp4 import encode_mp4, to_frames
 from tests.integration.client_fakes import STEPS, FakeCache, FakeDeployment, FakeScheduler
-from yardstick.scenes import KINDS, make_groups
 
 GROUPS = make_groups("calibration", len(KINDS), 5, "unseen")
 SCENES = {ask.prompt: ask.scene for group in GROUPS for ask in (group.donor, *group.targets)}

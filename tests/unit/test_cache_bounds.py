@@ -16,12 +16,12 @@ from google.protobuf import duration_pb2
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.cache.bounds import Limits, check_fetch, check_lookup, check_purge
 from services.cache.entries import Admission, Space
 from services.cache.index import Selection
 from services.cache.milvus import tenant_filter
 from services.cache.settings import CacheSettings
 from services.cache.upload import Upload
+from services.cache.validation import Limits, check_fetch, check_lookup, check_purge
 from services.runtime.settings import load_settings
 from tests.contract.samples import SHAPE, admission, digest, fetch, header, latents, lookup, new_entry, unit
 

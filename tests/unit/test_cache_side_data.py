@@ -14,14 +14,14 @@ from chorus_rpc.errors import BLOB_CORRUPT, INVALID_FIELD, NOT_FOUND, ChorusErro
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.cache.bounds import Limits
 from services.cache.directory import DirectoryBlobs
 from services.cache.entries import Admission, Blob
 from services.cache.index import Selection
 from services.cache.milvus import MilvusIndex
-from services.cache.store import Store
+from services.cache.store import LatentStore
 from services.cache.sweeper import Swept, sweep
 from services.cache.upload import Upload
+from services.cache.validation import Limits
 from tests.contract.samples import (
     SPACE,
     admission,
@@ -156,10 +156,10 @@ def test_side_data_holds_a_few_tensors_of_any_kind(tensors: int) -> None:
 
 
 @pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[Store]:
+async def store(tmp_path: Path) -> AsyncIterator[LatentStore]:
     index = await MilvusIndex.open(str(tmp_path / "index.db"), "", seconds=30, threads=1)
     blobs = await DirectoryBlobs.open(tmp_path / "blobs", seconds=30, threads=4)
-    store = Store(index, blobs)
+    store = LatentStore(index, blobs)
     yield store
     await store.close()
     await blobs.close()
@@ -170,13 +170,15 @@ def offered(prompt: str = "a red circle", side: bytes | None = SIDE) -> Admissio
     return uploaded(admission(new_entry(prompt), BLOBS, 1 << 20, side=side))
 
 
-async def fetched(store: Store, offer: Admission, *steps: int, side: bool) -> list[tuple[int | None, bytes]]:
+async def fetched(
+    store: LatentStore, offer: Admission, *steps: int, side: bool
+) -> list[tuple[int | None, bytes]]:
     entry = offer.entry
     found = store.fetch(SPACE, entry.tenant, entry.identity, entry.entry_id, steps, side_data=side)
     return [(blob.step, data) async for blob, data in found]
 
 
-async def test_side_data_comes_after_the_steps_and_only_when_asked_for(store: Store) -> None:
+async def test_side_data_comes_after_the_steps_and_only_when_asked_for(store: LatentStore) -> None:
     assert await store.admit(offered())
     assert await fetched(store, offered(), 3, 1, side=True) == [(3, BLOBS[3]), (1, BLOBS[1]), (None, SIDE)]
     assert await fetched(store, offered(), 3, side=False) == [(3, BLOBS[3])]
@@ -184,7 +186,7 @@ async def test_side_data_comes_after_the_steps_and_only_when_asked_for(store: St
     assert hit.entry == offered().entry
 
 
-async def test_an_entry_without_side_data_answers_without(store: Store) -> None:
+async def test_an_entry_without_side_data_answers_without(store: LatentStore) -> None:
     await store.admit(offered(side=None))
     assert await fetched(store, offered(), 2, side=True) == [(2, BLOBS[2])]
     # The same request again is the same entry, which is kept as it was.
@@ -194,7 +196,7 @@ async def test_an_entry_without_side_data_answers_without(store: Store) -> None:
 
 @pytest.mark.parametrize("damage", ["missing", "altered"])
 async def test_broken_side_data_is_a_miss_that_deletes_its_row(
-    store: Store, tmp_path: Path, damage: str
+    store: LatentStore, tmp_path: Path, damage: str
 ) -> None:
     await store.admit(offered())
     path = tmp_path / "blobs" / offered().entry.keys[-1]
@@ -223,7 +225,9 @@ def age(root: Path) -> None:
         os.utime(path, (stat.st_atime - 2 * GRACE, stat.st_mtime - 2 * GRACE))
 
 
-async def test_side_data_is_counted_purged_and_swept_with_its_entry(store: Store, tmp_path: Path) -> None:
+async def test_side_data_is_counted_purged_and_swept_with_its_entry(
+    store: LatentStore, tmp_path: Path
+) -> None:
     await store.admit(offered())
     age(tmp_path)
     assert await sweep(store, GRACE) == Swept(blobs=0, rows=0)
@@ -233,7 +237,7 @@ async def test_side_data_is_counted_purged_and_swept_with_its_entry(store: Store
     assert await sweep(store, GRACE) == Swept(blobs=4, rows=0)
 
 
-async def test_the_sweeper_drops_a_row_whose_side_data_is_gone(store: Store, tmp_path: Path) -> None:
+async def test_the_sweeper_drops_a_row_whose_side_data_is_gone(store: LatentStore, tmp_path: Path) -> None:
     await store.admit(offered())
     (tmp_path / "blobs" / offered().entry.keys[-1]).unlink()
     age(tmp_path)

@@ -19,14 +19,14 @@ from chorus_rpc.errors import (
     unavailable,
 )
 
-from services.cache.bounds import Limits
 from services.cache.directory import DirectoryBlobs
 from services.cache.entries import Admission, Entry, Space
 from services.cache.index import Selection
 from services.cache.milvus import MilvusIndex
-from services.cache.store import Store
+from services.cache.store import LatentStore
 from services.cache.sweeper import Sweeper, Swept, sweep
 from services.cache.upload import Upload
+from services.cache.validation import Limits
 from tests.contract.samples import SPACE, admission, latents, new_entry, unit
 
 GRACE = 600.0
@@ -110,25 +110,25 @@ async def fault() -> Interruption:
 
 
 @pytest.fixture
-async def store(tmp_path: Path, fault: Interruption) -> AsyncIterator[Store]:
+async def store(tmp_path: Path, fault: Interruption) -> AsyncIterator[LatentStore]:
     index = await FaultyIndex.open(str(tmp_path / "index.db"), "", seconds=30, threads=1)
     blobs = await FaultyBlobs.open(tmp_path / "blobs", seconds=30, threads=4)
     assert isinstance(index, FaultyIndex)
     assert isinstance(blobs, FaultyBlobs)
     index.fault = blobs.fault = fault
-    store = Store(index, blobs)
+    store = LatentStore(index, blobs)
     yield store
     await store.close()
     await blobs.close()
     await index.close()
 
 
-async def found(store: Store, tenant: str = "default") -> list[Entry]:
+async def found(store: LatentStore, tenant: str = "default") -> list[Entry]:
     hits = await store.lookup(SPACE, tenant, offered().entry.identity, unit(0), 16, -1.0)
     return [hit.entry for hit in hits]
 
 
-async def fetched(store: Store, entry: Entry, *steps: int, tenant: str = "default") -> list[bytes]:
+async def fetched(store: LatentStore, entry: Entry, *steps: int, tenant: str = "default") -> list[bytes]:
     return [data async for _, data in store.fetch(SPACE, tenant, entry.identity, entry.entry_id, steps)]
 
 
@@ -150,7 +150,7 @@ async def refused(reason: Reason, call: object) -> ChorusError:
     return failed.value
 
 
-async def test_blobs_first_then_the_row(store: Store, fault: Interruption) -> None:
+async def test_blobs_first_then_the_row(store: LatentStore, fault: Interruption) -> None:
     assert await store.admit(offered())
     assert fault.calls == ["put", "put", "upsert"]
     assert await found(store) == [offered().entry]
@@ -159,7 +159,7 @@ async def test_blobs_first_then_the_row(store: Store, fault: Interruption) -> No
     assert (store.counters.admissions, store.counters.fetches) == (1, 1)
 
 
-async def test_the_same_entry_is_kept_and_written_once(store: Store, fault: Interruption) -> None:
+async def test_the_same_entry_is_kept_and_written_once(store: LatentStore, fault: Interruption) -> None:
     created = await asyncio.gather(*(store.admit(offered()) for _ in range(5)))
     assert sorted(created) == [False] * 4 + [True]
     assert fault.calls == ["put", "put", "upsert"]
@@ -167,7 +167,7 @@ async def test_the_same_entry_is_kept_and_written_once(store: Store, fault: Inte
     assert store.counters.admissions == 1
 
 
-async def test_no_row_where_a_blob_could_not_be_written(store: Store, fault: Interruption) -> None:
+async def test_no_row_where_a_blob_could_not_be_written(store: LatentStore, fault: Interruption) -> None:
     fault.failing.add("put")
     await refused(DEPENDENCY_UNAVAILABLE, store.admit(offered()))
     assert "upsert" not in fault.calls
@@ -175,7 +175,7 @@ async def test_no_row_where_a_blob_could_not_be_written(store: Store, fault: Int
 
 
 async def test_blobs_without_their_row_are_swept_after_the_grace(
-    store: Store, fault: Interruption, tmp_path: Path
+    store: LatentStore, fault: Interruption, tmp_path: Path
 ) -> None:
     fault.failing.add("upsert")
     await refused(DEPENDENCY_UNAVAILABLE, store.admit(offered()))
@@ -186,7 +186,7 @@ async def test_blobs_without_their_row_are_swept_after_the_grace(
     assert files(tmp_path) == []
 
 
-async def test_an_admission_goes_on_when_its_caller_leaves(store: Store, fault: Interruption) -> None:
+async def test_an_admission_goes_on_when_its_caller_leaves(store: LatentStore, fault: Interruption) -> None:
     fault.held["upsert"] = asyncio.Event()
     caller = asyncio.create_task(store.admit(offered()))
     await fault.reached.wait()
@@ -200,7 +200,7 @@ async def test_an_admission_goes_on_when_its_caller_leaves(store: Store, fault: 
 
 @pytest.mark.parametrize("damage", ["missing", "shorter", "longer", "altered"])
 async def test_a_broken_blob_is_a_miss_that_deletes_its_row(
-    store: Store, tmp_path: Path, damage: str
+    store: LatentStore, tmp_path: Path, damage: str
 ) -> None:
     await store.admit(offered("broken", {1: latents(1)}))
     await store.admit(offered("whole", {1: latents(9)}))
@@ -226,7 +226,7 @@ async def test_a_broken_blob_is_a_miss_that_deletes_its_row(
 
 
 async def test_a_row_that_cannot_be_deleted_is_reported_as_corrupt_all_the_same(
-    store: Store, fault: Interruption, tmp_path: Path
+    store: LatentStore, fault: Interruption, tmp_path: Path
 ) -> None:
     await store.admit(offered())
     for path in files(tmp_path):
@@ -235,7 +235,7 @@ async def test_a_row_that_cannot_be_deleted_is_reported_as_corrupt_all_the_same(
     await refused(BLOB_CORRUPT, fetched(store, offered().entry, 1))
 
 
-async def test_another_tenants_entry_is_not_found(store: Store) -> None:
+async def test_another_tenants_entry_is_not_found(store: LatentStore) -> None:
     await store.admit(offered(tenant="theirs"))
     entry = offered(tenant="theirs").entry
     assert await found(store, "mine") == []
@@ -244,7 +244,7 @@ async def test_another_tenants_entry_is_not_found(store: Store) -> None:
     assert await fetched(store, entry, 1, tenant="theirs") == [latents(1)]
 
 
-async def test_a_step_that_was_not_kept_is_not_found(store: Store) -> None:
+async def test_a_step_that_was_not_kept_is_not_found(store: LatentStore) -> None:
     await store.admit(offered())
     error = await refused(NOT_FOUND, fetched(store, offered().entry, 1, 3))
     assert error.metadata == {"step": "3"}
@@ -252,7 +252,7 @@ async def test_a_step_that_was_not_kept_is_not_found(store: Store) -> None:
 
 
 async def test_the_fetch_that_follows_a_lookup_does_not_ask_the_index_again(
-    store: Store, fault: Interruption
+    store: LatentStore, fault: Interruption
 ) -> None:
     await store.admit(offered())
     [entry] = await found(store)
@@ -267,7 +267,7 @@ async def test_the_fetch_that_follows_a_lookup_does_not_ask_the_index_again(
 
 
 async def test_a_row_is_not_remembered_for_long(
-    store: Store, fault: Interruption, monkeypatch: pytest.MonkeyPatch
+    store: LatentStore, fault: Interruption, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await store.admit(offered())
     [entry] = await found(store)
@@ -278,7 +278,7 @@ async def test_a_row_is_not_remembered_for_long(
     assert fault.rows_read == before + 1
 
 
-async def test_donors_below_the_lowest_score_are_left_out(store: Store) -> None:
+async def test_donors_below_the_lowest_score_are_left_out(store: LatentStore) -> None:
     await store.admit(offered())
     identity = offered().entry.identity
     [hit] = await store.lookup(SPACE, "default", identity, unit(5), 4, -1.0)
@@ -287,7 +287,7 @@ async def test_donors_below_the_lowest_score_are_left_out(store: Store) -> None:
     assert (store.counters.lookups, store.counters.lookups_with_donor) == (3, 2)
 
 
-async def test_purge_drops_rows_now_and_blobs_after_the_grace(store: Store, tmp_path: Path) -> None:
+async def test_purge_drops_rows_now_and_blobs_after_the_grace(store: LatentStore, tmp_path: Path) -> None:
     for i in range(3):
         await store.admit(offered(f"prompt {i}", {1: latents(i)}))
     size = len(latents(0))
@@ -304,7 +304,7 @@ async def test_purge_drops_rows_now_and_blobs_after_the_grace(store: Store, tmp_
     assert await sweep(store, GRACE) == Swept(blobs=3, rows=0)
 
 
-async def test_a_blob_that_another_row_names_is_kept(store: Store, tmp_path: Path) -> None:
+async def test_a_blob_that_another_row_names_is_kept(store: LatentStore, tmp_path: Path) -> None:
     shared = {1: latents(1)}
     first, second = offered("first", shared), offered("second", shared)
     assert first.entry.keys == second.entry.keys
@@ -318,7 +318,7 @@ async def test_a_blob_that_another_row_names_is_kept(store: Store, tmp_path: Pat
 
 
 async def test_the_sweeper_drops_rows_without_blobs_and_halves_of_writes(
-    store: Store, tmp_path: Path
+    store: LatentStore, tmp_path: Path
 ) -> None:
     await store.admit(offered("kept", {1: latents(1)}))
     await store.admit(offered("broken", {1: latents(2), 2: latents(3)}))
@@ -336,7 +336,7 @@ async def test_the_sweeper_drops_rows_without_blobs_and_halves_of_writes(
 
 
 async def test_an_entry_admitted_anew_during_a_sweep_is_whole(
-    store: Store, fault: Interruption, tmp_path: Path
+    store: LatentStore, fault: Interruption, tmp_path: Path
 ) -> None:
     await store.admit(offered())
     await store.purge("default", Selection())
@@ -352,7 +352,9 @@ async def test_an_entry_admitted_anew_during_a_sweep_is_whole(
     assert await fetched(store, offered().entry, 1, 2) == [latents(1), latents(2)]
 
 
-async def test_a_blob_written_again_before_the_sweep_deletes_it_is_kept(store: Store, tmp_path: Path) -> None:
+async def test_a_blob_written_again_before_the_sweep_deletes_it_is_kept(
+    store: LatentStore, tmp_path: Path
+) -> None:
     await store.admit(offered())
     await store.purge("default", Selection())
     age(tmp_path)
@@ -367,7 +369,9 @@ async def test_a_blob_written_again_before_the_sweep_deletes_it_is_kept(store: S
     assert await fetched(store, offered().entry, 1) == [latents(1)]
 
 
-async def test_a_sweep_that_fails_is_not_the_last(store: Store, fault: Interruption, tmp_path: Path) -> None:
+async def test_a_sweep_that_fails_is_not_the_last(
+    store: LatentStore, fault: Interruption, tmp_path: Path
+) -> None:
     await store.admit(offered())
     await store.purge("default", Selection())
     age(tmp_path)

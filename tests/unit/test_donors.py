@@ -14,9 +14,9 @@ from chorus.denoiser.v1 import denoiser_pb2
 from chorus_rpc.errors import BLOB_CORRUPT, NOT_FOUND, ChorusError
 from torch import Tensor
 
-from services.cache.bounds import Limits
 from services.cache.entries import Admission, Blob
 from services.cache.servicer import CacheServicer
+from services.cache.validation import Limits
 from services.denoiser.latent_cache import DonorData, LatentCache
 from services.denoiser.reuse.latent_blob import pack_latents
 from services.denoiser.reuse.side_data import SideData, pack_side_data

@@ -15,8 +15,8 @@ from chorus_rpc.errors import ChorusError
 from hypothesis import given
 from hypothesis import strategies as st
 
+from services.embedder.encoder_thread import EncoderThread, RecentEncodings
 from services.embedder.encoders import Encoder, Encoding, Tokens
-from services.embedder.engine import Engine, RecentEncodings
 from services.embedder.settings import EmbedderSettings, EncoderSpec, parse_encoder
 
 WAIT = 20.0
@@ -77,7 +77,7 @@ class Gated(Encoder):
 
 async def test_one_thread_a_bounded_queue_and_no_prompt_twice() -> None:
     encoder = Gated()
-    engine = Engine(encoder, [encoder], queue_limit=2, recent_bytes=1000)
+    engine = EncoderThread(encoder, [encoder], queue_limit=2, recent_bytes=1000)
     try:
         calls = [asyncio.create_task(engine.encode(encoder, [prompt])) for prompt in ("a", "b")]
         await asyncio.to_thread(encoder.entered.wait, WAIT)

@@ -12,16 +12,16 @@ from hypothesis import strategies as st
 from PIL import Image
 from rich.console import Console
 
+from evaluation import results
+from evaluation.evaluation import remarks
+from evaluation.figures import figures_of
+from evaluation.measure import Case, Outcome, Served, Source
+from evaluation.methods import FULL, ways_of
+from evaluation.plot import plot
+from evaluation.prompts import Ask, Group
+from evaluation.scenes import Verdict, judge
+from evaluation.tables import tables
 from models.movingshapes.world import Scene, Thing
-from yardstick import results
-from yardstick.evaluation import remarks
-from yardstick.figures import figures_of
-from yardstick.measure import Case, Outcome, Served, Source
-from yardstick.plot import plot
-from yardstick.prompts import Ask, Group
-from yardstick.scenes import Verdict, judge
-from yardstick.tables import tables
-from yardstick.ways import FULL, ways_of
 
 RED = Scene("navy", (Thing("circle", "red", "left", "small"),))
 BLUE = Scene("navy", (Thing("circle", "blue", "left", "small"),))

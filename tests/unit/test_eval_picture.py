@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from numpy.typing import NDArray
 
-from yardstick.picture import (
+from evaluation.picture import (
     ACTIVE,
     FRAMES,
     GAP,
@@ -26,7 +26,7 @@ from yardstick.picture import (
     sheet,
     unpack,
 )
-from yardstick.pixels import encode
+from evaluation.pixels import encode
 
 masks = array_shapes(min_dims=3, max_dims=3, max_side=7).flatmap(lambda shape: arrays(np.bool_, shape))
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
+from evaluation.pixels import PSNR_CEILING, Video, decode, psnr, seam_score, ssim, token_grid
 from services.denoiser.codec.mp4 import encode_mp4
-from yardstick.pixels import PSNR_CEILING, Video, decode, psnr, seam_score, ssim, token_grid
 
 SHAPE = (1, 12, 12, 3)
 videos = arrays(np.float32, SHAPE, elements=st.floats(0, 255, width=32))

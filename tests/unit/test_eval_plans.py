@@ -1,4 +1,4 @@
-"""Ways of the yardstick: named plans, and what other systems would have asked for."""
+"""Ways of the evaluation: named plans, and what other systems would have asked for."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from chorus_client import ChorusError, explicit_reuse
 from hypothesis import given
 from hypothesis import strategies as st
 
-from yardstick.baselines import BASELINES, baseline_plan
-from yardstick.plans import named_plans
-from yardstick.ways import ways_of
+from evaluation.baselines import BASELINES, baseline_plan
+from evaluation.methods import ways_of
+from evaluation.plans import named_plans
 
 scores = st.floats(-1, 1)
 names = st.sampled_from(list(BASELINES))

@@ -12,10 +12,10 @@ from chorus_rpc.errors import ChorusError
 from hypothesis import given
 from hypothesis import strategies as st
 
+from evaluation.prompts import Ask, Group, read_groups, write_groups
+from evaluation.scenes import KINDS, Pool, differing, judge, make_groups
 from models.movingshapes import world
 from models.movingshapes.world import Scene, Split, Thing
-from yardstick.prompts import Ask, Group, read_groups, write_groups
-from yardstick.scenes import KINDS, Pool, differing, judge, make_groups
 
 SPLITS: tuple[Split, ...] = ("train", "calibration", "test")
 RED = Thing("circle", "red", "left", "small")

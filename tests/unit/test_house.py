@@ -9,7 +9,7 @@ import pytest
 
 from tests.processes import ROOT
 
-OURS = ("services", "rpc", "client", "models", "yardstick", "bench", "tests", "docs", "examples", "infra")
+OURS = ("services", "rpc", "client", "models", "evaluation", "bench", "tests", "docs", "examples", "infra")
 MADE = {"node_modules", "gen"}
 
 
@@ -41,7 +41,7 @@ def test_no_file_is_longer_than_a_room() -> None:
         ("services.denoiser.__main__", {"transformers", "diffusers", "pymilvus", "minio"}),
         ("services.embedder.__main__", {"diffusers", "pymilvus", "minio", "av"}),
         (
-            "chorus_client.cli",
+            "chorus_cli.main",
             {"torch", "numpy", "pymilvus", "minio", "pydantic", "structlog", "opentelemetry"},
         ),
     ],

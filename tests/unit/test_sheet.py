@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from bench import results
-from bench.road import run
-from bench.road.sheet import CELL, GAP, HEAD, MARGIN, SheetRow, contact_sheet, frames_of
+from bench.quickstart import run
+from bench.quickstart.sheet import CELL, GAP, HEAD, MARGIN, SheetRow, contact_sheet, frames_of
 
 
 def mp4(colours: list[tuple[int, int, int]]) -> bytes:

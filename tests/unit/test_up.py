@@ -9,9 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from chorus_client import endpoints, models, up
-from chorus_client.cli import app
-from chorus_client.output import BAD_INPUT
+from chorus_cli.local import model_files, up
+from chorus_cli.main import app
+from chorus_cli.output import BAD_INPUT
+from chorus_client import endpoints
 from chorus_rpc.errors import ChorusError
 from typer.testing import CliRunner
 
@@ -68,7 +69,7 @@ def test_models_bring_the_encoders_they_name(tmp_path: Path, monkeypatch: pytest
         found["CHORUS_EMBEDDER_CONDITIONING"]
         == f"umt5:{tmp_path / 'pipeline'},umt5:hf://team/wan@main,minilm"
     )
-    assert models.choose([], {}) == {}
+    assert model_files.choose([], {}) == {}
 
 
 def test_models_of_the_environment_bring_theirs_unless_it_says_otherwise(tmp_path: Path) -> None:
@@ -78,7 +79,7 @@ def test_models_of_the_environment_bring_theirs_unless_it_says_otherwise(tmp_pat
     said = {**base, "CHORUS_EMBEDDER_CONDITIONING": "umt5:/mine"}
     assert up.environment(said, tmp_path, ports)["CHORUS_EMBEDDER_CONDITIONING"] == "umt5:/mine"
     with pytest.raises(ChorusError, match="CHORUS_DENOISER_MODELS says which models, too"):
-        models.choose([file], base)
+        model_files.choose([file], base)
 
 
 @pytest.mark.parametrize("text", ["[text", "text = 1", "[text]\nencoder = 7", None])
@@ -87,7 +88,7 @@ def test_a_model_file_that_is_none_is_named(tmp_path: Path, text: str | None) ->
     if text is not None:
         file.write_text(text)
     with pytest.raises(ChorusError, match=str(file)):
-        models.choose([file], {})
+        model_files.choose([file], {})
 
 
 def test_the_command_refuses_a_model_file_that_is_not_there(tmp_path: Path) -> None:

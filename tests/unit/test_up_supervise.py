@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from chorus_client.supervise import Child, GaveUp, Limits, Supervisor, rotate, tail
+from chorus_cli.local.supervise import Child, GaveUp, Limits, Supervisor, rotate, tail
 
 PATIENCE = 30.0
 QUICK = Limits(startup_seconds=20, stop_seconds=20, restarts=2, first_backoff_seconds=0.01, poll_seconds=0.01)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from bench import results
 from bench.alternatives import BLOCK, best, halves, variants
-from bench.lab import Bench, Pair, Trial
+from bench.in_process import Harness, Pair, Trial
 from bench.results import Figure
 from bench.variants import Alternative, Term, Where, ceiled, edge_jump, mixed
 from services.denoiser.model.loaded import LoadedModel
@@ -113,8 +113,8 @@ def test_one_term_is_the_plans_amplification_and_two_are_both(tmp_path: Path) ->
 
 
 @pytest.fixture
-def tiny(tmp_path: Path) -> tuple[Bench, Pair]:
-    bench = Bench.__new__(Bench)  # without the shipped model and the encoder
+def tiny(tmp_path: Path) -> tuple[Harness, Pair]:
+    bench = Harness.__new__(Harness)  # without the shipped model and the encoder
     bench.model = LoadedModel.load(save_tiny_model(tmp_path, layers=3))
     bench.sigmas = bench.model.spec.schedule.sigmas
     bench.shape = bench.model.latent_shape(4, 32, 32)
@@ -139,7 +139,7 @@ def region(threshold: float) -> plan_pb2.RegionPlan:
     )
 
 
-def test_an_alternative_that_changes_nothing_is_the_plan(tiny: tuple[Bench, Pair]) -> None:
+def test_an_alternative_that_changes_nothing_is_the_plan(tiny: tuple[Harness, Pair]) -> None:
     bench, pair = tiny
     assert pair.own.text is not None
     half = plan_pb2.Amplification(form=CONTRAST, strength=0.5)
@@ -157,7 +157,7 @@ def test_an_alternative_that_changes_nothing_is_the_plan(tiny: tuple[Bench, Pair
         assert made.computed == computed
 
 
-def test_a_hard_edge_takes_the_targets_own_up_to_the_edge(tiny: tuple[Bench, Pair]) -> None:
+def test_a_hard_edge_takes_the_targets_own_up_to_the_edge(tiny: tuple[Harness, Pair]) -> None:
     bench, pair = tiny
     lost = region(0.9)
     lost.source = plan_pb2.REGION_SOURCE_ATTENTION
@@ -177,7 +177,7 @@ def test_a_hard_edge_takes_the_targets_own_up_to_the_edge(tiny: tuple[Bench, Pai
 
 
 @pytest.mark.parametrize("where", ["oracle", "oracle, own noise", "words", "gained", "probe and lost"])
-def test_a_region_is_everything_where_everything_differs(tiny: tuple[Bench, Pair], where: Where) -> None:
+def test_a_region_is_everything_where_everything_differs(tiny: tuple[Harness, Pair], where: Where) -> None:
     bench, pair = tiny
     whole = Alternative(Depth(bench.sigmas[1])).make(bench, pair)
     found = Alternative(Depth(bench.sigmas[1], region(0.0)), where).make(bench, pair)

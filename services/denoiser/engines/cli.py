@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Final
 
 import typer
-from chorus_client.output import Output
+from chorus_cli.output import Output
 
 app = typer.Typer(no_args_is_help=True, help="Build, list, inspect and verify engines of the denoiser.")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from chorus_client.output import Output
+from chorus_cli.output import Output
 from chorus_rpc import errors
 from chorus_rpc.errors import ChorusError
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from yardstick.pixels import decode
+from evaluation.pixels import decode
 
 Frames: TypeAlias = NDArray[np.uint8]
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 import typer
 from chorus_rpc.errors import ChorusError, invalid
 
-from chorus_client.output import Output
+from chorus_cli.output import Output
 
 GROUP: Final = "chorus.commands"
 _ANY_ARGUMENTS: Final = {"allow_extra_args": True, "ignore_unknown_options": True}

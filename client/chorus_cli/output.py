@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any, Final
 
 import typer
+from chorus_client.aio import GenerationFailed
 from chorus_rpc import errors
 from chorus_rpc.errors import ChorusError, reason_name
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 from rich.console import Console, RenderableType
-
-from chorus_client.aio import GenerationFailed
 
 OK: Final = 0
 FAILED: Final = 1

@@ -1,4 +1,4 @@
-"""What a generation did, step by step: from its events to words."""
+"""StepKind a generation did, step by step: from its events to words."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any, Final, Literal, TypeAlias
 
 from chorus.common.v1.plan_pb2 import WeightedToken
 from chorus.scheduler.v1.scheduler_pb2 import Generation, GenerationEvent, StepCompletedEvent
-from chorus_client.output import as_dict, one_line
+from chorus_cli.output import as_dict, one_line
+from chorus_cli.rendering import describe_donor, summary
 from chorus_client.plans import describe_amplification, describe_region
-from chorus_client.requests import state_word
-from chorus_client.view import describe_donor, summary
+from chorus_client.spec import state_word
 from rich.console import Group
 from rich.table import Table
 
 # Taken from the donor; computed in a region; computed whole; or never reached.
-What: TypeAlias = Literal["reused", "region", "whole", "not run"]
+StepKind: TypeAlias = Literal["reused", "region", "whole", "not run"]
 _PARTS: Final = ("queued", "embed", "lookup", "fetch", "denoise", "decode", "total")
 
 
@@ -33,7 +33,7 @@ class Step:
     """
 
     number: int
-    what: What
+    what: StepKind
     computed: float = 0.0
     own: float = 0.0
     seconds: float = 0.0
@@ -42,7 +42,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Account:
+class GenerationReport:
     """A generation and its steps. `seconds_saved`: as it turned out; 0 where it did not succeed."""
 
     generation: Generation
@@ -50,7 +50,7 @@ class Account:
     seconds_saved: float
 
 
-def account_of(generation: Generation, events: Iterable[GenerationEvent]) -> Account:
+def account_of(generation: Generation, events: Iterable[GenerationEvent]) -> GenerationReport:
     """The account of all events of a generation; of several attempts the last one counts."""
     first, saved, done = 0, 0.0, dict[int, Step]()
     for event in events:
@@ -63,7 +63,7 @@ def account_of(generation: Generation, events: Iterable[GenerationEvent]) -> Acc
             saved = event.succeeded.seconds_saved
     numbers = range(1, generation.plan.total_steps + 1)
     steps = [done.get(n) or Step(n, "reused" if n <= first else "not run") for n in numbers]
-    return Account(generation, tuple(steps), saved)
+    return GenerationReport(generation, tuple(steps), saved)
 
 
 def _computed(event: StepCompletedEvent) -> Step:
@@ -71,11 +71,11 @@ def _computed(event: StepCompletedEvent) -> Step:
     # Nothing computed and no region told: a server that does not say.
     computed = event.computed_share if event.computed_share or active else 1.0
     own = int.from_bytes(active, "little").bit_count() / max(1, math.prod(grid)) if active else 1.0
-    what: What = "region" if active or computed < 1 else "whole"
+    what: StepKind = "region" if active or computed < 1 else "whole"
     return Step(event.step.index, what, computed, own, event.seconds, active, grid)
 
 
-def words(account: Account) -> Group:
+def words(account: GenerationReport) -> Group:
     """For people."""
     generation = account.generation
     facts = Table(box=None, show_header=False, pad_edge=False)
@@ -91,7 +91,7 @@ def words(account: Account) -> Group:
     return Group(*parts)
 
 
-def plain(account: Account) -> dict[str, Any]:
+def plain(account: GenerationReport) -> dict[str, Any]:
     """For machines; all of the generation is in it."""
     return {
         "generation": as_dict(account.generation),
@@ -111,7 +111,7 @@ def plain(account: Account) -> dict[str, Any]:
     }
 
 
-def _facts(account: Account) -> Iterable[tuple[str, str]]:
+def _facts(account: GenerationReport) -> Iterable[tuple[str, str]]:
     generation, plan = account.generation, account.generation.plan
     succeeded = generation.HasField("video")
     how = summary(generation, account.seconds_saved) if succeeded else state_word(generation.state)

@@ -16,7 +16,7 @@ log = get_logger("cache.worker")
 T = TypeVar("T")
 
 
-class Worker:
+class BlockingClient:
     """Threads of their own for a blocking client.
 
     Args:
@@ -56,7 +56,7 @@ class Worker:
         await asyncio.to_thread(self._pool.shutdown, wait=True, cancel_futures=True)
 
 
-async def until_up(worker: Worker, call: Callable[[], T], seconds: float) -> T:
+async def until_up(worker: BlockingClient, call: Callable[[], T], seconds: float) -> T:
     """The result of `call`, tried again with growing pauses: a dependency may start later than the cache.
 
     Ends when its caller is cancelled, which the server does after `startup_seconds`.

@@ -8,10 +8,10 @@ from typing import Final
 from rich.console import Group
 from rich.table import Table
 
+from evaluation.figures import MISS
+from evaluation.methods import FULL
+from evaluation.results import Figure
 from models.movingshapes.analyzer import FIELDS
-from yardstick.figures import MISS
-from yardstick.results import Figure
-from yardstick.ways import FULL
 
 ALL_KINDS: Final = "all"
 _COST: Final = {

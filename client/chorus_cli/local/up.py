@@ -15,14 +15,15 @@ from pathlib import Path
 from typing import Any, Final
 
 import grpc
+from chorus_client import endpoints
 from chorus_rpc.channels import open_channel
 from chorus_rpc.errors import WRONG_STATE, ChorusError, invalid
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from rich.table import Table
 
-from chorus_client import endpoints, models, supervise
-from chorus_client.output import FAILED, OK, Output, one_line
-from chorus_client.supervise import Child, GaveUp, Limits, Supervisor
+from chorus_cli.local import supervise
+from chorus_cli.local.supervise import Child, GaveUp, Limits, Supervisor
+from chorus_cli.output import FAILED, OK, Output, one_line
 
 SERVICES: Final = ("embedder", "cache", "denoiser", "scheduler")
 HOST: Final = "127.0.0.1"
@@ -43,18 +44,18 @@ def environment(
     base: Mapping[str, str],
     directory: Path,
     ports: Mapping[str, int],
-    model_files: Sequence[Path] = (),
+    models: Sequence[Path] = (),
     startup_seconds: float = 300.0,
 ) -> dict[str, str]:
     """`base` and, where it does not say otherwise, stores under `directory` and targets at `ports`.
 
     Args:
-        model_files: what the denoiser serves, with the encoders that these models need; none: what it ships.
+        models: what the denoiser serves, with the encoders that these models need; none: what it ships.
 
     Raises ChorusError (INVALID_FIELD) for a model file that cannot be read.
     """
     chosen = {
-        **models.choose(model_files, base),
+        **model_files.choose(models, base),
         "CHORUS_EMBEDDER_PORT": str(ports["embedder"]),
         "CHORUS_CACHE_PORT": str(ports["cache"]),
         "CHORUS_DENOISER_PORT": str(ports["denoiser"]),
@@ -141,7 +142,7 @@ def locked(directory: Path) -> Iterator[int]:
         os.close(lock)
 
 
-async def run_up(directory: Path, model_files: Sequence[Path], startup_seconds: float, out: Output) -> int:
+async def run_up(directory: Path, models: Sequence[Path], startup_seconds: float, out: Output) -> int:
     """Runs until SIGINT or SIGTERM; a second one stops waiting for drains. Returns the exit status.
 
     Raises ChorusError when it cannot start at all, OSError when the directory cannot be written.
@@ -151,7 +152,7 @@ async def run_up(directory: Path, model_files: Sequence[Path], startup_seconds: 
     logs.mkdir(parents=True, exist_ok=True)
     with locked(directory) as lock:
         ports = choose_ports(os.environ)
-        variables = environment(os.environ, directory, ports, model_files, startup_seconds)
+        variables = environment(os.environ, directory, ports, models, startup_seconds)
         targets = {service: f"{HOST}:{port}" for service, port in ports.items()}
         children = [
             Child(

@@ -20,6 +20,8 @@ from chorus.common.v1 import plan_pb2
 from chorus.embedder.v1 import embedder_pb2
 from torch import Tensor
 
+from evaluation.prompts import Group
+from evaluation.scenes import Verdict, judge
 from models.movingshapes.analyzer import read_scene
 from models.movingshapes.evaluate import STUDENT
 from services.contract.schedule import shifted_schedule
@@ -29,17 +31,15 @@ from services.denoiser.network.wan import TextKV
 from services.denoiser.reuse.attention_maps import AttentionMaps
 from services.denoiser.reuse.side_data import pool_maps, unpool_maps
 from services.denoiser.reuse.stages import DonorLatents, Stages
+from services.embedder.encoder_thread import EncoderThread
 from services.embedder.encoders import Encoding, MiniLMEncoder
-from services.embedder.engine import Engine
 from services.embedder.servicer import EmbedderServicer
 from services.scheduler.planning.calibration import Depth
 from services.scheduler.planning.edits import Edit, edit_of
-from yardstick.prompts import Group
-from yardstick.scenes import Verdict, judge
 
 
 @dataclass(frozen=True)
-class Tried:
+class Outcome:
     """One video: whether it shows what was asked, whether it follows the donor where that asked otherwise.
 
     Args:
@@ -61,7 +61,7 @@ class Trial:
 
     kind: str
     edit: str
-    videos: dict[str, Tried]
+    videos: dict[str, Outcome]
 
 
 FULL = "full"
@@ -99,7 +99,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Made:
+class Output:
     """The target's clean latents, what was computed in full steps, and what was measured besides."""
 
     latents: Tensor
@@ -107,24 +107,24 @@ class Made:
     marks: Mapping[str, float] = field(default_factory=dict)
 
 
-class Special(ABC):
+class CustomVariant(ABC):
     """A variant that no plan can say; the bench that wants it brings it."""
 
     @abstractmethod
-    def make(self, bench: Bench, pair: Pair) -> Made: ...
+    def make(self, bench: Harness, pair: Pair) -> Output: ...
 
 
-Variant: TypeAlias = Depth | Fewer | Renoised | Special
+Variant: TypeAlias = Depth | Fewer | Renoised | CustomVariant
 
 
-class Bench:
+class Harness:
     """The shipped model and encoder in this process, on one thread."""
 
     def __init__(self, model: Path = STUDENT) -> None:
         torch.set_num_threads(1)
         self.model = LoadedModel.load(model)
         self.encoder = MiniLMEncoder()
-        engine = Engine(self.encoder, [self.encoder], queue_limit=4, recent_bytes=1 << 24)
+        engine = EncoderThread(self.encoder, [self.encoder], queue_limit=4, recent_bytes=1 << 24)
         self._embedder = EmbedderServicer(engine)
         video = self.model.spec.video
         self.shape = self.model.latent_shape(video.frames, video.height, video.width)
@@ -204,16 +204,16 @@ class Bench:
         own = self.full(text, 2 * seed + 1, len(ours.tokens))
         whole, pair = own.steps[total], Pair(edit, found, own, len(ours.tokens))
 
-        def tried(latents: Tensor, computed: float, marks: Mapping[str, float] | None = None) -> Tried:
+        def tried(latents: Tensor, computed: float, marks: Mapping[str, float] | None = None) -> Outcome:
             assert donor.scene is not None
             assert target.scene is not None
             shown: Verdict = judge(read_scene(self.model.decode(latents)), target.scene, donor.scene)
             fidelity = float((latents - whole).square().mean())
-            return Tried(shown.right["all"], any(shown.followed.values()), computed, fidelity, marks or {})
+            return Outcome(shown.right["all"], any(shown.followed.values()), computed, fidelity, marks or {})
 
         videos = {FULL: tried(whole, float(total))}
         for name, variant in plans.items():
-            if isinstance(variant, Special):
+            if isinstance(variant, CustomVariant):
                 special = variant.make(self, pair)
                 videos[name] = tried(special.latents, special.computed, special.marks)
             elif made := self.generate(variant, edit, text, found, 2 * seed + 1):
@@ -221,12 +221,12 @@ class Bench:
         return Trial(group.kind, edit.kind, videos)
 
 
-_bench: Bench | None = None
+_bench: Harness | None = None
 
 
 def _work(job: tuple[Group, int, Mapping[str, Variant]]) -> Trial:
     global _bench
-    _bench = _bench or Bench()
+    _bench = _bench or Harness()
     return _bench.trial(*job)
 
 

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 from chorus.scheduler.v1.scheduler_pb2 import Generation, GenerationSpec
+from chorus_cli.output import Output, check_folder, one_line
+from chorus_cli.plugins import not_installed
 from chorus_client import ChorusClient, ChorusError, SpecOptions
 from chorus_client.aio import raise_unless_succeeded, write_whole
 from chorus_client.endpoints import resolve
-from chorus_client.output import Output, check_folder, one_line
-from chorus_client.plugins import not_installed
 from chorus_rpc import errors
 
-from yardstick.account import Account, account_of, plain, words
+from evaluation.trace_report import GenerationReport, account_of, plain, words
 
 if TYPE_CHECKING:
-    from yardstick.picture import Row
+    from evaluation.picture import Row
 
 # A donor's video may be gone: deleted, never kept, or damaged.
 _GONE: Final = frozenset({errors.NOT_FOUND, errors.WRONG_STATE, errors.BLOB_CORRUPT})
@@ -57,11 +57,16 @@ def explain(
 
 
 def _draw(
-    client: ChorusClient, account: Account, png: Path | None, mp4: Path | None, no_full: bool, out: Output
+    client: ChorusClient,
+    account: GenerationReport,
+    png: Path | None,
+    mp4: Path | None,
+    no_full: bool,
+    out: Output,
 ) -> None:
     try:
-        from yardstick.picture import film, png_of, sheet
-        from yardstick.pixels import encode
+        from evaluation.picture import film, png_of, sheet
+        from evaluation.pixels import encode
     except ImportError as error:
         raise not_installed("eval", "chorus-serving", error) from None
     generation = account.generation
@@ -76,9 +81,9 @@ def _draw(
         out.say(str(mp4), mp4=str(mp4))
 
 
-def _rows(client: ChorusClient, account: Account, no_full: bool, out: Output) -> Iterator[Row]:
+def _rows(client: ChorusClient, account: GenerationReport, no_full: bool, out: Output) -> Iterator[Row]:
     """Donor, regions, result and full computation, as far as there are such."""
-    from yardstick.picture import Row, frames_of, region_video, unpack
+    from evaluation.picture import Row, frames_of, region_video, unpack
 
     generation, total = account.generation, len(account.steps)
     reused = generation.HasField("donor")

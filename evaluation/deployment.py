@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from chorus_client.supervise import tethered
-from chorus_client.up import locked
+from chorus_cli.local.supervise import tethered
+from chorus_cli.local.up import locked
 
 _STOP_SECONDS = 60.0
 _FORGETFUL = {"CHORUS_EMBEDDER_RECENT_BYTES": "0"}

@@ -14,15 +14,16 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 from chorus.scheduler.v1.scheduler_pb2 import Generation, GenerationEvent
+from chorus_client import endpoints
+from chorus_client.aio import WATCH_SECONDS, AsyncChorusClient, Video, raise_unless_succeeded, write_whole
+from chorus_client.cache import AsyncCacheClient
+from chorus_client.plans import plan_of_options
+from chorus_client.spec import SpecOptions, duration_seconds, numbers, state_word
 from chorus_rpc import telemetry
 from chorus_rpc.tenancy import DEFAULT_TENANT
 
-from chorus_client import endpoints, plugins, view
-from chorus_client.aio import WATCH_SECONDS, AsyncChorusClient, Video, raise_unless_succeeded, write_whole
-from chorus_client.cache import AsyncCacheClient
-from chorus_client.output import Output, check_folder
-from chorus_client.plans import plan_of_options
-from chorus_client.requests import SpecOptions, duration_seconds, numbers, state_word
+from chorus_cli import plugins, rendering
+from chorus_cli.output import Output, check_folder
 
 T = TypeVar("T")
 
@@ -191,7 +192,7 @@ def watch(
             generation = await client.get(generation_id)
             raise_unless_succeeded(generation)
             if output is None:
-                out.say(view.summary(generation, follower.saved), generation=generation)
+                out.say(rendering.summary(generation, follower.saved), generation=generation)
                 return
             await _deliver(await client.result(generation_id), output, follower, out)
 
@@ -216,7 +217,7 @@ def jobs(
         for generation in found:
             out.machine(generation=generation)
         if not as_json:
-            out.console.print(view.jobs_table(found) if found else "no generations")
+            out.console.print(rendering.jobs_table(found) if found else "no generations")
 
     _run(main(), out)
 
@@ -247,7 +248,7 @@ def stats(target: CacheTarget = None, tenant: Tenant = DEFAULT_TENANT, as_json: 
     async def main() -> None:
         async with AsyncCacheClient(endpoints.resolve("cache", target), tenant) as client:
             found = await client.stats()
-        out.say(view.stats_table(found), cache=found)
+        out.say(rendering.stats_table(found), cache=found)
 
     _run(main(), out)
 
@@ -299,7 +300,7 @@ def up(
     The embedder loads the text encoders that the models' files name. Any CHORUS_<SERVICE>_<SETTING> variable
     that is set wins over what this command chooses.
     """
-    from chorus_client.up import run_up  # POSIX only, and none of the other commands needs it
+    from chorus_cli.local.up import run_up  # POSIX only, and none of the other commands needs it
 
     out = Output(as_json)
     status = _run(run_up(directory.absolute(), model or (), startup_seconds, out), out)
@@ -311,7 +312,7 @@ class _Follower:
 
     def __init__(self, out: Output) -> None:
         self._out = out
-        self._view = None if out.as_json else view.GenerationView(out.notes)
+        self._view = None if out.as_json else rendering.GenerationView(out.notes)
         self.saved = 0.0
 
     def __enter__(self) -> None:
@@ -339,7 +340,7 @@ async def _deliver(video: Video, output: Path | None, follower: _Follower, out: 
     path = output or Path(f"{video.generation.generation_id}.mp4")
     await asyncio.to_thread(write_whole, path, video.data)
     out.say(
-        f"{path}: {view.summary(video.generation, follower.saved)}",
+        f"{path}: {rendering.summary(video.generation, follower.saved)}",
         generation=video.generation,
         output=str(path),
     )

@@ -12,13 +12,13 @@ from chorus.scheduler.v1.scheduler_pb2 import Generation
 from chorus_client import ChorusClient, SpecOptions
 from chorus_rpc.errors import WRONG_STATE, ChorusError
 
+from evaluation.methods import FULL, IN_FULL, PROBE, Method
+from evaluation.pixels import Video, decode, psnr, seam_score, ssim, token_grid
+from evaluation.prompts import Ask, Group
+from evaluation.runs import Run, timed
+from evaluation.scenes import Verdict, judge
 from models.movingshapes import world
 from models.movingshapes.analyzer import read_scene
-from yardstick.pixels import Video, decode, psnr, seam_score, ssim, token_grid
-from yardstick.prompts import Ask, Group
-from yardstick.runs import Run, timed
-from yardstick.scenes import Verdict, judge
-from yardstick.ways import FULL, IN_FULL, PROBE, Way
 
 SCENE_SHAPE: Final = (world.FRAMES, world.HEIGHT, world.WIDTH)
 # The policy of donors that look into an emptied cache: what a miss costs is the same by any.
@@ -71,7 +71,7 @@ class Outcome:
 def measure(
     client: ChorusClient,
     groups: Sequence[Group],
-    ways: Sequence[Way],
+    ways: Sequence[Method],
     seed: int,
     model: str | None,
     token_pixels: int,
@@ -112,7 +112,7 @@ def _case(
     group: Group,
     target: Ask,
     donor: Generation,
-    ways: Sequence[Way],
+    ways: Sequence[Method],
     seed: int,
     model: str | None,
     token_pixels: int,

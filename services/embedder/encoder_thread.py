@@ -86,7 +86,7 @@ def _size(encoding: Encoding) -> int:
     return int(encoding.states.nbytes + encoding.retrieval.nbytes)
 
 
-class Engine:
+class EncoderThread:
     """Encodes prompts in one thread that it owns, so that the event loop never waits for a model.
 
     Args:
@@ -181,7 +181,7 @@ def load_engine(
     threads: int,
     queue_limit: int,
     recent_bytes: int,
-) -> Engine:
+) -> EncoderThread:
     """Loads every encoder named, each once, and warms it. Takes seconds: not for the event loop.
 
     Args:
@@ -196,7 +196,7 @@ def load_engine(
         spec: load_encoder(spec, getattr(torch, dtype), device)
         for spec in dict.fromkeys((retrieval, *conditioning))
     }
-    return Engine(
+    return EncoderThread(
         loaded[retrieval],
         [loaded[spec] for spec in conditioning],
         queue_limit=queue_limit,

@@ -12,26 +12,26 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final, cast
 
+from chorus_cli.output import Output
 from chorus_client import AsyncCacheClient, ChorusClient, SpecOptions
 from chorus_client.aio import write_whole
-from chorus_client.output import Output
 from chorus_rpc.errors import invalid
 from chorus_rpc.tenancy import DEFAULT_TENANT
 from rich.progress import Progress
 
+from evaluation import results
+from evaluation.deployment import local_deployment
+from evaluation.figures import figures_of, kinds_of
+from evaluation.figures import ways_of as ways_found
+from evaluation.measure import SCENE_SHAPE, Case, Outcome, measure
+from evaluation.methods import Method
+from evaluation.plot import plot
+from evaluation.prompts import Group, read_groups, write_groups
+from evaluation.runs import WARM_UP_PROMPT, timed, warm_up
+from evaluation.scenes import make_groups
+from evaluation.tables import tables
 from models.movingshapes.captions import Phrasing
 from models.movingshapes.world import Split
-from yardstick import results
-from yardstick.deployment import local_deployment
-from yardstick.figures import figures_of, kinds_of
-from yardstick.figures import ways_of as ways_found
-from yardstick.measure import SCENE_SHAPE, Case, Outcome, measure
-from yardstick.plot import plot
-from yardstick.prompts import Group, read_groups, write_groups
-from yardstick.runs import WARM_UP_PROMPT, timed, warm_up
-from yardstick.scenes import make_groups
-from yardstick.tables import tables
-from yardstick.ways import Way
 
 FIGURES: Final = "eval.json"
 PLOT: Final = "eval.png"
@@ -52,7 +52,7 @@ class Choice:
     cache_target: str | None
     tenant: str
     groups: Sequence[Group]
-    ways: Sequence[Way]
+    ways: Sequence[Method]
     seed: int
     model: str | None
     token_pixels: int

@@ -11,11 +11,11 @@ from typing import Final, Protocol, TypeVar
 
 import torch
 
+from evaluation.prompts import Ask, Group
 from models.movingshapes import world
 from models.movingshapes.analyzer import OF_THINGS, compare
 from models.movingshapes.captions import Phrasing, caption
 from models.movingshapes.world import Scene, Split, Thing
-from yardstick.prompts import Ask, Group
 
 T = TypeVar("T", covariant=True)
 

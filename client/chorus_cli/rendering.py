@@ -10,13 +10,13 @@ from typing import Self
 from chorus.cache.v1.cache_pb2 import StatsResponse
 from chorus.common.v1.plan_pb2 import DonorRef, Plan
 from chorus.scheduler.v1.scheduler_pb2 import Generation, GenerationEvent, StepCompletedEvent
+from chorus_client.plans import describe_amplification, describe_region
+from chorus_client.spec import state_word
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from chorus_client.output import one_line
-from chorus_client.plans import describe_amplification, describe_region
-from chorus_client.requests import state_word
+from chorus_cli.output import one_line
 
 _PROMPT_WIDTH = 60
 

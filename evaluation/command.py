@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Annotated, Final, TypeVar
 
 import typer
-from chorus_client.output import Output
-from chorus_client.plugins import not_installed
+from chorus_cli.output import Output
+from chorus_cli.plugins import not_installed
 from chorus_rpc.errors import Violations
 from chorus_rpc.tenancy import DEFAULT_TENANT
 
-from yardstick.baselines import BASELINES
-from yardstick.plans import named_plans
-from yardstick.ways import FULL, ways_of
+from evaluation.baselines import BASELINES
+from evaluation.methods import FULL, ways_of
+from evaluation.plans import named_plans
 
 T = TypeVar("T")
 
@@ -115,7 +115,7 @@ def evaluate(
         found.raise_if_any()
         plans = named_plans(plan or (), taken=TAKEN)
         try:
-            from yardstick.evaluation import Choice, groups_of, run
+            from evaluation.evaluation import Choice, groups_of, run
         except ImportError as error:
             raise not_installed("eval", "chorus-serving", error) from None
         chosen = Choice(

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
+from evaluation import results
+from evaluation.measure import Case, Outcome, Served
+from evaluation.methods import FULL
+from evaluation.results import Figure
+from evaluation.scenes import SINGLE_EDITS, UNRELATED, Verdict
 from models.movingshapes.analyzer import FIELDS
-from yardstick import results
-from yardstick.measure import Case, Outcome, Served
-from yardstick.results import Figure
-from yardstick.scenes import SINGLE_EDITS, UNRELATED, Verdict
-from yardstick.ways import FULL
 
 MISS: Final = "miss"
 ATTRIBUTES: Final = (*FIELDS, "all")

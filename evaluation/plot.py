@@ -11,9 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Picture
 from matplotlib.ticker import PercentFormatter
 
-from yardstick.results import Figure
-from yardstick.tables import ALL_KINDS, name_of
-from yardstick.ways import FULL
+from evaluation.methods import FULL
+from evaluation.results import Figure
+from evaluation.tables import ALL_KINDS, name_of
 
 # Okabe and Ito's palette, which people with colour blindness can tell apart; the first is of the full way.
 _COLOURS: Final = ("#666666", "#009E73", "#0072B2", "#D55E00", "#CC79A7", "#E69F00", "#56B4E9")

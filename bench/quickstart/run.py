@@ -1,6 +1,6 @@
-"""The whole road: every prompt once in full and once with reuse, over gRPC, on services of its own.
+"""Generates every prompt once in full and once with reuse, over gRPC, on services of its own.
 
-`python -m bench.road.run --out out/` writes the videos, a contact sheet and the figures, and prints a table.
+`python -m bench.quickstart.run --out out/` writes the videos, a contact sheet and the figures.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from rich.table import Table
 from rich.text import Text
 
 from bench import results
+from bench.quickstart.sheet import SheetRow, contact_sheet
 from bench.results import Figure
-from bench.road.sheet import SheetRow, contact_sheet
-from yardstick.deployment import local_deployment
-from yardstick.runs import Run, timed, warm_up
+from evaluation.deployment import local_deployment
+from evaluation.runs import Run, timed, warm_up
 
 PROMPTS: Final = Path(__file__).with_name("prompts.txt")
 SHEET: Final = "contact_sheet.png"
@@ -199,8 +199,8 @@ def main(
 
     total = time.perf_counter() - begin
     figures = figures_of(rows, install_seconds, total, test_seconds)
-    path = json or out / "road.json"
-    results.write(path, f"python -m bench.road.run {shlex.join(sys.argv[1:])}".strip(), figures)
+    path = json or out / "quickstart.json"
+    results.write(path, f"python -m bench.quickstart.run {shlex.join(sys.argv[1:])}".strip(), figures)
     console.print(table_of(rows), soft_wrap=False)
     for name in ("hit_seconds_p50", "miss_seconds_p50", "full_seconds_p50"):
         if name in figures:

@@ -9,13 +9,13 @@ from typing import Final
 
 from chorus_client import ExplicitReuse, SpecOptions, explicit_reuse
 
-from yardstick.baselines import BASELINES, Baseline, baseline_plan
+from evaluation.baselines import BASELINES, Baseline, baseline_plan
 
 FULL: Final = "full"
 
 
 @dataclass(frozen=True)
-class Way:
+class Method:
     """A way to generate a target.
 
     Attributes:
@@ -34,9 +34,9 @@ class Way:
         return self.options.get("reuse") != "off"
 
 
-IN_FULL: Final = Way(FULL, {"reuse": "off"})
+IN_FULL: Final = Method(FULL, {"reuse": "off"})
 # Asks for the score of the most similar donor; what it shows is nobody's.
-PROBE: Final = Way("probe", {"explicit_reuse": explicit_reuse(1, min_score=-1)})
+PROBE: Final = Method("probe", {"explicit_reuse": explicit_reuse(1, min_score=-1)})
 
 
 def ways_of(
@@ -44,13 +44,13 @@ def ways_of(
     plans: Mapping[str, ExplicitReuse],
     baselines: Sequence[str],
     fewer: Sequence[int],
-) -> list[Way]:
+) -> list[Method]:
     """The ways besides the full one; baselines come after those whose hits tell the score."""
     return [
-        *(Way(policy, {"reuse": policy}) for policy in policies),
-        *(Way(name, {"explicit_reuse": plan}) for name, plan in plans.items()),
-        *(Way(name, {}, partial(_baseline, BASELINES[name])) for name in baselines),
-        *(Way(f"steps_{steps}", {"reuse": "off", "steps": steps}) for steps in fewer),
+        *(Method(policy, {"reuse": policy}) for policy in policies),
+        *(Method(name, {"explicit_reuse": plan}) for name, plan in plans.items()),
+        *(Method(name, {}, partial(_baseline, BASELINES[name])) for name in baselines),
+        *(Method(f"steps_{steps}", {"reuse": "off", "steps": steps}) for steps in fewer),
     ]
 
 

@@ -1,0 +1,3 @@
+from chorus_cli.main import main
+
+main()

@@ -1,0 +1,1 @@
+"""Services on this machine: started, supervised and stopped by `chorus up`."""

@@ -1,3 +1,0 @@
-from chorus_client.cli import main
-
-main()

@@ -1,1 +1,0 @@
-"""The yardstick: what reuse does to speed and to quality. `chorus eval` runs it."""
