@@ -158,8 +158,8 @@ class Harness:
             return None
         return plan_pb2.Plan(
             total_steps=total,
-            full_reuse_steps=first,
-            region_steps_end=total if depth.region else 0,
+            reuse_steps=first,
+            region_end=total if depth.region else 0,
             region=depth.region,
             amplification=depth.amplification,
             gained=[plan_pb2.WeightedToken(index=i, weight=w) for i, w in edit.gained],

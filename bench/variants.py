@@ -98,7 +98,7 @@ class Alternative(CustomVariant):
 class _Varied(Stages):
     def __init__(self, how: Alternative, plan: plan_pb2.Plan, bench: Harness, pair: Pair) -> None:
         assert pair.own.text is not None
-        start = pair.donor.steps[plan.full_reuse_steps]
+        start = pair.donor.steps[plan.reuse_steps]
         super().__init__(bench.model, plan, bench.shape, bench.sigmas, pair.own.text, start, pair.donor)
         self._how, self._bench, self._pair = how, bench, pair
         self._gate: Tensor | None = None

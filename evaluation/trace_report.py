@@ -121,7 +121,7 @@ def _facts(account: GenerationReport) -> Iterable[tuple[str, str]]:
         yield "error", one_line(generation.error.message)
     if not generation.HasField("plan"):
         return
-    reused, end, total = plan.full_reuse_steps, plan.region_steps_end, plan.total_steps
+    reused, end, total = plan.reuse_steps, plan.region_end, plan.total_steps
     if reused:
         yield "donor", f"{describe_donor(plan.donor)}, generation {plan.donor.generation_id or 'unknown'}"
     if plan.edit:

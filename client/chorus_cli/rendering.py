@@ -108,7 +108,7 @@ def describe(event: GenerationEvent) -> str:
 
 def describe_plan(plan: Plan) -> str:
     """The cache decision: the donor, what is done with it, and why."""
-    total, reused, end = plan.total_steps, plan.full_reuse_steps, plan.region_steps_end
+    total, reused, end = plan.total_steps, plan.reuse_steps, plan.region_end
     if not reused:
         parts = [f"cache miss: all {total} steps are computed"]
     else:

@@ -36,7 +36,7 @@ _WHOLE: Final = {  # bounds of whole numbers, both included
     "k2": (0, MAX_STEPS),
     "dilation": (0, MAX_DILATION),
     "first_step": (0, MAX_STEPS),
-    "last_step": (0, MAX_STEPS),
+    "end_step": (0, MAX_STEPS),
     "first_layer": (0, MAX_LAYER),
 }
 
@@ -52,7 +52,7 @@ def explicit_reuse(
     context: str = "",
     amplify: str = "",
     first_step: int = 0,
-    last_step: int = 0,
+    end_step: int = 0,
     first_layer: int = 0,
     min_score: float = 0.0,
     renoised: bool = False,
@@ -66,7 +66,7 @@ def explicit_reuse(
         threshold, dilation, budget: of `RegionPlan`; shares of 0 to 1, and 0 to 8 tokens.
         context: "none" or "strided": what the region sees of the rest.
         amplify: form and strength: "contrast:0.5", "bias:1" or "value-gain:1"; 0 to 4.
-        first_step, last_step, first_layer: of `Amplification`: where it acts; all 0: everywhere.
+        first_step, end_step, first_layer: of `Amplification`: where it acts; all 0: everywhere.
         min_score: −1 to 1; less similar donors are not reused.
         renoised: start from the donor's clean latents, noised again to the level of step k1, instead of its
             latents of that step; without k2.
@@ -76,7 +76,7 @@ def explicit_reuse(
     """
     found = Violations()
     whole = {"k1": k1, "k2": k2, "dilation": dilation or 0}
-    whole |= {"first_step": first_step, "last_step": last_step, "first_layer": first_layer}
+    whole |= {"first_step": first_step, "end_step": end_step, "first_layer": first_layer}
     for name, value in whole.items():
         low, high = _WHOLE[name]
         found.require(low <= value <= high, name, f"must be {low} to {high}, not {value}")
@@ -87,9 +87,9 @@ def explicit_reuse(
     )
     found.require(-1 <= min_score <= 1, "min_score", f"must be −1 to 1, not {min_score:g}")
     found.require(
-        bool(amplify) or not (first_step or last_step or first_layer),
+        bool(amplify) or not (first_step or end_step or first_layer),
         "amplify",
-        "must be given with first_step, last_step and first_layer",
+        "must be given with first_step, end_step and first_layer",
     )
     found.require(
         not renoised or k2 <= k1,
@@ -101,7 +101,7 @@ def explicit_reuse(
     amplification = _amplification(found, amplify) if amplify else Amplification()
     found.raise_if_any()
 
-    plan = ExplicitReuse(full_reuse_steps=k1, region_steps_end=k2, min_score=min_score, renoised=renoised)
+    plan = ExplicitReuse(reuse_steps=k1, region_end=k2, min_score=min_score, renoised=renoised)
     if regional:
         plan.region.CopyFrom(DEFAULT_REGION)
         plan.region.source, plan.region.context = source, around
@@ -113,7 +113,7 @@ def explicit_reuse(
         check_region(found, "region", plan.region)
     if amplify:
         plan.amplification.CopyFrom(amplification)
-        plan.amplification.first_step, plan.amplification.last_step = first_step, last_step
+        plan.amplification.first_step, plan.amplification.end_step = first_step, end_step
         plan.amplification.first_layer = first_layer
         check_amplification(found, "amplify", plan.amplification, MAX_STEPS)
     found.raise_if_any()
@@ -130,7 +130,7 @@ _READ: Final[Mapping[str, Callable[[str], Any]]] = {
     "context": str,
     "amplify": str,
     "first-step": int,
-    "last-step": int,
+    "end-step": int,
     "first-layer": int,
     "min-score": float,
 }
@@ -191,8 +191,8 @@ def describe_region(region: RegionPlan) -> str:
 def describe_amplification(amplification: Amplification) -> str:
     """For instance "contrast 0.5, steps 1–2, from layer 3"; steps are counted from 1, both ends included."""
     words = [f"{_named(FORMS, amplification.form)} {amplification.strength:g}"]
-    if amplification.last_step:
-        words.append(f"steps {amplification.first_step + 1}–{amplification.last_step}")
+    if amplification.end_step:
+        words.append(f"steps {amplification.first_step + 1}–{amplification.end_step}")
     if amplification.first_layer:
         words.append(f"from layer {amplification.first_layer}")
     return ", ".join(words)

@@ -32,18 +32,18 @@ def check_depth(
     """K1 and K2 of a plan of `steps` steps, and whether it may renoise; `field` is a prefix, with its dot."""
     most = max(steps - 1, 0)
     bound = f"must be 0 to {most}, one less than the steps, not {first}"
-    if violations.require(first <= most, f"{field}full_reuse_steps", bound):
+    if violations.require(first <= most, f"{field}reuse_steps", bound):
         violations.require(
             end == 0 or 0 < first <= end <= steps,
-            f"{field}region_steps_end",
-            f"must be 0, or full_reuse_steps = {first} (at least 1) to {steps}, the steps, not {end}",
+            f"{field}region_end",
+            f"must be 0, or reuse_steps = {first} (at least 1) to {steps}, the steps, not {end}",
         )
         # A region takes the donor's own latents of every step, and there are none on a renoised path.
         violations.require(
             not renoised or (first > 0 and end <= first),
             f"{field}renoised",
-            "may be set only with full_reuse_steps of at least 1 and without region steps:"
-            f" region_steps_end must be 0 or full_reuse_steps = {first}, not {end}",
+            "may be set only with reuse_steps of at least 1 and without region steps:"
+            f" region_end must be 0 or reuse_steps = {first}, not {end}",
         )
 
 
@@ -77,10 +77,10 @@ def check_amplification(
         f"{field}.strength",
         f"must be 0 to {MAX_STRENGTH:g}, not {amplification.strength:g}",
     )
-    first, last = amplification.first_step, amplification.last_step
+    first, last = amplification.first_step, amplification.end_step
     violations.require(
         (first == 0 and last == 0) or first < last <= steps,
-        f"{field}.last_step",
+        f"{field}.end_step",
         f"must be above first_step = {first} and at most {steps}, the steps, or both 0; not {last}",
     )
     violations.require(

@@ -107,7 +107,7 @@ def denoise(
     attributes: dict[str, str | bool | int | float] = {
         semconv.GENERATION_ID: job.generation_id,
         semconv.TOTAL_STEPS: job.total_steps,
-        semconv.FULL_REUSE_STEPS: first,
+        semconv.REUSE_STEPS: first,
         semconv.REGION_STEPS: job.region_end - first if donor else 0,
     }
     model.backend.drain()  # what a run that broke off, or a warm-up, left untold

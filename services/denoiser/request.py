@@ -58,7 +58,7 @@ class DenoiseJob:
     @property
     def first_step(self) -> int:
         """K1."""
-        return self.plan.full_reuse_steps
+        return self.plan.reuse_steps
 
     @property
     def donor(self) -> plan_pb2.DonorRef | None:
@@ -67,7 +67,7 @@ class DenoiseJob:
     @property
     def region_end(self) -> int:
         """K2: at least K1, and equal to it where there is no stage 2."""
-        return max(self.first_step, self.plan.region_steps_end)
+        return max(self.first_step, self.plan.region_end)
 
     @property
     def donor_steps(self) -> tuple[int, ...]:
@@ -141,7 +141,7 @@ def parse_request(request: denoiser_pb2.DenoiseRequest, models: Mapping[str, Loa
     states = _token_states(violations, request, model)
     _check_plan(violations, request.plan, len(sigmas) - 1)
     admission = request.admission if request.HasField("admission") else None
-    if admission is not None or request.plan.full_reuse_steps:
+    if admission is not None or request.plan.reuse_steps:
         _check_retrieval(violations, request)
     if admission is not None:
         _check_admission(violations, admission, request.vector_dim)
@@ -235,13 +235,13 @@ def _check_plan(violations: Violations, plan: plan_pb2.Plan, steps: int) -> None
         "plan.total_steps",
         f"must be {steps}, the schedule's number of steps, not {plan.total_steps}",
     )
-    check_depth(violations, "plan.", plan.full_reuse_steps, plan.region_steps_end, steps, plan.renoised)
-    regional = plan.region_steps_end > plan.full_reuse_steps
+    check_depth(violations, "plan.", plan.reuse_steps, plan.region_end, steps, plan.renoised)
+    regional = plan.region_end > plan.reuse_steps
     if (
         violations.require(
             plan.HasField("region") == regional,
             "plan.region",
-            "must be set exactly if plan.region_steps_end is above plan.full_reuse_steps",
+            "must be set exactly if plan.region_end is above plan.reuse_steps",
         )
         and regional
     ):
@@ -255,9 +255,9 @@ def _check_plan(violations: Violations, plan: plan_pb2.Plan, steps: int) -> None
             f"must be at most {MAX_WEIGHTED_TOKENS} tokens, each with a weight of 0 to 1",
         )
     violations.require(
-        plan.HasField("donor") == (plan.full_reuse_steps > 0),
+        plan.HasField("donor") == (plan.reuse_steps > 0),
         "plan.donor",
-        "must be set exactly if plan.full_reuse_steps is above 0",
+        "must be set exactly if plan.reuse_steps is above 0",
     )
     if plan.HasField("donor"):
         violations.require(

@@ -40,8 +40,8 @@ async def test_a_miss_then_a_hit(scheduler: Any, stack: Stack) -> None:
     hit = await get(scheduler, second.generation_id)
     assert hit.donor.generation_id == first.generation_id
     assert hit.donor.score == pytest.approx(1, abs=1e-3)
-    assert hit.plan.full_reuse_steps >= 1
-    assert hit.steps_run == 4 - hit.plan.full_reuse_steps == kinds(events).count("step_completed")
+    assert hit.plan.reuse_steps >= 1
+    assert hit.steps_run == 4 - hit.plan.reuse_steps == kinds(events).count("step_completed")
 
     header, data = await video(scheduler, second.generation_id)
     assert header.header.size_bytes == len(data)

@@ -43,8 +43,8 @@ async def test_the_planner_reuses_for_a_changed_colour_and_says_why(scheduler: A
 async def test_a_plan_of_the_requests_own(scheduler: Any, stack: Stack, source: str) -> None:
     await ended(scheduler, stack, DONOR, seed=11)
     wanted = pb.ExplicitReuse(
-        full_reuse_steps=1,
-        region_steps_end=3,
+        reuse_steps=1,
+        region_end=3,
         region=plan_pb2.RegionPlan(
             source=plan_pb2.RegionSource.Value(f"REGION_SOURCE_{source}"),
             threshold=0.3 if source == "ATTENTION" else 0.02,
@@ -57,7 +57,7 @@ async def test_a_plan_of_the_requests_own(scheduler: Any, stack: Stack, source: 
     )
     hit, events = await ended(scheduler, stack, TARGET, seed=12, no_store=True, explicit_reuse=wanted)
     assert not hit.warnings
-    assert (hit.plan.full_reuse_steps, hit.plan.region_steps_end) == (1, 3)
+    assert (hit.plan.reuse_steps, hit.plan.region_end) == (1, 3)
     assert [r.code for r in hit.plan.reasons] == [plan_pb2.PLAN_REASON_CODE_EXPLICIT]
     steps = [event.step_completed for event in events if event.HasField("step_completed")]
     assert [step.step.index for step in steps] == [2, 3, 4]
@@ -71,17 +71,17 @@ async def test_a_plan_of_the_requests_own(scheduler: Any, stack: Stack, source: 
 
 async def test_a_plan_out_of_bounds_is_refused_by_its_field(scheduler: Any) -> None:
     with pytest.raises(Exception, match=r"explicit_reuse") as caught:
-        await submit(scheduler, TARGET, explicit_reuse=pb.ExplicitReuse(full_reuse_steps=4))
+        await submit(scheduler, TARGET, explicit_reuse=pb.ExplicitReuse(reuse_steps=4))
     error = from_rpc_error(caught.value, "scheduler")  # type: ignore[arg-type]
     assert error.reason == INVALID_FIELD
-    assert [v.field for v in error.violations] == ["spec.explicit_reuse.full_reuse_steps"]
+    assert [v.field for v in error.violations] == ["spec.explicit_reuse.reuse_steps"]
 
 
 async def test_a_donors_clean_latents_noised_again(scheduler: Any, stack: Stack) -> None:
     await ended(scheduler, stack, DONOR, seed=11)
-    wanted = pb.ExplicitReuse(full_reuse_steps=2, min_score=0.5, renoised=True)
+    wanted = pb.ExplicitReuse(reuse_steps=2, min_score=0.5, renoised=True)
     hit, _ = await ended(scheduler, stack, TARGET, seed=12, no_store=True, explicit_reuse=wanted)
     assert not hit.warnings
     assert hit.donor.prompt == DONOR
     assert hit.plan.renoised
-    assert (hit.plan.full_reuse_steps, hit.steps_run) == (2, 2)
+    assert (hit.plan.reuse_steps, hit.steps_run) == (2, 2)

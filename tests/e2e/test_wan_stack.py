@@ -64,7 +64,7 @@ async def test_a_saved_pipeline_generates_and_is_reused(scheduler: Any, stack: S
 
     hit = await ended(scheduler, stack, PROMPT, seed=2)
     assert hit.donor.generation_id == full.generation_id
-    assert hit.steps_run == 4 - hit.plan.full_reuse_steps < 4
+    assert hit.steps_run == 4 - hit.plan.reuse_steps < 4
     # From the donor's latents, the same prompt leads to the donor's video, whatever the seed.
     assert hit.video.digest == full.video.digest
 

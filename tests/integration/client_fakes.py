@@ -71,11 +71,11 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
         donor = plan_pb2.DonorRef(
             entry_id="e" * 64, score=0.91, prompt="a [red] circle", generation_id="gen-0"
         )
-        plan = plan_pb2.Plan(total_steps=STEPS, full_reuse_steps=2, donor=donor)
+        plan = plan_pb2.Plan(total_steps=STEPS, reuse_steps=2, donor=donor)
         plan.reasons.add(code=plan_pb2.PLAN_REASON_CODE_SCORE_TABLE, text="score 0.910 allows 2 steps")
         asked = generation.spec.explicit_reuse
         if generation.spec.HasField("explicit_reuse"):
-            plan.full_reuse_steps, plan.region_steps_end = asked.full_reuse_steps, asked.region_steps_end
+            plan.reuse_steps, plan.region_end = asked.reuse_steps, asked.region_end
             plan.region.CopyFrom(asked.region)
             plan.amplification.CopyFrom(asked.amplification)
             plan.edit, plan.predicted_drift_points = "colour", 1.5
@@ -87,13 +87,13 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
         await self.emit(
             generation,
             started=scheduler_pb2.StartedEvent(
-                first_step=plan.full_reuse_steps, total_steps=STEPS, donor=donor, attempt=1
+                first_step=plan.reuse_steps, total_steps=STEPS, donor=donor, attempt=1
             ),
         )
-        for index in range(plan.full_reuse_steps + 1, STEPS + 1):
+        for index in range(plan.reuse_steps + 1, STEPS + 1):
             step = scheduler_pb2.StepCompletedEvent(total_steps=STEPS, seconds=0.1, eta_seconds=0.5)
             step.step.index = index
-            if index <= plan.region_steps_end:
+            if index <= plan.region_end:
                 step.computed_share, step.active_tokens = 0.375, b"\x07"
                 step.token_grid.extend((1, 2, 4))
             if "without a GPU" in prompt:

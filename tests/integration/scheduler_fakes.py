@@ -228,7 +228,7 @@ class FakeDenoiser(Fake, denoiser_pb2_grpc.DenoiserServiceServicer):
         self, request: denoiser_pb2.DenoiseRequest
     ) -> AsyncIterator[denoiser_pb2.DenoiseResponse]:
         total = len(request.schedule.sigmas) - 1
-        first = 0 if self.degraded else request.plan.full_reuse_steps
+        first = 0 if self.degraded else request.plan.reuse_steps
         started = denoiser_pb2.Started(first_step=first, total_steps=total, fetch_seconds=0.1 if first else 0)
         if first:
             started.donor.CopyFrom(request.plan.donor)

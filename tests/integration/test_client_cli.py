@@ -88,7 +88,7 @@ def test_an_explicit_plan_and_what_every_step_computed_are_told(deployment: Fake
     result = chorus("generate", "x", *EXPLICIT, "--min-score", "0.5", target=deployment.target)
     assert result.exit_code == 0, result.output
     asked = deployment.scheduler.requests[0].spec.explicit_reuse
-    assert (asked.full_reuse_steps, asked.region_steps_end, asked.min_score) == (1, 3, 0.5)
+    assert (asked.reuse_steps, asked.region_end, asked.min_score) == (1, 3, 0.5)
     assert asked.region.source == plan_pb2.REGION_SOURCE_ATTENTION
     assert (asked.amplification.form, asked.amplification.strength) == (
         plan_pb2.AMPLIFICATION_FORM_VALUE_GAIN,

@@ -117,7 +117,7 @@ def plans_asked(deployment: WorldDeployment, group: Group) -> list[tuple[int, fl
     """K1 and least score of every explicit plan that was asked for a group's target, in order."""
     specs = [r.spec for r in deployment.scheduler.requests if words(r.spec.prompt) == group.targets[0].prompt]
     return [
-        (s.explicit_reuse.full_reuse_steps, round(s.explicit_reuse.min_score, 4))
+        (s.explicit_reuse.reuse_steps, round(s.explicit_reuse.min_score, 4))
         for s in specs
         if s.HasField("explicit_reuse")
     ]
@@ -144,7 +144,7 @@ def test_plans_and_baselines_are_ways_of_the_same_run(deployment: WorldDeploymen
     assert plans_asked(deployment, GROUPS[0]) == [(1, 0), (3, 0), (2, 0.95), (2, 0.75), (2, 0.75)]
     renoised = [r.spec for r in deployment.scheduler.requests if r.spec.explicit_reuse.renoised]
     assert len(renoised) == len(GROUPS)
-    deep = next(r.spec for r in deployment.scheduler.requests if r.spec.explicit_reuse.full_reuse_steps == 3)
+    deep = next(r.spec for r in deployment.scheduler.requests if r.spec.explicit_reuse.reuse_steps == 3)
     assert deep.explicit_reuse.region.source == plan_pb2.REGION_SOURCE_PROBE
     assert deep.explicit_reuse.amplification.strength == 0.5
     assert "false reuse" in result.stdout

@@ -30,8 +30,8 @@ async def world(running: World) -> World:
 
 
 OWN = pb.ExplicitReuse(
-    full_reuse_steps=1,
-    region_steps_end=3,
+    reuse_steps=1,
+    region_end=3,
     amplification=plan_pb2.Amplification(form=plan_pb2.AMPLIFICATION_FORM_BIAS, strength=1.0),
 )
 
@@ -50,7 +50,7 @@ async def test_prompts_that_cannot_be_compared_cost_no_reuse(world: World) -> No
     accepted = await world.submit()
     await world.events(accepted)
     ended = await world.get(accepted)
-    assert ended.plan.full_reuse_steps == 3
+    assert ended.plan.reuse_steps == 3
     assert not ended.plan.edit
     assert not ended.warnings
 
@@ -61,20 +61,20 @@ async def test_a_requests_own_plan_reaches_the_denoiser(world: World) -> None:
     assert accepted.spec.explicit_reuse == OWN
     await world.events(accepted)
     plan = world.denoiser.requests[0].plan
-    assert (plan.full_reuse_steps, plan.region_steps_end, plan.region) == (1, 3, DEFAULT_REGION)
+    assert (plan.reuse_steps, plan.region_end, plan.region) == (1, 3, DEFAULT_REGION)
     assert plan.amplification == OWN.amplification
     assert world.embedder.aligned, "a bias needs to know what the target gained"
 
 
 async def test_a_requests_own_plan_that_needs_no_edit_does_not_pay_for_one(world: World) -> None:
     world.cache.hold(0.6, 1, 2, 3)
-    await world.events(await world.submit(explicit_reuse=pb.ExplicitReuse(full_reuse_steps=2)))
-    assert world.denoiser.requests[0].plan.full_reuse_steps == 2
+    await world.events(await world.submit(explicit_reuse=pb.ExplicitReuse(reuse_steps=2)))
+    assert world.denoiser.requests[0].plan.reuse_steps == 2
     assert not world.embedder.aligned
 
 
 async def test_a_renoised_plan_takes_a_donor_that_holds_its_clean_latents(world: World) -> None:
-    own = pb.ExplicitReuse(full_reuse_steps=2, renoised=True)
+    own = pb.ExplicitReuse(reuse_steps=2, renoised=True)
     world.cache.hold(0.6, 1, 2, 3)
     accepted = await world.submit(explicit_reuse=own)
     await world.events(accepted)
@@ -84,7 +84,7 @@ async def test_a_renoised_plan_takes_a_donor_that_holds_its_clean_latents(world:
     world.cache.hold(0.6, 4)
     await world.events(await world.submit(explicit_reuse=own))
     plan = world.denoiser.requests[-1].plan
-    assert (plan.full_reuse_steps, plan.region_steps_end, plan.renoised) == (2, 0, True)
+    assert (plan.reuse_steps, plan.region_end, plan.renoised) == (2, 0, True)
 
 
 async def test_a_requests_own_plan_without_a_donor_that_fits(world: World) -> None:
@@ -99,15 +99,15 @@ async def test_a_requests_own_plan_without_a_donor_that_fits(world: World) -> No
 @pytest.mark.parametrize(
     ("own", "field"),
     [
-        (pb.ExplicitReuse(), "full_reuse_steps"),
-        (pb.ExplicitReuse(full_reuse_steps=4), "full_reuse_steps"),
-        (pb.ExplicitReuse(full_reuse_steps=2, region_steps_end=1), "region_steps_end"),
-        (pb.ExplicitReuse(full_reuse_steps=2, region_steps_end=5), "region_steps_end"),
-        (pb.ExplicitReuse(full_reuse_steps=1, region_steps_end=2, renoised=True), "renoised"),
-        (pb.ExplicitReuse(full_reuse_steps=1, min_score=1.5), "min_score"),
-        (pb.ExplicitReuse(full_reuse_steps=1, region=plan_pb2.RegionPlan()), "region.source"),
+        (pb.ExplicitReuse(), "reuse_steps"),
+        (pb.ExplicitReuse(reuse_steps=4), "reuse_steps"),
+        (pb.ExplicitReuse(reuse_steps=2, region_end=1), "region_end"),
+        (pb.ExplicitReuse(reuse_steps=2, region_end=5), "region_end"),
+        (pb.ExplicitReuse(reuse_steps=1, region_end=2, renoised=True), "renoised"),
+        (pb.ExplicitReuse(reuse_steps=1, min_score=1.5), "min_score"),
+        (pb.ExplicitReuse(reuse_steps=1, region=plan_pb2.RegionPlan()), "region.source"),
         (
-            pb.ExplicitReuse(full_reuse_steps=1, amplification=plan_pb2.Amplification(strength=1)),
+            pb.ExplicitReuse(reuse_steps=1, amplification=plan_pb2.Amplification(strength=1)),
             "amplification.form",
         ),
     ],

@@ -79,7 +79,7 @@ async def test_a_hit_runs_fewer_steps_and_says_what_it_saved(world: World) -> No
     events = await world.events(accepted)
     assert kinds(events).count("step_completed") == 1
     [planned] = [e.planned.plan for e in events if e.HasField("planned")]
-    assert (planned.total_steps, planned.full_reuse_steps) == (4, 3)
+    assert (planned.total_steps, planned.reuse_steps) == (4, 3)
     assert planned.predicted_seconds_saved > 0
     assert "0.999" in planned.reasons[0].text
     # Three steps at this run's 0.2 s each, less 0.1 s for the fetch.

@@ -121,7 +121,7 @@ async def test_one_trace_with_a_link_to_the_donors(world: World, collector: tupl
     attributes = {a.key: a.value for a in generation.attributes}
     assert attributes[semconv.GENERATION_ID].string_value == job.generation_id
     assert attributes[semconv.CACHE_DECISION].string_value == "hit"
-    assert attributes[semconv.FULL_REUSE_STEPS].int_value == 3
+    assert attributes[semconv.REUSE_STEPS].int_value == 3
     # What was asked for stays here: prompts are not exported.
     assert not any(b"red car" in span.SerializeToString() for span in spans)
     for fake in (world.embedder, world.cache, world.denoiser):

@@ -50,22 +50,22 @@ class WorldScheduler(FakeScheduler):
         spec.shape.CopyFrom(video_pb2.VideoShape(frames=world.FRAMES, height=world.HEIGHT, width=world.WIDTH))
         plan, prompt = self._plan(spec), words(spec.prompt)
         generation.plan.CopyFrom(plan)
-        if plan.full_reuse_steps:
+        if plan.reuse_steps:
             generation.donor.CopyFrom(plan.donor)
-            if spec.reuse == FAST or plan.full_reuse_steps > 1:
+            if spec.reuse == FAST or plan.reuse_steps > 1:
                 prompt = plan.donor.prompt
-        generation.steps_run = plan.total_steps - plan.full_reuse_steps
+        generation.steps_run = plan.total_steps - plan.reuse_steps
         await self.emit(generation, planned=scheduler_pb2.PlannedEvent(plan=plan))
         started = scheduler_pb2.StartedEvent(
-            first_step=plan.full_reuse_steps, total_steps=plan.total_steps, attempt=1
+            first_step=plan.reuse_steps, total_steps=plan.total_steps, attempt=1
         )
         await self.emit(generation, started=started)
-        for index in range(plan.full_reuse_steps + 1, plan.total_steps + 1):
+        for index in range(plan.reuse_steps + 1, plan.total_steps + 1):
             step = scheduler_pb2.StepCompletedEvent(
                 total_steps=plan.total_steps, seconds=0.1, token_grid=GRID
             )
             step.step.index, step.computed_share = index, 1.0
-            if index <= plan.region_steps_end:
+            if index <= plan.region_end:
                 step.computed_share = 0.625
                 step.active_tokens = np.packbits(LEFT, bitorder="little").tobytes()
             await self.emit(generation, step_completed=step)
@@ -89,10 +89,10 @@ class WorldScheduler(FakeScheduler):
         plan.donor.CopyFrom(
             plan_pb2.DonorRef(score=self.score, prompt=entry.spec.prompt, generation_id=entry.generation_id)
         )
-        plan.full_reuse_steps = 1
+        plan.reuse_steps = 1
         if explicit:
-            plan.full_reuse_steps = spec.explicit_reuse.full_reuse_steps
-            plan.region_steps_end = spec.explicit_reuse.region_steps_end
+            plan.reuse_steps = spec.explicit_reuse.reuse_steps
+            plan.region_end = spec.explicit_reuse.region_end
             plan.region.CopyFrom(spec.explicit_reuse.region)
             plan.amplification.CopyFrom(spec.explicit_reuse.amplification)
         plan.edit, plan.predicted_seconds_saved, plan.predicted_drift_points = "colour", 0.3, 1.5

@@ -48,10 +48,10 @@ def codes(found: Plan) -> list[str]:
 )
 def test_each_policy_takes_the_deepest_row_within_its_limit(policy: Policy, row: Row, first: int) -> None:
     found = plan(policy, SIGMAS, [donor()], 2.0, COLOURS)
-    assert (found.full_reuse_steps, found.region, found.amplification) == (
+    assert (found.reuse_steps, found.region, found.amplification) == (
         first, row.depth.region, row.depth.amplification,
     )  # fmt: skip
-    assert found.region_steps_end == (4 if row.depth.region else 0)
+    assert found.region_end == (4 if row.depth.region else 0)
     assert found.predicted_seconds_saved == pytest.approx(2.0 * (4 - row.computed_share * (4 - first)))
     assert found.predicted_drift_points == row.drift_points
     assert codes(found) == ["EDIT", "CALIBRATION"]
@@ -65,7 +65,7 @@ def test_a_donor_that_lacks_what_a_row_needs_is_reused_by_another() -> None:
     assert plan("fast", SIGMAS, [without_last], 1.0, COLOURS).region is None
     bare = donor(steps=frozenset({4}))
     found = plan("fast", SIGMAS, [bare], 1.0, COLOURS)
-    assert (found.full_reuse_steps, codes(found)) == (0, ["EDIT", "STEP_NOT_CACHED"])
+    assert (found.reuse_steps, codes(found)) == (0, ["EDIT", "STEP_NOT_CACHED"])
 
 
 def test_what_drifts_too_far_or_was_not_measured_is_declined() -> None:
@@ -80,7 +80,7 @@ def test_the_donor_that_saves_most_wins_however_similar_the_others_are() -> None
     rows = (*COLOURS.rows, Row("same", Depth(0.625), 1.0, 0.0, 0.0, 0.0, 100))
     same = donor("same", 0.7, Edit("same"))
     found = plan("safe", SIGMAS, [donor("near", 0.99), same], 1.0, Calibration("model", rows))
-    assert (found.donor, found.full_reuse_steps) == (same, 3)
+    assert (found.donor, found.reuse_steps) == (same, 3)
 
 
 def test_without_edits_similarity_decides() -> None:
@@ -99,8 +99,8 @@ def test_depths_are_noise_levels_whatever_the_number_of_steps(
     assert first == steps - 1 or sigmas[first + 1] < sigma
     row = Row("colour", Depth(sigma, DEFAULT_REGION), 0.5, 0.0, 0.0, 0.0, 9)
     found = plan(policy, sigmas, [donor(steps=frozenset(range(1, steps + 1)))], 1.0, Calibration("m", (row,)))
-    assert found.full_reuse_steps == first
-    assert found.region_steps_end == (steps if first else 0)
+    assert found.reuse_steps == first
+    assert found.region_end == (steps if first else 0)
 
 
 @given(st.floats(-5, 30), st.floats(-5, 30), st.floats(0, 5))
@@ -139,12 +139,12 @@ def test_models_without_a_calibration_have_none() -> None:
 
 
 def test_an_explicit_plan_takes_the_most_similar_donor_that_fits_it() -> None:
-    wanted = pb.ExplicitReuse(full_reuse_steps=2, region_steps_end=3, amplification=CONTRAST, min_score=0.5)
+    wanted = pb.ExplicitReuse(reuse_steps=2, region_end=3, amplification=CONTRAST, min_score=0.5)
     near = donor("near", 0.95, steps=frozenset({1, 2}))
     fits, low = donor("fits", 0.8), donor("low", 0.4)
     found = explicit(wanted, 4, [near, fits, low], 1.0)
     assert found.donor == fits
-    assert (found.full_reuse_steps, found.region_steps_end) == (2, 3)
+    assert (found.reuse_steps, found.region_end) == (2, 3)
     assert found.region == DEFAULT_REGION
     assert found.amplification == CONTRAST
     assert codes(found) == ["EXPLICIT"]
@@ -154,10 +154,10 @@ def test_an_explicit_plan_takes_the_most_similar_donor_that_fits_it() -> None:
 
 
 def test_a_renoised_plan_needs_the_clean_latents_and_no_others() -> None:
-    wanted = pb.ExplicitReuse(full_reuse_steps=2, renoised=True)
+    wanted = pb.ExplicitReuse(reuse_steps=2, renoised=True)
     early, whole = donor("early", 0.95, steps=frozenset({1, 2, 3})), donor("whole", 0.8, steps=frozenset({4}))
     found = explicit(wanted, 4, [early, whole], 1.0)
-    assert (found.donor, found.full_reuse_steps, found.renoised) == (whole, 2, True)
+    assert (found.donor, found.reuse_steps, found.renoised) == (whole, 2, True)
     assert to_message(found).renoised
     assert "clean latents, noised again" in found.reasons[0].text
     assert found.predicted_seconds_saved == 2.0
@@ -168,7 +168,7 @@ def test_a_renoised_plan_needs_the_clean_latents_and_no_others() -> None:
 
 def test_the_message_says_what_stage_2_needs() -> None:
     message = to_message(plan("fast", SIGMAS, [donor()], 1.0, COLOURS))
-    assert (message.full_reuse_steps, message.region_steps_end, message.edit) == (3, 4, "colour")
+    assert (message.reuse_steps, message.region_end, message.edit) == (3, 4, "colour")
     assert message.region == DEFAULT_REGION
     assert message.amplification == CONTRAST
     assert [(t.index, t.weight) for t in message.gained] == [(3, 1.0)]

@@ -44,7 +44,7 @@ def arguments(draw: st.DrawFn) -> dict[str, Any]:
         found |= {
             "amplify": f"{draw(st.sampled_from(list(FORMS)))}:{draw(shares)}",
             "first_step": first,
-            "last_step": draw(st.integers(first + 1, 200)),
+            "end_step": draw(st.integers(first + 1, 200)),
             "first_layer": draw(st.integers(0, 256)),
         }
     return found
@@ -57,7 +57,7 @@ def test_the_text_and_the_arguments_make_the_same_plan(given_: dict[str, Any]) -
     )
     plan = explicit_reuse(**given_)
     assert parse_plan(text) == plan
-    assert (plan.full_reuse_steps, plan.region_steps_end) == (given_["k1"], given_.get("k2", 0))
+    assert (plan.reuse_steps, plan.region_end) == (given_["k1"], given_.get("k2", 0))
     assert plan.renoised == ("renoised" in given_)
     assert plan.HasField("region") == ("region" in given_)
     assert plan.HasField("amplification") == ("amplify" in given_)
@@ -103,7 +103,7 @@ def test_what_is_left_out_is_the_servers() -> None:
         ("k1:1,amplify:loud:1", "amplify", "one of contrast, bias, value-gain, not 'loud'"),
         ("k1:1,amplify:bias:4.1", "amplify.strength", "0 to 4, not 4.1"),
         ("k1:1,first-layer:2", "amplify", "must be given with"),
-        ("k1:1,amplify:bias:1,first-step:3,last-step:2", "amplify.last_step", "above first_step = 3"),
+        ("k1:1,amplify:bias:1,first-step:3,end-step:2", "amplify.end_step", "above first_step = 3"),
         ("k1:1,k2:2,renoised", "renoised", "must not be given with k2 = 2"),
         ("k1:1,renoised:yes", "renoised", "takes no value, not 'yes'"),
         ("k1:1,renoised,renoised", "renoised", "comes twice"),
@@ -134,7 +134,7 @@ def test_options_make_a_plan_only_with_k1() -> None:
 def test_plans_are_told_in_the_words_that_make_them() -> None:
     plan = parse_plan(
         "k1:1,k2:3,region:full-step,threshold:0.25,dilation:2,budget:0.4,context:strided,"
-        "amplify:value-gain:1.5,first-step:1,last-step:3,first-layer:2"
+        "amplify:value-gain:1.5,first-step:1,end-step:3,first-layer:2"
     )
     assert describe_region(plan.region) == (
         "full-step, threshold 0.25, dilation 2, budget 40 %, strided context"

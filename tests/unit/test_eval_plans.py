@@ -22,7 +22,7 @@ names = st.sampled_from(list(BASELINES))
 def test_nirvana_is_its_published_table_at_50_steps(score: float, skipped: int) -> None:
     plan = baseline_plan(BASELINES["nirvana"], score, 50)
     assert plan is not None
-    assert (plan.full_reuse_steps, plan.region_steps_end) == (skipped, 0)
+    assert (plan.reuse_steps, plan.region_end) == (skipped, 0)
     assert plan.min_score <= score
 
 
@@ -30,7 +30,7 @@ def test_nirvana_is_its_published_table_at_50_steps(score: float, skipped: int) 
 def test_nirvana_at_four_steps_rounds_down(score: float, skipped: int) -> None:
     plan = baseline_plan(BASELINES["nirvana"], score, 4)
     assert plan is not None
-    assert plan.full_reuse_steps == skipped
+    assert plan.reuse_steps == skipped
 
 
 def test_the_threshold_takes_half_of_the_steps_or_nothing() -> None:
@@ -58,17 +58,17 @@ def test_a_plan_admits_its_donor_exactly_if_a_row_skips_a_whole_step(
     if plan is None:
         assert all(int(row * steps) == 0 for _, row in baseline.rows)
         return
-    assert 1 <= plan.full_reuse_steps < steps
+    assert 1 <= plan.reuse_steps < steps
     assert (score >= plan.min_score) == (int(share * steps) > 0)
     if score >= plan.min_score:
-        assert plan.full_reuse_steps == int(share * steps)
+        assert plan.reuse_steps == int(share * steps)
 
 
 @given(names, scores, scores, st.integers(2, 200))
 def test_a_better_donor_is_never_reused_less(name: str, one: float, other: float, steps: int) -> None:
     def reused(score: float) -> int:
         plan = baseline_plan(BASELINES[name], score, steps)
-        return plan.full_reuse_steps if plan is not None and score >= plan.min_score else 0
+        return plan.reuse_steps if plan is not None and score >= plan.min_score else 0
 
     assert reused(min(one, other)) <= reused(max(one, other))
 

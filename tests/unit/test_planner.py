@@ -36,14 +36,14 @@ def codes(found: Plan) -> list[str]:
 @given(policies, totals, st.lists(donors, max_size=6), st.floats(0, 100))
 def test_a_plan_is_sound(policy: Policy, total: int, found: list[Donor], pace: float) -> None:
     chosen = plan(policy, sigmas(total), found, pace)
-    assert 0 <= chosen.full_reuse_steps <= total - 1
-    assert (chosen.donor is not None) == (chosen.full_reuse_steps > 0)
+    assert 0 <= chosen.reuse_steps <= total - 1
+    assert (chosen.donor is not None) == (chosen.reuse_steps > 0)
     assert chosen.reasons
     assert all(reason.text for reason in chosen.reasons)
-    assert chosen.predicted_seconds_saved == chosen.full_reuse_steps * pace
+    assert chosen.predicted_seconds_saved == chosen.reuse_steps * pace
     if chosen.donor is not None:
         assert chosen.donor in found
-        assert chosen.full_reuse_steps in chosen.donor.steps
+        assert chosen.reuse_steps in chosen.donor.steps
         assert chosen.donor.score >= TABLE[policy][-1][0]
 
 
@@ -52,16 +52,14 @@ def test_a_more_similar_donor_is_never_reused_less(
     policy: Policy, total: int, one: float, other: float, steps: frozenset[int]
 ) -> None:
     low, high = sorted((one, other))
-    shallow = plan(policy, sigmas(total), [Donor("a", low, steps)], 1.0).full_reuse_steps
-    assert shallow <= plan(policy, sigmas(total), [Donor("a", high, steps)], 1.0).full_reuse_steps
+    shallow = plan(policy, sigmas(total), [Donor("a", low, steps)], 1.0).reuse_steps
+    assert shallow <= plan(policy, sigmas(total), [Donor("a", high, steps)], 1.0).reuse_steps
 
 
 @given(totals, scores, st.frozensets(st.integers(1, 50)))
 def test_policies_are_ordered_by_what_they_dare(total: int, score: float, steps: frozenset[int]) -> None:
     found = [Donor("a", score, steps)]
-    off, safe, balanced, fast = (
-        plan(policy, sigmas(total), found, 1.0).full_reuse_steps for policy in POLICIES
-    )
+    off, safe, balanced, fast = (plan(policy, sigmas(total), found, 1.0).reuse_steps for policy in POLICIES)
     assert off == 0
     assert safe <= fast
     assert balanced <= fast
@@ -71,8 +69,8 @@ def test_policies_are_ordered_by_what_they_dare(total: int, score: float, steps:
 def test_another_donor_never_makes_the_plan_shallower(
     policy: Policy, total: int, found: list[Donor], more: Donor
 ) -> None:
-    before = plan(policy, sigmas(total), found, 1.0).full_reuse_steps
-    assert plan(policy, sigmas(total), [*found, more], 1.0).full_reuse_steps >= before
+    before = plan(policy, sigmas(total), found, 1.0).reuse_steps
+    assert plan(policy, sigmas(total), [*found, more], 1.0).reuse_steps >= before
 
 
 @pytest.mark.parametrize(
@@ -93,7 +91,7 @@ def test_another_donor_never_makes_the_plan_shallower(
     ],
 )
 def test_the_table_at_four_steps(policy: Policy, score: float, steps: int) -> None:
-    assert plan(policy, sigmas(4), [Donor("a", score, EVERY_STEP)], 1.0).full_reuse_steps == steps
+    assert plan(policy, sigmas(4), [Donor("a", score, EVERY_STEP)], 1.0).reuse_steps == steps
 
 
 def test_the_deepest_reuse_wins_then_the_score() -> None:
@@ -115,7 +113,7 @@ def test_reasons_say_what_decided() -> None:
     assert codes(hit) == ["SCORE_TABLE"]
     assert "3 of 4" in hit.reasons[0].text
     part = plan("balanced", sigmas(4), [Donor("a", 0.9995, frozenset({1}))], 1.0)
-    assert (part.full_reuse_steps, codes(part)) == (1, ["SCORE_TABLE", "STEP_NOT_CACHED"])
+    assert (part.reuse_steps, codes(part)) == (1, ["SCORE_TABLE", "STEP_NOT_CACHED"])
     none = plan("balanced", sigmas(4), [Donor("a", 0.9995, frozenset())], 1.0)
     assert (none.donor, codes(none)) == (None, ["SCORE_TABLE", "STEP_NOT_CACHED"])
 
@@ -123,7 +121,7 @@ def test_reasons_say_what_decided() -> None:
 def test_the_message_carries_the_donor() -> None:
     donor = Donor("e1", 0.9992, EVERY_STEP, "a red car", "00-" + "a" * 32 + "-" + "b" * 16 + "-01", "g1")
     message = to_message(plan("balanced", sigmas(4), [donor], 0.5))
-    assert (message.total_steps, message.full_reuse_steps) == (4, 3)
+    assert (message.total_steps, message.reuse_steps) == (4, 3)
     assert message.donor.entry_id == "e1"
     assert message.donor.generation_id == "g1"
     assert message.donor.prompt == "a red car"

@@ -54,7 +54,7 @@ class Bench:
         return (StageStep(s.index, s.latents, 1.0, None) for s in steps)
 
     def run(self, plan: plan_pb2.Plan, text: TextKV | None = None) -> list[StageStep]:
-        donor = self.donor if plan.full_reuse_steps else None
+        donor = self.donor if plan.reuse_steps else None
         stages = Stages(self.model, plan, self.shape, self.sigmas, text or self.text, self.noise, donor)
         return list(stages.steps())
 
@@ -65,7 +65,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
 
 
 def plan(first: int = 0, end: int = 0, source: str = "PROBE", **region: float) -> plan_pb2.Plan:
-    made = plan_pb2.Plan(total_steps=STEPS, full_reuse_steps=first, region_steps_end=end)
+    made = plan_pb2.Plan(total_steps=STEPS, reuse_steps=first, region_end=end)
     if end > first:
         made.region.source = plan_pb2.RegionSource.Value(f"REGION_SOURCE_{source}")
         made.region.context = plan_pb2.REGION_CONTEXT_NONE
@@ -170,7 +170,7 @@ def test_amplification_off_is_exactly_off_and_on_is_not(bench: Bench, form: str)
     wanted.amplification.strength = 1.0
     on = bench.run(wanted)[-1].latents
     assert not torch.equal(on, without)
-    wanted.amplification.first_step, wanted.amplification.last_step = 3, 4
+    wanted.amplification.first_step, wanted.amplification.end_step = 3, 4
     found = bench.run(wanted)
     assert not torch.equal(found[-1].latents, on)
     assert torch.equal(found[0].latents, bench.run(plan(2))[0].latents)

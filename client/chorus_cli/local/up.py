@@ -21,7 +21,7 @@ from chorus_rpc.errors import WRONG_STATE, ChorusError, invalid
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from rich.table import Table
 
-from chorus_cli.local import supervise
+from chorus_cli.local import model_files, supervise
 from chorus_cli.local.supervise import Child, GaveUp, Limits, Supervisor
 from chorus_cli.output import FAILED, OK, Output, one_line
 

@@ -70,7 +70,7 @@ def applies(amplification: plan_pb2.Amplification | None, step: int) -> bool:
     """Whether a step is amplified."""
     if amplification is None or amplification.strength == 0:
         return False
-    last = amplification.last_step
+    last = amplification.end_step
     return last == 0 or amplification.first_step <= step < last
 
 

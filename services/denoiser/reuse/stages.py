@@ -82,8 +82,8 @@ class Stages:
     ) -> None:
         self._model, self._plan, self._shape, self._sigmas, self._text = model, plan, shape, sigmas, text
         self._donor = donor
-        self._first = plan.full_reuse_steps if donor else 0
-        self._region_end = max(self._first, plan.region_steps_end) if donor else 0
+        self._first = plan.reuse_steps if donor else 0
+        self._region_end = max(self._first, plan.region_end) if donor else 0
         self._grid = model.token_grid(shape)
         # Of the donor, made once: x_i as tokens, and what its step i predicted.
         self._donor_steps: dict[int, Tensor] = {}

@@ -181,11 +181,11 @@ def _check_explicit(own: pb.ExplicitReuse, steps: int) -> Sequence[Violation]:
     field = "spec.explicit_reuse"
     if steps >= 1:
         violations.require(
-            own.full_reuse_steps >= 1,
-            f"{field}.full_reuse_steps",
+            own.reuse_steps >= 1,
+            f"{field}.reuse_steps",
             "must be at least 1; for none leave it out",
         )
-        first, end = own.full_reuse_steps, own.region_steps_end
+        first, end = own.reuse_steps, own.region_end
         check_depth(violations, f"{field}.", first, end, steps, own.renoised)
         if own.HasField("amplification"):
             check_amplification(violations, f"{field}.amplification", own.amplification, steps)

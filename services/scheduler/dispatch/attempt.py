@@ -57,16 +57,16 @@ async def attempt(tools: Tools, job: Job, span: Span) -> None:
     plan = await _plan(tools, job, model, encoded, warnings)
     timings.lookup_seconds = time.monotonic() - looked_up
     span.set_attribute(semconv.TOTAL_STEPS, plan.total_steps)
-    span.set_attribute(semconv.FULL_REUSE_STEPS, plan.full_reuse_steps)
-    span.set_attribute(semconv.REGION_STEPS, max(0, plan.region_steps_end - plan.full_reuse_steps))
-    span.set_attribute(semconv.CACHE_DECISION, "hit" if plan.full_reuse_steps else "miss")
+    span.set_attribute(semconv.REUSE_STEPS, plan.reuse_steps)
+    span.set_attribute(semconv.REGION_STEPS, max(0, plan.region_end - plan.reuse_steps))
+    span.set_attribute(semconv.CACHE_DECISION, "hit" if plan.reuse_steps else "miss")
 
     planned = [pb.GenerationEvent(planned=pb.PlannedEvent(plan=plan))]
     planned += [pb.GenerationEvent(warning=pb.WarningEvent(warning=warning)) for warning in warnings]
     running = await tools.store.advance(job.job_id, IN_QUEUE, planned)
     if running is None:
         return
-    log.info("planned", full_reuse_steps=plan.full_reuse_steps, reason=plan.reasons[0].text)
+    log.info("planned", reuse_steps=plan.reuse_steps, reason=plan.reasons[0].text)
     span.set_attribute(semconv.ATTEMPT, running.generation.attempts)
     request = messages.denoise_request(job.job_id, spec, encoded, plan)
     run = DenoiseStream(tools, running, model, plan, timings, taken)
@@ -128,7 +128,7 @@ async def _plan(
             chosen = planner.explicit(own, len(sigmas) - 1, donors, pace)
         else:
             chosen = planner.plan(policy, sigmas, donors, pace, calibration_of(model.model_id))
-        span.set_attribute(semconv.FULL_REUSE_STEPS, chosen.full_reuse_steps)
+        span.set_attribute(semconv.REUSE_STEPS, chosen.reuse_steps)
         span.set_attribute(
             semconv.PLAN_REASON,
             plan_pb2.PlanReasonCode.Name(chosen.reasons[-1].code).removeprefix("PLAN_REASON_CODE_"),

@@ -64,19 +64,19 @@ class Plan:
     """What the denoiser is to do.
 
     Args:
-        full_reuse_steps: K1; 0 exactly when there is no donor.
-        region_steps_end: K2; K1 where there is no stage 2.
+        reuse_steps: K1; 0 exactly when there is no donor.
+        region_end: K2; K1 where there is no stage 2.
         renoised: start from the donor's clean latents, noised again to the level of step K1.
         predicted_seconds_saved: 0 where the seconds of a step are not known yet.
         predicted_drift_points: None where no calibration tells.
     """
 
     total_steps: int
-    full_reuse_steps: int
+    reuse_steps: int
     donor: Donor | None
     reasons: tuple[Reason, ...]
     predicted_seconds_saved: float
-    region_steps_end: int = 0
+    region_end: int = 0
     region: plan_pb2.RegionPlan | None = None
     amplification: plan_pb2.Amplification | None = None
     predicted_drift_points: float | None = None
@@ -129,8 +129,8 @@ def explicit(
     Args:
         wanted: within its bounds.
     """
-    first = wanted.full_reuse_steps
-    end = max(first, wanted.region_steps_end)
+    first = wanted.reuse_steps
+    end = max(first, wanted.region_end)
     region = (wanted.region if wanted.HasField("region") else DEFAULT_REGION) if end > first else None
     amplification = wanted.amplification if wanted.HasField("amplification") else None
     depth = Depth(1.0, region, amplification)
@@ -155,7 +155,7 @@ def explicit(
     best = max(fitting, key=lambda donor: (donor.score, donor.entry_id))
     return Plan(
         total_steps=total_steps,
-        full_reuse_steps=first,
+        reuse_steps=first,
         donor=best,
         reasons=(
             Reason(
@@ -166,7 +166,7 @@ def explicit(
             ),
         ),
         predicted_seconds_saved=first * seconds_per_step,
-        region_steps_end=end if region else 0,
+        region_end=end if region else 0,
         region=region,
         amplification=amplification,
         renoised=wanted.renoised,
@@ -215,11 +215,11 @@ def _calibrated(
     computed = _computed(row, total_steps, first)
     return Plan(
         total_steps=total_steps,
-        full_reuse_steps=first,
+        reuse_steps=first,
         donor=donor,
         reasons=(_edit_reason(donor.edit), _row_reason(policy, row, first, total_steps, computed)),
         predicted_seconds_saved=(total_steps - computed) * seconds_per_step,
-        region_steps_end=total_steps if row.depth.region else 0,
+        region_end=total_steps if row.depth.region else 0,
         region=row.depth.region,
         amplification=row.depth.amplification,
         predicted_drift_points=row.drift_points,
@@ -300,7 +300,7 @@ def _by_score(policy: Policy, total_steps: int, donors: Sequence[Donor], seconds
         )
     return Plan(
         total_steps=total_steps,
-        full_reuse_steps=depth,
+        reuse_steps=depth,
         donor=best if depth else None,
         reasons=tuple(reasons),
         predicted_seconds_saved=depth * seconds_per_step,
@@ -310,10 +310,10 @@ def _by_score(policy: Policy, total_steps: int, donors: Sequence[Donor], seconds
 def to_message(plan: Plan) -> plan_pb2.Plan:
     message = plan_pb2.Plan(
         total_steps=plan.total_steps,
-        full_reuse_steps=plan.full_reuse_steps,
+        reuse_steps=plan.reuse_steps,
         reasons=[plan_pb2.PlanReason(code=reason.code, text=reason.text) for reason in plan.reasons],
         predicted_seconds_saved=plan.predicted_seconds_saved,
-        region_steps_end=plan.region_steps_end,
+        region_end=plan.region_end,
         region=plan.region,
         amplification=plan.amplification,
         predicted_drift_points=plan.predicted_drift_points or 0.0,

@@ -122,7 +122,7 @@ def reusing(of: denoiser_pb2.DenoiseRequest, entry_id: str, steps: int) -> denoi
     changed = denoiser_pb2.DenoiseRequest()
     changed.CopyFrom(of)
     changed.generation_id = str(uuid.uuid4())
-    changed.plan.full_reuse_steps = steps
+    changed.plan.reuse_steps = steps
     changed.plan.donor.entry_id = entry_id
     changed.plan.donor.score = 0.9
     return changed

@@ -25,7 +25,7 @@ def regional(
     entry_id: str, first: int, end: int, source: str = "PROBE", **region: Any
 ) -> denoiser_pb2.DenoiseRequest:
     what = reusing(wanted(), entry_id, first)
-    what.plan.region_steps_end = end
+    what.plan.region_end = end
     what.plan.region.CopyFrom(
         plan_pb2.RegionPlan(
             source=plan_pb2.RegionSource.Value(f"REGION_SOURCE_{source}"),
@@ -128,9 +128,9 @@ async def test_a_donor_without_the_side_data_needed_costs_steps_not_the_video(
 @pytest.mark.parametrize(
     ("change", "field"),
     [
-        ({"region_steps_end": 5}, "plan.region_steps_end"),
-        ({"region_steps_end": 1}, "plan.region_steps_end"),
-        ({"region_steps_end": 0}, "plan.region"),
+        ({"region_end": 5}, "plan.region_end"),
+        ({"region_end": 1}, "plan.region_end"),
+        ({"region_end": 0}, "plan.region"),
         ({"renoised": True}, "plan.renoised"),
         ({"region": {"threshold": 1.5}}, "plan.region.threshold"),
         ({"region": {"budget": float("nan")}}, "plan.region.budget"),
@@ -139,7 +139,7 @@ async def test_a_donor_without_the_side_data_needed_costs_steps_not_the_video(
         ({"region": {"context": 0}}, "plan.region.context"),
         ({"amplification": {"form": 1, "strength": 5.0}}, "plan.amplification.strength"),
         ({"amplification": {"strength": 1.0}}, "plan.amplification.form"),
-        ({"amplification": {"form": 1, "first_step": 3, "last_step": 2}}, "plan.amplification.last_step"),
+        ({"amplification": {"form": 1, "first_step": 3, "end_step": 2}}, "plan.amplification.end_step"),
         ({"gained": [{"index": 1, "weight": 2.0}]}, "plan.gained"),
     ],
 )

@@ -269,14 +269,14 @@ class Amplification(google.protobuf.message.Message):
     FORM_FIELD_NUMBER: builtins.int
     STRENGTH_FIELD_NUMBER: builtins.int
     FIRST_STEP_FIELD_NUMBER: builtins.int
-    LAST_STEP_FIELD_NUMBER: builtins.int
+    END_STEP_FIELD_NUMBER: builtins.int
     FIRST_LAYER_FIELD_NUMBER: builtins.int
     form: Global___AmplificationForm.ValueType
     strength: builtins.float
     """0 to 4; 0 is exactly off."""
     first_step: builtins.int
-    """Steps first_step … last_step − 1, of those that are computed. Both 0: all of them."""
-    last_step: builtins.int
+    """Steps first_step … end_step − 1, of those that are computed. Both 0: all of them."""
+    end_step: builtins.int
     first_layer: builtins.int
     """The first block, from 0, whose cross-attention is amplified."""
     def __init__(
@@ -285,10 +285,10 @@ class Amplification(google.protobuf.message.Message):
         form: Global___AmplificationForm.ValueType = ...,
         strength: builtins.float = ...,
         first_step: builtins.int = ...,
-        last_step: builtins.int = ...,
+        end_step: builtins.int = ...,
         first_layer: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["first_layer", b"first_layer", "first_step", b"first_step", "form", b"form", "last_step", b"last_step", "strength", b"strength"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["end_step", b"end_step", "first_layer", b"first_layer", "first_step", b"first_step", "form", b"form", "strength", b"strength"]) -> None: ...
 
 Global___Amplification: typing_extensions.TypeAlias = Amplification
 
@@ -315,8 +315,8 @@ Global___WeightedToken: typing_extensions.TypeAlias = WeightedToken
 
 @typing.final
 class Plan(google.protobuf.message.Message):
-    """What the denoiser is to do. Steps 0 … full_reuse_steps − 1 are not run: the target starts from the donor's
-    latents x_{full_reuse_steps}. Steps up to region_steps_end − 1 compute active tokens only, and the others
+    """What the denoiser is to do. Steps 0 … reuse_steps − 1 are not run: the target starts from the donor's
+    latents x_{reuse_steps}. Steps up to region_end − 1 compute active tokens only, and the others
     take the donor's latents. All later steps are computed in full. With `renoised` the target starts from
     noise of its own over the donor's clean latents instead.
     """
@@ -324,11 +324,11 @@ class Plan(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     TOTAL_STEPS_FIELD_NUMBER: builtins.int
-    FULL_REUSE_STEPS_FIELD_NUMBER: builtins.int
+    REUSE_STEPS_FIELD_NUMBER: builtins.int
     DONOR_FIELD_NUMBER: builtins.int
     REASONS_FIELD_NUMBER: builtins.int
     PREDICTED_SECONDS_SAVED_FIELD_NUMBER: builtins.int
-    REGION_STEPS_END_FIELD_NUMBER: builtins.int
+    REGION_END_FIELD_NUMBER: builtins.int
     REGION_FIELD_NUMBER: builtins.int
     AMPLIFICATION_FIELD_NUMBER: builtins.int
     GAINED_FIELD_NUMBER: builtins.int
@@ -337,19 +337,19 @@ class Plan(google.protobuf.message.Message):
     EDIT_FIELD_NUMBER: builtins.int
     RENOISED_FIELD_NUMBER: builtins.int
     total_steps: builtins.int
-    full_reuse_steps: builtins.int
+    reuse_steps: builtins.int
     """K1 of the method: 0 is no reuse, and then there is no donor."""
     predicted_seconds_saved: builtins.float
     """Against computing every step, from the model's measured seconds per step."""
-    region_steps_end: builtins.int
-    """K2 of the method, full_reuse_steps to total_steps; equal to full_reuse_steps or 0: no stage 2."""
+    region_end: builtins.int
+    """K2 of the method, reuse_steps to total_steps; equal to reuse_steps or 0: no stage 2."""
     predicted_drift_points: builtins.float
     """By the calibration: percentage points by which more results follow the donor than in full computation."""
     edit: builtins.str
     """The kind of edit that leads from the donor's prompt to the target's, for instance "colour"."""
     renoised: builtins.bool
     """The target starts from the donor's clean latents, noised again with the target's own noise e to the
-    level s of x_{full_reuse_steps}: (1 − s) · x_{total_steps} + s · e. Only with a donor and without a
+    level s of x_{reuse_steps}: (1 − s) · x_{total_steps} + s · e. Only with a donor and without a
     stage 2.
     """
     @property
@@ -376,11 +376,11 @@ class Plan(google.protobuf.message.Message):
         self,
         *,
         total_steps: builtins.int = ...,
-        full_reuse_steps: builtins.int = ...,
+        reuse_steps: builtins.int = ...,
         donor: Global___DonorRef | None = ...,
         reasons: collections.abc.Iterable[Global___PlanReason] | None = ...,
         predicted_seconds_saved: builtins.float = ...,
-        region_steps_end: builtins.int = ...,
+        region_end: builtins.int = ...,
         region: Global___RegionPlan | None = ...,
         amplification: Global___Amplification | None = ...,
         gained: collections.abc.Iterable[Global___WeightedToken] | None = ...,
@@ -390,6 +390,6 @@ class Plan(google.protobuf.message.Message):
         renoised: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["amplification", b"amplification", "donor", b"donor", "region", b"region"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["amplification", b"amplification", "donor", b"donor", "edit", b"edit", "full_reuse_steps", b"full_reuse_steps", "gained", b"gained", "lost", b"lost", "predicted_drift_points", b"predicted_drift_points", "predicted_seconds_saved", b"predicted_seconds_saved", "reasons", b"reasons", "region", b"region", "region_steps_end", b"region_steps_end", "renoised", b"renoised", "total_steps", b"total_steps"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["amplification", b"amplification", "donor", b"donor", "edit", b"edit", "gained", b"gained", "lost", b"lost", "predicted_drift_points", b"predicted_drift_points", "predicted_seconds_saved", b"predicted_seconds_saved", "reasons", b"reasons", "region", b"region", "region_end", b"region_end", "renoised", b"renoised", "reuse_steps", b"reuse_steps", "total_steps", b"total_steps"]) -> None: ...
 
 Global___Plan: typing_extensions.TypeAlias = Plan

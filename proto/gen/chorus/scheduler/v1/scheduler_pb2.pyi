@@ -124,20 +124,20 @@ class ExplicitReuse(google.protobuf.message.Message):
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    FULL_REUSE_STEPS_FIELD_NUMBER: builtins.int
-    REGION_STEPS_END_FIELD_NUMBER: builtins.int
+    REUSE_STEPS_FIELD_NUMBER: builtins.int
+    REGION_END_FIELD_NUMBER: builtins.int
     REGION_FIELD_NUMBER: builtins.int
     AMPLIFICATION_FIELD_NUMBER: builtins.int
     MIN_SCORE_FIELD_NUMBER: builtins.int
     RENOISED_FIELD_NUMBER: builtins.int
-    full_reuse_steps: builtins.int
+    reuse_steps: builtins.int
     """K1: 1 to the number of steps − 1."""
-    region_steps_end: builtins.int
+    region_end: builtins.int
     """K2: K1 to the number of steps; 0: no stage 2."""
     min_score: builtins.float
     """−1 to 1."""
     renoised: builtins.bool
-    """Start from the donor's clean latents, noised again to the level of step full_reuse_steps, instead of its
+    """Start from the donor's clean latents, noised again to the level of step reuse_steps, instead of its
     latents of that step. Only without a stage 2.
     """
     @property
@@ -151,15 +151,15 @@ class ExplicitReuse(google.protobuf.message.Message):
     def __init__(
         self,
         *,
-        full_reuse_steps: builtins.int = ...,
-        region_steps_end: builtins.int = ...,
+        reuse_steps: builtins.int = ...,
+        region_end: builtins.int = ...,
         region: chorus.common.v1.plan_pb2.RegionPlan | None = ...,
         amplification: chorus.common.v1.plan_pb2.Amplification | None = ...,
         min_score: builtins.float = ...,
         renoised: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["amplification", b"amplification", "region", b"region"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["amplification", b"amplification", "full_reuse_steps", b"full_reuse_steps", "min_score", b"min_score", "region", b"region", "region_steps_end", b"region_steps_end", "renoised", b"renoised"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["amplification", b"amplification", "min_score", b"min_score", "region", b"region", "region_end", b"region_end", "renoised", b"renoised", "reuse_steps", b"reuse_steps"]) -> None: ...
 
 Global___ExplicitReuse: typing_extensions.TypeAlias = ExplicitReuse
 
