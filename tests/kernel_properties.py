@@ -1,4 +1,4 @@
-"""Properties of the Triton kernel in Triton's interpreter; run by tests/unit/test_kernel_interpreter.py.
+"""Properties of the Triton kernel in Triton's interpreter; run by the unit test of the kernels' interpreter.
 
 Not collected by itself: Triton decides when it is imported whether it interprets, so that these tests need a
 process of their own, with TRITON_INTERPRET=1.

@@ -20,7 +20,7 @@ from infra.testservers.install import debian_packages
 from infra.testservers.main import main
 from infra.testservers.processes import Processes, ServerError
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 PYTHON = sys.executable
 
 

@@ -19,7 +19,7 @@ from chorus.scheduler.v1 import scheduler_pb2 as pb
 from chorus_rpc.errors import ChorusError, from_rpc_error
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from tests.integration.scheduler_fakes import STEPS, VIDEO, World, check_story, kinds, video_info
+from tests.integration.scheduler.fakes import STEPS, VIDEO, World, check_story, kinds, video_info
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

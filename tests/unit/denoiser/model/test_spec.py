@@ -94,7 +94,7 @@ def make(tmp_path: Path) -> Make:
 
 
 def test_the_model_that_ships_is_described() -> None:
-    spec = load_spec(Path(__file__).parents[2] / "models" / "movingshapes" / "model.toml")
+    spec = load_spec(ROOT / "models" / "movingshapes" / "model.toml")
     assert spec.id == "movingshapes"
     assert spec.schedule.sigmas == pytest.approx((1.0, 0.9375, 0.8333, 0.625, 0.0), abs=1e-4)
 

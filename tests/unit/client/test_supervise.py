@@ -218,7 +218,7 @@ def test_children_do_not_outlive_a_killed_supervisor(tmp_path: Path) -> None:
     script = (
         "import asyncio, sys\n"
         "from pathlib import Path\n"
-        "from tests.unit.test_up_supervise import STEADY, Run, child\n"
+        "from tests.unit.client.test_supervise import STEADY, Run, child\n"
         "async def main():\n"
         "    run = Run([child(Path(sys.argv[1]), 'a', STEADY)])\n"
         "    await run.all_ready.wait()\n"

@@ -29,7 +29,7 @@ from tests.contract.samples import (
     side_data,
     side_header,
 )
-from tests.integration.cache_calls import (
+from tests.integration.cache.calls import (
     SECONDS,
     admitted,
     connected,
@@ -42,7 +42,7 @@ from tests.integration.cache_calls import (
 from tests.processes import ServiceProcess, free_port, start_service, wait_until_serving
 
 if TYPE_CHECKING:
-    from tests.integration.cache_calls import Stub
+    from tests.integration.cache.calls import Stub
 
 BLOBS = {1: latents(1), 2: latents(2)}
 SIDE = side_data(7)

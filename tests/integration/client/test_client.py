@@ -18,7 +18,7 @@ from chorus_client import (
 )
 from chorus_rpc import errors
 
-from tests.integration.client_fakes import VIDEO, FakeDeployment, deployment_in_thread
+from tests.integration.client.fakes import VIDEO, FakeDeployment, deployment_in_thread
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from evaluation.scenes import KINDS, make_groups
 from models.movingshapes import world
 from models.movingshapes.world import Scene
 from services.denoiser.codec.mp4 import encode_mp4, to_frames
-from tests.integration.client_fakes import STEPS, FakeCache, FakeDeployment, FakeScheduler
+from tests.integration.client.fakes import STEPS, FakeCache, FakeDeployment, FakeScheduler
 
 GROUPS = make_groups("calibration", len(KINDS), 5, "unseen")
 SCENES = {ask.prompt: ask.scene for group in GROUPS for ask in (group.donor, *group.targets)}

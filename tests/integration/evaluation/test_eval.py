@@ -18,8 +18,8 @@ from typer.testing import CliRunner
 
 from evaluation.prompts import Ask, Group, read_groups, write_groups
 from evaluation.scenes import KINDS, SINGLE_EDITS
-from tests.integration.client_fakes import deployment_in_thread
-from tests.integration.world_fakes import GROUPS, SCENES, WorldDeployment, words
+from tests.integration.client.fakes import deployment_in_thread
+from tests.integration.evaluation.fakes import GROUPS, SCENES, WorldDeployment, words
 
 OFF = plan_pb2.REUSE_POLICY_OFF
 

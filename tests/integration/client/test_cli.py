@@ -18,7 +18,7 @@ from chorus_cli.main import app
 from chorus_client import endpoints
 from typer.testing import CliRunner
 
-from tests.integration.client_fakes import VIDEO, FakeDeployment, deployment_in_thread
+from tests.integration.client.fakes import VIDEO, FakeDeployment, deployment_in_thread
 
 
 @pytest.fixture(autouse=True)

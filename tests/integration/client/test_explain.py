@@ -22,8 +22,8 @@ from typer.testing import CliRunner
 
 from evaluation.picture import ACTIVE, GAP, HEAD, INACTIVE, LABEL, MARGIN, TILE, frames_of
 from models.movingshapes import world
-from tests.integration.client_fakes import deployment_in_thread
-from tests.integration.world_fakes import GROUPS, UPSCALE, WorldDeployment
+from tests.integration.client.fakes import deployment_in_thread
+from tests.integration.evaluation.fakes import GROUPS, UPSCALE, WorldDeployment
 from tests.processes import ROOT
 
 GROUP = GROUPS[0]
