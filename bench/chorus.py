@@ -116,13 +116,13 @@ def step_costs(bench: Harness, repeats: int = 40) -> dict[str, Figure]:
     tokens = bench.model.tokens_of(bench.model.noise(0, bench.shape))
     part = torch.randperm(len(tokens))[: round(SHARE * len(tokens))].sort().values
 
-    def step(index: torch.Tensor | None = None, watch: Any = None) -> None:
-        bench.model.token_velocity(tokens, 0.9, text, bench.shape, index, watch)
+    def step(index: torch.Tensor | None = None, on_attention: Any = None) -> None:
+        bench.model.token_velocity(tokens, 0.9, text, bench.shape, index, on_attention)
 
     actions: dict[str, Callable[[], None]] = {
         "full": step,
         "part": lambda: step(part),
-        "watched": lambda: step(watch=AttentionMaps(len(encoded.tokens)).watch),
+        "watched": lambda: step(on_attention=AttentionMaps(len(encoded.tokens)).observe),
     }
     taken: dict[str, list[float]] = {name: [] for name in actions}
     for _ in range(repeats + 2):  # in turn, so that all meet the same machine
@@ -132,7 +132,7 @@ def step_costs(bench: Harness, repeats: int = 40) -> dict[str, Figure]:
             taken[name].append(time.perf_counter() - begin)
     full, region, watched = (values[2:] for values in taken.values())
     seen = AttentionMaps(len(encoded.tokens))
-    step(watch=seen.watch)
+    step(on_attention=seen.observe)
     maps = seen.maps()
     assert maps is not None
     latents = 4 * bench.model.noise(0, bench.shape).nbytes

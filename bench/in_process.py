@@ -143,7 +143,7 @@ class Harness:
         noise, plan = self.model.noise(seed, self.shape), plan_pb2.Plan(total_steps=len(self.sigmas) - 1)
         seen = AttentionMaps(tokens)
         run = Stages(self.model, plan, self.shape, self.sigmas, text, noise, None)
-        steps = {s.index + 1: s.latents for s in run.steps({len(self.sigmas) - 2: seen.watch})}
+        steps = {s.index + 1: s.latents for s in run.steps({len(self.sigmas) - 2: seen.observe})}
         found = seen.maps()
         assert found is not None
         pooled = pool_maps(found, self.grid, 1 << 30)

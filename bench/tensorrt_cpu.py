@@ -37,7 +37,7 @@ from services.denoiser.network.wan import WanConfig, WanTransformer
 from services.denoiser.settings import SHIPPED_MODEL
 
 
-def told(words: str) -> None:
+def report(words: str) -> None:
     print(words, file=sys.stderr)
 
 
@@ -62,15 +62,15 @@ def shipped(folder: Path) -> dict[str, Figure]:
         ("onnx_plugin", replace(ONNX, plugin=True)),
         ("onnx_fp8", replace(ONNX, fp8=True)),
     ):
-        backend = load_engine(model, ensure_engine(model, options, store, told), options)
+        backend = load_engine(model, ensure_engine(model, options, store, report), options)
         found = list(compare(model, backend).values())
         figures[f"{name}_max_abs_error"] = Figure(max(d.absolute for d in found), "of velocity", len(found))
         figures[f"{name}_max_rel_error"] = Figure(max(d.relative for d in found), "of velocity", len(found))
         backend.close()
     rtx = EngineOptions(runtime="tensorrt_rtx")
-    made = ensure_engine(model, rtx, store, told)
+    made = ensure_engine(model, rtx, store, report)
     figures |= of_layers("", dict(made.facts), made.size_bytes)
-    made = ensure_engine(model, replace(rtx, fp8=True, target="sm_89"), store, told)
+    made = ensure_engine(model, replace(rtx, fp8=True, target="sm_89"), store, report)
     return figures | of_layers("fp8_", dict(made.facts), made.size_bytes)
 
 
@@ -80,12 +80,12 @@ def wan(folder: Path) -> dict[str, Figure]:
     torch.manual_seed(0)
     network = WanTransformer(WanConfig()).to(torch.bfloat16).eval().requires_grad_(False)
     begin = time.perf_counter()
-    [graph] = export(network, folder, torch.bfloat16, 0, told)
+    [graph] = export(network, folder, torch.bfloat16, 0, report)
     export_seconds, begin = time.perf_counter() - begin, time.perf_counter()
     attentions = 2 * network.config.layers
     del network
     profile = Profile(Sizes(1, 32_760, 32_760), Sizes(1, 512, 512))
-    built = build_engine(load_module("tensorrt_rtx"), graph, attentions, profile, BuildOptions(), told)
+    built = build_engine(load_module("tensorrt_rtx"), graph, attentions, profile, BuildOptions(), report)
     facts = {
         "layers": built.layers.as_dict(),
         "export_seconds": export_seconds,

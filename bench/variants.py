@@ -20,7 +20,7 @@ from torch import Tensor
 from bench.in_process import CustomVariant, Harness, Output, Pair
 from services.denoiser.model.loaded import LoadedModel
 from services.denoiser.network.text import AmplifiedText, LayerAmplification
-from services.denoiser.network.wan import Grid, TextKV, Watch
+from services.denoiser.network.wan import AttentionObserver, Grid, TextKV
 from services.denoiser.reuse.amplification import Gained, amplified
 from services.denoiser.reuse.attention_maps import AttentionMaps
 from services.denoiser.reuse.regions import active_region, attended_region, difference, dilate, probe_tokens
@@ -108,7 +108,7 @@ class _Varied(Stages):
         region, where = self._plan.region, self._how.where
         if where in ("words", "gained"):
             seen = AttentionMaps(self._pair.tokens)
-            step = self._velocity(index, None, seen.watch)
+            step = self._velocity(index, None, seen.observe)
             found = self._attended(normalised(seen, self._grid), self._pair.edit.gained)
             self._active = self._within_budget(found | self._lost() if where == "words" else found)
             return 1.0, step
@@ -134,15 +134,21 @@ class _Varied(Stages):
         own, donor = self._next(index, velocity), self._donor_tokens(index + 1)
         self._tokens = torch.where(self._active[:, None], own, donor)
 
-    def _velocity(self, index: int, at: Tensor | None, watch: Watch | None = None) -> Tensor:
+    def _velocity(
+        self, index: int, at: Tensor | None, on_attention: AttentionObserver | None = None
+    ) -> Tensor:
         if not self._how.terms:
-            return super()._velocity(index, at, watch)
+            return super()._velocity(index, at, on_attention)
         if self._gate is None and at is None:
             self._gate = self._found_gate(index)
-        return self._amplified_velocity(index, at, self._gate, watch)
+        return self._amplified_velocity(index, at, self._gate, on_attention)
 
     def _amplified_velocity(
-        self, index: int, at: Tensor | None, gate: Tensor | None, watch: Watch | None = None
+        self,
+        index: int,
+        at: Tensor | None,
+        gate: Tensor | None,
+        on_attention: AttentionObserver | None = None,
     ) -> Tensor:
         assert self._donor is not None
         read = mixed(
@@ -154,7 +160,9 @@ class _Varied(Stages):
             gate=gate if gate is None or at is None else gate[at],
             ceiling=self._how.ceiling,
         )
-        return self._model.token_velocity(self._tokens, self._sigmas[index], read, self._shape, at, watch)
+        return self._model.token_velocity(
+            self._tokens, self._sigmas[index], read, self._shape, at, on_attention
+        )
 
     def _found_gate(self, index: int) -> Tensor | None:
         if self._how.gate == "none":

@@ -116,7 +116,7 @@ def denoise(
         noise = model.noise(job.seed, job.latent_shape)
         seen = AttentionMaps(len(job.token_states))
         stages = Stages(model, job.plan, job.latent_shape, job.sigmas, text, noise, _on_device(job, donor))
-        steps = stages.steps({last: seen.watch} if keep else None)
+        steps = stages.steps({last: seen.observe} if keep else None)
         for index in range(first, job.total_steps):
             with telemetry.span(
                 semconv.SPAN_STEP, {semconv.STEP_INDEX: index, semconv.STEP_SIGMA: job.sigmas[index]}

@@ -85,7 +85,7 @@ async def load_models(settings: DenoiserSettings, worker: DeviceThread, stopping
     run and may not fall back, ValueError for a device that is missing.
     """
 
-    def told(words: str) -> bool:
+    def report(words: str) -> bool:
         log.info("engine", progress=words)
         return not stopping.is_set()
 
@@ -96,7 +96,7 @@ async def load_models(settings: DenoiserSettings, worker: DeviceThread, stopping
             raise ValueError(f"device {settings.device}: torch finds no CUDA device; use cpu")
         models = [LoadedModel.load(path, settings.device) for path in settings.models]
         for model in models:
-            model.backend = choose_backend(model, settings, told)
+            model.backend = choose_backend(model, settings, report)
         return models
 
     models = await worker.call(load)

@@ -101,7 +101,7 @@ def inputs(
     index = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(count))[:count].sort().values
     _, cos, sin = model._grid_inputs(SHAPE[1:])
 
-    def watch(block: int, queries: Tensor, keys: Tensor) -> None:
+    def on_attention(block: int, queries: Tensor, keys: Tensor) -> None:
         assert seen is not None
         seen.extend((torch.tensor(block), queries, keys))
 
@@ -111,7 +111,7 @@ def inputs(
         sin[index],
         text,
         torch.tensor([700.0]),
-        None if seen is None else watch,
+        None if seen is None else on_attention,
     )
 
 
@@ -151,11 +151,11 @@ def test_a_gated_contrast_changes_gated_tokens_only(backend: Backend, model: Loa
 @torch.inference_mode()
 def test_a_watch_is_told_what_the_network_tells(backend: Backend, model: LoadedModel) -> None:
     text = texts(model)["contrast"]
-    told: list[list[Tensor]] = [[], []]
-    for found, who in zip(told, (EagerBackend(model.transformer), backend), strict=True):
+    seen: list[list[Tensor]] = [[], []]
+    for found, who in zip(seen, (EagerBackend(model.transformer), backend), strict=True):
         who.predict(inputs(model, text, 9, found))
-    assert len(told[0]) == len(told[1]) > 0
-    for expected, found in zip(*told, strict=True):
+    assert len(seen[0]) == len(seen[1]) > 0
+    for expected, found in zip(*seen, strict=True):
         torch.testing.assert_close(found, expected, rtol=0, atol=TOLERANCE)
 
 

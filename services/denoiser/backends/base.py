@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from services.denoiser.network.text import AmplifiedText
-from services.denoiser.network.wan import Watch
+from services.denoiser.network.wan import AttentionObserver
 
 # Told of the progress of something long, in words; returns False to stop it.
-Told = Callable[[str], "bool | None"]
+Progress = Callable[[str], "bool | None"]
 
 
 class BackendError(RuntimeError):
@@ -44,7 +44,7 @@ class StepInputs:
         rope_cos: float32 [n, head_dim], gathered for these tokens; `rope_sin` likewise.
         text: keys and values of every block, and what is done to them.
         timestep: float32 [1], 1000 * sigma.
-        watch: told of cross-attention's queries and keys.
+        on_attention: told of cross-attention's queries and keys.
     """
 
     tokens: Tensor
@@ -52,7 +52,7 @@ class StepInputs:
     rope_sin: Tensor
     text: AmplifiedText
     timestep: Tensor
-    watch: Watch | None = None
+    on_attention: AttentionObserver | None = None
 
 
 class Backend(ABC):

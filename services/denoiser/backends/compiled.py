@@ -32,11 +32,11 @@ class _CompiledBlock(nn.Module):
         text: tuple[Tensor, Tensor],
         key_bias: Tensor | None,
         amplify: CrossAttention | None = None,
-        watch: Callable[[Tensor, Tensor], None] | None = None,
+        on_attention: Callable[[Tensor, Tensor], None] | None = None,
     ) -> Tensor:
         x, queries = self._run(self.block, x, modulation, rope, text, key_bias, amplify)
-        if watch is not None:
-            watch(queries, text[0])
+        if on_attention is not None:
+            on_attention(queries, text[0])
         return x
 
 
@@ -49,7 +49,7 @@ def _run_block(
     key_bias: Tensor | None,
     amplify: CrossAttention | None,
 ) -> tuple[Tensor, Tensor]:
-    # Queries are returned of every block: were the watched ones alone told, each would be compiled apart.
+    # Queries are returned of every block: were the watched ones alone returned, each would be compiled apart.
     queries: list[Tensor] = []
     x = block(x, modulation, rope, text, key_bias, amplify, lambda q, _: queries.append(q))
     return x, queries[0]

@@ -65,6 +65,6 @@ class EagerBackend(Backend):
                 None,
                 inputs.timestep,
                 layers,
-                inputs.watch,
+                inputs.on_attention,
             )
         return out

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from services.denoiser.kernels.op import amplified_attention
 from services.denoiser.network.text import AmplifiedText
-from services.denoiser.network.wan import CrossAttention, WanTransformer, Watch
+from services.denoiser.network.wan import AttentionObserver, CrossAttention, WanTransformer
 
 # Added to the logits of padding: e to its power is 0 in float32, and it is a number in float16 and bfloat16,
 # so that no kernel subtracts infinity from infinity.
@@ -211,9 +211,11 @@ def parts_of(transformer: WanTransformer, blocks_each: int, *, plugin: bool = Fa
     ]
 
 
-def tell(watched: dict[int, list[int]], queries: Tensor, text: AmplifiedText, watch: Watch) -> None:
-    """Hands a graph's `queries` [h, n, d] to a `Watch`, as the network itself would."""
+def report_attention(
+    watched: dict[int, list[int]], queries: Tensor, text: AmplifiedText, on_attention: AttentionObserver
+) -> None:
+    """Hands a graph's `queries` [h, n, d] to a `AttentionObserver`, as the network itself would."""
     first = 0
     for block, heads in watched.items():
-        watch(block, queries[None, first : first + len(heads)], text.kv[block][0][:, heads])
+        on_attention(block, queries[None, first : first + len(heads)], text.kv[block][0][:, heads])
         first += len(heads)

@@ -17,7 +17,7 @@ from services.denoiser.backends.graph import (
     GraphText,
     graph_text,
     parts_of,
-    tell,
+    report_attention,
     unsupported_text,
 )
 from services.denoiser.network.wan import WanTransformer
@@ -131,8 +131,10 @@ class GraphBackend(Backend):
                 if "queries" in out:
                     queries.append(out["queries"])
                 values.update({name.removesuffix("_out"): tensor for name, tensor in out.items()})
-        if inputs.watch is not None:
-            tell(self._watched, torch.cat(queries).to(inputs.tokens.dtype), inputs.text, inputs.watch)
+        if inputs.on_attention is not None:
+            report_attention(
+                self._watched, torch.cat(queries).to(inputs.tokens.dtype), inputs.text, inputs.on_attention
+            )
         return values["prediction"].to(inputs.tokens.dtype)
 
     def close(self) -> None:

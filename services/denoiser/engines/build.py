@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import torch
 
-from services.denoiser.backends.base import Backend, BackendError, Told, as_backend_error
+from services.denoiser.backends.base import Backend, BackendError, Progress, as_backend_error
 from services.denoiser.backends.graph_backend import Profile, Sizes
 from services.denoiser.engines.store import (
     Artefact,
@@ -106,16 +106,16 @@ def key_of(model: LoadedModel, options: EngineOptions) -> ArtefactKey:
 
 
 def ensure_engine(
-    model: LoadedModel, options: EngineOptions, store: EngineStore, told: Told, *, rebuild: bool = False
+    model: LoadedModel, options: EngineOptions, store: EngineStore, report: Progress, *, rebuild: bool = False
 ) -> Artefact:
     """The artefact of a model, built if it is not there. Raises BackendError."""
     with as_backend_error("building"):
         key = key_of(model, options)
 
         def make(folder: Path) -> tuple[list[Path], dict[str, Any]]:
-            return _make(model, options, key.profile, folder, told)
+            return _make(model, options, key.profile, folder, report)
 
-        return store.ensure(key, make, rebuild=rebuild, told=told)
+        return store.ensure(key, make, rebuild=rebuild, report=report)
 
 
 def find_engine(model: LoadedModel, options: EngineOptions, store: EngineStore) -> Artefact:
@@ -175,7 +175,7 @@ def _load(model: LoadedModel, artefact: Artefact, options: EngineOptions) -> Bac
 
 
 def _make(
-    model: LoadedModel, options: EngineOptions, profile: Profile, folder: Path, told: Told
+    model: LoadedModel, options: EngineOptions, profile: Profile, folder: Path, report: Progress
 ) -> tuple[list[Path], dict[str, Any]]:
     from services.denoiser.engines.fp8 import input_ranges
     from services.denoiser.engines.onnx_export import add_function, export
@@ -184,7 +184,13 @@ def _make(
     dtype = PRECISIONS[options.precision]
     ranges = input_ranges(model) if options.fp8 else None
     graphs = export(
-        model.transformer, folder, dtype, options.blocks_each, told, fp8_ranges=ranges, plugin=options.plugin
+        model.transformer,
+        folder,
+        dtype,
+        options.blocks_each,
+        report,
+        fp8_ranges=ranges,
+        plugin=options.plugin,
     )
     facts: dict[str, Any] = {"export_seconds": round(time.perf_counter() - begin, 3)}
     if options.runtime == "onnxruntime":
@@ -199,7 +205,7 @@ def _make(
 
     module = load_module(options.runtime)
     if options.plugin:
-        _register_plugin(module, folder, told)
+        _register_plugin(module, folder, report)
     how = BuildOptions(
         options.target, options.weight_streaming, options.optimization_level, options.workspace_bytes
     )
@@ -208,11 +214,11 @@ def _make(
     for number, (part, graph) in enumerate(
         zip(parts_of(model.transformer, options.blocks_each), graphs, strict=True)
     ):
-        if told(f"build {number + 1} of {len(graphs)}") is False:
+        if report(f"build {number + 1} of {len(graphs)}") is False:
             raise BackendError("building was stopped")
         # Every block attends to the tokens and to the text.
         with where:
-            built = build_engine(module, graph, 2 * len(part.blocks), profile, how, told)
+            built = build_engine(module, graph, 2 * len(part.blocks), profile, how, report)
         path = graph.with_suffix(".engine")
         with path.open("wb") as file:
             file.write(memoryview(built.engine))
@@ -225,7 +231,7 @@ def _make(
     return engines, facts
 
 
-def _register_plugin(module: ModuleType, folder: Path, told: Told) -> None:
+def _register_plugin(module: ModuleType, folder: Path, report: Progress) -> None:
     """Compiles the kernel for the device and makes it known to TensorRT. Raises BackendError."""
     from services.denoiser.backends.tensorrt.module import described, is_rtx
     from services.denoiser.backends.tensorrt.plugin import ensure_registered
@@ -241,7 +247,7 @@ def _register_plugin(module: ModuleType, folder: Path, told: Told) -> None:
         manifest = aot.build(
             folder.parent / "plugin" / f"sm_{arch}",
             archs=[arch],
-            progress=told,
+            progress=report,
         )
         ensure_registered(module, manifest, arch)
     except aot.KernelError as error:

@@ -15,7 +15,7 @@ import onnx
 import torch
 from torch import Tensor
 
-from services.denoiser.backends.base import BackendError, Told
+from services.denoiser.backends.base import BackendError, Progress
 from services.denoiser.backends.graph import GraphPart, parts_of
 from services.denoiser.backends.tensorrt.onnx_domain import translation, with_function
 from services.denoiser.engines.fp8 import quantise
@@ -33,7 +33,7 @@ def export(
     folder: Path,
     dtype: torch.dtype,
     blocks_each: int,
-    told: Told,
+    report: Progress,
     *,
     fp8_ranges: Mapping[str, float] | None = None,
     plugin: bool = False,
@@ -43,7 +43,7 @@ def export(
     Args:
         dtype: what the graph computes in, float32, float16 or bfloat16; norms and modulation stay float32.
         blocks_each: blocks of one part; 0 is the whole network.
-        told: of the progress; may stop it between two parts.
+        report: of the progress; may stop it between two parts.
         fp8_ranges: as `fp8.input_ranges` gives them: the blocks' matrices are then in 8 bits.
         plugin: cross-attention is then one node of our own domain, `tensorrt.onnx_domain`.
     """
@@ -54,7 +54,7 @@ def export(
     for number, part in enumerate(parts):
         path = folder / f"part-{number:02d}.onnx"
         words = f"export {number + 1} of {len(parts)}: blocks {part.blocks.start} to {part.blocks.stop - 1}"
-        if told(words) is False:
+        if report(words) is False:
             raise BackendError("the export was stopped")
         _export_part(part, path, dtype)
         paths.append(path)

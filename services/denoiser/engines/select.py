@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from services.denoiser.backends.base import Backend, BackendError, Told, as_backend_error
+from services.denoiser.backends.base import Backend, BackendError, Progress, as_backend_error
 from services.denoiser.backends.eager import EagerBackend
 from services.denoiser.backends.fallback import Fallback, Unavailable
 from services.denoiser.engines.build import ONNX, EngineOptions, ensure_engine, find_engine, load_engine
@@ -20,17 +20,17 @@ from services.runtime.logs import get_logger
 log = get_logger("denoiser.backends")
 
 
-def choose_backend(model: LoadedModel, settings: DenoiserSettings, told: Told) -> Backend:
+def choose_backend(model: LoadedModel, settings: DenoiserSettings, report: Progress) -> Backend:
     """Makes it, and builds what it needs. Raises BackendError where it cannot and torch may not stand in.
 
-    Where torch may, every step tells why it does. `told` may stop a build.
+    Where torch may, every step tells why it does. `report` may stop a build.
     """
     eager = EagerBackend(model.transformer, kernel=_kernel(model, settings))
     if settings.backend == "torch":
         return eager
     try:
         with as_backend_error(settings.backend):
-            first = _make(model, settings, told)
+            first = _make(model, settings, report)
     except BackendError as error:
         if not settings.backend_fallback:
             raise
@@ -58,7 +58,7 @@ def _kernel(model: LoadedModel, settings: DenoiserSettings) -> bool:
     return True
 
 
-def _make(model: LoadedModel, settings: DenoiserSettings, told: Told) -> Backend:
+def _make(model: LoadedModel, settings: DenoiserSettings, report: Progress) -> Backend:
     if settings.backend == "compiled":
         from services.denoiser.backends.compiled import compiled_backend
 
@@ -77,7 +77,7 @@ def _make(model: LoadedModel, settings: DenoiserSettings, told: Told) -> Backend
         )
     store = EngineStore(settings.engines, settings.engine_wait_seconds)
     if settings.engine_build:
-        artefact = ensure_engine(model, options, store, told)
+        artefact = ensure_engine(model, options, store, report)
     else:
         artefact = find_engine(model, options, store)
     return load_engine(model, artefact, options)

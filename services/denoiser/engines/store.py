@@ -20,7 +20,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from services.denoiser.backends.base import BackendError, Told
+from services.denoiser.backends.base import BackendError, Progress
 from services.denoiser.backends.graph_backend import Profile
 from services.runtime.logs import get_logger
 
@@ -120,18 +120,18 @@ class EngineStore:
         self.root, self._wait_seconds = root, wait_seconds
 
     def ensure(
-        self, key: ArtefactKey, build: Build, *, rebuild: bool = False, told: Told = lambda _: None
+        self, key: ArtefactKey, build: Build, *, rebuild: bool = False, report: Progress = lambda _: None
     ) -> Artefact:
         """The artefact of a key, built if it is not there or damaged.
 
         Args:
-            told: that another process is waited for; may stop that.
+            report: that another process is waited for; may stop that.
 
         Raises BackendError when another process builds it for longer than is waited.
         """
         digest = key.digest
         self.root.mkdir(parents=True, exist_ok=True)
-        with self._locked(digest, told):
+        with self._locked(digest, report):
             if not rebuild and (self.root / digest).exists():
                 try:
                     return self.read(digest)
@@ -140,7 +140,7 @@ class EngineStore:
             return self._build(key, build)
 
     @contextmanager
-    def _locked(self, digest: str, told: Told) -> Iterator[None]:
+    def _locked(self, digest: str, report: Progress) -> Iterator[None]:
         end = time.monotonic() + self._wait_seconds
         while True:
             try:
@@ -150,7 +150,7 @@ class EngineStore:
                     yield
                     return
             except Timeout:
-                if told(f"{digest}: another process is building it") is False:
+                if report(f"{digest}: another process is building it") is False:
                     raise BackendError("waiting for another process's build was stopped") from None
                 if time.monotonic() >= end:
                     raise BackendError(

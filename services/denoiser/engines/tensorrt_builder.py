@@ -14,7 +14,7 @@ from typing import Any
 
 import onnx
 
-from services.denoiser.backends.base import BackendError, Told
+from services.denoiser.backends.base import BackendError, Progress
 from services.denoiser.backends.graph_backend import Profile, Sizes
 from services.denoiser.backends.tensorrt.module import is_rtx
 from services.denoiser.engines.tensorrt_layers import Layers, read_layers
@@ -47,7 +47,12 @@ class Built:
 
 
 def build_engine(
-    module: ModuleType, graph: Path, attentions: int, profile: Profile, options: BuildOptions, told: Told
+    module: ModuleType,
+    graph: Path,
+    attentions: int,
+    profile: Profile,
+    options: BuildOptions,
+    report: Progress,
 ) -> Built:
     """Builds one part.
 
@@ -74,7 +79,7 @@ def build_engine(
     if options.target != "current":
         _set_target(module, config, options.target)
     config.add_optimization_profile(_profile(builder, network, graph, profile))
-    config.progress_monitor = _progress(module, told)
+    config.progress_monitor = _progress(module, report)
     engine = builder.build_serialized_network(network, config)
     if engine is None:
         raise BackendError(f"{graph}: {module.__name__} built nothing: {log.last_error or 'no reason given'}")
@@ -135,7 +140,7 @@ def _logger(module: ModuleType) -> Any:
     return Logger()
 
 
-def _progress(module: ModuleType, told: Told) -> Any:
+def _progress(module: ModuleType, report: Progress) -> Any:
     class Monitor(module.IProgressMonitor):  # type: ignore[misc,name-defined]
         def __init__(self) -> None:
             super().__init__()
@@ -144,13 +149,13 @@ def _progress(module: ModuleType, told: Told) -> Any:
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
             self._steps[phase_name] = num_steps
             if parent_phase is None or num_steps > 1:
-                told(f"{phase_name}: {num_steps} steps")
+                report(f"{phase_name}: {num_steps} steps")
 
         def phase_finish(self, phase_name: str) -> None:
             self._steps.pop(phase_name, None)
 
         def step_complete(self, phase_name: str, step: int) -> bool:
             steps = self._steps.get(phase_name, 0)
-            return told(f"{phase_name}: {step + 1} of {steps}") is not False if steps > 1 else True
+            return report(f"{phase_name}: {step + 1} of {steps}") is not False if steps > 1 else True
 
     return Monitor()

@@ -23,10 +23,10 @@ from services.denoiser.network.positions import position_channels
 from services.denoiser.network.sampler import seeded_noise
 from services.denoiser.network.text import AmplifiedText
 from services.denoiser.network.wan import (
+    AttentionObserver,
     Grid,
     TextKV,
     WanTransformer,
-    Watch,
     parameter_dtype,
     patchify,
     rope_table,
@@ -158,14 +158,14 @@ class LoadedModel:
         text: TextKV | AmplifiedText,
         shape: Sequence[int],
         index: Tensor | None = None,
-        watch: Watch | None = None,
+        on_attention: AttentionObserver | None = None,
     ) -> Tensor:
         """Velocity of some tokens, which see nobody but one another and the text; float32 [n, C*P].
 
         Args:
             tokens: [N, C*P] of latents of `shape`, all of them.
             index: int64 [n], ascending; None is all. All of them in order give the same bits as None.
-            watch: told of every block's cross-attention.
+            on_attention: told of every block's cross-attention.
         """
         positions, cos, sin = self._grid_inputs(tuple(shape[1:]))
         if index is not None:
@@ -173,7 +173,7 @@ class LoadedModel:
         amplified = text if isinstance(text, AmplifiedText) else AmplifiedText(text)
         inputs = torch.cat((tokens, positions), dim=-1)[None].to(self.dtype)
         timestep = torch.tensor([1000.0 * sigma], device=self.device)
-        step = StepInputs(inputs, cos, sin, amplified, timestep, watch)
+        step = StepInputs(inputs, cos, sin, amplified, timestep, on_attention)
         out = self.backend.predict(step)[0].float()
         return (tokens - out) / sigma if self.spec.transformer.prediction == "data" else out
 

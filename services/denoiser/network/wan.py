@@ -26,7 +26,7 @@ TextKV = tuple[tuple[Tensor, Tensor], ...]  # per block: keys and values, each [
 Grid = tuple[int, int, int]  # tokens along time, height, width
 # Told of a block's number, and of its watched heads the cross-attention queries [B, h, N, head_dim] and text
 # keys [B, h, L, head_dim].
-Watch = Callable[[int, Tensor, Tensor], None]
+AttentionObserver = Callable[[int, Tensor, Tensor], None]
 # How a block attends to the text: queries [B, heads, N, head_dim], keys and values [B, heads, L, head_dim], a
 # bias broadcast to [B, heads, N, L] -> [B, heads, N, head_dim].
 CrossAttention = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
@@ -197,7 +197,7 @@ class Block(nn.Module):
         text: tuple[Tensor, Tensor],  # keys, values [B, heads, L, head_dim]
         key_bias: Tensor | None,  # [B, 1, 1, L]
         amplify: CrossAttention | None = None,
-        watch: Callable[[Tensor, Tensor], None] | None = None,  # told of cross-attention's queries and keys
+        on_attention: Callable[[Tensor, Tensor], None] | None = None,
     ) -> Tensor:
         shift1, scale1, gate1, shift2, scale2, gate2 = (self.scale_shift_table + modulation).chunk(6, dim=1)
         y: Tensor = _modulate(x, shift1, scale1, self.eps)
@@ -208,8 +208,8 @@ class Block(nn.Module):
             x.float(), x.shape[-1:], self.norm2.weight.float(), self.norm2.bias.float(), self.eps
         ).type_as(x)
         q = self.attn2.query(y)
-        if watch is not None:
-            watch(q, text[0])
+        if on_attention is not None:
+            on_attention(q, text[0])
         x = x + self.attn2.attend(q, *text, key_bias, amplify or F.scaled_dot_product_attention)
         y = self.ffn(_modulate(x, shift2, scale2, self.eps))
         out: Tensor = (x.float() + y.float() * gate2).type_as(x)
@@ -289,7 +289,7 @@ class WanTransformer(nn.Module):
         key_bias: Tensor | None,
         timestep: Tensor,
         amplify: Sequence[CrossAttention | None] | None = None,
-        watch: Watch | None = None,
+        on_attention: AttentionObserver | None = None,
     ) -> Tensor:
         """Prediction for every token: its velocity.
 
@@ -302,7 +302,9 @@ class WanTransformer(nn.Module):
         x, modulation, embedding = self.begin(tokens, timestep)
         rope = (rope_cos.unsqueeze(-3), rope_sin.unsqueeze(-3))
         bias = None if key_bias is None else key_bias[:, None, None, :].to(x.dtype)
-        x = self.run_blocks(range(self.config.layers), x, modulation, rope, text_kv, bias, amplify, watch)
+        x = self.run_blocks(
+            range(self.config.layers), x, modulation, rope, text_kv, bias, amplify, on_attention
+        )
         return self.end(x, embedding)
 
     def begin(self, tokens: Tensor, timestep: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -321,14 +323,14 @@ class WanTransformer(nn.Module):
         text_kv: TextKV,
         bias: Tensor | None,
         amplify: Sequence[CrossAttention | None] | None = None,
-        watch: Watch | None = None,
+        on_attention: AttentionObserver | None = None,
     ) -> Tensor:
         """Some blocks in a row, x [B, N, D] -> [B, N, D]; `text_kv` and `amplify` are of these blocks."""
-        watched = {} if watch is None else self.config.watched_heads
+        watched = {} if on_attention is None else self.config.watched_heads
         for n, (i, text) in enumerate(zip(blocks, text_kv, strict=True)):
             seen = None
-            if watch is not None and i in watched:
-                seen = partial(_tell, watch, i, watched[i])
+            if on_attention is not None and i in watched:
+                seen = partial(_observe_heads, on_attention, i, watched[i])
             x = self.blocks[i](x, modulation, rope, text, bias, amplify[n] if amplify else None, seen)
         return x
 
@@ -341,5 +343,7 @@ class WanTransformer(nn.Module):
         return tokens_out
 
 
-def _tell(watch: Watch, block: int, heads: list[int], queries: Tensor, keys: Tensor) -> None:
-    watch(block, queries[:, heads], keys[:, heads])
+def _observe_heads(
+    on_attention: AttentionObserver, block: int, heads: list[int], queries: Tensor, keys: Tensor
+) -> None:
+    on_attention(block, queries[:, heads], keys[:, heads])

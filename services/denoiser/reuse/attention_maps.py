@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 class AttentionMaps:
-    """Collects the attention of every video token to every text token. Give `watch` to the network.
+    """Collects the attention of every video token to every text token. Give `on_attention` to the network.
 
     Args:
         tokens: how many text tokens are real; those behind them are padding, seen but not kept.
@@ -23,7 +23,7 @@ class AttentionMaps:
         self._tokens = tokens
         self._sum: Tensor | None = None
 
-    def watch(self, block: int, queries: Tensor, keys: Tensor) -> None:
+    def observe(self, block: int, queries: Tensor, keys: Tensor) -> None:
         """queries [1, h, N, d], keys [1, h, L, d], of the watched heads of one block."""
         scale = 1 / math.sqrt(queries.shape[-1])
         # Words first: a softmax over few words is an eighth of the time where places lie side by side.

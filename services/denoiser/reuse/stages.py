@@ -18,7 +18,7 @@ from torch import Tensor
 from services.denoiser.model.loaded import LatentShape, LoadedModel
 from services.denoiser.network.sampler import euler, noised
 from services.denoiser.network.text import AmplifiedText
-from services.denoiser.network.wan import TextKV, Watch
+from services.denoiser.network.wan import AttentionObserver, TextKV
 from services.denoiser.reuse.amplification import amplified, applies
 from services.denoiser.reuse.regions import (
     active_region,
@@ -92,11 +92,11 @@ class Stages:
         # Of the next step; None is every token: before the region is known, and where it is too large.
         self._active: Tensor | None = None
 
-    def steps(self, watch: Mapping[int, Watch] | None = None) -> Iterator[StageStep]:
+    def steps(self, on_attention: Mapping[int, AttentionObserver] | None = None) -> Iterator[StageStep]:
         """Steps K1 to N - 1.
 
         Args:
-            watch: by step, what is told of cross-attention if that step computes every token.
+            on_attention: by step, what is told of cross-attention if that step computes every token.
         """
         for index in range(self._first, len(self._sigmas) - 1):
             share = 0.0
@@ -112,7 +112,7 @@ class Stages:
             elif active is not None:
                 share += self._region_step(index, active)
             else:
-                velocity = self._velocity(index, None, (watch or {}).get(index))
+                velocity = self._velocity(index, None, (on_attention or {}).get(index))
                 self._tokens = self._next(index, velocity)
                 share += 1.0
             yield StageStep(index, self._model.latents_of(self._tokens, self._shape), share, active)
@@ -129,14 +129,18 @@ class Stages:
     def _next(self, index: int, velocity: Tensor) -> Tensor:
         return euler(self._tokens, velocity, self._sigmas[index], self._sigmas[index + 1])
 
-    def _velocity(self, index: int, at: Tensor | None, watch: Watch | None = None) -> Tensor:
+    def _velocity(
+        self, index: int, at: Tensor | None, on_attention: AttentionObserver | None = None
+    ) -> Tensor:
         """Velocity of the tokens `at` [n], or of all."""
         plan, text = self._plan, self._text
         read: TextKV | AmplifiedText = text
         if self._donor is not None and applies(plan.amplification, index):
             gained = [(token.index, token.weight) for token in plan.gained]
             read = amplified(text, plan.amplification, gained=gained, donor=self._donor.text)
-        return self._model.token_velocity(self._tokens, self._sigmas[index], read, self._shape, at, watch)
+        return self._model.token_velocity(
+            self._tokens, self._sigmas[index], read, self._shape, at, on_attention
+        )
 
     def _search(self, index: int) -> tuple[float, Tensor | None]:
         """Finds the region. Returns the share of tokens that were computed for it, and the step's velocity

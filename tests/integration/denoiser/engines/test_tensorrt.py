@@ -82,9 +82,9 @@ def test_weights_may_stay_on_the_host(graph: Path) -> None:
 
 
 def test_progress_is_told(graph: Path) -> None:
-    told: list[str] = []
-    build_engine(trt, graph, 2 * LAYERS, PROFILE, BuildOptions(), told.append)
-    assert told
+    reported: list[str] = []
+    build_engine(trt, graph, 2 * LAYERS, PROFILE, BuildOptions(), reported.append)
+    assert reported
 
 
 def test_a_target_that_it_does_not_build_for_is_refused(graph: Path) -> None:
@@ -126,10 +126,12 @@ def test_engines_of_the_shipped_model(shipped: LoadedModel, tmp_path: Path) -> N
 
 def test_matrices_in_8_bits(tmp_path: Path) -> None:
     model = LoadedModel.load(save_tiny_model(tmp_path / "model", layers=1))
-    store, told = EngineStore(tmp_path / "engines"), lambda _: None
+    store, report = EngineStore(tmp_path / "engines"), lambda _: None
     on_cpu = replace(ONNX, fp8=True)
-    found = compare(model, load_engine(model, ensure_engine(model, on_cpu, store, told), on_cpu))
+    found = compare(model, load_engine(model, ensure_engine(model, on_cpu, store, report), on_cpu))
     # Three bits of mantissa in one block of a few matrices: far from exact, and far from wrong.
     assert all(1e-4 < error.relative < 0.1 for error in found.values())
-    made = ensure_engine(model, EngineOptions(runtime="tensorrt_rtx", fp8=True, target="sm_89"), store, told)
+    made = ensure_engine(
+        model, EngineOptions(runtime="tensorrt_rtx", fp8=True, target="sm_89"), store, report
+    )
     assert made.facts["layers"]["fused"] == made.facts["layers"]["attentions"] == 2

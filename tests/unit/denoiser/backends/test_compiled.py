@@ -54,10 +54,10 @@ def test_blocks_are_compiled_once_for_each_number_of_texts(compiled_graphs: list
     seen: dict[str, list[Tensor]] = {"eager": [], "compiled": []}
     for backend, told in zip((eager, compiled), seen.values(), strict=True):
 
-        def watch(block: int, queries: Tensor, keys: Tensor, told: list[Tensor] = told) -> None:
+        def on_attention(block: int, queries: Tensor, keys: Tensor, told: list[Tensor] = told) -> None:
             told += [torch.tensor(block), queries, keys]
 
-        backend.predict(replace(inputs, watch=watch))
+        backend.predict(replace(inputs, on_attention=on_attention))
     assert len(seen["eager"]) == 3 * len(CONFIG.watched_heads)
     torch.testing.assert_close(seen["compiled"], seen["eager"])
     assert type(network.blocks[0]).__name__ == "Block"  # the eager network is left as it was

@@ -167,7 +167,7 @@ def test_waiting_can_be_stopped(store: EngineStore, builds: Builds) -> None:
         FileLock(store.root / f"{KEY.digest}.lock"),
         pytest.raises(BackendError, match=r"waiting .* was stopped"),
     ):
-        store.ensure(KEY, builds, told=lambda _: False)
+        store.ensure(KEY, builds, report=lambda _: False)
 
 
 def test_what_is_being_built_is_not_listed(store: EngineStore, builds: Builds) -> None:

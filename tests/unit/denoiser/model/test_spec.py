@@ -23,6 +23,7 @@ from services.denoiser.network.sampler import sample
 from services.denoiser.network.wan import WanConfig, WanTransformer
 from services.denoiser.request import DenoiseJob
 from services.scheduler.peers.messages import latent_identity
+from tests.processes import ROOT
 
 SPEC = """
 id = "tiny"

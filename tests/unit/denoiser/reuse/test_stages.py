@@ -207,7 +207,7 @@ def test_maps_are_shares_of_attention_of_the_middle_blocks(bench: Bench) -> None
     assert seen.maps() is None
     tokens = bench.model.tokens_of(bench.noise)
     plain = bench.model.token_velocity(tokens, 1.0, bench.text, bench.shape)
-    watched = bench.model.token_velocity(tokens, 1.0, bench.text, bench.shape, watch=seen.watch)
+    watched = bench.model.token_velocity(tokens, 1.0, bench.text, bench.shape, on_attention=seen.observe)
     assert torch.equal(plain, watched)
     maps = seen.maps()
     assert maps is not None
