@@ -73,7 +73,7 @@ def rows_of(found: Sequence[Trial], plans: Mapping[str, Depth]) -> list[Row]:
     """A row for each kind of edit and depth that enough pairs speak for, unless it is out of the question."""
     by_edit: dict[EditKind, list[Trial]] = defaultdict(list)
     for trial in found:
-        by_edit[trial.edit].append(trial)  # type: ignore[index]  # edit_of names kinds alone
+        by_edit[trial.edit].append(trial)  # type: ignore[index]  # classify_edit names kinds alone
     rows = []
     for edit in get_args(EditKind):
         those = by_edit[edit]
@@ -83,7 +83,7 @@ def rows_of(found: Sequence[Trial], plans: Mapping[str, Depth]) -> list[Row]:
             pairs = [(t.videos[FULL], t.videos[name]) for t in those if name in t.videos]
             loss = [100.0 * (full.right - this.right) for full, this in pairs]
             drift = [100.0 * (this.followed - full.followed) for full, this in pairs]
-            left = len(FEW_STEPS) - 1 - depth.first_step(FEW_STEPS)
+            left = len(FEW_STEPS) - 1 - depth.reuse_steps(FEW_STEPS)
             row = Row(
                 edit=edit,
                 depth=depth,
