@@ -55,7 +55,7 @@ class Follower:
 
 async def generate_and_save(
     client: AsyncChorusClient, prompt: str, options: SpecOptions, output: Path | None, out: Output
-) -> None:
+) -> Video:
     """Generates one video and writes it to `output`. An interruption cancels the generation."""
     follower = Follower(out)
     try:
@@ -69,6 +69,7 @@ async def generate_and_save(
         out.error_record("CANCELLED", message)
         raise
     await save(video, output, follower.saved, out)
+    return video
 
 
 async def follow(
@@ -98,8 +99,6 @@ async def save(video: Video, output: Path | None, saved: float, out: Output) -> 
     path = output or Path(f"{generation.generation_id}.mp4")
     await asyncio.to_thread(write_whole, path, video.data)
     out.print(f"{path}: {rendering.summarize(generation, saved)}", generation=generation, output=str(path))
-    if generation.HasField("donor"):
-        out.status(f"details: chorus explain {generation.generation_id}")
 
 
 def options_from_spec(spec: GenerationSpec) -> SpecOptions:

@@ -19,9 +19,7 @@ from chorus_cli.output import EXIT_STATUSES, Output
 from chorus_cli.variables import check_variables
 
 DISTRIBUTION = "chorus-client"
-_EPILOG = "\n\n".join(
-    ["Exit status:", *(f"{status}: {meaning}" for status, meaning in EXIT_STATUSES.items())]
-)
+_EPILOG = "\n".join(["Exit status:", *(f"{status}: {meaning}" for status, meaning in EXIT_STATUSES.items())])
 
 app = typer.Typer(
     help="Text-to-video by few-step diffusion, faster by reusing what similar requests computed.",

@@ -171,4 +171,4 @@ def as_dict(message: Message) -> dict[str, Any]:
 def one_line(text: str, width: int | None = None) -> str:
     """Returns `text` safe for a terminal: unprintable characters become "·"; cut to `width` with "…"."""
     clean = "".join(c if c.isprintable() else "·" for c in text.replace("\n", " "))
-    return clean if width is None or len(clean) <= width else clean[: width - 1] + "…"
+    return clean if width is None or len(clean) <= width else clean[: width - 1].rstrip() + "…"

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from chorus_cli.output import one_line
 
 _PROMPT_WIDTH = 60
-_DONOR_WIDTH = 32
+_DONOR_WIDTH = 24
 # On a narrower terminal the lines of a list wrap: ids and states are never cut.
 _MIN_PROMPT_WIDTH = 16
 _GAP = "  "

@@ -29,7 +29,8 @@ Detach = Annotated[
 
 def generate(
     prompt: Annotated[
-        str | None, typer.Argument(help="Text that describes the video, 1 to 2,000 characters.")
+        str | None,
+        typer.Argument(metavar="[PROMPT]", help="Text of the video, 1 to 2,000 characters."),
     ] = None,
     file: Annotated[
         str | None,
@@ -189,12 +190,15 @@ async def _generate_one(
     output: Path | None,
     detach: bool,
     out: Output,
+    hint: bool = True,
 ) -> None:
     if detach:
         generation = await client.submit(prompt, **options)
         out.print(generation.generation_id, generation=generation)
-    else:
-        await generate_and_save(client, prompt, options, output, out)
+        return
+    video = await generate_and_save(client, prompt, options, output, out)
+    if hint and video.generation.HasField("donor"):
+        out.status(f"details: chorus explain {video.generation.generation_id}")
 
 
 async def _generate_all(
@@ -217,7 +221,7 @@ async def _generate_all(
         for number, (prompt, path) in enumerate(zip(prompts, name_videos(prompts, folder), strict=True), 1):
             out.status(f"{number} of {len(prompts)}: {one_line(prompt)}")
             try:
-                await _generate_one(client, prompt, options, path, detach, out)
+                await _generate_one(client, prompt, options, path, detach, out, hint=False)
                 done += 1
             except ChorusError as error:
                 if exit_code(error) == UNREACHABLE:

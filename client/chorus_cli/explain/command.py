@@ -72,7 +72,8 @@ def explain(
             identifier = (await find_generation(client, generation_id)).generation_id
             events = [event async for event in client.watch(identifier)]
             report = build_report(await client.get(identifier), events)
-            out.print(render_report(report), explanation=report_fields(report))
+            width = out.console.width if out.console.is_terminal else None
+            out.print(render_report(report, width), explanation=report_fields(report))
             if png is not None or mp4 is not None:
                 await _draw(client, report, png, mp4, full, out)
 

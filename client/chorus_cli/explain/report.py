@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias
@@ -84,12 +85,16 @@ def _build_step(event: StepCompletedEvent) -> Step:
     return Step(event.step.index, kind, computed, own, event.seconds, active, grid)
 
 
-def render_report(report: GenerationReport) -> str:
-    """Renders a report as text for people."""
+def render_report(report: GenerationReport, width: int | None = None) -> str:
+    """Renders a report as text for people.
+
+    Args:
+        width: columns to which the text is wrapped; None: no line is wrapped.
+    """
     generation = report.generation
     facts = list(_facts(report))
-    width = max(len(name) for name, _ in facts)
-    parts = ["\n".join(f"{name:<{width}}  {text}".rstrip() for name, text in facts)]
+    indent = max(len(name) for name, _ in facts) + 2
+    parts = ["\n".join(_wrap(f"{name:<{indent}}{text}", indent, width) for name, text in facts)]
     if report.steps:
         parts.append(_steps_table(report.steps))
     if generation.HasField("timings"):
@@ -120,6 +125,12 @@ def report_fields(report: GenerationReport) -> dict[str, Any]:
     }
 
 
+def _wrap(line: str, indent: int, width: int | None) -> str:
+    if width is None:
+        return line.rstrip()
+    return textwrap.fill(line, max(width, 2 * indent), subsequent_indent=" " * indent, drop_whitespace=True)
+
+
 def _facts(report: GenerationReport) -> Iterable[tuple[str, str]]:
     """Yields the lines of the report: name and text."""
     generation, plan = report.generation, report.generation.plan
@@ -140,7 +151,8 @@ def _facts(report: GenerationReport) -> Iterable[tuple[str, str]]:
     how = ", the donor's clean latents noised again" if plan.renoised else ""
     yield "plan", f"{reused} of {total} steps reused{how}" if reused else f"all {total} steps computed"
     if end > reused:
-        yield "region", f"steps {reused + 1}–{end}: {describe_region(plan.region)}"
+        steps = f"step {end}" if end == reused + 1 else f"steps {reused + 1}–{end}"
+        yield "region", f"{steps}: {describe_region(plan.region)}"
     if plan.HasField("amplification"):
         yield "amplified", describe_amplification(plan.amplification)
     for reason in plan.reasons:

@@ -45,9 +45,8 @@ def read_encoder(file: Path) -> str:
         raise invalid("model", f"{file}: not TOML: {error}") from error
     encoder = text.get("encoder", SHIPPED) if isinstance(text, dict) else None
     if not isinstance(encoder, str):
-        raise invalid(
-            "model", f'{file}: text.encoder must be "{SHIPPED}", or a kind and its path: "umt5:path"'
-        )
+        form = f'must be "{SHIPPED}", or a kind and its path: "umt5:path"'
+        raise invalid("model", f"{file}: text.encoder {form}")
     kind, _, location = encoder.partition(":")
     if not location or location.startswith(HUB_SCHEME):
         return encoder
