@@ -260,7 +260,7 @@ def test_interrupting_generate_cancels_the_generation(deployment: FakeDeployment
     command = [
         sys.executable,
         "-m",
-        "chorus_client",
+        "chorus_cli",
         "generate",
         "slow circle",
         "--target",
