@@ -107,12 +107,12 @@ class Started(google.protobuf.message.Message):
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    FIRST_STEP_FIELD_NUMBER: builtins.int
+    REUSE_STEPS_FIELD_NUMBER: builtins.int
     TOTAL_STEPS_FIELD_NUMBER: builtins.int
     DONOR_FIELD_NUMBER: builtins.int
     DEGRADED_FIELD_NUMBER: builtins.int
     FETCH_SECONDS_FIELD_NUMBER: builtins.int
-    first_step: builtins.int
+    reuse_steps: builtins.int
     total_steps: builtins.int
     fetch_seconds: builtins.float
     @property
@@ -124,14 +124,14 @@ class Started(google.protobuf.message.Message):
     def __init__(
         self,
         *,
-        first_step: builtins.int = ...,
+        reuse_steps: builtins.int = ...,
         total_steps: builtins.int = ...,
         donor: chorus.common.v1.plan_pb2.DonorRef | None = ...,
         degraded: chorus.common.v1.errors_pb2.JobError | None = ...,
         fetch_seconds: builtins.float = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["degraded", b"degraded", "donor", b"donor"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["degraded", b"degraded", "donor", b"donor", "fetch_seconds", b"fetch_seconds", "first_step", b"first_step", "total_steps", b"total_steps"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["degraded", b"degraded", "donor", b"donor", "fetch_seconds", b"fetch_seconds", "reuse_steps", b"reuse_steps", "total_steps", b"total_steps"]) -> None: ...
 
 Global___Started: typing_extensions.TypeAlias = Started
 

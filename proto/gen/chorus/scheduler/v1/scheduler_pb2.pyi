@@ -344,12 +344,12 @@ Global___PlannedEvent: typing_extensions.TypeAlias = PlannedEvent
 class StartedEvent(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    FIRST_STEP_FIELD_NUMBER: builtins.int
+    REUSE_STEPS_FIELD_NUMBER: builtins.int
     TOTAL_STEPS_FIELD_NUMBER: builtins.int
     DONOR_FIELD_NUMBER: builtins.int
     ATTEMPT_FIELD_NUMBER: builtins.int
-    first_step: builtins.int
-    """The first step that is computed; those before it are reused."""
+    reuse_steps: builtins.int
+    """Steps that are reused instead of computed; the first computed step has this index. 0 on a miss."""
     total_steps: builtins.int
     attempt: builtins.int
     @property
@@ -357,13 +357,13 @@ class StartedEvent(google.protobuf.message.Message):
     def __init__(
         self,
         *,
-        first_step: builtins.int = ...,
+        reuse_steps: builtins.int = ...,
         total_steps: builtins.int = ...,
         donor: chorus.common.v1.plan_pb2.DonorRef | None = ...,
         attempt: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["donor", b"donor"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["attempt", b"attempt", "donor", b"donor", "first_step", b"first_step", "total_steps", b"total_steps"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["attempt", b"attempt", "donor", b"donor", "reuse_steps", b"reuse_steps", "total_steps", b"total_steps"]) -> None: ...
 
 Global___StartedEvent: typing_extensions.TypeAlias = StartedEvent
 
