@@ -9,11 +9,11 @@ from chorus.cache.v1.cache_pb2 import PurgeRequest, PurgeResponse, StatsRequest,
 from chorus.cache.v1.cache_pb2_grpc import CacheServiceStub
 from chorus_rpc.channels import calling, open_channel
 from chorus_rpc.errors import invalid
+from chorus_rpc.limits import MAX_AGE_SECONDS
 from chorus_rpc.tenancy import DEFAULT_TENANT, check_tenant, tenant_metadata
 
 CALL_SECONDS: Final = 30.0
 PURGE_SECONDS: Final = 300.0
-_MAX_AGE_SECONDS: Final = 10_000 * 86_400.0
 
 
 class AsyncCacheClient:
@@ -57,8 +57,8 @@ class AsyncCacheClient:
             raise invalid("purge", "say what: an entry, a model, an age, or all")
         request = PurgeRequest(entry_id=entry or "", model_id=model or "", all=everything)
         if older_than is not None:
-            if not 0 <= older_than <= _MAX_AGE_SECONDS:
-                raise invalid("older_than", f"must be 0 to {_MAX_AGE_SECONDS:g} seconds, not {older_than:g}")
+            if not 0 <= older_than <= MAX_AGE_SECONDS:
+                raise invalid("older_than", f"must be 0 to {MAX_AGE_SECONDS:g} seconds, not {older_than:g}")
             request.older_than.FromMilliseconds(int(older_than * 1000))
         with calling("cache"):
             return await self._stub.Purge(request, timeout=PURGE_SECONDS, metadata=self._metadata)
