@@ -55,7 +55,7 @@ def account_of(generation: Generation, events: Iterable[GenerationEvent]) -> Gen
     first, saved, done = 0, 0.0, dict[int, Step]()
     for event in events:
         if event.HasField("started"):
-            first, done = event.started.first_step, {}
+            first, done = event.started.reuse_steps, {}
         elif event.HasField("step_completed"):
             step = _computed(event.step_completed)
             done[step.number] = step

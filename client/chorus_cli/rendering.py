@@ -66,7 +66,7 @@ class GenerationView:
             case "planned":
                 self._progress.update(self._task, description="planned")
             case "started":
-                first, total = event.started.first_step, event.started.total_steps
+                first, total = event.started.reuse_steps, event.started.total_steps
                 self._steps("denoising", first, total)
             case "step_completed":
                 done = event.step_completed
@@ -97,7 +97,7 @@ def describe(event: GenerationEvent) -> str:
         case "planned":
             return describe_plan(event.planned.plan)
         case "started" if event.started.attempt > 1:
-            return f"started again, attempt {event.started.attempt}, from step {event.started.first_step}"
+            return f"started again, attempt {event.started.attempt}, from step {event.started.reuse_steps}"
         case "step_completed":
             return describe_step(event.step_completed)
         case "warning":

@@ -13,6 +13,7 @@ import grpc.aio
 from chorus.cache.v1 import cache_pb2
 from chorus.cache.v1.cache_pb2_grpc import CacheServiceStub
 from chorus_rpc.errors import invalid
+from chorus_rpc.limits import MAX_AGE_SECONDS
 from chorus_rpc.tenancy import DEFAULT_TENANT, check_tenant, tenant_metadata
 
 from chorus_client.connection import CALL_SECONDS, Connection, Metadata
@@ -20,7 +21,6 @@ from chorus_client.endpoints import VARIABLES, resolve
 from chorus_client.results import to_utc
 
 PURGE_SECONDS: Final = 300.0
-_MAX_AGE_SECONDS: Final = 10_000 * 86_400.0
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ class AsyncCacheClient:
             raise invalid("purge", "must name an entry, a model, an age, or all entries")
         request = cache_pb2.PurgeRequest(entry_id=entry or "", model_id=model or "", all=everything)
         if older_than is not None:
-            if not 0 <= older_than <= _MAX_AGE_SECONDS:
-                raise invalid("older_than", f"must be 0 to {_MAX_AGE_SECONDS:g} seconds, not {older_than:g}")
+            if not 0 <= older_than <= MAX_AGE_SECONDS:
+                raise invalid("older_than", f"must be 0 to {MAX_AGE_SECONDS:g} seconds, not {older_than:g}")
             request.older_than.FromMilliseconds(int(older_than * 1000))
         return Purged.from_proto(await self._connection.call(self._stub.Purge, request, timeout))

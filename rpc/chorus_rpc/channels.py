@@ -12,8 +12,7 @@ import grpc.aio
 
 from chorus_rpc import telemetry
 from chorus_rpc.errors import from_rpc_error
-
-DEFAULT_MAX_MESSAGE_BYTES = 16 << 20
+from chorus_rpc.limits import DEFAULT_MAX_MESSAGE_BYTES
 
 # Only calls that may safely run twice. Streams are retried by gRPC only before their first message.
 _IDEMPOTENT = {

@@ -95,7 +95,7 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
         await self.emit(
             generation,
             started=scheduler_pb2.StartedEvent(
-                first_step=plan.reuse_steps, total_steps=STEPS, donor=donor, attempt=1
+                reuse_steps=plan.reuse_steps, total_steps=STEPS, donor=donor, attempt=1
             ),
         )
         for index in range(plan.reuse_steps + 1, STEPS + 1):
