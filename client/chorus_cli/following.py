@@ -8,9 +8,9 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
-from chorus.scheduler.v1.scheduler_pb2 import Generation, GenerationEvent, GenerationSpec
-from chorus_client.aio import AsyncChorusClient, Video, raise_unless_succeeded, write_whole
-from chorus_client.spec import REUSE_POLICIES, SpecOptions
+from chorus.scheduler.v1.scheduler_pb2 import GenerationSpec
+from chorus_client import AsyncChorusClient, Event, Generation, SpecOptions, Video
+from chorus_client.spec import REUSE_POLICIES
 
 from chorus_cli import rendering
 from chorus_cli.output import Output
@@ -41,16 +41,15 @@ class Follower:
             self._view.__exit__(None, None, None)
 
     def accepted(self, generation: Generation) -> None:
-        self._out.json_line(accepted=generation)
+        self._out.json_line(accepted=generation.proto)
         if self._view is not None:
-            self._view.accepted(generation)
+            self._view.accepted(generation.proto)
 
-    def event(self, event: GenerationEvent) -> None:
-        if event.HasField("succeeded"):
-            self.saved = event.succeeded.seconds_saved
-        self._out.json_line(event=event)
+    def event(self, event: Event) -> None:
+        self.saved = event.seconds_saved or self.saved
+        self._out.json_line(event=event.proto)
         if self._view is not None:
-            self._view.event(event)
+            self._view.event(event.proto)
 
 
 async def generate_and_save(
@@ -68,37 +67,36 @@ async def generate_and_save(
         out.status(message)
         out.error_record("CANCELLED", message)
         raise
-    await save(video, output, follower.saved, out)
+    await save(video, output, out)
     return video
 
 
 async def follow(
     client: AsyncChorusClient, generation: Generation, after_sequence: int, timeout: float, out: Output
 ) -> tuple[Generation, float]:
-    """Follows a generation to its end; returns it with the seconds saved. Raises GenerationFailed."""
+    """Follows a generation to its end; returns it with the seconds saved. Raises GenerationError."""
     follower = Follower(out)
-    identifier = generation.generation_id
+    handle = client.handle(generation.id)
     with follower:
         follower.accepted(generation)
-        watching = client.watch(identifier, after_sequence, timeout=timeout)
-        async with contextlib.aclosing(watching) as events:
+        async with contextlib.aclosing(handle.events(after_sequence, timeout=timeout)) as events:
             async for event in events:
                 follower.event(event)
-    generation = await client.get(identifier)
-    raise_unless_succeeded(generation)
+    generation = await handle.status()
+    generation.raise_for_state()
     return generation, follower.saved
 
 
-async def save(video: Video, output: Path | None, saved: float, out: Output) -> None:
-    """Writes the video to `output`, by default ID.mp4, and prints one line about it.
-
-    Args:
-        saved: seconds saved, as the last event reports them.
-    """
+async def save(video: Video, output: Path | None, out: Output) -> None:
+    """Writes the video to `output`, by default ID.mp4, and prints one line about it."""
     generation = video.generation
-    path = output or Path(f"{generation.generation_id}.mp4")
-    await asyncio.to_thread(write_whole, path, video.data)
-    out.print(f"{path}: {rendering.summarize(generation, saved)}", generation=generation, output=str(path))
+    path = output or Path(f"{generation.id}.mp4")
+    await asyncio.to_thread(video.save, path)
+    out.print(
+        f"{path}: {rendering.summarize(generation.proto, video.seconds_saved)}",
+        generation=generation.proto,
+        output=str(path),
+    )
 
 
 def options_from_spec(spec: GenerationSpec) -> SpecOptions:

@@ -6,10 +6,9 @@ import itertools
 from collections.abc import Sequence
 from typing import Final
 
-from chorus.scheduler.v1.scheduler_pb2 import Generation
-from chorus_client.aio import AsyncChorusClient
+from chorus_client import AsyncChorusClient, ChorusError, Generation
 from chorus_rpc import errors
-from chorus_rpc.errors import ChorusError, invalid
+from chorus_rpc.errors import invalid
 
 SHORT: Final = 8  # lower bound on the characters of a short id
 MIN_PREFIX: Final = 4  # lower bound on the characters that a command accepts
@@ -34,17 +33,17 @@ async def find_generation(client: AsyncChorusClient, text: str) -> Generation:
     Raises ChorusError: NOT_FOUND, or INVALID_FIELD that names the candidates if there are several.
     """
     try:
-        return await client.get(text)
+        return await client.handle(text).status()
     except ChorusError as error:
         if error.reason != errors.NOT_FOUND or len(text) < MIN_PREFIX:
             raise
         unknown = error
     newest = await client.list(None, SEARCHED)
-    matches = [generation for generation in newest if generation.generation_id.startswith(text)]
+    matches = [generation for generation in newest if generation.id.startswith(text)]
     if not matches:
         raise unknown
     if len(matches) > 1:
-        names = ", ".join(generation.generation_id for generation in matches[:_SHOWN])
+        names = ", ".join(generation.id for generation in matches[:_SHOWN])
         more = f" and {len(matches) - _SHOWN} more" if len(matches) > _SHOWN else ""
         raise invalid("id", f"{text!r} begins {len(matches)} ids: {names}{more}; give more characters")
     return matches[0]

@@ -10,7 +10,7 @@ from typing import Self
 from chorus.cache.v1.cache_pb2 import StatsResponse
 from chorus.common.v1.plan_pb2 import DonorRef, Plan
 from chorus.scheduler.v1.scheduler_pb2 import Generation, GenerationEvent, StartedEvent, StepCompletedEvent
-from chorus_client.spec import state_word
+from chorus_client.results import format_state
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
@@ -67,7 +67,7 @@ class GenerationView:
             case "planned":
                 self._progress.update(self._task, description="planned")
             case "started":
-                first, total = event.started.first_step, event.started.total_steps
+                first, total = event.started.reuse_steps, event.started.total_steps
                 self._steps("denoising", first, total)
             case "step_completed":
                 done = event.step_completed
@@ -118,8 +118,8 @@ def describe_plan(plan: Plan) -> str:
 def describe_start(started: StartedEvent) -> list[str]:
     """Describes each step that the first attempt takes from the donor, or where a later attempt resumes."""
     if started.attempt > 1:
-        return [f"started again, attempt {started.attempt}, from step {started.first_step + 1}"]
-    return [f"step {number} of {started.total_steps}: reused" for number in range(1, started.first_step + 1)]
+        return [f"started again, attempt {started.attempt}, from step {started.reuse_steps + 1}"]
+    return [f"step {number} of {started.total_steps}: reused" for number in range(1, started.reuse_steps + 1)]
 
 
 def describe_step(done: StepCompletedEvent) -> str:
@@ -184,7 +184,7 @@ def _job_row(generation: Generation, id_: str) -> tuple[str, ...]:
     seconds = generation.timings.total_seconds
     return (
         id_,
-        state_word(generation.state),
+        format_state(generation.state),
         _age(time.time() - generation.create_time.ToNanoseconds() / 1e9),
         f"{generation.steps_run}/{generation.plan.total_steps}" if planned else "",
         score if planned else "",

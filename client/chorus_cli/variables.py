@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
+from chorus_client.endpoints import VARIABLES
 from chorus_rpc.suggestions import closest
 
 PREFIX: Final = "CHORUS_"
-KNOWN: Final = ("CHORUS_TARGET", "CHORUS_CACHE_TARGET", "CHORUS_TENANT")
+KNOWN: Final = (*VARIABLES.values(), "CHORUS_TENANT")
 SERVICES: Final = ("EMBEDDER", "CACHE", "DENOISER", "SCHEDULER", "GATEWAY")
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 from chorus_client import endpoints
-from chorus_client.spec import duration_seconds
+from chorus_client.spec import parse_duration
 from chorus_rpc.errors import invalid
 from chorus_rpc.tenancy import DEFAULT_TENANT
 
@@ -34,7 +34,7 @@ def stats(target: CacheTarget = None, tenant: Tenant = DEFAULT_TENANT, as_json: 
     async def main() -> None:
         async with connect_cache(target, tenant) as client:
             found = await client.stats()
-        out.print(rendering.stats_table(found), cache=found)
+        out.print(rendering.stats_table(found.proto), cache=found.proto)
 
     run(main(), out)
 
@@ -64,7 +64,7 @@ def purge(
     out = Output(as_json)
 
     async def main() -> None:
-        age = None if older_than is None else duration_seconds(older_than, "older-than")
+        age = None if older_than is None else parse_duration(older_than, "older-than")
         if everything and not yes:
             if not out.is_interactive:
                 raise invalid("all", "needs --yes where no terminal can answer")
@@ -72,7 +72,7 @@ def purge(
             out.confirm(f"Remove every entry of tenant {tenant!r} from the cache at {address}?")
         async with connect_cache(target, tenant) as client:
             gone = await client.purge(entry=entry, model=model, older_than=age, everything=everything)
-        out.print(f"{gone.entries:,} entries, {gone.bytes:,} bytes removed", purged=gone)
+        out.print(f"{gone.entries:,} entries, {gone.bytes:,} bytes removed", purged=gone.proto)
         if gone.entries:
             out.status(_FREED)
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from chorus_client.aio import AsyncChorusClient
-from chorus_client.plans import plan_of_options
-from chorus_client.spec import SpecOptions, numbers
-from chorus_rpc.errors import ChorusError, invalid
+from chorus_client import AsyncChorusClient, ChorusError, SpecOptions
+from chorus_client.plans import plan_from_options
+from chorus_client.spec import parse_numbers
+from chorus_rpc.errors import invalid
 
 from chorus_cli.connect import connect_scheduler
 from chorus_cli.following import generate_and_save, options_from_spec, run
@@ -74,16 +74,16 @@ def generate(
         ReuseChoice | None,
         typer.Option(help="Policy: how far quality may be traded for speed. Default: the server's."),
     ] = None,
-    k1: Annotated[
+    reuse_steps: Annotated[
         int | None,
         typer.Option(help="Explicit plan: number of steps reused from the most similar donor, at least 1."),
     ] = None,
-    k2: Annotated[
+    region_end: Annotated[
         int | None,
         typer.Option(help="Explicit plan: last step that computes a region only. Default: none does."),
     ] = None,
     region: Annotated[
-        RegionChoice | None, typer.Option(help="Explicit plan: how the region is found. Needs --k2.")
+        RegionChoice | None, typer.Option(help="Explicit plan: how the region is found. Needs --region-end.")
     ] = None,
     amplify: Annotated[
         str | None,
@@ -132,13 +132,18 @@ def generate(
             "model": model,
             "seed": seed,
             "steps": steps,
-            "sigmas": None if sigmas is None else numbers(sigmas, "sigmas"),
+            "sigmas": None if sigmas is None else parse_numbers(sigmas, "sigmas"),
             "frames": frames,
             "height": height,
             "width": width,
             "reuse": reuse,
-            "explicit_reuse": plan_of_options(
-                k1, k2=k2, region=region, amplify=amplify, min_score=min_score, renoised=renoised
+            "explicit_reuse": plan_from_options(
+                reuse_steps,
+                region_end=region_end,
+                region=region,
+                amplify=amplify,
+                min_score=min_score,
+                renoised=renoised,
             ),
             "no_store": no_store,
             "deadline": deadline,
@@ -177,7 +182,7 @@ def retry(
     async def main() -> None:
         check_folder(output, "output")
         async with connect_scheduler(target) as client:
-            spec = (await find_generation(client, generation_id)).spec
+            spec = (await find_generation(client, generation_id)).proto.spec
             await _generate_one(client, spec.prompt, options_from_spec(spec), output, detach, out)
 
     run(main(), out)
@@ -193,12 +198,15 @@ async def _generate_one(
     hint: bool = True,
 ) -> None:
     if detach:
-        generation = await client.submit(prompt, **options)
-        out.print(generation.generation_id, generation=generation)
+        handle = await client.submit(prompt, **options)
+        out.print(
+            handle.id,
+            generation=(await handle.status() if handle.accepted is None else handle.accepted).proto,
+        )
         return
     video = await generate_and_save(client, prompt, options, output, out)
-    if hint and video.generation.HasField("donor"):
-        out.status(f"details: chorus explain {video.generation.generation_id}")
+    if hint and video.hit:
+        out.status(f"details: chorus explain {video.generation.id}")
 
 
 async def _generate_all(

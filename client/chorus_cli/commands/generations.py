@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from chorus_client.aio import WATCH_SECONDS, Video, raise_unless_succeeded
-from chorus_client.spec import ENDED, state_word
+from chorus_client.handles import WATCH_SECONDS
 
 from chorus_cli import rendering
 from chorus_cli.connect import connect_scheduler
@@ -38,17 +37,18 @@ def jobs(
         async with connect_scheduler(target) as client:
             found = await client.list(state, limit)
         for generation in found:
-            out.json_line(generation=generation)
+            out.json_line(generation=generation.proto)
         if as_json:
             return
         if not found:
             out.status("no generations")
             return
-        ids = [generation.generation_id for generation in found]
+        ids = [generation.id for generation in found]
+        protos = [generation.proto for generation in found]
         if out.console.is_terminal:
-            out.print(rendering.jobs_table(found, shorten(ids), out.console.width))
+            out.print(rendering.jobs_table(protos, shorten(ids), out.console.width))
         else:
-            out.print(rendering.jobs_table(found, ids, None))
+            out.print(rendering.jobs_table(protos, ids, None))
 
     run(main(), out)
 
@@ -63,17 +63,13 @@ def get(
         check_folder(output, "output")
         async with connect_scheduler(target) as client:
             generation = await find_generation(client, generation_id)
-            if generation.state not in ENDED:
-                steps = f", {generation.steps_completed} of {generation.plan.total_steps} steps done"
-                planned = generation.HasField("plan")
-                out.print(
-                    f"{generation.generation_id} {state_word(generation.state)}{steps if planned else ''}",
-                    generation=generation,
-                )
+            if not generation.done:
+                plan = generation.plan
+                steps = f", {generation.steps_completed} of {plan.total_steps} steps done" if plan else ""
+                out.print(f"{generation.id} {generation.state}{steps}", generation=generation.proto)
                 return
-            raise_unless_succeeded(generation)
-            data = await client.video(generation.generation_id)
-            await save(Video(generation, data), output, 0.0, out)
+            generation.raise_for_state()
+            await save(await client.handle(generation.id).result(), output, out)
 
     run(main(), out)
 
@@ -109,9 +105,10 @@ def watch(
             generation = await find_generation(client, generation_id)
             generation, saved = await follow(client, generation, after_sequence, timeout, out)
             if output is None:
-                out.print(rendering.summarize(generation, saved), generation=generation)
+                summary = rendering.summarize(generation.proto, saved)
+                out.print(summary, generation=generation.proto)
             else:
-                await save(await client.result(generation.generation_id), output, saved, out)
+                await save(await client.handle(generation.id).result(), output, out)
 
     run(main(), out)
 
@@ -123,7 +120,7 @@ def cancel(generation_id: GenerationId, target: Target = None, as_json: Json = F
     async def main() -> None:
         async with connect_scheduler(target) as client:
             found = await find_generation(client, generation_id)
-            generation = await client.cancel(found.generation_id)
-        out.print(f"{generation.generation_id} {state_word(generation.state)}", generation=generation)
+            generation = await client.handle(found.id).cancel()
+        out.print(f"{generation.id} {generation.state}", generation=generation.proto)
 
     run(main(), out)

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 from chorus.scheduler.v1.scheduler_pb2 import Generation, GenerationSpec
-from chorus_client.aio import AsyncChorusClient, raise_unless_succeeded, write_whole
-from chorus_client.spec import SpecOptions
+from chorus_client import AsyncChorusClient, ChorusError, SpecOptions
+from chorus_client.files import write_atomically
 from chorus_rpc import errors
-from chorus_rpc.errors import ChorusError
 
 from chorus_cli.connect import connect_scheduler
 from chorus_cli.explain.report import GenerationReport, build_report, render_report, report_fields
@@ -69,12 +68,14 @@ def explain(
         check_folder(mp4, "mp4")
         async with connect_scheduler(target) as client:
             # First, so that a wrong id or a dead server is reported at once.
-            identifier = (await find_generation(client, generation_id)).generation_id
-            events = [event async for event in client.watch(identifier)]
-            report = build_report(await client.get(identifier), events)
+            handle = client.handle((await find_generation(client, generation_id)).id)
+            events = [event.proto async for event in handle.events()]
+            generation = await handle.status()
+            report = build_report(generation.proto, events)
             width = out.console.width if out.console.is_terminal else None
             out.print(render_report(report, width), explanation=report_fields(report))
             if png is not None or mp4 is not None:
+                generation.raise_for_state()
                 await _draw(client, report, png, mp4, full, out)
 
     run(main(), out)
@@ -94,15 +95,14 @@ async def _draw(
     except ImportError as error:
         raise not_installed("explain", PACKAGE, error) from None
     generation = report.generation
-    raise_unless_succeeded(generation)
     wanted = _want_full(generation, full, out)
     rows = [row async for row in _rows(client, report, wanted, out)]
     title = f"{generation.generation_id}: {one_line(generation.spec.prompt)}"
     if png is not None:
-        write_whole(png, encode_png(sheet(title, rows)))
+        write_atomically(png, encode_png(sheet(title, rows)))
         out.print(str(png), png=str(png))
     if mp4 is not None:
-        write_whole(mp4, encode_mp4(film(rows), generation.video.frames_per_second or 8))
+        write_atomically(mp4, encode_mp4(film(rows), generation.video.frames_per_second or 8))
         out.print(str(mp4), mp4=str(mp4))
 
 
@@ -133,7 +133,7 @@ async def _rows(
         donor = await _fetch_donor_video(client, generation, out)
         if donor is not None:
             yield Row(f"donor: {one_line(generation.donor.prompt)}", decode_mp4(donor))
-    result = decode_mp4(await client.video(generation.generation_id))
+    result = decode_mp4((await client.handle(generation.generation_id).result()).data)
     for step in report.steps:
         if step.active:
             try:
@@ -154,7 +154,7 @@ async def _fetch_donor_video(client: AsyncChorusClient, generation: Generation, 
     identifier = generation.donor.generation_id
     try:
         if identifier:
-            return await client.video(identifier)
+            return (await client.handle(identifier).result()).data
         why = "its entry does not name the generation"
     except ChorusError as error:
         if error.reason not in _GONE:

@@ -11,7 +11,7 @@ from typing import Any, Final, Literal, TypeAlias
 from chorus.common.v1.plan_pb2 import Plan, WeightedToken
 from chorus.scheduler.v1.scheduler_pb2 import Generation, GenerationEvent, StepCompletedEvent
 from chorus_client.plans import describe_amplification, describe_region
-from chorus_client.spec import state_word
+from chorus_client.results import format_state
 
 from chorus_cli.explain.words import compare_words
 from chorus_cli.output import as_dict, one_line
@@ -62,17 +62,17 @@ class GenerationReport:
 
 def build_report(generation: Generation, events: Iterable[GenerationEvent]) -> GenerationReport:
     """Builds the report from all events of a generation. Of several attempts the last one counts."""
-    first, saved, done = 0, 0.0, dict[int, Step]()
+    reused, saved, done = 0, 0.0, dict[int, Step]()
     for event in events:
         if event.HasField("started"):
-            first, done = event.started.first_step, {}
+            reused, done = event.started.reuse_steps, {}
         elif event.HasField("step_completed"):
             step = _build_step(event.step_completed)
             done[step.number] = step
         elif event.HasField("succeeded"):
             saved = event.succeeded.seconds_saved
     numbers = range(1, generation.plan.total_steps + 1)
-    steps = [done.get(n) or Step(n, "reused" if n <= first else "not run") for n in numbers]
+    steps = [done.get(n) or Step(n, "reused" if n <= reused else "not run") for n in numbers]
     return GenerationReport(generation, tuple(steps), saved)
 
 
@@ -136,7 +136,10 @@ def _facts(report: GenerationReport) -> Iterable[tuple[str, str]]:
     generation, plan = report.generation, report.generation.plan
     yield "id", generation.generation_id
     succeeded = generation.HasField("video")
-    yield "result", summarize(generation, report.seconds_saved) if succeeded else state_word(generation.state)
+    yield (
+        "result",
+        summarize(generation, report.seconds_saved) if succeeded else format_state(generation.state),
+    )
     yield "prompt", one_line(generation.spec.prompt)
     if generation.HasField("error"):
         yield "error", one_line(generation.error.message)
