@@ -10,8 +10,9 @@ TORCH ?= torch==2.13.0
 UV := uv==0.13.9
 READY := $(VENV)/.ready
 OUT ?= out
+BUF := $(CURDIR)/infra/tools/node_modules/@bufbuild/buf-linux-x64/bin/buf
 
-.PHONY: run up test test-servers lint type format lock proto proto-check tools kernels gpu clean help
+.PHONY: run up test test-servers lint type format lock proto proto-baseline proto-check tools kernels gpu clean help
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -48,7 +49,12 @@ format: $(READY)
 proto: ## write the generated code again
 	proto/generate
 
-proto-check: $(READY) tools ## lint the contract and compare the generated code
+proto-baseline: tools ## record the contract in proto/baseline.json; lists the breaking changes that this accepts
+	cd proto && $(BUF) breaking --against baseline.json || echo "accepted the breaking changes above"
+	cd proto && $(BUF) build --exclude-source-info -o '-#format=json' | \
+	    $(abspath $(BIN))/python -m json.tool --indent 1 > baseline.tmp && mv baseline.tmp baseline.json
+
+proto-check: $(READY) tools ## lint the contract, compare it with its baseline and with the generated code
 	$(BIN)/python -m pytest tests/infra/test_proto.py
 
 tools: $(READY) ## helm and buf, for the tests

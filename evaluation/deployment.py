@@ -35,7 +35,7 @@ def local_deployment(directory: Path, *, forgetful: bool = False) -> Iterator[di
             elif old.name != "up.lock":
                 old.unlink()
     environment = {**os.environ, **(_FORGETFUL if forgetful else {})}
-    command = tethered((sys.executable, "-m", "chorus_client", "up", "--dir", str(directory), "--json"))
+    command = tethered((sys.executable, "-m", "chorus_cli", "up", "--dir", str(directory), "--json"))
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, start_new_session=True, env=environment
     ) as process:

@@ -14,7 +14,7 @@ from typing import Final, cast
 
 from chorus_cli.output import Output
 from chorus_client import AsyncCacheClient, ChorusClient, SpecOptions
-from chorus_client.aio import write_whole
+from chorus_client.files import write_atomically
 from chorus_rpc.errors import invalid
 from chorus_rpc.tenancy import DEFAULT_TENANT
 from rich.progress import Progress
@@ -75,10 +75,10 @@ def run(choice: Choice, folder: Path, out: Output) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_groups(folder / PROMPTS, choice.groups)
-    out.note("starting services of its own" if choice.target is None else f"measuring {choice.target}")
+    out.status("starting services of its own" if choice.target is None else f"measuring {choice.target}")
     with _deployment(choice, folder / "chorus") as (target, empty_cache), ChorusClient(target) as client:
         if empty_cache is None:
-            out.note("its cache is left as it is: the donors stay in it, and what finds others is left out")
+            out.status("its cache is left as it is: the donors stay in it, and what finds others is left out")
         _warm_up(client, choice, no_store=empty_cache is None)
         measuring = measure(
             client,
@@ -104,16 +104,16 @@ def _warm_up(client: ChorusClient, choice: Choice, no_store: bool) -> None:
 
 def _report(outcomes: Sequence[Outcome], choice: Choice, folder: Path, out: Output) -> None:
     lines = [json.dumps(asdict(outcome)) + "\n" for outcome in outcomes]
-    write_whole(folder / MEASUREMENTS, "".join(lines).encode())
+    write_atomically(folder / MEASUREMENTS, "".join(lines).encode())
     cases = [case for outcome in outcomes for case in outcome.cases]
     figures = figures_of(outcomes, [way.name for way in choice.ways if way.reuses])
     results.write(folder / FIGURES, f"chorus {shlex.join(sys.argv[1:])}", figures)
     kinds, ways = kinds_of(cases), ways_found(cases)
     plot(folder / PLOT, figures, ways, kinds)
-    out.say(tables(figures, ways, kinds), eval=results.read(folder / FIGURES))
+    out.print(tables(figures, ways, kinds), eval=results.read(folder / FIGURES))
     for remark in remarks(choice.groups, cases):
-        out.note(remark)
-    out.note(f"{folder / FIGURES}, {folder / PLOT}, {folder / MEASUREMENTS} and {folder / PROMPTS}")
+        out.status(remark)
+    out.status(f"{folder / FIGURES}, {folder / PLOT}, {folder / MEASUREMENTS} and {folder / PROMPTS}")
 
 
 def remarks(groups: Sequence[Group], cases: Sequence[Case]) -> Iterator[str]:

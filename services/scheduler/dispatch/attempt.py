@@ -38,7 +38,7 @@ POLICIES: Mapping[plan_pb2.ReusePolicy.ValueType, Policy] = {
 
 
 class AttemptRunner:
-    """Takes one job at a time from the queue to its video; shared by all jobs and free of state."""
+    """Runs attempts at jobs, each from the queue to the video; holds no state of any job."""
 
     def __init__(
         self,

@@ -99,10 +99,10 @@ class DenoiseStream:
         return self.video_info, data
 
     def _convert_started(self, started: denoiser_pb2.Started) -> list[pb.GenerationEvent]:
-        self.reuse_steps = started.first_step
+        self.reuse_steps = started.reuse_steps
         self.fetch_seconds = started.fetch_seconds
         event = pb.StartedEvent(
-            first_step=started.first_step, total_steps=started.total_steps, attempt=self._attempt
+            reuse_steps=started.reuse_steps, total_steps=started.total_steps, attempt=self._attempt
         )
         if started.HasField("donor"):
             event.donor.CopyFrom(started.donor)

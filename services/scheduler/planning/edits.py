@@ -58,7 +58,7 @@ class Edit:
     kind: EditKind
     gained: tuple[tuple[int, float], ...] = ()
     lost: tuple[tuple[int, float], ...] = ()
-    words: str = "says the same"
+    words: str = "does not differ"
 
 
 def classify_edit(alignment: embedder_pb2.Alignment, tokens: int) -> Edit:
@@ -105,7 +105,7 @@ def _classify(
 
 def _describe(gained: list[embedder_pb2.AlignedToken], lost: list[embedder_pb2.AlignedToken]) -> str:
     parts = [f"{verb} {_quote(tokens)}" for verb, tokens in (("gains", gained), ("loses", lost)) if tokens]
-    return ", ".join(parts) or "says the same"
+    return ", ".join(parts) or "does not differ"
 
 
 def _quote(tokens: list[embedder_pb2.AlignedToken]) -> str:

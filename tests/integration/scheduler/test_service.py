@@ -149,9 +149,9 @@ async def test_the_queue_is_first_come_first_served_and_reports_positions(world:
         events = await world.events(job)
         check_sequence(events)
     assert [r.generation_id for r in world.denoiser.requests] == [job.generation_id for job in jobs]
-    told = [e.queued.queue_position for e in events if e.HasField("queued")]
-    assert told == sorted(told, reverse=True)
-    assert told[-1] == 1
+    positions = [e.queued.queue_position for e in events if e.HasField("queued")]
+    assert positions == sorted(positions, reverse=True)
+    assert positions[-1] == 1
 
 
 async def test_submitting_again_returns_the_first_answer(world: World) -> None:
@@ -251,17 +251,17 @@ async def test_pages_list_every_generation_once(world: World) -> None:
         await world.events(job)
     everything = await world.api.ListGenerations(pb.ListGenerationsRequest(page_size=200), timeout=20)
     assert everything.next_page_token == ""
-    found: list[str] = []
+    listed: list[str] = []
     token = "first"
     while token:
         reply = await world.api.ListGenerations(
-            pb.ListGenerationsRequest(page_size=2, page_token=token if found else ""), timeout=20
+            pb.ListGenerationsRequest(page_size=2, page_token=token if listed else ""), timeout=20
         )
         token = reply.next_page_token
         assert len(reply.generations) == 2 or not token
-        found += [g.generation_id for g in reply.generations]
-    assert found == [g.generation_id for g in everything.generations]
-    assert found[:5] == [job.generation_id for job in reversed(jobs)]
+        listed += [g.generation_id for g in reply.generations]
+    assert listed == [g.generation_id for g in everything.generations]
+    assert listed[:5] == [job.generation_id for job in reversed(jobs)]
     running = pb.ListGenerationsRequest(state=pb.GENERATION_STATE_RUNNING)
     assert not (await world.api.ListGenerations(running, timeout=20)).generations
 

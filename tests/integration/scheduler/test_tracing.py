@@ -46,12 +46,12 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
     async def trace(self, trace_id: str, count: int, name: str) -> list[trace_pb2.Span]:
         """Returns the spans of a trace once `count` of a name are among them."""
 
-        def found() -> list[trace_pb2.Span]:
+        def received() -> list[trace_pb2.Span]:
             return [span for span in self.spans if span.trace_id.hex() == trace_id]
 
         async with asyncio.timeout(60), self.changed:
-            await self.changed.wait_for(lambda: sum(span.name == name for span in found()) >= count)
-        return found()
+            await self.changed.wait_for(lambda: sum(span.name == name for span in received()) >= count)
+        return received()
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

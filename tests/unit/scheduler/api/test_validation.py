@@ -130,7 +130,7 @@ def test_steps_become_the_shifted_schedule(steps: int) -> None:
         (
             pb.GenerationSpec(prompt="x", deadline=Timestamp(seconds=int(NOW) + 86_401)),
             "spec.deadline",
-            "at most 24",
+            "at most 24 hours",
         ),
         (pb.GenerationSpec(prompt="x", deadline=Timestamp(seconds=2**62)), "spec.deadline", "9999"),
         (pb.GenerationSpec(prompt="x", deadline=Timestamp(nanos=-5)), "spec.deadline", "9999"),

@@ -60,9 +60,9 @@ async def test_a_request_id_is_accepted_once(opened: Opened) -> None:
 
 
 async def test_concurrent_submissions_of_one_request_create_one_job(opened: Opened) -> None:
-    found = await asyncio.gather(*(opened.store.submit(new(f"j{n}", "r"), 10) for n in range(8)))
-    assert len({job.job_id for job, _ in found}) == 1
-    assert sum(created for _, created in found) == 1
+    results = await asyncio.gather(*(opened.store.submit(new(f"j{n}", "r"), 10) for n in range(8)))
+    assert len({job.job_id for job, _ in results}) == 1
+    assert sum(created for _, created in results) == 1
 
 
 async def test_a_full_queue_rejects_a_job_and_stores_nothing(opened: Opened) -> None:
@@ -133,9 +133,9 @@ async def test_jobs_and_models_persist_across_reopening(tmp_path: Path) -> None:
         assert job is not None
         assert (job.state, job.crashes, job.generation.attempts) == (State.RUNNING, 1, 1)
         assert await store.load_models() == b"models"
-        found = await store.find("default", "r-c")
-        assert found is not None
-        assert found.job_id == "c"
+        submitted = await store.find("default", "r-c")
+        assert submitted is not None
+        assert submitted.job_id == "c"
 
 
 async def test_pages_are_newest_first_and_of_one_tenant(opened: Opened) -> None:

@@ -67,7 +67,7 @@ def test_an_edit_names_positions_weights_and_words() -> None:
     assert edit.gained == ((3, 1.0), (9, 0.25))
     assert edit.lost == ((2, 1.0),)
     assert edit.words == 'gains "blue", loses "red"'
-    assert classify_edit(alignment([], []), TOKENS).words == "says the same"
+    assert classify_edit(alignment([], []), TOKENS).words == "does not differ"
     assert "…" in classify_edit(alignment([BLUE] * 7, []), 40).words
 
 
