@@ -18,7 +18,7 @@ from services.denoiser.engines.build import ONNX, ensure_engine, load_engine
 from services.denoiser.engines.store import EngineStore
 from services.denoiser.model.loaded import LoadedModel
 from services.denoiser.network.text import AmplifiedText
-from services.denoiser.reuse.amplification import amplified
+from services.denoiser.reuse.amplification import amplify_text
 from tests.tiny_model import TEXT_DIM, save_tiny_model
 
 SHAPE = (12, 2, 16, 16)
@@ -84,12 +84,14 @@ def texts(model: LoadedModel) -> dict[str, AmplifiedText]:
     return {
         "plain": AmplifiedText(own),
         "one token": AmplifiedText(text_of(model, 1, 3)),
-        "contrast": amplified(own, amplification("CONTRAST"), donor=donor),
-        "contrast in the last blocks": amplified(own, amplification("CONTRAST", first_layer=2), donor=donor),
-        "contrast with a shorter prompt": amplified(donor, amplification("CONTRAST"), donor=own),
-        "bias": amplified(own, amplification("BIAS"), gained=gained),
-        "bias in the last blocks": amplified(own, amplification("BIAS", first_layer=2), gained=gained),
-        "value gain": amplified(own, amplification("VALUE_GAIN"), gained=gained),
+        "contrast": amplify_text(own, amplification("CONTRAST"), donor=donor),
+        "contrast in the last blocks": amplify_text(
+            own, amplification("CONTRAST", first_layer=2), donor=donor
+        ),
+        "contrast with a shorter prompt": amplify_text(donor, amplification("CONTRAST"), donor=own),
+        "bias": amplify_text(own, amplification("BIAS"), gained=gained),
+        "bias in the last blocks": amplify_text(own, amplification("BIAS", first_layer=2), gained=gained),
+        "value gain": amplify_text(own, amplification("VALUE_GAIN"), gained=gained),
     }
 
 
@@ -97,9 +99,9 @@ def inputs(
     model: LoadedModel, text: AmplifiedText, count: int, seen: list[Tensor] | None = None
 ) -> StepInputs:
     """Some tokens of a video, chosen by chance but always the same ones."""
-    tokens = model.tokens_of(random(*SHAPE, seed=4))
+    tokens = model.to_tokens(random(*SHAPE, seed=4))
     index = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(count))[:count].sort().values
-    _, cos, sin = model._grid_inputs(SHAPE[1:])
+    grid = model.grid_inputs(SHAPE)
 
     def on_attention(block: int, queries: Tensor, keys: Tensor) -> None:
         assert seen is not None
@@ -107,8 +109,8 @@ def inputs(
 
     return StepInputs(
         tokens[index][None],
-        cos[index],
-        sin[index],
+        grid.rope_cos[index],
+        grid.rope_sin[index],
         text,
         torch.tensor([700.0]),
         None if seen is None else on_attention,
@@ -118,7 +120,7 @@ def inputs(
 @torch.inference_mode()
 def test_any_tokens_by_every_form_as_the_network_itself(backend: Backend, model: LoadedModel) -> None:
     network = EagerBackend(model.transformer)
-    every = len(model.tokens_of(random(*SHAPE)))
+    every = len(model.to_tokens(random(*SHAPE)))
     counts = [1, 2, 5, every - 1, every]
     if backend.name == "compiled":
         counts = [5, every]  # one token is a graph of its own, and every graph takes its seconds to compile
@@ -138,11 +140,11 @@ def test_a_gated_contrast_changes_gated_tokens_only(backend: Backend, model: Loa
     own, donor = text_of(model, 3, 1), text_of(model, 5, 2)
     plain = inputs(model, AmplifiedText(own), 6)
     for gate in (torch.zeros(6), torch.ones(6), torch.linspace(0, 1, 6)):
-        text = amplified(own, amplification("CONTRAST"), donor=donor, gate=gate)
+        text = amplify_text(own, amplification("CONTRAST"), donor=donor, gate=gate)
         step = replace(plain, text=text)
         expected = EagerBackend(model.transformer).predict(step)
         torch.testing.assert_close(backend.predict(step), expected, rtol=0, atol=TOLERANCE)
-    off = amplified(own, amplification("CONTRAST"), donor=donor, gate=torch.zeros(6))
+    off = amplify_text(own, amplification("CONTRAST"), donor=donor, gate=torch.zeros(6))
     torch.testing.assert_close(
         backend.predict(replace(plain, text=off)), backend.predict(plain), rtol=0, atol=TOLERANCE
     )
@@ -162,7 +164,7 @@ def test_a_watch_is_told_what_the_network_tells(backend: Backend, model: LoadedM
 @torch.inference_mode()
 def test_a_gated_bias_is_done_or_refused_in_words(backend: Backend, model: LoadedModel) -> None:
     own = text_of(model, 3, 1)
-    gated = amplified(own, amplification("BIAS"), gained=[(1, 1.0)], gate=torch.linspace(0, 1, 6))
+    gated = amplify_text(own, amplification("BIAS"), gained=[(1, 1.0)], gate=torch.linspace(0, 1, 6))
     step = inputs(model, gated, 6)
     if reason := backend.unsupported(step):
         assert backend.name != "torch"
