@@ -23,7 +23,7 @@ from services.denoiser.reuse.side_data import SideData, pool_maps, unpool_maps
 from services.denoiser.reuse.stages import Stages, Step
 from services.runtime.logs import get_logger
 
-log = get_logger("denoiser.engine")
+log = get_logger("denoiser.run")
 
 # The most latents a cache entry holds; with more steps than that, the earliest are kept.
 MAX_KEPT = 64
