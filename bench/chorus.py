@@ -27,8 +27,8 @@ from rich.progress import track
 from bench import results
 from bench.in_process import Harness, Variant, trials
 from bench.results import Figure
-from evaluation import evaluation
-from evaluation.methods import ways_of
+from evaluation import run
+from evaluation.methods import build_methods
 from evaluation.scenes import KINDS, UNRELATED, make_groups
 from models.movingshapes.network import FEW_STEPS
 from services.denoiser.reuse.attention_maps import AttentionMaps
@@ -50,7 +50,7 @@ EDITS: Final[Mapping[str, EditKind]] = {
     "removed": "removed",
 }
 SHARE: Final = 0.3
-# Of the ways that the policies are compared with.
+# Of the methods that the policies are compared with.
 _TOTALS: Final = (
     "single_edit_hit_share",
     "single_edit_speedup_p50",
@@ -63,12 +63,12 @@ _TOTALS: Final = (
 
 def served(folder: Path, pairs: int, seed: int) -> dict[str, Any]:
     """The figures of `chorus eval` as they stand in its file."""
-    choice = evaluation.Choice(
+    choice = evaluation.EvalOptions(
         target=None,
         cache_target=None,
         tenant=DEFAULT_TENANT,
         groups=make_groups("test", pairs, seed, "unseen"),
-        ways=ways_of(POLICIES, {}, BASELINES, FEWER),
+        methods=build_methods(POLICIES, {}, BASELINES, FEWER),
         seed=seed,
         model=None,
         token_pixels=4,
@@ -90,10 +90,10 @@ def headlines(measured: Mapping[str, Any]) -> dict[str, Any]:
         ):
             if f"{policy}.{of}" in measured:
                 found[f"{policy}_{name}"] = measured[f"{policy}.{of}"]
-    for way in (*BASELINES, *(f"steps_{steps}" for steps in FEWER), "full"):
+    for method in (*BASELINES, *(f"steps_{steps}" for steps in FEWER), "full"):
         for of in _TOTALS:
-            if f"{way}.{of}" in measured:
-                found[f"{way}_{of}"] = measured[f"{way}.{of}"]
+            if f"{method}.{of}" in measured:
+                found[f"{method}_{of}"] = measured[f"{method}.{of}"]
     found["false_reuse_rate_served"] = measured["balanced.false_reuse_rate"]
     return found
 
@@ -102,9 +102,9 @@ def by_kind(measured: Mapping[str, Any]) -> dict[str, Any]:
     """Way → kind of edit → figure."""
     nested: dict[str, Any] = {}
     for key, figure in measured.items():
-        way, *rest = key.split(".")
+        method, *rest = key.split(".")
         if len(rest) == 2:
-            nested.setdefault(way, {}).setdefault(rest[0], {})[rest[1]] = figure
+            nested.setdefault(method, {}).setdefault(rest[0], {})[rest[1]] = figure
     return nested
 
 

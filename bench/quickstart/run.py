@@ -27,7 +27,7 @@ from bench import results
 from bench.quickstart.sheet import SheetRow, contact_sheet
 from bench.results import Figure
 from evaluation.deployment import local_deployment
-from evaluation.runs import Run, timed, warm_up
+from evaluation.timing import TimedGeneration, generate_timed, warm_up
 
 PROMPTS: Final = Path(__file__).with_name("prompts.txt")
 SHEET: Final = "contact_sheet.png"
@@ -35,11 +35,11 @@ SHEET: Final = "contact_sheet.png"
 
 @dataclass(frozen=True)
 class Row:
-    """One prompt, both ways."""
+    """One prompt, both methods."""
 
     prompt: str
-    full: Run
-    reused: Run
+    full: TimedGeneration
+    reused: TimedGeneration
 
     @property
     def hit(self) -> bool:
@@ -57,19 +57,19 @@ def read_prompts(path: Path) -> list[str]:
 
 
 def measure(client: ChorusClient, prompts: Sequence[str], seed: int, reuse: str | None) -> Iterator[Row]:
-    """Both ways of each prompt, one after the other, so that both meet the same machine.
+    """Both methods of each prompt, one after the other, so that both meet the same machine.
 
     The run in full reads and writes no cache, so only the runs with reuse leave donors (and the warm-up,
     which is similar to none). Prompt i has the seed `seed` + i, as different users would have.
     """
     warm_up(client, reuse=reuse)
     for number, prompt in enumerate(prompts):
-        full = timed(client, prompt, seed=seed + number, reuse="off", no_store=True)
-        reused = timed(client, prompt, seed=seed + number, reuse=reuse)
+        full = generate_timed(client, prompt, seed=seed + number, reuse="off", no_store=True)
+        reused = generate_timed(client, prompt, seed=seed + number, reuse=reuse)
         yield Row(prompt, full, reused)
 
 
-def figures_of(
+def build_figures(
     rows: Sequence[Row],
     install_seconds: float | None,
     run_seconds: float,
@@ -93,7 +93,7 @@ def figures_of(
     return figures
 
 
-def table_of(rows: Sequence[Row]) -> Table:
+def build_table(rows: Sequence[Row]) -> Table:
     """One line a prompt; a donor is named by the number of its line, or its prompt where it has none."""
     numbers = {row.reused.generation.generation_id: f"no. {i}" for i, row in enumerate(rows, start=1)}
     table = Table(
@@ -150,7 +150,7 @@ def _scheduler(target: str | None, directory: Path) -> Iterator[str]:
     if target is not None:
         yield target
         return
-    with local_deployment(directory, forgetful=True) as targets:
+    with local_deployment(directory, cache_embeddings=False) as targets:
         yield targets["scheduler"]
 
 
@@ -198,10 +198,10 @@ def main(
     contact_sheet([sheet_row(row) for row in rows], title).save(out / SHEET)
 
     total = time.perf_counter() - begin
-    figures = figures_of(rows, install_seconds, total, test_seconds)
+    figures = build_figures(rows, install_seconds, total, test_seconds)
     path = json or out / "quickstart.json"
     results.write(path, f"python -m bench.quickstart.run {shlex.join(sys.argv[1:])}".strip(), figures)
-    console.print(table_of(rows), soft_wrap=False)
+    console.print(build_table(rows), soft_wrap=False)
     for name in ("hit_seconds_p50", "miss_seconds_p50", "full_seconds_p50"):
         if name in figures:
             console.print(f"{name}: {figures[name].value:.3f} s (n = {figures[name].n})")
