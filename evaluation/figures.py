@@ -1,6 +1,7 @@
 """Computes figures from measurements.
 
-Names are `<method>[.<kind of edit>].<figure>`, such as `balanced.colour.psnr_db`. The quality of reuse is computed over hits only, because a miss is the full computation.
+Names are `<method>[.<kind of edit>].<figure>`, such as `balanced.colour.psnr_db`. The quality of reuse is
+computed over hits only, because a miss is the full computation.
 """
 
 from __future__ import annotations
