@@ -56,7 +56,7 @@ def evaluate(
         list[str] | None,
         typer.Option(
             metavar="NAME=SPEC",
-            help="Also a plan of your own, such as deep=k1:1,k2:3,region:probe (docs/eval.md); repeatable.",
+            help="Also a plan of your own, such as deep=reuse_steps:2 (docs/eval.md); repeatable.",
         ),
     ] = None,
     baseline: Annotated[

@@ -14,7 +14,7 @@ from typing import Final, cast
 
 from chorus_cli.output import Output
 from chorus_client import AsyncCacheClient, ChorusClient, SpecOptions
-from chorus_client.aio import write_whole
+from chorus_client.files import write_atomically
 from chorus_rpc.errors import invalid
 from chorus_rpc.tenancy import DEFAULT_TENANT
 from rich.progress import Progress
@@ -104,7 +104,7 @@ def _warm_up(client: ChorusClient, choice: Choice, no_store: bool) -> None:
 
 def _report(outcomes: Sequence[Outcome], choice: Choice, folder: Path, out: Output) -> None:
     lines = [json.dumps(asdict(outcome)) + "\n" for outcome in outcomes]
-    write_whole(folder / MEASUREMENTS, "".join(lines).encode())
+    write_atomically(folder / MEASUREMENTS, "".join(lines).encode())
     cases = [case for outcome in outcomes for case in outcome.cases]
     figures = figures_of(outcomes, [way.name for way in choice.ways if way.reuses])
     results.write(folder / FIGURES, f"chorus {shlex.join(sys.argv[1:])}", figures)

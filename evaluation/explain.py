@@ -11,8 +11,7 @@ from chorus.scheduler.v1.scheduler_pb2 import Generation, GenerationSpec
 from chorus_cli.output import Output, check_folder, one_line
 from chorus_cli.plugins import not_installed
 from chorus_client import ChorusClient, ChorusError, SpecOptions
-from chorus_client.aio import raise_unless_succeeded, write_whole
-from chorus_client.endpoints import resolve
+from chorus_client.files import write_atomically
 from chorus_rpc import errors
 
 from evaluation.trace_report import GenerationReport, account_of, plain, words
@@ -47,12 +46,15 @@ def explain(
     with out.faults():
         check_folder(png, "png")
         check_folder(mp4, "mp4")
-        with ChorusClient(resolve("scheduler", target)) as client:
-            client.get(generation_id)  # first, so that a wrong id or a dead server is told at once
-            events = list(client.watch(generation_id))
-            account = account_of(client.get(generation_id), events)
+        with ChorusClient(target) as client:
+            handle = client.handle(generation_id)
+            handle.status()  # first, so that a wrong id or an unreachable server is reported at once
+            events = [event.proto for event in handle.events()]
+            generation = handle.status()
+            account = account_of(generation.proto, events)
             out.say(words(account), explanation=plain(account))
             if png is not None or mp4 is not None:
+                generation.raise_for_state()
                 _draw(client, account, png, mp4, no_full, out)
 
 
@@ -70,14 +72,13 @@ def _draw(
     except ImportError as error:
         raise not_installed("eval", "chorus-serving", error) from None
     generation = account.generation
-    raise_unless_succeeded(generation)
     rows = list(_rows(client, account, no_full, out))
     title = f"{generation.generation_id}: {one_line(generation.spec.prompt)}"
     if png is not None:
-        write_whole(png, png_of(sheet(title, rows)))
+        write_atomically(png, png_of(sheet(title, rows)))
         out.say(str(png), png=str(png))
     if mp4 is not None:
-        write_whole(mp4, encode(film(rows), generation.video.frames_per_second or 8))
+        write_atomically(mp4, encode(film(rows), generation.video.frames_per_second or 8))
         out.say(str(mp4), mp4=str(mp4))
 
 
@@ -91,7 +92,7 @@ def _rows(client: ChorusClient, account: GenerationReport, no_full: bool, out: O
         donor = _donor_video(client, generation, out)
         if donor is not None:
             yield Row(f"donor: {one_line(generation.donor.prompt)}", frames_of(donor))
-    result = frames_of(client.video(generation.generation_id))
+    result = frames_of(client.handle(generation.generation_id).result().data)
     for step in account.steps:
         if step.active:
             try:
@@ -114,7 +115,7 @@ def _donor_video(client: ChorusClient, generation: Generation, out: Output) -> b
     identifier = generation.donor.generation_id
     try:
         if identifier:
-            return client.video(identifier)
+            return client.handle(identifier).result().data
         why = "the entry does not say whose it is"
     except ChorusError as error:
         if error.reason not in _GONE:

@@ -1,4 +1,4 @@
-"""Named plans of the command line: `--plan "deep=k1:2,k2:4,region:probe"`."""
+"""Named plans of the command line: `--plan "deep=reuse_steps:2,region_end:4,region:probe"`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def named_plans(texts: Iterable[str], taken: Collection[str]) -> dict[str, Expli
     for text in texts:
         name, equals, spec = text.partition("=")
         if not equals:
-            raise invalid("plan", f"must be NAME=SPEC, such as deep=k1:2, not {text!r}")
+            raise invalid("plan", f"must be NAME=SPEC, such as deep=reuse_steps:2, not {text!r}")
         if not _NAME.fullmatch(name):
             raise invalid(
                 "plan", f"its name must be 1 to 32 of a–z, 0–9 and '-', a letter first, not {name!r}"

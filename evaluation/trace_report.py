@@ -12,7 +12,7 @@ from chorus.scheduler.v1.scheduler_pb2 import Generation, GenerationEvent, StepC
 from chorus_cli.output import as_dict, one_line
 from chorus_cli.rendering import describe_donor, summary
 from chorus_client.plans import describe_amplification, describe_region
-from chorus_client.spec import state_word
+from chorus_client.results import format_state
 from rich.console import Group
 from rich.table import Table
 
@@ -114,7 +114,7 @@ def plain(account: GenerationReport) -> dict[str, Any]:
 def _facts(account: GenerationReport) -> Iterable[tuple[str, str]]:
     generation, plan = account.generation, account.generation.plan
     succeeded = generation.HasField("video")
-    how = summary(generation, account.seconds_saved) if succeeded else state_word(generation.state)
+    how = summary(generation, account.seconds_saved) if succeeded else format_state(generation.state)
     yield generation.generation_id, how
     yield "prompt", one_line(generation.spec.prompt)
     if generation.HasField("error"):

@@ -13,12 +13,18 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
-from chorus.scheduler.v1.scheduler_pb2 import Generation, GenerationEvent
-from chorus_client import endpoints
-from chorus_client.aio import WATCH_SECONDS, AsyncChorusClient, Video, raise_unless_succeeded, write_whole
-from chorus_client.cache import AsyncCacheClient
-from chorus_client.plans import plan_of_options
-from chorus_client.spec import SpecOptions, duration_seconds, numbers, state_word
+from chorus_client import (
+    AsyncCacheClient,
+    AsyncChorusClient,
+    Event,
+    Generation,
+    SpecOptions,
+    Video,
+    endpoints,
+)
+from chorus_client.handles import WATCH_SECONDS
+from chorus_client.plans import plan_from_options
+from chorus_client.spec import parse_duration, parse_numbers
 from chorus_rpc import telemetry
 from chorus_rpc.tenancy import DEFAULT_TENANT
 
@@ -90,26 +96,30 @@ def generate(
     reuse: Annotated[
         str | None, typer.Option(help="off, safe, balanced or fast. Default: the server's.")
     ] = None,
-    k1: Annotated[
+    reuse_steps: Annotated[
         int | None,
         typer.Option(help="A plan of your own: take so many steps from the most similar donor; 1 or more."),
     ] = None,
-    k2: Annotated[int | None, typer.Option(help="With --k1: before this step compute a region only.")] = None,
+    region_end: Annotated[
+        int | None, typer.Option(help="With --reuse-steps: the steps up to this one compute only a region.")
+    ] = None,
     region: Annotated[
-        str | None, typer.Option(help="With --k2: find the region by probe, full-step or attention.")
+        str | None, typer.Option(help="With --region-end: find the region by probe, full-step or attention.")
     ] = None,
     amplify: Annotated[
         str | None,
         typer.Option(
-            metavar="FORM:STRENGTH", help="With --k1: contrast, bias or value-gain, 0 to 4: contrast:0.5."
+            metavar="FORM:STRENGTH",
+            help="With --reuse-steps: contrast, bias or value-gain, and 0 to 4.",
         ),
     ] = None,
     min_score: Annotated[
-        float | None, typer.Option(help="With --k1: reuse no donor less similar, −1 to 1. Default: 0.")
+        float | None,
+        typer.Option(help="With --reuse-steps: lowest similarity of a donor, −1 to 1. Default: 0."),
     ] = None,
     renoised: Annotated[
         bool | None,
-        typer.Option("--renoised", help="With --k1: start from the donor's clean latents, noised again."),
+        typer.Option("--renoised", help="With --reuse-steps: start from clean latents, noised again."),
     ] = None,
     no_store: Annotated[bool, typer.Option("--no-store", help="Keep nothing for later requests.")] = False,
     deadline: Annotated[
@@ -131,13 +141,18 @@ def generate(
             "model": model,
             "seed": seed,
             "steps": steps,
-            "sigmas": None if sigmas is None else numbers(sigmas, "sigmas"),
+            "sigmas": None if sigmas is None else parse_numbers(sigmas, "sigmas"),
             "frames": frames,
             "height": height,
             "width": width,
             "reuse": reuse,
-            "explicit_reuse": plan_of_options(
-                k1, k2=k2, region=region, amplify=amplify, min_score=min_score, renoised=renoised
+            "explicit_reuse": plan_from_options(
+                reuse_steps,
+                region_end=region_end,
+                region=region,
+                amplify=amplify,
+                min_score=min_score,
+                renoised=renoised,
             ),
             "no_store": no_store,
             "deadline": deadline,
@@ -146,8 +161,9 @@ def generate(
         check_folder(output, "output")
         async with AsyncChorusClient(endpoints.resolve("scheduler", target)) as client:
             if detach:
-                generation = await client.submit(prompt, **options)
-                out.say(generation.generation_id, generation=generation)
+                handle = await client.submit(prompt, **options)
+                assert handle.accepted is not None  # as of every submission
+                out.say(handle.id, generation=handle.accepted.proto)
                 return
             follower = _Follower(out)
             try:
@@ -182,19 +198,21 @@ def watch(
         async with AsyncChorusClient(endpoints.resolve("scheduler", target)) as client:
             # First, so that a wrong id or a dead server is told at once.
             follower = _Follower(out)
-            generation = await client.get(generation_id)
+            handle = client.handle(generation_id)
+            generation = await handle.status()
             with follower:
                 follower.accepted(generation)
-                watching = client.watch(generation_id, after_sequence, timeout=timeout)
+                watching = handle.events(after_sequence, timeout=timeout)
                 async with contextlib.aclosing(watching) as events:
                     async for event in events:
                         follower.event(event)
-            generation = await client.get(generation_id)
-            raise_unless_succeeded(generation)
+            generation = await handle.status()
+            generation.raise_for_state()
             if output is None:
-                out.say(rendering.summary(generation, follower.saved), generation=generation)
+                summary = rendering.summary(generation.proto, follower.saved)
+                out.say(summary, generation=generation.proto)
                 return
-            await _deliver(await client.result(generation_id), output, follower, out)
+            await _deliver(await handle.result(), output, follower, out)
 
     _run(main(), out)
 
@@ -213,7 +231,7 @@ def jobs(
 
     async def main() -> None:
         async with AsyncChorusClient(endpoints.resolve("scheduler", target)) as client:
-            found = await client.list(state, limit)
+            found = [generation.proto for generation in await client.list(state, limit)]
         for generation in found:
             out.machine(generation=generation)
         if not as_json:
@@ -231,11 +249,8 @@ def cancel(
 
     async def main() -> None:
         async with AsyncChorusClient(endpoints.resolve("scheduler", target)) as client:
-            generation = await client.cancel(generation_id)
-        out.say(
-            f"{generation.generation_id} {state_word(generation.state)}",
-            generation=generation,
-        )
+            generation = await client.handle(generation_id).cancel()
+        out.say(f"{generation.id} {generation.state}", generation=generation.proto)
 
     _run(main(), out)
 
@@ -248,7 +263,7 @@ def stats(target: CacheTarget = None, tenant: Tenant = DEFAULT_TENANT, as_json: 
     async def main() -> None:
         async with AsyncCacheClient(endpoints.resolve("cache", target), tenant) as client:
             found = await client.stats()
-        out.say(rendering.stats_table(found), cache=found)
+        out.say(rendering.stats_table(found.proto), cache=found.proto)
 
     _run(main(), out)
 
@@ -269,10 +284,10 @@ def purge(
     out = Output(as_json)
 
     async def main() -> None:
-        age = None if older_than is None else duration_seconds(older_than, "older-than")
+        age = None if older_than is None else parse_duration(older_than, "older-than")
         async with AsyncCacheClient(endpoints.resolve("cache", target), tenant) as client:
             gone = await client.purge(entry=entry, model=model, older_than=age, everything=everything)
-        out.say(f"{gone.entries} entries, {gone.bytes:,} bytes dropped", purged=gone)
+        out.say(f"{gone.entries} entries, {gone.bytes:,} bytes dropped", purged=gone.proto)
 
     _run(main(), out)
 
@@ -324,24 +339,23 @@ class _Follower:
             self._view.__exit__(None, None, None)
 
     def accepted(self, generation: Generation) -> None:
-        self._out.machine(accepted=generation)
+        self._out.machine(accepted=generation.proto)
         if self._view is not None:
-            self._view.accepted(generation)
+            self._view.accepted(generation.proto)
 
-    def event(self, event: GenerationEvent) -> None:
-        if event.HasField("succeeded"):
-            self.saved = event.succeeded.seconds_saved
-        self._out.machine(event=event)
+    def event(self, event: Event) -> None:
+        self.saved = event.seconds_saved or self.saved
+        self._out.machine(event=event.proto)
         if self._view is not None:
-            self._view.event(event)
+            self._view.event(event.proto)
 
 
 async def _deliver(video: Video, output: Path | None, follower: _Follower, out: Output) -> None:
-    path = output or Path(f"{video.generation.generation_id}.mp4")
-    await asyncio.to_thread(write_whole, path, video.data)
+    path = output or Path(f"{video.generation.id}.mp4")
+    await asyncio.to_thread(video.save, path)
     out.say(
-        f"{path}: {rendering.summary(video.generation, follower.saved)}",
-        generation=video.generation,
+        f"{path}: {rendering.summary(video.generation.proto, follower.saved)}",
+        generation=video.generation.proto,
         output=str(path),
     )
 

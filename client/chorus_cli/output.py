@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import typer
-from chorus_client.aio import GenerationFailed
+from chorus_client import GenerationError
 from chorus_rpc import errors
 from chorus_rpc.errors import ChorusError, reason_name
 from google.protobuf.json_format import MessageToDict
@@ -105,7 +105,7 @@ class Output:
 
 def exit_code(error: ChorusError) -> int:
     """1: the generation or the server failed; 2: the input is at fault; 3: nobody answers."""
-    if isinstance(error, GenerationFailed):
+    if isinstance(error, GenerationError):
         return FAILED
     if error.reason in _BAD_INPUT:
         return BAD_INPUT

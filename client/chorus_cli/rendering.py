@@ -11,7 +11,7 @@ from chorus.cache.v1.cache_pb2 import StatsResponse
 from chorus.common.v1.plan_pb2 import DonorRef, Plan
 from chorus.scheduler.v1.scheduler_pb2 import Generation, GenerationEvent, StepCompletedEvent
 from chorus_client.plans import describe_amplification, describe_region
-from chorus_client.spec import state_word
+from chorus_client.results import format_state
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -169,7 +169,7 @@ def jobs_table(generations: Iterable[Generation]) -> Table:
         seconds = generation.timings.total_seconds
         table.add_row(
             generation.generation_id,
-            state_word(generation.state),
+            format_state(generation.state),
             _age(time.time() - generation.create_time.ToNanoseconds() / 1e9),
             f"{generation.steps_run}/{generation.plan.total_steps}" if generation.HasField("plan") else "",
             reuse if generation.HasField("plan") else "",

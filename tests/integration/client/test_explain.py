@@ -27,7 +27,7 @@ from tests.integration.evaluation.fakes import GROUPS, UPSCALE, WorldDeployment
 from tests.processes import ROOT
 
 GROUP = GROUPS[0]
-PLAN = explicit_reuse(1, k2=3, region="probe", amplify="contrast:0.5")
+PLAN = explicit_reuse(1, region_end=3, region="probe", amplify="contrast:0.5")
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def reused(deployment: WorldDeployment) -> str:
     with ChorusClient(deployment.target) as client:
         client.generate(GROUP.donor.prompt, seed=1)
         target = client.generate(GROUP.targets[0].prompt, seed=2, explicit_reuse=PLAN)
-    return target.generation.generation_id
+    return target.generation.id
 
 
 def rows_of(path: Path) -> int:

@@ -74,13 +74,13 @@ def test_a_better_donor_is_never_reused_less(name: str, one: float, other: float
 
 
 def test_named_plans_keep_their_order() -> None:
-    found = named_plans(["b=k1:2", "a=k1:1,k2:3,region:probe"], taken=())
+    found = named_plans(["b=reuse_steps:2", "a=reuse_steps:1,region_end:3,region:probe"], taken=())
     assert list(found.items()) == [
         ("b", explicit_reuse(2)),
-        ("a", explicit_reuse(1, k2=3, region="probe")),
+        ("a", explicit_reuse(1, region_end=3, region="probe")),
     ]
     with pytest.raises(ChorusError, match="plan: the name 'b' is taken"):
-        named_plans(["b=k1:2", "b=k1:1"], taken=())
+        named_plans(["b=reuse_steps:2", "b=reuse_steps:1"], taken=())
 
 
 def test_ways_say_what_they_ask_for_and_baselines_wait_for_the_score() -> None:
