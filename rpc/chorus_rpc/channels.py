@@ -51,7 +51,7 @@ _SERVICE_CONFIG = json.dumps(
 
 
 def open_channel(target: str, max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES) -> grpc.aio.Channel:
-    """A channel to "host:port" or any gRPC name; plain names are resolved by DNS and balanced over.
+    """Opens a channel to "host:port" or any gRPC name; plain names are resolved by DNS and load-balanced.
 
     The caller owns the channel and closes it.
     """
@@ -64,7 +64,7 @@ def open_channel(target: str, max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES
             # No tighter than the servers allow (server.py), or they would close the connection.
             ("grpc.keepalive_time_ms", 60_000),
             ("grpc.keepalive_timeout_ms", 10_000),
-            # A service that comes back is found again within two seconds.
+            # A restarted service is reached again within two seconds.
             ("grpc.initial_reconnect_backoff_ms", 100),
             ("grpc.min_reconnect_backoff_ms", 100),
             ("grpc.max_reconnect_backoff_ms", 2_000),
@@ -76,7 +76,7 @@ def open_channel(target: str, max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES
 
 @contextmanager
 def calling(service: str) -> Iterator[None]:
-    """Turns a failed call inside the block into the ChorusError behind it, which names `service`."""
+    """Converts a failed call inside the block to its ChorusError, which names `service`."""
     try:
         yield
     except grpc.aio.AioRpcError as error:

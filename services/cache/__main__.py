@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import AsyncExitStack
 
 import grpc.aio
@@ -60,7 +61,7 @@ async def start(settings: CacheSettings, resources: AsyncExitStack, server: grpc
 
 
 def main() -> None:
-    settings = load_settings(CacheSettings)
+    settings = load_settings(CacheSettings, sys.argv[1:])
     run(
         "cache",
         cache_pb2.DESCRIPTOR.services_by_name["CacheService"].full_name,

@@ -10,7 +10,7 @@ import grpc.aio
 from chorus.cache.v1 import cache_pb2, cache_pb2_grpc
 from chorus.common.v1 import latents_pb2
 from chorus_rpc.chunks import chunks
-from chorus_rpc.tenancy import tenant_of
+from chorus_rpc.tenancy import read_tenant
 from google.protobuf import timestamp_pb2
 
 from services.cache.entries import Blob, Entry
@@ -37,7 +37,7 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
         request: cache_pb2.LookupRequest,
         context: grpc.aio.ServicerContext[cache_pb2.LookupRequest, cache_pb2.LookupResponse],
     ) -> cache_pb2.LookupResponse:
-        tenant = tenant_of(context.invocation_metadata())
+        tenant = read_tenant(context.invocation_metadata())
         space = check_lookup(request)
         hits = await self._store.lookup(
             space, tenant, identity_digest(request.identity), request.vector, request.limit, request.min_score
@@ -51,7 +51,7 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
         request: cache_pb2.FetchRequest,
         context: grpc.aio.ServicerContext[cache_pb2.FetchRequest, cache_pb2.FetchResponse],
     ) -> AsyncIterator[cache_pb2.FetchResponse]:
-        tenant = tenant_of(context.invocation_metadata())
+        tenant = read_tenant(context.invocation_metadata())
         space = check_fetch(request)
         identity = identity_digest(request.identity)
         blobs = self._store.fetch(
@@ -68,7 +68,7 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
         request_iterator: AsyncIterator[cache_pb2.AdmitRequest],
         context: grpc.aio.ServicerContext[cache_pb2.AdmitRequest, cache_pb2.AdmitResponse],
     ) -> cache_pb2.AdmitResponse:
-        tenant = tenant_of(context.invocation_metadata())
+        tenant = read_tenant(context.invocation_metadata())
         async with self._uploads:
             upload = Upload(tenant, self._limits)
             async for message in request_iterator:
@@ -82,7 +82,7 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
         request: cache_pb2.PurgeRequest,
         context: grpc.aio.ServicerContext[cache_pb2.PurgeRequest, cache_pb2.PurgeResponse],
     ) -> cache_pb2.PurgeResponse:
-        tenant = tenant_of(context.invocation_metadata())
+        tenant = read_tenant(context.invocation_metadata())
         purged = await self._store.purge(tenant, check_purge(request, now_ms()))
         return cache_pb2.PurgeResponse(entries=purged.entries, bytes=purged.size_bytes)
 
@@ -91,7 +91,7 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
         request: cache_pb2.StatsRequest,
         context: grpc.aio.ServicerContext[cache_pb2.StatsRequest, cache_pb2.StatsResponse],
     ) -> cache_pb2.StatsResponse:
-        extent = await self._store.extent(tenant_of(context.invocation_metadata()))
+        extent = await self._store.extent(read_tenant(context.invocation_metadata()))
         counters = self._store.counters
         return cache_pb2.StatsResponse(
             entries=extent.entries,

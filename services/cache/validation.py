@@ -27,7 +27,7 @@ from google.protobuf import duration_pb2
 from services.cache.entries import PLAIN_TEXT, SHA256_HEX, Space
 from services.cache.index import Selection
 from services.contract.safetensors_header import safetensors_header
-from services.contract.schedule import schedule_fault
+from services.contract.schedule import find_schedule_fault
 
 MAX_SIDE_TENSORS = 16
 _MAX_EXTENT = 16_384
@@ -208,7 +208,7 @@ def _identity(violations: Violations, field: str, identity: latents_pb2.LatentId
             f"{field}.adapters[{i}].scale",
             "must be finite, not NaN or infinity",
         )
-    fault = schedule_fault(identity.schedule.sigmas)
+    fault = find_schedule_fault(identity.schedule.sigmas)
     violations.require(fault is None, f"{field}.schedule.sigmas", fault or "")
     shape = list(identity.latent_shape)
     violations.require(

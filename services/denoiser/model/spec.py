@@ -19,7 +19,7 @@ from pydantic import (
     model_validator,
 )
 
-from services.contract.schedule import schedule_fault
+from services.contract.schedule import find_schedule_fault
 from services.denoiser.checkpoint.config import network_sizes
 from services.denoiser.codec import Geometry, SpaceToDepthCodec
 from services.denoiser.codec.wan_vae import read_geometry
@@ -170,7 +170,7 @@ class Schedule(_Section):
 
     @model_validator(mode="after")
     def _decreasing(self) -> Schedule:
-        if fault := schedule_fault(self.sigmas):
+        if fault := find_schedule_fault(self.sigmas):
             raise ValueError(f"sigmas {fault}")
         return self
 

@@ -172,7 +172,7 @@ class Generations:
             spec=spec,
             deadline=validation.seconds_of(spec.deadline),
             traceparent=traceparent,
-            trace_id=telemetry.trace_id_of(traceparent),
+            trace_id=telemetry.parse_trace_id(traceparent),
         )
 
     async def _repeated(self, job: Job, request_id: str, digest: str) -> pb.Generation:

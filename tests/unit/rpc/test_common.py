@@ -229,7 +229,7 @@ def test_entry_ids_keep_tenants_and_seeds_apart() -> None:
 
 @given(st.integers(1, 200), st.floats(0.5, 20))
 def test_shifted_schedules_are_valid(steps: int, shift: float) -> None:
-    assert schedule.schedule_fault(schedule.shifted_schedule(steps, shift)) is None
+    assert schedule.find_schedule_fault(schedule.shifted_schedule(steps, shift)) is None
 
 
 def test_the_published_four_step_schedule() -> None:
@@ -253,7 +253,7 @@ def test_the_published_four_step_schedule() -> None:
     ],
 )
 def test_schedules_that_are_none_say_why(sigmas: list[float]) -> None:
-    assert schedule.schedule_fault(sigmas)
+    assert schedule.find_schedule_fault(sigmas)
 
 
 # blobs
@@ -353,11 +353,11 @@ def test_a_wrong_setting_is_named(
 
 
 def test_tenants_are_checked() -> None:
-    assert tenancy.tenant_of(None) == "default"
-    assert tenancy.tenant_of([("other", "x"), ("chorus-tenant", "acme-1")]) == "acme-1"
+    assert tenancy.read_tenant(None) == "default"
+    assert tenancy.read_tenant([("other", "x"), ("chorus-tenant", "acme-1")]) == "acme-1"
     for bad in ("", "A", "a/b", "a" * 64, "-a", 'a" or 1==1'):
         with pytest.raises(ChorusError):
-            tenancy.tenant_of([("chorus-tenant", bad)])
+            tenancy.read_tenant([("chorus-tenant", bad)])
 
 
 def test_tracing_off_records_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -370,7 +370,7 @@ def test_tracing_off_records_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_trace_ids_are_read_from_traceparents() -> None:
-    assert telemetry.trace_id_of("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01") == (
+    assert telemetry.parse_trace_id("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01") == (
         "0af7651916cd43dd8448eb211c80319c"
     )
-    assert telemetry.trace_id_of("") == telemetry.trace_id_of("x-y") == ""
+    assert telemetry.parse_trace_id("") == telemetry.parse_trace_id("x-y") == ""
