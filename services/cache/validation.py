@@ -26,7 +26,7 @@ from google.protobuf import duration_pb2
 
 from services.cache.entries import PLAIN_TEXT, SHA256_HEX, Space
 from services.cache.index import Selection
-from services.contract.safetensors_header import safetensors_header
+from services.contract.safetensors_header import parse_tensor_headers
 from services.contract.schedule import find_schedule_fault
 
 MAX_SIDE_TENSORS = 16
@@ -169,14 +169,14 @@ def check_side_data_size(size_bytes: int, latents_bytes: int) -> None:
 
 def check_side_data(data: bytes) -> None:
     """Raises BlobFault unless `data` is a safetensors file of a few tensors, whatever they mean."""
-    tensors = safetensors_header(data)
+    tensors = parse_tensor_headers(data)
     if not 1 <= len(tensors) <= MAX_SIDE_TENSORS:
         raise BlobFault(f"must hold 1 to {MAX_SIDE_TENSORS} tensors, not {len(tensors)}")
 
 
 def check_latents(data: bytes, identity: latents_pb2.LatentIdentity) -> None:
     """Raises BlobFault unless `data` is a safetensors file of one tensor, shaped as the identity says."""
-    tensors = safetensors_header(data)
+    tensors = parse_tensor_headers(data)
     if len(tensors) != 1:
         raise BlobFault(f"must hold one tensor, not {len(tensors)}")
     shape, (dtype, width) = tuple(identity.latent_shape), _DTYPES[identity.latent_dtype]

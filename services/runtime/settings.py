@@ -93,12 +93,15 @@ def find_unknown_variables(
     Names are compared ignoring case, as pydantic does.
     """
     prefix = str(kind.model_config.get("env_prefix", ""))
-    known = [prefix + name.upper() for name in kind.model_fields]
-    return {
-        name: closest(name, known)
-        for name in environment
-        if prefix and name.upper().startswith(prefix) and name.upper() not in known
-    }
+    known = [name.upper() for name in kind.model_fields]
+    unknown: dict[str, str | None] = {}
+    for variable in environment:
+        name = variable.upper().removeprefix(prefix)
+        if prefix and variable.upper().startswith(prefix) and name not in known:
+            # Without the prefix, in which all names agree.
+            nearest = closest(name, known)
+            unknown[variable] = prefix + nearest if nearest else None
+    return unknown
 
 
 @dataclass(frozen=True)

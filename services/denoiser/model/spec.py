@@ -124,6 +124,8 @@ class Text(_Section):
     encoder_id: Annotated[str, Field(min_length=1)]
     # How the embedder's settings write that encoder, "umt5:path"; read by `chorus up`, not by the denoiser.
     encoder: Annotated[str | None, Field(min_length=1)] = None
+    # Synonyms in the model's world, a path relative to the model file; likewise read by `chorus up`.
+    lexicon: Annotated[str | None, Field(min_length=1)] = None
     max_tokens: Positive
     # Wan pads the text to `max_tokens` with zeros and attends to them; other models never see padding.
     attend_padding: bool

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from services.embedder.alignment import Alignment, EncodedPrompt, to_tokens
 from services.embedder.alignment import align as align_with
@@ -43,7 +44,7 @@ def encoded(prompt: str) -> EncodedPrompt:
 
 
 @cache
-def vector(run: str) -> np.ndarray:  # type: ignore[type-arg]
+def vector(run: str) -> NDArray[np.float64]:
     return np.random.default_rng(list(run.encode())).standard_normal(DIM)
 
 
