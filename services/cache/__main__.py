@@ -39,7 +39,7 @@ async def open_blobs(settings: CacheSettings) -> Blobs:
 
 
 async def start(settings: CacheSettings, resources: AsyncExitStack, server: grpc.aio.Server) -> None:
-    """Waits for index and blobs; what is opened last is closed first."""
+    """Waits for index and object store; resources close in reverse order."""
     index = await MilvusIndex.open(
         settings.milvus_uri,
         settings.milvus_token.get_secret_value(),

@@ -83,7 +83,3 @@ class CacheSettings(ServerSettings):
         if "://" in text and info.field_name == "s3_endpoint":
             raise ValueError("must be host:port without a scheme; CHORUS_CACHE_S3_SECURE selects TLS")
         return value
-
-    @property
-    def milvus_lite(self) -> bool:
-        return self.milvus_uri.endswith(".db")
