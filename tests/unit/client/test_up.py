@@ -151,3 +151,13 @@ def test_endpoints_of_a_running_up_are_found_and_stale_ones_are_not(tmp_path: Pa
 def test_a_damaged_endpoints_file_is_no_up(tmp_path: Path, text: str) -> None:
     (tmp_path / endpoints.FILE).write_text(text)
     assert endpoints.running(tmp_path) is None
+
+
+def test_models_bring_their_lexicons(tmp_path: Path) -> None:
+    own = model_file(tmp_path / "own" / "model.toml", '[text]\nlexicon = "words.toml"')
+    none = model_file(tmp_path / "none" / "model.toml", "")
+    assert model_files.choose([own, none], {})["CHORUS_EMBEDDER_LEXICONS"] == str(tmp_path / "own/words.toml")
+    assert model_files.choose([none], {})["CHORUS_EMBEDDER_LEXICONS"] == ""
+    wrong = model_file(tmp_path / "wrong.toml", "[text]\nlexicon = 3")
+    with pytest.raises(ChorusError, match=r"text\.lexicon"):
+        model_files.choose([wrong], {})
