@@ -30,7 +30,7 @@ Detach = Annotated[
 def generate(
     prompt: Annotated[
         str | None,
-        typer.Argument(metavar="[PROMPT]", help="Text of the video, 1 to 2,000 characters."),
+        typer.Argument(metavar="PROMPT", help="Text of the video, 1 to 2,000 characters."),
     ] = None,
     file: Annotated[
         str | None,
