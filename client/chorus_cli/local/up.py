@@ -287,7 +287,8 @@ class _Report:
         self._out.json_line(ready={"service": child.name, "seconds": round(seconds, 3)})
         for line in supervise.tail(child.log, lines=50):
             if UNKNOWN_SETTING in line:
-                self._out.status(f"{child.name}: {one_line(line)}")
+                self._out.status(f"warning: {child.name}: {one_line(' '.join(line.split()))}")
+                self._out.json_line(warning={"service": child.name, "log": line})
 
     def crashed(self, child: Child, status: int, restart_in: float) -> None:
         lines = supervise.tail(child.log)

@@ -1,4 +1,4 @@
-"""Masks of regions, and the pictures that show them."""
+"""Verifies masks of regions, and the pictures that show them."""
 
 from __future__ import annotations
 

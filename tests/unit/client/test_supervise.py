@@ -1,4 +1,4 @@
-"""Supervision of child processes, with children of a few lines."""
+"""Verifies the supervision of child processes, with children of a few lines."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ STUBBORN = STEADY.replace(
 
 
 class Notes:
-    """A reporter that remembers."""
+    """Reporter that records every callback."""
 
     def __init__(self) -> None:
         self.pids: dict[str, list[int]] = {}
