@@ -78,7 +78,7 @@ def build(
     with _faults(out):
         loaded = LoadedModel.load(model or SHIPPED_MODEL)
         options = replace(options, profile=_profile(loaded, tokens, keys))
-        artefact = ensure_engine(loaded, options, EngineStore(folder), out.note, rebuild=rebuild)
+        artefact = ensure_engine(loaded, options, EngineStore(folder), out.status, rebuild=rebuild)
         out.print(f"{artefact.digest}  {_words(artefact)}", engine=_plain(artefact))
 
 
@@ -133,7 +133,7 @@ def verify(out: Output, folder: Path, engine: str, model: Path | None) -> None:
                 plugin=bool(key["options"]["plugin"]),
                 blocks_each=int(key["blocks_each"]),
             )
-            artefact = ensure_engine(loaded, options, store, out.note)
+            artefact = ensure_engine(loaded, options, store, out.status)
         least, most = artefact.profile.tokens.min, artefact.profile.tokens.max
         counts = [count for count in token_counts(loaded) if least <= count <= most]
         with closing(load_engine(loaded, artefact, options)) as backend:
