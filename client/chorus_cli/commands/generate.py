@@ -176,7 +176,7 @@ def retry(
     target: Target = None,
     as_json: Json = False,
 ) -> None:
-    """Submit the specification of a generation again, as a new generation with the same seed."""
+    """Submit a generation again, as a new one with the same seed."""
     out = Output(as_json)
 
     async def main() -> None:

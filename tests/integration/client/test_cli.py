@@ -30,7 +30,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def deployment() -> Iterator[FakeDeployment]:
-    with deployment_in_thread() as made:
+    with deployment_in_thread(FakeDeployment) as made:
         yield made
 
 

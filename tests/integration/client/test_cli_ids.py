@@ -35,7 +35,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def deployment() -> Iterator[FakeDeployment]:
-    with deployment_in_thread() as running:
+    with deployment_in_thread(FakeDeployment) as running:
         yield running
 
 
