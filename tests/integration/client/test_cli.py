@@ -30,8 +30,8 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def deployment() -> Iterator[FakeDeployment]:
-    with deployment_in_thread(FakeDeployment) as made:
-        yield made
+    with deployment_in_thread(FakeDeployment) as running:
+        yield running
 
 
 def chorus(*arguments: str, target: str | None = None) -> Any:
@@ -245,7 +245,7 @@ def test_cache_stats_and_purge(deployment: FakeDeployment) -> None:
         ),
     ],
 )
-def test_faults_end_with_their_status_and_one_line(
+def test_errors_end_with_their_status_and_one_line(
     deployment: FakeDeployment, arguments: tuple[str, ...], code: int, message: str
 ) -> None:
     result = chorus(*arguments, target=deployment.target)
@@ -255,7 +255,7 @@ def test_faults_end_with_their_status_and_one_line(
     assert result.stdout == ""
 
 
-def test_a_fault_as_json(deployment: FakeDeployment) -> None:
+def test_an_error_as_json_names_every_field(deployment: FakeDeployment) -> None:
     result = chorus(
         "generate", " ", "--frames", "65", "--height", "8", "--width", "8", "--json", target=deployment.target
     )
@@ -294,7 +294,7 @@ def test_the_running_up_of_this_directory_is_the_default_target(
 
 @pytest.fixture
 def interruptible() -> Iterator[None]:
-    """Children do not ignore SIGINT, even where this process was started in the background and does."""
+    """Makes children handle SIGINT, which they inherit as ignored from a background process."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)

@@ -32,8 +32,8 @@ PLAN = explicit_reuse(1, region_end=3, region="probe", amplify="contrast:0.5")
 def deployment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WorldDeployment]:
     monkeypatch.delenv("CHORUS_TARGET", raising=False)
     monkeypatch.chdir(tmp_path)
-    with deployment_in_thread(WorldDeployment) as made:
-        yield made
+    with deployment_in_thread(WorldDeployment) as running:
+        yield running
 
 
 def explain(deployment: WorldDeployment, *arguments: str) -> Any:

@@ -50,14 +50,14 @@ class Up:
 
 @pytest.fixture
 def up(tmp_path: Path) -> Iterator[Up]:
-    made = Up(tmp_path)
+    running = Up(tmp_path)
     try:
-        yield made
+        yield running
     finally:
-        made.process.terminate()
-        made.process.wait(120)
-        assert made.process.stdout is not None
-        made.process.stdout.close()
+        running.process.terminate()
+        running.process.wait(120)
+        assert running.process.stdout is not None
+        running.process.stdout.close()
 
 
 def is_gone(pid: int) -> bool:

@@ -143,7 +143,7 @@ def test_the_command_rejects_a_model_file_that_does_not_exist(tmp_path: Path) ->
     assert f"{missing}: cannot be read" in json.loads(done.stdout)["error"]["message"]
 
 
-def test_a_second_up_in_the_same_directory_is_refused(tmp_path: Path) -> None:
+def test_a_second_up_in_the_same_directory_is_rejected(tmp_path: Path) -> None:
     with (
         up.locked(tmp_path),
         pytest.raises(ChorusError, match=rf"process {os.getpid()}\) runs in"),
@@ -205,7 +205,7 @@ def test_endpoints_of_a_running_up_are_found_and_stale_ones_are_not(tmp_path: Pa
 @pytest.mark.parametrize(
     "text", ["", "{", "[]", "null", '{"pid": "x"}', json.dumps({"pid": -1, "targets": {}})]
 )
-def test_a_damaged_endpoints_file_is_no_up(tmp_path: Path, text: str) -> None:
+def test_a_damaged_endpoints_file_is_ignored(tmp_path: Path, text: str) -> None:
     (tmp_path / endpoints.FILE).write_text(text)
     assert endpoints.running(tmp_path) is None
 
