@@ -100,7 +100,7 @@ def test_the_services_of_a_directory_from_start_to_stop(up: Up, tmp_path: Path) 
     assert up.process.wait(120) == 0
     assert all(is_gone(pid) for pid in ready["pids"].values())
     assert not (tmp_path / ".chorus" / endpoints.FILE).exists()
-    assert up.chorus("jobs").returncode == 3
+    assert up.chorus("jobs", "--target", ready["targets"]["scheduler"]).returncode == 3
 
 
 def test_a_setting_that_is_wrong_ends_it_with_the_log(

@@ -173,7 +173,7 @@ def test_without_the_services_up_says_where_they_are(tmp_path: Path, monkeypatch
     done = CliRunner().invoke(app, ["up", "--dir", str(tmp_path / "new")])
     assert done.exit_code == BAD_INPUT
     assert (
-        "chorus up starts the services, which are not part of chorus-client: run it from a checkout "
+        "error: chorus up starts the services, which are not part of chorus-client: run it from a checkout "
         "(make run / make up)" in done.stderr
     )
     assert not (tmp_path / "new").exists()
