@@ -31,6 +31,7 @@ from models.movingshapes.analyzer import compare, read_scene
 from models.movingshapes.evaluate import STUDENT
 from services.contract.schedule import shifted_schedule
 from services.denoiser.model.loaded import LoadedModel
+from services.denoiser.model.predictor import Predictor
 from services.denoiser.network.positions import position_channels
 from services.denoiser.network.sampler import sample
 from services.embedder.encoders import MiniLMEncoder
@@ -141,7 +142,7 @@ class Network:
         begin = time.perf_counter()
         *_, last = sample(velocity, noise, sigmas)
         seconds = time.perf_counter() - begin
-        return Output(last.latents, seconds, self._blocks_run, self._get_cached_steps())
+        return Output(last, seconds, self._blocks_run, self._get_cached_steps())
 
     def _get_cached_steps(self) -> tuple[int, ...]:
         if not self._cached:
@@ -216,8 +217,9 @@ class Harness:
         """Measures the relative difference of diffusers' clean latents from the denoiser's."""
         noise, states = self.model.noise(seed, self.network.shape), self.encoder.encode([prompt])[0].states
         text = self.model.prepare_text(states)
-        *_, own = sample(lambda x, s: self.model.velocity(x, s, text), noise, self.model.spec.schedule.sigmas)
-        return _relative_error(self._plain(torch.as_tensor(states)[None], noise).latents, own.latents)
+        predictor, sigmas = Predictor.eager(self.model), self.model.spec.schedule.sigmas
+        *_, own = sample(lambda x, s: predictor.latent_velocity(x, s, text), noise, sigmas)
+        return _relative_error(self._plain(torch.as_tensor(states)[None], noise).latents, own)
 
     def run_trial(self, prompt: str, scene: Any, seed: int) -> dict[str, Outcome]:
         """Runs one prompt with every method.
