@@ -34,11 +34,15 @@ def build(
     runtime: Annotated[
         str,
         typer.Option(
-            help="auto, tensorrt or tensorrt_rtx; onnxruntime exports only the float32 graph for a CPU."
+            metavar="RUNTIME",
+            help="auto (the installed TensorRT), tensorrt, tensorrt_rtx, or onnxruntime (float32, for a CPU).",
         ),
     ] = "auto",
     precision: Annotated[
-        str, typer.Option(help="bfloat16, float16 or float32; float32 disables fused attention.")
+        str,
+        typer.Option(
+            metavar="bfloat16|float16|float32", help="Type of the engine; float32 disables fused attention."
+        ),
     ] = "bfloat16",
     fp8: Annotated[
         bool,
