@@ -37,7 +37,7 @@ from services.embedder.encoder_thread import EncoderThread
 from services.embedder.encoders import Encoding, MiniLMEncoder
 from services.embedder.servicer import EmbedderServicer
 from services.scheduler.planning.calibration import Depth
-from services.scheduler.planning.edits import Edit, edit_of
+from services.scheduler.planning.edits import Edit, classify_edit
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ class Harness:
         request = embedder_pb2.AlignRequest(target_prompt=prompt, donor_prompts=[donor])
         context: Any = None
         reply = asyncio.run(self._embedder.Align(request, context))
-        return edit_of(reply.alignments[0], len(target.tokens))
+        return classify_edit(reply.alignments[0], len(target.tokens))
 
     def full(self, text: TextKV, seed: int, tokens: int) -> DonorLatents:
         """A run without a donor, as a later one would find it in the cache."""
@@ -156,7 +156,7 @@ class Harness:
     def plan(self, variant: Depth | Renoised, edit: Edit) -> plan_pb2.Plan | None:
         """The plan of a variant; None where it would be no reuse."""
         depth = Depth(variant.sigma) if isinstance(variant, Renoised) else variant
-        first, total = depth.first_step(self.sigmas), len(self.sigmas) - 1
+        first, total = depth.reuse_steps(self.sigmas), len(self.sigmas) - 1
         if first == 0:
             return None
         return plan_pb2.Plan(

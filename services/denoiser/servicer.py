@@ -156,7 +156,7 @@ def _call_when_ended(context: Any, action: Callable[[], None]) -> None:
 
 def _to_started(job: DenoiseJob, fetched: _Fetched) -> denoiser_pb2.Started:
     return denoiser_pb2.Started(
-        first_step=job.reuse_steps if fetched.donor else 0,
+        reuse_steps=job.reuse_steps if fetched.donor else 0,
         total_steps=job.total_steps,
         donor=job.donor if fetched.donor else None,
         degraded=fetched.degraded,

@@ -35,7 +35,7 @@ def build(
         str,
         typer.Option(
             metavar="RUNTIME",
-            help="auto (the installed TensorRT), tensorrt, tensorrt_rtx, or onnxruntime (float32, for a CPU).",
+            help="auto (the installed TensorRT), tensorrt, tensorrt_rtx, or onnxruntime (float32 on a CPU).",
         ),
     ] = "auto",
     precision: Annotated[

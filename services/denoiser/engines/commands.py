@@ -92,8 +92,8 @@ def build(
     with _handle_errors(out):
         loaded = LoadedModel.load(model or SHIPPED_MODEL)
         options = replace(options, profile=_parse_profile(loaded, tokens, keys))
-        engine = ensure_engine(loaded, options, EngineStore(folder), out.note, rebuild=rebuild)
-        out.say(f"{engine.digest}  {_summarise(engine)}", engine=_to_json(engine))
+        engine = ensure_engine(loaded, options, EngineStore(folder), out.status, rebuild=rebuild)
+        out.print(f"{engine.digest}  {_summarise(engine)}", engine=_to_json(engine))
 
 
 def list_engines(out: Output, folder: Path) -> None:
@@ -106,9 +106,9 @@ def list_engines(out: Output, folder: Path) -> None:
             f"{digest[:_SHORT]}  {key['model_id']}  {key['runtime']} for {key['target']}  {key['precision']}"
             f"{' fp8' if key['fp8'] else ''}  {megabytes:.1f} MB  {manifest['built']}"
         )
-        out.say(line, engine=digest, built=manifest["built"], megabytes=round(megabytes, 3), key=key)
+        out.print(line, engine=digest, built=manifest["built"], megabytes=round(megabytes, 3), key=key)
     if not manifests:
-        out.note(f"no engines in {folder}")
+        out.status(f"no engines in {folder}")
 
 
 def inspect(out: Output, folder: Path, prefix: str) -> None:
@@ -121,7 +121,7 @@ def inspect(out: Output, folder: Path, prefix: str) -> None:
             "built": engine.built,
             "files": [f.name for f in engine.files],
         }
-        out.say("\n".join(f"{name}: {value}" for name, value in rows.items()), engine=_to_json(engine))
+        out.print("\n".join(f"{name}: {value}" for name, value in rows.items()), engine=_to_json(engine))
 
 
 def verify(out: Output, folder: Path, prefix: str, model: Path | None) -> None:
@@ -148,7 +148,7 @@ def verify(out: Output, folder: Path, prefix: str, model: Path | None) -> None:
                 plugin=bool(key["options"]["plugin"]),
                 blocks_each=int(key["blocks_each"]),
             )
-            engine = ensure_engine(loaded, options, store, out.note)
+            engine = ensure_engine(loaded, options, store, out.status)
         sizes = engine.profile.tokens
         counts = [count for count in select_token_counts(loaded) if sizes.min <= count <= sizes.max]
         with closing(load_engine(loaded, engine, options)) as backend:
@@ -158,7 +158,7 @@ def verify(out: Output, folder: Path, prefix: str, model: Path | None) -> None:
             "tokens  largest error relative to torch's largest value",
         ]
         lines += [f"{tokens:6d}  {error.relative:.2e}" for tokens, error in errors_by_tokens.items()]
-        out.say(
+        out.print(
             "\n".join(lines),
             ran=ran,
             relative_error={str(n): e.relative for n, e in errors_by_tokens.items()},
