@@ -19,6 +19,7 @@ from typing import Annotated, Final, cast
 import torch
 import typer
 from chorus.embedder.v1 import embedder_pb2
+from chorus_rpc.limits import MAX_PROMPT_CHARACTERS
 from grpc.aio import ServicerContext
 
 from bench import results
@@ -29,7 +30,7 @@ from models.movingshapes.world import Split
 from services.embedder.alignment import Alignment, EncodedPrompt, align
 from services.embedder.encoder_thread import EncoderThread
 from services.embedder.encoders import Encoder, MiniLMEncoder
-from services.embedder.servicer import MAX_PROMPT_CHARACTERS, EmbedderServicer
+from services.embedder.servicer import EmbedderServicer
 
 Compare = Callable[[str, str], Alignment]
 

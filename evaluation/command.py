@@ -66,7 +66,7 @@ def evaluate(
         list[str] | None,
         typer.Option(
             metavar="NAME=SPEC",
-            help="Also measure this plan, such as deep=k1:1,k2:3,region:probe (docs/eval.md); repeatable.",
+            help="Also measure this plan, such as deep=reuse_steps:2 (docs/eval.md); repeatable.",
         ),
     ] = None,
     baseline: Annotated[

@@ -1,4 +1,4 @@
-"""Parser for named plans of the command line: `--plan "deep=k1:2,k2:4,region:probe"`."""
+"""Parser for named plans of the command line: `--plan "deep=reuse_steps:2,region_end:4,region:probe"`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def parse_named_plans(texts: Iterable[str], reserved: Collection[str]) -> dict[s
     for text in texts:
         name, equals, spec = text.partition("=")
         if not equals:
-            raise invalid("plan", f"must be NAME=SPEC, such as deep=k1:2, not {text!r}")
+            raise invalid("plan", f"must be NAME=SPEC, such as deep=reuse_steps:2, not {text!r}")
         if not _NAME.fullmatch(name):
             raise invalid(
                 "plan",

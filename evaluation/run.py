@@ -14,7 +14,7 @@ from typing import Final, cast
 
 from chorus_cli.output import Output
 from chorus_client import AsyncCacheClient, ChorusClient, SpecOptions
-from chorus_client.aio import write_whole
+from chorus_client.files import write_atomically
 from chorus_rpc.errors import invalid
 from chorus_rpc.tenancy import DEFAULT_TENANT
 from rich.progress import Progress
@@ -83,10 +83,10 @@ def run_evaluation(options: EvalOptions, folder: Path, out: Output) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_groups(folder / PROMPTS, options.groups)
-    out.note("starting a temporary deployment" if options.target is None else f"measuring {options.target}")
+    out.status("starting a temporary deployment" if options.target is None else f"measuring {options.target}")
     with _deployment(options, folder / "chorus") as (target, empty_cache), ChorusClient(target) as client:
         if empty_cache is None:
-            out.note(
+            out.status(
                 "the cache is not emptied: donors stay in it; requests that reuse other entries are excluded"
             )
         _warm_up(client, options, no_store=empty_cache is None)
@@ -114,16 +114,16 @@ def _warm_up(client: ChorusClient, options: EvalOptions, no_store: bool) -> None
 
 def _report(group_results: Sequence[GroupResult], options: EvalOptions, folder: Path, out: Output) -> None:
     lines = [json.dumps(asdict(result)) + "\n" for result in group_results]
-    write_whole(folder / MEASUREMENTS, "".join(lines).encode())
+    write_atomically(folder / MEASUREMENTS, "".join(lines).encode())
     targets = [target for result in group_results for target in result.targets]
     figures = build_figures(group_results, [method.name for method in options.methods if method.reuses])
     results.write(folder / FIGURES, f"chorus {shlex.join(sys.argv[1:])}", figures)
     kinds, methods = list_kinds(targets), list_methods(targets)
     plot(folder / PLOT, figures, methods, kinds)
-    out.say(build_tables(figures, methods, kinds), eval=results.read(folder / FIGURES))
+    out.print(build_tables(figures, methods, kinds), eval=results.read(folder / FIGURES))
     for note in list_exclusions(options.groups, targets):
-        out.note(note)
-    out.note(f"wrote {folder / FIGURES}, {folder / PLOT}, {folder / MEASUREMENTS} and {folder / PROMPTS}")
+        out.status(note)
+    out.status(f"wrote {folder / FIGURES}, {folder / PLOT}, {folder / MEASUREMENTS} and {folder / PROMPTS}")
 
 
 def list_exclusions(groups: Sequence[Group], targets: Sequence[TargetResult]) -> Iterator[str]:

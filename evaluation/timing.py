@@ -36,8 +36,9 @@ def generate_timed(client: ChorusClient, prompt: str, **options: Unpack[SpecOpti
     options.setdefault("deadline", DEADLINE_SECONDS)
     begin = time.perf_counter()
     video = client.generate(prompt, **options)
-    seconds = time.perf_counter() - begin - video.generation.timings.queued_seconds
-    return TimedGeneration(video.generation, video.data, seconds)
+    generation = video.generation.proto
+    seconds = time.perf_counter() - begin - generation.timings.queued_seconds
+    return TimedGeneration(generation, video.data, seconds)
 
 
 def warm_up(client: ChorusClient, **options: Unpack[SpecOptions]) -> None:

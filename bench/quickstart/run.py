@@ -18,7 +18,7 @@ from typing import Annotated, Final
 
 import typer
 from chorus_client import ChorusClient, ChorusError
-from chorus_client.aio import write_whole
+from chorus_client.files import write_atomically
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -199,7 +199,7 @@ def main(
                 ):
                     rows.append(row)
                     name = f"{len(rows):02d}-{slug(row.prompt)}.mp4"
-                    write_whole(out / name, row.reused.video)
+                    write_atomically(out / name, row.reused.video)
     except ChorusError as error:
         console.print(f"error: {error.message}", markup=False)
         raise typer.Exit(1) from None

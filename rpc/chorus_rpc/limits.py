@@ -1,5 +1,60 @@
-"""Bounds of public fields, each stated once."""
+"""Bounds of public fields, each stated once. Those of a plan are in `plan_bounds`."""
 
 from typing import Final
 
 MAX_STEPS: Final = 200
+"""Upper bound on the number of steps of a schedule."""
+
+MAX_PROMPT_CHARACTERS: Final = 2_000
+"""Upper bound on the length of a prompt without surrounding space, in characters."""
+
+MAX_PROMPT_BYTES: Final = 8_192
+"""Upper bound on the length of a stored prompt, in bytes of UTF-8: holds MAX_PROMPT_CHARACTERS."""
+
+MAX_VECTOR_DIM: Final = 4_096
+"""Upper bound on the dimension of a retrieval vector, in values."""
+
+NORM_TOLERANCE: Final = 1e-3
+"""Largest accepted difference between 1 and the L2 norm of a retrieval vector."""
+
+MAX_DONORS: Final = 16
+"""Upper bound on the donors of one lookup, and on the donor prompts of one alignment."""
+
+MAX_BLOBS: Final = 64
+"""Upper bound on the step boundaries whose latents one cache entry holds."""
+
+SIDE_DATA_SHARE: Final = 10
+"""Smallest accepted ratio of the bytes of an entry's latents to the bytes of its side data."""
+
+MAX_ID_CHARACTERS: Final = 128
+"""Upper bound on the length of an id of a model, a generation, a request or an adapter, in characters."""
+
+MAX_ENCODER_ID_CHARACTERS: Final = 512
+"""Upper bound on the length of an encoder id, in characters."""
+
+MAX_WEIGHTED_TOKENS: Final = 2_048
+"""Upper bound on the gained and on the lost tokens of a plan, in tokens each."""
+
+MAX_ADAPTERS: Final = 16
+"""Upper bound on the adapters of one model."""
+
+DEFAULT_MAX_MESSAGE_BYTES: Final = 16 << 20
+"""Default upper bound on one gRPC message, in bytes. The largest is UMT5's 512 token states, 8 MiB."""
+
+DEFAULT_MAX_BLOB_BYTES: Final = 64 << 20
+"""Default upper bound on the latents of one step boundary, and on the side data of an entry, in bytes."""
+
+MAX_AGE_SECONDS: Final = 10 * 366 * 86_400
+"""Upper bound on the age that selects the entries of a purge, in seconds (about ten years)."""
+
+MAX_DEADLINE_SECONDS: Final = 86_400
+"""Upper bound on the time from a submission to its deadline, in seconds (24 hours)."""
+
+MAX_PAGE_SIZE: Final = 200
+"""Upper bound on the generations of one page of a list."""
+
+SHA256_PATTERN: Final = r"[0-9a-f]{64}"
+"""Regular expression of a SHA-256 digest: 64 lower-case hex digits."""
+
+TENANT_PATTERN: Final = r"[a-z0-9][a-z0-9-]{0,62}"
+"""Regular expression of a tenant: 1 to 63 characters."""

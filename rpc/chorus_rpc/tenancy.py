@@ -9,15 +9,15 @@ import re
 from collections.abc import Iterable
 
 from chorus_rpc.errors import invalid
+from chorus_rpc.limits import TENANT_PATTERN
 from chorus_rpc.semconv import TENANT_KEY
 
 DEFAULT_TENANT = "default"
-_PATTERN = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 
 
 def check_tenant(tenant: str) -> str:
     """Returns `tenant`, or raises INVALID_FIELD: it becomes part of object keys and index filters."""
-    if not _PATTERN.fullmatch(tenant):
+    if not re.fullmatch(TENANT_PATTERN, tenant):
         raise invalid(TENANT_KEY, "must be 1 to 63 of a–z, 0–9 and '-', not starting with '-'")
     return tenant
 

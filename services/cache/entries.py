@@ -7,12 +7,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from chorus_rpc.limits import MAX_ID_CHARACTERS, SHA256_PATTERN
+
 # Every file that the cache writes lies below this key.
 BLOB_ROOT = "v1"
 
 # What may stand inside a filter of the index: nothing is ever escaped, other values are refused.
-PLAIN_TEXT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,127}")
-SHA256_HEX = re.compile(r"[0-9a-f]{64}")
+PLAIN_TEXT = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._:/@+-]{{0,{MAX_ID_CHARACTERS - 1}}}")
+SHA256_HEX = re.compile(SHA256_PATTERN)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import grpc
+from chorus_rpc.limits import MAX_ID_CHARACTERS, MAX_PROMPT_BYTES
 from pymilvus import DataType, MilvusClient
 from pymilvus.exceptions import ErrorCode, MilvusException
 
@@ -34,14 +35,14 @@ T = TypeVar("T")
 _COLUMNS: tuple[tuple[str, Any, dict[str, int]], ...] = (
     ("tenant", DataType.VARCHAR, {"max_length": 63}),
     ("identity", DataType.VARCHAR, {"max_length": 64}),
-    ("model_id", DataType.VARCHAR, {"max_length": 128}),
-    ("prompt", DataType.VARCHAR, {"max_length": 8192}),
+    ("model_id", DataType.VARCHAR, {"max_length": MAX_ID_CHARACTERS}),
+    ("prompt", DataType.VARCHAR, {"max_length": MAX_PROMPT_BYTES}),
     ("prompt_hash", DataType.VARCHAR, {"max_length": 64}),
     ("blobs", DataType.JSON, {}),
     ("cost_seconds", DataType.DOUBLE, {}),
     ("created_ms", DataType.INT64, {}),
     ("traceparent", DataType.VARCHAR, {"max_length": 64}),
-    ("generation_id", DataType.VARCHAR, {"max_length": 128}),
+    ("generation_id", DataType.VARCHAR, {"max_length": MAX_ID_CHARACTERS}),
 )
 _FIELDS = ["entry_id", *(name for name, _, _ in _COLUMNS)]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
+from chorus_rpc.limits import DEFAULT_MAX_BLOB_BYTES, MAX_PROMPT_BYTES
 from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import SettingsConfigDict
 
@@ -43,9 +44,9 @@ class CacheSettings(ServerSettings):
     # Empty: the client asks the server.
     s3_region: str = ""
 
-    max_prompt_bytes: Annotated[int, Field(ge=1, le=8192)] = 8192
+    max_prompt_bytes: Annotated[int, Field(ge=1, le=MAX_PROMPT_BYTES)] = MAX_PROMPT_BYTES
     # One blob, that is the latents of one step or the side data; and all blobs of an entry.
-    max_blob_bytes: Annotated[int, Field(ge=1024, le=1024 * MIB)] = 64 * MIB
+    max_blob_bytes: Annotated[int, Field(ge=1024, le=1024 * MIB)] = DEFAULT_MAX_BLOB_BYTES
     max_entry_bytes: Annotated[int, Field(ge=1024, le=4096 * MIB)] = 256 * MIB
     # Entries being received at once: each is held in memory until it is whole and verified.
     max_uploads: Annotated[int, Field(ge=1, le=256)] = 4

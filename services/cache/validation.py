@@ -11,6 +11,17 @@ from chorus.cache.v1 import cache_pb2
 from chorus.common.v1 import latents_pb2
 from chorus_rpc.chunks import BlobFault
 from chorus_rpc.errors import Violations, invalid
+from chorus_rpc.limits import (
+    MAX_ADAPTERS,
+    MAX_AGE_SECONDS,
+    MAX_BLOBS,
+    MAX_DONORS,
+    MAX_ENCODER_ID_CHARACTERS,
+    MAX_ID_CHARACTERS,
+    MAX_VECTOR_DIM,
+    NORM_TOLERANCE,
+    SIDE_DATA_SHARE,
+)
 from google.protobuf import duration_pb2
 
 from services.cache.entries import PLAIN_TEXT, SHA256_HEX, Space
@@ -18,18 +29,9 @@ from services.cache.index import Selection
 from services.contract.safetensors_header import safetensors_header
 from services.contract.schedule import schedule_fault
 
-MAX_VECTOR = 4096
-MAX_DONORS = 16
-MAX_BLOBS = 64
 MAX_SIDE_TENSORS = 16
-# The latents of an entry together are at least so many times its side data.
-SIDE_DATA_SHARE = 10
-_MAX_ADAPTERS = 16
-_MAX_ID = 128
 _MAX_EXTENT = 16_384
 _MAX_COST_SECONDS = 1e6
-_MAX_AGE_SECONDS = 10 * 366 * 86_400
-_NORM_TOLERANCE = 1e-3
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 # By latents_pb2.DType: the name in a safetensors header and the bytes of a value.
@@ -70,9 +72,9 @@ def check_fetch(request: cache_pb2.FetchRequest) -> Space:
     _sha256(violations, "entry_id", request.entry_id)
     _encoder(violations, "retrieval_encoder_id", request.retrieval_encoder_id)
     violations.require(
-        1 <= request.vector_dim <= MAX_VECTOR,
+        1 <= request.vector_dim <= MAX_VECTOR_DIM,
         "vector_dim",
-        f"must be 1 to {MAX_VECTOR}, not {request.vector_dim}",
+        f"must be 1 to {MAX_VECTOR_DIM}, not {request.vector_dim}",
     )
     _steps(violations, "steps", request.steps)
     violations.raise_if_any()
@@ -194,11 +196,11 @@ def _identity(violations: Violations, field: str, identity: latents_pb2.LatentId
     _plain(violations, f"{field}.model_id", identity.model_id)
     _sha256(violations, f"{field}.weights_digest", identity.weights_digest)
     violations.require(
-        len(identity.adapters) <= _MAX_ADAPTERS,
+        len(identity.adapters) <= MAX_ADAPTERS,
         f"{field}.adapters",
-        f"must be at most {_MAX_ADAPTERS}, not {len(identity.adapters)}",
+        f"must be at most {MAX_ADAPTERS}, not {len(identity.adapters)}",
     )
-    for i, adapter in enumerate(identity.adapters[:_MAX_ADAPTERS]):
+    for i, adapter in enumerate(identity.adapters[:MAX_ADAPTERS]):
         _text(violations, f"{field}.adapters[{i}].adapter_id", adapter.adapter_id)
         _sha256(violations, f"{field}.adapters[{i}].digest", adapter.digest)
         violations.require(
@@ -249,7 +251,9 @@ def _step(
 
 def _vector(violations: Violations, field: str, vector: Sequence[float]) -> None:
     if not violations.require(
-        1 <= len(vector) <= MAX_VECTOR, field, f"must hold 1 to {MAX_VECTOR} values, not {len(vector)}"
+        1 <= len(vector) <= MAX_VECTOR_DIM,
+        field,
+        f"must hold 1 to {MAX_VECTOR_DIM} values, not {len(vector)}",
     ):
         return
     if violations.require(
@@ -257,7 +261,7 @@ def _vector(violations: Violations, field: str, vector: Sequence[float]) -> None
     ):
         norm = math.sqrt(math.fsum(value * value for value in vector))
         violations.require(
-            abs(norm - 1) <= _NORM_TOLERANCE, field, f"must be L2-normalised: its norm is {norm:.4g}, not 1"
+            abs(norm - 1) <= NORM_TOLERANCE, field, f"must be L2-normalised: its norm is {norm:.4g}, not 1"
         )
 
 
@@ -270,9 +274,9 @@ def _steps(violations: Violations, field: str, steps: Sequence[int]) -> None:
 
 def _age(violations: Violations, field: str, age: duration_pb2.Duration) -> None:
     violations.require(
-        0 <= age.seconds <= _MAX_AGE_SECONDS and 0 <= age.nanos < 1_000_000_000,
+        0 <= age.seconds <= MAX_AGE_SECONDS and 0 <= age.nanos < 1_000_000_000,
         field,
-        f"must be 0 to {_MAX_AGE_SECONDS} seconds",
+        f"must be 0 to {MAX_AGE_SECONDS} seconds",
     )
 
 
@@ -286,15 +290,15 @@ def _plain(violations: Violations, field: str, value: str) -> None:
     violations.require(
         PLAIN_TEXT.fullmatch(value) is not None,
         field,
-        f"must be 1 to {_MAX_ID} of A-Z a-z 0-9 . _ : / @ + -, starting with a letter or digit",
+        f"must be 1 to {MAX_ID_CHARACTERS} of A-Z a-z 0-9 . _ : / @ + -, starting with a letter or digit",
     )
 
 
 def _encoder(violations: Violations, field: str, value: str) -> None:
-    _text(violations, field, value, 512)
+    _text(violations, field, value, MAX_ENCODER_ID_CHARACTERS)
 
 
-def _text(violations: Violations, field: str, value: str, most: int = _MAX_ID) -> None:
+def _text(violations: Violations, field: str, value: str, most: int = MAX_ID_CHARACTERS) -> None:
     violations.require(
         0 < len(value) <= most and value.isprintable(), field, f"must be 1 to {most} printable characters"
     )

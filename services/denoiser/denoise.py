@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 from chorus_rpc import semconv, telemetry
+from chorus_rpc.limits import MAX_BLOBS, SIDE_DATA_SHARE
 from torch import Tensor
 
 from services.denoiser.backends.base import StepReport
@@ -26,8 +27,6 @@ from services.runtime.logs import get_logger
 
 log = get_logger("denoiser.engine")
 
-# The most latents a cache entry holds; with more steps than that, the earliest are kept.
-MAX_KEPT = 64
 _HALF = torch.finfo(torch.float16).max
 # What a safetensors file of two tensors takes besides their values, at the most.
 SIDE_OVERHEAD_BYTES = 512
@@ -145,7 +144,8 @@ def denoise(
         video = _encode(model, step.latents)
         decode_seconds = time.perf_counter() - begin
         span.set_attribute(semconv.BYTES, len(video.data))
-    latents = {i: x.cpu() for i, x in sorted(kept.items())[:MAX_KEPT]}
+    # With more steps than an entry may hold, the earliest are kept.
+    latents = {i: x.cpu() for i, x in sorted(kept.items())[:MAX_BLOBS]}
     yield Result(
         video=video,
         latents=latents,
@@ -186,7 +186,7 @@ def _side_data(job: DenoiseJob, seen: AttentionMaps, latents: Mapping[int, Tenso
     if attention is None or not latents:
         return None
     text = torch.as_tensor(job.token_states).clamp(-_HALF, _HALF).half()
-    limit = sum(x.nbytes for x in latents.values()) // 10 - text.nbytes - SIDE_OVERHEAD_BYTES
+    limit = sum(x.nbytes for x in latents.values()) // SIDE_DATA_SHARE - text.nbytes - SIDE_OVERHEAD_BYTES
     maps = pool_maps(attention.cpu(), job.token_grid, limit)
     return None if maps is None else SideData(maps, text)
 

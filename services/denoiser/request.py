@@ -12,6 +12,15 @@ from chorus.common.v1 import latents_pb2, plan_pb2
 from chorus.denoiser.v1 import denoiser_pb2
 from chorus_rpc import errors
 from chorus_rpc.errors import ChorusError, Violation, Violations
+from chorus_rpc.limits import (
+    MAX_ENCODER_ID_CHARACTERS,
+    MAX_ID_CHARACTERS,
+    MAX_PROMPT_CHARACTERS,
+    MAX_VECTOR_DIM,
+    MAX_WEIGHTED_TOKENS,
+    NORM_TOLERANCE,
+    SHA256_PATTERN,
+)
 from chorus_rpc.plan_bounds import check_amplification, check_depth, check_region
 from numpy.typing import NDArray
 
@@ -19,14 +28,6 @@ from services.contract.schedule import schedule_fault
 from services.contract.tensors import decode_tensor
 from services.denoiser.model.loaded import LatentShape, LoadedModel
 from services.denoiser.network.wan import Grid
-
-MAX_PROMPT_CHARACTERS = 2_000
-MAX_VECTOR = 4_096
-MAX_WEIGHTED_TOKENS = 2_048
-_MAX_ID_CHARACTERS = 128
-_MAX_ENCODER_CHARACTERS = 512
-_ENTRY_ID = re.compile(r"[0-9a-f]{64}")
-_NORM_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -132,9 +133,9 @@ def parse_request(request: denoiser_pb2.DenoiseRequest, models: Mapping[str, Loa
         raise unknown_model(request.model_id, models)
     violations = Violations()
     violations.require(
-        0 < len(request.generation_id) <= _MAX_ID_CHARACTERS,
+        0 < len(request.generation_id) <= MAX_ID_CHARACTERS,
         "generation_id",
-        f"must have 1 to {_MAX_ID_CHARACTERS} characters, not {len(request.generation_id)}",
+        f"must have 1 to {MAX_ID_CHARACTERS} characters, not {len(request.generation_id)}",
     )
     shape = _latent_shape(violations, request, model)
     sigmas = _sigmas(violations, request, model)
@@ -261,7 +262,7 @@ def _check_plan(violations: Violations, plan: plan_pb2.Plan, steps: int) -> None
     )
     if plan.HasField("donor"):
         violations.require(
-            _ENTRY_ID.fullmatch(plan.donor.entry_id) is not None,
+            re.fullmatch(SHA256_PATTERN, plan.donor.entry_id) is not None,
             "plan.donor.entry_id",
             "must be 64 lower-case hex digits",
         )
@@ -269,14 +270,14 @@ def _check_plan(violations: Violations, plan: plan_pb2.Plan, steps: int) -> None
 
 def _check_retrieval(violations: Violations, request: denoiser_pb2.DenoiseRequest) -> None:
     violations.require(
-        0 < len(request.retrieval_encoder_id) <= _MAX_ENCODER_CHARACTERS,
+        0 < len(request.retrieval_encoder_id) <= MAX_ENCODER_ID_CHARACTERS,
         "retrieval_encoder_id",
-        f"must have 1 to {_MAX_ENCODER_CHARACTERS} characters where the cache is read or written",
+        f"must have 1 to {MAX_ENCODER_ID_CHARACTERS} characters where the cache is read or written",
     )
     violations.require(
-        1 <= request.vector_dim <= MAX_VECTOR,
+        1 <= request.vector_dim <= MAX_VECTOR_DIM,
         "vector_dim",
-        f"must be 1 to {MAX_VECTOR} where the cache is read or written, not {request.vector_dim}",
+        f"must be 1 to {MAX_VECTOR_DIM} where the cache is read or written, not {request.vector_dim}",
     )
 
 
@@ -297,7 +298,7 @@ def _check_admission(
     ):
         norm = math.sqrt(sum(value * value for value in vector))
         violations.require(
-            abs(norm - 1) <= _NORM_TOLERANCE,
+            abs(norm - 1) <= NORM_TOLERANCE,
             "admission.retrieval_vector",
             f"must be L2-normalised: its norm is {norm:.4g}, not 1",
         )

@@ -134,7 +134,7 @@ def _when_ended(context: Any, action: Callable[[], None]) -> None:
 
 def _started(job: DenoiseJob, start: _Start) -> denoiser_pb2.Started:
     return denoiser_pb2.Started(
-        first_step=job.first_step if start.donor else 0,
+        reuse_steps=job.first_step if start.donor else 0,
         total_steps=job.total_steps,
         donor=job.donor if start.donor else None,
         degraded=start.degraded,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
+from chorus_rpc.limits import DEFAULT_MAX_BLOB_BYTES
 from pydantic import BeforeValidator, Field, FilePath
 from pydantic_settings import NoDecode, SettingsConfigDict
 
@@ -65,6 +66,6 @@ class DenoiserSettings(ServerSettings):
     # How long handing the result to the cache may take.
     admit_seconds: Seconds = 30.0
     # The most that one step's latents may take.
-    max_blob_bytes: Annotated[int, Field(ge=1024, le=1024 * MIB)] = 64 * MIB
+    max_blob_bytes: Annotated[int, Field(ge=1024, le=1024 * MIB)] = DEFAULT_MAX_BLOB_BYTES
     # The longest a run may take, also where its caller set no deadline.
     run_seconds: Seconds = 3_600.0

@@ -11,15 +11,13 @@ from chorus.common.v1 import latents_pb2
 from chorus.embedder.v1 import embedder_pb2, embedder_pb2_grpc
 from chorus_rpc import errors
 from chorus_rpc.errors import ChorusError, Violations
+from chorus_rpc.limits import MAX_DONORS, MAX_PROMPT_CHARACTERS
 from numpy.typing import NDArray
 
 from services.contract.tensors import decode_tensor, encode_tensor
 from services.embedder.alignment import Change, EncodedPrompt, align, on_tokens
 from services.embedder.encoder_thread import EncoderThread
 from services.embedder.encoders import Encoder, Tokens
-
-MAX_PROMPT_CHARACTERS = 2_000
-MAX_DONORS = 16
 
 
 class EmbedderServicer(embedder_pb2_grpc.EmbedderServiceServicer):

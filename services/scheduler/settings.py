@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
+from chorus_rpc.limits import MAX_DEADLINE_SECONDS, MAX_DONORS, TENANT_PATTERN
 from chorus_rpc.tenancy import DEFAULT_TENANT
 from pydantic import Field, StringConstraints
 from pydantic_settings import SettingsConfigDict
 
 from services.runtime.settings import MIB, Seconds, ServerSettings, Target
-
-DAY = 86_400.0
 
 
 class SchedulerSettings(ServerSettings):
@@ -34,7 +33,7 @@ class SchedulerSettings(ServerSettings):
     keep_generations: Annotated[int, Field(ge=1, le=10_000_000)] = 10_000
 
     # Whose jobs these are; clients cannot choose it.
-    tenant: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")] = DEFAULT_TENANT
+    tenant: Annotated[str, StringConstraints(pattern=f"^{TENANT_PATTERN}$")] = DEFAULT_TENANT
     # How many jobs may wait for their turn.
     queue_limit: Annotated[int, Field(ge=1, le=1_000_000)] = 1_000
     # How many jobs are given to the denoiser at once.
@@ -42,10 +41,10 @@ class SchedulerSettings(ServerSettings):
     # Empty: the first model that the denoiser names.
     default_model: Annotated[str, Field(max_length=256)] = ""
     default_reuse: Literal["off", "safe", "balanced", "fast"] = "balanced"
-    default_deadline_seconds: Annotated[float, Field(ge=1, le=DAY)] = 3_600.0
+    default_deadline_seconds: Annotated[float, Field(ge=1, le=MAX_DEADLINE_SECONDS)] = 3_600.0
 
     # How many donors the planner may choose from.
-    donor_limit: Annotated[int, Field(ge=1, le=16)] = 8
+    donor_limit: Annotated[int, Field(ge=1, le=MAX_DONORS)] = 8
     # How donors are compared with the request: by aligning the prompts, or by their similarity alone.
     reranker: Literal["alignment", "score"] = "alignment"
     lookup_seconds: Seconds = 2.0

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
+from chorus_rpc.limits import SHA256_PATTERN
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -47,7 +48,7 @@ class Source(_Section):
     """
 
     file: Annotated[str, Field(min_length=1)]
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    sha256: Annotated[str, Field(pattern=f"^{SHA256_PATTERN}$")] | None = None
 
     @model_validator(mode="after")
     def _pinned(self) -> Source:

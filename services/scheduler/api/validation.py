@@ -11,16 +11,14 @@ from chorus.denoiser.v1 import denoiser_pb2
 from chorus.scheduler.v1 import scheduler_pb2 as pb
 from chorus_rpc import errors
 from chorus_rpc.errors import Violation, Violations
+from chorus_rpc.limits import MAX_DEADLINE_SECONDS, MAX_ID_CHARACTERS, MAX_PAGE_SIZE, MAX_PROMPT_CHARACTERS
 from chorus_rpc.plan_bounds import check_amplification, check_depth, check_region
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.contract.schedule import schedule_fault, shifted_schedule
-from services.scheduler.settings import DAY
 
-MAX_PROMPT_CHARACTERS = 2_000
 DEFAULT_PAGE_SIZE = 50
-MAX_PAGE_SIZE = 200
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_REQUEST_ID = re.compile(rf"[A-Za-z0-9._-]{{1,{MAX_ID_CHARACTERS}}}")
 _SECONDS_OF_A_TIMESTAMP = range(-62_135_596_800, 253_402_300_800)
 
 
@@ -43,7 +41,7 @@ def check_request_id(request_id: str) -> list[Violation]:
     return [
         Violation(
             "request_id",
-            f"must be 1 to 128 of A–Z, a–z, 0–9, '.', '_' and '-', not {_shown(request_id)};"
+            f"must be 1 to {MAX_ID_CHARACTERS} of A–Z, a–z, 0–9, '.', '_' and '-', not {_shown(request_id)};"
             " choose a new one for each request",
         )
     ]
@@ -139,7 +137,7 @@ def _deadline(spec: pb.GenerationSpec, defaults: Defaults, now: float, found: li
         found.append(
             Violation("spec.deadline", f"passed {-ahead:.3f} s ago; it must lie ahead, at most 24 hours")
         )
-    elif ahead > DAY:
+    elif ahead > MAX_DEADLINE_SECONDS:
         found.append(
             Violation("spec.deadline", f"lies {ahead / 3600:.1f} hours ahead; at most 24 are accepted")
         )

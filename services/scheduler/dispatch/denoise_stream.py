@@ -135,10 +135,10 @@ class DenoiseStream:
                 pass
 
     async def _started(self, started: denoiser_pb2.Started) -> None:
-        self.first_step = started.first_step
+        self.first_step = started.reuse_steps
         self._timings.fetch_seconds = started.fetch_seconds
         event = pb.StartedEvent(
-            first_step=started.first_step,
+            reuse_steps=started.reuse_steps,
             total_steps=started.total_steps,
             attempt=self._job.generation.attempts,
         )

@@ -77,7 +77,7 @@ def apply(generation: pb.Generation, event: pb.GenerationEvent) -> None:
     elif kind == "started":
         if event.started.HasField("donor"):
             generation.donor.CopyFrom(event.started.donor)
-        generation.steps_completed = event.started.first_step
+        generation.steps_completed = event.started.reuse_steps
     elif kind == "step_completed":
         generation.steps_completed = event.step_completed.step.index
         generation.steps_run += 1

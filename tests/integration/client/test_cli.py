@@ -81,7 +81,7 @@ def test_generate_passes_its_options_on(deployment: FakeDeployment) -> None:
     assert request.spec.HasField("deadline")
 
 
-EXPLICIT = ("--k1", "1", "--k2", "3", "--region", "attention", "--amplify", "value-gain:0.5")
+EXPLICIT = ("--reuse-steps", "1", "--region-end", "3", "--region", "attention", "--amplify", "value-gain:0.5")
 
 
 def test_an_explicit_plan_and_what_every_step_computed_are_told(deployment: FakeDeployment) -> None:
@@ -105,13 +105,13 @@ def test_an_explicit_plan_and_what_every_step_computed_are_told(deployment: Fake
 
 
 def test_a_renoised_plan_is_asked_for_and_told(deployment: FakeDeployment) -> None:
-    result = chorus("generate", "x", "--k1", "2", "--renoised", target=deployment.target)
+    result = chorus("generate", "x", "--reuse-steps", "2", "--renoised", target=deployment.target)
     assert result.exit_code == 0, result.output
     assert deployment.scheduler.requests[0].spec.explicit_reuse.renoised
     assert "score 0.910, its clean latents noised again" in result.stderr
     refused = chorus("generate", "x", "--renoised", target=deployment.target)
     assert refused.exit_code == 2
-    assert "k1: must be given with renoised" in refused.stderr
+    assert "reuse_steps: must be given with renoised" in refused.stderr
 
 
 def test_a_step_that_fell_back_is_told(deployment: FakeDeployment) -> None:
@@ -185,12 +185,16 @@ def test_cache_stats_and_purge(deployment: FakeDeployment) -> None:
             2,
             "error: sigmas: give steps or sigmas, not both\n",
         ),
-        (("generate", "x", "--sigmas", "1,a"), 2, "error: sigmas: must be numbers with commas between"),
+        (("generate", "x", "--sigmas", "1,a"), 2, "error: sigmas: must be numbers separated by commas"),
         (("generate", "x", "--reuse", "all"), 2, "error: reuse: must be one of off, safe, balanced, fast"),
-        (("generate", "x", "--k1", "0"), 2, "error: k1: must be 1 to 199, not 0\n"),
-        (("generate", "x", "--k2", "2"), 2, "error: k1: must be given with k2: 1 to the number of steps − 1"),
+        (("generate", "x", "--reuse-steps", "0"), 2, "error: reuse_steps: must be 1 to 199, not 0\n"),
         (
-            ("generate", "x", "--k1", "1", "--amplify", "bias:9"),
+            ("generate", "x", "--region-end", "2"),
+            2,
+            "error: reuse_steps: must be given with region_end: 1 to the number of steps − 1",
+        ),
+        (
+            ("generate", "x", "--reuse-steps", "1", "--amplify", "bias:9"),
             2,
             "error: amplify.strength: must be 0 to 4, not 9\n",
         ),
@@ -234,7 +238,7 @@ def test_nobody_answers() -> None:
         for arguments in (("jobs",), ("generate", "x"), ("watch", "gen-1"), ("cache", "stats")):
             result = chorus(*arguments, target=target)
             assert result.exit_code == 3
-            assert "is not available" in result.stderr
+            assert f"nothing answers at {target}" in result.stderr
 
 
 def test_the_running_up_of_this_directory_is_the_default_target(
@@ -260,7 +264,7 @@ def test_interrupting_generate_cancels_the_generation(deployment: FakeDeployment
     command = [
         sys.executable,
         "-m",
-        "chorus_client",
+        "chorus_cli",
         "generate",
         "slow circle",
         "--target",

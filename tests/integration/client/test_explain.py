@@ -17,17 +17,17 @@ from chorus.common.v1 import plan_pb2
 from chorus.scheduler.v1 import scheduler_pb2
 from chorus_cli import plugins
 from chorus_client import ChorusClient, explicit_reuse
+from evaluation.picture import ACTIVE, GAP, HEAD, INACTIVE, LABEL, MARGIN, TILE, frames_of
 from PIL import Image
 from typer.testing import CliRunner
 
-from evaluation.picture import ACTIVE, GAP, HEAD, INACTIVE, LABEL, MARGIN, TILE, frames_of
 from models.movingshapes import world
 from tests.integration.client.fakes import deployment_in_thread
 from tests.integration.evaluation.fakes import GROUPS, UPSCALE, WorldDeployment
 from tests.processes import ROOT
 
 GROUP = GROUPS[0]
-PLAN = explicit_reuse(1, k2=3, region="probe", amplify="contrast:0.5")
+PLAN = explicit_reuse(1, region_end=3, region="probe", amplify="contrast:0.5")
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def reused(deployment: WorldDeployment) -> str:
     with ChorusClient(deployment.target) as client:
         client.generate(GROUP.donor.prompt, seed=1)
         target = client.generate(GROUP.targets[0].prompt, seed=2, explicit_reuse=PLAN)
-    return target.generation.generation_id
+    return target.generation.id
 
 
 def rows_of(path: Path) -> int:

@@ -15,7 +15,7 @@ import pytest
 from chorus_client import endpoints
 
 pytestmark = pytest.mark.timeout(600)
-CHORUS = (sys.executable, "-m", "chorus_client")
+CHORUS = (sys.executable, "-m", "chorus_cli")
 
 
 class Up:

@@ -80,7 +80,7 @@ async def test_a_donor_that_cannot_be_used_costs_steps_not_the_video(
     found = await run(stub, reusing(request(), full.admission.entry_id, 2))
     assert found.started.degraded.reason == errors.BLOB_CORRUPT
     assert full.admission.entry_id in found.started.degraded.message
-    assert found.started.first_step == 0
+    assert found.started.reuse_steps == 0
     assert not found.started.HasField("donor")
     assert found.completed.steps_run == 4
     assert found.video == full.video
@@ -89,7 +89,7 @@ async def test_a_donor_that_cannot_be_used_costs_steps_not_the_video(
 async def test_a_donor_that_is_gone(stub: Any, cache: FakeCache) -> None:
     found = await run(stub, reusing(request(), "0" * 64, 1))
     assert found.started.degraded.reason == errors.NOT_FOUND
-    assert (found.started.first_step, found.completed.steps_run) == (0, 4)
+    assert (found.started.reuse_steps, found.completed.steps_run) == (0, 4)
 
 
 async def logged(service: ServiceProcess, event: str, generation_id: str) -> dict[str, Any]:

@@ -59,7 +59,7 @@ class WorldScheduler(FakeScheduler):
         generation.steps_run = plan.total_steps - plan.reuse_steps
         await self.emit(generation, planned=scheduler_pb2.PlannedEvent(plan=plan))
         started = scheduler_pb2.StartedEvent(
-            first_step=plan.reuse_steps, total_steps=plan.total_steps, attempt=1
+            reuse_steps=plan.reuse_steps, total_steps=plan.total_steps, attempt=1
         )
         await self.emit(generation, started=started)
         for index in range(plan.reuse_steps + 1, plan.total_steps + 1):

@@ -159,7 +159,12 @@ def test_plans_and_baselines_are_methods_of_the_same_run(deployment: WorldDeploy
     result = run_eval(
         *("--prompts", "set.jsonl", "--target", address, "--cache-target", address, "--empty-cache"),
         *("--policy", "none", "--baseline", "nirvana", "--baseline", "threshold", "--baseline", "modm"),
-        *("--plan", "shallow=k1:1", "--plan", "deep=k1:3,k2:4,region:probe,amplify:contrast:0.5"),
+        *(
+            "--plan",
+            "shallow=reuse_steps:1",
+            "--plan",
+            "deep=reuse_steps:3,region_end:4,region:probe,amplify:contrast:0.5",
+        ),
     )
     assert result.exit_code == 0, result.output
     figures = read_figures(tmp_path)
@@ -238,10 +243,13 @@ def test_prompts_without_scenes_exclude_alignment_with_a_note(
         (("--policy", "off"), "policy: must be one of safe, balanced, fast, or only none, not 'off'"),
         (("--policy", "none", "--policy", "fast"), "or only none, not 'none'"),
         (("--baseline", "chai"), "baseline: must be one of nirvana, threshold, modm, not 'chai'"),
-        (("--plan", "k1:2"), "plan: must be NAME=SPEC, such as deep=k1:2, not 'k1:2'"),
-        (("--plan", "fast=k1:2"), "plan: the name 'fast' is already in use"),
-        (("--plan", "Deep=k1:2"), "its name must be 1 to 32 characters of"),
-        (("--plan", "deep=k1:0"), "plan: deep: k1: must be 1 to 199, not 0"),
+        (
+            ("--plan", "reuse_steps:2"),
+            "plan: must be NAME=SPEC, such as deep=reuse_steps:2, not 'reuse_steps:2'",
+        ),
+        (("--plan", "fast=reuse_steps:2"), "plan: the name 'fast' is already in use"),
+        (("--plan", "Deep=reuse_steps:2"), "its name must be 1 to 32 characters of"),
+        (("--plan", "deep=reuse_steps:0"), "plan: deep: reuse_steps: must be 1 to 199, not 0"),
         (("--split", "all"), "split: must be one of train, calibration, test, not 'all'"),
         (("--phrasing", "odd"), "phrasing: must be seen or unseen"),
         (("--empty-cache",), "empty_cache: needs --target and --cache-target"),

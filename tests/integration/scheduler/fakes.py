@@ -229,7 +229,9 @@ class FakeDenoiser(Fake, denoiser_pb2_grpc.DenoiserServiceServicer):
     ) -> AsyncIterator[denoiser_pb2.DenoiseResponse]:
         total = len(request.schedule.sigmas) - 1
         first = 0 if self.degraded else request.plan.reuse_steps
-        started = denoiser_pb2.Started(first_step=first, total_steps=total, fetch_seconds=0.1 if first else 0)
+        started = denoiser_pb2.Started(
+            reuse_steps=first, total_steps=total, fetch_seconds=0.1 if first else 0
+        )
         if first:
             started.donor.CopyFrom(request.plan.donor)
         elif self.degraded:

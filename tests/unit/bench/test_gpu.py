@@ -25,7 +25,8 @@ import sys
 from importlib.machinery import PathFinder
 THERE = set(sys.stdlib_module_names) | set(
     "torch torchgen functorch numpy triton google grpc onnx typing_extensions sympy mpmath networkx jinja2 "
-    "markupsafe filelock fsspec setuptools _distutils_hack bench evaluation services chorus".split()
+    "markupsafe filelock fsspec setuptools _distutils_hack "
+    "bench evaluation services chorus chorus_rpc".split()
 )
 class Only(PathFinder):
     @classmethod

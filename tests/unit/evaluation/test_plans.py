@@ -74,13 +74,13 @@ def test_better_donor_never_skips_fewer_steps(name: str, one: float, other: floa
 
 
 def test_named_plans_keep_their_order_and_reject_duplicates() -> None:
-    plans = parse_named_plans(["b=k1:2", "a=k1:1,k2:3,region:probe"], reserved=())
+    plans = parse_named_plans(["b=reuse_steps:2", "a=reuse_steps:1,region_end:3,region:probe"], reserved=())
     assert list(plans.items()) == [
         ("b", explicit_reuse(2)),
-        ("a", explicit_reuse(1, k2=3, region="probe")),
+        ("a", explicit_reuse(1, region_end=3, region="probe")),
     ]
     with pytest.raises(ChorusError, match="plan: the name 'b' is already in use"):
-        parse_named_plans(["b=k1:2", "b=k1:1"], reserved=())
+        parse_named_plans(["b=reuse_steps:2", "b=reuse_steps:1"], reserved=())
 
 
 def test_methods_carry_their_options_and_baselines_depend_on_the_score() -> None:

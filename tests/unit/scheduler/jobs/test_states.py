@@ -16,7 +16,7 @@ EVENTS = {
     "waiting": pb.GenerationEvent(waiting=pb.WaitingEvent()),
     "planned": pb.GenerationEvent(planned=pb.PlannedEvent(plan=plan_pb2.Plan(total_steps=4))),
     "started": pb.GenerationEvent(
-        started=pb.StartedEvent(first_step=1, total_steps=4, donor=plan_pb2.DonorRef(entry_id="e"))
+        started=pb.StartedEvent(reuse_steps=1, total_steps=4, donor=plan_pb2.DonorRef(entry_id="e"))
     ),
     "step_completed": pb.GenerationEvent(
         step_completed=pb.StepCompletedEvent(step=latents_pb2.StepRef(index=2))
