@@ -113,11 +113,11 @@ def measure_step_costs(bench: Harness, repeats: int = 40) -> dict[str, Figure]:
     torch.set_num_threads(2)
     encoded = bench.encoder.encode(["a small red circle moving left on a navy background"])[0]
     text = bench.model.prepare_text(encoded.states)
-    tokens = bench.model.tokens_of(bench.model.noise(0, bench.shape))
+    tokens = bench.model.to_tokens(bench.model.noise(0, bench.shape))
     part = torch.randperm(len(tokens))[: round(REGION_SHARE * len(tokens))].sort().values
 
     def step(index: torch.Tensor | None = None, on_attention: Any = None) -> None:
-        bench.model.token_velocity(tokens, 0.9, text, bench.shape, index, on_attention)
+        bench.predictor.velocity(tokens, 0.9, text, bench.shape, index, on_attention)
 
     actions: dict[str, Callable[[], None]] = {
         "full": step,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from models.movingshapes.data import CODEC, GRID, LATENT_GRID, PATCH, TEXT_DIM
 from services.denoiser.network.positions import position_channels, position_count
-from services.denoiser.network.sampler import Step, sample
+from services.denoiser.network.sampler import sample
 from services.denoiser.network.wan import WanConfig, WanTransformer, patchify, rope_table, unpatchify
 
 POSITIONS = 4  # order of the position basis
@@ -100,8 +100,8 @@ class Network(torch.nn.Module):
 
     def trajectory(
         self, noise: Tensor, text: Tensor, bias: Tensor, sigmas: Sequence[float] = FEW_STEPS
-    ) -> Iterator[Step]:
-        """Yields the sampler's steps from noise [B, C, T, H, W], without gradients.
+    ) -> Iterator[Tensor]:
+        """Yields the latents after every step from noise [B, C, T, H, W], without gradients.
 
         Args:
             noise: Start latents, [B, C, T, H, W].

@@ -14,7 +14,8 @@ from chorus.common.v1 import plan_pb2
 from chorus.scheduler.v1 import scheduler_pb2 as pb
 from chorus_rpc.plan_bounds import DEFAULT_REGION
 
-from services.scheduler.planning.calibration import LIMITS, Calibration, Depth, Policy, Row
+from services.contract.reuse import effective_region_end, needs_side_data
+from services.scheduler.planning.calibration import LIMITS, Calibration, Policy, Row
 from services.scheduler.planning.edits import Edit
 
 # Score at and above which this share of the steps is reused, best first. Text similarity alone is a coarse
@@ -130,15 +131,13 @@ def explicit(
         wanted: within its bounds.
     """
     first = wanted.reuse_steps
-    end = max(first, wanted.region_end)
+    end = effective_region_end(wanted)
     region = (wanted.region if wanted.HasField("region") else DEFAULT_REGION) if end > first else None
     amplification = wanted.amplification if wanted.HasField("amplification") else None
-    depth = Depth(1.0, region, amplification)
+    side_data = needs_side_data(region, amplification)
     needed = (total_steps, total_steps) if wanted.renoised else (first, end)
     fitting = [
-        donor
-        for donor in donors
-        if donor.score >= wanted.min_score and donor.holds(*needed, depth.needs_side_data)
+        donor for donor in donors if donor.score >= wanted.min_score and donor.holds(*needed, side_data)
     ]
     if not fitting:
         latents = (
@@ -150,7 +149,7 @@ def explicit(
             total_steps,
             plan_pb2.PLAN_REASON_CODE_NO_DONOR,
             f"no entry scores {wanted.min_score:.3f} or more and holds what the request's own plan needs:"
-            f" {latents}" + (", and side data" if depth.needs_side_data else ""),
+            f" {latents}" + (", and side data" if side_data else ""),
         )
     best = max(fitting, key=lambda donor: (donor.score, donor.entry_id))
     return Plan(
