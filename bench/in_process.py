@@ -37,7 +37,7 @@ from services.embedder.encoder_thread import EncoderThread
 from services.embedder.encoders import Encoding, MiniLMEncoder
 from services.embedder.servicer import EmbedderServicer
 from services.scheduler.planning.calibration import Depth
-from services.scheduler.planning.edits import Edit, edit_of
+from services.scheduler.planning.edits import Edit, classify_edit
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ class Harness:
         request = embedder_pb2.AlignRequest(target_prompt=prompt, donor_prompts=[donor])
         context: Any = None
         reply = asyncio.run(self._embedder.Align(request, context))
-        return edit_of(reply.alignments[0], len(target.tokens))
+        return classify_edit(reply.alignments[0], len(target.tokens))
 
     def run_full(self, text: TextKV, seed: int, tokens: int) -> DonorLatents:
         """Runs without a donor and returns the latents as a later run would find them in the cache."""
@@ -174,7 +174,7 @@ class Harness:
     def build_plan(self, variant: Depth | Renoised, edit: Edit) -> plan_pb2.Plan | None:
         """Returns the plan of a variant; None if it reuses no step."""
         depth = Depth(variant.sigma) if isinstance(variant, Renoised) else variant
-        reuse_steps, total = depth.first_step(self.sigmas), len(self.sigmas) - 1
+        reuse_steps, total = depth.reuse_steps(self.sigmas), len(self.sigmas) - 1
         if reuse_steps == 0:
             return None
         return plan_pb2.Plan(

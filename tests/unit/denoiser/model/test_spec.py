@@ -23,7 +23,7 @@ from services.denoiser.model_registry import ModelRegistry
 from services.denoiser.network.sampler import sample
 from services.denoiser.network.wan import WanConfig, WanTransformer
 from services.denoiser.request import DenoiseJob
-from services.scheduler.peers.messages import latent_identity
+from services.scheduler.peers.messages import build_latent_identity
 from tests.processes import ROOT
 
 SPEC = """
@@ -319,7 +319,7 @@ def test_adapters_are_part_of_the_identity(make: Make, tmp_path: Path) -> None:
             1,
             None,
         )
-        asked = latent_identity(
+        asked = build_latent_identity(
             scheduler_pb2.GenerationSpec(
                 shape=video_pb2.VideoShape(frames=4, height=8, width=12),
                 schedule=latents_pb2.Schedule(sigmas=(1.0, 0.0)),
