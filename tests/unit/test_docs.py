@@ -9,7 +9,8 @@ import pytest
 
 from tests.processes import ROOT
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted(ROOT.glob("infra/**/README.md"))]
+FOLDERS = ("docs", "examples", "infra", "models")
+PAGES = [*sorted(ROOT.glob("*.md")), *(page for top in FOLDERS for page in sorted((ROOT / top).rglob("*.md")))]
 PAGES = [page for page in PAGES if "node_modules" not in page.parts]
 
 
