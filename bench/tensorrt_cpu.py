@@ -31,7 +31,7 @@ from services.denoiser.engines.onnx_export import export
 from services.denoiser.engines.store import EngineStore
 from services.denoiser.engines.tensorrt_builder import BuildOptions, build_engine
 from services.denoiser.engines.verify import compare
-from services.denoiser.kernels.check import interpreter_errors
+from services.denoiser.kernels.check import measure_interpreter_errors
 from services.denoiser.model.loaded import LoadedModel
 from services.denoiser.network.wan import WanConfig, WanTransformer
 from services.denoiser.settings import SHIPPED_MODEL
@@ -102,7 +102,8 @@ def main(
     with tempfile.TemporaryDirectory() as folder:
         figures = shipped(Path(folder))
         figures |= {
-            name: single(value, "of the largest value") for name, value in interpreter_errors().items()
+            name: single(value, "of the largest value")
+            for name, value in measure_interpreter_errors().items()
         }
         if with_wan:
             figures |= wan(Path(folder))

@@ -171,10 +171,10 @@ def _compiled_form(bench: Bench) -> None:
     from services.denoiser.kernels.amplified_attention import launch
     from services.denoiser.kernels.check import example
     from services.denoiser.kernels.driver import Driver
-    from services.denoiser.kernels.signature import contiguous_sizes
+    from services.denoiser.kernels.signature import compute_contiguous_sizes
 
     device, width = bench.device, _AOT_WIDTH
-    arch, driver, differing, of = aot.arch_for(*torch.cuda.get_device_capability(device)), Driver(), 0, 0
+    arch, driver, differing, of = aot.select_arch(*torch.cuda.get_device_capability(device)), Driver(), 0, 0
     case = (2, 3, 1000, 77, 130, width)
     with tempfile.TemporaryDirectory() as folder:
         manifest = aot.build(Path(folder), archs=[arch], head_dims=[width], progress=lambda _: None)
@@ -185,7 +185,7 @@ def _compiled_form(bench: Bench) -> None:
             want, got = torch.full_like(args[0], torch.nan), torch.full_like(args[0], torch.nan)
             launch(args, want, tactic)
             kernel = aot.load(manifest, arch, name, width, tactic)
-            values = [*(arg.data_ptr() for arg in args), *contiguous_sizes(*case[1:]), got.data_ptr()]
+            values = [*(arg.data_ptr() for arg in args), *compute_contiguous_sizes(*case[1:]), got.data_ptr()]
             stream = torch.cuda.current_stream(device).cuda_stream
             driver.launch(kernel, kernel.grid(*case[:3]), values, stream)
             torch.cuda.synchronize(device)

@@ -20,7 +20,7 @@ from bench.results import median, ratio, single
 from services.denoiser.backends.base import BackendError
 from services.denoiser.backends.eager import EagerBackend
 from services.denoiser.backends.graph_backend import Profile, Sizes
-from services.denoiser.backends.tensorrt.module import described, load_module
+from services.denoiser.backends.tensorrt.module import describe_module, load_module
 from services.denoiser.network.text import AmplifiedText
 from services.denoiser.network.wan import WanConfig, WanTransformer, rope_table
 
@@ -37,7 +37,7 @@ def run(bench: Bench) -> None:
         bench.report.note("refused", "tensorrt", str(error))
         bench.skip("tensorrt", "no TensorRT module can be imported")
         return
-    bench.report.note("facts", "tensorrt", described(module))
+    bench.report.note("facts", "tensorrt", describe_module(module))
     if bench.device.type != "cuda":
         bench.skip("tensorrt", "needs a CUDA device")
         return
@@ -85,14 +85,14 @@ def _engine(bench: Bench, module: ModuleType, name: str, config: WanConfig) -> N
 
 def build(bench: Bench, module: ModuleType, name: str, network: WanTransformer, folder: Path) -> Path:
     """The engine of a whole network, built for the device that is there. Raises BackendError."""
-    from services.denoiser.backends.graph import parts_of
+    from services.denoiser.backends.graph import split_into_parts
     from services.denoiser.engines.onnx_export import export
     from services.denoiser.engines.tensorrt_builder import BuildOptions, build_engine
 
     begin = time.perf_counter()
     (graph,) = export(network, folder, bench.dtype, 0, lambda _: None)
     exported = time.perf_counter()
-    (part,) = parts_of(network, 0)
+    (part,) = split_into_parts(network, 0)
     # Every block attends to the tokens and to the text.
     attentions = 2 * len(part.blocks)
     built = build_engine(module, graph, attentions, _profile(bench), BuildOptions(), lambda _: None)

@@ -16,9 +16,9 @@ import typer
 from chorus_client import ChorusClient
 from PIL import Image, ImageDraw, ImageFont
 
-from bench.quickstart.sheet import FRAMES, frames_of, wrap
+from bench.quickstart.sheet import FRAMES, sample_frames, wrap
 from evaluation.deployment import local_deployment
-from evaluation.runs import Run, timed, warm_up
+from evaluation.timing import TimedGeneration, generate_timed, warm_up
 
 DONOR: Final = "a small red circle moving left and a large blue square moving up on a gray background"
 PROMPT: Final = "a small red circle moving left and a large purple square moving up on a gray background"
@@ -43,11 +43,11 @@ class PictureRow:
 def measure_rows(client: ChorusClient) -> list[PictureRow]:
     """Generates the donor once, then the edited prompt several times each way; captions hold medians."""
     warm_up(client)
-    donor = timed(client, DONOR, seed=SEED)
-    hits, full = list[Run](), list[Run]()
+    donor = generate_timed(client, DONOR, seed=SEED)
+    hits, full = list[TimedGeneration](), list[TimedGeneration]()
     for _ in range(REPEATS):
-        full.append(timed(client, PROMPT, seed=SEED + 1, reuse="off", no_store=True))
-        hits.append(timed(client, PROMPT, seed=SEED + 1, no_store=True))
+        full.append(generate_timed(client, PROMPT, seed=SEED + 1, reuse="off", no_store=True))
+        hits.append(generate_timed(client, PROMPT, seed=SEED + 1, no_store=True))
     if any(run.generation.donor.generation_id != donor.generation.generation_id for run in hits):
         raise SystemExit("the edited prompt did not reuse its donor")
     return [
@@ -59,7 +59,7 @@ def measure_rows(client: ChorusClient) -> list[PictureRow]:
     ]
 
 
-def describe(runs: Sequence[Run]) -> str:
+def describe(runs: Sequence[TimedGeneration]) -> str:
     """Returns the number of computed steps and the median time of equal runs."""
     generation = runs[0].generation
     seconds = statistics.median(run.seconds for run in runs)
@@ -82,7 +82,7 @@ def draw_picture(rows: Sequence[PictureRow]) -> Image.Image:
         for i, line in enumerate(wrap(draw, row.prompt, font, _CAPTION - _MARGIN)[:3]):
             draw.text((_MARGIN, y + 36 + 19 * i), line, fill=_INK, font=font)
         draw.text((_MARGIN, y + 100), row.detail, fill=_ACCENT if row.accent else _FAINT, font=font)
-        for i, frame in enumerate(frames_of(row.video)):
+        for i, frame in enumerate(sample_frames(row.video)):
             scaled = frame.resize((_CELL, _CELL), Image.Resampling.NEAREST)
             picture.paste(scaled, (_MARGIN + _CAPTION + i * (_CELL + _GAP), y))
     return picture
@@ -93,7 +93,7 @@ def main(
 ) -> None:
     with (
         tempfile.TemporaryDirectory() as directory,
-        local_deployment(Path(directory), forgetful=True) as targets,
+        local_deployment(Path(directory), cache_embeddings=False) as targets,
         ChorusClient(targets["scheduler"]) as client,
     ):
         rows = measure_rows(client)

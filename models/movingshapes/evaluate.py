@@ -20,7 +20,7 @@ from torch import Tensor
 from models.movingshapes.analyzer import FIELDS, compare, read_scene
 from models.movingshapes.captions import Phrasing
 from models.movingshapes.data import Captions, draw_scenes, encode_captions, write_captions
-from models.movingshapes.world import Scene, Split, scene_of
+from models.movingshapes.world import Scene, Split, parse_scene
 from services.denoiser.codec.mp4 import to_frames
 from services.denoiser.model.loaded import LoadedModel
 from services.denoiser.network.sampler import sample
@@ -43,7 +43,7 @@ class Verdict:
         return len(self.scene.things) == 1
 
 
-def prompts_of(split: Split, count: int, phrasing: Phrasing, unseen_words: bool = False) -> Captions:
+def load_prompts(split: Split, count: int, phrasing: Phrasing, unseen_words: bool = False) -> Captions:
     """Prompts of a split, half of them with two objects, in phrasings drawn afresh."""
     scenes = draw_scenes(split, count, FIRST_SEED)
     return encode_captions(scenes, write_captions(scenes, FIRST_SEED, phrasing, unseen_words))
@@ -62,7 +62,7 @@ def videos(model: LoadedModel, captions: Captions) -> Iterable[tuple[str, Scene,
     """Prompt, scene and video of every caption, each from a seed of its own."""
     for i, text in enumerate(captions.texts):
         states = captions.states[i][captions.mask[i]].float()
-        yield text, scene_of(captions.table[i]), generate(model, states, FIRST_SEED + i)
+        yield text, parse_scene(captions.table[i]), generate(model, states, FIRST_SEED + i)
 
 
 def judge(model: LoadedModel, captions: Captions) -> list[Verdict]:
@@ -101,7 +101,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     model = LoadedModel.load(args.model)
-    captions = prompts_of(args.split, args.count, args.phrasing, args.unseen_words)
+    captions = load_prompts(args.split, args.count, args.phrasing, args.unseen_words)
     if args.sheet:
         few = Captions(captions.texts[:12], captions.table[:12], captions.states[:12], captions.mask[:12])
         contact_sheet([(text, video) for text, _, video in videos(model, few)]).save(args.sheet)

@@ -27,7 +27,7 @@ from models.movingshapes.analyzer import accuracy
 from models.movingshapes.data import CODEC, GRID, Captions, latents, load_captions, near_paths
 from models.movingshapes.muon import Muon
 from models.movingshapes.network import FEW_STEPS, SHIFT, Network, noise, to_tokens
-from models.movingshapes.world import Scene, scene_of
+from models.movingshapes.world import Scene, parse_scene
 
 TOKENS = GRID[0] * GRID[1] * GRID[2]
 AT_NOISE = 0.3  # share of samples at sigma = 1, where it is decided what moves where
@@ -200,7 +200,7 @@ def judge(
         text, bias = (t.to(device) for t in captions.text(part))
         *_, last = network.trajectory(noise(len(part), g).to(device), text, bias, sigmas)
         videos += [CODEC.decode(x) for x in last.latents.cpu()]
-        wanted += [scene_of(row) for row in captions.table[part]]
+        wanted += [parse_scene(row) for row in captions.table[part]]
     return accuracy(videos, wanted)
 
 

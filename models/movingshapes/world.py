@@ -123,7 +123,7 @@ def scene_table(scenes: list[Scene]) -> Tensor:
     return rows
 
 
-def scene_of(row: Tensor) -> Scene:
+def parse_scene(row: Tensor) -> Scene:
     """The scene of one row of `scene_table`."""
     background, *rest = row.tolist()
     parts = [rest[i : i + 4] for i in range(0, len(rest), 4) if rest[i] >= 0]

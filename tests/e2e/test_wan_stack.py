@@ -38,7 +38,7 @@ def save_model(folder: Path) -> Path:
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """As `chorus up --model` starts it: the model file says which encoder it needs."""
     folder = tmp_path_factory.mktemp("wan")
-    with running_stack(folder, model_files.choose([save_model(folder)], {})) as running:
+    with running_stack(folder, model_files.choose_models([save_model(folder)], {})) as running:
         yield running
 
 

@@ -1,4 +1,4 @@
-"""What `chorus up` reads from model files: which text encoders the embedder has to load for them."""
+"""Text encoders that model files name: `chorus up` makes the embedder load them."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ ENCODERS: Final = "CHORUS_EMBEDDER_CONDITIONING"
 SHIPPED: Final = "minilm"
 
 
-def choose(said: Sequence[Path], base: Mapping[str, str]) -> dict[str, str]:
-    """The variables that make the services serve these model files, or those that `base` names already.
+def choose_models(models: Sequence[Path], base: Mapping[str, str]) -> dict[str, str]:
+    """Returns the variables that make the services serve `models`, or the models that `base` names.
 
-    Raises ChorusError (INVALID_FIELD) for a file that cannot be read, and when both are said.
+    Raises ChorusError (INVALID_FIELD) for a file that cannot be read, and if both name models.
     """
-    if said and MODELS in base:
-        raise invalid("model", f"{MODELS} says which models, too: leave out one of the two")
-    files = [str(path.absolute()) for path in said] or [
+    if models and MODELS in base:
+        raise invalid("model", f"{MODELS} names models, too: leave out one of the two")
+    files = [str(path.absolute()) for path in models] or [
         part.strip() for part in base.get(MODELS, "").split(",") if part.strip()
     ]
     if not files:
         return {}
-    encoders = dict.fromkeys(encoder(Path(file)) for file in files)
+    encoders = dict.fromkeys(read_encoder(Path(file)) for file in files)
     return {MODELS: ",".join(files), ENCODERS: ",".join(encoders)}
 
 
-def encoder(file: Path) -> str:
-    """A model's text encoder as the embedder's settings write it; paths in it become absolute.
+def read_encoder(file: Path) -> str:
+    """Returns the text encoder of a model file, as the embedder's settings write it; paths become absolute.
 
     The denoiser checks the rest of the file. Raises ChorusError (INVALID_FIELD).
     """
@@ -43,12 +43,11 @@ def encoder(file: Path) -> str:
         raise invalid("model", f"{file}: cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise invalid("model", f"{file}: not TOML: {error}") from error
-    said = text.get("encoder", SHIPPED) if isinstance(text, dict) else None
-    if not isinstance(said, str):
-        raise invalid(
-            "model", f'{file}: text.encoder must be "{SHIPPED}", or a kind and where it lies: "umt5:path"'
-        )
-    kind, _, location = said.partition(":")
+    encoder = text.get("encoder", SHIPPED) if isinstance(text, dict) else None
+    if not isinstance(encoder, str):
+        form = f'must be "{SHIPPED}", or a kind and its path: "umt5:path"'
+        raise invalid("model", f"{file}: text.encoder {form}")
+    kind, _, location = encoder.partition(":")
     if not location or location.startswith(HUB_SCHEME):
-        return said
+        return encoder
     return f"{kind}:{(file.absolute().parent / Path(location).expanduser()).resolve()}"

@@ -198,7 +198,7 @@ def _make(
             for graph in graphs:
                 add_function(graph)
         return graphs, facts
-    from services.denoiser.backends.graph import parts_of
+    from services.denoiser.backends.graph import split_into_parts
     from services.denoiser.backends.tensorrt.module import load_module
     from services.denoiser.engines.tensorrt_builder import BuildOptions, build_engine
     from services.denoiser.engines.tensorrt_layers import merged
@@ -212,7 +212,7 @@ def _make(
     begin, engines, layers = time.perf_counter(), [], []
     where = torch.cuda.device(_device(model)) if torch.cuda.is_available() else nullcontext()
     for number, (part, graph) in enumerate(
-        zip(parts_of(model.transformer, options.blocks_each), graphs, strict=True)
+        zip(split_into_parts(model.transformer, options.blocks_each), graphs, strict=True)
     ):
         if report(f"build {number + 1} of {len(graphs)}") is False:
             raise BackendError("building was stopped")
@@ -233,16 +233,16 @@ def _make(
 
 def _register_plugin(module: ModuleType, folder: Path, report: Progress) -> None:
     """Compiles the kernel for the device and makes it known to TensorRT. Raises BackendError."""
-    from services.denoiser.backends.tensorrt.module import described, is_rtx
+    from services.denoiser.backends.tensorrt.module import describe_module, is_rtx
     from services.denoiser.backends.tensorrt.plugin import ensure_registered
     from services.denoiser.kernels import aot
 
     if is_rtx(module):
-        raise BackendError(f"plugin: {described(module)} builds no plugins; build without --plugin")
+        raise BackendError(f"plugin: {describe_module(module)} builds no plugins; build without --plugin")
     if not torch.cuda.is_available():
         raise BackendError("plugin: needs the CUDA device that the engine is for")
     try:
-        arch = aot.arch_for(*torch.cuda.get_device_capability())
+        arch = aot.select_arch(*torch.cuda.get_device_capability())
         # Beside the engines and for every type: TensorRT reads it at each build of this process.
         manifest = aot.build(
             folder.parent / "plugin" / f"sm_{arch}",
@@ -273,9 +273,9 @@ def _runtime(options: EngineOptions) -> str:
         except ImportError as error:
             raise BackendError(f"{error}: install chorus-serving[onnx]") from error
         return f"onnxruntime {onnxruntime.__version__}"
-    from services.denoiser.backends.tensorrt.module import described, load_module
+    from services.denoiser.backends.tensorrt.module import describe_module, load_module
 
-    return described(load_module(options.runtime))
+    return describe_module(load_module(options.runtime))
 
 
 def _target(model: LoadedModel, options: EngineOptions) -> str:

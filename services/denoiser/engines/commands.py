@@ -78,8 +78,8 @@ def build(
     with _faults(out):
         loaded = LoadedModel.load(model or SHIPPED_MODEL)
         options = replace(options, profile=_profile(loaded, tokens, keys))
-        artefact = ensure_engine(loaded, options, EngineStore(folder), out.note, rebuild=rebuild)
-        out.say(f"{artefact.digest}  {_words(artefact)}", engine=_plain(artefact))
+        artefact = ensure_engine(loaded, options, EngineStore(folder), out.status, rebuild=rebuild)
+        out.print(f"{artefact.digest}  {_words(artefact)}", engine=_plain(artefact))
 
 
 def show_all(out: Output, folder: Path) -> None:
@@ -91,9 +91,9 @@ def show_all(out: Output, folder: Path) -> None:
             f"{digest[:_SHORT]}  {key['model_id']}  {key['runtime']} for {key['target']}  {key['precision']}"
             f"{' fp8' if key['fp8'] else ''}  {megabytes:.1f} MB  {manifest['built']}"
         )
-        out.say(words, engine=digest, built=manifest["built"], megabytes=round(megabytes, 3), key=key)
+        out.print(words, engine=digest, built=manifest["built"], megabytes=round(megabytes, 3), key=key)
     if not found:
-        out.note(f"no engines in {folder}")
+        out.status(f"no engines in {folder}")
 
 
 def inspect(out: Output, folder: Path, engine: str) -> None:
@@ -105,7 +105,7 @@ def inspect(out: Output, folder: Path, engine: str) -> None:
             "built": artefact.built,
             "files": [f.name for f in artefact.files],
         }
-        out.say("\n".join(f"{name}: {value}" for name, value in rows.items()), engine=_plain(artefact))
+        out.print("\n".join(f"{name}: {value}" for name, value in rows.items()), engine=_plain(artefact))
 
 
 def verify(out: Output, folder: Path, engine: str, model: Path | None) -> None:
@@ -133,14 +133,14 @@ def verify(out: Output, folder: Path, engine: str, model: Path | None) -> None:
                 plugin=bool(key["options"]["plugin"]),
                 blocks_each=int(key["blocks_each"]),
             )
-            artefact = ensure_engine(loaded, options, store, out.note)
+            artefact = ensure_engine(loaded, options, store, out.status)
         least, most = artefact.profile.tokens.min, artefact.profile.tokens.max
         counts = [count for count in token_counts(loaded) if least <= count <= most]
         with closing(load_engine(loaded, artefact, options)) as backend:
             errors_by_tokens = compare(loaded, backend, counts or [least])
         lines = [f"files: digests match; ran {ran}", "tokens  largest error, by torch's largest value"]
         lines += [f"{tokens:6d}  {error.relative:.2e}" for tokens, error in errors_by_tokens.items()]
-        out.say(
+        out.print(
             "\n".join(lines),
             ran=ran,
             relative_error={str(n): e.relative for n, e in errors_by_tokens.items()},

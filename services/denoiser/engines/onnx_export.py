@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from services.denoiser.backends.base import BackendError, Progress
-from services.denoiser.backends.graph import GraphPart, parts_of
-from services.denoiser.backends.tensorrt.onnx_domain import translation, with_function
+from services.denoiser.backends.graph import GraphPart, split_into_parts
+from services.denoiser.backends.tensorrt.onnx_domain import add_function as add_plugin_function
+from services.denoiser.backends.tensorrt.onnx_domain import build_translation_table
 from services.denoiser.engines.fp8 import quantise
 from services.denoiser.network.wan import WanTransformer, parameter_dtype
 
@@ -50,7 +51,7 @@ def export(
     network = _copy(transformer, dtype)
     if fp8_ranges is not None:
         quantise(network, fp8_ranges)
-    parts, paths = parts_of(network, blocks_each, plugin=plugin), []
+    parts, paths = split_into_parts(network, blocks_each, plugin=plugin), []
     for number, part in enumerate(parts):
         path = folder / f"part-{number:02d}.onnx"
         words = f"export {number + 1} of {len(parts)}: blocks {part.blocks.start} to {part.blocks.stop - 1}"
@@ -64,7 +65,7 @@ def export(
 def add_function(path: Path) -> None:
     """Writes what the plugin's node means into a graph, for runtimes that have no plugin."""
     model = onnx.load(path, load_external_data=False)
-    onnx.save(with_function(model), path)
+    onnx.save(add_plugin_function(model), path)
 
 
 def _copy(transformer: WanTransformer, dtype: torch.dtype) -> WanTransformer:
@@ -104,7 +105,7 @@ def _export_part(part: GraphPart, path: Path, dtype: torch.dtype) -> None:
             input_names=list(part.inputs),
             output_names=list(part.outputs),
             dynamic_shapes=(tuple(dynamic.get(name) for name in part.inputs),),
-            custom_translation_table=translation() if part.plugin else None,
+            custom_translation_table=build_translation_table() if part.plugin else None,
             verbose=False,
         )
     assert program is not None

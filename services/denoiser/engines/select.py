@@ -11,7 +11,7 @@ from services.denoiser.backends.eager import EagerBackend
 from services.denoiser.backends.fallback import Fallback, Unavailable
 from services.denoiser.engines.build import ONNX, EngineOptions, ensure_engine, find_engine, load_engine
 from services.denoiser.engines.store import EngineStore
-from services.denoiser.kernels.rule import through_kernel
+from services.denoiser.kernels.cross_attention import build_kernel_attention
 from services.denoiser.model.loaded import LoadedModel
 from services.denoiser.network.text import LayerAmplification
 from services.denoiser.settings import DenoiserSettings
@@ -47,7 +47,7 @@ def _kernel(model: LoadedModel, settings: DenoiserSettings) -> bool:
         with as_backend_error("amplified attention"):
             config, dtype = model.transformer.config, model.dtype
             q = torch.zeros(1, config.heads, 2, config.head_dim, dtype=dtype, device=model.device)
-            [rule] = through_kernel([LayerAmplification(other=(q, q), strength=1.0)])
+            [rule] = build_kernel_attention([LayerAmplification(other=(q, q), strength=1.0)])
             assert rule is not None
             rule(q, q, q, None)
     except BackendError as error:

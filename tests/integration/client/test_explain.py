@@ -17,10 +17,10 @@ from chorus.common.v1 import plan_pb2
 from chorus.scheduler.v1 import scheduler_pb2
 from chorus_cli import plugins
 from chorus_client import ChorusClient, explicit_reuse
+from evaluation.picture import ACTIVE, GAP, HEAD, INACTIVE, LABEL, MARGIN, TILE, frames_of
 from PIL import Image
 from typer.testing import CliRunner
 
-from evaluation.picture import ACTIVE, GAP, HEAD, INACTIVE, LABEL, MARGIN, TILE, frames_of
 from models.movingshapes import world
 from tests.integration.client.fakes import deployment_in_thread
 from tests.integration.evaluation.fakes import GROUPS, UPSCALE, WorldDeployment

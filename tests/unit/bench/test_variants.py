@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench import results
-from bench.alternatives import BLOCK, best, halves, variants
+from bench.alternatives import BLOCK, build_variants, choose_best, split_halves
 from bench.in_process import Harness, Pair, Trial
 from bench.results import Figure
 from bench.variants import Alternative, Term, Where, ceiled, edge_jump, mixed
@@ -47,7 +47,7 @@ def test_a_paired_interval_holds_the_difference_and_turns_with_it(pairs: list[tu
 
 def test_halves_hold_every_kind_and_number_of_objects_alike() -> None:
     trials = [Trial(str(number % BLOCK), "", {}) for number in range(4 * BLOCK)]
-    parts = halves(trials)
+    parts = split_halves(trials)
     assert [t.kind for t in parts["choose"]] == [t.kind for t in parts["report"]]
     assert not any(one is other for one in parts["choose"] for other in parts["report"])
     assert parts["all"] == trials
@@ -66,12 +66,12 @@ def test_the_best_is_chosen_on_the_first_half_alone() -> None:
         for half, three in parts.items()
         for of, value in zip(("alignment", "drift", "computed"), three, strict=True)
     }
-    assert best(list(values), "table", gains) == "d"
+    assert choose_best(list(values), "table", gains) == "d"
 
 
 def test_no_two_variants_share_a_name() -> None:
     seen: dict[str, object] = {}
-    for names in variants().values():
+    for names in build_variants().values():
         for name, variant in names.items():
             assert seen.setdefault(name, variant) == variant
 

@@ -31,7 +31,7 @@ def test_a_variable_that_is_no_port_is_named(said: str) -> None:
 
 def test_services_find_each_other_and_keep_everything_in_the_directory(tmp_path: Path) -> None:
     ports = {"embedder": 1, "cache": 2, "denoiser": 3, "scheduler": 4}
-    variables = up.environment({"PATH": "/bin"}, tmp_path, ports)
+    variables = up.build_environment({"PATH": "/bin"}, tmp_path, ports)
     assert (
         variables["CHORUS_SCHEDULER_CACHE_TARGET"]
         == variables["CHORUS_DENOISER_CACHE_TARGET"]
@@ -47,7 +47,7 @@ def test_services_find_each_other_and_keep_everything_in_the_directory(tmp_path:
 
 def test_what_the_user_says_wins(tmp_path: Path) -> None:
     said = {"CHORUS_CACHE_MILVUS_URI": "http://milvus:19530", "CHORUS_DENOISER_DRAIN_SECONDS": "90"}
-    variables = up.environment(said, tmp_path, up.choose_ports({}))
+    variables = up.build_environment(said, tmp_path, up.choose_ports({}))
     assert variables["CHORUS_CACHE_MILVUS_URI"] == "http://milvus:19530"
     assert up.longest_drain(variables) == 90
 
@@ -63,23 +63,25 @@ def test_models_bring_the_encoders_they_name(tmp_path: Path, monkeypatch: pytest
     hub = model_file(tmp_path / "hub.toml", '[text]\nencoder = "umt5:hf://team/wan@main"')
     small = model_file(tmp_path / "small.toml", '[text]\nencoder_id = "all-minilm-l6-v2@0"')
     monkeypatch.chdir(tmp_path)
-    found = up.environment({}, tmp_path, up.choose_ports({}), [Path("own/model.toml"), hub, small, own])
+    found = up.build_environment({}, tmp_path, up.choose_ports({}), [Path("own/model.toml"), hub, small, own])
     assert found["CHORUS_DENOISER_MODELS"] == f"{own},{hub},{small},{own}"
     assert (
         found["CHORUS_EMBEDDER_CONDITIONING"]
         == f"umt5:{tmp_path / 'pipeline'},umt5:hf://team/wan@main,minilm"
     )
-    assert model_files.choose([], {}) == {}
+    assert model_files.choose_models([], {}) == {}
 
 
 def test_models_of_the_environment_bring_theirs_unless_it_says_otherwise(tmp_path: Path) -> None:
     file = model_file(tmp_path / "model.toml", '[text]\nencoder = "clip:/encoders/clip"')
     base, ports = {"CHORUS_DENOISER_MODELS": str(file)}, up.choose_ports({})
-    assert up.environment(base, tmp_path, ports)["CHORUS_EMBEDDER_CONDITIONING"] == "clip:/encoders/clip"
+    assert (
+        up.build_environment(base, tmp_path, ports)["CHORUS_EMBEDDER_CONDITIONING"] == "clip:/encoders/clip"
+    )
     said = {**base, "CHORUS_EMBEDDER_CONDITIONING": "umt5:/mine"}
-    assert up.environment(said, tmp_path, ports)["CHORUS_EMBEDDER_CONDITIONING"] == "umt5:/mine"
+    assert up.build_environment(said, tmp_path, ports)["CHORUS_EMBEDDER_CONDITIONING"] == "umt5:/mine"
     with pytest.raises(ChorusError, match="CHORUS_DENOISER_MODELS says which models, too"):
-        model_files.choose([file], base)
+        model_files.choose_models([file], base)
 
 
 @pytest.mark.parametrize("text", ["[text", "text = 1", "[text]\nencoder = 7", None])
@@ -88,7 +90,7 @@ def test_a_model_file_that_is_none_is_named(tmp_path: Path, text: str | None) ->
     if text is not None:
         file.write_text(text)
     with pytest.raises(ChorusError, match=str(file)):
-        model_files.choose([file], {})
+        model_files.choose_models([file], {})
 
 
 def test_the_command_refuses_a_model_file_that_is_not_there(tmp_path: Path) -> None:

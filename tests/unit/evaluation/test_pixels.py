@@ -1,4 +1,4 @@
-"""Distances between two videos, and seams."""
+"""Verifies distances between two videos, and seams."""
 
 from __future__ import annotations
 
@@ -98,5 +98,5 @@ def test_decoding_averages_what_encoding_enlarged() -> None:
     video = decode(encode_mp4(frames, 8), 6)
     assert video.shape == small.shape
     assert np.abs(video - small).mean() < 3
-    with pytest.raises(ValueError, match="48 x 48"):
+    with pytest.raises(ValueError, match="48 x 48 pixels are not multiples of 5"):
         decode(encode_mp4(frames, 8), 5)

@@ -21,9 +21,9 @@ from models.movingshapes.world import (
     Split,
     combination,
     pair_scene,
+    parse_scene,
     paths,
     render,
-    scene_of,
     scene_table,
     single_scenes,
     things,
@@ -68,7 +68,7 @@ def test_scenes_of_two_objects_stay_within_their_split(name: Split, seed: int) -
 
 @given(st.lists(a_scene, max_size=4))
 def test_a_table_holds_scenes(scenes: list[Scene]) -> None:
-    assert [scene_of(row) for row in scene_table(scenes)] == scenes
+    assert [parse_scene(row) for row in scene_table(scenes)] == scenes
 
 
 def test_no_two_colours_look_alike() -> None:

@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra.numpy import array_shapes, arrays
-from numpy.typing import NDArray
-
-from evaluation.picture import (
+from chorus_cli.explain.picture import (
     ACTIVE,
     FRAMES,
     GAP,
@@ -18,15 +13,17 @@ from evaluation.picture import (
     LABEL,
     MARGIN,
     TILE,
-    Frames,
     Row,
     film,
-    frames_of,
     region_video,
     sheet,
     unpack,
 )
-from evaluation.pixels import encode
+from chorus_cli.explain.video import Frames, decode_mp4, encode_mp4
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+from numpy.typing import NDArray
 
 masks = array_shapes(min_dims=3, max_dims=3, max_side=7).flatmap(lambda shape: arrays(np.bool_, shape))
 
@@ -118,6 +115,6 @@ def test_a_film_plays_all_videos_at_once_and_encodes(count: int) -> None:
         assert [side % 2 for side in frame.shape[:2]] == [0, 0]
         for i in range(count):
             assert (frame == 20 * i + 10 * t).all(-1).sum() >= TILE * TILE // 2
-    decoded = frames_of(encode(frames, 8))
+    decoded = decode_mp4(encode_mp4(frames, 8))
     assert decoded.shape == frames.shape
     assert np.abs(decoded.astype(int) - frames).mean() < 3

@@ -1,6 +1,6 @@
-"""Videos of one prompt and the regions between them: as a sheet of frames, or as a film.
+"""Pictures of videos and regions: a sheet of frames, or a film. Needs the extra `explain`.
 
-Videos are uint8 [T, H, W, 3]. Those of a picture may differ in length: they are shown in proportion.
+Videos are uint8 [T, H, W, 3]. Those of one picture may differ in length: they are shown in proportion.
 """
 
 from __future__ import annotations
@@ -10,21 +10,17 @@ import math
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Final
 
-import matplotlib as mpl
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from evaluation.pixels import decode
+from chorus_cli.explain.video import Frames
 
-Frames: TypeAlias = NDArray[np.uint8]
-
-FRAMES: Final = 8  # of a sheet, at most
-PANELS: Final = 4  # side by side in a film, at most
-TILE: Final = 160  # pixels, the longer side of a frame
+FRAMES: Final = 8  # upper bound on the frames of a row of a sheet
+PANELS: Final = 4  # upper bound on the videos in a row of a film
+TILE: Final = 160  # longer side of a frame, in pixels
 GAP: Final = 4
 MARGIN: Final = 12
 LABEL: Final = 190
@@ -36,18 +32,21 @@ INACTIVE: Final = (40, 44, 52)
 _PAPER: Final = (255, 255, 255)
 _INK: Final = (25, 25, 30)
 _LABEL_LETTERS: Final = 28
+_FONT: Final = "DejaVuSans.ttf"
 
 
 @dataclass(frozen=True)
 class Row:
+    """A video of a picture, and its label."""
+
     label: str
     video: Frames
 
 
 def unpack(active: bytes, grid: Sequence[int]) -> NDArray[np.bool_]:
-    """The mask [T, rows, columns] of tokens that `StepCompletedEvent` packs; empty: all of them.
+    """Unpacks the token mask of a StepCompletedEvent, [T, rows, columns]. Empty bytes mean every token.
 
-    Raises ValueError when it does not fit the grid.
+    Raises ValueError if the mask does not fit the grid.
     """
     if len(grid) != 3 or 0 in grid:
         raise ValueError(f"token_grid: must be tokens along time, rows and columns, not {list(grid)}")
@@ -63,7 +62,7 @@ def unpack(active: bytes, grid: Sequence[int]) -> NDArray[np.bool_]:
 
 
 def region_video(mask: NDArray[np.bool_], height: int, width: int) -> Frames:
-    """A mask [T, rows, columns] as a video of so many pixels: ACTIVE where it holds, INACTIVE elsewhere."""
+    """Renders a mask [T, rows, columns] as a video [T, height, width, 3]: ACTIVE where set, else INACTIVE."""
     rows = np.arange(height) * mask.shape[1] // height
     columns = np.arange(width) * mask.shape[2] // width
     colours = np.array((INACTIVE, ACTIVE), np.uint8)
@@ -71,20 +70,15 @@ def region_video(mask: NDArray[np.bool_], height: int, width: int) -> Frames:
     return video
 
 
-def frames_of(mp4: bytes) -> Frames:
-    """The frames of an mp4."""
-    frames: Frames = decode(mp4).round().astype(np.uint8)
-    return frames
-
-
-def png_of(picture: Image.Image) -> bytes:
+def encode_png(picture: Image.Image) -> bytes:
+    """Encodes a picture as a png."""
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
     return buffer.getvalue()
 
 
 def sheet(title: str, rows: Sequence[Row]) -> Image.Image:
-    """A row for each video: its label, then up to FRAMES of its frames from the first to the last."""
+    """Draws a row for each video: its label, then up to FRAMES of its frames from the first to the last."""
     longest = max(len(row.video) for row in rows)
     count = min(FRAMES, longest)
     width, height = tile_size(rows)
@@ -110,7 +104,7 @@ def sheet(title: str, rows: Sequence[Row]) -> Image.Image:
 
 
 def film(rows: Sequence[Row]) -> Frames:
-    """All videos at once, each under its label; sides are even, as H.264 needs."""
+    """Draws all videos side by side, each under its label. Height and width are even, as H.264 requires."""
     longest = max(len(row.video) for row in rows)
     width, height = tile_size(rows)
     across = min(PANELS, len(rows))
@@ -131,7 +125,7 @@ def film(rows: Sequence[Row]) -> Frames:
 
 
 def tile_size(rows: Sequence[Row]) -> tuple[int, int]:
-    """Width and height of a frame in a picture: those of the first video, scaled."""
+    """Returns width and height of a frame in a picture: those of the first video, scaled to TILE."""
     _, height, width, _ = rows[0].video.shape
     scale = TILE / max(height, width)
     return max(1, round(width * scale)), max(1, round(height * scale))
@@ -148,8 +142,11 @@ def _label(draw: ImageDraw.ImageDraw, place: tuple[int, int], text: str) -> None
     draw.multiline_text(place, "\n".join(lines), fill=_INK, font=_font(11))
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(Path(mpl.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    try:
+        return ImageFont.truetype(_FONT, size)
+    except OSError:
+        return ImageFont.load_default(size)  # ships with Pillow; has no letters beyond ASCII
 
 
 def _even(number: int) -> int:
