@@ -10,8 +10,8 @@ import pytest
 from tests.processes import ROOT
 
 FOLDERS = ("docs", "examples", "infra", "models")
-PAGES = [*sorted(ROOT.glob("*.md")), *(page for top in FOLDERS for page in sorted((ROOT / top).rglob("*.md")))]
-PAGES = [page for page in PAGES if "node_modules" not in page.parts]
+PAGES = [*ROOT.glob("*.md"), *(page for top in FOLDERS for page in (ROOT / top).rglob("*.md"))]
+PAGES = sorted(page for page in PAGES if "node_modules" not in page.parts)
 
 
 def test_the_settings_page_is_the_code() -> None:
