@@ -2,7 +2,7 @@
 The pod of one of the four services. Takes a dict:
   root, service       the chart's scope and the service's name
   env                 YAML list of further environment variables, or ""
-  mounts, volumes     YAML lists beside /tmp, or ""
+  mounts, volumes     YAML lists in addition to /tmp, or ""
   limits              further resource limits, or nil
   tolerations         list
   runtimeClassName    or ""
