@@ -9,7 +9,7 @@ import pytest
 
 from tests.processes import ROOT
 
-FOLDERS = ("docs", "examples", "infra", "models")
+FOLDERS = ("client", "docs", "examples", "infra", "models")
 PAGES = [*ROOT.glob("*.md"), *(page for top in FOLDERS for page in (ROOT / top).rglob("*.md"))]
 PAGES = sorted(page for page in PAGES if "node_modules" not in page.parts)
 
