@@ -31,6 +31,7 @@ from models.movingshapes.analyzer import compare, read_scene
 from models.movingshapes.evaluate import STUDENT
 from services.contract.schedule import shifted_schedule
 from services.denoiser.model.loaded import LoadedModel
+from services.denoiser.model.predictor import Predictor
 from services.denoiser.network.positions import position_channels
 from services.denoiser.network.sampler import sample
 from services.embedder.encoders import MiniLMEncoder
@@ -129,7 +130,7 @@ class Network:
         begin = time.perf_counter()
         *_, last = sample(velocity, noise, sigmas)
         seconds = time.perf_counter() - begin
-        return Made(last.latents, seconds, self._ran, self._steps())
+        return Made(last, seconds, self._ran, self._steps())
 
     def _steps(self) -> tuple[int, ...]:
         if not self._cached:
@@ -200,8 +201,9 @@ class Bench:
         """How far diffusers' clean latents are from the denoiser's own, relative."""
         noise, states = self.model.noise(seed, self.network.shape), self.encoder.encode([prompt])[0].states
         text = self.model.prepare_text(states)
-        *_, own = sample(lambda x, s: self.model.velocity(x, s, text), noise, self.model.spec.schedule.sigmas)
-        return _relative(self._plain(torch.as_tensor(states)[None], noise).latents, own.latents)
+        predictor, sigmas = Predictor.eager(self.model), self.model.spec.schedule.sigmas
+        *_, own = sample(lambda x, s: predictor.latent_velocity(x, s, text), noise, sigmas)
+        return _relative(self._plain(torch.as_tensor(states)[None], noise).latents, own)
 
     def trial(self, prompt: str, wanted: Any, seed: int) -> dict[str, Tried]:
         """Args: `wanted`: the scene that the prompt asks for."""

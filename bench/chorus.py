@@ -33,7 +33,7 @@ from evaluation.scenes import KINDS, UNRELATED, make_groups
 from models.movingshapes.network import FEW_STEPS
 from services.denoiser.reuse.attention_maps import AttentionMaps
 from services.denoiser.reuse.side_data import SideData, pack_side_data, pool_maps
-from services.scheduler.planning.calibration import Policy, calibration_of
+from services.scheduler.planning.calibration import Policy, load_calibration
 from services.scheduler.planning.edits import EditKind
 
 POLICIES: Final[tuple[Policy, ...]] = ("safe", "balanced", "fast")
@@ -113,11 +113,11 @@ def measure_step_costs(bench: Harness, repeats: int = 40) -> dict[str, Figure]:
     torch.set_num_threads(2)
     encoded = bench.encoder.encode(["a small red circle moving left on a navy background"])[0]
     text = bench.model.prepare_text(encoded.states)
-    tokens = bench.model.tokens_of(bench.model.noise(0, bench.shape))
+    tokens = bench.model.to_tokens(bench.model.noise(0, bench.shape))
     part = torch.randperm(len(tokens))[: round(REGION_SHARE * len(tokens))].sort().values
 
     def step(index: torch.Tensor | None = None, on_attention: Any = None) -> None:
-        bench.model.token_velocity(tokens, 0.9, text, bench.shape, index, on_attention)
+        bench.predictor.velocity(tokens, 0.9, text, bench.shape, index, on_attention)
 
     actions: dict[str, Callable[[], None]] = {
         "full": step,
@@ -152,7 +152,7 @@ def measure_step_costs(bench: Harness, repeats: int = 40) -> dict[str, Figure]:
 
 def measure_false_reuse(bench: Harness, pairs: int, seed: int) -> dict[str, Figure]:
     """Computes the share of unrelated pairs that any policy would reuse. Plans only, generates nothing."""
-    calibration = calibration_of("movingshapes")
+    calibration = load_calibration("movingshapes")
     assert calibration is not None
     groups = [g for g in make_groups("test", pairs * len(KINDS), seed, "unseen") if g.kind == UNRELATED]
     planned = 0
@@ -165,10 +165,10 @@ def measure_false_reuse(bench: Harness, pairs: int, seed: int) -> dict[str, Figu
 
 def measure_amplification_gain(pairs: int, seed: int, processes: int) -> dict[str, Figure]:
     """Measures how much alignment amplification adds at the deepest reuse that `fast` allows each kind."""
-    calibration = calibration_of("movingshapes")
+    calibration = load_calibration("movingshapes")
     assert calibration is not None
     deepest = {
-        edit: min(rows, key=lambda row: row.computed_share * (4 - row.depth.first_step(FEW_STEPS))).depth
+        edit: min(rows, key=lambda row: row.computed_share * (4 - row.depth.reuse_steps(FEW_STEPS))).depth
         for edit in EDITS.values()
         if (rows := [row for row in calibration.allowed(edit, "fast") if row.depth.amplification])
     }

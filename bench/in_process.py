@@ -26,16 +26,18 @@ from models.movingshapes.analyzer import read_scene
 from models.movingshapes.evaluate import STUDENT
 from services.contract.schedule import shifted_schedule
 from services.denoiser.model.loaded import LoadedModel
+from services.denoiser.model.predictor import Predictor
 from services.denoiser.network.sampler import sample
 from services.denoiser.network.wan import TextKV
 from services.denoiser.reuse.attention_maps import AttentionMaps
+from services.denoiser.reuse.donor import DonorLatents
 from services.denoiser.reuse.side_data import pool_maps, unpool_maps
-from services.denoiser.reuse.stages import DonorLatents, Stages
+from services.denoiser.reuse.stages import Stages
 from services.embedder.encoder_thread import EncoderThread
 from services.embedder.encoders import Encoding, MiniLMEncoder
 from services.embedder.servicer import EmbedderServicer
 from services.scheduler.planning.calibration import Depth
-from services.scheduler.planning.edits import Edit, edit_of
+from services.scheduler.planning.edits import Edit, classify_edit
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,8 @@ class Harness:
 
     def __init__(self, model: Path = STUDENT) -> None:
         torch.set_num_threads(1)
-        self.model = LoadedModel.load(model)
+        self.predictor = Predictor.eager(LoadedModel.load(model))
+        self.model = self.predictor.model
         self.encoder = MiniLMEncoder()
         engine = EncoderThread(self.encoder, [self.encoder], queue_limit=4, recent_bytes=1 << 24)
         self._embedder = EmbedderServicer(engine)
@@ -136,14 +139,14 @@ class Harness:
         request = embedder_pb2.AlignRequest(target_prompt=prompt, donor_prompts=[donor])
         context: Any = None
         reply = asyncio.run(self._embedder.Align(request, context))
-        return edit_of(reply.alignments[0], len(target.tokens))
+        return classify_edit(reply.alignments[0], len(target.tokens))
 
     def full(self, text: TextKV, seed: int, tokens: int) -> DonorLatents:
         """A run without a donor, as a later one would find it in the cache."""
         noise, plan = self.model.noise(seed, self.shape), plan_pb2.Plan(total_steps=len(self.sigmas) - 1)
         seen = AttentionMaps(tokens)
-        run = Stages(self.model, plan, self.shape, self.sigmas, text, noise, None)
-        steps = {s.index + 1: s.latents for s in run.steps({len(self.sigmas) - 2: seen.observe})}
+        run = Stages(self.predictor, plan, self.shape, self.sigmas, text, noise, None)
+        steps = {s.index: s.latents for s in run.steps({len(self.sigmas) - 2: seen.observe})}
         found = seen.maps()
         assert found is not None
         pooled = pool_maps(found, self.grid, 1 << 30)
@@ -153,7 +156,7 @@ class Harness:
     def plan(self, variant: Depth | Renoised, edit: Edit) -> plan_pb2.Plan | None:
         """The plan of a variant; None where it would be no reuse."""
         depth = Depth(variant.sigma) if isinstance(variant, Renoised) else variant
-        first, total = depth.first_step(self.sigmas), len(self.sigmas) - 1
+        first, total = depth.reuse_steps(self.sigmas), len(self.sigmas) - 1
         if first == 0:
             return None
         return plan_pb2.Plan(
@@ -171,7 +174,7 @@ class Harness:
         self, plan: plan_pb2.Plan, text: TextKV, noise: Tensor, donor: DonorLatents
     ) -> tuple[Tensor, float]:
         """Clean latents, and what was computed in full steps."""
-        steps = list(Stages(self.model, plan, self.shape, self.sigmas, text, noise, donor).steps())
+        steps = list(Stages(self.predictor, plan, self.shape, self.sigmas, text, noise, donor).steps())
         return steps[-1].latents, sum(step.computed_share for step in steps)
 
     def generate(
@@ -186,8 +189,8 @@ class Harness:
         noise = self.model.noise(seed, self.shape)
         if isinstance(variant, Fewer):
             sigmas = shifted_schedule(variant.steps, self.model.spec.schedule.shift)
-            *_, last = sample(lambda x, s: self.model.velocity(x, s, text), noise, sigmas)
-            return last.latents, float(variant.steps)
+            *_, last = sample(lambda x, s: self.predictor.latent_velocity(x, s, text), noise, sigmas)
+            return last, float(variant.steps)
         plan = self.plan(variant, edit)
         return None if plan is None else self.run(plan, text, noise, donor)
 

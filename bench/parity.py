@@ -21,6 +21,7 @@ from torch import Tensor
 from bench.checkpoints import TEXT_DIM, save_wan_pipeline, write_model_file
 from bench.results import Figure, write
 from services.denoiser.model.loaded import LoadedModel
+from services.denoiser.model.predictor import Predictor
 from services.denoiser.network.sampler import sample
 from services.denoiser.network.wan import patchify, rope_table, unpatchify
 
@@ -171,9 +172,9 @@ def _theirs(reference: Any, latents: Tensor, text: Tensor, timestep: Tensor) -> 
 
 def _run(model: LoadedModel, noise: Tensor, prompt: Tensor) -> Tensor:
     text = model.prepare_text(prompt)
-    sigmas = model.spec.schedule.sigmas
-    *_, last = sample(lambda x, sigma: model.velocity(x, sigma, text), noise, sigmas)
-    return last.latents
+    predictor, sigmas = Predictor.eager(model), model.spec.schedule.sigmas
+    *_, last = sample(lambda x, sigma: predictor.latent_velocity(x, sigma, text), noise, sigmas)
+    return last
 
 
 def _prompts() -> list[Tensor]:

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from bench.gpu.shapes import SIGMAS
 from services.denoiser.backends.base import Backend, StepInputs
-from services.denoiser.network.sampler import euler
+from services.denoiser.network.sampler import euler_step
 from services.denoiser.network.text import AmplifiedText
 from services.denoiser.network.wan import Grid
-from services.denoiser.reuse.regions import difference, edge_weights, refined
+from services.denoiser.reuse.regions import compare_predictions, compute_edge_weights, refine_region
 
 
 @dataclass(frozen=True)
@@ -62,13 +62,13 @@ def hit(backend: Backend, video: Video, at: Tensor) -> Tensor:
         here, there, sigma, following = video.latents[i], video.latents[i + 1], SIGMAS[i], SIGMAS[i + 1]
         velocity = backend.predict(video.inputs(x, sigma, at))[0].float()
         donor = here - sigma * (there - here) / (following - sigma)
-        differences = difference(x[at] - sigma * velocity, donor[at], donor.var())
-        refined(active, differences, video.grid, threshold=0.1, dilation=1)
-        own = euler(x, torch.zeros_like(x).index_copy_(0, at, velocity), sigma, following)
-        x = torch.lerp(there, own, edge_weights(active, video.grid)[:, None])
+        differences = compare_predictions(x[at] - sigma * velocity, donor[at], donor.var())
+        refine_region(active, differences, video.grid, threshold=0.1, dilation=1)
+        own = euler_step(x, torch.zeros_like(x).index_copy_(0, at, velocity), sigma, following)
+        x = torch.lerp(there, own, compute_edge_weights(active, video.grid)[:, None])
     return _full_step(backend, video, x, 3)
 
 
 def _full_step(backend: Backend, video: Video, x: Tensor, i: int) -> Tensor:
     velocity = backend.predict(video.inputs(x, SIGMAS[i]))[0].float()
-    return euler(x, velocity, SIGMAS[i], SIGMAS[i + 1])
+    return euler_step(x, velocity, SIGMAS[i], SIGMAS[i + 1])

@@ -54,7 +54,7 @@ def write_trajectories(
         for some in torch.split(pick, 16):
             x0 = noise(len(some), g).to(device)
             text, bias = (t.to(device) for t in captions.text(some))
-            fine = [x0, *(s.latents for s in network.trajectory(x0, text, bias, sigmas))]
+            fine = [x0, *network.trajectory(x0, text, bias, sigmas)]
             kept.append(torch.stack(fine[::substeps], dim=1))
         x = torch.cat(kept)
         data = [

@@ -23,6 +23,7 @@ from models.movingshapes.data import Captions, draw_scenes, encode_captions, wri
 from models.movingshapes.world import Scene, Split, parse_scene
 from services.denoiser.codec.mp4 import to_frames
 from services.denoiser.model.loaded import LoadedModel
+from services.denoiser.model.predictor import Predictor
 from services.denoiser.network.sampler import sample
 
 STUDENT: Final = Path(__file__).with_name("model.toml")
@@ -54,8 +55,9 @@ def generate(model: LoadedModel, states: Any, seed: int) -> Tensor:
     video = model.spec.video
     text = model.prepare_text(states)
     noise = model.noise(seed, model.latent_shape(video.frames, video.height, video.width))
-    *_, last = sample(lambda x, s: model.velocity(x, s, text), noise, model.spec.schedule.sigmas)
-    return model.decode(last.latents)
+    predictor, sigmas = Predictor.eager(model), model.spec.schedule.sigmas
+    *_, clean = sample(lambda x, s: predictor.latent_velocity(x, s, text), noise, sigmas)
+    return model.decode(clean)
 
 
 def videos(model: LoadedModel, captions: Captions) -> Iterable[tuple[str, Scene, Tensor]]:

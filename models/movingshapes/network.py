@@ -10,7 +10,7 @@ from torch import Tensor
 
 from models.movingshapes.data import CODEC, GRID, LATENT_GRID, PATCH, TEXT_DIM
 from services.denoiser.network.positions import position_channels, position_count
-from services.denoiser.network.sampler import Step, sample
+from services.denoiser.network.sampler import sample
 from services.denoiser.network.wan import WanConfig, WanTransformer, patchify, rope_table, unpatchify
 
 POSITIONS = 4  # order of the position basis
@@ -92,8 +92,13 @@ class Network(torch.nn.Module):
 
     def trajectory(
         self, noise: Tensor, text: Tensor, bias: Tensor, sigmas: Sequence[float] = FEW_STEPS
-    ) -> Iterator[Step]:
-        """Sampler's steps from noise [B, C, T, H, W], without gradients; text [B, L, D], bias [B, L]."""
+    ) -> Iterator[Tensor]:
+        """Yields every step's latents from noise [B, C, T, H, W], without gradients.
+
+        Args:
+            text: [B, L, D].
+            bias: [B, L].
+        """
         with torch.no_grad():
             kv = self.transformer.encode_text(text)
         positions = self.positions.expand(len(noise), -1, -1)

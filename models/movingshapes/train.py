@@ -199,7 +199,7 @@ def judge(
     for part in torch.split(index, batch):
         text, bias = (t.to(device) for t in captions.text(part))
         *_, last = network.trajectory(noise(len(part), g).to(device), text, bias, sigmas)
-        videos += [CODEC.decode(x) for x in last.latents.cpu()]
+        videos += [CODEC.decode(x) for x in last.cpu()]
         wanted += [parse_scene(row) for row in captions.table[part]]
     return accuracy(videos, wanted)
 

@@ -104,8 +104,8 @@ async def test_other_weights_under_the_same_name_find_no_donor(scheduler: Any, s
         )
 
         async def donors(model: denoiser_pb2.ModelInfo) -> list[str]:
-            identity = messages.latent_identity(done.spec, model)
-            reply = await lookup(messages.lookup_request(identity, encoded, limit=16), timeout=20)
+            identity = messages.build_latent_identity(done.spec, model)
+            reply = await lookup(messages.build_lookup_request(identity, encoded, limit=16), timeout=20)
             return [donor.entry.prompt for donor in reply.donors]
 
         assert PROMPT in await donors(served)

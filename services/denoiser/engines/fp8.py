@@ -15,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from services.denoiser.backends.eager import EagerBackend
 from services.denoiser.network.sampler import sample
 from services.denoiser.network.wan import TextKV, WanTransformer
 
 if TYPE_CHECKING:  # an export needs no more than torch and onnx
     from services.denoiser.model.loaded import LoadedModel
+    from services.denoiser.model.predictor import Predictor
 
 FP8 = torch.float8_e4m3fn
 _LARGEST = torch.finfo(FP8).max
@@ -78,6 +78,8 @@ def input_ranges(model: LoadedModel, texts: int = 4) -> dict[str, float]:
 
     From whole runs over the model's schedule, of seeded noise and random texts.
     """
+    from services.denoiser.model.predictor import Predictor
+
     network, spec, video = model.transformer, model.spec, model.spec.video
     shape = model.latent_shape(video.frames, video.height, video.width)
     largest: dict[str, float] = {}
@@ -91,26 +93,22 @@ def input_ranges(model: LoadedModel, texts: int = 4) -> dict[str, float]:
     hooks = [
         layer.register_forward_pre_hook(record(name)) for name, layer in quantised_layers(network).items()
     ]
-    backend, model.backend = (
-        model.backend,
-        EagerBackend(network),
-    )  # only the network itself has layers to tell
+    predictor = Predictor.eager(model)  # only the network itself has layers to tell
     try:
         for seed in range(texts):
             size = (min(16, spec.text.max_tokens), spec.transformer.text_dim)
             states = torch.randn(size, generator=torch.Generator().manual_seed(seed))
             text, noise = model.prepare_text(states), model.noise(seed, shape)
-            for _ in sample(partial(_velocity, model, text), noise, spec.schedule.sigmas):
+            for _ in sample(partial(_velocity, predictor, text), noise, spec.schedule.sigmas):
                 pass
     finally:
-        model.backend = backend
         for hook in hooks:
             hook.remove()
     return largest
 
 
-def _velocity(model: LoadedModel, text: TextKV, latents: Tensor, sigma: float) -> Tensor:
-    return model.velocity(latents, sigma, text)
+def _velocity(predictor: Predictor, text: TextKV, latents: Tensor, sigma: float) -> Tensor:
+    return predictor.latent_velocity(latents, sigma, text)
 
 
 def quantised_layers(network: WanTransformer) -> dict[str, nn.Linear]:

@@ -10,8 +10,9 @@ from chorus.common.v1 import plan_pb2
 
 from services.denoiser.backends.base import Backend
 from services.denoiser.model.loaded import LoadedModel
+from services.denoiser.model.predictor import Predictor
 from services.denoiser.network.text import AmplifiedText
-from services.denoiser.reuse.amplification import amplified
+from services.denoiser.reuse.amplification import amplify_text
 
 SIGMA = 0.9
 
@@ -44,21 +45,18 @@ def compare(model: LoadedModel, backend: Backend, counts: Sequence[int] = ()) ->
     """
     video = model.spec.video
     shape = model.latent_shape(video.frames, video.height, video.width)
-    tokens = model.tokens_of(model.noise(0, shape))
+    tokens = model.to_tokens(model.noise(0, shape))
     every = len(tokens)
     texts = _texts(model)
+    reference, candidate = Predictor.eager(model), Predictor(model, backend)
     errors = {}
     for count in counts or token_counts(model):
         generator = torch.Generator().manual_seed(count)
         index = torch.randperm(every, generator=generator)[:count].sort().values.to(model.device)
         worst = Difference(0.0, 0.0)
         for text in texts:
-            expected = model.token_velocity(tokens, SIGMA, text, shape, index)
-            eager, model.backend = model.backend, backend
-            try:
-                found = model.token_velocity(tokens, SIGMA, text, shape, index)
-            finally:
-                model.backend = eager
+            expected = reference.velocity(tokens, SIGMA, text, shape, index)
+            found = candidate.velocity(tokens, SIGMA, text, shape, index)
             off = float((found - expected).abs().max())
             relative = off / float(expected.abs().max())
             worst = Difference(max(worst.absolute, off), max(worst.relative, relative))
@@ -83,7 +81,7 @@ def _texts(model: LoadedModel) -> list[AmplifiedText]:
     return [
         AmplifiedText(own),
         *(
-            amplified(own, plan_pb2.Amplification(form=form, strength=0.5), gained=[(1, 1.0)], donor=donor)
+            amplify_text(own, plan_pb2.Amplification(form=form, strength=0.5), gained=[(1, 1.0)], donor=donor)
             for form in forms
         ),
     ]

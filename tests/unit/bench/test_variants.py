@@ -17,7 +17,8 @@ from bench.in_process import Harness, Pair, Trial
 from bench.results import Figure
 from bench.variants import Alternative, Term, Where, ceiled, edge_jump, mixed
 from services.denoiser.model.loaded import LoadedModel
-from services.denoiser.reuse.amplification import amplified
+from services.denoiser.model.predictor import Predictor
+from services.denoiser.reuse.amplification import amplify_text
 from services.scheduler.planning.calibration import Depth
 from services.scheduler.planning.edits import Edit
 from tests.tiny_model import TEXT_DIM, save_tiny_model
@@ -88,7 +89,7 @@ def test_one_term_is_the_plans_amplification_and_two_are_both(tmp_path: Path) ->
     )
     for form in (CONTRAST, BIAS, VALUE_GAIN):
         alone = plan_pb2.Amplification(form=form, strength=0.5)
-        expected = amplified(text, alone, gained=GAINED, donor=donor)
+        expected = amplify_text(text, alone, gained=GAINED, donor=donor)
         found = mixed(text, [Term(form, (0.5,))], 0, gained=GAINED, donor=donor)
         for (k, v), (k2, v2) in zip(found.kv, expected.kv, strict=True):
             assert torch.equal(k, k2)
@@ -115,7 +116,8 @@ def test_one_term_is_the_plans_amplification_and_two_are_both(tmp_path: Path) ->
 @pytest.fixture
 def tiny(tmp_path: Path) -> tuple[Harness, Pair]:
     bench = Harness.__new__(Harness)  # without the shipped model and the encoder
-    bench.model = LoadedModel.load(save_tiny_model(tmp_path, layers=3))
+    bench.predictor = Predictor.eager(LoadedModel.load(save_tiny_model(tmp_path, layers=3)))
+    bench.model = bench.predictor.model
     bench.sigmas = bench.model.spec.schedule.sigmas
     bench.shape = bench.model.latent_shape(4, 32, 32)
     bench.grid = bench.model.token_grid(bench.shape)
@@ -167,7 +169,7 @@ def test_a_hard_edge_takes_the_targets_own_up_to_the_edge(tiny: tuple[Harness, P
     )
     assert blended.marks.keys() == hard.marks.keys() == {"jump", "edge_error"}
     ends, own, soft = (
-        bench.model.tokens_of(x)
+        bench.model.to_tokens(x)
         for x in (pair.donor.steps[len(bench.sigmas) - 1], hard.latents, blended.latents)
     )
     inside = (own != ends).any(-1)

@@ -50,10 +50,10 @@ def test_adapters_make_another_engine(model: LoadedModel, store: EngineStore) ->
     plain = make(model, store, ONNX)
     assert find_engine(model, ONNX, store).digest == plain.digest
     for scale in (1.0, 0.5):
-        model.adapters = (Adapter("style", "ab" * 32, scale),)
-        assert key_of(model, ONNX).digest != plain.digest
+        adapted = replace(model, adapters=(Adapter("style", "ab" * 32, scale),))
+        assert key_of(adapted, ONNX).digest != plain.digest
         with pytest.raises(BackendError, match="no engine of tiny"):
-            find_engine(model, ONNX, store)
+            find_engine(adapted, ONNX, store)
 
 
 def test_what_is_asked_for_is_found_and_nothing_else(model: LoadedModel, store: EngineStore) -> None:
