@@ -80,15 +80,16 @@ class Output:
             plain = {
                 key: as_dict(value) if isinstance(value, Message) else value for key, value in fields.items()
             }
-            sys.stdout.write(json.dumps(plain, ensure_ascii=True) + "\n")
-            sys.stdout.flush()
+            _write_line(json.dumps(plain, ensure_ascii=True))
 
     def print(self, content: RenderableType, **fields: Any) -> None:
         """Writes a result to stdout: `content` as text, or `fields` as a JSON line."""
         if self.as_json:
             self.json_line(**fields)
+        elif isinstance(content, str):
+            _write_line(content)  # not by rich, which expands tabs
         else:
-            self.console.print(content, soft_wrap=isinstance(content, str))
+            self.console.print(content)
 
     def status(self, text: str) -> None:
         """Writes a line about progress to stderr; nothing with `as_json`."""
@@ -138,6 +139,11 @@ class Output:
         """Asks a yes-or-no question on stderr; the default is no. A no ends the command with FAILED."""
         if not typer.confirm(question, default=False, err=True):
             raise typer.Exit(FAILED)
+
+
+def _write_line(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
 
 
 def exit_code(error: ChorusError) -> int:

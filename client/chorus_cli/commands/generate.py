@@ -30,7 +30,7 @@ Detach = Annotated[
 def generate(
     prompt: Annotated[
         str | None,
-        typer.Argument(metavar="[PROMPT]", help="Text of the video, 1 to 2,000 characters."),
+        typer.Argument(metavar="PROMPT", help="Text of the video, 1 to 2,000 characters."),
     ] = None,
     file: Annotated[
         str | None,
@@ -176,7 +176,7 @@ def retry(
     target: Target = None,
     as_json: Json = False,
 ) -> None:
-    """Submit the specification of a generation again, as a new generation with the same seed."""
+    """Submit a generation again, as a new one with the same seed."""
     out = Output(as_json)
 
     async def main() -> None:

@@ -17,7 +17,7 @@ from typing import Any, Final
 import grpc
 from chorus_client import endpoints
 from chorus_rpc.channels import open_channel
-from chorus_rpc.errors import WRONG_STATE, ChorusError, invalid
+from chorus_rpc.errors import INVALID_FIELD, WRONG_STATE, ChorusError, invalid
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from chorus_cli import variables
@@ -287,7 +287,8 @@ class _Report:
         self._out.json_line(ready={"service": child.name, "seconds": round(seconds, 3)})
         for line in supervise.tail(child.log, lines=50):
             if UNKNOWN_SETTING in line:
-                self._out.status(f"{child.name}: {one_line(line)}")
+                self._out.status(f"warning: {child.name}: {one_line(' '.join(line.split()))}")
+                self._out.json_line(warning={"service": child.name, "log": line})
 
     def crashed(self, child: Child, status: int, restart_in: float) -> None:
         lines = supervise.tail(child.log)
@@ -313,15 +314,17 @@ class _Report:
 def _require_services() -> None:
     """Raises ChorusError if the services, or modules that they import, are not installed."""
     if importlib.util.find_spec("services") is None:
-        raise invalid(
-            "up",
+        raise ChorusError(
+            INVALID_FIELD,
             "chorus up starts the services, which are not part of chorus-client: run it from a checkout "
             "(make run / make up)",
         )
     missing = missing_modules()
     if missing:
         which = "; ".join(f"{service} needs {', '.join(modules)}" for service, modules in missing.items())
-        raise invalid("up", f"modules of the services are missing: run `make up` in a checkout ({which})")
+        raise ChorusError(
+            INVALID_FIELD, f"modules of the services are missing: run `make up` in a checkout ({which})"
+        )
 
 
 def _table(children: list[Child], targets: Mapping[str, str], pids: Mapping[str, int]) -> str:

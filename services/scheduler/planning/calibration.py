@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeAlias, get_args
 from chorus.common.v1 import plan_pb2
 from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
 
+from services.contract.reuse import needs_side_data
 from services.scheduler.planning.edits import EditKind
 
 Policy: TypeAlias = Literal["off", "safe", "balanced", "fast"]
@@ -50,12 +51,7 @@ class Depth:
 
     @property
     def needs_side_data(self) -> bool:
-        contrast = self.amplification is not None and (
-            self.amplification.form == plan_pb2.AMPLIFICATION_FORM_CONTRAST
-        )
-        return contrast or (
-            self.region is not None and self.region.source == plan_pb2.REGION_SOURCE_ATTENTION
-        )
+        return needs_side_data(self.region, self.amplification)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from chorus.common.v1 import plan_pb2
 from chorus.scheduler.v1 import scheduler_pb2 as pb
 from chorus_rpc.plan_bounds import DEFAULT_REGION
 
-from services.scheduler.planning.calibration import LIMITS, Calibration, Depth, Policy, Row
+from services.contract.reuse import effective_region_end, needs_side_data
+from services.scheduler.planning.calibration import LIMITS, Calibration, Policy, Row
 from services.scheduler.planning.edits import Edit
 
 # Score at and above which this share of the steps is reused, best first. Text similarity alone is a coarse
@@ -133,16 +134,14 @@ def plan_explicit(
         reuse: a valid explicit reuse.
     """
     reuse_steps = reuse.reuse_steps
-    region_end = max(reuse_steps, reuse.region_end)
+    region_end = effective_region_end(reuse)
     has_region = region_end > reuse_steps
     region = (reuse.region if reuse.HasField("region") else DEFAULT_REGION) if has_region else None
     amplification = reuse.amplification if reuse.HasField("amplification") else None
-    needs_side_data = Depth(1.0, region, amplification).needs_side_data
+    side_data = needs_side_data(region, amplification)
     first, last = (total_steps, total_steps) if reuse.renoised else (reuse_steps, region_end)
     fitting = [
-        donor
-        for donor in donors
-        if donor.score >= reuse.min_score and donor.holds(first, last, needs_side_data)
+        donor for donor in donors if donor.score >= reuse.min_score and donor.holds(first, last, side_data)
     ]
     if not fitting:
         latents = (
@@ -154,7 +153,7 @@ def plan_explicit(
             total_steps,
             plan_pb2.PLAN_REASON_CODE_NO_DONOR,
             f"no entry has a score of at least {reuse.min_score:.3f} and holds what the request's own plan"
-            f" needs: {latents}" + (", and side data" if needs_side_data else ""),
+            f" needs: {latents}" + (", and side data" if side_data else ""),
         )
     return Plan(
         total_steps=total_steps,
