@@ -1,4 +1,4 @@
-"""Reading safetensors weights: everything is checked before a tensor is allocated."""
+"""Reads safetensors weights; everything is checked before a tensor is allocated."""
 
 from __future__ import annotations
 
@@ -9,18 +9,20 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
+from chorus_rpc.chunks import BlobFault
 from safetensors import safe_open
 from torch import Tensor
 
-_BYTES = {"F32": 4, "F16": 2, "BF16": 2}  # floating types a network is stored in
-_MAX_HEADER = 64 << 20  # bytes; Wan's 14B index is a few hundred kB
+from services.contract.safetensors_header import TensorHeader, parse_header
+
+_BYTES = {"F32": 4, "F16": 2, "BF16": 2}  # types in which networks are stored, and their sizes
+_MAX_HEADER = 64 << 20  # bytes; the index of Wan's 14B has a few hundred kB
 
 
 class WeightsError(Exception):
-    """A weights file that does not hold the network it should; the message names file and tensor."""
+    """Weights that do not fit the network; the message names file and tensor."""
 
     def __init__(self, path: Path, message: str) -> None:
         super().__init__(f"{path}: {message}")
@@ -28,28 +30,23 @@ class WeightsError(Exception):
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One tensor as a safetensors header describes it."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    start: int
-    end: int
-
-
-@dataclass(frozen=True)
 class Header:
-    """What a safetensors file says it holds. `metadata`: what its writer noted, strings by name."""
+    """Header of a safetensors file.
 
-    entries: dict[str, Entry]
+    Attributes:
+        tensors: By name.
+        metadata: Strings of the writer, by name.
+    """
+
+    tensors: dict[str, TensorHeader]
     metadata: dict[str, str]
 
 
 def read_header(path: Path) -> Header:
-    """The tensors of a safetensors file, their sizes checked against the file's length.
+    """Reads the header of a safetensors file, and checks the sizes of the tensors against the file's length.
 
-    Reads the header alone. Raises WeightsError when the file is missing, foreign or truncated, or where a
-    tensor is of a type in which no network is stored.
+    Raises WeightsError if the file is missing, not safetensors or truncated, or holds a tensor of a type in
+    which no network is stored.
     """
     try:
         size = path.stat().st_size
@@ -62,34 +59,27 @@ def read_header(path: Path) -> Header:
     except OSError as error:
         raise WeightsError(path, f"cannot be read: {error.strerror}") from error
     try:
-        found = json.loads(raw)
-        metadata = {str(k): str(v) for k, v in found.pop("__metadata__", {}).items()}
-        entries = {k: _entry(v) for k, v in found.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise WeightsError(path, f"not a safetensors file: its header cannot be parsed ({error})") from error
+        tensors, metadata = parse_header(raw)
+    except BlobFault as error:
+        raise WeightsError(path, str(error)) from error
     end = 0
-    for name, entry in sorted(entries.items(), key=lambda item: item[1].start):
-        if entry.dtype not in _BYTES:
-            raise WeightsError(path, f"tensor {name}: type {entry.dtype}, expected {' or '.join(_BYTES)}")
-        if entry.start != end or entry.end < end:
-            raise WeightsError(path, f"tensor {name}: starts at byte {entry.start}, expected {end}")
-        if (length_of := entry.end - entry.start) != (
-            bytes_of := math.prod(entry.shape) * _BYTES[entry.dtype]
-        ):
-            raise WeightsError(path, f"tensor {name}: {length_of} bytes, expected {bytes_of}")
-        end = entry.end
-    if (promised := 8 + length + end) != size:
-        raise WeightsError(path, f"holds {size} bytes, its header promises {promised}: truncated or altered")
-    return Header(entries, metadata)
-
-
-def _entry(value: Any) -> Entry:
-    start, end = value["data_offsets"]
-    return Entry(str(value["dtype"]), tuple(int(n) for n in value["shape"]), int(start), int(end))
+    for tensor in sorted(tensors, key=lambda tensor: tensor.start):
+        name = tensor.name
+        if tensor.dtype not in _BYTES:
+            raise WeightsError(path, f"tensor {name}: type {tensor.dtype}, expected {' or '.join(_BYTES)}")
+        if tensor.start != end or tensor.end < end:
+            raise WeightsError(path, f"tensor {name}: starts at byte {tensor.start}, expected {end}")
+        stored, needed = tensor.end - tensor.start, math.prod(tensor.shape) * _BYTES[tensor.dtype]
+        if stored != needed:
+            raise WeightsError(path, f"tensor {name}: {stored} bytes, expected {needed}")
+        end = tensor.end
+    if (declared := 8 + length + end) != size:
+        raise WeightsError(path, f"holds {size} bytes, its header declares {declared}: truncated or altered")
+    return Header({tensor.name: tensor for tensor in tensors}, metadata)
 
 
 def weight_files(path: Path) -> list[Path]:
-    """The files behind a path, in name order: itself, the shards of a `*.index.json`, or those of a folder.
+    """Returns the files of a path in name order: itself, the shards of a `*.index.json`, or a folder's files.
 
     A folder, as diffusers saves one, holds either one index or one safetensors file.
     """
@@ -110,12 +100,14 @@ def weight_files(path: Path) -> list[Path]:
         raise WeightsError(path, f"not an index of safetensors shards ({error})") from error
     for shard in shards:
         if not re.fullmatch(r"[\w.-]+\.safetensors", str(shard)):
-            raise WeightsError(path, f"shard {shard!r}: must be a *.safetensors file beside the index")
+            raise WeightsError(
+                path, f"shard {shard!r}: must be a *.safetensors file in the folder of the index"
+            )
     return [path.parent / str(shard) for shard in sorted(shards)]
 
 
 def weights_digest(path: Path) -> str:
-    """SHA-256, lower-case hex, of the weight files' bytes in name order (one file: its own digest)."""
+    """Returns the SHA-256, lower-case hex, of the bytes of all weight files in name order."""
     digest = hashlib.sha256()
     for file in weight_files(path):
         try:
@@ -127,8 +119,8 @@ def weights_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def verified_digest(path: Path, sha256: str | None) -> str:
-    """The `weights_digest`. Raises WeightsError where another was promised."""
+def verify_digest(path: Path, sha256: str | None) -> str:
+    """Returns the `weights_digest`. Raises WeightsError if it is not `sha256`."""
     found = weights_digest(path)
     if sha256 is not None and found != sha256.lower():
         raise WeightsError(path, f"sha256 {found}, expected {sha256.lower()}: not the weights of this model")
@@ -136,24 +128,24 @@ def verified_digest(path: Path, sha256: str | None) -> str:
 
 
 def check_weights(path: Path, expected: Mapping[str, torch.Size], rename: Callable[[str], str] = str) -> None:
-    """Compare the tensors of weight files with the expected names and shapes, without reading them.
+    """Compares the tensors of weight files with the expected names and shapes, without reading them.
 
     Args:
-        rename: what a name in the file is called in `expected`.
+        rename: Maps a name in the file to a name in `expected`.
 
-    Raises WeightsError for a missing, foreign or repeated tensor, another shape, another type.
+    Raises WeightsError for a missing, unknown or repeated tensor, another shape or type.
     """
     found: dict[str, Path] = {}
     for file in weight_files(path):
-        for name, entry in read_header(file).entries.items():
+        for name, tensor in read_header(file).tensors.items():
             ours = rename(name)
             if ours not in expected:
                 raise WeightsError(file, f"tensor {name}: no such parameter in this architecture")
             if ours in found:
                 raise WeightsError(file, f"tensor {name}: also in {found[ours].name}")
-            if entry.shape != tuple(expected[ours]):
+            if tensor.shape != tuple(expected[ours]):
                 raise WeightsError(
-                    file, f"tensor {name}: shape {list(entry.shape)}, expected {list(expected[ours])}"
+                    file, f"tensor {name}: shape {list(tensor.shape)}, expected {list(expected[ours])}"
                 )
             found[ours] = file
     if missing := sorted(set(expected) - set(found)):
@@ -161,7 +153,7 @@ def check_weights(path: Path, expected: Mapping[str, torch.Size], rename: Callab
 
 
 def read_tensors(path: Path, device: str | torch.device = "cpu") -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of weight files, one at a time: the whole never lies in memory twice."""
+    """Yields the tensors of weight files one at a time, so that the network is never in memory twice."""
     for file in weight_files(path):
         with safe_open(file, framework="pt", device=str(device)) as tensors:
             for name in tensors.offset_keys():
@@ -176,12 +168,12 @@ def load_weights(
     convert: Callable[[str, Tensor], Tensor] = lambda _, tensor: tensor.float(),
     device: str | torch.device = "cpu",
 ) -> dict[str, Tensor]:
-    """State dict of the expected tensors; raises WeightsError before any is allocated (see `check_weights`).
+    """Loads a state dict of the expected tensors. Raises WeightsError before it allocates any.
 
     Args:
-        path: a safetensors file, an index of shards, or a folder with either.
-        rename: what a name in the file is called in `expected`.
-        convert: a parameter's name and its tensor as stored -> the tensor to use.
+        path: A safetensors file, an index of shards, or a folder with either.
+        rename: Maps a name in the file to a name in `expected`.
+        convert: Converts a stored tensor, given the name of its parameter.
     """
     check_weights(path, expected, rename)
     state: dict[str, Tensor] = {}

@@ -192,11 +192,11 @@ NARROW = pack_side_data(SideData(SIDE.maps, torch.ones(3, TEXT_DIM - 1).half()))
 @pytest.mark.parametrize(
     ("parts", "word"),
     [
-        pytest.param([], "x_1 did not come", id="nothing"),
-        pytest.param([*latents(1), *side(GOOD)], "x_2 did not come", id="a step less"),
-        pytest.param([*BOTH, *latents(2)], "x_2 came twice", id="a step twice"),
-        pytest.param([*BOTH, *latents(3)], "x_3 came", id="a step more"),
-        pytest.param([*BOTH, *side(GOOD), *side(GOOD)], "side data came twice", id="side twice"),
+        pytest.param([], "x_1 is missing", id="nothing"),
+        pytest.param([*latents(1), *side(GOOD)], "x_2 is missing", id="a step less"),
+        pytest.param([*BOTH, *latents(2)], "x_2 was sent twice", id="a step twice"),
+        pytest.param([*BOTH, *latents(3)], "x_3 was sent", id="a step more"),
+        pytest.param([*BOTH, *side(GOOD), *side(GOOD)], "side data was sent twice", id="side twice"),
         pytest.param([*BOTH, *changed(side(GOOD), kind=7)], "kind 7", id="another kind"),
         pytest.param([*BOTH, *side(NARROW)], "side data: text is", id="narrow side data"),
         pytest.param([*BOTH, *side(GOOD)[:1]], "side data: 0 of", id="side data cut"),
@@ -221,7 +221,7 @@ async def test_what_cannot_be_used_is_named(
 async def test_side_data_that_was_not_asked_for_is_refused(donors: LatentCache, cache: Cache) -> None:
     entry_id = await kept(donors)
     cache.spoil = lambda parts: [*parts, *side(GOOD)]
-    with pytest.raises(ChorusError, match="not asked for"):
+    with pytest.raises(ChorusError, match="not requested"):
         await donors.fetch(job(side=False, entry_id=entry_id), "studio")
 
 

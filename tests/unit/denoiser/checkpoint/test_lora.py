@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bench import parity
 from services.denoiser.checkpoint.lora import Adapter, Lora
-from services.denoiser.checkpoint.names import original_name
+from services.denoiser.checkpoint.names import to_original_name
 from services.denoiser.checkpoint.weights import WeightsError, weights_digest
 from services.denoiser.model.loaded import LoadedModel
 from services.denoiser.model.predictor import Predictor
@@ -94,7 +94,7 @@ def lightx2v(network: Any, rank: int = 4) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(2)
     found = {}
     for name, parameter in network.named_parameters():
-        module, _, leaf = original_name(name).rpartition(".")
+        module, _, leaf = to_original_name(name).rpartition(".")
         if not any(part in name for part in (".to_", ".ffn.")):
             continue
         key = f"diffusion_model.{module}"
@@ -138,7 +138,7 @@ def test_whole_differences_of_any_parameter(model_file: Path, reference: Any, tm
     changes = {name: 0.1 * torch.randn_like(p) for name, p in reference.named_parameters()}
     state = {}
     for name, change in changes.items():
-        module, _, leaf = original_name(name).rpartition(".")
+        module, _, leaf = to_original_name(name).rpartition(".")
         state[f"diffusion_model.{module}.{suffixes[leaf]}"] = change
     file = tmp_path / "differences.safetensors"
     save_file(state, file)
@@ -180,10 +180,10 @@ GOOD = {f"{Q}.lora_A.weight": torch.ones(2, 12), f"{Q}.lora_B.weight": torch.one
         ({f"{Q}.lora_A.weight": torch.ones(0, 12), f"{Q}.lora_B.weight": torch.ones(12, 0)}, "times"),
         ({f"{Q}.lora_A.weight": torch.ones(12)}, "times"),
         ({f"{Q}.lora_B.weight": None}, r"attn1.to_q.weight: has \['down'\], expected down and up"),
-        ({f"{Q}.diff": torch.ones(12, 12)}, "expected down and up, or diff alone"),
+        ({f"{Q}.diff": torch.ones(12, 12)}, "expected down and up, or only diff"),
         ({f"{Q}.alpha": torch.ones(3)}, "alpha of .*to_q.weight: shape"),
         ({f"{Q}.diff_b": torch.ones(11)}, r"difference of .*to_q.bias: shape \[11\], expected \[12\]"),
-        ({"diffusion_model.blocks.0.self_attn.q.lora_down.weight": torch.ones(2, 12)}, "say the same"),
+        ({"diffusion_model.blocks.0.self_attn.q.lora_down.weight": torch.ones(2, 12)}, "the same part"),
         ({f"{Q}.alpha": torch.ones(1, dtype=torch.int32)}, "type I32"),
     ],
 )
@@ -224,8 +224,8 @@ def test_merging_is_exact_in_float32(tmp_path: Path) -> None:
     file = tmp_path / "lora.safetensors"
     save_file({k: v.bfloat16() for k, v in GOOD.items()}, file)
     adapter = Lora.load(file, SHAPES, id="style", scale=1e-3)
-    merged = adapter.merged("blocks.0.attn1.to_q.weight", torch.full((12, 12), 8.0).bfloat16())
+    merged = adapter.merge("blocks.0.attn1.to_q.weight", torch.full((12, 12), 8.0).bfloat16())
     assert merged.dtype == torch.float32
     torch.testing.assert_close(merged, torch.full((12, 12), 8.002))
     other = torch.ones(12).bfloat16()
-    assert adapter.merged("blocks.0.attn1.to_q.bias", other) is other
+    assert adapter.merge("blocks.0.attn1.to_q.bias", other) is other

@@ -6,23 +6,23 @@ from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffu
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.denoiser.checkpoint.names import original_name, renamer
+from services.denoiser.checkpoint.names import build_renamer, to_original_name
 from services.denoiser.network.wan import WanConfig, WanTransformer
 
 with torch.device("meta"):
     NAMES = list(WanTransformer(WanConfig(layers=11)).state_dict())
-RENAME = renamer(NAMES)
+RENAME = build_renamer(NAMES)
 
 
 def test_original_names_are_those_that_diffusers_converts() -> None:
     for name in NAMES:
-        converted = convert_wan_transformer_to_diffusers({original_name(name): torch.zeros(1)})
+        converted = convert_wan_transformer_to_diffusers({to_original_name(name): torch.zeros(1)})
         assert list(converted) == [name]
 
 
 @pytest.mark.parametrize("prefix", ["", "model.diffusion_model.", "diffusion_model.", "model."])
 def test_every_spelling_leads_to_ours(prefix: str) -> None:
-    assert [RENAME(prefix + original_name(name)) for name in NAMES] == NAMES
+    assert [RENAME(prefix + to_original_name(name)) for name in NAMES] == NAMES
     assert [RENAME(prefix + name) for name in NAMES] == NAMES
 
 
@@ -40,11 +40,11 @@ def test_every_spelling_leads_to_ours(prefix: str) -> None:
     ],
 )
 def test_as_released(ours: str, original: str) -> None:
-    assert original_name(ours) == original
+    assert to_original_name(ours) == original
     assert RENAME(original) == ours
 
 
 @given(st.text(max_size=30).filter(lambda name: RENAME(name) == name))
 def test_no_two_parameters_share_a_name(name: str) -> None:
     assert RENAME(name) == name
-    assert len({original_name(n) for n in NAMES}) == len(NAMES)
+    assert len({to_original_name(n) for n in NAMES}) == len(NAMES)

@@ -14,7 +14,7 @@ from services.denoiser.checkpoint.weights import (
     WeightsError,
     check_weights,
     load_weights,
-    verified_digest,
+    verify_digest,
     weights_digest,
 )
 
@@ -108,8 +108,8 @@ def test_another_network_is_refused(
 
 def test_another_training_of_the_same_network_is_refused(file: Path) -> None:
     with pytest.raises(WeightsError, match=r"sha256 .* expected 0000"):
-        verified_digest(file, "0" * 64)
-    assert verified_digest(file, None) == verified_digest(file, weights_digest(file)) == weights_digest(file)
+        verify_digest(file, "0" * 64)
+    assert verify_digest(file, None) == verify_digest(file, weights_digest(file)) == weights_digest(file)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -164,5 +164,5 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
 def test_an_index_may_not_leave_its_directory(tmp_path: Path) -> None:
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"b": "../secret.safetensors"}}))
-    with pytest.raises(WeightsError, match="beside the index"):
+    with pytest.raises(WeightsError, match="in the folder of the index"):
         check_weights(index, EXPECTED)

@@ -13,7 +13,7 @@ from chorus.scheduler.v1 import scheduler_pb2
 from safetensors.torch import save_file
 
 from services.contract.identity import identity_digest
-from services.denoiser.checkpoint.config import network_sizes
+from services.denoiser.checkpoint.config import read_network_sizes
 from services.denoiser.checkpoint.weights import WeightsError, weights_digest
 from services.denoiser.device_thread import DeviceThread
 from services.denoiser.model.loaded import LoadedModel
@@ -116,7 +116,7 @@ def test_the_model_that_ships_is_described() -> None:
         ("width = 12", "width = 20", "video.width must be 8 to 16"),
         ("max = 8 }", "max = 3 }", "steps must be 1 to 3, not 4"),
         ("sha256 = ", "sha256 = 5 #", "weights.sha256: "),
-        ("sha256 = ", "# ", "weights: .*sha256: missing; it may be left out"),
+        ("sha256 = ", "# ", "weights: .*sha256: missing; it is optional only"),
         ('kind = "space-to-depth"', 'kind = "mp4"', "codec: .*'space-to-depth', 'wan-vae'"),
         ('architecture = "wan"', 'architecture = "wan"\nsizes = "none.json"', r"none\.json: no such file"),
         ('architecture = "wan"', 'architecture = "wan"\ndtype = "int8"', "transformer.dtype: "),
@@ -255,7 +255,7 @@ ORIGINAL = {
 def sizes(tmp_path: Path, config: object) -> dict[str, Any]:
     path = tmp_path / "config.json"
     path.write_text(json.dumps(config))
-    return network_sizes(path)
+    return read_network_sizes(path)
 
 
 @pytest.mark.parametrize("config", [RELEASED, ORIGINAL])
@@ -284,7 +284,7 @@ def test_sizes_beside_a_config_count_more(tmp_path: Path) -> None:
         ({k: v for k, v in RELEASED.items() if k != "ffn_dim"}, "ffn_dim: missing"),
         (ORIGINAL | {"model_type": "i2v"}, "model_type: must be 't2v', not 'i2v'"),
         (ORIGINAL | {"num_heads": 11}, "dim: must be a multiple of num_heads = 11"),
-        ([], "must hold a table"),
+        ([], "must hold a JSON object"),
     ],
 )
 def test_other_networks_are_refused(tmp_path: Path, config: object, message: str) -> None:
