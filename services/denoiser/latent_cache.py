@@ -62,7 +62,7 @@ class LatentCache:
     async def fetch(self, job: DenoiseJob, tenant: str) -> DonorData:
         """Fetches the data of the job's donor in one call.
 
-        Raises ChorusError: BLOB_CORRUPT for data that does not match the job, NOT_FOUND if the entry lacks the
+        Raises ChorusError: BLOB_CORRUPT for data that does not match the job, NOT_FOUND if the entry lacks
         side data that the job needs, and errors of the cache.
         """
         assert job.donor is not None
