@@ -21,7 +21,7 @@ class _Mark:
     """Marks the begin and the end of a task among its events."""
 
 
-_BEGUN: Final = _Mark()
+_STARTED: Final = _Mark()
 _ENDED: Final = _Mark()
 
 
@@ -49,16 +49,16 @@ class DeviceTask(Generic[E]):
         if self._future is not None:
             self._future.cancel()
 
-    async def begun(self) -> None:
+    async def wait_until_started(self) -> None:
         """Returns when the thread starts the task; raises the error that ended it before."""
         if await self._events.get() is _ENDED:
-            self._raise()
+            self._raise_error()
 
     async def events(self) -> AsyncIterator[E]:
         """Yields the events of the work; then raises the error that ended the work, if any."""
         while not isinstance(event := await self._events.get(), _Mark):
             yield event
-        self._raise()
+        self._raise_error()
 
     def start(self, thread: ThreadPoolExecutor) -> None:
         """Queues the task. Called once, by `DeviceThread`."""
@@ -68,7 +68,7 @@ class DeviceTask(Generic[E]):
     def _execute(self) -> None:
         with closing(self._work) as work:
             self._check()
-            self._put(_BEGUN)
+            self._put(_STARTED)
             for event in work:
                 self._put(event)
                 self._check()
@@ -82,7 +82,7 @@ class DeviceTask(Generic[E]):
     def _put(self, event: E | _Mark) -> None:
         self._loop.call_soon_threadsafe(self._events.put_nowait, event)
 
-    def _raise(self) -> None:
+    def _raise_error(self) -> None:
         assert self._future is not None
         try:
             self._future.result()
@@ -103,7 +103,7 @@ class DeviceThread:
         self._seconds_per_place = 1.0  # how long a run holds its place, smoothed
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="device")
 
-    def take_place(self) -> Callable[[], None]:
+    def reserve_place(self) -> Callable[[], None]:
         """Reserves a place for one run. Returns a function that releases it; further calls have no effect.
 
         Call both on the event loop. Raises QUEUE_FULL with a retry delay if all places are taken.

@@ -75,7 +75,7 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
         remaining = context.time_remaining()
         seconds = self._run_seconds if remaining is None else min(remaining, self._run_seconds)
         deadline = time.monotonic() + seconds
-        _call_when_ended(context, self._device_thread.take_place())
+        _call_when_ended(context, self._device_thread.reserve_place())
         fetched = await self._fetch_donor(job, tenant)
         run = self._device_thread.submit(
             denoise(
@@ -89,7 +89,7 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
         )
         _call_when_ended(context, run.cancel)
         with telemetry.span(semconv.SPAN_QUEUE):
-            await run.begun()
+            await run.wait_until_started()
         yield denoiser_pb2.DenoiseResponse(started=_to_started(job, fetched))
         async for event in run.events():
             if isinstance(event, Step):
@@ -117,7 +117,7 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
         request: denoiser_pb2.WarmRequest,
         context: grpc.aio.ServicerContext[denoiser_pb2.WarmRequest, denoiser_pb2.WarmResponse],
     ) -> denoiser_pb2.WarmResponse:
-        _call_when_ended(context, self._device_thread.take_place())
+        _call_when_ended(context, self._device_thread.reserve_place())
         return denoiser_pb2.WarmResponse(model=await self._registry.warm(request.model_id))
 
     async def _fetch_donor(self, job: DenoiseJob, tenant: str) -> _Fetched:

@@ -40,7 +40,7 @@ def counting(n: int, seen: list[int], gate: Event | None = None) -> Generator[in
 
 
 async def collect(run: DeviceTask[int]) -> list[int]:
-    await run.begun()
+    await run.wait_until_started()
     return [event async for event in run.events()]
 
 
@@ -66,7 +66,7 @@ async def test_a_task_is_cancelled_between_two_events(device_thread: DeviceThrea
     seen: list[int] = []
     gate = Event()
     run = device_thread.submit(counting(100, seen, gate), later())
-    await run.begun()
+    await run.wait_until_started()
     assert await anext(run.events()) == 0
     run.cancel()
     gate.set()
@@ -86,7 +86,7 @@ async def remaining_failure_reason(run: DeviceTask[int]) -> errors.Reason:
 async def test_a_task_cancelled_while_waiting_never_starts(device_thread: DeviceThread) -> None:
     gate, first, second = Event(), list[int](), list[int]()
     running = device_thread.submit(counting(2, first, gate), later())
-    await running.begun()
+    await running.wait_until_started()
     waiting = device_thread.submit(counting(2, second), later())
     waiting.cancel()
     waiting.cancel()
@@ -130,7 +130,7 @@ async def test_an_error_ends_only_its_own_task(device_thread: DeviceThread) -> N
         raise ZeroDivisionError("broken")
 
     run = device_thread.submit(broken(), later())
-    await run.begun()
+    await run.wait_until_started()
     events = run.events()
     assert await anext(events) == 0
     with pytest.raises(ZeroDivisionError, match="broken"):
@@ -139,16 +139,16 @@ async def test_an_error_ends_only_its_own_task(device_thread: DeviceThread) -> N
 
 
 async def test_places_are_limited_and_released(device_thread: DeviceThread) -> None:
-    places = [device_thread.take_place() for _ in range(3)]  # one runs, two wait
+    places = [device_thread.reserve_place() for _ in range(3)]  # one runs, two wait
     with pytest.raises(ChorusError) as caught:
-        device_thread.take_place()
+        device_thread.reserve_place()
     assert caught.value.reason == errors.QUEUE_FULL
     assert caught.value.retry_after
     places[0]()
     places[0]()
-    again = device_thread.take_place()
+    again = device_thread.reserve_place()
     with pytest.raises(ChorusError):
-        device_thread.take_place()
+        device_thread.reserve_place()
     for release in (again, *places[1:]):
         release()
 
@@ -157,7 +157,7 @@ async def test_closing_cancels_waiting_tasks_and_finishes_the_running_one() -> N
     device_thread = DeviceThread(queue_limit=2)
     gate = Event()
     running = device_thread.submit(counting(2, [], gate), later())
-    await running.begun()
+    await running.wait_until_started()
     waiting = device_thread.submit(counting(2, []), later())
     closing = asyncio.create_task(device_thread.close())
     assert await failure_reason(waiting) == errors.CANCELLED
