@@ -23,7 +23,7 @@ from chorus_rpc.plan_bounds import DEFAULT_REGION
 from rich.progress import track
 
 from bench import results
-from bench.in_process import FULL, Trial, trials
+from bench.in_process import FULL, Trial, run_trials
 from evaluation.prompts import Group
 from evaluation.scenes import make_groups
 from models.movingshapes.network import FEW_STEPS
@@ -71,9 +71,9 @@ def list_depths() -> dict[str, Depth]:
 
 def build_rows(completed: Sequence[Trial], plans: Mapping[str, Depth]) -> list[Row]:
     """Builds a row for each kind of edit and depth with enough pairs, except those that no policy allows."""
-    by_edit: dict[str, list[Trial]] = defaultdict(list)
+    by_edit: dict[EditKind, list[Trial]] = defaultdict(list)
     for trial in completed:
-        by_edit[trial.edit].append(trial)
+        by_edit[trial.edit].append(trial)  # type: ignore[index]  # classify_edit returns no other string
     rows = []
     for edit in get_args(EditKind):
         of_edit = by_edit[edit]
@@ -83,7 +83,7 @@ def build_rows(completed: Sequence[Trial], plans: Mapping[str, Depth]) -> list[R
             pairs = [(t.videos[FULL], t.videos[name]) for t in of_edit if name in t.videos]
             loss = [100.0 * (full.right - this.right) for full, this in pairs]
             drift = [100.0 * (this.followed - full.followed) for full, this in pairs]
-            remaining_steps = len(FEW_STEPS) - 1 - depth.first_step(FEW_STEPS)
+            remaining_steps = len(FEW_STEPS) - 1 - depth.reuse_steps(FEW_STEPS)
             row = Row(
                 edit=edit,
                 depth=depth,
@@ -127,7 +127,7 @@ def main(
     groups = make_groups("calibration", pairs, seed, "unseen")
     groups += make_identical_groups(groups)
     plans = list_depths()
-    completed = list(track(trials(groups, plans, seed, processes), "calibrating", len(groups)))
+    completed = list(track(run_trials(groups, plans, seed, processes), "calibrating", len(groups)))
     calibration = Calibration("movingshapes", tuple(build_rows(completed, plans)))
     report = {
         "command": f"python -m bench.calibrate {shlex.join(sys.argv[1:])}".strip(),

@@ -8,7 +8,7 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 
-class SharedPackages(BuildHookInterface):
+class SharedPackages(BuildHookInterface[Any]):
     """Adds packages from outside the project's folder.
 
     `force-include` in pyproject.toml would copy them into an editable installation as well, where the copies

@@ -18,7 +18,7 @@ from services.denoiser.engines.build import ONNX, ensure_engine, load_engine
 from services.denoiser.engines.store import EngineStore
 from services.denoiser.model.loaded import LoadedModel
 from services.denoiser.network.text import AmplifiedText
-from services.denoiser.reuse.amplification import amplified
+from services.denoiser.reuse.amplification import amplify_text
 from tests.tiny_model import TEXT_DIM, save_tiny_model
 
 SHAPE = (12, 2, 16, 16)
@@ -88,12 +88,14 @@ def texts(model: LoadedModel) -> dict[str, AmplifiedText]:
     return {
         "plain": AmplifiedText(own),
         "one token": AmplifiedText(prepare_text(model, 1, 3)),
-        "contrast": amplified(own, amplification("CONTRAST"), donor=donor),
-        "contrast in the last blocks": amplified(own, amplification("CONTRAST", first_layer=2), donor=donor),
-        "contrast with a shorter prompt": amplified(donor, amplification("CONTRAST"), donor=own),
-        "bias": amplified(own, amplification("BIAS"), gained=gained),
-        "bias in the last blocks": amplified(own, amplification("BIAS", first_layer=2), gained=gained),
-        "value gain": amplified(own, amplification("VALUE_GAIN"), gained=gained),
+        "contrast": amplify_text(own, amplification("CONTRAST"), donor=donor),
+        "contrast in the last blocks": amplify_text(
+            own, amplification("CONTRAST", first_layer=2), donor=donor
+        ),
+        "contrast with a shorter prompt": amplify_text(donor, amplification("CONTRAST"), donor=own),
+        "bias": amplify_text(own, amplification("BIAS"), gained=gained),
+        "bias in the last blocks": amplify_text(own, amplification("BIAS", first_layer=2), gained=gained),
+        "value gain": amplify_text(own, amplification("VALUE_GAIN"), gained=gained),
     }
 
 
@@ -101,9 +103,9 @@ def inputs(
     model: LoadedModel, text: AmplifiedText, count: int, seen: list[Tensor] | None = None
 ) -> StepInputs:
     """Returns inputs for a random but reproducible subset of a video's tokens."""
-    tokens = model.tokens_of(random(*SHAPE, seed=4))
+    tokens = model.to_tokens(random(*SHAPE, seed=4))
     index = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(count))[:count].sort().values
-    _, cos, sin = model._grid_inputs(SHAPE[1:])
+    grid = model.grid_inputs(SHAPE)
 
     def on_attention(block: int, queries: Tensor, keys: Tensor) -> None:
         assert seen is not None
@@ -111,8 +113,8 @@ def inputs(
 
     return StepInputs(
         tokens[index][None],
-        cos[index],
-        sin[index],
+        grid.rope_cos[index],
+        grid.rope_sin[index],
         text,
         torch.tensor([700.0]),
         None if seen is None else on_attention,
@@ -122,7 +124,7 @@ def inputs(
 @torch.inference_mode()
 def test_predictions_equal_the_network_for_any_tokens_and_form(backend: Backend, model: LoadedModel) -> None:
     network = EagerBackend(model.transformer)
-    every = len(model.tokens_of(random(*SHAPE)))
+    every = len(model.to_tokens(random(*SHAPE)))
     counts = [1, 2, 5, every - 1, every]
     if backend.name == "compiled":
         counts = [5, every]  # a single token needs a separate graph, and each graph takes seconds to compile
@@ -142,11 +144,11 @@ def test_gated_contrast_changes_only_gated_tokens(backend: Backend, model: Loade
     own, donor = prepare_text(model, 3, 1), prepare_text(model, 5, 2)
     plain = inputs(model, AmplifiedText(own), 6)
     for gate in (torch.zeros(6), torch.ones(6), torch.linspace(0, 1, 6)):
-        text = amplified(own, amplification("CONTRAST"), donor=donor, gate=gate)
+        text = amplify_text(own, amplification("CONTRAST"), donor=donor, gate=gate)
         step = replace(plain, text=text)
         expected = EagerBackend(model.transformer).predict(step)
         torch.testing.assert_close(backend.predict(step), expected, rtol=0, atol=TOLERANCE)
-    off = amplified(own, amplification("CONTRAST"), donor=donor, gate=torch.zeros(6))
+    off = amplify_text(own, amplification("CONTRAST"), donor=donor, gate=torch.zeros(6))
     torch.testing.assert_close(
         backend.predict(replace(plain, text=off)), backend.predict(plain), rtol=0, atol=TOLERANCE
     )
@@ -168,7 +170,7 @@ def test_attention_observer_receives_the_same_as_from_the_network(
 @torch.inference_mode()
 def test_gated_bias_is_applied_or_rejected_with_a_reason(backend: Backend, model: LoadedModel) -> None:
     own = prepare_text(model, 3, 1)
-    gated = amplified(own, amplification("BIAS"), gained=[(1, 1.0)], gate=torch.linspace(0, 1, 6))
+    gated = amplify_text(own, amplification("BIAS"), gained=[(1, 1.0)], gate=torch.linspace(0, 1, 6))
     step = inputs(model, gated, 6)
     if reason := backend.unsupported_reason(step):
         assert backend.name != "torch"

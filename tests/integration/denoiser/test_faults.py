@@ -112,7 +112,7 @@ async def test_cancelling_the_call_stops_the_run_between_steps(stub: Any, servic
         if event.WhichOneof("event") == "step_completed":
             break
     call.cancel()
-    stopped = await logged(service, "stopped", what.generation_id)
+    stopped = await logged(service, "run stopped", what.generation_id)
     assert 1 <= stopped["steps_run"] < 150
     assert (await run(stub, request(admit=False))).completed.steps_run == 4
 
@@ -121,7 +121,7 @@ async def test_a_deadline_stops_the_run_between_steps(stub: Any, service: Servic
     what = long_request()
     error = await failure(stub, what, seconds=1.5)
     assert error.reason == errors.DEADLINE_EXCEEDED
-    assert (await logged(service, "stopped", what.generation_id))["steps_run"] < 150
+    assert (await logged(service, "run stopped", what.generation_id))["steps_run"] < 150
 
 
 async def test_a_full_queue_refuses_and_recovers(stub: Any) -> None:

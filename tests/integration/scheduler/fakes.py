@@ -1,4 +1,4 @@
-"""Embedder, cache and denoiser that play a script over real sockets, for one real scheduler process."""
+"""Scripted embedder, cache and denoiser over real sockets, for one real scheduler process."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ MODEL = denoiser_pb2.ModelInfo(
 
 
 class Fake(ABC):
-    """A gRPC server that can go away and come back on its port."""
+    """A gRPC server that can stop and restart on the same port."""
 
     def __init__(self, name: str, service: str) -> None:
         self.name = name
@@ -66,7 +66,7 @@ class Fake(ABC):
 
     @abstractmethod
     def reset(self) -> None:
-        """As if new, for the next test."""
+        """Restores the initial state, for the next test."""
 
     async def start(self) -> None:
         gate = Gate(self.name)
@@ -81,7 +81,7 @@ class Fake(ABC):
         self._server = server
 
     async def die(self) -> None:
-        """As a process that is killed: every connection breaks."""
+        """Breaks every connection, as if the process had been killed."""
         if self._server is not None:
             await self._server.stop(0)
             self._server = None
@@ -90,7 +90,7 @@ class Fake(ABC):
     def alive(self) -> bool:
         return self._server is not None
 
-    def note(self, context: Any) -> None:
+    def record_metadata(self, context: Any) -> None:
         self.metadata.append(dict(context.invocation_metadata()))
 
 
@@ -104,12 +104,15 @@ class FakeEmbedder(Fake, embedder_pb2_grpc.EmbedderServiceServicer):
         self.truncated = False
         self.aligned: list[embedder_pb2.AlignRequest] = []
         self.cannot_align = False
+        self.answering = asyncio.Event()
+        self.answering.set()
 
     def register(self, server: grpc.aio.Server) -> None:
         embedder_pb2_grpc.add_EmbedderServiceServicer_to_server(self, server)
 
     async def Embed(self, request: Any, context: Any) -> Any:
-        self.note(context)
+        self.record_metadata(context)
+        await self.answering.wait()
         return embedder_pb2.EmbedResponse(
             retrieval_encoder_id="ret@1",
             retrieval_vector=[0.6, 0.8],
@@ -119,16 +122,17 @@ class FakeEmbedder(Fake, embedder_pb2_grpc.EmbedderServiceServicer):
         )
 
     async def Align(self, request: Any, context: Any) -> Any:
-        self.note(context)
+        self.record_metadata(context)
+        await self.answering.wait()
         self.aligned.append(request)
         if self.cannot_align:
-            raise RuntimeError("told to fail")
+            raise RuntimeError("scripted failure")
         return embedder_pb2.AlignResponse(
             alignments=[embedder_pb2.Alignment() for _ in request.donor_prompts]
         )
 
     async def DescribeEncoders(self, request: Any, context: Any) -> Any:
-        raise AssertionError("not asked for")
+        raise AssertionError("the scheduler does not call this")
 
 
 class FakeCache(Fake, cache_pb2_grpc.CacheServiceServicer):
@@ -147,7 +151,7 @@ class FakeCache(Fake, cache_pb2_grpc.CacheServiceServicer):
         cache_pb2_grpc.add_CacheServiceServicer_to_server(self, server)
 
     def hold(self, score: float, *steps: int) -> None:
-        """From now on there is a donor with these steps."""
+        """Makes every further lookup return one donor with these steps."""
         entry = cache_pb2.Entry(
             entry_id="e" * 64,
             prompt="a donor's prompt",
@@ -157,26 +161,26 @@ class FakeCache(Fake, cache_pb2_grpc.CacheServiceServicer):
         self.donors = [cache_pb2.Donor(entry=entry, score=score)]
 
     async def Lookup(self, request: Any, context: Any) -> Any:
-        self.note(context)
+        self.record_metadata(context)
         self.lookups.append(request)
         await self.answering.wait()
         return cache_pb2.LookupResponse(donors=self.donors)
 
     def Fetch(self, request: Any, context: Any) -> Any:
-        raise AssertionError("the scheduler fetches nothing")
+        raise AssertionError("the scheduler does not call this")
 
     async def Admit(self, request_iterator: Any, context: Any) -> Any:
-        raise AssertionError("the scheduler admits nothing")
+        raise AssertionError("the scheduler does not call this")
 
     async def Purge(self, request: Any, context: Any) -> Any:
-        raise AssertionError("not asked for")
+        raise AssertionError("the scheduler does not call this")
 
     async def Stats(self, request: Any, context: Any) -> Any:
-        raise AssertionError("not asked for")
+        raise AssertionError("the scheduler does not call this")
 
 
 class FakeDenoiser(Fake, denoiser_pb2_grpc.DenoiserServiceServicer):
-    """Runs at once; pauses where it is told to."""
+    """Runs without delay, except for a pause where a test sets one."""
 
     def __init__(self) -> None:
         super().__init__("denoiser", "chorus.denoiser.v1.DenoiserService")
@@ -187,9 +191,9 @@ class FakeDenoiser(Fake, denoiser_pb2_grpc.DenoiserServiceServicer):
         self.metadata = []
         self.requests: list[denoiser_pb2.DenoiseRequest] = []
         self.time_remaining: list[float] = []
-        self.most_running = 0
+        self.max_running = 0
         self.stopped: asyncio.Queue[str] = asyncio.Queue()
-        # Before this step, or -1 before the Admission event, a run waits for `go`.
+        # Step before which a run waits for `go`; -1 for the Admission event.
         self.pause_before: int | None = None
         self.go = asyncio.Event()
         self.degraded = False
@@ -204,14 +208,14 @@ class FakeDenoiser(Fake, denoiser_pb2_grpc.DenoiserServiceServicer):
         return denoiser_pb2.DescribeModelsResponse(models=[MODEL])
 
     async def Warm(self, request: Any, context: Any) -> Any:
-        raise AssertionError("not asked for")
+        raise AssertionError("the scheduler does not call this")
 
     async def Denoise(self, request: Any, context: Any) -> AsyncIterator[denoiser_pb2.DenoiseResponse]:
-        self.note(context)
+        self.record_metadata(context)
         self.requests.append(request)
         self.time_remaining.append(context.time_remaining())
         self.running += 1
-        self.most_running = max(self.most_running, self.running)
+        self.max_running = max(self.max_running, self.running)
         try:
             if self.fault is not None:
                 fault, self.fault = self.fault, None
@@ -277,11 +281,11 @@ def video_info() -> video_pb2.VideoInfo:
 
 @dataclass
 class World:
-    """The three fakes, a scheduler process that uses them, and a client of it."""
+    """Three fakes, a scheduler process that uses them, and a client of it."""
 
     directory: Path
     settings: dict[str, str] = field(default_factory=dict)
-    # Fakes that are not there at first.
+    # Names of the fakes that are not started at first.
     absent: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -298,7 +302,7 @@ class World:
             **self.settings,
         }
         self.process = ServiceProcess("scheduler", env, free_port(), self.directory / "scheduler.log")
-        # Typed by nothing: the async stubs exist only for the type checker.
+        # Any, because the async stub types exist only for the type checker.
         self.api: Any = None
         self._channel: grpc.aio.Channel | None = None
 
@@ -317,7 +321,7 @@ class World:
             await fake.die()
 
     async def refresh(self) -> None:
-        """For the next test: every fake as new and there, the scheduler there, and nothing left to do."""
+        """Prepares the next test: resets and starts every fake, starts the scheduler, ends all jobs."""
         for fake in (self.embedder, self.cache, self.denoiser):
             fake.reset()
             if not fake.alive:
@@ -335,7 +339,7 @@ class World:
                 await self.cancel(generation)
 
     async def boot(self) -> None:
-        """Starts the scheduler, the first time or again."""
+        """Starts or restarts the scheduler."""
         await asyncio.to_thread(self.process.start)
         if self._channel is not None:
             await self._channel.close()
@@ -356,32 +360,32 @@ class World:
         reply = await self.api.GetGeneration(
             pb.GetGenerationRequest(generation_id=generation.generation_id), timeout=20
         )
-        found: pb.Generation = reply.generation
-        return found
+        current: pb.Generation = reply.generation
+        return current
 
     async def cancel(self, generation: pb.Generation) -> pb.Generation:
         reply = await self.api.CancelGeneration(
             pb.CancelGenerationRequest(generation_id=generation.generation_id), timeout=20
         )
-        found: pb.Generation = reply.generation
-        return found
+        current: pb.Generation = reply.generation
+        return current
 
     async def events(
         self, generation: pb.Generation, after: int = 0, until: str = ""
     ) -> list[pb.GenerationEvent]:
-        """Watches to the end, or to the first event of a kind."""
-        found = []
+        """Watches until the generation ends, or up to the first event of kind `until`."""
+        events: list[pb.GenerationEvent] = []
         call = self.api.WatchGeneration(
             pb.WatchGenerationRequest(generation_id=generation.generation_id, after_sequence=after),
             timeout=60,
         )
         async for reply in call:
-            found.append(reply.event)
+            events.append(reply.event)
             if until and reply.event.WhichOneof("event") == until:
                 call.cancel()
-                return found
-        assert not until, f"ended without {until}: {kinds(found)}\n{self.process.tail()}"
-        return found
+                return events
+        assert not until, f"ended without {until}: {kinds(events)}\n{self.process.tail()}"
+        return events
 
     async def video(self, generation: pb.Generation) -> tuple[video_pb2.VideoInfo, bytes]:
         call = self.api.GetVideo(pb.GetVideoRequest(generation_id=generation.generation_id), timeout=20)
@@ -393,8 +397,8 @@ def kinds(events: list[pb.GenerationEvent]) -> list[str]:
     return [event.WhichOneof("event") or "" for event in events]
 
 
-def check_story(events: list[pb.GenerationEvent]) -> None:
-    """No gap, no repetition, one end, and it is the last."""
+def check_sequence(events: list[pb.GenerationEvent]) -> None:
+    """Asserts that events have no gap and no repetition, and that exactly one end comes last."""
     assert [event.sequence for event in events] == list(range(1, len(events) + 1))
     ends = Counter(kinds(events))
     assert ends["succeeded"] + ends["failed"] + ends["cancelled"] == 1
