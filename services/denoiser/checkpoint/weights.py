@@ -1,4 +1,4 @@
-"""Reading safetensors weights: everything is checked before a tensor is allocated."""
+"""Reads safetensors weights; everything is checked before a tensor is allocated."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _MAX_HEADER = 64 << 20  # bytes; Wan's 14B index is a few hundred kB
 
 
 class WeightsError(Exception):
-    """A weights file that does not hold the network it should; the message names file and tensor."""
+    """Weights that do not fit the network; the message names file and tensor."""
 
     def __init__(self, path: Path, message: str) -> None:
         super().__init__(f"{path}: {message}")
@@ -50,7 +50,7 @@ def read_header(path: Path) -> SafetensorsHeader:
 
 
 def weight_files(path: Path) -> list[Path]:
-    """The files behind a path, in name order: itself, the shards of a `*.index.json`, or those of a folder.
+    """Returns the files of a path in name order: itself, the shards of a `*.index.json`, or a folder's files.
 
     A folder, as diffusers saves one, holds either one index or one safetensors file.
     """
@@ -71,12 +71,14 @@ def weight_files(path: Path) -> list[Path]:
         raise WeightsError(path, f"not an index of safetensors shards ({error})") from error
     for shard in shards:
         if not re.fullmatch(r"[\w.-]+\.safetensors", str(shard)):
-            raise WeightsError(path, f"shard {shard!r}: must be a *.safetensors file beside the index")
+            raise WeightsError(
+                path, f"shard {shard!r}: must be a *.safetensors file in the folder of the index"
+            )
     return [path.parent / str(shard) for shard in sorted(shards)]
 
 
 def weights_digest(path: Path) -> str:
-    """SHA-256, lower-case hex, of the weight files' bytes in name order (one file: its own digest)."""
+    """Returns the SHA-256, lower-case hex, of the bytes of all weight files in name order."""
     digest = hashlib.sha256()
     for file in weight_files(path):
         try:
@@ -88,8 +90,8 @@ def weights_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def verified_digest(path: Path, sha256: str | None) -> str:
-    """The `weights_digest`. Raises WeightsError where another was promised."""
+def verify_digest(path: Path, sha256: str | None) -> str:
+    """Returns the `weights_digest`. Raises WeightsError if it is not `sha256`."""
     found = weights_digest(path)
     if sha256 is not None and found != sha256.lower():
         raise WeightsError(path, f"sha256 {found}, expected {sha256.lower()}: not the weights of this model")
@@ -97,12 +99,12 @@ def verified_digest(path: Path, sha256: str | None) -> str:
 
 
 def check_weights(path: Path, expected: Mapping[str, torch.Size], rename: Callable[[str], str] = str) -> None:
-    """Compare the tensors of weight files with the expected names and shapes, without reading them.
+    """Compares the tensors of weight files with the expected names and shapes, without reading them.
 
     Args:
-        rename: what a name in the file is called in `expected`.
+        rename: Maps a name in the file to a name in `expected`.
 
-    Raises WeightsError for a missing, foreign or repeated tensor, another shape, another type.
+    Raises WeightsError for a missing, unknown or repeated tensor, another shape or type.
     """
     found: dict[str, Path] = {}
     for file in weight_files(path):
@@ -123,7 +125,7 @@ def check_weights(path: Path, expected: Mapping[str, torch.Size], rename: Callab
 
 
 def read_tensors(path: Path, device: str | torch.device = "cpu") -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of weight files, one at a time: the whole never lies in memory twice."""
+    """Yields the tensors of weight files one at a time, so that the network is never in memory twice."""
     for file in weight_files(path):
         with safe_open(file, framework="pt", device=str(device)) as tensors:
             for name in tensors.offset_keys():
@@ -138,12 +140,12 @@ def load_weights(
     convert: Callable[[str, Tensor], Tensor] = lambda _, tensor: tensor.float(),
     device: str | torch.device = "cpu",
 ) -> dict[str, Tensor]:
-    """State dict of the expected tensors; raises WeightsError before any is allocated (see `check_weights`).
+    """Loads a state dict of the expected tensors. Raises WeightsError before it allocates any.
 
     Args:
-        path: a safetensors file, an index of shards, or a folder with either.
-        rename: what a name in the file is called in `expected`.
-        convert: a parameter's name and its tensor as stored -> the tensor to use.
+        path: A safetensors file, an index of shards, or a folder with either.
+        rename: Maps a name in the file to a name in `expected`.
+        convert: Converts a stored tensor, given the name of its parameter.
     """
     check_weights(path, expected, rename)
     state: dict[str, Tensor] = {}
