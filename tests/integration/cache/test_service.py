@@ -351,7 +351,7 @@ def test_a_second_process_on_the_same_index_waits_and_does_not_serve(
     second.start(wait=False)
     try:
         end = time.monotonic() + 120
-        while "waiting" not in second.tail(200):
+        while "dependency not ready" not in second.tail(200):
             assert time.monotonic() < end, second.tail()
             time.sleep(0.1)
         with pytest.raises(TimeoutError):

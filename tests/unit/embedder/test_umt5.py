@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from bench.checkpoints import save_wan_pipeline
 from services.embedder.encoders import UMT5Encoder
-from services.embedder.encoders.cleaning import clean, origins
+from services.embedder.encoders.cleaning import clean_prompt, map_to_prompt
 
 prompt_clean: Callable[[str], str] = pipeline_wan.prompt_clean
 
@@ -38,14 +38,14 @@ PIECES = st.sampled_from([*"ab <>&;’“é\t\n\x00ﬁÃª", "&amp;", "&nbsp;", 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_prompts_are_cleaned_as_the_pipeline_does(prompt: str) -> None:
-    assert clean(prompt) == prompt_clean(prompt)
+    assert clean_prompt(prompt) == prompt_clean(prompt)
 
 
 @given(st.lists(PIECES, max_size=12).map("".join))
 def test_every_character_comes_from_the_prompt(prompt: str) -> None:
-    cleaned = clean(prompt)
+    cleaned = clean_prompt(prompt)
     assert cleaned == prompt_clean(prompt)
-    found = origins(prompt, cleaned)
+    found = map_to_prompt(prompt, cleaned)
     assert len(found) == len(cleaned)
     assert all(0 <= start <= end <= len(prompt) for start, end in found)
     words = [place for place, letter in zip(found, cleaned, strict=True) if letter != " "]
@@ -57,8 +57,8 @@ def test_every_character_comes_from_the_prompt(prompt: str) -> None:
 )
 def test_unchanged_words_keep_their_places(parts: list[tuple[str, str]]) -> None:
     prompt = " " + "".join(word + space for word, space in parts)
-    cleaned = clean(prompt)
-    for letter, (start, end) in zip(cleaned, origins(prompt, cleaned), strict=True):
+    cleaned = clean_prompt(prompt)
+    for letter, (start, end) in zip(cleaned, map_to_prompt(prompt, cleaned), strict=True):
         assert prompt[start:end] == letter or (letter == " " and prompt[start:end].isspace())
 
 
@@ -72,9 +72,9 @@ def test_unchanged_words_keep_their_places(parts: list[tuple[str, str]]) -> None
     ],
 )
 def test_words_that_cleaning_changed_are_found_again(prompt: str, places: dict[str, str]) -> None:
-    cleaned = clean(prompt)
+    cleaned = clean_prompt(prompt)
     assert set(cleaned.split()) == set(places)
-    found = origins(prompt, cleaned)
+    found = map_to_prompt(prompt, cleaned)
     for word, said in places.items():
         at = cleaned.index(word)
         ranges = found[at : at + len(word)]
