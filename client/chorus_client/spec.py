@@ -45,7 +45,8 @@ ENDED: Final = frozenset(
 )
 _LAST_EVENTS: Final = frozenset({"succeeded", "failed", "cancelled"})
 
-_MAX_DEADLINE_SECONDS: Final = 10 * 366 * 86_400.0
+# Distance from now at which a deadline is refused before it is sent; the scheduler's own bound is lower.
+_SENDABLE_DEADLINE_SECONDS: Final = 10 * 366 * 86_400.0
 
 
 class SpecOptions(TypedDict, total=False):
@@ -127,7 +128,7 @@ def submit_request(prompt: str, options: SpecOptions) -> scheduler_pb2.SubmitGen
         spec.explicit_reuse.CopyFrom(plan)
     deadline = options.get("deadline")
     if deadline is not None and found.require(
-        math.isfinite(deadline) and abs(deadline) < _MAX_DEADLINE_SECONDS,
+        math.isfinite(deadline) and abs(deadline) < _SENDABLE_DEADLINE_SECONDS,
         "deadline",
         f"must be a number of seconds from now, not {deadline:g}",
     ):

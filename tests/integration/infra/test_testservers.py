@@ -137,7 +137,7 @@ def test_a_checkout_runs_one_at_a_time(tmp_path: Path) -> None:
         pass
 
 
-def needed(name: str) -> str:
+def require_variable(name: str) -> str:
     return os.environ.get(name) or pytest.skip(f"{name} is not set: make test-servers starts such a server")
 
 
@@ -145,7 +145,7 @@ def needed(name: str) -> str:
 def test_milvus_is_a_server_of_the_pinned_version() -> None:
     from pymilvus import MilvusClient
 
-    client = MilvusClient(uri=needed("CHORUS_TEST_MILVUS_URI"), timeout=30)
+    client = MilvusClient(uri=require_variable("CHORUS_TEST_MILVUS_URI"), timeout=30)
     assert client.get_server_version().startswith("v2.3.5")
 
 
@@ -154,9 +154,12 @@ def test_s3_takes_the_right_signature_only() -> None:
     from minio import Minio
     from minio.error import S3Error
 
-    endpoint, access = needed("CHORUS_TEST_S3_ENDPOINT"), needed("CHORUS_TEST_S3_ACCESS_KEY")
+    endpoint, access = (
+        require_variable("CHORUS_TEST_S3_ENDPOINT"),
+        require_variable("CHORUS_TEST_S3_ACCESS_KEY"),
+    )
     bucket = f"chorus-test-{uuid.uuid4().hex[:12]}"
-    good = Minio(endpoint, access, needed("CHORUS_TEST_S3_SECRET_KEY"), secure=False)
+    good = Minio(endpoint, access, require_variable("CHORUS_TEST_S3_SECRET_KEY"), secure=False)
     good.make_bucket(bucket)
     good.put_object(bucket, "kept", io.BytesIO(b"data"), 4)
     for access_key, secret, code in [
