@@ -26,7 +26,8 @@ REUSE_POLICIES: Final = {
     "fast": plan_pb2.REUSE_POLICY_FAST,
 }
 
-_MAX_DEADLINE_SECONDS: Final = 10 * 366 * 86_400.0
+# Distance from now at which a deadline is refused before it is sent; the scheduler's own bound is lower.
+_SENDABLE_DEADLINE_SECONDS: Final = 10 * 366 * 86_400.0
 
 
 class SpecOptions(TypedDict, total=False):
@@ -149,7 +150,7 @@ def build_request(prompt: str, options: SpecOptions) -> scheduler_pb2.SubmitGene
         spec.explicit_reuse.CopyFrom(plan)
     deadline = options.get("deadline")
     if deadline is not None and found.require(
-        math.isfinite(deadline) and abs(deadline) < _MAX_DEADLINE_SECONDS,
+        math.isfinite(deadline) and abs(deadline) < _SENDABLE_DEADLINE_SECONDS,
         "deadline",
         f"must be a number of seconds from now, not {deadline:g}",
     ):
