@@ -4,7 +4,7 @@
 takes the model's own weights, plain and with DBCache of the package `cache-dit`, from the same noise; and in
 fewer steps without it, which is the rival of both. Every run is timed right after a plain one, in one process
 on one thread: the figures are of denoising alone, and say nothing of a service around it. Writes
-cache_dit.json into --out and prints a table. cache-dit is the extra `rivals`: pip install '.[rivals]'.
+cache_dit.json into --out and prints a table. cache-dit is the extra `rivals`: pip install -e '.[rivals]'.
 """
 
 from __future__ import annotations
@@ -280,7 +280,7 @@ def main(
     except ImportError as error:
         if error.name != "cache_dit":
             raise
-        raise typer.BadParameter("cache-dit is not installed: pip install '.[rivals]'") from None
+        raise typer.BadParameter("cache-dit is not installed: pip install -e '.[rivals]'") from None
     groups = make_groups("test", count, seed, "unseen")
     asks = [group.targets[0] for group in groups]
     difference = bench.difference(asks[0].prompt, seed)  # and warms up

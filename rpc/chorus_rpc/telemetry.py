@@ -72,9 +72,7 @@ def configure(service: str) -> bool:
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError as error:
-        raise ImportError(
-            "OTEL_* asks for tracing: install chorus-serving[telemetry], or unset it"
-        ) from error
+        raise ImportError("OTEL_* asks for tracing: install chorus-client[telemetry], or unset it") from error
     if not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
         # The program that we are part of has set up its own: our spans go where its own go.
         _enabled = True

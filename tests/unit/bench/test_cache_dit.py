@@ -37,7 +37,7 @@ def test_without_cache_dit_it_says_what_to_install(
     bench: cache_dit.Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "cache_dit", None)
-    with pytest.raises(typer.BadParameter, match=r"pip install '\.\[rivals\]'"):
+    with pytest.raises(typer.BadParameter, match=r"pip install -e '\.\[rivals\]'"):
         cache_dit.main(count=2)
 
 
