@@ -50,7 +50,7 @@ async def start(settings: DenoiserSettings, resources: AsyncExitStack, server: g
 
 
 def main() -> None:
-    settings = load_settings(DenoiserSettings)
+    settings = load_settings(DenoiserSettings, sys.argv[1:])
     try:
         run(
             "denoiser",

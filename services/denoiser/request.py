@@ -25,7 +25,7 @@ from chorus_rpc.plan_bounds import check_amplification, check_depth, check_regio
 from numpy.typing import NDArray
 
 from services.contract.reuse import effective_region_end, needs_side_data
-from services.contract.schedule import schedule_fault
+from services.contract.schedule import find_schedule_fault
 from services.contract.tensors import decode_tensor
 from services.denoiser.model.loaded import LatentShape, LoadedModel
 from services.denoiser.network.wan import Grid
@@ -192,7 +192,7 @@ def _sigmas(
     violations: Violations, request: denoiser_pb2.DenoiseRequest, model: LoadedModel
 ) -> tuple[float, ...]:
     sigmas = tuple(request.schedule.sigmas)
-    fault = schedule_fault(sigmas)
+    fault = find_schedule_fault(sigmas)
     if violations.require(fault is None, "schedule.sigmas", fault or ""):
         fault = model.spec.bounds.steps.fault(len(sigmas) - 1)
         violations.require(fault is None, "schedule.sigmas", f"its number of steps {fault}")

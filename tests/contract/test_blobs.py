@@ -13,13 +13,13 @@ from moto.server import ThreadedMotoServer
 
 from services.cache.blobs import Blobs, BlobStat
 from services.cache.directory import DirectoryBlobs
-from services.cache.entries import blob_key
+from services.cache.entries import make_blob_key
 from services.cache.s3 import S3Blobs
 from tests.contract.conftest import OpenBlobs
 from tests.contract.samples import digest
 from tests.processes import free_port
 
-KEY = blob_key("default", digest("identity"), digest("blob"))
+KEY = make_blob_key("default", digest("identity"), digest("blob"))
 
 
 def files_below(root: Path) -> list[Path]:
@@ -76,7 +76,7 @@ async def test_stat_tells_size_and_age(blobs: Blobs) -> None:
 
 
 async def test_every_blob_is_listed_and_deleted_once(blobs: Blobs) -> None:
-    keys = [blob_key(f"t{i % 3}", digest(str(i % 7)), digest(f"blob {i}")) for i in range(505)]
+    keys = [make_blob_key(f"t{i % 3}", digest(str(i % 7)), digest(f"blob {i}")) for i in range(505)]
     for start in range(0, len(keys), 50):
         await asyncio.gather(*(blobs.put(key, b"x") for key in keys[start : start + 50]))
     assert set(await listed(blobs)) == set(keys)

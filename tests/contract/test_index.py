@@ -14,7 +14,7 @@ from milvus_lite.adapter.grpc.server import start_server_in_thread
 
 from services.cache.entries import Blob, Entry, Space
 from services.cache.index import Index, Selection
-from services.cache.milvus import MilvusIndex, tenant_filter
+from services.cache.milvus import MilvusIndex, make_filter
 from services.contract.identity import identity_digest
 from tests.contract.conftest import OpenIndex
 from tests.contract.samples import DIMENSION, SPACE, digest, entry, identity, unit
@@ -219,11 +219,11 @@ async def test_a_value_cannot_change_the_filter(index: Index, tenant: str, text:
 
 
 def test_every_filter_names_the_tenant() -> None:
-    assert tenant_filter("a") == 'tenant == "a"'
-    assert tenant_filter("a", Selection("e", "i", "m", 5)) == (
+    assert make_filter("a") == 'tenant == "a"'
+    assert make_filter("a", Selection("e", "i", "m", 5)) == (
         'tenant == "a" and entry_id == "e" and identity == "i" and model_id == "m" and created_ms < 5'
     )
-    assert tenant_filter("a", entry_ids=["x", "y"]) == 'tenant == "a" and entry_id in ["x", "y"]'
+    assert make_filter("a", entry_ids=["x", "y"]) == 'tenant == "a" and entry_id in ["x", "y"]'
 
 
 async def test_opening_waits_for_a_server_that_is_not_there() -> None:

@@ -9,8 +9,9 @@ import pytest
 
 from tests.processes import ROOT
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted(ROOT.glob("infra/**/README.md"))]
-PAGES = [page for page in PAGES if "node_modules" not in page.parts]
+FOLDERS = ("client", "docs", "examples", "infra", "models")
+PAGES = [*ROOT.glob("*.md"), *(page for top in FOLDERS for page in (ROOT / top).rglob("*.md"))]
+PAGES = sorted(page for page in PAGES if "node_modules" not in page.parts)
 
 
 def test_the_settings_page_is_the_code() -> None:
@@ -20,7 +21,8 @@ def test_the_settings_page_is_the_code() -> None:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    assert (ROOT / "docs" / "settings.md").read_text() == module.page(), "run python docs/make_settings.py"
+    page = (ROOT / "docs" / "settings.md").read_text()
+    assert page == module.make_page(), "run python docs/make_settings.py"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

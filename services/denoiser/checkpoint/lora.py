@@ -23,9 +23,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from services.contract.safetensors_header import SafetensorsHeader
 from services.denoiser.checkpoint.names import original_name, without_prefix
 from services.denoiser.checkpoint.weights import (
-    Header,
     WeightsError,
     read_header,
     read_tensors,
@@ -119,7 +119,7 @@ class Lora:
         return weight if change is None else weight.float() + self.adapter.scale * change.of(weight)
 
 
-def _places(file: Path, header: Header, expected: Iterable[str]) -> dict[str, tuple[str, Part]]:
+def _places(file: Path, header: SafetensorsHeader, expected: Iterable[str]) -> dict[str, tuple[str, Part]]:
     """For every tensor of the file: the parameter it changes, and which part of the change it is."""
     known: dict[str, str] = {}
     for name in expected:
@@ -127,7 +127,7 @@ def _places(file: Path, header: Header, expected: Iterable[str]) -> dict[str, tu
         module, _, leaf = original.rpartition(".")
         known |= {name: name, original: name, f"lora_unet_{module.replace('.', '_')}.{leaf}": name}
     places: dict[str, tuple[str, Part]] = {}
-    for name in header.entries:
+    for name in (tensor.name for tensor in header.tensors):
         for pattern, part, leaf in _SUFFIXES:
             module, count = re.subn(pattern, "", without_prefix(name))
             if count and (parameter := known.get(module + leaf)):
@@ -170,7 +170,7 @@ def _change(
     return _Change(up=up, down=down, factor=1.0 if alpha is None else alpha / rank)
 
 
-def _written_alpha(file: Path, header: Header) -> float | None:
+def _written_alpha(file: Path, header: SafetensorsHeader) -> float | None:
     """The alpha that diffusers notes beside the tensors; None: the rank of each change."""
     try:
         noted = json.loads(header.metadata.get("lora_adapter_metadata", "{}"))

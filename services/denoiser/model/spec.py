@@ -19,7 +19,7 @@ from pydantic import (
     model_validator,
 )
 
-from services.contract.schedule import schedule_fault
+from services.contract.schedule import find_schedule_fault
 from services.denoiser.checkpoint.config import network_sizes
 from services.denoiser.codec import Geometry, SpaceToDepthCodec
 from services.denoiser.codec.wan_vae import read_geometry
@@ -124,6 +124,8 @@ class Text(_Section):
     encoder_id: Annotated[str, Field(min_length=1)]
     # How the embedder's settings write that encoder, "umt5:path"; read by `chorus up`, not by the denoiser.
     encoder: Annotated[str | None, Field(min_length=1)] = None
+    # Synonyms in the model's world, a path relative to the model file; likewise read by `chorus up`.
+    lexicon: Annotated[str | None, Field(min_length=1)] = None
     max_tokens: Positive
     # Wan pads the text to `max_tokens` with zeros and attends to them; other models never see padding.
     attend_padding: bool
@@ -170,7 +172,7 @@ class Schedule(_Section):
 
     @model_validator(mode="after")
     def _decreasing(self) -> Schedule:
-        if fault := schedule_fault(self.sigmas):
+        if fault := find_schedule_fault(self.sigmas):
             raise ValueError(f"sigmas {fault}")
         return self
 

@@ -8,7 +8,7 @@ import safetensors.torch
 from chorus_rpc.chunks import BlobFault
 from torch import Tensor
 
-from services.contract.safetensors_header import TensorHeader, safetensors_header
+from services.contract.safetensors_header import TensorHeader, parse_tensor_headers
 
 NAME = "latents"
 
@@ -25,7 +25,7 @@ def unpack_latents(data: bytes, shape: Sequence[int]) -> Tensor:
     Raises BlobFault for another tensor, type or shape, and for NaN or infinity.
     """
     expected = TensorHeader(NAME, "F32", tuple(shape))
-    if (found := safetensors_header(data)) != [expected]:
+    if (found := parse_tensor_headers(data)) != [expected]:
         raise BlobFault(f"holds {found}, expected {expected}")
     try:
         latents: Tensor = safetensors.torch.load(data)[NAME]

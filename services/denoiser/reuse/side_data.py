@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from chorus_rpc.chunks import BlobFault
 from torch import Tensor
 
-from services.contract.safetensors_header import TensorHeader, safetensors_header
+from services.contract.safetensors_header import TensorHeader, parse_tensor_headers
 from services.denoiser.network.wan import Grid
 
 MAPS = "maps"
@@ -44,7 +44,7 @@ def unpack_side_data(data: bytes, *, text_dim: int, max_tokens: int, token_grid:
     Raises BlobFault for other tensors, types or shapes, maps that are not pooled over `token_grid`, a prompt
     of none or more than `max_tokens` tokens, and NaN or infinity.
     """
-    found = {tensor.name: tensor for tensor in safetensors_header(data)}
+    found = {tensor.name: tensor for tensor in parse_tensor_headers(data)}
     if found.keys() != {MAPS, TEXT}:
         raise BlobFault(f"holds {len(found)} tensors, expected {MAPS} and {TEXT} alone")
     maps, text = found[MAPS], found[TEXT]

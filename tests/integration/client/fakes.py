@@ -225,7 +225,7 @@ class FakeCache(cache_pb2_grpc.CacheServiceServicer):
         raise NotImplementedError
 
     async def Stats(self, request: Any, context: Any) -> Any:
-        self.tenants.append(tenancy.tenant_of(context.invocation_metadata()))
+        self.tenants.append(tenancy.read_tenant(context.invocation_metadata()))
         response = cache_pb2.StatsResponse(
             entries=7,
             bytes=3 << 20,

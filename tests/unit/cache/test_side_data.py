@@ -19,7 +19,7 @@ from services.cache.entries import Admission, Blob
 from services.cache.index import Selection
 from services.cache.milvus import MilvusIndex
 from services.cache.store import LatentStore
-from services.cache.sweeper import Swept, sweep
+from services.cache.sweeper import SweepResult, sweep
 from services.cache.upload import Upload
 from services.cache.validation import Limits
 from tests.contract.samples import (
@@ -230,11 +230,11 @@ async def test_side_data_is_counted_purged_and_swept_with_its_entry(
 ) -> None:
     await store.admit(offered())
     age(tmp_path)
-    assert await sweep(store, GRACE) == Swept(blobs=0, rows=0)
+    assert await sweep(store, GRACE) == SweepResult(blobs=0, rows=0)
     whole = LATENTS_BYTES + len(SIDE)
-    assert (await store.extent("default")).size_bytes == whole
+    assert (await store.measure_usage("default")).size_bytes == whole
     assert (await store.purge("default", Selection())).size_bytes == whole
-    assert await sweep(store, GRACE) == Swept(blobs=4, rows=0)
+    assert await sweep(store, GRACE) == SweepResult(blobs=4, rows=0)
 
 
 async def test_the_sweeper_drops_a_row_whose_side_data_is_gone(store: LatentStore, tmp_path: Path) -> None:
@@ -242,4 +242,4 @@ async def test_the_sweeper_drops_a_row_whose_side_data_is_gone(store: LatentStor
     (tmp_path / "blobs" / offered().entry.keys[-1]).unlink()
     age(tmp_path)
     assert (await sweep(store, GRACE)).rows == 1
-    assert (await store.extent("default")).entries == 0
+    assert (await store.measure_usage("default")).entries == 0

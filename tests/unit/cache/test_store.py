@@ -24,7 +24,7 @@ from services.cache.entries import Admission, Entry, Space
 from services.cache.index import Selection
 from services.cache.milvus import MilvusIndex
 from services.cache.store import LatentStore
-from services.cache.sweeper import Sweeper, Swept, sweep
+from services.cache.sweeper import Sweeper, SweepResult, sweep
 from services.cache.upload import Upload
 from services.cache.validation import Limits
 from tests.contract.samples import SPACE, admission, latents, new_entry, unit
@@ -180,9 +180,9 @@ async def test_blobs_without_their_row_are_swept_after_the_grace(
     fault.failing.add("upsert")
     await refused(DEPENDENCY_UNAVAILABLE, store.admit(offered()))
     assert len(files(tmp_path)) == 2
-    assert await sweep(store, GRACE) == Swept(blobs=0, rows=0)
+    assert await sweep(store, GRACE) == SweepResult(blobs=0, rows=0)
     age(tmp_path)
-    assert await sweep(store, GRACE) == Swept(blobs=2, rows=0)
+    assert await sweep(store, GRACE) == SweepResult(blobs=2, rows=0)
     assert files(tmp_path) == []
 
 
@@ -291,7 +291,7 @@ async def test_purge_drops_rows_now_and_blobs_after_the_grace(store: LatentStore
     for i in range(3):
         await store.admit(offered(f"prompt {i}", {1: latents(i)}))
     size = len(latents(0))
-    before = await store.extent("default")
+    before = await store.measure_usage("default")
     assert (before.entries, before.size_bytes) == (3, 3 * size)
     gone = await store.purge("default", Selection(entry_id=offered("prompt 0").entry.entry_id))
     assert (gone.entries, gone.size_bytes) == (1, size)
@@ -301,7 +301,7 @@ async def test_purge_drops_rows_now_and_blobs_after_the_grace(store: LatentStore
     assert await found(store) == []
     assert len(files(tmp_path)) == 3
     age(tmp_path)
-    assert await sweep(store, GRACE) == Swept(blobs=3, rows=0)
+    assert await sweep(store, GRACE) == SweepResult(blobs=3, rows=0)
 
 
 async def test_a_blob_that_another_row_names_is_kept(store: LatentStore, tmp_path: Path) -> None:
@@ -310,10 +310,10 @@ async def test_a_blob_that_another_row_names_is_kept(store: LatentStore, tmp_pat
     assert first.entry.keys == second.entry.keys
     assert await store.admit(first)
     assert await store.admit(second)
-    assert (await store.extent("default")).size_bytes == len(latents(1))
+    assert (await store.measure_usage("default")).size_bytes == len(latents(1))
     await store.purge("default", Selection(entry_id=first.entry.entry_id))
     age(tmp_path)
-    assert await sweep(store, GRACE) == Swept(blobs=0, rows=0)
+    assert await sweep(store, GRACE) == SweepResult(blobs=0, rows=0)
     assert await fetched(store, second.entry, 1) == [latents(1)]
 
 
@@ -328,9 +328,9 @@ async def test_the_sweeper_drops_rows_without_blobs_and_halves_of_writes(
     foreign.write_text("not ours")
     age(tmp_path)
     # The blobs that the broken row still names go once it is gone.
-    assert await sweep(store, GRACE) == Swept(blobs=1, rows=1)
+    assert await sweep(store, GRACE) == SweepResult(blobs=1, rows=1)
     assert [each.prompt for each in await found(store)] == ["kept"]
-    assert await sweep(store, GRACE) == Swept(blobs=1, rows=0)
+    assert await sweep(store, GRACE) == SweepResult(blobs=1, rows=0)
     assert await fetched(store, offered("kept").entry, 1) == [latents(1)]
     assert foreign.exists()
 
@@ -365,7 +365,7 @@ async def test_a_blob_written_again_before_the_sweep_deletes_it_is_kept(
         for key, data in zip(offered().entry.keys, offered().data.values(), strict=True):
             await store.blobs.put(key, data)
         await store.index.upsert(SPACE, offered().entry, unit(0))
-    assert await sweeping == Swept(blobs=0, rows=0)
+    assert await sweeping == SweepResult(blobs=0, rows=0)
     assert await fetched(store, offered().entry, 1) == [latents(1)]
 
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from services.cache.entries import Admission, Space
 from services.cache.index import Selection
-from services.cache.milvus import tenant_filter
+from services.cache.milvus import make_filter
 from services.cache.settings import CacheSettings
 from services.cache.upload import Upload
 from services.cache.validation import Limits, check_fetch, check_lookup, check_purge
@@ -353,7 +353,7 @@ def test_a_digest_that_differs_is_refused() -> None:
 @given(st.text(), st.text())
 def test_no_text_becomes_more_than_a_value(tenant: str, model_id: str) -> None:
     try:
-        made = tenant_filter(tenant, Selection(model_id=model_id))
+        made = make_filter(tenant, Selection(model_id=model_id))
     except ValueError:
         return
     assert re.fullmatch(r'tenant == "[^"\\\s]+" and model_id == "[^"\\\s]+"', made)

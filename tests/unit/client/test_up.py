@@ -210,6 +210,18 @@ def test_a_damaged_endpoints_file_is_ignored(tmp_path: Path, text: str) -> None:
     assert endpoints.running(tmp_path) is None
 
 
+def test_models_bring_their_lexicons(tmp_path: Path) -> None:
+    own = model_file(tmp_path / "own" / "model.toml", '[text]\nlexicon = "words.toml"')
+    none = model_file(tmp_path / "none" / "model.toml", "")
+    assert model_files.choose_models([own, none], {})["CHORUS_EMBEDDER_LEXICONS"] == str(
+        tmp_path / "own/words.toml"
+    )
+    assert model_files.choose_models([none], {})["CHORUS_EMBEDDER_LEXICONS"] == ""
+    wrong = model_file(tmp_path / "wrong.toml", "[text]\nlexicon = 3")
+    with pytest.raises(ChorusError, match=r"text\.lexicon"):
+        model_files.choose_models([wrong], {})
+
+
 @pytest.mark.parametrize("as_json", [False, True])
 def test_a_setting_that_a_service_does_not_know_is_reported_when_it_is_ready(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], as_json: bool

@@ -9,7 +9,7 @@ import pytest
 from bench.align import SPLITS, Compare, make_comparison, recognise_edits, recognise_paraphrases
 from models.movingshapes.captions import Phrasing
 from models.movingshapes.world import Split
-from services.embedder.alignment import SLIGHT, Change, on_tokens
+from services.embedder.alignment import SLIGHT, Change, to_tokens
 from services.embedder.encoders import MiniLMEncoder
 
 
@@ -136,7 +136,7 @@ def test_a_thing_of_another_kind_is_newer_than_one_of_the_same(compare: Compare)
 def test_tokens_of_one_word_share_its_weight(compare: Compare, minilm: MiniLMEncoder) -> None:
     target = "a house, a rhombicuboctahedron"
     [encoding] = minilm.encode([target])
-    tokens = on_tokens(compare("a house", target).gained, encoding.offsets)
+    tokens = to_tokens(compare("a house", target).gained, encoding.offsets)
     assert len(tokens) > 1
     assert len({token.weight for token in tokens}) == 1
     assert [token.index for token in tokens] == list(range(5, len(encoding.tokens) - 1))

@@ -10,17 +10,25 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
-from services.embedder.alignment import Alignment, EncodedPrompt, align, on_tokens
-from services.embedder.lexicon import Category
+from services.embedder.alignment import Alignment, EncodedPrompt, to_tokens
+from services.embedder.alignment import align as align_with
+from services.embedder.lexicon import Category, load_lexicon
+from services.embedder.settings import SHIPPED_LEXICON
 
 DIM = 8
+LEXICON = load_lexicon([SHIPPED_LEXICON])
 VOCABULARY = [
     *("red", "crimson", "blue", "dark", "large", "circle", "ball", "square", "dog", "cat", "house", "two"),
     *("left", "right", "moving", "rising", "still", "dancing", "background", "video"),
     *("the", "a", "and", "with", "on", "from", "no", "not", ",", "."),
 ]
 NOTHING = Alignment((), (), reordered=False, things_added=0)
+
+
+def align(donor: EncodedPrompt, target: EncodedPrompt) -> Alignment:
+    return align_with(donor, target, LEXICON)
 
 
 def encoded(prompt: str) -> EncodedPrompt:
@@ -36,7 +44,7 @@ def encoded(prompt: str) -> EncodedPrompt:
 
 
 @cache
-def vector(run: str) -> np.ndarray:  # type: ignore[type-arg]
+def vector(run: str) -> NDArray[np.float64]:
     return np.random.default_rng(list(run.encode())).standard_normal(DIM)
 
 
@@ -99,7 +107,7 @@ def test_any_text_with_a_token_for_each_character(donor: str, target: str) -> No
 
     found = align(characters(donor), characters(target))
     for side, prompt in ((found.gained, characters(target)), (found.lost, characters(donor))):
-        tokens = on_tokens(side, prompt.offsets)
+        tokens = to_tokens(side, prompt.offsets)
         assert [token.index for token in tokens] == [i for c in side for i in range(c.start, c.end)]
 
 
@@ -114,7 +122,7 @@ def test_words_beyond_the_encoders_last_token_are_compared_without_states() -> N
     short = EncodedPrompt(target.prompt, target.states[:3], target.offsets[:3])
     [change] = align(donor, short).gained
     assert (change.start, change.end, change.category) == (12, 16, Category.COLOUR)
-    assert on_tokens([change], short.offsets) == ()
+    assert to_tokens([change], short.offsets) == ()
 
 
 def test_tokens_are_those_the_words_share_characters_with() -> None:
@@ -123,7 +131,7 @@ def test_tokens_are_those_the_words_share_characters_with() -> None:
     assert (first.start, first.end) == (3, 10)
     # Two tokens within a word, one across two words and the space before, a special one.
     offsets = [(0, 2), (2, 6), (6, 10), (10, 19), (0, 0)]
-    found = on_tokens(changes, offsets)
+    found = to_tokens(changes, offsets)
     assert [token.index for token in found] == [1, 2, 3]
     assert found[0].weight == found[1].weight == first.weight
     assert found[2].weight == max(change.weight for change in changes[1:])

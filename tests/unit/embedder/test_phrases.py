@@ -8,8 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.embedder.lexicon import Category, plain
-from services.embedder.phrases import MAX_PHRASES, Reading, Word, read
+from services.embedder.lexicon import Category, load_lexicon
+from services.embedder.phrases import MAX_PHRASES, Reading, Word, read_prompt
+from services.embedder.settings import SHIPPED_LEXICON
+
+LEXICON = load_lexicon([SHIPPED_LEXICON])
+
+
+def read(prompt: str) -> Reading:
+    return read_prompt(prompt, LEXICON)
 
 
 def texts(words: tuple[Word, ...]) -> set[str]:
@@ -105,7 +112,7 @@ def test_negation_reaches_what_it_is_said_of(prompt: str, negated: str, named: i
     ],
 )  # fmt: skip
 def test_plain_forms(word: str, form: str) -> None:
-    assert plain(word) == form
+    assert LEXICON.to_plain(word) == form
 
 
 clauses = st.lists(st.sampled_from(["a", "red", "no", "cat,", "on", "black", "moving", "from", "left"]))

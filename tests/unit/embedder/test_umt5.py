@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,15 @@ import numpy as np
 import pytest
 import torch
 from diffusers import WanPipeline
-from diffusers.pipelines.wan.pipeline_wan import prompt_clean
+from diffusers.pipelines.wan import pipeline_wan
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.checkpoints import save_wan_pipeline
 from services.embedder.encoders import UMT5Encoder
 from services.embedder.encoders.cleaning import clean, origins
+
+prompt_clean: Callable[[str], str] = pipeline_wan.prompt_clean
 
 # Usual prompts, and what a keyboard, a web page or a wrong decoding makes of them.
 PROMPTS = [

@@ -62,7 +62,7 @@ def entry(file: Path, scale: float = 1.0, name: str = "style") -> str:
 
 
 def close(got: Tensor, want: Tensor) -> bool:
-    return parity.relative(got, want) < 1e-5
+    return parity.relative_error(got, want) < 1e-5
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.4])
