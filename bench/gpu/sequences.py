@@ -64,19 +64,11 @@ def run_hit(backend: Backend, video: Video, at: Tensor) -> Tensor:
     for i in (1, 2):
         current, next_, sigma, next_sigma = video.latents[i], video.latents[i + 1], SIGMAS[i], SIGMAS[i + 1]
         velocity = backend.predict(video.inputs(x, sigma, at))[0].float()
-<<<<<<< HEAD
         donor = current - sigma * (next_ - current) / (next_sigma - sigma)
         differences = compare_predictions(x[at] - sigma * velocity, donor[at], donor.var())
         refine_region(active, differences, video.grid, threshold=0.1, dilation=1)
         own = euler_step(x, torch.zeros_like(x).index_copy_(0, at, velocity), sigma, next_sigma)
         x = torch.lerp(next_, own, compute_edge_weights(active, video.grid)[:, None])
-=======
-        donor = here - sigma * (there - here) / (following - sigma)
-        differences = compare_predictions(x[at] - sigma * velocity, donor[at], donor.var())
-        refine_region(active, differences, video.grid, threshold=0.1, dilation=1)
-        own = euler_step(x, torch.zeros_like(x).index_copy_(0, at, velocity), sigma, following)
-        x = torch.lerp(there, own, compute_edge_weights(active, video.grid)[:, None])
->>>>>>> main
     return _full_step(backend, video, x, 3)
 
 
