@@ -20,7 +20,7 @@ from chorus_rpc.plan_bounds import DEFAULT_ATTENTION_THRESHOLD, DEFAULT_REGION
 from rich.progress import track
 
 from bench import results
-from bench.in_process import FULL, Fewer, Renoised, Trial, Variant, trials
+from bench.in_process import FULL, Fewer, Renoised, Trial, Variant, run_trials
 from bench.results import Figure
 from evaluation.scenes import KINDS, make_groups
 from services.scheduler.planning.calibration import Depth
@@ -161,7 +161,7 @@ def main(
     tables = build_variants()
     by_name = {name: variant for variants in tables.values() for name, variant in variants.items()}
     groups = make_groups("calibration", pairs, seed, "unseen")
-    completed = list(track(trials(groups, by_name, seed, processes), "generating", len(groups)))
+    completed = list(track(run_trials(groups, by_name, seed, processes), "generating", len(groups)))
     figures = build_figures(completed, list(by_name))
     command = f"python -m bench.ablation {shlex.join(sys.argv[1:])}".strip()
     results.write(results.RESULTS / "ablation.json", command, figures)

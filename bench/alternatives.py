@@ -19,7 +19,7 @@ from rich.progress import track
 
 from bench import results
 from bench.ablation import DOCS, FORMS, FULL_TITLE, SIGMAS, amplify, build_figures, format_table, region
-from bench.in_process import FULL, Trial, Variant, trials
+from bench.in_process import FULL, Trial, Variant, run_trials
 from bench.results import Figure
 from bench.variants import Alternative, Gate, Term, Where
 from evaluation.scenes import KINDS, make_groups
@@ -191,9 +191,11 @@ def build_edge_figures(
     """Measures the region's edge, over pairs in which every variant of the table has an edge."""
     figures: dict[str, Figure] = {}
     for title, (base, *others) in tables.items():
-        selected = [t.videos for t in completed if all(t.videos[name].marks for name in (base, *others))]
+        selected = [
+            t.videos for t in completed if all(t.videos[name].measurements for name in (base, *others))
+        ]
         for mark, unit in EDGE_FIGURES.items() if selected else ():
-            values = {name: [v[name].marks[mark] for v in selected] for name in (base, *others)}
+            values = {name: [v[name].measurements[mark] for v in selected] for name in (base, *others)}
             figures |= {f"{name}.{mark}": results.mean(here, unit) for name, here in values.items()}
             for name in others:
                 more = [a - b for a, b in zip(values[name], values[base], strict=True)]
@@ -261,7 +263,7 @@ def main(
     tables = build_variants()
     by_name = {name: variant for variants in tables.values() for name, variant in variants.items()}
     groups = make_groups("calibration", pairs, seed, "unseen")
-    completed = list(track(trials(groups, by_name, seed, processes), "generating", len(groups)))
+    completed = list(track(run_trials(groups, by_name, seed, processes), "generating", len(groups)))
     figures, gains = build_figures(completed, list(by_name)), build_gains(completed, tables)
     edges = build_edge_figures(completed, tables)
     command = f"python -m bench.alternatives {shlex.join(sys.argv[1:])}".strip()

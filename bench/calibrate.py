@@ -23,7 +23,7 @@ from chorus_rpc.plan_bounds import DEFAULT_REGION
 from rich.progress import track
 
 from bench import results
-from bench.in_process import FULL, Trial, trials
+from bench.in_process import FULL, Trial, run_trials
 from evaluation.prompts import Group
 from evaluation.scenes import make_groups
 from models.movingshapes.network import FEW_STEPS
@@ -127,7 +127,7 @@ def main(
     groups = make_groups("calibration", pairs, seed, "unseen")
     groups += make_identical_groups(groups)
     plans = list_depths()
-    completed = list(track(trials(groups, plans, seed, processes), "calibrating", len(groups)))
+    completed = list(track(run_trials(groups, plans, seed, processes), "calibrating", len(groups)))
     calibration = Calibration("movingshapes", tuple(build_rows(completed, plans)))
     report = {
         "command": f"python -m bench.calibrate {shlex.join(sys.argv[1:])}".strip(),

@@ -25,7 +25,7 @@ from chorus_rpc.tenancy import DEFAULT_TENANT
 from rich.progress import track
 
 from bench import results
-from bench.in_process import Harness, Variant, trials
+from bench.in_process import Harness, Variant, run_trials
 from bench.results import Figure
 from evaluation import run as evaluation
 from evaluation.methods import build_methods
@@ -108,16 +108,16 @@ def group_by_kind(measured: Mapping[str, Any]) -> dict[str, Any]:
     return nested
 
 
-def measure_step_costs(bench: Harness, repeats: int = 40) -> dict[str, Figure]:
+def measure_step_costs(harness: Harness, repeats: int = 40) -> dict[str, Figure]:
     """Measures the costs of a step on part of the tokens and of recording side data, in full steps."""
     torch.set_num_threads(2)
-    encoded = bench.encoder.encode(["a small red circle moving left on a navy background"])[0]
-    text = bench.model.prepare_text(encoded.states)
-    tokens = bench.model.to_tokens(bench.model.noise(0, bench.shape))
+    encoded = harness.encoder.encode(["a small red circle moving left on a navy background"])[0]
+    text = harness.model.prepare_text(encoded.states)
+    tokens = harness.model.to_tokens(harness.model.noise(0, harness.shape))
     part = torch.randperm(len(tokens))[: round(REGION_SHARE * len(tokens))].sort().values
 
     def step(index: torch.Tensor | None = None, on_attention: Any = None) -> None:
-        bench.predictor.velocity(tokens, 0.9, text, bench.shape, index, on_attention)
+        harness.predictor.velocity(tokens, 0.9, text, harness.shape, index, on_attention)
 
     actions: dict[str, Callable[[], None]] = {
         "full": step,
@@ -135,8 +135,8 @@ def measure_step_costs(bench: Harness, repeats: int = 40) -> dict[str, Figure]:
     step(on_attention=seen.observe)
     maps = seen.maps()
     assert maps is not None
-    latents = 4 * bench.model.noise(0, bench.shape).nbytes
-    pooled = pool_maps(maps, bench.grid, latents // 10)
+    latents = 4 * harness.model.noise(0, harness.shape).nbytes
+    pooled = pool_maps(maps, harness.grid, latents // 10)
     assert pooled is not None
     side = len(pack_side_data(SideData(pooled, torch.as_tensor(encoded.states).half())))
     return {
@@ -150,7 +150,7 @@ def measure_step_costs(bench: Harness, repeats: int = 40) -> dict[str, Figure]:
     }
 
 
-def measure_false_reuse(bench: Harness, pairs: int, seed: int) -> dict[str, Figure]:
+def measure_false_reuse(harness: Harness, pairs: int, seed: int) -> dict[str, Figure]:
     """Computes the share of unrelated pairs that any policy would reuse. Plans only, generates nothing."""
     calibration = load_calibration("movingshapes")
     assert calibration is not None
@@ -158,7 +158,7 @@ def measure_false_reuse(bench: Harness, pairs: int, seed: int) -> dict[str, Figu
     planned = 0
     for group in track(groups, "unrelated prompts"):
         target = group.targets[0].prompt
-        edit = bench.edit(group.donor.prompt, bench.encoder.encode([target])[0], target)
+        edit = harness.find_edit(group.donor.prompt, harness.encoder.encode([target])[0], target)
         planned += any(calibration.allowed(edit.kind, policy) for policy in POLICIES)
     return {"false_reuse_rate": results.share(planned, len(groups))}
 
@@ -177,7 +177,7 @@ def measure_amplification_gain(pairs: int, seed: int, processes: int) -> dict[st
         plans[f"{edit} on"] = depth
         plans[f"{edit} off"] = replace(depth, amplification=None)
     groups = [g for g in make_groups("test", pairs, seed, "unseen") if EDITS.get(g.kind) in deepest]
-    completed = list(track(trials(groups, plans, seed, processes), "amplification", len(groups)))
+    completed = list(track(run_trials(groups, plans, seed, processes), "amplification", len(groups)))
     figures, gains = {}, []
     for kind, edit in EDITS.items():
         points = [
@@ -217,8 +217,8 @@ def main(
     else:
         measured = run_evaluation(folder, pairs, seed)
     shutil.copy(folder / evaluation.PLOT, results.ROOT / "docs" / "images" / "eval.png")
-    bench = Harness()
-    in_process = measure_step_costs(bench) | measure_false_reuse(bench, unrelated, seed + 2)
+    harness = Harness()
+    in_process = measure_step_costs(harness) | measure_false_reuse(harness, unrelated, seed + 2)
     in_process |= measure_amplification_gain(amplified, seed + 1, 2)
     figures: dict[str, Any] = {**select_headlines(measured), **in_process}
     command = f"python -m bench.chorus {shlex.join(sys.argv[1:])}".strip()

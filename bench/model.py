@@ -20,7 +20,7 @@ from bench import parity, results, serving
 from bench.results import Figure, mean, median, share, single
 from models.movingshapes.analyzer import FIELDS
 from models.movingshapes.data import Captions
-from models.movingshapes.evaluate import STUDENT, TEACHER, Verdict, hits, judge, load_prompts
+from models.movingshapes.evaluate import STUDENT, TEACHER, Verdict, count_hits, judge, load_prompts
 from models.movingshapes.world import Split
 from services.denoiser.model.loaded import LoadedModel
 
@@ -38,9 +38,9 @@ def alignment(verdicts: Sequence[Verdict], prefix: str = "alignment") -> dict[st
     figures = {}
     for field in (*FIELDS, "all"):
         name = f"{prefix}_{_NAMES.get(field, field)}"
-        figures[name] = share(hits(verdicts, field), len(verdicts))
-        figures[f"{name}_single"] = share(hits(single_object, field), len(single_object))
-        figures[f"{name}_two_objects"] = share(hits(two_objects, field), len(two_objects))
+        figures[name] = share(count_hits(verdicts, field), len(verdicts))
+        figures[f"{name}_single"] = share(count_hits(single_object, field), len(single_object))
+        figures[f"{name}_two_objects"] = share(count_hits(two_objects, field), len(two_objects))
     return figures
 
 

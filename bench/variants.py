@@ -77,7 +77,7 @@ class Alternative(CustomVariant):
         blended: whether the region's edge is blended with the donor, or replaced hard.
         terms: of amplification, all of them together, instead of the depth's own.
         ceiling: the largest change by contrast of a head's output at a token, by that output's length.
-        seams: measure the region's edge (`edge_marks`).
+        seams: measure the region's edge (`measure_edge`).
     """
 
     depth: Depth
@@ -88,43 +88,43 @@ class Alternative(CustomVariant):
     ceiling: float = math.inf
     seams: bool = False
 
-    def make(self, bench: Harness, pair: Pair) -> Output:
+    def generate(self, harness: Harness, pair: Pair) -> Output:
         assert pair.own.text is not None
-        plan = bench.plan(self.depth, pair.edit)
+        plan = harness.build_plan(self.depth, pair.edit)
         if plan is None:
             raise ValueError(f"sigma {self.depth.sigma:g} is no reuse on this schedule")
-        gate, gate_share = self._find_gate(bench, pair, plan) if self.terms else (None, 0.0)
+        gate, gate_share = self._find_gate(harness, pair, plan) if self.terms else (None, 0.0)
         stages = Stages(
-            bench.predictor,
+            harness.predictor,
             plan,
-            bench.shape,
-            bench.sigmas,
+            harness.shape,
+            harness.sigmas,
             pair.own.text,
             pair.donor.steps[plan.reuse_steps],
             pair.donor,
-            finder=self._create_finder(bench, pair, plan),
+            finder=self._create_finder(harness, pair, plan),
             text=self._mix_text(pair, plan, gate) if self.terms else None,
             edge_weights=compute_edge_weights if self.blended else replace_hard,
         )
         *_, last = steps = list(stages.steps())
         computed = gate_share + sum(step.computed_share for step in steps)
-        marks = {}
+        measurements = {}
         if self.seams and last.active is not None and 0 < last.active.sum() < len(last.active):
-            whole = _without_region(bench, pair, self.depth)
-            marks = edge_marks(bench.model, last.latents, whole, last.active, bench.grid)
-        return Output(last.latents, computed, marks)
+            whole = _without_region(harness, pair, self.depth)
+            measurements = measure_edge(harness.model, last.latents, whole, last.active, harness.grid)
+        return Output(last.latents, computed, measurements)
 
-    def _create_finder(self, bench: Harness, pair: Pair, plan: plan_pb2.Plan) -> RegionFinder:
+    def _create_finder(self, harness: Harness, pair: Pair, plan: plan_pb2.Plan) -> RegionFinder:
         if self.where in ("words", "gained"):
             return WordFinder(plan.region, pair, with_lost=self.where == "words")
         if self.where == "probe and lost":
             return ProbeAndLostFinder(plan.region, pair)
         if self.where == "plan":
             return create_region_finder(plan)
-        total = len(bench.sigmas) - 1
+        total = len(harness.sigmas) - 1
         own = self.where == "oracle, own noise"
-        ends = pair.own.steps[total] if own else _without_region(bench, pair, self.depth)
-        return OracleFinder(plan.region, bench.model.to_tokens(ends), total)
+        ends = pair.own.steps[total] if own else _without_region(harness, pair, self.depth)
+        return OracleFinder(plan.region, harness.model.to_tokens(ends), total)
 
     def _mix_text(self, pair: Pair, plan: plan_pb2.Plan, gate: Tensor | None) -> StepText:
         """The target's text, amplified by all terms."""
@@ -144,18 +144,18 @@ class Alternative(CustomVariant):
 
         return text_of_step
 
-    def _find_gate(self, bench: Harness, pair: Pair, plan: plan_pb2.Plan) -> tuple[Tensor | None, float]:
+    def _find_gate(self, harness: Harness, pair: Pair, plan: plan_pb2.Plan) -> tuple[Tensor | None, float]:
         """The gate at x_{K1}, and the full steps' worth of tokens that were computed for it."""
         assert pair.donor.maps is not None
         if self.gate == "probe":
             step = plan.reuse_steps
-            donor = DonorTrajectory(bench.model, pair.donor, bench.sigmas)
+            donor = DonorTrajectory(harness.model, pair.donor, harness.sigmas)
             text = self._mix_text(pair, plan, None)
-            target = Target(bench.predictor, bench.shape, bench.sigmas, text)
+            target = Target(harness.predictor, harness.shape, harness.sigmas, text)
             region = ProbeFinder(GATE_REGION).find(step, donor.tokens(step), target, donor)
             return region.float(), target.take_computed_share()
         if self.gate == "lost":
-            return find_lost_region(pair, bench.grid, dilation=1).float(), 0.0
+            return find_lost_region(pair, harness.grid, dilation=1).float(), 0.0
         if self.gate == "lost, soft":
             acted = [w * pair.donor.maps[i] for i, w in pair.edit.lost if i < len(pair.donor.maps)]
             tokens = pair.donor.maps.shape[1]
@@ -305,7 +305,7 @@ def normalised(seen: AttentionMaps, grid: Grid) -> Tensor:
     return unpool_maps(pooled, grid)
 
 
-def edge_marks(
+def measure_edge(
     model: LoadedModel, latents: Tensor, whole: Tensor, active: Tensor, grid: Grid
 ) -> dict[str, float]:
     """What the region's edge looks like beside the full steps `whole` from the same x_{K1}.
@@ -338,12 +338,14 @@ def edge_jump(video: Tensor, active: Tensor, grid: Grid) -> float:
     return float(torch.cat(jumps).mean())
 
 
-def _without_region(bench: Harness, pair: Pair, depth: Depth) -> Tensor:
+def _without_region(harness: Harness, pair: Pair, depth: Depth) -> Tensor:
     """Clean latents of full steps from the same x_{K1}; computed once for a pair."""
-    plan = bench.plan(replace(depth, region=None), pair.edit)
+    plan = harness.build_plan(replace(depth, region=None), pair.edit)
     assert plan is not None
     assert pair.own.text is not None
     key = plan.SerializeToString(deterministic=True)
     if key not in pair.runs:
-        pair.runs[key] = bench.run(plan, pair.own.text, bench.model.noise(0, bench.shape), pair.donor)[0]
+        pair.runs[key] = harness.run_plan(
+            plan, pair.own.text, harness.model.noise(0, harness.shape), pair.donor
+        )[0]
     return pair.runs[key]

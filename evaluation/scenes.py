@@ -13,7 +13,7 @@ import torch
 
 from evaluation.prompts import Group, PromptCase
 from models.movingshapes import world
-from models.movingshapes.analyzer import OF_THINGS, compare
+from models.movingshapes.analyzer import OBJECT_FIELDS, compare
 from models.movingshapes.captions import Phrasing, caption
 from models.movingshapes.world import Scene, Split, Thing
 
@@ -59,7 +59,7 @@ def judge(shown: Scene, target: Scene, donor: Scene) -> Verdict:
 def list_differences(donor: Scene, target: Scene) -> tuple[str, ...]:
     """Returns the attributes in which two scenes differ, those of objects only if their numbers are equal."""
     same = compare(target, donor)
-    comparable = OF_THINGS if len(donor.things) == len(target.things) else ()
+    comparable = OBJECT_FIELDS if len(donor.things) == len(target.things) else ()
     return tuple(name for name in ("background", "count", *comparable) if not same[name])
 
 
@@ -160,7 +160,7 @@ def _differ_in_everything(one: Scene, other: Scene) -> bool:
     return one.background != other.background and all(
         getattr(a, name) != getattr(b, name)
         for a, b in zip(one.things, other.things, strict=True)
-        for name in OF_THINGS
+        for name in OBJECT_FIELDS
     )
 
 

@@ -1,4 +1,4 @@
-"""The network, the sampler and the codec against diffusers, on a random pipeline that diffusers saved."""
+"""Tests of network, sampler and codec against diffusers, on a random pipeline saved by diffusers."""
 
 from pathlib import Path
 
@@ -16,20 +16,20 @@ def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("dtype", BOUNDS)
-def test_the_network_says_what_diffusers_does(model_file: Path, dtype: torch.dtype) -> None:
+def test_the_network_equals_diffusers(model_file: Path, dtype: torch.dtype) -> None:
     errors = parity.measure_network_errors(model_file, dtype)
     assert len(errors) == len(parity.VIDEOS)
     assert max(errors.values()) <= BOUNDS[dtype], errors
 
 
 @pytest.mark.parametrize("dtype", BOUNDS)
-def test_four_steps_and_codec_do_what_the_pipeline_does(model_file: Path, dtype: torch.dtype) -> None:
+def test_four_steps_and_codec_equal_the_pipeline(model_file: Path, dtype: torch.dtype) -> None:
     errors = parity.measure_loop_errors(model_file, dtype)
     assert len(errors) == 2 * len(parity.VIDEOS)
     assert max(errors.values()) <= BOUNDS[dtype], errors
 
 
-def test_bfloat16_lies_as_near_to_float32_as_diffusers_does(model_file: Path) -> None:
+def test_bfloat16_is_as_close_to_float32_as_in_diffusers(model_file: Path) -> None:
     assert 0 < parity.measure_rounding(model_file, torch.bfloat16) <= BOUNDS[torch.bfloat16]
 
 
