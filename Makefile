@@ -70,12 +70,12 @@ gpu: $(READY) ## run the tests and measurements that need a GPU: docs/gpu.md
 lock: $(READY) ## resolve versions again and write requirements.lock
 	infra/lock
 
-$(READY): requirements.lock pyproject.toml
+$(READY): requirements.lock pyproject.toml client/pyproject.toml
 	@begin=$$(date +%s) && \
 	$(PYTHON) -m venv $(VENV) && \
 	$(BIN)/pip install --quiet --disable-pip-version-check $(UV) '$(TORCH)' && \
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -r requirements.lock && \
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable . && \
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable . --editable ./client && \
 	$(BIN)/uv pip check --quiet --python $(BIN)/python && \
 	echo $$(( $$(date +%s) - begin )) > $(VENV)/install_seconds && \
 	echo "installed in $$(cat $(VENV)/install_seconds) s" && touch $@

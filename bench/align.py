@@ -14,25 +14,27 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Final, cast
+from typing import Annotated, Final
 
 import torch
 import typer
-from chorus.embedder.v1 import embedder_pb2
 from chorus_rpc.limits import MAX_PROMPT_CHARACTERS
-from grpc.aio import ServicerContext
 
 from bench import results
 from bench.results import median, share
 from evaluation.scenes import SINGLE_EDITS, Pool, make_groups
 from models.movingshapes.captions import Phrasing, caption
 from models.movingshapes.world import Split
+from services.embedder.aligner import Aligner
 from services.embedder.alignment import Alignment, EncodedPrompt, align
 from services.embedder.encoder_thread import EncoderThread
 from services.embedder.encoders import Encoder, MiniLMEncoder
-from services.embedder.servicer import EmbedderServicer
+from services.embedder.lexicon import load_lexicon
+from services.embedder.settings import SHIPPED_LEXICON
 
 Compare = Callable[[str, str], Alignment]
+
+LEXICON: Final = load_lexicon([SHIPPED_LEXICON])
 
 SPLITS: Final[tuple[Split, ...]] = ("train", "calibration")
 MAX_UNCHANGED_WEIGHT: Final = 0.3  # upper bound on the weight of a word between prompts of the same meaning
@@ -57,7 +59,7 @@ def make_comparison(encoder: Encoder) -> Compare:
         [encoding] = encoder.encode([prompt])
         return EncodedPrompt(prompt, encoding.states, encoding.offsets)
 
-    return lambda donor, target: align(encode(donor), encode(target))
+    return lambda donor, target: align(encode(donor), encode(target), LEXICON)
 
 
 def recognise_paraphrases(
@@ -99,7 +101,7 @@ def measure_align(encoder: Encoder, pairs: Sequence[tuple[str, str]]) -> list[fl
             for prompt, encoding in zip(pair, encoder.encode(pair), strict=True)
         )
         begin = time.perf_counter()
-        align(donor, target)
+        align(donor, target, LEXICON)
         seconds.append(time.perf_counter() - begin)
     return seconds
 
@@ -114,16 +116,14 @@ async def measure_calls(encoder: Encoder, calls: Sequence[Sequence[str]]) -> tup
         Seconds of calls that encode their prompts, and seconds of the same calls repeated.
     """
     engine = EncoderThread(encoder, [encoder], queue_limit=1, recent_bytes=1 << 28)
-    servicer = EmbedderServicer(engine)
-    context = cast("ServicerContext[embedder_pb2.AlignRequest, embedder_pb2.AlignResponse]", None)
+    aligner = Aligner(engine, LEXICON)
     cold: list[float] = []
     warm: list[float] = []
     try:
         for target, *donors in calls:
-            request = embedder_pb2.AlignRequest(target_prompt=target, donor_prompts=donors)
             for seconds in (cold, warm):
                 begin = time.perf_counter()
-                await servicer.Align(request, context)
+                await aligner.align(target, donors)
                 seconds.append(time.perf_counter() - begin)
     finally:
         engine.close()

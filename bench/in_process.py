@@ -13,11 +13,10 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from chorus.common.v1 import plan_pb2
-from chorus.embedder.v1 import embedder_pb2
 from torch import Tensor
 
 from evaluation.prompts import Group
@@ -33,9 +32,12 @@ from services.denoiser.reuse.attention_maps import AttentionMaps
 from services.denoiser.reuse.donor import DonorLatents
 from services.denoiser.reuse.side_data import pool_maps, unpool_maps
 from services.denoiser.reuse.stages import Stages
+from services.embedder.aligner import Aligner
 from services.embedder.encoder_thread import EncoderThread
 from services.embedder.encoders import Encoding, MiniLMEncoder
-from services.embedder.servicer import EmbedderServicer
+from services.embedder.lexicon import load_lexicon
+from services.embedder.servicer import make_align_response
+from services.embedder.settings import SHIPPED_LEXICON
 from services.scheduler.planning.calibration import Depth
 from services.scheduler.planning.edits import Edit, classify_edit
 
@@ -146,17 +148,16 @@ class Harness:
         self.model = self.predictor.model
         self.encoder = MiniLMEncoder()
         engine = EncoderThread(self.encoder, [self.encoder], queue_limit=4, recent_bytes=1 << 24)
-        self._embedder = EmbedderServicer(engine)
+        self._aligner = Aligner(engine, load_lexicon([SHIPPED_LEXICON]))
         video = self.model.spec.video
         self.shape = self.model.latent_shape(video.frames, video.height, video.width)
         self.sigmas = self.model.spec.schedule.sigmas
         self.grid = self.model.token_grid(self.shape)
 
     def find_edit(self, donor: str, target: Encoding, prompt: str) -> Edit:
-        """Returns the edit between two prompts, as the scheduler receives it."""
-        request = embedder_pb2.AlignRequest(target_prompt=prompt, donor_prompts=[donor])
-        context: Any = None
-        reply = asyncio.run(self._embedder.Align(request, context))
+        """Returns the edit from a donor's prompt to the target's, as the scheduler classifies it."""
+        compared = asyncio.run(self._aligner.align(prompt, [donor]))
+        reply = make_align_response(compared, prompt, [donor])
         return classify_edit(reply.alignments[0], len(target.tokens))
 
     def run_full(self, text: TextKV, seed: int, tokens: int) -> DonorLatents:

@@ -88,7 +88,7 @@ def main(
         figures[f"teacher_gap_points_{_NAMES.get(field, field)}"] = gap_points(
             teacher_verdicts, student_verdicts[:teacher_count], field
         )
-    figures |= parity.figures()
+    figures |= parity.measure_figures()
     results.write(out, f"python -m bench.model {shlex.join(sys.argv[1:])}".strip(), figures)
     for name, figure in figures.items():
         interval = f" ({figure.ci95[0]:.4g} to {figure.ci95[1]:.4g})" if figure.ci95 else ""

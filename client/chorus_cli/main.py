@@ -19,13 +19,17 @@ from chorus_cli.output import EXIT_STATUSES, Output
 from chorus_cli.variables import check_variables
 
 DISTRIBUTION = "chorus-client"
-_EPILOG = "\n".join(["Exit status:", *(f"{status}: {meaning}" for status, meaning in EXIT_STATUSES.items())])
+_EPILOG = "\n".join(
+    ["\b", "Exit status:", *(f"{status}: {meaning}" for status, meaning in EXIT_STATUSES.items())]
+)
 
 app = typer.Typer(
     help="Text-to-video by few-step diffusion, faster by reusing what similar requests computed.",
     epilog=_EPILOG,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    # Help and usage errors as plain text: panels cut choices, and markup takes the brackets of an extra.
+    rich_markup_mode=None,
 )
 app.command()(generate)
 app.command()(jobs)

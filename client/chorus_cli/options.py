@@ -36,7 +36,7 @@ Json = Annotated[
 ]
 GenerationId = Annotated[
     str,
-    typer.Argument(metavar="ID", help="Id of the generation, or its beginning: at least 4 characters."),
+    typer.Argument(metavar="ID", help="Id of the generation, or its beginning (4 characters or more)."),
 ]
 OutFile = Annotated[
     Path | None,

@@ -16,6 +16,7 @@ from chorus_rpc import errors
 from chorus_rpc.errors import ChorusError, reason_name
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console, RenderableType
 
 OK: Final = 0
@@ -80,15 +81,16 @@ class Output:
             plain = {
                 key: as_dict(value) if isinstance(value, Message) else value for key, value in fields.items()
             }
-            sys.stdout.write(json.dumps(plain, ensure_ascii=True) + "\n")
-            sys.stdout.flush()
+            _write_line(json.dumps(plain, ensure_ascii=True))
 
     def print(self, content: RenderableType, **fields: Any) -> None:
         """Writes a result to stdout: `content` as text, or `fields` as a JSON line."""
         if self.as_json:
             self.json_line(**fields)
+        elif isinstance(content, str):
+            _write_line(content)  # not by rich, which expands tabs
         else:
-            self.console.print(content, soft_wrap=isinstance(content, str))
+            self.console.print(content)
 
     def status(self, text: str) -> None:
         """Writes a line about progress to stderr; nothing with `as_json`."""
@@ -140,6 +142,11 @@ class Output:
             raise typer.Exit(FAILED)
 
 
+def _write_line(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
 def exit_code(error: ChorusError) -> int:
     """Returns the exit status of an error: FAILED, BAD_INPUT or UNREACHABLE."""
     if isinstance(error, GenerationError):
@@ -169,6 +176,8 @@ def as_dict(message: Message) -> dict[str, Any]:
 
 
 def one_line(text: str, width: int | None = None) -> str:
-    """Returns `text` safe for a terminal: unprintable characters become "·"; cut to `width` with "…"."""
+    """Returns `text` safe for a terminal: unprintable characters become "·"; cut to `width` columns."""
     clean = "".join(c if c.isprintable() else "·" for c in text.replace("\n", " "))
-    return clean if width is None or len(clean) <= width else clean[: width - 1].rstrip() + "…"
+    if width is None or cell_len(clean) <= width:
+        return clean
+    return set_cell_size(clean, width - 1).rstrip() + "…"

@@ -1,1 +1,1 @@
-"""What every process and the client need: errors, channels, telemetry, limits, streamed blobs."""
+"""Shared by every process and the client: errors, channels, telemetry, limits, streamed blobs."""

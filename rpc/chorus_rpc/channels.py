@@ -76,7 +76,7 @@ def open_channel(
             # No tighter than the servers allow (server.py), or they would close the connection.
             ("grpc.keepalive_time_ms", 60_000),
             ("grpc.keepalive_timeout_ms", 10_000),
-            # A service that comes back is found again within two seconds.
+            # A restarted service is reached again within two seconds.
             ("grpc.initial_reconnect_backoff_ms", 100),
             ("grpc.min_reconnect_backoff_ms", 100),
             ("grpc.max_reconnect_backoff_ms", 2_000),
@@ -91,7 +91,7 @@ def open_channel(
 
 @contextmanager
 def calling(service: str) -> Iterator[None]:
-    """Turns a failed call inside the block into the ChorusError behind it, which names `service`."""
+    """Converts a failed call inside the block to its ChorusError, which names `service`."""
     try:
         yield
     except grpc.aio.AioRpcError as error:

@@ -1,4 +1,4 @@
-"""Blobs on the wire: safetensors objects in chunks of about 1 MiB, checked before they are believed."""
+"""Streamed blobs: safetensors objects in chunks of about 1 MiB, verified when complete."""
 
 from __future__ import annotations
 
@@ -13,22 +13,23 @@ class BlobFault(ValueError):
 
 
 def sha256(data: bytes) -> str:
+    """Returns the SHA-256 of `data` in lower-case hex."""
     return hashlib.sha256(data).hexdigest()
 
 
 def chunks(data: bytes, size: int = CHUNK_BYTES) -> Iterator[bytes]:
-    """Slices of at most `size` bytes, in order."""
+    """Yields slices of at most `size` bytes, in order."""
     for start in range(0, len(data), size):
         yield data[start : start + size]
 
 
 class BlobAssembler:
-    """Puts chunks together again; refuses more bytes than were announced, and a wrong digest.
+    """Reassembles chunks; rejects more bytes than announced, and a wrong digest.
 
     Args:
-        size_bytes: as announced by the header.
-        digest: SHA-256, lower-case hex, as announced.
-        limit: the most that is accepted, whatever was announced.
+        size_bytes: announced size, in bytes.
+        digest: announced SHA-256, lower-case hex.
+        limit: upper bound on the announced size, in bytes.
     """
 
     def __init__(self, size_bytes: int, digest: str, limit: int) -> None:
@@ -48,7 +49,7 @@ class BlobAssembler:
         return len(self._data) == self._size
 
     def finish(self) -> bytes:
-        """The blob; raises BlobFault if it is short or its digest differs."""
+        """Returns the blob; raises BlobFault if it is short or its digest differs."""
         if not self.complete:
             raise BlobFault(f"{len(self._data)} of {self._size} announced bytes")
         data = bytes(self._data)

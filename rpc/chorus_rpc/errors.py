@@ -1,7 +1,7 @@
-"""Domain errors, and the one table that turns them into gRPC statuses and back.
+"""Domain errors, and the one table that maps them to gRPC statuses and back.
 
 Every error status carries exactly one `google.rpc.ErrorInfo` (domain "chorus"), a `BadRequest` for bad input,
-and a `RetryInfo` where coming back helps.
+and a `RetryInfo` where a retry helps.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ _REASONS: Mapping[str, Reason] = {
     name.removeprefix("ERROR_REASON_"): number for name, number in errors_pb2.ErrorReason.items()
 }
 
-# What a status without an ErrorInfo of ours means: gRPC's own, or a proxy's.
-_REASONS_OF_BARE_CODES: Mapping[grpc.StatusCode, Reason] = {
+# Reasons of statuses without our ErrorInfo, which gRPC itself or a proxy produced.
+_REASONS_BY_CODE: Mapping[grpc.StatusCode, Reason] = {
     grpc.StatusCode.UNAVAILABLE: DEPENDENCY_UNAVAILABLE,
     grpc.StatusCode.DEADLINE_EXCEEDED: DEADLINE_EXCEEDED,
     grpc.StatusCode.CANCELLED: CANCELLED,
@@ -69,21 +69,21 @@ _REASONS_OF_BARE_CODES: Mapping[grpc.StatusCode, Reason] = {
 
 @dataclass(frozen=True)
 class Violation:
-    """A field outside its bound. `description` says the bound, what came, and what to do."""
+    """A field outside its bound. `description` states the bound, the value received and the remedy."""
 
     field: str
     description: str
 
 
 class ChorusError(Exception):
-    """An error that a caller may see.
+    """An error that callers may see.
 
     Args:
-        reason: decides the gRPC status code.
-        message: one sentence for a person; names nothing secret.
-        metadata: facts for a machine, in `ErrorInfo.metadata`.
-        violations: the fields at fault, for `BadRequest`.
-        retry_after: seconds after which to try again, for `RetryInfo`.
+        reason: determines the gRPC status code.
+        message: one sentence for a person, without secrets.
+        metadata: facts for programs, sent as `ErrorInfo.metadata`.
+        violations: the invalid fields, sent as `BadRequest`.
+        retry_after: delay before a retry, in seconds, sent as `RetryInfo`.
     """
 
     def __init__(
@@ -104,26 +104,28 @@ class ChorusError(Exception):
 
 
 def reason_name(reason: Reason) -> str:
-    """`ErrorInfo.reason` of a reason: the enum's name without its prefix."""
+    """Returns `ErrorInfo.reason` of a reason: the enum's name without its prefix."""
     return errors_pb2.ErrorReason.Name(reason).removeprefix("ERROR_REASON_")
 
 
 def invalid(field: str, description: str) -> ChorusError:
-    """One field at fault. For several at once, collect them with `Violations`."""
+    """Returns the error of one invalid field. Collect several with `Violations`."""
     return invalid_fields([Violation(field, description)])
 
 
 def invalid_fields(violations: Iterable[Violation], reason: Reason = INVALID_FIELD) -> ChorusError:
-    found = tuple(violations)
-    return ChorusError(reason, "; ".join(f"{v.field}: {v.description}" for v in found), violations=found)
+    """Returns the error of several invalid fields."""
+    fields = tuple(violations)
+    return ChorusError(reason, "; ".join(f"{v.field}: {v.description}" for v in fields), violations=fields)
 
 
-def not_found(what: str, identifier: str) -> ChorusError:
-    return ChorusError(NOT_FOUND, f"no {what} {identifier!r}", metadata={what: identifier})
+def not_found(kind: str, identifier: str) -> ChorusError:
+    """Returns the error of a missing object; `kind` names it in the message and the metadata."""
+    return ChorusError(NOT_FOUND, f"no {kind} {identifier!r}", metadata={kind: identifier})
 
 
 def unavailable(service: str, detail: str, retry_after: float = 1.0) -> ChorusError:
-    """A service that is needed does not answer; metadata `service` names it."""
+    """Returns the error of a required service that does not answer; metadata `service` names it."""
     return ChorusError(
         DEPENDENCY_UNAVAILABLE,
         f"{service} is not available: {detail}",
@@ -133,13 +135,13 @@ def unavailable(service: str, detail: str, retry_after: float = 1.0) -> ChorusEr
 
 
 class Violations:
-    """Collects every field at fault, so that a caller mends a request in one round."""
+    """Collects every invalid field, so that a caller can correct a request in one round."""
 
     def __init__(self) -> None:
         self._found: list[Violation] = []
 
     def require(self, condition: bool, field: str, description: str) -> bool:
-        """Notes a violation unless `condition` holds; returns `condition`."""
+        """Records a violation unless `condition` holds; returns `condition`."""
         if not condition:
             self._found.append(Violation(field, description))
         return condition
@@ -154,7 +156,7 @@ class Violations:
 
 
 def to_status(error: ChorusError) -> grpc.Status:
-    """The rich gRPC status of an error, for `context.abort_with_status`."""
+    """Converts an error to a rich gRPC status for `context.abort_with_status`."""
     details: list[any_pb2.Any] = []
 
     def add(message: Message) -> None:
@@ -187,7 +189,7 @@ def to_status(error: ChorusError) -> grpc.Status:
 
 
 def from_rpc_error(error: grpc.aio.AioRpcError, service: str) -> ChorusError:
-    """The domain error behind a failed call to `service`.
+    """Converts a failed call to `service` to its domain error.
 
     A bare UNAVAILABLE becomes DEPENDENCY_UNAVAILABLE that names the service.
     """
@@ -195,7 +197,7 @@ def from_rpc_error(error: grpc.aio.AioRpcError, service: str) -> ChorusError:
     info: error_details_pb2.ErrorInfo | None = None
     violations: list[Violation] = []
     retry_after: float | None = None
-    status = rpc_status.from_call(error)  # type: ignore[arg-type]  # an AioRpcError has what it reads
+    status = rpc_status.from_call(error)  # type: ignore[arg-type]  # an AioRpcError has the fields it reads
     for packed in status.details if status is not None else ():
         if packed.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
             info = error_details_pb2.ErrorInfo()
@@ -215,13 +217,14 @@ def from_rpc_error(error: grpc.aio.AioRpcError, service: str) -> ChorusError:
             reason, message, metadata=dict(info.metadata), violations=violations, retry_after=retry_after
         )
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in message:
-        # gRPC's own refusal of a message above its cap: coming back does not help.
+        # gRPC itself rejects a message above its cap: a retry does not help.
         return invalid("message", f"{service}: {message}")
-    reason = _REASONS_OF_BARE_CODES.get(code, INTERNAL)
+    reason = _REASONS_BY_CODE.get(code, INTERNAL)
     if reason == DEPENDENCY_UNAVAILABLE:
         return unavailable(service, message)
     return ChorusError(reason, f"{service}: {message}", metadata={"service": service})
 
 
 def to_job_error(error: ChorusError) -> errors_pb2.JobError:
+    """Converts an error to the message that a failed job carries."""
     return errors_pb2.JobError(reason=error.reason, message=error.message, metadata=error.metadata)

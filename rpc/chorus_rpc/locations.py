@@ -1,4 +1,4 @@
-"""Where model files may lie, as users write it."""
+"""Locations of model files, as users write them."""
 
 from typing import Final
 

@@ -1,4 +1,4 @@
-"""Bounds of stage 2 and of amplification: the same rules at the edge and in the denoiser."""
+"""Bounds of reuse, regions and amplification, shared by the client, the scheduler and the denoiser."""
 
 from __future__ import annotations
 
@@ -9,13 +9,18 @@ from chorus.common.v1 import plan_pb2
 from chorus_rpc.errors import Violations
 
 MAX_DILATION = 8
+"""Upper bound on the dilation of a region, in tokens."""
+
 MAX_STRENGTH = 4.0
+"""Upper bound on the strength of an amplification."""
+
 MAX_LAYER = 256
+"""Upper bound on the first amplified layer."""
 
-# Of the largest attention, for regions by attention maps, whose threshold is of another kind.
 DEFAULT_ATTENTION_THRESHOLD = 0.3
+"""Default threshold of regions by attention maps, as a share of the largest attention."""
 
-# What probing with every fourth token finds on the shipped model; measured by bench/ablation, threshold and
+# Measured on the shipped model: the source, probing every fourth token, by bench/ablation; threshold and
 # dilation by bench/alternatives.
 DEFAULT_REGION = plan_pb2.RegionPlan(
     source=plan_pb2.REGION_SOURCE_PROBE,
@@ -29,7 +34,10 @@ DEFAULT_REGION = plan_pb2.RegionPlan(
 def check_depth(
     violations: Violations, field: str, first: int, end: int, steps: int, renoised: bool = False
 ) -> None:
-    """K1 and K2 of a plan of `steps` steps, and whether it may renoise; `field` is a prefix, with its dot."""
+    """Validates reuse_steps (K1) and region_end (K2) of a plan of `steps` steps, and whether it may renoise.
+
+    `field` is a prefix with its dot.
+    """
     most = max(steps - 1, 0)
     bound = f"must be 0 to {most}, one less than the steps, not {first}"
     if violations.require(first <= most, f"{field}reuse_steps", bound):
@@ -38,7 +46,7 @@ def check_depth(
             f"{field}region_end",
             f"must be 0, or reuse_steps = {first} (at least 1) to {steps}, the steps, not {end}",
         )
-        # A region takes the donor's own latents of every step, and there are none on a renoised path.
+        # A region reads the donor's own latents of every step, which a renoised path does not have.
         violations.require(
             not renoised or (first > 0 and end <= first),
             f"{field}renoised",
@@ -48,6 +56,7 @@ def check_depth(
 
 
 def check_region(violations: Violations, field: str, region: plan_pb2.RegionPlan) -> None:
+    """Validates how a plan selects its region."""
     violations.require(
         region.source in plan_pb2.RegionSource.values() and region.source != 0,
         f"{field}.source",
@@ -67,6 +76,7 @@ def check_region(violations: Violations, field: str, region: plan_pb2.RegionPlan
 def check_amplification(
     violations: Violations, field: str, amplification: plan_pb2.Amplification, steps: int
 ) -> None:
+    """Validates the amplification of a plan of `steps` steps."""
     violations.require(
         amplification.form in plan_pb2.AmplificationForm.values() and amplification.form != 0,
         f"{field}.form",

@@ -1,4 +1,4 @@
-"""Every name that leaves the process: spans, attributes, metadata keys.
+"""Names of spans, attributes and metadata keys that leave the process.
 
 GenAI semantic conventions where they fit, `chorus.*` for the rest.
 """
@@ -44,7 +44,7 @@ DONOR_COUNT: Final = "chorus.cache.donors"
 STEP_INDEX: Final = "chorus.step.index"
 STEP_SIGMA: Final = "chorus.step.sigma"
 BACKEND: Final = "chorus.step.backend"
-FALLBACK: Final = "chorus.step.fallback"  # why not the backend that was set
+FALLBACK: Final = "chorus.step.fallback"  # reason why the configured backend did not run the step
 COMPUTED_SHARE: Final = "chorus.step.computed_share"
 BYTES: Final = "chorus.bytes"
 TOKENS: Final = "chorus.tokens"

@@ -1,8 +1,8 @@
-"""Tracing by the standard `OTEL_*` variables. Off, nothing is imported and nothing is recorded.
+"""Tracing, configured by the standard `OTEL_*` variables. When off, it imports and records nothing.
 
-On when `OTEL_EXPORTER_OTLP_ENDPOINT` (or `…_TRACES_ENDPOINT`) is set, or `OTEL_TRACES_EXPORTER=otlp`, and
-`OTEL_SDK_DISABLED` is not true. A context crosses a queue or a thread as a `traceparent` string: context
-variables do not.
+It is on when `OTEL_EXPORTER_OTLP_ENDPOINT` (or `…_TRACES_ENDPOINT`) is set, or `OTEL_TRACES_EXPORTER=otlp`,
+and `OTEL_SDK_DISABLED` is not true. A context crosses a queue or a thread as a `traceparent` string, because
+context variables do not.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Span(Protocol):
-    """What callers may do with a span, real or not."""
+    """Operations on a span, whether tracing is on or off."""
 
     def set_attribute(self, key: str, value: AttributeValue) -> None: ...
 
@@ -45,8 +45,8 @@ _enabled = False
 _owned = False
 
 
-def wanted() -> bool:
-    """Whether the environment asks for tracing."""
+def is_requested() -> bool:
+    """Whether the environment requests tracing."""
     if os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
         return False
     exporter = os.environ.get("OTEL_TRACES_EXPORTER", "").lower()
@@ -58,12 +58,13 @@ def wanted() -> bool:
 
 
 def configure(service: str) -> bool:
-    """Once per process, before servers and channels are made. Returns whether tracing is on.
+    """Configures tracing; call it once per process, before servers and channels are created.
 
-    Raises ImportError that names the extra when tracing is asked for but not installed.
+    Returns whether tracing is on. Raises ImportError that names the extra when tracing is requested but not
+    installed.
     """
     global _enabled, _owned
-    if _enabled or not wanted():
+    if _enabled or not is_requested():
         return _enabled
     try:
         from opentelemetry import trace
@@ -72,14 +73,12 @@ def configure(service: str) -> bool:
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError as error:
-        raise ImportError(
-            "OTEL_* asks for tracing: install chorus-serving[telemetry], or unset it"
-        ) from error
+        raise ImportError("OTEL_* requests tracing: install chorus-client[telemetry], or unset it") from error
     if not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
-        # The program that we are part of has set up its own: our spans go where its own go.
+        # The embedding program has set up its own provider: our spans go there.
         _enabled = True
         return True
-    # Resource.create lets OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES win only when we set no name.
+    # Resource.create prefers OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES only when we set no name.
     name = os.environ.get("OTEL_SERVICE_NAME") or f"chorus-{service}"
     provider = TracerProvider(resource=Resource.create({"service.name": name}))
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
@@ -89,7 +88,7 @@ def configure(service: str) -> bool:
 
 
 def shutdown() -> None:
-    """Sends what is still buffered. The last thing a process does."""
+    """Exports buffered spans. Call it last."""
     global _enabled, _owned
     if _owned:
         from opentelemetry import trace
@@ -100,7 +99,7 @@ def shutdown() -> None:
 
 
 def client_interceptors() -> list[Any]:
-    """For `grpc.aio` channels; none when off."""
+    """Returns the interceptors of `grpc.aio` channels; none when tracing is off."""
     if not _enabled:
         return []
     from opentelemetry.instrumentation.grpc import aio_client_interceptors, filters
@@ -110,7 +109,7 @@ def client_interceptors() -> list[Any]:
 
 
 def server_interceptors() -> list[Any]:
-    """For `grpc.aio` servers; none when off. Health checks are not traced."""
+    """Returns the interceptors of `grpc.aio` servers; none when off. Health checks are not traced."""
     if not _enabled:
         return []
     from opentelemetry.instrumentation.grpc import aio_server_interceptor, filters
@@ -127,11 +126,11 @@ def span(
     parent: str | None = None,
     link: str | None = None,
 ) -> Iterator[Span]:
-    """A span that is current inside the block; an exception is recorded and marks it as failed.
+    """Opens a span that is current inside the block; an exception is recorded and marks it as failed.
 
     Args:
         parent: traceparent to continue, for work that crossed a queue; default: the current span.
-        link: traceparent of another trace this one used, such as the donor's.
+        link: traceparent of another trace that this one used, such as the donor's.
     """
     if not _enabled:
         yield _NO_SPAN
@@ -147,7 +146,7 @@ def span(
 
 
 def traceparent() -> str:
-    """The current span as a W3C traceparent; empty when off or outside any."""
+    """Returns the current span as a W3C traceparent; empty when tracing is off or no span is current."""
     if not _enabled:
         return ""
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
@@ -157,14 +156,15 @@ def traceparent() -> str:
     return carrier.get("traceparent", "")
 
 
-def trace_id_of(parent: str) -> str:
-    """The trace id, 32 hex digits, inside a traceparent; empty if there is none."""
+def parse_trace_id(parent: str) -> str:
+    """Returns the trace id, 32 hex digits, of a traceparent; empty for another text."""
     parts = parent.split("-")
     return parts[1] if len(parts) == 4 and len(parts[1]) == 32 else ""
 
 
 def current_trace_id() -> str:
-    return trace_id_of(traceparent()) if _enabled else ""
+    """Returns the trace id of the current span; empty when tracing is off."""
+    return parse_trace_id(traceparent()) if _enabled else ""
 
 
 def _context(parent: str) -> Context:

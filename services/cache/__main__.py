@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import AsyncExitStack
 
 import grpc.aio
@@ -38,7 +39,7 @@ async def open_blobs(settings: CacheSettings) -> Blobs:
 
 
 async def start(settings: CacheSettings, resources: AsyncExitStack, server: grpc.aio.Server) -> None:
-    """Waits for index and blobs; what is opened last is closed first."""
+    """Waits for index and object store; resources close in reverse order."""
     index = await MilvusIndex.open(
         settings.milvus_uri,
         settings.milvus_token.get_secret_value(),
@@ -60,7 +61,7 @@ async def start(settings: CacheSettings, resources: AsyncExitStack, server: grpc
 
 
 def main() -> None:
-    settings = load_settings(CacheSettings)
+    settings = load_settings(CacheSettings, sys.argv[1:])
     run(
         "cache",
         cache_pb2.DESCRIPTOR.services_by_name["CacheService"].full_name,

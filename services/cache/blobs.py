@@ -1,4 +1,4 @@
-"""Port: keeps blobs under keys. Implemented by `directory` and by `s3`."""
+"""Port of the object store, which keeps blobs under keys. Implemented by `directory` and `s3`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class BlobStat:
-    """`modified_ms`: milliseconds since the epoch, by the clock of the store."""
+    """Size and age of a blob.
+
+    Attributes:
+        modified_ms: time of the last write, milliseconds since the epoch by the clock of the store.
+    """
 
     key: str
     size_bytes: int
@@ -17,33 +21,33 @@ class BlobStat:
 
 
 class Blobs(ABC):
-    """Every method raises ChorusError DEPENDENCY_UNAVAILABLE when the store does not answer in time."""
+    """Object store. Every method raises DEPENDENCY_UNAVAILABLE when the store does not answer in time."""
 
     kind: str
 
     @abstractmethod
     async def put(self, key: str, data: bytes) -> None:
-        """Writes a blob whole: a reader sees all of it or none. Durable and verified when this returns.
+        """Writes a blob atomically: a reader sees all of it or none. It is durable and verified on return.
 
-        Writing a key again replaces it and renews its modification time.
+        Writing a key again replaces the blob and renews its modification time.
         """
 
     @abstractmethod
     async def get(self, key: str, size_bytes: int) -> bytes | None:
-        """The blob, None when there is none. Reads at most one byte more than the `size_bytes` expected."""
+        """Returns the blob, or None if it does not exist. Reads at most one byte more than `size_bytes`."""
 
     @abstractmethod
     async def stat(self, key: str) -> BlobStat | None:
-        """Size and age, None when there is none."""
+        """Returns size and age, or None if the blob does not exist."""
 
     @abstractmethod
     async def delete(self, keys: Sequence[str]) -> None:
-        """Deletes blobs; those that are not there are passed over."""
+        """Deletes blobs; missing ones are ignored."""
 
     @abstractmethod
     def list(self) -> AsyncIterator[Sequence[BlobStat]]:
-        """Every file below the root, in pages: also what a crash left half written."""
+        """Yields every file below the root, in pages, including those that a crash left incomplete."""
 
     @abstractmethod
     async def close(self) -> None:
-        """Gives back every resource. The last call."""
+        """Releases every resource. Call it last."""

@@ -1,4 +1,4 @@
-"""Blocking calls to one dependency: beside the event loop, bounded in number and in time."""
+"""Blocking calls to one dependency, off the event loop and bounded in number and time."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from chorus_rpc.errors import ChorusError, unavailable
 
 from services.runtime.logs import get_logger
 
-log = get_logger("cache.worker")
+log = get_logger("cache.client")
 
 T = TypeVar("T")
 
 
 class BlockingClient:
-    """Threads of their own for a blocking client.
+    """Runs the calls of a blocking client in threads of its own.
 
     Args:
-        service: the name in errors, for instance "milvus".
-        threads: calls at once; 1 serialises them.
-        seconds: the longest a caller waits, the queue included. A call that is running when its caller gives
-            up runs on in its thread: the client's own timeout ends it.
-        faults: the exceptions of the client that mean it does not answer.
+        service: name in errors, for instance "milvus".
+        threads: number of concurrent calls; 1 serialises them.
+        seconds: upper bound on the wait of a caller, in seconds, including the queue. A call that outlives
+            its caller continues in its thread until the client's own timeout.
+        faults: exceptions of the client that mean the dependency does not answer.
     """
 
     def __init__(
@@ -36,10 +36,10 @@ class BlockingClient:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix=f"cache-{service}")
 
     async def run(self, call: Callable[[], T], seconds: float | None = None) -> T:
-        """The result of `call`; raises DEPENDENCY_UNAVAILABLE that names the service.
+        """Returns the result of `call`; raises DEPENDENCY_UNAVAILABLE that names the service.
 
         Args:
-            seconds: instead of the usual limit.
+            seconds: overrides the usual upper bound.
         """
         limit = seconds or self._seconds
         try:
@@ -52,20 +52,25 @@ class BlockingClient:
             raise unavailable(self.service, f"{type(error).__name__}, see the cache's log") from error
 
     async def close(self) -> None:
-        """Waits for running calls, drops those still queued."""
+        """Waits for running calls and drops queued ones."""
         await asyncio.to_thread(self._pool.shutdown, wait=True, cancel_futures=True)
 
 
-async def until_up(worker: BlockingClient, call: Callable[[], T], seconds: float) -> T:
-    """The result of `call`, tried again with growing pauses: a dependency may start later than the cache.
+async def retry_until_up(client: BlockingClient, call: Callable[[], T], seconds: float) -> T:
+    """Returns the result of `call`, retried with growing pauses: a dependency may start after the cache.
 
     Ends when its caller is cancelled, which the server does after `startup_seconds`.
     """
     pause = 0.2
     while True:
         try:
-            return await worker.run(call, seconds)
+            return await client.run(call, seconds)
         except ChorusError as error:
-            log.warning("waiting", dependency=worker.service, reason=error.message, again_in_seconds=pause)
+            log.warning(
+                "dependency not ready",
+                dependency=client.service,
+                reason=error.message,
+                retry_in_seconds=pause,
+            )
         await asyncio.sleep(pause)
         pause = min(pause * 2, 5.0)

@@ -1,4 +1,4 @@
-"""Blobs in a directory: the embedded default."""
+"""Object store in a directory, the default of the embedded deployment."""
 
 from __future__ import annotations
 
@@ -16,34 +16,35 @@ _PAGE = 500
 
 
 class DirectoryBlobs(Blobs):
-    """Keys are paths below `root`, which is made when it does not exist.
+    """Stores blobs as files; keys are paths below `root`, which is created if it does not exist.
 
     Args:
-        seconds: the longest wait for one operation.
+        seconds: upper bound on one operation, in seconds.
+        threads: number of concurrent operations.
     """
 
     kind = "directory"
 
     def __init__(self, root: Path, *, seconds: float, threads: int) -> None:
         self._root = root.resolve()
-        self._worker = BlockingClient("blob directory", threads, seconds, (OSError,))
+        self._client = BlockingClient("blob directory", threads, seconds, (OSError,))
 
     @classmethod
     async def open(cls, root: Path, *, seconds: float, threads: int) -> DirectoryBlobs:
-        """Raises DEPENDENCY_UNAVAILABLE when the directory cannot be made."""
+        """Opens a directory. Raises DEPENDENCY_UNAVAILABLE when it cannot be created."""
         blobs = cls(root, seconds=seconds, threads=threads)
-        await blobs._worker.run(lambda: (blobs._root / BLOB_ROOT).mkdir(parents=True, exist_ok=True))
+        await blobs._client.run(lambda: (blobs._root / BLOB_ROOT).mkdir(parents=True, exist_ok=True))
         return blobs
 
     async def close(self) -> None:
-        await self._worker.close()
+        await self._client.close()
 
     async def put(self, key: str, data: bytes) -> None:
         path = self._path(key)
 
         def write() -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            # Not a key, but below the root: the sweeper removes what a crash leaves.
+            # No key, but below the root, so that the sweeper removes what a crash leaves.
             part = path.with_name(f"{uuid.uuid4().hex}.part")
             try:
                 with part.open("xb") as file:
@@ -56,14 +57,14 @@ class DirectoryBlobs(Blobs):
             except BaseException:
                 part.unlink(missing_ok=True)
                 raise
-            # The rename is durable only when the directory is.
+            # The rename is durable only once the directory is synced.
             directory = os.open(path.parent, os.O_RDONLY)
             try:
                 os.fsync(directory)
             finally:
                 os.close(directory)
 
-        await self._worker.run(write)
+        await self._client.run(write)
 
     async def get(self, key: str, size_bytes: int) -> bytes | None:
         path = self._path(key)
@@ -75,11 +76,11 @@ class DirectoryBlobs(Blobs):
             except FileNotFoundError:
                 return None
 
-        return await self._worker.run(read)
+        return await self._client.run(read)
 
     async def stat(self, key: str) -> BlobStat | None:
         path = self._path(key)
-        return await self._worker.run(lambda: self._stat(path))
+        return await self._client.run(lambda: self._stat(path))
 
     async def delete(self, keys: Sequence[str]) -> None:
         paths = [self._path(key) for key in keys]
@@ -88,11 +89,11 @@ class DirectoryBlobs(Blobs):
             for path in paths:
                 path.unlink(missing_ok=True)
 
-        await self._worker.run(unlink)
+        await self._client.run(unlink)
 
     async def list(self) -> AsyncIterator[Sequence[BlobStat]]:
         found = self._walk()
-        while page := await self._worker.run(lambda: list(islice(found, _PAGE))):
+        while page := await self._client.run(lambda: list(islice(found, _PAGE))):
             yield page
 
     def _walk(self) -> Iterator[BlobStat]:
@@ -113,5 +114,5 @@ class DirectoryBlobs(Blobs):
     def _path(self, key: str) -> Path:
         path = self._root / key
         if ".." in Path(key).parts or not path.is_relative_to(self._root / BLOB_ROOT):
-            raise ValueError(f"{key!r} is no key below {BLOB_ROOT}/")
+            raise ValueError(f"{key!r} is not a key below {BLOB_ROOT}/")
         return path

@@ -1,4 +1,4 @@
-"""What the cache keeps, as plain values."""
+"""Contents of the cache as plain values."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from dataclasses import dataclass
 
 from chorus_rpc.limits import MAX_ID_CHARACTERS, SHA256_PATTERN
 
-# Every file that the cache writes lies below this key.
+# Prefix of every key that the cache writes.
 BLOB_ROOT = "v1"
 
-# What may stand inside a filter of the index: nothing is ever escaped, other values are refused.
+# Values allowed in a filter of the index: nothing is escaped, other values are rejected.
 PLAIN_TEXT = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._:/@+-]{{0,{MAX_ID_CHARACTERS - 1}}}")
 SHA256_HEX = re.compile(SHA256_PATTERN)
 
 
 @dataclass(frozen=True)
 class Space:
-    """Vectors that may be compared: those of one retrieval encoder, in one dimension."""
+    """Set of comparable vectors: those of one retrieval encoder, in one dimension."""
 
     encoder_id: str
     dimension: int
 
     @property
     def name(self) -> str:
-        """Letters, digits and underscores, at most 64: readable, and distinct for every encoder id."""
+        """Readable name, distinct for every encoder id: letters, digits and underscores, at most 64."""
         readable = re.sub(r"[^a-z0-9]+", "_", self.encoder_id.lower())[:24].strip("_")
         digest = hashlib.sha256(self.encoder_id.encode()).hexdigest()[:16]
         return f"chorus_{readable}_{digest}_{self.dimension}"
@@ -34,10 +34,11 @@ class Space:
 
 @dataclass(frozen=True)
 class Blob:
-    """A safetensors file of `size_bytes`, `digest` its SHA-256 in hex: the latents of one step boundary.
+    """A safetensors file with the latents of one step boundary, or the side data of its entry.
 
-    Args:
-        step: None: it is the side data of its entry, and `sigma` is 0.
+    Attributes:
+        step: index of the step boundary; None for side data, whose `sigma` is 0.
+        digest: SHA-256, lower-case hex.
     """
 
     step: int | None
@@ -47,7 +48,7 @@ class Blob:
 
     @property
     def name(self) -> str:
-        """For a person."""
+        """Name for people."""
         return "side data" if self.step is None else f"step {self.step}"
 
 
@@ -55,12 +56,13 @@ class Blob:
 class Entry:
     """A row of the index, without its vector.
 
-    Args:
-        entry_id: `services.contract.identity.entry_id`.
+    Attributes:
+        entry_id: see `services.contract.identity.entry_id`.
         identity: `identity_digest` of the latents.
         prompt: empty where only the hash is kept.
-        created_ms: milliseconds since the epoch.
-        traceparent: of the request that produced the entry; may be empty.
+        cost_seconds: time to compute the latents again, in seconds.
+        created_ms: time of the admission, milliseconds since the epoch.
+        traceparent: trace of the request that produced the entry; may be empty.
     """
 
     entry_id: str
@@ -81,17 +83,17 @@ class Entry:
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """Where the blobs lie. Equal latents of one identity share a blob."""
-        return tuple(blob_key(self.tenant, self.identity, blob.digest) for blob in self.blobs)
+        """Keys of the blobs. Equal latents of one identity share a blob."""
+        return tuple(make_blob_key(self.tenant, self.identity, blob.digest) for blob in self.blobs)
 
 
 @dataclass(frozen=True)
 class Admission:
-    """An entry whose blobs were received whole and verified.
+    """An entry whose blobs were received completely and verified.
 
-    Args:
+    Attributes:
         vector: L2-normalised, `space.dimension` values.
-        data: the blobs' bytes by digest.
+        data: contents of the blobs, by digest.
     """
 
     space: Space
@@ -100,5 +102,5 @@ class Admission:
     data: Mapping[str, bytes]
 
 
-def blob_key(tenant: str, identity: str, digest: str) -> str:
+def make_blob_key(tenant: str, identity: str, digest: str) -> str:
     return f"{BLOB_ROOT}/{tenant}/{identity}/{digest}.safetensors"

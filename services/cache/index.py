@@ -1,4 +1,4 @@
-"""Port: finds entries by vector. Implemented by `milvus` for Milvus Lite and for any Milvus server."""
+"""Port of the vector index. Implemented by `milvus` for Milvus Lite and for any Milvus server."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from services.cache.entries import Entry, Space
 
 @dataclass(frozen=True)
 class Hit:
-    """An entry found by its vector; `score` is the cosine, −1 to 1."""
+    """Entry found by its vector; `score` is the cosine, −1 to 1."""
 
     entry: Entry
     score: float
@@ -19,7 +19,7 @@ class Hit:
 
 @dataclass(frozen=True)
 class Selection:
-    """Rows of one tenant that match every field that is set."""
+    """Selects the rows of one tenant that match every field that is set."""
 
     entry_id: str | None = None
     identity: str | None = None
@@ -28,11 +28,11 @@ class Selection:
 
 
 class Index(ABC):
-    """Rows and their vectors, in one space for each retrieval encoder and dimension.
+    """Vector index: rows and their vectors, in one space for each retrieval encoder and dimension.
 
-    The next search finds a row that was upserted, and not one that was deleted. A space nobody wrote to is
-    empty. Every method raises ChorusError DEPENDENCY_UNAVAILABLE when the index does not answer in time, and
-    ValueError for a value that may not stand in a filter.
+    The next search finds an upserted row and no deleted one. A space that was never written is empty. Every
+    method raises ChorusError DEPENDENCY_UNAVAILABLE when the index does not answer in time, and
+    ValueError for a value that is not allowed in a filter.
     """
 
     kind: str
@@ -41,32 +41,33 @@ class Index(ABC):
     async def search(
         self, space: str, tenant: str, identity: str, vector: Sequence[float], limit: int
     ) -> list[Hit]:
-        """The rows of this tenant and identity nearest to `vector`, best first, at most `limit`."""
+        """Returns the rows of this tenant and identity nearest to `vector`, best first, at most `limit`."""
 
     @abstractmethod
     async def get(self, space: str, tenant: str, entry_id: str) -> Entry | None:
-        """One row of this tenant."""
+        """Returns one row of this tenant, or None if it does not exist."""
 
     @abstractmethod
     async def upsert(self, space: Space, entry: Entry, vector: Sequence[float]) -> None:
-        """Writes or replaces a row; makes the space when it is the first."""
+        """Writes or replaces a row; the first one creates the space."""
 
     @abstractmethod
     async def delete(self, space: str, tenant: str, entry_ids: Sequence[str]) -> None:
-        """Deletes rows of this tenant; those that are not there, or another tenant's, are passed over."""
+        """Deletes rows of this tenant; missing rows and rows of other tenants are ignored."""
 
     @abstractmethod
     async def spaces(self) -> list[str]:
-        """Names of the spaces that exist."""
+        """Returns the names of the existing spaces."""
 
     @abstractmethod
     def select(self, space: str, tenant: str, selection: Selection) -> AsyncIterator[list[Entry]]:
-        """The rows of this tenant that match, in pages. Sees every write acknowledged before it began."""
+        """Yields the matching rows of this tenant, in pages. Sees every write acknowledged before the
+        call."""
 
     @abstractmethod
     def every_entry(self, space: str) -> AsyncIterator[list[Entry]]:
-        """The rows of every tenant, in pages: for maintenance alone, never for an answer to a caller."""
+        """Yields the rows of every tenant, in pages: for maintenance only, never to answer a caller."""
 
     @abstractmethod
     async def close(self) -> None:
-        """Gives back every resource. The last call."""
+        """Releases every resource. Call it last."""

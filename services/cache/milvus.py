@@ -1,7 +1,7 @@
-"""The index in Milvus: a server by its URI, or Milvus Lite inside this process.
+"""Vector index in Milvus: a server by its URI, or Milvus Lite inside this process.
 
-A space is a collection `<space>_v1` behind the alias `<space>`, so that a later layout can be filled beside
-it and the alias moved. The primary key is the entry id, a digest that holds the tenant.
+A space is a collection `<space>_v1` behind the alias `<space>`, so that a later layout can be filled in
+parallel and the alias moved. The primary key is the entry id, a digest that includes the tenant.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from chorus_rpc.limits import MAX_ID_CHARACTERS, MAX_PROMPT_BYTES
 from pymilvus import DataType, MilvusClient
 from pymilvus.exceptions import ErrorCode, MilvusException
 
-from services.cache.blocking_client import BlockingClient, until_up
+from services.cache.blocking_client import BlockingClient, retry_until_up
 from services.cache.entries import PLAIN_TEXT, Blob, Entry, Space
 from services.cache.index import Hit, Index, Selection
 
 _PREFIX = "chorus_"
 _LAYOUT = "_v1"
 _PAGE = 500
-# Found by the next call of this process, at a hundredth of the price of "Strong" on a server.
+# Writes are visible to the next call of this process, at a hundredth of the cost of "Strong" on a server.
 _READ_YOUR_WRITES = "Session"
 
 T = TypeVar("T")
@@ -47,13 +47,13 @@ _COLUMNS: tuple[tuple[str, Any, dict[str, int]], ...] = (
 _FIELDS = ["entry_id", *(name for name, _, _ in _COLUMNS)]
 
 
-def tenant_filter(
+def make_filter(
     tenant: str, selection: Selection | None = None, entry_ids: Sequence[str] | None = None
 ) -> str:
-    """The one place where filters are made: the tenant always, then what is asked for.
+    """Builds every filter of the index: always the tenant, then the requested fields.
 
-    Milvus Lite knows no filter templates, so values stand in the text. Raises ValueError for one that could
-    be more than a value there.
+    Milvus Lite does not support filter templates, so values are part of the text. Raises ValueError for a
+    value that could be parsed as more than a value.
     """
     chosen = selection or Selection()
     terms = [f"tenant == {_literal(tenant)}"]
@@ -73,70 +73,71 @@ def tenant_filter(
 
 def _literal(value: str) -> str:
     if not PLAIN_TEXT.fullmatch(value):
-        raise ValueError(f"{value!r} may not stand in a filter")
+        raise ValueError(f"{value!r} is not allowed in a filter")
     return f'"{value}"'
 
 
 class MilvusIndex(Index):
-    """Use `open`, which waits for the server."""
+    """Index in Milvus. Create it with `open`, which waits for the server."""
 
-    def __init__(self, client: MilvusClient, worker: BlockingClient, uri: str, seconds: float) -> None:
+    def __init__(self, milvus: MilvusClient, client: BlockingClient, uri: str, seconds: float) -> None:
         self.kind = "milvus-lite" if uri.endswith(".db") else "milvus"
+        self._milvus = milvus
         self._client = client
-        self._worker = worker
         self._uri = uri
         self._seconds = seconds
         self._ready: set[str] = set()
 
     @classmethod
     async def open(cls, uri: str, token: str, *, seconds: float, threads: int) -> MilvusIndex:
-        """Connects, trying again until it succeeds or its caller is cancelled.
+        """Connects, retrying until it succeeds or its caller is cancelled.
 
         Args:
-            uri: a path that ends in ".db" for Milvus Lite, whose one thread serialises everything.
-            seconds: the longest wait for one operation.
+            uri: a path that ends in ".db" for Milvus Lite, whose single thread serialises all operations.
+            seconds: upper bound on one operation, in seconds.
+            threads: number of concurrent operations on a server.
         """
-        # It logs every failed call with a traceback, also those that are answers; ours tell what matters.
+        # pymilvus logs every failed call with a traceback, even expected ones; our errors carry the cause.
         logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
         lite = uri.endswith(".db")
         faults = (MilvusException, grpc.RpcError, grpc.FutureTimeoutError, OSError)
-        worker = BlockingClient("milvus", 1 if lite else threads, seconds, faults)
+        client = BlockingClient("milvus", 1 if lite else threads, seconds, faults)
         if lite:
             Path(uri).parent.mkdir(parents=True, exist_ok=True)
 
         def connect() -> MilvusClient:
-            # Where it is installed, pymilvus imports it within its first search, which then takes longer than
-            # a lookup may.
+            # If scipy is installed, pymilvus imports it during its first search, which then exceeds the time
+            # limit of a lookup.
             with contextlib.suppress(ImportError):
                 importlib.import_module("scipy.sparse")
-            client = MilvusClient(uri=uri, token=token, timeout=seconds, dedicated=True)
-            client.list_collections(timeout=seconds)
-            return client
+            milvus = MilvusClient(uri=uri, token=token, timeout=seconds, dedicated=True)
+            milvus.list_collections(timeout=seconds)
+            return milvus
 
         try:
             # Importing and recovering Milvus Lite takes longer than any operation.
-            client = await until_up(worker, connect, max(seconds, 60.0) if lite else seconds)
+            milvus = await retry_until_up(client, connect, max(seconds, 60.0) if lite else seconds)
         except BaseException:
-            await worker.close()
+            await client.close()
             raise
-        return cls(client, worker, uri, seconds)
+        return cls(milvus, client, uri, seconds)
 
     async def close(self) -> None:
-        await self._worker.close()
-        self._client.close()
+        await self._client.close()
+        self._milvus.close()
         if self.kind == "milvus-lite":
             from milvus_lite.server_manager import server_manager_instance
 
-            # Flushes, and gives the lock on the directory back: pymilvus alone would at exit.
+            # Flushes, and releases the lock on the directory, which pymilvus does only at exit.
             server_manager_instance.release_server(self._uri)
 
     async def search(
         self, space: str, tenant: str, identity: str, vector: Sequence[float], limit: int
     ) -> list[Hit]:
-        where = tenant_filter(tenant, Selection(identity=identity))
+        where = make_filter(tenant, Selection(identity=identity))
         found: Any = await self._read(
             space,
-            lambda: self._client.search(
+            lambda: self._milvus.search(
                 space,
                 data=[list(vector)],
                 filter=where,
@@ -149,15 +150,15 @@ class MilvusIndex(Index):
         )
         # Rounding may put the cosine of equal vectors a little above 1.
         return [
-            Hit(_entry(hit["entity"]), min(1.0, max(-1.0, float(hit["distance"]))))
+            Hit(_to_entry(hit["entity"]), min(1.0, max(-1.0, float(hit["distance"]))))
             for hit in (found[0] if found else [])
         ]
 
     async def get(self, space: str, tenant: str, entry_id: str) -> Entry | None:
-        where = tenant_filter(tenant, Selection(entry_id=entry_id))
+        where = make_filter(tenant, Selection(entry_id=entry_id))
         rows: Any = await self._read(
             space,
-            lambda: self._client.query(
+            lambda: self._milvus.query(
                 space,
                 filter=where,
                 output_fields=_FIELDS,
@@ -165,32 +166,32 @@ class MilvusIndex(Index):
                 timeout=self._seconds,
             ),
         )
-        return _entry(rows[0]) if rows else None
+        return _to_entry(rows[0]) if rows else None
 
     async def upsert(self, space: Space, entry: Entry, vector: Sequence[float]) -> None:
         row = {**asdict(entry), "vector": list(vector), "blobs": {"blobs": [asdict(b) for b in entry.blobs]}}
         if space.name not in self._ready:
-            await self._worker.run(lambda: self._make(space))
+            await self._client.run(lambda: self._create(space))
         try:
-            await self._worker.run(lambda: self._client.upsert(space.name, [row], timeout=self._seconds))
+            await self._client.run(lambda: self._milvus.upsert(space.name, [row], timeout=self._seconds))
         except Exception:
-            # Somebody may have dropped the collection: the next one looks again.
+            # The collection may have been dropped: the next call checks again.
             self._ready.discard(space.name)
             raise
 
     async def delete(self, space: str, tenant: str, entry_ids: Sequence[str]) -> None:
         if not entry_ids:
             return
-        where = tenant_filter(tenant, entry_ids=entry_ids)
+        where = make_filter(tenant, entry_ids=entry_ids)
 
         def remove() -> None:
-            self._client.delete(space, filter=where, timeout=self._seconds)
+            self._milvus.delete(space, filter=where, timeout=self._seconds)
             self._settle(space, where)
 
         await self._read(space, remove)
 
     async def spaces(self) -> list[str]:
-        names = await self._worker.run(lambda: self._client.list_collections(timeout=self._seconds))
+        names = await self._client.run(lambda: self._milvus.list_collections(timeout=self._seconds))
         return sorted(
             name.removesuffix(_LAYOUT)
             for name in names
@@ -198,17 +199,17 @@ class MilvusIndex(Index):
         )
 
     def select(self, space: str, tenant: str, selection: Selection) -> AsyncIterator[list[Entry]]:
-        return self._pages(space, tenant_filter(tenant, selection))
+        return self._pages(space, make_filter(tenant, selection))
 
     def every_entry(self, space: str) -> AsyncIterator[list[Entry]]:
         return self._pages(space, "")
 
     async def _pages(self, space: str, where: str) -> AsyncIterator[list[Entry]]:
-        """Page by page through the queue, so that a long walk does not hold up a lookup."""
+        """Yields page by page through the queue, so that a long walk does not delay a lookup."""
 
         def walk() -> Any:
             self._settle(space, where)
-            return self._client.query_iterator(
+            return self._milvus.query_iterator(
                 space,
                 batch_size=_PAGE,
                 filter=where,
@@ -221,13 +222,13 @@ class MilvusIndex(Index):
         if pages is None:
             return
         try:
-            while rows := await self._worker.run(pages.next):
-                yield [_entry(row) for row in rows]
+            while rows := await self._client.run(pages.next):
+                yield [_to_entry(row) for row in rows]
         finally:
             pages.close()
 
     async def _read(self, space: str, call: Callable[[], T]) -> T | None:
-        """The result of `call`; None where the space does not exist."""
+        """Returns the result of `call`, or None if the space does not exist."""
 
         def read() -> T | None:
             try:
@@ -240,14 +241,14 @@ class MilvusIndex(Index):
                     return None
                 raise
 
-        return await self._worker.run(read)
+        return await self._client.run(read)
 
     def _settle(self, space: str, where: str) -> None:
-        """Returns once reads see every write acknowledged before.
+        """Waits until reads see every write acknowledged before.
 
         A 2.3 server leaves deletes out of a session, and gives an iterator no timestamp to wait for.
         """
-        self._client.query(
+        self._milvus.query(
             space,
             filter=where,
             output_fields=["entry_id"],
@@ -256,43 +257,43 @@ class MilvusIndex(Index):
             timeout=self._seconds,
         )
 
-    def _make(self, space: Space) -> None:
-        """The collection, or what is missing of it: each step may find that another process was faster."""
+    def _create(self, space: Space) -> None:
+        """Creates the collection, or its missing parts: another process may have created some of them."""
         schema = MilvusClient.create_schema(auto_id=False, enable_dynamic_field=False)
         schema.add_field("entry_id", DataType.VARCHAR, is_primary=True, max_length=64)
         schema.add_field("vector", DataType.FLOAT_VECTOR, dim=space.dimension)
         for name, kind, bounds in _COLUMNS:
             schema.add_field(name, kind, **bounds)
         collection = space.name + _LAYOUT
-        if not self._client.has_collection(collection, timeout=self._seconds):
+        if not self._milvus.has_collection(collection, timeout=self._seconds):
             try:
-                self._client.create_collection(collection, schema=schema, timeout=self._seconds)
+                self._milvus.create_collection(collection, schema=schema, timeout=self._seconds)
             except MilvusException:
-                if not self._client.has_collection(collection, timeout=self._seconds):
+                if not self._milvus.has_collection(collection, timeout=self._seconds):
                     raise
         self._load(space.name)
 
     def _load(self, space: str) -> bool:
-        """Makes an existing collection searchable; False when there is none. Mends one left half made."""
+        """Makes an existing collection searchable, completing a partial one; returns False if none exists."""
         collection = space + _LAYOUT
-        if not self._client.has_collection(collection, timeout=self._seconds):
+        if not self._milvus.has_collection(collection, timeout=self._seconds):
             return False
-        if not self._client.list_indexes(collection, timeout=self._seconds):
-            params = self._client.prepare_index_params()
-            # Exact: at the size of a cache the search is not what costs.
+        if not self._milvus.list_indexes(collection, timeout=self._seconds):
+            params = self._milvus.prepare_index_params()
+            # Exact search: at the size of a cache, the search is not the bottleneck.
             params.add_index("vector", index_type="FLAT", metric_type="COSINE")
-            self._client.create_index(collection, params, timeout=self._seconds)
-        if not self._client.has_collection(space, timeout=self._seconds):
+            self._milvus.create_index(collection, params, timeout=self._seconds)
+        if not self._milvus.has_collection(space, timeout=self._seconds):
             try:
-                self._client.create_alias(collection, space, timeout=self._seconds)
+                self._milvus.create_alias(collection, space, timeout=self._seconds)
             except MilvusException:
-                if not self._client.has_collection(space, timeout=self._seconds):
+                if not self._milvus.has_collection(space, timeout=self._seconds):
                     raise
-        self._client.load_collection(collection, timeout=self._seconds)
+        self._milvus.load_collection(collection, timeout=self._seconds)
         self._ready.add(space)
         return True
 
 
-def _entry(row: dict[str, Any]) -> Entry:
+def _to_entry(row: dict[str, Any]) -> Entry:
     blobs = tuple(Blob(**blob) for blob in row["blobs"]["blobs"])
     return Entry(**{**{name: row[name] for name in _FIELDS}, "blobs": blobs})

@@ -1,4 +1,4 @@
-"""Blobs in a bucket of any S3 endpoint."""
+"""Object store in a bucket of any S3 endpoint."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from minio.deleteobjects import DeleteObject
 from minio.error import MinioException, S3Error
 
 from services.cache.blobs import Blobs, BlobStat
-from services.cache.blocking_client import BlockingClient, until_up
+from services.cache.blocking_client import BlockingClient, retry_until_up
 from services.cache.entries import BLOB_ROOT
 
 _PAGE = 500
 _ABSENT = ("NoSuchKey", "NoSuchObject")
-# One request for each blob: an upload in parts that a crash cut would be seen by no listing.
+# One request for each blob: no listing shows an upload in parts that a crash interrupted.
 _PART_BYTES = 5 << 30
 
 
 class S3Blobs(Blobs):
-    """Use `open`, which waits for the endpoint and makes the bucket."""
+    """Stores blobs as objects. Create it with `open`, which waits for the endpoint and creates the bucket."""
 
     kind = "s3"
 
-    def __init__(self, client: Minio, bucket: str, worker: BlockingClient) -> None:
-        self._client = client
+    def __init__(self, minio: Minio, bucket: str, client: BlockingClient) -> None:
+        self._minio = minio
         self._bucket = bucket
-        self._worker = worker
+        self._client = client
 
     @classmethod
     async def open(
@@ -45,17 +45,18 @@ class S3Blobs(Blobs):
         seconds: float,
         threads: int,
     ) -> S3Blobs:
-        """Connects, trying again until it succeeds or its caller is cancelled.
+        """Connects, retrying until it succeeds or its caller is cancelled.
 
         Args:
-            seconds: the longest wait for one operation, retries included.
+            seconds: upper bound on one operation, in seconds, including retries.
+            threads: number of concurrent operations.
         """
         pool = urllib3.PoolManager(
             timeout=urllib3.Timeout(connect=min(seconds, 5.0), read=seconds),
             maxsize=threads,
             retries=urllib3.Retry(total=2, backoff_factor=0.2, status_forcelist=(500, 502, 503, 504)),
         )
-        client = Minio(
+        minio = Minio(
             endpoint,
             access_key=access_key,
             secret_key=secret_key,
@@ -64,30 +65,30 @@ class S3Blobs(Blobs):
             http_client=pool,
         )
         faults = (MinioException, urllib3.exceptions.HTTPError, OSError)
-        worker = BlockingClient("s3", threads, seconds, faults)
+        client = BlockingClient("s3", threads, seconds, faults)
 
         def make_bucket() -> None:
-            if not client.bucket_exists(bucket):
+            if not minio.bucket_exists(bucket):
                 try:
-                    client.make_bucket(bucket)
+                    minio.make_bucket(bucket)
                 except S3Error as error:
-                    # Another replica was faster.
+                    # Another replica may have created it first.
                     if error.code not in ("BucketAlreadyOwnedByYou", "BucketAlreadyExists"):
                         raise
 
         try:
-            await until_up(worker, make_bucket, seconds)
+            await retry_until_up(client, make_bucket, seconds)
         except BaseException:
-            await worker.close()
+            await client.close()
             raise
-        return cls(client, bucket, worker)
+        return cls(minio, bucket, client)
 
     async def close(self) -> None:
-        await self._worker.close()
+        await self._client.close()
 
     async def put(self, key: str, data: bytes) -> None:
         def write() -> None:
-            self._client.put_object(
+            self._minio.put_object(
                 self._bucket,
                 key,
                 io.BytesIO(data),
@@ -95,17 +96,17 @@ class S3Blobs(Blobs):
                 content_type="application/octet-stream",
                 part_size=_PART_BYTES,
             )
-            stored = self._client.stat_object(self._bucket, key).size
+            stored = self._minio.stat_object(self._bucket, key).size
             if stored != len(data):
                 raise OSError(f"{key} holds {stored} of {len(data)} bytes")
 
-        await self._worker.run(write)
+        await self._client.run(write)
 
     async def get(self, key: str, size_bytes: int) -> bytes | None:
         def read() -> bytes | None:
             response: Any = None
             try:
-                response = self._client.get_object(self._bucket, key)
+                response = self._minio.get_object(self._bucket, key)
                 return bytes(response.read(size_bytes + 1))
             except S3Error as error:
                 if error.code in _ABSENT:
@@ -116,33 +117,33 @@ class S3Blobs(Blobs):
                     response.close()
                     response.release_conn()
 
-        return await self._worker.run(read)
+        return await self._client.run(read)
 
     async def stat(self, key: str) -> BlobStat | None:
         def head() -> BlobStat | None:
             try:
-                return _stat(self._client.stat_object(self._bucket, key))
+                return _to_stat(self._minio.stat_object(self._bucket, key))
             except S3Error as error:
                 if error.code in _ABSENT:
                     return None
                 raise
 
-        return await self._worker.run(head)
+        return await self._client.run(head)
 
     async def delete(self, keys: Sequence[str]) -> None:
         def remove() -> None:
-            faults = list(self._client.remove_objects(self._bucket, [DeleteObject(key) for key in keys]))
+            faults = list(self._minio.remove_objects(self._bucket, [DeleteObject(key) for key in keys]))
             if faults:
                 raise OSError(f"{len(faults)} of {len(keys)} not deleted, first: {faults[0].message}")
 
         if keys:
-            await self._worker.run(remove)
+            await self._client.run(remove)
 
     async def list(self) -> AsyncIterator[Sequence[BlobStat]]:
-        found: Iterator[Any] = self._client.list_objects(self._bucket, prefix=f"{BLOB_ROOT}/", recursive=True)
-        while page := await self._worker.run(lambda: [_stat(each) for each in islice(found, _PAGE)]):
+        found: Iterator[Any] = self._minio.list_objects(self._bucket, prefix=f"{BLOB_ROOT}/", recursive=True)
+        while page := await self._client.run(lambda: [_to_stat(each) for each in islice(found, _PAGE)]):
             yield page
 
 
-def _stat(found: Any) -> BlobStat:
-    return BlobStat(found.object_name, int(found.size), int(found.last_modified.timestamp() * 1000))
+def _to_stat(item: Any) -> BlobStat:
+    return BlobStat(item.object_name, int(item.size), int(item.last_modified.timestamp() * 1000))

@@ -1,4 +1,4 @@
-"""protobuf ↔ entries. Bounds are in `bounds`, decisions in `store`."""
+"""protobuf ↔ entries. Bounds are in `validation`, decisions in `store`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import grpc.aio
 from chorus.cache.v1 import cache_pb2, cache_pb2_grpc
 from chorus.common.v1 import latents_pb2
 from chorus_rpc.chunks import chunks
-from chorus_rpc.tenancy import tenant_of
+from chorus_rpc.tenancy import read_tenant
 from google.protobuf import timestamp_pb2
 
 from services.cache.entries import Blob, Entry
@@ -24,7 +24,7 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
     """Serves one store, which it does not own.
 
     Args:
-        max_uploads: entries being received at once; further ones wait, unread, within their deadline.
+        max_uploads: number of entries received concurrently; others wait, unread, within their deadline.
     """
 
     def __init__(self, store: LatentStore, limits: Limits, max_uploads: int) -> None:
@@ -37,13 +37,13 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
         request: cache_pb2.LookupRequest,
         context: grpc.aio.ServicerContext[cache_pb2.LookupRequest, cache_pb2.LookupResponse],
     ) -> cache_pb2.LookupResponse:
-        tenant = tenant_of(context.invocation_metadata())
+        tenant = read_tenant(context.invocation_metadata())
         space = check_lookup(request)
         hits = await self._store.lookup(
             space, tenant, identity_digest(request.identity), request.vector, request.limit, request.min_score
         )
         return cache_pb2.LookupResponse(
-            donors=[cache_pb2.Donor(entry=_entry(hit.entry), score=hit.score) for hit in hits]
+            donors=[cache_pb2.Donor(entry=_to_entry(hit.entry), score=hit.score) for hit in hits]
         )
 
     async def Fetch(
@@ -51,7 +51,7 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
         request: cache_pb2.FetchRequest,
         context: grpc.aio.ServicerContext[cache_pb2.FetchRequest, cache_pb2.FetchResponse],
     ) -> AsyncIterator[cache_pb2.FetchResponse]:
-        tenant = tenant_of(context.invocation_metadata())
+        tenant = read_tenant(context.invocation_metadata())
         space = check_fetch(request)
         identity = identity_digest(request.identity)
         blobs = self._store.fetch(
@@ -59,7 +59,7 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
         )
         async with aclosing(blobs):
             async for blob, data in blobs:
-                yield cache_pb2.FetchResponse(header=_header(blob))
+                yield cache_pb2.FetchResponse(header=_to_header(blob))
                 for chunk in chunks(data):
                     yield cache_pb2.FetchResponse(chunk=chunk)
 
@@ -68,7 +68,7 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
         request_iterator: AsyncIterator[cache_pb2.AdmitRequest],
         context: grpc.aio.ServicerContext[cache_pb2.AdmitRequest, cache_pb2.AdmitResponse],
     ) -> cache_pb2.AdmitResponse:
-        tenant = tenant_of(context.invocation_metadata())
+        tenant = read_tenant(context.invocation_metadata())
         async with self._uploads:
             upload = Upload(tenant, self._limits)
             async for message in request_iterator:
@@ -82,7 +82,7 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
         request: cache_pb2.PurgeRequest,
         context: grpc.aio.ServicerContext[cache_pb2.PurgeRequest, cache_pb2.PurgeResponse],
     ) -> cache_pb2.PurgeResponse:
-        tenant = tenant_of(context.invocation_metadata())
+        tenant = read_tenant(context.invocation_metadata())
         purged = await self._store.purge(tenant, check_purge(request, now_ms()))
         return cache_pb2.PurgeResponse(entries=purged.entries, bytes=purged.size_bytes)
 
@@ -91,36 +91,36 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
         request: cache_pb2.StatsRequest,
         context: grpc.aio.ServicerContext[cache_pb2.StatsRequest, cache_pb2.StatsResponse],
     ) -> cache_pb2.StatsResponse:
-        extent = await self._store.extent(tenant_of(context.invocation_metadata()))
+        usage = await self._store.measure_usage(read_tenant(context.invocation_metadata()))
         counters = self._store.counters
         return cache_pb2.StatsResponse(
-            entries=extent.entries,
-            bytes=extent.size_bytes,
+            entries=usage.entries,
+            bytes=usage.size_bytes,
             lookups=counters.lookups,
             lookups_with_donor=counters.lookups_with_donor,
             fetches=counters.fetches,
             admissions=counters.admissions,
             corrupt_blobs=counters.corrupt_blobs,
-            start_time=_timestamp(self._store.start_ms),
+            start_time=_to_timestamp(self._store.start_ms),
             index_kind=self._store.index.kind,
             blobs_kind=self._store.blobs.kind,
         )
 
 
-def _entry(entry: Entry) -> cache_pb2.Entry:
+def _to_entry(entry: Entry) -> cache_pb2.Entry:
     return cache_pb2.Entry(
         entry_id=entry.entry_id,
         prompt=entry.prompt,
         prompt_hash=entry.prompt_hash,
-        blobs=[_header(blob) for blob in entry.blobs],
+        blobs=[_to_header(blob) for blob in entry.blobs],
         cost_seconds=entry.cost_seconds,
-        create_time=_timestamp(entry.created_ms),
+        create_time=_to_timestamp(entry.created_ms),
         traceparent=entry.traceparent,
         generation_id=entry.generation_id,
     )
 
 
-def _header(blob: Blob) -> latents_pb2.BlobHeader:
+def _to_header(blob: Blob) -> latents_pb2.BlobHeader:
     header = latents_pb2.BlobHeader(size_bytes=blob.size_bytes, digest=blob.digest)
     if blob.step is None:
         header.kind = latents_pb2.BLOB_KIND_SIDE_DATA
@@ -129,7 +129,7 @@ def _header(blob: Blob) -> latents_pb2.BlobHeader:
     return header
 
 
-def _timestamp(milliseconds: int) -> timestamp_pb2.Timestamp:
+def _to_timestamp(milliseconds: int) -> timestamp_pb2.Timestamp:
     stamp = timestamp_pb2.Timestamp()
     stamp.FromMilliseconds(milliseconds)
     return stamp

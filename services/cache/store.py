@@ -1,8 +1,9 @@
-"""The order of writes and deletes across two stores that share no transaction.
+"""Order of writes and deletes across two stores that share no transaction.
 
-Admit: blobs, verified, then the row. Delete: the row; its blobs go after a grace, by the sweeper, which alone
-deletes blobs. So whatever dies in between leaves blobs that no row names, never a row whose blobs never were.
-A row whose blob is missing or altered all the same is a miss, and deleted by whoever finds it.
+Admit: verified blobs, then the row. Delete: the row; after a grace period the sweeper, which alone deletes
+blobs, deletes its blobs. A crash in between therefore leaves blobs that no row names, never a row without
+blobs. If a blob of a row is missing or altered nevertheless, the fetch that finds it counts as a miss and
+deletes the row.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from chorus_rpc.errors import BLOB_CORRUPT, ChorusError, not_found
 from chorus_rpc.telemetry import span
 
 from services.cache.blobs import Blobs
-from services.cache.entries import Admission, Blob, Entry, Space, blob_key
+from services.cache.entries import Admission, Blob, Entry, Space, make_blob_key
 from services.cache.index import Hit, Index, Selection
 from services.runtime.logs import get_logger
 
@@ -31,7 +32,7 @@ _BATCH = 500
 
 @dataclass
 class Counters:
-    """Since the process started."""
+    """Counters since the start of the process."""
 
     lookups: int = 0
     lookups_with_donor: int = 0
@@ -42,14 +43,15 @@ class Counters:
 
 @dataclass(frozen=True)
 class StorageUsage:
-    """How many entries, and the bytes of their blobs; a blob that two share counts once."""
+    """Number of entries and bytes of their blobs; a shared blob counts once."""
 
     entries: int
     size_bytes: int
 
 
 class LatentStore:
-    """Owns neither index nor blobs. Close it before them: it waits for admissions under way."""
+    """Latents and their index. Owns neither index nor blobs; close it first, since it waits for
+    admissions."""
 
     def __init__(self, index: Index, blobs: Blobs) -> None:
         self.index = index
@@ -58,10 +60,11 @@ class LatentStore:
         self.start_ms = now_ms()
         self._locks: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
         self._commits: set[asyncio.Task[bool]] = set()
-        self._looked_up = _Recent()
+        self._looked_up = _RecentRows()
 
     def lock(self, tenant: str, identity: str) -> asyncio.Lock:
-        """Held while blobs of this tenant and identity are written with their row, or deleted."""
+        """Returns the lock held while blobs of this tenant and identity are written with their row, or
+        deleted."""
         return self._locks.setdefault((tenant, identity), asyncio.Lock())
 
     async def lookup(
@@ -73,12 +76,12 @@ class LatentStore:
         limit: int,
         min_score: float,
     ) -> list[Hit]:
-        """Entries nearest to `vector`, best first, none below `min_score`."""
+        """Returns the entries nearest to `vector`, best first, with a score of at least `min_score`."""
         deleted = self._looked_up.deletions
         with span(semconv.SPAN_INDEX_SEARCH) as current:
             hits = await self.index.search(space.name, tenant, identity, vector, limit)
             donors = [hit for hit in hits if hit.score >= min_score]
-        if deleted == self._looked_up.deletions:  # else one of these may be gone since it was found
+        if deleted == self._looked_up.deletions:  # otherwise one of these may have been deleted since
             for hit in donors:
                 self._looked_up.put(space.name, hit.entry)
             current.set_attribute(semconv.DONOR_COUNT, len(donors))
@@ -96,10 +99,10 @@ class LatentStore:
         *,
         side_data: bool = False,
     ) -> AsyncGenerator[tuple[Blob, bytes]]:
-        """The blobs of `steps`, in that order, each verified; then the side data, if asked for and there.
+        """Yields the verified blobs of `steps`, in that order, then the side data if requested and present.
 
-        Raises NOT_FOUND for an entry that is not there, or of another tenant or identity, or lacks a step;
-        BLOB_CORRUPT, with the row deleted, for a blob that is missing or altered.
+        Raises NOT_FOUND for an entry that does not exist, belongs to another tenant or identity, or lacks a
+        step; BLOB_CORRUPT, after deleting the row, for a blob that is missing or altered.
         """
         entry = self._looked_up.get(space.name, tenant, entry_id)
         if entry is None:
@@ -119,11 +122,11 @@ class LatentStore:
         try:
             for i, blob in enumerate(blobs):
                 data = await (ahead or self._read(entry, blob))
-                # The next one is read while this one is sent.
+                # Reads the next blob while this one is sent.
                 following = blobs[i + 1] if i + 1 < len(blobs) else None
                 ahead = None if following is None else asyncio.create_task(self._read(entry, following))
                 if isinstance(data, str):
-                    raise await self._corrupt(space, entry, blob, data)
+                    raise await self._drop_corrupt(space, entry, blob, data)
                 yield blob, data
         finally:
             if ahead is not None:
@@ -131,22 +134,22 @@ class LatentStore:
                 await asyncio.gather(ahead, return_exceptions=True)
 
     async def admit(self, admission: Admission) -> bool:
-        """Keeps an entry; False when it was there already.
+        """Stores an entry; returns False if it exists already.
 
-        Once begun it is carried through, whether or not the caller is still there.
+        Once begun, the admission completes even if its caller is cancelled.
         """
         commit = asyncio.create_task(self._commit(admission))
         self._commits.add(commit)
-        commit.add_done_callback(self._committed)
+        commit.add_done_callback(self._finish_commit)
         return await asyncio.shield(commit)
 
     async def purge(self, tenant: str, selection: Selection) -> StorageUsage:
-        """Deletes the rows of a tenant that match; their blobs follow after the grace."""
+        """Deletes the matching rows of a tenant; the sweeper deletes their blobs after the grace period."""
         entries = 0
         sizes: dict[str, int] = {}
         for space in await self.index.spaces():
             found = [
-                (each.entry_id, _sizes([each]))
+                (each.entry_id, _map_sizes([each]))
                 async for page in self.index.select(space, tenant, selection)
                 for each in page
             ]
@@ -160,24 +163,24 @@ class LatentStore:
         return StorageUsage(entries, sum(sizes.values()))
 
     async def delete_rows(self, space: str, tenant: str, entry_ids: Sequence[str]) -> None:
-        """Their blobs are the sweeper's."""
+        """Deletes rows; the sweeper deletes their blobs."""
         try:
             await self.index.delete(space, tenant, entry_ids)
         finally:
             self._looked_up.forget(space, tenant, entry_ids)
 
-    async def extent(self, tenant: str) -> StorageUsage:
-        """Of the tenant, now."""
+    async def measure_usage(self, tenant: str) -> StorageUsage:
+        """Counts the entries and bytes of a tenant."""
         entries = 0
         sizes: dict[str, int] = {}
         for space in await self.index.spaces():
             async for page in self.index.select(space, tenant, Selection()):
                 entries += len(page)
-                sizes.update(_sizes(page))
+                sizes.update(_map_sizes(page))
         return StorageUsage(entries, sum(sizes.values()))
 
     async def close(self) -> None:
-        """Waits for admissions under way; each of their steps has a limit."""
+        """Waits for running admissions; each of their steps has a time limit."""
         if self._commits:
             await asyncio.wait(self._commits)
 
@@ -189,24 +192,24 @@ class LatentStore:
                     return False
             for digest, data in admission.data.items():
                 with span(semconv.SPAN_BLOB_PUT, {semconv.BYTES: len(data)}):
-                    # Also when the key exists: what lies there may be altered, or about to be swept.
-                    await self.blobs.put(blob_key(entry.tenant, entry.identity, digest), data)
+                    # Even if the key exists: its blob may be altered, or about to be swept.
+                    await self.blobs.put(make_blob_key(entry.tenant, entry.identity, digest), data)
             with span(semconv.SPAN_INDEX_UPSERT, {semconv.ENTRY_ID: entry.entry_id}):
                 await self.index.upsert(space, entry, admission.vector)
         self.counters.admissions += 1
         return True
 
-    def _committed(self, commit: asyncio.Task[bool]) -> None:
+    def _finish_commit(self, commit: asyncio.Task[bool]) -> None:
         self._commits.discard(commit)
-        # Retrieved here too, because the caller may be gone.
+        # Retrieved here too, because the caller may have been cancelled.
         if not commit.cancelled() and commit.exception() is not None:
             log.warning("admission failed", error=str(commit.exception()))
 
     async def _read(self, entry: Entry, blob: Blob) -> bytes | str:
-        """A blob, verified; or its fault in a word, "missing" or "altered"."""
+        """Returns a verified blob, or its fault: "missing" or "altered"."""
         step = {} if blob.step is None else {semconv.STEP_INDEX: blob.step}
         with span(semconv.SPAN_BLOB_GET, {semconv.BYTES: blob.size_bytes, **step}):
-            key = blob_key(entry.tenant, entry.identity, blob.digest)
+            key = make_blob_key(entry.tenant, entry.identity, blob.digest)
             data = await self.blobs.get(key, blob.size_bytes)
             if data is not None and await asyncio.to_thread(sha256, data) == blob.digest:
                 return data
@@ -214,14 +217,14 @@ class LatentStore:
             log.error("blob corrupt", entry_id=entry.entry_id, key=key, fault=fault)
             return fault
 
-    async def _corrupt(self, space: Space, entry: Entry, blob: Blob, fault: str) -> ChorusError:
-        """Drops the row of a blob that is not what it says; returns what its reader is told."""
+    async def _drop_corrupt(self, space: Space, entry: Entry, blob: Blob, fault: str) -> ChorusError:
+        """Deletes the row of a missing or altered blob; returns the error for its reader."""
         self.counters.corrupt_blobs += 1
         try:
             with span(semconv.SPAN_INDEX_DELETE, {semconv.ENTRY_ID: entry.entry_id}):
                 await self.delete_rows(space.name, entry.tenant, [entry.entry_id])
         except ChorusError as error:
-            # The caller's answer is the same; the next fetch finds the row again.
+            # The error for the caller is the same; the next fetch finds the row again.
             log.warning("row not deleted", entry_id=entry.entry_id, error=error.message)
         return ChorusError(
             BLOB_CORRUPT,
@@ -234,17 +237,17 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-def _sizes(entries: Iterable[Entry]) -> dict[str, int]:
+def _map_sizes(entries: Iterable[Entry]) -> dict[str, int]:
     return {
         key: blob.size_bytes for entry in entries for key, blob in zip(entry.keys, entry.blobs, strict=True)
     }
 
 
-class _Recent:
-    """Rows that a lookup has just told of, so that the fetch which follows need not ask the index again.
+class _RecentRows:
+    """Rows of recent lookups, so that the fetch that follows does not query the index again.
 
-    Rows never change, and this process forgets what it deletes; what another deletes is served for as long
-    as the row is remembered, and its blobs for the sweeper's grace, which is longer.
+    Rows never change, and this process drops the rows that it deletes. A row that another process deletes is
+    served until it expires here, and its blobs exist for the sweeper's grace period, which is longer.
     """
 
     def __init__(self, seconds: float = 5.0, limit: int = 1_000) -> None:

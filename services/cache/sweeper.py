@@ -1,4 +1,4 @@
-"""Removes what a crash or a purge left: blobs that no row names, rows whose blobs are gone."""
+"""Removes leftovers of crashes and purges: blobs that no row names, rows whose blobs are missing."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from services.runtime.logs import get_logger
 
 log = get_logger("cache.sweeper")
 
-# Blobs and what a killed write leaves of them. A file of another name was not put there by us.
+# Blobs, and the parts that a killed write leaves. A file of another name is not ours.
 _OWN = re.compile(
     rf"{BLOB_ROOT}/(?P<tenant>[^/]+)/(?P<identity>[0-9a-f]{{64}})/([0-9a-f]{{64}}\.safetensors|[0-9a-f]{{32}}\.part)"
 )
 
 
 @dataclass(frozen=True)
-class Swept:
-    """What one sweep removed."""
+class SweepResult:
+    """Numbers of blobs and rows that one sweep removed."""
 
     blobs: int
     rows: int
 
 
-async def sweep(store: LatentStore, grace_seconds: float) -> Swept:
-    """One pass. Leaves alone whatever is younger than the grace: it may be an admission under way.
+async def sweep(store: LatentStore, grace_seconds: float) -> SweepResult:
+    """Runs one pass. Keeps everything younger than the grace period: it may belong to a running admission.
 
-    Raises DEPENDENCY_UNAVAILABLE when index or blobs do not answer; the next pass finds the rest.
+    Raises DEPENDENCY_UNAVAILABLE when index or object store do not answer; the next pass removes the rest.
     """
     cutoff = now_ms() - int(grace_seconds * 1000)
     # Blobs before rows: a blob older than the grace has its row by now, or never will.
@@ -60,12 +60,12 @@ async def sweep(store: LatentStore, grace_seconds: float) -> Swept:
         orphans = [key for key in keys if key not in named]
         if orphans:
             blobs += await _drop_blobs(store, tenant, identity, orphans, cutoff)
-    return Swept(blobs, rows)
+    return SweepResult(blobs, rows)
 
 
 async def _drop_row(store: LatentStore, space: str, entry: Entry, cutoff: int) -> bool:
     async with store.lock(entry.tenant, entry.identity):
-        # It may have been admitted anew since it was listed.
+        # It may have been admitted again since it was listed.
         found = await store.index.get(space, entry.tenant, entry.entry_id)
         if found is None or found.created_ms >= cutoff:
             return False
@@ -79,14 +79,16 @@ async def _drop_row(store: LatentStore, space: str, entry: Entry, cutoff: int) -
 
 async def _drop_blobs(store: LatentStore, tenant: str, identity: str, keys: list[str], cutoff: int) -> int:
     async with store.lock(tenant, identity):
-        # An admission that names one of them since has written it again.
-        still = [key for key in keys if (found := await store.blobs.stat(key)) and found.modified_ms < cutoff]
-        await store.blobs.delete(still)
-    return len(still)
+        # An admission that named one of them since has written it again.
+        expired = [
+            key for key in keys if (found := await store.blobs.stat(key)) and found.modified_ms < cutoff
+        ]
+        await store.blobs.delete(expired)
+    return len(expired)
 
 
 class Sweeper:
-    """Sweeps again and again, from `start` until `close`."""
+    """Sweeps at an interval, from `start` until `close`."""
 
     def __init__(self, store: LatentStore, interval_seconds: float, grace_seconds: float) -> None:
         self._store = store
@@ -105,9 +107,9 @@ class Sweeper:
     async def _run(self) -> None:
         while True:
             try:
-                swept = await sweep(self._store, self._grace)
-                if swept.blobs or swept.rows:
-                    log.info("swept", blobs=swept.blobs, rows=swept.rows)
-            except Exception as error:  # A sweep that fails must not be the last one.
+                result = await sweep(self._store, self._grace)
+                if result.blobs or result.rows:
+                    log.info("sweep removed leftovers", blobs=result.blobs, rows=result.rows)
+            except Exception as error:  # A failed sweep must not be the last one.
                 log.warning("sweep failed", exc_info=error)
             await asyncio.sleep(self._interval)

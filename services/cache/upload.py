@@ -1,4 +1,4 @@
-"""An entry on its way in: the order of its messages, and its blobs put together and verified."""
+"""Reception of an entry: the order of its messages, and the reassembly and verification of its blobs."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from services.contract.identity import entry_id, identity_digest, prompt_hash
 
 
 class Upload:
-    """Takes the messages of one `Admit` call; everything stays in memory until `finish`.
+    """Receives the messages of one `Admit` call; everything stays in memory until `finish`.
 
-    Messages come as: the entry, then for each step, and for the side data, a header and its chunks. Every
-    method raises INVALID_FIELD that names the field at fault.
+    Order of the messages: the entry, then for each step, and for the side data, a header and its chunks.
+    Every method raises INVALID_FIELD that names the invalid field.
     """
 
     def __init__(self, tenant: str, limits: Limits) -> None:
         self._tenant = tenant
         self._limits = limits
         self._entry: cache_pb2.NewEntry | None = None
-        # By step; None is the side data.
+        # Keyed by step; None is the side data.
         self._received: dict[int | None, tuple[Blob, BlobAssembler]] = {}
         self._current: tuple[Blob, BlobAssembler] | None = None
 
@@ -46,10 +46,10 @@ class Upload:
                 raise invalid("part", "must be set to entry, header or chunk")
 
     def finish(self, now_ms: int) -> Admission:
-        """The entry once all messages are there. Hashes every blob: call it beside the event loop."""
-        entry = self._started()
-        self._require_whole()
-        self._require_all(entry)
+        """Returns the entry once all messages arrived. Hashes every blob, so call it off the event loop."""
+        entry = self._require_entry()
+        self._require_complete_blob()
+        self._require_all_blobs(entry)
         identity = identity_digest(entry.identity)
         wanted: list[int | None] = [*sorted(entry.steps)]
         if entry.side_data:
@@ -92,10 +92,10 @@ class Upload:
         self._entry = entry
 
     def _add_header(self, header: latents_pb2.BlobHeader) -> None:
-        entry = self._started()
-        self._require_whole()
+        entry = self._require_entry()
+        self._require_complete_blob()
         check_header(header, entry, self._received, self._limits)
-        blob = _blob(header)
+        blob = _to_blob(header)
         total = blob.size_bytes + sum(other.size_bytes for other, _ in self._received.values())
         if total > self._limits.entry:
             raise invalid(
@@ -106,7 +106,7 @@ class Upload:
         self._received[blob.step] = self._current
 
     def _add_chunk(self, chunk: bytes) -> None:
-        self._started()
+        self._require_entry()
         if self._current is None:
             raise invalid("chunk", "must follow the header that announces it")
         if not chunk:
@@ -117,17 +117,17 @@ class Upload:
         except BlobFault as fault:
             raise invalid("chunk", f"blob of {blob.name}: {fault}") from fault
 
-    def _started(self) -> cache_pb2.NewEntry:
+    def _require_entry(self) -> cache_pb2.NewEntry:
         if self._entry is None:
             raise invalid("entry", "must be the first message")
         return self._entry
 
-    def _require_whole(self) -> None:
+    def _require_complete_blob(self) -> None:
         if self._current is not None and not self._current[1].complete:
             blob = self._current[0]
             raise invalid("chunk", f"blob of {blob.name}: ended before its {blob.size_bytes} announced bytes")
 
-    def _require_all(self, entry: cache_pb2.NewEntry) -> None:
+    def _require_all_blobs(self, entry: cache_pb2.NewEntry) -> None:
         missing = sorted(set(entry.steps) - self._received.keys())
         if missing:
             raise invalid("entry.steps", f"the stream ended before the blobs of steps {missing}")
@@ -139,7 +139,7 @@ class Upload:
         check_side_data_size(sizes.pop(None), sum(sizes.values()))
 
 
-def _blob(header: latents_pb2.BlobHeader) -> Blob:
-    """Args: `header`: as `check_header` lets it pass."""
+def _to_blob(header: latents_pb2.BlobHeader) -> Blob:
+    """Converts a header that passed `check_header`."""
     step = None if header.kind == latents_pb2.BLOB_KIND_SIDE_DATA else header.step.index
     return Blob(step, header.step.sigma, header.size_bytes, header.digest)

@@ -1,4 +1,4 @@
-"""Requests, checked field by field before anything believes them."""
+"""Validates requests and the contents of blobs, field by field."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from google.protobuf import duration_pb2
 
 from services.cache.entries import PLAIN_TEXT, SHA256_HEX, Space
 from services.cache.index import Selection
-from services.contract.safetensors_header import safetensors_header
-from services.contract.schedule import schedule_fault
+from services.contract.safetensors_header import parse_tensor_headers
+from services.contract.schedule import find_schedule_fault
 
 MAX_SIDE_TENSORS = 16
 _MAX_EXTENT = 16_384
 _MAX_COST_SECONDS = 1e6
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
-# By latents_pb2.DType: the name in a safetensors header and the bytes of a value.
+# By latents_pb2.DType: name in a safetensors header, and bytes of a value.
 _DTYPES = {
     latents_pb2.D_TYPE_FLOAT32: ("F32", 4),
     latents_pb2.D_TYPE_FLOAT16: ("F16", 2),
@@ -44,7 +44,13 @@ _DTYPES = {
 
 @dataclass(frozen=True)
 class Limits:
-    """Named settings of the service, in bytes."""
+    """Upper bounds from the settings, in bytes.
+
+    Attributes:
+        prompt: of the prompt of an entry, in UTF-8.
+        blob: of one blob.
+        entry: of all blobs of an entry together.
+    """
 
     prompt: int
     blob: int
@@ -52,10 +58,11 @@ class Limits:
 
 
 def check_lookup(request: cache_pb2.LookupRequest) -> Space:
+    """Validates a request; returns the space it searches."""
     violations = Violations()
-    _identity(violations, "identity", request.identity)
-    _encoder(violations, "retrieval_encoder_id", request.retrieval_encoder_id)
-    _vector(violations, "vector", request.vector)
+    _check_identity(violations, "identity", request.identity)
+    _check_encoder(violations, "retrieval_encoder_id", request.retrieval_encoder_id)
+    _check_vector(violations, "vector", request.vector)
     violations.require(
         1 <= request.limit <= MAX_DONORS, "limit", f"must be 1 to {MAX_DONORS}, not {request.limit}"
     )
@@ -67,21 +74,23 @@ def check_lookup(request: cache_pb2.LookupRequest) -> Space:
 
 
 def check_fetch(request: cache_pb2.FetchRequest) -> Space:
+    """Validates a request; returns the space of its entry."""
     violations = Violations()
-    _identity(violations, "identity", request.identity)
-    _sha256(violations, "entry_id", request.entry_id)
-    _encoder(violations, "retrieval_encoder_id", request.retrieval_encoder_id)
+    _check_identity(violations, "identity", request.identity)
+    _check_sha256(violations, "entry_id", request.entry_id)
+    _check_encoder(violations, "retrieval_encoder_id", request.retrieval_encoder_id)
     violations.require(
         1 <= request.vector_dim <= MAX_VECTOR_DIM,
         "vector_dim",
         f"must be 1 to {MAX_VECTOR_DIM}, not {request.vector_dim}",
     )
-    _steps(violations, "steps", request.steps)
+    _check_steps(violations, "steps", request.steps)
     violations.raise_if_any()
     return Space(request.retrieval_encoder_id, request.vector_dim)
 
 
 def check_purge(request: cache_pb2.PurgeRequest, now_ms: int) -> Selection:
+    """Validates a request; returns the rows it selects."""
     violations = Violations()
     aged = request.HasField("older_than")
     violations.require(
@@ -90,11 +99,11 @@ def check_purge(request: cache_pb2.PurgeRequest, now_ms: int) -> Selection:
         "at least one field must be set; set `all` to drop every entry of the tenant",
     )
     if request.entry_id:
-        _sha256(violations, "entry_id", request.entry_id)
+        _check_sha256(violations, "entry_id", request.entry_id)
     if request.model_id:
-        _plain(violations, "model_id", request.model_id)
+        _check_plain(violations, "model_id", request.model_id)
     if aged:
-        _age(violations, "older_than", request.older_than)
+        _check_age(violations, "older_than", request.older_than)
     violations.raise_if_any()
     return Selection(
         entry_id=request.entry_id or None,
@@ -104,10 +113,11 @@ def check_purge(request: cache_pb2.PurgeRequest, now_ms: int) -> Selection:
 
 
 def check_new_entry(entry: cache_pb2.NewEntry, limits: Limits) -> None:
+    """Validates the first message of an admission."""
     violations = Violations()
-    _identity(violations, "entry.identity", entry.identity)
-    _encoder(violations, "entry.retrieval_encoder_id", entry.retrieval_encoder_id)
-    _vector(violations, "entry.vector", entry.vector)
+    _check_identity(violations, "entry.identity", entry.identity)
+    _check_encoder(violations, "entry.retrieval_encoder_id", entry.retrieval_encoder_id)
+    _check_vector(violations, "entry.vector", entry.vector)
     size = len(entry.prompt.encode())
     violations.require(
         0 < size <= limits.prompt,
@@ -125,21 +135,25 @@ def check_new_entry(entry: cache_pb2.NewEntry, limits: Limits) -> None:
         "must be a W3C traceparent, or empty",
     )
     if entry.generation_id:
-        _plain(violations, "entry.generation_id", entry.generation_id)
-    _steps(violations, "entry.steps", entry.steps)
+        _check_plain(violations, "entry.generation_id", entry.generation_id)
+    _check_steps(violations, "entry.steps", entry.steps)
     violations.raise_if_any()
 
 
 def check_header(
     header: latents_pb2.BlobHeader, entry: cache_pb2.NewEntry, taken: Container[int | None], limits: Limits
 ) -> None:
-    """Args: `taken`: the steps whose headers came before, None among them for the side data."""
+    """Validates the header of a blob.
+
+    Args:
+        taken: steps of the headers received before; None stands for the side data.
+    """
     violations = Violations()
     if header.kind == latents_pb2.BLOB_KIND_SIDE_DATA:
         violations.require(
             entry.side_data and None not in taken,
             "header.kind",
-            "side data must be announced by entry.side_data, and comes once; it was not, or came before",
+            "side data must be announced by entry.side_data and sent once",
         )
         violations.require(not header.HasField("step"), "header.step", "must not be set for side data")
     elif violations.require(
@@ -147,36 +161,37 @@ def check_header(
         "header.kind",
         f"must be unset for latents, or BLOB_KIND_SIDE_DATA, not {header.kind}",
     ):
-        _step(violations, header.step, entry, taken)
+        _check_step(violations, header.step, entry, taken)
     violations.require(
         0 < header.size_bytes <= limits.blob,
         "header.size_bytes",
         f"must be 1 to {limits.blob}, not {header.size_bytes}",
     )
-    _sha256(violations, "header.digest", header.digest)
+    _check_sha256(violations, "header.digest", header.digest)
     violations.raise_if_any()
 
 
 def check_side_data_size(size_bytes: int, latents_bytes: int) -> None:
-    """Args: `latents_bytes`: of every step's blob together."""
-    most = latents_bytes // SIDE_DATA_SHARE
-    if size_bytes > most:
+    """Validates the size of side data; `latents_bytes` is the size of all latents of the entry, in bytes."""
+    limit = latents_bytes // SIDE_DATA_SHARE
+    if size_bytes > limit:
         raise invalid(
             "header.size_bytes",
-            f"the side data must be at most {most} bytes, a tenth of the latents, not {size_bytes}",
+            f"the side data must be at most {limit} bytes, 1/{SIDE_DATA_SHARE} of the latents,"
+            f" not {size_bytes}",
         )
 
 
 def check_side_data(data: bytes) -> None:
-    """Raises BlobFault unless `data` is a safetensors file of a few tensors, whatever they mean."""
-    tensors = safetensors_header(data)
+    """Raises BlobFault unless `data` is a safetensors file of a few tensors, whatever their meaning."""
+    tensors = parse_tensor_headers(data)
     if not 1 <= len(tensors) <= MAX_SIDE_TENSORS:
         raise BlobFault(f"must hold 1 to {MAX_SIDE_TENSORS} tensors, not {len(tensors)}")
 
 
 def check_latents(data: bytes, identity: latents_pb2.LatentIdentity) -> None:
     """Raises BlobFault unless `data` is a safetensors file of one tensor, shaped as the identity says."""
-    tensors = safetensors_header(data)
+    tensors = parse_tensor_headers(data)
     if len(tensors) != 1:
         raise BlobFault(f"must hold one tensor, not {len(tensors)}")
     shape, (dtype, width) = tuple(identity.latent_shape), _DTYPES[identity.latent_dtype]
@@ -192,23 +207,23 @@ def check_latents(data: bytes, identity: latents_pb2.LatentIdentity) -> None:
         )
 
 
-def _identity(violations: Violations, field: str, identity: latents_pb2.LatentIdentity) -> None:
-    _plain(violations, f"{field}.model_id", identity.model_id)
-    _sha256(violations, f"{field}.weights_digest", identity.weights_digest)
+def _check_identity(violations: Violations, field: str, identity: latents_pb2.LatentIdentity) -> None:
+    _check_plain(violations, f"{field}.model_id", identity.model_id)
+    _check_sha256(violations, f"{field}.weights_digest", identity.weights_digest)
     violations.require(
         len(identity.adapters) <= MAX_ADAPTERS,
         f"{field}.adapters",
         f"must be at most {MAX_ADAPTERS}, not {len(identity.adapters)}",
     )
     for i, adapter in enumerate(identity.adapters[:MAX_ADAPTERS]):
-        _text(violations, f"{field}.adapters[{i}].adapter_id", adapter.adapter_id)
-        _sha256(violations, f"{field}.adapters[{i}].digest", adapter.digest)
+        _check_text(violations, f"{field}.adapters[{i}].adapter_id", adapter.adapter_id)
+        _check_sha256(violations, f"{field}.adapters[{i}].digest", adapter.digest)
         violations.require(
             math.isfinite(adapter.scale),
             f"{field}.adapters[{i}].scale",
             "must be finite, not NaN or infinity",
         )
-    fault = schedule_fault(identity.schedule.sigmas)
+    fault = find_schedule_fault(identity.schedule.sigmas)
     violations.require(fault is None, f"{field}.schedule.sigmas", fault or "")
     shape = list(identity.latent_shape)
     violations.require(
@@ -221,11 +236,11 @@ def _identity(violations: Violations, field: str, identity: latents_pb2.LatentId
         f"{field}.latent_dtype",
         "must be D_TYPE_FLOAT32, D_TYPE_FLOAT16 or D_TYPE_BFLOAT16",
     )
-    _text(violations, f"{field}.codec_id", identity.codec_id)
-    _encoder(violations, f"{field}.conditioning_encoder_id", identity.conditioning_encoder_id)
+    _check_text(violations, f"{field}.codec_id", identity.codec_id)
+    _check_encoder(violations, f"{field}.conditioning_encoder_id", identity.conditioning_encoder_id)
 
 
-def _step(
+def _check_step(
     violations: Violations,
     step: latents_pb2.StepRef,
     entry: cache_pb2.NewEntry,
@@ -240,16 +255,16 @@ def _step(
         violations.require(
             abs(step.sigma - sigmas[step.index]) <= 1e-9,
             "header.step.sigma",
-            f"must be {sigmas[step.index]!r}, which the schedule has at {step.index}, not {step.sigma!r}",
+            f"must be {sigmas[step.index]!r}, the schedule's at {step.index}, not {step.sigma!r}",
         )
         violations.require(
             step.index in entry.steps and step.index not in taken,
             "header.step.index",
-            f"must be one of entry.steps, each once; {step.index} is not, or came before",
+            f"must be one of entry.steps, each once; {step.index} is not, or was sent before",
         )
 
 
-def _vector(violations: Violations, field: str, vector: Sequence[float]) -> None:
+def _check_vector(violations: Violations, field: str, vector: Sequence[float]) -> None:
     if not violations.require(
         1 <= len(vector) <= MAX_VECTOR_DIM,
         field,
@@ -265,14 +280,14 @@ def _vector(violations: Violations, field: str, vector: Sequence[float]) -> None
         )
 
 
-def _steps(violations: Violations, field: str, steps: Sequence[int]) -> None:
+def _check_steps(violations: Violations, field: str, steps: Sequence[int]) -> None:
     violations.require(
         1 <= len(steps) <= MAX_BLOBS, field, f"must name 1 to {MAX_BLOBS} steps, not {len(steps)}"
     )
-    violations.require(len(set(steps)) == len(steps), field, "must be distinct: a step stands there twice")
+    violations.require(len(set(steps)) == len(steps), field, "must be distinct: a step is repeated")
 
 
-def _age(violations: Violations, field: str, age: duration_pb2.Duration) -> None:
+def _check_age(violations: Violations, field: str, age: duration_pb2.Duration) -> None:
     violations.require(
         0 <= age.seconds <= MAX_AGE_SECONDS and 0 <= age.nanos < 1_000_000_000,
         field,
@@ -280,13 +295,13 @@ def _age(violations: Violations, field: str, age: duration_pb2.Duration) -> None
     )
 
 
-def _sha256(violations: Violations, field: str, value: str) -> None:
+def _check_sha256(violations: Violations, field: str, value: str) -> None:
     violations.require(
         SHA256_HEX.fullmatch(value) is not None, field, "must be a SHA-256 in 64 lower-case hex digits"
     )
 
 
-def _plain(violations: Violations, field: str, value: str) -> None:
+def _check_plain(violations: Violations, field: str, value: str) -> None:
     violations.require(
         PLAIN_TEXT.fullmatch(value) is not None,
         field,
@@ -294,11 +309,11 @@ def _plain(violations: Violations, field: str, value: str) -> None:
     )
 
 
-def _encoder(violations: Violations, field: str, value: str) -> None:
-    _text(violations, field, value, MAX_ENCODER_ID_CHARACTERS)
+def _check_encoder(violations: Violations, field: str, value: str) -> None:
+    _check_text(violations, field, value, MAX_ENCODER_ID_CHARACTERS)
 
 
-def _text(violations: Violations, field: str, value: str, most: int = MAX_ID_CHARACTERS) -> None:
+def _check_text(violations: Violations, field: str, value: str, limit: int = MAX_ID_CHARACTERS) -> None:
     violations.require(
-        0 < len(value) <= most and value.isprintable(), field, f"must be 1 to {most} printable characters"
+        0 < len(value) <= limit and value.isprintable(), field, f"must be 1 to {limit} printable characters"
     )

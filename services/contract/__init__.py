@@ -1,1 +1,1 @@
-"""What two services must agree on: identity, noise schedules, tensors and blobs on the wire."""
+"""Definitions that two services must share: identity, noise schedules, tensors and blobs on the wire."""

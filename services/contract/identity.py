@@ -18,16 +18,16 @@ def latent_shape(
     height: int,
     width: int,
 ) -> tuple[int, int, int, int]:
-    """Latents of a video: (channels, latent frames, latent height, latent width).
+    """Returns the shape of a video's latents: (channels, latent frames, latent height, latent width).
 
-    A causal codec (Wan's) codes the first frame alone: 1 + (frames − 1) / temporal_factor latent frames.
+    A causal codec (Wan's) encodes the first frame alone: 1 + (frames − 1) / temporal_factor latent frames.
     """
     latent_frames = 1 + (frames - 1) // temporal_factor if causal else frames // temporal_factor
     return channels, latent_frames, height // spatial_factor, width // spatial_factor
 
 
 def identity_digest(identity: latents_pb2.LatentIdentity) -> str:
-    """SHA-256, lower-case hex, of a canonical form: independent of protobuf's own encoding."""
+    """Returns the SHA-256, lower-case hex, of a canonical form that is independent of protobuf's encoding."""
     return _digest(
         {
             "model": identity.model_id,
@@ -43,15 +43,15 @@ def identity_digest(identity: latents_pb2.LatentIdentity) -> str:
 
 
 def prompt_hash(prompt: str) -> str:
-    """SHA-256, lower-case hex, of a prompt's UTF-8."""
+    """Returns the SHA-256, lower-case hex, of a prompt's UTF-8."""
     return hashlib.sha256(prompt.encode()).hexdigest()
 
 
 def entry_id(tenant: str, identity: str, prompt: str, seed: int) -> str:
-    """The id of a cache entry, 64 hex digits: admitting the same request twice gives the same entry.
+    """Returns the id of a cache entry, 64 hex digits: admitting one request twice yields one entry.
 
     Args:
-        identity: the `identity_digest`.
+        identity: the `identity_digest` of the latents.
     """
     return _digest({"tenant": tenant, "identity": identity, "prompt": prompt_hash(prompt), "seed": seed})
 

@@ -1,54 +1,111 @@
-"""The header of a safetensors file, checked before any tensor is allocated."""
+"""Header of a safetensors file, validated before any tensor is allocated."""
 
 from __future__ import annotations
 
+import io
 import json
-import struct
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO
 
 from chorus_rpc.chunks import BlobFault
 
-_MAX_HEADER_BYTES = 1 << 20
+_MAX_BLOB_HEADER_BYTES = 1 << 20
+_MAX_RANK = 8
+
+# Bytes of one value, by safetensors' name of the type.
+_WIDTHS: Mapping[str, int] = {
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2"), 1),
+    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 2),
+    **dict.fromkeys(("U32", "I32", "F32"), 4),
+    **dict.fromkeys(("U64", "I64", "F64"), 8),
+}
 
 
 @dataclass(frozen=True)
 class TensorHeader:
-    """One tensor of a safetensors file. `dtype` is safetensors' own name: F32, F16, BF16."""
+    """One tensor of a safetensors file. Two are equal if name, type and shape are.
+
+    Attributes:
+        dtype: safetensors' name of the type: F32, F16, BF16, …
+        start, end: range of its bytes, counted from the end of the header.
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
+    start: int = field(default=0, compare=False)
+    end: int = field(default=0, compare=False)
 
 
-def safetensors_header(data: bytes) -> list[TensorHeader]:
-    """The tensors that a safetensors file declares, without allocating any of them.
+@dataclass(frozen=True)
+class SafetensorsHeader:
+    """Content of a safetensors header.
 
-    Raises BlobFault for a file that is truncated or not safetensors.
+    Attributes:
+        tensors: in the order of their bytes.
+        metadata: notes of the writer.
     """
-    if len(data) < 8:
-        raise BlobFault("not a safetensors file: shorter than its length field")
-    (length,) = struct.unpack("<Q", data[:8])
-    if length > min(_MAX_HEADER_BYTES, len(data) - 8):
-        raise BlobFault("not a safetensors file, or truncated within its header")
-    end = 0
-    tensors = []
+
+    tensors: tuple[TensorHeader, ...]
+    metadata: Mapping[str, str]
+
+
+def parse_tensor_headers(data: bytes) -> list[TensorHeader]:
+    """Returns the tensors of a safetensors file in memory. Raises BlobFault as `read_header` does."""
+    return list(read_header(io.BytesIO(data), len(data), _MAX_BLOB_HEADER_BYTES).tensors)
+
+
+def read_header(stream: BinaryIO, size_bytes: int, max_header_bytes: int) -> SafetensorsHeader:
+    """Reads the header at the start of a safetensors file, and nothing after it.
+
+    Args:
+        size_bytes: size of the whole file, which the header must account for.
+        max_header_bytes: upper bound on the header.
+
+    Raises BlobFault for a file that is truncated or not safetensors, and for tensors that overlap, leave gaps
+    or do not have the bytes of their type and shape.
+    """
+    prefix = stream.read(8)
+    length = int.from_bytes(prefix, "little")
+    if len(prefix) < 8 or length > min(max_header_bytes, size_bytes - 8):
+        raise BlobFault(f"not a safetensors file, or truncated in its header ({size_bytes} bytes)")
     try:
-        header = json.loads(data[8 : 8 + length])
-        for name, info in header.items():
-            if name == "__metadata__":
-                continue
-            tensors.append(TensorHeader(name, str(info["dtype"]), tuple(int(n) for n in info["shape"])))
-            end = max(end, int(info["data_offsets"][1]))
-    except (
-        ValueError,
-        TypeError,
-        KeyError,
-        AttributeError,
-        IndexError,
-        OverflowError,
-        RecursionError,
-    ) as error:
-        raise BlobFault("not a safetensors file: its header cannot be read") from error
-    if 8 + length + end != len(data):
-        raise BlobFault(f"{len(data)} bytes where the safetensors header declares {8 + length + end}")
-    return tensors
+        found = json.loads(stream.read(length))
+        metadata = {str(k): str(v) for k, v in found.pop("__metadata__", {}).items()}
+        tensors = sorted(
+            (_parse_tensor(name, value, size_bytes) for name, value in found.items()),
+            key=lambda each: (each.start, each.end),
+        )
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
+        raise BlobFault(
+            f"not a safetensors file: its header cannot be parsed ({str(error)[:100]})"
+        ) from error
+    end = 0
+    for tensor in tensors:
+        name = tensor.name[:100]
+        if tensor.dtype not in _WIDTHS:
+            raise BlobFault(f"tensor {name}: unknown type {tensor.dtype[:100]}")
+        if tensor.start != end:
+            raise BlobFault(f"tensor {name}: starts at byte {tensor.start}, expected {end}")
+        expected = math.prod(tensor.shape) * _WIDTHS[tensor.dtype]
+        if tensor.end - tensor.start != expected:
+            raise BlobFault(f"tensor {name}: {tensor.end - tensor.start} bytes, expected {expected}")
+        end = tensor.end
+    if (expected := 8 + length + end) != size_bytes:
+        raise BlobFault(f"{size_bytes} bytes where the header declares {expected}: truncated or altered")
+    return SafetensorsHeader(tuple(tensors), metadata)
+
+
+def _parse_tensor(name: str, value: Any, size_bytes: int) -> TensorHeader:
+    """Raises ValueError for numbers whose product or text could take long: they come from outside."""
+    start, end = map(int, value["data_offsets"])
+    if not 0 <= start <= end <= size_bytes:
+        raise ValueError(f"tensor {name[:100]}: its range of bytes lies outside the file")
+    if len(value["shape"]) > _MAX_RANK:
+        raise ValueError(f"tensor {name[:100]}: more than {_MAX_RANK} dimensions")
+    shape = tuple(map(int, value["shape"]))
+    if not all(0 <= extent < 1 << 63 for extent in shape):
+        raise ValueError(f"tensor {name[:100]}: its shape is out of bounds")
+    return TensorHeader(name, str(value["dtype"]), shape, start, end)

@@ -1,4 +1,4 @@
-"""Noise schedules as plain numbers: the same rules at the edge and in the denoiser."""
+"""Noise schedules as plain numbers, with the same rules in the scheduler and the denoiser."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from chorus_rpc.limits import MAX_STEPS
 
 
 def shifted_schedule(steps: int, shift: float) -> list[float]:
-    """σ(t) = shift·t / (1 + (shift − 1)·t) at t = 1, 1 − 1/steps, …, 0: `steps` + 1 values.
+    """Returns σ(t) = shift·t / (1 + (shift − 1)·t) at t = 1, 1 − 1/steps, …, 0: `steps` + 1 values.
 
     Shift 5 and 4 steps give 1, 0.9375, 0.8333, 0.625, 0: the schedule of LightX2V's 4-step Wan2.1.
     """
@@ -19,8 +19,8 @@ def shifted_schedule(steps: int, shift: float) -> list[float]:
     return [shift * t / (1 + (shift - 1) * t) for t in times]
 
 
-def schedule_fault(sigmas: Sequence[float]) -> str | None:
-    """What is wrong with a σ list, in words, or None: N + 1 values, decreasing, first ≤ 1, last 0."""
+def find_schedule_fault(sigmas: Sequence[float]) -> str | None:
+    """Describes what is wrong with a σ list, or returns None: N + 1 values, decreasing, first ≤ 1, last 0."""
     if not 2 <= len(sigmas) <= MAX_STEPS + 1:
         return f"must hold 2 to {MAX_STEPS + 1} values (steps + 1), not {len(sigmas)}"
     if not 0 < sigmas[0] <= 1:

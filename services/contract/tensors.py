@@ -1,4 +1,4 @@
-"""Small tensors inside control messages."""
+"""Encoding of small tensors inside control messages."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _DTYPES: dict[int, np.dtype[np.floating]] = {
 
 
 def encode_tensor(array: npt.NDArray[np.floating]) -> latents_pb2.Tensor:
-    """A float32 or float16 array as a message."""
+    """Encodes a float32 or float16 array as a message."""
     for code, dtype in _DTYPES.items():
         if array.dtype == dtype:
             return latents_pb2.Tensor(
@@ -24,16 +24,16 @@ def encode_tensor(array: npt.NDArray[np.floating]) -> latents_pb2.Tensor:
                 shape=array.shape,
                 data=np.ascontiguousarray(array).tobytes(),
             )
-    raise TypeError(f"only float32 and float16 travel in control messages, not {array.dtype}")
+    raise TypeError(f"control messages carry float32 and float16 only, not {array.dtype}")
 
 
 def decode_tensor(
     tensor: latents_pb2.Tensor, field: str, *, rank: int, max_elements: int
 ) -> npt.NDArray[np.float32]:
-    """The array of a message, as float32.
+    """Decodes the array of a message, as float32.
 
-    Raises INVALID_FIELD that names `field` when dtype, rank, size or length do not fit; nothing is allocated
-    before they do. Values must be finite.
+    Raises INVALID_FIELD that names `field` for an invalid dtype, rank, size or length, before anything is
+    allocated, and for values that are not finite.
     """
     dtype = _DTYPES.get(tensor.dtype)
     if dtype is None:

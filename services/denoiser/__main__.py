@@ -1,4 +1,4 @@
-"""`python -m services.denoiser`: settings from `CHORUS_DENOISER_*`, then serve until SIGTERM."""
+"""`python -m services.denoiser`: reads settings from `CHORUS_DENOISER_*` and serves until SIGTERM."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack
 from threading import Event
 
 # Threads that wait for each other sleep instead of spinning: the other services share the cores, and a step
-# whose threads spin while one of them is off its core takes several times as long. Read when torch is loaded.
+# whose threads spin while one of them is descheduled takes several times as long. torch reads this at import.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import grpc.aio
@@ -50,7 +50,7 @@ async def start(settings: DenoiserSettings, resources: AsyncExitStack, server: g
 
 
 def main() -> None:
-    settings = load_settings(DenoiserSettings)
+    settings = load_settings(DenoiserSettings, sys.argv[1:])
     try:
         run(
             "denoiser",

@@ -1,4 +1,4 @@
-"""One run on the device: from noise or a donor's latents to an mp4."""
+"""One run on the device, from noise or a donor's latents to an mp4."""
 
 from __future__ import annotations
 
@@ -27,13 +27,18 @@ from services.runtime.logs import get_logger
 log = get_logger("denoiser.run")
 
 _HALF = torch.finfo(torch.float16).max
-# What a safetensors file of two tensors takes besides their values, at the most.
+# Upper bound on the header of a safetensors file with two tensors, in bytes.
 SIDE_OVERHEAD_BYTES = 512
 
 
 @dataclass(frozen=True)
 class Video:
-    """An mp4; `height` and `width` as encoded."""
+    """An encoded mp4.
+
+    Attributes:
+        height, width: Size of the encoded frames, in pixels.
+        fps: Frames per second.
+    """
 
     data: bytes
     frames: int
@@ -44,13 +49,13 @@ class Video:
 
 @dataclass(frozen=True)
 class Result:
-    """What a run leaves.
+    """Result of a run.
 
-    Args:
-        latents: x_1 … x_N by index, float32 [C, T, H, W] on the CPU, as far as they are at hand; empty when
-            they were not asked for.
-        side: where the prompt's tokens acted, and the tokens; None where no step told.
-        computed_steps: what went through the network, in full steps.
+    Attributes:
+        latents: By index, float32 [C, T, H, W] on the CPU: those that this run computed; empty unless they
+            were requested.
+        side: Attention maps and token states of the prompt; None if no step recorded attention.
+        computed_steps: Tokens that went through the network, in units of a full step.
     """
 
     video: Video
@@ -158,7 +163,7 @@ def _move_to_device(job: DenoiseJob, donor: DonorData | None) -> DonorLatents | 
 
 
 def _side_data(job: DenoiseJob, seen: AttentionMaps, latents: Mapping[int, Tensor]) -> SideData | None:
-    """What a later request needs to know, in at most a tenth of the bytes of the latents."""
+    """Returns the side data for later requests, in at most a tenth of the latents' bytes."""
     attention = seen.maps()
     if attention is None or not latents:
         return None
@@ -195,12 +200,12 @@ def _encode(model: LoadedModel, latents: Tensor) -> Video:
 
 
 def _synchronize(model: LoadedModel) -> None:
-    # A CUDA call returns before its work is done: without this a step would neither be timed nor cancelled.
+    # A CUDA call returns before its work is done; without this a step could be neither timed nor cancelled.
     if model.device.type == "cuda":
         try:
             torch.cuda.synchronize(model.device)
         except torch.AcceleratorError as error:
-            # Nothing runs on the device in this process any more: it ends, and is started again.
-            log.critical("the device failed; this process ends", error=str(error))
+            # No further work can run on the device in this process: it ends, and its supervisor restarts it.
+            log.critical("device failed; this process ends", error=str(error))
             os.kill(os.getpid(), signal.SIGTERM)
             raise

@@ -1,4 +1,4 @@
-"""The one thread that owns the device, and what crosses the line between it and the event loop."""
+"""The single thread that owns the device, and the tasks that the event loop hands to it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ E = TypeVar("E")
 
 
 class _Mark:
-    """Stands in a run's queue beside its events."""
+    """Marks the begin and the end of a task among its events."""
 
 
 _BEGUN: Final = _Mark()
@@ -26,13 +26,13 @@ _ENDED: Final = _Mark()
 
 
 class DeviceTask(Generic[E]):
-    """One piece of work in the thread, and the events it brings, in order.
+    """One task on the device thread, and its events in order.
 
-    The work is a generator; between two of its events the thread looks whether it was cancelled or is late.
-    How many events wait to be read is bounded by how many the work yields.
+    The work is a generator; after each of its events the thread checks for cancellation and the deadline. The
+    number of unread events is bounded by the number that the work yields.
 
     Args:
-        deadline: on `time.monotonic`.
+        deadline: Time on the clock of `time.monotonic`, in seconds.
     """
 
     def __init__(self, work: Generator[E], deadline: float, loop: asyncio.AbstractEventLoop) -> None:
@@ -44,23 +44,24 @@ class DeviceTask(Generic[E]):
         self._future: Future[None] | None = None
 
     def cancel(self) -> None:
-        """Ends the run at its next event, or before it begins. From any thread, any number of times."""
+        """Ends the task at its next event, or before it begins. Thread-safe; may be called repeatedly."""
         self._cancelled.set()
         if self._future is not None:
             self._future.cancel()
 
     async def begun(self) -> None:
-        """Returns when the thread takes the run up; raises what ended it before."""
+        """Returns when the thread starts the task; raises the error that ended it before."""
         if await self._events.get() is _ENDED:
             self._raise()
 
     async def events(self) -> AsyncIterator[E]:
-        """What the work yields; after the last event, raises what ended the work, if anything did."""
+        """Yields the events of the work; then raises the error that ended the work, if any."""
         while not isinstance(event := await self._events.get(), _Mark):
             yield event
         self._raise()
 
     def start(self, thread: ThreadPoolExecutor) -> None:
+        """Queues the task. Called once, by `DeviceThread`."""
         self._future = thread.submit(self._execute)
         self._future.add_done_callback(lambda _: self._put(_ENDED))
 
@@ -86,58 +87,59 @@ class DeviceTask(Generic[E]):
         try:
             self._future.result()
         except CancelledError:
-            raise ChorusError(errors.CANCELLED, "the run was cancelled before it began") from None
+            raise ChorusError(errors.CANCELLED, "the run was cancelled before it started") from None
 
 
 class DeviceThread:
-    """One thread for everything that touches the device.
+    """Runs everything that uses the device, one task at a time.
 
     Args:
-        queue_limit: how many runs may wait while one runs.
+        queue_limit: Number of runs that may wait while one runs.
     """
 
     def __init__(self, queue_limit: int) -> None:
         self._queue_limit = queue_limit
-        self._taken = 0
-        self._seconds = 1.0
+        self._places_taken = 0
+        self._seconds_per_place = 1.0  # how long a run holds its place, smoothed
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="device")
 
     def take_place(self) -> Callable[[], None]:
-        """A place for one run; returns what gives it back, once however often it is called.
+        """Reserves a place for one run. Returns a function that releases it; further calls have no effect.
 
-        Raises QUEUE_FULL, with the time after which to come back, when none is free. On the event loop.
+        Call both on the event loop. Raises QUEUE_FULL with a retry delay if all places are taken.
         """
-        if self._taken > self._queue_limit:
+        if self._places_taken > self._queue_limit:
+            delay = self._seconds_per_place
             raise ChorusError(
                 errors.QUEUE_FULL,
-                f"{self._queue_limit} runs wait for the device already; come back in {self._seconds:.1f} s",
+                f"{self._queue_limit} runs already wait for the device; retry in {delay:.1f} s",
                 metadata={"service": "denoiser"},
-                retry_after=self._seconds,
+                retry_after=delay,
             )
-        self._taken += 1
+        self._places_taken += 1
         begin = time.monotonic()
-        given_back = False
+        released = False
 
-        def give_back() -> None:
-            nonlocal given_back
-            if not given_back:
-                given_back = True
-                self._taken -= 1
-                # About how long one place stays taken, smoothed.
-                self._seconds += 0.2 * (max(0.1, min(60.0, time.monotonic() - begin)) - self._seconds)
+        def release() -> None:
+            nonlocal released
+            if not released:
+                released = True
+                self._places_taken -= 1
+                seconds = max(0.1, min(60.0, time.monotonic() - begin))
+                self._seconds_per_place += 0.2 * (seconds - self._seconds_per_place)
 
-        return give_back
+        return release
 
     def submit(self, work: Generator[E], deadline: float) -> DeviceTask[E]:
-        """Queues work behind what is there. The caller holds a place."""
-        run = DeviceTask(work, deadline, asyncio.get_running_loop())
-        run.start(self._thread)
-        return run
+        """Queues work after all earlier tasks. The caller holds a place."""
+        task = DeviceTask(work, deadline, asyncio.get_running_loop())
+        task.start(self._thread)
+        return task
 
     async def call(self, function: Callable[[], T]) -> T:
-        """The result of `function`, called in the thread."""
+        """Calls `function` on the thread and returns its result."""
         return await asyncio.wrap_future(self._thread.submit(function))
 
     async def close(self) -> None:
-        """Ends the thread after the run it is at; those that wait are cancelled."""
+        """Ends the thread after the current task; waiting tasks are cancelled."""
         await asyncio.to_thread(self._thread.shutdown, wait=True, cancel_futures=True)

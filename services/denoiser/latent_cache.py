@@ -1,4 +1,4 @@
-"""The cache as the denoiser uses it: a donor's latents and side data in, the result's out."""
+"""Client of the cache: fetches the data of a donor and admits the latents of a result."""
 
 from __future__ import annotations
 
@@ -27,10 +27,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DonorData:
-    """What a job needs of its donor.
+    """Data of a donor, as a job needs it.
 
-    latents: x_i for each of the job's donor steps, float32 of its latent shape, on the CPU.
-    side: None where the job needs none.
+    Attributes:
+        latents: x_i for each of the job's donor steps, float32 of its latent shape, on the CPU.
+        side: None unless the job needs side data.
     """
 
     latents: dict[int, Tensor]
@@ -41,8 +42,8 @@ class LatentCache:
     """Fetches and admits latents on behalf of a tenant.
 
     Args:
-        max_blob_bytes: the most that one step's latents, or the side data, may take.
-        fetch_seconds, admit_seconds: the longest one call may take.
+        max_blob_bytes: Upper bound on one step's latents, and on the side data, in bytes.
+        fetch_seconds, admit_seconds: Timeout of one call, in seconds.
     """
 
     def __init__(
@@ -59,10 +60,10 @@ class LatentCache:
         self._admit_seconds = admit_seconds
 
     async def fetch(self, job: DenoiseJob, tenant: str) -> DonorData:
-        """What the job needs of its donor, in one call.
+        """Fetches the data of the job's donor in one call.
 
-        Raises ChorusError: BLOB_CORRUPT when what comes is not that, NOT_FOUND where side data is needed and
-        the entry has none, and whatever the cache answers.
+        Raises ChorusError: BLOB_CORRUPT for data that does not match the job, NOT_FOUND if the entry lacks
+        side data that the job needs, and errors of the cache.
         """
         assert job.donor is not None
         with telemetry.span(
@@ -110,7 +111,11 @@ class LatentCache:
         cost_seconds: float,
         side: SideData | None,
     ) -> str:
-        """Hands latents, by step boundary, and side data to the cache; returns the entry's id.
+        """Stores latents and side data in the cache; returns the id of the entry.
+
+        Args:
+            latents: By index of the step boundary, on the CPU.
+            cost_seconds: Time that computing these latents from noise would take.
 
         Raises ChorusError.
         """
@@ -130,7 +135,7 @@ class LatentCache:
             )
             with calling("cache"):
                 reply = await self._cache.Admit(
-                    _parts(entry, job.sigmas, latents, side),
+                    _entry_requests(entry, job.sigmas, latents, side),
                     timeout=self._admit_seconds,
                     metadata=tenant_metadata(tenant),
                 )
@@ -139,16 +144,16 @@ class LatentCache:
 
 
 class _Delivery:
-    """Puts the answer to one Fetch together; every method raises BlobFault for what the job cannot use.
+    """Assembles the response to one Fetch. Every method raises BlobFault for data that the job cannot use.
 
     Args:
-        limit: the most bytes of one blob.
+        max_blob_bytes: Upper bound on one blob, in bytes.
     """
 
-    def __init__(self, job: DenoiseJob, limit: int) -> None:
+    def __init__(self, job: DenoiseJob, max_blob_bytes: int) -> None:
         self._job = job
-        self._limit = limit
-        # By step; None is the side data.
+        self._max_blob_bytes = max_blob_bytes
+        # By step; the key None stands for the side data.
         self._blobs: dict[int | None, BlobAssembler] = {}
         self._current: BlobAssembler | None = None
         self.size_bytes = 0
@@ -156,10 +161,10 @@ class _Delivery:
     def add(self, response: cache_pb2.FetchResponse) -> None:
         if response.WhichOneof("part") == "header":
             header = response.header
-            step = self._step(header)
+            step = self._match_request(header)
             if step in self._blobs:
-                raise BlobFault(f"{_name(step)} came twice")
-            self._current = BlobAssembler(header.size_bytes, header.digest, self._limit)
+                raise BlobFault(f"{_name_blob(step)} was sent twice")
+            self._current = BlobAssembler(header.size_bytes, header.digest, self._max_blob_bytes)
             self._blobs[step] = self._current
             self.size_bytes += header.size_bytes
         elif self._current is None:
@@ -168,38 +173,38 @@ class _Delivery:
             self._current.add(response.chunk)
 
     def finish(self) -> DonorData:
-        """Hashes every blob: call it beside the event loop."""
+        """Verifies and unpacks every blob. Hashes them: call it off the event loop."""
         job, latents, side = self._job, dict[int, Tensor](), None
         missing = set(job.donor_steps) - self._blobs.keys()
         if missing:
-            raise BlobFault(f"{_name(min(missing))} did not come")
+            raise BlobFault(f"{_name_blob(min(missing))} is missing")
         for step, assembler in self._blobs.items():
             try:
                 data = assembler.finish()
                 if step is None:
-                    side = _side_data(data, job)
+                    side = _unpack_side_data(data, job)
                 else:
                     latents[step] = unpack_latents(data, job.latent_shape)
             except BlobFault as fault:
-                raise BlobFault(f"{_name(step)}: {fault}") from fault
+                raise BlobFault(f"{_name_blob(step)}: {fault}") from fault
         return DonorData(latents, side)
 
-    def _step(self, header: latents_pb2.BlobHeader) -> int | None:
-        """Which of the blobs asked for a header announces."""
+    def _match_request(self, header: latents_pb2.BlobHeader) -> int | None:
+        """Returns the requested step that a header announces, or None for the side data."""
         job, step = self._job, header.step
         if header.kind == latents_pb2.BLOB_KIND_SIDE_DATA and job.needs_side_data:
             return None
         if header.kind != latents_pb2.BLOB_KIND_UNSPECIFIED:
-            raise BlobFault(f"a blob of kind {header.kind} came, which was not asked for")
+            raise BlobFault(f"a blob of kind {header.kind} was sent, which was not requested")
         if step.index not in job.donor_steps:
-            raise BlobFault(f"x_{step.index} came, which was not asked for")
+            raise BlobFault(f"x_{step.index} was sent, which was not requested")
         sigma = job.sigmas[step.index]
         if not math.isclose(step.sigma, sigma, rel_tol=1e-9):
             raise BlobFault(f"x_{step.index} is at sigma {step.sigma:g}, expected {sigma:g}")
         return step.index
 
 
-def _side_data(data: bytes, job: DenoiseJob) -> SideData:
+def _unpack_side_data(data: bytes, job: DenoiseJob) -> SideData:
     spec = job.model.spec
     return unpack_side_data(
         data,
@@ -209,11 +214,11 @@ def _side_data(data: bytes, job: DenoiseJob) -> SideData:
     )
 
 
-def _name(step: int | None) -> str:
+def _name_blob(step: int | None) -> str:
     return "the side data" if step is None else f"x_{step}"
 
 
-async def _parts(
+async def _entry_requests(
     entry: cache_pb2.NewEntry,
     sigmas: tuple[float, ...],
     latents: Mapping[int, Tensor],
@@ -223,16 +228,20 @@ async def _parts(
     for index, tensor in latents.items():
         data = await asyncio.to_thread(pack_latents, tensor)
         header = latents_pb2.BlobHeader(step=latents_pb2.StepRef(index=index, sigma=sigmas[index]))
-        for part in _blob(header, data):
-            yield part
+        for request in _blob_requests(header, data):
+            yield request
     if side is not None:
         data = await asyncio.to_thread(pack_side_data, side)
-        for part in _blob(latents_pb2.BlobHeader(kind=latents_pb2.BLOB_KIND_SIDE_DATA), data):
-            yield part
+        for request in _blob_requests(latents_pb2.BlobHeader(kind=latents_pb2.BLOB_KIND_SIDE_DATA), data):
+            yield request
 
 
-def _blob(header: latents_pb2.BlobHeader, data: bytes) -> Iterator[cache_pb2.AdmitRequest]:
-    """Args: `header`: says what `data` is; its size and digest are filled in."""
+def _blob_requests(header: latents_pb2.BlobHeader, data: bytes) -> Iterator[cache_pb2.AdmitRequest]:
+    """Yields the messages of one blob.
+
+    Args:
+        header: Identifies the blob; its size and digest are filled in here.
+    """
     header.size_bytes, header.digest = len(data), sha256(data)
     yield cache_pb2.AdmitRequest(header=header)
     for chunk in chunks(data):

@@ -1,4 +1,4 @@
-"""The models served here: loaded, warmed, described."""
+"""Loads, warms and describes the models that this denoiser serves."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class ModelRegistry:
     """Models by id, in the order of the settings. Created by `load_models`.
 
     Attributes:
-        models: As requests name them.
-        predictors: The same models with the backends that run them. The registry owns them.
+        models: Models by id.
+        predictors: The same models with the backends that run them; closed by `close`.
     """
 
     def __init__(self, predictors: Sequence[Predictor], device_thread: DeviceThread) -> None:
@@ -113,7 +113,7 @@ async def load_models(
     registry = ModelRegistry(predictors, device_thread)
     if len(registry.predictors) < len(predictors):
         ids = [predictor.model.spec.id for predictor in predictors]
-        raise SpecError(f"models: two have the same id: {ids}")
+        raise SpecError(f"models: two files have the same id: {ids}")
     for model_id in registry.predictors:
         await registry.warm(model_id)
     return registry

@@ -1,4 +1,4 @@
-"""A DenoiseRequest, checked field by field before anything believes it."""
+"""Validates a DenoiseRequest and converts it to a DenoiseJob."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from chorus_rpc.plan_bounds import check_amplification, check_depth, check_regio
 from numpy.typing import NDArray
 
 from services.contract.reuse import effective_region_end, needs_side_data
-from services.contract.schedule import schedule_fault
+from services.contract.schedule import find_schedule_fault
 from services.contract.tensors import decode_tensor
 from services.denoiser.model.loaded import LatentShape, LoadedModel
 from services.denoiser.network.wan import Grid
@@ -33,13 +33,15 @@ from services.denoiser.network.wan import Grid
 
 @dataclass(frozen=True)
 class DenoiseJob:
-    """One run, valid for its model.
+    """Validated parameters of one run.
 
-    Args:
+    Attributes:
         latent_shape: (C, T, H, W).
-        sigmas: total steps + 1 noise levels.
+        sigmas: Noise levels; one more than the steps.
         token_states: float32 [L, text_dim].
-        plan: as it was asked for: K1 is above 0 exactly if there is a donor.
+        plan: Plan as requested; K1 is above 0 exactly if a donor is set.
+        vector_dim: Dimension of the retrieval vectors.
+        admission: None means that the result is not stored.
     """
 
     generation_id: str
@@ -89,7 +91,7 @@ class DenoiseJob:
 
     @property
     def identity(self) -> latents_pb2.LatentIdentity:
-        """Under which the result's latents may be reused."""
+        """Identity under which the latents of the result may be reused."""
         spec = self.model.spec
         return latents_pb2.LatentIdentity(
             model_id=spec.id,
@@ -104,11 +106,12 @@ class DenoiseJob:
 
 
 def describe_adapters(model: LoadedModel) -> list[latents_pb2.Adapter]:
-    """What was merged into the weights."""
+    """Returns the adapters that were merged into the weights."""
     return [latents_pb2.Adapter(adapter_id=a.id, digest=a.digest, scale=a.scale) for a in model.adapters]
 
 
 def unknown_model(model_id: str, available: Mapping[str, object]) -> ChorusError:
+    """Returns the error for a model that this denoiser does not serve."""
     listed = ",".join(available)
     return ChorusError(
         errors.UNKNOWN_MODEL,
@@ -119,9 +122,9 @@ def unknown_model(model_id: str, available: Mapping[str, object]) -> ChorusError
 
 
 def parse_request(request: denoiser_pb2.DenoiseRequest, models: Mapping[str, LoadedModel]) -> DenoiseJob:
-    """The job behind a request.
+    """Converts a request to a job.
 
-    Raises UNKNOWN_MODEL, or INVALID_FIELD that names every field at fault with its bound.
+    Raises UNKNOWN_MODEL, or INVALID_FIELD that names every invalid field and its bound.
     """
     model = models.get(request.model_id)
     if model is None:
@@ -132,9 +135,9 @@ def parse_request(request: denoiser_pb2.DenoiseRequest, models: Mapping[str, Loa
         "generation_id",
         f"must have 1 to {MAX_ID_CHARACTERS} characters, not {len(request.generation_id)}",
     )
-    shape = _latent_shape(violations, request, model)
-    sigmas = _sigmas(violations, request, model)
-    states = _token_states(violations, request, model)
+    shape = _parse_shape(violations, request, model)
+    sigmas = _parse_sigmas(violations, request, model)
+    states = _parse_token_states(violations, request, model)
     _check_plan(violations, request.plan, len(sigmas) - 1)
     admission = request.admission if request.HasField("admission") else None
     if admission is not None or request.plan.reuse_steps:
@@ -158,7 +161,7 @@ def parse_request(request: denoiser_pb2.DenoiseRequest, models: Mapping[str, Loa
     )
 
 
-def _latent_shape(
+def _parse_shape(
     violations: Violations, request: denoiser_pb2.DenoiseRequest, model: LoadedModel
 ) -> LatentShape | None:
     sizes = (request.shape.frames, request.shape.height, request.shape.width)
@@ -188,25 +191,25 @@ def _latent_shape(
     return shape
 
 
-def _sigmas(
+def _parse_sigmas(
     violations: Violations, request: denoiser_pb2.DenoiseRequest, model: LoadedModel
 ) -> tuple[float, ...]:
     sigmas = tuple(request.schedule.sigmas)
-    fault = schedule_fault(sigmas)
+    fault = find_schedule_fault(sigmas)
     if violations.require(fault is None, "schedule.sigmas", fault or ""):
         fault = model.spec.bounds.steps.fault(len(sigmas) - 1)
         violations.require(fault is None, "schedule.sigmas", f"its number of steps {fault}")
     return sigmas
 
 
-def _token_states(
+def _parse_token_states(
     violations: Violations, request: denoiser_pb2.DenoiseRequest, model: LoadedModel
 ) -> NDArray[np.float32] | None:
     text, dim = model.spec.text, model.spec.transformer.text_dim
     violations.require(
         request.conditioning_encoder_id == text.encoder_id,
         "conditioning_encoder_id",
-        f"must be {text.encoder_id}, which {request.model_id} was trained on",
+        f"must be {text.encoder_id}, which {request.model_id} was trained with",
     )
     try:
         states = decode_tensor(
@@ -267,12 +270,12 @@ def _check_retrieval(violations: Violations, request: denoiser_pb2.DenoiseReques
     violations.require(
         0 < len(request.retrieval_encoder_id) <= MAX_ENCODER_ID_CHARACTERS,
         "retrieval_encoder_id",
-        f"must have 1 to {MAX_ENCODER_ID_CHARACTERS} characters where the cache is read or written",
+        f"must have 1 to {MAX_ENCODER_ID_CHARACTERS} characters if the cache is read or written",
     )
     violations.require(
         1 <= request.vector_dim <= MAX_VECTOR_DIM,
         "vector_dim",
-        f"must be 1 to {MAX_VECTOR_DIM} where the cache is read or written, not {request.vector_dim}",
+        f"must be 1 to {MAX_VECTOR_DIM} if the cache is read or written, not {request.vector_dim}",
     )
 
 
@@ -283,7 +286,7 @@ def _check_admission(
     violations.require(
         1 <= length <= MAX_PROMPT_CHARACTERS,
         "admission.prompt",
-        f"must have 1 to {MAX_PROMPT_CHARACTERS} characters besides surrounding space, not {length}",
+        f"must have 1 to {MAX_PROMPT_CHARACTERS} characters without surrounding space, not {length}",
     )
     vector = admission.retrieval_vector
     if violations.require(

@@ -13,7 +13,7 @@ from chorus.denoiser.v1 import denoiser_pb2, denoiser_pb2_grpc
 from chorus_rpc import errors, semconv, telemetry
 from chorus_rpc.chunks import chunks, sha256
 from chorus_rpc.errors import ChorusError
-from chorus_rpc.tenancy import tenant_of
+from chorus_rpc.tenancy import read_tenant
 
 from services.denoiser.codec.mp4 import MEDIA_TYPE
 from services.denoiser.denoise import Result, Video, denoise
@@ -70,7 +70,7 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
     async def Denoise(
         self, request: denoiser_pb2.DenoiseRequest, context: DenoiseContext
     ) -> AsyncIterator[denoiser_pb2.DenoiseResponse]:
-        tenant = tenant_of(context.invocation_metadata())
+        tenant = read_tenant(context.invocation_metadata())
         job = parse_request(request, self._registry.models)
         remaining = context.time_remaining()
         seconds = self._run_seconds if remaining is None else min(remaining, self._run_seconds)

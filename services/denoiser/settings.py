@@ -9,10 +9,9 @@ from chorus_rpc.limits import DEFAULT_MAX_BLOB_BYTES
 from pydantic import BeforeValidator, Field, FilePath
 from pydantic_settings import NoDecode, SettingsConfigDict
 
-from services.runtime.settings import MIB, Seconds, ServerSettings, Target
+from services.runtime.settings import MIB, ROOT, Port, Seconds, ServerSettings, Target
 
-# Beside the services, in a checkout as in an installation.
-SHIPPED_MODEL = Path(__file__).resolve().parents[2] / "models" / "movingshapes" / "model.toml"
+SHIPPED_MODEL = ROOT / "models" / "movingshapes" / "model.toml"
 
 
 def _split(value: object) -> object:
@@ -24,48 +23,52 @@ def _split(value: object) -> object:
 class DenoiserSettings(ServerSettings):
     """Environment of `python -m services.denoiser`."""
 
-    model_config = SettingsConfigDict(env_prefix="CHORUS_DENOISER_", extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="CHORUS_DENOISER_")
 
-    port: Annotated[int, Field(ge=0, le=65_535)] = 7403
+    port: Port = 7403
 
-    # Model files, comma separated. All are loaded at start; the first is the default of those who ask.
     models: Annotated[
         tuple[FilePath, ...], NoDecode, BeforeValidator(_split), Field(min_length=1, max_length=16)
     ] = (SHIPPED_MODEL,)
+    """Model files, comma separated. All are loaded at start; the first is the default model."""
     device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")] = "cpu"
-    # What runs a step: torch; compiled, by torch's compiler, which takes a minute or so at start;
-    # onnxruntime, on the CPU; tensorrt, which is TensorRT or TensorRT-RTX, on a CUDA device. More in
-    # docs/backends.md.
+    """Device that runs the models: cpu, cuda or cuda:N."""
     backend: Literal["torch", "compiled", "onnxruntime", "tensorrt"] = "torch"
-    # What the backend cannot run, torch runs, which every step's event tells. Where it may not: an error.
+    """Backend that runs a denoising step: torch; compiled, torch's compiler, which takes about a minute at
+    start; onnxruntime, on the CPU; tensorrt, TensorRT or TensorRT-RTX, on a CUDA device. See
+    docs/backends.md."""
     backend_fallback: bool = True
-    # With the backend torch, amplified cross-attention goes through the project's own kernel, which on a CUDA
-    # device needs Triton; on the CPU it is slower.
+    """Whether torch runs the steps that the backend cannot run; every step event names the backend used. If
+    false, such a request fails."""
     amplified_kernel: bool = False
-    # Where graphs and engines are kept.
+    """Whether amplified cross-attention uses the project's own kernel with the backend torch. It requires
+    Triton on a CUDA device, and is slower than torch on the CPU."""
     engines: Path = Path(".chorus/engines")
-    # An engine that is not there is built at start; where it may not be, only one of `chorus engine build` is
-    # used.
+    """Directory of exported graphs and built engines."""
     engine_build: bool = True
-    # How long another process's build of the same engine is waited for.
+    """Whether a missing engine is built at start. If false, only an engine built by `chorus engine build` is
+    used."""
     engine_wait_seconds: Annotated[float, Field(ge=0, le=86_400)] = 7_200.0
-    # What an engine computes in.
+    """Time to wait for another process that builds the same engine, in seconds."""
     engine_precision: Literal["bfloat16", "float16"] = "bfloat16"
-    # Whether the blocks' matrices are in 8 bits: compute capability 8.9 or later.
+    """Floating-point type that an engine computes in."""
     engine_fp8: bool = False
-    # Blocks of one engine; 0: all of them. Fewer take less memory to build.
+    """Whether the matrices of the blocks are quantized to 8 bits; requires compute capability 8.9 or
+    higher."""
     engine_blocks: Annotated[int, Field(ge=0, le=1_000)] = 0
-    # Of the CPU, for one step; 0: as many as there are physical cores.
+    """Number of transformer blocks in one engine; 0: all of them. Fewer take less memory to build."""
     threads: Annotated[int, Field(ge=0, le=1024)] = 0
-    # Calls that may wait while one runs.
+    """Number of CPU threads for one step; 0: the number of physical cores."""
     queue_limit: Annotated[int, Field(ge=1, le=10_000)] = 16
+    """Upper bound on the calls that wait while one runs."""
 
     cache_target: Target = "127.0.0.1:7402"
-    # How long a donor's latents may take to arrive before the request is computed in full.
+    """Address of the cache: host:port, or any gRPC name."""
     fetch_seconds: Seconds = 10.0
-    # How long handing the result to the cache may take.
+    """Time for a donor's latents to arrive before the request is computed in full, in seconds."""
     admit_seconds: Seconds = 30.0
-    # The most that one step's latents may take.
+    """Upper bound on the admission of a result to the cache, in seconds."""
     max_blob_bytes: Annotated[int, Field(ge=1024, le=1024 * MIB)] = DEFAULT_MAX_BLOB_BYTES
-    # The longest a run may take, also where its caller set no deadline.
+    """Upper bound on the latents of one step boundary, in bytes."""
     run_seconds: Seconds = 3_600.0
+    """Upper bound on the duration of a run, in seconds, whatever deadline its caller set."""

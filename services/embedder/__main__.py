@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from contextlib import AsyncExitStack
 
 import grpc.aio
 from chorus.embedder.v1 import embedder_pb2, embedder_pb2_grpc
 
-from services.embedder.encoder_thread import EncoderThread, load_engine
+from services.embedder.aligner import Aligner
+from services.embedder.encoder_thread import EncoderThread, load_encoders
+from services.embedder.lexicon import Lexicon, load_lexicon
 from services.embedder.servicer import EmbedderServicer
 from services.embedder.settings import EmbedderSettings
 from services.runtime.server import run
 from services.runtime.settings import load_settings
 
 
-async def start(settings: EmbedderSettings, resources: AsyncExitStack, server: grpc.aio.Server) -> None:
-    """Loads the encoders beside the event loop, so that health answers meanwhile."""
+async def start(
+    settings: EmbedderSettings, lexicon: Lexicon, resources: AsyncExitStack, server: grpc.aio.Server
+) -> None:
+    """Loads the encoders off the event loop, so that health answers meanwhile."""
 
     def load() -> EncoderThread:
-        return load_engine(
+        return load_encoders(
             settings.retrieval,
             settings.conditioning,
             dtype=settings.dtype,
@@ -29,18 +34,25 @@ async def start(settings: EmbedderSettings, resources: AsyncExitStack, server: g
             recent_bytes=settings.recent_bytes,
         )
 
-    engine = await asyncio.to_thread(load)
-    resources.callback(engine.close)
-    embedder_pb2_grpc.add_EmbedderServiceServicer_to_server(EmbedderServicer(engine), server)
+    encoders = await asyncio.to_thread(load)
+    resources.callback(encoders.close)
+    embedder_pb2_grpc.add_EmbedderServiceServicer_to_server(
+        EmbedderServicer(encoders, Aligner(encoders, lexicon)), server
+    )
 
 
 def main() -> None:
-    settings = load_settings(EmbedderSettings)
+    settings = load_settings(EmbedderSettings, sys.argv[1:])
+    try:
+        lexicon = load_lexicon(settings.lexicons)
+    except ValueError as error:
+        print(f"CHORUS_EMBEDDER_LEXICONS: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
     run(
         "embedder",
         embedder_pb2.DESCRIPTOR.services_by_name["EmbedderService"].full_name,
         settings,
-        lambda resources, server: start(settings, resources, server),
+        lambda resources, server: start(settings, lexicon, resources, server),
     )
 
 

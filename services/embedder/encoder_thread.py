@@ -1,4 +1,4 @@
-"""The encoders behind one worker thread, and the encodings of recent prompts."""
+"""Encoders behind one worker thread, and a cache of the encodings of recent prompts."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from services.embedder.encoders import (
 from services.embedder.settings import EncoderSpec
 from services.runtime.logs import get_logger
 
-log = get_logger("engine")
+log = get_logger("encoder")
 
 T = TypeVar("T")
 
-# MiniLM takes about 15 ms for a prompt, so a full queue is soon short again.
+# Delay before a retry, in seconds. MiniLM takes about 15 ms for a prompt, so a full queue empties quickly.
 RETRY_SECONDS = 0.5
 
 
 def load_encoder(spec: EncoderSpec, dtype: torch.dtype, device: str) -> Encoder:
-    """Loads an encoder and runs it once. Raises OSError or ValueError that names what is wrong.
+    """Loads an encoder and runs it once. Raises OSError or ValueError that names the fault.
 
     Args:
-        dtype, device: of an encoder from a directory.
+        dtype, device: floating-point type and device of an encoder from a directory.
     """
     start = time.monotonic()
     encoder: Encoder
@@ -50,13 +50,13 @@ def load_encoder(spec: EncoderSpec, dtype: torch.dtype, device: str) -> Encoder:
     return encoder
 
 
-def _each(encoder: Encoder) -> Callable[[Sequence[str]], list[Encoding]]:
+def _encode_separately(encoder: Encoder) -> Callable[[Sequence[str]], list[Encoding]]:
     # One at a time: in a batch, padding changes the last bits, and equal prompts must give equal states.
     return lambda prompts: [encoder.encode([prompt])[0] for prompt in prompts]
 
 
 class RecentEncodings:
-    """The least recently used encodings go first once they take more than `limit` bytes."""
+    """Encodings of recent prompts, at most `limit` bytes; the least recently used are evicted first."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -90,10 +90,10 @@ class EncoderThread:
     """Encodes prompts in one thread that it owns, so that the event loop never waits for a model.
 
     Args:
-        retrieval: finds donors, and aligns two prompts.
-        conditioning: those whose token states models are conditioned on; `retrieval` may be among them.
-        queue_limit: how many calls may wait for or use the thread.
-        recent_bytes: memory for the encodings of recent prompts.
+        retrieval: encoder that finds donors and aligns two prompts.
+        conditioning: encoders whose token states condition models; `retrieval` may be one of them.
+        queue_limit: upper bound on the calls that wait for or use the thread.
+        recent_bytes: memory for the encodings of recent prompts, in bytes.
     """
 
     def __init__(
@@ -107,22 +107,23 @@ class EncoderThread:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="encoder")
 
     def close(self) -> None:
-        """Ends the thread after the prompt it is at; those that wait are cancelled."""
+        """Ends the thread after its current prompt; waiting calls are cancelled."""
         self._thread.shutdown(wait=True, cancel_futures=True)
 
     async def encode(
         self, encoder: Encoder, prompts: Sequence[str], *, together: bool = False
     ) -> list[Encoding]:
-        """One Encoding for each prompt. Raises QUEUE_FULL when too many calls wait already.
+        """Returns one Encoding for each prompt. Raises QUEUE_FULL when too many calls wait already.
 
         Args:
-            together: those that are not remembered run as one batch, which is faster, but whose last bits
-                depend on the other prompts: for comparing only. They are remembered for that alone.
+            together: whether prompts that are not cached run as one batch. This is faster, but the last bits
+                of the states then depend on the other prompts, so they serve, and are cached for, comparison
+                only.
         """
         found: dict[str, Encoding] = {}
-        kept_as = _batched(encoder) if together else encoder.id
+        cache_id = _batch_cache_id(encoder) if together else encoder.id
         for prompt in prompts:
-            recent = self._remembered(encoder, prompt) if together else self._recent.get(encoder.id, prompt)
+            recent = self._find_recent(encoder, prompt) if together else self._recent.get(encoder.id, prompt)
             if recent is not None:
                 found[prompt] = recent
         missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in found]
@@ -131,48 +132,50 @@ class EncoderThread:
                 semconv.SPAN_EMBED.format(model=encoder.id),
                 {semconv.GEN_AI_OPERATION: "embeddings", semconv.GEN_AI_MODEL: encoder.id},
             ) as span:
-                encodings = await self._submit(encoder.encode if together else _each(encoder), missing)
+                encodings = await self._submit(
+                    encoder.encode if together else _encode_separately(encoder), missing
+                )
                 span.set_attribute(semconv.TOKENS, sum(len(encoding.tokens) for encoding in encodings))
             for prompt, encoding in zip(missing, encodings, strict=True):
                 found[prompt] = encoding
-                self._recent.put(kept_as, prompt, encoding)
+                self._recent.put(cache_id, prompt, encoding)
         return [found[prompt] for prompt in prompts]
 
     async def tokenize(self, encoder: Encoder, prompts: Sequence[str]) -> list[Tokens]:
-        """The tokens of each prompt, as remembered or read now. Raises QUEUE_FULL as `encode` does."""
+        """Returns the tokens of each prompt, cached or read now. Raises QUEUE_FULL as `encode` does."""
         found: dict[str, Tokens] = {}
         for prompt in prompts:
-            if recent := self._remembered(encoder, prompt):
+            if recent := self._find_recent(encoder, prompt):
                 found[prompt] = recent
         missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in found]
         if missing:
             found.update(zip(missing, await self._submit(encoder.tokenize, missing), strict=True))
         return [found[prompt] for prompt in prompts]
 
-    def _remembered(self, encoder: Encoder, prompt: str) -> Encoding | None:
-        """As it was encoded alone, or else in a batch."""
-        return self._recent.get(encoder.id, prompt) or self._recent.get(_batched(encoder), prompt)
+    def _find_recent(self, encoder: Encoder, prompt: str) -> Encoding | None:
+        """Returns the cached encoding of a prompt: encoded alone, or else in a batch."""
+        return self._recent.get(encoder.id, prompt) or self._recent.get(_batch_cache_id(encoder), prompt)
 
     async def _submit(self, work: Callable[[Sequence[str]], list[T]], prompts: list[str]) -> list[T]:
         if not self._places.acquire(blocking=False):
             raise ChorusError(
                 errors.QUEUE_FULL,
-                f"{self._queue_limit} calls wait for the encoder already; come back in a moment",
+                f"{self._queue_limit} calls wait for the encoder already; retry later",
                 metadata={"service": "embedder"},
                 retry_after=RETRY_SECONDS,
             )
         future = self._thread.submit(work, prompts)
-        # A caller that goes away frees its place only when the thread is done with it.
+        # A cancelled call frees its place only when the thread is done with it.
         future.add_done_callback(lambda _: self._places.release())
         return await asyncio.wrap_future(future)
 
 
-def _batched(encoder: Encoder) -> str:
-    """Under which encodings are remembered whose last bits depend on other prompts."""
+def _batch_cache_id(encoder: Encoder) -> str:
+    """Returns the cache key of encodings whose last bits depend on other prompts."""
     return f"{encoder.id} in a batch"
 
 
-def load_engine(
+def load_encoders(
     retrieval: EncoderSpec,
     conditioning: Sequence[EncoderSpec],
     *,
@@ -182,10 +185,10 @@ def load_engine(
     queue_limit: int,
     recent_bytes: int,
 ) -> EncoderThread:
-    """Loads every encoder named, each once, and warms it. Takes seconds: not for the event loop.
+    """Loads every encoder once and warms it up. Takes seconds, so call it off the event loop.
 
     Args:
-        dtype: by its name in torch.
+        dtype: name of a torch dtype.
 
     Raises OSError or ValueError that names the directory, or the device, that cannot be used.
     """

@@ -1,19 +1,23 @@
-"""What embeddings do not tell: which words say the same of one attribute, and which words ask for nothing.
+"""Word knowledge that embeddings lack: synonyms within one attribute, and words that request nothing visible.
 
-Sentence encoders place words by the company they keep, and the values of one attribute keep the same company:
-to MiniLM red is nearer to blue than to crimson. The words here decide colours, sizes, motion, numbers and
-negation, the things a video visibly gets right or wrong; everything else is left to the embeddings.
+Sentence encoders place words by their contexts, and the values of one attribute share their contexts: for
+MiniLM, red is nearer to blue than to crimson. The lexicon decides colours, sizes, motion, numbers and
+negation, which a video visibly gets right or wrong; embeddings decide everything else. Synonyms that hold in
+the world of one model only, such as "ball" and "circle", belong to that model's lexicon file.
 """
 
 from __future__ import annotations
 
 import re
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
+from pathlib import Path
 
 
 class Category(Enum):
-    """What a word is about; the names are those of TokenCategory."""
+    """Attribute that a word describes; the names are those of TokenCategory."""
 
     COLOUR = auto()
     SIZE = auto()
@@ -24,7 +28,7 @@ class Category(Enum):
     OTHER = auto()
 
 
-# One line for each meaning, which bears the name of its first word. Verbs and nouns in their plainest form.
+# One line for each meaning, named by its first word. Verbs and nouns in their base form.
 _MEANINGS = {
     Category.COLOUR: """
         red crimson scarlet ruby cherry vermilion maroon
@@ -88,9 +92,6 @@ _MEANINGS = {
         dusk sunset twilight
     """,
     Category.OTHER: """
-        circle circular round disc disk ball dot orb sphere
-        square box block cube tile
-        triangle triangular pyramid wedge
         above
         below under underneath beneath
         inside
@@ -100,18 +101,18 @@ _MEANINGS = {
 MOVE, STILL = "move", "still"
 OPPOSITE = {"left": "right", "right": "left", "up": "down", "down": "up"}
 
-# Nouns that are where something is, rather than what is there.
+# Nouns that name a place rather than a thing in it.
 _SURROUNDINGS = """
 sky horizon landscape scenery beach shore coast sea ocean lake river forest jungle field meadow desert
 mountain hill valley street road city town village park garden room kitchen studio space snow rain fog
 """
-# Between the words of one thing and those of another, as articles are too.
+# Words that separate the words of one thing from those of another, as articles also do.
 _DIVIDERS = """
 and or but while whilst with without then plus also next beside besides near by as for
 in on at over against upon onto into through from above below under underneath beneath inside outside
 which that who whose where when show shows showing shown see sees
 """
-# Dividers that are something to be seen themselves.
+# Dividers that are visible themselves.
 _RELATIONS = "above below under underneath beneath inside outside"
 _ARTICLES = "a an the one another"
 _FUNCTION_WORDS = """
@@ -120,12 +121,12 @@ be is are was were been being am do does did have has had will would can could
 of to there all only just very whole everything everywhere around behind across together front along away
 colour colours color colors coloured colored painted filled size sized
 """
-# They say that something is to be shown, how, or that it is a thing, not what. Little depends on them.
+# Words that request a display, its style or some thing, but not which. Little depends on them.
 _MEDIA = "video film clip movie animation cartoon footage shot picture image scene graphic style quality"
 _FRAMING = "test simple plain flat minimal 2d 4k 8k please make look place background backdrop surrounding"
-# They name a thing once something else is said of it: "a red shape".
+# Words that name a thing only together with an attribute: "a red shape".
 _PLACEHOLDERS = "shape piece patch object thing form figure"
-# Before a colour only a shade of it; hardly another colour, but for the pale ones.
+# Words that before a colour name a shade of it; hardly another colour, except for the pale ones.
 _SHADES = """
 bright vivid deep dark plain pure jet pitch royal neon light pale pastel
 snow ash stone grass leaf chocolate coffee midnight
@@ -135,18 +136,12 @@ _PALE = "light pale pastel"
 
 @dataclass(frozen=True)
 class Entry:
-    """What is known of a word. Two words of equal `meaning` say the same of one attribute."""
+    """Entry of a word. Two words of equal `meaning` are synonyms within one attribute."""
 
     category: Category
     meaning: str | None = None
 
 
-_ENTRIES = {word: Entry(Category.BACKGROUND) for word in _SURROUNDINGS.split()} | {
-    word: Entry(category, line.split()[0])
-    for category, lines in _MEANINGS.items()
-    for line in lines.split("\n")
-    for word in line.split()
-}
 DIVIDERS = frozenset(_DIVIDERS.split())
 ARTICLES = frozenset(_ARTICLES.split())
 MEDIA = frozenset(_MEDIA.split())
@@ -155,9 +150,9 @@ FRAMING = MEDIA | PLACEHOLDERS | frozenset(_FRAMING.split())
 RELATIVES = frozenset({"that", "which", "who"})
 SHADES = frozenset(_SHADES.split())
 PALE = frozenset(_PALE.split())
-# With these a phrase is about the surroundings, whatever else it says ...
+# A phrase with one of these describes the surroundings, whatever else it contains ...
 BACKDROPS = frozenset({"background", "backdrop", "surrounding"})
-# ... and with these, or after these, if a colour is all that it says.
+# ... and one with or after these does so if a colour is all that it contains.
 AROUND = frozenset({"around", "behind", "everything", "everywhere", "scene"})
 ON = frozenset({"on", "over", "against", "upon"})
 _MUTE = (DIVIDERS | ARTICLES | frozenset(_FUNCTION_WORDS.split())) - frozenset(
@@ -165,8 +160,9 @@ _MUTE = (DIVIDERS | ARTICLES | frozenset(_FUNCTION_WORDS.split())) - frozenset(
 )
 
 
-def _inflected(word: str, category: Category) -> set[str]:
-    """Forms that a word may take, and some that none takes; an adjective has one: "shorts" are not short."""
+def _inflect(word: str, category: Category) -> set[str]:
+    """Returns the inflected forms of a word, and some impossible ones. Adjectives have none."""
+    # "shorts" is no form of "short".
     nouns = {word + "s", word + "es", word[:-1] + "ies"}
     if category in (Category.OTHER, Category.BACKGROUND):
         return nouns
@@ -176,34 +172,90 @@ def _inflected(word: str, category: Category) -> set[str]:
     return nouns | {stem + ending for stem in stems for ending in ("ing", "ed")}
 
 
-_PLAIN = (
-    {form: word for word in FRAMING for form in _inflected(word, Category.MOTION)}
-    | {form: word for word, known in _ENTRIES.items() for form in _inflected(word, known.category)}
-    | {word: word for word in (*_ENTRIES, *_MUTE, *FRAMING)}
-)
 _PLURAL = re.compile(r".{2,}[^sui]s")
 
+Meaning = tuple[Category, Sequence[str]]
 
-def plain(word: str) -> str:
-    """The form under which the lexicon knows a word; one that it does not know loses a plural s.
+
+class Lexicon:
+    """The general word knowledge, extended by the synonyms of models.
 
     Args:
-        word: case-folded.
+        synonyms: words of one meaning, with the attribute they describe. They take precedence over the
+            general lexicon, and earlier ones over later ones.
     """
-    if word in _PLAIN:
-        return _PLAIN[word]
-    return word[:-1] if _PLURAL.fullmatch(word) and word[:-1] not in _PLAIN else word
+
+    def __init__(self, synonyms: Iterable[Meaning] = ()) -> None:
+        general: list[Meaning] = [
+            (category, line.split())
+            for category, lines in _MEANINGS.items()
+            for line in lines.strip().split("\n")
+        ]
+        entries = {word: Entry(Category.BACKGROUND) for word in _SURROUNDINGS.split()}
+        for category, words in (*general, *reversed([*synonyms])):
+            entries |= {word: Entry(category, words[0]) for word in words}
+        self._entries = entries
+        self._plain = (
+            {form: word for word in FRAMING for form in _inflect(word, Category.MOTION)}
+            | {form: word for word, known in entries.items() for form in _inflect(word, known.category)}
+            | {word: word for word in (*entries, *_MUTE, *FRAMING)}
+        )
+
+    def to_plain(self, word: str) -> str:
+        """Returns the base form of a known word; an unknown word loses a plural s.
+
+        Args:
+            word: case-folded.
+        """
+        if word in self._plain:
+            return self._plain[word]
+        return word[:-1] if _PLURAL.fullmatch(word) and word[:-1] not in self._plain else word
+
+    def look_up(self, plain_word: str) -> Entry:
+        """Returns the entry of a word in its base form."""
+        if plain_word.isdigit() and plain_word not in self._entries:
+            return Entry(Category.NUMBER, plain_word)
+        if plain_word.endswith(("n't", "n’t")):
+            return self._entries["not"]
+        return self._entries.get(plain_word, Entry(Category.OTHER))
 
 
 def is_mute(plain_word: str) -> bool:
-    """Whether a word alone names nothing to be seen."""
+    """Returns whether a word alone names nothing visible."""
     return plain_word in _MUTE
 
 
-def entry(plain_word: str) -> Entry:
-    """What is known of a word in its plain form."""
-    if plain_word.isdigit() and plain_word not in _ENTRIES:
-        return Entry(Category.NUMBER, plain_word)
-    if plain_word.endswith(("n't", "n’t")):
-        return _ENTRIES["not"]
-    return _ENTRIES.get(plain_word, Entry(Category.OTHER))
+def load_lexicon(paths: Iterable[Path]) -> Lexicon:
+    """Reads the lexicon files of models and returns their union with the general lexicon.
+
+    A file holds a table `synonyms`: for each attribute, lists of words of one meaning. Raises ValueError that
+    names the file and the fault.
+    """
+    return Lexicon(meaning for path in paths for meaning in _read_synonyms(path))
+
+
+def _read_synonyms(path: Path) -> list[Meaning]:
+    try:
+        found = tomllib.loads(path.read_text())
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ValueError(f"{path}: cannot be read: {error}") from error
+    synonyms = found.get("synonyms")
+    if found.keys() != {"synonyms"} or not isinstance(synonyms, Mapping):
+        raise ValueError(f"{path}: must hold one table, [synonyms]")
+    categories = {category.name.lower(): category for category in Category}
+    meanings: list[Meaning] = []
+    for name, lists in synonyms.items():
+        if name not in categories:
+            raise ValueError(f"{path}: synonyms.{name}: must be one of {', '.join(categories)}")
+        if not isinstance(lists, list) or not all(map(_is_word_list, lists)):
+            raise ValueError(f"{path}: synonyms.{name}: must be lists of lower-case words")
+        meanings += [(categories[name], words) for words in lists]
+    return meanings
+
+
+def _is_word_list(value: object) -> bool:
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(word, str) and word and word == word.casefold().strip() for word in value)
+    )

@@ -1,4 +1,4 @@
-"""A prompt's words, by what they are said of: the surroundings, each thing, or nothing in the video. Pure."""
+"""Division of a prompt into phrases: the surroundings, each thing, and the framing around them. Pure."""
 
 from __future__ import annotations
 
@@ -7,28 +7,48 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
-from services.embedder import lexicon
-from services.embedder.lexicon import Category
+from services.embedder.lexicon import (
+    AROUND,
+    ARTICLES,
+    BACKDROPS,
+    DIVIDERS,
+    FRAMING,
+    MEDIA,
+    MOVE,
+    ON,
+    OPPOSITE,
+    PALE,
+    PLACEHOLDERS,
+    RELATIVES,
+    SHADES,
+    STILL,
+    Category,
+    Entry,
+    Lexicon,
+    is_mute,
+)
 
-# Phrases beyond are read as one: an enumeration has no end, and matching takes the square.
 MAX_PHRASES = 32
+"""Upper bound on the phrases of a prompt; further ones are read as one. An enumeration has no end, and the
+time to match phrases grows with the cube of their number."""
 
-# Letters and digits, with an apostrophe inside a word; or a mark that ends a clause.
+# A word of letters and digits, with an apostrophe inside; or a mark that ends a clause.
 _PIECE = re.compile(r"(?P<word>[^\W_]+(?:['’][^\W_]+)*)|[.,;:!?()\[\]{}…—–\"“”/|&+\n]")
 _TRAITS = frozenset({Category.COLOUR, Category.SIZE, Category.NUMBER})
 
 
 @dataclass(frozen=True)
 class Word:
-    """A word that says something.
+    """A word that carries meaning.
 
     Attributes:
         start, end: characters [start, end) of the prompt.
-        sense: equal for two words that say the same.
-        known: the lexicon decides what says the same; otherwise embeddings may.
-        names: it may name a thing.
-        framing: it is not about what is to be seen, but that something is.
-        slight: little depends on it.
+        sense: equal for two words that mean the same.
+        known: whether the lexicon decides which words mean the same; otherwise embeddings may.
+        names: whether it may name a thing.
+        framing: whether it requests a display rather than what is displayed.
+        slight: whether little depends on it.
+        negated: whether a negation applies to it.
     """
 
     start: int
@@ -45,13 +65,13 @@ class Word:
 
 @dataclass(frozen=True)
 class Reading:
-    """A prompt's phrases. Each of its words that says something is in one of them.
+    """Phrases of a prompt. Each word that carries meaning is in exactly one of them.
 
     Attributes:
-        background: the words about the surroundings.
-        framing: the words around it all, which ask for next to nothing: "a video of".
-        phrases: the words said of each thing, at most MAX_PHRASES, in order; none is empty.
-        things: how many things are named, not counting those that are said to be absent.
+        background: words that describe the surroundings.
+        framing: words that request next to nothing, such as those of "a video of".
+        phrases: words that describe each thing, at most MAX_PHRASES phrases in order; none is empty.
+        things: number of things named, without those that are negated.
     """
 
     background: tuple[Word, ...]
@@ -60,29 +80,29 @@ class Reading:
     things: int
 
 
-@lru_cache(maxsize=64)  # one target, many donors; and popular donors
-def read(prompt: str) -> Reading:
+@lru_cache(maxsize=64)  # one target is compared with many donors, and popular donors with many targets
+def read_prompt(prompt: str, lexicon: Lexicon) -> Reading:
     """Divides a prompt into phrases."""
     reader = _Reader()
-    for clause in _clauses(prompt):
-        reader.take(clause)
-    return reader.reading()
+    for clause in _split_clauses(prompt, lexicon):
+        reader.add(clause)
+    return reader.finish()
 
 
 @dataclass
 class _Clause:
-    """The words from one divider to the next.
+    """Words from one divider to the next.
 
     Attributes:
         opener: the divider before it.
-        article: it begins with one.
-        heard: all its words in their plain form.
-        words: those of them that say something.
+        article: whether it begins with an article.
+        all_words: all its words in their base form.
+        words: those of them that carry meaning.
     """
 
     opener: str = ""
     article: bool = False
-    heard: set[str] = field(default_factory=set)
+    all_words: set[str] = field(default_factory=set)
     words: list[Word] = field(default_factory=list)
 
     @property
@@ -95,143 +115,142 @@ class _Clause:
 
     @property
     def begun(self) -> bool:
-        """Whether an article now is another thing's: not that of "without a hat"."""
+        """Whether a further article belongs to another thing, unlike the one in "without a hat"."""
         return any(
-            word.category is not Category.NEGATION and word.text not in lexicon.DIVIDERS
-            for word in self.words
+            word.category is not Category.NEGATION and word.text not in DIVIDERS for word in self.words
         )
 
     @property
     def names(self) -> list[Word]:
-        """The words that name things. After an article even "building" does."""
+        """Words that name things. After an article even "building" does."""
         named = [word for word in self.content if word.names]
         if not named and self.article:
             named = [word for word in self.content if word.category is Category.OTHER][-1:]
         if not named and (self.article or self.content):
-            named = [word for word in self.words if word.text in lexicon.PLACEHOLDERS]
+            named = [word for word in self.words if word.text in PLACEHOLDERS]
         return named
 
     @property
     def about_surroundings(self) -> bool:
-        if self.heard & lexicon.BACKDROPS:
+        if self.all_words & BACKDROPS:
             return True
         if self.names:
             return self.names[-1].category is Category.BACKGROUND
         only_colour = self.categories - {Category.MOTION} == {Category.COLOUR}
-        return only_colour and (self.opener in lexicon.ON or bool(self.heard & lexicon.AROUND))
+        return only_colour and (self.opener in ON or bool(self.all_words & AROUND))
 
 
-def _clauses(prompt: str) -> Iterator[_Clause]:
+def _split_clauses(prompt: str, lexicon: Lexicon) -> Iterator[_Clause]:
     clause = _Clause()
     for match in _PIECE.finditer(prompt):
-        text = lexicon.plain(match[0].casefold())
-        if not match["word"] or text in lexicon.DIVIDERS or (text in lexicon.ARTICLES and clause.begun):
-            yield _understood(clause)
+        text = lexicon.to_plain(match[0].casefold())
+        if not match["word"] or text in DIVIDERS or (text in ARTICLES and clause.begun):
+            yield _resolve(clause)
             clause = _Clause(opener=text)
-        if text in lexicon.ARTICLES:
-            clause.article = True  # were it another thing's, there would be a clause of its own
+        if text in ARTICLES:
+            clause.article = True  # the article of another thing would have opened a new clause
         if match["word"]:
-            clause.heard.add(text)
-            if not lexicon.is_mute(text):
-                clause.words.append(_word(text, *match.span()))
-    yield _understood(clause)
+            clause.all_words.add(text)
+            if not is_mute(text):
+                clause.words.append(_make_word(text, lexicon.look_up(text), *match.span()))
+    yield _resolve(clause)
 
 
-def _word(text: str, start: int, end: int) -> Word:
-    entry = lexicon.entry(text)
-    framing = text in lexicon.FRAMING
+def _make_word(text: str, entry: Entry, start: int, end: int) -> Word:
+    framing = text in FRAMING
     names = (
         entry.category in (Category.OTHER, Category.BACKGROUND)
         and not framing
-        and text not in lexicon.DIVIDERS
+        and text not in DIVIDERS
         and not (text.endswith(("ing", "ly", "ed")) and len(text) > 4)
     )
     known = entry.meaning is not None
     return Word(start, end, text, entry.category, entry.meaning or text, known, names, framing, framing)
 
 
-def _understood(clause: _Clause) -> _Clause:
-    """The clause with what its words mean beside one another."""
-    words = clause.words = _negated(clause.words)
+def _resolve(clause: _Clause) -> _Clause:
+    """Resolves meanings that depend on neighbouring words; returns the clause."""
+    words = clause.words = _apply_negations(clause.words)
     if clause.opener == "from":
-        clause.words = words = [_came_from(words[0]), *words[1:]] if words else []
+        clause.words = words = [_reverse_direction(words[0]), *words[1:]] if words else []
     for i in reversed(range(len(words) - 1)):
         word, after = words[i], words[i + 1]
-        if after.category is Category.COLOUR and word.text in lexicon.SHADES:
-            slight = word.text not in lexicon.PALE
+        if after.category is Category.COLOUR and word.text in SHADES:
+            slight = word.text not in PALE
             shade = replace(word, category=Category.COLOUR, sense=word.text, known=True, names=False)
             words[i] = replace(shade, slight=slight)
-        elif word.category is Category.SIZE and after.text in lexicon.MEDIA:
+        elif word.category is Category.SIZE and after.text in MEDIA:
             words[i] = replace(word, framing=True, slight=True)  # a short film
-        elif _is_shape(word) and _is_shape(after):
+        elif _is_known_thing(word) and _is_known_thing(after):
             words[i + 1] = replace(after, slight=True)  # a triangular block
     return clause
 
 
-def _negated(words: list[Word]) -> list[Word]:
-    """What "no" says is up to the thing it names, what "not" says up to the clause's end."""
-    found: list[Word] = []
-    by: int | None = None  # the negation's place
+def _apply_negations(words: list[Word]) -> list[Word]:
+    """Negates words: "no" applies up to the thing it names, "not" to the end of the clause."""
+    resolved: list[Word] = []
+    by: int | None = None  # index of the negation
     for word in words:
         if word.category is Category.NEGATION:
-            by = len(found)
+            by = len(resolved)
         elif by is not None:
-            if found[by].text in ("no", "without") and found[-1].names and not word.names:
+            if resolved[by].text in ("no", "without") and resolved[-1].names and not word.names:
                 by = None
-            elif word.sense in (lexicon.MOVE, lexicon.STILL):
-                # Another word for standing still, or for moving.
-                word = replace(word, sense=lexicon.STILL if word.sense == lexicon.MOVE else lexicon.MOVE)
-                found[by] = replace(word, start=found[by].start, end=found[by].end)
+            elif word.sense in (MOVE, STILL):
+                # Not moving means standing still, and the reverse.
+                word = replace(word, sense=STILL if word.sense == MOVE else MOVE)
+                resolved[by] = replace(word, start=resolved[by].start, end=resolved[by].end)
                 by = None
             else:
                 word = replace(word, negated=True)
-        found.append(word)
-    return found
+        resolved.append(word)
+    return resolved
 
 
-def _came_from(word: Word) -> Word:
-    return replace(word, sense=lexicon.OPPOSITE.get(word.sense, word.sense))
+def _reverse_direction(word: Word) -> Word:
+    """Returns the motion of a thing that comes from a side: from the left is to the right."""
+    return replace(word, sense=OPPOSITE.get(word.sense, word.sense))
 
 
-def _is_shape(word: Word) -> bool:
+def _is_known_thing(word: Word) -> bool:
     return word.names and word.known and word.category is Category.OTHER
 
 
 class _Reader:
-    """Puts clauses together: "a circle, small and red, moving left" is three of them and one phrase."""
+    """Joins clauses to phrases: "a circle, small and red, moving left" is three clauses and one phrase."""
 
     def __init__(self) -> None:
         self._background: list[Word] = []
         self._framing: list[Word] = []
         self._phrases: list[list[Word]] = []
         self._things = 0
-        self._waiting: list[Word] = []  # for the thing that they are said of
+        self._pending: list[Word] = []  # words that describe the next thing
         self._at_background = False
 
-    def take(self, clause: _Clause) -> None:
+    def add(self, clause: _Clause) -> None:
         names = set(clause.names)
         content = [word for word in clause.words if not word.framing or word in names]
         self._framing += [word for word in clause.words if word.framing and word not in names]
         if clause.about_surroundings:
-            # What moves on a black background is the thing before it.
+            # The thing before it moves, not the background.
             moves = Category.MOTION if self._phrases else None
             self._extend([word for word in content if word.category is moves])
-            self._background += [_of_background(word) for word in content if word.category is not moves]
+            self._background += [_to_background(word) for word in content if word.category is not moves]
             self._at_background = True
-        elif names and not self._goes_on(clause):
-            self._phrases.append([*self._waiting, *content])
+        elif names and not self._is_relative(clause):
+            self._phrases.append([*self._pending, *content])
             self._things += any(not word.negated for word in names)
-            self._waiting = []
+            self._pending = []
             self._at_background = False
         elif self._colours_background(clause):
-            self._background += map(_of_background, content)
-        elif self._goes_on(clause) or self._said_of_last(clause):
+            self._background += map(_to_background, content)
+        elif self._is_relative(clause) or self._describes_last(clause):
             self._extend(content)
         else:
-            self._waiting += content
+            self._pending += content
 
-    def reading(self) -> Reading:
-        self._extend(self._waiting)
+    def finish(self) -> Reading:
+        self._extend(self._pending)
         phrases = self._phrases[: MAX_PHRASES - 1]
         if rest := [word for phrase in self._phrases[MAX_PHRASES - 1 :] for word in phrase]:
             phrases.append(rest)
@@ -240,38 +259,38 @@ class _Reader:
         )
 
     def _extend(self, words: Sequence[Word]) -> None:
-        """Says the words of the last thing too."""
+        """Adds words to the last phrase."""
         if words and self._phrases:
             self._phrases[-1] += words
         elif words:
             self._phrases.append([*words])
 
-    def _goes_on(self, clause: _Clause) -> bool:
-        """Whether it is what follows in "a dog that runs"."""
-        relative = clause.opener in lexicon.RELATIVES and not clause.article
+    def _is_relative(self, clause: _Clause) -> bool:
+        """Whether a clause continues the last phrase, as in "a dog that runs"."""
+        relative = clause.opener in RELATIVES and not clause.article
         return relative and bool(self._phrases) and not self._at_background
 
     def _colours_background(self, clause: _Clause) -> bool:
-        """Whether it goes on from "background:"."""
+        """Whether a clause continues after "background:"."""
         return (
             self._at_background
             and clause.categories == {Category.COLOUR}
             and not any(word.known for word in self._background)
         )
 
-    def _said_of_last(self, clause: _Clause) -> bool:
-        """Whether a clause that names nothing is about the thing before it, not the one after it.
+    def _describes_last(self, clause: _Clause) -> bool:
+        """Whether a clause that names nothing describes the thing before it rather than the one after it.
 
-        A thing is described before it is said to move, and has one colour and one size.
+        The traits of a thing precede its motion, and it has one colour and one size.
         """
         if not self._phrases:
             return False
         traits = clause.categories & _TRAITS
-        said = {word.category for word in self._phrases[-1]}
-        return not traits or not (clause.article or Category.MOTION in said or traits & said)
+        described = {word.category for word in self._phrases[-1]}
+        return not traits or not (clause.article or Category.MOTION in described or traits & described)
 
 
-def _of_background(word: Word) -> Word:
+def _to_background(word: Word) -> Word:
     if word.category is Category.NEGATION:
         return word
     return replace(word, category=Category.BACKGROUND)

@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable, Sequence
 
 import grpc.aio
-import numpy as np
-from chorus.common.v1 import latents_pb2
 from chorus.embedder.v1 import embedder_pb2, embedder_pb2_grpc
 from chorus_rpc import errors
 from chorus_rpc.errors import ChorusError, Violations
 from chorus_rpc.limits import MAX_DONORS, MAX_PROMPT_CHARACTERS
-from numpy.typing import NDArray
 
 from services.contract.tensors import decode_tensor, encode_tensor
-from services.embedder.alignment import Change, EncodedPrompt, align, on_tokens
+from services.embedder.aligner import AlignedPrompts, Aligner
+from services.embedder.alignment import Change, to_tokens
 from services.embedder.encoder_thread import EncoderThread
 from services.embedder.encoders import Encoder, Tokens
 
 
 class EmbedderServicer(embedder_pb2_grpc.EmbedderServiceServicer):
-    """Serves one engine, which it does not own."""
+    """Serves encoders and an aligner, neither of which it owns."""
 
-    def __init__(self, engine: EncoderThread) -> None:
-        self._engine = engine
+    def __init__(self, encoders: EncoderThread, aligner: Aligner) -> None:
+        self._encoders = encoders
+        self._aligner = aligner
 
     async def Embed(
         self,
@@ -32,18 +30,18 @@ class EmbedderServicer(embedder_pb2_grpc.EmbedderServiceServicer):
         context: grpc.aio.ServicerContext[embedder_pb2.EmbedRequest, embedder_pb2.EmbedResponse],
     ) -> embedder_pb2.EmbedResponse:
         violations = Violations()
-        prompt = _trimmed(request.prompt, "prompt", violations)
+        prompt = _trim(request.prompt, "prompt", violations)
         violations.raise_if_any()
-        encoder = self._conditioning(request.conditioning_encoder_id)
-        [states] = await self._engine.encode(encoder, [prompt])
-        retrieval = self._engine.retrieval
-        [vector] = [states] if encoder is retrieval else await self._engine.encode(retrieval, [prompt])
+        encoder = self._find_conditioning(request.conditioning_encoder_id)
+        [states] = await self._encoders.encode(encoder, [prompt])
+        retrieval = self._encoders.retrieval
+        [vector] = [states] if encoder is retrieval else await self._encoders.encode(retrieval, [prompt])
         return embedder_pb2.EmbedResponse(
             retrieval_encoder_id=retrieval.id,
             retrieval_vector=vector.retrieval.tolist(),
             conditioning_encoder_id=encoder.id,
             token_states=encode_tensor(states.states),
-            tokens=_tokens(states, request.prompt, range(len(states.tokens))),
+            tokens=_make_tokens(states, request.prompt, range(len(states.tokens))),
             truncated=states.truncated or vector.truncated,
         )
 
@@ -53,43 +51,24 @@ class EmbedderServicer(embedder_pb2_grpc.EmbedderServiceServicer):
         context: grpc.aio.ServicerContext[embedder_pb2.AlignRequest, embedder_pb2.AlignResponse],
     ) -> embedder_pb2.AlignResponse:
         violations = Violations()
-        donors = request.donor_prompts
+        sent = request.donor_prompts
         violations.require(
-            1 <= len(donors) <= MAX_DONORS, "donor_prompts", f"must be 1 to {MAX_DONORS}, not {len(donors)}"
+            1 <= len(sent) <= MAX_DONORS, "donor_prompts", f"must be 1 to {MAX_DONORS}, not {len(sent)}"
         )
-        sent = [request.target_prompt, *donors[:MAX_DONORS]]
-        fields = ["target_prompt", *(f"donor_prompts[{i}]" for i in range(len(donors)))]
-        prompts = [_trimmed(prompt, field, violations) for prompt, field in zip(sent, fields, strict=False)]
-        violations.raise_if_any()
-        retrieval = self._engine.retrieval
-        asked = request.conditioning_encoder_id
-        encoder = retrieval if asked in ("", retrieval.id) else self._conditioning(asked)
-        if request.HasField("target_states"):
-            [read] = await self._engine.tokenize(retrieval, prompts[:1])
-            states = _states(request.target_states, len(read.tokens), retrieval.text_dim)
-            known = [EncodedPrompt(prompts[0], states, read.offsets)]
-        else:
-            known = []
-        missing = prompts[len(known) :]
-        encodings = await self._engine.encode(retrieval, missing, together=True)
-        # Now: what was encoded by the same encoder is remembered with its tokens.
-        positions = await self._engine.tokenize(encoder, prompts)
-        target, *others = known + [
-            EncodedPrompt(prompt, encoding.states, encoding.offsets)
-            for prompt, encoding in zip(missing, encodings, strict=True)
+        target = _trim(request.target_prompt, "target_prompt", violations)
+        donors = [
+            _trim(prompt, f"donor_prompts[{i}]", violations) for i, prompt in enumerate(sent[:MAX_DONORS])
         ]
-        found = await asyncio.to_thread(lambda: [align(donor, target) for donor in others])
-        return embedder_pb2.AlignResponse(
-            alignments=[
-                embedder_pb2.Alignment(
-                    gained=_aligned(positions[0], sent[0], alignment.gained),
-                    lost=_aligned(position, prompt, alignment.lost),
-                    reordered=alignment.reordered,
-                    things_added=alignment.things_added,
-                )
-                for alignment, position, prompt in zip(found, positions[1:], sent[1:], strict=True)
-            ]
-        )
+        violations.raise_if_any()
+        retrieval = self._encoders.retrieval
+        encoder_id = request.conditioning_encoder_id
+        positions = retrieval if encoder_id in ("", retrieval.id) else self._find_conditioning(encoder_id)
+        states = None
+        if request.HasField("target_states"):
+            limit = retrieval.max_tokens * retrieval.text_dim
+            states = decode_tensor(request.target_states, "target_states", rank=2, max_elements=limit)
+        found = await self._aligner.align(target, donors, positions=positions, target_states=states)
+        return make_align_response(found, request.target_prompt, sent)
 
     async def DescribeEncoders(
         self,
@@ -98,8 +77,8 @@ class EmbedderServicer(embedder_pb2_grpc.EmbedderServiceServicer):
             embedder_pb2.DescribeEncodersRequest, embedder_pb2.DescribeEncodersResponse
         ],
     ) -> embedder_pb2.DescribeEncodersResponse:
-        retrieval, conditioning = self._engine.retrieval, self._engine.conditioning
-        every = {retrieval.id: retrieval, **conditioning}
+        retrieval, conditioning = self._encoders.retrieval, self._encoders.conditioning
+        served = {retrieval.id: retrieval, **conditioning}
         return embedder_pb2.DescribeEncodersResponse(
             encoders=[
                 embedder_pb2.EncoderInfo(
@@ -110,16 +89,16 @@ class EmbedderServicer(embedder_pb2_grpc.EmbedderServiceServicer):
                     state_dim=encoder.text_dim,
                     max_tokens=encoder.max_tokens,
                 )
-                for encoder in every.values()
+                for encoder in served.values()
             ]
         )
 
-    def _conditioning(self, encoder_id: str) -> Encoder:
-        served = self._engine.conditioning
+    def _find_conditioning(self, encoder_id: str) -> Encoder:
+        served = self._encoders.conditioning
         if encoder_id not in served:
             raise ChorusError(
                 errors.UNKNOWN_ENCODER,
-                f"conditioning_encoder_id: {encoder_id!r} is not served here; DescribeEncoders lists what is",
+                f"conditioning_encoder_id: {encoder_id!r} is not served here; see DescribeEncoders",
                 metadata={"available": ",".join(served)},
                 violations=[
                     errors.Violation("conditioning_encoder_id", f"must be one of {', '.join(served)}")
@@ -128,29 +107,40 @@ class EmbedderServicer(embedder_pb2_grpc.EmbedderServiceServicer):
         return served[encoder_id]
 
 
-def _states(sent: latents_pb2.Tensor, tokens: int, dim: int) -> NDArray[np.float32]:
-    """The target's token states [tokens, dim]; raises INVALID_FIELD for another shape."""
-    states = decode_tensor(sent, "target_states", rank=2, max_elements=tokens * dim)
-    if states.shape != (tokens, dim):
-        raise errors.invalid(
-            "target_states",
-            f"must be [{tokens}, {dim}], the retrieval encoder's of target_prompt, not {list(states.shape)}",
-        )
-    return states
+def make_align_response(
+    compared: AlignedPrompts, target: str, donors: Sequence[str]
+) -> embedder_pb2.AlignResponse:
+    """Returns the message for a comparison.
+
+    Args:
+        target: the target's prompt as it was sent, before trimming; token ranges refer to it.
+        donors: prompts of the donors, likewise, in the order compared.
+    """
+    return embedder_pb2.AlignResponse(
+        alignments=[
+            embedder_pb2.Alignment(
+                gained=_make_aligned(compared.target, target, donor.alignment.gained),
+                lost=_make_aligned(donor.tokens, prompt, donor.alignment.lost),
+                reordered=donor.alignment.reordered,
+                things_added=donor.alignment.things_added,
+            )
+            for donor, prompt in zip(compared.donors, donors, strict=True)
+        ]
+    )
 
 
-def _trimmed(prompt: str, field: str, violations: Violations) -> str:
+def _trim(prompt: str, field: str, violations: Violations) -> str:
     trimmed = prompt.strip()
     violations.require(
         1 <= len(trimmed) <= MAX_PROMPT_CHARACTERS,
         field,
-        f"must have 1 to {MAX_PROMPT_CHARACTERS} characters besides surrounding space, not {len(trimmed)}",
+        f"must have 1 to {MAX_PROMPT_CHARACTERS} characters without surrounding space, not {len(trimmed)}",
     )
     return trimmed
 
 
-def _tokens(encoding: Tokens, sent: str, indices: Iterable[int]) -> list[embedder_pb2.Token]:
-    """Tokens with their ranges in the prompt as it was sent, before trimming."""
+def _make_tokens(encoding: Tokens, sent: str, indices: Iterable[int]) -> list[embedder_pb2.Token]:
+    """Returns tokens with their ranges in the prompt as it was sent, before trimming."""
     shift = len(sent) - len(sent.lstrip())
     tokens = []
     for index in indices:
@@ -160,9 +150,9 @@ def _tokens(encoding: Tokens, sent: str, indices: Iterable[int]) -> list[embedde
     return tokens
 
 
-def _aligned(encoding: Tokens, sent: str, changes: Sequence[Change]) -> list[embedder_pb2.AlignedToken]:
-    changed = on_tokens(changes, encoding.offsets)
-    tokens = _tokens(encoding, sent, (change.index for change in changed))
+def _make_aligned(encoding: Tokens, sent: str, changes: Sequence[Change]) -> list[embedder_pb2.AlignedToken]:
+    changed = to_tokens(changes, encoding.offsets)
+    tokens = _make_tokens(encoding, sent, (change.index for change in changed))
     return [
         embedder_pb2.AlignedToken(
             token=token,

@@ -6,28 +6,32 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, FilePath
 from pydantic_settings import NoDecode, SettingsConfigDict
 
 from services.runtime.hub import local_path
-from services.runtime.settings import MIB, ServerSettings
+from services.runtime.settings import MIB, ROOT, Port, ServerSettings
 
 KINDS_WITH_PATH = ("clip", "umt5")
+SHIPPED_LEXICON = ROOT / "models" / "movingshapes" / "lexicon.toml"
 
 
 @dataclass(frozen=True)
 class EncoderSpec:
-    """Which encoder to load: MiniLM, which ships as a package, or CLIP or UMT5 from a directory."""
+    """Encoder to load: MiniLM, which ships as a package, or CLIP or UMT5 from a directory."""
 
     kind: str
     path: Path | None = None
 
+    def __str__(self) -> str:
+        return self.kind if self.path is None else f"{self.kind}:{self.path}"
+
 
 def parse_encoder(value: object) -> object:
-    """An EncoderSpec from its text; other values pass.
+    """Parses the text of an EncoderSpec; returns a value of another type unchanged.
 
-    "minilm", or a kind and where it lies: "umt5:/path", "clip:hf://owner/name@revision". Raises ValueError
-    that says what is accepted, or how to get what is not there.
+    The text is "minilm", or a kind and a location: "umt5:/path", "clip:hf://owner/name@revision". Raises
+    ValueError that names the accepted forms, or how to fetch a missing directory.
     """
     if not isinstance(value, str):
         return value
@@ -36,44 +40,57 @@ def parse_encoder(value: object) -> object:
         return EncoderSpec(kind)
     if kind not in KINDS_WITH_PATH or not location:
         raise ValueError(
-            f"{value!r} is no encoder: use minilm, or clip: or umt5: and a path or hf://owner/name"
+            f"{value!r} is not an encoder: use minilm, or clip: or umt5: and a path or hf://owner/name"
         )
     try:
         path = local_path(location)
     except FileNotFoundError as error:
         raise ValueError(str(error)) from None
     if not path.is_dir():
-        raise ValueError(f"{path} is no directory: name the one that holds the {kind} model")
+        raise ValueError(f"{path} is not a directory: name the one that holds the {kind} model")
     return EncoderSpec(kind, path)
 
 
 def _split(value: object) -> object:
     if not isinstance(value, str):
         return value
-    return tuple(parse_encoder(part) for part in value.split(",") if part.strip())
+    return tuple(part.strip() for part in value.split(",") if part.strip())
+
+
+def _parse_encoders(value: object) -> object:
+    parts = _split(value)
+    return tuple(map(parse_encoder, parts)) if isinstance(parts, tuple) else parts
 
 
 class EmbedderSettings(ServerSettings):
     """Environment of `python -m services.embedder`."""
 
-    model_config = SettingsConfigDict(env_prefix="CHORUS_EMBEDDER_", extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="CHORUS_EMBEDDER_")
 
-    port: Annotated[int, Field(ge=0, le=65_535)] = 7401
-    # Whose vectors find donors and whose token states align two prompts: minilm, umt5:DIRECTORY or
-    # clip:DIRECTORY; a directory may be hf://owner/name@revision, if that was downloaded before.
+    port: Port = 7401
+
     retrieval: Annotated[EncoderSpec, NoDecode, BeforeValidator(parse_encoder)] = EncoderSpec("minilm")
-    # Whose token states condition the models served, written likewise; comma separated.
+    """Encoder whose vectors find donors and whose token states align two prompts: minilm, umt5:DIRECTORY or
+    clip:DIRECTORY. A directory may be hf://owner/name@revision if it was downloaded before."""
     conditioning: Annotated[
-        tuple[EncoderSpec, ...], NoDecode, BeforeValidator(_split), Field(min_length=1, max_length=8)
+        tuple[EncoderSpec, ...], NoDecode, BeforeValidator(_parse_encoders), Field(min_length=1, max_length=8)
     ] = (EncoderSpec("minilm"),)
-    # What clip and umt5 compute in; minilm stays with float32. UMT5-XXL takes 23 GB in float32, half of that
-    # in bfloat16, which is slow on CPUs without instructions for it.
+    """Encoders whose token states condition the served models, written like the retrieval encoder, comma
+    separated."""
+    lexicons: Annotated[tuple[FilePath, ...], NoDecode, BeforeValidator(_split), Field(max_length=16)] = (
+        SHIPPED_LEXICON,
+    )
+    """Lexicon files of the served models, comma separated: words that mean the same to them. Their union
+    applies to every alignment."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    # Where clip and umt5 run; minilm stays on the CPU.
+    """Floating-point type of clip and umt5; minilm always uses float32. UMT5-XXL takes 23 GB in float32 and
+    half of that in bfloat16, which is slow on CPUs without instructions for it."""
     device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")] = "cpu"
-    # Of the CPU. One is enough for minilm, and the denoiser next door needs the cores; UMT5-XXL wants more.
+    """Device that runs clip and umt5: cpu, cuda or cuda:N; minilm always runs on the CPU."""
     threads: Annotated[int, Field(ge=1, le=256)] = 1
-    # Calls that may wait for the encoder's thread.
+    """Number of CPU threads. One is enough for minilm, and a denoiser on the same machine needs the cores;
+    UMT5-XXL benefits from more."""
     queue_limit: Annotated[int, Field(ge=1, le=100_000)] = 128
-    # How much memory the encodings of recent prompts may take.
+    """Upper bound on the calls that wait for the encoder's thread."""
     recent_bytes: Annotated[int, Field(ge=0, le=16 * 1024 * MIB)] = 64 * MIB
+    """Memory for the encodings of recent prompts, in bytes."""

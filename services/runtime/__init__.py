@@ -1,1 +1,1 @@
-"""What every service process is made of: server, interceptors, settings, logs. Knows no domain."""
+"""Runtime of every service process: server, interceptors, settings, logs. Contains no domain logic."""

@@ -1,4 +1,4 @@
-"""Where model files lie: a path, or a repository of the Hugging Face hub that was downloaded before."""
+"""Locations of model files: a path, or a repository of the Hugging Face hub that was downloaded before."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from chorus_rpc.locations import HUB_SCHEME
 
 
 def local_path(location: str, base: Path = Path()) -> Path:
-    """The file or folder on this machine that a location means. Downloads nothing: serving needs no network.
+    """Resolves a location to a file or folder on this machine. Downloads nothing: serving needs no network.
 
     Args:
         location: a path, "~" included, or `hf://owner/name[@revision][/path]`, as huggingface_hub writes it;
-            the revision is a branch, a tag or a commit, "main" if none is said.
-        base: what a relative path starts from.
+            the revision is a branch, a tag or a commit, by default "main".
+        base: folder that a relative path starts from.
 
-    Raises FileNotFoundError that says how to get what is missing, ValueError for another kind of location.
+    Raises FileNotFoundError that names the command to fetch what is missing, ValueError for another kind of
+    location.
     """
     if not location.startswith(HUB_SCHEME):
         path = base / Path(location).expanduser()
@@ -36,11 +37,11 @@ def local_path(location: str, base: Path = Path()) -> Path:
     include = f" --include '{uri.path_in_repo}*'" if uri.path_in_repo else ""
     remedy = f"fetch it first: hf download {uri.id}{revision}{include}"
     try:
-        # No pattern: who loads the files knows which of them it needs.
+        # No pattern: the caller knows which of the files it needs.
         found = snapshot_download(uri.id, revision=uri.revision, local_files_only=True, allow_patterns=[])
     except LocalEntryNotFoundError:
         raise FileNotFoundError(f"{location}: not in this machine's Hugging Face cache; {remedy}") from None
     path = Path(found) / uri.path_in_repo
     if not path.exists():
-        raise FileNotFoundError(f"{path}: not among what was fetched of {uri.id}; {remedy}")
+        raise FileNotFoundError(f"{path}: not among the files fetched from {uri.id}; {remedy}")
     return path

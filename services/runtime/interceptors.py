@@ -1,4 +1,7 @@
-"""What stands between gRPC and every servicer: readiness, decoding faults, error mapping, deadlines."""
+"""Server interceptor of every service: readiness, undecodable requests, error mapping, deadlines.
+
+A wrapper of our own, because grpc-interceptor has had no release since 2023.
+"""
 
 from __future__ import annotations
 
@@ -20,23 +23,33 @@ from services.runtime.logs import get_logger
 
 log = get_logger("grpc")
 
-# Services whose calls pass untouched: health must answer while everything else does not.
+# Services whose calls pass unchanged: health must answer while the others are refused.
 _FOREIGN = ("/grpc.",)
 
-
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+
+# Factories of handlers, by whether requests and whether responses are streamed.
+_FACTORIES: dict[tuple[bool, bool], Callable[..., Handler]] = {
+    (False, False): grpc.unary_unary_rpc_method_handler,
+    (False, True): grpc.unary_stream_rpc_method_handler,
+    (True, False): grpc.stream_unary_rpc_method_handler,
+    (True, True): grpc.stream_stream_rpc_method_handler,
+}
 
 
 @dataclass(frozen=True)
 class _Undecodable:
-    """Stands for a request whose bytes are not the message they should be."""
+    """Placeholder for a request whose bytes are not a message of its type.
+
+    gRPC answers an exception of a deserializer with INTERNAL, so it returns this and the handler raises.
+    """
 
     raw: bytes
     message_type: Descriptor
 
 
 class Gate:
-    """Whether the service takes calls yet, and if not, why."""
+    """Readiness of a service: `closed` is the error that calls are refused with, or None."""
 
     def __init__(self, service: str) -> None:
         self.service = service
@@ -55,11 +68,11 @@ class Gate:
 
 
 class ServiceInterceptor(grpc.aio.ServerInterceptor):
-    """One for each server.
+    """Wraps every handler of one server.
 
     Args:
         gate: calls are refused with UNAVAILABLE while it is closed.
-        call_seconds: the longest a unary call may take.
+        call_seconds: upper bound on the duration of a call with one response, in seconds.
     """
 
     def __init__(self, gate: Gate, call_seconds: float) -> None:
@@ -75,64 +88,47 @@ class ServiceInterceptor(grpc.aio.ServerInterceptor):
         if method.startswith(_FOREIGN):
             return await continuation(handler_call_details)
         if self._gate.closed is not None:
-            return _refusing(self._gate.closed, method)
+            return _refuse(self._gate.closed, method)
         handler = await continuation(handler_call_details)
-        return None if handler is None else self._wrapped(handler, method)
+        return None if handler is None else self._wrap(handler, method)
 
-    def _wrapped(self, handler: Any, method: str) -> Handler:
-        decode = _decoder(handler.request_deserializer, method)
-        if handler.request_streaming:
+    def _wrap(self, handler: Any, method: str) -> Handler:
+        behaviour = (
+            handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
+        )
+        check: Callable[[Any], Any] = _check_each if handler.request_streaming else _check
 
-            async def requests(stream: AsyncIterator[Any]) -> AsyncIterator[Any]:
-                async for request in stream:
-                    yield _checked(request)
-        else:
-            requests = _checked  # type: ignore[assignment]
-
-        if handler.response_streaming:
-            inner_stream = handler.stream_stream or handler.unary_stream
-
-            async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
-                try:
-                    # Closed at once when the caller leaves, so that its resources are.
-                    async with aclosing(inner_stream(requests(request), context)) as responses:
-                        async for response in responses:
-                            yield response
-                except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 -- all of them, once
-                    await _abort(error, context, method)
-
-            make = (
-                grpc.stream_stream_rpc_method_handler
-                if handler.request_streaming
-                else grpc.unary_stream_rpc_method_handler
-            )
-            return make(stream, decode, handler.response_serializer)
-
-        inner = handler.stream_unary or handler.unary_unary
-
-        async def unary(request: Any, context: Any) -> Any:
+        async def respond(request: Any, context: Any) -> Any:
             try:
                 async with asyncio.timeout(self._call_seconds):
-                    return await inner(requests(request), context)
+                    return await behaviour(check(request), context)
             except TimeoutError as error:
                 late = ChorusError(
                     errors.DEADLINE_EXCEEDED, f"{method} took longer than {self._call_seconds:g} s"
                 )
                 late.__cause__ = error
                 await _abort(late, context, method)
-            except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 -- all of them, once
+            except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 -- the one place that maps them
                 await _abort(error, context, method)
 
-        make = (
-            grpc.stream_unary_rpc_method_handler
-            if handler.request_streaming
-            else grpc.unary_unary_rpc_method_handler
+        async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
+            try:
+                # Closed as soon as the caller leaves, which releases what the generator holds.
+                async with aclosing(behaviour(check(request), context)) as responses:
+                    async for response in responses:
+                        yield response
+            except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 -- the one place that maps them
+                await _abort(error, context, method)
+
+        return _FACTORIES[handler.request_streaming, handler.response_streaming](
+            stream if handler.response_streaming else respond,
+            _make_decoder(handler.request_deserializer, method),
+            handler.response_serializer,
         )
-        return make(unary, decode, handler.response_serializer)
 
 
 async def _abort(error: BaseException, context: Any, method: str) -> None:
-    """The one place where an exception becomes a status. Always raises."""
+    """Ends a call with the status of an exception. Always raises."""
     if isinstance(error, asyncio.CancelledError | grpc.aio.AbortError):
         raise error
     if not isinstance(error, ChorusError):
@@ -140,30 +136,30 @@ async def _abort(error: BaseException, context: Any, method: str) -> None:
         trace_id = telemetry.current_trace_id()
         error = ChorusError(
             errors.INTERNAL,
-            "an internal fault; the server's log has its cause",
+            "internal error; the cause is in the server's log",
             metadata={"trace_id": trace_id} if trace_id else {},
         )
     await context.abort_with_status(errors.to_status(error))
 
 
-def _refusing(error: ChorusError, method: str) -> Handler:
-    description = _method(method)
+def _refuse(error: ChorusError, method: str) -> Handler:
+    """Returns a handler that fails every call with `error`."""
 
-    async def refuse(_: Any, context: Any) -> None:
+    async def respond(_: Any, context: Any) -> None:
         await context.abort_with_status(errors.to_status(error))
 
-    async def refuse_stream(_: Any, context: Any) -> AsyncIterator[Any]:
+    async def stream(_: Any, context: Any) -> AsyncIterator[Any]:
         await context.abort_with_status(errors.to_status(error))
         yield
 
-    if description is not None and description.server_streaming:
-        return grpc.unary_stream_rpc_method_handler(refuse_stream)
-    if description is not None and description.client_streaming:
-        return grpc.stream_unary_rpc_method_handler(refuse)
-    return grpc.unary_unary_rpc_method_handler(refuse)
+    # The servicer is not registered yet, so the method's kind comes from its descriptor.
+    found = _find_method(method)
+    request_streaming = found is not None and found.client_streaming
+    response_streaming = found is not None and found.server_streaming
+    return _FACTORIES[request_streaming, response_streaming](stream if response_streaming else respond)
 
 
-def _method(path: str) -> MethodDescriptor | None:
+def _find_method(path: str) -> MethodDescriptor | None:
     _, service, name = path.split("/", 2)
     try:
         return descriptor_pool.Default().FindServiceByName(service).methods_by_name[name]
@@ -171,8 +167,8 @@ def _method(path: str) -> MethodDescriptor | None:
         return None
 
 
-def _decoder(deserializer: Callable[[bytes], Any], path: str) -> Callable[[bytes], Any]:
-    method = _method(path)
+def _make_decoder(deserializer: Callable[[bytes], Any], path: str) -> Callable[[bytes], Any]:
+    method = _find_method(path)
     if method is None:
         return deserializer
     message_type = method.input_type
@@ -186,19 +182,26 @@ def _decoder(deserializer: Callable[[bytes], Any], path: str) -> Callable[[bytes
     return decode
 
 
-def _checked(request: Any) -> Any:
+async def _check_each(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    async for request in requests:
+        yield _check(request)
+
+
+def _check(request: Any) -> Any:
+    """Returns a decoded request; raises INVALID_FIELD for one that could not be decoded."""
     if isinstance(request, _Undecodable):
-        field = _field_not_utf8(request.raw, request.message_type)
+        field = _find_field_not_utf8(request.raw, request.message_type)
         if field:
             raise errors.invalid(field, "must be UTF-8")
         raise errors.invalid(request.message_type.name, "the bytes sent are not such a message")
     return request
 
 
-def _field_not_utf8(raw: bytes, message_type: Descriptor) -> str:
-    """Path of the first string field that is not UTF-8; empty if there is none.
+def _find_field_not_utf8(raw: bytes, message_type: Descriptor) -> str:
+    """Returns the path of the first string field that is not UTF-8; empty if there is none.
 
-    protobuf refuses the whole message and does not say why, so its wire format is read once more, by number.
+    protobuf rejects the whole message without naming the field, so its wire format is read once more, by
+    field number.
     """
     try:
         fields: Any = unknown_fields.UnknownFieldSet(empty_pb2.Empty.FromString(raw))
@@ -214,7 +217,7 @@ def _field_not_utf8(raw: bytes, message_type: Descriptor) -> str:
             except UnicodeDecodeError:
                 return str(known.name)
         elif known.message_type is not None:
-            inner = _field_not_utf8(field.data, known.message_type)
+            inner = _find_field_not_utf8(field.data, known.message_type)
             if inner:
                 return f"{known.name}.{inner}"
     return ""

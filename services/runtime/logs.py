@@ -1,4 +1,4 @@
-"""Structured logs on stderr, each line with the trace it belongs to."""
+"""Structured logs on stderr; every line names its service, component and trace."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from structlog.tracebacks import ExceptionDictTransformer
 
 
 def configure_logs(service: str, level: str, log_format: str) -> None:
-    """Once per process. `log_format`: "console" for people, "json" for machines."""
+    """Configures logging, once per process. `log_format`: "console" for people, "json" for machines."""
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
@@ -40,7 +40,7 @@ def configure_logs(service: str, level: str, log_format: str) -> None:
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
-    # Libraries log through the standard library: their warnings belong in the same place.
+    # Libraries log through the standard library: their warnings go to the same stream.
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
@@ -52,7 +52,8 @@ def configure_logs(service: str, level: str, log_format: str) -> None:
 
 
 def get_logger(name: str) -> structlog.typing.FilteringBoundLogger:
-    logger: structlog.typing.FilteringBoundLogger = structlog.get_logger(room=name)
+    """Returns a logger whose lines carry `component=name`."""
+    logger: structlog.typing.FilteringBoundLogger = structlog.get_logger(component=name)
     return logger
 
 

@@ -1,8 +1,9 @@
-"""The life of a service process: bind, load, serve, drain."""
+"""Life cycle of a service process: bind, load, serve, drain."""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -16,41 +17,43 @@ from grpc_reflection.v1alpha import reflection
 
 from services.runtime.interceptors import Gate, ServiceInterceptor
 from services.runtime.logs import configure_logs, get_logger
-from services.runtime.settings import ServerSettings
+from services.runtime.settings import ServerSettings, find_unknown_variables
 
-# What a service does once its port is bound: load what it needs, give every resource to the stack, add its
-# servicer to the server. The service answers UNAVAILABLE until this returns.
+# Runs once the port is bound: loads what the service needs, registers every resource with the stack and adds
+# the servicer to the server. Calls are refused with UNAVAILABLE until it returns.
 Start = Callable[[AsyncExitStack, grpc.aio.Server], Awaitable[None]]
-# Called when a drain begins, before running calls are waited for: ends what would not end by itself.
+# Called when a drain begins, before it waits for running calls: ends background work that has no end.
 Drain = Callable[[], Awaitable[None]]
 
 log = get_logger("server")
 
 
-class _Started:
-    """A server that already runs, as generated code sees it when it adds a servicer.
+class _StartedServer:
+    """Adapter that lets generated code add a servicer to a server that already runs.
 
-    It would also register methods one by one, which gRPC allows before the start only and warns about; the
-    generic handlers serve the same methods.
+    Generated code also registers every method by name, which gRPC allows before the start only and warns
+    about; the generic handlers serve the same methods.
     """
 
     def __init__(self, server: grpc.aio.Server) -> None:
         self.add_generic_rpc_handlers = server.add_generic_rpc_handlers
 
     def add_registered_method_handlers(self, service_name: str, method_handlers: object) -> None:
-        """Left out, see above."""
+        """Does nothing; see the class."""
 
 
 def run(name: str, service: str, settings: ServerSettings, start: Start, drain: Drain | None = None) -> None:
     """Serves until SIGTERM or SIGINT; returns after the drain.
 
     Args:
-        name: short, for instance "cache".
+        name: short name, for instance "cache".
         service: full protobuf name, for instance "chorus.cache.v1.CacheService".
 
     Raises OSError when the port is taken, TimeoutError when `start` takes longer than `startup_seconds`.
     """
     configure_logs(name, settings.log_level, settings.log_format)
+    for variable, nearest in find_unknown_variables(type(settings), os.environ).items():
+        log.warning("unknown setting ignored", variable=variable, did_you_mean=nearest)
     telemetry.configure(name)
     try:
         asyncio.run(_serve(name, service, settings, start, drain))
@@ -63,7 +66,7 @@ async def _serve(
 ) -> None:
     gate = Gate(name)
     server = grpc.aio.server(
-        # Tracing is outermost, so that a refused call is seen too.
+        # Tracing is outermost, so that it also records refused calls.
         interceptors=[*telemetry.server_interceptors(), ServiceInterceptor(gate, settings.call_seconds)],
         maximum_concurrent_rpcs=settings.max_concurrent_calls,
         options=[
@@ -71,7 +74,7 @@ async def _serve(
             ("grpc.max_receive_message_length", settings.max_message_bytes),
             ("grpc.http2.min_ping_interval_without_data_ms", 30_000),
             ("grpc.keepalive_permit_without_calls", 1),
-            # Two processes on one port would each get half of the calls.
+            # With it, two processes on one port would each receive half of the calls.
             ("grpc.so_reuseport", 0),
         ],
     )
@@ -82,8 +85,8 @@ async def _serve(
     reflection.enable_server_reflection((service, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     port = server.add_insecure_port(f"{settings.host}:{settings.port}")
     await server.start()
-    running = cast(grpc.aio.Server, _Started(server))
-    log.info("bound", host=settings.host, port=port)
+    running = cast(grpc.aio.Server, _StartedServer(server))
+    log.info("port bound", host=settings.host, port=port)
 
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()

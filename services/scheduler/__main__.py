@@ -135,7 +135,7 @@ class Scheduler:
 
 
 def main() -> None:
-    settings = load_settings(SchedulerSettings)
+    settings = load_settings(SchedulerSettings, sys.argv[1:])
     scheduler = Scheduler(settings)
     try:
         run(

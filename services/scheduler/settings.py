@@ -10,49 +10,61 @@ from chorus_rpc.tenancy import DEFAULT_TENANT
 from pydantic import Field, StringConstraints
 from pydantic_settings import SettingsConfigDict
 
-from services.runtime.settings import MIB, Seconds, ServerSettings, Target
+from services.runtime.settings import MIB, Port, Seconds, ServerSettings, Target
 
 
 class SchedulerSettings(ServerSettings):
     """Environment of `python -m services.scheduler`."""
 
-    model_config = SettingsConfigDict(env_prefix="CHORUS_SCHEDULER_", extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="CHORUS_SCHEDULER_")
 
-    port: Annotated[int, Field(ge=0, le=65_535)] = 7400
-    # Each watcher is a call for as long as its generation lives.
+    port: Port = 7400
     max_concurrent_calls: Annotated[int, Field(ge=1, le=10_000)] = 2_000
+    """Upper bound on concurrent calls. Every watcher occupies one call until its generation ends."""
 
     embedder_target: Target = "127.0.0.1:7401"
+    """Address of the embedder: host:port, or any gRPC name."""
     cache_target: Target = "127.0.0.1:7402"
+    """Address of the cache: host:port, or any gRPC name."""
     denoiser_target: Target = "127.0.0.1:7403"
+    """Address of the denoiser: host:port, or any gRPC name."""
 
     database: Path = Path(".chorus/jobs.db")
+    """SQLite file of the jobs."""
     video_dir: Path = Path(".chorus/videos")
+    """Directory of the finished videos."""
     max_video_bytes: Annotated[int, Field(ge=64 * 1024, le=4096 * MIB)] = 256 * MIB
-    # How many ended generations are kept, with their videos and request ids; the oldest go first.
+    """Upper bound on one video, in bytes."""
     keep_generations: Annotated[int, Field(ge=1, le=10_000_000)] = 10_000
+    """Number of ended generations to keep, with their videos and request ids; the oldest go first."""
 
-    # Whose jobs these are; clients cannot choose it.
     tenant: Annotated[str, StringConstraints(pattern=f"^{TENANT_PATTERN}$")] = DEFAULT_TENANT
-    # How many jobs may wait for their turn.
+    """Tenant that owns every job of this scheduler; clients cannot override it."""
     queue_limit: Annotated[int, Field(ge=1, le=1_000_000)] = 1_000
-    # How many jobs are given to the denoiser at once.
+    """Upper bound on the jobs that wait in the queue."""
     concurrency: Annotated[int, Field(ge=1, le=256)] = 1
-    # Empty: the first model that the denoiser names.
+    """Number of jobs sent to the denoiser concurrently."""
     default_model: Annotated[str, Field(max_length=256)] = ""
+    """Id of the model for requests that name none; empty: the first model of the denoiser."""
     default_reuse: Literal["off", "safe", "balanced", "fast"] = "balanced"
+    """Reuse policy for requests that name none."""
     default_deadline_seconds: Annotated[float, Field(ge=1, le=MAX_DEADLINE_SECONDS)] = 3_600.0
+    """Time from submission to the deadline for requests that set none, in seconds."""
 
-    # How many donors the planner may choose from.
     donor_limit: Annotated[int, Field(ge=1, le=MAX_DONORS)] = 8
-    # How donors are compared with the request: by aligning the prompts, or by their similarity alone.
+    """Upper bound on the donors that the planner chooses from."""
     reranker: Literal["alignment", "score"] = "alignment"
+    """Order of the donors: by alignment of the prompts, or by similarity alone."""
     lookup_seconds: Seconds = 2.0
+    """Upper bound on a cache lookup, in seconds."""
     align_seconds: Seconds = 2.0
+    """Upper bound on the alignment of the prompts, in seconds."""
     embed_seconds: Seconds = 30.0
-    # How long the end of a run may wait for its latents to be admitted before the next job starts.
+    """Upper bound on the embedding of a prompt, in seconds."""
     admission_seconds: Seconds = 30.0
-    # The longest pause between two tries at a service that is missing.
+    """Time that a finished run may wait for the admission of its latents before the next job starts, in
+    seconds."""
     retry_seconds: Annotated[float, Field(ge=0.1, le=60)] = 2.0
-    # How often a service may die during one job before the job is given up.
+    """Upper bound on the pause between two attempts to reach an unavailable service, in seconds."""
     max_crashes: Annotated[int, Field(ge=1, le=100)] = 5
+    """Number of service crashes during one job after which the job fails."""

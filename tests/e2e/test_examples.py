@@ -60,8 +60,9 @@ def test_notebook_is_committed_without_outputs() -> None:
     assert not [cell for cell in cells if cell.get("outputs") or cell.get("execution_count")]
 
 
-def test_python_code_of_the_readme_runs(stack: Stack, tmp_path: Path) -> None:
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+@pytest.mark.parametrize("page", ["README.md", "client/README.md", "docs/api.md"])
+def test_python_code_of_the_page_runs(stack: Stack, tmp_path: Path, page: str) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
     assert blocks
     for block in blocks:
         run_python(["-c", block], tmp_path, stack.target)

@@ -30,7 +30,7 @@ Detach = Annotated[
 def generate(
     prompt: Annotated[
         str | None,
-        typer.Argument(metavar="[PROMPT]", help="Text of the video, 1 to 2,000 characters."),
+        typer.Argument(metavar="PROMPT", help="Text of the video, 1 to 2,000 characters."),
     ] = None,
     file: Annotated[
         str | None,
@@ -176,7 +176,7 @@ def retry(
     target: Target = None,
     as_json: Json = False,
 ) -> None:
-    """Submit the specification of a generation again, as a new generation with the same seed."""
+    """Submit a generation again, as a new one with the same seed."""
     out = Output(as_json)
 
     async def main() -> None:
@@ -199,10 +199,8 @@ async def _generate_one(
 ) -> None:
     if detach:
         handle = await client.submit(prompt, **options)
-        out.print(
-            handle.id,
-            generation=(await handle.status() if handle.accepted is None else handle.accepted).proto,
-        )
+        assert handle.accepted is not None  # as of every submission
+        out.print(handle.id, generation=handle.accepted.proto)
         return
     video = await generate_and_save(client, prompt, options, output, out)
     if hint and video.hit:
@@ -219,8 +217,8 @@ async def _generate_all(
 ) -> None:
     """Generates the prompts in order, so that later ones can reuse earlier ones.
 
-    Continues after a failure, except if the scheduler cannot be reached. Ends the command with FAILED if any
-    prompt failed.
+    Continues after a failure, except if the scheduler or a service behind it is down. Ends the command with
+    FAILED if any prompt failed.
     """
     if not detach:
         await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)

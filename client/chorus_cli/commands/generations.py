@@ -56,7 +56,7 @@ def jobs(
 def get(
     generation_id: GenerationId, output: OutFile = None, target: Target = None, as_json: Json = False
 ) -> None:
-    """Show the state of a generation, and download its video if it has succeeded."""
+    """Show the state of a generation; download a finished video."""
     out = Output(as_json)
 
     async def main() -> None:

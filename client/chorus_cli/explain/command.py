@@ -107,7 +107,7 @@ async def _draw(
 
 
 def _want_full(generation: Generation, full: bool | None, out: Output) -> bool:
-    """Decides whether the full computation is generated; asks on a terminal unless the user has said."""
+    """Decides whether the full computation is generated; asks on a terminal if no option decides it."""
     if not generation.HasField("donor"):
         _note(out, "nothing was reused: the result is the full computation")
         return False

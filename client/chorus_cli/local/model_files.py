@@ -1,4 +1,4 @@
-"""Text encoders that model files name: `chorus up` makes the embedder load them."""
+"""Reads from model files what `chorus up` passes to the embedder: their text encoders and lexicons."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from chorus_rpc.locations import HUB_SCHEME
 
 MODELS: Final = "CHORUS_DENOISER_MODELS"
 ENCODERS: Final = "CHORUS_EMBEDDER_CONDITIONING"
+LEXICONS: Final = "CHORUS_EMBEDDER_LEXICONS"
 SHIPPED: Final = "minilm"
 
 
@@ -27,14 +28,20 @@ def choose_models(models: Sequence[Path], base: Mapping[str, str]) -> dict[str, 
     ]
     if not files:
         return {}
-    encoders = dict.fromkeys(read_encoder(Path(file)) for file in files)
-    return {MODELS: ",".join(files), ENCODERS: ",".join(encoders)}
+    texts = {Path(file): _read_text_section(Path(file)) for file in files}
+    encoders = dict.fromkeys(read_encoder(file, text) for file, text in texts.items())
+    lexicons = [path for file, text in texts.items() if (path := read_lexicon(file, text))]
+    return {
+        MODELS: ",".join(files),
+        ENCODERS: ",".join(encoders),
+        LEXICONS: ",".join(dict.fromkeys(lexicons)),
+    }
 
 
-def read_encoder(file: Path) -> str:
-    """Returns the text encoder of a model file, as the embedder's settings write it; paths become absolute.
+def _read_text_section(file: Path) -> dict[str, object]:
+    """Reads the [text] table of a model file. The denoiser validates the rest of the file.
 
-    The denoiser checks the rest of the file. Raises ChorusError (INVALID_FIELD).
+    Raises ChorusError (INVALID_FIELD).
     """
     try:
         with file.open("rb") as stream:
@@ -43,7 +50,17 @@ def read_encoder(file: Path) -> str:
         raise invalid("model", f"{file}: cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise invalid("model", f"{file}: not TOML: {error}") from error
-    encoder = text.get("encoder", SHIPPED) if isinstance(text, dict) else None
+    if not isinstance(text, dict):
+        raise invalid("model", f"{file}: text: must be a table")
+    return text
+
+
+def read_encoder(file: Path, text: Mapping[str, object]) -> str:
+    """Returns a model's text encoder as the embedder's settings write it, with absolute paths.
+
+    Raises ChorusError (INVALID_FIELD).
+    """
+    encoder = text.get("encoder", SHIPPED)
     if not isinstance(encoder, str):
         form = f'must be "{SHIPPED}", or a kind and its path: "umt5:path"'
         raise invalid("model", f"{file}: text.encoder {form}")
@@ -51,3 +68,11 @@ def read_encoder(file: Path) -> str:
     if not location or location.startswith(HUB_SCHEME):
         return encoder
     return f"{kind}:{(file.absolute().parent / Path(location).expanduser()).resolve()}"
+
+
+def read_lexicon(file: Path, text: Mapping[str, object]) -> str:
+    """Returns the absolute path of a model's lexicon; empty if none. Raises ChorusError (INVALID_FIELD)."""
+    path = text.get("lexicon", "")
+    if not isinstance(path, str):
+        raise invalid("model", f"{file}: text.lexicon must be a path relative to the model file")
+    return str((file.absolute().parent / path).resolve()) if path else ""

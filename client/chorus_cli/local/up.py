@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import importlib.util
 import os
+import re
 import signal
 import socket
 import sys
@@ -17,7 +18,7 @@ from typing import Any, Final
 import grpc
 from chorus_client import endpoints
 from chorus_rpc.channels import open_channel
-from chorus_rpc.errors import WRONG_STATE, ChorusError, invalid
+from chorus_rpc.errors import INVALID_FIELD, WRONG_STATE, ChorusError, invalid
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from chorus_cli import variables
@@ -37,6 +38,7 @@ _HEALTH_SECONDS: Final = 2.0
 
 # Log message of a service about a variable that carries its prefix but is no setting.
 UNKNOWN_SETTING: Final = "unknown setting ignored"
+_LOG_FIELD: Final = re.compile(r'(variable|did_you_mean)"?[=:] ?"?(CHORUS_\w+)')
 
 # Modules that each service imports and that chorus-client does not install.
 _REQUIRED: Final = {
@@ -273,6 +275,14 @@ class _Health:
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
 
+def describe_unknown_setting(service: str, line: str) -> str:
+    """Describes a service's log line about an unknown setting, in either log format."""
+    found = dict(_LOG_FIELD.findall(line))
+    variable, nearest = found.get("variable", "a variable"), found.get("did_you_mean")
+    hint = f"; did you mean {nearest}?" if nearest else ""
+    return f"{variable} is set, but the {service} has no such setting{hint}"
+
+
 class _Report:
     """Reports the state of the children, as text or JSON lines."""
 
@@ -287,7 +297,8 @@ class _Report:
         self._out.json_line(ready={"service": child.name, "seconds": round(seconds, 3)})
         for line in supervise.tail(child.log, lines=50):
             if UNKNOWN_SETTING in line:
-                self._out.status(f"{child.name}: {one_line(line)}")
+                self._out.status(f"warning: {describe_unknown_setting(child.name, line)}")
+                self._out.json_line(warning={"service": child.name, "log": line})
 
     def crashed(self, child: Child, status: int, restart_in: float) -> None:
         lines = supervise.tail(child.log)
@@ -313,15 +324,17 @@ class _Report:
 def _require_services() -> None:
     """Raises ChorusError if the services, or modules that they import, are not installed."""
     if importlib.util.find_spec("services") is None:
-        raise invalid(
-            "up",
+        raise ChorusError(
+            INVALID_FIELD,
             "chorus up starts the services, which are not part of chorus-client: run it from a checkout "
             "(make run / make up)",
         )
     missing = missing_modules()
     if missing:
         which = "; ".join(f"{service} needs {', '.join(modules)}" for service, modules in missing.items())
-        raise invalid("up", f"modules of the services are missing: run `make up` in a checkout ({which})")
+        raise ChorusError(
+            INVALID_FIELD, f"modules of the services are missing: run `make up` in a checkout ({which})"
+        )
 
 
 def _table(children: list[Child], targets: Mapping[str, str], pids: Mapping[str, int]) -> str:

@@ -1,4 +1,4 @@
-"""Sizes of a network from the `config.json` that was released with its weights."""
+"""Reads the sizes of a network from the `config.json` released with its weights."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-# What is not text-to-video Wan2.1: key -> the only value served.
+# Keys by which other networks differ from text-to-video Wan2.1, and the only value supported.
 _DIFFUSERS_ONLY = {
     "cross_attn_norm": True,
     "qk_norm": "rms_norm_across_heads",
@@ -18,10 +18,10 @@ _DIFFUSERS_ONLY = {
 _ORIGINAL_ONLY = {"model_type": "t2v", "qk_norm": True, "cross_attn_norm": True}
 
 
-def network_sizes(path: Path) -> dict[str, Any]:
-    """Fields of `spec.Transformer` from a `WanTransformer3DModel`'s (diffusers) or a `WanModel`'s config.
+def read_network_sizes(path: Path) -> dict[str, Any]:
+    """Returns the fields of `spec.Transformer` from the config of a diffusers or an original Wan model.
 
-    Raises ValueError naming the key that is missing or means another network than is served here.
+    Raises ValueError naming a key that is missing or that belongs to an unsupported network.
     """
     config = read_config(path)
     kind = config.get("_class_name")
@@ -40,7 +40,7 @@ def network_sizes(path: Path) -> dict[str, Any]:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """A `config.json`. Raises ValueError naming the file."""
+    """Reads a `config.json`. Raises ValueError naming the file."""
     try:
         config = json.loads(path.read_bytes())
     except OSError as error:
@@ -48,7 +48,7 @@ def read_config(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{path}: not JSON: {error}") from error
     if not isinstance(config, dict):
-        raise ValueError(f"{path}: must hold a table of values")
+        raise ValueError(f"{path}: must hold a JSON object")
     return config
 
 
@@ -76,7 +76,7 @@ def _original(config: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "in_channels": config["in_dim"],
         "out_channels": config["out_dim"],
-        # The original release leaves these two to its code.
+        # The original release defines these two in its code.
         "patch_size": config.get("patch_size", (1, 2, 2)),
         "text_dim": config.get("text_dim", 4096),
         "heads": heads,
@@ -92,5 +92,5 @@ def _require(config: Mapping[str, Any], only: Mapping[str, Any]) -> None:
     for key, value in only.items():
         if (found := config.get(key, value)) != value:
             raise ValueError(
-                f"{key}: must be {value!r}, not {found!r}: text-to-video Wan2.1 only is served here"
+                f"{key}: must be {value!r}, not {found!r}: only text-to-video Wan2.1 is supported"
             )

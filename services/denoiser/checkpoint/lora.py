@@ -1,7 +1,7 @@
-"""Adapters (LoRA): files of small changes to a network's weights, merged into them when it is loaded.
+"""Adapters (LoRA): files of small changes to the weights of a network, merged into them at load time.
 
 A file holds, for some of the parameters, two factors whose product is added (`down`, `up`), or the whole
-difference (`diff`). Read as diffusers and PEFT write them, and as LightX2V and Kohya's tools do:
+difference (`diff`). The formats of diffusers and PEFT, of LightX2V and of Kohya's tools are supported:
 
     transformer.blocks.0.attn1.to_q.lora_A.weight, .lora_B.weight            diffusers, PEFT
     diffusion_model.blocks.0.self_attn.q.lora_down.weight, .lora_up.weight   LightX2V; .alpha if not the rank
@@ -23,18 +23,18 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from services.denoiser.checkpoint.names import original_name, without_prefix
+from services.contract.safetensors_header import SafetensorsHeader
+from services.denoiser.checkpoint.names import strip_prefix, to_original_name
 from services.denoiser.checkpoint.weights import (
-    Header,
     WeightsError,
     read_header,
     read_tensors,
-    verified_digest,
+    verify_digest,
     weight_files,
 )
 
 Part = Literal["down", "up", "alpha", "diff"]
-_SUFFIXES: tuple[tuple[str, Part, str], ...] = (  # in the file; what it is; of which tensor of the module
+_SUFFIXES: tuple[tuple[str, Part, str], ...] = (  # name in the file, part, name of the changed tensor
     (r"\.lora_(A|down)(\.default)?\.weight$", "down", ".weight"),
     (r"\.lora_(B|up)(\.default)?\.weight$", "up", ".weight"),
     (r"\.alpha$", "alpha", ".weight"),
@@ -46,15 +46,15 @@ _SUFFIXES: tuple[tuple[str, Part, str], ...] = (  # in the file; what it is; of 
 
 @dataclass(frozen=True)
 class _Change:
-    """What is added to one parameter: factor * up @ down, or the whole difference."""
+    """Change of one parameter: factor * up @ down, or the whole difference."""
 
     diff: Tensor | None = None
     up: Tensor | None = None  # [out, r]
     down: Tensor | None = None  # [r, in]
     factor: float = 1.0  # alpha / r
 
-    def of(self, weight: Tensor) -> Tensor:
-        """The change in float32, in the weight's shape and on its device."""
+    def compute(self, weight: Tensor) -> Tensor:
+        """Returns the change in float32, with the shape and on the device of `weight`."""
         if self.diff is not None:
             return self.diff.to(weight.device).float()
         assert self.up is not None
@@ -65,11 +65,11 @@ class _Change:
 
 @dataclass(frozen=True)
 class Adapter:
-    """What of an adapter is part of the identity of latents.
+    """Properties of an adapter that are part of the identity of latents.
 
     Attributes:
         digest: SHA-256 of the file, lower-case hex.
-        scale: how strongly it is merged; 1 is as trained.
+        scale: Factor with which the adapter is merged; 1 is as trained.
     """
 
     id: str
@@ -78,7 +78,7 @@ class Adapter:
 
 
 class Lora:
-    """An adapter's changes, checked against the network and in memory as stored."""
+    """Changes of one adapter, checked against the network, in their stored types."""
 
     def __init__(self, adapter: Adapter, changes: Mapping[str, _Change]) -> None:
         self.adapter = adapter
@@ -94,55 +94,57 @@ class Lora:
         scale: float = 1.0,
         sha256: str | None = None,
     ) -> Lora:
-        """Reads a safetensors file. Raises WeightsError where it does not fit the network, naming the tensor.
+        """Reads a safetensors file. Raises WeightsError that names a tensor which does not fit the network.
 
         Args:
-            expected: shape of every parameter of the network.
+            expected: Shape of every parameter of the network.
         """
         file, *others = weight_files(path)
         if others:
-            raise WeightsError(path, "an adapter is one safetensors file")
+            raise WeightsError(path, "an adapter must be one safetensors file")
         header = read_header(file)
-        places = _places(file, header, expected)
-        digest = verified_digest(file, sha256)
+        places = _locate_parameters(file, header, expected)
+        digest = verify_digest(file, sha256)
         parts: dict[str, dict[Part, Tensor]] = {}
         for name, tensor in read_tensors(file):
             parameter, part = places[name]
             parts.setdefault(parameter, {})[part] = tensor
-        alpha = _written_alpha(file, header)
-        changes = {name: _change(file, name, found, expected[name], alpha) for name, found in parts.items()}
+        alpha = _read_alpha(file, header)
+        changes = {
+            name: _create_change(file, name, found, expected[name], alpha) for name, found in parts.items()
+        }
         return cls(Adapter(id, digest, scale), changes)
 
-    def merged(self, name: str, weight: Tensor) -> Tensor:
-        """A parameter with its change, in float32; as it was where the adapter leaves it alone."""
+    def merge(self, name: str, weight: Tensor) -> Tensor:
+        """Returns a parameter with its change, in float32; unchanged if the adapter does not contain it."""
         change = self._changes.get(name)
-        return weight if change is None else weight.float() + self.adapter.scale * change.of(weight)
+        return weight if change is None else weight.float() + self.adapter.scale * change.compute(weight)
 
 
-def _places(file: Path, header: Header, expected: Iterable[str]) -> dict[str, tuple[str, Part]]:
-    """For every tensor of the file: the parameter it changes, and which part of the change it is."""
+def _locate_parameters(
+    file: Path, header: SafetensorsHeader, expected: Iterable[str]
+) -> dict[str, tuple[str, Part]]:
+    """Returns for every tensor of the file the parameter that it changes, and its part of the change."""
     known: dict[str, str] = {}
     for name in expected:
-        original = original_name(name)
+        original = to_original_name(name)
         module, _, leaf = original.rpartition(".")
         known |= {name: name, original: name, f"lora_unet_{module.replace('.', '_')}.{leaf}": name}
     places: dict[str, tuple[str, Part]] = {}
-    for name in header.entries:
+    for name in (tensor.name for tensor in header.tensors):
         for pattern, part, leaf in _SUFFIXES:
-            module, count = re.subn(pattern, "", without_prefix(name))
+            module, count = re.subn(pattern, "", strip_prefix(name))
             if count and (parameter := known.get(module + leaf)):
                 places[name] = (parameter, part)
                 break
         else:
-            raise WeightsError(
-                file, f"tensor {name}: changes no parameter of this network that is known here"
-            )
+            raise WeightsError(file, f"tensor {name}: changes no known parameter of this network")
     if len(set(places.values())) < len(places):
-        raise WeightsError(file, "two of its tensors say the same of one parameter")
+        raise WeightsError(file, "two of its tensors hold the same part of one parameter")
     return places
 
 
-def _change(
+def _create_change(
     file: Path, name: str, parts: Mapping[Part, Tensor], shape: torch.Size, alpha: float | None
 ) -> _Change:
     found = {part: list(tensor.shape) for part, tensor in parts.items()}
@@ -151,9 +153,7 @@ def _change(
             raise WeightsError(file, f"difference of {name}: shape {found['diff']}, expected {list(shape)}")
         return _Change(diff=parts["diff"])
     if set(parts) - {"alpha"} != {"down", "up"}:
-        raise WeightsError(
-            file, f"change of {name}: has {sorted(parts)}, expected down and up, or diff alone"
-        )
+        raise WeightsError(file, f"change of {name}: has {sorted(parts)}, expected down and up, or only diff")
     up, down = parts["up"], parts["down"]
     rank = down.shape[0] if down.ndim else 0
     inner = shape[1:].numel()
@@ -170,11 +170,11 @@ def _change(
     return _Change(up=up, down=down, factor=1.0 if alpha is None else alpha / rank)
 
 
-def _written_alpha(file: Path, header: Header) -> float | None:
-    """The alpha that diffusers notes beside the tensors; None: the rank of each change."""
+def _read_alpha(file: Path, header: SafetensorsHeader) -> float | None:
+    """Returns the alpha in diffusers' metadata; None means that alpha is the rank of each change."""
     try:
-        noted = json.loads(header.metadata.get("lora_adapter_metadata", "{}"))
-        settings = {key.removeprefix("transformer."): value for key, value in noted.items()}
+        adapter_metadata = json.loads(header.metadata.get("lora_adapter_metadata", "{}"))
+        settings = {key.removeprefix("transformer."): value for key, value in adapter_metadata.items()}
         alpha = settings.get("lora_alpha")
         found = None if alpha is None else float(alpha)
     except (ValueError, TypeError, AttributeError) as error:

@@ -1,4 +1,4 @@
-"""How released files spell Wan's parameters: as diffusers, which is our way, or as the original release."""
+"""Names of Wan's parameters in released files: those of diffusers, used here, and of the original release."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ _RULES = tuple(
         (r"\.attn2\.", ".cross_attn."),
         (r"\.to_([qkv])\.", r".\1."),
         (r"\.to_out\.0\.", ".o."),
-        # The original counts the norms otherwise; only this one has parameters.
+        # The original numbers the norms differently; only this one has parameters.
         (r"\.norm2\.", ".norm3."),
         (r"\.ffn\.net\.0\.proj\.", ".ffn.0."),
         (r"\.ffn\.net\.2\.", ".ffn.2."),
     )
 )
-# What tools put before the names of a whole network.
+# Prefixes that tools add to the names of a whole network.
 _PREFIXES = ("model.diffusion_model.", "diffusion_model.", "base_model.model.", "transformer.", "model.")
 
 
-def original_name(name: str) -> str:
-    """What the original release calls a parameter: blocks.0.attn1.to_q.bias -> blocks.0.self_attn.q.bias."""
+def to_original_name(name: str) -> str:
+    """Returns the name in the original release: blocks.0.attn1.to_q.bias -> blocks.0.self_attn.q.bias."""
     for ours, original in _RULES:
         name = ours.sub(original, name)
     return name
 
 
-def without_prefix(name: str) -> str:
-    """A name without what a tool put before it."""
+def strip_prefix(name: str) -> str:
+    """Returns a name without the prefix of a tool."""
     return next((name.removeprefix(p) for p in _PREFIXES if name.startswith(p)), name)
 
 
-def renamer(parameters: Iterable[str]) -> Callable[[str], str]:
-    """A function from any spelling of these parameters to ours; other names come back as they are."""
-    known = {spelling: name for name in parameters for spelling in (original_name(name), name)}
-    return lambda name: known.get(without_prefix(name), name)
+def build_renamer(parameters: Iterable[str]) -> Callable[[str], str]:
+    """Returns a function that maps any spelling of these parameters to ours and leaves other names as is."""
+    known = {spelling: name for name in parameters for spelling in (to_original_name(name), name)}
+    return lambda name: known.get(strip_prefix(name), name)

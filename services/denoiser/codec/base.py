@@ -1,4 +1,4 @@
-"""The port: what a codec does, and the shape of its latents."""
+"""Interface of codecs, and the shape of their latents."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from services.contract.identity import latent_shape
 
 @dataclass(frozen=True)
 class Geometry:
-    """How a codec folds a video.
+    """Sizes by which a codec folds a video.
 
     Attributes:
-        temporal_factor: frames a latent frame.
-        spatial_factor: pixels a latent pixel, along height and width.
-        causal: the first frame is a latent frame of its own.
+        temporal_factor: Frames per latent frame.
+        spatial_factor: Pixels per latent cell, along height and width.
+        causal: Whether the first frame is coded alone.
     """
 
     latent_channels: int
@@ -26,7 +26,7 @@ class Geometry:
     causal: bool
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
-        """(C, T, H, W) of the latents of a video. Raises ValueError where the codec cannot fold the size."""
+        """Returns (C, T, H, W) of the latents of a video. Raises ValueError for a size that does not fold."""
         rest = frames - 1 if self.causal else frames
         if frames < 1 or rest % self.temporal_factor:
             rule = f"{'1 plus ' if self.causal else ''}a multiple of {self.temporal_factor}"
@@ -50,7 +50,7 @@ class Codec(Geometry, ABC):
     """Maps videos to latents and back.
 
     Attributes:
-        id: part of the identity of latents: another id means latents of another meaning.
+        id: Part of the identity of latents: latents of different ids are not interchangeable.
     """
 
     id: str

@@ -1,4 +1,4 @@
-"""H.264 mp4, in memory."""
+"""Encodes H.264 mp4 files in memory."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ MEDIA_TYPE = "video/mp4"
 
 
 def to_frames(video: Tensor, upscale: int = 1) -> NDArray[np.uint8]:
-    """RGB [3, T, H, W] in [-1, 1] -> frames uint8 [T, H*upscale, W*upscale, 3], each pixel repeated.
+    """Converts RGB [3, T, H, W] in [-1, 1] to frames uint8 [T, H*upscale, W*upscale, 3].
 
-    Values outside the range are clipped. Raises ValueError for another shape, or for NaN or infinity.
+    Pixels are repeated; values outside the range are clipped. Raises ValueError for another shape, NaN or
+    infinity.
     """
     if video.ndim != 4 or video.shape[0] != 3 or 0 in video.shape:
         raise ValueError(f"video: must be [3, frames, height, width], not {list(video.shape)}")
@@ -31,10 +32,13 @@ def to_frames(video: Tensor, upscale: int = 1) -> NDArray[np.uint8]:
 
 
 def encode_mp4(frames: NDArray[np.uint8], fps: float, upscale: int = 1) -> bytes:
-    """Frames uint8 [T, H, W, 3] -> an mp4 file (H.264, yuv420p) that plays while it loads.
+    """Encodes frames uint8 [T, H, W, 3] as an mp4 file (H.264, yuv420p) that plays while it loads.
 
     Args:
-        upscale: each pixel is repeated so often along rows and columns; height and width must then be even.
+        fps: Frames per second, above 0 and at most 240.
+        upscale: Number of times that each pixel is repeated along rows and columns.
+
+    Raises ValueError for other frames, and where the enlarged height or width is odd.
     """
     if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8 or 0 in frames.shape:
         raise ValueError(f"frames: must be uint8 [T, H, W, 3], not {frames.dtype} {list(frames.shape)}")
@@ -44,18 +48,18 @@ def encode_mp4(frames: NDArray[np.uint8], fps: float, upscale: int = 1) -> bytes
     if not 0 < fps <= 240:
         raise ValueError(f"fps: must be above 0 and at most 240, not {fps}")
     buffer = io.BytesIO()
-    # The index goes first, into room kept for it: +faststart would need a real file to read back.
-    room = {"moov_size": str(4096 + 64 * len(frames))}
-    with av.open(buffer, mode="w", format="mp4", options=room) as container:
+    # The index goes first, into space reserved for it: +faststart would need a real file to read back.
+    reserved = {"moov_size": str(4096 + 64 * len(frames))}
+    with av.open(buffer, mode="w", format="mp4", options=reserved) as container:
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        # crf keeps the quality whatever the preset; the fastest makes files a third larger in a fraction of
-        # the time, and somebody waits.
+        # crf fixes the quality for every preset; the fastest preset makes files a third larger in a fraction
+        # of the time, which is latency of the request.
         stream.options = {"crf": "18", "preset": "ultrafast"}
         stream.thread_count = 1  # the bytes do not depend on the machine's cores
-        converter = VideoReformatter()  # one for all frames: setting one up takes longer than using it
+        converter = VideoReformatter()  # one for all frames: creating one takes longer than using it
         for frame in frames:
-            # Enlarged while it is converted, so that each pixel keeps its own colour.
+            # Enlarged during the conversion, so that each pixel keeps its own colour.
             picture = converter.reformat(
                 av.VideoFrame.from_ndarray(frame, format="rgb24"),
                 width,

@@ -1,4 +1,4 @@
-"""The codec of small models: no network, nothing lost."""
+"""Codec of small models: lossless, without a network."""
 
 from __future__ import annotations
 

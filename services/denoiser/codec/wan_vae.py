@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from services.denoiser.checkpoint.config import read_config
-from services.denoiser.checkpoint.weights import check_weights, load_weights, verified_digest
+from services.denoiser.checkpoint.weights import check_weights, load_weights, verify_digest
 from services.denoiser.codec.base import Codec, Geometry
 
 
 def read_geometry(path: Path) -> Geometry:
-    """How the autoencoder of a `config.json` folds a video. Raises ValueError naming file and key."""
+    """Reads the geometry of an autoencoder from its `config.json`. Raises ValueError naming file and key."""
     config = read_config(path)
     if (kind := config.get("_class_name")) != "AutoencoderKLWan":
         raise ValueError(f"{path}: _class_name: must be AutoencoderKLWan, not {kind!r}")
@@ -25,7 +25,7 @@ def read_geometry(path: Path) -> Geometry:
     for key in ("latents_mean", "latents_std"):
         if len(config.get(key, ())) != channels:
             raise ValueError(f"{path}: {key}: must hold z_dim = {channels} values")
-    # Wan2.1's own config says nothing of the factors.
+    # The config of Wan2.1 does not contain the factors.
     return Geometry(
         latent_channels=channels,
         temporal_factor=config.get("scale_factor_temporal", 4),
@@ -35,9 +35,9 @@ def read_geometry(path: Path) -> Geometry:
 
 
 class WanVaeCodec(Codec):
-    """Latents are (z - mean) / std by channel, as Wan is trained on them. Computes in float32.
+    """Codec of Wan. Latents are (z - mean) / std by channel, as in Wan's training; computed in float32.
 
-    The id holds a digest of the weights and of the config: other means are other latents.
+    The id holds a digest of the weights and of the config, because other means give other latents.
     """
 
     def __init__(self, network: Any, geometry: Geometry, config: Mapping[str, Any], digest: str) -> None:
@@ -63,8 +63,8 @@ class WanVaeCodec(Codec):
         """Loads weights as diffusers saves them. Raises WeightsError, or ValueError for the config.
 
         Args:
-            tile: side in pixels of the tiles that larger videos are decoded in, overlapping by a quarter and
-                blended: less memory, nearly the same video. 0: always the whole frame.
+            tile: Side of the tiles in which larger videos are decoded, in pixels. Tiles overlap by a quarter
+                and are blended: less memory, nearly the same video. 0 decodes whole frames.
         """
         # Slow to import, and only models with this codec need it.
         from diffusers import AutoencoderKLWan
@@ -74,8 +74,8 @@ class WanVaeCodec(Codec):
         with torch.device("meta"):
             network = autoencoder.from_config(settings)
         expected = {name: tensor.shape for name, tensor in network.state_dict().items()}
-        check_weights(weights, expected)  # before the digest, which takes longer and says less
-        digest = verified_digest(weights, sha256)
+        check_weights(weights, expected)  # before the digest, which takes longer and is less specific
+        digest = verify_digest(weights, sha256)
         network.load_state_dict(load_weights(weights, expected, device=device), assign=True)
         network.eval().requires_grad_(False)
         if tile:

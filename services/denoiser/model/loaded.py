@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from services.denoiser.checkpoint.lora import Adapter, Lora
-from services.denoiser.checkpoint.names import renamer
-from services.denoiser.checkpoint.weights import check_weights, load_weights, verified_digest
+from services.denoiser.checkpoint.names import build_renamer
+from services.denoiser.checkpoint.weights import check_weights, load_weights, verify_digest
 from services.denoiser.codec import Codec, SpaceToDepthCodec
 from services.denoiser.codec.wan_vae import WanVaeCodec
 from services.denoiser.model.spec import ModelSpec, SpaceToDepth, load_spec
@@ -88,12 +88,12 @@ class LoadedModel:
 
         def convert(name: str, tensor: Tensor) -> Tensor:
             for lora in loras:
-                tensor = lora.merged(name, tensor)
+                tensor = lora.merge(name, tensor)
             return tensor.to(parameter_dtype(name, target))
 
-        rename = renamer(expected)
-        check_weights(weights, expected, rename)  # before the digest, which takes longer and says less
-        digest = verified_digest(weights, spec.weights.sha256)
+        rename = build_renamer(expected)
+        check_weights(weights, expected, rename)  # before the digest, which takes longer and is less specific
+        digest = verify_digest(weights, spec.weights.sha256)
         state = load_weights(weights, expected, rename=rename, convert=convert, device=device)
         network.load_state_dict(state, assign=True)
         return cls(

@@ -1,4 +1,4 @@
-"""A model is one TOML file: what it is, which weights, how it is sampled, what it accepts."""
+"""Model files: one TOML file describes a model, its weights, its sampling and the requests it accepts."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from pydantic import (
     model_validator,
 )
 
-from services.contract.schedule import schedule_fault
-from services.denoiser.checkpoint.config import network_sizes
+from services.contract.schedule import find_schedule_fault
+from services.denoiser.checkpoint.config import read_network_sizes
 from services.denoiser.codec import Geometry, SpaceToDepthCodec
 from services.denoiser.codec.wan_vae import read_geometry
 from services.denoiser.network.positions import position_count
@@ -31,7 +31,7 @@ Positive = Annotated[int, Field(gt=0)]
 
 
 class SpecError(ValueError):
-    """A model file that cannot be used; the message names file, field and what is expected."""
+    """A model file that cannot be used; the message names the file, the field and the expected value."""
 
 
 class _Section(BaseModel):
@@ -39,12 +39,13 @@ class _Section(BaseModel):
 
 
 class Source(_Section):
-    """Where weights lie, and their digest.
+    """Location and digest of weights.
 
-    `file` is a path relative to the model file, or `hf://owner/name@revision/path` for what was downloaded
-    from the hub: a safetensors file, a `*.safetensors.index.json`, or a folder with either. `sha256` is
-    `weights.weights_digest`, that of the files' bytes in name order; it may be left out where the revision is
-    a commit, which pins the content as well.
+    Attributes:
+        file: Path relative to the model file, or `hf://owner/name@revision/path` for a download from the hub:
+            a safetensors file, a `*.safetensors.index.json`, or a folder with either.
+        sha256: Digest of the files' bytes in name order (`weights.weights_digest`). Optional if the revision
+            is a commit, which pins the content as well.
     """
 
     file: Annotated[str, Field(min_length=1)]
@@ -54,21 +55,21 @@ class Source(_Section):
     def _pinned(self) -> Source:
         if self.sha256 is None and not re.match(r"hf://[^@]+@[0-9a-f]{40}(/|$)", self.file):
             raise ValueError(
-                "sha256: missing; it may be left out for hf://owner/name@<40 hex digits of a commit>"
+                "sha256: missing; it is optional only for hf://owner/name@<40 hex digits of a commit>"
             )
         return self
 
     def find(self, folder: Path) -> Path:
-        """The files on this machine. Raises SpecError that says how to get what is missing."""
+        """Returns the path on this machine. Raises SpecError that says how to download a missing file."""
         return _find(self.file, folder)
 
 
 class Weights(Source):
-    """Of the transformer, as diffusers or as the original release names them."""
+    """Weights of the transformer, with the names of diffusers or of the original release."""
 
 
 class Adapter(Source):
-    """A LoRA, merged into the weights when they are loaded; part of the identity of latents."""
+    """A LoRA, merged into the weights at load time; part of the identity of latents."""
 
     id: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
     scale: Annotated[float, Field(allow_inf_nan=False)] = 1.0
@@ -77,8 +78,13 @@ class Adapter(Source):
 class Transformer(_Section):
     """Sizes of the network, as in `WanConfig`.
 
-    `sizes`, a location like a weights file's, brings those of a released `config.json`; what is written
-    beside it counts more.
+    Attributes:
+        sizes: Location of a released `config.json`, given like that of a weights file, from which the sizes
+            are read; fields of the model file override it.
+        dtype: Type in which the network computes; latents are always float32. Not part of the identity of
+            latents: it changes them by rounding, as another device does, but not in their meaning.
+        prediction: Output of the network: v = noise - data, or the data, and then v = (x - data) / sigma.
+        position_order: Order of the position basis added to the input channels (positions.py); 0 for none.
     """
 
     architecture: Literal["wan"]
@@ -93,12 +99,8 @@ class Transformer(_Section):
     text_dim: Positive
     freq_dim: Annotated[int, Field(gt=0, multiple_of=2)] = 256
     eps: Annotated[float, Field(gt=0)] = 1e-6
-    # What the network computes in; latents are float32 always. Not part of the identity of latents: it
-    # changes them by rounding, as another device does, not in what they mean.
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    # What the network says: v = noise - data, or the data itself, and then v = (x - data) / sigma.
     prediction: Literal["velocity", "data"] = "velocity"
-    # Order of the position basis that enters beside the latents (see positions.py); 0 is none.
     position_order: Annotated[int, Field(ge=0, le=8)] = 0
 
     @model_validator(mode="before")
@@ -106,7 +108,7 @@ class Transformer(_Section):
     def _released_sizes(cls, given: Any, info: ValidationInfo) -> Any:
         if not isinstance(given, dict) or not isinstance(given.get("sizes"), str):
             return given
-        return network_sizes(_find(given["sizes"], _folder(info))) | given
+        return read_network_sizes(_find(given["sizes"], _folder(info))) | given
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -119,13 +121,23 @@ class Transformer(_Section):
 
 
 class Text(_Section):
-    """Which encoder's token states condition the model, and how they are laid out."""
+    """Text conditioning of the model.
+
+    Attributes:
+        encoder_id: Encoder whose token states condition the model.
+        encoder: That encoder in the form of the embedder's settings, "umt5:path"; read by `chorus up`, not by
+            the denoiser.
+        lexicon: File of synonyms in the model's world, a path relative to the model file; likewise read by
+            `chorus up`.
+        max_tokens: Upper bound on the tokens of a prompt; further ones are dropped.
+        attend_padding: Whether the text is padded to `max_tokens` with zeros that the model attends to, as in
+            Wan; other models never see padding.
+    """
 
     encoder_id: Annotated[str, Field(min_length=1)]
-    # How the embedder's settings write that encoder, "umt5:path"; read by `chorus up`, not by the denoiser.
     encoder: Annotated[str | None, Field(min_length=1)] = None
+    lexicon: Annotated[str | None, Field(min_length=1)] = None
     max_tokens: Positive
-    # Wan pads the text to `max_tokens` with zeros and attends to them; other models never see padding.
     attend_padding: bool
 
 
@@ -140,10 +152,14 @@ class SpaceToDepth(_Section):
 
 
 class WanVae(Source):
-    """`AutoencoderKLWan` as diffusers saves it, with its config.json beside the weights."""
+    """`AutoencoderKLWan` as diffusers saves it, with config.json in the folder of the weights.
+
+    Attributes:
+        tile: Videos larger than this, in pixels, are decoded in blended tiles of this size, which takes less
+            memory. 0 decodes whole frames.
+    """
 
     kind: Literal["wan-vae"]
-    # Decodes videos larger than this in tiles of so many pixels, blended: less memory. 0: never.
     tile: Annotated[int, Field(ge=0, multiple_of=32)] = 0
     _geometry: Geometry = PrivateAttr()
 
@@ -153,7 +169,7 @@ class WanVae(Source):
         return self
 
     def config_file(self, folder: Path) -> Path:
-        """The config.json beside the weights; raises SpecError."""
+        """Returns the path of config.json. Raises SpecError."""
         path = self.find(folder)
         return (path if path.is_dir() else path.parent) / "config.json"
 
@@ -163,20 +179,25 @@ class WanVae(Source):
 
 
 class Schedule(_Section):
-    """`sigmas` is the default; otherwise n steps are `common.schedule.shifted_schedule(n, shift)`."""
+    """Noise schedule of the model.
+
+    Attributes:
+        sigmas: Default noise levels.
+        shift: Shift of schedules with another number of steps, see `contract.schedule.shifted_schedule`.
+    """
 
     sigmas: tuple[float, ...]
     shift: Annotated[float, Field(gt=0)]
 
     @model_validator(mode="after")
     def _decreasing(self) -> Schedule:
-        if fault := schedule_fault(self.sigmas):
+        if fault := find_schedule_fault(self.sigmas):
             raise ValueError(f"sigmas {fault}")
         return self
 
 
 class Bound(_Section):
-    """Inclusive; valid values are min, min + multiple, ..."""
+    """Inclusive range; valid values are min, min + multiple, ..."""
 
     min: Positive
     max: Positive
@@ -189,7 +210,7 @@ class Bound(_Section):
         return self
 
     def fault(self, value: int) -> str | None:
-        """What is wrong with a value, in words, or None."""
+        """Returns a description of what is wrong with a value, or None."""
         if self.min <= value <= self.max and (value - self.min) % self.multiple == 0:
             return None
         if self.min == self.max:
@@ -206,7 +227,11 @@ class Bounds(_Section):
 
 
 class Video(_Section):
-    """Defaults of a request and of its mp4; each pixel is shown `upscale` times in both directions."""
+    """Defaults of a request and of its mp4.
+
+    Attributes:
+        upscale: Number of times that each pixel is repeated in both directions in the mp4.
+    """
 
     frames: Positive
     height: Positive
@@ -216,7 +241,7 @@ class Video(_Section):
 
 
 class ModelSpec(_Section):
-    """Everything about a model but its tensors."""
+    """Description of a model without its tensors."""
 
     id: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
     weights: Weights
@@ -244,14 +269,16 @@ class ModelSpec(_Section):
         shape = codec.latent_shape(self.video.frames, self.video.height, self.video.width)
         for axis, size, patch in zip(("frames", "height", "width"), shape[1:], net.patch_size, strict=True):
             if size % patch:
-                raise ValueError(f"video.{axis}: {size} latent cells are no multiple of the patch's {patch}")
+                raise ValueError(
+                    f"video.{axis}: {size} latent cells must be a multiple of the patch size {patch}"
+                )
         return self
 
 
 def load_spec(path: Path) -> ModelSpec:
-    """Read and validate a model file, and the config.json files it names.
+    """Reads and validates a model file, and the config.json files that it names.
 
-    Raises SpecError naming the file and every field at fault.
+    Raises SpecError naming the file and every invalid field.
     """
     try:
         return ModelSpec.model_validate(
@@ -267,7 +294,7 @@ def load_spec(path: Path) -> ModelSpec:
 
 
 def _folder(info: ValidationInfo) -> Path:
-    """The model file's: what relative paths start from."""
+    """Returns the folder of the model file, to which paths are relative."""
     return Path((info.context or {}).get("folder", "."))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from services.contract.schedule import schedule_fault
+from services.contract.schedule import find_schedule_fault
 
 
 def seeded_noise(seed: int, shape: Sequence[int]) -> Tensor:
@@ -45,7 +45,7 @@ def sample(
     Raises ValueError where `sigmas` is no schedule (services.contract.schedule) or `start_step` is not one of
     its steps.
     """
-    if fault := schedule_fault(sigmas):
+    if fault := find_schedule_fault(sigmas):
         raise ValueError(f"sigmas: {fault}")
     if not 0 <= start_step < len(sigmas) - 1:
         raise ValueError(f"start_step: must be 0 to {len(sigmas) - 2}, not {start_step}")

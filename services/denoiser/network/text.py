@@ -12,13 +12,13 @@ from services.denoiser.network.wan import TextKV
 
 @dataclass(frozen=True)
 class LayerAmplification:
-    """What one block's cross-attention does besides attending to the text: a `CrossAttention`.
+    """Amplified cross-attention of one block; a `CrossAttention`.
 
-    Args:
+    Attributes:
         bias: [L], added to the logits of the text keys.
-        other: keys and values of another text, [B, heads, M, head_dim] each.
-        strength: how much of the difference from that text's output is added to this one's.
-        gate: [N] in 0..1, by which each video token's bias or difference is multiplied; None is 1.
+        other: Keys and values of another text, [B, heads, M, head_dim] each.
+        strength: Factor with which the difference from the other text's output is added.
+        gate: [N], 0 to 1, factor of each video token's bias or difference; None means 1.
     """
 
     bias: Tensor | None = None
@@ -40,7 +40,7 @@ class LayerAmplification:
 
 @dataclass(frozen=True)
 class AmplifiedText:
-    """What cross-attention reads: every block's keys and values, and what is done to them."""
+    """Input of cross-attention: keys and values of every block, and the blocks' amplification."""
 
     kv: TextKV
     layers: tuple[LayerAmplification | None, ...] | None = None

@@ -1,8 +1,8 @@
 """The Wan video diffusion transformer in plain torch, on tokens.
 
-Same parameters, by name and shape, as diffusers' `WanTransformer3DModel` (text-to-video), so its
-checkpoints load. Unlike there, `forward` takes tokens with their own rotary angles instead of a whole
-video: a caller may pass any subset of a video's tokens.
+It has the same parameters, by name and shape, as diffusers' `WanTransformer3DModel` (text-to-video), so its
+checkpoints load. Unlike diffusers', its `forward` takes tokens with their own rotary angles instead of a
+whole video: a caller may pass any subset of a video's tokens.
 
 Shapes: B batch, N video tokens, L text tokens, D = heads * head_dim, P = pt*ph*pw positions a patch.
 Source: Wan, arXiv 2503.20314.
@@ -19,19 +19,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Part of the names of parameters that stay in float32 whatever the network computes in, as in diffusers.
+# Parts of the names of parameters that stay in float32 for every type of computation, as in diffusers.
 _FLOAT32 = {"time_embedder", "norm2", "scale_shift_table"}
 
 TextKV = tuple[tuple[Tensor, Tensor], ...]  # per block: keys and values, each [B, heads, L, head_dim]
 Grid = tuple[int, int, int]  # tokens along time, height, width
-# Told of a block's number, and of its watched heads the cross-attention queries [B, h, N, head_dim] and text
-# keys [B, h, L, head_dim].
+# Called with the number of a block, and the cross-attention queries [B, h, N, head_dim] and text keys
+# [B, h, L, head_dim] of its observed heads.
 AttentionObserver = Callable[[int, Tensor, Tensor], None]
-# How a block attends to the text: queries [B, heads, N, head_dim], keys and values [B, heads, L, head_dim], a
-# bias broadcast to [B, heads, N, L] -> [B, heads, N, head_dim].
+# Computes a block's attention to the text: queries [B, heads, N, head_dim], keys and values
+# [B, heads, L, head_dim], a bias broadcast to [B, heads, N, L] -> [B, heads, N, head_dim].
 CrossAttention = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
-# So many heads are watched in all, however large the network is.
+# Number of observed heads, whatever the size of the network.
 _WATCHED_HEADS = 8
 
 
@@ -61,8 +61,11 @@ class WanConfig:
 
     @property
     def watched_heads(self) -> dict[int, list[int]]:
-        """By block, the heads that tell where words act: of the middle third, where words have found their
-        places, and few of them, spread evenly, so that being watched costs next to nothing."""
+        """Heads whose attention shows where words act, by block.
+
+        They belong to the middle third of the blocks, where words have found their places. They are few and
+        spread evenly, so that observing them costs next to nothing.
+        """
         first = self.layers // 3
         blocks = range(first, max(first + 1, 2 * self.layers // 3))
         every = [(block, head) for block in blocks for head in range(self.heads)]
@@ -72,12 +75,12 @@ class WanConfig:
 
 
 def parameter_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
-    """The type in which a parameter is kept when the network computes in `dtype`."""
+    """Returns the type in which a parameter is stored if the network computes in `dtype`."""
     return torch.float32 if _FLOAT32 & set(name.split(".")) else dtype
 
 
 def patchify(latents: Tensor, patch: tuple[int, int, int]) -> Tensor:
-    """[B, C, T, H, W] -> tokens [B, N, C*P]; tokens run over time, then rows, then columns."""
+    """Converts [B, C, T, H, W] to tokens [B, N, C*P], ordered by time, then rows, then columns."""
     b, c, t, h, w = latents.shape
     pt, ph, pw = patch
     x = latents.reshape(b, c, t // pt, pt, h // ph, ph, w // pw, pw)
@@ -85,7 +88,7 @@ def patchify(latents: Tensor, patch: tuple[int, int, int]) -> Tensor:
 
 
 def unpatchify(tokens: Tensor, grid: Grid, patch: tuple[int, int, int]) -> Tensor:
-    """The inverse of `patchify`: tokens [B, N, C*P] -> [B, C, T, H, W]."""
+    """Inverts `patchify`: tokens [B, N, C*P] -> [B, C, T, H, W]."""
     b = tokens.shape[0]
     (gt, gh, gw), (pt, ph, pw) = grid, patch
     x = tokens.reshape(b, gt, gh, gw, -1, pt, ph, pw)
@@ -93,7 +96,7 @@ def unpatchify(tokens: Tensor, grid: Grid, patch: tuple[int, int, int]) -> Tenso
 
 
 def rope_table(config: WanConfig, grid: Grid) -> tuple[Tensor, Tensor]:
-    """Rotary cosines and sines of every token of a grid, float32 [N, head_dim] each.
+    """Returns rotary cosines and sines of every token of a grid, float32 [N, head_dim] each.
 
     A head's channels split into time, height and width parts; each pair of channels shares an angle.
     """
@@ -110,13 +113,13 @@ def rope_table(config: WanConfig, grid: Grid) -> tuple[Tensor, Tensor]:
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate channel pairs of x [B, heads, N, head_dim] by angles [B or none, 1, N, head_dim]."""
+    """Rotates channel pairs of x [B, heads, N, head_dim] by angles [B or none, 1, N, head_dim]."""
     turned = torch.stack((-x[..., 1::2], x[..., 0::2]), dim=-1).flatten(-2)
     return (x.float() * cos + turned.float() * sin).type_as(x)
 
 
 def _modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
-    """Layer norm without weights, then the adaptive shift and scale [B, 1, D]; in float32."""
+    """Applies a layer norm without weights, then adaptive shift and scale [B, 1, D], in float32."""
     return (F.layer_norm(x.float(), x.shape[-1:], eps=eps) * (1 + scale) + shift).type_as(x)
 
 
@@ -256,9 +259,9 @@ class ConditionEmbedder(nn.Module):
 
 
 class WanTransformer(nn.Module):
-    """The network, for rectified flow: the velocity v = noise - data of every given token.
+    """The network, for rectified flow: predicts the velocity v = noise - data of every given token.
 
-    A model may be trained to predict the data instead; the specification says so.
+    A model may be trained to predict the data instead; `Transformer.prediction` in its specification says so.
     """
 
     def __init__(self, config: WanConfig) -> None:
@@ -273,9 +276,9 @@ class WanTransformer(nn.Module):
         self.scale_shift_table = nn.Parameter(torch.randn(1, 2, config.dim) / config.dim**0.5)
 
     def encode_text(self, text: Tensor) -> TextKV:
-        """Text states [B, L, text_dim] -> every block's cross-attention keys and values.
+        """Converts text states [B, L, text_dim] to cross-attention keys and values of every block.
 
-        They depend on neither timestep nor video, so once per request is enough.
+        They depend on neither timestep nor video, so one call per request is enough.
         """
         states = self.condition_embedder.text_embedder(text)  # [B, L, D]
         return tuple(block.attn2.key_value(states) for block in self.blocks)  # type: ignore[union-attr,operator]
@@ -291,13 +294,14 @@ class WanTransformer(nn.Module):
         amplify: Sequence[CrossAttention | None] | None = None,
         on_attention: AttentionObserver | None = None,
     ) -> Tensor:
-        """Prediction for every token: its velocity.
+        """Predicts every token's velocity, [B, N, out_channels*P] in the layout of `patchify`.
 
-        tokens [B, N, in_channels*P] as `patchify` lays them out; rope_cos, rope_sin [N, head_dim] or
-        [B, N, head_dim], the rows of `rope_table` that belong to these tokens; key_bias [B, L] added to
-        the cross-attention logits (-inf hides padding) or None; timestep [B], 1000 * sigma; amplify, what
-        every block's cross-attention does besides.
-        Returns [B, N, out_channels*P], laid out as `patchify` does.
+        Args:
+            tokens: [B, N, in_channels*P] in the layout of `patchify`.
+            rope_cos, rope_sin: [N, head_dim] or [B, N, head_dim], rows of `rope_table` for these tokens.
+            key_bias: [B, L], added to the cross-attention logits (-inf hides padding), or None.
+            timestep: [B], 1000 * sigma.
+            amplify: Cross-attention of every block; None means the plain one.
         """
         x, modulation, embedding = self.begin(tokens, timestep)
         rope = (rope_cos.unsqueeze(-3), rope_sin.unsqueeze(-3))
@@ -308,7 +312,7 @@ class WanTransformer(nn.Module):
         return self.end(x, embedding)
 
     def begin(self, tokens: Tensor, timestep: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What the first block reads [B, N, D], blocks' modulation [B, 6, D] and time's embedding [B, D]."""
+        """Returns the first block's input [B, N, D], modulation [B, 6, D] and the time embedding [B, D]."""
         weight = self.patch_embedding.weight.flatten(1)  # [D, in_channels*P]
         x = F.linear(tokens, weight, self.patch_embedding.bias)
         embedding, modulation = self.condition_embedder.time(timestep)
@@ -325,17 +329,21 @@ class WanTransformer(nn.Module):
         amplify: Sequence[CrossAttention | None] | None = None,
         on_attention: AttentionObserver | None = None,
     ) -> Tensor:
-        """Some blocks in a row, x [B, N, D] -> [B, N, D]; `text_kv` and `amplify` are of these blocks."""
+        """Runs consecutive blocks, x [B, N, D] -> [B, N, D].
+
+        Args:
+            text_kv, amplify: Those of these blocks.
+        """
         watched = {} if on_attention is None else self.config.watched_heads
         for n, (i, text) in enumerate(zip(blocks, text_kv, strict=True)):
-            seen = None
+            observer = None
             if on_attention is not None and i in watched:
-                seen = partial(_observe_heads, on_attention, i, watched[i])
-            x = self.blocks[i](x, modulation, rope, text, bias, amplify[n] if amplify else None, seen)
+                observer = partial(_observe_heads, on_attention, i, watched[i])
+            x = self.blocks[i](x, modulation, rope, text, bias, amplify[n] if amplify else None, observer)
         return x
 
     def end(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """The prediction [B, N, out_channels*P] from what the last block wrote."""
+        """Computes the prediction [B, N, out_channels*P] from the last block's output."""
         shift, scale = (self.scale_shift_table + embedding.unsqueeze(1)).chunk(2, dim=1)
         out = self.proj_out(_modulate(x, shift, scale, self.config.eps))  # [B, N, P*out_channels]
         # diffusers writes channels last inside a patch; tokens here have them first.

@@ -1,4 +1,4 @@
-"""Token-Guided Attention Amplification: cross-attention that says what the target's prompt gained.
+"""Token-Guided Attention Amplification: stronger cross-attention to what the target's prompt gained.
 
 Amplification is data, not a mode. Its forms, of one block with text keys k_j and values v_j:
 
@@ -6,8 +6,8 @@ Amplification is data, not a mode. Its forms, of one block with text keys k_j an
 - bias: softmax(qkᵀ/√d + w·g_j), where g_j is how much token j is gained;
 - value gain: v_j · (1 + w·g_j), without normalising again.
 
-A gate over the queries, where there is one, keeps tokens outside the region as they are. With w = 0 nothing
-is added at all, so that off is exactly off.
+An optional gate over the queries leaves tokens outside the region unchanged. With w = 0 nothing is added, so
+that off is exactly off.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor
 from services.denoiser.network.text import AmplifiedText, LayerAmplification
 from services.denoiser.network.wan import TextKV
 
-Gained = Sequence[tuple[int, float]]  # positions among the target's tokens, and weights 0 to 1
+Gained = Sequence[tuple[int, float]]  # positions in the target's prompt, and weights from 0 to 1
 # Returns the text that cross-attention reads in a step, for the computed tokens [n]; None means all.
 StepText: TypeAlias = Callable[[int, Tensor | None], AmplifiedText]
 
@@ -52,15 +52,15 @@ def amplify_text(
     donor: TextKV | None = None,
     gate: Tensor | None = None,
 ) -> AmplifiedText:
-    """The text of a step that is amplified.
+    """Returns the amplified text of one step.
 
     Args:
-        gained: for bias and value gain. Positions beyond the text's tokens count nothing.
-        donor: the donor's prompt, encoded by the same network: for contrast.
-        gate: [n], 0 to 1, of the video tokens that the step computes; None is 1 everywhere. Values cannot be
-            gated, so value gain takes none.
+        gained: Used by bias and value gain. Positions past the last text token are ignored.
+        donor: The donor's prompt, encoded by the same network; used by contrast.
+        gate: [n], 0 to 1, for the video tokens that the step computes; None means 1. Value gain ignores it,
+            because values belong to text tokens.
 
-    Raises ValueError when contrast has no donor's prompt.
+    Raises ValueError for contrast without the donor's prompt.
     """
     strength, form = amplification.strength, amplification.form
     contrast = form == plan_pb2.AMPLIFICATION_FORM_CONTRAST
@@ -87,7 +87,7 @@ def amplify_text(
 
 
 def amplifies(amplification: plan_pb2.Amplification | None, step: int) -> bool:
-    """Whether a step is amplified."""
+    """Returns whether a step is amplified."""
     if amplification is None or amplification.strength == 0:
         return False
     end = amplification.end_step

@@ -1,7 +1,7 @@
-"""Where the tokens of a prompt act, told by cross-attention while a step is computed.
+"""Attention maps: where the tokens of a prompt act, recorded while a step is computed.
 
-The maps are recomputed from queries and keys beside the fused attention, which keeps no weights: for the few
-heads that the network lets be watched (`WanConfig.watched_heads`).
+The maps are recomputed from queries and keys, because the fused attention keeps no weights, and only for a
+few heads (`WanConfig.watched_heads`).
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from torch import Tensor
 
 
 class AttentionMaps:
-    """Collects the attention of every video token to every text token. Give `on_attention` to the network.
+    """Sums the attention of every video token to every text token. Pass `observe` as an AttentionObserver.
 
     Args:
-        tokens: how many text tokens are real; those behind them are padding, seen but not kept.
+        tokens: Number of text tokens before the padding; attention to the padding is not kept.
     """
 
     def __init__(self, tokens: int) -> None:
@@ -24,13 +24,18 @@ class AttentionMaps:
         self._sum: Tensor | None = None
 
     def observe(self, block: int, queries: Tensor, keys: Tensor) -> None:
-        """queries [1, h, N, d], keys [1, h, L, d], of the watched heads of one block."""
+        """Adds the attention of one block.
+
+        Args:
+            queries: [1, h, N, d], of the observed heads.
+            keys: [1, h, L, d].
+        """
         scale = 1 / math.sqrt(queries.shape[-1])
-        # Words first: a softmax over few words is an eighth of the time where places lie side by side.
+        # Text tokens come first: a softmax over them takes an eighth of the time if places are contiguous.
         weights = torch.softmax((keys[0] @ queries[0].mT).float() * scale, dim=1)
-        seen = weights[:, : self._tokens].sum(0)
-        self._sum = seen if self._sum is None else self._sum + seen
+        attention = weights[:, : self._tokens].sum(0)
+        self._sum = attention if self._sum is None else self._sum + attention
 
     def maps(self) -> Tensor | None:
-        """[L, N], unnormalised; None when nothing was seen."""
+        """Returns the maps, [L, N], not normalised; None if no attention was observed."""
         return self._sum

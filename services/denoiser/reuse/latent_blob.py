@@ -1,4 +1,4 @@
-"""Latents as the cache keeps them: a safetensors file of one tensor."""
+"""Latents as the cache stores them: a safetensors file with one tensor."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ import safetensors.torch
 from chorus_rpc.chunks import BlobFault
 from torch import Tensor
 
-from services.contract.safetensors_header import TensorHeader, safetensors_header
+from services.contract.safetensors_header import TensorHeader, parse_tensor_headers
 
 NAME = "latents"
 
 
 def pack_latents(latents: Tensor) -> bytes:
-    """Latents float32 [C, T, H, W] on the CPU as a blob; equal latents give equal bytes."""
+    """Packs latents, float32 [C, T, H, W] on the CPU; equal latents give equal bytes."""
     data: bytes = safetensors.torch.save({NAME: latents.contiguous()})
     return data
 
 
 def unpack_latents(data: bytes, shape: Sequence[int]) -> Tensor:
-    """Latents float32 of `shape` from a blob; nothing is allocated before its header fits.
+    """Unpacks latents, float32 of `shape`; nothing is allocated before the header matches.
 
     Raises BlobFault for another tensor, type or shape, and for NaN or infinity.
     """
     expected = TensorHeader(NAME, "F32", tuple(shape))
-    if (found := safetensors_header(data)) != [expected]:
+    if (found := parse_tensor_headers(data)) != [expected]:
         raise BlobFault(f"holds {found}, expected {expected}")
     try:
         latents: Tensor = safetensors.torch.load(data)[NAME]

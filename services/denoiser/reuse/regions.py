@@ -1,8 +1,8 @@
-"""Which tokens stage 2 computes. Pure functions on small tensors.
+"""Regions: the tokens that stage 2 computes. Pure functions on small tensors.
 
-Masks are bool [N] over a grid of tokens (T, H, W): over time, then rows, then columns, as `patchify` lays
-tokens out. Predictions are compared in one unit, the variance of the donor's own prediction, so that a
-threshold means the same at every noise level and for every codec.
+Masks are bool [N] over a grid of tokens (T, H, W): over time, then rows, then columns, as in `patchify`.
+Differences of predictions are divided by the variance of the donor's prediction, so that a threshold means
+the same at every noise level and for every codec.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from services.denoiser.network.wan import Grid
 
 
 def select_probe_tokens(grid: Grid, device: torch.device | str = "cpu") -> Tensor:
-    """Every fourth token: one of each 2 x 2 in rows and columns, int64, ascending.
+    """Returns every fourth token: one of each 2 x 2 in rows and columns, int64, ascending.
 
-    Which of the four it is changes from frame to frame, so that together the frames see every place.
+    The choice among the four changes from frame to frame, so that four frames cover every place.
     """
     frames, rows, columns = grid
     index = torch.arange(frames * rows * columns, device=device).view(grid)
@@ -29,7 +29,7 @@ def select_probe_tokens(grid: Grid, device: torch.device | str = "cpu") -> Tenso
 
 
 def compare_predictions(prediction: Tensor, donor: Tensor, variance: Tensor) -> Tensor:
-    """Mean square difference of predictions [n, D] for each token, in units of `variance`; [n]."""
+    """Returns the mean square difference of predictions [n, D] per token [n], in units of `variance`."""
     return (prediction - donor).square().mean(-1) / variance.clamp_min(1e-12)
 
 
@@ -45,45 +45,45 @@ def find_differing_region(
     """
     if probes is None:
         return dilate(_close_in_time(differences > threshold, grid), grid, dilation)
-    hot = torch.zeros(_count(grid), dtype=torch.bool, device=differences.device)
-    hot[probes] = differences > threshold
-    return _spread_over_time(dilate(hot, grid, max(1, dilation)), grid)
+    differing = torch.zeros(_count_tokens(grid), dtype=torch.bool, device=differences.device)
+    differing[probes] = differences > threshold
+    return _spread_over_time(dilate(differing, grid, max(1, dilation)), grid)
 
 
 def find_attended_region(
     maps: Tensor, weights: Sequence[tuple[int, float]], grid: Grid, *, threshold: float, dilation: int
 ) -> Tensor:
-    """Where some tokens of the donor's prompt acted.
+    """Returns the places where some tokens of the donor's prompt acted, bool [N].
 
     Args:
         maps: [L, N], 0 to 1: where each token acted.
-        weights: positions in the prompt, and how much each counts; positions beyond L count nothing.
-        threshold: of the largest attention, above which a place counts.
+        weights: Positions in the prompt, and their weights; positions of L or above are ignored.
+        threshold: Share of the largest attention above which a place belongs to the region.
     """
-    total = torch.zeros(_count(grid), device=maps.device)
+    total = torch.zeros(_count_tokens(grid), device=maps.device)
     for position, weight in weights:
         if position < len(maps):
             total = torch.maximum(total, weight * maps[position])
     largest = total.max()
-    hot = total > threshold * largest if largest > 0 else torch.zeros_like(total, dtype=torch.bool)
-    return dilate(_close_in_time(hot, grid), grid, dilation)
+    attended = total > threshold * largest if largest > 0 else torch.zeros_like(total, dtype=torch.bool)
+    return dilate(_close_in_time(attended, grid), grid, dilation)
 
 
 def refine_region(
     active: Tensor, differences: Tensor, grid: Grid, *, threshold: float, dilation: int
 ) -> Tensor:
-    """The part of `active` that still differs from the donor, with its surroundings.
+    """Returns the part of `active` that still differs from the donor, with its surroundings, bool [N].
 
     Args:
         differences: [n], of the active tokens in order.
     """
-    hot = torch.zeros_like(active)
-    hot[active] = differences > threshold
-    return active & dilate(_close_in_time(hot, grid), grid, dilation)
+    differing = torch.zeros_like(active)
+    differing[active] = differences > threshold
+    return active & dilate(_close_in_time(differing, grid), grid, dilation)
 
 
 def dilate(mask: Tensor, grid: Grid, by: int) -> Tensor:
-    """The mask and `by` tokens around it, in rows and columns of the same frame."""
+    """Returns the mask grown by `by` tokens, in rows and columns of the same frame."""
     if by == 0:
         return mask
     padded = F.max_pool3d(mask.view(1, 1, *grid).float(), (1, 2 * by + 1, 2 * by + 1), 1, (0, by, by))
@@ -91,9 +91,9 @@ def dilate(mask: Tensor, grid: Grid, by: int) -> Tensor:
 
 
 def compute_edge_weights(mask: Tensor, grid: Grid) -> Tensor:
-    """How much of a step's result each token takes: 1 inside, less at the edge, 0 outside; float32 [N].
+    """Returns the share of a step's own result per token: 1 inside, less at the edge, 0 outside; float32 [N].
 
-    The rest comes from the donor, so that no seam shows. The frame's own border is no edge.
+    The rest comes from the donor, which avoids a visible seam. The border of the frame is not an edge.
     """
     inside = mask.view(1, 1, *grid).float()
     share = F.avg_pool3d(F.pad(inside, (1, 1, 1, 1, 0, 0), mode="replicate"), (1, 3, 3), 1)
@@ -101,31 +101,31 @@ def compute_edge_weights(mask: Tensor, grid: Grid) -> Tensor:
 
 
 def select_context(active: Tensor, grid: Grid) -> Tensor:
-    """Every fourth token of those that are not active: int64, ascending."""
+    """Returns every fourth token among those that are not active, int64, ascending."""
     probes = select_probe_tokens(grid, active.device)
     return probes[~active[probes]]
 
 
 def pack_mask(mask: Tensor) -> bytes:
-    """One bit for each token, lowest bit first."""
+    """Packs a mask into one bit per token, lowest bit first."""
     bits = F.pad(mask.to("cpu", torch.uint8), (0, -len(mask) % 8)).view(-1, 8)
     weights = torch.tensor([1 << i for i in range(8)], dtype=torch.uint8)
     return (bits * weights).sum(1, dtype=torch.uint8).numpy().tobytes()
 
 
-def _count(grid: Grid) -> int:
+def _count_tokens(grid: Grid) -> int:
     frames, rows, columns = grid
     return frames * rows * columns
 
 
 def _spread_over_time(mask: Tensor, grid: Grid) -> Tensor:
-    """The mask and the same places one frame earlier and later."""
+    """Returns the mask grown by one frame in both directions of time."""
     spread = F.max_pool3d(mask.view(1, 1, *grid).float(), (3, 1, 1), 1, (1, 0, 0))
     return spread.view(-1) > 0
 
 
 def _close_in_time(mask: Tensor, grid: Grid) -> Tensor:
-    """The mask without gaps of one frame: what is active before and after is active between."""
+    """Returns the mask without gaps of one frame: a place active before and after is active between."""
     frames = mask.view(grid)
     if grid[0] < 3:
         return mask

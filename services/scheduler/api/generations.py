@@ -190,7 +190,7 @@ class Generations:
             spec=spec,
             deadline=to_unix_seconds(spec.deadline),
             traceparent=traceparent,
-            trace_id=telemetry.trace_id_of(traceparent),
+            trace_id=telemetry.parse_trace_id(traceparent),
         )
 
     async def _answer_repetition(self, job: Job, request_id: str, digest: str) -> pb.Generation:

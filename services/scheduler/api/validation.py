@@ -15,7 +15,7 @@ from chorus_rpc.limits import MAX_DEADLINE_SECONDS, MAX_ID_CHARACTERS, MAX_PAGE_
 from chorus_rpc.plan_bounds import check_amplification, check_depth, check_region
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from services.contract.schedule import schedule_fault, shifted_schedule
+from services.contract.schedule import find_schedule_fault, shifted_schedule
 from services.scheduler.jobs.deadline import to_unix_seconds
 
 DEFAULT_PAGE_SIZE = 50
@@ -75,7 +75,7 @@ def validate_spec(
         no_store=spec.no_store,
         deadline=_deadline(spec, defaults, now, violations),
     )
-    fault = schedule_fault(spec.schedule.sigmas) if spec.HasField("schedule") else None
+    fault = find_schedule_fault(spec.schedule.sigmas) if spec.HasField("schedule") else None
     if fault is not None:
         violations.append(Violation("spec.schedule.sigmas", fault))
     model_id = spec.model_id or defaults.model_id or next(iter(models))

@@ -1,4 +1,4 @@
-"""A cache that lies on demand, and the few calls that the denoiser's tests make."""
+"""A cache that can send altered data, and the calls of the denoiser's tests."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ SIGMAS = shifted_schedule(4, 5.0)
 DIM = 8
 VECTOR = [1.0] + [0.0] * (DIM - 1)
 Parts = list[cache_pb2.FetchResponse]
-SIDE = -1  # the key of side data among the blobs of an entry, whose others are steps
+SIDE = -1  # key of the side data among the blobs of an entry; the other keys are steps
 
 
 @dataclass
 class FakeCache(cache_pb2_grpc.CacheServiceServicer):
-    """Keeps what is admitted; `spoil` changes what a fetch answers."""
+    """Keeps admitted entries; `spoil` alters the response to a fetch."""
 
     entries: dict[str, tuple[cache_pb2.NewEntry, dict[int, bytes]]] = field(default_factory=dict)
     tenants: list[str] = field(default_factory=list)
@@ -70,6 +70,15 @@ class FakeCache(cache_pb2_grpc.CacheServiceServicer):
             yield from self.spoil(blob_parts(index, entry.identity.schedule.sigmas[index], blobs[index]))
         if request.side_data and SIDE in blobs:
             yield from blob_parts(SIDE, 0.0, blobs[SIDE])
+
+    def Lookup(self, request: cache_pb2.LookupRequest, context: Any) -> Any:
+        context.abort(grpc.StatusCode.UNIMPLEMENTED, "the denoiser does not look up donors")
+
+    def Purge(self, request: cache_pb2.PurgeRequest, context: Any) -> Any:
+        context.abort(grpc.StatusCode.UNIMPLEMENTED, "the denoiser does not purge entries")
+
+    def Stats(self, request: cache_pb2.StatsRequest, context: Any) -> Any:
+        context.abort(grpc.StatusCode.UNIMPLEMENTED, "the denoiser reads no statistics")
 
 
 def blob_parts(index: int, sigma: float, data: bytes) -> Parts:
@@ -118,9 +127,9 @@ def request(
     )
 
 
-def reusing(of: denoiser_pb2.DenoiseRequest, entry_id: str, steps: int) -> denoiser_pb2.DenoiseRequest:
+def reusing(original: denoiser_pb2.DenoiseRequest, entry_id: str, steps: int) -> denoiser_pb2.DenoiseRequest:
     changed = denoiser_pb2.DenoiseRequest()
-    changed.CopyFrom(of)
+    changed.CopyFrom(original)
     changed.generation_id = str(uuid.uuid4())
     changed.plan.reuse_steps = steps
     changed.plan.donor.entry_id = entry_id
@@ -129,13 +138,13 @@ def reusing(of: denoiser_pb2.DenoiseRequest, entry_id: str, steps: int) -> denoi
 
 
 def long_request() -> denoiser_pb2.DenoiseRequest:
-    """More work than any test waits for: each cuts it short."""
+    """Returns a request that takes longer than any test; each test ends it early."""
     return request(sigmas=shifted_schedule(150, 5.0), admit=False, side=64, frames=12)
 
 
 @dataclass
 class Outcome:
-    """The events of one run, in their order."""
+    """Events of one run, in order."""
 
     kinds: list[str]
     started: denoiser_pb2.Started
@@ -150,13 +159,13 @@ async def run(stub: Any, what: denoiser_pb2.DenoiseRequest, **options: Any) -> O
     events = [event async for event in stub.Denoise(what, timeout=SECONDS, **options)]
     kinds = [event.WhichOneof("event") for event in events]
 
-    def of(kind: str) -> list[Any]:
+    def select(kind: str) -> list[Any]:
         return [getattr(event, kind) for event in events if event.WhichOneof("event") == kind]
 
-    [started], [header], [completed] = of("started"), of("video_header"), of("completed")
-    admission = of("admission")
+    [started], [header], [completed] = select("started"), select("video_header"), select("completed")
+    admission = select("admission")
     return Outcome(
-        kinds, started, of("step_completed"), header, b"".join(of("video_chunk")), completed,
+        kinds, started, select("step_completed"), header, b"".join(select("video_chunk")), completed,
         admission[0] if admission else None,
     )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""One denoiser process on a tiny random model, beside a cache in this process."""
+"""Fixtures: one denoiser process on a tiny random model, and a cache in this process."""
 
 from __future__ import annotations
 

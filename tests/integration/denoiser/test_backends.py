@@ -1,4 +1,4 @@
-"""The backend that a denoiser is set to, told in every step; and what it says when it cannot have it."""
+"""Tests of the configured backend over gRPC: reported in each step; replaced or rejected if unavailable."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.integration.denoiser.calls import SECONDS, FakeCache, environment, re
 from tests.processes import ROOT, start_service
 
 
-async def test_what_ran_a_step_is_told(stub: denoiser_pb2_grpc.DenoiserServiceAsyncStub) -> None:
+async def test_the_backend_of_a_step_is_reported(stub: denoiser_pb2_grpc.DenoiserServiceAsyncStub) -> None:
     outcome = await run(stub, request(admit=False))
     assert {step.backend for step in outcome.steps} == {"torch"}
     assert {step.fallback for step in outcome.steps} == {""}
@@ -22,7 +22,7 @@ async def test_what_ran_a_step_is_told(stub: denoiser_pb2_grpc.DenoiserServiceAs
     assert (model.backend, model.fallback_steps) == ("torch", 0)
 
 
-async def test_torch_stands_in_for_an_engine_without_a_gpu_and_says_so(
+async def test_torch_replaces_an_engine_without_a_gpu_and_reports_it(
     model: Path, cache_server: tuple[FakeCache, str], tmp_path: Path
 ) -> None:
     env = {
@@ -62,7 +62,7 @@ async def test_onnxruntime_generates_the_same_video(
             assert len(outcome.video) == outcome.header.size_bytes > 0
 
 
-def test_where_torch_may_not_stand_in_the_start_fails(model: Path, tmp_path: Path) -> None:
+def test_the_start_fails_if_torch_may_not_replace_the_backend(model: Path, tmp_path: Path) -> None:
     env = {
         **environment(model, "127.0.0.1:1"),
         "PATH": "",

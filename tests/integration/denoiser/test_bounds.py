@@ -1,4 +1,4 @@
-"""The denoiser over its socket: every field outside its bound is named."""
+"""Tests of the denoiser over gRPC: every field outside its bounds is named."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.integration.denoiser.calls import DIM, SECONDS, failure, request
 from tests.tiny_model import ENCODER_ID, MAX_TOKENS, TEXT_DIM
 
 
-async def test_unknown_model(stub: Any) -> None:
+async def test_an_unknown_model_is_rejected(stub: Any) -> None:
     what = request()
     what.model_id = "wan2.2-t2v-a14b"
     error = await failure(stub, what)
@@ -44,7 +44,7 @@ def with_sigmas(*sigmas: float) -> Callable[[denoiser_pb2.DenoiseRequest], None]
     return change
 
 
-def setting(path: str, value: Any) -> Callable[[denoiser_pb2.DenoiseRequest], None]:
+def with_field(path: str, value: Any) -> Callable[[denoiser_pb2.DenoiseRequest], None]:
     def change(what: denoiser_pb2.DenoiseRequest) -> None:
         *parents, name = path.split(".")
         owner: Any = what
@@ -65,37 +65,37 @@ def with_vector(*values: float) -> Callable[[denoiser_pb2.DenoiseRequest], None]
 @pytest.mark.parametrize(
     ("change", "field_name", "bound"),
     [
-        (setting("generation_id", ""), "generation_id", "1 to 128"),
-        (setting("generation_id", "g" * 129), "generation_id", "1 to 128"),
-        (setting("shape.frames", 13), "shape.frames", "1 to 12"),
-        (setting("shape.height", 9), "shape.height", "steps of 2"),
-        (setting("shape.width", 1 << 31), "shape.width", "8 to 64"),
-        (setting("shape.width", 10), "shape.width", "multiple of 2"),
+        (with_field("generation_id", ""), "generation_id", "1 to 128"),
+        (with_field("generation_id", "g" * 129), "generation_id", "1 to 128"),
+        (with_field("shape.frames", 13), "shape.frames", "1 to 12"),
+        (with_field("shape.height", 9), "shape.height", "steps of 2"),
+        (with_field("shape.width", 1 << 31), "shape.width", "8 to 64"),
+        (with_field("shape.width", 10), "shape.width", "multiple of 2"),
         (with_sigmas(1.0, 0.5, 0.6, 0.0), "schedule.sigmas", "decreasing"),
         (with_sigmas(1.0, float("nan"), 0.0), "schedule.sigmas", "decreasing"),
         (with_sigmas(1.0, 0.5), "schedule.sigmas", "end at 0"),
         (with_sigmas(), "schedule.sigmas", "2 to"),
         (with_sigmas(*shifted_schedule(151, 5.0)), "schedule.sigmas", "1 to 150"),
-        (setting("plan.total_steps", 5), "plan.total_steps", "must be 4"),
-        (setting("plan.reuse_steps", 4), "plan.reuse_steps", "0 to 3"),
-        (setting("plan.reuse_steps", 1), "plan.donor", "must be set"),
-        (setting("plan.renoised", True), "plan.renoised", "reuse_steps of at least 1"),
-        (setting("plan.donor.entry_id", "0" * 64), "plan.donor", "must be set exactly if"),
-        (setting("plan.donor.entry_id", "../x"), "plan.donor.entry_id", "64 lower-case hex"),
-        (setting("conditioning_encoder_id", "clip@1"), "conditioning_encoder_id", ENCODER_ID),
+        (with_field("plan.total_steps", 5), "plan.total_steps", "must be 4"),
+        (with_field("plan.reuse_steps", 4), "plan.reuse_steps", "0 to 3"),
+        (with_field("plan.reuse_steps", 1), "plan.donor", "must be set"),
+        (with_field("plan.renoised", True), "plan.renoised", "reuse_steps of at least 1"),
+        (with_field("plan.donor.entry_id", "0" * 64), "plan.donor", "must be set exactly if"),
+        (with_field("plan.donor.entry_id", "../x"), "plan.donor.entry_id", "64 lower-case hex"),
+        (with_field("conditioning_encoder_id", "clip@1"), "conditioning_encoder_id", ENCODER_ID),
         (with_states((5, TEXT_DIM + 1)), "token_states.shape", f"[L, {TEXT_DIM}]"),
         (with_states((MAX_TOKENS + 1, TEXT_DIM)), "token_states.shape", "elements"),
         (with_states((5,)), "token_states.shape", "2 dimensions"),
-        (setting("token_states.data", b"short"), "token_states.data", "bytes"),
-        (setting("vector_dim", 0), "vector_dim", "1 to 4096"),
-        (setting("retrieval_encoder_id", ""), "retrieval_encoder_id", "1 to 512"),
-        (setting("admission.prompt", "  "), "admission.prompt", "1 to 2000"),
+        (with_field("token_states.data", b"short"), "token_states.data", "bytes"),
+        (with_field("vector_dim", 0), "vector_dim", "1 to 4096"),
+        (with_field("retrieval_encoder_id", ""), "retrieval_encoder_id", "1 to 512"),
+        (with_field("admission.prompt", "  "), "admission.prompt", "1 to 2000"),
         (with_vector(1.0), "admission.retrieval_vector", f"vector_dim = {DIM}"),
         (with_vector(*[1.0] * DIM), "admission.retrieval_vector", "L2-normalised"),
         (with_vector(*[float("nan")] * DIM), "admission.retrieval_vector", "L2-normalised"),
     ],
 )
-async def test_a_field_outside_its_bound_is_named(
+async def test_a_field_outside_its_bounds_is_named(
     stub: Any, change: Callable[[denoiser_pb2.DenoiseRequest], None], field_name: str, bound: str
 ) -> None:
     what = request()
@@ -105,7 +105,7 @@ async def test_a_field_outside_its_bound_is_named(
     assert bound in {v.field: v.description for v in error.violations}[field_name]
 
 
-async def test_every_field_at_fault_is_named_at_once(stub: Any) -> None:
+async def test_all_invalid_fields_are_named_at_once(stub: Any) -> None:
     what = request()
     what.shape.frames = 0
     what.plan.total_steps = 9

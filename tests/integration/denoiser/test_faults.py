@@ -1,4 +1,4 @@
-"""The denoiser over its socket: bad donors, cancellation, deadlines, full queues, drain."""
+"""Tests of the denoiser over gRPC: unusable donors, cancellation, deadlines, full queues, draining."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def other_sigma(parts: Parts) -> Parts:
         pytest.param(replaced(tensor((12, 2, 4, 4), fill=float("nan"))), id="NaN"),
     ],
 )
-async def test_a_donor_that_cannot_be_used_costs_steps_not_the_video(
+async def test_an_unusable_donor_leads_to_full_computation(
     stub: Any, cache: FakeCache, spoil: Callable[[Parts], Parts]
 ) -> None:
     full = await run(stub, request())
@@ -86,14 +86,14 @@ async def test_a_donor_that_cannot_be_used_costs_steps_not_the_video(
     assert found.video == full.video
 
 
-async def test_a_donor_that_is_gone(stub: Any, cache: FakeCache) -> None:
+async def test_a_missing_donor_leads_to_full_computation(stub: Any, cache: FakeCache) -> None:
     found = await run(stub, reusing(request(), "0" * 64, 1))
     assert found.started.degraded.reason == errors.NOT_FOUND
     assert (found.started.reuse_steps, found.completed.steps_run) == (0, 4)
 
 
 async def logged(service: ServiceProcess, event: str, generation_id: str) -> dict[str, Any]:
-    """The log line, once it is there."""
+    """Returns the log record of an event; waits for it."""
     end = time.monotonic() + SECONDS
     while time.monotonic() < end:
         for line in service.log.read_text().splitlines():
@@ -124,11 +124,11 @@ async def test_a_deadline_stops_the_run_between_steps(stub: Any, service: Servic
     assert (await logged(service, "run stopped", what.generation_id))["steps_run"] < 150
 
 
-async def test_a_full_queue_refuses_and_recovers(stub: Any) -> None:
+async def test_a_full_queue_rejects_and_recovers(stub: Any) -> None:
     running = stub.Denoise(long_request(), timeout=SECONDS)
     assert (await running.read()).WhichOneof("event") == "started"
     calls = [asyncio.create_task(run(stub, request(admit=False))) for _ in range(4)]
-    # One may wait; the others are refused while the first still runs.
+    # One may wait; the others are rejected while the first still runs.
     done: set[asyncio.Task[Outcome]] = set()
     while len(done) < 3:
         done, _ = await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED, timeout=SECONDS)
@@ -145,7 +145,7 @@ async def test_a_full_queue_refuses_and_recovers(stub: Any) -> None:
     assert (await waiting).completed.steps_run == 4
 
 
-async def test_without_a_cache_the_video_comes_all_the_same(model: Path, tmp_path: Path) -> None:
+async def test_without_a_cache_the_video_is_computed_in_full(model: Path, tmp_path: Path) -> None:
     with start_service("denoiser", environment(model, f"127.0.0.1:{free_port()}"), tmp_path) as process:
         async with open_channel(process.target) as channel:
             stub = denoiser_pb2_grpc.DenoiserServiceStub(channel)
@@ -159,7 +159,7 @@ async def test_without_a_cache_the_video_comes_all_the_same(model: Path, tmp_pat
             assert found.admission.error.metadata["service"] == "cache"
 
 
-async def test_a_drain_lets_the_running_call_end(model: Path, tmp_path: Path) -> None:
+async def test_draining_lets_the_running_call_finish(model: Path, tmp_path: Path) -> None:
     env = {**environment(model, "127.0.0.1:1"), "CHORUS_DENOISER_DRAIN_SECONDS": str(SECONDS)}
     with start_service("denoiser", env, tmp_path) as process:
         async with open_channel(process.target) as channel:
@@ -176,7 +176,7 @@ async def test_a_drain_lets_the_running_call_end(model: Path, tmp_path: Path) ->
     assert draining < denoised
 
 
-def test_a_model_that_cannot_be_served_ends_the_process_and_is_named(tmp_path: Path) -> None:
+def test_a_model_that_cannot_be_loaded_ends_the_process_and_is_named(tmp_path: Path) -> None:
     path = save_tiny_model(tmp_path / "model")
     weights = path.parent / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:-10])

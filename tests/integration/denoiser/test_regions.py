@@ -1,4 +1,4 @@
-"""Stage 2 and amplification over the denoiser's socket: what is fetched, computed and told."""
+"""Tests of stage 2 and amplification over gRPC: data that is fetched, computed and reported."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CONTRAST = plan_pb2.Amplification(form=plan_pb2.AMPLIFICATION_FORM_CONTRAST, str
 
 
 def wanted(seed: int = 2) -> denoiser_pb2.DenoiseRequest:
-    """Large enough for side data within its bound."""
+    """Returns a request that is large enough for side data within its bound."""
     return request(seed=seed, side=32)
 
 
@@ -43,7 +43,7 @@ async def donor(stub: Any) -> str:
     return str(found.admission.entry_id)
 
 
-async def test_side_data_is_kept_within_a_tenth_of_the_latents(stub: Any, cache: FakeCache) -> None:
+async def test_side_data_takes_at_most_a_tenth_of_the_latents(stub: Any, cache: FakeCache) -> None:
     blobs = latents(cache, await donor(stub))
     side = safetensors.numpy.load(blobs[SIDE])
     assert side["text"].shape == (5, TEXT_DIM)
@@ -52,7 +52,7 @@ async def test_side_data_is_kept_within_a_tenth_of_the_latents(stub: Any, cache:
     assert len(blobs[SIDE]) <= sum(len(blobs[i]) for i in range(1, 5)) / 10
 
 
-async def test_a_region_is_computed_and_told(stub: Any, cache: FakeCache) -> None:
+async def test_a_region_is_computed_and_reported(stub: Any, cache: FakeCache) -> None:
     what = regional(await donor(stub), 1, 4, "ATTENTION", threshold=0.9)
     what.plan.lost.add(index=2, weight=1.0)
     found = await run(stub, what)
@@ -65,9 +65,7 @@ async def test_a_region_is_computed_and_told(stub: Any, cache: FakeCache) -> Non
         assert step.computed_share == pytest.approx(active / (2 * 8 * 8))
 
 
-async def test_a_region_of_everything_is_the_same_video_as_without_regions(
-    stub: Any, cache: FakeCache
-) -> None:
+async def test_a_region_of_all_tokens_gives_the_video_of_full_steps(stub: Any, cache: FakeCache) -> None:
     entry = await donor(stub)
     plain = await run(stub, reusing(wanted(), entry, 2))
     everything = await run(stub, regional(entry, 2, 4, "FULL_STEP", threshold=0.0, dilation=8))
@@ -82,18 +80,20 @@ async def test_amplification_changes_the_video_and_strength_zero_does_not(
     plain = reusing(wanted(), entry, 2)
     amplified = reusing(wanted(), entry, 2)
     amplified.plan.amplification.CopyFrom(CONTRAST)
-    assert latents_of(cache, await run(stub, amplified)) != latents_of(cache, await run(stub, plain))
+    assert admitted_latents(cache, await run(stub, amplified)) != admitted_latents(
+        cache, await run(stub, plain)
+    )
     amplified.plan.amplification.strength = 0.0
-    assert latents_of(cache, await run(stub, amplified)) == latents_of(cache, await run(stub, plain))
+    assert admitted_latents(cache, await run(stub, amplified)) == admitted_latents(
+        cache, await run(stub, plain)
+    )
 
 
-def latents_of(cache: FakeCache, found: Any) -> bytes:
+def admitted_latents(cache: FakeCache, found: Any) -> bytes:
     return latents(cache, found.admission.entry_id)[3]
 
 
-async def test_a_renoised_plan_fetches_the_clean_latents_and_keeps_its_own(
-    stub: Any, cache: FakeCache
-) -> None:
+async def test_a_renoised_plan_fetches_clean_latents_and_stores_its_own(stub: Any, cache: FakeCache) -> None:
     entry = await donor(stub)
     plain = await run(stub, reusing(wanted(), entry, 2))
     assert plain.admission is not None
@@ -107,14 +107,12 @@ async def test_a_renoised_plan_fetches_the_clean_latents_and_keeps_its_own(
     assert (found.started.reuse_steps, found.completed.steps_run) == (2, 2)
     assert found.admission is not None
     kept = latents(cache, found.admission.entry_id)
-    assert set(kept) == {3, 4, SIDE}, "x_2 still shows what the donor's prompt asked for"
+    assert set(kept) == {3, 4, SIDE}, "x_2 still shows the donor's prompt"
     assert kept[4] != other
     assert (await run(stub, what)).video == found.video
 
 
-async def test_a_donor_without_the_side_data_needed_costs_steps_not_the_video(
-    stub: Any, cache: FakeCache
-) -> None:
+async def test_missing_side_data_leads_to_full_computation(stub: Any, cache: FakeCache) -> None:
     entry = await donor(stub)
     del latents(cache, entry)[SIDE]
     what = reusing(wanted(), entry, 2)
@@ -143,7 +141,7 @@ async def test_a_donor_without_the_side_data_needed_costs_steps_not_the_video(
         ({"gained": [{"index": 1, "weight": 2.0}]}, "plan.gained"),
     ],
 )
-async def test_a_plan_out_of_bounds_is_refused_by_its_field(
+async def test_a_plan_out_of_bounds_is_rejected_by_field(
     stub: Any, change: dict[str, Any], field: str
 ) -> None:
     what = regional("0" * 64, 2, 4)

@@ -1,4 +1,4 @@
-"""The denoiser over its socket: misses, hits, admissions."""
+"""Tests of the denoiser over gRPC: misses, hits, admissions."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ async def test_a_miss_runs_every_step_and_is_admitted(stub: Any, cache: FakeCach
     assert found.header.digest == hashlib.sha256(found.video).hexdigest()
     shape = (found.header.frames, found.header.height, found.header.width)
     assert shape == (2, 16, 16)
-    with av.open(io.BytesIO(found.video)) as container:
+    with av.open(io.BytesIO(found.video), mode="r") as container:
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     assert (len(frames), *frames[0].shape) == (2, 16, 16, 3)
 
@@ -66,7 +66,7 @@ async def test_a_miss_runs_every_step_and_is_admitted(stub: Any, cache: FakeCach
     assert entry.cost_seconds == pytest.approx(found.completed.denoise_seconds)
 
 
-async def test_equal_requests_give_equal_bytes_whatever_ran_between(stub: Any, cache: FakeCache) -> None:
+async def test_equal_requests_give_equal_bytes_after_other_runs(stub: Any, cache: FakeCache) -> None:
     first = await run(stub, request())
     assert first.admission is not None
     before = latents(cache, first.admission.entry_id)
@@ -77,7 +77,7 @@ async def test_equal_requests_give_equal_bytes_whatever_ran_between(stub: Any, c
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3])
-async def test_a_hit_continues_where_its_donor_was(stub: Any, cache: FakeCache, depth: int) -> None:
+async def test_a_hit_continues_from_the_donors_latents(stub: Any, cache: FakeCache, depth: int) -> None:
     full = await run(stub, request())
     assert full.admission is not None
     before = latents(cache, full.admission.entry_id)
@@ -86,16 +86,16 @@ async def test_a_hit_continues_where_its_donor_was(stub: Any, cache: FakeCache, 
     assert not hit.started.HasField("degraded")
     assert [s.step.index for s in hit.steps] == list(range(depth + 1, 5))
     assert hit.completed.steps_run == 4 - depth
-    # The donor was the same request, so the rest of the way is the same to the last bit.
+    # The donor was the same request, so the remaining steps are identical to the last bit.
     assert hit.video == full.video
     after = latents(cache, full.admission.entry_id)
-    # One step on leaves nothing that the donor's own entry does not hold: it is not admitted.
+    # With one step left the run has no latents that the donor's entry lacks: it is not admitted.
     admitted = range(depth + 1, 5) if depth < 3 else range(1, 5)
     assert bool(hit.admission and hit.admission.entry_id) == (depth < 3)
     assert after == {index: before[index] for index in admitted}
 
 
-async def test_a_hit_shows_its_own_prompt_from_there_on(stub: Any, cache: FakeCache) -> None:
+async def test_a_hit_stores_only_latents_that_it_computed(stub: Any, cache: FakeCache) -> None:
     donor = await run(stub, request(seed=1))
     assert donor.admission is not None
     target = await run(stub, reusing(request(seed=2), donor.admission.entry_id, 2))
@@ -105,20 +105,20 @@ async def test_a_hit_shows_its_own_prompt_from_there_on(stub: Any, cache: FakeCa
     assert ours[3] != theirs[3]
 
 
-async def test_nothing_is_stored_unless_asked(stub: Any, cache: FakeCache) -> None:
+async def test_nothing_is_stored_unless_requested(stub: Any, cache: FakeCache) -> None:
     found = await run(stub, request(admit=False))
     assert found.kinds[-1] == "completed"
     assert not cache.entries
 
 
-async def test_one_step_leaves_nothing_to_store(stub: Any, cache: FakeCache) -> None:
+async def test_a_run_of_one_step_stores_nothing(stub: Any, cache: FakeCache) -> None:
     found = await run(stub, request(sigmas=[1.0, 0.0]))
     assert found.completed.steps_run == 1
     assert found.admission == denoiser_pb2.Admission()
     assert not cache.entries
 
 
-async def test_describes_its_model_measured(stub: Any) -> None:
+async def test_the_model_is_described_with_its_measured_speed(stub: Any) -> None:
     reply = await stub.DescribeModels(denoiser_pb2.DescribeModelsRequest(), timeout=SECONDS)
     [info] = reply.models
     assert (info.model_id, info.conditioning_encoder_id) == ("tiny", ENCODER_ID)
@@ -130,7 +130,7 @@ async def test_describes_its_model_measured(stub: Any) -> None:
     assert warm.model.seconds_per_step > 0
 
 
-async def test_with_the_real_cache(model: Path, tmp_path: Path) -> None:
+async def test_a_hit_with_the_real_cache(model: Path, tmp_path: Path) -> None:
     store = {
         "CHORUS_CACHE_MILVUS_URI": str(tmp_path / "milvus.db"),
         "CHORUS_CACHE_BLOB_DIR": str(tmp_path / "blobs"),

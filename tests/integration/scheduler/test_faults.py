@@ -19,7 +19,8 @@ from chorus_rpc import errors
 from chorus_rpc.errors import ChorusError, from_rpc_error
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from tests.integration.scheduler.fakes import STEPS, Fake, World, check_sequence, kinds
+from tests.integration.scheduler.fakes import STEPS, Fake
+from tests.integration.scheduler.world import World, check_sequence, kinds
 from tests.processes import ROOT
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

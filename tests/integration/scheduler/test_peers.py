@@ -42,11 +42,12 @@ def deadline_in(seconds: float) -> Deadline:
 async def connected(fake: Fake) -> AsyncIterator[PeerConnection]:
     """Starts a fake and yields a connection to it, without a health watch."""
     await fake.start()
-    async with open_channel(fake.target) as channel:
-        yield PeerConnection(
-            fake.name, channel, "acme", PeerHealth(fake.name, fake.service, channel, lambda _: None, 1.0)
-        )
-    await fake.die()
+    try:
+        async with open_channel(fake.target) as channel:
+            health = PeerHealth(fake.name, fake.service, channel, lambda _: None, 1.0)
+            yield PeerConnection(fake.name, channel, "acme", health)
+    finally:
+        await fake.die()
 
 
 async def test_embed_sends_the_tenant_and_returns_the_answer() -> None:

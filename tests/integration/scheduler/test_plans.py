@@ -12,7 +12,7 @@ from chorus.scheduler.v1 import scheduler_pb2 as pb
 from chorus_rpc.errors import INVALID_FIELD, from_rpc_error
 from chorus_rpc.plan_bounds import DEFAULT_REGION
 
-from tests.integration.scheduler.fakes import World
+from tests.integration.scheduler.world import World
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

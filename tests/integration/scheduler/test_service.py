@@ -19,7 +19,8 @@ from chorus.scheduler.v1 import scheduler_pb2 as pb
 from chorus_rpc.errors import ChorusError, from_rpc_error
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from tests.integration.scheduler.fakes import STEPS, VIDEO, World, check_sequence, kinds, video_info
+from tests.integration.scheduler.fakes import STEPS, VIDEO, video_info
+from tests.integration.scheduler.world import World, check_sequence, kinds
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -16,7 +16,7 @@ from chorus_rpc import semconv
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 from opentelemetry.proto.trace.v1 import trace_pb2
 
-from tests.integration.scheduler.fakes import World, check_sequence, kinds
+from tests.integration.scheduler.world import World, check_sequence, kinds
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

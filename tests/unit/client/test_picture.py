@@ -1,4 +1,4 @@
-"""Masks of regions, and the pictures that show them."""
+"""Verifies masks of regions, and the pictures that show them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ masks = array_shapes(min_dims=3, max_dims=3, max_side=7).flatmap(lambda shape: a
 
 
 def packed(mask: NDArray[np.bool_]) -> bytes:
-    """One bit a token over time, rows, columns, lowest first: by hand."""
+    """Packs a mask independently: one bit a token over time, rows and columns, the lowest first."""
     number = sum(1 << i for i, active in enumerate(mask.flatten().tolist()) if active)
     return number.to_bytes((mask.size + 7) // 8, "little")
 
@@ -39,11 +39,11 @@ def plain(level: int, frames: int = 16, height: int = 24, width: int = 48) -> Fr
 
 
 @given(masks)
-def test_a_mask_comes_back_as_it_was_packed(mask: NDArray[np.bool_]) -> None:
+def test_unpacking_a_packed_mask_returns_it(mask: NDArray[np.bool_]) -> None:
     assert np.array_equal(unpack(packed(mask), mask.shape), mask)
 
 
-def test_nothing_packed_is_every_token() -> None:
+def test_empty_bytes_mean_every_token() -> None:
     assert unpack(b"", (2, 3, 4)).all()
 
 
@@ -57,7 +57,7 @@ def test_nothing_packed_is_every_token() -> None:
         (b"\x01", (0, 2, 2), "token_grid"),
     ],
 )
-def test_a_mask_that_does_not_fit_its_grid_is_refused(
+def test_a_mask_that_does_not_fit_its_grid_is_rejected(
     active: bytes, grid: tuple[int, ...], words: str
 ) -> None:
     with pytest.raises(ValueError, match=words):

@@ -13,7 +13,7 @@ from chorus_rpc.plan_bounds import DEFAULT_REGION
 from services.contract.reuse import effective_region_end, needs_side_data
 from services.denoiser.request import DenoiseJob
 from services.scheduler.planning.calibration import Depth
-from services.scheduler.planning.planner import Donor, explicit, to_message
+from services.scheduler.planning.planner import Donor, plan_explicit, to_message
 
 CONTRAST = plan_pb2.AMPLIFICATION_FORM_CONTRAST
 BIAS = plan_pb2.AMPLIFICATION_FORM_BIAS
@@ -71,8 +71,8 @@ def test_contrast_of_strength_0_takes_a_donor_without_side_data() -> None:
     wanted = scheduler_pb2.ExplicitReuse(
         reuse_steps=2, amplification=plan_pb2.Amplification(form=CONTRAST, strength=0.0)
     )
-    plan = explicit(wanted, 4, [donor], 1.0)
+    plan = plan_explicit(wanted, 4, [donor], 1.0)
     assert plan.donor == donor
     assert not create_job(to_message(plan)).needs_side_data
     wanted.amplification.strength = 0.5
-    assert explicit(wanted, 4, [donor], 1.0).donor is None
+    assert plan_explicit(wanted, 4, [donor], 1.0).donor is None

@@ -1,4 +1,4 @@
-"""The device thread: order, cancellation, deadlines, faults and its limit; gated by events, not by time."""
+"""Tests of the device thread: order, cancellation, deadlines, errors and limit; gated by events, not time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WAIT = 20.0
 
 
 @pytest.fixture
-async def worker() -> AsyncIterator[DeviceThread]:
+async def device_thread() -> AsyncIterator[DeviceThread]:
     made = DeviceThread(queue_limit=2)
     yield made
     await made.close()
@@ -28,7 +28,7 @@ def later() -> float:
 
 
 def counting(n: int, seen: list[int], gate: Event | None = None) -> Generator[int]:
-    """Yields 0 … n − 1; before each but the first it waits for the gate."""
+    """Yields 0 … n − 1; waits for the gate before each but the first."""
     try:
         for i in range(n):
             if i and gate is not None:
@@ -50,29 +50,29 @@ async def reason_of(run: DeviceTask[int]) -> errors.Reason:
     return caught.value.reason
 
 
-async def test_events_come_in_order_and_runs_one_after_the_other(worker: DeviceThread) -> None:
+async def test_events_arrive_in_order_and_tasks_run_one_after_the_other(device_thread: DeviceThread) -> None:
     seen: list[int] = []
-    runs = [worker.submit(counting(4, seen), later()) for _ in range(3)]
+    runs = [device_thread.submit(counting(4, seen), later()) for _ in range(3)]
     assert [await collect(run) for run in runs] == [[0, 1, 2, 3]] * 3
     assert seen == [0, 1, 2, 3, -1] * 3
 
 
-async def test_the_event_loop_is_another_thread(worker: DeviceThread) -> None:
-    assert await worker.call(get_ident) != get_ident()
-    assert await worker.call(get_ident) == await worker.call(get_ident)
+async def test_calls_run_on_one_other_thread(device_thread: DeviceThread) -> None:
+    assert await device_thread.call(get_ident) != get_ident()
+    assert await device_thread.call(get_ident) == await device_thread.call(get_ident)
 
 
-async def test_cancelled_between_two_events(worker: DeviceThread) -> None:
+async def test_a_task_is_cancelled_between_two_events(device_thread: DeviceThread) -> None:
     seen: list[int] = []
     gate = Event()
-    run = worker.submit(counting(100, seen, gate), later())
+    run = device_thread.submit(counting(100, seen, gate), later())
     await run.begun()
     assert await anext(run.events()) == 0
     run.cancel()
     gate.set()
     assert await reason_of_rest(run) == errors.CANCELLED
-    # The step that was running is finished, no other is begun, and the work was closed.
-    await worker.call(lambda: None)
+    # The running step is finished, no other starts, and the work is closed.
+    await device_thread.call(lambda: None)
     assert seen in ([0, -1], [0, 1, -1])
 
 
@@ -83,27 +83,29 @@ async def reason_of_rest(run: DeviceTask[int]) -> errors.Reason:
     return caught.value.reason
 
 
-async def test_cancelled_while_it_waits_it_never_begins(worker: DeviceThread) -> None:
+async def test_a_task_cancelled_while_waiting_never_starts(device_thread: DeviceThread) -> None:
     gate, first, second = Event(), list[int](), list[int]()
-    running = worker.submit(counting(2, first, gate), later())
+    running = device_thread.submit(counting(2, first, gate), later())
     await running.begun()
-    waiting = worker.submit(counting(2, second), later())
+    waiting = device_thread.submit(counting(2, second), later())
     waiting.cancel()
     waiting.cancel()
     assert await reason_of(waiting) == errors.CANCELLED
     gate.set()
     assert [event async for event in running.events()] == [0, 1]
-    await worker.call(lambda: None)
+    await device_thread.call(lambda: None)
     assert second == []
 
 
-async def test_a_deadline_that_passed(worker: DeviceThread) -> None:
+async def test_a_task_past_its_deadline_never_starts(device_thread: DeviceThread) -> None:
     seen: list[int] = []
-    assert await reason_of(worker.submit(counting(3, seen), time.monotonic())) == errors.DEADLINE_EXCEEDED
+    assert (
+        await reason_of(device_thread.submit(counting(3, seen), time.monotonic())) == errors.DEADLINE_EXCEEDED
+    )
     assert seen == []
 
 
-async def test_a_deadline_that_passes_between_two_events(worker: DeviceThread) -> None:
+async def test_a_deadline_ends_a_task_between_two_events(device_thread: DeviceThread) -> None:
     seen: list[int] = []
     deadline = time.monotonic() + 0.5
 
@@ -116,47 +118,47 @@ async def test_a_deadline_that_passes_between_two_events(worker: DeviceThread) -
         seen.append(2)
         yield 2
 
-    run = worker.submit(slow(), deadline)
+    run = device_thread.submit(slow(), deadline)
     assert await reason_of(run) == errors.DEADLINE_EXCEEDED
     assert seen == [0]
 
 
-async def test_a_fault_is_its_own_and_the_thread_lives_on(worker: DeviceThread) -> None:
+async def test_an_error_ends_only_its_own_task(device_thread: DeviceThread) -> None:
     def broken() -> Generator[int]:
         yield 0
         raise ZeroDivisionError("broken")
 
-    run = worker.submit(broken(), later())
+    run = device_thread.submit(broken(), later())
     await run.begun()
     events = run.events()
     assert await anext(events) == 0
     with pytest.raises(ZeroDivisionError, match="broken"):
         await anext(events)
-    assert await collect(worker.submit(counting(2, []), later())) == [0, 1]
+    assert await collect(device_thread.submit(counting(2, []), later())) == [0, 1]
 
 
-async def test_places_are_limited_and_come_back(worker: DeviceThread) -> None:
-    places = [worker.take_place() for _ in range(3)]  # one runs, two wait
+async def test_places_are_limited_and_released(device_thread: DeviceThread) -> None:
+    places = [device_thread.take_place() for _ in range(3)]  # one runs, two wait
     with pytest.raises(ChorusError) as caught:
-        worker.take_place()
+        device_thread.take_place()
     assert caught.value.reason == errors.QUEUE_FULL
     assert caught.value.retry_after
     places[0]()
     places[0]()
-    again = worker.take_place()
+    again = device_thread.take_place()
     with pytest.raises(ChorusError):
-        worker.take_place()
-    for give_back in (again, *places[1:]):
-        give_back()
+        device_thread.take_place()
+    for release in (again, *places[1:]):
+        release()
 
 
-async def test_closing_cancels_what_waits_and_ends_what_runs() -> None:
-    worker = DeviceThread(queue_limit=2)
+async def test_closing_cancels_waiting_tasks_and_finishes_the_running_one() -> None:
+    device_thread = DeviceThread(queue_limit=2)
     gate = Event()
-    running = worker.submit(counting(2, [], gate), later())
+    running = device_thread.submit(counting(2, [], gate), later())
     await running.begun()
-    waiting = worker.submit(counting(2, []), later())
-    closing = asyncio.create_task(worker.close())
+    waiting = device_thread.submit(counting(2, []), later())
+    closing = asyncio.create_task(device_thread.close())
     assert await reason_of(waiting) == errors.CANCELLED
     gate.set()
     assert [event async for event in running.events()] == [0, 1]

@@ -1,4 +1,4 @@
-"""What the denoiser hands to the cache and takes from it; the cache is its own servicer over one entry."""
+"""Tests of the cache client against the cache's servicer over a single entry."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Parts = list[cache_pb2.FetchResponse]
 
 
 class OneEntry:
-    """A store that keeps what was admitted last."""
+    """A store that keeps the last admission."""
 
     def __init__(self) -> None:
         self.admission: Admission | None = None
@@ -59,7 +59,7 @@ class OneEntry:
 
 
 class Cache:
-    """In the place of a stub: calls the servicer, and may spoil what it answers."""
+    """Replaces a stub: calls the servicer, and can alter its response."""
 
     def __init__(self) -> None:
         self.store = OneEntry()
@@ -87,7 +87,7 @@ def _context(metadata: Any) -> Any:
 
 
 def job(steps: tuple[int, ...] = (1, 2), side: bool = True, entry_id: str = "") -> Any:
-    """As far as a job is asked for its donor."""
+    """Returns the part of a job that the client reads."""
     under = identity()
     under.latent_shape[:] = SHAPE
     spec = SimpleNamespace(transformer=SimpleNamespace(text_dim=TEXT_DIM), text=SimpleNamespace(max_tokens=4))
@@ -114,7 +114,7 @@ def cache() -> Cache:
 
 
 @pytest.fixture
-def donors(cache: Cache) -> LatentCache:
+def latent_cache(cache: Cache) -> LatentCache:
     stub: Any = cache
     return LatentCache(stub, max_blob_bytes=1 << 16, fetch_seconds=5, admit_seconds=5)
 
@@ -125,18 +125,18 @@ SIDE = SideData(
 )
 
 
-async def kept(donors: LatentCache, side: SideData | None = SIDE) -> str:
-    return await donors.admit(job(), "studio", LATENTS, 1.5, side)
+async def admit(latent_cache: LatentCache, side: SideData | None = SIDE) -> str:
+    return await latent_cache.admit(job(), "studio", LATENTS, 1.5, side)
 
 
-def same(found: dict[int, Tensor], *steps: int) -> bool:
+def holds(found: dict[int, Tensor], *steps: int) -> bool:
     return found.keys() == set(steps) and all(torch.equal(found[i], LATENTS[i]) for i in steps)
 
 
-async def test_latents_and_side_data_come_back_in_one_call(donors: LatentCache, cache: Cache) -> None:
-    entry_id = await kept(donors)
-    found = await donors.fetch(job((1, 3), entry_id=entry_id), "studio")
-    assert same(found.latents, 1, 3)
+async def test_latents_and_side_data_are_fetched_in_one_call(latent_cache: LatentCache, cache: Cache) -> None:
+    entry_id = await admit(latent_cache)
+    found = await latent_cache.fetch(job((1, 3), entry_id=entry_id), "studio")
+    assert holds(found.latents, 1, 3)
     assert found.side is not None
     assert torch.equal(found.side.maps, SIDE.maps)
     assert torch.equal(found.side.text, SIDE.text)
@@ -144,24 +144,24 @@ async def test_latents_and_side_data_come_back_in_one_call(donors: LatentCache, 
     assert (list(request.steps), request.side_data) == ([1, 3], True)
 
 
-async def test_what_a_job_does_not_need_is_not_asked_for(donors: LatentCache, cache: Cache) -> None:
-    entry_id = await kept(donors)
-    found = await donors.fetch(job((2,), side=False, entry_id=entry_id), "studio")
-    assert same(found.latents, 2)
+async def test_only_needed_data_is_requested(latent_cache: LatentCache, cache: Cache) -> None:
+    entry_id = await admit(latent_cache)
+    found = await latent_cache.fetch(job((2,), side=False, entry_id=entry_id), "studio")
+    assert holds(found.latents, 2)
     assert found.side is None
     assert not cache.fetches[0].side_data
 
 
 async def test_a_donor_without_side_data_serves_jobs_that_need_none(
-    donors: LatentCache, cache: Cache
+    latent_cache: LatentCache, cache: Cache
 ) -> None:
-    entry_id = await kept(donors, side=None)
+    entry_id = await admit(latent_cache, side=None)
     assert cache.store.admission is not None
     assert [blob.step for blob in cache.store.admission.entry.blobs] == [1, 2, 3]
-    found = await donors.fetch(job(side=False, entry_id=entry_id), "studio")
-    assert same(found.latents, 1, 2)
+    found = await latent_cache.fetch(job(side=False, entry_id=entry_id), "studio")
+    assert holds(found.latents, 1, 2)
     with pytest.raises(ChorusError, match="no side data") as caught:
-        await donors.fetch(job(entry_id=entry_id), "studio")
+        await latent_cache.fetch(job(entry_id=entry_id), "studio")
     assert caught.value.reason == NOT_FOUND
 
 
@@ -192,11 +192,11 @@ NARROW = pack_side_data(SideData(SIDE.maps, torch.ones(3, TEXT_DIM - 1).half()))
 @pytest.mark.parametrize(
     ("parts", "word"),
     [
-        pytest.param([], "x_1 did not come", id="nothing"),
-        pytest.param([*latents(1), *side(GOOD)], "x_2 did not come", id="a step less"),
-        pytest.param([*BOTH, *latents(2)], "x_2 came twice", id="a step twice"),
-        pytest.param([*BOTH, *latents(3)], "x_3 came", id="a step more"),
-        pytest.param([*BOTH, *side(GOOD), *side(GOOD)], "side data came twice", id="side twice"),
+        pytest.param([], "x_1 is missing", id="nothing"),
+        pytest.param([*latents(1), *side(GOOD)], "x_2 is missing", id="a step less"),
+        pytest.param([*BOTH, *latents(2)], "x_2 was sent twice", id="a step twice"),
+        pytest.param([*BOTH, *latents(3)], "x_3 was sent", id="a step more"),
+        pytest.param([*BOTH, *side(GOOD), *side(GOOD)], "side data was sent twice", id="side twice"),
         pytest.param([*BOTH, *changed(side(GOOD), kind=7)], "kind 7", id="another kind"),
         pytest.param([*BOTH, *side(NARROW)], "side data: text is", id="narrow side data"),
         pytest.param([*BOTH, *side(GOOD)[:1]], "side data: 0 of", id="side data cut"),
@@ -207,38 +207,38 @@ NARROW = pack_side_data(SideData(SIDE.maps, torch.ones(3, TEXT_DIM - 1).half()))
         pytest.param(latents(1)[1:], "header is missing", id="no header"),
     ],
 )
-async def test_what_cannot_be_used_is_named(
-    donors: LatentCache, cache: Cache, parts: Parts, word: str
+async def test_unusable_data_is_named(
+    latent_cache: LatentCache, cache: Cache, parts: Parts, word: str
 ) -> None:
-    entry_id = await kept(donors)
+    entry_id = await admit(latent_cache)
     cache.spoil = lambda _: parts
     with pytest.raises(ChorusError, match=word) as failed:
-        await donors.fetch(job(entry_id=entry_id), "studio")
+        await latent_cache.fetch(job(entry_id=entry_id), "studio")
     assert failed.value.reason == BLOB_CORRUPT
     assert failed.value.metadata == {"entry_id": entry_id}
 
 
-async def test_side_data_that_was_not_asked_for_is_refused(donors: LatentCache, cache: Cache) -> None:
-    entry_id = await kept(donors)
+async def test_side_data_that_was_not_requested_is_rejected(latent_cache: LatentCache, cache: Cache) -> None:
+    entry_id = await admit(latent_cache)
     cache.spoil = lambda parts: [*parts, *side(GOOD)]
-    with pytest.raises(ChorusError, match="not asked for"):
-        await donors.fetch(job(side=False, entry_id=entry_id), "studio")
+    with pytest.raises(ChorusError, match="not requested"):
+        await latent_cache.fetch(job(side=False, entry_id=entry_id), "studio")
 
 
-async def test_steps_at_another_noise_level_are_refused(donors: LatentCache, cache: Cache) -> None:
+async def test_steps_at_another_noise_level_are_rejected(latent_cache: LatentCache, cache: Cache) -> None:
     def moved(parts: Parts) -> Parts:
         parts[0].header.step.sigma = 0.8
         return parts
 
-    entry_id = await kept(donors)
+    entry_id = await admit(latent_cache)
     cache.spoil = moved
     with pytest.raises(ChorusError, match=r"x_1 is at sigma 0\.8, expected 0\.9"):
-        await donors.fetch(job(entry_id=entry_id), "studio")
+        await latent_cache.fetch(job(entry_id=entry_id), "studio")
 
 
-async def test_the_order_of_blobs_does_not_matter(donors: LatentCache, cache: Cache) -> None:
-    entry_id = await kept(donors)
+async def test_the_order_of_blobs_does_not_matter(latent_cache: LatentCache, cache: Cache) -> None:
+    entry_id = await admit(latent_cache)
     cache.spoil = lambda _: [*side(GOOD), *latents(2), *latents(1)]
-    found: DonorData = await donors.fetch(job(entry_id=entry_id), "studio")
-    assert same(found.latents, 1, 2)
+    found: DonorData = await latent_cache.fetch(job(entry_id=entry_id), "studio")
+    assert holds(found.latents, 1, 2)
     assert found.side is not None

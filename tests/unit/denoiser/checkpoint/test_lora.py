@@ -1,4 +1,4 @@
-"""Adapters: merged, they do what diffusers does with them; what does not fit is named."""
+"""Tests of adapters: merging equals diffusers' result, and files that do not fit are rejected by name."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bench import parity
 from services.denoiser.checkpoint.lora import Adapter, Lora
-from services.denoiser.checkpoint.names import original_name
+from services.denoiser.checkpoint.names import to_original_name
 from services.denoiser.checkpoint.weights import WeightsError, weights_digest
 from services.denoiser.model.loaded import LoadedModel
 from services.denoiser.model.predictor import Predictor
@@ -36,7 +36,7 @@ def reference(model_file: Path) -> Any:
 
 @torch.no_grad()
 def output(network: Any) -> Tensor:
-    """What diffusers' network makes of fixed inputs."""
+    """Returns the output of diffusers' network for fixed inputs."""
     generator = torch.Generator().manual_seed(5)
     latents = torch.randn(1, 16, 2, 4, 6, generator=generator)
     text = torch.randn(1, 6, 32, generator=generator)
@@ -46,7 +46,7 @@ def output(network: Any) -> Tensor:
 
 @torch.no_grad()
 def ours(model_file: Path, adapters: str) -> Tensor:
-    """What the model with adapters makes of the same."""
+    """Returns the output of our model with adapters for the same inputs."""
     path = model_file.with_name("adapted.toml")
     path.write_text(model_file.read_text().replace("max_tokens = 512", "max_tokens = 6") + adapters)
     model = LoadedModel.load(path)
@@ -62,16 +62,17 @@ def entry(file: Path, scale: float = 1.0, name: str = "style") -> str:
 
 
 def close(got: Tensor, want: Tensor) -> bool:
-    return parity.relative(got, want) < 1e-5
+    return parity.relative_error(got, want) < 1e-5
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.4])
-def test_as_diffusers_and_peft_save_and_run_them(
+def test_adapters_of_diffusers_and_peft_give_the_same_output(
     model_file: Path, reference: Any, tmp_path: Path, scale: float
 ) -> None:
     plain = output(reference)
     torch.manual_seed(1)
     config = LoraConfig(r=4, lora_alpha=8, target_modules=TARGETS, init_lora_weights="gaussian")
+    untyped: Any = config
     reference.add_adapter(config, adapter_name="default")
     for name, parameter in reference.named_parameters():
         if "lora_B" in name:
@@ -79,7 +80,7 @@ def test_as_diffusers_and_peft_save_and_run_them(
     WanPipeline.save_lora_weights(
         tmp_path,
         transformer_lora_layers=get_peft_model_state_dict(reference),
-        transformer_lora_adapter_metadata=config.to_dict(),
+        transformer_lora_adapter_metadata=untyped.to_dict(),
     )
     reference.set_adapters("default", scale)
     want = output(reference)
@@ -90,11 +91,11 @@ def test_as_diffusers_and_peft_save_and_run_them(
 
 
 def lightx2v(network: Any, rank: int = 4) -> dict[str, Tensor]:
-    """A random LoRA over the attention and feed-forward layers, in original names with down and up."""
+    """Returns a random LoRA of the attention and feed-forward layers, in original names."""
     generator = torch.Generator().manual_seed(2)
     found = {}
     for name, parameter in network.named_parameters():
-        module, _, leaf = original_name(name).rpartition(".")
+        module, _, leaf = to_original_name(name).rpartition(".")
         if not any(part in name for part in (".to_", ".ffn.")):
             continue
         key = f"diffusion_model.{module}"
@@ -108,7 +109,9 @@ def lightx2v(network: Any, rank: int = 4) -> dict[str, Tensor]:
     return found
 
 
-def test_lightx2v_files_as_diffusers_reads_them(model_file: Path, reference: Any, tmp_path: Path) -> None:
+def test_lightx2v_files_give_the_output_of_diffusers(
+    model_file: Path, reference: Any, tmp_path: Path
+) -> None:
     file = tmp_path / "distill.safetensors"
     save_file(lightx2v(reference), file)
     pipeline: Any = WanPipeline
@@ -117,7 +120,7 @@ def test_lightx2v_files_as_diffusers_reads_them(model_file: Path, reference: Any
     assert close(ours(model_file, entry(file)), output(reference))
 
 
-def test_kohyas_names_mean_the_same(model_file: Path, reference: Any, tmp_path: Path) -> None:
+def test_kohyas_names_give_the_same_output(model_file: Path, reference: Any, tmp_path: Path) -> None:
     plain, kohya = tmp_path / "plain.safetensors", tmp_path / "kohya.safetensors"
     state = {k: v for k, v in lightx2v(reference).items() if not k.endswith("diff_b")}
     save_file(state, plain)
@@ -131,14 +134,14 @@ def test_kohyas_names_mean_the_same(model_file: Path, reference: Any, tmp_path: 
     assert torch.equal(ours(model_file, entry(kohya)), ours(model_file, entry(plain)))
 
 
-def test_whole_differences_of_any_parameter(model_file: Path, reference: Any, tmp_path: Path) -> None:
+def test_whole_differences_apply_to_any_parameter(model_file: Path, reference: Any, tmp_path: Path) -> None:
     """Norms, biases, modulation and the convolution of the patches: base weights changed by hand."""
     suffixes = {"weight": "diff", "bias": "diff_b", "modulation": "diff_m"}
     torch.manual_seed(3)
     changes = {name: 0.1 * torch.randn_like(p) for name, p in reference.named_parameters()}
     state = {}
     for name, change in changes.items():
-        module, _, leaf = original_name(name).rpartition(".")
+        module, _, leaf = to_original_name(name).rpartition(".")
         state[f"diffusion_model.{module}.{suffixes[leaf]}"] = change
     file = tmp_path / "differences.safetensors"
     save_file(state, file)
@@ -147,7 +150,7 @@ def test_whole_differences_of_any_parameter(model_file: Path, reference: Any, tm
     assert close(ours(model_file, entry(file, 0.5)), output(reference))
 
 
-def test_several_add_up(model_file: Path, reference: Any, tmp_path: Path) -> None:
+def test_several_adapters_add_up(model_file: Path, reference: Any, tmp_path: Path) -> None:
     name = "blocks.1.attn2.to_v.weight"
     network, text = dict(reference.named_parameters()), ""
     for i, scale in enumerate((0.5, -2.0)):
@@ -172,22 +175,24 @@ GOOD = {f"{Q}.lora_A.weight": torch.ones(2, 12), f"{Q}.lora_B.weight": torch.one
         ({"transformer.blocks.7.attn1.to_q.lora_A.weight": torch.ones(2, 12)}, "tensor transformer.blocks.7"),
         (
             {"diffusion_model.blocks.0.cross_attn.k_img.diff": torch.ones(1)},
-            "k_img.diff: changes no parameter",
+            "k_img.diff: changes no known parameter",
         ),
-        ({f"{Q}.lora_magnitude_vector": torch.ones(12)}, "lora_magnitude_vector: changes no parameter"),
+        ({f"{Q}.lora_magnitude_vector": torch.ones(12)}, "lora_magnitude_vector: changes no known parameter"),
         ({f"{Q}.lora_B.weight": torch.ones(12, 3)}, r"up \[12, 3\] times down \[2, 12\], expected \[12, r\]"),
         ({f"{Q}.lora_A.weight": torch.ones(2, 11)}, r"down \[2, 11\].* times \[r, 12\]"),
         ({f"{Q}.lora_A.weight": torch.ones(0, 12), f"{Q}.lora_B.weight": torch.ones(12, 0)}, "times"),
         ({f"{Q}.lora_A.weight": torch.ones(12)}, "times"),
         ({f"{Q}.lora_B.weight": None}, r"attn1.to_q.weight: has \['down'\], expected down and up"),
-        ({f"{Q}.diff": torch.ones(12, 12)}, "expected down and up, or diff alone"),
+        ({f"{Q}.diff": torch.ones(12, 12)}, "expected down and up, or only diff"),
         ({f"{Q}.alpha": torch.ones(3)}, "alpha of .*to_q.weight: shape"),
         ({f"{Q}.diff_b": torch.ones(11)}, r"difference of .*to_q.bias: shape \[11\], expected \[12\]"),
-        ({"diffusion_model.blocks.0.self_attn.q.lora_down.weight": torch.ones(2, 12)}, "say the same"),
+        ({"diffusion_model.blocks.0.self_attn.q.lora_down.weight": torch.ones(2, 12)}, "the same part"),
         ({f"{Q}.alpha": torch.ones(1, dtype=torch.int32)}, "type I32"),
     ],
 )
-def test_what_does_not_fit_is_named(tmp_path: Path, change: dict[str, Tensor | None], message: str) -> None:
+def test_a_tensor_that_does_not_fit_is_named(
+    tmp_path: Path, change: dict[str, Tensor | None], message: str
+) -> None:
     file = tmp_path / "lora.safetensors"
     save_file({k: v for k, v in {**GOOD, **change}.items() if v is not None}, file)
     with pytest.raises(WeightsError, match=f"lora.safetensors: .*{message}"):
@@ -195,7 +200,7 @@ def test_what_does_not_fit_is_named(tmp_path: Path, change: dict[str, Tensor | N
 
 
 @pytest.mark.parametrize(
-    ("noted", "message"),
+    ("metadata", "message"),
     [
         ('{"transformer.use_rslora": true}', "use_rslora is not supported"),
         ('{"transformer.alpha_pattern": {"to_q": 3}}', "alpha_pattern is not supported"),
@@ -203,14 +208,14 @@ def test_what_does_not_fit_is_named(tmp_path: Path, change: dict[str, Tensor | N
         ("[", "cannot be read"),
     ],
 )
-def test_notes_that_would_change_the_meaning_are_refused(tmp_path: Path, noted: str, message: str) -> None:
+def test_unsupported_adapter_metadata_is_rejected(tmp_path: Path, metadata: str, message: str) -> None:
     file = tmp_path / "lora.safetensors"
-    save_file(GOOD, file, metadata={"lora_adapter_metadata": noted})
+    save_file(GOOD, file, metadata={"lora_adapter_metadata": metadata})
     with pytest.raises(WeightsError, match=message):
         Lora.load(file, SHAPES, id="style")
 
 
-def test_another_file_of_the_same_adapter_is_refused(tmp_path: Path) -> None:
+def test_a_file_with_another_digest_is_rejected(tmp_path: Path) -> None:
     file = tmp_path / "lora.safetensors"
     save_file(GOOD, file)
     assert Lora.load(file, SHAPES, id="style", sha256=weights_digest(file)).adapter == Adapter(
@@ -224,8 +229,8 @@ def test_merging_is_exact_in_float32(tmp_path: Path) -> None:
     file = tmp_path / "lora.safetensors"
     save_file({k: v.bfloat16() for k, v in GOOD.items()}, file)
     adapter = Lora.load(file, SHAPES, id="style", scale=1e-3)
-    merged = adapter.merged("blocks.0.attn1.to_q.weight", torch.full((12, 12), 8.0).bfloat16())
+    merged = adapter.merge("blocks.0.attn1.to_q.weight", torch.full((12, 12), 8.0).bfloat16())
     assert merged.dtype == torch.float32
     torch.testing.assert_close(merged, torch.full((12, 12), 8.002))
     other = torch.ones(12).bfloat16()
-    assert adapter.merged("blocks.0.attn1.to_q.bias", other) is other
+    assert adapter.merge("blocks.0.attn1.to_q.bias", other) is other

@@ -1,4 +1,6 @@
-"""Names of released parameters: every way of writing them leads to ours."""
+"""Tests of parameter names: every released spelling maps to ours."""
+
+from typing import Any
 
 import pytest
 import torch
@@ -6,23 +8,24 @@ from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffu
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.denoiser.checkpoint.names import original_name, renamer
+from services.denoiser.checkpoint.names import build_renamer, to_original_name
 from services.denoiser.network.wan import WanConfig, WanTransformer
 
 with torch.device("meta"):
     NAMES = list(WanTransformer(WanConfig(layers=11)).state_dict())
-RENAME = renamer(NAMES)
+RENAME = build_renamer(NAMES)
 
 
-def test_original_names_are_those_that_diffusers_converts() -> None:
+def test_diffusers_converts_original_names_back() -> None:
+    convert: Any = convert_wan_transformer_to_diffusers
     for name in NAMES:
-        converted = convert_wan_transformer_to_diffusers({original_name(name): torch.zeros(1)})
+        converted = convert({to_original_name(name): torch.zeros(1)})
         assert list(converted) == [name]
 
 
 @pytest.mark.parametrize("prefix", ["", "model.diffusion_model.", "diffusion_model.", "model."])
-def test_every_spelling_leads_to_ours(prefix: str) -> None:
-    assert [RENAME(prefix + original_name(name)) for name in NAMES] == NAMES
+def test_every_spelling_maps_to_ours(prefix: str) -> None:
+    assert [RENAME(prefix + to_original_name(name)) for name in NAMES] == NAMES
     assert [RENAME(prefix + name) for name in NAMES] == NAMES
 
 
@@ -39,12 +42,12 @@ def test_every_spelling_leads_to_ours(prefix: str) -> None:
         ("proj_out.weight", "head.head.weight"),
     ],
 )
-def test_as_released(ours: str, original: str) -> None:
-    assert original_name(ours) == original
+def test_known_released_names(ours: str, original: str) -> None:
+    assert to_original_name(ours) == original
     assert RENAME(original) == ours
 
 
 @given(st.text(max_size=30).filter(lambda name: RENAME(name) == name))
-def test_no_two_parameters_share_a_name(name: str) -> None:
+def test_unknown_names_are_kept_and_original_names_are_unique(name: str) -> None:
     assert RENAME(name) == name
-    assert len({original_name(n) for n in NAMES}) == len(NAMES)
+    assert len({to_original_name(n) for n in NAMES}) == len(NAMES)

@@ -1,4 +1,4 @@
-"""Weights files: the right one loads, every other one is named before anything is allocated."""
+"""Tests of weights files: matching files load; others are rejected by name before anything is allocated."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ from services.denoiser.checkpoint.weights import (
     WeightsError,
     check_weights,
     load_weights,
-    verified_digest,
+    verify_digest,
     weights_digest,
 )
 
@@ -56,21 +56,21 @@ def test_loads_shards_and_converts(tmp_path: Path, place: str) -> None:
     }
 
 
-def test_the_digest_is_that_of_the_bytes_in_name_order(tmp_path: Path) -> None:
+def test_the_digest_covers_the_bytes_in_name_order(tmp_path: Path) -> None:
     index = shards(tmp_path)
     parts = [(tmp_path / f"part-{i}.safetensors").read_bytes() for i in (1, 2)]
     assert weights_digest(index) == weights_digest(tmp_path) == hashlib.sha256(b"".join(parts)).hexdigest()
 
 
 @pytest.mark.parametrize("files", [(), ("a.safetensors", "b.safetensors")])
-def test_a_folder_must_say_which_weights(tmp_path: Path, files: tuple[str, ...]) -> None:
+def test_a_folder_must_hold_exactly_one_set_of_weights(tmp_path: Path, files: tuple[str, ...]) -> None:
     for name in files:
         save_file(STATE, tmp_path / name)
     with pytest.raises(WeightsError, match=f"must hold one .* not {len(files)}"):
         load_weights(tmp_path, EXPECTED)
 
 
-def test_other_spellings_load_and_do_not_collide(tmp_path: Path) -> None:
+def test_renamed_tensors_load_and_collisions_are_rejected(tmp_path: Path) -> None:
     path = tmp_path / "spelled.safetensors"
     save_file({f"net.{k}": v for k, v in STATE.items()}, path)
     state = load_weights(path, EXPECTED, rename=lambda name: name.removeprefix("net."))
@@ -96,7 +96,7 @@ def test_half_precision_on_disk(tmp_path: Path) -> None:
         ({"a.bias": torch.ones(3, dtype=torch.int64)}, "tensor a.bias: type I64"),
     ],
 )
-def test_another_network_is_refused(
+def test_weights_of_another_network_are_rejected(
     tmp_path: Path, change: dict[str, torch.Tensor | None], message: str
 ) -> None:
     path = tmp_path / "other.safetensors"
@@ -106,15 +106,15 @@ def test_another_network_is_refused(
     assert str(path) in str(caught.value)
 
 
-def test_another_training_of_the_same_network_is_refused(file: Path) -> None:
+def test_weights_with_another_digest_are_rejected(file: Path) -> None:
     with pytest.raises(WeightsError, match=r"sha256 .* expected 0000"):
-        verified_digest(file, "0" * 64)
-    assert verified_digest(file, None) == verified_digest(file, weights_digest(file)) == weights_digest(file)
+        verify_digest(file, "0" * 64)
+    assert verify_digest(file, None) == verify_digest(file, weights_digest(file)) == weights_digest(file)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
-def test_a_truncated_file_is_refused_wherever_it_ends(file: Path, data: st.DataObject) -> None:
+def test_a_truncated_file_is_rejected_at_any_length(file: Path, data: st.DataObject) -> None:
     raw = file.read_bytes()
     cut = file.with_name("cut.safetensors")
     cut.write_bytes(raw[: data.draw(st.integers(0, len(raw) - 1))])
@@ -124,7 +124,7 @@ def test_a_truncated_file_is_refused_wherever_it_ends(file: Path, data: st.DataO
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=200))
-def test_a_foreign_file_is_refused(tmp_path: Path, raw: bytes) -> None:
+def test_a_file_of_arbitrary_bytes_is_rejected(tmp_path: Path, raw: bytes) -> None:
     path = tmp_path / "foreign.safetensors"
     path.write_bytes(raw)
     with pytest.raises(WeightsError, match="safetensors"):
@@ -135,7 +135,7 @@ def test_a_foreign_file_is_refused(tmp_path: Path, raw: bytes) -> None:
 @given(
     st.recursive(st.none() | st.integers() | st.text(), lambda c: st.lists(c) | st.dictionaries(st.text(), c))
 )
-def test_a_header_of_any_other_json_is_refused(tmp_path: Path, header: object) -> None:
+def test_a_header_of_other_json_is_rejected(tmp_path: Path, header: object) -> None:
     raw = json.dumps(header).encode()
     path = tmp_path / "header.safetensors"
     path.write_bytes(len(raw).to_bytes(8, "little") + raw)
@@ -144,7 +144,7 @@ def test_a_header_of_any_other_json_is_refused(tmp_path: Path, header: object) -
 
 
 @pytest.mark.parametrize("offsets", [[0, 8], [-4, 8], [4, 16], [0, 1 << 40]])
-def test_offsets_that_do_not_tile_the_file_are_refused(tmp_path: Path, offsets: list[int]) -> None:
+def test_offsets_that_do_not_tile_the_file_are_rejected(tmp_path: Path, offsets: list[int]) -> None:
     header = json.dumps({"a.bias": {"dtype": "F32", "shape": [3], "data_offsets": offsets}}).encode()
     path = tmp_path / "offsets.safetensors"
     path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(12))
@@ -161,8 +161,8 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
         check_weights(index, EXPECTED)
 
 
-def test_an_index_may_not_leave_its_directory(tmp_path: Path) -> None:
+def test_an_index_must_not_leave_its_directory(tmp_path: Path) -> None:
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"b": "../secret.safetensors"}}))
-    with pytest.raises(WeightsError, match="beside the index"):
+    with pytest.raises(WeightsError, match="in the folder of the index"):
         check_weights(index, EXPECTED)

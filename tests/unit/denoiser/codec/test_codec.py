@@ -1,4 +1,4 @@
-"""The space-to-depth codec loses nothing; Wan's autoencoder does what diffusers' pipeline does with it."""
+"""Tests of codecs: space-to-depth is lossless, and Wan's autoencoder matches diffusers' pipeline."""
 
 import json
 import shutil
@@ -18,7 +18,7 @@ from services.denoiser.codec.wan_vae import WanVaeCodec, read_geometry
 
 
 @given(st.integers(1, 3), st.integers(1, 3), st.tuples(*[st.integers(1, 3)] * 3))
-def test_invertible(temporal: int, spatial: int, cells: tuple[int, int, int]) -> None:
+def test_space_to_depth_is_invertible(temporal: int, spatial: int, cells: tuple[int, int, int]) -> None:
     codec = SpaceToDepthCodec(temporal, spatial)
     video = torch.randn(3, cells[0] * temporal, cells[1] * spatial, cells[2] * spatial)
     latents = codec.encode(video)
@@ -26,7 +26,7 @@ def test_invertible(temporal: int, spatial: int, cells: tuple[int, int, int]) ->
     assert torch.equal(codec.decode(latents), video)
 
 
-def test_a_latent_cell_holds_its_own_block_of_pixels() -> None:
+def test_a_latent_cell_holds_one_block_of_pixels() -> None:
     codec = SpaceToDepthCodec(2, 2)
     video = torch.randn(3, 4, 6, 8)
     changed = video.clone()
@@ -40,13 +40,13 @@ def test_a_latent_cell_holds_its_own_block_of_pixels() -> None:
     ("size", "field"),
     [((7, 32, 32), "frames"), ((8, 33, 32), "height"), ((8, 32, 1), "width"), ((0, 2, 2), "frames")],
 )
-def test_sizes_that_do_not_fold_are_refused_by_name(size: tuple[int, int, int], field: str) -> None:
+def test_sizes_that_do_not_fold_are_rejected_by_field(size: tuple[int, int, int], field: str) -> None:
     codec = SpaceToDepthCodec(2, 2)
     with pytest.raises(ValueError, match=f"^{field}: must be a multiple of 2"):
         codec.latent_shape(*size)
 
 
-def test_foreign_tensors_are_refused() -> None:
+def test_tensors_of_other_shapes_are_rejected() -> None:
     codec = SpaceToDepthCodec(2, 2)
     with pytest.raises(ValueError, match="latents"):
         codec.decode(torch.zeros(16, 2, 4, 4))
@@ -66,7 +66,7 @@ def load(folder: Path, **options: Any) -> WanVaeCodec:
 
 
 @torch.no_grad()
-def test_wans_autoencoder_is_normalised_as_in_training(vae: Path) -> None:
+def test_wan_latents_are_normalised_as_in_training(vae: Path) -> None:
     autoencoder: Any = AutoencoderKLWan
     network = autoencoder.from_pretrained(vae)
     codec, video = load(vae), torch.rand(3, 5, 16, 32) * 2 - 1
@@ -79,7 +79,7 @@ def test_wans_autoencoder_is_normalised_as_in_training(vae: Path) -> None:
     assert codec.decode(latents).shape == video.shape
 
 
-def test_its_identity_follows_weights_and_meaning(vae: Path, tmp_path: Path) -> None:
+def test_the_codec_id_depends_on_weights_and_config(vae: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(vae, tmp_path / "vae")
     assert load(copy).id == load(vae).id
     assert load(vae).id.startswith("wan-vae@")
@@ -96,17 +96,17 @@ def test_its_identity_follows_weights_and_meaning(vae: Path, tmp_path: Path) -> 
     assert load(copy).id != load(vae).id
 
 
-def test_a_large_video_may_be_decoded_in_tiles(vae: Path) -> None:
+def test_a_large_video_is_decoded_in_tiles(vae: Path) -> None:
     latents = torch.randn(16, 1, 7, 4, generator=torch.Generator().manual_seed(0))
     whole, tiled = load(vae).decode(latents), load(vae, tile=32).decode(latents)
     assert tiled.shape == whole.shape == (3, 1, 56, 32)
     assert not torch.equal(tiled, whole)
-    # Where a tile is not blended with its neighbour it is what was asked for, but for what lies beyond it.
+    # A tile differs from the whole only where it is blended, and by what lies beyond its border.
     assert (tiled - whole).norm() / whole.norm() < 0.5
     assert torch.equal(load(vae, tile=64).decode(latents), whole)
 
 
-def test_a_foreign_autoencoder_is_refused(vae: Path, tmp_path: Path) -> None:
+def test_another_autoencoder_is_rejected(vae: Path, tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="not the weights"):
         load(vae, sha256="0" * 64)
     assert load(vae, sha256=weights_digest(vae)).latent_channels == 16

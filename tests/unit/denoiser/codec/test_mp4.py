@@ -1,4 +1,4 @@
-"""mp4 files: what goes in is seen when they are played."""
+"""Tests of mp4 encoding: played back, the frames are those that were encoded."""
 
 import io
 from fractions import Fraction
@@ -21,7 +21,7 @@ def test_frames_are_scaled_clipped_and_enlarged() -> None:
     assert frames.sum() == 9 * (255 + 255)
 
 
-def test_played_back_the_video_is_the_same() -> None:
+def test_playback_shows_the_encoded_frames() -> None:
     ramp = torch.linspace(-1, 1, 16).view(1, 1, 1, 16).expand(3, 8, 16, 16).clone()
     ramp[0, 4:] = 0.5
     frames = to_frames(ramp, upscale=4)
@@ -43,7 +43,7 @@ def test_the_same_frames_give_the_same_bytes() -> None:
     assert encode_mp4(frames, 8) == encode_mp4(frames, 8)
 
 
-def test_bad_input_is_named() -> None:
+def test_invalid_input_is_rejected_by_name() -> None:
     with pytest.raises(ValueError, match="NaN"):
         to_frames(torch.full((3, 1, 2, 2), float("nan")))
     with pytest.raises(ValueError, match="video: must be"):
@@ -61,7 +61,7 @@ def test_bad_input_is_named() -> None:
 def test_pixels_are_repeated_while_they_are_encoded() -> None:
     frames = np.zeros((2, 5, 7, 3), np.uint8)
     frames[:, 2:, 3:] = (200, 40, 90)
-    with av.open(io.BytesIO(encode_mp4(frames, 8, upscale=4))) as container:
+    with av.open(io.BytesIO(encode_mp4(frames, 8, upscale=4)), mode="r") as container:
         shown = np.stack([f.to_ndarray(format="rgb24") for f in container.decode(video=0)])
     assert shown.shape == (2, 20, 28, 3)
     whole = frames.repeat(4, axis=1).repeat(4, axis=2).astype(int)

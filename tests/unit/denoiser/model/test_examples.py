@@ -1,4 +1,4 @@
-"""The example model files describe what was released, as far as files without weights can say."""
+"""Tests of the example model files against the released configurations, without weights."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def fill(cache: Path, example: Path) -> None:
-    """The hub's cache with the configs that the example names, and empty weights."""
+    """Fills the hub's cache with the configs that the example names, without weights."""
     size = "1.3b" if "1.3b" in example.name else "14b"
     tables = tomllib.loads(example.read_text())
     for location in (tables["codec"]["file"], tables["transformer"].get("sizes", "")):
@@ -66,12 +66,12 @@ def test_an_example_describes_its_model(cache: Path, example: Path) -> None:
     assert bool(spec.adapters) == ("lora" in example.name)
 
 
-def test_what_was_not_fetched_is_named_with_the_command(cache: Path) -> None:
+def test_a_missing_download_is_named_with_its_command(cache: Path) -> None:
     with pytest.raises(
         SpecError, match=r"toml: .*hf download Wan-AI/Wan2\.1-T2V-1\.3B-Diffusers --revision 0fad"
     ):
         load_spec(ROOT / "examples" / "models" / "wan2.1-t2v-1.3b.toml")
 
 
-def test_there_are_examples() -> None:
+def test_three_examples_exist() -> None:
     assert len(EXAMPLES) == 3

@@ -1,4 +1,4 @@
-"""A model file: what is refused, by name, and that one loads into a model that denoises."""
+"""Tests of model files: invalid ones are rejected by field, and a valid one loads and denoises."""
 
 import json
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from chorus.scheduler.v1 import scheduler_pb2
 from safetensors.torch import save_file
 
 from services.contract.identity import identity_digest
-from services.denoiser.checkpoint.config import network_sizes
+from services.denoiser.checkpoint.config import read_network_sizes
 from services.denoiser.checkpoint.weights import WeightsError, weights_digest
 from services.denoiser.device_thread import DeviceThread
 from services.denoiser.model.loaded import LoadedModel
@@ -95,7 +95,7 @@ def make(tmp_path: Path) -> Make:
     return write
 
 
-def test_the_model_that_ships_is_described() -> None:
+def test_the_shipped_model_file_is_valid() -> None:
     spec = load_spec(ROOT / "models" / "movingshapes" / "model.toml")
     assert spec.id == "movingshapes"
     assert spec.schedule.sigmas == pytest.approx((1.0, 0.9375, 0.8333, 0.625, 0.0), abs=1e-4)
@@ -116,7 +116,7 @@ def test_the_model_that_ships_is_described() -> None:
         ("width = 12", "width = 20", "video.width must be 8 to 16"),
         ("max = 8 }", "max = 3 }", "steps must be 1 to 3, not 4"),
         ("sha256 = ", "sha256 = 5 #", "weights.sha256: "),
-        ("sha256 = ", "# ", "weights: .*sha256: missing; it may be left out"),
+        ("sha256 = ", "# ", "weights: .*sha256: missing; it is optional only"),
         ('kind = "space-to-depth"', 'kind = "mp4"', "codec: .*'space-to-depth', 'wan-vae'"),
         ('architecture = "wan"', 'architecture = "wan"\nsizes = "none.json"', r"none\.json: no such file"),
         ('architecture = "wan"', 'architecture = "wan"\ndtype = "int8"', "transformer.dtype: "),
@@ -124,7 +124,7 @@ def test_the_model_that_ships_is_described() -> None:
         ("[codec]", "[codec", "not TOML"),
     ],
 )
-def test_a_faulty_file_is_refused_by_field(tmp_path: Path, old: str, new: str, message: str) -> None:
+def test_an_invalid_file_is_rejected_by_field(tmp_path: Path, old: str, new: str, message: str) -> None:
     assert old in text()
     with pytest.raises(SpecError, match=f"model.toml: (?s:.*){message}"):
         parse(tmp_path, text().replace(old, new))
@@ -155,7 +155,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         load_spec(tmp_path / "none.toml")
 
 
-def test_bounds_speak() -> None:
+def test_bounds_describe_invalid_values() -> None:
     bound = Bound(min=8, max=16, multiple=4)
     assert [n for n in range(1, 30) if bound.fault(n) is None] == [8, 12, 16]
     assert bound.fault(9) == "must be 8 to 16 in steps of 4, not 9"
@@ -172,7 +172,7 @@ def run(model: LoadedModel, seed: int = 0, frames: int = 4, length: int = 5) -> 
 
 
 @pytest.mark.parametrize("prediction", ["velocity", "data"])
-def test_a_loaded_model_makes_videos(make: Make, prediction: str) -> None:
+def test_a_loaded_model_generates_videos(make: Make, prediction: str) -> None:
     model = LoadedModel.load(make(prediction=prediction))
     video = run(model)
     assert video.shape == (3, 4, 8, 12)
@@ -181,27 +181,27 @@ def test_a_loaded_model_makes_videos(make: Make, prediction: str) -> None:
     assert run(model, frames=8).shape == (3, 8, 8, 12)
 
 
-def test_the_last_step_of_data_prediction_lands_on_the_prediction(make: Make) -> None:
-    """x - sigma * v is what the network said, at every noise level."""
+def test_velocity_of_data_prediction_leads_to_the_prediction(make: Make) -> None:
+    """x - sigma * v is the network's output, at every noise level."""
     model = LoadedModel.load(make(prediction="data"))
     predictor = Predictor.eager(model)
     prepared = model.prepare_text(torch.zeros(3, 10))
     x = model.noise(0, (24, 2, 4, 6))
-    said = [x - s * predictor.latent_velocity(x, s, prepared) for s in (1.0, 0.5)]
-    assert not torch.allclose(said[0], said[1])
-    assert all(d.std() < x.std() * 3 for d in said)
+    outputs = [x - s * predictor.latent_velocity(x, s, prepared) for s in (1.0, 0.5)]
+    assert not torch.allclose(outputs[0], outputs[1])
+    assert all(d.std() < x.std() * 3 for d in outputs)
 
 
-def test_padding_is_attended_only_where_the_model_was_trained_so(make: Make) -> None:
+def test_padding_is_attended_only_if_configured(make: Make) -> None:
     kv = LoadedModel.load(make(attend_padding="true")).prepare_text(torch.ones(2, 10))
     assert kv[0][0].shape[2] == 6
     kv = LoadedModel.load(make(attend_padding="false")).prepare_text(torch.ones(2, 10))
     assert kv[0][0].shape[2] == 2
     kv = LoadedModel.load(make(attend_padding="false")).prepare_text(torch.ones(9, 10))
-    assert kv[0][0].shape[2] == 6  # what the model does not read is dropped
+    assert kv[0][0].shape[2] == 6  # tokens past max_tokens are dropped
 
 
-def test_bad_requests_are_named(make: Make) -> None:
+def test_invalid_shapes_are_rejected_by_name(make: Make) -> None:
     model = LoadedModel.load(make())
     with pytest.raises(ValueError, match="frames: must be 4 to 8 in steps of 2, not 5"):
         model.latent_shape(5, 8, 8)
@@ -212,7 +212,7 @@ def test_bad_requests_are_named(make: Make) -> None:
             model.prepare_text(torch.zeros(shape))
 
 
-def test_other_weights_are_refused(make: Make) -> None:
+def test_weights_with_another_digest_are_rejected(make: Make) -> None:
     path = make()
     path.write_text(text(sha256="1" * 64))
     with pytest.raises(WeightsError, match="not the weights of this model"):
@@ -252,21 +252,21 @@ ORIGINAL = {
 }
 
 
-def sizes(tmp_path: Path, config: object) -> dict[str, Any]:
+def read_sizes(tmp_path: Path, config: object) -> dict[str, Any]:
     path = tmp_path / "config.json"
     path.write_text(json.dumps(config))
-    return network_sizes(path)
+    return read_network_sizes(path)
 
 
 @pytest.mark.parametrize("config", [RELEASED, ORIGINAL])
-def test_released_sizes_are_those_of_wan(tmp_path: Path, config: dict[str, Any]) -> None:
+def test_released_configs_give_the_sizes_of_wan(tmp_path: Path, config: dict[str, Any]) -> None:
     assert (
-        WanConfig(**Transformer(architecture="wan", **sizes(tmp_path, config)).config().__dict__)
+        WanConfig(**Transformer(architecture="wan", **read_sizes(tmp_path, config)).config().__dict__)
         == WanConfig()
     )
 
 
-def test_sizes_beside_a_config_count_more(tmp_path: Path) -> None:
+def test_fields_of_the_model_file_override_a_config(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(RELEASED | {"num_attention_heads": 2}))
     lines = [line for line in text().splitlines() if not line.startswith(("patch_size", "heads", "layers"))]
     spec = parse(tmp_path, "\n".join(lines).replace('"wan"', '"wan"\nsizes = "config.json"'))
@@ -277,23 +277,23 @@ def test_sizes_beside_a_config_count_more(tmp_path: Path) -> None:
     ("config", "message"),
     [
         (RELEASED | {"_class_name": "WanVACETransformer3DModel"}, "_class_name: must be"),
-        (RELEASED | {"image_dim": 1280}, "image_dim: must be None, not 1280: text-to-video"),
+        (RELEASED | {"image_dim": 1280}, "image_dim: must be None, not 1280: only text-to-video"),
         (RELEASED | {"added_kv_proj_dim": 5120}, "added_kv_proj_dim"),
         (RELEASED | {"cross_attn_norm": False}, "cross_attn_norm: must be True"),
         (RELEASED | {"qk_norm": "rms_norm"}, "qk_norm: must be 'rms_norm_across_heads'"),
         ({k: v for k, v in RELEASED.items() if k != "ffn_dim"}, "ffn_dim: missing"),
         (ORIGINAL | {"model_type": "i2v"}, "model_type: must be 't2v', not 'i2v'"),
         (ORIGINAL | {"num_heads": 11}, "dim: must be a multiple of num_heads = 11"),
-        ([], "must hold a table"),
+        ([], "must hold a JSON object"),
     ],
 )
-def test_other_networks_are_refused(tmp_path: Path, config: object, message: str) -> None:
+def test_configs_of_other_networks_are_rejected(tmp_path: Path, config: object, message: str) -> None:
     with pytest.raises(ValueError, match=rf"config\.json: {message}"):
-        sizes(tmp_path, config)
+        read_sizes(tmp_path, config)
 
 
 def test_adapters_are_part_of_the_identity(make: Make, tmp_path: Path) -> None:
-    """As the denoiser describes its model, as it admits latents, and as the scheduler asks for them."""
+    """The denoiser's description, the admitted identity and the scheduler's identity agree."""
     path, file = make(), tmp_path / "style.safetensors"
     save_file({"diffusion_model.head.head.diff_b": torch.ones(96)}, file)
     plain = LoadedModel.load(path)
@@ -319,20 +319,20 @@ def test_adapters_are_part_of_the_identity(make: Make, tmp_path: Path) -> None:
             1,
             None,
         )
-        asked = build_latent_identity(
+        requested = build_latent_identity(
             scheduler_pb2.GenerationSpec(
                 shape=video_pb2.VideoShape(frames=4, height=8, width=12),
                 schedule=latents_pb2.Schedule(sigmas=(1.0, 0.0)),
             ),
             info,
         )
-        assert job.identity == asked
-        found[scale] = identity_digest(asked)
+        assert job.identity == requested
+        found[scale] = identity_digest(requested)
         assert not torch.equal(run(model), run(plain))
     assert found[0.5] != found[1.0]
 
 
-def test_a_type_is_computed_in_and_latents_stay_float32(make: Make) -> None:
+def test_the_network_computes_in_its_dtype_and_latents_are_float32(make: Make) -> None:
     path = make()
     path.write_text(path.read_text().replace('"wan"', '"wan"\ndtype = "bfloat16"'))
     exact, rounded = LoadedModel.load(path, dtype=torch.float32), LoadedModel.load(path)

@@ -1,4 +1,4 @@
-"""The network against diffusers' own, on a tiny random checkpoint."""
+"""Tests of the network against diffusers', on a tiny random checkpoint."""
 
 from typing import Any
 
@@ -39,7 +39,7 @@ def reference() -> Any:
 
 @pytest.fixture(scope="module")
 def ours(reference: Any, tmp_path_factory: pytest.TempPathFactory) -> WanTransformer:
-    """Our network with the weights as diffusers saves them, split into shards."""
+    """Returns our network with weights saved by diffusers in shards."""
     path = tmp_path_factory.mktemp("wan")
     reference.save_pretrained(path, max_shard_size="200KB")
     assert len(list(path.glob("*.safetensors"))) > 1
@@ -73,8 +73,8 @@ def test_hidden_padding_changes_nothing(ours: WanTransformer) -> None:
 
 
 @torch.no_grad()
-def test_order_of_tokens_does_not_matter(ours: WanTransformer) -> None:
-    """A token carries its own angles: shuffled tokens, per-sample angles, give the shuffled velocity."""
+def test_the_order_of_tokens_does_not_matter(ours: WanTransformer) -> None:
+    """Shuffled tokens with their angles, per sample, give the shuffled velocity."""
     tokens, text = torch.randn(2, 72, 36), torch.randn(2, 5, 20)
     cos, sin = rope_table(CONFIG, GRID)
     kv, t = ours.encode_text(text), torch.tensor([900.0, 100.0])
@@ -95,7 +95,7 @@ def test_patches_are_invertible(grid: Grid, patch: Grid, channels: int) -> None:
     assert torch.equal(unpatchify(tokens, grid, patch), x)
 
 
-def test_position_channels_tell_every_cell_apart() -> None:
+def test_position_channels_distinguish_every_cell() -> None:
     channels = position_channels(2, (4, 6, 5))
     assert channels.shape == (position_count(2), 4, 6, 5) == (9, 4, 6, 5)
     cells = channels.flatten(1).T

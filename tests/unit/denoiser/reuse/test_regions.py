@@ -1,4 +1,4 @@
-"""Which tokens stage 2 computes: regions over a grid of tokens."""
+"""Tests of regions: the tokens of a grid that stage 2 computes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def masks(draw: st.DrawFn) -> tuple[Grid, Tensor]:
 
 
 @given(grids)
-def test_probes_are_a_quarter_in_order_and_near_to_every_token(grid: Grid) -> None:
+def test_probes_are_a_quarter_of_the_tokens_and_adjacent_to_all(grid: Grid) -> None:
     probes = select_probe_tokens(grid)
     assert probes.tolist() == sorted(set(probes.tolist()))
     assert len(probes) <= grid[0] * math.ceil(grid[1] / 2) * math.ceil(grid[2] / 2)
@@ -51,9 +51,7 @@ def test_four_frames_probe_every_place() -> None:
 
 
 @given(masks(), st.integers(0, 3))
-def test_dilation_grows_by_rows_and_columns_and_stays_in_its_frame(
-    drawn: tuple[Grid, Tensor], by: int
-) -> None:
+def test_dilation_grows_along_rows_and_columns_of_one_frame(drawn: tuple[Grid, Tensor], by: int) -> None:
     grid, mask = drawn
     grown = dilate(mask, grid, by).view(grid)
     for t, y, x in grown.nonzero().tolist():
@@ -63,7 +61,7 @@ def test_dilation_grows_by_rows_and_columns_and_stays_in_its_frame(
 
 
 @given(masks(), st.integers(0, 2))
-def test_a_region_holds_every_token_that_differs(drawn: tuple[Grid, Tensor], dilation: int) -> None:
+def test_a_region_contains_every_token_that_differs(drawn: tuple[Grid, Tensor], dilation: int) -> None:
     grid, differs = drawn
     found = find_differing_region(differs.float(), grid, threshold=0.5, dilation=dilation)
     assert (found | ~differs).all()
@@ -71,7 +69,7 @@ def test_a_region_holds_every_token_that_differs(drawn: tuple[Grid, Tensor], dil
 
 
 @given(masks())
-def test_probes_speak_for_the_tokens_around_them(drawn: tuple[Grid, Tensor]) -> None:
+def test_probes_stand_for_the_tokens_around_them(drawn: tuple[Grid, Tensor]) -> None:
     grid, differs = drawn
     probes = select_probe_tokens(grid)
     found = find_differing_region(
@@ -92,7 +90,7 @@ def test_a_gap_of_one_frame_is_closed() -> None:
 
 
 @given(masks(), masks())
-def test_a_region_refined_is_part_of_it(one: tuple[Grid, Tensor], other: tuple[Grid, Tensor]) -> None:
+def test_a_refined_region_is_a_subset(one: tuple[Grid, Tensor], other: tuple[Grid, Tensor]) -> None:
     grid, active = one
     differences = other[1].float().repeat(math.prod(grid))[: int(active.sum())]
     smaller = refine_region(active, differences, grid, threshold=0.5, dilation=1)
@@ -101,7 +99,7 @@ def test_a_region_refined_is_part_of_it(one: tuple[Grid, Tensor], other: tuple[G
 
 
 @given(masks())
-def test_edges_take_part_of_a_step_and_insides_all_of_it(drawn: tuple[Grid, Tensor]) -> None:
+def test_edge_weights_are_partial_at_edges_and_full_inside(drawn: tuple[Grid, Tensor]) -> None:
     grid, mask = drawn
     weights = compute_edge_weights(mask, grid)
     assert (weights[~mask] == 0).all()
@@ -111,14 +109,14 @@ def test_edges_take_part_of_a_step_and_insides_all_of_it(drawn: tuple[Grid, Tens
 
 
 @given(masks())
-def test_context_is_of_inactive_tokens_alone(drawn: tuple[Grid, Tensor]) -> None:
+def test_context_contains_only_inactive_tokens(drawn: tuple[Grid, Tensor]) -> None:
     grid, active = drawn
     context = select_context(active, grid)
     assert not active[context].any()
     assert len(context) <= len(active) - int(active.sum())
 
 
-def test_attention_finds_where_lost_words_acted() -> None:
+def test_attention_finds_the_places_of_lost_words() -> None:
     grid = (1, 2, 3)
     maps = torch.tensor([[1.0, 0.9, 0, 0, 0, 0], [0, 0, 0, 0, 0, 1.0]])
     found = find_attended_region(maps, [(0, 1.0), (7, 1.0)], grid, threshold=0.5, dilation=0)
@@ -133,7 +131,7 @@ def test_differences_are_in_units_of_the_variance() -> None:
 
 
 @given(masks())
-def test_a_packed_mask_has_one_bit_for_each_token(drawn: tuple[Grid, Tensor]) -> None:
+def test_a_packed_mask_has_one_bit_per_token(drawn: tuple[Grid, Tensor]) -> None:
     _, mask = drawn
     packed = pack_mask(mask)
     assert len(packed) == math.ceil(len(mask) / 8)

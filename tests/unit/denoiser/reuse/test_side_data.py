@@ -1,4 +1,4 @@
-"""Side data of a donor: as bytes and back, and attention maps squeezed into what they may take."""
+"""Tests of side data: packing and unpacking, and pooling of attention maps within a byte limit."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ grids = st.tuples(st.integers(1, 5), st.integers(1, 9), st.integers(1, 9))
 
 @st.composite
 def attentions(draw: st.DrawFn) -> tuple[Tensor, Grid]:
-    """Attention of a few tokens, among them perhaps one that acted nowhere, over a grid."""
+    """Draws the attention of a few tokens over a grid; some may be zero everywhere."""
     grid, tokens = draw(grids), draw(st.integers(1, 4))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
     attention = torch.rand(tokens, math.prod(grid), generator=generator)
@@ -46,37 +46,37 @@ def side(tokens: int = 3, grid: tuple[int, ...] = (2, 3, 3), dim: int = DIM) -> 
     return SideData(maps, torch.randn(tokens, dim, generator=generator).half())
 
 
-def unpacked(data: bytes) -> SideData:
+def unpack(data: bytes) -> SideData:
     return unpack_side_data(data, text_dim=DIM, max_tokens=MAX_TOKENS, token_grid=GRID)
 
 
 @given(st.integers(1, MAX_TOKENS), st.sampled_from([(2, 5, 6), (2, 3, 3), (1, 3, 3), (1, 2, 2), (1, 1, 1)]))
-def test_side_data_comes_back_as_it_went_in(tokens: int, grid: Grid) -> None:
+def test_side_data_round_trips(tokens: int, grid: Grid) -> None:
     kept = side(tokens, grid)
     data = pack_side_data(kept)
     assert data == pack_side_data(side(tokens, grid))
-    found = unpacked(data)
+    found = unpack(data)
     assert found.maps.dtype == torch.uint8
     assert found.text.dtype == torch.float16
     assert torch.equal(found.maps, kept.maps)
     assert torch.equal(found.text, kept.text)
 
 
-def test_a_view_packs_like_a_copy() -> None:
+def test_a_view_packs_to_the_bytes_of_a_copy() -> None:
     kept = side()
     turned = SideData(kept.maps.mT.contiguous().mT, kept.text.mT.contiguous().mT)
     assert not turned.maps.is_contiguous()
     assert pack_side_data(turned) == pack_side_data(kept)
 
 
-def saved(**tensors: Tensor) -> bytes:
+def save(**tensors: Tensor) -> bytes:
     kept = side()
     data: bytes = safetensors.torch.save({"maps": kept.maps, "text": kept.text, **tensors})
     return data
 
 
-def declared(maps: list[int], text: list[int], values: int) -> bytes:
-    """A header alone, and so many bytes behind it."""
+def build_header(maps: list[int], text: list[int], values: int) -> bytes:
+    """Builds a header that declares the shapes, followed by `values` bytes."""
     header = {
         "maps": {"dtype": "U8", "shape": maps, "data_offsets": [0, values // 2]},
         "text": {"dtype": "F16", "shape": text, "data_offsets": [values // 2, values]},
@@ -88,7 +88,7 @@ def declared(maps: list[int], text: list[int], values: int) -> bytes:
 def with_text(value: float) -> bytes:
     text = side().text
     text[1, 2] = value
-    return saved(text=text)
+    return save(text=text)
 
 
 @pytest.mark.parametrize(
@@ -96,13 +96,15 @@ def with_text(value: float) -> bytes:
     [
         pytest.param(b"", "not a safetensors file", id="nothing"),
         pytest.param(pack_side_data(side())[:-1], "declares", id="cut"),
-        pytest.param(saved(more=torch.zeros(1)), "expected maps and text", id="one more"),
-        pytest.param(safetensors.torch.save({"maps": side().maps}), "expected maps and text", id="no text"),
-        pytest.param(saved(maps=torch.zeros(3, 2, 3, 3)), "expected U8", id="maps of float"),
-        pytest.param(saved(text=torch.zeros(3, DIM)), "expected F16", id="text of float32"),
-        pytest.param(saved(text=torch.zeros(2, DIM).half()), r"expected F16 \[3, 6\]", id="fewer states"),
-        pytest.param(saved(text=torch.zeros(3, DIM + 1).half()), "expected F16", id="wider states"),
-        pytest.param(saved(maps=torch.zeros((), dtype=torch.uint8)), "0 tokens", id="a scalar"),
+        pytest.param(save(more=torch.zeros(1)), "expected only maps and text", id="one more"),
+        pytest.param(
+            safetensors.torch.save({"maps": side().maps}), "expected only maps and text", id="no text"
+        ),
+        pytest.param(save(maps=torch.zeros(3, 2, 3, 3)), "expected U8", id="maps of float"),
+        pytest.param(save(text=torch.zeros(3, DIM)), "expected F16", id="text of float32"),
+        pytest.param(save(text=torch.zeros(2, DIM).half()), r"expected F16 \[3, 6\]", id="fewer states"),
+        pytest.param(save(text=torch.zeros(3, DIM + 1).half()), "expected F16", id="wider states"),
+        pytest.param(save(maps=torch.zeros((), dtype=torch.uint8)), "0 tokens", id="a scalar"),
         pytest.param(pack_side_data(side(0)), "1 to 4", id="no token"),
         pytest.param(pack_side_data(side(5)), "1 to 4", id="too many tokens"),
         pytest.param(pack_side_data(side(grid=(2, 3))), "pooled", id="no columns"),
@@ -111,30 +113,30 @@ def with_text(value: float) -> bytes:
         pytest.param(pack_side_data(side(grid=(0, 3, 3))), "pooled", id="an empty grid"),
         pytest.param(with_text(math.nan), "NaN", id="NaN"),
         pytest.param(with_text(-math.inf), "infinity", id="infinity"),
-        pytest.param(declared([1 << 40, 2, 3, 3], [1 << 40, DIM], 100), "1 to 4", id="huge"),
-        pytest.param(declared([3, 2, 3, 3], [3, DIM], 10), "cannot be read", id="too few bytes"),
-        pytest.param(declared([1] * 100_000, [1, DIM], 10), "pooled", id="a long shape"),
+        pytest.param(build_header([1 << 40, 2, 3, 3], [1 << 40, DIM], 100), "50 bytes, expected", id="huge"),
+        pytest.param(build_header([3, 2, 3, 3], [3, DIM], 10), "5 bytes, expected 54", id="too few bytes"),
+        pytest.param(build_header([1] * 100_000, [1, DIM], 10), "more than 8 dimensions", id="a long shape"),
     ],
 )
-def test_foreign_side_data_is_refused(data: bytes, word: str) -> None:
+def test_invalid_side_data_is_rejected(data: bytes, word: str) -> None:
     with pytest.raises(BlobFault, match=word) as failed:
-        unpacked(data)
+        unpack(data)
     assert len(str(failed.value)) < 200
 
 
 @given(st.data())
-def test_an_altered_byte_gives_side_data_or_a_fault(data: st.DataObject) -> None:
+def test_an_altered_byte_gives_valid_side_data_or_a_blob_fault(data: st.DataObject) -> None:
     packed = bytearray(pack_side_data(side()))
     packed[data.draw(st.integers(0, len(packed) - 1))] = data.draw(st.integers(0, 255))
     try:
-        found = unpacked(bytes(packed))
+        found = unpack(bytes(packed))
     except BlobFault:
         return
     assert (found.maps.shape, found.text.shape) == ((3, 2, 3, 3), (3, DIM))
 
 
 @given(attentions(), st.integers(-5, 2000))
-def test_maps_never_take_more_than_they_may(drawn: tuple[Tensor, Grid], limit: int) -> None:
+def test_pooled_maps_stay_within_the_limit(drawn: tuple[Tensor, Grid], limit: int) -> None:
     attention, grid = drawn
     maps = pool_maps(attention, grid, limit)
     if maps is None:
@@ -144,27 +146,27 @@ def test_maps_never_take_more_than_they_may(drawn: tuple[Tensor, Grid], limit: i
     assert maps.numel() <= limit
     assert len(maps) == len(attention)
     assert all(1 <= pooled <= size for pooled, size in zip(maps.shape[1:], grid, strict=True))
-    # What the denoiser keeps it also takes back.
+    # The result must be accepted by unpack_side_data.
     kept = SideData(maps, torch.zeros(len(maps), DIM).half())
     assert unpack_side_data(pack_side_data(kept), text_dim=DIM, max_tokens=4, token_grid=grid)
 
 
 @given(attentions(), st.integers(1, 2000))
-def test_the_peak_stays_the_peak_and_nothing_stays_nothing(drawn: tuple[Tensor, Grid], limit: int) -> None:
+def test_pooling_keeps_peaks_and_zero_maps(drawn: tuple[Tensor, Grid], limit: int) -> None:
     attention, grid = drawn
     maps = pool_maps(attention, grid, limit)
     if maps is None:
         return
     for each, values in zip(maps, attention, strict=True):
         assert each.max() == (255 if values.any() else 0)
-    # A map says where its token acted, not how much.
+    # A map records where its token acted, not how strongly.
     again = pool_maps(attention * 4, grid, limit)
     assert again is not None
     assert torch.equal(again, maps)
 
 
 @given(attentions())
-def test_maps_that_fit_come_back_to_half_a_level(drawn: tuple[Tensor, Grid]) -> None:
+def test_maps_that_fit_are_restored_within_half_a_level(drawn: tuple[Tensor, Grid]) -> None:
     attention, grid = drawn
     maps = pool_maps(attention, grid, attention.numel())
     assert maps is not None
@@ -177,7 +179,7 @@ def test_maps_that_fit_come_back_to_half_a_level(drawn: tuple[Tensor, Grid]) -> 
 
 
 @given(attentions(), st.integers(1, 2000))
-def test_pooled_maps_come_back_as_the_means_of_their_pools(drawn: tuple[Tensor, Grid], limit: int) -> None:
+def test_pooled_maps_are_restored_as_the_means_of_their_pools(drawn: tuple[Tensor, Grid], limit: int) -> None:
     attention, grid = drawn
     maps = pool_maps(attention, grid, limit)
     if maps is None:
@@ -213,6 +215,6 @@ def test_pools_grow_in_space_before_time() -> None:
     assert pool_maps(attention, (4, 8, 8), 3) is None
 
 
-def test_maps_of_another_grid_are_refused() -> None:
+def test_maps_of_another_grid_are_rejected() -> None:
     with pytest.raises(ValueError, match="not pooled"):
         unpool_maps(torch.zeros(1, 2, 4, 4, dtype=torch.uint8), GRID)

@@ -1,9 +1,10 @@
-"""The three stages on a small random network: what they compute, and that nothing else changes."""
+"""Tests of the three stages on a small random network: their results and their cost."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,19 +14,22 @@ from torch import Tensor
 from services.denoiser.model.loaded import LoadedModel
 from services.denoiser.model.predictor import Predictor
 from services.denoiser.network.sampler import sample
+from services.denoiser.network.text import AmplifiedText
 from services.denoiser.network.wan import TextKV
 from services.denoiser.reuse.amplification import amplify_text
 from services.denoiser.reuse.attention_maps import AttentionMaps
-from services.denoiser.reuse.donor import DonorLatents
+from services.denoiser.reuse.donor import DonorLatents, DonorTrajectory
+from services.denoiser.reuse.region_finders import RegionFinder
 from services.denoiser.reuse.regions import select_probe_tokens
 from services.denoiser.reuse.stages import Stages, Step
+from services.denoiser.reuse.target import Target
 from tests.tiny_model import TEXT_DIM, save_tiny_model
 
 STEPS = 4
 
 
 class Bench:
-    """A model, two prompts, and the donor's finished run."""
+    """A model, two prompts, and the finished run of the donor."""
 
     def __init__(self, folder: Path) -> None:
         self.predictor = Predictor.eager(LoadedModel.load(save_tiny_model(folder, layers=3)))
@@ -33,7 +37,7 @@ class Bench:
         self.sigmas = self.model.spec.schedule.sigmas
         self.shape = self.model.latent_shape(4, 32, 32)
         self.grid = self.model.token_grid(self.shape)
-        self.donor_text, self.text = (self.text_of(seed) for seed in (1, 2))
+        self.donor_text, self.text = (self.encode_text(seed) for seed in (1, 2))
         self.noise = self.model.noise(0, self.shape)
         self.donor = DonorLatents(
             dict(enumerate([self.noise, *self.full(self.donor_text)])),
@@ -46,13 +50,13 @@ class Bench:
         frames, rows, columns = self.grid
         return frames * rows * columns
 
-    def text_of(self, seed: int) -> TextKV:
+    def encode_text(self, seed: int) -> TextKV:
         return self.model.prepare_text(
             torch.randn(5, TEXT_DIM, generator=torch.Generator().manual_seed(seed))
         )
 
     def full(self, text: TextKV, first: int = 0, start: Tensor | None = None) -> Iterator[Tensor]:
-        """Latents of the plain sampler, x_{first + 1} … x_N."""
+        """Yields the latents of the plain sampler, x_{first + 1} … x_N."""
         begin = self.noise if start is None else start
         return sample(
             lambda x, sigma: self.predictor.latent_velocity(x, sigma, text), begin, self.sigmas, first
@@ -79,7 +83,7 @@ def plan(first: int = 0, end: int = 0, source: str = "PROBE", **region: float) -
     return made
 
 
-def test_without_a_donor_it_is_the_sampler(bench: Bench) -> None:
+def test_without_a_donor_the_stages_equal_the_sampler(bench: Bench) -> None:
     expected = list(bench.full(bench.text))
     for found, wanted in zip(bench.run(plan()), expected, strict=True):
         assert torch.equal(found.latents, wanted)
@@ -94,12 +98,12 @@ def test_stage_1_starts_from_the_donors_latents(bench: Bench) -> None:
     assert all(torch.equal(f.latents, e) for f, e in zip(found, expected, strict=True))
 
 
-def test_a_renoised_plan_starts_from_clean_latents_under_the_targets_own_noise(bench: Bench) -> None:
+def test_a_renoised_plan_adds_the_targets_noise_to_clean_latents(bench: Bench) -> None:
     wanted = plan(2)
     wanted.renoised = True
     clean, sigma = bench.donor.steps[STEPS], bench.sigmas[2]
     expected = list(bench.full(bench.text, 2, (1 - sigma) * clean + sigma * bench.noise))
-    needed = DonorLatents({STEPS: clean})  # nothing else is asked of the donor
+    needed = DonorLatents({STEPS: clean})  # the plan needs nothing else of the donor
     found = list(
         Stages(bench.predictor, wanted, bench.shape, bench.sigmas, bench.text, bench.noise, needed).steps()
     )
@@ -119,7 +123,7 @@ def test_a_renoised_plan_starts_from_clean_latents_under_the_targets_own_noise(b
 
 
 @pytest.mark.parametrize("source", ["PROBE", "FULL_STEP", "ATTENTION"])
-def test_a_region_that_is_everything_is_the_full_step_bit_for_bit(bench: Bench, source: str) -> None:
+def test_a_region_of_all_tokens_equals_full_steps_bit_for_bit(bench: Bench, source: str) -> None:
     wanted = plan(1, 4, source, dilation=8)
     wanted.lost.add(index=0, weight=1.0)
     expected = list(bench.full(bench.text, 1, bench.donor.steps[1]))
@@ -136,14 +140,14 @@ def test_a_region_above_its_budget_is_computed_in_full(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("source", ["PROBE", "FULL_STEP"])
-def test_the_donors_own_prompt_leaves_nothing_to_compute(bench: Bench, source: str) -> None:
+def test_the_donors_prompt_gives_an_empty_region(bench: Bench, source: str) -> None:
     found = bench.run(plan(1, 4, source, threshold=1e-6), bench.donor_text)
     assert [s.computed_share for s in found[1:]] == [0.0, 0.0]
     for step in found:
         assert torch.allclose(step.latents, bench.donor.steps[step.index], atol=1e-5)
 
 
-def test_inactive_tokens_take_the_donors_latents_and_stage_3_computes_all(bench: Bench) -> None:
+def test_inactive_tokens_take_the_donors_latents_until_stage_3(bench: Bench) -> None:
     wanted = plan(1, 3, "ATTENTION", threshold=0.9)
     wanted.lost.add(index=2, weight=1.0)
     region, second, last = bench.run(wanted)
@@ -158,7 +162,7 @@ def test_inactive_tokens_take_the_donors_latents_and_stage_3_computes_all(bench:
     assert last.computed_share == 1.0
 
 
-def test_context_costs_a_quarter_of_the_rest_and_changes_what_is_seen(bench: Bench) -> None:
+def test_strided_context_costs_a_quarter_of_the_inactive_tokens(bench: Bench) -> None:
     wanted = plan(1, 4, "ATTENTION", threshold=0.9)
     wanted.lost.add(index=2, weight=1.0)
     alone = bench.run(wanted)[0]
@@ -172,7 +176,7 @@ def test_context_costs_a_quarter_of_the_rest_and_changes_what_is_seen(bench: Ben
 
 
 @pytest.mark.parametrize("form", ["CONTRAST", "BIAS", "VALUE_GAIN"])
-def test_amplification_off_is_exactly_off_and_on_is_not(bench: Bench, form: str) -> None:
+def test_amplification_of_strength_0_changes_nothing(bench: Bench, form: str) -> None:
     wanted = plan(2)
     wanted.gained.add(index=1, weight=1.0)
     without = bench.run(wanted)[-1].latents
@@ -189,7 +193,7 @@ def test_amplification_off_is_exactly_off_and_on_is_not(bench: Bench, form: str)
     assert torch.equal(bench.run(wanted)[-1].latents, without)
 
 
-def test_a_gate_of_one_is_none_and_a_gate_of_nothing_is_off(bench: Bench) -> None:
+def test_a_gate_of_ones_equals_no_gate_and_zeros_disable(bench: Bench) -> None:
     tokens = bench.model.to_tokens(bench.donor.steps[2])
     for form in (plan_pb2.AMPLIFICATION_FORM_CONTRAST, plan_pb2.AMPLIFICATION_FORM_BIAS):
         strong = plan_pb2.Amplification(form=form, strength=1.0)
@@ -213,15 +217,78 @@ def test_contrast_needs_the_donors_prompt(bench: Bench) -> None:
         amplify_text(bench.text, contrast)
 
 
-def test_maps_are_shares_of_attention_of_the_middle_blocks(bench: Bench) -> None:
-    seen = AttentionMaps(4)
-    assert seen.maps() is None
+def test_attention_maps_are_shares_of_the_middle_blocks_attention(bench: Bench) -> None:
+    attention = AttentionMaps(4)
+    assert attention.maps() is None
     tokens = bench.model.to_tokens(bench.noise)
     plain = bench.predictor.velocity(tokens, 1.0, bench.text, bench.shape)
-    watched = bench.predictor.velocity(tokens, 1.0, bench.text, bench.shape, on_attention=seen.observe)
-    assert torch.equal(plain, watched)
-    maps = seen.maps()
+    observed = bench.predictor.velocity(tokens, 1.0, bench.text, bench.shape, on_attention=attention.observe)
+    assert torch.equal(plain, observed)
+    maps = attention.maps()
     assert maps is not None
     assert maps.shape == (4, bench.count)
     assert (maps >= 0).all()
-    assert (maps.sum(0) < 2).all()  # two heads of one block, less what the fifth token takes
+    assert (maps.sum(0) < 2).all()  # two heads of one block, less the share of the fifth token
+
+
+class CheckerboardFinder(RegionFinder):
+    """Every other token, whatever differs; records the differences that it is asked to refine by."""
+
+    def __init__(self) -> None:
+        self.differences: list[Tensor] = []
+
+    def find(self, step: int, tokens: Tensor, target: Target, donor: DonorTrajectory) -> Tensor:
+        return torch.arange(len(tokens)) % 2 == 0
+
+    def refine(self, active: Tensor, differences: Tensor, target: Target) -> Tensor:
+        self.differences.append(differences)
+        return active
+
+
+def run_with(bench: Bench, wanted: plan_pb2.Plan, **parts: Any) -> list[Step]:
+    stages = Stages(
+        bench.predictor, wanted, bench.shape, bench.sigmas, bench.text, bench.noise, bench.donor, **parts
+    )
+    return list(stages.steps())
+
+
+def test_a_given_finder_replaces_the_plans_source(bench: Bench) -> None:
+    finder = CheckerboardFinder()
+    steps = run_with(bench, plan(1, 3), finder=finder)
+    expected = torch.arange(bench.count) % 2 == 0
+    assert [step.index for step in steps] == [2, 3, 4]
+    assert all(step.active is not None and torch.equal(step.active, expected) for step in steps[:2])
+    assert steps[2].active is None
+    assert [step.computed_share for step in steps] == [0.5, 0.5, 1.0]
+    assert [len(differences) for differences in finder.differences] == [bench.count // 2] * 2
+
+
+def test_given_edge_weights_replace_blending(bench: Bench) -> None:
+    step = run_with(
+        bench, plan(1, 2), finder=CheckerboardFinder(), edge_weights=lambda active, grid: 0.0 * active
+    )[0]
+    assert torch.equal(step.latents, bench.donor.steps[2])
+
+
+def test_given_text_replaces_the_planned_amplification(bench: Bench) -> None:
+    calls: list[tuple[int, int | None]] = []
+
+    def text(step: int, index: Tensor | None) -> AmplifiedText:
+        calls.append((step, None if index is None else len(index)))
+        return AmplifiedText(bench.donor_text)
+
+    steps = run_with(bench, plan(1, 2), finder=CheckerboardFinder(), text=text)
+    assert calls == [(1, bench.count // 2), (2, None), (3, None)]
+    assert not torch.equal(steps[-1].latents, run_with(bench, plan(1, 2))[-1].latents)
+
+
+def test_a_full_step_for_the_region_is_not_computed_twice(bench: Bench) -> None:
+    for budget in (0.0, 1.0):
+        steps = bench.run(plan(1, 4, "FULL_STEP", budget=budget))
+        assert steps[0].computed_share == 1.0
+
+
+def test_every_step_names_its_backend_and_noise_level(bench: Bench) -> None:
+    steps = bench.run(plan(1, 4))
+    assert [step.backend.backend for step in steps] == ["torch"] * 3
+    assert [step.sigma for step in steps] == list(bench.sigmas[2:])

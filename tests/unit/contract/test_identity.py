@@ -1,0 +1,68 @@
+"""Verifies the identity of latents and the ids of cache entries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+from chorus.common.v1 import latents_pb2
+
+from services.contract import identity
+
+
+def make_identity() -> latents_pb2.LatentIdentity:
+    return latents_pb2.LatentIdentity(
+        model_id="m",
+        weights_digest="ab",
+        adapters=[latents_pb2.Adapter(adapter_id="l", digest="cd", scale=0.5)],
+        schedule=latents_pb2.Schedule(sigmas=[1.0, 0.5, 0.0]),
+        latent_shape=[24, 4, 16, 16],
+        latent_dtype=latents_pb2.D_TYPE_FLOAT32,
+        codec_id="c",
+        conditioning_encoder_id="e",
+    )
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("model_id", "other"),
+        ("weights_digest", "ac"),
+        ("codec_id", "d"),
+        ("conditioning_encoder_id", "f"),
+        ("latent_dtype", latents_pb2.D_TYPE_BFLOAT16),
+    ],
+)
+def test_every_field_changes_the_digest(field: str, value: object) -> None:
+    other = make_identity()
+    setattr(other, field, value)
+    assert identity.identity_digest(other) != identity.identity_digest(make_identity())
+
+
+def test_nested_fields_change_the_digest() -> None:
+    digests = {identity.identity_digest(make_identity())}
+    changes: tuple[Callable[[latents_pb2.LatentIdentity], object], ...] = (
+        lambda i: setattr(i.adapters[0], "scale", 0.25),
+        lambda i: i.schedule.sigmas.__setitem__(1, 0.6),
+        lambda i: i.latent_shape.__setitem__(1, 5),
+        lambda i: i.adapters.pop(),
+    )
+    for change in changes:
+        other = make_identity()
+        change(other)
+        digests.add(identity.identity_digest(other))
+    assert len(digests) == 5
+    assert identity.identity_digest(make_identity()) in digests
+
+
+def test_latent_shape_follows_the_codec() -> None:
+    wan = partial(identity.latent_shape, channels=16, temporal_factor=4, spatial_factor=8, causal=True)
+    assert wan(frames=81, height=480, width=832) == (16, 21, 60, 104)
+    s2d = partial(identity.latent_shape, channels=24, temporal_factor=2, spatial_factor=2, causal=False)
+    assert s2d(frames=8, height=32, width=32) == (24, 4, 16, 16)
+
+
+def test_entry_ids_differ_by_tenant_prompt_and_seed() -> None:
+    ids = {identity.entry_id(t, "i", p, s) for t in ("a", "b") for p in ("x", "y") for s in (0, 1)}
+    assert len(ids) == 8

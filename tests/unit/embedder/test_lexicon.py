@@ -1,0 +1,69 @@
+"""Verifies the lexicons of models: their files, their union, and a general one free of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from services.embedder.alignment import EncodedPrompt, align
+from services.embedder.lexicon import Category, Lexicon, load_lexicon
+from services.embedder.settings import SHIPPED_LEXICON
+
+GENERAL = Lexicon()
+
+
+def encode(prompt: str) -> EncodedPrompt:
+    """Gives every word an orthogonal state, so that the lexicon alone finds synonyms."""
+    words = prompt.split()
+    starts = [prompt.index(word) for word in words]
+    offsets = [(start, start + len(word)) for start, word in zip(starts, words, strict=True)]
+    dims = {"red": 0, "ball": 1, "circle": 2}
+    return EncodedPrompt(prompt, np.eye(3, dtype=np.float32)[[dims[word] for word in words]], offsets)
+
+
+def test_shapes_of_the_shipped_model_are_synonyms_only_with_its_lexicon() -> None:
+    shipped = load_lexicon([SHIPPED_LEXICON])
+    [change] = align(encode("red circle"), encode("red ball"), shipped).gained
+    assert change.weight == pytest.approx(0.1)
+    [change] = align(encode("red circle"), encode("red ball"), GENERAL).gained
+    assert change.weight == 1
+    assert GENERAL.look_up("ball").meaning is None
+    assert GENERAL.look_up("crimson").meaning == "red"
+
+
+def test_union_of_lexicons_prefers_the_first_file(tmp_path: Path) -> None:
+    one, two = tmp_path / "one.toml", tmp_path / "two.toml"
+    one.write_text('[synonyms]\nother = [["ball", "orb"]]\nmotion = [["hover", "levitate"]]\n')
+    two.write_text('[synonyms]\nother = [["planet", "orb"], ["red", "house"]]\n')
+    found = load_lexicon([one, two])
+    assert [found.look_up(word).meaning for word in ("orb", "planet", "levitate")] == [
+        "ball",
+        "planet",
+        "hover",
+    ]
+    assert found.look_up("red").category is Category.OTHER, "a model's lexicon outranks the general one"
+    assert found.to_plain("hovering") == "hover"
+    assert found.to_plain("orbs") == "orb"
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("synonyms = 3", "one table"),
+        ("[synonyms]\nother = []\n[more]", "one table"),
+        ("[synonyms]\nshape = [['a']]", "synonyms.shape: must be one of colour, size"),
+        ("[synonyms]\nother = ['a']", "must be lists of lower-case words"),
+        ("[synonyms]\nother = [[]]", "must be lists of lower-case words"),
+        ("[synonyms]\nother = [['Ball']]", "must be lists of lower-case words"),
+        ("[synonyms", "cannot be read"),
+        (None, "cannot be read"),
+    ],
+)
+def test_invalid_file_is_named(tmp_path: Path, text: str | None, fault: str) -> None:
+    path = tmp_path / "lexicon.toml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ValueError, match=f"{path}.*{fault}"):
+        load_lexicon([path])
