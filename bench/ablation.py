@@ -1,10 +1,9 @@
-"""What each part of the method does: `python -m bench.ablation` writes docs/ablation.md's tables and plot.
+"""Ablation of the method: `python -m bench.ablation` writes the tables and the plot of docs/ablation.md.
 
-Pairs of prompts of the calibration split, other ones than those that the planner was calibrated on. Every
-pair is generated in full, by each stage added to the ones before, by each alternative of a part, and as
-others would do it; on one thread, in one process, without the services between. Writes
-bench/results/ablation.json, docs/images/ablation.png and docs/ablation-tables.md. Takes about half an hour
-on two cores.
+Uses pairs of prompts from the calibration split that the planner was not calibrated on. Every pair is
+generated in full, with each stage added to the previous ones, with each alternative of a part, and with the
+baselines; on one thread, in one process, without the services. Writes bench/results/ablation.json,
+docs/images/ablation.png and docs/ablation-tables.md. Takes about half an hour on two cores.
 """
 
 from __future__ import annotations
@@ -21,12 +20,13 @@ from chorus_rpc.plan_bounds import DEFAULT_ATTENTION_THRESHOLD, DEFAULT_REGION
 from rich.progress import track
 
 from bench import results
-from bench.in_process import FULL, Fewer, Renoised, Trial, Variant, trials
+from bench.in_process import FULL, Fewer, Renoised, Trial, Variant, run_trials
 from bench.results import Figure
 from evaluation.scenes import KINDS, make_groups
 from services.scheduler.planning.calibration import Depth
 
 DOCS: Final = results.ROOT / "docs"
+FULL_TITLE: Final = "Full computation"
 SIGMAS: Final = {1: 0.9375, 2: 0.8333, 3: 0.625}
 FORMS: Final = {
     "contrast": plan_pb2.AMPLIFICATION_FORM_CONTRAST,
@@ -39,29 +39,32 @@ def region(
     source: plan_pb2.RegionSource.ValueType = plan_pb2.REGION_SOURCE_PROBE,
     context: plan_pb2.RegionContext.ValueType = plan_pb2.REGION_CONTEXT_NONE,
 ) -> plan_pb2.RegionPlan:
-    made = plan_pb2.RegionPlan()
-    made.CopyFrom(DEFAULT_REGION)
-    made.source, made.context = source, context
+    plan = plan_pb2.RegionPlan()
+    plan.CopyFrom(DEFAULT_REGION)
+    plan.source, plan.context = source, context
     if source == plan_pb2.REGION_SOURCE_ATTENTION:
-        made.threshold = DEFAULT_ATTENTION_THRESHOLD
-    return made
+        plan.threshold = DEFAULT_ATTENTION_THRESHOLD
+    return plan
 
 
 def amplify(form: str, strength: float) -> plan_pb2.Amplification:
     return plan_pb2.Amplification(form=FORMS[form], strength=strength)
 
 
-def variants() -> dict[str, dict[str, Variant]]:
-    """Tables of variants by name: each table is one question."""
-    srd = region()
+def build_variants() -> dict[str, dict[str, Variant]]:
+    """Returns the tables: title → name → variant. Each table answers one question."""
+    probe = region()
     return {
         "Stage by stage": {
             **{f"K1 = {k}": Depth(s) for k, s in SIGMAS.items()},
-            **{f"K1 = {k}, region": Depth(s, srd) for k, s in SIGMAS.items()},
-            **{f"K1 = {k}, region, TGAA": Depth(s, srd, amplify("contrast", 0.5)) for k, s in SIGMAS.items()},
+            **{f"K1 = {k}, region": Depth(s, probe) for k, s in SIGMAS.items()},
+            **{
+                f"K1 = {k}, region, TGAA": Depth(s, probe, amplify("contrast", 0.5))
+                for k, s in SIGMAS.items()
+            },
         },
-        "Where the region comes from (K1 = 2)": {
-            "every fourth token": Depth(SIGMAS[2], srd),
+        "Region source (K1 = 2)": {
+            "every fourth token": Depth(SIGMAS[2], probe),
             "a full step": Depth(SIGMAS[2], region(plan_pb2.REGION_SOURCE_FULL_STEP)),
             "attention maps": Depth(SIGMAS[2], region(plan_pb2.REGION_SOURCE_ATTENTION)),
             "every fourth token, strided context": Depth(
@@ -80,20 +83,20 @@ def variants() -> dict[str, dict[str, Variant]]:
                 for strength in strengths
             },
         },
-        "As others would": {
+        "Baselines": {
             **{f"{n} steps, no cache": Fewer(n) for n in (3, 2, 1)},
             **{f"renoised final, from σ {s:g}": Renoised(s) for s in (SIGMAS[2], SIGMAS[3])},
         },
     }
 
 
-def figures_of(found: Sequence[Trial], names: Sequence[str]) -> dict[str, Figure]:
-    """Alignment, drift and cost of every variant, for all pairs and by kind of edit."""
+def build_figures(completed: Sequence[Trial], names: Sequence[str]) -> dict[str, Figure]:
+    """Computes alignment, drift and cost of every variant, over all pairs and by kind of edit."""
     figures = {}
     for name in (FULL, *names):
         for kind in ("all", *KINDS):
-            videos = [t.videos[name] for t in found if kind in ("all", t.kind) and name in t.videos]
-            full = [t.videos[FULL] for t in found if kind in ("all", t.kind) and name in t.videos]
+            videos = [t.videos[name] for t in completed if kind in ("all", t.kind) and name in t.videos]
+            full = [t.videos[FULL] for t in completed if kind in ("all", t.kind) and name in t.videos]
             if not videos:
                 continue
             figures[f"{name}.{kind}.alignment"] = results.share(sum(v.right for v in videos), len(videos))
@@ -105,10 +108,10 @@ def figures_of(found: Sequence[Trial], names: Sequence[str]) -> dict[str, Figure
     return figures
 
 
-def table(title: str, names: Sequence[str], figures: Mapping[str, Figure]) -> Iterator[str]:
-    """Markdown: a row for each variant, a column for each kind: alignment / drift."""
+def format_table(title: str, names: Sequence[str], figures: Mapping[str, Figure]) -> Iterator[str]:
+    """Yields a Markdown table with a row for each variant and a column for each kind: alignment / drift."""
     yield f"### {title}\n"
-    yield "| | steps' worth | all | " + " | ".join(KINDS) + " |"
+    yield "| | computed steps | all | " + " | ".join(KINDS) + " |"
     yield "|---|---|---|" + "---|" * len(KINDS)
     for name in names:
         cells = []
@@ -124,21 +127,23 @@ def table(title: str, names: Sequence[str], figures: Mapping[str, Figure]) -> It
 
 
 def plot(path: Path, tables: Mapping[str, Mapping[str, Variant]], figures: Mapping[str, Figure]) -> None:
-    """Alignment over cost, every variant a point, every table a colour."""
-    from matplotlib.figure import Figure as Canvas  # of the extra `eval`
+    """Plots alignment over cost, with a point for each variant and a colour for each table."""
+    from matplotlib.figure import Figure as Canvas  # part of the extra `eval`
 
     canvas = Canvas(figsize=(8, 4.5), layout="constrained")
     axes = canvas.subplots()
-    for title, names in {FULL: [FULL], **tables}.items():
-        found = [name for name in names if f"{name}.all.alignment" in figures]
+    for title, names in {FULL_TITLE: [FULL], **tables}.items():
+        measured = [name for name in names if f"{name}.all.alignment" in figures]
         axes.plot(
-            [figures[f"{name}.all.computed_steps"].value for name in found],
-            [100 * figures[f"{name}.all.alignment"].value for name in found],
+            [figures[f"{name}.all.computed_steps"].value for name in measured],
+            [100 * figures[f"{name}.all.alignment"].value for name in measured],
             "o",
             label=title,
         )
     axes.set(
-        xlabel="computed, in full steps", ylabel="every attribute right, %", title="Alignment for compute"
+        xlabel="computation per video, in full steps",
+        ylabel="videos that match the whole prompt, %",
+        title="Alignment against computation",
     )
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
@@ -146,22 +151,25 @@ def plot(path: Path, tables: Mapping[str, Mapping[str, Variant]], figures: Mappi
 
 
 def main(
-    pairs: Annotated[int, typer.Option(min=1, help="Pairs of prompts, of every kind in turn.")] = 400,
-    seed: Annotated[int, typer.Option(min=0)] = 5000,
-    processes: Annotated[int, typer.Option(min=1)] = 2,
+    pairs: Annotated[
+        int, typer.Option(min=1, help="Number of prompt pairs, cycling through all kinds.")
+    ] = 400,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the prompts and of the first pair.")] = 5000,
+    processes: Annotated[int, typer.Option(min=1, help="Number of processes, of one thread each.")] = 2,
 ) -> None:
-    tables = variants()
-    every = {name: variant for part in tables.values() for name, variant in part.items()}
+    """Runs every variant on pairs of prompts and writes figures, tables and plot."""
+    tables = build_variants()
+    by_name = {name: variant for variants in tables.values() for name, variant in variants.items()}
     groups = make_groups("calibration", pairs, seed, "unseen")
-    found = list(track(trials(groups, every, seed, processes), "generating", len(groups)))
-    figures = figures_of(found, list(every))
+    completed = list(track(run_trials(groups, by_name, seed, processes), "generating", len(groups)))
+    figures = build_figures(completed, list(by_name))
     command = f"python -m bench.ablation {shlex.join(sys.argv[1:])}".strip()
     results.write(results.RESULTS / "ablation.json", command, figures)
     plot(DOCS / "images" / "ablation.png", tables, figures)
     lines = [
         line
-        for title, names in {"In full": [FULL], **tables}.items()
-        for line in table(title, list(names), figures)
+        for title, names in {FULL_TITLE: [FULL], **tables}.items()
+        for line in format_table(title, list(names), figures)
     ]
     (DOCS / "ablation-tables.md").write_text("\n".join(lines), encoding="utf-8")
     print("\n".join(lines))

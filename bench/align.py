@@ -1,7 +1,8 @@
-"""The alignment of prompts: `python -m bench.align` writes bench/results/align.json.
+"""Speed and accuracy of prompt alignment: `python -m bench.align` writes bench/results/align.json.
 
-With MiniLM and the shipped model's world, but for its split `test`: milliseconds in the embedder's process;
-how often other phrasings of one scene come out as the same, and a single edit as just what it changed.
+Uses MiniLM and the shipped model's world without its split `test`. Measures milliseconds in the embedder's
+process, how often two phrasings of one scene are recognised as the same, and how often a single edit is
+reported as exactly the attribute that changed.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ Compare = Callable[[str, str], Alignment]
 LEXICON: Final = load_lexicon([SHIPPED_LEXICON])
 
 SPLITS: Final[tuple[Split, ...]] = ("train", "calibration")
-HEAVY: Final = 0.3  # no word weighs more where two prompts say the same
-CHANGED: Final = 0.5  # at least so much weighs every word of what was changed
+MAX_UNCHANGED_WEIGHT: Final = 0.3  # upper bound on the weight of a word between prompts of the same meaning
+MIN_CHANGED_WEIGHT: Final = 0.5  # lower bound on the weight of a word of the edited attribute
 _OBJECT: Final = {"COLOUR", "SIZE", "MOTION", "OTHER"}
 _CATEGORIES: Final = {
     "colour": {"COLOUR"},
@@ -51,47 +52,48 @@ _CATEGORIES: Final = {
 _BATCH: Final = 8
 
 
-def comparing(encoder: Encoder) -> Compare:
-    """`align` of two texts."""
+def make_comparison(encoder: Encoder) -> Compare:
+    """Returns a function that encodes and aligns two prompts."""
 
-    def encoded(prompt: str) -> EncodedPrompt:
+    def encode(prompt: str) -> EncodedPrompt:
         [encoding] = encoder.encode([prompt])
         return EncodedPrompt(prompt, encoding.states, encoding.offsets)
 
-    return lambda donor, target: align(encoded(donor), encoded(target), LEXICON)
+    return lambda donor, target: align(encode(donor), encode(target), LEXICON)
 
 
-def same(
+def recognise_paraphrases(
     compare: Compare, split: Split, count: int, seed: int, phrasing: Phrasing, unseen_words: bool = False
 ) -> list[bool]:
-    """Whether a scene in a training phrasing and in this one come out as the same, for so many scenes."""
-    pool, draw, found = Pool(split, seed), random.Random(seed), []
+    """Returns for each of `count` scenes whether a training phrasing and `phrasing` align as the same."""
+    pool, draw, recognised = Pool(split, seed), random.Random(seed), []
     for number in range(count):
         scene = pool.draw(1 + number % 2)
         alignment = compare(caption(scene, draw), caption(scene, draw, phrasing, unseen_words))
-        heavy = [change for change in (*alignment.gained, *alignment.lost) if change.weight > HEAVY]
-        found.append(not (heavy or alignment.things_added or alignment.reordered))
-    return found
+        changes = (*alignment.gained, *alignment.lost)
+        changed = any(change.weight > MAX_UNCHANGED_WEIGHT for change in changes)
+        recognised.append(not (changed or alignment.things_added or alignment.reordered))
+    return recognised
 
 
-def told(compare: Compare, split: Split, count: int, seed: int, phrasing: Phrasing) -> list[bool]:
-    """Whether just the category of what was edited changed, for the single edits among so many groups."""
-    found = []
+def recognise_edits(compare: Compare, split: Split, count: int, seed: int, phrasing: Phrasing) -> list[bool]:
+    """Returns for each single edit among `count` groups whether only the edited category is reported."""
+    recognised = []
     for group in make_groups(split, count, seed, phrasing):
         if group.kind in SINGLE_EDITS:
             alignment = compare(group.donor.prompt, group.targets[0].prompt)
             changed = {
                 change.category.name
                 for change in (*alignment.gained, *alignment.lost)
-                if change.weight >= CHANGED
+                if change.weight >= MIN_CHANGED_WEIGHT
             }
             added = {"added": 1, "removed": -1}.get(group.kind, 0)
-            found.append(changed == _CATEGORIES[group.kind] and alignment.things_added == added)
-    return found
+            recognised.append(changed == _CATEGORIES[group.kind] and alignment.things_added == added)
+    return recognised
 
 
-def align_seconds(encoder: Encoder, pairs: Sequence[tuple[str, str]]) -> list[float]:
-    """Of the alignment alone, of encoded prompts that were not read before."""
+def measure_align(encoder: Encoder, pairs: Sequence[tuple[str, str]]) -> list[float]:
+    """Measures the seconds of the alignment alone, on encoded prompts that were not aligned before."""
     seconds = []
     for pair in pairs:
         donor, target = (
@@ -104,8 +106,15 @@ def align_seconds(encoder: Encoder, pairs: Sequence[tuple[str, str]]) -> list[fl
     return seconds
 
 
-async def call_seconds(encoder: Encoder, calls: Sequence[Sequence[str]]) -> tuple[list[float], list[float]]:
-    """Seconds of an alignment of a target with its donors: with prompts to encode, then the same again."""
+async def measure_calls(encoder: Encoder, calls: Sequence[Sequence[str]]) -> tuple[list[float], list[float]]:
+    """Measures the seconds of Align calls.
+
+    Args:
+        calls: For each call the target and its donors.
+
+    Returns:
+        Seconds of calls that encode their prompts, and seconds of the same calls repeated.
+    """
     engine = EncoderThread(encoder, [encoder], queue_limit=1, recent_bytes=1 << 28)
     aligner = Aligner(engine, LEXICON)
     cold: list[float] = []
@@ -122,42 +131,43 @@ async def call_seconds(encoder: Encoder, calls: Sequence[Sequence[str]]) -> tupl
 
 
 def _captions(count: int, seed: int) -> list[str]:
-    """So many captions, none twice."""
-    pool, found = Pool("calibration", seed), dict[str, None]()
-    while len(found) < count:
-        found[caption(pool.draw(1 + len(found) % 2), pool.rng)] = None
-    return list(found)
+    """Returns `count` different captions."""
+    pool, captions = Pool("calibration", seed), dict[str, None]()
+    while len(captions) < count:
+        captions[caption(pool.draw(1 + len(captions) % 2), pool.rng)] = None
+    return list(captions)
 
 
 def main(
     out: Annotated[Path, typer.Option(help="Result file.")] = results.RESULTS / "align.json",
-    count: Annotated[int, typer.Option(min=16, help="Pairs of each measurement.")] = 200,
-    threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
+    count: Annotated[int, typer.Option(min=16, help="Number of prompt pairs per measurement.")] = 200,
+    threads: Annotated[int, typer.Option(help="Number of CPU threads.")] = 2,
 ) -> None:
+    """Measures the alignment of prompts and writes the result file."""
     torch.set_num_threads(threads)
     encoder = MiniLMEncoder()
     texts = _captions(2 * count, 0)
     pairs = list(zip(texts[::2], texts[1::2], strict=True))
     long = [" and ".join(texts[i : i + 50])[:MAX_PROMPT_CHARACTERS] for i in range(2 * count - 50)]
     batches = [texts[i : i + 1 + _BATCH] for i in range(0, 2 * count - _BATCH, 1 + _BATCH)]
-    align_seconds(encoder, pairs[:_BATCH])  # to warm up
+    measure_align(encoder, pairs[:_BATCH])  # warm-up
     timed = {
-        "align_pair_ms_p50": align_seconds(encoder, pairs),
-        "align_pair_longest_ms_p50": align_seconds(encoder, list(zip(long[::10], long[5::10], strict=False))),
+        "align_pair_ms_p50": measure_align(encoder, pairs),
+        "align_pair_longest_ms_p50": measure_align(encoder, list(zip(long[::10], long[5::10], strict=False))),
     }
-    timed["call_pair_ms_p50"], timed["call_pair_again_ms_p50"] = asyncio.run(call_seconds(encoder, pairs))
+    timed["call_pair_ms_p50"], timed["call_pair_again_ms_p50"] = asyncio.run(measure_calls(encoder, pairs))
     timed[f"call_{_BATCH}_ms_p50"], timed[f"call_{_BATCH}_again_ms_p50"] = asyncio.run(
-        call_seconds(encoder, batches)
+        measure_calls(encoder, batches)
     )
-    figures = {name: median([1000 * one for one in seconds], "ms") for name, seconds in timed.items()}
-    compare = comparing(encoder)
+    figures = {name: median([1000 * s for s in seconds], "ms") for name, seconds in timed.items()}
+    compare = make_comparison(encoder)
     for split in SPLITS:
         shares = {
-            "same_seen": same(compare, split, count, 1, "seen"),
-            "same_unseen": same(compare, split, count, 1, "unseen"),
-            "same_unseen_words": same(compare, split, count, 1, "unseen", unseen_words=True),
-            "edit_seen": told(compare, split, count, 1, "seen"),
-            "edit_unseen": told(compare, split, count, 1, "unseen"),
+            "same_seen": recognise_paraphrases(compare, split, count, 1, "seen"),
+            "same_unseen": recognise_paraphrases(compare, split, count, 1, "unseen"),
+            "same_unseen_words": recognise_paraphrases(compare, split, count, 1, "unseen", unseen_words=True),
+            "edit_seen": recognise_edits(compare, split, count, 1, "seen"),
+            "edit_unseen": recognise_edits(compare, split, count, 1, "unseen"),
         }
         figures |= {f"{split}_{name}": share(sum(hits), len(hits)) for name, hits in shares.items()}
     results.write(out, f"python -m bench.align {shlex.join(sys.argv[1:])}".strip(), figures)

@@ -1,10 +1,10 @@
-"""cache-dit on the shipped model: what a cache inside one request saves of four steps.
+"""Measures cache-dit on the shipped model: the saving of a cache within one request of four steps.
 
-`python -m bench.cache_dit` samples prompts of the split `test` with diffusers' `WanTransformer3DModel`, which
-takes the model's own weights, plain and with DBCache of the package `cache-dit`, from the same noise; and in
-fewer steps without it, which is the rival of both. Every run is timed right after a plain one, in one process
-on one thread: the figures are of denoising alone, and say nothing of a service around it. Writes
-cache_dit.json into --out and prints a table. cache-dit is the extra `rivals`: pip install '.[rivals]'.
+`python -m bench.cache_dit` samples prompts of the split `test` with diffusers' `WanTransformer3DModel` and
+the model's weights, from the same noise: plain, with DBCache of the package `cache-dit`, and without a cache
+in fewer steps, the alternative to both. Every run is timed directly after a plain one, in one process on one
+thread, so the figures cover denoising only and no service. Writes cache_dit.json into --out and prints a
+table. cache-dit is part of the extra `rivals`: pip install '.[rivals]'.
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ from rich.progress import track
 from torch import Tensor
 
 from bench import results
-from bench.gpu.networks import as_diffusers
+from bench.gpu.networks import build_diffusers_network
 from bench.results import Figure
 from evaluation.scenes import make_groups
 from models.movingshapes.analyzer import compare, read_scene
 from models.movingshapes.evaluate import STUDENT
 from services.contract.schedule import shifted_schedule
 from services.denoiser.model.loaded import LoadedModel
+from services.denoiser.model.predictor import Predictor
 from services.denoiser.network.positions import position_channels
 from services.denoiser.network.sampler import sample
 from services.embedder.encoders import MiniLMEncoder
@@ -41,18 +42,20 @@ PLAIN: Final = "plain"
 
 @dataclass(frozen=True)
 class Setting:
-    """A configuration of DBCache, by cache-dit's own names.
+    """Configuration of DBCache with cache-dit's field names.
 
-    Not measured: its defaults, which compute the first 8 blocks and the first 8 steps, more than there are;
-    and TaylorSeer, whose extrapolation asks for four computed steps before it differs from plain reuse.
+    Not measured: its defaults, which compute the first 8 blocks and the first 8 steps, more than the model
+    has; and TaylorSeer, whose extrapolation needs four computed steps before it differs from plain reuse.
 
     Attributes:
-        residual_diff_threshold: a step whose first blocks add what those of the last computed step added, up
-            to this relative L1 difference, takes that step's residual for the blocks after them; 1 always
-            does.
-        Fn_compute_blocks, Bn_compute_blocks: how many first and last blocks are always computed.
-        max_warmup_steps: first steps that are computed in any case. 0 is as 1: nothing precedes the first.
-        steps_computation_mask: 1 for each step that is computed, 0 for one that is not, whatever the
+        residual_diff_threshold: Upper bound on the relative L1 difference between the residuals of a step's
+            first blocks and those of the last computed step. Below it, the step reuses that step's residual
+            for the remaining blocks; 1 always reuses.
+        Fn_compute_blocks: Number of first blocks that are always computed.
+        Bn_compute_blocks: Number of last blocks that are always computed.
+        max_warmup_steps: Number of first steps that are always computed. 0 equals 1, because no step precedes
+            the first.
+        steps_computation_mask: 1 for each step to compute, 0 for each step to reuse, regardless of
             differences.
     """
 
@@ -63,7 +66,7 @@ class Setting:
     steps_computation_mask: tuple[int, ...] | None = None
 
 
-# "Threshold" reuses a step that differs by less; "steps" computes those and reuses the others.
+# "threshold" reuses steps with a smaller difference; "steps" computes the listed steps and reuses the others.
 SETTINGS: Final[Mapping[str, Setting]] = {
     **{f"threshold {t:g}": Setting(t) for t in (0.08, 0.12, 0.16, 0.2, 0.24, 0.3, 0.5, 1.0)},
     "threshold 0.24, last block too": Setting(0.24, Bn_compute_blocks=1),
@@ -77,8 +80,15 @@ SETTINGS: Final[Mapping[str, Setting]] = {
 
 
 @dataclass(frozen=True)
-class Made:
-    """One run: clean latents [C, T, H, W], seconds, how many blocks ran, which steps were not computed."""
+class Output:
+    """Result of one run.
+
+    Attributes:
+        latents: Clean latents [C, T, H, W].
+        seconds: Run time, in seconds.
+        blocks: Number of blocks that ran.
+        cached_steps: Steps that were reused instead of computed.
+    """
 
     latents: Tensor
     seconds: float
@@ -87,19 +97,22 @@ class Made:
 
 
 class Network:
-    """The shipped model's network as diffusers has it, with its weights shared, perhaps under DBCache.
+    """diffusers' form of the shipped model's network with shared weights, with or without DBCache.
 
-    Raises ImportError where a setting is asked for and cache-dit is not installed.
+    Args:
+        setting: Configuration of DBCache; None for no cache.
+
+    Raises ImportError if a setting is given and cache-dit is not installed.
     """
 
     def __init__(self, model: LoadedModel, setting: Setting | None = None) -> None:
         video = model.spec.video
-        # The same memory for all: copies would compete for the processor's caches.
-        self._network = as_diffusers(model.transformer)
+        # All networks share the weights in memory: copies would compete for the processor's caches.
+        self._network = build_diffusers_network(model.transformer)
         self._predicts_data = model.spec.transformer.prediction == "data"
         self.shape = model.latent_shape(video.frames, video.height, video.width)
         self._positions = position_channels(model.spec.transformer.position_order, self.shape[1:])
-        self._ran = 0
+        self._blocks_run = 0
         for block in self._network.blocks:
             block.register_forward_hook(self._count)
         self._cached = setting is not None
@@ -107,11 +120,11 @@ class Network:
             _enable(self._network, setting, len(model.spec.schedule.sigmas) - 1)
 
     def _count(self, *_: object) -> None:
-        self._ran += 1
+        self._blocks_run += 1
 
     @torch.inference_mode()
-    def run(self, states: Tensor, noise: Tensor, sigmas: Sequence[float]) -> Made:
-        """Args: `states`: token states [1, L, text_dim]."""
+    def run(self, states: Tensor, noise: Tensor, sigmas: Sequence[float]) -> Output:
+        """Samples at the given noise levels from noise and token states [1, L, text_dim]."""
 
         def velocity(x: Tensor, sigma: float) -> Tensor:
             inputs = torch.cat((x, self._positions))[None]
@@ -122,16 +135,16 @@ class Network:
         if self._cached:
             import cache_dit
 
-            # Not timed. Left alone, the context counts one step too many before it starts anew, so that every
-            # request after the first would begin with the residuals of another one.
+            # Not timed. Without the refresh, the context counts one step too many before it resets, and every
+            # request after the first would start with the residuals of another one.
             cache_dit.refresh_context(self._network)
-        self._ran = 0
+        self._blocks_run = 0
         begin = time.perf_counter()
         *_, last = sample(velocity, noise, sigmas)
         seconds = time.perf_counter() - begin
-        return Made(last.latents, seconds, self._ran, self._steps())
+        return Output(last, seconds, self._blocks_run, self._get_cached_steps())
 
-    def _steps(self) -> tuple[int, ...]:
+    def _get_cached_steps(self) -> tuple[int, ...]:
         if not self._cached:
             return ()
         import cache_dit
@@ -140,7 +153,7 @@ class Network:
 
 
 def _enable(network: Any, setting: Setting, steps: int) -> None:
-    os.environ.setdefault("CACHE_DIT_LOG_LEVEL", "WARNING")  # read at its import
+    os.environ.setdefault("CACHE_DIT_LOG_LEVEL", "WARNING")  # cache-dit reads it at import
     import cache_dit
 
     cache_dit.enable_cache(
@@ -149,35 +162,38 @@ def _enable(network: Any, setting: Setting, steps: int) -> None:
             **asdict(setting),
             num_inference_steps=steps,
             steps_computation_policy="static",
-            # One call a step: the student is distilled to need no guidance.
+            # One call per step: the distilled student needs no guidance.
             enable_separate_cfg=False,
         ),
     )
 
 
 @dataclass(frozen=True)
-class Tried:
-    """A prompt by one way, beside the plain run just before.
+class Outcome:
+    """Result of one prompt with one method, compared with the plain run directly before it.
 
     Attributes:
-        faster: the plain run's seconds by this one's, which are `seconds`.
-        right: whether the video shows all that was asked.
-        change: L2 norm of the difference from the plain latents, over theirs.
+        seconds: Run time, in seconds.
+        speedup: Run time of the plain run divided by `seconds`.
+        correct: Whether the video shows everything that the prompt requests.
+        change: L2 norm of the difference from the plain latents, divided by theirs.
+        blocks: Number of blocks that ran.
+        cached_steps: Number of steps that were reused instead of computed.
     """
 
     seconds: float
-    faster: float
-    right: bool
+    speedup: float
+    correct: bool
     change: float
     blocks: int
     cached_steps: int
 
 
-Way: TypeAlias = Callable[[Tensor, Tensor], Made]
+Method: TypeAlias = Callable[[Tensor, Tensor], Output]
 
 
-class Bench:
-    """The model plain and by every way, on one thread."""
+class Harness:
+    """Runs the model plain and with every method, on one thread."""
 
     def __init__(self, settings: Mapping[str, Setting] = SETTINGS) -> None:
         torch.set_num_threads(1)
@@ -185,110 +201,122 @@ class Bench:
         self.encoder = MiniLMEncoder()
         sigmas, shift = self.model.spec.schedule.sigmas, self.model.spec.schedule.shift
         self.network = Network(self.model)
-        self.ways: dict[str, Way] = {}
+        self.methods: dict[str, Method] = {}
         for name, setting in settings.items():
-            self.ways[name] = self._way(Network(self.model, setting), sigmas)
+            self.methods[name] = self._build_method(Network(self.model, setting), sigmas)
         for steps in FEWER:
-            self.ways[f"{steps} steps, no cache"] = self._way(self.network, shifted_schedule(steps, shift))
-        self._plain = self._way(self.network, sigmas)
+            schedule = shifted_schedule(steps, shift)
+            self.methods[f"{steps} steps, no cache"] = self._build_method(self.network, schedule)
+        self._plain = self._build_method(self.network, sigmas)
 
     @staticmethod
-    def _way(network: Network, sigmas: Sequence[float]) -> Way:
+    def _build_method(network: Network, sigmas: Sequence[float]) -> Method:
         return lambda states, noise: network.run(states, noise, sigmas)
 
-    def difference(self, prompt: str, seed: int) -> float:
-        """How far diffusers' clean latents are from the denoiser's own, relative."""
+    def measure_difference(self, prompt: str, seed: int) -> float:
+        """Measures the relative difference of diffusers' clean latents from the denoiser's."""
         noise, states = self.model.noise(seed, self.network.shape), self.encoder.encode([prompt])[0].states
         text = self.model.prepare_text(states)
-        *_, own = sample(lambda x, s: self.model.velocity(x, s, text), noise, self.model.spec.schedule.sigmas)
-        return _relative(self._plain(torch.as_tensor(states)[None], noise).latents, own.latents)
+        predictor, sigmas = Predictor.eager(self.model), self.model.spec.schedule.sigmas
+        *_, own = sample(lambda x, s: predictor.latent_velocity(x, s, text), noise, sigmas)
+        return _relative_error(self._plain(torch.as_tensor(states)[None], noise).latents, own)
 
-    def trial(self, prompt: str, wanted: Any, seed: int) -> dict[str, Tried]:
-        """Args: `wanted`: the scene that the prompt asks for."""
+    def run_trial(self, prompt: str, scene: Any, seed: int) -> dict[str, Outcome]:
+        """Runs one prompt with every method.
+
+        Args:
+            scene: Scene that the prompt requests.
+        """
         noise = self.model.noise(seed, self.network.shape)
         states = torch.as_tensor(self.encoder.encode([prompt])[0].states)[None]
 
-        def right(latents: Tensor) -> bool:
-            return compare(read_scene(self.model.decode(latents)), wanted)["all"]
+        def is_correct(latents: Tensor) -> bool:
+            return compare(read_scene(self.model.decode(latents)), scene)["all"]
 
         reference = self._plain(states, noise)
-        found = {PLAIN: Tried(reference.seconds, 1.0, right(reference.latents), 0.0, reference.blocks, 0)}
-        turn = seed % len(self.ways)  # so that none has the same neighbours each time
-        names = list(self.ways)
-        for name in names[turn:] + names[:turn]:
-            before, made = self._plain(states, noise), self.ways[name](states, noise)
-            found[name] = Tried(
-                made.seconds,
-                before.seconds / made.seconds,
-                right(made.latents),
-                _relative(made.latents, reference.latents),
-                made.blocks,
-                len(made.cached_steps),
+        correct = is_correct(reference.latents)
+        outcomes = {PLAIN: Outcome(reference.seconds, 1.0, correct, 0.0, reference.blocks, 0)}
+        offset = seed % len(self.methods)  # rotates the order, so that the neighbours of a method vary
+        names = list(self.methods)
+        for name in names[offset:] + names[:offset]:
+            before, output = self._plain(states, noise), self.methods[name](states, noise)
+            outcomes[name] = Outcome(
+                output.seconds,
+                before.seconds / output.seconds,
+                is_correct(output.latents),
+                _relative_error(output.latents, reference.latents),
+                output.blocks,
+                len(output.cached_steps),
             )
-        return {name: found[name] for name in (PLAIN, *names)}
+        return {name: outcomes[name] for name in (PLAIN, *names)}
 
 
-def _relative(got: Tensor, want: Tensor) -> float:
+def _relative_error(got: Tensor, want: Tensor) -> float:
     return float((got - want).norm() / want.norm())
 
 
-def figures_of(trials: Sequence[Mapping[str, Tried]]) -> dict[str, Figure]:
-    found = {}
+def build_figures(trials: Sequence[Mapping[str, Outcome]]) -> dict[str, Figure]:
+    figures = {}
     for name in trials[0]:
-        tried = [trial[name] for trial in trials]
-        found[f"{name}.seconds_p50"] = results.median([t.seconds for t in tried], "s")
-        found[f"{name}.speedup"] = results.median([t.faster for t in tried], "x")
-        found[f"{name}.alignment"] = results.share(sum(t.right for t in tried), len(tried))
-        found[f"{name}.alignment_loss_points"] = results.mean(
-            [100.0 * (trial[PLAIN].right - trial[name].right) for trial in trials], "percentage points"
+        outcomes = [trial[name] for trial in trials]
+        figures[f"{name}.seconds_p50"] = results.median([o.seconds for o in outcomes], "s")
+        figures[f"{name}.speedup"] = results.median([o.speedup for o in outcomes], "x")
+        figures[f"{name}.alignment"] = results.share(sum(o.correct for o in outcomes), len(outcomes))
+        figures[f"{name}.alignment_loss_points"] = results.mean(
+            [100.0 * (trial[PLAIN].correct - trial[name].correct) for trial in trials], "percentage points"
         )
-        found[f"{name}.change"] = results.mean([t.change for t in tried], "of the plain latents' norm")
-        found[f"{name}.cached_steps"] = results.mean([float(t.cached_steps) for t in tried], "steps")
-        found[f"{name}.blocks"] = results.mean([float(t.blocks) for t in tried], "blocks")
-    return found
+        figures[f"{name}.change"] = results.mean([o.change for o in outcomes], "of the plain latents' norm")
+        figures[f"{name}.cached_steps"] = results.mean([float(o.cached_steps) for o in outcomes], "steps")
+        figures[f"{name}.blocks"] = results.mean([float(o.blocks) for o in outcomes], "blocks")
+    return figures
 
 
-def table(figures: Mapping[str, Figure]) -> str:
-    """Markdown, a row for each way."""
+def format_table(figures: Mapping[str, Figure]) -> str:
+    """Formats the figures as a Markdown table with a row for each method."""
     lines = [
         "| | steps reused | blocks run | faster | shows all | latents changed |",
         "|---|---|---|---|---|---|",
     ]
     for name in dict.fromkeys(key.rpartition(".")[0] for key in figures if "." in key):
 
-        def of(what: str, name: str = name) -> Figure:
-            return figures[f"{name}.{what}"]
+        def get(field: str, name: str = name) -> Figure:
+            return figures[f"{name}.{field}"]
 
-        low, high = of("speedup").ci95 or (of("speedup").value,) * 2
+        low, high = get("speedup").ci95 or (get("speedup").value,) * 2
         lines.append(
-            f"| {name} | {of('cached_steps').value:.2f} | {of('blocks').value:.1f} |"
-            f" {of('speedup').value:.2f}× ({low:.2f}–{high:.2f}) | {100 * of('alignment').value:.0f} % |"
-            f" {100 * of('change').value:.1f} % |"
+            f"| {name} | {get('cached_steps').value:.2f} | {get('blocks').value:.1f} |"
+            f" {get('speedup').value:.2f}× ({low:.2f}–{high:.2f}) | {100 * get('alignment').value:.0f} % |"
+            f" {100 * get('change').value:.1f} % |"
         )
     return "\n".join(lines)
 
 
 def main(
-    count: Annotated[int, typer.Option(min=2, help="Prompts, each by every way.")] = 100,
-    out: Annotated[Path, typer.Option(file_okay=False, help="Folder of the result.")] = results.RESULTS,
-    seed: Annotated[int, typer.Option(min=0, help="Of the prompts, and the first of the videos.")] = 9000,
+    count: Annotated[int, typer.Option(min=2, help="Number of prompts, each run with every method.")] = 100,
+    out: Annotated[
+        Path, typer.Option(file_okay=False, help="Folder to write the result to.")
+    ] = results.RESULTS,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the prompts and of the first video.")] = 9000,
 ) -> None:
     try:
-        bench = Bench()
+        harness = Harness()
     except ImportError as error:
         if error.name != "cache_dit":
             raise
         raise typer.BadParameter("cache-dit is not installed: pip install '.[rivals]'") from None
     groups = make_groups("test", count, seed, "unseen")
-    asks = [group.targets[0] for group in groups]
-    difference = bench.difference(asks[0].prompt, seed)  # and warms up
-    trials = [bench.trial(ask.prompt, ask.scene, seed + i) for i, ask in enumerate(track(asks, "generating"))]
-    figures = figures_of(trials)
+    cases = [group.targets[0] for group in groups]
+    difference = harness.measure_difference(cases[0].prompt, seed)  # also the warm-up
+    trials = [
+        harness.run_trial(case.prompt, case.scene, seed + i)
+        for i, case in enumerate(track(cases, "generating"))
+    ]
+    figures = build_figures(trials)
     figures["diffusers_to_denoiser"] = results.single(difference, "of the latents' norm")
     command = f"python -m bench.cache_dit {shlex.join(sys.argv[1:])}".strip()
     settings = {name: asdict(setting) for name, setting in SETTINGS.items()}
     results.write(out / "cache_dit.json", command, figures, settings=settings)
-    print(table(figures))
+    print(format_table(figures))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Measures how far reuse may go and writes planning/calibrations/movingshapes.json of the scheduler.
+"""Calibrates the planner: `python -m bench.calibrate` writes planning/calibrations/movingshapes.json.
 
-For pairs of prompts of the calibration split, every depth that a plan may have is tried, and what it costs in
-alignment and donor drift is written down by kind of edit, as the embedder tells the kind. The planner reads
-the file. Takes about twenty minutes on two cores.
+For pairs of prompts from the calibration split, runs every reuse depth that a plan may have, and records its
+loss of alignment and its donor drift by kind of edit, as classified by the embedder. The scheduler's planner
+reads the file. Takes about twenty minutes on two cores.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from chorus_rpc.plan_bounds import DEFAULT_REGION
 from rich.progress import track
 
 from bench import results
-from bench.in_process import FULL, Trial, trials
+from bench.in_process import FULL, Trial, run_trials
 from evaluation.prompts import Group
 from evaluation.scenes import make_groups
 from models.movingshapes.network import FEW_STEPS
@@ -31,10 +31,10 @@ from services.scheduler.planning.calibration import LIMITS, Calibration, Depth, 
 from services.scheduler.planning.edits import EditKind
 
 OUT: Final = results.ROOT / "services" / "scheduler" / "planning" / "calibrations" / "movingshapes.json"
-# Fewer pairs of an edit say too little.
-LEAST: Final = 16
-# Depths that cost more than the policies allow are of no use to a planner.
-WORST: Final = max(LIMITS.values())
+# Lower bound on the pairs of an edit; fewer are too few for an estimate.
+MIN_PAIRS: Final = 16
+# Upper bound on drift and loss, in points: the planner cannot use rows that no policy allows.
+MAX_POINTS: Final = max(LIMITS.values())
 
 
 def _contrast(strength: float) -> plan_pb2.Amplification:
@@ -48,80 +48,87 @@ def _region(source: plan_pb2.RegionSource.ValueType) -> plan_pb2.RegionPlan:
     return region
 
 
-def depths() -> dict[str, Depth]:
-    """Every depth tried, by name: noise level, source of the region, amplification."""
-    found = {}
+def list_depths() -> dict[str, Depth]:
+    """Returns every depth to measure, by name: noise level, source of the region, amplification."""
+    depths = {}
     for step, sigma in ((1, 0.9375), (2, 0.8333), (3, 0.625)):
         for name, region in (
             ("full", None),
             ("probe", _region(plan_pb2.REGION_SOURCE_PROBE)),
             ("full-step", _region(plan_pb2.REGION_SOURCE_FULL_STEP)),
         ):
-            if name == "full-step" and step == 3:  # which is the last
+            if name == "full-step" and step == 3:  # step 4 is the last, and would be that full step
                 continue
             for strength in (0.0, 0.5, 1.0)[: 3 if region is None or name == "probe" else 1]:
                 if step == 1 and strength == 1.0:
                     continue
                 amplified = f" contrast {strength:g}" if strength else ""
-                found[f"{step} {name}{amplified}"] = Depth(
+                depths[f"{step} {name}{amplified}"] = Depth(
                     sigma, region, _contrast(strength) if strength else None
                 )
-    return found
+    return depths
 
 
-def rows_of(found: Sequence[Trial], plans: Mapping[str, Depth]) -> list[Row]:
-    """A row for each kind of edit and depth that enough pairs speak for, unless it is out of the question."""
+def build_rows(completed: Sequence[Trial], plans: Mapping[str, Depth]) -> list[Row]:
+    """Builds a row for each kind of edit and depth with enough pairs, except those that no policy allows."""
     by_edit: dict[EditKind, list[Trial]] = defaultdict(list)
-    for trial in found:
-        by_edit[trial.edit].append(trial)  # type: ignore[index]  # edit_of names kinds alone
+    for trial in completed:
+        by_edit[trial.edit].append(trial)  # type: ignore[index]  # classify_edit returns no other string
     rows = []
     for edit in get_args(EditKind):
-        those = by_edit[edit]
-        if len(those) < LEAST or edit == "unrelated":  # which shall not be reused, whatever it costs
+        of_edit = by_edit[edit]
+        if len(of_edit) < MIN_PAIRS or edit == "unrelated":  # unrelated donors must never be reused
             continue
         for name, depth in plans.items():
-            pairs = [(t.videos[FULL], t.videos[name]) for t in those if name in t.videos]
+            pairs = [(t.videos[FULL], t.videos[name]) for t in of_edit if name in t.videos]
             loss = [100.0 * (full.right - this.right) for full, this in pairs]
             drift = [100.0 * (this.followed - full.followed) for full, this in pairs]
-            left = len(FEW_STEPS) - 1 - depth.first_step(FEW_STEPS)
+            remaining_steps = len(FEW_STEPS) - 1 - depth.reuse_steps(FEW_STEPS)
             row = Row(
                 edit=edit,
                 depth=depth,
-                computed_share=round(float(np.mean([this.computed for _, this in pairs])) / left, 4),
+                computed_share=round(
+                    float(np.mean([this.computed for _, this in pairs])) / remaining_steps, 4
+                ),
                 drift_points=round(float(np.mean(drift)), 2),
                 alignment_loss_points=round(float(np.mean(loss)), 2),
                 error_points=round(max(_error(loss), _error(drift)), 2),
                 n=len(pairs),
             )
-            if max(row.drift_points, row.alignment_loss_points) <= WORST:
+            if max(row.drift_points, row.alignment_loss_points) <= MAX_POINTS:
                 rows.append(row)
     return rows
 
 
 def _error(values: Sequence[float]) -> float:
-    """Standard error of a mean, with one more pair in which it went wrong than there were: none seen is not
-    none at all."""
+    """Computes the standard error of a mean, with one additional failing pair.
+
+    Without it, an edit that never failed in the sample would have an error of 0.
+    """
     n = len(values)
-    more = [*values, 100.0]
-    return float(np.std(more)) / math.sqrt(n + 1)
+    with_failure = [*values, 100.0]
+    return float(np.std(with_failure)) / math.sqrt(n + 1)
 
 
-def same(groups: Sequence[Group]) -> list[Group]:
-    """Groups in which the target's prompt is the donor's own."""
+def make_identical_groups(groups: Sequence[Group]) -> list[Group]:
+    """Returns groups whose target and donor have the same prompt."""
     return [Group("same", g.targets[0], (g.targets[0],)) for g in groups if g.kind == "unrelated"]
 
 
 def main(
-    out: Annotated[Path, typer.Option(help="The calibration to write.")] = OUT,
-    pairs: Annotated[int, typer.Option(min=1, help="Pairs of prompts, of every kind in turn.")] = 1000,
-    seed: Annotated[int, typer.Option(min=0)] = 1000,
-    processes: Annotated[int, typer.Option(min=1)] = 2,
+    out: Annotated[Path, typer.Option(help="Calibration file to write.")] = OUT,
+    pairs: Annotated[
+        int, typer.Option(min=1, help="Number of prompt pairs, cycling through all kinds.")
+    ] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the prompts and of the first pair.")] = 1000,
+    processes: Annotated[int, typer.Option(min=1, help="Number of processes, of one thread each.")] = 2,
 ) -> None:
+    """Measures every depth on pairs of prompts and writes the calibration."""
     groups = make_groups("calibration", pairs, seed, "unseen")
-    groups += same(groups)
-    plans = depths()
-    found = list(track(trials(groups, plans, seed, processes), "calibrating", len(groups)))
-    calibration = Calibration("movingshapes", tuple(rows_of(found, plans)))
+    groups += make_identical_groups(groups)
+    plans = list_depths()
+    completed = list(track(run_trials(groups, plans, seed, processes), "calibrating", len(groups)))
+    calibration = Calibration("movingshapes", tuple(build_rows(completed, plans)))
     report = {
         "command": f"python -m bench.calibrate {shlex.join(sys.argv[1:])}".strip(),
         "commit": results.commit(),

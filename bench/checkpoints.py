@@ -1,6 +1,7 @@
-"""Small random Wan pipelines, saved by diffusers itself: what parity is measured on.
+"""Small random Wan pipelines saved by diffusers, used to measure parity.
 
-Every part is the real class with a few thousand parameters, so that a step takes milliseconds on a CPU.
+Every component has diffusers' own class and a few thousand parameters, so that a step takes milliseconds on a
+CPU.
 """
 
 from __future__ import annotations
@@ -65,23 +66,23 @@ fps = 16
 def save_wan_pipeline(
     directory: Path, *, seed: int = 0, text_dim: int = TEXT_DIM, max_shard_size: str = "10GB"
 ) -> Path:
-    """Saves a random `WanPipeline` into `directory`, which is made; returns it.
+    """Creates `directory` and saves a random `WanPipeline` in it. Returns the directory.
 
-    transformer: 2 layers, 2 heads of 12; vae: 16 channels, causal 4×8×8; text_encoder: UMT5 of 2 layers.
+    Transformer: 2 layers, 2 heads of 12 channels. VAE: 16 channels, causal 4×8×8. Text encoder: 2-layer UMT5.
 
     Args:
-        text_dim: width of the text states; UMT5-XXL's are 4096.
-        max_shard_size: of the safetensors files, as diffusers takes it: "40KB" splits the transformer.
+        text_dim: Width of the text states; 4096 in UMT5-XXL.
+        max_shard_size: Upper bound on a safetensors file; "40KB" splits the transformer.
     """
-    make: Any = WanPipeline
+    construct: Any = WanPipeline
     scheduler: Any = FlowMatchEulerDiscreteScheduler
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        pipeline = make(
-            tokenizer=_tokenizer(),
-            text_encoder=_stirred(UMT5EncoderModel(_umt5(len(_vocabulary()), text_dim))),
-            transformer=_stirred(_transformer(text_dim)),
-            vae=_vae(),
+        pipeline = construct(
+            tokenizer=_build_tokenizer(),
+            text_encoder=_perturb(UMT5EncoderModel(_build_umt5_config(len(_build_vocabulary()), text_dim))),
+            transformer=_perturb(_build_transformer(text_dim)),
+            vae=_build_vae(),
             scheduler=scheduler(shift=5.0),
         )
     pipeline.save_pretrained(directory, safe_serialization=True, max_shard_size=max_shard_size)
@@ -97,12 +98,12 @@ def write_model_file(
     dtype: str = "float32",
     max_tokens: int = 512,
 ) -> Path:
-    """Writes `model.toml`, which describes a saved pipeline, into `directory`; returns its path.
+    """Writes `model.toml`, which describes a saved pipeline, into `directory`. Returns its path.
 
     Args:
-        encoder_id: what the embedder calls the text encoder.
-        dtype: float32, bfloat16 or float16.
-        max_tokens: the length to which Wan pads the text.
+        encoder_id: Id of the text encoder in the embedder.
+        dtype: Type of the network, "float32", "bfloat16" or "float16".
+        max_tokens: Length to which the text is padded, in tokens.
     """
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / "model.toml"
@@ -120,9 +121,9 @@ def write_model_file(
     return path
 
 
-def _transformer(text_dim: int) -> Any:
-    make: Any = WanTransformer3DModel
-    return make(
+def _build_transformer(text_dim: int) -> Any:
+    construct: Any = WanTransformer3DModel
+    return construct(
         num_attention_heads=2,
         attention_head_dim=12,
         in_channels=16,
@@ -134,34 +135,34 @@ def _transformer(text_dim: int) -> Any:
     )
 
 
-def _vae() -> Any:
-    make: Any = AutoencoderKLWan
-    # Narrower, or stirred, it would amplify any difference of latents many times, as no trained one does.
-    return make(base_dim=16, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1).eval()
+def _build_vae() -> Any:
+    construct: Any = AutoencoderKLWan
+    # A narrower or perturbed autoencoder would amplify any difference of latents far more than a trained one.
+    return construct(base_dim=16, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1).eval()
 
 
-def _umt5(words: int, text_dim: int) -> UMT5Config:
+def _build_umt5_config(words: int, text_dim: int) -> UMT5Config:
     return UMT5Config(
         vocab_size=words, d_model=text_dim, d_kv=8, d_ff=64, num_layers=2, num_heads=4, dropout_rate=0.0
     )
 
 
-def _tokenizer() -> Any:
-    make: Any = T5Tokenizer
-    return make(vocab=_vocabulary(), extra_ids=0)
+def _build_tokenizer() -> Any:
+    construct: Any = T5Tokenizer
+    return construct(vocab=_build_vocabulary(), extra_ids=0)
 
 
-def _vocabulary() -> list[tuple[str, float]]:
-    """Pieces with log-probabilities: some words, and letters for all others."""
+def _build_vocabulary() -> list[tuple[str, float]]:
+    """Returns pieces with log-probabilities: some words, and single characters for all other words."""
     special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
     words = [(f"▁{word}", -3.0) for word in _WORDS.split() if len(word) > 1]
     letters = [(letter, -6.0) for letter in "▁" + string.ascii_letters + string.digits + string.punctuation]
     return special + words + letters
 
 
-def _stirred(module: Any) -> nn.Module:
-    """Moves every parameter a little: those that start as zeros or ones would hide a mistake."""
+def _perturb(module: Any) -> nn.Module:
+    """Perturbs every parameter in place, because parameters that start as zeros or ones would hide errors."""
     for parameter in module.parameters():
         parameter.data.add_(0.1 * torch.randn_like(parameter))
-    found: nn.Module = module.eval()
-    return found
+    evaluated: nn.Module = module.eval()
+    return evaluated

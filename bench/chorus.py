@@ -1,10 +1,10 @@
-"""What reuse saves and costs, on prompts that nothing was tuned on: `python -m bench.chorus`.
+"""Main figures of the project, on prompts that nothing was tuned on: `python -m bench.chorus`.
 
-The whole stack over gRPC, on the split `test`: every policy, the baselines, and fewer steps without a cache,
-on the same prompts in the same run, overheads inside the clock (`chorus eval`). Beside it, in this process:
-what a step on 30 % of the tokens costs, what side data costs, and what amplification gives at the deepest
-reuse. Writes bench/results/chorus.json, docs/images/eval.png, and everything measured into --folder. Takes
-about half an hour on two cores.
+Runs `chorus eval` on the whole stack over gRPC, on the split `test`: every policy, the baselines, and fewer
+steps without a cache, on the same prompts in the same run, with all overheads included. In this process it
+also measures the cost of a step on 30 % of the tokens, the cost of side data, and the gain of amplification
+at the deepest reuse. Writes bench/results/chorus.json, docs/images/eval.png, and all measurements into
+--folder. Takes about half an hour on two cores.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from chorus_rpc.tenancy import DEFAULT_TENANT
 from rich.progress import track
 
 from bench import results
-from bench.in_process import Harness, Variant, trials
+from bench.in_process import Harness, Variant, run_trials
 from bench.results import Figure
-from evaluation import evaluation
-from evaluation.methods import ways_of
+from evaluation import run as evaluation
+from evaluation.methods import build_methods
 from evaluation.scenes import KINDS, UNRELATED, make_groups
 from models.movingshapes.network import FEW_STEPS
 from services.denoiser.reuse.attention_maps import AttentionMaps
 from services.denoiser.reuse.side_data import SideData, pack_side_data, pool_maps
-from services.scheduler.planning.calibration import Policy, calibration_of
+from services.scheduler.planning.calibration import Policy, load_calibration
 from services.scheduler.planning.edits import EditKind
 
 POLICIES: Final[tuple[Policy, ...]] = ("safe", "balanced", "fast")
 BASELINES: Final = ("nirvana", "threshold", "modm")
 FEWER: Final = (3, 2, 1)
-# The kinds of edit that the embedder should tell for the prompts made of each kind.
+# Kind of a prompt pair → kind of edit that the embedder should report.
 EDITS: Final[Mapping[str, EditKind]] = {
     "colour": "colour",
     "background": "background",
@@ -49,9 +49,9 @@ EDITS: Final[Mapping[str, EditKind]] = {
     "added": "added",
     "removed": "removed",
 }
-SHARE: Final = 0.3
-# Of the ways that the policies are compared with.
-_TOTALS: Final = (
+REGION_SHARE: Final = 0.3  # share of the tokens in the measured region step
+# Figures of the methods that the policies are compared with.
+_COMPARED_FIGURES: Final = (
     "single_edit_hit_share",
     "single_edit_speedup_p50",
     "single_edit_alignment_ratio",
@@ -61,82 +61,82 @@ _TOTALS: Final = (
 )
 
 
-def served(folder: Path, pairs: int, seed: int) -> dict[str, Any]:
-    """The figures of `chorus eval` as they stand in its file."""
-    choice = evaluation.Choice(
+def run_evaluation(folder: Path, pairs: int, seed: int) -> dict[str, Any]:
+    """Runs `chorus eval` and returns the figures of its result file."""
+    options = evaluation.EvalOptions(
         target=None,
         cache_target=None,
         tenant=DEFAULT_TENANT,
         groups=make_groups("test", pairs, seed, "unseen"),
-        ways=ways_of(POLICIES, {}, BASELINES, FEWER),
+        methods=build_methods(POLICIES, {}, BASELINES, FEWER),
         seed=seed,
         model=None,
         token_pixels=4,
     )
-    evaluation.run(choice, folder, Output(as_json=False))
+    evaluation.run_evaluation(options, folder, Output(as_json=False))
     figures: dict[str, Any] = results.read(folder / evaluation.FIGURES)["figures"]
     return figures
 
 
-def headlines(measured: Mapping[str, Any]) -> dict[str, Any]:
-    """The figures that the project is judged by, under their own names."""
-    found = {}
+def select_headlines(measured: Mapping[str, Any]) -> dict[str, Any]:
+    """Selects the figures that the project is judged by, and gives them short names."""
+    headlines = {}
     for policy in POLICIES:
-        for name, of in (
+        for name, figure in (
             ("hit_speedup", "single_edit_speedup_p50"),
             ("alignment_ratio", "single_edit_alignment_ratio"),
             ("drift_points", "single_edit_drift_points"),
             ("hit_share", "single_edit_hit_share"),
         ):
-            if f"{policy}.{of}" in measured:
-                found[f"{policy}_{name}"] = measured[f"{policy}.{of}"]
-    for way in (*BASELINES, *(f"steps_{steps}" for steps in FEWER), "full"):
-        for of in _TOTALS:
-            if f"{way}.{of}" in measured:
-                found[f"{way}_{of}"] = measured[f"{way}.{of}"]
-    found["false_reuse_rate_served"] = measured["balanced.false_reuse_rate"]
-    return found
+            if f"{policy}.{figure}" in measured:
+                headlines[f"{policy}_{name}"] = measured[f"{policy}.{figure}"]
+    for method in (*BASELINES, *(f"steps_{steps}" for steps in FEWER), "full"):
+        for figure in _COMPARED_FIGURES:
+            if f"{method}.{figure}" in measured:
+                headlines[f"{method}_{figure}"] = measured[f"{method}.{figure}"]
+    headlines["false_reuse_rate_served"] = measured["balanced.false_reuse_rate"]
+    return headlines
 
 
-def by_kind(measured: Mapping[str, Any]) -> dict[str, Any]:
-    """Way → kind of edit → figure."""
+def group_by_kind(measured: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the figures by kind of edit, nested: method → kind → name of the figure."""
     nested: dict[str, Any] = {}
     for key, figure in measured.items():
-        way, *rest = key.split(".")
+        method, *rest = key.split(".")
         if len(rest) == 2:
-            nested.setdefault(way, {}).setdefault(rest[0], {})[rest[1]] = figure
+            nested.setdefault(method, {}).setdefault(rest[0], {})[rest[1]] = figure
     return nested
 
 
-def step_costs(bench: Harness, repeats: int = 40) -> dict[str, Figure]:
-    """A step on part of the tokens, and one that is watched for its side data, against a plain full step."""
+def measure_step_costs(harness: Harness, repeats: int = 40) -> dict[str, Figure]:
+    """Measures the costs of a step on part of the tokens and of recording side data, in full steps."""
     torch.set_num_threads(2)
-    encoded = bench.encoder.encode(["a small red circle moving left on a navy background"])[0]
-    text = bench.model.prepare_text(encoded.states)
-    tokens = bench.model.tokens_of(bench.model.noise(0, bench.shape))
-    part = torch.randperm(len(tokens))[: round(SHARE * len(tokens))].sort().values
+    encoded = harness.encoder.encode(["a small red circle moving left on a navy background"])[0]
+    text = harness.model.prepare_text(encoded.states)
+    tokens = harness.model.to_tokens(harness.model.noise(0, harness.shape))
+    part = torch.randperm(len(tokens))[: round(REGION_SHARE * len(tokens))].sort().values
 
     def step(index: torch.Tensor | None = None, on_attention: Any = None) -> None:
-        bench.model.token_velocity(tokens, 0.9, text, bench.shape, index, on_attention)
+        harness.predictor.velocity(tokens, 0.9, text, harness.shape, index, on_attention)
 
     actions: dict[str, Callable[[], None]] = {
         "full": step,
         "part": lambda: step(part),
-        "watched": lambda: step(on_attention=AttentionMaps(len(encoded.tokens)).observe),
+        "recorded": lambda: step(on_attention=AttentionMaps(len(encoded.tokens)).observe),
     }
     taken: dict[str, list[float]] = {name: [] for name in actions}
-    for _ in range(repeats + 2):  # in turn, so that all meet the same machine
+    for _ in range(repeats + 2):  # alternating, so that a change of the machine's speed affects all alike
         for name, action in actions.items():
             begin = time.perf_counter()
             action()
             taken[name].append(time.perf_counter() - begin)
-    full, region, watched = (values[2:] for values in taken.values())
+    full, region, recorded = (values[2:] for values in taken.values())
     seen = AttentionMaps(len(encoded.tokens))
     step(on_attention=seen.observe)
     maps = seen.maps()
     assert maps is not None
-    latents = 4 * bench.model.noise(0, bench.shape).nbytes
-    pooled = pool_maps(maps, bench.grid, latents // 10)
+    latents = 4 * harness.model.noise(0, harness.shape).nbytes
+    pooled = pool_maps(maps, harness.grid, latents // 10)
     assert pooled is not None
     side = len(pack_side_data(SideData(pooled, torch.as_tensor(encoded.states).half())))
     return {
@@ -144,31 +144,31 @@ def step_costs(bench: Harness, repeats: int = 40) -> dict[str, Figure]:
             [r / f for r, f in zip(region, full, strict=True)], "of a full step"
         ),
         "side_data_step_cost": results.median(
-            [w / f - 1 for w, f in zip(watched, full, strict=True)], "of a full step"
+            [r / f - 1 for r, f in zip(recorded, full, strict=True)], "of a full step"
         ),
         "side_data_ratio": results.single(side / latents, "of the latents' bytes"),
     }
 
 
-def false_reuse(bench: Harness, pairs: int, seed: int) -> dict[str, Figure]:
-    """The share of unrelated pairs for which some policy would allow reuse: planned only, not generated."""
-    calibration = calibration_of("movingshapes")
+def measure_false_reuse(harness: Harness, pairs: int, seed: int) -> dict[str, Figure]:
+    """Computes the share of unrelated pairs that any policy would reuse. Plans only, generates nothing."""
+    calibration = load_calibration("movingshapes")
     assert calibration is not None
     groups = [g for g in make_groups("test", pairs * len(KINDS), seed, "unseen") if g.kind == UNRELATED]
     planned = 0
     for group in track(groups, "unrelated prompts"):
         target = group.targets[0].prompt
-        edit = bench.edit(group.donor.prompt, bench.encoder.encode([target])[0], target)
+        edit = harness.find_edit(group.donor.prompt, harness.encoder.encode([target])[0], target)
         planned += any(calibration.allowed(edit.kind, policy) for policy in POLICIES)
     return {"false_reuse_rate": results.share(planned, len(groups))}
 
 
-def amplification_gain(pairs: int, seed: int, processes: int) -> dict[str, Figure]:
-    """Alignment with amplification less without, at the deepest reuse that `fast` allows each kind."""
-    calibration = calibration_of("movingshapes")
+def measure_amplification_gain(pairs: int, seed: int, processes: int) -> dict[str, Figure]:
+    """Measures how much alignment amplification adds at the deepest reuse that `fast` allows each kind."""
+    calibration = load_calibration("movingshapes")
     assert calibration is not None
     deepest = {
-        edit: min(rows, key=lambda row: row.computed_share * (4 - row.depth.first_step(FEW_STEPS))).depth
+        edit: min(rows, key=lambda row: row.computed_share * (4 - row.depth.reuse_steps(FEW_STEPS))).depth
         for edit in EDITS.values()
         if (rows := [row for row in calibration.allowed(edit, "fast") if row.depth.amplification])
     }
@@ -177,12 +177,12 @@ def amplification_gain(pairs: int, seed: int, processes: int) -> dict[str, Figur
         plans[f"{edit} on"] = depth
         plans[f"{edit} off"] = replace(depth, amplification=None)
     groups = [g for g in make_groups("test", pairs, seed, "unseen") if EDITS.get(g.kind) in deepest]
-    found = list(track(trials(groups, plans, seed, processes), "amplification", len(groups)))
+    completed = list(track(run_trials(groups, plans, seed, processes), "amplification", len(groups)))
     figures, gains = {}, []
     for kind, edit in EDITS.items():
         points = [
             100.0 * (t.videos[f"{edit} on"].right - t.videos[f"{edit} off"].right)
-            for t in found
+            for t in completed
             if t.kind == kind and edit in deepest
         ]
         gains += points
@@ -194,28 +194,36 @@ def amplification_gain(pairs: int, seed: int, processes: int) -> dict[str, Figur
 
 
 def main(
-    pairs: Annotated[int, typer.Option(min=10, help="Pairs of prompts over gRPC.")] = 400,
-    amplified: Annotated[int, typer.Option(min=10, help="Pairs for the gain of amplification.")] = 500,
-    seed: Annotated[int, typer.Option(min=0)] = 9000,
-    unrelated: Annotated[int, typer.Option(min=10, help="Unrelated pairs, planned for only.")] = 1000,
-    folder: Annotated[Path, typer.Option(help="Where all that was measured goes.")] = Path("out/chorus"),
+    pairs: Annotated[int, typer.Option(min=10, help="Number of prompt pairs over gRPC.")] = 400,
+    amplified: Annotated[
+        int, typer.Option(min=10, help="Number of prompt pairs for the gain of amplification.")
+    ] = 500,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the prompts and of the first video.")] = 9000,
+    unrelated: Annotated[
+        int, typer.Option(min=10, help="Number of unrelated pairs that are planned, not generated.")
+    ] = 1000,
+    folder: Annotated[Path, typer.Option(help="Output folder of `chorus eval`.")] = Path("out/chorus"),
     measured_before: Annotated[
         bool,
-        typer.Option("--measured-before", help="Take what was served from the folder; measure the rest."),
+        typer.Option(
+            "--measured-before",
+            help="Read the figures of an earlier `chorus eval` from --folder; measure only the rest.",
+        ),
     ] = False,
 ) -> None:
+    """Measures the main figures and writes result file and plot."""
     if measured_before:
         measured: dict[str, Any] = results.read(folder / evaluation.FIGURES)["figures"]
     else:
-        measured = served(folder, pairs, seed)
+        measured = run_evaluation(folder, pairs, seed)
     shutil.copy(folder / evaluation.PLOT, results.ROOT / "docs" / "images" / "eval.png")
-    bench = Harness()
-    mine = step_costs(bench) | false_reuse(bench, unrelated, seed + 2)
-    mine |= amplification_gain(amplified, seed + 1, 2)
-    figures: dict[str, Any] = {**headlines(measured), **mine}
+    harness = Harness()
+    in_process = measure_step_costs(harness) | measure_false_reuse(harness, unrelated, seed + 2)
+    in_process |= measure_amplification_gain(amplified, seed + 1, 2)
+    figures: dict[str, Any] = {**select_headlines(measured), **in_process}
     command = f"python -m bench.chorus {shlex.join(sys.argv[1:])}".strip()
     out = results.RESULTS / "chorus.json"
-    results.write(out, command, figures, by_kind=by_kind(measured))
+    results.write(out, command, figures, by_kind=group_by_kind(measured))
     for name, figure in results.read(out)["figures"].items():
         print(name, figure["value"], figure["unit"], figure["ci95"], f"n = {figure['n']}")
 

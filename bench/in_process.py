@@ -1,7 +1,7 @@
-"""Plans tried in one process, without the services between: for calibration and ablation.
+"""Runs plans in one process, without the services: for calibration and ablation.
 
-A bench holds the shipped model and the embedder's alignment. A trial takes a donor's and a target's prompt,
-computes both in full, and then the target again by every plan asked for, from the donor's latents.
+A harness contains the shipped model and the embedder's alignment. A trial takes the prompts of a donor and a
+target, computes both in full, and then generates the target with every variant, from the donor's latents.
 """
 
 from __future__ import annotations
@@ -13,51 +13,63 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from chorus.common.v1 import plan_pb2
-from chorus.embedder.v1 import embedder_pb2
 from torch import Tensor
 
 from evaluation.prompts import Group
-from evaluation.scenes import Verdict, judge
+from evaluation.scenes import judge
 from models.movingshapes.analyzer import read_scene
 from models.movingshapes.evaluate import STUDENT
 from services.contract.schedule import shifted_schedule
 from services.denoiser.model.loaded import LoadedModel
+from services.denoiser.model.predictor import Predictor
 from services.denoiser.network.sampler import sample
 from services.denoiser.network.wan import TextKV
 from services.denoiser.reuse.attention_maps import AttentionMaps
+from services.denoiser.reuse.donor import DonorLatents
 from services.denoiser.reuse.side_data import pool_maps, unpool_maps
-from services.denoiser.reuse.stages import DonorLatents, Stages
+from services.denoiser.reuse.stages import Stages
+from services.embedder.aligner import Aligner
 from services.embedder.encoder_thread import EncoderThread
 from services.embedder.encoders import Encoding, MiniLMEncoder
-from services.embedder.servicer import EmbedderServicer
+from services.embedder.lexicon import load_lexicon
+from services.embedder.servicer import make_align_response
+from services.embedder.settings import SHIPPED_LEXICON
 from services.scheduler.planning.calibration import Depth
-from services.scheduler.planning.edits import Edit, edit_of
+from services.scheduler.planning.edits import Edit, classify_edit
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One video: whether it shows what was asked, whether it follows the donor where that asked otherwise.
+    """Measurements of one video.
 
-    Args:
-        computed: tokens that went through the network, in full steps.
-        fidelity: mean square difference of its latents from the full computation's.
-        marks: what its variant measured besides, by name.
+    Attributes:
+        right: True if the video matches the target's whole prompt.
+        followed: True if the video follows the donor in an attribute in which the two prompts differ.
+        computed: Computation, in full steps.
+        fidelity: Mean square difference between its latents and those of the full computation.
+        measurements: Additional measurements of the variant, by name.
     """
 
     right: bool
     followed: bool
     computed: float
     fidelity: float
-    marks: Mapping[str, float] = field(default_factory=dict)
+    measurements: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A pair of prompts: its kind as made, its edit as the embedder tells it, and every video by name."""
+    """Result of a pair of prompts.
+
+    Attributes:
+        kind: Kind of edit for which the pair was built.
+        edit: Kind of edit that the embedder reports.
+        videos: Outcomes by name of the variant, the full computation included.
+    """
 
     kind: str
     edit: str
@@ -69,26 +81,29 @@ FULL = "full"
 
 @dataclass(frozen=True)
 class Fewer:
-    """No reuse, in so many steps of the model's own shifted schedule."""
+    """Variant without reuse, in another number of steps of the model's shifted schedule."""
 
     steps: int
 
 
 @dataclass(frozen=True)
 class Renoised:
-    """As MoDM reuses images: the donor's clean latents, noised again to `sigma`; every step from there on."""
+    """Variant that noises the donor's clean latents to `sigma` and computes every step from there, as MoDM
+    does."""
 
     sigma: float
 
 
 @dataclass(frozen=True)
 class Pair:
-    """What a trial knows of its two prompts.
+    """Full computations of a trial's two prompts.
 
-    Args:
-        donor, own: the donor's run and the target's, both in full and from seeds of their own.
-        tokens: of the target's prompt.
-        runs: clean latents that special variants of the pair share, by plan.
+    Attributes:
+        edit: Edit from donor to target.
+        donor: Latents of the donor's full computation.
+        own: Latents of the target's full computation, from another seed.
+        tokens: Number of tokens of the target's prompt.
+        runs: Clean latents shared by the custom variants of the pair, by plan.
     """
 
     edit: Edit
@@ -100,65 +115,72 @@ class Pair:
 
 @dataclass(frozen=True)
 class Output:
-    """The target's clean latents, what was computed in full steps, and what was measured besides."""
+    """Result of a variant.
+
+    Attributes:
+        latents: Clean latents of the target.
+        computed: Computation, in full steps.
+        measurements: Additional measurements, by name.
+    """
 
     latents: Tensor
     computed: float
-    marks: Mapping[str, float] = field(default_factory=dict)
+    measurements: Mapping[str, float] = field(default_factory=dict)
 
 
 class CustomVariant(ABC):
-    """A variant that no plan can say; the bench that wants it brings it."""
+    """Variant that a plan cannot express; implemented by the bench that needs it."""
 
     @abstractmethod
-    def make(self, bench: Harness, pair: Pair) -> Output: ...
+    def generate(self, harness: Harness, pair: Pair) -> Output:
+        """Generates the target of a pair."""
 
 
 Variant: TypeAlias = Depth | Fewer | Renoised | CustomVariant
 
 
 class Harness:
-    """The shipped model and encoder in this process, on one thread."""
+    """Shipped model and encoder in this process, on one thread."""
 
     def __init__(self, model: Path = STUDENT) -> None:
         torch.set_num_threads(1)
-        self.model = LoadedModel.load(model)
+        self.predictor = Predictor.eager(LoadedModel.load(model))
+        self.model = self.predictor.model
         self.encoder = MiniLMEncoder()
         engine = EncoderThread(self.encoder, [self.encoder], queue_limit=4, recent_bytes=1 << 24)
-        self._embedder = EmbedderServicer(engine)
+        self._aligner = Aligner(engine, load_lexicon([SHIPPED_LEXICON]))
         video = self.model.spec.video
         self.shape = self.model.latent_shape(video.frames, video.height, video.width)
         self.sigmas = self.model.spec.schedule.sigmas
         self.grid = self.model.token_grid(self.shape)
 
-    def edit(self, donor: str, target: Encoding, prompt: str) -> Edit:
-        """As the scheduler learns it."""
-        request = embedder_pb2.AlignRequest(target_prompt=prompt, donor_prompts=[donor])
-        context: Any = None
-        reply = asyncio.run(self._embedder.Align(request, context))
-        return edit_of(reply.alignments[0], len(target.tokens))
+    def find_edit(self, donor: str, target: Encoding, prompt: str) -> Edit:
+        """Returns the edit from a donor's prompt to the target's, as the scheduler classifies it."""
+        compared = asyncio.run(self._aligner.align(prompt, [donor]))
+        reply = make_align_response(compared, prompt, [donor])
+        return classify_edit(reply.alignments[0], len(target.tokens))
 
-    def full(self, text: TextKV, seed: int, tokens: int) -> DonorLatents:
-        """A run without a donor, as a later one would find it in the cache."""
+    def run_full(self, text: TextKV, seed: int, tokens: int) -> DonorLatents:
+        """Runs without a donor and returns the latents as a later run would find them in the cache."""
         noise, plan = self.model.noise(seed, self.shape), plan_pb2.Plan(total_steps=len(self.sigmas) - 1)
-        seen = AttentionMaps(tokens)
-        run = Stages(self.model, plan, self.shape, self.sigmas, text, noise, None)
-        steps = {s.index + 1: s.latents for s in run.steps({len(self.sigmas) - 2: seen.observe})}
-        found = seen.maps()
-        assert found is not None
-        pooled = pool_maps(found, self.grid, 1 << 30)
+        maps = AttentionMaps(tokens)
+        run = Stages(self.predictor, plan, self.shape, self.sigmas, text, noise, None)
+        steps = {s.index: s.latents for s in run.steps({len(self.sigmas) - 2: maps.observe})}
+        attention = maps.maps()
+        assert attention is not None
+        pooled = pool_maps(attention, self.grid, 1 << 30)
         assert pooled is not None
         return DonorLatents(steps, unpool_maps(pooled, self.grid), text)
 
-    def plan(self, variant: Depth | Renoised, edit: Edit) -> plan_pb2.Plan | None:
-        """The plan of a variant; None where it would be no reuse."""
+    def build_plan(self, variant: Depth | Renoised, edit: Edit) -> plan_pb2.Plan | None:
+        """Returns the plan of a variant; None if it reuses no step."""
         depth = Depth(variant.sigma) if isinstance(variant, Renoised) else variant
-        first, total = depth.first_step(self.sigmas), len(self.sigmas) - 1
-        if first == 0:
+        reuse_steps, total = depth.reuse_steps(self.sigmas), len(self.sigmas) - 1
+        if reuse_steps == 0:
             return None
         return plan_pb2.Plan(
             total_steps=total,
-            reuse_steps=first,
+            reuse_steps=reuse_steps,
             region_end=total if depth.region else 0,
             region=depth.region,
             amplification=depth.amplification,
@@ -167,14 +189,14 @@ class Harness:
             renoised=isinstance(variant, Renoised),
         )
 
-    def run(
+    def run_plan(
         self, plan: plan_pb2.Plan, text: TextKV, noise: Tensor, donor: DonorLatents
     ) -> tuple[Tensor, float]:
-        """Clean latents, and what was computed in full steps."""
-        steps = list(Stages(self.model, plan, self.shape, self.sigmas, text, noise, donor).steps())
+        """Runs a plan. Returns the clean latents and the computation in full steps."""
+        steps = list(Stages(self.predictor, plan, self.shape, self.sigmas, text, noise, donor).steps())
         return steps[-1].latents, sum(step.computed_share for step in steps)
 
-    def generate(
+    def run_variant(
         self,
         variant: Depth | Fewer | Renoised,
         edit: Edit,
@@ -182,58 +204,59 @@ class Harness:
         donor: DonorLatents,
         seed: int,
     ) -> tuple[Tensor, float] | None:
-        """The target's clean latents by a variant, and what was computed; None where it would be no reuse."""
+        """Runs a variant. Returns the clean latents and the computation in full steps; None without reuse."""
         noise = self.model.noise(seed, self.shape)
         if isinstance(variant, Fewer):
             sigmas = shifted_schedule(variant.steps, self.model.spec.schedule.shift)
-            *_, last = sample(lambda x, s: self.model.velocity(x, s, text), noise, sigmas)
-            return last.latents, float(variant.steps)
-        plan = self.plan(variant, edit)
-        return None if plan is None else self.run(plan, text, noise, donor)
+            *_, last = sample(lambda x, s: self.predictor.latent_velocity(x, s, text), noise, sigmas)
+            return last, float(variant.steps)
+        plan = self.build_plan(variant, edit)
+        return None if plan is None else self.run_plan(plan, text, noise, donor)
 
-    def trial(self, group: Group, seed: int, plans: Mapping[str, Variant]) -> Trial:
-        """Donor and first target of a group, from seeds of their own; the target by every plan."""
-        donor, target = group.donor, group.targets[0]
-        assert donor.scene is not None
-        assert target.scene is not None
-        theirs, ours = self.encoder.encode([donor.prompt])[0], self.encoder.encode([target.prompt])[0]
-        edit = self.edit(donor.prompt, ours, target.prompt)
-        text = self.model.prepare_text(ours.states)
-        found = self.full(self.model.prepare_text(theirs.states), 2 * seed, len(theirs.tokens))
+    def run_trial(self, group: Group, seed: int, variants: Mapping[str, Variant]) -> Trial:
+        """Generates donor and first target of a group with different seeds, and runs every variant."""
+        donor_case, target_case = group.donor, group.targets[0]
+        donor_scene, target_scene = donor_case.scene, target_case.scene
+        assert donor_scene is not None
+        assert target_scene is not None
+        donor_encoding, encoding = (self.encoder.encode([c.prompt])[0] for c in (donor_case, target_case))
+        edit = self.find_edit(donor_case.prompt, encoding, target_case.prompt)
+        donor_text = self.model.prepare_text(donor_encoding.states)
+        donor = self.run_full(donor_text, 2 * seed, len(donor_encoding.tokens))
+        text = self.model.prepare_text(encoding.states)
+        own = self.run_full(text, 2 * seed + 1, len(encoding.tokens))
         total = len(self.sigmas) - 1
-        own = self.full(text, 2 * seed + 1, len(ours.tokens))
-        whole, pair = own.steps[total], Pair(edit, found, own, len(ours.tokens))
+        full_latents, pair = own.steps[total], Pair(edit, donor, own, len(encoding.tokens))
 
-        def tried(latents: Tensor, computed: float, marks: Mapping[str, float] | None = None) -> Outcome:
-            assert donor.scene is not None
-            assert target.scene is not None
-            shown: Verdict = judge(read_scene(self.model.decode(latents)), target.scene, donor.scene)
-            fidelity = float((latents - whole).square().mean())
-            return Outcome(shown.right["all"], any(shown.followed.values()), computed, fidelity, marks or {})
+        def judge_output(output: Output) -> Outcome:
+            shown = read_scene(self.model.decode(output.latents))
+            verdict = judge(shown, target_scene, donor_scene)
+            fidelity = float((output.latents - full_latents).square().mean())
+            followed = any(verdict.followed.values())
+            return Outcome(verdict.right["all"], followed, output.computed, fidelity, output.measurements)
 
-        videos = {FULL: tried(whole, float(total))}
-        for name, variant in plans.items():
+        videos = {FULL: judge_output(Output(full_latents, float(total)))}
+        for name, variant in variants.items():
             if isinstance(variant, CustomVariant):
-                special = variant.make(self, pair)
-                videos[name] = tried(special.latents, special.computed, special.marks)
-            elif made := self.generate(variant, edit, text, found, 2 * seed + 1):
-                videos[name] = tried(*made)
+                videos[name] = judge_output(variant.generate(self, pair))
+            elif generated := self.run_variant(variant, edit, text, donor, 2 * seed + 1):
+                videos[name] = judge_output(Output(*generated))
         return Trial(group.kind, edit.kind, videos)
 
 
-_bench: Harness | None = None
+_harness: Harness | None = None  # one for each process of the pool
 
 
-def _work(job: tuple[Group, int, Mapping[str, Variant]]) -> Trial:
-    global _bench
-    _bench = _bench or Harness()
-    return _bench.trial(*job)
+def _run_job(job: tuple[Group, int, Mapping[str, Variant]]) -> Trial:
+    global _harness
+    _harness = _harness or Harness()
+    return _harness.run_trial(*job)
 
 
-def trials(
-    groups: Sequence[Group], plans: Mapping[str, Variant], seed: int, processes: int
+def run_trials(
+    groups: Sequence[Group], variants: Mapping[str, Variant], seed: int, processes: int
 ) -> Iterator[Trial]:
-    """A trial of every group, in order, in so many processes of one thread each."""
-    jobs = [(group, seed + number, plans) for number, group in enumerate(groups)]
+    """Runs a trial of every group, in order, in `processes` processes of one thread each."""
+    jobs = [(group, seed + number, variants) for number, group in enumerate(groups)]
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        yield from pool.map(_work, jobs, chunksize=4)
+        yield from pool.map(_run_job, jobs, chunksize=4)

@@ -1,4 +1,4 @@
-"""Figures of this project's benches: the evaluation's format, kept in `bench/results/`."""
+"""Result files of the benches in `bench/results/`, in the evaluation's format."""
 
 from __future__ import annotations
 
@@ -42,26 +42,29 @@ RESULTS: Final = ROOT / "bench" / "results"
 
 
 def paired(outcomes: Sequence[tuple[bool, bool]]) -> Figure:
-    """By how many percentage points more of n pairs come true in the first place than in the second.
+    """Computes the difference of two paired proportions, first minus second, in percentage points.
 
-    Newcombe's square-and-add interval of Wilson's, which has a width even where no pair tells the two apart,
-    with φ corrected for continuity. Source: R. G. Newcombe, Statistics in Medicine 17 (1998) 2635, method 10.
-    Needs n ≥ 1.
+    The interval is Newcombe's square-and-add of Wilson intervals, which has a positive width even if both
+    outcomes are equal in every pair, with φ corrected for continuity. Source: R. G. Newcombe, Statistics in
+    Medicine 17 (1998) 2635, method 10.
+
+    Args:
+        outcomes: n ≥ 1 pairs of outcomes.
     """
     n, first, second = len(outcomes), sum(a for a, _ in outcomes), sum(b for _, b in outcomes)
     both = sum(a and b for a, b in outcomes)
     neither = n - first - second + both
     spread = math.sqrt(first * (n - first) * second * (n - second))
-    alike = both * neither - (first - both) * (second - both)
-    phi = (max(0.0, alike - n / 2) if alike > 0 else alike) / spread if spread else 0.0
-    (down, up), (down2, up2) = _arms(share(first, n)), _arms(share(second, n))
+    covariance = both * neither - (first - both) * (second - both)
+    phi = (max(0.0, covariance - n / 2) if covariance > 0 else covariance) / spread if spread else 0.0
+    (down, up), (down2, up2) = _margins(share(first, n)), _margins(share(second, n))
     value = (first - second) / n
     low = value - math.sqrt(max(0.0, down**2 - 2 * phi * down * up2 + up2**2))
     high = value + math.sqrt(max(0.0, up**2 - 2 * phi * up * down2 + down2**2))
     return Figure(100 * value, "percentage points", n, (100 * low, 100 * high))
 
 
-def _arms(found: Figure) -> tuple[float, float]:
-    assert found.ci95 is not None
-    low, high = found.ci95
-    return found.value - low, high - found.value
+def _margins(figure: Figure) -> tuple[float, float]:
+    assert figure.ci95 is not None
+    low, high = figure.ci95
+    return figure.value - low, high - figure.value

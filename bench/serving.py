@@ -1,4 +1,4 @@
-"""One denoiser process under load: seconds of a generation, and memory."""
+"""Load on one denoiser process: time of a generation, and memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import grpc
 import numpy as np
 from chorus.common.v1 import latents_pb2, plan_pb2
 from chorus.denoiser.v1 import denoiser_pb2, denoiser_pb2_grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2
 from numpy.typing import NDArray
 
 _START_SECONDS: Final = 120.0
@@ -27,14 +27,20 @@ _WARM_UPS: Final = 2
 
 @dataclass(frozen=True)
 class Load:
-    """Seconds from the call until the mp4 is there, and the process's memory at its highest, in MB (1e6)."""
+    """Measurements of one process.
+
+    Attributes:
+        seconds: Time of each generation from the call to the complete mp4, in seconds.
+        peak_rss_mb: Peak resident memory of the process, in MB (1e6 bytes).
+    """
 
     seconds: list[float]
     peak_rss_mb: float
 
 
 @contextmanager
-def _denoiser(threads: int) -> Iterator[tuple[int, grpc.Channel]]:
+def _start_denoiser(threads: int) -> Iterator[tuple[int, grpc.Channel]]:
+    """Starts a denoiser process for the duration of the context. Yields its pid and a channel."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -47,34 +53,43 @@ def _denoiser(threads: int) -> Iterator[tuple[int, grpc.Channel]]:
     with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as process:
         try:
             with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-                _wait(channel, process)
+                _wait_until_serving(channel, process)
                 yield process.pid, channel
         finally:
             process.terminate()
 
 
-def _wait(channel: grpc.Channel, process: subprocess.Popen[bytes]) -> None:
-    stub, end = health_pb2_grpc.HealthStub(channel), time.monotonic() + _START_SECONDS
+def _wait_until_serving(channel: grpc.Channel, process: subprocess.Popen[bytes]) -> None:
+    # The generated HealthStub has no type information about its methods.
+    watch = channel.unary_stream(
+        "/grpc.health.v1.Health/Watch",
+        request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
+        response_deserializer=health_pb2.HealthCheckResponse.FromString,
+    )
+    end = time.monotonic() + _START_SECONDS
     while process.poll() is None and (left := end - time.monotonic()) > 0:
         try:
-            for reply in stub.Watch(
-                health_pb2.HealthCheckRequest(), timeout=min(left, 5), wait_for_ready=True
-            ):
+            for reply in watch(health_pb2.HealthCheckRequest(), timeout=min(left, 5), wait_for_ready=True):
                 if reply.status == health_pb2.HealthCheckResponse.SERVING:
                     return
         except grpc.RpcError:
-            continue  # not listening yet, or this watch ran its time
+            continue  # not listening yet, or the watch timed out
     raise SystemExit(f"the denoiser did not start within {_START_SECONDS:g} s")
 
 
 def measure(states: Sequence[NDArray[np.float32]], threads: int) -> Load:
-    """Runs the default model in full once for each prompt's token states [L, D], after two to warm up."""
+    """Measures full runs of the default model, one per prompt, after two warm-up runs.
+
+    Args:
+        states: Token states [L, D] of each prompt.
+        threads: Number of torch threads of the denoiser.
+    """
     seconds = []
-    with _denoiser(threads) as (pid, channel):
+    with _start_denoiser(threads) as (pid, channel):
         stub = denoiser_pb2_grpc.DenoiserServiceStub(channel)
-        described = stub.DescribeModels(denoiser_pb2.DescribeModelsRequest(), timeout=_RUN_SECONDS)
-        model = described.models[0]
-        for i, one in enumerate([*states[:_WARM_UPS], *states]):
+        response = stub.DescribeModels(denoiser_pb2.DescribeModelsRequest(), timeout=_RUN_SECONDS)
+        model = response.models[0]
+        for i, prompt in enumerate([*states[:_WARM_UPS], *states]):
             request = denoiser_pb2.DenoiseRequest(
                 generation_id=f"bench-{i}",
                 model_id=model.model_id,
@@ -83,7 +98,7 @@ def measure(states: Sequence[NDArray[np.float32]], threads: int) -> Load:
                 seed=i,
                 conditioning_encoder_id=model.conditioning_encoder_id,
                 token_states=latents_pb2.Tensor(
-                    dtype=latents_pb2.D_TYPE_FLOAT32, shape=one.shape, data=one.astype("<f4").tobytes()
+                    dtype=latents_pb2.D_TYPE_FLOAT32, shape=prompt.shape, data=prompt.astype("<f4").tobytes()
                 ),
                 plan=plan_pb2.Plan(total_steps=len(model.default_schedule.sigmas) - 1),
             )

@@ -1,12 +1,12 @@
-"""What can be proved of engines without a GPU; writes bench/results/tensorrt_cpu.json.
+"""Measures properties of engines without a GPU; writes bench/results/tensorrt_cpu.json.
 
     python -m bench.tensorrt_cpu --wan
 
-The shipped model's graph is exported, run by onnxruntime beside torch at five token counts and by every form
-of amplification, and built by TensorRT-RTX, whose log tells which attentions became one kernel. The project's
-own kernel runs in Triton's interpreter beside float64. With --wan, a network of Wan2.1-1.3B's shapes with
-random weights is exported and built as well, which takes ten minutes and 16 GB of memory. Nothing here tells
-the speed of an engine.
+The benchmark exports the graph of the shipped model, compares onnxruntime with torch at five token counts and
+for every form of amplification, and builds engines with TensorRT-RTX, whose log shows which attentions became
+one kernel. It compares the amplified attention kernel in Triton's interpreter with float64. With --wan it
+also exports and builds a network with the shapes of Wan2.1-1.3B and random weights, which takes ten minutes
+and 16 GB of memory. The speed of engines is not measured.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ from services.denoiser.engines.onnx_export import export
 from services.denoiser.engines.store import EngineStore
 from services.denoiser.engines.tensorrt_builder import BuildOptions, build_engine
 from services.denoiser.engines.verify import compare
-from services.denoiser.kernels.check import interpreter_errors
+from services.denoiser.kernels.check import measure_interpreter_errors
 from services.denoiser.model.loaded import LoadedModel
 from services.denoiser.network.wan import WanConfig, WanTransformer
 from services.denoiser.settings import SHIPPED_MODEL
 
 
-def report(words: str) -> None:
-    print(words, file=sys.stderr)
+def report(message: str) -> None:
+    print(message, file=sys.stderr)
 
 
-def of_layers(prefix: str, facts: dict[str, Any], size_bytes: int) -> dict[str, Figure]:
+def build_layer_figures(prefix: str, facts: dict[str, Any], size_bytes: int) -> dict[str, Figure]:
     layers = facts["layers"]
     return {
         f"{prefix}attentions": single(layers["attentions"], "attentions"),
@@ -53,8 +53,8 @@ def of_layers(prefix: str, facts: dict[str, Any], size_bytes: int) -> dict[str, 
     }
 
 
-def shipped(folder: Path) -> dict[str, Figure]:
-    """The shipped model: numerics of its graphs, layers of its engines."""
+def measure_shipped_model(folder: Path) -> dict[str, Figure]:
+    """Measures the shipped model: errors of its graphs and layers of its engines."""
     model, store = LoadedModel.load(SHIPPED_MODEL), EngineStore(folder)
     figures = {}
     for name, options in (
@@ -63,20 +63,20 @@ def shipped(folder: Path) -> dict[str, Figure]:
         ("onnx_fp8", replace(ONNX, fp8=True)),
     ):
         backend = load_engine(model, ensure_engine(model, options, store, report), options)
-        found = list(compare(model, backend).values())
-        figures[f"{name}_max_abs_error"] = Figure(max(d.absolute for d in found), "of velocity", len(found))
-        figures[f"{name}_max_rel_error"] = Figure(max(d.relative for d in found), "of velocity", len(found))
+        errors = list(compare(model, backend).values())
+        count = len(errors)
+        figures[f"{name}_max_abs_error"] = Figure(max(e.absolute for e in errors), "of velocity", count)
+        figures[f"{name}_max_rel_error"] = Figure(max(e.relative for e in errors), "of velocity", count)
         backend.close()
     rtx = EngineOptions(runtime="tensorrt_rtx")
-    made = ensure_engine(model, rtx, store, report)
-    figures |= of_layers("", dict(made.facts), made.size_bytes)
-    made = ensure_engine(model, replace(rtx, fp8=True, target="sm_89"), store, report)
-    return figures | of_layers("fp8_", dict(made.facts), made.size_bytes)
+    engine = ensure_engine(model, rtx, store, report)
+    figures |= build_layer_figures("", dict(engine.facts), engine.size_bytes)
+    engine = ensure_engine(model, replace(rtx, fp8=True, target="sm_89"), store, report)
+    return figures | build_layer_figures("fp8_", dict(engine.facts), engine.size_bytes)
 
 
-def wan(folder: Path) -> dict[str, Figure]:
-    """All 30 blocks at the widths of Wan2.1-1.3B, 32,760 tokens and 512 text tokens at the most."""
-
+def measure_wan(folder: Path) -> dict[str, Figure]:
+    """Measures all 30 blocks with the shapes of Wan2.1-1.3B, for up to 32,760 tokens and 512 text tokens."""
     torch.manual_seed(0)
     network = WanTransformer(WanConfig()).to(torch.bfloat16).eval().requires_grad_(False)
     begin = time.perf_counter()
@@ -91,21 +91,23 @@ def wan(folder: Path) -> dict[str, Figure]:
         "export_seconds": export_seconds,
         "build_seconds": time.perf_counter() - begin,
     }
-    return of_layers("wan1_3b_", facts, built.engine.nbytes)
+    return build_layer_figures("wan1_3b_", facts, built.engine.nbytes)
 
 
 def main(
     with_wan: Annotated[
-        bool, typer.Option("--wan", help="Wan2.1-1.3B's shapes as well: ten minutes.")
+        bool,
+        typer.Option("--wan", help="Measure a network with the shapes of Wan2.1-1.3B too (ten minutes)."),
     ] = False,
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        figures = shipped(Path(folder))
+        figures = measure_shipped_model(Path(folder))
         figures |= {
-            name: single(value, "of the largest value") for name, value in interpreter_errors().items()
+            name: single(value, "of the largest value")
+            for name, value in measure_interpreter_errors().items()
         }
         if with_wan:
-            figures |= wan(Path(folder))
+            figures |= measure_wan(Path(folder))
     command = f"python -m bench.tensorrt_cpu {shlex.join(sys.argv[1:])}".strip()
     results.write(results.RESULTS / "tensorrt_cpu.json", command, figures)
     for name, figure in figures.items():

@@ -1,7 +1,7 @@
 """Alternatives to what the denoiser does that a plan cannot say, for `bench.alternatives`.
 
-They override single parts of `Stages`: where the region comes from, what happens at its edge, and what
-cross-attention does. Services know nothing of them.
+They pass parts of their own to `Stages`: a region finder, the weights at the region's edge, and the text that
+cross-attention reads. No service imports them.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -20,12 +20,20 @@ from torch import Tensor
 from bench.in_process import CustomVariant, Harness, Output, Pair
 from services.denoiser.model.loaded import LoadedModel
 from services.denoiser.network.text import AmplifiedText, LayerAmplification
-from services.denoiser.network.wan import AttentionObserver, Grid, TextKV
-from services.denoiser.reuse.amplification import Gained, amplified
+from services.denoiser.network.wan import Grid, TextKV
+from services.denoiser.reuse.amplification import Gained, StepText, amplify_text
 from services.denoiser.reuse.attention_maps import AttentionMaps
-from services.denoiser.reuse.regions import active_region, attended_region, difference, dilate, probe_tokens
+from services.denoiser.reuse.donor import DonorTrajectory
+from services.denoiser.reuse.region_finders import ProbeFinder, RegionFinder, create_region_finder
+from services.denoiser.reuse.regions import (
+    compare_predictions,
+    compute_edge_weights,
+    dilate,
+    find_attended_region,
+)
 from services.denoiser.reuse.side_data import pool_maps, unpool_maps
 from services.denoiser.reuse.stages import Stages
+from services.denoiser.reuse.target import Target
 from services.scheduler.planning.calibration import Depth
 
 # Where a region comes from:
@@ -38,6 +46,9 @@ from services.scheduler.planning.calibration import Depth
 Where: TypeAlias = Literal["plan", "words", "gained", "probe and lost", "oracle", "oracle, own noise"]
 # By what amplification is gated in full steps: the probes' region, where lost words acted, or how much.
 Gate: TypeAlias = Literal["none", "probe", "lost", "lost, soft"]
+
+# What the probes look for where they gate amplification.
+GATE_REGION: Final = plan_pb2.RegionPlan(threshold=0.02, dilation=1)
 
 
 @dataclass(frozen=True)
@@ -66,7 +77,7 @@ class Alternative(CustomVariant):
         blended: whether the region's edge is blended with the donor, or replaced hard.
         terms: of amplification, all of them together, instead of the depth's own.
         ceiling: the largest change by contrast of a head's output at a token, by that output's length.
-        seams: measure the region's edge (`edge_marks`).
+        seams: measure the region's edge (`measure_edge`).
     """
 
     depth: Depth
@@ -77,131 +88,156 @@ class Alternative(CustomVariant):
     ceiling: float = math.inf
     seams: bool = False
 
-    def make(self, bench: Harness, pair: Pair) -> Output:
+    def generate(self, harness: Harness, pair: Pair) -> Output:
         assert pair.own.text is not None
-        plan = bench.plan(self.depth, pair.edit)
+        plan = harness.build_plan(self.depth, pair.edit)
         if plan is None:
             raise ValueError(f"sigma {self.depth.sigma:g} is no reuse on this schedule")
-        if self.where not in ("plan", "probe and lost"):
-            # Whose region is not refined: its thresholds are of another kind, or it needs none.
-            plan.region.source = plan_pb2.REGION_SOURCE_ATTENTION
-        stages = _Varied(self, plan, bench, pair)
+        gate, gate_share = self._find_gate(harness, pair, plan) if self.terms else (None, 0.0)
+        stages = Stages(
+            harness.predictor,
+            plan,
+            harness.shape,
+            harness.sigmas,
+            pair.own.text,
+            pair.donor.steps[plan.reuse_steps],
+            pair.donor,
+            finder=self._create_finder(harness, pair, plan),
+            text=self._mix_text(pair, plan, gate) if self.terms else None,
+            edge_weights=compute_edge_weights if self.blended else replace_hard,
+        )
         *_, last = steps = list(stages.steps())
-        computed = stages.besides + sum(step.computed_share for step in steps)
-        marks = {}
+        computed = gate_share + sum(step.computed_share for step in steps)
+        measurements = {}
         if self.seams and last.active is not None and 0 < last.active.sum() < len(last.active):
-            whole = _without_region(bench, pair, self.depth)
-            marks = edge_marks(bench.model, last.latents, whole, last.active, bench.grid)
-        return Output(last.latents, computed, marks)
+            whole = _without_region(harness, pair, self.depth)
+            measurements = measure_edge(harness.model, last.latents, whole, last.active, harness.grid)
+        return Output(last.latents, computed, measurements)
+
+    def _create_finder(self, harness: Harness, pair: Pair, plan: plan_pb2.Plan) -> RegionFinder:
+        if self.where in ("words", "gained"):
+            return WordFinder(plan.region, pair, with_lost=self.where == "words")
+        if self.where == "probe and lost":
+            return ProbeAndLostFinder(plan.region, pair)
+        if self.where == "plan":
+            return create_region_finder(plan)
+        total = len(harness.sigmas) - 1
+        own = self.where == "oracle, own noise"
+        ends = pair.own.steps[total] if own else _without_region(harness, pair, self.depth)
+        return OracleFinder(plan.region, harness.model.to_tokens(ends), total)
+
+    def _mix_text(self, pair: Pair, plan: plan_pb2.Plan, gate: Tensor | None) -> StepText:
+        """The target's text, amplified by all terms."""
+        text, donor = pair.own.text, pair.donor.text
+        assert text is not None
+
+        def text_of_step(step: int, index: Tensor | None) -> AmplifiedText:
+            return mixed(
+                text,
+                self.terms,
+                step - plan.reuse_steps,
+                gained=pair.edit.gained,
+                donor=donor,
+                gate=gate if gate is None or index is None else gate[index],
+                ceiling=self.ceiling,
+            )
+
+        return text_of_step
+
+    def _find_gate(self, harness: Harness, pair: Pair, plan: plan_pb2.Plan) -> tuple[Tensor | None, float]:
+        """The gate at x_{K1}, and the full steps' worth of tokens that were computed for it."""
+        assert pair.donor.maps is not None
+        if self.gate == "probe":
+            step = plan.reuse_steps
+            donor = DonorTrajectory(harness.model, pair.donor, harness.sigmas)
+            text = self._mix_text(pair, plan, None)
+            target = Target(harness.predictor, harness.shape, harness.sigmas, text)
+            region = ProbeFinder(GATE_REGION).find(step, donor.tokens(step), target, donor)
+            return region.float(), target.take_computed_share()
+        if self.gate == "lost":
+            return find_lost_region(pair, harness.grid, dilation=1).float(), 0.0
+        if self.gate == "lost, soft":
+            acted = [w * pair.donor.maps[i] for i, w in pair.edit.lost if i < len(pair.donor.maps)]
+            tokens = pair.donor.maps.shape[1]
+            return torch.stack(acted).amax(0) if acted else torch.zeros(tokens), 0.0
+        return None, 0.0
 
 
-class _Varied(Stages):
-    def __init__(self, how: Alternative, plan: plan_pb2.Plan, bench: Harness, pair: Pair) -> None:
-        assert pair.own.text is not None
-        start = pair.donor.steps[plan.reuse_steps]
-        super().__init__(bench.model, plan, bench.shape, bench.sigmas, pair.own.text, start, pair.donor)
-        self._how, self._bench, self._pair = how, bench, pair
-        self._gate: Tensor | None = None
-        self.besides = 0.0  # computed for the gate, in full steps
+class WordFinder(RegionFinder):
+    """Where gained words act in the target at step K1, which is computed in full for it.
 
-    def _search(self, index: int) -> tuple[float, Tensor | None]:
-        region, where = self._plan.region, self._how.where
-        if where in ("words", "gained"):
-            seen = AttentionMaps(self._pair.tokens)
-            step = self._velocity(index, None, seen.observe)
-            found = self._attended(normalised(seen, self._grid), self._pair.edit.gained)
-            self._active = self._within_budget(found | self._lost() if where == "words" else found)
-            return 1.0, step
-        if where in ("oracle", "oracle, own noise"):
-            found = self._oracle(own=where != "oracle")
-            self._active = self._within_budget(dilate(found, self._grid, region.dilation))
-            return 0.0, None
-        share, velocity = super()._search(index)
-        if where == "probe and lost" and self._active is not None:
-            self._active = self._within_budget(self._active | self._lost())
-        return share, velocity
+    Args:
+        with_lost: add the places where lost words acted in the donor.
+    """
 
-    def _region_step(self, index: int, active: Tensor) -> float:
-        share = super()._region_step(index, active)
-        if self._how.where == "probe and lost" and self._active is not None:
-            self._active = self._active | self._lost()  # which no refinement takes away
-        return share
+    def __init__(self, region: plan_pb2.RegionPlan, pair: Pair, with_lost: bool) -> None:
+        self._region, self._pair, self._with_lost = region, pair, with_lost
 
-    def _take(self, index: int, velocity: Tensor) -> None:
-        if self._how.blended or self._active is None:
-            super()._take(index, velocity)
-            return
-        own, donor = self._next(index, velocity), self._donor_tokens(index + 1)
-        self._tokens = torch.where(self._active[:, None], own, donor)
+    def find(self, step: int, tokens: Tensor, target: Target, donor: DonorTrajectory) -> Tensor:
+        attention = AttentionMaps(self._pair.tokens)
+        target.velocity(step, tokens, on_attention=attention.observe)
+        found = self._attended(normalised(attention, target.grid), self._pair.edit.gained, target.grid)
+        if self._with_lost:
+            found = found | self._attended(donor.maps, self._pair.edit.lost, target.grid)
+        return found
 
-    def _velocity(
-        self, index: int, at: Tensor | None, on_attention: AttentionObserver | None = None
-    ) -> Tensor:
-        if not self._how.terms:
-            return super()._velocity(index, at, on_attention)
-        if self._gate is None and at is None:
-            self._gate = self._found_gate(index)
-        return self._amplified_velocity(index, at, self._gate, on_attention)
-
-    def _amplified_velocity(
-        self,
-        index: int,
-        at: Tensor | None,
-        gate: Tensor | None,
-        on_attention: AttentionObserver | None = None,
-    ) -> Tensor:
-        assert self._donor is not None
-        read = mixed(
-            self._text,
-            self._how.terms,
-            index - self._first,
-            gained=self._pair.edit.gained,
-            donor=self._donor.text,
-            gate=gate if gate is None or at is None else gate[at],
-            ceiling=self._how.ceiling,
-        )
-        return self._model.token_velocity(
-            self._tokens, self._sigmas[index], read, self._shape, at, on_attention
-        )
-
-    def _found_gate(self, index: int) -> Tensor | None:
-        if self._how.gate == "none":
-            return None
-        if self._how.gate == "probe":
-            at = probe_tokens(self._grid)
-            self.besides += len(at) / len(self._tokens)
-            apart = self._differences(index, self._amplified_velocity(index, at, None), at)
-            region = active_region(apart, at, self._grid, threshold=0.02, dilation=1, sparse=True)
-            return region.float()
-        if self._how.gate == "lost":
-            return self._lost(dilation=1).float()
-        assert self._pair.donor.maps is not None
-        kept = [(i, w) for i, w in self._pair.edit.lost if i < len(self._pair.donor.maps)]
-        acted = [w * self._pair.donor.maps[i] for i, w in kept]
-        return torch.stack(acted).amax(0) if acted else torch.zeros(len(self._tokens))
-
-    def _lost(self, dilation: int | None = None) -> Tensor:
-        assert self._pair.donor.maps is not None
-        return self._attended(self._pair.donor.maps, self._pair.edit.lost, dilation)
-
-    def _attended(self, maps: Tensor, words: Gained, dilation: int | None = None) -> Tensor:
-        region = self._plan.region
-        by_attention = self._how.where in ("words", "gained")  # then the plan's threshold is of this kind
-        return attended_region(
-            maps,
-            words,
-            self._grid,
-            threshold=region.threshold if by_attention else DEFAULT_ATTENTION_THRESHOLD,
-            dilation=region.dilation if dilation is None else dilation,
+    def _attended(self, maps: Tensor, words: Gained, grid: Grid) -> Tensor:
+        return find_attended_region(
+            maps, words, grid, threshold=self._region.threshold, dilation=self._region.dilation
         )
 
-    def _oracle(self, own: bool) -> Tensor:
-        total = len(self._sigmas) - 1
-        ends = (
-            self._pair.own.steps[total] if own else _without_region(self._bench, self._pair, self._how.depth)
-        )
-        here, donor = self._model.tokens_of(ends), self._donor_tokens(total)
-        return difference(here, donor, donor.var()) > self._plan.region.threshold
+    def refine(self, active: Tensor, differences: Tensor, target: Target) -> Tensor:
+        return active
+
+
+class ProbeAndLostFinder(ProbeFinder):
+    """What the probes find, and the places where lost words acted in the donor."""
+
+    def __init__(self, region: plan_pb2.RegionPlan, pair: Pair) -> None:
+        super().__init__(region)
+        self._pair, self._lost_dilation = pair, region.dilation
+
+    def find(self, step: int, tokens: Tensor, target: Target, donor: DonorTrajectory) -> Tensor:
+        return super().find(step, tokens, target, donor) | self._lost(target.grid)
+
+    def refine(self, active: Tensor, differences: Tensor, target: Target) -> Tensor:
+        return super().refine(active, differences, target) | self._lost(target.grid)
+
+    def _lost(self, grid: Grid) -> Tensor:
+        return find_lost_region(self._pair, grid, self._lost_dilation)
+
+
+class OracleFinder(RegionFinder):
+    """Where a finished video differs from the donor's.
+
+    Args:
+        ends: its clean latents x_N as tokens, [N, C*P].
+        total_steps: N.
+    """
+
+    def __init__(self, region: plan_pb2.RegionPlan, ends: Tensor, total_steps: int) -> None:
+        self._region, self._ends, self._total_steps = region, ends, total_steps
+
+    def find(self, step: int, tokens: Tensor, target: Target, donor: DonorTrajectory) -> Tensor:
+        theirs = donor.tokens(self._total_steps)
+        differs = compare_predictions(self._ends, theirs, theirs.var()) > self._region.threshold
+        return dilate(differs, target.grid, self._region.dilation)
+
+    def refine(self, active: Tensor, differences: Tensor, target: Target) -> Tensor:
+        return active
+
+
+def find_lost_region(pair: Pair, grid: Grid, dilation: int) -> Tensor:
+    """Where lost words acted in the donor, bool [N]."""
+    assert pair.donor.maps is not None
+    return find_attended_region(
+        pair.donor.maps, pair.edit.lost, grid, threshold=DEFAULT_ATTENTION_THRESHOLD, dilation=dilation
+    )
+
+
+def replace_hard(active: Tensor, grid: Grid) -> Tensor:
+    """Edge weights without blending."""
+    return active.float()
 
 
 def mixed(
@@ -214,7 +250,7 @@ def mixed(
     gate: Tensor | None = None,
     ceiling: float = math.inf,
 ) -> AmplifiedText:
-    """The text of a step amplified by several forms at once; arguments as of `amplify.amplified`.
+    """The text of a step amplified by several forms at once; arguments as of `amplify_text`.
 
     Args:
         step: of the computed ones, from 0.
@@ -223,7 +259,7 @@ def mixed(
     layers: list[LayerAmplification | None] = [None] * len(kv)
     for term in terms:
         message = plan_pb2.Amplification(form=term.form, strength=term.strength(step))
-        one = amplified(kv, message, gained=gained, donor=donor, gate=gate)
+        one = amplify_text(kv, message, gained=gained, donor=donor, gate=gate)
         begin, end = (round(share * len(kv)) for share in term.blocks)
         kv = tuple(one.kv[i] if begin <= i < end else kept for i, kept in enumerate(kv))
         for i, layer in enumerate(one.layers or ()):
@@ -269,7 +305,7 @@ def normalised(seen: AttentionMaps, grid: Grid) -> Tensor:
     return unpool_maps(pooled, grid)
 
 
-def edge_marks(
+def measure_edge(
     model: LoadedModel, latents: Tensor, whole: Tensor, active: Tensor, grid: Grid
 ) -> dict[str, float]:
     """What the region's edge looks like beside the full steps `whole` from the same x_{K1}.
@@ -280,7 +316,7 @@ def edge_marks(
         edge_error: mean square difference of latents from the full steps' in the tokens along the edge.
     """
     near = dilate(active, grid, 1) & dilate(~active, grid, 1)
-    apart = (model.tokens_of(latents) - model.tokens_of(whole)).square().mean(-1)
+    apart = (model.to_tokens(latents) - model.to_tokens(whole)).square().mean(-1)
     jump = edge_jump(model.decode(latents), active, grid) - edge_jump(model.decode(whole), active, grid)
     return {"jump": jump, "edge_error": float(apart[near].mean())}
 
@@ -302,12 +338,14 @@ def edge_jump(video: Tensor, active: Tensor, grid: Grid) -> float:
     return float(torch.cat(jumps).mean())
 
 
-def _without_region(bench: Harness, pair: Pair, depth: Depth) -> Tensor:
+def _without_region(harness: Harness, pair: Pair, depth: Depth) -> Tensor:
     """Clean latents of full steps from the same x_{K1}; computed once for a pair."""
-    plan = bench.plan(replace(depth, region=None), pair.edit)
+    plan = harness.build_plan(replace(depth, region=None), pair.edit)
     assert plan is not None
     assert pair.own.text is not None
     key = plan.SerializeToString(deterministic=True)
     if key not in pair.runs:
-        pair.runs[key] = bench.run(plan, pair.own.text, bench.model.noise(0, bench.shape), pair.donor)[0]
+        pair.runs[key] = harness.run_plan(
+            plan, pair.own.text, harness.model.noise(0, harness.shape), pair.donor
+        )[0]
     return pair.runs[key]

@@ -1,1 +1,1 @@
-"""The evaluation: what reuse does to speed and to quality. `chorus eval` runs it."""
+"""Evaluation of reuse, speed and quality: `chorus eval` runs it."""

@@ -1,6 +1,7 @@
-"""How others reuse, as explicit plans: how deep, from a donor's score alone, and from which of its latents.
+"""Reuse rules of other systems as explicit plans: steps to skip, chosen from the donor's score alone.
 
-The tables were published for CLIP's cosine. Here they read the deployment's own score, between prompts.
+The tables were published for CLIP's cosine. Here they are applied to the deployment's own score between
+prompts.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ from chorus_client import ExplicitReuse, explicit_reuse
 
 @dataclass(frozen=True)
 class Baseline:
-    """A system's way to reuse.
+    """Reuse rule of another system.
 
     Attributes:
-        rows: the lowest score of each row, best first, and the share of the steps that is then skipped.
-        renoised: begins with the donor's clean latents, noised again, instead of its latents of that step.
+        rows: Lowest score of each row, in descending order, and the share of steps skipped from that score
+            on.
+        renoised: True to start from the donor's clean latents, noised again, instead of its latents at that
+            step.
     """
 
     rows: tuple[tuple[float, Fraction], ...]
@@ -35,7 +38,7 @@ def _above(cosine: float) -> float:
 _HALF: Final = ((0.75, Fraction(1, 2)),)
 
 BASELINES: Final[Mapping[str, Baseline]] = {
-    # Agarwal et al., NSDI 2024: so many of 50 steps.
+    # Agarwal et al., NSDI 2024: the numerators are steps skipped of 50.
     "nirvana": Baseline(
         (
             (_above(0.95), Fraction(25, 50)),
@@ -46,23 +49,24 @@ BASELINES: Final[Mapping[str, Baseline]] = {
         )
     ),
     "threshold": Baseline(_HALF),
-    # Xia et al., MoDM, arXiv 2503.11972, for images. Its bounds are of CLIP's cosine between a prompt and a
-    # finished image, a scale on which those between prompts do not lie: the depth and the bound are
-    # `threshold`'s, so that the two differ in the latents alone.
+    # Xia et al., MoDM, arXiv 2503.11972, for images. Its bounds are on CLIP's cosine between a prompt and a
+    # finished image, which is another scale than the cosine between two prompts. Depth and bound are
+    # therefore taken from `threshold`, so that the two baselines differ only in the latents that they start
+    # from.
     "modm": Baseline(_HALF, renoised=True),
 }
 
 
 def baseline_plan(baseline: Baseline, score: float, total_steps: int) -> ExplicitReuse | None:
-    """What a baseline asks for: as many steps as its row skips, rounded down, from such a donor or a better.
+    """Returns the plan that a baseline requests: the steps of the matching row, rounded down, and its bound.
 
-    A score that no row reuses asks for the lowest row, whose bound the donor then misses: so the request
-    looks, finds nothing and is computed in full, as it would be by that baseline. None where no row skips a
-    whole step of so few.
+    A score below every row returns the lowest row's plan. The donor then misses its bound, so that the
+    request searches the cache, finds nothing and is computed in full, exactly as that baseline would do.
+    Returns None if no row skips at least one of `total_steps`.
     """
-    rows = [(lowest, int(share * total_steps)) for lowest, share in baseline.rows]
-    rows = [(lowest, skipped) for lowest, skipped in rows if skipped]
+    rows = [(min_score, int(share * total_steps)) for min_score, share in baseline.rows]
+    rows = [(min_score, skipped) for min_score, skipped in rows if skipped]
     if not rows:
         return None
-    lowest, skipped = next((row for row in rows if score >= row[0]), rows[-1])
-    return explicit_reuse(skipped, min_score=lowest, renoised=baseline.renoised)
+    min_score, skipped = next((row for row in rows if score >= row[0]), rows[-1])
+    return explicit_reuse(skipped, min_score=min_score, renoised=baseline.renoised)

@@ -1,4 +1,4 @@
-"""`chorus eval`: the command. What it needs is imported when it runs, so that `chorus` itself stays light."""
+"""The `chorus eval` command. Heavy dependencies are imported when it runs, so that `chorus` starts fast."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from chorus_rpc.errors import Violations
 from chorus_rpc.tenancy import DEFAULT_TENANT
 
 from evaluation.baselines import BASELINES
-from evaluation.methods import FULL, ways_of
-from evaluation.plans import named_plans
+from evaluation.methods import FULL, build_methods
+from evaluation.plans import parse_named_plans
 
 T = TypeVar("T")
 
@@ -22,7 +22,8 @@ SPLITS: Final = ("train", "calibration", "test")
 PHRASINGS: Final = ("seen", "unseen")
 POLICIES: Final = ("safe", "balanced", "fast")
 NO_POLICY: Final = "none"
-TAKEN: Final = frozenset({*POLICIES, NO_POLICY, *BASELINES, FULL, "miss", "off"})  # no names of plans
+# Names that a plan must not have.
+RESERVED_NAMES: Final = frozenset({*POLICIES, NO_POLICY, *BASELINES, FULL, "miss", "off"})
 
 
 def evaluate(
@@ -30,107 +31,122 @@ def evaluate(
         str | None,
         typer.Option(
             envvar="CHORUS_TARGET",
-            help="Measure this scheduler, host:port. Default: a deployment of its own, gone at the end.",
+            help="Scheduler to measure, host:port. Default: a temporary deployment, started for this run.",
         ),
     ] = None,
     split: Annotated[
         str,
         typer.Option(
-            help="Make the prompts from this part of the shipped model's world: train, "
-            "calibration or test (for final reports alone)."
+            help="Split of the shipped model's scenes to build prompts from: train, calibration or test "
+            "(test is for final reports only)."
         ),
     ] = "calibration",
-    pairs: Annotated[int, typer.Option(min=1, max=10_000, help="How many donors and targets to make.")] = 60,
+    pairs: Annotated[
+        int, typer.Option(min=1, max=10_000, help="Number of donor-target pairs to build.")
+    ] = 60,
     phrasing: Annotated[
-        str, typer.Option(help="Of the prompts made: seen or unseen in training.")
+        str, typer.Option(help="Sentence patterns of the built prompts: seen or unseen in training.")
     ] = "unseen",
     prompts: Annotated[
-        Path | None, typer.Option(dir_okay=False, help="A prompt set (JSON Lines) instead; see docs/eval.md.")
+        Path | None,
+        typer.Option(
+            dir_okay=False, help="Prompt set (JSON Lines) to use instead of built prompts; see docs/eval.md."
+        ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the prompts, and the first of the videos.")] = 1,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Seed of the prompt set, and of the first video; later ones count up.")
+    ] = 1,
     policy: Annotated[
         list[str] | None,
-        typer.Option(help="safe, balanced, fast, or none; may be repeated. Default: all three."),
+        typer.Option(
+            help="Policy to measure: safe, balanced, fast, or none; repeatable. Default: all three."
+        ),
     ] = None,
     plan: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME=SPEC",
-            help="Also a plan of your own, such as deep=k1:1,k2:3,region:probe (docs/eval.md); repeatable.",
+            help="Also measure this plan, such as deep=reuse_steps:2 (docs/eval.md); repeatable.",
         ),
     ] = None,
     baseline: Annotated[
         list[str] | None,
-        typer.Option(help="Also reuse as others do: nirvana, threshold or modm; may be repeated."),
+        typer.Option(help="Also measure this baseline: nirvana, threshold or modm; repeatable."),
     ] = None,
     fewer: Annotated[
         list[int] | None,
         typer.Option(
-            min=1, metavar="STEPS", help="Also measure so many steps without reuse; may be repeated."
+            min=1, metavar="STEPS", help="Also measure this number of steps without reuse; repeatable."
         ),
     ] = None,
     model: Annotated[str | None, typer.Option(help="Model id. Default: the server's.")] = None,
     token_pixels: Annotated[
-        int, typer.Option(min=1, help="Side of a token in the model's pixels, for the seams.")
+        int, typer.Option(min=1, help="Side of a token in pixels of the model's output, for the seam score.")
     ] = 4,
     empty_cache: Annotated[
         bool,
-        typer.Option("--empty-cache", help="Drop EVERY entry of the tenant of --target before each donor."),
+        typer.Option("--empty-cache", help="Delete EVERY cache entry of --tenant before each donor."),
     ] = False,
     cache_target: Annotated[
         str | None,
-        typer.Option(envvar="CHORUS_CACHE_TARGET", help="The cache of --target, for --empty-cache."),
+        typer.Option(
+            envvar="CHORUS_CACHE_TARGET", help="Cache of --target, host:port; required by --empty-cache."
+        ),
     ] = None,
     tenant: Annotated[
-        str, typer.Option(envvar="CHORUS_TENANT", help="The tenant of --target, for --empty-cache.")
+        str, typer.Option(envvar="CHORUS_TENANT", help="Tenant of --target; used by --empty-cache.")
     ] = DEFAULT_TENANT,
     out: Annotated[
-        Path, typer.Option(file_okay=False, help="Folder for figures, plot, measurements and prompts.")
+        Path, typer.Option(file_okay=False, help="Output folder for figures, plot, measurements and prompts.")
     ] = Path("out/eval"),
     as_json: Annotated[
-        bool, typer.Option("--json", help="The figures as one JSON object on stdout.")
+        bool, typer.Option("--json", help="Print the figures as one JSON object on stdout.")
     ] = False,
 ) -> None:
-    """Measure what reuse does to quality and speed: alignment, donor drift, fidelity, seams, seconds."""
-    said = Output(as_json)
-    policies = _chosen(policy or POLICIES)
-    baselines = _chosen(baseline or ())
-    with said.faults():
-        found = Violations()
-        found.require(split in SPLITS, "split", f"must be one of {', '.join(SPLITS)}, not {split!r}")
-        found.require(phrasing in PHRASINGS, "phrasing", f"must be seen or unseen, not {phrasing!r}")
+    """Measure how reuse changes speed and quality: alignment, donor drift, fidelity, seams, seconds."""
+    output = Output(as_json)
+    policies = _unique(policy or POLICIES)
+    baselines = _unique(baseline or ())
+    with output.faults():
+        violations = Violations()
+        violations.require(split in SPLITS, "split", f"must be one of {', '.join(SPLITS)}, not {split!r}")
+        violations.require(phrasing in PHRASINGS, "phrasing", f"must be seen or unseen, not {phrasing!r}")
         if policies == (NO_POLICY,):
             policies = ()
-        for one in policies:
-            found.require(
-                one in POLICIES, "policy", f"must be one of {', '.join(POLICIES)}, or none alone, not {one!r}"
+        for name in policies:
+            violations.require(
+                name in POLICIES,
+                "policy",
+                f"must be one of {', '.join(POLICIES)}, or only none, not {name!r}",
             )
-        for one in baselines:
-            found.require(one in BASELINES, "baseline", f"must be one of {', '.join(BASELINES)}, not {one!r}")
-        found.require(
+        for name in baselines:
+            violations.require(
+                name in BASELINES, "baseline", f"must be one of {', '.join(BASELINES)}, not {name!r}"
+            )
+        violations.require(
             not empty_cache or bool(target and cache_target),
             "empty_cache",
-            "needs --target and --cache-target; a deployment of its own is emptied anyway",
+            "needs --target and --cache-target; the cache of a temporary deployment is always emptied",
         )
-        found.raise_if_any()
-        plans = named_plans(plan or (), taken=TAKEN)
+        violations.raise_if_any()
+        plans = parse_named_plans(plan or (), reserved=RESERVED_NAMES)
         try:
-            from evaluation.evaluation import Choice, groups_of, run
+            from evaluation.run import EvalOptions, load_groups, run_evaluation
         except ImportError as error:
             raise not_installed("eval", "chorus-serving", error) from None
-        chosen = Choice(
+        options = EvalOptions(
             target=target,
             cache_target=cache_target if empty_cache else None,
             tenant=tenant,
-            groups=groups_of(prompts, split, pairs, seed, phrasing),
-            ways=ways_of(policies, plans, baselines, _chosen(fewer or ())),
+            groups=load_groups(prompts, split, pairs, seed, phrasing),
+            methods=build_methods(policies, plans, baselines, _unique(fewer or ())),
             seed=seed,
             model=model,
             token_pixels=token_pixels,
         )
-        run(chosen, out, said)
+        run_evaluation(options, out, output)
 
 
-def _chosen(said: Iterable[T]) -> tuple[T, ...]:
-    """Each once, in order."""
-    return tuple(dict.fromkeys(said))
+def _unique(values: Iterable[T]) -> tuple[T, ...]:
+    """Removes duplicates and keeps the order."""
+    return tuple(dict.fromkeys(values))

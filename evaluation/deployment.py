@@ -1,4 +1,4 @@
-"""`chorus up` as a child process, for the length of a measurement."""
+"""Runs `chorus up` as a child process for the duration of a measurement."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from chorus_cli.local.supervise import tethered
 from chorus_cli.local.up import locked
 
 _STOP_SECONDS = 60.0
-_FORGETFUL = {"CHORUS_EMBEDDER_RECENT_BYTES": "0"}
+_NO_EMBEDDING_CACHE = {"CHORUS_EMBEDDER_RECENT_BYTES": "0"}
 
 
 @contextmanager
-def local_deployment(directory: Path, *, forgetful: bool = False) -> Iterator[dict[str, str]]:
+def local_deployment(directory: Path, *, cache_embeddings: bool = True) -> Iterator[dict[str, str]]:
     """Runs all services on an emptied `directory`; yields service → "host:port", and stops them at the end.
 
     Args:
-        forgetful: the embedder remembers no prompt, so that one asked twice pays for its embedding twice.
+        cache_embeddings: False to disable the embedder's cache, so that a prompt requested twice is embedded
+            twice.
 
     Raises ChorusError when another `chorus up` uses the directory, SystemExit when the services do not start.
     """
@@ -34,8 +35,8 @@ def local_deployment(directory: Path, *, forgetful: bool = False) -> Iterator[di
                 shutil.rmtree(old)
             elif old.name != "up.lock":
                 old.unlink()
-    environment = {**os.environ, **(_FORGETFUL if forgetful else {})}
-    command = tethered((sys.executable, "-m", "chorus_client", "up", "--dir", str(directory), "--json"))
+    environment = {**os.environ, **({} if cache_embeddings else _NO_EMBEDDING_CACHE)}
+    command = tethered((sys.executable, "-m", "chorus_cli", "up", "--dir", str(directory), "--json"))
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, start_new_session=True, env=environment
     ) as process:
@@ -50,14 +51,14 @@ def local_deployment(directory: Path, *, forgetful: bool = False) -> Iterator[di
 
 
 def _targets(process: subprocess.Popen[str]) -> dict[str, str]:
-    """Waits for the line that says where the services are; `chorus up` itself bounds the wait."""
+    """Waits for the line that reports the services' addresses; `chorus up` itself bounds the wait."""
     assert process.stdout is not None
     for line in process.stdout:
-        news = json.loads(line)
-        if "up" in news:
-            targets: dict[str, str] = news["up"]["targets"]
+        record = json.loads(line)
+        if "up" in record:
+            targets: dict[str, str] = record["up"]["targets"]
             return targets
-        if "error" in news:
-            log = "\n".join(news["error"].get("log", ()))
-            raise SystemExit(f"the services did not start: {news['error']['message']}\n{log}")
+        if "error" in record:
+            log = "\n".join(record["error"].get("log", ()))
+            raise SystemExit(f"the services did not start: {record['error']['message']}\n{log}")
     raise SystemExit("the services did not start")

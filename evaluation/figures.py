@@ -1,6 +1,7 @@
-"""From measurements to figures. Names are `<way>[.<kind of edit>].<figure>`: `balanced.colour.psnr_db`.
+"""Computes figures from measurements.
 
-What reuse does to quality is told over hits alone, because a miss is the full computation.
+Names are `<method>[.<kind of edit>].<figure>`, such as `balanced.colour.psnr_db`. The quality of reuse is
+computed over hits only, because a miss is the full computation.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from evaluation import results
-from evaluation.measure import Case, Outcome, Served
+from evaluation.measure import GroupResult, Measurement, TargetResult
 from evaluation.methods import FULL
 from evaluation.results import Figure
 from evaluation.scenes import SINGLE_EDITS, UNRELATED, Verdict
@@ -19,78 +20,81 @@ MISS: Final = "miss"
 ATTRIBUTES: Final = (*FIELDS, "all")
 
 
-def figures_of(outcomes: Sequence[Outcome], reusing: Sequence[str]) -> dict[str, Figure]:
-    """Every figure that has a measurement behind it, for all kinds together and for each.
+def build_figures(group_results: Sequence[GroupResult], reusing: Sequence[str]) -> dict[str, Figure]:
+    """Computes every figure that has at least one measurement, over all kinds of edits and for each kind.
 
     Args:
-        reusing: the ways that look into the cache.
+        reusing: Names of the methods that search the cache.
     """
-    cases = [case for outcome in outcomes for case in outcome.cases]
-    figures = _misses(outcomes, reusing)
-    for name, some in {"": cases, **{f"{kind}.": of_kind(cases, kind) for kind in kinds_of(cases)}}.items():
-        for way in ways_of(cases):
-            found = _reused(some, way) if way in reusing else _computed(some, way)
-            figures |= {f"{way}.{name}{key}": figure for key, figure in found.items()}
-    for way in reusing:
-        found = _single_edits(cases, way) | _false_reuse(cases, way)
-        figures |= {f"{way}.{key}": figure for key, figure in found.items()}
+    targets = [target for result in group_results for target in result.targets]
+    figures = _misses(group_results, reusing)
+    by_prefix = {"": targets, **{f"{kind}.": filter_kind(targets, kind) for kind in list_kinds(targets)}}
+    for prefix, subset in by_prefix.items():
+        for method in list_methods(targets):
+            of_method = _reuse_figures(subset, method) if method in reusing else _figures(subset, method)
+            figures |= {f"{method}.{prefix}{key}": figure for key, figure in of_method.items()}
+    for method in reusing:
+        of_method = _single_edits(targets, method) | _false_reuse(targets, method)
+        figures |= {f"{method}.{key}": figure for key, figure in of_method.items()}
     return figures
 
 
-def kinds_of(cases: Iterable[Case]) -> list[str]:
-    """The kinds of edits, in the order in which they come."""
-    return list(dict.fromkeys(case.kind for case in cases))
+def list_kinds(targets: Iterable[TargetResult]) -> list[str]:
+    """Returns the kinds of edits in order of first appearance."""
+    return list(dict.fromkeys(target.kind for target in targets))
 
 
-def of_kind(cases: Iterable[Case], kind: str) -> list[Case]:
-    return [case for case in cases if case.kind == kind]
+def filter_kind(targets: Iterable[TargetResult], kind: str) -> list[TargetResult]:
+    """Returns the targets of one kind of edit."""
+    return [target for target in targets if target.kind == kind]
 
 
-def ways_of(cases: Iterable[Case]) -> list[str]:
-    return list(dict.fromkeys(way for case in cases for way in case.ways))
+def list_methods(targets: Iterable[TargetResult]) -> list[str]:
+    """Returns the names of the methods in order of first appearance."""
+    return list(dict.fromkeys(method for target in targets for method in target.measurements))
 
 
-def _misses(outcomes: Sequence[Outcome], reusing: Sequence[str]) -> dict[str, Figure]:
-    seconds = [o.miss_seconds for o in outcomes if o.miss_seconds is not None]
-    for case in (case for outcome in outcomes for case in outcome.cases):
-        seconds += [case.ways[way].seconds for way in reusing if case.ways[way].source == "none"]
+def _misses(group_results: Sequence[GroupResult], reusing: Sequence[str]) -> dict[str, Figure]:
+    """Computes the duration of misses: of donors, and of targets that searched the cache in vain."""
+    seconds = [result.miss_seconds for result in group_results if result.miss_seconds is not None]
+    for target in (target for result in group_results for target in result.targets):
+        searched = [target.measurements[method] for method in reusing]
+        seconds += [m.seconds for m in searched if m.source == "none"]
     return {f"{MISS}.seconds_p50": results.median(seconds, "s")} if seconds else {}
 
 
-def _reused(cases: Sequence[Case], way: str) -> dict[str, Figure]:
-    """The figures of a way with reuse: over the requests that found their own donor, or none."""
-    known, hits = _known(cases, way), _hits(cases, way)
+def _reuse_figures(targets: Sequence[TargetResult], method: str) -> dict[str, Figure]:
+    """Computes the figures of a method with reuse, over requests that found their own donor or no donor."""
+    known, hits = _with_own_donor(targets, method), _hits(targets, method)
     if not known:
         return {}
     return {
         "hit_share": results.share(len(hits), len(known)),
-        "whole_set_speedup": _speedup(known, way),
-        **(_computed(hits, way) if hits else {}),
+        "whole_set_speedup": _total_speedup(known, method),
+        **(_figures(hits, method) if hits else {}),
     }
 
 
-def _known(cases: Sequence[Case], way: str) -> list[Case]:
-    """The requests that found their own donor, or none."""
-    return [case for case in cases if case.ways[way].source != "other"]
+def _with_own_donor(targets: Sequence[TargetResult], method: str) -> list[TargetResult]:
+    """Returns the requests that found their own donor or no donor."""
+    return [target for target in targets if target.measurements[method].source != "other"]
 
 
-def _hits(cases: Sequence[Case], way: str) -> list[Case]:
-    return [case for case in cases if case.ways[way].source == "donor"]
+def _hits(targets: Sequence[TargetResult], method: str) -> list[TargetResult]:
+    return [target for target in targets if target.measurements[method].source == "donor"]
 
 
-def _single_edits(cases: Sequence[Case], way: str) -> dict[str, Figure]:
-    """What reuse is judged by: its hits among requests that differ from their donor in one edit, against the
-    full computation of the very same requests.
-    """
-    edits = [case for case in cases if case.kind in SINGLE_EDITS]
-    known, hits = _known(edits, way), _hits(edits, way)
+def _single_edits(targets: Sequence[TargetResult], method: str) -> dict[str, Figure]:
+    """Computes the figures over single edits: hits against the full computation of the same requests."""
+    edits = [target for target in targets if target.kind in SINGLE_EDITS]
+    known, hits = _with_own_donor(edits, method), _hits(edits, method)
     if not known:
         return {}
     figures = {"single_edit_hit_share": results.share(len(hits), len(known))}
     if not hits:
         return figures
-    figures["single_edit_speedup_p50"] = _speedup_p50(hits, way)
-    both = _verdicts(hits, way)
+    figures["single_edit_speedup_p50"] = _median_speedup(hits, method)
+    both = _verdicts(hits, method)
     if any(full.right["all"] for full, _ in both):
         figures["single_edit_alignment_ratio"] = results.ratio(
             [this.right["all"] for _, this in both], [full.right["all"] for full, _ in both], "1"
@@ -105,66 +109,70 @@ def _single_edits(cases: Sequence[Case], way: str) -> dict[str, Figure]:
     return figures
 
 
-def _false_reuse(cases: Sequence[Case], way: str) -> dict[str, Figure]:
-    """The share of requests that have nothing in common with their donor and reused it."""
-    unrelated = _known(of_kind(cases, UNRELATED), way)
+def _false_reuse(targets: Sequence[TargetResult], method: str) -> dict[str, Figure]:
+    """Computes the share of requests that reused a donor they have nothing in common with."""
+    unrelated = _with_own_donor(filter_kind(targets, UNRELATED), method)
     if not unrelated:
         return {}
-    return {"false_reuse_rate": results.share(len(_hits(unrelated, way)), len(unrelated))}
+    return {"false_reuse_rate": results.share(len(_hits(unrelated, method)), len(unrelated))}
 
 
-def _computed(cases: Sequence[Case], way: str) -> dict[str, Figure]:
-    """A way's figures over all of some cases, at least one."""
-    served = [case.ways[way] for case in cases]
+def _figures(targets: Sequence[TargetResult], method: str) -> dict[str, Figure]:
+    """Computes the figures of a method over at least one target."""
+    measurements = [target.measurements[method] for target in targets]
     figures = {
-        "seconds_p50": results.median([one.seconds for one in served], "s"),
-        "steps_run": results.mean([one.steps_run for one in served], "steps"),
-        **_alignment(served),
-        **_drift(served),
+        "seconds_p50": results.median([m.seconds for m in measurements], "s"),
+        "steps_run": results.mean([m.steps_run for m in measurements], "steps"),
+        **_alignment(measurements),
+        **_drift(measurements),
     }
-    if way == FULL:
+    if method == FULL:
         return figures
-    saved = [case.ways[FULL].steps_run - case.ways[way].steps_run for case in cases]
-    figures["speedup_p50"] = _speedup_p50(cases, way)
+    saved = [
+        target.measurements[FULL].steps_run - target.measurements[method].steps_run for target in targets
+    ]
+    figures["speedup_p50"] = _median_speedup(targets, method)
     figures["steps_saved"] = results.mean(saved, "steps")
-    near: dict[str, tuple[str, Callable[[Served], float | None]]] = {
-        "psnr_db": ("dB", lambda one: one.psnr),
-        "ssim": ("1", lambda one: one.ssim),
-        "seam": ("levels of 255", lambda one: one.seam),
+    likeness_metrics: dict[str, tuple[str, Callable[[Measurement], float | None]]] = {
+        "psnr_db": ("dB", lambda m: m.psnr),
+        "ssim": ("1", lambda m: m.ssim),
+        "seam": ("levels of 255", lambda m: m.seam),
     }
-    for name, (unit, value) in near.items():
-        values = [found for one in served if (found := value(one)) is not None]
+    for name, (unit, value) in likeness_metrics.items():
+        values = [likeness for m in measurements if (likeness := value(m)) is not None]
         if values:
             figures[name] = results.mean(values, unit)
-    return figures | _loss(cases, way)
+    return figures | _loss(targets, method)
 
 
-def _speedup_p50(cases: Sequence[Case], way: str) -> Figure:
-    """The median of each request's seconds in full by its seconds this way."""
-    return results.median([case.ways[FULL].seconds / case.ways[way].seconds for case in cases], "x")
+def _median_speedup(targets: Sequence[TargetResult], method: str) -> Figure:
+    """Computes the median, over requests, of the full computation's seconds divided by the method's."""
+    pairs = [(target.measurements[FULL], target.measurements[method]) for target in targets]
+    return results.median([full.seconds / this.seconds for full, this in pairs], "x")
 
 
-def _speedup(cases: Sequence[Case], way: str) -> Figure:
-    """Of all of some requests together: seconds in full by seconds this way."""
-    full = [case.ways[FULL].seconds for case in cases]
-    return results.ratio(full, [case.ways[way].seconds for case in cases])
+def _total_speedup(targets: Sequence[TargetResult], method: str) -> Figure:
+    """Computes the full computation's total seconds divided by the method's, over all requests."""
+    full = [target.measurements[FULL].seconds for target in targets]
+    return results.ratio(full, [target.measurements[method].seconds for target in targets])
 
 
-def _alignment(served: Sequence[Served]) -> dict[str, Figure]:
-    """The shares of videos that show what their prompt asks."""
-    right = [one.verdict.right for one in served if one.verdict is not None]
-    if not right:
+def _alignment(measurements: Sequence[Measurement]) -> dict[str, Figure]:
+    """Computes, for each attribute, the share of videos that show what their prompt requests."""
+    verdicts = [m.verdict.right for m in measurements if m.verdict is not None]
+    if not verdicts:
         return {}
     return {
-        f"alignment_{name}": results.share(sum(one[name] for one in right), len(right)) for name in ATTRIBUTES
+        f"alignment_{name}": results.share(sum(right[name] for right in verdicts), len(verdicts))
+        for name in ATTRIBUTES
     }
 
 
-def _drift(served: Sequence[Served]) -> dict[str, Figure]:
-    """The shares of videos that show what only the donor's prompt asked, where the two prompts differ."""
-    followed = [one.verdict.followed for one in served if one.verdict is not None and one.verdict.followed]
-    shares = {name: [one[name] for one in followed if name in one] for name in FIELDS}
-    shares["any"] = [any(one.values()) for one in followed]
+def _drift(measurements: Sequence[Measurement]) -> dict[str, Figure]:
+    """Computes for each attribute the share of videos that follow the donor's prompt where the two differ."""
+    followed = [m.verdict.followed for m in measurements if m.verdict is not None and m.verdict.followed]
+    shares = {name: [attributes[name] for attributes in followed if name in attributes] for name in FIELDS}
+    shares["any"] = [any(attributes.values()) for attributes in followed]
     return {
         f"donor_drift_{name}": results.share(sum(values), len(values))
         for name, values in shares.items()
@@ -172,9 +180,9 @@ def _drift(served: Sequence[Served]) -> dict[str, Figure]:
     }
 
 
-def _loss(cases: Sequence[Case], way: str) -> dict[str, Figure]:
-    """Alignment that the same requests lose against the full computation, in percentage points."""
-    both = _verdicts(cases, way)
+def _loss(targets: Sequence[TargetResult], method: str) -> dict[str, Figure]:
+    """Computes the alignment lost against the full computation of the same requests, in percentage points."""
+    both = _verdicts(targets, method)
     if not both:
         return {}
     return {
@@ -185,7 +193,7 @@ def _loss(cases: Sequence[Case], way: str) -> dict[str, Figure]:
     }
 
 
-def _verdicts(cases: Sequence[Case], way: str) -> list[tuple[Verdict, Verdict]]:
-    """What the full computation of each request shows, and what this way does."""
-    pairs = ((case.ways[FULL].verdict, case.ways[way].verdict) for case in cases)
+def _verdicts(targets: Sequence[TargetResult], method: str) -> list[tuple[Verdict, Verdict]]:
+    """Returns, for each request, the verdicts on the full computation and on the method's video."""
+    pairs = ((target.measurements[FULL].verdict, target.measurements[method].verdict) for target in targets)
     return [(full, this) for full, this in pairs if full is not None and this is not None]

@@ -1,4 +1,4 @@
-"""The ways to generate a target: in full, by a policy, by a plan, as others would, in fewer steps."""
+"""Methods of generating a target: in full, with a policy, a plan or a baseline, or in fewer steps."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ FULL: Final = "full"
 
 @dataclass(frozen=True)
 class Method:
-    """A way to generate a target.
+    """A method of generating a target.
 
     Attributes:
-        options: what it asks for besides prompt and seed.
-        by_score: what it asks for besides, from the donor's score and the number of steps; None where that
-            depends on neither.
+        name: Name of the method in figures and tables.
+        options: Request options in addition to prompt and seed.
+        by_score: Function from the donor's score and the number of steps to further request options. None if
+            the request depends on neither.
     """
 
     name: str
@@ -30,22 +31,25 @@ class Method:
 
     @property
     def reuses(self) -> bool:
-        """Whether it looks into the cache."""
+        """Returns whether the method searches the cache."""
         return self.options.get("reuse") != "off"
 
 
-IN_FULL: Final = Method(FULL, {"reuse": "off"})
-# Asks for the score of the most similar donor; what it shows is nobody's.
+FULL_METHOD: Final = Method(FULL, {"reuse": "off"})
+# Probes the top donor's score; the video itself is discarded.
 PROBE: Final = Method("probe", {"explicit_reuse": explicit_reuse(1, min_score=-1)})
 
 
-def ways_of(
+def build_methods(
     policies: Sequence[str],
     plans: Mapping[str, ExplicitReuse],
     baselines: Sequence[str],
     fewer: Sequence[int],
 ) -> list[Method]:
-    """The ways besides the full one; baselines come after those whose hits tell the score."""
+    """Builds all methods except the full computation.
+
+    Baselines come after policies and plans, because a hit of one of these already reports the score.
+    """
     return [
         *(Method(policy, {"reuse": policy}) for policy in policies),
         *(Method(name, {"explicit_reuse": plan}) for name, plan in plans.items()),

@@ -1,16 +1,14 @@
-"""Pixels of two videos of the same request: how far one is from the other, and where it shows seams.
+"""Pixel metrics of two videos of the same request: distance, structural similarity, and seams at regions.
 
 Videos are float32 [T, H, W, 3] in 0..255.
 """
 
 from __future__ import annotations
 
-import io
-from fractions import Fraction
 from typing import Final, TypeAlias
 
-import av
 import numpy as np
+from chorus_cli.explain.video import decode_mp4
 from numpy.typing import NDArray
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
@@ -22,35 +20,21 @@ _SSIM_WINDOW: Final = 7  # scikit-image's default, and that of Wang et al. 2004 
 
 
 def decode(mp4: bytes, factor: int = 1) -> Video:
-    """The frames of an mp4, each square of `factor` pixels averaged into one.
+    """Returns the frames of an mp4, each square of `factor` x `factor` pixels averaged into one.
 
-    Raises ValueError when the frames' sides are no multiples of it.
+    Raises ValueError when height or width is not a multiple of `factor`.
     """
-    with av.open(io.BytesIO(mp4), "r") as container:
-        frames = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+    frames = decode_mp4(mp4)
     count, height, width, _ = frames.shape
     if height % factor or width % factor:
-        raise ValueError(f"factor: {height} x {width} pixels are no multiples of {factor}")
+        raise ValueError(f"factor: {height} x {width} pixels are not multiples of {factor}")
     squares = frames.reshape(count, height // factor, factor, width // factor, factor, 3)
     video: Video = squares.mean(axis=(2, 4), dtype=np.float32)
     return video
 
 
-def encode(frames: NDArray[np.uint8], fps: float) -> bytes:
-    """Frames uint8 [T, H, W, 3], H and W even -> an mp4 (H.264)."""
-    buffer = io.BytesIO()
-    with av.open(buffer, "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
-        stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt, stream.options = "yuv420p", {"crf": "18"}
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode())
-    return buffer.getvalue()
-
-
 def psnr(video: Video, reference: Video) -> float:
-    """Peak signal-to-noise ratio in dB over the whole video; PSNR_CEILING at most, also for equal ones."""
+    """Returns the peak signal-to-noise ratio of the whole video in dB, at most PSNR_CEILING."""
     if np.array_equal(video, reference):
         return PSNR_CEILING
     decibels = peak_signal_noise_ratio(reference, video, data_range=_PEAK)  # type: ignore[no-untyped-call]
@@ -58,7 +42,7 @@ def psnr(video: Video, reference: Video) -> float:
 
 
 def ssim(video: Video, reference: Video) -> float:
-    """Structural similarity, the mean over frames; 1 for equal videos. Frames of 3 pixels a side at least."""
+    """Returns the mean structural similarity of the frames; 1 for equal videos. Frames are at least 3 x 3."""
     side = min(_SSIM_WINDOW, *reference.shape[1:3])
     window = side - (side + 1) % 2  # odd
     scores = [
@@ -69,14 +53,14 @@ def ssim(video: Video, reference: Video) -> float:
 
 
 def seam_score(video: Video, reference: Video, mask: NDArray[np.bool_]) -> float | None:
-    """How much stronger than in the reference the jump across the edge of a region is, in levels of 0..255.
+    """Returns the excess of the jump across a region's edge over that of the reference, in levels of 0..255.
 
-    The jump between two neighbouring pixels of a frame, one inside the region and one outside, counts by what
-    it exceeds the jumps just before and behind it, so that slopes and textures that go on across the edge are
-    none. 0 where the edge is no sharper than in the reference; None where the region has no edge.
+    The jump between two neighbouring pixels of a frame, one inside the region and one outside, is reduced by
+    the jumps just before and behind it, so that slopes and textures that continue across the edge do not
+    count. 0 if the edge is no sharper than in the reference; None if the region has no edge.
 
     Args:
-        mask: the region, [T, H, W].
+        mask: region, [T, H, W].
     """
     excess = np.concatenate(
         [_at_edges(video, mask, axis) - _at_edges(reference, mask, axis) for axis in (1, 2)]
@@ -85,16 +69,16 @@ def seam_score(video: Video, reference: Video, mask: NDArray[np.bool_]) -> float
 
 
 def token_grid(video: Video, side: int) -> NDArray[np.bool_]:
-    """A mask [T, H, W] whose edges are those of all tokens of `side` x `side` pixels: a chessboard."""
+    """Returns a chessboard mask [T, H, W] whose edges are those of all tokens of `side` x `side` pixels."""
     count, height, width, _ = video.shape
     rows, columns = np.arange(height) // side, np.arange(width) // side
     return np.broadcast_to((rows[:, None] + columns) % 2 == 1, (count, height, width))
 
 
 def _at_edges(video: Video, mask: NDArray[np.bool_], axis: int) -> NDArray[np.float32]:
-    """The jumps along an axis across edges, [n], less the mean of the jumps beside that cross none.
+    """Returns the jumps across edges along an axis, [n], less the mean of the adjacent jumps inside a side.
 
-    Edges without such a neighbour are left out: those of regions one pixel wide.
+    Edges without such a neighbour, those of regions one pixel wide, are skipped.
     """
     jumps = np.moveaxis(np.abs(np.diff(video, axis=axis)).mean(axis=-1), axis, -1)  # [.., pairs]
     edge = np.moveaxis(mask, axis, -1)
@@ -102,7 +86,7 @@ def _at_edges(video: Video, mask: NDArray[np.bool_], axis: int) -> NDArray[np.fl
     around = [(0, 0)] * (jumps.ndim - 1) + [(1, 1)]
     quiet = np.pad(np.where(edge, 0, jumps), around)
     count = np.pad((~edge).astype(np.float32), around)
-    beside, neighbours = quiet[..., :-2] + quiet[..., 2:], count[..., :-2] + count[..., 2:]
+    adjacent, neighbours = quiet[..., :-2] + quiet[..., 2:], count[..., :-2] + count[..., 2:]
     used = edge & (neighbours > 0)
-    excess: NDArray[np.float32] = jumps[used] - beside[used] / neighbours[used]
+    excess: NDArray[np.float32] = jumps[used] - adjacent[used] / neighbours[used]
     return excess

@@ -1,4 +1,4 @@
-"""The figures as a picture."""
+"""Plot of the figures: one panel per figure, one row per kind of edit."""
 
 from __future__ import annotations
 
@@ -13,41 +13,44 @@ from matplotlib.ticker import PercentFormatter
 
 from evaluation.methods import FULL
 from evaluation.results import Figure
-from evaluation.tables import ALL_KINDS, name_of
+from evaluation.tables import ALL_KINDS, figure_name
 
-# Okabe and Ito's palette, which people with colour blindness can tell apart; the first is of the full way.
+# Palette of Okabe and Ito, distinguishable with colour blindness. The first colour is for the full
+# computation.
 _COLOURS: Final = ("#666666", "#009E73", "#0072B2", "#D55E00", "#CC79A7", "#E69F00", "#56B4E9")
-_MARKERS: Final = "os^D"  # the next where the colours begin again
+_MARKERS: Final = "os^D"  # one for each pass through the colours
 _SHARE: Final = "share of videos"
-_TIMES: Final = "times, median"
+_SPEEDUP: Final = "speed-up (×), median"
 _PANELS: Final = (
-    ("alignment_all", "shows all that the prompt asks", _SHARE),
-    ("donor_drift_any", "shows what only the donor's prompt asked", _SHARE),
-    ("ssim", "like the full computation", "SSIM"),
-    ("speedup_p50", "faster than the full computation", _TIMES),
+    ("alignment_all", "alignment: video matches its prompt", _SHARE),
+    ("donor_drift_any", "drift: video follows the donor's prompt", _SHARE),
+    ("ssim", "similarity to full computation", "SSIM"),
+    ("speedup_p50", "speed-up over full computation", _SPEEDUP),
 )
 
 
-def plot(path: Path, figures: Mapping[str, Figure], ways: Sequence[str], kinds: Sequence[str]) -> None:
-    """Draws a PNG: a panel for each figure there is, a row for each kind of edit, a dot for each way.
+def plot(path: Path, figures: Mapping[str, Figure], methods: Sequence[str], kinds: Sequence[str]) -> None:
+    """Draws a PNG: a panel for each available figure, a row for each kind of edit, a dot for each method.
 
-    Bars are 95 % intervals. Ways with reuse count hits alone.
+    Bars are 95 % intervals. For methods with reuse only hits count.
     """
-    panels = [panel for panel in _PANELS if any(name_of(w, ALL_KINDS, panel[0]) in figures for w in ways)]
+    panels = [
+        panel for panel in _PANELS if any(figure_name(m, ALL_KINDS, panel[0]) in figures for m in methods)
+    ]
     rows = [ALL_KINDS, *kinds]
     with mpl.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
         picture = Picture(
-            figsize=(2.0 + 3.0 * len(panels), 1.6 + 0.15 * len(rows) * len(ways)), layout="constrained"
+            figsize=(2.0 + 3.0 * len(panels), 1.6 + 0.15 * len(rows) * len(methods)), layout="constrained"
         )
         axes = picture.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         for ax, (figure, title, label) in zip(axes, panels, strict=True):
-            _panel(ax, figures, figure, label, ways, rows)
+            _panel(ax, figures, figure, label, methods, rows)
             ax.set_title(title, fontsize=9, loc="left")
             ax.set_xlabel(label)
         axes[0].set_yticks(range(len(rows)), [_row_label(figures, row) for row in rows])
         axes[0].set_ylim(len(rows) - 0.5, -0.5)
         handles, labels = axes[0].get_legend_handles_labels()
-        picture.legend(handles, labels, loc="outside upper center", ncols=min(5, len(ways)), frameon=False)
+        picture.legend(handles, labels, loc="outside upper center", ncols=min(5, len(methods)), frameon=False)
         picture.savefig(path, dpi=150)
 
 
@@ -56,13 +59,13 @@ def _panel(
     figures: Mapping[str, Figure],
     figure: str,
     label: str,
-    ways: Sequence[str],
+    methods: Sequence[str],
     rows: Sequence[str],
 ) -> None:
-    for i, way in enumerate(ways):
-        offset = (i - (len(ways) - 1) / 2) * 0.8 / len(ways)
-        found = [(y + offset, figures.get(name_of(way, kind, figure))) for y, kind in enumerate(rows)]
-        points = [(y, one.value, one.ci95 or (one.value, one.value)) for y, one in found if one is not None]
+    for i, method in enumerate(methods):
+        offset = (i - (len(methods) - 1) / 2) * 0.8 / len(methods)
+        values = [(y + offset, figures.get(figure_name(method, kind, figure))) for y, kind in enumerate(rows)]
+        points = [(y, f.value, f.ci95 or (f.value, f.value)) for y, f in values if f is not None]
         ax.errorbar(
             [x for _, x, _ in points],
             [y for y, _, _ in points],
@@ -71,12 +74,12 @@ def _panel(
             markersize=4,
             linewidth=1.2,
             color=_COLOURS[i % len(_COLOURS)],
-            label=_legend(figures, way),
+            label=_legend(figures, method),
         )
     if label == _SHARE:
         ax.set_xlim(-0.02, 1.02)
         ax.xaxis.set_major_formatter(PercentFormatter(1.0))
-    elif label == _TIMES:
+    elif label == _SPEEDUP:
         ax.axvline(1, color="#999999", linewidth=1, zorder=1)
     for edge in range(1, len(rows)):
         ax.axhline(edge - 0.5, color="#DDDDDD", linewidth=1.5 if edge == 1 else 0.7, zorder=0)
@@ -85,13 +88,15 @@ def _panel(
     ax.tick_params(axis="y", length=0)
 
 
-def _legend(figures: Mapping[str, Figure], way: str) -> str:
-    if way == FULL:
-        return "in full"
-    hits = figures.get(name_of(way, ALL_KINDS, "hit_share"))
-    return way.replace("_", " ") if hits is None else f"{way}, {round(hits.value * hits.n)} hits of {hits.n}"
+def _legend(figures: Mapping[str, Figure], method: str) -> str:
+    if method == FULL:
+        return "full computation"
+    hits = figures.get(figure_name(method, ALL_KINDS, "hit_share"))
+    if hits is None:
+        return method.replace("_", " ")
+    return f"{method}, {round(hits.value * hits.n)} hits of {hits.n}"
 
 
 def _row_label(figures: Mapping[str, Figure], kind: str) -> str:
-    n = figures[name_of(FULL, kind, "seconds_p50")].n
+    n = figures[figure_name(FULL, kind, "seconds_p50")].n
     return f"{'all edits' if kind == ALL_KINDS else kind}\nn = {n}"

@@ -1,10 +1,10 @@
-"""Prompt sets: what is asked first, what is asked then, and what each prompt wants to see.
+"""Prompt sets: groups of a donor and its targets, with the scene that each prompt requests.
 
-A file holds one group a line (JSON Lines):
+A file holds one group per line (JSON Lines):
 
     {"kind": "colour", "donor": {"prompt": …, "scene": …}, "targets": [{"prompt": …, "scene": …}, …]}
 
-`kind` says in what donor and targets differ. `scene`, which may be absent, is a scene of the shipped model's
+`kind` names the difference between donor and targets. The optional `scene` is a scene of the shipped model's
 world: {"background": …, "things": [{"shape": …, "colour": …, "motion": …, "size": …}, …]}.
 """
 
@@ -32,8 +32,8 @@ _TABLES: Final = {
 
 
 @dataclass(frozen=True)
-class Ask:
-    """A prompt, and the scene that it asks for where that is known."""
+class PromptCase:
+    """A prompt and the scene that it requests, if known."""
 
     prompt: str
     scene: Scene | None = None
@@ -41,38 +41,44 @@ class Ask:
 
 @dataclass(frozen=True)
 class Group:
-    """A donor, and the prompts that may reuse it. `kind`: in what they differ from it."""
+    """A donor and the targets that may reuse it.
+
+    Attributes:
+        kind: Difference between donor and targets: a lower-case word.
+        donor: Prompt that is generated first and stored.
+        targets: Prompts that are generated afterwards and not stored.
+    """
 
     kind: str
-    donor: Ask
-    targets: tuple[Ask, ...]
+    donor: PromptCase
+    targets: tuple[PromptCase, ...]
 
 
 def write_groups(path: Path, groups: Iterable[Group]) -> None:
-    """Writes a file that `read_groups` reads."""
+    """Writes groups as JSON Lines, in the format of `read_groups`."""
     path.write_text("".join(json.dumps(asdict(group)) + "\n" for group in groups), encoding="utf-8")
 
 
 def read_groups(path: Path) -> list[Group]:
-    """The groups of a file; empty lines are none.
+    """Reads the groups of a file and ignores empty lines.
 
-    Raises ChorusError (INVALID_FIELD) that names the line at fault, OSError when the file cannot be read.
+    Raises ChorusError (INVALID_FIELD) that names the invalid line, OSError when the file cannot be read.
     """
     groups = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         if not line.strip():
             continue
         try:
-            groups.append(_group(json.loads(line)))
+            groups.append(_parse_group(json.loads(line)))
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            why = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-            raise invalid("prompts", f"{path}, line {number}: {why}") from None
+            reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+            raise invalid("prompts", f"{path}, line {number}: {reason}") from None
     if not groups:
-        raise invalid("prompts", f"{path} holds no group")
+        raise invalid("prompts", f"{path} contains no group")
     return groups
 
 
-def _group(plain: dict[str, Any]) -> Group:
+def _parse_group(plain: dict[str, Any]) -> Group:
     kind, targets = plain["kind"], plain["targets"]
     if not _KIND.fullmatch(kind) or kind == "all":
         raise ValueError(
@@ -80,27 +86,27 @@ def _group(plain: dict[str, Any]) -> Group:
         )
     if not isinstance(targets, list) or not targets:
         raise ValueError("targets: must be a list of at least one prompt")
-    return Group(kind, _ask(plain["donor"]), tuple(_ask(target) for target in targets))
+    return Group(kind, _parse_case(plain["donor"]), tuple(_parse_case(target) for target in targets))
 
 
-def _ask(plain: dict[str, Any]) -> Ask:
+def _parse_case(plain: dict[str, Any]) -> PromptCase:
     prompt, scene = plain["prompt"], plain.get("scene")
     if not isinstance(prompt, str) or not prompt.strip():
-        raise ValueError("prompt: must be a text that is not empty")
-    return Ask(prompt, None if scene is None else _scene(scene))
+        raise ValueError("prompt: must be a non-empty string")
+    return PromptCase(prompt, None if scene is None else _parse_scene(scene))
 
 
-def _scene(plain: dict[str, Any]) -> Scene:
+def _parse_scene(plain: dict[str, Any]) -> Scene:
     things = tuple(Thing(**thing) for thing in plain["things"])
     if not 1 <= len(things) <= world.MAX_OBJECTS:
         raise ValueError(f"things: must be 1 to {world.MAX_OBJECTS}, not {len(things)}")
-    _check("background", plain["background"], tuple(world.BACKGROUNDS))
+    _check_choice("background", plain["background"], tuple(world.BACKGROUNDS))
     for thing in things:
         for field, known in _TABLES.items():
-            _check(field, getattr(thing, field), known)
+            _check_choice(field, getattr(thing, field), known)
     return Scene(plain["background"], things)
 
 
-def _check(field: str, value: object, known: tuple[str, ...]) -> None:
+def _check_choice(field: str, value: object, known: tuple[str, ...]) -> None:
     if value not in known:
         raise ValueError(f"{field}: must be one of {', '.join(known)}, not {value!r}")

@@ -1,4 +1,4 @@
-"""Figures on disk: one JSON file for each measurement, in one format.
+"""Result files: statistics of measurements, and the JSON format in which they are stored.
 
 `{"command", "commit", "hardware", "versions", "figures": {name: {"value", "unit", "n", "ci95"}}}`
 """
@@ -45,8 +45,10 @@ class Figure:
     """A measured value.
 
     Attributes:
-        n: how many measurements stand behind it.
-        ci95: the 95 % interval of the value; None where one measurement allows none.
+        value: The value.
+        unit: Unit of the value.
+        n: Number of measurements.
+        ci95: 95 % interval of the value; None for a single measurement, which allows none.
     """
 
     value: float
@@ -56,34 +58,34 @@ class Figure:
 
 
 def single(value: float, unit: str) -> Figure:
-    """One measurement."""
+    """Returns the figure of a single measurement."""
     return Figure(value, unit, 1)
 
 
 def median(values: Sequence[float], unit: str) -> Figure:
-    """The median, with its bootstrap interval. Needs at least one value."""
+    """Computes the median and its bootstrap interval. Requires at least one value."""
     return _bootstrap(values, lambda draws: np.median(draws, axis=-1), unit)
 
 
 def mean(values: Sequence[float], unit: str) -> Figure:
-    """The mean, with its bootstrap interval. Needs at least one value."""
+    """Computes the mean and its bootstrap interval. Requires at least one value."""
     return _bootstrap(values, lambda draws: np.mean(draws, axis=-1), unit)
 
 
 def ratio(numerators: Sequence[float], denominators: Sequence[float], unit: str = "x") -> Figure:
-    """The ratio of two sums over the same measurements, with its bootstrap interval.
+    """Computes the ratio of two sums over the same measurements, and its bootstrap interval.
 
-    Needs at least one denominator above 0; none is below. Draws of denominators that are all 0 count nothing.
+    Requires denominators ≥ 0, at least one of them above 0. Draws whose denominators are all 0 are ignored.
     """
     pairs = np.stack([numerators, denominators], axis=-1)
 
-    def divided(draws: NDArray[np.float64]) -> NDArray[np.float64]:
+    def divide(draws: NDArray[np.float64]) -> NDArray[np.float64]:
         above, below = np.moveaxis(draws.sum(axis=-2), -1, 0)
-        none = np.full_like(below, np.nan)
-        quotients: NDArray[np.float64] = np.divide(above, below, out=none, where=below > 0)
+        undefined = np.full_like(below, np.nan)
+        quotients: NDArray[np.float64] = np.divide(above, below, out=undefined, where=below > 0)
         return quotients
 
-    return _bootstrap(pairs, divided, unit)
+    return _bootstrap(pairs, divide, unit)
 
 
 def _bootstrap(
@@ -91,11 +93,11 @@ def _bootstrap(
     statistic: Callable[[NDArray[np.float64]], NDArray[np.float64]],
     unit: str,
 ) -> Figure:
-    """A statistic over axis n, with the percentile interval of a bootstrap of fixed seed.
+    """Computes a statistic over axis n and its percentile interval by a bootstrap with a fixed seed.
 
     Args:
-        values: [n] or [n, 2].
-        statistic: from [..., n] or [..., n, 2] to [...]; NaN for draws that count nothing.
+        values: Measurements, [n] or [n, 2].
+        statistic: Function from [..., n] or [..., n, 2] to [...]; NaN for draws that are to be ignored.
     """
     data, n = np.asarray(values, dtype=np.float64), len(values)
     value = float(statistic(data))
@@ -107,22 +109,23 @@ def _bootstrap(
 
 
 def share(hits: int, n: int) -> Figure:
-    """The share of `hits` among `n`, with its Wilson interval. Needs n ≥ 1."""
+    """Computes the share of `hits` among `n` and its Wilson interval. Requires n ≥ 1."""
     if not 0 <= hits <= n or n == 0:
         raise ValueError(f"hits: must be 0 to n, and n at least 1, not {hits} of {n}")
     p, z = hits / n, _Z95
     centre, spread = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     low, high = ((centre + sign * spread) / (1 + z * z / n) for sign in (-1, 1))
-    # At 0 and at n the interval ends at the share itself, but for rounding.
+    # At 0 and at n hits the interval ends exactly at the share; rounding must not move it past.
     return Figure(p, "share", n, (min(max(low, 0.0), p), max(min(high, 1.0), p)))
 
 
 def write(path: Path, command: str, figures: Mapping[str, Figure | Mapping[str, Any]], **more: Any) -> None:
-    """Writes the file of a measurement; its folder is made.
+    """Writes a result file and creates its folder.
 
     Args:
-        figures: measured now, or in the form in which a file has them.
-        more: what the file holds besides, or instead of what is found here.
+        command: Command line that reproduces the figures.
+        figures: Figures measured now, or in the form in which a result file contains them.
+        more: Further fields of the file; a field of the same name replaces the one determined here.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     report = {
@@ -139,25 +142,26 @@ def write(path: Path, command: str, figures: Mapping[str, Figure | Mapping[str, 
 
 
 def read(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(path.read_text())
-    return found
+    """Reads a result file."""
+    report: dict[str, Any] = json.loads(path.read_text())
+    return report
 
 
 def _plain(figure: Figure) -> dict[str, Any]:
     plain = asdict(figure)
-    plain["value"] = _rounded(figure.value)
-    plain["ci95"] = None if figure.ci95 is None else [_rounded(bound) for bound in figure.ci95]
+    plain["value"] = _round(figure.value)
+    plain["ci95"] = None if figure.ci95 is None else [_round(bound) for bound in figure.ci95]
     return plain
 
 
-def _rounded(value: float) -> float:
-    """Four decimals, or three digits of what would vanish in them."""
+def _round(value: float) -> float:
+    """Rounds to four decimals, or to three significant digits below 0.01, where decimals would lose them."""
     return round(value, 4) if abs(value) >= 0.01 else float(f"{value:.3g}")
 
 
 def commit() -> str | None:
-    """The commit measured, with "+" when the tree differed from it; None outside its own repository."""
-    if not (ROOT / ".git").exists():  # installed; a repository further up is somebody else's
+    """Returns the commit, with "+" if the working tree differs from it. None outside the repository."""
+    if not (ROOT / ".git").exists():  # installed as a package; a repository further up is another project's
         return None
     try:
         head = _git("rev-parse", "HEAD")
@@ -174,7 +178,7 @@ def _git(*arguments: str) -> str:
 
 
 def hardware() -> dict[str, Any]:
-    """The processor, the cores this process may use, and the memory."""
+    """Returns the processor, the number of cores that this process may use, and the memory."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {"cpu": _cpu(), "cores": cores, "memory_gib": round(memory / (1 << 30), 1)}
@@ -191,11 +195,11 @@ def _cpu() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Python and the packages that matter to speed, those that are installed."""
-    found = {"python": platform.python_version()}
+    """Returns the versions of Python and of the installed packages that affect speed."""
+    installed = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
-            found[package] = importlib.metadata.version(package)
+            installed[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return installed

@@ -1,4 +1,4 @@
-"""The figures on the terminal."""
+"""Tables of figures for the terminal."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _COST: Final = {
     "hit_share": "hits",
     "steps_run": "steps",
     "seconds_p50": "seconds",
-    "speedup_p50": "faster",
-    "whole_set_speedup": "whole set",
+    "speedup_p50": "speed-up",
+    "whole_set_speedup": "with misses",
 }
 _QUALITY: Final = {
     "alignment_all": "aligned",
@@ -28,54 +28,62 @@ _QUALITY: Final = {
     "ssim": "SSIM",
     "seam": "seam",
 }
-# Over single edits, but the last.
-_JUDGED: Final = {
+# Figures over single edits, except the last, which is over unrelated requests.
+_SINGLE_EDIT_COLUMNS: Final = {
     "single_edit_hit_share": "hits",
-    "single_edit_speedup_p50": "faster",
+    "single_edit_speedup_p50": "speed-up",
     "single_edit_alignment_ratio": "aligned ÷ full",
     "single_edit_drift_points": "drift points",
     "false_reuse_rate": "false reuse",
 }
 
 
-def name_of(way: str, kind: str, figure: str) -> str:
-    """A figure's name; the kind ALL_KINDS is all of them together."""
-    return f"{way}.{figure}" if kind == ALL_KINDS else f"{way}.{kind}.{figure}"
+def figure_name(method: str, kind: str, figure: str) -> str:
+    """Returns the name of a figure; ALL_KINDS stands for all kinds of edits together."""
+    return f"{method}.{figure}" if kind == ALL_KINDS else f"{method}.{kind}.{figure}"
 
 
-def tables(figures: Mapping[str, Figure], ways: Sequence[str], kinds: Sequence[str]) -> Group:
-    """What each way costs, and what it shows, by kind of edit; and by attribute over all edits.
+def build_tables(figures: Mapping[str, Figure], methods: Sequence[str], kinds: Sequence[str]) -> Group:
+    """Builds tables of cost and quality by kind of edit, of the single edits, and by attribute over all
+    edits.
 
-    Under each value stands its 95 % interval. `n` is how many requests count: for ways with reuse the hits.
+    Each value is followed by its 95 % interval on the next line. `n` is the number of requests that count:
+    for methods with reuse the hits.
     """
     rows = [ALL_KINDS, *kinds]
-    found = [
-        _by_kind(figures, "seconds", _COST, ways, rows),
-        _by_kind(figures, "quality", _QUALITY, ways, rows),
+    tables = [
+        _by_kind(figures, "seconds", _COST, methods, rows),
+        _by_kind(figures, "quality", _QUALITY, methods, rows),
     ]
-    judged = [way for way in ways if any(f"{way}.{key}" in figures for key in _JUDGED)]
-    if judged:
-        found.append(_by_way(figures, "single edits", _JUDGED, judged))
+    reusing = [
+        method for method in methods if any(f"{method}.{key}" in figures for key in _SINGLE_EDIT_COLUMNS)
+    ]
+    if reusing:
+        tables.append(_by_method(figures, "single edits", _SINGLE_EDIT_COLUMNS, reusing))
     for figure, title in (("alignment", "aligned"), ("donor_drift", "drift")):
         if any(name.startswith(f"{FULL}.{figure}_") for name in figures):
-            found.append(_by_attribute(figures, figure, title, ways))
-    return Group(*found)
+            tables.append(_by_attribute(figures, figure, title, methods))
+    return Group(*tables)
 
 
 def _by_kind(
     figures: Mapping[str, Figure],
     title: str,
     columns: Mapping[str, str],
-    ways: Sequence[str],
+    methods: Sequence[str],
     kinds: Sequence[str],
 ) -> Table:
-    shown = [key for key in columns if any(name_of(way, ALL_KINDS, key) in figures for way in ways)]
-    table = _table(title, "edit", "way", "n", *(columns[key] for key in shown))
+    shown = [
+        key for key in columns if any(figure_name(method, ALL_KINDS, key) in figures for method in methods)
+    ]
+    table = _table(title, "edit", "method", "n", *(columns[key] for key in shown))
     for kind in kinds:
-        for way in ways:
-            counted = figures.get(name_of(way, kind, "seconds_p50"))
-            cells = [_cell(figures.get(name_of(way, kind, key))) for key in shown]
-            table.add_row(kind if way == ways[0] else "", way, str(counted.n if counted else 0), *cells)
+        for method in methods:
+            counted = figures.get(figure_name(method, kind, "seconds_p50"))
+            cells = [_cell(figures.get(figure_name(method, kind, key))) for key in shown]
+            table.add_row(
+                kind if method == methods[0] else "", method, str(counted.n if counted else 0), *cells
+            )
         miss = figures.get(f"{MISS}.seconds_p50")
         if kind == ALL_KINDS and miss is not None and "seconds_p50" in shown:
             cells = [_cell(miss) if key == "seconds_p50" else "" for key in shown]
@@ -83,21 +91,21 @@ def _by_kind(
     return table
 
 
-def _by_way(
-    figures: Mapping[str, Figure], title: str, columns: Mapping[str, str], ways: Sequence[str]
+def _by_method(
+    figures: Mapping[str, Figure], title: str, columns: Mapping[str, str], methods: Sequence[str]
 ) -> Table:
-    table = _table(title, "way", *columns.values())
-    for way in ways:
-        table.add_row(way, *(_cell(figures.get(f"{way}.{key}")) for key in columns))
+    table = _table(title, "method", *columns.values())
+    for method in methods:
+        table.add_row(method, *(_cell(figures.get(f"{method}.{key}")) for key in columns))
     return table
 
 
-def _by_attribute(figures: Mapping[str, Figure], figure: str, title: str, ways: Sequence[str]) -> Table:
-    table = _table(title, "attribute", *ways)
+def _by_attribute(figures: Mapping[str, Figure], figure: str, title: str, methods: Sequence[str]) -> Table:
+    table = _table(title, "attribute", *methods)
     for attribute in (*FIELDS, "all", "any"):
-        found = [figures.get(f"{way}.{figure}_{attribute}") for way in ways]
-        if any(found):
-            table.add_row(attribute, *map(_cell, found))
+        cells = [figures.get(f"{method}.{figure}_{attribute}") for method in methods]
+        if any(cells):
+            table.add_row(attribute, *map(_cell, cells))
     return table
 
 
@@ -112,20 +120,20 @@ def _table(title: str, first: str, *headings: str) -> Table:
     )
     table.add_column(first, no_wrap=True)
     for heading in headings:
-        table.add_column(heading, justify="left" if heading == "way" else "right", no_wrap=True)
+        table.add_column(heading, justify="left" if heading == "method" else "right", no_wrap=True)
     return table
 
 
 def _cell(figure: Figure | None) -> str:
     if figure is None:
         return ""
-    low_high = (number(bound, figure.unit) for bound in figure.ci95 or ())
+    bounds = (format_number(bound, figure.unit) for bound in figure.ci95 or ())
     among = f" of {figure.n}" if figure.unit == "share" else ""
-    return f"{number(figure.value, figure.unit)}{among}\n{'–'.join(low_high)}"
+    return f"{format_number(figure.value, figure.unit)}{among}\n{'–'.join(bounds)}"
 
 
-def number(value: float, unit: str) -> str:
-    """A value as people read it: shares in percent, the rest with three digits or so."""
+def format_number(value: float, unit: str) -> str:
+    """Formats a value for reading: shares in percent, other values with about three digits."""
     if unit == "share":
         return f"{value:.0%}"
     if unit == "percentage points":

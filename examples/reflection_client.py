@@ -1,4 +1,4 @@
-"""Generates a video knowing nothing of Chorus but its address: everything else comes from server reflection.
+"""Generates a video from an address alone: services and messages come from server reflection.
 
     python examples/reflection_client.py localhost:7400 "a small red circle moving left" out.mp4
 
@@ -23,7 +23,7 @@ with grpc.insecure_channel(target) as channel:
     service = pool.FindServiceByName(next(n for n in names if n.endswith(".SchedulerService")))
 
     def call(method: str, **fields: object) -> list[dict]:  # type: ignore[type-arg]
-        """Calls a method with a request given as JSON; every reply comes back as JSON."""
+        """Calls a method with a request from keyword arguments. Returns its responses as JSON values."""
         described = service.methods_by_name[method]
         request = json_format.ParseDict(fields, message_factory.GetMessageClass(described.input_type)())
         kind = channel.unary_stream if described.server_streaming else channel.unary_unary
@@ -39,6 +39,6 @@ with grpc.insecure_channel(target) as channel:
         print(event["event"])
     parts = call("GetVideo", generationId=job["generationId"])
 
-# Bytes are base64 in JSON.
+# JSON contains bytes as base64.
 Path(path).write_bytes(b"".join(base64.b64decode(part["chunk"]) for part in parts if "chunk" in part))
 print("wrote", path)

@@ -1,1 +1,1 @@
-"""What the network, its backends and its kernel do on one GPU."""
+"""GPU benchmark of the network, its backends and the amplified attention kernel."""

@@ -1,4 +1,4 @@
-"""Networks with random weights: ours, and diffusers' own with the same ones."""
+"""Networks with random weights: the denoiser's, and diffusers' with the same weights."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from services.denoiser.network.wan import (
 def random_network(
     config: WanConfig, device: torch.device, dtype: torch.dtype, seed: int = 0
 ) -> WanTransformer:
-    """A network that was never anywhere but on `device`; its layers keep the size of what they read."""
+    """Creates a network directly on `device`. Its weights preserve the magnitude of activations."""
     with torch.device("meta"):
         network = WanTransformer(config)
     generator = torch.Generator(device).manual_seed(seed)
@@ -41,17 +41,17 @@ def random_network(
     return network.eval().requires_grad_(False)
 
 
-def as_diffusers(network: WanTransformer) -> Any:
-    """The network as diffusers' `WanTransformer3DModel`, with the same weights in the same memory.
+def build_diffusers_network(network: WanTransformer) -> Any:
+    """Builds diffusers' `WanTransformer3DModel` with the same weights in the same memory.
 
-    Raises ImportError where diffusers is missing.
+    Raises ImportError if diffusers is not installed.
     """
     from diffusers import WanTransformer3DModel
 
-    make: Any = WanTransformer3DModel
+    construct: Any = WanTransformer3DModel
     config = network.config
     with torch.device("meta"):
-        model = make(
+        model = construct(
             patch_size=config.patch_size,
             num_attention_heads=config.heads,
             attention_head_dim=config.head_dim,
@@ -65,24 +65,26 @@ def as_diffusers(network: WanTransformer) -> Any:
             eps=config.eps,
         )
     model.load_state_dict(network.state_dict(), assign=True)
-    # Its rotary table is no parameter, and was made without values.
+    # The rotary table is not a parameter and has no values on the device "meta".
     rope = type(model.rope)(config.head_dim, config.patch_size, model.config.rope_max_seq_len)
     model.rope = rope.to(network.proj_out.weight.device)
     return model.eval().requires_grad_(False)
 
 
-def diffusers_step(
+def build_diffusers_step(
     network: WanTransformer, tokens: Tensor, grid: Grid, states: Tensor, timestep: Tensor
 ) -> Callable[[], Tensor]:
-    """One full step of `WanTransformer3DModel` with the same weights in the same memory, as tokens.
+    """Builds one full step of `WanTransformer3DModel` with the same weights in the same memory.
+
+    The step returns tokens.
 
     Args:
-        tokens: [1, N, in_channels*P].
-        states: the text's [1, L, text_dim]; it projects them in every step, as its pipeline does.
+        tokens: Input tokens [1, N, in_channels*P].
+        states: Text states [1, L, text_dim], projected in every step as diffusers' pipeline does.
 
-    Raises ImportError where diffusers is missing.
+    Raises ImportError if diffusers is not installed.
     """
-    config, model = network.config, as_diffusers(network)
+    config, model = network.config, build_diffusers_network(network)
     latents = unpatchify(tokens, grid, config.patch_size)
 
     def step() -> Tensor:

@@ -1,4 +1,4 @@
-"""What a section found: figures as they are measured, and notes of what was not."""
+"""Report of a section: figures as they are measured, and notes about parts that were not measured."""
 
 from __future__ import annotations
 
@@ -13,19 +13,23 @@ from typing import Any, Final
 from bench import results
 from bench.results import Figure
 
-# Kinds of notes: parts left out and why; errors; what a library refused, in its own words; facts.
+# Kinds of notes: omitted parts with reasons; errors; rejections by a library with its message; facts.
 NOTES: Final = ("skipped", "failed", "refused", "facts")
 _PACKAGES: Final = ("triton", "onnx", "onnxruntime", "onnxscript", "tensorrt", "tensorrt_rtx_cu13")
 
 
 @dataclass
 class Report:
-    """Figures and notes, on disk after every one, so that whoever is killed loses little.
+    """Figures and notes, saved after every change so that a killed process loses little.
 
-    Args:
-        path: of the JSON file.
-        command: as it was called.
-        commit: measured, where the tree does not know it.
+    Attributes:
+        path: JSON file to write.
+        command: Command line of the benchmark.
+        commit: Measured commit, if the tree is not a git checkout.
+        figures: Figures by name.
+        notes: Notes by kind and name.
+        hardware: Properties of the machine.
+        versions: Versions of the installed packages.
     """
 
     path: Path
@@ -40,32 +44,32 @@ class Report:
         self.figures[name] = figure
         self.save()
 
-    def note(self, kind: str, what: str, words: Any) -> None:
-        """Raises KeyError for a kind that is none of NOTES."""
-        self.notes[kind][what] = words
+    def note(self, kind: str, name: str, detail: Any) -> None:
+        """Adds a note. Raises KeyError for a kind that is not in NOTES."""
+        self.notes[kind][name] = detail
         self.save()
 
-    def take(self, found: Mapping[str, Any]) -> None:
-        """What the file of a section holds."""
-        self.figures |= found["figures"]
-        for kind, notes in found["notes"].items():
+    def merge(self, section: Mapping[str, Any]) -> None:
+        """Adds the content of a section's file."""
+        self.figures |= section["figures"]
+        for kind, notes in section["notes"].items():
             self.notes[kind] |= notes
-        self.hardware |= found["hardware"]
-        self.versions |= found["versions"]
+        self.hardware |= section["hardware"]
+        self.versions |= section["versions"]
         self.save()
 
     def save(self) -> None:
-        part = self.path.with_name(self.path.name + ".part")
-        more: dict[str, Any] = {"hardware": self.hardware, "versions": self.versions, "notes": self.notes}
+        partial = self.path.with_name(self.path.name + ".part")
+        extra: dict[str, Any] = {"hardware": self.hardware, "versions": self.versions, "notes": self.notes}
         if self.commit:
-            more["commit"] = self.commit
-        results.write(part, self.command, self.figures, **more)
-        os.replace(part, self.path)  # noqa: PTH105  a reader never sees half a file
+            extra["commit"] = self.commit
+        results.write(partial, self.command, self.figures, **extra)
+        os.replace(partial, self.path)  # noqa: PTH105  a reader never sees an incomplete file
 
 
 @dataclass
 class Budget:
-    """Seconds, from when it is made."""
+    """Time budget, in seconds from its creation."""
 
     seconds: float
     begun: float = field(default_factory=time.monotonic)
@@ -76,10 +80,10 @@ class Budget:
 
 
 def _versions() -> dict[str, str]:
-    found = {}
+    versions = {}
     for package in _PACKAGES:
         try:
-            found[package] = importlib.metadata.version(package)
+            versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return versions

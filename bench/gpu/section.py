@@ -1,4 +1,4 @@
-"""What a section is given."""
+"""Input of a section."""
 
 from __future__ import annotations
 
@@ -12,11 +12,15 @@ from bench.gpu.shapes import Scale
 
 @dataclass
 class Bench:
-    """One section's run.
+    """Run of one section.
 
-    Args:
-        matmul_tflops: as the ceilings' section measured it; None where it did not.
-        compiling: whether torch.compile is measured.
+    Attributes:
+        report: Report that receives figures and notes.
+        device: Device to measure.
+        scale: Sizes of networks and inputs.
+        budget: Remaining time of the section.
+        matmul_tflops: Rate measured by the section "ceilings"; None if not measured.
+        compiling: Whether torch.compile is measured.
     """
 
     report: Report
@@ -28,15 +32,15 @@ class Bench:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What networks compute in: a CPU has no fast bfloat16."""
+        """Type in which networks compute: float32 on a CPU, which has no fast bfloat16."""
         return torch.bfloat16 if self.device.type == "cuda" else torch.float32
 
-    def skip(self, what: str, why: str) -> None:
-        self.report.note("skipped", what, why)
+    def skip(self, name: str, reason: str) -> None:
+        self.report.note("skipped", name, reason)
 
-    def affords(self, what: str, seconds: float) -> bool:
-        """Whether so much time is left; where it is not, that is noted."""
+    def has_time_for(self, name: str, seconds: float) -> bool:
+        """Returns whether enough time remains; otherwise records that `name` was skipped."""
         if (left := self.budget.left) >= seconds:
             return True
-        self.skip(what, f"takes about {seconds:.0f} s, and {left:.0f} s are left to its section")
+        self.skip(name, f"needs about {seconds:.0f} s, and the section has {left:.0f} s left")
         return False

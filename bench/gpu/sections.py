@@ -1,4 +1,4 @@
-"""The sections, each in a process of its own: what one breaks on the device, the next does not see."""
+"""Sections of the benchmark, each in a separate process so that a device error does not affect the next."""
 
 from __future__ import annotations
 
@@ -18,13 +18,18 @@ from bench.results import read
 
 @dataclass(frozen=True)
 class Section:
-    """Seconds that a section may take, and with fewer than which it is not begun."""
+    """Time limits of a section.
+
+    Attributes:
+        seconds: Upper bound on the run time, in seconds.
+        least: Remaining time below which the section is skipped, in seconds.
+    """
 
     seconds: float
     least: float
 
 
-# In this order. Together longer than one call may be: few will take all of theirs.
+# In order of execution. Their sum exceeds the default total, because few sections use all of their time.
 SECTIONS: Final[Mapping[str, Section]] = {
     "ceilings": Section(45, 15),
     "kernels": Section(110, 25),
@@ -34,8 +39,8 @@ SECTIONS: Final[Mapping[str, Section]] = {
 }
 
 
-def function(name: str) -> Callable[[Any], None]:
-    """What a section runs, of a `section.Bench`. Loads torch."""
+def load_section(name: str) -> Callable[[Any], None]:
+    """Returns the function that runs a section with a `section.Bench`. Imports torch."""
     from bench.gpu import ceilings, kernels, steps, tensorrt
 
     if name in ("wan1_3b", "wan14b"):
@@ -50,38 +55,38 @@ def run_all(
     budget: Budget,
     command: Callable[[str, Path, float, float | None], Sequence[str]],
 ) -> None:
-    """Runs sections one after the other and takes over what they found.
+    """Runs sections in sequence and merges their files into the report.
 
     Args:
-        command: of a section: its name, the file that it is to write, its seconds, and the rate of matrix
-            products in TFLOP/s where that is known.
+        command: Returns the command line of a section for its name, the file to write, its time limit in
+            seconds, and the rate of matrix products in TFLOP/s if known.
     """
     for name in names:
         section, left = SECTIONS[name], budget.left
         if left < section.least:
-            report.note("skipped", name, f"{left:.0f} s are left, and it takes {section.least:.0f} at least")
+            report.note("skipped", name, f"{left:.0f} s left, needs at least {section.least:.0f} s")
             continue
         seconds = min(section.seconds, left)
         path = report.path.with_name(f"{report.path.stem}.{name}.json")
         path.unlink(missing_ok=True)
-        fault = run_one(command(name, path, seconds, _rate(report)), seconds)
+        failure = run_one(command(name, path, seconds, _matmul_rate(report)), seconds)
         try:
-            report.take(read(path))
+            report.merge(read(path))
             path.unlink()
         except (OSError, ValueError, KeyError) as error:
-            fault = fault or f"left nothing behind: {error!r}"
-        if fault and name not in report.notes["failed"]:
-            report.note("failed", name, fault)
+            failure = failure or f"wrote no result file: {error!r}"
+        if failure and name not in report.notes["failed"]:
+            report.note("failed", name, failure)
 
 
 def run_one(command: Sequence[str], seconds: float) -> str | None:
-    """Runs a section to its end, or as long as it may; what was wrong with it, or None."""
-    # A group of its own: compilers leave workers behind that would go on.
+    """Runs a section until it ends or its time is over. Returns the reason of a failure, or None."""
+    # A separate process group, because compilers leave worker processes behind.
     process = subprocess.Popen(command, start_new_session=True)
     try:
         status = process.wait(seconds)
     except subprocess.TimeoutExpired:
-        return f"ended after its {seconds:.0f} s; what it had found is kept"
+        return f"stopped after {seconds:.0f} s; figures measured until then are kept"
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -89,6 +94,6 @@ def run_one(command: Sequence[str], seconds: float) -> str | None:
     return f"its process ended with status {status}" if status else None
 
 
-def _rate(report: Report) -> float | None:
+def _matmul_rate(report: Report) -> float | None:
     figure = report.figures.get("matmul_tflops")
     return float(figure["value"]) if isinstance(figure, Mapping) else None

@@ -1,4 +1,4 @@
-"""Whole requests of four steps: in full, and a hit that reuses one step and computes a region in two."""
+"""Requests of four steps: in full, and a hit that reuses one step and computes a region in two."""
 
 from __future__ import annotations
 
@@ -9,20 +9,23 @@ from torch import Tensor
 
 from bench.gpu.shapes import SIGMAS
 from services.denoiser.backends.base import Backend, StepInputs
-from services.denoiser.network.sampler import euler
+from services.denoiser.network.sampler import euler_step
 from services.denoiser.network.text import AmplifiedText
 from services.denoiser.network.wan import Grid
-from services.denoiser.reuse.regions import difference, edge_weights, refined
+from services.denoiser.reuse.regions import compare_predictions, compute_edge_weights, refine_region
 
 
 @dataclass(frozen=True)
 class Video:
-    """What one video's steps read.
+    """Inputs of the steps of one video.
 
-    Args:
-        latents: float32 [5, N, C*P], x_0 to x_4 of a donor, as tokens.
-        cos, sin: float32 [N, head_dim].
-        dtype: of the network.
+    Attributes:
+        grid: Tokens along time, rows and columns.
+        latents: Latents x_0 to x_4 of a donor as tokens, float32 [5, N, C*P].
+        cos: Rotary position table, float32 [N, head_dim].
+        sin: Likewise.
+        text: Keys and values of the prompt.
+        dtype: Type of the network.
     """
 
     grid: Grid
@@ -33,7 +36,7 @@ class Video:
     dtype: torch.dtype
 
     def inputs(self, x: Tensor, sigma: float, at: Tensor | None = None) -> StepInputs:
-        """Of the tokens `at`, or of all of x [N, C*P]."""
+        """Returns the inputs of a step for the tokens `at` of x [N, C*P]; None for all tokens."""
         cos, sin = self.cos, self.sin
         if at is not None:
             x, cos, sin = x[at], cos[at], sin[at]
@@ -41,34 +44,34 @@ class Video:
         return StepInputs(x[None].to(self.dtype), cos, sin, self.text, timestep)
 
 
-def full(backend: Backend, video: Video) -> Tensor:
-    """Four full steps."""
+def run_full(backend: Backend, video: Video) -> Tensor:
+    """Runs four full steps."""
     x = video.latents[0]
     for i in range(4):
         x = _full_step(backend, video, x, i)
     return x
 
 
-def hit(backend: Backend, video: Video, at: Tensor) -> Tensor:
-    """From the donor's x_1: two steps of the tokens `at`, as `stages.Stages` does them, and a full one.
+def run_hit(backend: Backend, video: Video, at: Tensor) -> Tensor:
+    """Runs two steps of the tokens `at` from the donor's x_1, as `reuse/stages.py` does, and a full step.
 
-    The region stays as it is, so that its share does, though the work of refining it is done. It is known
-    before the first step, as one found by attention is.
+    The region does not change, so that its share of the tokens stays fixed, but the computation that refines
+    it is included. The region is known before the first step, as with regions found by attention.
     """
     x = video.latents[1]
     active = torch.zeros(len(x), dtype=torch.bool, device=x.device)
     active[at] = True
     for i in (1, 2):
-        here, there, sigma, following = video.latents[i], video.latents[i + 1], SIGMAS[i], SIGMAS[i + 1]
+        current, next_, sigma, next_sigma = video.latents[i], video.latents[i + 1], SIGMAS[i], SIGMAS[i + 1]
         velocity = backend.predict(video.inputs(x, sigma, at))[0].float()
-        donor = here - sigma * (there - here) / (following - sigma)
-        differences = difference(x[at] - sigma * velocity, donor[at], donor.var())
-        refined(active, differences, video.grid, threshold=0.1, dilation=1)
-        own = euler(x, torch.zeros_like(x).index_copy_(0, at, velocity), sigma, following)
-        x = torch.lerp(there, own, edge_weights(active, video.grid)[:, None])
+        donor = current - sigma * (next_ - current) / (next_sigma - sigma)
+        differences = compare_predictions(x[at] - sigma * velocity, donor[at], donor.var())
+        refine_region(active, differences, video.grid, threshold=0.1, dilation=1)
+        own = euler_step(x, torch.zeros_like(x).index_copy_(0, at, velocity), sigma, next_sigma)
+        x = torch.lerp(next_, own, compute_edge_weights(active, video.grid)[:, None])
     return _full_step(backend, video, x, 3)
 
 
 def _full_step(backend: Backend, video: Video, x: Tensor, i: int) -> Tensor:
     velocity = backend.predict(video.inputs(x, SIGMAS[i]))[0].float()
-    return euler(x, velocity, SIGMAS[i], SIGMAS[i + 1])
+    return euler_step(x, velocity, SIGMAS[i], SIGMAS[i + 1])

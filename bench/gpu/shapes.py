@@ -1,4 +1,4 @@
-"""What is measured, at which sizes, and how many operations that takes."""
+"""Sizes of the measured networks and inputs, and their operation counts."""
 
 from __future__ import annotations
 
@@ -11,14 +11,19 @@ from torch import Tensor
 
 from services.denoiser.network.wan import Grid, WanConfig
 
-# LightX2V's four steps.
+# Noise levels of LightX2V's four steps.
 SIGMAS: Final = (1.0, 0.9375, 0.8333333333333334, 0.625, 0.0)
 REGIONS: Final = {"region10": 0.1, "region30": 0.3, "region50": 0.5}
 
 
 @dataclass(frozen=True)
 class Network:
-    """A network to measure; every time is the median of `repeats`."""
+    """Network to measure.
+
+    Attributes:
+        config: Sizes of the network.
+        repeats: Number of runs of which a time is the median.
+    """
 
     config: WanConfig
     repeats: int
@@ -26,16 +31,16 @@ class Network:
 
 @dataclass(frozen=True)
 class Scale:
-    """Sizes of everything.
+    """Sizes of networks and inputs.
 
-    Args:
-        networks: by the name that their figures begin with.
-        grid: tokens along time, rows and columns.
-        keys: tokens of a text, padding included.
-        copy_bytes: of the device-to-device copy.
-        matrix: side of the square matrices of the product.
-        cross: for the kernel's speed, heads and channels of a head.
-        engine: for TensorRT, a small network and a part of a large one.
+    Attributes:
+        networks: Networks by the prefix of their figures.
+        grid: Tokens along time, rows and columns.
+        keys: Tokens of a text including padding.
+        copy_bytes: Size of the device-to-device copy, in bytes.
+        matrix: Rows and columns of the multiplied matrices.
+        cross: Heads and channels per head for which the kernel is timed.
+        engine: Networks for TensorRT: a small one and a part of a large one.
     """
 
     networks: dict[str, Network]
@@ -88,25 +93,29 @@ SCALES: Final = {
 
 
 def step_flops(config: WanConfig, tokens: int, keys: int, texts: int = 1) -> int:
-    """Floating-point operations of one step: its matrix products and attentions, 2 for each multiply-add.
+    """Counts the floating-point operations of matrix products and attentions in one step.
 
-    Left out: norms, activations, rotation, the timestep's embedding (one row), and the texts' keys and
-    values, which are computed once for a request and not in a step.
+    A multiply-add counts as 2. Excludes norms, activations, rotation, the embedding of the timestep (one
+    row), and the keys and values of texts, which are computed once per request and not in a step.
 
     Args:
-        keys: tokens of each text.
-        texts: that cross-attention reads; contrast has 2.
+        keys: Tokens of each text.
+        texts: Number of texts that cross-attention reads; 2 for contrast.
     """
     n, d = tokens, config.dim
     channels = (config.in_channels + config.out_channels) * config.patch_volume
-    # Self-attention projects queries, keys, values and its output, cross-attention queries and output.
+    # Self-attention projects queries, keys, values and output; cross-attention projects queries and output.
     matrices = 2 * n * d * (6 * d + 2 * config.ffn_dim)
     attention = 4 * n * n * d + 4 * n * keys * d * texts
     return config.layers * (matrices + attention) + 2 * n * channels * d
 
 
-def region(grid: Grid, share: float, device: torch.device) -> Tensor:
-    """The tokens nearest to the middle of every frame, `share` of all of them: int64, ascending."""
+def select_region(grid: Grid, share: float, device: torch.device) -> Tensor:
+    """Selects the tokens nearest to the centre of every frame. Returns ascending indices, int64.
+
+    Args:
+        share: Share of all tokens to select, 0 to 1.
+    """
     frames, rows, columns = grid
     y = torch.linspace(-1, 1, rows, device=device).view(1, rows, 1)
     x = torch.linspace(-1, 1, columns, device=device).view(1, 1, columns)

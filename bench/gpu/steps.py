@@ -1,4 +1,4 @@
-"""Steps of one network: full, of a region, amplified; by every backend, and by diffusers."""
+"""Sections "wan1_3b" and "wan14b": full, region and amplified steps on every backend and on diffusers."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from bench.gpu import sequences
-from bench.gpu.networks import diffusers_step, random_network
+from bench.gpu.networks import build_diffusers_step, random_network
 from bench.gpu.section import Bench
-from bench.gpu.shapes import REGIONS, SIGMAS, region, step_flops
-from bench.gpu.timing import milliseconds, relative, seconds, top_kernels
+from bench.gpu.shapes import REGIONS, SIGMAS, select_region, step_flops
+from bench.gpu.timing import measure_milliseconds, measure_seconds, profile_top_kernels, relative_error
 from bench.results import Figure, median, ratio, single
 from services.denoiser.backends.base import Backend, BackendError, StepInputs
 from services.denoiser.backends.compiled import compiled_backend
@@ -24,15 +24,15 @@ from services.denoiser.network.text import AmplifiedText, LayerAmplification
 from services.denoiser.network.wan import WanTransformer, rope_table
 
 ITEMS = ("full", *REGIONS, "amplified")
-# How far another backend's step may lie from eager's, by relative norm: rounding of all its blocks.
+# Upper bound on the relative error against eager, by type: accumulated rounding of all blocks.
 TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
-# Of torch's compiler, for all it compiles of a network; it was 20 s on two CPU cores for a small one.
+# Estimated compile time of a network, in seconds; measured: 20 s on two CPU cores for a small one.
 _COMPILE_SECONDS = 60.0
 
 
 @dataclass
 class _Steps:
-    """One network's steps, and what was measured of them: milliseconds by backend and item."""
+    """Steps of one network, with times in milliseconds and expected results by item."""
 
     bench: Bench
     name: str
@@ -45,7 +45,7 @@ class _Steps:
     expected: dict[str, Tensor] = field(default_factory=dict)
 
     def estimate(self, item: str, runs: int) -> float:
-        """Seconds, from eager's full step; 0 before there is one."""
+        """Estimates the time of `runs` steps from eager's full step, in seconds; 0 before it is measured."""
         if not (full := self.times.get(("eager", "full"))):
             return 0.0
         config, keys = self.network.config, self.bench.scale.keys
@@ -55,26 +55,26 @@ class _Steps:
         return 1.2 * runs * share * max(full) / 1e3
 
     def measure(self, backend: str, item: str, step: Callable[[], Tensor]) -> bool:
-        """Times a step, once its result is near eager's; whether it is.
+        """Times a step if its result agrees with eager's. Returns whether it was timed.
 
-        Raises whatever the step does.
+        Errors of the step are not caught.
         """
-        what = f"{self.name}_{backend}_{item}"
-        if not self.bench.affords(what, self.estimate(item, self.repeats + 1)):
+        label = f"{self.name}_{backend}_{item}"
+        if not self.bench.has_time_for(label, self.estimate(item, self.repeats + 1)):
             return False
         out = step()
         if item not in self.expected:
             self.expected[item] = out.clone()
-        error = relative(out, self.expected[item])
+        error = relative_error(out, self.expected[item])
         if backend != "eager":
-            self.figure(f"{what}_to_eager_rel", single(error, "relative"))
+            self.figure(f"{label}_to_eager_rel", single(error, "relative"))
         if not error <= TOLERANCES[out.dtype]:
-            words = f"lies {error:.2g} from eager, more than {TOLERANCES[out.dtype]:g}: not timed"
-            self.bench.report.note("failed", what, words)
+            detail = f"differs from eager by {error:.2g}, more than {TOLERANCES[out.dtype]:g}: not timed"
+            self.bench.report.note("failed", label, detail)
             return False
         del out
-        self.times[backend, item] = milliseconds(step, self.repeats, self.bench.device, warmups=0)
-        self.figure(f"{what}_ms", median(self.times[backend, item], "ms"))
+        self.times[backend, item] = measure_milliseconds(step, self.repeats, self.bench.device, warmups=0)
+        self.figure(f"{label}_ms", median(self.times[backend, item], "ms"))
         return True
 
     def figure(self, name: str, figure: Figure) -> None:
@@ -86,12 +86,12 @@ class _Steps:
 
 
 def run(bench: Bench, name: str) -> None:
-    """Everything about the scale's network `name`. A backend that fails is noted, and the rest goes on."""
+    """Measures the network `name` of the scale. Records backends that fail and continues."""
     network = random_network(bench.scale.networks[name].config, bench.device, bench.dtype)
-    # As the service does: weights are loaded outside of inference mode, everything else is made inside. To
-    # the compiler, what is made outside is of another kind, and is compiled apart.
+    # As in the service: weights are loaded outside of inference mode, all other tensors are created inside.
+    # The compiler treats tensors created outside as a different kind and would compile them separately.
     with torch.inference_mode():
-        _measure(_prepared(bench, name, network))
+        _measure(_prepare(bench, name, network))
 
 
 def _measure(steps: _Steps) -> None:
@@ -105,19 +105,19 @@ def _measure(steps: _Steps) -> None:
     if ("eager", "full") not in steps.times:
         return
     backends: dict[str, Backend] = {"eager": eager}
-    if (compiled := _compiled(steps)) is not None:
+    if (compiled := _measure_compiled(steps)) is not None:
         backends["compiled"] = compiled
-    best = _best(steps, backends)
-    _compared(steps, best)
-    _whole_requests(steps, backends[best])
-    _diffusers(steps, best)
-    _cuda_graph(steps, eager)
+    best = _select_best(steps, backends)
+    _report_best(steps, best)
+    _measure_requests(steps, backends[best])
+    _measure_diffusers(steps, best)
+    _measure_cuda_graph(steps, eager)
     if bench.device.type == "cuda":
         for label, backend in backends.items():
             _profile(steps, label, partial(backend.predict, steps.inputs["full"]))
 
 
-def _prepared(bench: Bench, name: str, transformer: WanTransformer) -> _Steps:
+def _prepare(bench: Bench, name: str, transformer: WanTransformer) -> _Steps:
     scale, device, config = bench.scale, bench.device, transformer.config
     bench.report.note(
         "facts",
@@ -139,59 +139,59 @@ def _prepared(bench: Bench, name: str, transformer: WanTransformer) -> _Steps:
     x, sigma = latents[0], SIGMAS[1]
     inputs = {"full": video.inputs(x, sigma)}
     for item, share in REGIONS.items():
-        inputs[item] = video.inputs(x, sigma, region(scale.grid, share, device))
+        inputs[item] = video.inputs(x, sigma, select_region(scale.grid, share, device))
     full = inputs["full"]
     contrast = AmplifiedText(text, tuple(LayerAmplification(other=kv, strength=0.5) for kv in donor))
     inputs["amplified"] = StepInputs(full.tokens, full.rope_cos, full.rope_sin, contrast, full.timestep)
     return _Steps(bench, name, transformer, video, states, inputs, scale.networks[name].repeats)
 
 
-def _compiled(steps: _Steps) -> Backend | None:
-    """The compiled backend, measured; None where it was not, or its full step is not right."""
-    bench, what = steps.bench, f"{steps.name}_compiled"
+def _measure_compiled(steps: _Steps) -> Backend | None:
+    """Measures the compiled backend. Returns None if it was skipped or its full step is wrong."""
+    bench, label = steps.bench, f"{steps.name}_compiled"
     if not bench.compiling:
-        bench.skip(what, "not asked for: on a CPU, compiling says nothing of a GPU")
+        bench.skip(label, "not requested: compilation on a CPU is not representative of a GPU")
         return None
-    if not bench.affords(what, _COMPILE_SECONDS + steps.estimate("full", steps.repeats + 1)):
+    if not bench.has_time_for(label, _COMPILE_SECONDS + steps.estimate("full", steps.repeats + 1)):
         return None
-    backend, right = compiled_backend(steps.network), False
+    backend, correct = compiled_backend(steps.network), False
     try:
         for item in ITEMS:
-            if item in ("full", "amplified"):  # where something is compiled
-                took = seconds(partial(backend.predict, steps.inputs[item]), bench.device)
-                steps.figure(f"{what}_{item}_first_s", single(took, "s"))
+            if item in ("full", "amplified"):  # the first step with one and with two texts compiles
+                first = measure_seconds(partial(backend.predict, steps.inputs[item]), bench.device)
+                steps.figure(f"{label}_{item}_first_s", single(first, "s"))
             if not steps.measure("compiled", item, partial(backend.predict, steps.inputs[item])):
                 break
-            right = right or item == "full"
+            correct = correct or item == "full"
     except (BackendError, RuntimeError) as error:
-        bench.report.note("failed", what, f"{type(error).__name__}: {error}")
-    # A few: were every block compiled apart, dynamo would give up and run the rest as it is.
+        bench.report.note("failed", label, f"{type(error).__name__}: {error}")
+    # Expected: a few. If every block were compiled separately, dynamo would fall back to eager execution.
     graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
-    bench.report.note("facts", f"{what}_graphs", graphs)
-    return backend if right else None
+    bench.report.note("facts", f"{label}_graphs", graphs)
+    return backend if correct else None
 
 
-def _best(steps: _Steps, backends: Mapping[str, Backend]) -> str:
-    """The backend of the fastest full step, of those that serve."""
+def _select_best(steps: _Steps, backends: Mapping[str, Backend]) -> str:
+    """Returns the backend with the fastest full step among those used for serving."""
 
     def full_ms(label: str) -> float:
-        found = steps.median_ms(label, "full")
-        return float("inf") if found is None else found
+        median_ms = steps.median_ms(label, "full")
+        return float("inf") if median_ms is None else median_ms
 
     best = min(backends, key=full_ms)
     steps.bench.report.note("facts", f"{steps.name}_best_backend", best)
     return best
 
 
-def _compared(steps: _Steps, best: str) -> None:
-    """Figures that follow from the best backend's times; those of regions that have none are left out."""
+def _report_best(steps: _Steps, best: str) -> None:
+    """Reports figures derived from the times of the best backend. Omits regions without times."""
     name, bench = steps.name, steps.bench
     full = steps.times[best, "full"]
     steps.figure(f"{name}_full_step_ms", median(full, "ms"))
     flops = step_flops(steps.network.config, bench.scale.tokens, bench.scale.keys)
     steps.figure(f"{name}_full_step_tflops", median([flops / ms / 1e9 for ms in full], "TFLOP/s"))
     if bench.matmul_tflops is None:
-        bench.skip(f"{name}_full_step_of_bound", "the rate of matrix products was not measured")
+        bench.skip(f"{name}_full_step_of_bound", "matmul_tflops was not measured")
     else:
         bound = flops / bench.matmul_tflops / 1e9
         steps.figure(f"{name}_full_step_of_bound", median([bound / ms for ms in full], "share"))
@@ -199,35 +199,41 @@ def _compared(steps: _Steps, best: str) -> None:
         if times := steps.times.get((best, item)):
             steps.figure(f"{name}_{item}_ratio", ratio(times, full))
     if times := steps.times.get((best, "amplified")):
-        over = ratio(times, full, "share")
-        low, high = over.ci95 or (over.value, over.value)
-        steps.figure(f"{name}_amplify_overhead", Figure(over.value - 1, "share", over.n, (low - 1, high - 1)))
+        quotient = ratio(times, full, "share")
+        low, high = quotient.ci95 or (quotient.value, quotient.value)
+        overhead = Figure(quotient.value - 1, "share", quotient.n, (low - 1, high - 1))
+        steps.figure(f"{name}_amplify_overhead", overhead)
 
 
-def _whole_requests(steps: _Steps, backend: Backend) -> None:
-    """`hit_plan_speedup`: four full steps by K1 = 1, two steps of 30 % of the tokens and a full one."""
+def _measure_requests(steps: _Steps, backend: Backend) -> None:
+    """Measures `hit_plan_speedup`.
+
+    It compares four full steps with the plan K1 = 1: two steps of 30 % of the tokens and a full one.
+    """
     name, bench = steps.name, steps.bench
-    at = region(bench.scale.grid, REGIONS["region30"], bench.device)
-    one = steps.estimate("full", 5) + steps.estimate("region30", 2)
-    if not bench.affords(f"{name}_hit_plan_speedup", steps.repeats * one):
+    at = select_region(bench.scale.grid, REGIONS["region30"], bench.device)
+    seconds_per_repeat = steps.estimate("full", 5) + steps.estimate("region30", 2)
+    if not bench.has_time_for(f"{name}_hit_plan_speedup", steps.repeats * seconds_per_repeat):
         return
     x, full_ms, hit_ms = steps.video.latents[0], [], []
-    for where in (None, at):
-        backend.predict(steps.video.inputs(x, SIGMAS[0], where))
-    for _ in range(steps.repeats):  # in turn, so that a clock rate that falls hits both
-        full_ms += milliseconds(partial(sequences.full, backend, steps.video), 1, bench.device, 0)
-        hit_ms += milliseconds(partial(sequences.hit, backend, steps.video, at), 1, bench.device, 0)
+    for tokens in (None, at):
+        backend.predict(steps.video.inputs(x, SIGMAS[0], tokens))
+    for _ in range(steps.repeats):  # alternating, so that a falling clock rate affects both
+        full_ms += measure_milliseconds(partial(sequences.run_full, backend, steps.video), 1, bench.device, 0)
+        hit_ms += measure_milliseconds(
+            partial(sequences.run_hit, backend, steps.video, at), 1, bench.device, 0
+        )
     steps.figure(f"{name}_full_plan_ms", median(full_ms, "ms"))
     steps.figure(f"{name}_hit_plan_ms", median(hit_ms, "ms"))
     steps.figure(f"{name}_hit_plan_speedup", ratio(full_ms, hit_ms))
 
 
-def _diffusers(steps: _Steps, best: str) -> None:
-    """`vs_diffusers`: its full step by ours."""
+def _measure_diffusers(steps: _Steps, best: str) -> None:
+    """Measures `vs_diffusers`, the time of diffusers' full step divided by that of the best backend."""
     name, video = steps.name, steps.video
     full = steps.inputs["full"]
     try:
-        step = diffusers_step(steps.network, full.tokens, video.grid, steps.states, full.timestep)
+        step = build_diffusers_step(steps.network, full.tokens, video.grid, steps.states, full.timestep)
         measured = steps.measure("diffusers", "full", step)
     except ImportError as error:
         steps.bench.skip(f"{name}_diffusers", f"{type(error).__name__}: {error}")
@@ -236,36 +242,36 @@ def _diffusers(steps: _Steps, best: str) -> None:
         steps.bench.report.note("failed", f"{name}_diffusers", f"{type(error).__name__}: {error}")
         return
     if measured:
-        theirs, ours = steps.times["diffusers", "full"], steps.times[best, "full"]
-        steps.figure(f"{name}_vs_diffusers", ratio(theirs, ours))
+        diffusers_ms, best_ms = steps.times["diffusers", "full"], steps.times[best, "full"]
+        steps.figure(f"{name}_vs_diffusers", ratio(diffusers_ms, best_ms))
 
 
-def _cuda_graph(steps: _Steps, eager: EagerBackend) -> None:
-    """Eager's step without the host's part: what launches cost."""
-    what, bench = f"{steps.name}_cuda_graph", steps.bench
+def _measure_cuda_graph(steps: _Steps, eager: EagerBackend) -> None:
+    """Measures eager's steps as CUDA graphs, which excludes the launch overhead of the host."""
+    label, bench = f"{steps.name}_cuda_graph", steps.bench
     if bench.device.type != "cuda":
-        bench.skip(what, "needs a CUDA device")
+        bench.skip(label, "needs a CUDA device")
         return
-    for item in ("region10", "full"):  # the shorter, the more of it are launches
-        if not bench.affords(f"{what}_{item}", steps.estimate(item, steps.repeats + 4)):
+    for item in ("region10", "full"):  # launches take a larger share of shorter steps
+        if not bench.has_time_for(f"{label}_{item}", steps.estimate(item, steps.repeats + 4)):
             continue
         try:
-            replay = _captured(partial(eager.predict, steps.inputs[item]))
+            replay = _capture(partial(eager.predict, steps.inputs[item]))
             steps.measure("cuda_graph", item, replay)
         except RuntimeError as error:
-            bench.report.note("failed", f"{what}_{item}", f"{type(error).__name__}: {error}")
+            bench.report.note("failed", f"{label}_{item}", f"{type(error).__name__}: {error}")
             return
         del replay
         gc.collect()
         torch.cuda.empty_cache()
 
 
-def _captured(step: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    """A step over inputs that stay where they are, as a CUDA graph."""
-    make: Any = torch.cuda.Stream
-    side = make()
+def _capture(step: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """Captures a step with inputs at fixed addresses as a CUDA graph. Returns its replay."""
+    construct: Any = torch.cuda.Stream
+    side = construct()
     side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):  # libraries make their handles before they are captured
+    with torch.cuda.stream(side):  # libraries must create their handles before the capture
         step()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
@@ -280,10 +286,10 @@ def _captured(step: Callable[[], Tensor]) -> Callable[[], Tensor]:
 
 
 def _profile(steps: _Steps, label: str, step: Callable[[], Tensor]) -> None:
-    what = f"{steps.name}_{label}_kernels"
-    if not steps.bench.affords(what, steps.estimate("full", 3) + 5):
+    name = f"{steps.name}_{label}_kernels"
+    if not steps.bench.has_time_for(name, steps.estimate("full", 3) + 5):
         return
     try:
-        steps.bench.report.note("facts", what, top_kernels(step))
+        steps.bench.report.note("facts", name, profile_top_kernels(step))
     except (RuntimeError, AttributeError) as error:
-        steps.bench.report.note("failed", what, f"{type(error).__name__}: {error}")
+        steps.bench.report.note("failed", name, f"{type(error).__name__}: {error}")

@@ -1,1 +1,1 @@
-"""The demo of `make run`: a dozen prompts, with and without reuse."""
+"""Demo of `make run`: a dozen prompts, generated with and without reuse."""

@@ -1,6 +1,7 @@
-"""Generates every prompt once in full and once with reuse, over gRPC, on services of its own.
+"""Quickstart demo: generates every prompt once in full and once with reuse, over gRPC.
 
-`python -m bench.quickstart.run --out out/` writes the videos, a contact sheet and the figures.
+`python -m bench.quickstart.run --out out/` starts the services and writes the videos, a contact sheet and the
+figures.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Annotated, Final
 
 import typer
 from chorus_client import ChorusClient, ChorusError
-from chorus_client.aio import write_whole
+from chorus_client.files import write_atomically
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -27,7 +28,7 @@ from bench import results
 from bench.quickstart.sheet import SheetRow, contact_sheet
 from bench.results import Figure
 from evaluation.deployment import local_deployment
-from evaluation.runs import Run, timed, warm_up
+from evaluation.timing import TimedGeneration, generate_timed, warm_up
 
 PROMPTS: Final = Path(__file__).with_name("prompts.txt")
 SHEET: Final = "contact_sheet.png"
@@ -35,11 +36,11 @@ SHEET: Final = "contact_sheet.png"
 
 @dataclass(frozen=True)
 class Row:
-    """One prompt, both ways."""
+    """A prompt, generated in full and with reuse."""
 
     prompt: str
-    full: Run
-    reused: Run
+    full: TimedGeneration
+    reused: TimedGeneration
 
     @property
     def hit(self) -> bool:
@@ -51,31 +52,32 @@ class Row:
 
 
 def read_prompts(path: Path) -> list[str]:
-    """The prompts of a file: one a line; empty lines and those that begin with "#" are none."""
+    """Reads the prompts of a file, one per line. Empty lines and lines that begin with "#" are ignored."""
     lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     return [line for line in lines if line and not line.startswith("#")]
 
 
 def measure(client: ChorusClient, prompts: Sequence[str], seed: int, reuse: str | None) -> Iterator[Row]:
-    """Both ways of each prompt, one after the other, so that both meet the same machine.
+    """Generates each prompt in full and with reuse in direct succession, so that both see the same machine
+    load.
 
-    The run in full reads and writes no cache, so only the runs with reuse leave donors (and the warm-up,
-    which is similar to none). Prompt i has the seed `seed` + i, as different users would have.
+    The full run neither reads nor writes the cache, so only runs with reuse store donors (and the warm-up,
+    which resembles no prompt). Prompt i uses the seed `seed` + i, as requests of different users would.
     """
     warm_up(client, reuse=reuse)
     for number, prompt in enumerate(prompts):
-        full = timed(client, prompt, seed=seed + number, reuse="off", no_store=True)
-        reused = timed(client, prompt, seed=seed + number, reuse=reuse)
+        full = generate_timed(client, prompt, seed=seed + number, reuse="off", no_store=True)
+        reused = generate_timed(client, prompt, seed=seed + number, reuse=reuse)
         yield Row(prompt, full, reused)
 
 
-def figures_of(
+def build_figures(
     rows: Sequence[Row],
     install_seconds: float | None,
     run_seconds: float,
     test_seconds: float | None = None,
 ) -> dict[str, Figure]:
-    """Medians of hits, misses and full runs; a kind that did not occur has none."""
+    """Computes the medians of hits, misses and full runs; a kind that did not occur has no figure."""
     groups = {
         "miss_seconds_p50": [row.reused.seconds for row in rows if not row.hit],
         "hit_seconds_p50": [row.reused.seconds for row in rows if row.hit],
@@ -93,11 +95,11 @@ def figures_of(
     return figures
 
 
-def table_of(rows: Sequence[Row]) -> Table:
-    """One line a prompt; a donor is named by the number of its line, or its prompt where it has none."""
+def build_table(rows: Sequence[Row]) -> Table:
+    """Builds a table with one line per prompt. A donor is shown by its line number, or else by its prompt."""
     numbers = {row.reused.generation.generation_id: f"no. {i}" for i, row in enumerate(rows, start=1)}
     table = Table(
-        title="each prompt with and without reuse, same machine, same run",
+        title="each prompt with reuse and in full, same machine, same run",
         title_justify="left",
         box=None,
         padding=(0, 2, 0, 0),
@@ -107,7 +109,7 @@ def table_of(rows: Sequence[Row]) -> Table:
     table.add_column("prompt")
     table.add_column("cache", no_wrap=True)
     table.add_column("donor", max_width=20)
-    for heading in ("score", "steps", "seconds", "without", "faster"):
+    for heading in ("score", "steps", "seconds", "full", "speed-up"):
         table.add_column(heading, justify="right", no_wrap=True)
     for number, row in enumerate(rows, start=1):
         generation = row.reused.generation
@@ -133,7 +135,7 @@ def sheet_row(row: Row) -> SheetRow:
     return SheetRow(
         prompt=row.prompt,
         hit=row.hit,
-        verdict=f"{kind}, {steps}, {row.reused.seconds:.2f} s (in full {row.full.seconds:.2f} s)",
+        verdict=f"{kind}, {steps}, {row.reused.seconds:.2f} s (full: {row.full.seconds:.2f} s)",
         detail=f"donor: {generation.donor.prompt}" if row.hit else "",
         reused=row.reused.video,
         full=row.full.video,
@@ -141,7 +143,7 @@ def sheet_row(row: Row) -> SheetRow:
 
 
 def slug(prompt: str) -> str:
-    """A file name of a prompt's first words."""
+    """Converts a prompt to a file name made of its first words."""
     return re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:48].rstrip("-")
 
 
@@ -150,34 +152,41 @@ def _scheduler(target: str | None, directory: Path) -> Iterator[str]:
     if target is not None:
         yield target
         return
-    with local_deployment(directory, forgetful=True) as targets:
+    with local_deployment(directory, cache_embeddings=False) as targets:
         yield targets["scheduler"]
 
 
 def main(
-    out: Annotated[Path, typer.Option(help="Folder for videos, sheet and figures.")] = Path("out"),
-    json: Annotated[Path | None, typer.Option(help="Where the figures go. Default: OUT/road.json.")] = None,
-    prompts: Annotated[Path, typer.Option(help="One prompt a line.")] = PROMPTS,
+    out: Annotated[Path, typer.Option(help="Output folder for videos, sheet and figures.")] = Path("out"),
+    json: Annotated[
+        Path | None, typer.Option(help="Result file for the figures. Default: OUT/quickstart.json.")
+    ] = None,
+    prompts: Annotated[Path, typer.Option(help="File with one prompt per line.")] = PROMPTS,
     target: Annotated[
         str | None,
-        typer.Option(help="Use this scheduler, and whatever its cache holds, instead of an own one."),
+        typer.Option(
+            help="Scheduler to use, host:port, with the contents of its cache. Default: start the services."
+        ),
     ] = None,
-    reuse: Annotated[str | None, typer.Option(help="safe, balanced or fast. Default: the server's.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the first prompt; the others count on.")] = 1000,
+    reuse: Annotated[
+        str | None, typer.Option(help="Reuse policy: safe, balanced or fast. Default: the server's.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the first prompt; later ones count up.")] = 1000,
     install_seconds: Annotated[
-        float | None, typer.Option(help="How long the installation took, for the figures.")
+        float | None, typer.Option(help="Duration of the installation in seconds, to include in the figures.")
     ] = None,
     test_seconds: Annotated[
-        float | None, typer.Option(help="How long `make test` took here, for the figures.")
+        float | None, typer.Option(help="Duration of `make test` in seconds, to include in the figures.")
     ] = None,
 ) -> None:
+    """Runs the demo and writes videos, contact sheet and figures."""
     begin = time.perf_counter()
     console = Console(highlight=False, soft_wrap=True)
     if not console.is_terminal:
         console.width = 120
     texts = read_prompts(prompts)
     if not texts:
-        raise typer.BadParameter(f"{prompts} holds no prompt")
+        raise typer.BadParameter(f"{prompts} contains no prompt")
     out.mkdir(parents=True, exist_ok=True)
     console.print("starting the services" if target is None else f"using {target}")
     rows: list[Row] = []
@@ -190,24 +199,26 @@ def main(
                 ):
                     rows.append(row)
                     name = f"{len(rows):02d}-{slug(row.prompt)}.mp4"
-                    write_whole(out / name, row.reused.video)
+                    write_atomically(out / name, row.reused.video)
     except ChorusError as error:
         console.print(f"error: {error.message}", markup=False)
         raise typer.Exit(1) from None
-    title = f"Chorus: {sum(row.hit for row in rows)} of {len(rows)} prompts reused an earlier one's latents"
+    title = (
+        f"Chorus: {sum(row.hit for row in rows)} of {len(rows)} prompts reused latents of an earlier prompt"
+    )
     contact_sheet([sheet_row(row) for row in rows], title).save(out / SHEET)
 
     total = time.perf_counter() - begin
-    figures = figures_of(rows, install_seconds, total, test_seconds)
+    figures = build_figures(rows, install_seconds, total, test_seconds)
     path = json or out / "quickstart.json"
     results.write(path, f"python -m bench.quickstart.run {shlex.join(sys.argv[1:])}".strip(), figures)
-    console.print(table_of(rows), soft_wrap=False)
+    console.print(build_table(rows), soft_wrap=False)
     for name in ("hit_seconds_p50", "miss_seconds_p50", "full_seconds_p50"):
         if name in figures:
             console.print(f"{name}: {figures[name].value:.3f} s (n = {figures[name].n})")
-    installed = f", {install_seconds:.0f} s of installation before it" if install_seconds is not None else ""
-    console.print(f"{total:.0f} s in all, {started:.0f} s of it until the services were ready{installed}")
-    console.print(f"{len(rows)} videos, {out / SHEET} and {path}")
+    installed = f"; installation before: {install_seconds:.0f} s" if install_seconds is not None else ""
+    console.print(f"total: {total:.0f} s, of which start of the services: {started:.0f} s{installed}")
+    console.print(f"wrote {len(rows)} videos, {out / SHEET} and {path}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The contact sheet: a row for each prompt, its frames with reuse beside those computed in full."""
+"""Contact sheet: a row for each prompt, with frames of the video with reuse and of the full computation."""
 
 from __future__ import annotations
 
@@ -23,7 +23,16 @@ _HIT, _MISS = (20, 120, 70), (150, 90, 20)
 
 @dataclass(frozen=True)
 class SheetRow:
-    """One prompt: what is written, and its two mp4s."""
+    """Contents of a row.
+
+    Attributes:
+        prompt: Prompt.
+        hit: True if the request reused a donor.
+        verdict: First line of text below the prompt: hit or miss, steps, seconds.
+        detail: Second line of text: the donor.
+        reused: mp4 generated with reuse.
+        full: mp4 of the full computation.
+    """
 
     prompt: str
     hit: bool
@@ -33,8 +42,8 @@ class SheetRow:
     full: bytes
 
 
-def frames_of(video: bytes, count: int = FRAMES) -> list[Image.Image]:
-    """`count` frames of an mp4, evenly from its first to its last; fewer if it is shorter."""
+def sample_frames(video: bytes, count: int = FRAMES) -> list[Image.Image]:
+    """Returns `count` frames of an mp4, evenly spaced from first to last, or all frames of a shorter one."""
     with av.open(io.BytesIO(video), "r") as container:
         frames = container.decode(video=0)
         images: list[Image.Image] = [frame.to_image() for frame in frames]  # type: ignore[no-untyped-call]
@@ -44,7 +53,7 @@ def frames_of(video: bytes, count: int = FRAMES) -> list[Image.Image]:
 
 
 def contact_sheet(rows: Sequence[SheetRow], title: str) -> Image.Image:
-    """Draws the sheet."""
+    """Draws the contact sheet."""
     block = FRAMES * (CELL + GAP) - GAP
     width = MARGIN + CAPTION + MARGIN + block + 2 * MARGIN + block + MARGIN
     height = MARGIN + 2 * HEAD + len(rows) * (CELL + 2 * GAP) + MARGIN
@@ -52,13 +61,13 @@ def contact_sheet(rows: Sequence[SheetRow], title: str) -> Image.Image:
     draw = ImageDraw.Draw(sheet)
     left, right = MARGIN + CAPTION + MARGIN, MARGIN + CAPTION + MARGIN + block + 2 * MARGIN
     draw.text((MARGIN, MARGIN), title, fill=_INK, font=_font(18))
-    for x, words in ((left, "with reuse"), (right, "every step computed")):
+    for x, words in ((left, "with reuse"), (right, "full computation")):
         draw.text((x, MARGIN + HEAD + 8), words, fill=_FAINT, font=_font(14))
     y = MARGIN + 2 * HEAD
     for row in rows:
         _caption(draw, y, row)
         for x, video in ((left, row.reused), (right, row.full)):
-            for i, frame in enumerate(frames_of(video)):
+            for i, frame in enumerate(sample_frames(video)):
                 sheet.paste(frame.resize((CELL, CELL), Image.Resampling.BOX), (x + i * (CELL + GAP), y))
         y += CELL + 2 * GAP
     return sheet
@@ -75,7 +84,7 @@ def _caption(draw: ImageDraw.ImageDraw, y: int, row: SheetRow) -> None:
 
 
 def wrap(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
-    """Lines of whole words no wider than `width` pixels; a single longer word stands alone."""
+    """Breaks text into lines of at most `width` pixels; a longer word gets a line alone."""
     lines: list[str] = []
     for word in text.split():
         longer = f"{lines[-1]} {word}" if lines else word

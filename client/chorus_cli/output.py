@@ -1,8 +1,9 @@
-"""What the commands print: words for people, JSON lines for machines, and the exit status."""
+"""Output of the commands: text for people, JSON lines for programs, and exit statuses."""
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import typer
-from chorus_client.aio import GenerationFailed
+from chorus_client import GenerationError
 from chorus_rpc import errors
 from chorus_rpc.errors import ChorusError, reason_name
 from google.protobuf.json_format import MessageToDict
@@ -22,6 +23,17 @@ FAILED: Final = 1
 BAD_INPUT: Final = 2
 UNREACHABLE: Final = 3
 INTERRUPTED: Final = 130
+PIPE_CLOSED: Final = 141
+
+# Meaning of every exit status, as `chorus --help` and docs/cli.md list them.
+EXIT_STATUSES: Final = {
+    OK: "done",
+    FAILED: "the generation or the server failed, or a confirmation was declined",
+    BAD_INPUT: "the input is invalid: an option, a file, or an unknown id",
+    UNREACHABLE: "nothing answers at the address, or a service that is needed is down",
+    INTERRUPTED: "interrupted by Ctrl-C",
+    PIPE_CLOSED: "the reader of stdout closed the pipe",
+}
 
 _BAD_INPUT: Final = frozenset(
     {
@@ -35,99 +47,134 @@ _BAD_INPUT: Final = frozenset(
 _UNREACHABLE: Final = frozenset({errors.DEPENDENCY_UNAVAILABLE, errors.SHUTTING_DOWN})
 
 
+class _Console(Console):
+    """Console that leaves a closed pipe to `Output.faults` instead of exiting with a status of rich's."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 class Output:
-    """Where a command writes. As JSON, stdout carries one object a line and nothing else.
+    """Destination of a command's output. With `as_json`, stdout carries one JSON object a line, nothing else.
 
     Messages are written in protobuf's JSON form with the names of the contract: 64-bit integers are strings.
+
+    Attributes:
+        console: writes to stdout.
+        notes: writes to stderr.
     """
 
     def __init__(self, as_json: bool) -> None:
         self.as_json = as_json
-        self.console = Console(highlight=False, markup=False, emoji=False)
-        self.notes = Console(stderr=True, highlight=False, markup=False, emoji=False)
+        self.console = _Console(highlight=False, markup=False, emoji=False)
+        self.notes = _Console(stderr=True, highlight=False, markup=False, emoji=False)
 
-    def machine(self, **fields: Any) -> None:
-        """One JSON line; nothing for people. Messages become objects."""
+    @property
+    def is_interactive(self) -> bool:
+        """Whether a question can be asked: text output, with a terminal to read from and to write to."""
+        return not self.as_json and sys.stdin.isatty() and sys.stderr.isatty()
+
+    def json_line(self, **fields: Any) -> None:
+        """Writes one JSON line with `as_json`, else nothing. Messages become objects."""
         if self.as_json:
             plain = {
                 key: as_dict(value) if isinstance(value, Message) else value for key, value in fields.items()
             }
-            sys.stdout.write(json.dumps(plain, ensure_ascii=True) + "\n")
-            sys.stdout.flush()
+            _write_line(json.dumps(plain, ensure_ascii=True))
 
-    def say(self, words: RenderableType, **fields: Any) -> None:
-        """`words` for people, `fields` for machines."""
+    def print(self, content: RenderableType, **fields: Any) -> None:
+        """Writes a result to stdout: `content` as text, or `fields` as a JSON line."""
         if self.as_json:
-            self.machine(**fields)
+            self.json_line(**fields)
+        elif isinstance(content, str):
+            _write_line(content)  # not by rich, which expands tabs
         else:
-            self.console.print(words, soft_wrap=isinstance(words, str))
+            self.console.print(content)
 
-    def note(self, text: str) -> None:
-        """For people only, beside the result."""
+    def status(self, text: str) -> None:
+        """Writes a line about progress to stderr; nothing with `as_json`."""
         if not self.as_json:
             self.notes.print(text, soft_wrap=True)
 
-    def fault(self, reason: str, message: str, **facts: Any) -> None:
-        """For machines: why the command ends. `reason` is the contract's, or one of this command's own."""
-        self.machine(error={"reason": reason, "message": message, **facts})
+    def error_record(self, reason: str, message: str, **facts: Any) -> None:
+        """Writes the JSON line of an error. `reason` is one of the contract's or of the command's own."""
+        self.json_line(error={"reason": reason, "message": message, **facts})
 
     def error(self, error: ChorusError) -> None:
-        """One line for each fault."""
-        self.fault(
+        """Writes an error: one line on stderr for each violation, or one JSON line."""
+        self.error_record(
             reason_name(error.reason),
             error.message,
             metadata=error.metadata,
             violations=[{"field": v.field, "description": v.description} for v in error.violations],
         )
-        faults = [f"{v.field}: {v.description}" for v in error.violations] or [error.message]
-        for fault in faults:
-            self.note(f"error: {one_line(fault)}")
+        lines = [f"{v.field}: {v.description}" for v in error.violations] or [error.message]
+        for line in lines:
+            self.status(f"error: {one_line(line)}")
 
     @contextmanager
     def faults(self) -> Iterator[None]:
-        """Faults of a command become a line and an exit status, never a traceback."""
+        """Turns the errors of a command into a line and an exit status, never a traceback."""
         try:
             yield
         except ChorusError as error:
             raise self.stop(error) from None
+        except BrokenPipeError:
+            # Later writes, such as the interpreter's flush at exit, must not fail again.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(PIPE_CLOSED) from None
         except OSError as error:
-            self.note(f"error: {error}")
-            self.fault("LOCAL_FILE", str(error))
+            self.status(f"error: {error}")
+            self.error_record("LOCAL_FILE", str(error))
             raise typer.Exit(BAD_INPUT) from None
         except KeyboardInterrupt:
             raise typer.Exit(INTERRUPTED) from None
 
     def stop(self, error: ChorusError) -> typer.Exit:
-        """Prints the error; the exception that ends the command with its status."""
+        """Prints the error and returns the exception that ends the command with its status."""
         self.error(error)
         return typer.Exit(exit_code(error))
 
+    def confirm(self, question: str) -> None:
+        """Asks a yes-or-no question on stderr; the default is no. A no ends the command with FAILED."""
+        if not typer.confirm(question, default=False, err=True):
+            raise typer.Exit(FAILED)
+
+
+def _write_line(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
 
 def exit_code(error: ChorusError) -> int:
-    """1: the generation or the server failed; 2: the input is at fault; 3: nobody answers."""
-    if isinstance(error, GenerationFailed):
+    """Returns the exit status of an error: FAILED, BAD_INPUT or UNREACHABLE."""
+    if isinstance(error, GenerationError):
         return FAILED
     if error.reason in _BAD_INPUT:
         return BAD_INPUT
-    # A deadline that no server of ours reported (no ErrorInfo): the call met silence.
+    # A deadline without ErrorInfo was not reported by a server: nothing answered in time.
     silent = error.reason == errors.DEADLINE_EXCEEDED and "service" in error.metadata
     return UNREACHABLE if error.reason in _UNREACHABLE or silent else FAILED
 
 
 def check_folder(path: Path | None, field: str) -> None:
-    """Before anything is computed: whether a file can go there. Raises ChorusError that names `field`."""
+    """Raises ChorusError that names `field` if `path` lies in a folder that does not exist.
+
+    Called before anything is computed.
+    """
     if path is not None and not path.absolute().parent.is_dir():
         raise errors.invalid(field, f"the folder {path.absolute().parent} does not exist")
 
 
 def as_dict(message: Message) -> dict[str, Any]:
-    found: dict[str, Any] = MessageToDict(
+    """Converts a message to its JSON form, with the field names of the contract and with default values."""
+    fields: dict[str, Any] = MessageToDict(
         message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
     )
-    return found
+    return fields
 
 
 def one_line(text: str, width: int | None = None) -> str:
-    """`text` safe for a terminal: what does not print becomes "·"; cut to `width` with "…"."""
+    """Returns `text` safe for a terminal: unprintable characters become "·"; cut to `width` with "…"."""
     clean = "".join(c if c.isprintable() else "·" for c in text.replace("\n", " "))
-    return clean if width is None or len(clean) <= width else clean[: width - 1] + "…"
+    return clean if width is None or len(clean) <= width else clean[: width - 1].rstrip() + "…"

@@ -1,7 +1,7 @@
-"""Commands that come with other packages: entry points of the group `chorus.commands`.
+"""Commands of other packages: entry points of the group `chorus.commands`.
 
-Each names a function with typer's annotations, or a typer app of several. What it needs is the extra of the
-command's name, in the distribution that registers it.
+Each entry point names a function with typer's annotations, or a typer app of several commands. The extra with
+the command's name, in the distribution that registers it, installs its dependencies.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _ANY_ARGUMENTS: Final = {"allow_extra_args": True, "ignore_unknown_options": Tru
 
 
 def add_commands(app: typer.Typer) -> None:
-    """Adds every command that is registered; one that cannot be loaded says what to install."""
+    """Adds every registered command. One that cannot be loaded prints what to install."""
     for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
         try:
             command = entry.load()
@@ -29,15 +29,15 @@ def add_commands(app: typer.Typer) -> None:
             else:
                 app.command(entry.name)(command)
         except ImportError as error:
-            app.command(entry.name, context_settings=_ANY_ARGUMENTS)(_absent(entry, error))
+            app.command(entry.name, context_settings=_ANY_ARGUMENTS)(_placeholder(entry, error))
 
 
 def not_installed(command: str, package: str, error: ImportError) -> ChorusError:
-    """The fault of a command whose extra is not installed."""
-    return invalid(command, f"{error}; install what it needs: pip install '{package}[{command}]'")
+    """Returns the error of a command whose extra is not installed."""
+    return invalid(command, f"{error}; install its dependencies: pip install '{package}[{command}]'")
 
 
-def _absent(entry: EntryPoint, error: ImportError) -> Callable[[], Any]:
+def _placeholder(entry: EntryPoint, error: ImportError) -> Callable[[], Any]:
     package = entry.dist.name if entry.dist else "chorus-serving"
     fault = not_installed(entry.name, package, error)
 

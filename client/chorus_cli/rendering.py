@@ -1,34 +1,36 @@
-"""A generation's events, and lists of generations, for people."""
+"""Text for people: the progress of a generation, lists of generations, statistics of the cache."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from types import TracebackType
 from typing import Self
 
 from chorus.cache.v1.cache_pb2 import StatsResponse
 from chorus.common.v1.plan_pb2 import DonorRef, Plan
-from chorus.scheduler.v1.scheduler_pb2 import Generation, GenerationEvent, StepCompletedEvent
-from chorus_client.plans import describe_amplification, describe_region
-from chorus_client.spec import state_word
+from chorus.scheduler.v1.scheduler_pb2 import Generation, GenerationEvent, StartedEvent, StepCompletedEvent
+from chorus_client.results import format_state
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from chorus_cli.output import one_line
 
 _PROMPT_WIDTH = 60
+_DONOR_WIDTH = 24
+# On a narrower terminal the lines of a list wrap: ids and states are never cut.
+_MIN_PROMPT_WIDTH = 16
+_GAP = "  "
 
 
 class GenerationView:
-    """A live bar of one generation; feed it the events in order."""
+    """Live progress of one generation on a terminal; elsewhere only its lines. Takes the events in order."""
 
     def __init__(self, console: Console) -> None:
         self._progress = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=30),
+            BarColumn(bar_width=20),
             TextColumn("{task.fields[steps]}", markup=False),
             TextColumn("{task.fields[eta]}", markup=False),
             TimeElapsedColumn(),
@@ -38,7 +40,7 @@ class GenerationView:
         self._task = self._progress.add_task("submitting", total=None, steps="", eta="")
 
     def __enter__(self) -> Self:
-        if self._progress.console.is_terminal:  # elsewhere the lines alone
+        if self._progress.console.is_terminal:
             self._progress.start()
         return self
 
@@ -49,13 +51,12 @@ class GenerationView:
             self._progress.stop()
 
     def accepted(self, generation: Generation) -> None:
-        self._say(f"{generation.generation_id} accepted, seed {generation.spec.seed}")
+        self._line(f"{generation.generation_id} accepted, seed {generation.spec.seed}")
         self._progress.update(self._task, description="queued")
 
     def event(self, event: GenerationEvent) -> None:
-        line = describe(event)
-        if line:
-            self._say(line)
+        for line in describe(event):
+            self._line(line)
         match event.WhichOneof("event"):
             case "queued":
                 self._progress.update(
@@ -66,7 +67,7 @@ class GenerationView:
             case "planned":
                 self._progress.update(self._task, description="planned")
             case "started":
-                first, total = event.started.first_step, event.started.total_steps
+                first, total = event.started.reuse_steps, event.started.total_steps
                 self._steps("denoising", first, total)
             case "step_completed":
                 done = event.step_completed
@@ -85,102 +86,115 @@ class GenerationView:
             eta="" if eta is None else f"ETA {eta:.1f} s",
         )
 
-    def _say(self, line: str) -> None:
+    def _line(self, line: str) -> None:
         self._progress.console.print(line, soft_wrap=True)
 
 
-def describe(event: GenerationEvent) -> str:
-    """The line that an event is worth; empty for those that the bar shows well enough."""
+def describe(event: GenerationEvent) -> list[str]:
+    """Returns the lines that report an event; none for events that only the progress bar shows."""
     match event.WhichOneof("event"):
         case "waiting":
-            return f"waiting: {one_line(event.waiting.cause.message)}"
+            return [f"waiting: {one_line(event.waiting.cause.message)}"]
         case "planned":
-            return describe_plan(event.planned.plan)
-        case "started" if event.started.attempt > 1:
-            return f"started again, attempt {event.started.attempt}, from step {event.started.first_step}"
+            return [describe_plan(event.planned.plan)]
+        case "started":
+            return describe_start(event.started)
         case "step_completed":
-            return describe_step(event.step_completed)
+            return [describe_step(event.step_completed)]
         case "warning":
-            return f"warning: {one_line(event.warning.warning.message)}"
+            return [f"warning: {one_line(event.warning.warning.message)}"]
         case _:
-            return ""
+            return []
 
 
 def describe_plan(plan: Plan) -> str:
-    """The cache decision: the donor, what is done with it, and why."""
-    total, reused, end = plan.total_steps, plan.reuse_steps, plan.region_end
-    if not reused:
-        parts = [f"cache miss: all {total} steps are computed"]
-    else:
-        parts = [f"cache hit: {reused} of {total} steps reused from {describe_donor(plan.donor)}"]
-    if plan.renoised:
-        parts.append("its clean latents noised again")
-    if end > reused:
-        parts.append(f"steps {reused + 1}–{end} compute a region ({describe_region(plan.region)})")
-    if plan.HasField("amplification"):
-        parts.append(f"amplified by {describe_amplification(plan.amplification)}")
-    if plan.edit:
-        parts.append(f"edit {one_line(plan.edit)}")
-    if plan.predicted_drift_points:
-        parts.append(f"predicted drift {plan.predicted_drift_points:+.1f} points")
-    why = "; ".join(one_line(reason.text) for reason in plan.reasons)
-    return ", ".join(parts) + (f" ({why})" if why else "")
+    """Describes the cache decision in one line: the donor and the steps. The reasons are in `explain`."""
+    if not plan.reuse_steps:
+        return f"cache miss: all {plan.total_steps} steps are computed"
+    donor = describe_donor(plan.donor, _DONOR_WIDTH)
+    return f"cache hit: {plan.reuse_steps} of {plan.total_steps} steps reused from {donor}"
+
+
+def describe_start(started: StartedEvent) -> list[str]:
+    """Describes each step that the first attempt takes from the donor, or where a later attempt resumes."""
+    if started.attempt > 1:
+        return [f"started again, attempt {started.attempt}, from step {started.reuse_steps + 1}"]
+    return [f"step {number} of {started.total_steps}: reused" for number in range(1, started.reuse_steps + 1)]
 
 
 def describe_step(done: StepCompletedEvent) -> str:
-    """What a step computed, where that is not all of it, and what it ran on, where that was not to be."""
-    share, parts = done.computed_share, []
-    if share < 1 and (share or done.active_tokens):  # 0 and none: a server that does not say
-        parts.append(f"{share:.0%} of the tokens computed, {done.seconds:.2f} s")
-    if done.fallback:
-        parts.append(f"ran on {one_line(done.backend)}: {one_line(done.fallback)}")
-    return f"step {done.step.index} of {done.total_steps}: {'; '.join(parts)}" if parts else ""
+    """Describes a computed step: region or full, its seconds, and the backend if it is a fallback."""
+    # A share of 0 without a region comes from a server that does not report it: the step is full.
+    share = done.computed_share if done.computed_share or done.active_tokens else 1.0
+    kind = "full" if share >= 1 else f"region, {share:.0%} of the tokens computed"
+    fallback = f"; ran on {one_line(done.backend)}: {one_line(done.fallback)}" if done.fallback else ""
+    return f"step {done.step.index} of {done.total_steps}: {kind}, {done.seconds:.2f} s{fallback}"
 
 
-def describe_donor(donor: DonorRef) -> str:
-    prompt = f"“{one_line(donor.prompt, _PROMPT_WIDTH)}”" if donor.prompt else donor.entry_id[:12]
+def describe_donor(donor: DonorRef, width: int = _PROMPT_WIDTH) -> str:
+    """Describes a donor by its prompt, cut to `width` characters, or by its entry id, and its score."""
+    prompt = f"“{one_line(donor.prompt, width)}”" if donor.prompt else donor.entry_id[:12]
     return f"{prompt}, score {donor.score:.3f}"
 
 
-def summary(generation: Generation, saved: float) -> str:
-    """How a generation that succeeded went.
+def summarize(generation: Generation, saved: float) -> str:
+    """Describes a generation that succeeded in one line.
 
     Args:
-        saved: seconds, of its last event.
+        saved: seconds saved, as its last event reports them.
     """
-    video, plan = generation.video, generation.plan
-    kind = "hit" if generation.HasField("donor") else "miss"
+    total = generation.plan.total_steps
+    kind = "miss"
+    if generation.HasField("donor"):
+        prompt = one_line(generation.donor.prompt, _DONOR_WIDTH)
+        kind = f"hit on “{prompt}”" if prompt else "hit"
     parts = [
-        f"{video.frames} frames {video.width}×{video.height}",
-        f"{kind}: {generation.steps_run} of {plan.total_steps} steps run",
+        f"{kind}, {generation.steps_run} of {total} steps computed",
         f"{generation.timings.total_seconds:.2f} s",
     ]
     if saved > 0:
-        parts.append(f"about {saved:.2f} s saved")
+        parts.append(f"{saved:.2f} s saved")
     return ", ".join(parts)
 
 
-def jobs_table(generations: Iterable[Generation]) -> Table:
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for heading in ("id", "state", "age", "steps", "reuse", "seconds", "prompt"):
-        table.add_column(heading, no_wrap=True)
-    for generation in generations:
-        reuse = f"{generation.donor.score:.3f}" if generation.HasField("donor") else "–"
-        seconds = generation.timings.total_seconds
-        table.add_row(
-            generation.generation_id,
-            state_word(generation.state),
-            _age(time.time() - generation.create_time.ToNanoseconds() / 1e9),
-            f"{generation.steps_run}/{generation.plan.total_steps}" if generation.HasField("plan") else "",
-            reuse if generation.HasField("plan") else "",
-            f"{seconds:.2f}" if seconds else "",
-            one_line(generation.spec.prompt, _PROMPT_WIDTH),
-        )
-    return table
+def jobs_table(generations: Sequence[Generation], ids: Sequence[str], width: int | None) -> str:
+    """Lists generations.
+
+    Args:
+        ids: the id to show for each generation.
+        width: columns of the terminal. Only the prompt, the last column, is cut to fit. None: nothing is cut,
+            and tabs separate the columns.
+    """
+    rows: list[tuple[str, ...]] = [("id", "state", "age", "steps", "score", "seconds", "prompt")]
+    rows += [_job_row(generation, id_) for generation, id_ in zip(generations, ids, strict=True)]
+    if width is None:
+        return "\n".join("\t".join(row) for row in rows)
+    table = align_columns([row[:-1] for row in rows]).splitlines()
+    size = max(map(len, table))
+    left = max(width - size - len(_GAP), _MIN_PROMPT_WIDTH)
+    return "\n".join(
+        f"{line:<{size}}{_GAP}{one_line(row[-1], left)}".rstrip()
+        for line, row in zip(table, rows, strict=True)
+    )
 
 
-def stats_table(stats: StatsResponse) -> Table:
-    table = Table(box=None, show_header=False, pad_edge=False)
+def _job_row(generation: Generation, id_: str) -> tuple[str, ...]:
+    planned = generation.HasField("plan")
+    score = f"{generation.donor.score:.3f}" if generation.HasField("donor") else "–"
+    seconds = generation.timings.total_seconds
+    return (
+        id_,
+        format_state(generation.state),
+        _age(time.time() - generation.create_time.ToNanoseconds() / 1e9),
+        f"{generation.steps_run}/{generation.plan.total_steps}" if planned else "",
+        score if planned else "",
+        f"{seconds:.2f}" if seconds else "",
+        one_line(generation.spec.prompt),
+    )
+
+
+def stats_table(stats: StatsResponse) -> str:
+    """Lists the statistics of the cache."""
     rows = {
         "entries": f"{stats.entries:,}",
         "size": _size(stats.bytes),
@@ -191,9 +205,22 @@ def stats_table(stats: StatsResponse) -> Table:
         "stores": f"{stats.index_kind}, {stats.blobs_kind}",
         "counting for": _age(time.time() - stats.start_time.ToNanoseconds() / 1e9),
     }
-    for name, value in rows.items():
-        table.add_row(name, value)
-    return table
+    return align_columns(list(rows.items()))
+
+
+def align_columns(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> str:
+    """Lays out rows in aligned columns, as wide as their longest cell; nothing is cut.
+
+    Args:
+        right: columns, from 0, that are aligned to the right.
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+
+    def cells(row: Iterable[str]) -> Iterable[str]:
+        for i, (cell, width) in enumerate(zip(row, widths, strict=True)):
+            yield cell.rjust(width) if i in right else cell.ljust(width)
+
+    return "\n".join(_GAP.join(cells(row)).rstrip() for row in rows)
 
 
 def _age(seconds: float) -> str:

@@ -1,27 +1,65 @@
-"""Client of a Chorus deployment: asyncio and sync classes, and the `chorus` command.
+"""Python client of a Chorus deployment.
 
-Errors are `ChorusError`: `reason` (`reason_name` writes it as text), `message`, `violations`, `retry_after`.
-Results are the protobuf messages of `chorus.scheduler.v1`.
+    with ChorusClient() as chorus:
+        handle = chorus.submit("a large blue square moving up", seed=7)
+        result = handle.result()
+        result.save("out.mp4")
+
+ChorusClient and CacheClient block, AsyncChorusClient and AsyncCacheClient are their asyncio twins. Errors are
+ChorusError. Results are frozen values; their `proto` is the raw message of the contract. ExplicitReuse, the
+result of `explicit_reuse`, is such a message too, for use as an option only.
 """
 
 from chorus.scheduler.v1.scheduler_pb2 import ExplicitReuse
 from chorus_rpc.errors import ChorusError, Violation, reason_name
 
-from chorus_client.aio import AsyncChorusClient, GenerationFailed, Video
-from chorus_client.cache import AsyncCacheClient
+from chorus_client.aio import AsyncChorusClient
+from chorus_client.cache import AsyncCacheClient, CacheStats, Purged
+from chorus_client.events import Event, EventKind, Step
+from chorus_client.handles import AsyncGenerationHandle, GenerationHandle
 from chorus_client.plans import explicit_reuse, parse_plan
+from chorus_client.results import (
+    Donor,
+    Generation,
+    GenerationCancelled,
+    GenerationError,
+    GenerationFailed,
+    Plan,
+    Problem,
+    State,
+    Timings,
+    Video,
+    VideoInfo,
+)
 from chorus_client.spec import SpecOptions
-from chorus_client.sync import ChorusClient
+from chorus_client.sync import CacheClient, ChorusClient
 
 __all__ = [
     "AsyncCacheClient",
     "AsyncChorusClient",
+    "AsyncGenerationHandle",
+    "CacheClient",
+    "CacheStats",
     "ChorusClient",
     "ChorusError",
+    "Donor",
+    "Event",
+    "EventKind",
     "ExplicitReuse",
+    "Generation",
+    "GenerationCancelled",
+    "GenerationError",
     "GenerationFailed",
+    "GenerationHandle",
+    "Plan",
+    "Problem",
+    "Purged",
     "SpecOptions",
+    "State",
+    "Step",
+    "Timings",
     "Video",
+    "VideoInfo",
     "Violation",
     "explicit_reuse",
     "parse_plan",

@@ -1,33 +1,117 @@
-"""What an operator does with a cache: look at it, empty it. Generations never need this."""
+"""Client of the cache, for operators: statistics and purge. Generations do not need it."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
 from types import TracebackType
 from typing import Final, Self
 
-from chorus.cache.v1.cache_pb2 import PurgeRequest, PurgeResponse, StatsRequest, StatsResponse
+import grpc
+import grpc.aio
+from chorus.cache.v1 import cache_pb2
 from chorus.cache.v1.cache_pb2_grpc import CacheServiceStub
-from chorus_rpc.channels import calling, open_channel
 from chorus_rpc.errors import invalid
 from chorus_rpc.limits import MAX_AGE_SECONDS
 from chorus_rpc.tenancy import DEFAULT_TENANT, check_tenant, tenant_metadata
 
-CALL_SECONDS: Final = 30.0
+from chorus_client.connection import CALL_SECONDS, Connection, Metadata
+from chorus_client.endpoints import VARIABLES, resolve
+from chorus_client.results import to_utc
+
 PURGE_SECONDS: Final = 300.0
 
 
-class AsyncCacheClient:
-    """Statistics and purge of one tenant's entries. Errors as in `AsyncChorusClient`.
+@dataclass(frozen=True)
+class CacheStats:
+    """Contents and use of a tenant's cache.
 
-    Args:
-        target: the cache's "host:port", or any gRPC name.
-        tenant: whose entries.
+    Attributes:
+        bytes: size of the entries.
+        lookups_with_donor: lookups that found at least one donor.
+        corrupt_blobs: blobs that were found damaged and dropped.
+        started: start of the counters, in UTC.
+        index_kind, blobs_kind: implementations of the two stores.
     """
 
-    def __init__(self, target: str, tenant: str = DEFAULT_TENANT) -> None:
-        self._metadata = tenant_metadata(check_tenant(tenant))
-        self._channel = open_channel(target)
-        self._stub = CacheServiceStub(self._channel)
+    entries: int
+    bytes: int
+    lookups: int
+    lookups_with_donor: int
+    fetches: int
+    admissions: int
+    corrupt_blobs: int
+    started: datetime
+    index_kind: str
+    blobs_kind: str
+    proto: cache_pb2.StatsResponse = field(repr=False, compare=False)
+
+    @classmethod
+    def from_proto(cls, message: cache_pb2.StatsResponse) -> Self:
+        return cls(
+            entries=message.entries,
+            bytes=message.bytes,
+            lookups=message.lookups,
+            lookups_with_donor=message.lookups_with_donor,
+            fetches=message.fetches,
+            admissions=message.admissions,
+            corrupt_blobs=message.corrupt_blobs,
+            started=to_utc(message.start_time),
+            index_kind=message.index_kind,
+            blobs_kind=message.blobs_kind,
+            proto=message,
+        )
+
+
+@dataclass(frozen=True)
+class Purged:
+    """Entries that a purge dropped.
+
+    Attributes:
+        bytes: their size.
+    """
+
+    entries: int
+    bytes: int
+    proto: cache_pb2.PurgeResponse = field(repr=False, compare=False)
+
+    @classmethod
+    def from_proto(cls, message: cache_pb2.PurgeResponse) -> Self:
+        return cls(message.entries, message.bytes, message)
+
+
+class AsyncCacheClient:
+    """Reads and empties one tenant's cache. Methods raise ChorusError, as those of AsyncChorusClient do.
+
+    Args:
+        target: "host:port" of the cache, or any gRPC name. Default: CHORUS_CACHE_TARGET, else the `chorus up`
+            that runs in this directory, else localhost:7402.
+        tenant: tenant that owns the entries.
+        credentials, metadata, interceptors, timeout: as of AsyncChorusClient.
+    """
+
+    def __init__(
+        self,
+        target: str | None = None,
+        tenant: str = DEFAULT_TENANT,
+        *,
+        credentials: grpc.ChannelCredentials | None = None,
+        metadata: Metadata = (),
+        interceptors: Sequence[grpc.aio.ClientInterceptor] = (),
+        timeout: float = CALL_SECONDS,
+    ) -> None:
+        self.target = resolve("cache", target)
+        self._connection = Connection(
+            "cache",
+            self.target,
+            VARIABLES["cache"],
+            credentials=credentials,
+            metadata=(*tenant_metadata(check_tenant(tenant)), *metadata),
+            interceptors=interceptors,
+            timeout=timeout,
+        )
+        self._stub = CacheServiceStub(self._connection.channel)
 
     async def __aenter__(self) -> Self:
         return self
@@ -35,11 +119,16 @@ class AsyncCacheClient:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._channel.close()
+        await self.close()
 
-    async def stats(self) -> StatsResponse:
-        with calling("cache"):
-            return await self._stub.Stats(StatsRequest(), timeout=CALL_SECONDS, metadata=self._metadata)
+    async def close(self) -> None:
+        """Closes the channel; calls still running end."""
+        await self._connection.close()
+
+    async def stats(self, *, timeout: float | None = None) -> CacheStats:
+        """Returns the contents and the use of the cache."""
+        request = cache_pb2.StatsRequest()
+        return CacheStats.from_proto(await self._connection.call(self._stub.Stats, request, timeout))
 
     async def purge(
         self,
@@ -48,17 +137,23 @@ class AsyncCacheClient:
         model: str | None = None,
         older_than: float | None = None,
         everything: bool = False,
-    ) -> PurgeResponse:
-        """Drops the entries that match everything that is given; `older_than` in seconds.
+        timeout: float = PURGE_SECONDS,
+    ) -> Purged:
+        """Drops the entries that match every argument given.
 
-        Raises ChorusError (INVALID_FIELD) when nothing is given: a purge of all is asked for by name.
+        Raises ChorusError (INVALID_FIELD) when none is given: a purge of all entries needs `everything`.
+
+        Args:
+            entry: entry id.
+            model: model id.
+            older_than: age in seconds.
+            everything: every entry of the tenant.
         """
         if not (entry or model or older_than is not None or everything):
-            raise invalid("purge", "say what: an entry, a model, an age, or all")
-        request = PurgeRequest(entry_id=entry or "", model_id=model or "", all=everything)
+            raise invalid("purge", "must name an entry, a model, an age, or all entries")
+        request = cache_pb2.PurgeRequest(entry_id=entry or "", model_id=model or "", all=everything)
         if older_than is not None:
             if not 0 <= older_than <= MAX_AGE_SECONDS:
                 raise invalid("older_than", f"must be 0 to {MAX_AGE_SECONDS:g} seconds, not {older_than:g}")
             request.older_than.FromMilliseconds(int(older_than * 1000))
-        with calling("cache"):
-            return await self._stub.Purge(request, timeout=PURGE_SECONDS, metadata=self._metadata)
+        return Purged.from_proto(await self._connection.call(self._stub.Purge, request, timeout))

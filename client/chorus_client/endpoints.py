@@ -1,4 +1,4 @@
-"""Where the services are: said by the user, or written down by a running `chorus up`."""
+"""Addresses of the services: given, from the environment, or published by a running `chorus up`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
-from chorus_client.aio import write_whole
+from chorus_client.files import write_atomically
 
 FILE: Final = "endpoints.json"
 DIRECTORY: Final = Path(".chorus")
@@ -18,44 +18,56 @@ DEFAULT_TARGETS: Final = {
     "cache": "localhost:7402",
     "denoiser": "localhost:7403",
 }
+# Environment variables that name the services which a client calls.
+VARIABLES: Final = {"scheduler": "CHORUS_TARGET", "cache": "CHORUS_CACHE_TARGET"}
 
 
 @dataclass(frozen=True)
 class Endpoints:
-    """The services that a `chorus up` with process id `pid` runs: name → "host:port"."""
+    """Services of a running `chorus up`.
+
+    Attributes:
+        pid: process id of that `chorus up`.
+        targets: "host:port" of each service, by name.
+    """
 
     pid: int
     targets: dict[str, str]
 
 
 def write(directory: Path, endpoints: Endpoints) -> None:
-    """Puts the file there whole."""
-    write_whole(directory / FILE, (json.dumps(asdict(endpoints), indent=2) + "\n").encode())
+    """Writes the file into `directory`, all of it or nothing."""
+    write_atomically(directory / FILE, (json.dumps(asdict(endpoints), indent=2) + "\n").encode())
 
 
 def remove(directory: Path) -> None:
+    """Removes the file from `directory`, if it exists."""
     (directory / FILE).unlink(missing_ok=True)
 
 
 def running(directory: Path) -> Endpoints | None:
-    """The endpoints of the `chorus up` of `directory`; None when none runs, whatever file it left."""
+    """Returns the endpoints of the `chorus up` of `directory`; None if it does not run."""
     try:
-        found = json.loads((directory / FILE).read_text())
-        endpoints = Endpoints(int(found["pid"]), {str(k): str(v) for k, v in found["targets"].items()})
+        content = json.loads((directory / FILE).read_text())
+        endpoints = Endpoints(int(content["pid"]), {str(k): str(v) for k, v in content["targets"].items()})
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
-    return endpoints if _lives(endpoints.pid) else None
+    return endpoints if _is_alive(endpoints.pid) else None
 
 
-def resolve(service: str, given: str | None, directory: Path = DIRECTORY) -> str:
-    """The target of a service: as given, else of this directory's `chorus up`, else the default port."""
-    if given:
-        return given
+def resolve(service: str, target: str | None = None, directory: Path = DIRECTORY) -> str:
+    """Returns the target of a service.
+
+    The first of: `target`; the service's environment variable; the `chorus up` of `directory`; the default
+    port on this machine.
+    """
+    if target := target or os.environ.get(VARIABLES.get(service, "")):
+        return target
     endpoints = running(directory)
     return (endpoints.targets if endpoints else {}).get(service) or DEFAULT_TARGETS[service]
 
 
-def _lives(pid: int) -> bool:
+def _is_alive(pid: int) -> bool:
     if pid <= 0:
         return False
     try:

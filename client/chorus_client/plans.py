@@ -1,4 +1,4 @@
-"""Explicit plans: how a request says itself what to reuse. From words to the contract's message, and back."""
+"""Explicit plans, by which a request decides on its reuse: from arguments and text to the message."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from chorus_rpc.plan_bounds import (
     check_amplification,
     check_region,
 )
+from chorus_rpc.suggestions import closest
 
 SOURCES: Final = {
     "probe": plan_pb2.REGION_SOURCE_PROBE,
@@ -31,9 +32,9 @@ FORMS: Final = {
     "bias": plan_pb2.AMPLIFICATION_FORM_BIAS,
     "value-gain": plan_pb2.AMPLIFICATION_FORM_VALUE_GAIN,
 }
-_WHOLE: Final = {  # bounds of whole numbers, both included
-    "k1": (1, MAX_STEPS - 1),
-    "k2": (0, MAX_STEPS),
+_INTEGERS: Final = {  # bounds of whole numbers, both included
+    "reuse_steps": (1, MAX_STEPS - 1),
+    "region_end": (0, MAX_STEPS),
     "dilation": (0, MAX_DILATION),
     "first_step": (0, MAX_STEPS),
     "end_step": (0, MAX_STEPS),
@@ -42,9 +43,9 @@ _WHOLE: Final = {  # bounds of whole numbers, both included
 
 
 def explicit_reuse(
-    k1: int,
+    reuse_steps: int,
     *,
-    k2: int = 0,
+    region_end: int = 0,
     region: str = "",
     threshold: float | None = None,
     dilation: int | None = None,
@@ -57,33 +58,42 @@ def explicit_reuse(
     min_score: float = 0.0,
     renoised: bool = False,
 ) -> ExplicitReuse:
-    """A plan of one's own, for `explicit_reuse` of `submit` and `generate`. What is left out has its default.
+    """Builds a plan for the option `explicit_reuse` of `submit` and `generate`; the caller need not read it.
 
     Args:
-        k1: 1 to the number of steps − 1: so many steps are taken from the most similar donor.
-        k2: the first step after k1 that is computed whole again; 0: no step computes a region only.
-        region: "probe", "full-step" or "attention": how the region is found.
-        threshold, dilation, budget: of `RegionPlan`; shares of 0 to 1, and 0 to 8 tokens.
-        context: "none" or "strided": what the region sees of the rest.
-        amplify: form and strength: "contrast:0.5", "bias:1" or "value-gain:1"; 0 to 4.
-        first_step, end_step, first_layer: of `Amplification`: where it acts; all 0: everywhere.
-        min_score: −1 to 1; less similar donors are not reused.
-        renoised: start from the donor's clean latents, noised again to the level of step k1, instead of its
-            latents of that step; without k2.
+        reuse_steps: steps taken from the most similar donor, 1 to the number of steps − 1.
+        region_end: steps from `reuse_steps` up to this one compute only a region; 0: none does.
+        region: how the region is found: "probe", "full-step" or "attention".
+        threshold: difference above which a token belongs to the region, 0 to 1.
+        dilation: neighbouring tokens that join the region, 0 to 8.
+        budget: largest share of tokens in the region, 0 to 1; a larger region is computed in full.
+        context: tokens outside the region that it attends to: "none" or "strided".
+        amplify: form and strength: "contrast:0.5", "bias:1" or "value-gain:1"; strength 0 to 4.
+        first_step, end_step: steps from `first_step` up to `end_step` are amplified; both 0: all.
+        first_layer: first layer that is amplified, from 0.
+        min_score: lowest similarity of a donor that is reused, −1 to 1.
+        renoised: start from the donor's clean latents, noised again to the level of step `reuse_steps`,
+            instead of its latents of that step; without `region_end`.
 
-    Raises ChorusError (INVALID_FIELD) that names each argument at fault and its bound. Whether k1 and k2 suit
-    the number of steps is the server's to check.
+    Raises ChorusError (INVALID_FIELD) that names each invalid argument and its bound. The server checks
+    whether the plan suits the number of steps.
     """
     found = Violations()
-    whole = {"k1": k1, "k2": k2, "dilation": dilation or 0}
-    whole |= {"first_step": first_step, "end_step": end_step, "first_layer": first_layer}
-    for name, value in whole.items():
-        low, high = _WHOLE[name]
+    integers = {"reuse_steps": reuse_steps, "region_end": region_end, "dilation": dilation or 0}
+    integers |= {"first_step": first_step, "end_step": end_step, "first_layer": first_layer}
+    for name, value in integers.items():
+        low, high = _INTEGERS[name]
         found.require(low <= value <= high, name, f"must be {low} to {high}, not {value}")
     regional = region or context or any(part is not None for part in (threshold, dilation, budget))
-    found.require(k2 == 0 or k2 >= k1, "k2", f"must be 0, or at least k1 = {k1}, not {k2}")
     found.require(
-        not regional or k2 > k1, "k2", f"must be above k1 = {k1} where a region is described, not {k2}"
+        region_end == 0 or region_end >= reuse_steps,
+        "region_end",
+        f"must be 0, or at least reuse_steps = {reuse_steps}, not {region_end}",
+    )
+    found.require(
+        not regional or region_end > reuse_steps,
+        "region_end",
+        f"must be above reuse_steps = {reuse_steps} where a region is described, not {region_end}",
     )
     found.require(-1 <= min_score <= 1, "min_score", f"must be −1 to 1, not {min_score:g}")
     found.require(
@@ -92,16 +102,18 @@ def explicit_reuse(
         "must be given with first_step, end_step and first_layer",
     )
     found.require(
-        not renoised or k2 <= k1,
+        not renoised or region_end <= reuse_steps,
         "renoised",
-        f"must not be given with k2 = {k2}: no step may compute a region",
+        f"must not be given with region_end = {region_end}: no step may compute a region",
     )
-    source = _word(found, "region", region or "probe", SOURCES)
-    around = _word(found, "context", context, CONTEXTS) if context else DEFAULT_REGION.context
-    amplification = _amplification(found, amplify) if amplify else Amplification()
+    source = _parse_word(found, "region", region or "probe", SOURCES)
+    around = _parse_word(found, "context", context, CONTEXTS) if context else DEFAULT_REGION.context
+    amplification = _parse_amplification(found, amplify) if amplify else Amplification()
     found.raise_if_any()
 
-    plan = ExplicitReuse(reuse_steps=k1, region_end=k2, min_score=min_score, renoised=renoised)
+    plan = ExplicitReuse(
+        reuse_steps=reuse_steps, region_end=region_end, min_score=min_score, renoised=renoised
+    )
     if regional:
         plan.region.CopyFrom(DEFAULT_REGION)
         plan.region.source, plan.region.context = source, around
@@ -120,77 +132,82 @@ def explicit_reuse(
     return plan
 
 
-_READ: Final[Mapping[str, Callable[[str], Any]]] = {
-    "k1": int,
-    "k2": int,
+_PARSERS: Final[Mapping[str, Callable[[str], Any]]] = {
+    "reuse_steps": int,
+    "region_end": int,
     "region": str,
     "threshold": float,
     "dilation": int,
     "budget": float,
     "context": str,
     "amplify": str,
-    "first-step": int,
-    "end-step": int,
-    "first-layer": int,
-    "min-score": float,
+    "first_step": int,
+    "end_step": int,
+    "first_layer": int,
+    "min_score": float,
 }
-_SAID: Final = ("renoised",)  # parts that are said by their name alone
+_FLAGS: Final = ("renoised",)  # without a value
 
 
 def parse_plan(text: str) -> ExplicitReuse:
-    """The plan of "k1:2,k2:4,region:probe,amplify:contrast:0.5": arguments of `explicit_reuse`.
+    """Builds the plan of a text such as "reuse_steps:2,region_end:4,region:probe,amplify:contrast:0.5".
 
-    Raises ChorusError (INVALID_FIELD).
+    The text is a list of arguments of `explicit_reuse`, separated by commas; `renoised` has no value. Hyphens
+    stand for underscores as well, as in the command's options. Raises ChorusError (INVALID_FIELD).
     """
     arguments: dict[str, Any] = {}
     for part in text.split(","):
-        name, _, value = part.strip().partition(":")
-        field = name.replace("-", "_")
-        if name not in _READ and name not in _SAID:
-            raise invalid("plan", f"{name!r} is unknown; it is made of {', '.join((*_READ, *_SAID))}")
-        if field in arguments:
-            raise invalid(field, "comes twice")
-        if name in _SAID:
+        key, _, value = part.strip().partition(":")
+        name = key.replace("-", "_")
+        if name not in _PARSERS and name not in _FLAGS:
+            known = (*_PARSERS, *_FLAGS)
+            nearest = closest(name, known)
+            hint = f"did you mean {nearest}?" if nearest else f"must be one of {', '.join(known)}"
+            raise invalid("plan", f"unknown part {key!r}; {hint}")
+        if name in arguments:
+            raise invalid(name, "must not be repeated")
+        if name in _FLAGS:
             if value:
-                raise invalid(field, f"takes no value, not {value!r}")
-            arguments[field] = True
+                raise invalid(name, f"takes no value, not {value!r}")
+            arguments[name] = True
             continue
         try:
-            arguments[field] = _READ[name](value)
+            arguments[name] = _PARSERS[name](value)
         except ValueError:
-            raise invalid(field, f"must be a number, not {value!r}") from None
-    if "k1" not in arguments:
-        raise invalid("k1", f"must be given, 1 to the number of steps − 1; such as k1:1, not {text!r}")
+            raise invalid(name, f"must be a number, not {value!r}") from None
+    if "reuse_steps" not in arguments:
+        bound = "1 to the number of steps − 1, such as reuse_steps:1"
+        raise invalid("reuse_steps", f"must be given, {bound}; not {text!r}")
     return explicit_reuse(**arguments)
 
 
-def plan_of_options(k1: int | None, **options: Any) -> ExplicitReuse | None:
-    """The plan of a command's options, those that are None not given; None where none is."""
+def plan_from_options(reuse_steps: int | None, **options: Any) -> ExplicitReuse | None:
+    """Builds the plan of a command's options, ignoring those that are None; None without any."""
     given = {name: value for name, value in options.items() if value is not None}
-    if k1 is not None:
-        return explicit_reuse(k1, **given)
+    if reuse_steps is not None:
+        return explicit_reuse(reuse_steps, **given)
     if given:
         names = ", ".join(given)
-        raise invalid("k1", f"must be given with {names}: 1 to the number of steps − 1")
+        raise invalid("reuse_steps", f"must be given with {names}: 1 to the number of steps − 1")
     return None
 
 
 def describe_region(region: RegionPlan) -> str:
-    """For instance "probe, threshold 0.005, dilation 1, budget 50 %"."""
+    """Returns for instance "probe, threshold 0.005, dilation 1, budget 50 %"."""
     words = [
-        _named(SOURCES, region.source),
+        _find_name(SOURCES, region.source),
         f"threshold {region.threshold:g}",
         f"dilation {region.dilation}",
         f"budget {100 * region.budget:.0f} %",
     ]
     if region.context != plan_pb2.REGION_CONTEXT_NONE:
-        words.append(f"{_named(CONTEXTS, region.context)} context")
+        words.append(f"{_find_name(CONTEXTS, region.context)} context")
     return ", ".join(words)
 
 
 def describe_amplification(amplification: Amplification) -> str:
-    """For instance "contrast 0.5, steps 1–2, from layer 3"; steps are counted from 1, both ends included."""
-    words = [f"{_named(FORMS, amplification.form)} {amplification.strength:g}"]
+    """Returns for instance "contrast 0.5, steps 1–2, from layer 3": steps from 1, both ends included."""
+    words = [f"{_find_name(FORMS, amplification.form)} {amplification.strength:g}"]
     if amplification.end_step:
         words.append(f"steps {amplification.first_step + 1}–{amplification.end_step}")
     if amplification.first_layer:
@@ -198,14 +215,14 @@ def describe_amplification(amplification: Amplification) -> str:
     return ", ".join(words)
 
 
-def _word(found: Violations, field: str, word: str, known: Mapping[str, int]) -> Any:
+def _parse_word(found: Violations, field: str, word: str, known: Mapping[str, int]) -> Any:
     found.require(word in known, field, f"must be one of {', '.join(known)}, not {word!r}")
     return known.get(word, 0)
 
 
-def _amplification(found: Violations, text: str) -> Amplification:
+def _parse_amplification(found: Violations, text: str) -> Amplification:
     word, _, strength = text.partition(":")
-    form = _word(found, "amplify", word, FORMS)
+    form = _parse_word(found, "amplify", word, FORMS)
     try:
         return Amplification(form=form, strength=float(strength))
     except ValueError:
@@ -217,5 +234,5 @@ def _amplification(found: Violations, text: str) -> Amplification:
         return Amplification()
 
 
-def _named(known: Mapping[str, int], number: int) -> str:
-    return next((word for word, found in known.items() if found == number), f"unknown ({number})")
+def _find_name(known: Mapping[str, int], number: int) -> str:
+    return next((name for name, value in known.items() if value == number), f"unknown ({number})")

@@ -1,22 +1,22 @@
-"""From plain arguments to the protobuf request, and the words for the contract's enums."""
+"""Options of a generation: from plain arguments and text to the contract's request."""
 
 from __future__ import annotations
 
 import math
+import operator
 import re
 import time
 import uuid
-from collections.abc import Sequence
-from typing import Final, TypedDict
+from collections.abc import Iterable, Sequence
+from typing import Final, SupportsIndex, TypedDict
 
 from chorus.common.v1 import plan_pb2
 from chorus.common.v1.latents_pb2 import Schedule
 from chorus.common.v1.video_pb2 import VideoShape
 from chorus.scheduler.v1 import scheduler_pb2
 from chorus_rpc.errors import Violations, invalid
+from chorus_rpc.suggestions import closest
 from google.protobuf.timestamp_pb2 import Timestamp
-
-State = scheduler_pb2.GenerationState
 
 REUSE_POLICIES: Final = {
     "": plan_pb2.REUSE_POLICY_UNSPECIFIED,
@@ -26,43 +26,24 @@ REUSE_POLICIES: Final = {
     "fast": plan_pb2.REUSE_POLICY_FAST,
 }
 
-STATES: Final = {
-    "queued": scheduler_pb2.GENERATION_STATE_QUEUED,
-    "waiting": scheduler_pb2.GENERATION_STATE_WAITING,
-    "running": scheduler_pb2.GENERATION_STATE_RUNNING,
-    "succeeded": scheduler_pb2.GENERATION_STATE_SUCCEEDED,
-    "failed": scheduler_pb2.GENERATION_STATE_FAILED,
-    "cancelled": scheduler_pb2.GENERATION_STATE_CANCELLED,
-}
-_STATE_WORDS: Final = {number: word for word, number in STATES.items()}
-
-ENDED: Final = frozenset(
-    {
-        scheduler_pb2.GENERATION_STATE_SUCCEEDED,
-        scheduler_pb2.GENERATION_STATE_FAILED,
-        scheduler_pb2.GENERATION_STATE_CANCELLED,
-    }
-)
-_LAST_EVENTS: Final = frozenset({"succeeded", "failed", "cancelled"})
-
 # Distance from now at which a deadline is refused before it is sent; the scheduler's own bound is lower.
 _SENDABLE_DEADLINE_SECONDS: Final = 10 * 366 * 86_400.0
 
 
 class SpecOptions(TypedDict, total=False):
-    """What `submit` and `generate` take besides the prompt; whatever is left out, the server chooses.
+    """Options of `submit` and `generate`. The server chooses those that are absent or None.
 
     Attributes:
         model: model id.
-        frames, height, width: of the video, in pixels; all three or none.
-        steps: denoising steps of the model's own schedule.
-        sigmas: noise levels instead of `steps`: N + 1 values, strictly decreasing, from at most 1 to 0.
+        frames, height, width: of the video, in frames and pixels; all three or none.
+        steps: denoising steps of the model's own schedule, 1 to 200.
+        sigmas: noise levels instead of `steps`: N + 1 strictly decreasing values, from at most 1 to 0.
         seed: 0 to 2⁶⁴ − 1.
         reuse: "off", "safe", "balanced" or "fast".
-        explicit_reuse: a plan of one's own instead, as `chorus_client.explicit_reuse` makes it.
-        no_store: keep nothing of this request for later ones.
-        deadline: seconds from now after which the generation fails.
-        request_id: 1 to 128 of A–Z, a–z, 0–9, '.', '_', '-'; the same id with the same body is the same
+        explicit_reuse: plan to use instead of `reuse`, from `chorus_client.explicit_reuse`.
+        no_store: store none of this request's latents for later ones.
+        deadline: time from now after which the generation fails, in seconds.
+        request_id: 1 to 128 of A–Z, a–z, 0–9, '.', '_', '-'; the same id with the same request is the same
             generation. Default: a new UUID.
     """
 
@@ -80,12 +61,52 @@ class SpecOptions(TypedDict, total=False):
     request_id: str | None
 
 
-def submit_request(prompt: str, options: SpecOptions) -> scheduler_pb2.SubmitGenerationRequest:
-    """The request of `options`.
+# Names of other libraries for the same option.
+_FOREIGN: Final = {
+    "generator": "seed",
+    "model_id": "model",
+    "model_name": "model",
+    "num_frames": "frames",
+    "num_inference_steps": "steps",
+    "num_steps": "steps",
+}
+_UNSUPPORTED: Final = {
+    "fps": "the model sets the frame rate",
+    "guidance_scale": "few-step models run without guidance",
+    "negative_prompt": "few-step models run without guidance",
+    "num_videos_per_prompt": "submit the prompt once for each video",
+}
 
-    Raises ChorusError (INVALID_FIELD) for what protobuf cannot carry or what contradicts itself; bounds
-    that a model sets are the server's to check.
+
+def reject_unknown_options(options: Iterable[str], others: Iterable[str] = ()) -> None:
+    """Raises TypeError that names an option which is not of SpecOptions, and the nearest known one.
+
+    Args:
+        others: names of further parameters of the call, for the suggestion.
     """
+    known = (*SpecOptions.__annotations__, *others)
+    for name in options:
+        if name in known:
+            continue
+        if name in _UNSUPPORTED:
+            raise TypeError(f"unknown option {name}; it is not supported: {_UNSUPPORTED[name]}")
+        if name in _FOREIGN:
+            raise TypeError(f"unknown option {name}; use {_FOREIGN[name]}")
+        nearest = closest(name, known)
+        raise TypeError(
+            f"unknown option {name}; did you mean {nearest}?"
+            if nearest
+            else f"unknown option {name}; must be one of {', '.join(known)}"
+        )
+
+
+def build_request(prompt: str, options: SpecOptions) -> scheduler_pb2.SubmitGenerationRequest:
+    """Builds the request for a prompt and its options.
+
+    Raises TypeError for an unknown option, and ChorusError (INVALID_FIELD) for what protobuf cannot carry or
+    what contradicts itself; the server checks the bounds that a model sets.
+    """
+    reject_unknown_options(options, ("timeout", "on_accepted", "on_event"))
     found = Violations()
     spec = scheduler_pb2.GenerationSpec(model_id=options.get("model") or "")
     spec.no_store = options.get("no_store", False)
@@ -94,29 +115,30 @@ def submit_request(prompt: str, options: SpecOptions) -> scheduler_pb2.SubmitGen
     except (UnicodeEncodeError, ValueError):
         found.require(False, "prompt", "must be UTF-8")
 
-    def whole(name: str, value: int | None, bits: int) -> int | None:
-        if value is None or found.require(
-            0 <= value < 1 << bits, name, f"must be 0 to 2^{bits} − 1, not {value}"
-        ):
-            return value
-        return None
+    def integer(name: str, value: int | None, bits: int) -> int | None:
+        if value is None:
+            return None
+        fits = isinstance(value, SupportsIndex) and 0 <= operator.index(value) < 1 << bits
+        found.require(fits, name, f"must be 0 to 2^{bits} − 1, not {value!r}")
+        return operator.index(value) if fits else None
 
-    size = {name: whole(name, options.get(name), 32) for name in ("frames", "height", "width")}  # type: ignore[arg-type]
+    shape = {"frames": options.get("frames"), "height": options.get("height"), "width": options.get("width")}
+    size = {name: integer(name, value, 32) for name, value in shape.items()}
     given = [name for name, value in size.items() if value is not None]
     if given:
         found.require(
-            all(options.get(name) is not None for name in size),
+            None not in shape.values(),
             "shape",
             f"give frames, height and width, or none of them, not only {', '.join(given)}",
         )
         spec.shape.CopyFrom(VideoShape(**{name: value or 0 for name, value in size.items()}))
-    steps, sigmas = whole("steps", options.get("steps"), 32), options.get("sigmas")
+    steps, sigmas = integer("steps", options.get("steps"), 32), options.get("sigmas")
     found.require(steps is None or sigmas is None, "sigmas", "give steps or sigmas, not both")
     if sigmas is not None:
         spec.schedule.CopyFrom(Schedule(sigmas=sigmas))
     elif steps is not None:
         spec.steps = steps
-    seed = whole("seed", options.get("seed"), 64)
+    seed = integer("seed", options.get("seed"), 64)
     if seed is not None:
         spec.seed = seed
     reuse = options.get("reuse") or ""
@@ -132,44 +154,25 @@ def submit_request(prompt: str, options: SpecOptions) -> scheduler_pb2.SubmitGen
         "deadline",
         f"must be a number of seconds from now, not {deadline:g}",
     ):
-        spec.deadline.CopyFrom(timestamp_in(deadline))
+        spec.deadline.CopyFrom(to_timestamp(deadline))
     found.raise_if_any()
     return scheduler_pb2.SubmitGenerationRequest(
         request_id=options.get("request_id") or str(uuid.uuid4()), spec=spec
     )
 
 
-def timestamp_in(seconds: float) -> Timestamp:
-    """The moment `seconds` from now."""
+def to_timestamp(seconds: float) -> Timestamp:
+    """Returns the moment that lies `seconds` from now."""
     moment = Timestamp()
     moment.FromNanoseconds(time.time_ns() + int(seconds * 1e9))
     return moment
 
 
-def state_word(state: State.ValueType) -> str:
-    """ "queued", "running", …; "unknown" for a state that this client does not know."""
-    return _STATE_WORDS.get(state, "unknown")
-
-
-def state_of(word: str | None) -> State.ValueType:
-    """The state named by `word`; None or "" is every state. Raises ChorusError for another word."""
-    if not word:
-        return scheduler_pb2.GENERATION_STATE_UNSPECIFIED
-    if word not in STATES:
-        raise invalid("state", f"must be one of {', '.join(STATES)}, not {word!r}")
-    return STATES[word]
-
-
-def is_last(event: scheduler_pb2.GenerationEvent) -> bool:
-    """Whether the generation ended with this event."""
-    return event.WhichOneof("event") in _LAST_EVENTS
-
-
 _UNITS: Final = {"": 1, "s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 
 
-def duration_seconds(text: str, field: str) -> float:
-    """Seconds of "90", "90s", "15m", "12h", "7d" or "2w". Raises ChorusError that names `field`."""
+def parse_duration(text: str, field: str) -> float:
+    """Returns the seconds of "90", "90s", "15m", "12h", "7d" or "2w". Raises ChorusError about `field`."""
     match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)([smhdw]?)", text.strip())
     if match is None:
         raise invalid(
@@ -178,11 +181,11 @@ def duration_seconds(text: str, field: str) -> float:
     return float(match[1]) * _UNITS[match[2]]
 
 
-def numbers(text: str, field: str) -> list[float]:
-    """The values of "1,0.9,0". Raises ChorusError that names `field`."""
+def parse_numbers(text: str, field: str) -> list[float]:
+    """Returns the values of "1,0.9,0". Raises ChorusError about `field`."""
     try:
         return [float(part) for part in text.split(",")]
     except ValueError:
         raise invalid(
-            field, f"must be numbers with commas between, such as 1,0.9,0.5,0, not {text!r}"
+            field, f"must be numbers separated by commas, such as 1,0.9,0.5,0, not {text!r}"
         ) from None

@@ -1,49 +1,62 @@
-"""The same client without asyncio: every call blocks."""
+"""Clients without asyncio: the same methods, and every call blocks."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import threading
-from collections.abc import Callable, Coroutine, Iterator
-from concurrent.futures import CancelledError, Future
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any, Self, TypeVar, Unpack
+from typing import Self, Unpack
 
-from chorus.scheduler.v1.scheduler_pb2 import Generation, GenerationEvent
-from chorus_rpc.errors import ChorusError
+import grpc
+import grpc.aio
+from chorus_rpc.tenancy import DEFAULT_TENANT
 
-from chorus_client.aio import (
-    CALL_SECONDS,
-    PATIENCE_SECONDS,
-    WATCH_SECONDS,
-    AsyncChorusClient,
-    Video,
-)
+from chorus_client.aio import AsyncChorusClient
+from chorus_client.cache import PURGE_SECONDS, AsyncCacheClient, CacheStats, Purged
+from chorus_client.connection import CALL_SECONDS, Metadata
+from chorus_client.events import Event
+from chorus_client.handles import WATCH_SECONDS, GenerationHandle
+from chorus_client.loop_thread import LoopThread
+from chorus_client.results import Generation, Video
 from chorus_client.spec import SpecOptions
-
-T = TypeVar("T")
 
 
 class ChorusClient:
-    """`AsyncChorusClient` on an event loop of its own, in a thread that `close` ends.
+    """Submits generations, and finds those that were submitted.
 
-    Methods, arguments and errors are those of the asyncio client. Not to be called from inside an event loop.
-    An interrupt (Ctrl-C) cancels the call it meets, and so, in `generate`, the generation.
+    Runs an AsyncChorusClient on an event loop in a thread that `close` ends: methods, arguments and errors
+    are the same, and interceptors are those of `grpc.aio`. Do not call it from inside an event loop, which
+    it would block. An interrupt (Ctrl-C) cancels the current call and, in `generate`, the generation.
+
+    Args:
+        target: "host:port" of the scheduler, or any gRPC name. Default: CHORUS_TARGET, else the `chorus up`
+            that runs in this directory, else localhost:7400.
+        credentials: for TLS, for instance `grpc.ssl_channel_credentials(ca)`; None for plaintext.
+        metadata: pairs sent with every call, for instance `[("authorization", "Bearer …")]`.
+        interceptors: client interceptors of `grpc.aio`, the first one outermost.
+        timeout: deadline of a unary call that sets none, in seconds.
     """
 
-    def __init__(self, target: str, *, call_seconds: float = CALL_SECONDS) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="chorus-client", daemon=True)
-        self._thread.start()
-        self._closed = False
+    def __init__(
+        self,
+        target: str | None = None,
+        *,
+        credentials: grpc.ChannelCredentials | None = None,
+        metadata: Metadata = (),
+        interceptors: Sequence[grpc.aio.ClientInterceptor] = (),
+        timeout: float = CALL_SECONDS,
+    ) -> None:
+        async def connect() -> AsyncChorusClient:
+            return AsyncChorusClient(
+                target,
+                credentials=credentials,
+                metadata=metadata,
+                interceptors=interceptors,
+                timeout=timeout,
+            )
 
-        async def make() -> AsyncChorusClient:
-            return AsyncChorusClient(target, call_seconds=call_seconds)
-
-        self._client = self._run(make())
-        self.target = target
+        self._loop = LoopThread()
+        self._client = self._loop.start(connect())
+        self.target = self._client.target
 
     def __enter__(self) -> Self:
         return self
@@ -54,57 +67,24 @@ class ChorusClient:
         self.close()
 
     def close(self) -> None:
-        """Closes the channel and ends the thread. May be called twice."""
-        if self._closed:
-            return
-        self._closed = True
-        try:
-            asyncio.run_coroutine_threadsafe(self._client.close(), self._loop).result()
-        finally:
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join()
-            self._loop.close()
+        """Closes the channel; calls still running end. Further calls have no effect."""
+        self._loop.close(self._client.close())
 
-    def submit(self, prompt: str, **options: Unpack[SpecOptions]) -> Generation:
-        return self._run(self._client.submit(prompt, **options))
+    def submit(
+        self, prompt: str, *, timeout: float | None = None, **options: Unpack[SpecOptions]
+    ) -> GenerationHandle:
+        """Submits a generation and returns its handle once the scheduler has accepted it durably.
 
-    def get(self, generation_id: str) -> Generation:
-        return self._run(self._client.get(generation_id))
+        Repeating a submission with the same `request_id` is safe. Raises TypeError for an unknown option.
 
-    def cancel(self, generation_id: str) -> Generation:
-        return self._run(self._client.cancel(generation_id))
-
-    def list(self, state: str | None = None, limit: int = 50) -> tuple[Generation, ...]:
-        return self._run(self._client.list(state, limit))
-
-    def watch(
-        self,
-        generation_id: str,
-        after_sequence: int = 0,
-        *,
-        timeout: float = WATCH_SECONDS,
-        patience: float = PATIENCE_SECONDS,
-    ) -> Iterator[GenerationEvent]:
-        events = self._client.watch(generation_id, after_sequence, timeout=timeout, patience=patience)
-
-        async def following() -> GenerationEvent | None:
-            return await anext(events, None)
-
-        async def leave() -> None:
-            await events.aclose()
-
-        try:
-            while (event := self._run(following())) is not None:
-                yield event
-        finally:
-            if not self._closed:
-                self._run(leave())
-
-    def video(self, generation_id: str) -> bytes:
-        return self._run(self._client.video(generation_id))
-
-    def save_video(self, generation_id: str, path: Path | str) -> Path:
-        return self._run(self._client.save_video(generation_id, path))
+        Args:
+            timeout: deadline of the submission, in seconds.
+            options: model, frames, height, width, steps, sigmas, seed, reuse, explicit_reuse, no_store,
+                deadline, request_id: see SpecOptions.
+        """
+        return GenerationHandle(
+            self._loop.run(self._client.submit(prompt, timeout=timeout, **options)), self._loop
+        )
 
     def generate(
         self,
@@ -112,34 +92,90 @@ class ChorusClient:
         *,
         timeout: float = WATCH_SECONDS,
         on_accepted: Callable[[Generation], None] | None = None,
-        on_event: Callable[[GenerationEvent], None] | None = None,
+        on_event: Callable[[Event], None] | None = None,
         **options: Unpack[SpecOptions],
     ) -> Video:
-        """As the asyncio client's; the callbacks run in the client's own thread."""
-        return self._run(
+        """Submits a generation and waits for its video, as AsyncChorusClient.generate does.
+
+        The callbacks run in the client's thread and must not call this client.
+        """
+        return self._loop.run(
             self._client.generate(
                 prompt, timeout=timeout, on_accepted=on_accepted, on_event=on_event, **options
             )
         )
 
-    def _run(self, work: Coroutine[Any, Any, T]) -> T:
-        if self._closed:
-            work.close()
-            raise RuntimeError("this client is closed")
-        tasks: list[asyncio.Task[Any] | None] = []
+    def handle(self, generation_id: str) -> GenerationHandle:
+        """Returns the handle of a generation that was submitted before; makes no call."""
+        return GenerationHandle(self._client.handle(generation_id), self._loop)
 
-        async def tracked() -> T:
-            tasks.append(asyncio.current_task())
-            return await work
+    def list(
+        self, state: str | None = None, limit: int = 50, *, timeout: float | None = None
+    ) -> tuple[Generation, ...]:
+        """Returns up to `limit` generations, newest first.
 
-        future: Future[T] = asyncio.run_coroutine_threadsafe(tracked(), self._loop)
-        try:
-            return future.result()
-        except KeyboardInterrupt:
-            # Cancelled through its task, not the future, so that its clean-up can be waited for.
-            for task in tasks:
-                if task is not None:
-                    self._loop.call_soon_threadsafe(task.cancel)
-            with contextlib.suppress(CancelledError, ChorusError):
-                future.result()
-            raise
+        Args:
+            state: "queued", "waiting", "running", "succeeded", "failed" or "cancelled"; None for all.
+            timeout: deadline of each page, in seconds.
+        """
+        return self._loop.run(self._client.list(state, limit, timeout=timeout))
+
+
+class CacheClient:
+    """Reads and empties one tenant's cache. Methods, arguments and errors are those of AsyncCacheClient."""
+
+    def __init__(
+        self,
+        target: str | None = None,
+        tenant: str = DEFAULT_TENANT,
+        *,
+        credentials: grpc.ChannelCredentials | None = None,
+        metadata: Metadata = (),
+        interceptors: Sequence[grpc.aio.ClientInterceptor] = (),
+        timeout: float = CALL_SECONDS,
+    ) -> None:
+        async def connect() -> AsyncCacheClient:
+            return AsyncCacheClient(
+                target,
+                tenant,
+                credentials=credentials,
+                metadata=metadata,
+                interceptors=interceptors,
+                timeout=timeout,
+            )
+
+        self._loop = LoopThread()
+        self._client = self._loop.start(connect())
+        self.target = self._client.target
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the channel; calls still running end. Further calls have no effect."""
+        self._loop.close(self._client.close())
+
+    def stats(self, *, timeout: float | None = None) -> CacheStats:
+        """Returns the contents and the use of the cache."""
+        return self._loop.run(self._client.stats(timeout=timeout))
+
+    def purge(
+        self,
+        *,
+        entry: str | None = None,
+        model: str | None = None,
+        older_than: float | None = None,
+        everything: bool = False,
+        timeout: float = PURGE_SECONDS,
+    ) -> Purged:
+        """Drops the entries that match every argument given; see AsyncCacheClient.purge."""
+        return self._loop.run(
+            self._client.purge(
+                entry=entry, model=model, older_than=older_than, everything=everything, timeout=timeout
+            )
+        )

@@ -1,4 +1,4 @@
-"""What the programs of this directory share: one run at a time, a command as a child, an exit status."""
+"""Shared parts of the programs here: one run at a time, a command as a child process, an exit status."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from infra.testservers.processes import ServerError
 GRACE_SECONDS = 20
 
 
-def status_of(serve: Callable[[Sequence[str]], int], command: Sequence[str]) -> int:
-    """Serves for `command`. Returns its exit status: 127 if there is no such program, 1 if a server fails.
+def run_program(serve: Callable[[Sequence[str]], int], command: Sequence[str]) -> int:
+    """Calls `serve` with the command. Returns its status, 127 for an unknown program, 1 for a failed server.
 
-    SIGTERM and SIGHUP end it like Ctrl-C does, so that everything is stopped and removed.
+    SIGTERM and SIGHUP end the program in the same way as Ctrl-C, so that everything is stopped and removed.
     """
     if sys.platform != "linux":
         print(
-            f"testservers: needs Linux, which the servers are built for; this is {sys.platform}",
+            f"testservers: the servers are built for Linux only; this is {sys.platform}",
             file=sys.stderr,
         )
         return 1
@@ -34,7 +34,7 @@ def status_of(serve: Callable[[Sequence[str]], int], command: Sequence[str]) -> 
         print(f"testservers: no such command: {command[0]}", file=sys.stderr)
         return 127
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _leave)
+        signal.signal(number, _exit)
     try:
         return serve(command)
     except ServerError as error:
@@ -45,26 +45,27 @@ def status_of(serve: Callable[[Sequence[str]], int], command: Sequence[str]) -> 
 
 
 @contextmanager
-def alone(home: Path) -> Iterator[None]:
-    """One run at a time installs into, and logs under, a directory of the checkout; it is made here."""
+def exclusive(home: Path) -> Iterator[None]:
+    """Holds the lock of `home`, a directory of the checkout for installations and logs; creates it.
+
+    Raises ServerError if another run holds the lock.
+    """
     home.mkdir(parents=True, exist_ok=True)
     with (home / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise ServerError(
-                f"another run of this checkout is not over ({home / 'lock'} is held)"
-            ) from error
+            raise ServerError(f"another run of this checkout is active (it holds {home / 'lock'})") from error
         yield
 
 
 def run(command: Sequence[str], variables: Mapping[str, str]) -> int:
-    """Runs the command to its end, with variables added. Returns its status, 128 + n for a signal."""
+    """Runs the command with additional variables. Returns its exit status, or 128 + n for signal n."""
     child = subprocess.Popen(command, env={**os.environ, **variables})
     try:
         status = child.wait()
     except KeyboardInterrupt:
-        # The terminal sent it to the command too, which may have something to say before it ends.
+        # The terminal sent the signal to the command too, which may need time to finish.
         _wait_or_kill(child)
         raise
     except SystemExit:
@@ -82,5 +83,5 @@ def _wait_or_kill(child: subprocess.Popen[bytes]) -> None:
         child.wait()
 
 
-def _leave(number: int, _frame: FrameType | None) -> NoReturn:
+def _exit(number: int, _frame: FrameType | None) -> NoReturn:
     raise SystemExit(128 + number)

@@ -23,16 +23,16 @@ def main(command: Sequence[str]) -> int:
     if not command:
         print(USAGE, file=sys.stderr)
         return 2
-    return commands.status_of(_serve, command)
+    return commands.run_program(_serve, command)
 
 
 def _serve(command: Sequence[str]) -> int:
     logs = HOME / "logs"
-    # From right to left: the processes are stopped first, then the threads end, then the state is removed.
+    # Exits from bottom to top: stops the processes, ends the threads, removes the state.
     with (
-        commands.alone(HOME),
+        commands.exclusive(HOME),
         tempfile.TemporaryDirectory(prefix="chorus-") as state,
-        milvus.tidied(),
+        milvus.remove_leftovers(),
         ThreadPoolExecutor(max_workers=2) as pool,
         Processes(logs) as processes,
     ):
@@ -44,12 +44,12 @@ def _serve(command: Sequence[str]) -> int:
             pool.submit(_timed, "Milvus", lambda: milvus.start(processes, HOME, milvus_state, logs)),
             pool.submit(_timed, "S3", lambda: rgw.start(processes, rgw_state, logs)),
         ]
-        found = {name: value for future in starting for name, value in future.result().items()}
-        return commands.run(command, found)
+        variables = {name: value for future in starting for name, value in future.result().items()}
+        return commands.run(command, variables)
 
 
 def _timed(name: str, start: Callable[[], dict[str, str]]) -> dict[str, str]:
     began = time.monotonic()
-    found = start()
+    variables = start()
     print(f"testservers: {name} ready after {time.monotonic() - began:.1f} s", file=sys.stderr)
-    return found
+    return variables

@@ -1,4 +1,4 @@
-"""Child processes with one owner: started with a log, waited for with a deadline, stopped for certain."""
+"""Child processes with one owner, a log each, a deadline on their start, and a guaranteed stop."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TAIL_LINES = 20
 
 
 class ServerError(RuntimeError):
-    """A server or an installation failed; the message says which, why, and where its log is."""
+    """A server or an installation failed. The message names it, the cause and the log file."""
 
 
 @dataclass(frozen=True)
@@ -31,18 +31,18 @@ class Process:
     log: Path
 
     def wait_until(self, ready: Callable[[], bool], seconds: float) -> None:
-        """Returns once `ready()`. Raises ServerError if the process ends or the time is over before."""
+        """Waits until `ready()` is true. Raises ServerError if the process ends or `seconds` pass first."""
         deadline = time.monotonic() + seconds
         while not ready():
             if (status := self.child.poll()) is not None:
-                raise ServerError(f"{self.name} ended with status {status}.{tail(self.log)}")
+                raise ServerError(f"{self.name} ended with status {status}.{format_tail(self.log)}")
             if time.monotonic() > deadline:
-                raise ServerError(f"{self.name} was not ready within {seconds:g} s.{tail(self.log)}")
+                raise ServerError(f"{self.name} was not ready within {seconds:g} s.{format_tail(self.log)}")
             time.sleep(POLL_SECONDS)
 
 
 class Processes:
-    """Starts processes and, on exit, kills them and whatever they started."""
+    """Starts processes, and on exit kills them and their descendants."""
 
     def __init__(self, logs: Path) -> None:
         self._logs = logs
@@ -68,11 +68,11 @@ class Processes:
     ) -> Process:
         """Starts a process that writes to `<logs>/<name>.log`; `env` is added to the environment.
 
-        The process also dies with the *thread* that starts it (the kernel's rule for the parent-death
-        signal), so that nothing stays behind even if this program is killed. That thread must live on.
+        The kernel kills the process when the *thread* that started it ends (the rule of the parent-death
+        signal), so that no process survives if this program is killed. That thread must not end earlier.
         """
         log = self._logs / f"{name}.log"
-        # A session of its own: the terminal's Ctrl-C is for the command, and the group can be killed whole.
+        # A separate session: Ctrl-C reaches only the command, and the process group can be killed.
         with self._lock, log.open("ab") as output:
             if self._stopped:
                 raise ServerError(f"{name} is not started: stopping")
@@ -89,25 +89,25 @@ class Processes:
         return Process(name, child, log)
 
     def call(self, name: str, command: Sequence[str | Path], *, seconds: float) -> None:
-        """Runs a command to its end, logged like `start`. Raises ServerError unless it exits with 0."""
+        """Runs a command to its end, with a log as in `start`. Raises ServerError unless it exits with 0."""
         process = self.start(name, command)
         process.wait_until(lambda: process.child.poll() == 0, seconds)
 
     def stop(self) -> None:
-        """SIGKILL, as the state is thrown away and Milvus ignores SIGTERM; then reaps."""
+        """Kills and reaps every process. SIGKILL, as the state is discarded and Milvus ignores SIGTERM."""
         with self._lock:
             self._stopped = True
             for child in self._children:
-                # Until it is waited for, an ended child keeps its pid: the group cannot be another's.
+                # A child keeps its pid until it is reaped, so the group cannot belong to another process.
                 if child.returncode is None:
-                    with suppress(ProcessLookupError):  # waited for just now by the thread that started it
+                    with suppress(ProcessLookupError):  # reaped by the thread that started it
                         os.killpg(child.pid, signal.SIGKILL)
             for child in self._children:
                 child.wait()
 
 
-def free_port() -> int:
-    """A TCP port of 127.0.0.1 that was free just now."""
+def find_free_port() -> int:
+    """Returns a TCP port of 127.0.0.1 that is currently free."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -115,7 +115,7 @@ def free_port() -> int:
 
 
 def answers(url: str) -> bool:
-    """Whether a GET of `url` is answered with 200."""
+    """Whether a GET of `url` returns status 200."""
     try:
         with urllib.request.urlopen(url, timeout=2) as response:
             return bool(response.status == 200)
@@ -123,7 +123,7 @@ def answers(url: str) -> bool:
         return False
 
 
-def tail(log: Path) -> str:
-    """The end of a log and its place, to be added to a message."""
+def format_tail(log: Path) -> str:
+    """Formats the last lines of a log and its path, for an error message."""
     lines = log.read_text("utf-8", "replace").splitlines()[-TAIL_LINES:] if log.exists() else []
     return "".join(f"\n  | {line}" for line in lines) + f"\n  log: {log}"

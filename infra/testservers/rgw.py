@@ -1,4 +1,4 @@
-"""S3: a Ceph cluster of one monitor and one OSD, and its RADOS gateway, from Debian packages."""
+"""S3 server: a Ceph cluster of one monitor and one OSD with its RADOS gateway, from Debian packages."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import secrets
 import uuid
 from pathlib import Path
 
-from infra.testservers.install import debian_packages
-from infra.testservers.processes import Processes, answers, free_port
+from infra.testservers.install import install_debian_packages
+from infra.testservers.processes import Processes, answers, find_free_port
 
 PACKAGES = {
     "ceph-mon": ["ceph-mon"],
@@ -19,8 +19,7 @@ PACKAGES = {
 STEP_SECONDS = 120
 READY_SECONDS = 120
 
-# One copy on one OSD, few placement groups, a sparse file as the disk. There is no manager daemon: the
-# gateway needs none.
+# One copy on one OSD, few placement groups, a sparse file as the disk. The gateway needs no manager daemon.
 CONFIG = """\
 [global]
 fsid = {fsid}
@@ -64,13 +63,13 @@ IDENTITIES = {
 
 
 def start(processes: Processes, state: Path, logs: Path) -> dict[str, str]:
-    """Installs, starts and waits. Returns the environment variables that lead to the server.
+    """Installs and starts the server and waits for it. Returns the environment variables with its address.
 
     Args:
-        state: a directory for the data, with a short path: it holds Unix sockets.
+        state: directory of the data. Its path must be short, because it contains Unix sockets.
     """
-    debian_packages(PACKAGES, logs / "install-ceph.log")
-    fsid, disk, port, mon_port = str(uuid.uuid4()), str(uuid.uuid4()), free_port(), free_port()
+    install_debian_packages(PACKAGES, logs / "install-ceph.log")
+    fsid, disk, port, mon_port = str(uuid.uuid4()), str(uuid.uuid4()), find_free_port(), find_free_port()
     config, keyring, monmap = state / "ceph.conf", state / "keyring", state / "monmap"
     config.write_text(CONFIG.format(fsid=fsid, state=state, logs=logs, port=port, mon_port=mon_port))
     (state / "mon").mkdir()
@@ -86,7 +85,7 @@ def start(processes: Processes, state: Path, logs: Path) -> dict[str, str]:
 
     address = f"[v2:127.0.0.1:{mon_port}]"
     call("monmaptool", "--create", "--fsid", fsid, "--addv", "a", address, monmap)
-    # The monitor takes the keys of all identities from the keyring.
+    # The monitor reads the keys of all identities from the keyring.
     call("ceph-mon", "-c", config, "--mkfs", "-i", "a", "--monmap", monmap, "--keyring", keyring)
     processes.start("ceph-mon", ["ceph-mon", "-c", config, "-f", "-i", "a"])
 
@@ -95,7 +94,7 @@ def start(processes: Processes, state: Path, logs: Path) -> dict[str, str]:
     processes.start("ceph-osd", ["ceph-osd", "-c", config, "-f", "-i", "0"])
 
     access, secret = "chorus-test", secrets.token_hex(20)
-    # Waits for the OSD, and makes the gateway's pools.
+    # Waits for the OSD and creates the gateway's pools.
     user = [
         "--uid",
         "chorus",

@@ -7,9 +7,9 @@ import tempfile
 from collections.abc import Sequence
 
 from infra.testservers import command as commands
-from infra.testservers.install import python_program
+from infra.testservers.install import install_python_program
 from infra.testservers.main import HOME
-from infra.testservers.processes import Processes, answers, free_port
+from infra.testservers.processes import Processes, answers, find_free_port
 
 REQUIREMENT = "arize-phoenix==20.26.1"
 READY_SECONDS = 180
@@ -18,19 +18,19 @@ PROJECT = "chorus"
 
 def main(command: Sequence[str]) -> int:
     """Runs the command with its traces sent to Phoenix; without one, serves until Ctrl-C."""
-    return commands.status_of(_serve, command)
+    return commands.run_program(_serve, command)
 
 
 def _serve(command: Sequence[str]) -> int:
     home = HOME.with_name("phoenix")
     with (
-        commands.alone(home),
+        commands.exclusive(home),
         tempfile.TemporaryDirectory(prefix="chorus-") as state,
         Processes(home) as processes,
     ):
-        _say("starting; the first time it is installed (855 MB, about two minutes)")
-        program = python_program(REQUIREMENT, "phoenix", home, home / "install.log")
-        port, otlp = free_port(), free_port()
+        _print("starting; the first start installs it (855 MB, about two minutes)")
+        program = install_python_program(REQUIREMENT, "phoenix", home, home / "install.log")
+        port, otlp = find_free_port(), find_free_port()
         page = f"http://127.0.0.1:{port}"
         server = processes.start(
             "phoenix",
@@ -45,17 +45,17 @@ def _serve(command: Sequence[str]) -> int:
             },
         )
         server.wait_until(lambda: answers(f"{page}/readyz"), READY_SECONDS)
-        found = {
+        variables = {
             "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{otlp}",
             "OTEL_RESOURCE_ATTRIBUTES": f"openinference.project.name={PROJECT}",
         }
-        _say(f"traces are shown at {page}")
+        _print(f"traces are shown at {page}")
         if command:
-            return commands.run(command, {**found, "CHORUS_TEST_PHOENIX_URL": page})
-        _say("in another terminal, before `chorus up`; Ctrl-C here ends it:")
-        print("\n".join(f"export {name}={value}" for name, value in found.items()), flush=True)
+            return commands.run(command, {**variables, "CHORUS_TEST_PHOENIX_URL": page})
+        _print("run this in another terminal before `chorus up`; stop with Ctrl-C here:")
+        print("\n".join(f"export {name}={value}" for name, value in variables.items()), flush=True)
         return server.child.wait()
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     print(f"phoenix: {text}", file=sys.stderr, flush=True)

@@ -1,10 +1,10 @@
-"""Reads the attributes back from a video by plain image analysis: no learned judge.
+"""Reads the attributes of a scene from a video by plain image analysis, without a learned model.
 
-Objects are the connected regions that show an object's colour rather than the background; nothing is assumed
-about how many there are or where. Each is then measured in its own frame of reference: its pictures, aligned
-at its centroids and averaged over time, are compared with a bank of the world's shapes in many radii, offsets
-and degrees of blur. Every attribute is a forced choice: what looks like nothing is named after what it
-resembles most.
+Objects are the connected regions whose colour is nearer to an object colour than to the background; their
+number and positions are not assumed. Each object is measured in its own frame of reference: its pictures,
+aligned at the centroids and averaged over time, are compared with templates of the world's shapes in many
+radii, offsets and degrees of blur. Every attribute is a forced choice: it gets the value that it resembles
+most.
 """
 
 from __future__ import annotations
@@ -33,30 +33,30 @@ from models.movingshapes.world import (
     coverage,
 )
 
-OF_THINGS: Final = ("shape", "colour", "motion", "size")
-FIELDS: Final = ("background", "count", *OF_THINGS)
+OBJECT_FIELDS: Final = ("shape", "colour", "motion", "size")
+FIELDS: Final = ("background", "count", *OBJECT_FIELDS)
 
-SHOWN: Final = 0.4  # of an object's colour, in pixels that count as the object's; less is a residue
-APART: Final = 70.0  # RGB distance of any two colours of the world, at least
-LEAST_AREA: Final = 16  # pixels; the smallest object of the world has 44
-CORE: Final = 1.5  # pixels around a centroid that lie inside every object
+MIN_SHARE: Final = 0.4  # minimum share of the object's colour in a pixel of the object; less is a residue
+MIN_COLOUR_DISTANCE: Final = 70.0  # minimum RGB distance of two colours of the world
+MIN_AREA: Final = 16  # pixels; the smallest object of the world has 44
+CORE_RADIUS: Final = 1.5  # pixels; a disc of this radius around the centroid lies inside every object
 WINDOW: Final = 32  # pixels, side of the aligned pictures
-# Of the templates, in pixels: radii, offsets in x and y, and standard deviations of the blur.
+# Radii, offsets in x and y, and standard deviations of the blur of the templates, in pixels.
 RADII: Final = tuple(3.0 + 0.25 * i for i in range(21))
 OFFSETS: Final = (-1.0, -0.5, 0.0, 0.5, 1.0)
 BLURS: Final = (0.5, 1.0, 1.5)
 
 
 def read_scene(video: Tensor) -> Scene:
-    """The scene that a video [3, T, H, W], about in [-1, 1], shows most plausibly.
+    """Returns the most plausible scene of a video [3, T, H, W] with values of about [-1, 1].
 
-    Objects come in the order in which a prompt names them, the upper left one first; there may be none, or
-    more than the world ever shows. Raises ValueError for another shape, or for NaN or infinity.
+    Objects are in the order in which a prompt names them, the upper left one first. The result may contain no
+    object, or more objects than the world ever shows. Raises ValueError for another shape, NaN or infinity.
     """
     if video.ndim != 4 or video.shape[0] != 3:
         raise ValueError(f"video: must be [3, frames, height, width], not {list(video.shape)}")
     if not video.isfinite().all():
-        raise ValueError("video: holds NaN or infinity; the model diverged")
+        raise ValueError("video: contains NaN or infinity; the model diverged")
     rgb = (video.detach().cpu().float().clamp(-1, 1) + 1) * 127.5
     back = rgb.flatten(1).median(dim=1).values  # [3]: objects cover less than half
     difference = rgb - back.view(3, 1, 1, 1)
@@ -72,18 +72,19 @@ def read_scene(video: Tensor) -> Scene:
 
 
 def compare(shown: Scene, wanted: Scene) -> dict[str, bool]:
-    """Which FIELDS of a scene are as wanted, and whether `all` are.
+    """Returns for each of FIELDS whether the scene matches `wanted`, and for `all` whether every field does.
 
-    An attribute of objects holds if it holds for every object wanted, in order; where one is missing, none
-    does. Where there are too many, those count that agree best: only `count` tells of the others.
+    An attribute of objects matches if it does for every wanted object, in order; if an object is missing,
+    none of these attributes matches. If the scene has too many objects, those that agree best are compared,
+    and only `count` reports the surplus.
     """
 
     def agreement(chosen: Sequence[Thing]) -> dict[str, bool]:
         pairs = list(zip(chosen, wanted.things, strict=True))
-        return {f: all(getattr(a, f) == getattr(b, f) for a, b in pairs) for f in OF_THINGS}
+        return {f: all(getattr(a, f) == getattr(b, f) for a, b in pairs) for f in OBJECT_FIELDS}
 
     choices = itertools.combinations(shown.things, len(wanted.things))
-    missing = dict.fromkeys(OF_THINGS, False)
+    missing = dict.fromkeys(OBJECT_FIELDS, False)
     right = {
         "background": shown.background == wanted.background,
         "count": len(shown.things) == len(wanted.things),
@@ -92,7 +93,7 @@ def compare(shown: Scene, wanted: Scene) -> dict[str, bool]:
 
 
 def accuracy(videos: Tensor | Sequence[Tensor], wanted: Sequence[Scene]) -> dict[str, float]:
-    """Share of videos [B, 3, T, H, W] that show what was wanted, for each of FIELDS and for `all` at once."""
+    """Computes the share of videos [B, 3, T, H, W] that match `wanted`, for each of FIELDS and for `all`."""
     hits = [compare(read_scene(v), w) for v, w in zip(videos, wanted, strict=True)]
     return {f: sum(h[f] for h in hits) / len(hits) for f in (*FIELDS, "all")}
 
@@ -100,20 +101,20 @@ def accuracy(videos: Tensor | Sequence[Tensor], wanted: Sequence[Scene]) -> dict
 def _objects(difference: Tensor, back: Tensor) -> tuple[Tensor, Tensor]:
     """Finds the objects in the difference [3, T, H, W] to the background [3].
 
-    There are as many as a third of the frames show at least: objects that touch for a while stay two. Only
-    frames with just that many are used. Returns, for the F frames used and K objects, the frames' indices [F]
-    and the centroids [F, K, 2] (x, y) in pixels.
+    The number of objects is the largest that a third of the frames show, so that objects that touch for a
+    while remain two. Only frames with exactly that number are used. Returns, for F used frames and K objects,
+    the indices of the frames [F] and the centroids [F, K, 2] (x, y) in pixels.
     """
     _, frames, height, width = difference.shape
     axes = torch.tensor(list(COLOURS.values())) - back  # [n, 3]
     smooth = F.avg_pool2d(difference, 3, stride=1, padding=1, count_include_pad=False).flatten(1)
-    # How far a pixel is on the way from the background to the object colour that it has most of.
+    # Position of each pixel between the background (0) and the object colour that it resembles most (1).
     shown = (
-        (axes / axes.square().sum(1, keepdim=True).clamp_min(APART**2) @ smooth)
+        (axes / axes.square().sum(1, keepdim=True).clamp_min(MIN_COLOUR_DISTANCE**2) @ smooth)
         .amax(0)
         .view(frames, height, width)
     )
-    labels = _connected(shown > SHOWN).flatten(1)  # [T, H*W]
+    labels = _connected(shown > MIN_SHARE).flatten(1)  # [T, H*W]
 
     mass = shown.flatten(1).clamp(0, 1)
     y, x = (torch.arange(n) + 0.5 for n in (height, width))
@@ -121,7 +122,7 @@ def _objects(difference: Tensor, back: Tensor) -> tuple[Tensor, Tensor]:
         [torch.ones_like(mass), mass, mass * x.repeat(height), mass * y.repeat_interleave(width)]
     )
     sums = torch.zeros(4, frames, height * width + 1).scatter_add_(2, labels.expand(4, -1, -1), parts)
-    large = sums[0] >= LEAST_AREA  # [T, labels]
+    large = sums[0] >= MIN_AREA  # [T, labels]
     large[:, 0] = False  # the background's label
     places = (sums[2:] / sums[1].clamp_min(1e-6)).permute(1, 2, 0)  # [T, labels, 2]
 
@@ -134,7 +135,7 @@ def _objects(difference: Tensor, back: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _connected(mask: Tensor) -> Tensor:
-    """Labels int64 of the connected regions (8 neighbours) of each mask [T, H, W]; 0 where there is none."""
+    """Labels the connected regions (8 neighbours) of each mask [T, H, W]; int64, 0 outside the regions."""
     inside = mask.float()
     labels = (torch.arange(mask[0].numel()) + 1.0).view(1, *mask.shape[1:]) * inside
     while not torch.equal(grown := _spread(labels) * inside, labels):
@@ -143,7 +144,7 @@ def _connected(mask: Tensor) -> Tensor:
 
 
 def _spread(values: Tensor) -> Tensor:
-    """The largest of each pixel of [..., H, W] and its 8 neighbours; none is negative."""
+    """Returns the maximum of each pixel of [..., H, W] and its 8 neighbours. Values must not be negative."""
     values = F.pad(values, (1, 1, 1, 1))
     for dim in (-1, -2):
         low, middle, high = (values.narrow(dim, i, values.shape[dim] - 2) for i in range(3))
@@ -157,7 +158,7 @@ def _nearest(rgb: Tensor, palette: dict[str, tuple[int, int, int]]) -> str:
 
 
 def _motion(time: Tensor, path: Tensor, travel: float) -> str:
-    """The motion nearest to that of the straight line through a path [F, 2] (x, y) at times [F] in 0..1."""
+    """Returns the motion nearest to the straight line fitted to a path [F, 2] (x, y) at times [F] in 0..1."""
     time = time - time.mean()
     moved = (time[:, None] * path).sum(0) / time.square().sum().clamp_min(1e-6)  # pixels from start to end
     targets = torch.tensor(list(MOTIONS.values())) * travel
@@ -165,21 +166,25 @@ def _motion(time: Tensor, path: Tensor, travel: float) -> str:
 
 
 def _core(difference: Tensor, path: Tensor) -> Tensor:
-    """The middle [3] of a difference [3, F, H, W]'s pixels around a path [F, 2]."""
+    """Returns the median [3] of the pixels of a difference [3, F, H, W] around a path [F, 2]."""
     height, width = difference.shape[2:]
     dx = torch.arange(width) + 0.5 - path[:, :1]  # [F, W]
     dy = torch.arange(height) + 0.5 - path[:, 1:]
-    return difference[:, dx.square()[:, None] + dy.square()[:, :, None] <= CORE**2].median(dim=1).values
+    return (
+        difference[:, dx.square()[:, None] + dy.square()[:, :, None] <= CORE_RADIUS**2].median(dim=1).values
+    )
 
 
 def _share(difference: Tensor, colour: Tensor) -> Tensor:
-    """How much of an object each pixel shows [F, H, W], by the object's difference [3] to the background."""
+    """Returns each pixel's share of an object [F, H, W], given the object's difference [3] to the
+    background."""
     share = (difference * colour.view(3, 1, 1, 1)).sum(0) / colour.square().sum().clamp_min(1.0)
     return share.clamp(-0.5, 1.5)
 
 
 def _aligned(picture: Tensor, path: Tensor) -> Tensor:
-    """The mean [WINDOW, WINDOW] of pictures [F, H, W] around a path [F, 2], of those that reach so far."""
+    """Averages windows of pictures [F, H, W] around a path [F, 2] to [WINDOW, WINDOW], ignoring the
+    outside."""
     frames, height, width = picture.shape
     step = torch.arange(WINDOW) + 0.5 - WINDOW / 2
     x = (path[:, :1] + step) * 2 / width - 1  # [F, WINDOW], in grid_sample's units
@@ -192,7 +197,7 @@ def _aligned(picture: Tensor, path: Tensor) -> Tensor:
 
 
 def _best_template(picture: Tensor) -> tuple[str, str]:
-    """Shape and size of the template that a picture [WINDOW, WINDOW] correlates with most."""
+    """Returns shape and size of the template with the highest correlation to a picture [WINDOW, WINDOW]."""
     bank, names = _templates()
     flat = picture.flatten()
     shape, radius = names[int((bank @ (flat - flat.mean())).argmax())]
@@ -201,8 +206,10 @@ def _best_template(picture: Tensor) -> tuple[str, str]:
 
 @cache
 def _templates() -> tuple[Tensor, list[tuple[str, float]]]:
-    """Every shape in every radius, offset and blur: rows [n, WINDOW * WINDOW] of mean 0 and norm 1, and their
-    shapes and radii."""
+    """Builds the templates of every shape, radius, offset and blur.
+
+    Returns rows [n, WINDOW * WINDOW] of mean 0 and norm 1, and for each row its shape and radius.
+    """
     kinds = list(itertools.product(range(len(SHAPES)), RADII))
     offsets = list(itertools.product(OFFSETS, OFFSETS))
     at = torch.tensor(offsets).expand(len(kinds), -1, -1)
@@ -216,7 +223,7 @@ def _templates() -> tuple[Tensor, list[tuple[str, float]]]:
 
 
 def _blur(pictures: Tensor, sigma: float) -> Tensor:
-    """Pictures [n, H, W] under a Gaussian of standard deviation `sigma` pixels."""
+    """Blurs pictures [n, H, W] with a Gaussian of standard deviation `sigma` pixels."""
     kernel = torch.exp(-(torch.arange(-5, 6) ** 2) / (2 * sigma**2))
     kernel = (kernel / kernel.sum()).view(1, 1, 1, -1)
     rows = F.conv2d(pictures[:, None], kernel, padding=(0, 5))

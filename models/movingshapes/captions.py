@@ -1,7 +1,7 @@
 """Prompts for scenes, in many phrasings: synonyms, noun phrases and sentence patterns.
 
-Some patterns and some words are kept out of training: `unseen` phrasings use patterns that no training
-caption has, and with `unseen_words` every attribute is named by a word that none has.
+Some patterns and words are held out of training: `unseen` phrasings use patterns that no training caption
+has, and with `unseen_words` every attribute is named by a word that no training caption has.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Final, Literal
 from models.movingshapes.world import Scene, Thing
 
 Phrasing = Literal["seen", "unseen"]
-AROUND: Final = 0.25  # share of training captions with words around them that ask for nothing
+PADDED_SHARE: Final = 0.25  # share of training captions with additional words that request nothing
 
 
 @dataclass(frozen=True)
 class Words:
-    """Names of one attribute value. Training draws from `seen`; the plainest comes first."""
+    """Names of an attribute value. Training draws from `seen`, whose first entry is the plainest name."""
 
     seen: tuple[str, ...]
     unseen: tuple[str, ...]
@@ -180,18 +180,20 @@ _TWO: Final = {
         "in front of a {bg} background we see {a} and also {b}",
     ),
 }
-# Words around a caption that ask for nothing; most captions have none.
+# Additional words that request nothing; most captions have none.
 _BEFORE: Final = ("simple graphics: ", "2d video, ", "cartoon: ", "please, ", "high quality, ", "test: ")
 _AFTER: Final = (", simple shapes", ", flat colours", ", 2d", ", high quality", ", minimal style", ".", "!")
 _ARTICLES: Final = ("a ", "a ", "a ", "the ", "")
 
 
 def caption(scene: Scene, rng: random.Random, phrasing: Phrasing = "seen", unseen_words: bool = False) -> str:
-    """One of a scene's phrasings, drawn by `rng`.
+    """Draws one phrasing of a scene.
 
     Args:
-        phrasing: patterns that training draws from, or those it never uses.
-        unseen_words: name every attribute by a word that training never uses.
+        scene: Scene to describe.
+        rng: Random generator.
+        phrasing: `seen` for patterns that training uses, `unseen` for held-out patterns.
+        unseen_words: True to name every attribute by a held-out word.
     """
 
     def word(words: Words) -> str:
@@ -207,13 +209,13 @@ def caption(scene: Scene, rng: random.Random, phrasing: Phrasing = "seen", unsee
         parts[name] = f"{noun(thing)} {word(DOING[thing.motion])}"
         parts[name + "v"] = f"{noun(thing)} {word(DOES[thing.motion])}"
     text = rng.choice((_ONE if len(scene.things) == 1 else _TWO)[phrasing]).format(**parts)
-    if phrasing == "seen" and rng.random() < AROUND:
+    if phrasing == "seen" and rng.random() < PADDED_SHARE:
         text = rng.choice((rng.choice(_BEFORE) + text, text + rng.choice(_AFTER)))
     return _with_articles(text)
 
 
 def plain_caption(scene: Scene) -> str:
-    """A scene's plainest phrasing."""
+    """Returns the plainest phrasing of a scene."""
     named = [
         f"a {t.size} {t.colour} {t.shape} {DOING[t.motion].seen[0]}" for t in scene.things
     ]  # fmt: skip

@@ -1,7 +1,7 @@
-"""Draws the training curves: `python -m models.movingshapes.curves` makes curves/curves.png.
+"""Plots the training curves: `python -m models.movingshapes.curves` writes curves/curves.png.
 
-Loss and accuracy (four steps, calibration split, unseen phrasings) by update, from the rows that training
-wrote and that are kept in curves/.
+Shows loss and accuracy (four steps, calibration split, unseen phrasings) by update, from the committed rows
+of the training runs in curves/.
 """
 
 from __future__ import annotations
@@ -14,22 +14,26 @@ FOLDER = Path(__file__).with_name("curves")
 
 
 def read_curve(path: Path) -> list[dict[str, Any]]:
-    """Rows of one run; a resumed run repeats the updates after its checkpoint, and the later row counts."""
+    """Reads the rows of a run. A resumed run repeats the updates after its checkpoint; the later row is
+    used."""
     rows = (json.loads(line) for line in path.read_text("utf-8").splitlines())
     return [row for _, row in sorted({row["update"]: row for row in rows}.items())]
 
 
 def main() -> None:
-    from matplotlib.figure import Figure  # of the extra `eval`
+    from matplotlib.figure import Figure  # part of the extra `eval`
 
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2)
     for path in sorted(FOLDER.glob("*.jsonl")):
         rows = read_curve(path)
-        judged = [row for row in rows if "calibration" in row]
+        evaluated = [row for row in rows if "calibration" in row]
         left.plot([r["update"] for r in rows], [r["loss_at_1"] for r in rows], label=path.stem)
         right.plot(
-            [r["update"] for r in judged], [r["calibration"]["all"] for r in judged], "o-", label=path.stem
+            [r["update"] for r in evaluated],
+            [r["calibration"]["all"] for r in evaluated],
+            "o-",
+            label=path.stem,
         )
     left.set(xlabel="update", ylabel="loss at σ = 1", xscale="log", yscale="log")
     right.set(xlabel="update", ylabel="all attributes right", xscale="log", ylim=(0, 1.02))

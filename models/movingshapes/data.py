@@ -1,4 +1,4 @@
-"""What training reads: captions with their token states, and videos rendered on the fly."""
+"""Training data: captions with their token states, and videos rendered on the fly."""
 
 from __future__ import annotations
 
@@ -25,16 +25,20 @@ from services.denoiser.codec import SpaceToDepthCodec
 CODEC = SpaceToDepthCodec(temporal=4, spatial=2)
 LATENT_GRID = CODEC.latent_shape(world.FRAMES, world.HEIGHT, world.WIDTH)[1:]
 PATCH = (1, 2, 2)
-GRID = (LATENT_GRID[0], LATENT_GRID[1] // 2, LATENT_GRID[2] // 2)  # of tokens: 4 x 12 x 12
+GRID = (LATENT_GRID[0], LATENT_GRID[1] // 2, LATENT_GRID[2] // 2)  # in tokens: 4 x 12 x 12
 TEXT_DIM = 384
-NEAR = 11.0  # pixels; the largest object reaches 10 from its centroid
+NEAR_RADIUS = 11.0  # pixels; the largest object reaches 10 from its centroid
 
 
 @dataclass(frozen=True)
 class Captions:
-    """Prompts, and what they ask for.
+    """Prompts with their scenes and token states.
 
-    table: rows of `scene_table` [n, 9]; states: float16 [n, L, 384]; mask: bool [n, L].
+    Attributes:
+        texts: Prompts.
+        table: Rows of `scene_table`, [n, 9].
+        states: Token states, float16 [n, L, 384].
+        mask: True for tokens, False for padding, bool [n, L].
     """
 
     texts: list[str]
@@ -43,20 +47,26 @@ class Captions:
     mask: Tensor
 
     def text(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Captions' states [B, L, 384] float32 and key bias [B, L]."""
+        """Returns the states [B, L, 384] float32 and the key bias [B, L] of captions."""
         bias = torch.zeros(self.mask[index].shape).masked_fill(~self.mask[index], float("-inf"))
         return self.states[index].float(), bias
 
     def blurred_text(self, index: Tensor, blur: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """The same with normal noise on the states, `blur` of their own spread: what words never trained,
-        or trained words among others, do to them."""
+        """Returns states and key bias, with normal noise of `blur` times the states' spread added to the
+        states.
+
+        The noise imitates the effect of unseen words, and of known words in unfamiliar company.
+        """
         states, bias = self.text(index)
         spread = states[self.mask[index]].std()
         return states + blur * spread * torch.randn(states.shape, generator=generator), bias
 
 
 def draw_scenes(split: Split, count: int, seed: int, pairs: float = 0.5) -> list[Scene]:
-    """Scenes of a split, a share `pairs` of them with two objects; those with one come in whole rounds."""
+    """Draws scenes of a split, a share `pairs` of them with two objects.
+
+    Scenes of one object are drawn without replacement until all have been used.
+    """
     rng, draw = random.Random(seed), torch.Generator().manual_seed(seed)
     singles = single_scenes(split)
     two = [pair_scene(split, draw) for _ in range(round(pairs * count))]
@@ -71,14 +81,14 @@ def draw_scenes(split: Split, count: int, seed: int, pairs: float = 0.5) -> list
 def write_captions(
     scenes: list[Scene], seed: int, phrasing: Phrasing, unseen_words: bool = False
 ) -> list[str]:
-    """One caption for each scene."""
+    """Draws one caption for each scene."""
     rng = random.Random(seed)
     return [caption(s, rng, phrasing, unseen_words) for s in scenes]
 
 
 def encode_captions(scenes: list[Scene], texts: list[str]) -> Captions:
-    """Captions with MiniLM's token states."""
-    from services.embedder.encoders import MiniLMEncoder  # only here: training machines need no encoder
+    """Encodes captions with MiniLM."""
+    from services.embedder.encoders import MiniLMEncoder  # imported here because training needs no encoder
 
     encoder = MiniLMEncoder()
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # batches of about equal length
@@ -93,7 +103,7 @@ def encode_captions(scenes: list[Scene], texts: list[str]) -> Captions:
 
 
 def load_captions(cache: Path, split: Split, count: int, seed: int, phrasing: Phrasing = "seen") -> Captions:
-    """Captions of a split's scenes from `cache`, or computed and written there."""
+    """Reads the captions of a split from `cache`, or computes them and writes them there."""
     if cache.exists():
         return Captions(**torch.load(cache))
     scenes = draw_scenes(split, count, seed)
@@ -104,15 +114,15 @@ def load_captions(cache: Path, split: Split, count: int, seed: int, phrasing: Ph
 
 
 def latents(table: Tensor, generator: torch.Generator) -> Tensor:
-    """Latents [B, C, T, H, W] of freshly rendered videos of scenes."""
+    """Renders videos of scenes and encodes them to latents [B, C, T, H, W]."""
     return torch.vmap(CODEC.encode)(render(table, generator))
 
 
 def near_paths(table: Tensor) -> Tensor:
-    """Which tokens lie near an object's nominal path, bool [B, N].
+    """Selects the tokens near an object's nominal path, bool [B, N].
 
-    Depends on how many objects there are and how they move, but not on their shapes, sizes or colours: a
-    choice of tokens by it tells the network nothing about those.
+    Depends on the number and motions of the objects, but not on their shapes, sizes or colours, so that the
+    selection of tokens reveals none of these to the network.
     """
     frames, rows, columns = GRID
     cell = world.HEIGHT / rows  # pixels
@@ -120,7 +130,7 @@ def near_paths(table: Tensor) -> Tensor:
     x, y = path.unbind(-1)
     dx = (torch.arange(columns) + 0.5) * cell - x[..., None]  # [B, 2, T, f, W]
     dy = (torch.arange(rows) + 0.5) * cell - y[..., None]
-    near = dx.square()[..., None, :] + dy.square()[..., :, None] <= NEAR**2  # [B, 2, T, f, H, W]
-    there = (table[:, 1::4] >= 0)[:, :, None, None, None, None]
-    found: Tensor = (near & there).any(3).any(1).flatten(1)
-    return found
+    near = dx.square()[..., None, :] + dy.square()[..., :, None] <= NEAR_RADIUS**2  # [B, 2, T, f, H, W]
+    exists = (table[:, 1::4] >= 0)[:, :, None, None, None, None]
+    selected: Tensor = (near & exists).any(3).any(1).flatten(1)
+    return selected

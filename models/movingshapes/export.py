@@ -1,6 +1,5 @@
-"""Makes a trained network a model's weights: writes the file its model file names, and the digest there.
-
-`python -m models.movingshapes.export build/movingshapes/student/ema.safetensors model.toml`
+"""Exports a trained network: writes the weights file that a model file names, and its digest to the model
+file. `python -m models.movingshapes.export build/movingshapes/student/ema.safetensors model.toml`
 """
 
 from __future__ import annotations
@@ -20,13 +19,13 @@ HERE = Path(__file__).parent
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("source", type=Path, help="averaged weights that training wrote")
-    parser.add_argument("model", choices=("model.toml", "teacher.toml"))
+    parser.add_argument("source", type=Path, help="averaged weights of the trained network")
+    parser.add_argument("model", choices=("model.toml", "teacher.toml"), help="model file to update")
     args = parser.parse_args()
     path = HERE / args.model
     weights = HERE / tomllib.loads(path.read_text("utf-8"))["weights"]["file"]
     weights.parent.mkdir(exist_ok=True)
-    # Half precision on disk: half the bytes, and no measurable change in what the network does.
+    # Half precision on disk takes half the bytes and has no measurable effect on the network's output.
     state = {k: v.to(torch.float16).contiguous() for k, v in load_file(args.source).items()}
     save_file(state, weights)
     digest = weights_digest(weights)

@@ -1,8 +1,8 @@
-"""Muon in float32: momentum, orthogonalised by Newton-Schulz, for the blocks' weight matrices.
+"""Muon in float32 for the blocks' weight matrices: momentum, orthogonalised by Newton-Schulz iterations.
 
-torch.optim.Muon iterates in bfloat16, which a CPU without such units runs seventy times slower; here
-matrices of one shape go through one batched product. Source: Jordan et al., 2024; the scale that makes
-its steps as large as AdamW's: arXiv 2502.16982.
+torch.optim.Muon iterates in bfloat16, which is seventy times slower on a CPU without bfloat16 units. Here all
+matrices of one shape share one batched product. Sources: Jordan et al., 2024; arXiv 2502.16982 for the scale
+that makes the steps as large as AdamW's.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from torch import Tensor
 
 
 def orthogonalise(g: Tensor, steps: int = 5) -> Tensor:
-    """The nearest semi-orthogonal matrices, roughly (singular values in 0.7..1.2): [n, a, b] -> [n, a, b]."""
+    """Approximates the nearest semi-orthogonal matrices (singular values in 0.7..1.2): [n, a, b] -> [n, a,
+    b]."""
     a, b, c = 3.4445, -4.7750, 2.0315
     x: Tensor = g / (g.norm(dim=(1, 2), keepdim=True) + 1e-7)
     wide = g.shape[1] <= g.shape[2]
@@ -28,7 +29,7 @@ def orthogonalise(g: Tensor, steps: int = 5) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Nesterov momentum with orthogonalised updates; all parameters must be matrices."""
+    """Optimizer with Nesterov momentum and orthogonalised updates. All parameters must be matrices."""
 
     def __init__(
         self, params: Iterable[Tensor], lr: float, momentum: float = 0.95, weight_decay: float = 0.01

@@ -1,4 +1,4 @@
-"""The network of movingshapes as training sees it: batches of tokens in, predicted clean tokens out."""
+"""Network of movingshapes in the form used for training: from batches of tokens to predicted clean tokens."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from models.movingshapes.data import CODEC, GRID, LATENT_GRID, PATCH, TEXT_DIM
 from services.denoiser.network.positions import position_channels, position_count
-from services.denoiser.network.sampler import Step, sample
+from services.denoiser.network.sampler import sample
 from services.denoiser.network.wan import WanConfig, WanTransformer, patchify, rope_table, unpatchify
 
 POSITIONS = 4  # order of the position basis
@@ -25,6 +25,7 @@ SHIFT = 5.0
 
 
 def model_config(dim: int = 128, layers: int = 6) -> WanConfig:
+    """Returns the configuration of a network with hidden size `dim`, a multiple of 32."""
     return WanConfig(
         in_channels=CODEC.latent_channels + position_count(POSITIONS),
         out_channels=CODEC.latent_channels,
@@ -37,7 +38,7 @@ def model_config(dim: int = 128, layers: int = 6) -> WanConfig:
 
 
 def initialise(model: WanTransformer) -> None:
-    """Open gates, a strong voice for the text, and small branches otherwise."""
+    """Initialises the weights: open gates, a large scale for the text, small residual branches."""
     depth = len(model.blocks)
     for name, p in model.named_parameters():
         if p.ndim == 2:
@@ -47,7 +48,7 @@ def initialise(model: WanTransformer) -> None:
         if name.endswith(("attn1.to_out.0.weight", "net.2.weight")):
             p.data.mul_(0.5 / math.sqrt(depth))
         elif "text_embedder" in name and p.ndim == 2:
-            p.data.mul_(2.5)  # the encoder's states are small, and averaged over some twenty tokens
+            p.data.mul_(2.5)  # the encoder's states are small, and are averaged over about twenty tokens
         elif name.endswith(("time_proj.weight", "proj_out.weight")):
             p.data.mul_(0.1)
         elif name.endswith("scale_shift_table"):
@@ -57,12 +58,12 @@ def initialise(model: WanTransformer) -> None:
 
 
 def to_tokens(latents: Tensor) -> Tensor:
-    """Latents [B, C, T, H, W] -> tokens [B, N, C*P]."""
+    """Converts latents [B, C, T, H, W] to tokens [B, N, C*P]."""
     return patchify(latents, PATCH)
 
 
 class Network(torch.nn.Module):
-    """The transformer with its fixed inputs: rotary angles and position channels of the one size it knows."""
+    """Transformer with its fixed inputs: rotary angles and position channels of its only video size."""
 
     cos: Tensor
     sin: Tensor
@@ -80,10 +81,17 @@ class Network(torch.nn.Module):
         self.register_buffer("positions", positions, persistent=False)  # [N, F*P]
 
     def forward(self, x: Tensor, index: Tensor, sigma: Tensor, text: Tensor, bias: Tensor) -> Tensor:
-        """Clean data behind some tokens of noisy latents.
+        """Predicts the clean data of a subset of the tokens of noisy latents.
 
-        x [B, n, C*P] are the tokens at positions index [B, n]; sigma [B]; text [B, L, D]; bias [B, L].
-        Returns [B, n, C*P].
+        Args:
+            x: Noisy tokens, [B, n, C*P].
+            index: Positions of these tokens, [B, n].
+            sigma: Noise levels, [B].
+            text: Token states of the prompts, [B, L, D].
+            bias: Key bias of the prompts, [B, L].
+
+        Returns:
+            Clean tokens, [B, n, C*P].
         """
         tokens = torch.cat((x, self.positions[index]), dim=-1)
         kv = self.transformer.encode_text(text)
@@ -92,13 +100,20 @@ class Network(torch.nn.Module):
 
     def trajectory(
         self, noise: Tensor, text: Tensor, bias: Tensor, sigmas: Sequence[float] = FEW_STEPS
-    ) -> Iterator[Step]:
-        """Sampler's steps from noise [B, C, T, H, W], without gradients; text [B, L, D], bias [B, L]."""
+    ) -> Iterator[Tensor]:
+        """Yields the latents after every step from noise [B, C, T, H, W], without gradients.
+
+        Args:
+            noise: Start latents, [B, C, T, H, W].
+            text: Token states of the prompts, [B, L, D].
+            bias: Key bias of the prompts, [B, L].
+            sigmas: Noise levels of the schedule.
+        """
         with torch.no_grad():
             kv = self.transformer.encode_text(text)
         positions = self.positions.expand(len(noise), -1, -1)
 
-        @torch.no_grad()  # here, for the steps are taken after this function has returned
+        @torch.no_grad()  # needed here, because the steps run after this function has returned
         def velocity(x: Tensor, sigma: float) -> Tensor:
             tokens = torch.cat((to_tokens(x), positions), dim=-1)
             timestep = torch.full((len(x),), 1000 * sigma, device=x.device)
@@ -109,5 +124,5 @@ class Network(torch.nn.Module):
 
 
 def noise(n: int, generator: torch.Generator) -> Tensor:
-    """Latents of pure noise, [n, C, T, H, W]."""
+    """Draws latents of pure noise, [n, C, T, H, W]."""
     return torch.randn(n, CODEC.latent_channels, *LATENT_GRID, generator=generator)

@@ -1,7 +1,7 @@
-"""Writes split.json: which combinations of attributes train, calibrate and test.
+"""Writes split.json, which divides the combinations of attributes into train, calibration and test.
 
-`python -m models.movingshapes.split`. The file is made once; everything else reads it. `test` is for final
-reports alone: nothing is chosen by it.
+Command: `python -m models.movingshapes.split`. The file is written once; all other modules read it. `test` is
+for final reports only: no choice may be based on it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ SHARES = {"calibration": 0.1, "test": 0.2}  # the rest trains
 
 
 def make_split(seed: int) -> dict[str, list[str]]:
-    """Combinations by split, each background's objects shuffled and dealt out in the same shares."""
+    """Returns combinations by split. The objects of each background are shuffled and divided in the same
+    shares."""
     rng = random.Random(seed)
     split: dict[str, list[str]] = {"train": [], "calibration": [], "test": []}
     for background in BACKGROUNDS:

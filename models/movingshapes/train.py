@@ -1,12 +1,13 @@
 """Trains the teacher: `python -m models.movingshapes.train --out build/movingshapes/teacher`.
 
 Flow matching on videos rendered on the fly, conditioned on MiniLM token states that are computed once per
-caption. The network predicts the clean data and is judged by its velocity, (x - data) / sigma: so it need
-not carry the noise through its few channels (arXiv 2511.13720). At first it sees a quarter of each video's
-tokens and four times as many videos, for tokens of one video teach nearly the same and captions do not: first
-a random quarter, then mostly tokens near the objects' paths, where shapes are learned. The last part of the
-run sees whole videos. Seeded; a checkpoint holds everything, so `--resume` continues the same run. Writes
-checkpoint.pt, ema.safetensors and curve.jsonl into the output directory.
+caption. The network predicts the clean data, and the loss is on the velocity that follows, (x - data) /
+sigma, so that the network need not carry the noise through its few channels (arXiv 2511.13720). At first an
+update uses a quarter of each video's tokens and four times as many videos, because the tokens of one video
+carry nearly the same information and captions do not: first a random quarter, then mostly tokens near the
+objects' paths, where shapes are learned. The last part of the run uses full videos. Training is seeded, and a
+checkpoint contains the complete state, so `--resume` continues the same run. Writes checkpoint.pt,
+ema.safetensors and curve.jsonl into the output directory.
 """
 
 from __future__ import annotations
@@ -27,28 +28,29 @@ from models.movingshapes.analyzer import accuracy
 from models.movingshapes.data import CODEC, GRID, Captions, latents, load_captions, near_paths
 from models.movingshapes.muon import Muon
 from models.movingshapes.network import FEW_STEPS, SHIFT, Network, noise, to_tokens
-from models.movingshapes.world import Scene, scene_of
+from models.movingshapes.world import Scene, parse_scene
 
 TOKENS = GRID[0] * GRID[1] * GRID[2]
-AT_NOISE = 0.3  # share of samples at sigma = 1, where it is decided what moves where
+PURE_NOISE_SHARE = 0.3  # share of samples at sigma = 1, the level that decides objects and motions
 CAPTIONS = 64_000
 
 
 def draw_sigmas(n: int, generator: torch.Generator) -> Tensor:
-    """Noise levels [n]: some pure noise, the rest from the shifted continuum."""
+    """Draws noise levels [n]: a share at pure noise, the rest from the shifted continuum."""
     t = torch.rand(n, generator=generator)
-    anywhere = SHIFT * t / (1 + (SHIFT - 1) * t)
-    return torch.where(torch.rand(n, generator=generator) < AT_NOISE, torch.ones(n), anywhere)
+    continuum = SHIFT * t / (1 + (SHIFT - 1) * t)
+    return torch.where(torch.rand(n, generator=generator) < PURE_NOISE_SHARE, torch.ones(n), continuum)
 
 
 def velocity_loss(data: Tensor, target: Tensor, sigma: Tensor) -> Tensor:
-    """Error of the velocity that follows from predicted data, [B]; bounded where sigma is small."""
+    """Computes the error [B] of the velocity that follows from predicted data; bounded for small sigma."""
     error = F.mse_loss(data, target, reduction="none").mean((1, 2))
     return error / sigma.clamp_min(0.25).square()
 
 
 class Trainer:
-    """The state of one run: network, its average, optimisers, generator; and their checkpoint."""
+    """State of a training run: network, averaged weights, optimisers and random generator; with
+    checkpoints."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args, self.device = args, torch.device(args.device)
@@ -76,25 +78,26 @@ class Trainer:
         return velocity_loss(self.network(x, index, sigma, text, bias), target, sigma)
 
     def lr_scale(self) -> float:
-        """Warm-up, a flat stretch, and a linear way down over the last part."""
+        """Returns the factor on the learning rates: a warm-up, a constant part and a linear decay at the
+        end."""
         updates: int = self.args.updates
-        warm = min(1.0, (self.update + 1) / 100)
-        left: float = (updates - self.update) / (self.args.decay * updates)
-        return warm * max(0.01, min(1.0, left))
+        warm_up = min(1.0, (self.update + 1) / 100)
+        decay: float = (updates - self.update) / (self.args.decay * updates)
+        return warm_up * max(0.01, min(1.0, decay))
 
     def sigmas(self, n: int) -> Tensor:
-        """Noise levels [n] to learn at."""
+        """Draws the noise levels [n] of a batch."""
         return draw_sigmas(n, self.generator)
 
     def flow_batch(self, captions: Captions) -> list[Tensor]:
-        """Arguments of the loss for fresh videos: a random part of their tokens, noised."""
-        g, whole = self.generator, self.update >= self.args.subset_until * self.args.updates
-        share = 1 if whole else self.args.subset
+        """Renders new videos and returns the arguments of the loss: a subset of their tokens, noised."""
+        g, full_videos = self.generator, self.update >= self.args.subset_until * self.args.updates
+        share = 1 if full_videos else self.args.subset
         n = self.args.batch * share
         pick = torch.randint(len(captions.table), (n,), generator=g)
         data = to_tokens(latents(captions.table[pick], g))
         order = torch.rand(n, TOKENS, generator=g)
-        if not whole and self.update >= self.args.focus_from * self.args.updates:
+        if not full_videos and self.update >= self.args.focus_from * self.args.updates:
             order -= 0.9 * near_paths(captions.table[pick])
         index = order.argsort(1)[:, : TOKENS // share]
         data = data.gather(1, index[..., None].expand(-1, -1, data.shape[2]))
@@ -104,7 +107,8 @@ class Trainer:
         return [x, index, data, sigma, *captions.blurred_text(pick, self.args.blur, g)]
 
     def step(self, batch: list[Tensor]) -> tuple[float, float]:
-        """One update; returns the loss and the part of it at sigma = 1."""
+        """Runs one update. Returns the mean loss, and the mean loss of samples at sigma = 1 (NaN without
+        any)."""
         scale = self.lr_scale()
         for optimiser in self.optimisers:
             for group in optimiser.param_groups:
@@ -125,7 +129,7 @@ class Trainer:
         return float(losses.mean()), float(top.mean()) if len(top) else float("nan")
 
     def evaluate(self, captions: Captions, count: int) -> dict[str, float]:
-        """Accuracy of `count` four-step videos with the averaged weights."""
+        """Computes the accuracy of `count` four-step videos, generated with the averaged weights."""
         transformer = self.network.transformer
         own = {k: v.clone() for k, v in transformer.state_dict().items()}
         transformer.load_state_dict(self.ema)
@@ -134,12 +138,13 @@ class Trainer:
         return {k: round(v, 4) for k, v in scores.items()}
 
     def start_from(self, weights: Path) -> None:
-        """Begins with saved weights; rates and averages begin anew."""
+        """Loads weights; learning rates and averages start from the beginning."""
         state = {k: v.float() for k, v in load_file(weights, device=str(self.device)).items()}
         self.network.transformer.load_state_dict(state)
         self.ema = {k: v.clone() for k, v in state.items()}
 
     def save(self, out: Path) -> None:
+        """Writes the checkpoint and the averaged weights."""
         state = {
             "model": self.network.transformer.state_dict(),
             "ema": self.ema,
@@ -155,6 +160,7 @@ class Trainer:
         (out / "ema.tmp").replace(out / "ema.safetensors")
 
     def load(self, out: Path) -> None:
+        """Restores the state from the checkpoint."""
         state = torch.load(out / "checkpoint.pt", map_location=self.device)
         self.network.transformer.load_state_dict(state["model"])
         self.ema = state["ema"]
@@ -164,7 +170,10 @@ class Trainer:
         self.update, self.seconds = state["update"], state["seconds"]
 
     def run(self, out: Path, batch: Callable[[], list[Tensor]], calibration: Captions) -> None:
-        """Updates until the last; a row of the curve every 50, accuracy and a checkpoint less often."""
+        """Runs the remaining updates.
+
+        Writes a row of the curve every 50 updates, and every `eval_every` updates accuracy and a checkpoint.
+        """
         args, start, losses = self.args, time.monotonic() - self.seconds, []
         while self.update < args.updates:
             losses.append(self.step(batch()))
@@ -192,51 +201,61 @@ def judge(
     batch: int = 16,
     seed: int = 7,
 ) -> dict[str, float]:
-    """Accuracy of videos sampled for some captions, one seed each."""
+    """Samples videos for the captions at `index` and computes their accuracy."""
     g = torch.Generator().manual_seed(seed)
     videos: list[Tensor] = []
     wanted: list[Scene] = []
     for part in torch.split(index, batch):
         text, bias = (t.to(device) for t in captions.text(part))
         *_, last = network.trajectory(noise(len(part), g).to(device), text, bias, sigmas)
-        videos += [CODEC.decode(x) for x in last.latents.cpu()]
-        wanted += [scene_of(row) for row in captions.table[part]]
+        videos += [CODEC.decode(x) for x in last.cpu()]
+        wanted += [parse_scene(row) for row in captions.table[part]]
     return accuracy(videos, wanted)
 
 
 def arguments(description: str) -> argparse.ArgumentParser:
-    """Options that teacher and student share."""
+    """Returns a parser with the options that teacher and student share."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True, help="output folder")
     parser.add_argument(
         "--captions", type=Path, default=Path("build/movingshapes"), help="folder of token states"
     )
     parser.add_argument("--resume", action="store_true", help="continue from the checkpoint in --out")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--updates", type=int, default=2700)
-    parser.add_argument("--batch", type=int, default=16, help="whole videos of an update, or as many tokens")
-    parser.add_argument("--dim", type=int, default=128)
-    parser.add_argument("--layers", type=int, default=6)
-    parser.add_argument("--subset", type=int, default=4, help="one in how many tokens is seen at first")
+    parser.add_argument("--seed", type=int, default=0, help="seed of weights and batches")
+    parser.add_argument("--device", default="cpu", help="torch device")
+    parser.add_argument("--threads", type=int, default=2, help="number of CPU threads")
+    parser.add_argument("--updates", type=int, default=2700, help="number of updates")
     parser.add_argument(
-        "--focus-from", type=float, default=0.6, help="share of the run after which it is near paths"
+        "--batch", type=int, default=16, help="full videos per update, or the same number of tokens"
     )
-    parser.add_argument("--subset-until", type=float, default=0.9, help="share of the run that sees a subset")
-    parser.add_argument("--lr", type=float, default=2e-3, help="of AdamW")
-    parser.add_argument("--muon-lr", type=float, default=3e-3)
-    parser.add_argument("--blur", type=float, default=0.3, help="noise on captions' states, of their spread")
+    parser.add_argument("--dim", type=int, default=128, help="hidden size, a multiple of 32")
+    parser.add_argument("--layers", type=int, default=6, help="number of blocks")
+    parser.add_argument(
+        "--subset", type=int, default=4, help="updates at first use one in this number of tokens"
+    )
+    parser.add_argument(
+        "--focus-from", type=float, default=0.6, help="share of the run after which the subset is near paths"
+    )
+    parser.add_argument(
+        "--subset-until", type=float, default=0.9, help="share of the run after which full videos are used"
+    )
+    parser.add_argument("--lr", type=float, default=2e-3, help="learning rate of AdamW")
+    parser.add_argument("--muon-lr", type=float, default=3e-3, help="learning rate of Muon")
+    parser.add_argument(
+        "--blur", type=float, default=0.3, help="noise on the captions' states, relative to their spread"
+    )
     parser.add_argument("--ema", type=float, default=0.998, help="decay of the averaged weights")
-    parser.add_argument("--decay", type=float, default=0.4, help="share of the run over which rates go down")
-    parser.add_argument("--eval-every", type=int, default=300)
-    parser.add_argument("--eval-count", type=int, default=64)
-    parser.add_argument("--no-compile", dest="compile", action="store_false")
+    parser.add_argument(
+        "--decay", type=float, default=0.4, help="share of the run over which learning rates decay"
+    )
+    parser.add_argument("--eval-every", type=int, default=300, help="updates between evaluations")
+    parser.add_argument("--eval-count", type=int, default=64, help="number of videos per evaluation")
+    parser.add_argument("--no-compile", dest="compile", action="store_false", help="do not use torch.compile")
     return parser
 
 
 def prepare(args: argparse.Namespace) -> tuple[Captions, Captions]:
-    """Makes the output folder; the captions to train on, and those to judge by."""
+    """Creates the output folder. Returns the captions to train on and the captions to evaluate on."""
     torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
     captions = load_captions(args.captions / "captions-train.pt", "train", CAPTIONS, args.seed)

@@ -1,8 +1,8 @@
-"""The procedural world: short videos of one or two moving shapes on a plain background.
+"""Procedural world: short videos of one or two moving shapes on a plain background.
 
 A scene is a background and one or two objects, each with shape, colour, motion and size. A single object
 passes through the middle of the frame; of two, the one named first is at the upper left, the other at the
-lower right. Paths and sizes vary a little from seed to seed, so the prompt says almost everything.
+lower right. Paths and sizes vary only slightly from seed to seed, so the prompt determines almost everything.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 
 FRAMES, HEIGHT, WIDTH = 16, 48, 48
 MAX_OBJECTS = 2
-JITTER = 1.0  # pixels, uniform, of the path's centre
+JITTER = 1.0  # pixels, uniform, on the path's centre
 RADIUS_JITTER = 0.06  # relative, uniform
 
 SHAPES = ("circle", "square", "triangle")
@@ -48,7 +48,8 @@ MOTIONS = {  # x to the right, y down
     "still": (0.0, 0.0),
 }
 SIZES = {"small": 4.0, "large": 6.5}  # radius of the circle of equal area, in pixels
-# By number of objects: the centres of their paths (x, y), and pixels from the first frame to the last.
+# By number of objects: centres of the paths (x, y), and length of the paths from first to last frame, in
+# pixels.
 CENTRES: Final = {1: ((24.0, 24.0),), 2: ((14.5, 14.5), (33.5, 33.5))}
 TRAVEL: Final = {1: 18.0, 2: 12.0}
 
@@ -58,7 +59,7 @@ SPLIT_FILE: Final = Path(__file__).with_name("split.json")
 
 @dataclass(frozen=True)
 class Thing:
-    """One object; every field is a key of the tables above."""
+    """An object. Every field is a key of the tables above."""
 
     shape: str
     colour: str
@@ -68,19 +69,19 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """What a video shows: one or two objects, in the order in which a prompt names them."""
+    """Contents of a video: a background and one or two objects, in the order in which a prompt names them."""
 
     background: str
     things: tuple[Thing, ...]
 
 
 def things() -> list[Thing]:
-    """Every object there can be, in a fixed order (210)."""
+    """Returns all possible objects (210), in a fixed order."""
     return [Thing(*c) for c in itertools.product(SHAPES, COLOURS, MOTIONS, SIZES)]
 
 
 def combination(background: str, thing: Thing) -> str:
-    """The key of one combination of five attributes, as the split file writes it."""
+    """Returns the key of a combination of five attributes in the split file."""
     return " ".join((thing.size, thing.colour, thing.shape, thing.motion, background))
 
 
@@ -91,13 +92,13 @@ def _split() -> dict[str, Split]:
 
 
 def single_scenes(split: Split) -> list[Scene]:
-    """The scenes of one object that a split holds, in a fixed order."""
+    """Returns the scenes of one object that belong to a split, in a fixed order."""
     pairs = itertools.product(BACKGROUNDS, things())
     return [Scene(b, (t,)) for b, t in pairs if _split()[combination(b, t)] == split]
 
 
 def pair_scene(split: Split, draw: torch.Generator) -> Scene:
-    """A random scene of two objects: both combinations with its background belong to the split."""
+    """Draws a random scene of two objects whose combinations with the background both belong to the split."""
     backgrounds = list(BACKGROUNDS)
     background = backgrounds[int(torch.randint(len(backgrounds), (1,), generator=draw))]
     pool = _things_on(split, background)
@@ -111,8 +112,11 @@ def _things_on(split: Split, background: str) -> list[Thing]:
 
 
 def scene_table(scenes: list[Scene]) -> Tensor:
-    """Scenes as rows of indices, int64 [n, 9]: background, then shape, colour, motion and size of each
-    object; -1 where there is no second one."""
+    """Converts scenes to rows of indices, int64 [n, 9].
+
+    A row contains the background, then shape, colour, motion and size of each object; -1 for a missing second
+    one.
+    """
     tables = (SHAPES, tuple(COLOURS), tuple(MOTIONS), tuple(SIZES))
     rows = torch.full((len(scenes), 1 + 4 * MAX_OBJECTS), -1)
     for row, scene in zip(rows, scenes, strict=True):
@@ -123,8 +127,8 @@ def scene_table(scenes: list[Scene]) -> Tensor:
     return rows
 
 
-def scene_of(row: Tensor) -> Scene:
-    """The scene of one row of `scene_table`."""
+def parse_scene(row: Tensor) -> Scene:
+    """Converts a row of `scene_table` back to a scene."""
     background, *rest = row.tolist()
     parts = [rest[i : i + 4] for i in range(0, len(rest), 4) if rest[i] >= 0]
     named = [Thing(SHAPES[s], list(COLOURS)[c], list(MOTIONS)[m], list(SIZES)[z]) for s, c, m, z in parts]
@@ -132,17 +136,22 @@ def scene_of(row: Tensor) -> Scene:
 
 
 def coverage(shape: Tensor, radius: Tensor, cx: Tensor, cy: Tensor) -> Tensor:
-    """Share of each pixel that an object covers, anti-aliased over one pixel.
+    """Computes the share of each pixel that an object covers, anti-aliased over one pixel.
 
-    `shape` int64 [B] indexes SHAPES; `radius` [B] pixels, of the circle of equal area; `cx`, `cy` [B, T]
-    the centroid in pixels. Returns [B, T, H, W] in 0..1.
+    Args:
+        shape: Indices into SHAPES, int64 [B].
+        radius: Radius of the circle of equal area, in pixels, [B].
+        cx, cy: Centroid in pixels, [B, T].
+
+    Returns:
+        Shares in 0..1, [B, T, H, W].
     """
     dy = (torch.arange(HEIGHT) + 0.5).view(1, 1, -1, 1) - cy[..., None, None]  # [B, T, H, 1]
     dx = (torch.arange(WIDTH) + 0.5).view(1, 1, 1, -1) - cx[..., None, None]  # [B, T, 1, W]
     out = torch.empty(*cx.shape, HEIGHT, WIDTH)
     for s in range(len(SHAPES)):
-        of = shape == s
-        x, y, r = dx[of], dy[of], radius[of].view(-1, 1, 1, 1)
+        selected = shape == s
+        x, y, r = dx[selected], dy[selected], radius[selected].view(-1, 1, 1, 1)
         if s == 0:
             distance = torch.sqrt(x * x + y * y) - r
         elif s == 1:
@@ -150,12 +159,12 @@ def coverage(shape: Tensor, radius: Tensor, cx: Tensor, cy: Tensor) -> Tensor:
         else:  # apex up
             slope = x.abs() * (math.sqrt(3) / 2) - y / 2
             distance = torch.maximum(slope, y) - r * math.sqrt(math.pi / math.sqrt(27))
-        out[of] = (0.5 - distance).clamp(0, 1)
+        out[selected] = (0.5 - distance).clamp(0, 1)
     return out
 
 
 def nominal_paths(table: Tensor) -> Tensor:
-    """Centroids [B, 2, T, 2] (x, y) in pixels of the objects of rows of `scene_table`."""
+    """Returns the centroids [B, 2, T, 2] (x, y), in pixels, of the objects in rows of `scene_table`."""
     things = table[:, 1:].view(len(table), MAX_OBJECTS, 4)
     pair = (things[:, 1, 0] >= 0).long()  # [B]
     centres = torch.tensor([[CENTRES[1][0], CENTRES[1][0]], CENTRES[2]])[pair]
@@ -166,7 +175,8 @@ def nominal_paths(table: Tensor) -> Tensor:
 
 
 def paths(table: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Centroids [B, 2, T, 2] (x, y) and radii [B, 2] of objects, in pixels; off the nominal."""
+    """Draws centroids [B, 2, T, 2] (x, y) and radii [B, 2] of objects, in pixels, near their nominal
+    values."""
     uniform = torch.rand(len(table), MAX_OBJECTS, 3, generator=generator) * 2 - 1
     size = table[:, 1:].view(len(table), MAX_OBJECTS, 4)[..., 3]
     radius = torch.tensor(list(SIZES.values()))[size.clamp_min(0)]
@@ -176,15 +186,15 @@ def paths(table: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
 
 
 def render(table: Tensor, generator: torch.Generator) -> Tensor:
-    """Videos of scenes: int64 [B, 9] rows of `scene_table` -> float32 [B, 3, T, H, W] in [-1, 1]."""
+    """Renders rows of `scene_table`, int64 [B, 9], to videos, float32 [B, 3, T, H, W] in [-1, 1]."""
     palette = torch.tensor(list(COLOURS.values()), dtype=torch.float32) / 127.5 - 1
     backgrounds = torch.tensor(list(BACKGROUNDS.values()), dtype=torch.float32) / 127.5 - 1
     centroid, radius = paths(table, generator)
     video = backgrounds[table[:, 0]].view(-1, 3, 1, 1, 1).repeat(1, 1, FRAMES, HEIGHT, WIDTH)
     for i in range(MAX_OBJECTS):
         shape, colour = table[:, 1 + 4 * i], table[:, 2 + 4 * i]
-        there = shape >= 0
-        x, y = centroid[there, i].unbind(-1)
-        alpha = coverage(shape[there], radius[there, i], x, y)[:, None]  # [b, 1, T, H, W]
-        video[there] = torch.lerp(video[there], palette[colour[there]].view(-1, 3, 1, 1, 1), alpha)
+        exists = shape >= 0
+        x, y = centroid[exists, i].unbind(-1)
+        alpha = coverage(shape[exists], radius[exists, i], x, y)[:, None]  # [b, 1, T, H, W]
+        video[exists] = torch.lerp(video[exists], palette[colour[exists]].view(-1, 3, 1, 1, 1), alpha)
     return video

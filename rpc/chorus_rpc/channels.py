@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
+import grpc
 import grpc.aio
 
 from chorus_rpc import telemetry
@@ -50,14 +52,24 @@ _SERVICE_CONFIG = json.dumps(
 )
 
 
-def open_channel(target: str, max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES) -> grpc.aio.Channel:
-    """Opens a channel to "host:port" or any gRPC name; plain names are resolved by DNS and load-balanced.
+def open_channel(
+    target: str,
+    max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
+    *,
+    credentials: grpc.ChannelCredentials | None = None,
+    interceptors: Sequence[grpc.aio.ClientInterceptor] = (),
+) -> grpc.aio.Channel:
+    """Opens a channel to "host:port" or any gRPC name; plain names are resolved by DNS and balanced over.
 
     The caller owns the channel and closes it.
+
+    Args:
+        credentials: for TLS; None for a plaintext connection.
+        interceptors: called inside those for tracing, the first one outermost.
     """
-    return grpc.aio.insecure_channel(
-        target if ":///" in target or target.startswith("unix:") else f"dns:///{target}",
-        options=[
+    arguments: dict[str, Any] = {
+        "target": target if ":///" in target or target.startswith("unix:") else f"dns:///{target}",
+        "options": [
             ("grpc.service_config", _SERVICE_CONFIG),
             ("grpc.max_send_message_length", max_message_bytes),
             ("grpc.max_receive_message_length", max_message_bytes),
@@ -70,8 +82,11 @@ def open_channel(target: str, max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES
             ("grpc.max_reconnect_backoff_ms", 2_000),
             ("grpc.dns_min_time_between_resolutions_ms", 1_000),
         ],
-        interceptors=telemetry.client_interceptors(),
-    )
+        "interceptors": [*telemetry.client_interceptors(), *interceptors],
+    }
+    if credentials is None:
+        return grpc.aio.insecure_channel(**arguments)
+    return grpc.aio.secure_channel(credentials=credentials, **arguments)
 
 
 @contextmanager

@@ -29,23 +29,23 @@ from services.runtime.settings import load_settings
 
 
 async def start(settings: DenoiserSettings, resources: AsyncExitStack, server: grpc.aio.Server) -> None:
-    """Loads and warms the models beside the event loop, so that health answers meanwhile."""
+    """Loads and warms the models off the event loop, so that health checks are answered meanwhile."""
     channel = open_channel(settings.cache_target, settings.max_message_bytes)
     resources.push_async_callback(channel.close)
-    worker = DeviceThread(settings.queue_limit)
-    resources.push_async_callback(worker.close)
+    device_thread = DeviceThread(settings.queue_limit)
+    resources.push_async_callback(device_thread.close)
     stopping = Event()
     resources.callback(stopping.set)
-    catalogue = await load_models(settings, worker, stopping)
-    resources.push_async_callback(catalogue.close)
-    donors = LatentCache(
+    registry = await load_models(settings, device_thread, stopping)
+    resources.push_async_callback(registry.close)
+    latent_cache = LatentCache(
         cache_pb2_grpc.CacheServiceStub(channel),
         max_blob_bytes=settings.max_blob_bytes,
         fetch_seconds=settings.fetch_seconds,
         admit_seconds=settings.admit_seconds,
     )
     denoiser_pb2_grpc.add_DenoiserServiceServicer_to_server(
-        DenoiserServicer(catalogue, worker, donors, settings.run_seconds), server
+        DenoiserServicer(registry, device_thread, latent_cache, settings.run_seconds), server
     )
 
 

@@ -5,52 +5,30 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Generator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Generator, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from chorus_rpc import semconv, telemetry
 from chorus_rpc.limits import MAX_BLOBS, SIDE_DATA_SHARE
 from torch import Tensor
 
-from services.denoiser.backends.base import StepReport
 from services.denoiser.codec.mp4 import encode_mp4, to_frames
 from services.denoiser.latent_cache import DonorData
 from services.denoiser.model.loaded import LoadedModel
-from services.denoiser.network.wan import Grid
+from services.denoiser.model.predictor import Predictor
 from services.denoiser.request import DenoiseJob
 from services.denoiser.reuse.attention_maps import AttentionMaps
-from services.denoiser.reuse.regions import pack_mask
+from services.denoiser.reuse.donor import DonorLatents
 from services.denoiser.reuse.side_data import SideData, pool_maps, unpool_maps
-from services.denoiser.reuse.stages import DonorLatents, Stages, StageStep
+from services.denoiser.reuse.stages import Stages, Step
 from services.runtime.logs import get_logger
 
-log = get_logger("denoiser.engine")
+log = get_logger("denoiser.run")
 
 _HALF = torch.finfo(torch.float16).max
 # What a safetensors file of two tensors takes besides their values, at the most.
 SIDE_OVERHEAD_BYTES = 512
-
-
-@dataclass(frozen=True)
-class StepDone:
-    """x_index was reached.
-
-    Args:
-        seconds: what the step took.
-        computed_share: tokens that went through the network, by all tokens.
-        active: one bit for each token that is the target's own; empty is all.
-        grid: of tokens.
-        backend: what ran the network.
-    """
-
-    index: int
-    sigma: float
-    seconds: float
-    computed_share: float
-    active: bytes
-    grid: Grid
-    backend: StepReport
 
 
 @dataclass(frozen=True)
@@ -85,59 +63,58 @@ class Result:
 
 
 def denoise(
-    job: DenoiseJob, donor: DonorData | None, keep: bool, parent: str
-) -> Generator[StepDone | Result]:
-    """Runs a job and yields after every step, at last the result. In the worker's thread.
+    predictor: Predictor, job: DenoiseJob, donor: DonorData | None, keep: bool, parent: str
+) -> Generator[Step | Result]:
+    """Runs a job on the device thread. Yields every step, with its mask on the CPU, and at last the result.
 
     Args:
-        donor: what the plan takes from it, or None to begin with noise.
-        keep: whether the result shall hold latents and side data.
-        parent: traceparent under which the spans belong.
+        predictor: Of the job's model.
+        donor: Data that the plan takes from its donor. None means that the run starts from noise.
+        keep: Whether the result holds latents and side data.
+        parent: traceparent of the span under which the run's spans are recorded.
     """
-    model = job.model
+    model = predictor.model
     kept: dict[int, Tensor] = {}
     denoise_seconds = computed_steps = 0.0
-    first = job.first_step if donor else 0
+    reuse_steps = job.reuse_steps if donor else 0
     last = job.total_steps - 1
-    # With one step left nothing new lies between noise and video: a copy of the donor would crowd it out. And
-    # what this run did not compute is not kept under its prompt: x_{K1}, even under noise of its own, shows
-    # what the donor's asked for.
-    keep = keep and first < last
+    # With one step left there is no intermediate latent of our own to store; storing the donor's again would
+    # displace the donor. And what this run did not compute is not stored under its prompt: x_{K1}, even under
+    # noise of its own, shows what the donor's prompt describes.
+    keep = keep and reuse_steps < last
     attributes: dict[str, str | bool | int | float] = {
         semconv.GENERATION_ID: job.generation_id,
         semconv.TOTAL_STEPS: job.total_steps,
-        semconv.REUSE_STEPS: first,
-        semconv.REGION_STEPS: job.region_end - first if donor else 0,
+        semconv.REUSE_STEPS: reuse_steps,
+        semconv.REGION_STEPS: job.region_end - reuse_steps if donor else 0,
     }
-    model.backend.drain()  # what a run that broke off, or a warm-up, left untold
+    predictor.backend.drain()  # discards reports left over from an aborted run or a warm-up
     with telemetry.span(semconv.SPAN_DENOISE, attributes, parent=parent):
         text = model.prepare_text(job.token_states)
         noise = model.noise(job.seed, job.latent_shape)
-        seen = AttentionMaps(len(job.token_states))
-        stages = Stages(model, job.plan, job.latent_shape, job.sigmas, text, noise, _on_device(job, donor))
-        steps = stages.steps({last: seen.observe} if keep else None)
-        for index in range(first, job.total_steps):
+        attention = AttentionMaps(len(job.token_states))
+        stages = Stages(
+            predictor, job.plan, job.latent_shape, job.sigmas, text, noise, _move_to_device(job, donor)
+        )
+        steps = stages.steps({last: attention.observe} if keep else None)
+        for number in range(reuse_steps, job.total_steps):
             with telemetry.span(
-                semconv.SPAN_STEP, {semconv.STEP_INDEX: index, semconv.STEP_SIGMA: job.sigmas[index]}
+                semconv.SPAN_STEP, {semconv.STEP_INDEX: number, semconv.STEP_SIGMA: job.sigmas[number]}
             ) as span:
-                begin = time.perf_counter()
-                step = next(steps)
-                _synchronize(model)
-                seconds = time.perf_counter() - begin
-                report = model.backend.drain()
+                step = _run_step(steps, model)
                 span.set_attribute(semconv.COMPUTED_SHARE, step.computed_share)
-                span.set_attribute(semconv.BACKEND, report.backend)
-                if report.fallback:
-                    span.set_attribute(semconv.FALLBACK, report.fallback)
-                    log.warning("fell back", generation_id=job.generation_id, **asdict(report))
-            denoise_seconds += seconds
+                span.set_attribute(semconv.BACKEND, step.backend.backend)
+                if step.backend.fallback:
+                    span.set_attribute(semconv.FALLBACK, step.backend.fallback)
+                    log.warning("step fell back", generation_id=job.generation_id, **asdict(step.backend))
+            denoise_seconds += step.seconds
             computed_steps += step.computed_share
             if keep:
-                kept[index + 1] = step.latents
+                kept[step.index] = step.latents
             try:
-                yield _step_done(job, step, seconds, report)
+                yield step
             except GeneratorExit:
-                log.info("stopped", generation_id=job.generation_id, steps_run=index + 1 - first)
+                log.info("run stopped", generation_id=job.generation_id, steps_run=step.index - reuse_steps)
                 raise
     with telemetry.span(semconv.SPAN_DECODE, parent=parent) as span:
         begin = time.perf_counter()
@@ -149,15 +126,27 @@ def denoise(
     yield Result(
         video=video,
         latents=latents,
-        side=_side_data(job, seen, latents),
-        steps_run=job.total_steps - first,
+        side=_side_data(job, attention, latents),
+        steps_run=job.total_steps - reuse_steps,
         computed_steps=computed_steps,
         denoise_seconds=denoise_seconds,
         decode_seconds=decode_seconds,
     )
 
 
-def _on_device(job: DenoiseJob, donor: DonorData | None) -> DonorLatents | None:
+def _run_step(steps: Iterator[Step], model: LoadedModel) -> Step:
+    """Runs the next step to its end on the device, and measures it."""
+    begin = time.perf_counter()
+    step = next(steps)
+    _synchronize(model)
+    return replace(
+        step,
+        seconds=time.perf_counter() - begin,
+        active=None if step.active is None else step.active.cpu(),
+    )
+
+
+def _move_to_device(job: DenoiseJob, donor: DonorData | None) -> DonorLatents | None:
     if donor is None:
         return None
     model, side = job.model, donor.side
@@ -165,18 +154,6 @@ def _on_device(job: DenoiseJob, donor: DonorData | None) -> DonorLatents | None:
         steps={index: latents.to(model.device) for index, latents in donor.latents.items()},
         maps=None if side is None else unpool_maps(side.maps, job.token_grid).to(model.device),
         text=None if side is None else model.prepare_text(side.text.float()),
-    )
-
-
-def _step_done(job: DenoiseJob, step: StageStep, seconds: float, report: StepReport) -> StepDone:
-    return StepDone(
-        index=step.index + 1,
-        sigma=job.sigmas[step.index + 1],
-        seconds=seconds,
-        computed_share=step.computed_share,
-        active=b"" if step.active is None else pack_mask(step.active),
-        grid=job.token_grid,
-        backend=report,
     )
 
 
@@ -191,16 +168,19 @@ def _side_data(job: DenoiseJob, seen: AttentionMaps, latents: Mapping[int, Tenso
     return None if maps is None else SideData(maps, text)
 
 
-def measure_step(model: LoadedModel) -> float:
-    """Seconds of one step at the model's default shape; the first, which pays for the start, is not timed."""
-    spec = model.spec
+def measure_step(predictor: Predictor) -> float:
+    """Returns the seconds of one step at the model's default shape.
+
+    A first step, which pays for initialisation, is run and not timed.
+    """
+    model, spec = predictor.model, predictor.model.spec
     shape = model.latent_shape(spec.video.frames, spec.video.height, spec.video.width)
     text = model.prepare_text(torch.zeros(min(16, spec.text.max_tokens), spec.transformer.text_dim))
     latents = model.noise(0, shape)
     seconds = 0.0
     for _ in range(2):
         begin = time.perf_counter()
-        model.velocity(latents, spec.schedule.sigmas[0], text)
+        predictor.latent_velocity(latents, spec.schedule.sigmas[0], text)
         _synchronize(model)
         seconds = time.perf_counter() - begin
     return seconds

@@ -13,44 +13,52 @@ from services.denoiser.denoise import measure_step
 from services.denoiser.device_thread import DeviceThread
 from services.denoiser.engines.select import choose_backend
 from services.denoiser.model.loaded import LoadedModel
+from services.denoiser.model.predictor import Predictor
 from services.denoiser.model.spec import Bound, SpecError
-from services.denoiser.request import adapters_of, unknown_model
+from services.denoiser.request import describe_adapters, unknown_model
 from services.denoiser.settings import DenoiserSettings
 from services.runtime.logs import get_logger
 
-log = get_logger("denoiser.catalogue")
+log = get_logger("denoiser.models")
 
 
 class ModelRegistry:
-    """Models by id, in the order of the settings. Made by `load_models`."""
+    """Models by id, in the order of the settings. Created by `load_models`.
 
-    def __init__(self, models: Sequence[LoadedModel], worker: DeviceThread) -> None:
-        self.models = {model.spec.id: model for model in models}
-        self._worker = worker
+    Attributes:
+        models: As requests name them.
+        predictors: The same models with the backends that run them. The registry owns them.
+    """
+
+    def __init__(self, predictors: Sequence[Predictor], device_thread: DeviceThread) -> None:
+        self.predictors = {predictor.model.spec.id: predictor for predictor in predictors}
+        self.models = {model_id: predictor.model for model_id, predictor in self.predictors.items()}
+        self._device_thread = device_thread
         self._seconds_per_step: dict[str, float] = {}
 
     async def close(self) -> None:
-        """Gives back what the backends hold, in the device's thread; before the worker is closed."""
-        for model in self.models.values():
-            await self._worker.call(model.backend.close)
+        """Releases what the backends hold, on the device thread; call it before that thread is closed."""
+        for predictor in self.predictors.values():
+            await self._device_thread.call(predictor.close)
 
     async def warm(self, model_id: str) -> denoiser_pb2.ModelInfo:
         """Runs one step and measures it; waits for the device. Raises UNKNOWN_MODEL."""
-        model = self.models.get(model_id)
-        if model is None:
+        predictor = self.predictors.get(model_id)
+        if predictor is None:
             raise unknown_model(model_id, self.models)
-        self._seconds_per_step[model_id] = await self._worker.call(lambda: measure_step(model))
-        return self._describe(model)
+        self._seconds_per_step[model_id] = await self._device_thread.call(lambda: measure_step(predictor))
+        return self._describe(predictor)
 
     def describe(self) -> list[denoiser_pb2.ModelInfo]:
-        return [self._describe(model) for model in self.models.values()]
+        return [self._describe(predictor) for predictor in self.predictors.values()]
 
-    def _describe(self, model: LoadedModel) -> denoiser_pb2.ModelInfo:
+    def _describe(self, predictor: Predictor) -> denoiser_pb2.ModelInfo:
+        model, backend = predictor.model, predictor.backend
         spec, codec = model.spec, model.codec
         return denoiser_pb2.ModelInfo(
             model_id=spec.id,
             weights_digest=model.weights_digest,
-            adapters=adapters_of(model),
+            adapters=describe_adapters(model),
             conditioning_encoder_id=spec.text.encoder_id,
             codec=denoiser_pb2.CodecInfo(
                 codec_id=codec.id,
@@ -70,44 +78,45 @@ class ModelRegistry:
             default_schedule=latents_pb2.Schedule(sigmas=spec.schedule.sigmas),
             schedule_shift=spec.schedule.shift,
             seconds_per_step=self._seconds_per_step.get(spec.id, 0.0),
-            backend=model.backend.name,
-            fallback_steps=model.backend.fallback_steps,
+            backend=backend.name,
+            fallback_steps=backend.fallback_steps,
         )
 
 
-async def load_models(settings: DenoiserSettings, worker: DeviceThread, stopping: Event) -> ModelRegistry:
-    """Loads and warms every model, in the worker's thread.
+async def load_models(
+    settings: DenoiserSettings, device_thread: DeviceThread, stopping: Event
+) -> ModelRegistry:
+    """Loads and warms every model, on the device thread.
 
     Args:
-        stopping: set where the process ends meanwhile, so that no build holds it up.
+        stopping: Set when the process is to end, so that no engine build delays it.
 
     Raises SpecError or WeightsError for a file that cannot be served, BackendError for a backend that cannot
     run and may not fall back, ValueError for a device that is missing.
     """
 
     def report(words: str) -> bool:
-        log.info("engine", progress=words)
+        log.info("engine build progress", progress=words)
         return not stopping.is_set()
 
-    def load() -> list[LoadedModel]:
+    def load() -> list[Predictor]:
         if settings.threads:
             torch.set_num_threads(settings.threads)
         if settings.device.startswith("cuda") and not torch.cuda.is_available():
             raise ValueError(f"device {settings.device}: torch finds no CUDA device; use cpu")
         models = [LoadedModel.load(path, settings.device) for path in settings.models]
-        for model in models:
-            model.backend = choose_backend(model, settings, report)
-        return models
+        return [Predictor(model, choose_backend(model, settings, report)) for model in models]
 
-    models = await worker.call(load)
-    for model in models:
-        log.info("model loaded", model_id=model.spec.id, backend=model.backend.name)
-    catalogue = ModelRegistry(models, worker)
-    if len(catalogue.models) < len(models):
-        raise SpecError(f"models: two have the same id: {[model.spec.id for model in models]}")
-    for model_id in catalogue.models:
-        await catalogue.warm(model_id)
-    return catalogue
+    predictors = await device_thread.call(load)
+    for predictor in predictors:
+        log.info("model loaded", model_id=predictor.model.spec.id, backend=predictor.backend.name)
+    registry = ModelRegistry(predictors, device_thread)
+    if len(registry.predictors) < len(predictors):
+        ids = [predictor.model.spec.id for predictor in predictors]
+        raise SpecError(f"models: two have the same id: {ids}")
+    for model_id in registry.predictors:
+        await registry.warm(model_id)
+    return registry
 
 
 def _bound(bound: Bound) -> denoiser_pb2.Bound:

@@ -24,6 +24,7 @@ from chorus_rpc.limits import (
 from chorus_rpc.plan_bounds import check_amplification, check_depth, check_region
 from numpy.typing import NDArray
 
+from services.contract.reuse import effective_region_end, needs_side_data
 from services.contract.schedule import find_schedule_fault
 from services.contract.tensors import decode_tensor
 from services.denoiser.model.loaded import LatentShape, LoadedModel
@@ -57,36 +58,30 @@ class DenoiseJob:
         return len(self.sigmas) - 1
 
     @property
-    def first_step(self) -> int:
+    def reuse_steps(self) -> int:
         """K1."""
         return self.plan.reuse_steps
 
     @property
     def donor(self) -> plan_pb2.DonorRef | None:
-        return self.plan.donor if self.first_step else None
+        return self.plan.donor if self.reuse_steps else None
 
     @property
     def region_end(self) -> int:
-        """K2: at least K1, and equal to it where there is no stage 2."""
-        return max(self.first_step, self.plan.region_end)
+        """K2: at least K1, and equal to it if there is no stage 2."""
+        return effective_region_end(self.plan)
 
     @property
     def donor_steps(self) -> tuple[int, ...]:
-        """The step boundaries whose latents the plan takes from the donor: K1 … K2, or N alone."""
-        if self.first_step and self.plan.renoised:
+        """Step boundaries whose latents the plan takes from the donor: K1 … K2, or N alone."""
+        if self.reuse_steps and self.plan.renoised:
             return (self.total_steps,)
-        return tuple(range(self.first_step, self.region_end + 1)) if self.first_step else ()
+        return tuple(range(self.reuse_steps, self.region_end + 1)) if self.reuse_steps else ()
 
     @property
     def needs_side_data(self) -> bool:
-        """Whether the plan asks where words acted in the donor, or what its prompt was."""
-        attention = self.region_end > self.first_step and (
-            self.plan.region.source == plan_pb2.REGION_SOURCE_ATTENTION
-        )
-        return attention or (
-            self.plan.amplification.form == plan_pb2.AMPLIFICATION_FORM_CONTRAST
-            and self.plan.amplification.strength > 0
-        )
+        """Whether the plan reads the donor's attention maps or the token states of its prompt."""
+        return needs_side_data(self.plan.region, self.plan.amplification)
 
     @property
     def token_grid(self) -> Grid:
@@ -99,7 +94,7 @@ class DenoiseJob:
         return latents_pb2.LatentIdentity(
             model_id=spec.id,
             weights_digest=self.model.weights_digest,
-            adapters=adapters_of(self.model),
+            adapters=describe_adapters(self.model),
             schedule=latents_pb2.Schedule(sigmas=self.sigmas),
             latent_shape=self.latent_shape,
             latent_dtype=latents_pb2.D_TYPE_FLOAT32,
@@ -108,7 +103,7 @@ class DenoiseJob:
         )
 
 
-def adapters_of(model: LoadedModel) -> list[latents_pb2.Adapter]:
+def describe_adapters(model: LoadedModel) -> list[latents_pb2.Adapter]:
     """What was merged into the weights."""
     return [latents_pb2.Adapter(adapter_id=a.id, digest=a.digest, scale=a.scale) for a in model.adapters]
 

@@ -1,4 +1,4 @@
-"""protobuf ↔ runs: fetch the donor, run the plan, stream the events, admit the result."""
+"""DenoiserService: fetches the donor, runs the plan, streams the events and admits the result."""
 
 from __future__ import annotations
 
@@ -16,65 +16,88 @@ from chorus_rpc.errors import ChorusError
 from chorus_rpc.tenancy import read_tenant
 
 from services.denoiser.codec.mp4 import MEDIA_TYPE
-from services.denoiser.denoise import Result, StepDone, Video, denoise
+from services.denoiser.denoise import Result, Video, denoise
 from services.denoiser.device_thread import DeviceThread
 from services.denoiser.latent_cache import DonorData, LatentCache
 from services.denoiser.model_registry import ModelRegistry
 from services.denoiser.request import DenoiseJob, parse_request
+from services.denoiser.reuse.regions import pack_mask
+from services.denoiser.reuse.stages import Step
 from services.runtime.logs import get_logger
 
 log = get_logger("denoiser")
 
-# Of the reason why a step fell back; a builder's words may be long.
+# Upper bound on the reason for a fallback in a response; the message of an engine builder may be long.
 MAX_FALLBACK_CHARACTERS = 500
 
 DenoiseContext = grpc.aio.ServicerContext[denoiser_pb2.DenoiseRequest, denoiser_pb2.DenoiseResponse]
 
 
 @dataclass(frozen=True)
-class _Start:
-    """What a run takes from its donor, and what finding that out took."""
+class _Fetched:
+    """Outcome of fetching a job's donor.
+
+    Attributes:
+        donor: None means that the run starts from noise.
+        degraded: Error that made the donor unusable.
+        seconds: Time that fetching took.
+    """
 
     donor: DonorData | None = None
     degraded: errors_pb2.JobError | None = None
-    fetch_seconds: float = 0.0
+    seconds: float = 0.0
 
 
 class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
-    """Serves one catalogue through one worker; owns neither."""
+    """Serves the models of one registry on one device thread; closes neither.
+
+    Args:
+        run_seconds: Upper bound on the duration of a run, in seconds.
+    """
 
     def __init__(
-        self, catalogue: ModelRegistry, worker: DeviceThread, donors: LatentCache, run_seconds: float
+        self,
+        registry: ModelRegistry,
+        device_thread: DeviceThread,
+        latent_cache: LatentCache,
+        run_seconds: float,
     ) -> None:
-        self._catalogue = catalogue
-        self._worker = worker
-        self._donors = donors
+        self._registry = registry
+        self._device_thread = device_thread
+        self._latent_cache = latent_cache
         self._run_seconds = run_seconds
 
     async def Denoise(
         self, request: denoiser_pb2.DenoiseRequest, context: DenoiseContext
     ) -> AsyncIterator[denoiser_pb2.DenoiseResponse]:
         tenant = read_tenant(context.invocation_metadata())
-        job = parse_request(request, self._catalogue.models)
+        job = parse_request(request, self._registry.models)
         remaining = context.time_remaining()
         seconds = self._run_seconds if remaining is None else min(remaining, self._run_seconds)
         deadline = time.monotonic() + seconds
-        _when_ended(context, self._worker.take_place())
-        start = await self._start(job, tenant)
-        run = self._worker.submit(
-            denoise(job, start.donor, job.admission is not None, telemetry.traceparent()), deadline
+        _call_when_ended(context, self._device_thread.take_place())
+        fetched = await self._fetch_donor(job, tenant)
+        run = self._device_thread.submit(
+            denoise(
+                self._registry.predictors[request.model_id],
+                job,
+                fetched.donor,
+                keep=job.admission is not None,
+                parent=telemetry.traceparent(),
+            ),
+            deadline,
         )
-        _when_ended(context, run.cancel)
+        _call_when_ended(context, run.cancel)
         with telemetry.span(semconv.SPAN_QUEUE):
             await run.begun()
-        yield denoiser_pb2.DenoiseResponse(started=_started(job, start))
+        yield denoiser_pb2.DenoiseResponse(started=_to_started(job, fetched))
         async for event in run.events():
-            if isinstance(event, StepDone):
-                yield _step(event)
+            if isinstance(event, Step):
+                yield denoiser_pb2.DenoiseResponse(step_completed=_to_step_completed(event, job))
             else:
-                for response in _video(event.video):
+                for response in _to_video_responses(event.video):
                     yield response
-                yield _completed(event)
+                yield denoiser_pb2.DenoiseResponse(completed=_to_completed(event))
                 log.info("denoised", generation_id=job.generation_id, steps_run=event.steps_run)
                 if job.admission is not None:
                     admission = await self._admit(job, tenant, event)
@@ -87,76 +110,73 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
             denoiser_pb2.DescribeModelsRequest, denoiser_pb2.DescribeModelsResponse
         ],
     ) -> denoiser_pb2.DescribeModelsResponse:
-        return denoiser_pb2.DescribeModelsResponse(models=self._catalogue.describe())
+        return denoiser_pb2.DescribeModelsResponse(models=self._registry.describe())
 
     async def Warm(
         self,
         request: denoiser_pb2.WarmRequest,
         context: grpc.aio.ServicerContext[denoiser_pb2.WarmRequest, denoiser_pb2.WarmResponse],
     ) -> denoiser_pb2.WarmResponse:
-        _when_ended(context, self._worker.take_place())
-        return denoiser_pb2.WarmResponse(model=await self._catalogue.warm(request.model_id))
+        _call_when_ended(context, self._device_thread.take_place())
+        return denoiser_pb2.WarmResponse(model=await self._registry.warm(request.model_id))
 
-    async def _start(self, job: DenoiseJob, tenant: str) -> _Start:
-        """The donor's latents, or why they could not be had: then the job is computed in full."""
+    async def _fetch_donor(self, job: DenoiseJob, tenant: str) -> _Fetched:
+        """Fetches the donor's data; if that fails, the job is computed in full."""
         if job.donor is None:
-            return _Start()
+            return _Fetched()
         begin = time.perf_counter()
         try:
-            donor = await self._donors.fetch(job, tenant)
+            donor = await self._latent_cache.fetch(job, tenant)
         except ChorusError as error:
-            log.warning("donor lost", generation_id=job.generation_id, reason=error.message)
-            seconds = time.perf_counter() - begin
-            return _Start(degraded=errors.to_job_error(error), fetch_seconds=seconds)
-        return _Start(donor, fetch_seconds=time.perf_counter() - begin)
+            log.warning("donor not usable", generation_id=job.generation_id, reason=error.message)
+            return _Fetched(degraded=errors.to_job_error(error), seconds=time.perf_counter() - begin)
+        return _Fetched(donor, seconds=time.perf_counter() - begin)
 
     async def _admit(self, job: DenoiseJob, tenant: str, result: Result) -> denoiser_pb2.Admission:
         if not result.latents:
-            return denoiser_pb2.Admission()  # a run of one step has nothing between noise and video
+            return denoiser_pb2.Admission()  # a run of one step has no latents between noise and video
         # Without a donor the same latents would have cost every step that leads to them.
         cost = result.denoise_seconds / max(result.computed_steps, 1e-3) * max(result.latents)
         try:
-            entry_id = await self._donors.admit(job, tenant, result.latents, cost, result.side)
+            entry_id = await self._latent_cache.admit(job, tenant, result.latents, cost, result.side)
         except ChorusError as error:
-            log.warning("not admitted", generation_id=job.generation_id, reason=error.message)
+            log.warning("latents not admitted", generation_id=job.generation_id, reason=error.message)
             return denoiser_pb2.Admission(error=errors.to_job_error(error))
         return denoiser_pb2.Admission(entry_id=entry_id)
 
 
-def _when_ended(context: Any, action: Callable[[], None]) -> None:
-    """Acts once the call is over, however it ended.
+def _call_when_ended(context: Any, action: Callable[[], None]) -> None:
+    """Calls `action` once the RPC is over, however it ended.
 
-    A `finally` would not do: a generator whose client goes away while it is suspended is closed by the
+    A `finally` does not suffice: a generator whose client disconnects while it is suspended is closed by the
     garbage collector, some time later.
     """
     context.add_done_callback(lambda _: action())
 
 
-def _started(job: DenoiseJob, start: _Start) -> denoiser_pb2.Started:
+def _to_started(job: DenoiseJob, fetched: _Fetched) -> denoiser_pb2.Started:
     return denoiser_pb2.Started(
-        first_step=job.first_step if start.donor else 0,
+        reuse_steps=job.reuse_steps if fetched.donor else 0,
         total_steps=job.total_steps,
-        donor=job.donor if start.donor else None,
-        degraded=start.degraded,
-        fetch_seconds=start.fetch_seconds,
+        donor=job.donor if fetched.donor else None,
+        degraded=fetched.degraded,
+        fetch_seconds=fetched.seconds,
     )
 
 
-def _step(event: StepDone) -> denoiser_pb2.DenoiseResponse:
-    return denoiser_pb2.DenoiseResponse(
-        step_completed=denoiser_pb2.StepCompleted(
-            step=latents_pb2.StepRef(index=event.index, sigma=event.sigma),
-            seconds=event.seconds,
-            computed_share=event.computed_share,
-            active_tokens=event.active,
-            token_grid=event.grid,
-            backend=event.backend.backend,
-            fallback=event.backend.fallback[:MAX_FALLBACK_CHARACTERS],
-        )
+def _to_step_completed(step: Step, job: DenoiseJob) -> denoiser_pb2.StepCompleted:
+    return denoiser_pb2.StepCompleted(
+        step=latents_pb2.StepRef(index=step.index, sigma=step.sigma),
+        seconds=step.seconds,
+        computed_share=step.computed_share,
+        active_tokens=b"" if step.active is None else pack_mask(step.active),
+        token_grid=job.token_grid,
+        backend=step.backend.backend,
+        fallback=step.backend.fallback[:MAX_FALLBACK_CHARACTERS],
     )
 
 
-def _video(video: Video) -> Iterator[denoiser_pb2.DenoiseResponse]:
+def _to_video_responses(video: Video) -> Iterator[denoiser_pb2.DenoiseResponse]:
     yield denoiser_pb2.DenoiseResponse(
         video_header=video_pb2.VideoInfo(
             media_type=MEDIA_TYPE,
@@ -172,11 +192,9 @@ def _video(video: Video) -> Iterator[denoiser_pb2.DenoiseResponse]:
         yield denoiser_pb2.DenoiseResponse(video_chunk=chunk)
 
 
-def _completed(result: Result) -> denoiser_pb2.DenoiseResponse:
-    return denoiser_pb2.DenoiseResponse(
-        completed=denoiser_pb2.Completed(
-            steps_run=result.steps_run,
-            denoise_seconds=result.denoise_seconds,
-            decode_seconds=result.decode_seconds,
-        )
+def _to_completed(result: Result) -> denoiser_pb2.Completed:
+    return denoiser_pb2.Completed(
+        steps_run=result.steps_run,
+        denoise_seconds=result.denoise_seconds,
+        decode_seconds=result.decode_seconds,
     )

@@ -11,7 +11,7 @@ from chorus_rpc.errors import ChorusError, Violations
 from chorus_rpc.limits import MAX_DONORS, MAX_PROMPT_CHARACTERS
 
 from services.contract.tensors import decode_tensor, encode_tensor
-from services.embedder.aligner import Aligner
+from services.embedder.aligner import AlignedPrompts, Aligner
 from services.embedder.alignment import Change, to_tokens
 from services.embedder.encoder_thread import EncoderThread
 from services.embedder.encoders import Encoder, Tokens
@@ -68,17 +68,7 @@ class EmbedderServicer(embedder_pb2_grpc.EmbedderServiceServicer):
             limit = retrieval.max_tokens * retrieval.text_dim
             states = decode_tensor(request.target_states, "target_states", rank=2, max_elements=limit)
         found = await self._aligner.align(target, donors, positions=positions, target_states=states)
-        return embedder_pb2.AlignResponse(
-            alignments=[
-                embedder_pb2.Alignment(
-                    gained=_make_aligned(found.target, request.target_prompt, donor.alignment.gained),
-                    lost=_make_aligned(donor.tokens, prompt, donor.alignment.lost),
-                    reordered=donor.alignment.reordered,
-                    things_added=donor.alignment.things_added,
-                )
-                for donor, prompt in zip(found.donors, sent, strict=True)
-            ]
-        )
+        return make_align_response(found, request.target_prompt, sent)
 
     async def DescribeEncoders(
         self,
@@ -115,6 +105,28 @@ class EmbedderServicer(embedder_pb2_grpc.EmbedderServiceServicer):
                 ],
             )
         return served[encoder_id]
+
+
+def make_align_response(
+    compared: AlignedPrompts, target: str, donors: Sequence[str]
+) -> embedder_pb2.AlignResponse:
+    """Returns the message for a comparison.
+
+    Args:
+        target: the target's prompt as it was sent, before trimming; token ranges refer to it.
+        donors: prompts of the donors, likewise, in the order compared.
+    """
+    return embedder_pb2.AlignResponse(
+        alignments=[
+            embedder_pb2.Alignment(
+                gained=_make_aligned(compared.target, target, donor.alignment.gained),
+                lost=_make_aligned(donor.tokens, prompt, donor.alignment.lost),
+                reordered=donor.alignment.reordered,
+                things_added=donor.alignment.things_added,
+            )
+            for donor, prompt in zip(compared.donors, donors, strict=True)
+        ]
+    )
 
 
 def _trim(prompt: str, field: str, violations: Violations) -> str:

@@ -1,1 +1,1 @@
-"""The public API: owns jobs, their order and their plan."""
+"""Scheduler: serves the public API and owns jobs, their order and their plans."""

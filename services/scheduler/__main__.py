@@ -1,4 +1,4 @@
-"""`python -m services.scheduler`: settings from `CHORUS_SCHEDULER_*`, then serve until SIGTERM."""
+"""`python -m services.scheduler`: reads settings from `CHORUS_SCHEDULER_*` and serves until SIGTERM."""
 
 from __future__ import annotations
 
@@ -16,16 +16,21 @@ from services.runtime.server import run
 from services.runtime.settings import load_settings
 from services.scheduler.api.generations import Generations
 from services.scheduler.api.servicer import SchedulerServicer
+from services.scheduler.dispatch.attempt import AttemptRunner
+from services.scheduler.dispatch.denoise_stream import DenoiseRunner
 from services.scheduler.dispatch.dispatcher import Dispatcher
 from services.scheduler.dispatch.rerank import AlignmentReranker, ScoreReranker
 from services.scheduler.dispatch.throughput import Throughput
-from services.scheduler.dispatch.tools import Tools
 from services.scheduler.jobs.notifier import JobNotifier
 from services.scheduler.jobs.sqlite import open_store
 from services.scheduler.jobs.store import StoreError
-from services.scheduler.jobs.video_files import Videos
-from services.scheduler.peers.downstream import open_downstream
-from services.scheduler.peers.health import Dependency
+from services.scheduler.jobs.video_files import VideoFiles
+from services.scheduler.peers import cache, denoiser, embedder
+from services.scheduler.peers.cache import CacheClient
+from services.scheduler.peers.connection import PeerConnection, open_connection
+from services.scheduler.peers.denoiser import DenoiserClient
+from services.scheduler.peers.embedder import EmbedderClient
+from services.scheduler.peers.health import PeerHealth
 from services.scheduler.peers.model_registry import ModelRegistry
 from services.scheduler.settings import SchedulerSettings
 
@@ -33,58 +38,90 @@ log = get_logger("scheduler")
 
 
 class Scheduler:
-    """The parts of the process, wired."""
+    """Wires the parts of the process."""
 
     def __init__(self, settings: SchedulerSettings) -> None:
         self._settings = settings
-        self._changes = JobNotifier()
+        self._notifier = JobNotifier()
         self._tasks: set[asyncio.Task[None]] = set()
         self._dispatcher: Dispatcher | None = None
-        self._catalogue: ModelRegistry | None = None
+        self._models: ModelRegistry | None = None
 
     async def start(self, resources: AsyncExitStack, server: grpc.aio.Server) -> None:
-        """Ready as soon as the database is open, whichever other services are there."""
+        """Serves as soon as the database is open, whichever other services are available."""
         settings = self._settings
-        store = await open_store(settings.database, self._changes.tell)
+        store = await open_store(settings.database, self._notifier.notify)
         resources.push_async_callback(store.close)
-        videos = Videos(settings.video_dir)
+        videos = VideoFiles(settings.video_dir)
         await videos.open()
         resources.push_async_callback(self._end_tasks)
-        downstream = open_downstream(settings, resources, self._service_changed)
-        self._catalogue = ModelRegistry(store, downstream.denoiser, downstream.metadata)
-        await self._catalogue.load()
-        reranker = AlignmentReranker(downstream) if settings.reranker == "alignment" else ScoreReranker()
-        tools = Tools(store, videos, self._catalogue, downstream, Throughput(), reranker, settings)
-        self._dispatcher = Dispatcher(tools)
-        await self._dispatcher.recover()
-        self._spawn(self._dispatcher.run())
-        generations = Generations(tools, self._dispatcher, self._changes)
+
+        def connect(name: str, service: str, target: str) -> PeerConnection:
+            return open_connection(name, service, target, settings, resources, self._handle_health_change)
+
+        embedder_client = EmbedderClient(
+            connect("embedder", embedder.SERVICE, settings.embedder_target),
+            embed_seconds=settings.embed_seconds,
+            align_seconds=settings.align_seconds,
+        )
+        denoiser_client = DenoiserClient(connect("denoiser", denoiser.SERVICE, settings.denoiser_target))
+        cache_client = CacheClient(
+            connect("cache", cache.SERVICE, settings.cache_target),
+            lookup_seconds=settings.lookup_seconds,
+            donor_limit=settings.donor_limit,
+        )
+        models = ModelRegistry(store, denoiser_client)
+        self._models = models
+        await models.load()
+        throughput = Throughput()
+        attempt_runner = AttemptRunner(
+            store,
+            models,
+            embedder_client,
+            cache_client,
+            AlignmentReranker(embedder_client) if settings.reranker == "alignment" else ScoreReranker(),
+            throughput,
+            DenoiseRunner(
+                denoiser_client,
+                store,
+                videos,
+                throughput,
+                max_video_bytes=settings.max_video_bytes,
+                admission_seconds=settings.admission_seconds,
+            ),
+        )
+        required_peers = (embedder_client.health, denoiser_client.health)
+        dispatcher = Dispatcher(attempt_runner, store, videos, required_peers, settings)
+        self._dispatcher = dispatcher
+        await dispatcher.recover()
+        self._spawn(dispatcher.run())
+        generations = Generations(store, videos, models, throughput, dispatcher, self._notifier, settings)
         scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server(SchedulerServicer(generations), server)
 
     async def drain(self) -> None:
-        """Running jobs go back into the queue, to continue after the restart; watchers are sent away."""
+        """Requeues running jobs, which continue after the restart, and ends the calls of watchers."""
         if self._dispatcher is not None:
             await self._dispatcher.stop()
-        self._changes.close()
+        self._notifier.close()
 
-    def _service_changed(self, service: Dependency) -> None:
-        if service.name == "denoiser" and service.serving:
-            self._spawn(self._refresh(service))
+    def _handle_health_change(self, peer: PeerHealth) -> None:
+        if peer.name == "denoiser" and peer.serving:
+            self._spawn(self._refresh_models(peer))
         elif self._dispatcher is not None:
-            self._dispatcher.service_changed(service)
+            self._dispatcher.handle_health_change(peer)
 
-    async def _refresh(self, denoiser: Dependency) -> None:
-        """It may have come back with other weights: jobs go on when that is known."""
-        if self._catalogue is None:
+    async def _refresh_models(self, denoiser: PeerHealth) -> None:
+        """Refreshes the models before jobs continue: a restarted denoiser may serve other weights."""
+        if self._models is None:
             return
         try:
-            await self._catalogue.refresh()
+            await self._models.refresh()
         except ChorusError as error:
-            log.warning("the denoiser did not say which models it serves", error=error.message)
+            log.warning("models not refreshed", error=error.message)
         except Exception:
-            log.exception("the models could not be remembered")
+            log.exception("models not saved")
         if self._dispatcher is not None:
-            self._dispatcher.service_changed(denoiser)
+            self._dispatcher.handle_health_change(denoiser)
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)

@@ -1,4 +1,4 @@
-"""The few calls that the end-to-end tests make, against the generated stubs alone."""
+"""Scheduler calls of the end-to-end tests, made only with the generated stubs."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ ENDED = (pb.GENERATION_STATE_SUCCEEDED, pb.GENERATION_STATE_FAILED, pb.GENERATIO
 
 
 async def submit(scheduler: Any, prompt: str, request_id: str = "", **spec: Any) -> pb.Generation:
+    """Submits a generation, with a random request id by default."""
     reply = await scheduler.SubmitGeneration(
         pb.SubmitGenerationRequest(
             request_id=request_id or str(uuid.uuid4()), spec=pb.GenerationSpec(prompt=prompt, **spec)
@@ -25,7 +26,7 @@ async def submit(scheduler: Any, prompt: str, request_id: str = "", **spec: Any)
 async def watch_to_end(
     scheduler: Any, generation_id: str, after: int = 0, seconds: float = 90.0
 ) -> list[pb.GenerationEvent]:
-    """Every event; goes on by sequence number where a stream breaks because a server was killed."""
+    """Returns every event. Resumes after the last sequence number when a killed server breaks the stream."""
     events: list[pb.GenerationEvent] = []
     for _ in range(200):
         try:
@@ -44,12 +45,14 @@ async def watch_to_end(
 
 
 async def get(scheduler: Any, generation_id: str) -> pb.Generation:
+    """Returns the current state of a generation."""
     reply = await scheduler.GetGeneration(pb.GetGenerationRequest(generation_id=generation_id), timeout=20)
     generation: pb.Generation = reply.generation
     return generation
 
 
 async def video(scheduler: Any, generation_id: str) -> tuple[pb.GetVideoResponse, bytes]:
+    """Downloads a video. Returns the header message and the mp4."""
     parts = [
         part async for part in scheduler.GetVideo(pb.GetVideoRequest(generation_id=generation_id), timeout=30)
     ]
@@ -57,4 +60,5 @@ async def video(scheduler: Any, generation_id: str) -> tuple[pb.GetVideoResponse
 
 
 def kinds(events: list[pb.GenerationEvent]) -> list[str]:
+    """Returns the kind of each event."""
     return [event.WhichOneof("event") or "" for event in events]

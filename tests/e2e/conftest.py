@@ -1,4 +1,4 @@
-"""One stack for every test that does not break it."""
+"""Fixtures: one running stack per test module, and a scheduler stub."""
 
 from __future__ import annotations
 
@@ -20,4 +20,4 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 @pytest.fixture
 async def scheduler(stack: Stack) -> AsyncIterator[scheduler_pb2_grpc.SchedulerServiceAsyncStub]:
     async with open_channel(stack.target) as channel:
-        yield scheduler_pb2_grpc.SchedulerServiceStub(channel)  # type: ignore[misc]
+        yield scheduler_pb2_grpc.SchedulerServiceStub(channel)

@@ -1,4 +1,4 @@
-"""kill -9 of each service in turn during a run, then its restart: no job is lost, none ends twice."""
+"""Tests that no job is lost or ends twice when services are killed (kill -9) during a run and restarted."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from chorus_rpc.channels import open_channel
 from tests.e2e.calls import ENDED, get, kinds, submit, video, watch_to_end
 from tests.stack import NAMES, Stack, running_stack
 
-# Long enough to be caught in the middle, short enough for two slow cores.
+# Long enough to kill a service during the run, short enough for two slow cores.
 STEPS = 30
 
 
@@ -30,7 +30,7 @@ async def scheduler(stack: Stack) -> AsyncIterator[Any]:
         yield scheduler_pb2_grpc.SchedulerServiceStub(channel)
 
 
-async def until(scheduler: Any, generation_id: str, kind: str) -> int:
+async def wait_for_event(scheduler: Any, generation_id: str, kind: str) -> int:
     """Waits for the first event of a kind; returns its sequence number."""
     async for reply in scheduler.WatchGeneration(
         pb.WatchGenerationRequest(generation_id=generation_id), timeout=60
@@ -43,14 +43,14 @@ async def until(scheduler: Any, generation_id: str, kind: str) -> int:
 @pytest.mark.parametrize("victim", NAMES)
 async def test_kill_9_loses_no_job(scheduler: Any, stack: Stack, victim: str) -> None:
     prompts = [
-        f"a {color} square moving {way}"
-        for color, way in (("red", "up"), ("blue", "left"), ("white", "down"))
+        f"a {color} square moving {direction}"
+        for color, direction in (("red", "up"), ("blue", "left"), ("white", "down"))
     ]
     jobs = [
         await submit(scheduler, prompt, steps=STEPS, reuse=plan_pb2.REUSE_POLICY_OFF, seed=n)
         for n, prompt in enumerate(prompts)
     ]
-    await until(scheduler, jobs[0].generation_id, "step_completed")
+    await wait_for_event(scheduler, jobs[0].generation_id, "step_completed")
     stack[victim].kill()
     stack[victim].start()
     for job in jobs:
@@ -65,7 +65,7 @@ async def test_kill_9_loses_no_job(scheduler: Any, stack: Stack, victim: str) ->
         assert header.header.size_bytes == len(data)
 
 
-async def test_without_the_cache_generation_goes_on_and_says_so(scheduler: Any, stack: Stack) -> None:
+async def test_generation_without_the_cache_succeeds_with_a_warning(scheduler: Any, stack: Stack) -> None:
     stack["cache"].kill()
     try:
         job = await submit(scheduler, "a yellow circle")
@@ -79,11 +79,11 @@ async def test_without_the_cache_generation_goes_on_and_says_so(scheduler: Any, 
 
 
 @pytest.mark.parametrize("victim", ["embedder", "denoiser"])
-async def test_a_job_waits_for_a_service_that_is_down(scheduler: Any, stack: Stack, victim: str) -> None:
+async def test_job_waits_for_an_unavailable_service(scheduler: Any, stack: Stack, victim: str) -> None:
     stack[victim].kill()
     try:
         job = await submit(scheduler, f"a green triangle while the {victim} is away")
-        await until(scheduler, job.generation_id, "waiting")
+        await wait_for_event(scheduler, job.generation_id, "waiting")
         waiting = await get(scheduler, job.generation_id)
         assert waiting.state == pb.GENERATION_STATE_WAITING
     finally:
@@ -95,7 +95,7 @@ async def test_a_job_waits_for_a_service_that_is_down(scheduler: Any, stack: Sta
     assert kinds(events)[-1] == "succeeded"
 
 
-async def test_a_deadline_ends_the_waiting(scheduler: Any, stack: Stack) -> None:
+async def test_deadline_ends_a_waiting_job(scheduler: Any, stack: Stack) -> None:
     from google.protobuf.timestamp_pb2 import Timestamp
 
     deadline = Timestamp()
@@ -115,7 +115,7 @@ async def test_cancel_stops_a_running_generation(scheduler: Any) -> None:
     job = await submit(
         scheduler, "a red circle that is not wanted", steps=STEPS, reuse=plan_pb2.REUSE_POLICY_OFF
     )
-    await until(scheduler, job.generation_id, "step_completed")
+    await wait_for_event(scheduler, job.generation_id, "step_completed")
     await scheduler.CancelGeneration(pb.CancelGenerationRequest(generation_id=job.generation_id), timeout=10)
     events = await watch_to_end(scheduler, job.generation_id)
     assert kinds(events)[-1] == "cancelled"

@@ -1,4 +1,4 @@
-"""A prompt goes in, a video comes out, and the second similar prompt runs fewer steps."""
+"""Tests of the basic path: a prompt yields a video, and a similar second prompt runs fewer steps."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.processes import ROOT
 from tests.stack import Stack
 
 
-async def test_a_miss_then_a_hit(scheduler: Any, stack: Stack) -> None:
+async def test_second_request_reuses_the_first_ones_latents(scheduler: Any, stack: Stack) -> None:
     prompt = "a large red circle moving left on a black background"
     first = await submit(scheduler, prompt, seed=1)
     events = await watch_to_end(scheduler, first.generation_id)
@@ -46,12 +46,12 @@ async def test_a_miss_then_a_hit(scheduler: Any, stack: Stack) -> None:
     header, data = await video(scheduler, second.generation_id)
     assert header.header.size_bytes == len(data)
     assert header.header.digest == hashlib.sha256(data).hexdigest()
-    with av.open(io.BytesIO(data)) as container:
+    with av.open(io.BytesIO(data), "r") as container:
         assert container.streams.video[0].codec_context.name == "h264"
         assert sum(1 for _ in container.decode(video=0)) == header.header.frames
 
 
-async def test_reuse_off_computes_every_step_and_the_same_video(scheduler: Any) -> None:
+async def test_reuse_off_computes_every_step_and_is_deterministic(scheduler: Any) -> None:
     digests = set()
     for _ in range(2):
         job = await submit(
@@ -64,15 +64,15 @@ async def test_reuse_off_computes_every_step_and_the_same_video(scheduler: Any) 
     assert len(digests) == 1
 
 
-async def test_the_same_request_id_gives_the_first_answer(scheduler: Any) -> None:
+async def test_repeated_request_id_returns_the_first_generation(scheduler: Any) -> None:
     first = await submit(scheduler, "a green triangle", request_id="twice", seed=3)
     again = await submit(scheduler, "a green triangle", request_id="twice", seed=3)
     assert first.generation_id == again.generation_id
     deadline = Timestamp()
     deadline.GetCurrentTime()
     deadline.seconds += 600
-    late = await submit(scheduler, "a green triangle", request_id="twice", seed=3, deadline=deadline)
-    assert late.generation_id == first.generation_id
+    with_deadline = await submit(scheduler, "a green triangle", request_id="twice", seed=3, deadline=deadline)
+    assert with_deadline.generation_id == first.generation_id
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await submit(scheduler, "a green square", request_id="twice", seed=3)
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
@@ -100,21 +100,21 @@ async def test_the_same_request_id_gives_the_first_answer(scheduler: Any) -> Non
         ({"prompt": "x", "deadline": Timestamp(seconds=int(time.time()) - 60)}, "spec.deadline"),
     ],
 )
-async def test_bad_input_names_the_field_and_leaves_nothing(
+async def test_invalid_input_names_the_field_and_creates_no_generation(
     scheduler: Any, spec: dict[str, Any], field: str
 ) -> None:
     before = await scheduler.ListGenerations(pb.ListGenerationsRequest(), timeout=10)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await submit(scheduler, **spec)
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-    found = from_rpc_error(caught.value, "scheduler").violations
-    assert field in [v.field for v in found]
-    assert all(v.description for v in found)
+    violations = from_rpc_error(caught.value, "scheduler").violations
+    assert field in [v.field for v in violations]
+    assert all(v.description for v in violations)
     after = await scheduler.ListGenerations(pb.ListGenerationsRequest(), timeout=10)
     assert [g.generation_id for g in after.generations] == [g.generation_id for g in before.generations]
 
 
-def test_a_client_that_knows_only_reflection(stack: Stack, tmp_path: Path) -> None:
+def test_client_that_uses_only_reflection(stack: Stack, tmp_path: Path) -> None:
     out = tmp_path / "out.mp4"
     done = subprocess.run(
         [
@@ -132,5 +132,5 @@ def test_a_client_that_knows_only_reflection(stack: Stack, tmp_path: Path) -> No
     )
     assert done.returncode == 0, done.stderr
     assert "chorus.scheduler.v1.SchedulerService" in done.stdout
-    with av.open(str(out)) as container:
+    with av.open(str(out), "r") as container:
         assert sum(1 for _ in container.decode(video=0)) >= 8

@@ -1,9 +1,10 @@
-"""One word changed: the real services compute the region that it changes, and say so."""
+"""Tests that the services compute only the region that a changed word affects, and report it."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import grpc.aio
 import pytest
 from chorus.common.v1 import plan_pb2
 from chorus.scheduler.v1 import scheduler_pb2 as pb
@@ -16,16 +17,19 @@ DONOR = "a small yellow circle moving right on a gray background"
 TARGET = "a small purple circle moving right on a gray background"
 
 
-async def ended(scheduler: Any, stack: Stack, prompt: str, **spec: Any) -> tuple[pb.Generation, list[Any]]:
+async def run_to_end(
+    scheduler: Any, stack: Stack, prompt: str, **spec: Any
+) -> tuple[pb.Generation, list[Any]]:
+    """Runs a generation that must succeed. Returns its final state and its events."""
     job = await submit(scheduler, prompt, **spec)
     events = await watch_to_end(scheduler, job.generation_id)
     assert kinds(events)[-1] == "succeeded", stack.logs()
     return await get(scheduler, job.generation_id), events
 
 
-async def test_the_planner_reuses_for_a_changed_colour_and_says_why(scheduler: Any, stack: Stack) -> None:
-    await ended(scheduler, stack, DONOR, seed=11)
-    hit, events = await ended(
+async def test_planner_reuses_for_a_changed_colour_and_gives_reasons(scheduler: Any, stack: Stack) -> None:
+    await run_to_end(scheduler, stack, DONOR, seed=11)
+    hit, events = await run_to_end(
         scheduler, stack, TARGET, seed=12, no_store=True, reuse=plan_pb2.REUSE_POLICY_FAST
     )
     assert hit.donor.prompt == DONOR
@@ -40,9 +44,9 @@ async def test_the_planner_reuses_for_a_changed_colour_and_says_why(scheduler: A
 
 
 @pytest.mark.parametrize("source", ["PROBE", "FULL_STEP", "ATTENTION"])
-async def test_a_plan_of_the_requests_own(scheduler: Any, stack: Stack, source: str) -> None:
-    await ended(scheduler, stack, DONOR, seed=11)
-    wanted = pb.ExplicitReuse(
+async def test_explicit_plan_with_each_region_source(scheduler: Any, stack: Stack, source: str) -> None:
+    await run_to_end(scheduler, stack, DONOR, seed=11)
+    plan = pb.ExplicitReuse(
         reuse_steps=1,
         region_end=3,
         region=plan_pb2.RegionPlan(
@@ -55,7 +59,7 @@ async def test_a_plan_of_the_requests_own(scheduler: Any, stack: Stack, source: 
         amplification=plan_pb2.Amplification(form=plan_pb2.AMPLIFICATION_FORM_CONTRAST, strength=0.5),
         min_score=0.5,
     )
-    hit, events = await ended(scheduler, stack, TARGET, seed=12, no_store=True, explicit_reuse=wanted)
+    hit, events = await run_to_end(scheduler, stack, TARGET, seed=12, no_store=True, explicit_reuse=plan)
     assert not hit.warnings
     assert (hit.plan.reuse_steps, hit.plan.region_end) == (1, 3)
     assert [r.code for r in hit.plan.reasons] == [plan_pb2.PLAN_REASON_CODE_EXPLICIT]
@@ -69,18 +73,18 @@ async def test_a_plan_of_the_requests_own(scheduler: Any, stack: Stack, source: 
     assert steps[2].computed_share == 1
 
 
-async def test_a_plan_out_of_bounds_is_refused_by_its_field(scheduler: Any) -> None:
-    with pytest.raises(Exception, match=r"explicit_reuse") as caught:
+async def test_explicit_plan_out_of_bounds_names_its_field(scheduler: Any) -> None:
+    with pytest.raises(grpc.aio.AioRpcError, match=r"explicit_reuse") as caught:
         await submit(scheduler, TARGET, explicit_reuse=pb.ExplicitReuse(reuse_steps=4))
-    error = from_rpc_error(caught.value, "scheduler")  # type: ignore[arg-type]
+    error = from_rpc_error(caught.value, "scheduler")
     assert error.reason == INVALID_FIELD
     assert [v.field for v in error.violations] == ["spec.explicit_reuse.reuse_steps"]
 
 
-async def test_a_donors_clean_latents_noised_again(scheduler: Any, stack: Stack) -> None:
-    await ended(scheduler, stack, DONOR, seed=11)
-    wanted = pb.ExplicitReuse(reuse_steps=2, min_score=0.5, renoised=True)
-    hit, _ = await ended(scheduler, stack, TARGET, seed=12, no_store=True, explicit_reuse=wanted)
+async def test_explicit_plan_from_renoised_clean_latents(scheduler: Any, stack: Stack) -> None:
+    await run_to_end(scheduler, stack, DONOR, seed=11)
+    plan = pb.ExplicitReuse(reuse_steps=2, min_score=0.5, renoised=True)
+    hit, _ = await run_to_end(scheduler, stack, TARGET, seed=12, no_store=True, explicit_reuse=plan)
     assert not hit.warnings
     assert hit.donor.prompt == DONOR
     assert hit.plan.renoised

@@ -1,4 +1,4 @@
-"""A Wan pipeline as diffusers saves it, through the whole stack: text encoder, DiT, codec, cache, reuse."""
+"""Tests a Wan pipeline saved by diffusers in the whole stack: text encoder, DiT, codec, cache, reuse."""
 
 from __future__ import annotations
 
@@ -29,20 +29,21 @@ FRAMES, HEIGHT, WIDTH = 5, 32, 48  # the model file's defaults
 
 
 def save_model(folder: Path) -> Path:
-    """A pipeline in shards, with text states as wide as UMT5-XXL's; returns its model file."""
+    """Saves a pipeline in shards, with text states as wide as UMT5-XXL's. Returns its model file."""
     pipeline = save_wan_pipeline(folder / "pipeline", text_dim=4096, max_shard_size="100KB")
     return write_model_file(folder, pipeline, encoder_id=UMT5Encoder(pipeline).id)
 
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """As `chorus up --model` starts it: the model file says which encoder it needs."""
+    """Starts the stack as `chorus up --model` does: the model file names the encoder."""
     folder = tmp_path_factory.mktemp("wan")
-    with running_stack(folder, model_files.choose([save_model(folder)], {})) as running:
+    with running_stack(folder, model_files.choose_models([save_model(folder)], {})) as running:
         yield running
 
 
-async def ended(scheduler: Any, stack: Stack, prompt: str, **spec: Any) -> pb.Generation:
+async def run_to_end(scheduler: Any, stack: Stack, prompt: str, **spec: Any) -> pb.Generation:
+    """Runs a generation that must succeed. Returns its final state."""
     job = await submit(scheduler, prompt, **spec)
     await watch_to_end(scheduler, job.generation_id)
     generation = await get(scheduler, job.generation_id)
@@ -50,45 +51,45 @@ async def ended(scheduler: Any, stack: Stack, prompt: str, **spec: Any) -> pb.Ge
     return generation
 
 
-async def test_a_saved_pipeline_generates_and_is_reused(scheduler: Any, stack: Stack) -> None:
-    full = await ended(scheduler, stack, PROMPT, seed=1)
+async def test_saved_pipeline_generates_and_its_latents_are_reused(scheduler: Any, stack: Stack) -> None:
+    full = await run_to_end(scheduler, stack, PROMPT, seed=1)
     assert (full.steps_run, full.HasField("donor")) == (4, False)
     _, data = await video(scheduler, full.generation_id)
-    with av.open(io.BytesIO(data)) as container:
+    with av.open(io.BytesIO(data), "r") as container:
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     assert [frame.shape for frame in frames] == [(HEIGHT, WIDTH, 3)] * FRAMES
-    assert any(frame.std() > 1 for frame in frames), "one flat colour"
+    assert any(frame.std() > 1 for frame in frames), "the frames have only one colour"
 
-    other = await ended(scheduler, stack, PROMPT, seed=2, reuse=plan_pb2.REUSE_POLICY_OFF, no_store=True)
+    other = await run_to_end(scheduler, stack, PROMPT, seed=2, reuse=plan_pb2.REUSE_POLICY_OFF, no_store=True)
     assert other.video.digest != full.video.digest
 
-    hit = await ended(scheduler, stack, PROMPT, seed=2)
+    hit = await run_to_end(scheduler, stack, PROMPT, seed=2)
     assert hit.donor.generation_id == full.generation_id
     assert hit.steps_run == 4 - hit.plan.reuse_steps < 4
-    # From the donor's latents, the same prompt leads to the donor's video, whatever the seed.
+    # With the donor's latents, the same prompt yields the donor's video for any seed.
     assert hit.video.digest == full.video.digest
 
 
-async def test_text_of_full_length_passes_every_message(scheduler: Any, stack: Stack) -> None:
+async def test_prompt_of_full_length_passes_every_message(scheduler: Any, stack: Stack) -> None:
     words = "a cat runs " * 180
-    long = await ended(scheduler, stack, words, seed=1, no_store=True)
+    long = await run_to_end(scheduler, stack, words, seed=1, no_store=True)
     assert long.steps_run == 4
 
 
-def other_weights(model: denoiser_pb2.ModelInfo) -> None:
+def change_weights(model: denoiser_pb2.ModelInfo) -> None:
     model.weights_digest = "0" * 64
 
 
-def an_adapter(model: denoiser_pb2.ModelInfo) -> None:
+def add_adapter(model: denoiser_pb2.ModelInfo) -> None:
     model.adapters.add(adapter_id="style", digest="0" * 64, scale=1.0)
 
 
-def another_encoder(model: denoiser_pb2.ModelInfo) -> None:
+def change_encoder(model: denoiser_pb2.ModelInfo) -> None:
     model.conditioning_encoder_id = "umt5@0000000000000000"
 
 
-async def test_other_weights_under_the_same_name_find_no_donor(scheduler: Any, stack: Stack) -> None:
-    done = await ended(scheduler, stack, PROMPT, seed=3)
+async def test_model_with_another_identity_finds_no_donor(scheduler: Any, stack: Stack) -> None:
+    done = await run_to_end(scheduler, stack, PROMPT, seed=3)
     async with (
         open_channel(stack["denoiser"].target) as denoiser,
         open_channel(stack["embedder"].target) as embedder,
@@ -104,12 +105,12 @@ async def test_other_weights_under_the_same_name_find_no_donor(scheduler: Any, s
         )
 
         async def donors(model: denoiser_pb2.ModelInfo) -> list[str]:
-            identity = messages.latent_identity(done.spec, model)
-            reply = await lookup(messages.lookup_request(identity, encoded, limit=16), timeout=20)
+            identity = messages.build_latent_identity(done.spec, model)
+            reply = await lookup(messages.build_lookup_request(identity, encoded, limit=16), timeout=20)
             return [donor.entry.prompt for donor in reply.donors]
 
         assert PROMPT in await donors(served)
-        for change in (other_weights, an_adapter, another_encoder):
+        for change in (change_weights, add_adapter, change_encoder):
             model = denoiser_pb2.ModelInfo.FromString(served.SerializeToString())
             change(model)
             assert not await donors(model), change.__name__

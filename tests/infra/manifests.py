@@ -1,4 +1,4 @@
-"""What the chart renders and what compose says, read as a cluster or an engine would."""
+"""Reads the rendered chart and the compose file as a cluster or a Docker engine would."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Manifest = dict[str, Any]
 Values = Mapping[str, Any]
 
 _PEERS = [{"ipBlock": {"cidr": "10.1.0.0/16"}}]
-# The ways to install the chart that the tests look at.
+# Values of the installations that the tests render.
 INSTALLATIONS: dict[str, Values] = {
     "defaults": {},
     "external stores": {
@@ -84,16 +84,16 @@ INSTALLATIONS: dict[str, Values] = {
 }
 
 
-def binary(path: str) -> Path:
-    found = MODULES / path
-    if not found.is_file():
-        pytest.fail(f"{found.relative_to(ROOT)} is missing: run `make tools`", pytrace=False)
-    return found
+def find_tool(path: str) -> Path:
+    tool = MODULES / path
+    if not tool.is_file():
+        pytest.fail(f"{tool.relative_to(ROOT)} is missing: run `make tools`", pytrace=False)
+    return tool
 
 
 @dataclass(frozen=True)
 class Chart:
-    """Helm with this project's chart."""
+    """Runs Helm with the chart."""
 
     helm: Path
     directory: Path
@@ -111,8 +111,8 @@ class Chart:
         assert done.returncode == 0, done.stderr
         return [found for found in yaml.safe_load_all(done.stdout) if found]
 
-    def refusal(self, values: Values) -> str:
-        """What Helm says when it must not render."""
+    def render_invalid(self, values: Values) -> str:
+        """Returns the error of Helm for values that the chart must reject."""
         done = self.run("template", values, "--kube-version", "1.33.0")
         assert done.returncode != 0, "these values were accepted"
         return done.stderr
@@ -122,13 +122,13 @@ def component(manifest: Manifest) -> str:
     return str(manifest["metadata"]["labels"]["app.kubernetes.io/component"])
 
 
-def of_kind(manifests: list[Manifest], *kinds: str) -> dict[str, Manifest]:
-    """Manifests of these kinds by component."""
+def select_kinds(manifests: list[Manifest], *kinds: str) -> dict[str, Manifest]:
+    """Selects manifests of these kinds, by component."""
     return {component(found): found for found in manifests if found["kind"] in kinds}
 
 
 def workloads(manifests: list[Manifest]) -> dict[str, Manifest]:
-    return of_kind(manifests, "Deployment", "StatefulSet")
+    return select_kinds(manifests, "Deployment", "StatefulSet")
 
 
 def pod_spec(workload: Manifest) -> Manifest:
@@ -142,11 +142,11 @@ def container(workload: Manifest) -> Manifest:
 
 
 def environment(workload: Manifest) -> dict[str, str]:
-    """A container's variables; those that come from secrets or the pod have a stand-in."""
+    """Variables of a container. Those from secrets or the pod have a placeholder value."""
     entries = container(workload).get("env", [])
     names = [entry["name"] for entry in entries]
-    assert len(names) == len(set(names)), f"set twice: {names}"
-    return {entry["name"]: entry.get("value", "from-elsewhere") for entry in entries}
+    assert len(names) == len(set(names)), f"a variable is set twice: {names}"
+    return {entry["name"]: entry.get("value", "placeholder") for entry in entries}
 
 
 def ports(workload: Manifest) -> dict[str, int]:
@@ -154,7 +154,7 @@ def ports(workload: Manifest) -> dict[str, int]:
 
 
 def settings_class(service: str) -> type[ServerSettings]:
-    """The pydantic settings of a service, found by their prefix."""
+    """Finds the settings class of a service by its prefix."""
     module = import_module(f"services.{service}.settings")
     (found,) = (
         value
@@ -172,7 +172,7 @@ def compose() -> Manifest:
 
 
 def images(value: object) -> Iterator[str]:
-    """Every `image:` below a value that is text."""
+    """Yields every `image:` in a nested value."""
     if isinstance(value, dict):
         for key, inner in value.items():
             if key == "image" and isinstance(inner, str):
@@ -191,7 +191,7 @@ def pinned(image: str) -> bool:
 
 
 def proto_services() -> set[str]:
-    """Full names of the gRPC services that the contract declares."""
+    """Full names of the gRPC services in the contract."""
     names = set()
     for file in (ROOT / "proto/chorus").rglob("*.proto"):
         text = file.read_text()

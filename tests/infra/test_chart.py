@@ -1,4 +1,4 @@
-"""The Helm chart, rendered in several ways: valid, strict, hardened, and true to the services."""
+"""Verifies the rendered Helm chart: manifests, rejected values, hardening, agreement with the services."""
 
 from __future__ import annotations
 
@@ -20,47 +20,47 @@ from tests.infra.manifests import (
     container,
     environment,
     images,
-    of_kind,
     pinned,
     pod_spec,
     ports,
     proto_services,
+    select_kinds,
     workloads,
 )
 
 
 @pytest.mark.parametrize("values", INSTALLATIONS.values(), ids=INSTALLATIONS)
-def test_lint(chart: Chart, values: dict[str, Any]) -> None:
+def test_chart_passes_lint(chart: Chart, values: dict[str, Any]) -> None:
     done = chart.run("lint --strict", values)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-# The oldest that the chart admits, and the newest known.
+# The oldest version that the chart supports, and the newest one with a schema.
 @pytest.mark.parametrize("version", ["1.27", "1.37"])
-def test_manifests_fit_the_schemas_of_kubernetes(rendered: dict[str, list[Manifest]], version: str) -> None:
-    different = {json.dumps(found, sort_keys=True) for manifests in rendered.values() for found in manifests}
-    for text in different:
+def test_manifests_match_the_schemas_of_kubernetes(rendered: dict[str, list[Manifest]], version: str) -> None:
+    distinct = {json.dumps(found, sort_keys=True) for manifests in rendered.values() for found in manifests}
+    for text in distinct:
         kubernetes_validate.validate(json.loads(text), version, strict=True)
 
 
-def test_every_service_has_its_objects(manifests: list[Manifest]) -> None:
+def test_every_service_has_deployment_service_and_budget(manifests: list[Manifest]) -> None:
     for kind in ("Deployment", "Service", "PodDisruptionBudget"):
-        assert set(SERVICES) <= set(of_kind(manifests, kind)), kind
+        assert set(SERVICES) <= set(select_kinds(manifests, kind)), kind
     names = [(found["kind"], found["metadata"]["name"]) for found in manifests]
     assert len(names) == len(set(names))
 
 
-def test_bundled_parts_can_be_left_out(rendered: dict[str, list[Manifest]]) -> None:
-    def beside_services(installation: str) -> set[str]:
+def test_bundled_components_can_be_disabled(rendered: dict[str, list[Manifest]]) -> None:
+    def bundled_components(installation: str) -> set[str]:
         return set(workloads(rendered[installation])) - set(SERVICES)
 
-    assert beside_services("defaults") == {"milvus", "minio", "collector", "jaeger"}
-    assert beside_services("external stores") == set()
-    assert beside_services("own trace store") == {"milvus", "minio", "collector"}
-    assert beside_services("blobs in a directory, no telemetry") == {"milvus"}
+    assert bundled_components("defaults") == {"milvus", "minio", "collector", "jaeger"}
+    assert bundled_components("external stores") == set()
+    assert bundled_components("own trace store") == {"milvus", "minio", "collector"}
+    assert bundled_components("blobs in a directory, no telemetry") == {"milvus"}
 
 
-def test_names_do_not_double(chart: Chart) -> None:
+def test_names_do_not_repeat_the_release(chart: Chart) -> None:
     names = {found["metadata"]["name"] for found in chart.template({}, release="chorus")}
     assert "chorus-cache" in names
     assert not any("chorus-chorus" in name for name in names)
@@ -90,12 +90,12 @@ def test_names_do_not_double(chart: Chart) -> None:
         ({"jaeger": {"enabled": False}}, "collector.endpoint"),
     ],
 )
-def test_wrong_values_are_refused_by_name(chart: Chart, values: dict[str, Any], named: str) -> None:
-    assert named in chart.refusal(values)
+def test_invalid_values_are_rejected_by_name(chart: Chart, values: dict[str, Any], named: str) -> None:
+    assert named in chart.render_invalid(values)
 
 
-def test_every_value_is_in_the_schema_and_back() -> None:
-    """A value without a schema could not be set; a schema without a default would be a hidden option."""
+def test_values_and_schema_have_the_same_keys() -> None:
+    """A value that the schema lacks cannot be set; a key that the values lack is a hidden option."""
     schema = yaml.safe_load((CHART / "values.schema.json").read_text())
     values = yaml.safe_load((CHART / "values.yaml").read_text())
 
@@ -119,20 +119,20 @@ def test_images_are_pinned(manifests: list[Manifest]) -> None:
     assert [image for image in found if not pinned(image)] == []
 
 
-def test_probes_ask_health_by_its_name_and_port(manifests: list[Manifest]) -> None:
+def test_probes_use_the_name_and_port_of_the_service(manifests: list[Manifest]) -> None:
     known = proto_services()
     for service in SERVICES:
         workload = workloads(manifests)[service]
         (port,) = ports(workload).values()
         assert environment(workload)[f"CHORUS_{service.upper()}_PORT"] == str(port)
-        asked = {"port": port, "service": f"chorus.{service}.v1.{service.title()}Service"}
-        assert asked["service"] in known
+        expected = {"port": port, "service": f"chorus.{service}.v1.{service.title()}Service"}
+        assert expected["service"] in known
         for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
-            assert container(workload)[probe]["grpc"] == asked
+            assert container(workload)[probe]["grpc"] == expected
 
 
-def test_services_lead_to_open_ports(manifests: list[Manifest]) -> None:
-    for name, found in of_kind(manifests, "Service").items():
+def test_services_target_open_ports(manifests: list[Manifest]) -> None:
+    for name, found in select_kinds(manifests, "Service").items():
         workload = workloads(manifests)[name]
         labels = workload["spec"]["template"]["metadata"]["labels"]
         assert found["spec"]["selector"].items() <= labels.items()
@@ -140,10 +140,10 @@ def test_services_lead_to_open_ports(manifests: list[Manifest]) -> None:
             assert ports(workload)[port["targetPort"]] == port["port"]
 
 
-def test_targets_are_services_of_this_release(manifests: list[Manifest]) -> None:
+def test_targets_are_services_of_the_release(manifests: list[Manifest]) -> None:
     reachable = {
         f"{found['metadata']['name']}:{port['port']}"
-        for found in of_kind(manifests, "Service").values()
+        for found in select_kinds(manifests, "Service").values()
         for port in found["spec"]["ports"]
     }
     seen = set()
@@ -161,7 +161,7 @@ def test_targets_are_services_of_this_release(manifests: list[Manifest]) -> None
     } <= seen
 
 
-def test_time_to_start_and_to_drain(manifests: list[Manifest]) -> None:
+def test_probes_and_grace_period_cover_start_and_drain(manifests: list[Manifest]) -> None:
     for service in SERVICES:
         workload = workloads(manifests)[service]
         variables = environment(workload)
@@ -173,14 +173,14 @@ def test_time_to_start_and_to_drain(manifests: list[Manifest]) -> None:
         assert probe.get("initialDelaySeconds", 0) == 0
 
 
-def test_pods_are_confined(manifests: list[Manifest]) -> None:
+def test_pods_have_no_privileges(manifests: list[Manifest]) -> None:
     for name, workload in workloads(manifests).items():
         pod, inner = pod_spec(workload), container(workload)
         assert pod["securityContext"]["runAsNonRoot"] is True
         assert pod["securityContext"]["runAsUser"] > 0
         assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
         assert pod["automountServiceAccountToken"] is False
-        # Else the cluster sets CHORUS_CACHE_PORT=tcp://… for a service called chorus-cache.
+        # Otherwise the cluster sets CHORUS_CACHE_PORT=tcp://… for a service named chorus-cache.
         assert pod["enableServiceLinks"] is False
         assert inner["securityContext"]["allowPrivilegeEscalation"] is False
         assert inner["securityContext"]["capabilities"] == {"drop": ["ALL"]}
@@ -201,12 +201,12 @@ def test_writable_paths_are_mounted(manifests: list[Manifest]) -> None:
                 assert any(value.startswith(f"{mount}/") for mount in mounts), name
 
 
-def test_what_has_one_writer_has_one_pod(manifests: list[Manifest]) -> None:
+def test_single_writers_have_one_pod(manifests: list[Manifest]) -> None:
     for service in ("scheduler", "cache"):
         spec = workloads(manifests)[service]["spec"]
         assert spec["replicas"] == 1
         assert spec["strategy"] == {"type": "Recreate"}
-    claims = of_kind(manifests, "PersistentVolumeClaim")
+    claims = select_kinds(manifests, "PersistentVolumeClaim")
     for service, claim in claims.items():
         volumes = pod_spec(workloads(manifests)[service])["volumes"]
         named = [
@@ -218,13 +218,13 @@ def test_what_has_one_writer_has_one_pod(manifests: list[Manifest]) -> None:
 
 
 def test_disruption_budgets_select_their_pods(manifests: list[Manifest]) -> None:
-    for service, budget in of_kind(manifests, "PodDisruptionBudget").items():
+    for service, budget in select_kinds(manifests, "PodDisruptionBudget").items():
         labels = workloads(manifests)[service]["spec"]["template"]["metadata"]["labels"]
         assert budget["spec"]["maxUnavailable"] == 1
         assert budget["spec"]["selector"]["matchLabels"].items() <= labels.items()
 
 
-def test_no_secret_is_written(manifests: list[Manifest]) -> None:
+def test_chart_contains_no_secret(manifests: list[Manifest]) -> None:
     assert not [found for found in manifests if found["kind"] == "Secret"]
     for workload in workloads(manifests).values():
         for entry in container(workload).get("env", []):
@@ -232,7 +232,7 @@ def test_no_secret_is_written(manifests: list[Manifest]) -> None:
                 assert "secretKeyRef" in entry["valueFrom"], f"{component(workload)} {entry['name']}"
 
 
-def test_gpus(rendered: dict[str, list[Manifest]]) -> None:
+def test_gpu_values_reach_denoiser_and_scheduler(rendered: dict[str, list[Manifest]]) -> None:
     workload = workloads(rendered["GPUs"])["denoiser"]
     pod, inner = pod_spec(workload), container(workload)
     assert inner["resources"]["limits"]["nvidia.com/gpu"] == 1
@@ -241,7 +241,7 @@ def test_gpus(rendered: dict[str, list[Manifest]]) -> None:
     assert pod["runtimeClassName"] == "nvidia"
     assert {found["key"] for found in pod["tolerations"]} == {"dedicated", "nvidia.com/gpu"}
     assert workload["spec"]["replicas"] == 3
-    # A surge would wait for a GPU that nobody has.
+    # A surge would wait for a spare GPU.
     assert workload["spec"]["strategy"]["rollingUpdate"]["maxSurge"] == 0
     assert environment(workloads(rendered["GPUs"])["scheduler"])["CHORUS_SCHEDULER_CONCURRENCY"] == "3"
     plain = workloads(rendered["defaults"])["denoiser"]
@@ -250,7 +250,7 @@ def test_gpus(rendered: dict[str, list[Manifest]]) -> None:
     assert "tolerations" not in pod_spec(plain)
 
 
-def test_stores_of_others(rendered: dict[str, list[Manifest]]) -> None:
+def test_external_stores_reach_the_cache(rendered: dict[str, list[Manifest]]) -> None:
     variables = environment(workloads(rendered["external stores"])["cache"])
     assert variables["CHORUS_CACHE_MILVUS_URI"] == "https://milvus.example:19531"
     assert "CHORUS_CACHE_MILVUS_TOKEN" in variables
@@ -261,6 +261,6 @@ def test_stores_of_others(rendered: dict[str, list[Manifest]]) -> None:
     assert variables["OTEL_TRACES_SAMPLER_ARG"] == "0.25"
 
 
-def test_telemetry_off_sets_nothing(rendered: dict[str, list[Manifest]]) -> None:
+def test_disabled_telemetry_sets_no_variable(rendered: dict[str, list[Manifest]]) -> None:
     for workload in workloads(rendered["blobs in a directory, no telemetry"]).values():
         assert not [name for name in environment(workload) if name.startswith("OTEL_")]

@@ -1,4 +1,4 @@
-"""The collector's configuration: what pipelines name is declared, what is declared is used."""
+"""Verifies the collector's configuration: its components are declared, used, and part of the image."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from tests.infra.manifests import (
     compose,
     container,
     environment,
-    of_kind,
     ports,
+    select_kinds,
     workloads,
 )
 
 CONFIG: dict[str, Any] = yaml.safe_load((ROOT / "infra/otel/collector.yaml").read_text())
-# Components in the image otel/opentelemetry-collector (the core distribution) that may be used here.
-IN_THE_IMAGE = {
+# Permitted components of the image otel/opentelemetry-collector (the core distribution).
+IMAGE_COMPONENTS = {
     "receivers": {"otlp"},
     "processors": {"memory_limiter", "batch"},
     "exporters": {"otlp_grpc", "otlp_http", "debug"},
@@ -29,7 +29,7 @@ IN_THE_IMAGE = {
 }
 
 
-def test_pipelines_name_declared_components_and_all_of_them() -> None:
+def test_pipelines_use_exactly_the_declared_components() -> None:
     pipelines = CONFIG["service"]["pipelines"]
     assert set(pipelines) == {"traces"}
     for kind in ("receivers", "processors", "exporters"):
@@ -39,12 +39,12 @@ def test_pipelines_name_declared_components_and_all_of_them() -> None:
 
 
 def test_components_are_in_the_image() -> None:
-    for kind, known in IN_THE_IMAGE.items():
+    for kind, known in IMAGE_COMPONENTS.items():
         assert {name.partition("/")[0] for name in CONFIG[kind]} <= known
-    assert set(CONFIG) == {*IN_THE_IMAGE, "service"}
+    assert set(CONFIG) == {*IMAGE_COMPONENTS, "service"}
 
 
-def test_memory_is_limited_first_and_batches_are_made_last() -> None:
+def test_pipeline_limits_memory_first_and_batches_last() -> None:
     processors = CONFIG["service"]["pipelines"]["traces"]["processors"]
     assert processors[0] == "memory_limiter"
     assert processors[-1] == "batch"
@@ -53,8 +53,10 @@ def test_memory_is_limited_first_and_batches_are_made_last() -> None:
     assert batch["send_batch_max_size"] >= batch["send_batch_size"]
 
 
-def test_the_chart_and_compose_carry_this_file(defaults: list[Manifest]) -> None:
-    assert yaml.safe_load(of_kind(defaults, "ConfigMap")["collector"]["data"]["collector.yaml"]) == CONFIG
+def test_chart_and_compose_mount_the_configuration(defaults: list[Manifest]) -> None:
+    assert (
+        yaml.safe_load(select_kinds(defaults, "ConfigMap")["collector"]["data"]["collector.yaml"]) == CONFIG
+    )
     (volume,) = compose()["services"]["collector"]["volumes"]
     source, target, _ = volume.split(":")
     assert (ROOT / "infra/compose" / source).resolve() == (ROOT / "infra/otel/collector.yaml").resolve()
@@ -64,7 +66,7 @@ def test_the_chart_and_compose_carry_this_file(defaults: list[Manifest]) -> None
     assert container(workload)["args"][-1] == f"{mount['mountPath']}/collector.yaml"
 
 
-def test_ports_and_variables_are_given(defaults: list[Manifest]) -> None:
+def test_ports_and_variables_agree_with_the_configuration(defaults: list[Manifest]) -> None:
     text = (CHART / "files/collector.yaml").read_text()
     wanted = set(re.findall(r"\$\{env:(\w+)\}", text))
     workload = workloads(defaults)["collector"]

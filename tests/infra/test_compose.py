@@ -1,4 +1,4 @@
-"""The compose file: its parts refer to one another rightly, keep apart what must not meet, hold no secret."""
+"""Verifies the compose file: references resolve, networks isolate the stores, and it contains no secret."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.infra.manifests import COMPOSE, SERVICES, compose, images, pinned, pr
 
 FILE = compose()
 PARTS = FILE["services"]
-# Keys of the Compose specification that this file uses, by where they stand.
+# Keys of the Compose specification that the file uses, by section.
 KNOWN = {
     "": {"name", "services", "networks", "volumes"},
     "service": {
@@ -38,7 +38,7 @@ KNOWN = {
 }
 
 
-def test_only_known_keys() -> None:
+def test_file_uses_only_known_keys() -> None:
     assert {key for key in FILE if not key.startswith("x-")} == KNOWN[""]
     for part in PARTS.values():
         assert set(part) <= KNOWN["service"]
@@ -49,7 +49,7 @@ def test_only_known_keys() -> None:
         assert set(network) <= KNOWN["network"]
 
 
-def test_the_parts() -> None:
+def test_file_has_all_components() -> None:
     assert set(PARTS) == {*SERVICES, "milvus", "minio", "collector", "jaeger"}
 
 
@@ -80,11 +80,11 @@ def test_images_are_pinned() -> None:
     assert [image for image in found if not pinned(image)] == []
 
 
-def test_images_are_those_of_the_chart(defaults: list[dict[str, object]]) -> None:
+def test_images_equal_those_of_the_chart(defaults: list[dict[str, object]]) -> None:
     assert set(images(FILE["services"])) == set(images(defaults))
 
 
-def test_addresses_are_parts_on_a_common_network() -> None:
+def test_addresses_name_services_on_a_common_network() -> None:
     default_ports = {name: settings_class(name).model_fields["port"].default for name in SERVICES}
     open_ports = {**default_ports, "milvus": 19530, "minio": 9000, "collector": 4317, "jaeger": 4317}
     seen = 0
@@ -101,7 +101,7 @@ def test_addresses_are_parts_on_a_common_network() -> None:
     assert seen == 11
 
 
-def test_only_the_cache_meets_the_stores() -> None:
+def test_only_the_cache_reaches_the_stores() -> None:
     assert {name for name, part in PARTS.items() if "stores" in part["networks"]} == {
         "cache",
         "milvus",
@@ -112,13 +112,13 @@ def test_only_the_cache_meets_the_stores() -> None:
     assert all(network == {"internal": True} for name, network in FILE["networks"].items() if name != "edge")
 
 
-def test_only_this_machine_may_call() -> None:
+def test_ports_are_published_on_this_machine_only() -> None:
     published = {name: part["ports"] for name, part in PARTS.items() if "ports" in part}
     assert published == {"scheduler": ["127.0.0.1:7400:7400"], "jaeger": ["127.0.0.1:16686:16686"]}
 
 
 @pytest.mark.parametrize("service", SERVICES)
-def test_services_are_confined_and_watched(service: str) -> None:
+def test_services_have_no_privileges_and_a_healthcheck(service: str) -> None:
     part = PARTS[service]
     assert part["read_only"] is True
     assert part["cap_drop"] == ["ALL"]
@@ -139,17 +139,17 @@ def test_services_are_confined_and_watched(service: str) -> None:
             assert any(value.startswith(f"{mount}/") for mount in mounts)
 
 
-def test_secrets_come_from_the_user() -> None:
+def test_secrets_come_from_the_environment() -> None:
     example = (COMPOSE.parent / ".env.example").read_text()
-    asked = dict(line.split("=", 1) for line in example.splitlines() if line and not line.startswith("#"))
-    assert all(value == "" for value in asked.values())
+    variables = dict(line.split("=", 1) for line in example.splitlines() if line and not line.startswith("#"))
+    assert all(value == "" for value in variables.values())
     used = set(re.findall(r"\$\{(\w+)(?::\?[^}]*)?\}", COMPOSE.read_text()))
-    assert used == set(asked)
+    assert used == set(variables)
     for part in PARTS.values():
         for name, value in part.get("environment", {}).items():
             if name.endswith(("_KEY", "_TOKEN", "_USER", "_PASSWORD")):
                 assert re.fullmatch(r"\$\{\w+:\?[^}]+\}", value), name
 
 
-def test_the_filled_example_is_ignored_by_git() -> None:
+def test_env_file_is_ignored_by_git() -> None:
     assert ".env" in (COMPOSE.parent / ".gitignore").read_text().split()

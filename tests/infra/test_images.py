@@ -1,4 +1,4 @@
-"""The images' recipe names what exists; its health check works against a real server."""
+"""Verifies the Dockerfile of the images and the health check, which runs against a real server."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_every_service_has_an_extra() -> None:
     assert '".[${EXTRAS}]"' in RECIPE
 
 
-def test_what_is_copied_exists_and_is_sent() -> None:
+def test_copied_files_exist_and_are_in_the_build_context() -> None:
     sent = {
         line.removeprefix("!")
         for line in (FOLDER / "Dockerfile.dockerignore").read_text().splitlines()
@@ -49,7 +49,7 @@ def test_base_and_torch_are_pinned() -> None:
     assert f"torch=={torch}" in (ROOT / "Makefile").read_text()
 
 
-def test_nobody_is_root() -> None:
+def test_image_user_is_not_root() -> None:
     users = re.findall(r"^USER (.+)$", RECIPE, re.MULTILINE)
     assert users[-1] == "10001:10001"
 
@@ -57,13 +57,13 @@ def test_nobody_is_root() -> None:
 @pytest.fixture
 def server() -> Iterator[tuple[int, health.HealthServicer]]:
     with ThreadPoolExecutor(2) as threads:
-        made = grpc.server(threads)
+        server = grpc.server(threads)
         status = health.HealthServicer()
-        health_pb2_grpc.add_HealthServicer_to_server(status, made)
-        port = made.add_insecure_port("127.0.0.1:0")
-        made.start()
+        health_pb2_grpc.add_HealthServicer_to_server(status, server)
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
         yield port, status
-        made.stop(None).wait(5)
+        server.stop(None).wait(5)
 
 
 def healthy(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -76,18 +76,18 @@ def healthy(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_health_check_tells_serving_from_loading(server: tuple[int, health.HealthServicer]) -> None:
+def test_health_check_distinguishes_serving_from_loading(server: tuple[int, health.HealthServicer]) -> None:
     port, status = server
     status.set(NAME, health_pb2.HealthCheckResponse.NOT_SERVING)
     assert healthy(str(port), NAME).returncode == 1
     status.set(NAME, health_pb2.HealthCheckResponse.SERVING)
     assert healthy(str(port), NAME).returncode == 0
-    unknown = healthy(str(port), "chorus.cache.v1.Nobody")
+    unknown = healthy(str(port), "chorus.cache.v1.UnknownService")
     assert unknown.returncode == 1
     assert "NOT_FOUND" in unknown.stderr
 
 
-def test_health_check_of_nobody() -> None:
+def test_health_check_reports_an_unreachable_server() -> None:
     gone = healthy("1", NAME)
     assert gone.returncode == 1
     assert "UNAVAILABLE" in gone.stderr

@@ -90,7 +90,7 @@ def generate(stack: Stack, otel: dict[str, str], out: Path, seed: int) -> str:
     """Runs `chorus generate`; returns the generation's trace id in hex."""
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "chorus_client", "generate", "a red circle moving left", "--json"),
+            *(sys.executable, "-m", "chorus_cli", "generate", "a red circle moving left", "--json"),
             *("--target", stack.target, "--seed", str(seed), "-o", str(out)),
         ],
         env={**os.environ, **otel},

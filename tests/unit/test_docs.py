@@ -9,8 +9,9 @@ import pytest
 
 from tests.processes import ROOT
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted(ROOT.glob("infra/**/README.md"))]
-PAGES = [page for page in PAGES if "node_modules" not in page.parts]
+FOLDERS = ("client", "docs", "examples", "infra", "models")
+PAGES = [*ROOT.glob("*.md"), *(page for top in FOLDERS for page in (ROOT / top).rglob("*.md"))]
+PAGES = sorted(page for page in PAGES if "node_modules" not in page.parts)
 
 
 def test_settings_page_matches_the_code() -> None:

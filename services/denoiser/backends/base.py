@@ -1,4 +1,4 @@
-"""The port: one prediction of the network, for every or for some tokens, amplified or not."""
+"""Backend interface: one network prediction for all tokens or a subset, with or without amplification."""
 
 from __future__ import annotations
 
@@ -13,38 +13,42 @@ from torch import Tensor
 from services.denoiser.network.text import AmplifiedText
 from services.denoiser.network.wan import AttentionObserver
 
-# Told of the progress of something long, in words; returns False to stop it.
+# Progress callback for long operations; it receives a message. Return False to cancel.
 Progress = Callable[[str], "bool | None"]
 
 
 class BackendError(RuntimeError):
-    """A backend could not be made, or failed at a step. The message says what to do."""
+    """A backend could not be created, or failed at a step. The message names the remedy."""
 
 
 @contextmanager
-def as_backend_error(what: str) -> Iterator[None]:
-    """What goes wrong inside is a BackendError, so that another backend may stand in.
+def as_backend_error(operation: str) -> Iterator[None]:
+    """Converts errors raised inside to BackendError, so that another backend can take over.
 
-    But not a fault of the device itself: after that nothing runs on it in this process.
+    Errors of the device itself are not converted: no backend can use the device in this process afterwards.
+
+    Args:
+        operation: Name of the operation, the start of the message.
     """
     try:
         yield
     except (BackendError, torch.AcceleratorError):
         raise
     except (RuntimeError, OSError, ValueError, TypeError, KeyError, ImportError, AttributeError) as error:
-        raise BackendError(f"{what}: {type(error).__name__}: {error}") from error
+        raise BackendError(f"{operation}: {type(error).__name__}: {error}") from error
 
 
 @dataclass(frozen=True)
 class StepInputs:
-    """What the network reads in one step, on the model's device.
+    """Inputs of the network for one step, on the model's device.
 
-    Args:
-        tokens: [1, n, in_channels*P] in the network's type; n is at least 1 and may be any part of a video.
-        rope_cos: float32 [n, head_dim], gathered for these tokens; `rope_sin` likewise.
-        text: keys and values of every block, and what is done to them.
-        timestep: float32 [1], 1000 * sigma.
-        on_attention: told of cross-attention's queries and keys.
+    Attributes:
+        tokens: Any subset of a video's tokens, [1, n, in_channels*P] in the network's type, n at least 1.
+        rope_cos: Rotary position table gathered for these tokens, float32 [n, head_dim].
+        rope_sin: Likewise.
+        text: Keys and values of every block, and their amplification.
+        timestep: 1000 * sigma, float32 [1].
+        on_attention: Observer of the queries and keys of cross-attention.
     """
 
     tokens: Tensor
@@ -56,37 +60,42 @@ class StepInputs:
 
 
 class Backend(ABC):
-    """Runs the network. Not thread-safe: the device's thread owns it."""
+    """Runs the network. Not thread-safe: the device thread owns it."""
 
     @property
     @abstractmethod
     def name(self) -> str:
-        """As the settings spell it."""
+        """Name of the backend in the settings."""
 
     @abstractmethod
-    def unsupported(self, inputs: StepInputs) -> str | None:
-        """Why this backend cannot run these inputs; None where it can."""
+    def unsupported_reason(self, inputs: StepInputs) -> str | None:
+        """Returns the reason why this backend cannot run these inputs, or None if it can."""
 
     @abstractmethod
     def predict(self, inputs: StepInputs) -> Tensor:
-        """The network's prediction [1, n, out_channels*P]. Raises BackendError."""
+        """Returns the network's prediction [1, n, out_channels*P]. Raises BackendError."""
 
     @property
     def fallback_steps(self) -> int:
-        """Steps that another backend ran in this one's place, since it was made."""
+        """Number of steps that another backend ran in place of this one."""
         return 0
 
     def drain(self) -> StepReport:
-        """What ran since the last call: asked after every step, so that a response can tell."""
+        """Returns and resets the report of the last step. Called after every step."""
         return StepReport(self.name)
 
-    def close(self) -> None:  # noqa: B027  most hold nothing
-        """Gives back what the backend holds; it is not used afterwards. May be called again."""
+    def close(self) -> None:  # noqa: B027  most backends hold no resources
+        """Releases the backend's resources. The backend is unusable afterwards. Idempotent."""
 
 
 @dataclass(frozen=True)
 class StepReport:
-    """Which backend ran a step, and why not the one that was wanted; empty where it was."""
+    """Backend that ran a step.
+
+    Attributes:
+        backend: Name of the backend that ran the step.
+        fallback: Reason why the configured backend did not run it; empty if it did.
+    """
 
     backend: str
     fallback: str = ""

@@ -1,4 +1,4 @@
-"""`compiled`: the graph through torch's compiler, one block at a time, for any number of tokens."""
+"""`compiled` backend: torch.compile applied to one block, for any number of tokens."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from services.denoiser.backends.base import BackendError
-from services.denoiser.backends.graph import GraphPart, parts_of
+from services.denoiser.backends.graph import GraphPart, split_into_parts
 from services.denoiser.backends.graph_backend import GraphBackend, PartRunner
 from services.denoiser.network.wan import Block, CrossAttention, WanTransformer
 
-# x, modulation, rope, text, bias, cross-attention's rule -> x and cross-attention's queries
+# block, x, modulation, rope, text, bias, cross-attention function -> x and the queries of cross-attention
 _Run = Callable[..., tuple[Tensor, Tensor]]
 
 
 class _CompiledBlock(nn.Module):
-    """A `Block` that runs what was compiled for all of them."""
+    """Replaces a `Block` and runs the code compiled for all blocks."""
 
     def __init__(self, block: Block, run: _Run) -> None:
         super().__init__()
@@ -49,16 +49,17 @@ def _run_block(
     key_bias: Tensor | None,
     amplify: CrossAttention | None,
 ) -> tuple[Tensor, Tensor]:
-    # Queries are returned of every block: were the watched ones alone returned, each would be compiled apart.
+    # Queries of every block are returned: returning only those of watched blocks would compile each kind
+    # separately.
     queries: list[Tensor] = []
     x = block(x, modulation, rope, text, key_bias, amplify, lambda q, _: queries.append(q))
     return x, queries[0]
 
 
 def _with_compiled_blocks(transformer: WanTransformer) -> WanTransformer:
-    """The same network and parameters with compiled blocks; the one given stays as it is."""
-    # One compilation for any number of tokens and words, for a region's size differs in every step, and for
-    # all blocks: the whole network unrolled takes minutes to compile and runs the same kernels.
+    """Returns a copy of the network with compiled blocks and shared parameters. The original is unchanged."""
+    # One compilation serves any number of tokens, because the size of a region differs in every step, and all
+    # blocks, because unrolling the whole network takes minutes to compile and runs the same kernels.
     run: _Run = torch.compile(_run_block, dynamic=True)
     network = copy.copy(transformer)
     network._modules = dict(transformer._modules)
@@ -79,6 +80,7 @@ class _CompiledPart(PartRunner):
 
 
 def compiled_backend(transformer: WanTransformer) -> GraphBackend:
-    """Compiles a block at the first step of each number of texts, which takes half a minute or so."""
+    """Creates the backend. The first step with each number of texts compiles for about half a minute."""
     network = _with_compiled_blocks(transformer)
-    return GraphBackend("compiled", transformer, 0, [_CompiledPart(part) for part in parts_of(network, 0)])
+    runners = [_CompiledPart(part) for part in split_into_parts(network, 0)]
+    return GraphBackend("compiled", transformer, 0, runners)

@@ -1,4 +1,4 @@
-"""`torch`: the network as it is written, on any device. The reference for every other backend."""
+"""`torch` backend: the network as written, on any device. The reference for every other backend."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from services.denoiser.backends.base import Backend, StepInputs
-from services.denoiser.kernels.rule import through_kernel
+from services.denoiser.kernels.cross_attention import build_kernel_attention
 from services.denoiser.network.wan import CrossAttention, WanTransformer
 
-# On Hopper cuDNN's attention is about twice as fast as the flash kernel that torch prefers; where a kernel
-# does not do a mask or a head size, the next one does.
+# Order of preference. On Hopper cuDNN's attention is about twice as fast as the flash kernel that torch
+# prefers; torch takes the next kernel when one does not support a mask or a head size.
 _CUDA_ATTENTION = [
     SDPBackend.CUDNN_ATTENTION,
     SDPBackend.FLASH_ATTENTION,
@@ -25,7 +25,7 @@ _CUDA_ATTENTION = [
 
 @contextmanager
 def fast_attention(device: torch.device) -> Iterator[None]:
-    """Inside, attention on a CUDA device takes the fastest kernel that can; elsewhere nothing changes."""
+    """Selects the fastest applicable attention kernel on a CUDA device. No effect on other devices."""
     if device.type != "cuda":
         yield
         return
@@ -34,11 +34,11 @@ def fast_attention(device: torch.device) -> Iterator[None]:
 
 
 class EagerBackend(Backend):
-    """Runs every input there is.
+    """Runs the network in eager mode. Supports every input.
 
     Args:
-        kernel: amplified cross-attention goes through the project's own operator, which on a CUDA device is
-            one kernel for what torch does in two attentions and a mask over tokens and words.
+        kernel: Runs amplified cross-attention through the operator `chorus::amplified_attention`: on a CUDA
+            device one kernel, for which torch needs two attentions and a mask over tokens and words.
     """
 
     def __init__(self, transformer: WanTransformer, *, kernel: bool = False) -> None:
@@ -48,14 +48,14 @@ class EagerBackend(Backend):
     def name(self) -> str:
         return "torch"
 
-    def unsupported(self, inputs: StepInputs) -> str | None:
+    def unsupported_reason(self, inputs: StepInputs) -> str | None:
         return None
 
     def predict(self, inputs: StepInputs) -> Tensor:
         amplified = inputs.text.layers
         layers: Sequence[CrossAttention | None] | None = amplified
         if self._kernel and amplified is not None:
-            layers = through_kernel(amplified)
+            layers = build_kernel_attention(amplified)
         with fast_attention(inputs.tokens.device):
             out: Tensor = self._transformer(
                 inputs.tokens,

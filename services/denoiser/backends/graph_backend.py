@@ -1,4 +1,4 @@
-"""A backend made of the graph's parts, each run by something else: a compiler, onnxruntime, an engine."""
+"""Backend composed of graph parts that a runtime executes: torch.compile, onnxruntime or TensorRT."""
 
 from __future__ import annotations
 
@@ -15,17 +15,26 @@ from services.denoiser.backends.graph import (
     TEXT_INPUTS,
     GraphPart,
     GraphText,
-    graph_text,
-    parts_of,
+    build_graph_text,
     report_attention,
-    unsupported_text,
+    split_into_parts,
+    unsupported_text_reason,
 )
 from services.denoiser.network.wan import WanTransformer
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Fewest, typical and most of a dimension: 1 <= min <= opt <= max, else ValueError."""
+    """Range of a dynamic dimension.
+
+    Attributes:
+        min: Smallest size, at least 1.
+        opt: Typical size, for which the engine is optimised.
+        max: Largest size.
+
+    Raises:
+        ValueError: The sizes do not ascend, or the smallest is below 1.
+    """
 
     min: int
     opt: int
@@ -33,12 +42,12 @@ class Sizes:
 
     def __post_init__(self) -> None:
         if not 1 <= self.min <= self.opt <= self.max:
-            raise ValueError(f"must be min <= opt <= max from 1 on, not {self.min}, {self.opt}, {self.max}")
+            raise ValueError(f"must be 1 <= min <= opt <= max, not {self.min}, {self.opt}, {self.max}")
 
     def covers(self, other: Sizes) -> bool:
         return self.min <= other.min and other.max <= self.max
 
-    def fault(self, name: str, size: int) -> str | None:
+    def unsupported_reason(self, name: str, size: int) -> str | None:
         if self.min <= size <= self.max:
             return None
         return f"{size} {name}, outside {self.min} to {self.max}"
@@ -46,18 +55,25 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Profile:
-    """What a graph is built for: tokens computed in a step, and tokens of a text."""
+    """Sizes that a graph is built for.
+
+    Attributes:
+        tokens: Video tokens computed in a step.
+        keys: Tokens of a text.
+    """
 
     tokens: Sizes
     keys: Sizes
 
     def covers(self, other: Profile) -> bool:
-        """Whether it takes all that the other does."""
+        """Returns whether this profile supports all sizes of the other one."""
         return self.tokens.covers(other.tokens) and self.keys.covers(other.keys)
 
-    def fault(self, tokens: int, keys: int) -> str | None:
-        """Why such a step does not fit; None where it does."""
-        return self.tokens.fault("tokens", tokens) or self.keys.fault("text tokens", keys)
+    def unsupported_reason(self, tokens: int, keys: int) -> str | None:
+        """Returns the reason why a step of these sizes does not fit, or None if it does."""
+        return self.tokens.unsupported_reason("tokens", tokens) or self.keys.unsupported_reason(
+            "text tokens", keys
+        )
 
     @classmethod
     def from_dict(cls, sizes: Mapping[str, Mapping[str, int]]) -> Profile:
@@ -65,24 +81,26 @@ class Profile:
 
 
 class PartRunner(ABC):
-    """Runs one part of the graph: named tensors in, named tensors out, on the model's device."""
+    """Runs one part of the graph on the model's device. Inputs and outputs are tensors by name."""
 
     @abstractmethod
     def run(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Raises BackendError."""
+        """Runs the part. Raises BackendError."""
 
-    def close(self) -> None:  # noqa: B027  most hold nothing
-        """Gives back what it holds."""
+    def close(self) -> None:  # noqa: B027  most runners hold no resources
+        """Releases the runner's resources."""
 
 
 class GraphBackend(Backend):
-    """Runs the graph's parts one after the other.
+    """Runs the parts of the graph in sequence.
 
     Args:
-        runners: one for each part of so many blocks.
-        profile: what the parts were built for; None is any size.
-        dtype: of tokens and texts, where the parts compute in another type than the network.
-        plugin: whether the parts are those of the graph with the plugin.
+        name: Name of the backend in the settings.
+        blocks_each: Number of blocks in each part; 0 for a single part.
+        runners: One runner per part.
+        profile: Sizes that the parts were built for; None for any size.
+        dtype: Type of tokens and texts, if the parts compute in a different type than the network.
+        plugin: Whether the parts belong to the plugin graph.
     """
 
     def __init__(
@@ -97,26 +115,28 @@ class GraphBackend(Backend):
         plugin: bool = False,
     ) -> None:
         self._name, self._runners, self._profile, self._dtype = name, runners, profile, dtype
-        self._parts, self._plugin = parts_of(transformer, blocks_each, plugin=plugin), plugin
+        self._parts, self._plugin = split_into_parts(transformer, blocks_each, plugin=plugin), plugin
         self._watched = transformer.config.watched_heads
         if len(runners) != len(self._parts):
-            raise BackendError(f"{name}: {len(runners)} parts for a network of {len(self._parts)}")
+            raise BackendError(f"{name}: {len(runners)} parts for a network with {len(self._parts)}")
 
     @property
     def name(self) -> str:
         return self._name
 
-    def unsupported(self, inputs: StepInputs) -> str | None:
-        if fault := unsupported_text(inputs.text, self._plugin):
-            return fault
+    def unsupported_reason(self, inputs: StepInputs) -> str | None:
+        if reason := unsupported_text_reason(inputs.text, self._plugin):
+            return reason
         keys = [inputs.text.kv[0][0].shape[2]]
         for layer in inputs.text.layers or ():
             if layer is not None and layer.other is not None:
                 keys.append(layer.other[0].shape[2])
-        return self._profile.fault(inputs.tokens.shape[1], max(keys)) if self._profile else None
+        if self._profile is None:
+            return None
+        return self._profile.unsupported_reason(inputs.tokens.shape[1], max(keys))
 
     def predict(self, inputs: StepInputs) -> Tensor:
-        text = graph_text(inputs.text, inputs.tokens.shape[1])
+        text = build_graph_text(inputs.text, inputs.tokens.shape[1])
         dtype = self._dtype or inputs.tokens.dtype
         values = {
             "tokens": inputs.tokens.to(dtype),
@@ -127,7 +147,7 @@ class GraphBackend(Backend):
         queries = []
         with fast_attention(inputs.tokens.device):
             for part, runner in zip(self._parts, self._runners, strict=True):
-                out = runner.run({**_select(values, part.inputs), **_text_of(text, part, dtype)})
+                out = runner.run({**_select(values, part.inputs), **_slice_text(text, part, dtype)})
                 if "queries" in out:
                     queries.append(out["queries"])
                 values.update({name.removesuffix("_out"): tensor for name, tensor in out.items()})
@@ -146,8 +166,8 @@ def _select(values: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Ten
     return {name: values[name] for name in names if name not in TEXT_INPUTS}
 
 
-def _text_of(text: GraphText, part: GraphPart, dtype: torch.dtype) -> dict[str, Tensor]:
-    """A part's share of the text."""
+def _slice_text(text: GraphText, part: GraphPart, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Returns the text inputs for the blocks of one part."""
     blocks = slice(part.blocks.start, part.blocks.stop)
     return {
         "text_kv": text.text_kv[blocks].to(dtype),

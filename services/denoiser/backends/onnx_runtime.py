@@ -1,4 +1,4 @@
-"""`onnxruntime`: the exported graph on the CPU. What engines are built from, run where no engine can be."""
+"""`onnxruntime` backend: runs the exported graph, from which engines are built, on the CPU."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class _Session(PartRunner):
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
-        # Threads that wait sleep: the other services share the cores.
+        # Waiting threads sleep instead of spinning, because other services share the cores.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3
         try:
@@ -30,7 +30,7 @@ class _Session(PartRunner):
         self._inputs = {entry.name for entry in self._session.get_inputs()}
 
     def run(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        # What the exporter found to have no effect is no input.
+        # The exporter removes inputs without effect.
         feed = {name: tensor.numpy() for name, tensor in inputs.items() if name in self._inputs}
         try:
             out = self._session.run(self._outputs, feed)
@@ -47,12 +47,16 @@ def onnx_backend(
     plugin: bool = False,
     threads: int = 0,
 ) -> GraphBackend:
-    """A float32 graph on the CPU, as `onnx_export.export` writes it.
+    """Creates the backend for a float32 graph written by `onnx_export.export`.
 
     Args:
-        threads: 0: torch's own number.
+        paths: One .onnx file per part.
+        blocks_each: Number of blocks in each part; 0 for a single part.
+        plugin: Whether the files contain the plugin graph.
+        threads: Number of threads; 0 for torch's number.
 
-    Raises BackendError for a file that cannot be loaded.
+    Raises:
+        BackendError: A file cannot be loaded.
     """
     sessions = [_Session(path, threads or torch.get_num_threads()) for path in paths]
     return GraphBackend("onnxruntime", transformer, blocks_each, sessions, dtype=torch.float32, plugin=plugin)

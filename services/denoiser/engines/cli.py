@@ -1,6 +1,6 @@
-"""`chorus engine`: builds, lists, inspects and verifies the graphs and engines of a model.
+"""`chorus engine`: builds, lists, inspects and verifies the engines of a model.
 
-What the work needs is imported when a command runs: the command line itself stays light.
+Heavy modules are imported when a command runs, so that the command line starts fast.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ app = typer.Typer(no_args_is_help=True, help="Build, list, inspect and verify en
 Folder = Annotated[
     Path,
     typer.Option(
-        "--engines", envvar="CHORUS_DENOISER_ENGINES", file_okay=False, help="Where engines are kept."
+        "--engines", envvar="CHORUS_DENOISER_ENGINES", file_okay=False, help="Folder of the built engines."
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object a line on stdout, nothing else.")]
+Json = Annotated[bool, typer.Option("--json", help="Print only JSON to stdout, one object per line.")]
 Model = Annotated[
-    Path | None, typer.Argument(exists=True, dir_okay=False, help="A model file. Default: the shipped one.")
+    Path | None, typer.Argument(exists=True, dir_okay=False, help="Model file. Default: the shipped model.")
 ]
-Digest = Annotated[str, typer.Argument(help="The beginning of a digest that `list` shows.")]
+Digest = Annotated[str, typer.Argument(help="First characters of a digest from `chorus engine list`.")]
 ENGINES: Final = Path(".chorus/engines")
 
 
@@ -32,41 +32,57 @@ def build(
     model: Model = None,
     engines_dir: Folder = ENGINES,
     runtime: Annotated[
-        str, typer.Option(help="auto, tensorrt, tensorrt_rtx; or onnxruntime: the float32 graph for a CPU.")
+        str,
+        typer.Option(
+            metavar="RUNTIME",
+            help="auto (the installed TensorRT), tensorrt, tensorrt_rtx, or onnxruntime (float32 on a CPU).",
+        ),
     ] = "auto",
     precision: Annotated[
-        str, typer.Option(help="bfloat16 or float16; float32 fuses no attention.")
+        str,
+        typer.Option(
+            metavar="bfloat16|float16|float32", help="Type of the engine; float32 disables fused attention."
+        ),
     ] = "bfloat16",
     fp8: Annotated[
-        bool, typer.Option("--fp8", help="The blocks' matrices in 8 bits; needs sm_89 or later.")
+        bool,
+        typer.Option("--fp8", help="Use 8-bit floats for the matrices of the blocks; needs sm_89 or later."),
     ] = False,
     tokens: Annotated[
-        str | None, typer.Option(metavar="MIN,OPT,MAX", help="Tokens of a step. Default: the model's bounds.")
+        str | None,
+        typer.Option(metavar="MIN,OPT,MAX", help="Video tokens of a step. Default: the model's bounds."),
     ] = None,
     keys: Annotated[
-        str | None, typer.Option(metavar="MIN,OPT,MAX", help="Tokens of a text. Default: the model's bounds.")
+        str | None,
+        typer.Option(metavar="MIN,OPT,MAX", help="Tokens of a text. Default: the model's bounds."),
     ] = None,
     blocks: Annotated[
-        int, typer.Option(min=0, help="Blocks of one engine; fewer take less memory to build. 0: all.")
+        int, typer.Option(min=0, help="Blocks per engine; fewer need less memory to build. 0: all blocks.")
     ] = 0,
     target: Annotated[
-        str, typer.Option(help="sm_89, …; another device than this one's with TensorRT-RTX only.")
+        str,
+        typer.Option(help="Compute capability such as sm_89, or current. Other devices need TensorRT-RTX."),
     ] = "current",
     plugin: Annotated[
-        bool, typer.Option("--plugin", help="Cross-attention by our own kernel; needs TensorRT itself.")
+        bool,
+        typer.Option(
+            "--plugin", help="Use the amplified attention kernel; needs TensorRT (not TensorRT-RTX)."
+        ),
     ] = False,
     weight_streaming: Annotated[
-        bool, typer.Option("--weight-streaming", help="Weights may stay on the host while the engine runs.")
+        bool, typer.Option("--weight-streaming", help="Stream weights from the host while the engine runs.")
     ] = False,
-    level: Annotated[int, typer.Option(min=0, max=5, help="The builder's optimisation level.")] = 3,
-    workspace: Annotated[int, typer.Option(min=0, help="MiB of scratch memory; 0: the builder's bound.")] = 0,
-    rebuild: Annotated[bool, typer.Option("--rebuild", help="Also if it is there.")] = False,
+    level: Annotated[int, typer.Option(min=0, max=5, help="Optimisation level of the builder.")] = 3,
+    workspace: Annotated[
+        int, typer.Option(min=0, help="Scratch memory of the builder, in MiB. 0: the builder's default.")
+    ] = 0,
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Build even if the engine exists.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Export a model's graph and build engines from it, unless they are there."""
+    """Export the graph of a model and build engines from it, unless they exist."""
     from services.denoiser.engines import commands
 
-    options = commands.options_of(
+    options = commands.parse_options(
         runtime, precision, fp8, plugin, blocks, target, weight_streaming, level, workspace << 20
     )
     commands.build(Output(as_json), model, engines_dir, options, tokens, keys, rebuild)
@@ -74,15 +90,15 @@ def build(
 
 @app.command(name="list")
 def list_engines(engines_dir: Folder = ENGINES, as_json: Json = False) -> None:
-    """List what was built, the newest first."""
+    """List built engines, newest first."""
     from services.denoiser.engines import commands
 
-    commands.show_all(Output(as_json), engines_dir)
+    commands.list_engines(Output(as_json), engines_dir)
 
 
 @app.command()
 def inspect(engine: Digest, engines_dir: Folder = ENGINES, as_json: Json = False) -> None:
-    """Tell everything an engine depends on, and what the builder made of its attentions."""
+    """Show everything an engine depends on, and how many of its attentions are fused."""
     from services.denoiser.engines import commands
 
     commands.inspect(Output(as_json), engines_dir, engine)
@@ -90,9 +106,9 @@ def inspect(engine: Digest, engines_dir: Folder = ENGINES, as_json: Json = False
 
 @app.command()
 def verify(engine: Digest, model: Model = None, engines_dir: Folder = ENGINES, as_json: Json = False) -> None:
-    """Check an engine's files, and its predictions against torch's.
+    """Verify the files of an engine, and compare its predictions with those of torch.
 
-    Where the engine cannot run, its graph is exported in float32 and run by onnxruntime instead.
+    Without a CUDA device, the graph is exported in float32 and runs on onnxruntime instead.
     """
     from services.denoiser.engines import commands
 

@@ -1,4 +1,4 @@
-"""The work of `chorus engine`, told through its output."""
+"""Commands of `chorus engine`."""
 
 from __future__ import annotations
 
@@ -17,20 +17,26 @@ from chorus_rpc.errors import ChorusError
 from services.denoiser.backends.base import BackendError
 from services.denoiser.backends.graph_backend import Profile, Sizes
 from services.denoiser.checkpoint.weights import WeightsError
-from services.denoiser.engines.build import ONNX, EngineOptions, default_profile, ensure_engine, load_engine
-from services.denoiser.engines.store import Artefact, EngineStore
-from services.denoiser.engines.verify import compare, token_counts
+from services.denoiser.engines.build import (
+    ONNX,
+    EngineOptions,
+    build_default_profile,
+    ensure_engine,
+    load_engine,
+)
+from services.denoiser.engines.store import BuiltEngine, EngineStore
+from services.denoiser.engines.verify import compare, select_token_counts
 from services.denoiser.model.loaded import LoadedModel
 from services.denoiser.model.spec import SpecError
 from services.denoiser.settings import SHIPPED_MODEL
 
-_SHORT: Final = 12  # of a digest, where it is shown
+_SHORT: Final = 12  # displayed characters of a digest
 
 
 @contextmanager
-def _faults(out: Output) -> Iterator[None]:
-    """What an engine or a model lacks ends the command with its words."""
-    # The progress is the command's own; the exporter's and the store's remarks are not for its reader.
+def _handle_errors(out: Output) -> Iterator[None]:
+    """Ends the command with a message and an exit status on errors of engines and models."""
+    # The command prints its own progress; the exporter's messages are not meant for its user.
     logging.getLogger("torch").setLevel(logging.ERROR)
     with out.faults():
         try:
@@ -39,7 +45,7 @@ def _faults(out: Output) -> Iterator[None]:
             raise ChorusError(errors.INVALID_FIELD, str(error)) from error
 
 
-def options_of(
+def parse_options(
     runtime: str,
     precision: str,
     fp8: bool,
@@ -50,7 +56,7 @@ def options_of(
     level: int,
     workspace_bytes: int,
 ) -> EngineOptions:
-    """As the command line has them; a graph for onnxruntime is of the CPU, in float32."""
+    """Converts options of the command line. A graph for onnxruntime is always float32, for the CPU."""
     on_cpu = runtime == "onnxruntime"
     return EngineOptions(
         runtime=runtime,
@@ -74,117 +80,137 @@ def build(
     keys: str | None,
     rebuild: bool,
 ) -> None:
-    """`tokens` and `keys` are "MIN,OPT,MAX"; None is what the model's bounds allow."""
-    with _faults(out):
+    """Builds an engine of a model unless it exists.
+
+    Args:
+        model: Model file; None for the shipped model.
+        folder: Folder of the built engines.
+        tokens: Range of video tokens, "MIN,OPT,MAX"; None for the model's bounds.
+        keys: Range of text tokens, "MIN,OPT,MAX"; None for the model's bounds.
+        rebuild: Whether to build an existing engine again.
+    """
+    with _handle_errors(out):
         loaded = LoadedModel.load(model or SHIPPED_MODEL)
-        options = replace(options, profile=_profile(loaded, tokens, keys))
-        artefact = ensure_engine(loaded, options, EngineStore(folder), out.note, rebuild=rebuild)
-        out.say(f"{artefact.digest}  {_words(artefact)}", engine=_plain(artefact))
+        options = replace(options, profile=_parse_profile(loaded, tokens, keys))
+        engine = ensure_engine(loaded, options, EngineStore(folder), out.status, rebuild=rebuild)
+        out.print(f"{engine.digest}  {_summarise(engine)}", engine=_to_json(engine))
 
 
-def show_all(out: Output, folder: Path) -> None:
-    found = list(EngineStore(folder).manifests())
-    for digest, manifest in found:
+def list_engines(out: Output, folder: Path) -> None:
+    """Prints all engines of a folder, newest first."""
+    manifests = list(EngineStore(folder).manifests())
+    for digest, manifest in manifests:
         key, files = manifest["key"], manifest["files"]
         megabytes = sum(file["bytes"] for file in files) / 1e6
-        words = (
+        line = (
             f"{digest[:_SHORT]}  {key['model_id']}  {key['runtime']} for {key['target']}  {key['precision']}"
             f"{' fp8' if key['fp8'] else ''}  {megabytes:.1f} MB  {manifest['built']}"
         )
-        out.say(words, engine=digest, built=manifest["built"], megabytes=round(megabytes, 3), key=key)
-    if not found:
-        out.note(f"no engines in {folder}")
+        out.print(line, engine=digest, built=manifest["built"], megabytes=round(megabytes, 3), key=key)
+    if not manifests:
+        out.status(f"no engines in {folder}")
 
 
-def inspect(out: Output, folder: Path, engine: str) -> None:
-    with _faults(out):
-        artefact = _found(EngineStore(folder), engine)
+def inspect(out: Output, folder: Path, prefix: str) -> None:
+    """Prints the key and the facts of the engine whose digest starts with `prefix`."""
+    with _handle_errors(out):
+        engine = _find_by_prefix(EngineStore(folder), prefix)
         rows = {
-            **artefact.key,
-            **artefact.facts,
-            "built": artefact.built,
-            "files": [f.name for f in artefact.files],
+            **engine.key,
+            **engine.facts,
+            "built": engine.built,
+            "files": [f.name for f in engine.files],
         }
-        out.say("\n".join(f"{name}: {value}" for name, value in rows.items()), engine=_plain(artefact))
+        out.print("\n".join(f"{name}: {value}" for name, value in rows.items()), engine=_to_json(engine))
 
 
-def verify(out: Output, folder: Path, engine: str, model: Path | None) -> None:
-    with _faults(out):
+def verify(out: Output, folder: Path, prefix: str, model: Path | None) -> None:
+    """Verifies the files of an engine and prints the differences of its predictions from torch's."""
+    with _handle_errors(out):
         store = EngineStore(folder)
-        artefact = _found(store, engine)
-        on_gpu = not str(artefact.key["runtime"]).startswith("onnxruntime")
-        runs = torch.cuda.is_available() or not on_gpu
+        engine = _find_by_prefix(store, prefix)
+        on_gpu = not str(engine.key["runtime"]).startswith("onnxruntime")
+        can_run = torch.cuda.is_available() or not on_gpu
         path = model or SHIPPED_MODEL
-        loaded = LoadedModel.load(path, "cuda" if on_gpu and runs else "cpu")
+        loaded = LoadedModel.load(path, "cuda" if on_gpu and can_run else "cpu")
         adapters = [[adapter.digest, adapter.scale] for adapter in loaded.adapters]
-        if artefact.key["weights_digest"] != loaded.weights_digest or artefact.key["adapters"] != adapters:
-            raise BackendError(
-                f"{artefact.digest} was built from other weights or adapters than those of {path}"
-            )
-        if runs:
-            ran = str(artefact.key["runtime"])
+        if engine.key["weights_digest"] != loaded.weights_digest or engine.key["adapters"] != adapters:
+            raise BackendError(f"{engine.digest} was built from other weights or adapters than {path} has")
+        if can_run:
+            ran = str(engine.key["runtime"])
             options = EngineOptions(runtime=ran.split()[0])
         else:
-            ran = "onnxruntime, from the float32 graph: there is no CUDA device to run the engine on"
-            key = artefact.key
+            ran = "onnxruntime with the float32 graph, because no CUDA device is available for the engine"
+            key = engine.key
             options = replace(
                 ONNX,
                 fp8=bool(key["fp8"]),
                 plugin=bool(key["options"]["plugin"]),
                 blocks_each=int(key["blocks_each"]),
             )
-            artefact = ensure_engine(loaded, options, store, out.note)
-        least, most = artefact.profile.tokens.min, artefact.profile.tokens.max
-        counts = [count for count in token_counts(loaded) if least <= count <= most]
-        with closing(load_engine(loaded, artefact, options)) as backend:
-            errors_by_tokens = compare(loaded, backend, counts or [least])
-        lines = [f"files: digests match; ran {ran}", "tokens  largest error, by torch's largest value"]
+            engine = ensure_engine(loaded, options, store, out.status)
+        sizes = engine.profile.tokens
+        counts = [count for count in select_token_counts(loaded) if sizes.min <= count <= sizes.max]
+        with closing(load_engine(loaded, engine, options)) as backend:
+            errors_by_tokens = compare(loaded, backend, counts or [sizes.min])
+        lines = [
+            f"files: digests match; ran {ran}",
+            "tokens  largest error relative to torch's largest value",
+        ]
         lines += [f"{tokens:6d}  {error.relative:.2e}" for tokens, error in errors_by_tokens.items()]
-        out.say(
+        out.print(
             "\n".join(lines),
             ran=ran,
             relative_error={str(n): e.relative for n, e in errors_by_tokens.items()},
         )
 
 
-def _found(store: EngineStore, start: str) -> Artefact:
-    """Raises BackendError unless exactly one digest begins so; ArtefactError for damaged files."""
-    digests = [digest for digest, _ in store.manifests() if digest.startswith(start)]
+def _find_by_prefix(store: EngineStore, prefix: str) -> BuiltEngine:
+    """Loads the engine whose digest starts with `prefix`.
+
+    Raises BackendError unless exactly one digest matches, EngineError for damaged files.
+    """
+    digests = [digest for digest, _ in store.manifests() if digest.startswith(prefix)]
     if len(digests) != 1:
-        raise BackendError(f"{start!r}: {len(digests)} engines in {store.root} begin so; `list` shows them")
+        raise BackendError(
+            f"{prefix!r}: matches {len(digests)} engines in {store.root}; "
+            f"`chorus engine list` shows their digests"
+        )
     return store.read(digests[0])
 
 
-def _profile(model: LoadedModel, tokens: str | None, keys: str | None) -> Profile:
-    usual = default_profile(model)
-    return Profile(_sizes("tokens", tokens) or usual.tokens, _sizes("keys", keys) or usual.keys)
+def _parse_profile(model: LoadedModel, tokens: str | None, keys: str | None) -> Profile:
+    default = build_default_profile(model)
+    return Profile(
+        _parse_sizes("tokens", tokens) or default.tokens, _parse_sizes("keys", keys) or default.keys
+    )
 
 
-def _sizes(name: str, text: str | None) -> Sizes | None:
+def _parse_sizes(name: str, text: str | None) -> Sizes | None:
     if text is None:
         return None
     try:
-        least, opt, most = (int(part) for part in text.split(","))
-        return Sizes(least, opt, most)
+        min_, opt, max_ = (int(part) for part in text.split(","))
+        return Sizes(min_, opt, max_)
     except ValueError as error:
         raise BackendError(f"--{name}: must be MIN,OPT,MAX, three numbers: {error}") from error
 
 
-def _words(artefact: Artefact) -> str:
-    key, facts = artefact.key, artefact.facts
-    words = f"{key['runtime']} for {key['target']}, {key['precision']}, {artefact.size_bytes / 1e6:.1f} MB"
+def _summarise(engine: BuiltEngine) -> str:
+    key, facts = engine.key, engine.facts
+    summary = f"{key['runtime']} for {key['target']}, {key['precision']}, {engine.size_bytes / 1e6:.1f} MB"
     if layers := facts.get("layers"):
         fused = "unknown" if layers["fused"] is None else layers["fused"]
-        words += f", {fused} of {layers['attentions']} attentions fused"
-    return words
+        summary += f", {fused} of {layers['attentions']} attentions fused"
+    return summary
 
 
-def _plain(artefact: Artefact) -> dict[str, Any]:
+def _to_json(engine: BuiltEngine) -> dict[str, Any]:
     return {
-        "digest": artefact.digest,
-        "folder": str(artefact.folder),
-        "key": dict(artefact.key),
-        "facts": dict(artefact.facts),
-        "built": artefact.built,
-        "bytes": artefact.size_bytes,
+        "digest": engine.digest,
+        "folder": str(engine.folder),
+        "key": dict(engine.key),
+        "facts": dict(engine.facts),
+        "built": engine.built,
+        "bytes": engine.size_bytes,
     }

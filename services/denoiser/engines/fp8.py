@@ -1,8 +1,8 @@
-"""The blocks' matrices in 8-bit floats (E4M3): quantise and dequantise nodes around every product.
+"""Quantisation of the blocks' matrices to 8-bit floats (E4M3), with quantise and dequantise nodes.
 
-Weights have a scale for each output channel, activations one for the tensor, from the largest value that a
-few steps show. Attention, norms and what is outside the blocks keep their types. The scheme is the one that
-NVIDIA's ModelOpt writes and TensorRT fuses into 8-bit products.
+Weights have one scale per output channel. Activations have one scale per tensor, from the largest value
+observed in a few runs. Attention, norms and layers outside the blocks keep their types. NVIDIA's ModelOpt
+writes the same scheme, and TensorRT fuses it into 8-bit products.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from services.denoiser.backends.eager import EagerBackend
 from services.denoiser.network.sampler import sample
 from services.denoiser.network.wan import TextKV, WanTransformer
 
-if TYPE_CHECKING:  # an export needs no more than torch and onnx
+if TYPE_CHECKING:  # an export needs only torch and onnx
     from services.denoiser.model.loaded import LoadedModel
+    from services.denoiser.model.predictor import Predictor
 
 FP8 = torch.float8_e4m3fn
 _LARGEST = torch.finfo(FP8).max
-# Of the operators QuantizeLinear and DequantizeLinear: the first version that knows 8-bit floats.
+# First version of the operators QuantizeLinear and DequantizeLinear that supports 8-bit floats.
 _VERSION = 19
 
 
 class Fp8Linear(nn.Module):
-    """A linear layer in 8 bits. In torch its values are those of the exported nodes.
+    """Linear layer in 8-bit floats. In torch it computes the same values as the exported nodes.
 
     Args:
-        largest: of the layer's input, by absolute value; what is larger is clipped.
+        largest: Upper bound on the absolute value of the layer's input; larger values are clipped.
     """
 
     weight: Tensor
@@ -44,7 +44,7 @@ class Fp8Linear(nn.Module):
     def __init__(self, linear: nn.Linear, largest: float) -> None:
         super().__init__()
         dtype, weight = linear.weight.dtype, linear.weight.detach().float()
-        # Rounded to the type in which the nodes hold them, before anything is divided by them.
+        # Scales are rounded to the type of the exported nodes before the division.
         weight_scale = (weight.abs().amax(1).clamp_min(1e-12) / _LARGEST).to(dtype)
         self.bias = linear.bias
         self.register_buffer("weight", (weight / weight_scale.float()[:, None]).to(FP8))
@@ -67,17 +67,22 @@ class Fp8Linear(nn.Module):
 def _node(
     operator: str, inputs: tuple[Tensor, ...], dtype: torch.dtype, shape: torch.Size, **attributes: int
 ) -> Tensor:
-    made: Tensor = torch.onnx.ops.symbolic(
+    out: Tensor = torch.onnx.ops.symbolic(
         f"::{operator}", inputs, dict(attributes), dtype=dtype, shape=shape, version=_VERSION
     )
-    return made
+    return out
 
 
-def input_ranges(model: LoadedModel, texts: int = 4) -> dict[str, float]:
-    """The largest input, by absolute value, of every layer that is quantised, by the layer's name.
+def measure_input_ranges(model: LoadedModel, texts: int = 4) -> dict[str, float]:
+    """Measures the largest absolute input of every quantised layer, by the layer's name.
 
-    From whole runs over the model's schedule, of seeded noise and random texts.
+    Runs the model's full schedule from seeded noise with random texts.
+
+    Args:
+        texts: Number of runs.
     """
+    from services.denoiser.model.predictor import Predictor
+
     network, spec, video = model.transformer, model.spec, model.spec.video
     shape = model.latent_shape(video.frames, video.height, video.width)
     largest: dict[str, float] = {}
@@ -89,32 +94,29 @@ def input_ranges(model: LoadedModel, texts: int = 4) -> dict[str, float]:
         return hook
 
     hooks = [
-        layer.register_forward_pre_hook(record(name)) for name, layer in quantised_layers(network).items()
+        layer.register_forward_pre_hook(record(name))
+        for name, layer in find_quantised_layers(network).items()
     ]
-    backend, model.backend = (
-        model.backend,
-        EagerBackend(network),
-    )  # only the network itself has layers to tell
+    predictor = Predictor.eager(model)  # only the eager network runs the hooks of its layers
     try:
         for seed in range(texts):
             size = (min(16, spec.text.max_tokens), spec.transformer.text_dim)
             states = torch.randn(size, generator=torch.Generator().manual_seed(seed))
             text, noise = model.prepare_text(states), model.noise(seed, shape)
-            for _ in sample(partial(_velocity, model, text), noise, spec.schedule.sigmas):
+            for _ in sample(partial(_velocity, predictor, text), noise, spec.schedule.sigmas):
                 pass
     finally:
-        model.backend = backend
         for hook in hooks:
             hook.remove()
     return largest
 
 
-def _velocity(model: LoadedModel, text: TextKV, latents: Tensor, sigma: float) -> Tensor:
-    return model.velocity(latents, sigma, text)
+def _velocity(predictor: Predictor, text: TextKV, latents: Tensor, sigma: float) -> Tensor:
+    return predictor.latent_velocity(latents, sigma, text)
 
 
-def quantised_layers(network: WanTransformer) -> dict[str, nn.Linear]:
-    """Linear layers that a step runs for every video token, by name."""
+def find_quantised_layers(network: WanTransformer) -> dict[str, nn.Linear]:
+    """Returns the linear layers that a step runs for every video token, by name."""
     return {
         name: module
         for name, module in network.named_modules()
@@ -125,7 +127,7 @@ def quantised_layers(network: WanTransformer) -> dict[str, nn.Linear]:
 
 
 def quantise(network: WanTransformer, ranges: Mapping[str, float]) -> None:
-    """Replaces the layers of a network, in place. Raises KeyError for a layer without a range."""
-    for name, layer in quantised_layers(network).items():
+    """Replaces the layers of a network in place. Raises KeyError for a layer without a range."""
+    for name, layer in find_quantised_layers(network).items():
         parent, _, child = name.rpartition(".")
         setattr(network.get_submodule(parent), child, Fp8Linear(layer, ranges[name]))

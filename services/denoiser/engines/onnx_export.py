@@ -1,7 +1,7 @@
-"""The graph as ONNX, part by part, with attention decomposed.
+"""Exports the graph to ONNX, part by part, with attention decomposed into products and softmax.
 
-Opset 20: from 23 on there is an Attention operator, which TensorRT refuses in float32 and onnxruntime with a
-broadcast mask; the decomposed form is fused again by TensorRT.
+Uses opset 20, because opset 23 introduces an Attention operator that TensorRT rejects in float32 and
+onnxruntime rejects with a broadcast mask. TensorRT fuses the decomposed form again.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ import torch
 from torch import Tensor
 
 from services.denoiser.backends.base import BackendError, Progress
-from services.denoiser.backends.graph import GraphPart, parts_of
-from services.denoiser.backends.tensorrt.onnx_domain import translation, with_function
+from services.denoiser.backends.graph import GraphPart, split_into_parts
+from services.denoiser.backends.tensorrt.onnx_domain import add_function as add_plugin_function
+from services.denoiser.backends.tensorrt.onnx_domain import build_translation_table
 from services.denoiser.engines.fp8 import quantise
 from services.denoiser.network.wan import WanTransformer, parameter_dtype
 
 OPSET = 20
-# The most that the graph's dynamic dimensions may reach, whatever a profile says.
-_MOST_TOKENS, _MOST_KEYS, _MOST_TEXTS = 1 << 20, 1 << 14, 2
-# Sizes at the export. None is 1: the exporter takes 0 and 1 for constants.
+# Upper bounds on the dynamic dimensions of the graph, for any profile.
+_MAX_TOKENS, _MAX_KEYS, _MAX_TEXTS = 1 << 20, 1 << 14, 2
+# Sizes of the example inputs. All exceed 1, because the exporter treats sizes 0 and 1 as constants.
 _TOKENS, _KEYS, _TEXTS = 24, 7, 2
 
 
@@ -38,37 +39,40 @@ def export(
     fp8_ranges: Mapping[str, float] | None = None,
     plugin: bool = False,
 ) -> list[Path]:
-    """Writes part-00.onnx, part-00.onnx.data, … into `folder`; returns the .onnx files.
+    """Writes part-00.onnx, part-00.onnx.data, … to `folder`. Returns the .onnx files.
 
     Args:
-        dtype: what the graph computes in, float32, float16 or bfloat16; norms and modulation stay float32.
-        blocks_each: blocks of one part; 0 is the whole network.
-        report: of the progress; may stop it between two parts.
-        fp8_ranges: as `fp8.input_ranges` gives them: the blocks' matrices are then in 8 bits.
-        plugin: cross-attention is then one node of our own domain, `tensorrt.onnx_domain`.
+        dtype: Type of the graph: float32, float16 or bfloat16. Norms and modulation stay float32.
+        blocks_each: Number of blocks in each part; 0 for a single part.
+        report: Progress. Return False to cancel before the next part.
+        fp8_ranges: Ranges from `fp8.measure_input_ranges`, for 8-bit matrices in the blocks.
+        plugin: Whether cross-attention is one node of the domain `chorus` (`tensorrt/onnx_domain.py`).
     """
     network = _copy(transformer, dtype)
     if fp8_ranges is not None:
         quantise(network, fp8_ranges)
-    parts, paths = parts_of(network, blocks_each, plugin=plugin), []
+    parts, paths = split_into_parts(network, blocks_each, plugin=plugin), []
     for number, part in enumerate(parts):
         path = folder / f"part-{number:02d}.onnx"
-        words = f"export {number + 1} of {len(parts)}: blocks {part.blocks.start} to {part.blocks.stop - 1}"
-        if report(words) is False:
-            raise BackendError("the export was stopped")
+        blocks = f"blocks {part.blocks.start} to {part.blocks.stop - 1}"
+        if report(f"exporting part {number + 1} of {len(parts)}: {blocks}") is False:
+            raise BackendError("the export was cancelled")
         _export_part(part, path, dtype)
         paths.append(path)
     return paths
 
 
 def add_function(path: Path) -> None:
-    """Writes what the plugin's node means into a graph, for runtimes that have no plugin."""
+    """Adds the definition of the plugin's node to a graph file, for runtimes without the plugin."""
     model = onnx.load(path, load_external_data=False)
-    onnx.save(with_function(model), path)
+    onnx.save(add_plugin_function(model), path)
 
 
 def _copy(transformer: WanTransformer, dtype: torch.dtype) -> WanTransformer:
-    """The network on the CPU, its parameters in `dtype` where they may be; shares those that already are."""
+    """Returns a copy of the network on the CPU with parameters in `dtype`, except those that stay float32.
+
+    Parameters that already have the right type and device are shared.
+    """
     with torch.device("meta"):
         network = WanTransformer(transformer.config)
     state = {
@@ -81,8 +85,8 @@ def _copy(transformer: WanTransformer, dtype: torch.dtype) -> WanTransformer:
 
 def _export_part(part: GraphPart, path: Path, dtype: torch.dtype) -> None:
     tokens, keys, texts = (
-        torch.export.Dim(name, min=1, max=most)
-        for name, most in (("tokens", _MOST_TOKENS), ("keys", _MOST_KEYS), ("texts", _MOST_TEXTS))
+        torch.export.Dim(name, min=1, max=size)
+        for name, size in (("tokens", _MAX_TOKENS), ("keys", _MAX_KEYS), ("texts", _MAX_TEXTS))
     )
     dynamic = {
         "tokens": {1: tokens},
@@ -98,20 +102,20 @@ def _export_part(part: GraphPart, path: Path, dtype: torch.dtype) -> None:
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             part,
-            tuple(_example(part, name, dtype) for name in part.inputs),
+            tuple(_build_example(part, name, dtype) for name in part.inputs),
             dynamo=True,
             opset_version=OPSET,
             input_names=list(part.inputs),
             output_names=list(part.outputs),
             dynamic_shapes=(tuple(dynamic.get(name) for name in part.inputs),),
-            custom_translation_table=translation() if part.plugin else None,
+            custom_translation_table=build_translation_table() if part.plugin else None,
             verbose=False,
         )
     assert program is not None
     program.save(path, external_data=True)
 
 
-def _example(part: GraphPart, name: str, dtype: torch.dtype) -> Tensor:
+def _build_example(part: GraphPart, name: str, dtype: torch.dtype) -> Tensor:
     config, blocks = part.transformer.config, len(part.blocks)
     heads, width = config.heads, config.head_dim
     shapes: dict[str, tuple[int, ...]] = {
@@ -132,7 +136,7 @@ def _example(part: GraphPart, name: str, dtype: torch.dtype) -> Tensor:
 
 
 class _quiet:
-    """The exporter's own progress and its remarks about operators of packages that nobody installed."""
+    """Suppresses the exporter's progress and its warnings about operators of packages not installed."""
 
     def __init__(self, name: str) -> None:
         self._logger = logging.getLogger(name)

@@ -1,4 +1,4 @@
-"""The backend that the settings ask for, for one model."""
+"""Selects the backend of a model according to the settings."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from services.denoiser.backends.eager import EagerBackend
 from services.denoiser.backends.fallback import Fallback, Unavailable
 from services.denoiser.engines.build import ONNX, EngineOptions, ensure_engine, find_engine, load_engine
 from services.denoiser.engines.store import EngineStore
-from services.denoiser.kernels.rule import through_kernel
+from services.denoiser.kernels.cross_attention import build_kernel_attention
 from services.denoiser.model.loaded import LoadedModel
 from services.denoiser.network.text import LayerAmplification
 from services.denoiser.settings import DenoiserSettings
@@ -21,44 +21,50 @@ log = get_logger("denoiser.backends")
 
 
 def choose_backend(model: LoadedModel, settings: DenoiserSettings, report: Progress) -> Backend:
-    """Makes it, and builds what it needs. Raises BackendError where it cannot and torch may not stand in.
+    """Creates the configured backend and builds the engine it needs.
 
-    Where torch may, every step tells why it does. `report` may stop a build.
+    If fallback is enabled, torch runs the steps that the backend cannot, and every step reports the reason.
+
+    Args:
+        report: Progress of a build. Return False to cancel.
+
+    Raises:
+        BackendError: The backend is not available and fallback is disabled.
     """
-    eager = EagerBackend(model.transformer, kernel=_kernel(model, settings))
+    eager = EagerBackend(model.transformer, kernel=_should_use_kernel(model, settings))
     if settings.backend == "torch":
         return eager
     try:
         with as_backend_error(settings.backend):
-            first = _make(model, settings, report)
+            primary = _create_backend(model, settings, report)
     except BackendError as error:
         if not settings.backend_fallback:
             raise
         log.warning("backend not available", backend=settings.backend, reason=str(error))
-        first = Unavailable(settings.backend, str(error))
-    return Fallback(first, eager, allowed=settings.backend_fallback)
+        primary = Unavailable(settings.backend, str(error))
+    return Fallback(primary, eager, allowed=settings.backend_fallback)
 
 
-def _kernel(model: LoadedModel, settings: DenoiserSettings) -> bool:
-    """Whether amplified attention goes through our own operator: asked for, and tried once here."""
+def _should_use_kernel(model: LoadedModel, settings: DenoiserSettings) -> bool:
+    """Returns whether the amplified attention kernel is enabled and works; it runs once here."""
     if not settings.amplified_kernel:
         return False
     try:
         with as_backend_error("amplified attention"):
             config, dtype = model.transformer.config, model.dtype
             q = torch.zeros(1, config.heads, 2, config.head_dim, dtype=dtype, device=model.device)
-            [rule] = through_kernel([LayerAmplification(other=(q, q), strength=1.0)])
-            assert rule is not None
-            rule(q, q, q, None)
+            [attention] = build_kernel_attention([LayerAmplification(other=(q, q), strength=1.0)])
+            assert attention is not None
+            attention(q, q, q, None)
     except BackendError as error:
         if not settings.backend_fallback:
             raise
-        log.warning("kernel not available; torch's attention instead", reason=str(error))
+        log.warning("kernel not available; using torch's attention", reason=str(error))
         return False
     return True
 
 
-def _make(model: LoadedModel, settings: DenoiserSettings, report: Progress) -> Backend:
+def _create_backend(model: LoadedModel, settings: DenoiserSettings, report: Progress) -> Backend:
     if settings.backend == "compiled":
         from services.denoiser.backends.compiled import compiled_backend
 
@@ -77,7 +83,7 @@ def _make(model: LoadedModel, settings: DenoiserSettings, report: Progress) -> B
         )
     store = EngineStore(settings.engines, settings.engine_wait_seconds)
     if settings.engine_build:
-        artefact = ensure_engine(model, options, store, report)
+        engine = ensure_engine(model, options, store, report)
     else:
-        artefact = find_engine(model, options, store)
-    return load_engine(model, artefact, options)
+        engine = find_engine(model, options, store)
+    return load_engine(model, engine, options)

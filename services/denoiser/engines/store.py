@@ -1,7 +1,7 @@
-"""Built graphs and engines on disk: found by everything they depend on, checked before they are used.
+"""Store of built engines on disk, keyed by everything they depend on and verified before use.
 
-A folder for each key, named by the key's digest; its manifest is written last. Two builders of one key wait
-for one another. What is damaged, or not what its manifest says, is built again.
+Each key has a folder named by its digest; the manifest is written last. Two processes that build the same key
+wait for each other. An engine that is damaged or does not match its manifest is built again.
 """
 
 from __future__ import annotations
@@ -24,29 +24,30 @@ from services.denoiser.backends.base import BackendError, Progress
 from services.denoiser.backends.graph_backend import Profile
 from services.runtime.logs import get_logger
 
-log = get_logger("denoiser.artefacts")
+log = get_logger("denoiser.engines")
 
 MANIFEST = "manifest.json"
 _READ_BYTES = 1 << 22
-_SLICE = 1.0  # seconds of a wait, after which it may be stopped
+_POLL_SECONDS = 1.0  # interval at which a wait can be cancelled
 
 
 @dataclass(frozen=True)
-class ArtefactKey:
-    """Everything that makes one artefact differ from another.
+class EngineKey:
+    """Everything that an engine depends on.
 
-    Args:
+    Attributes:
+        model_id: Id of the model.
         weights_digest: SHA-256 of the weights.
-        adapters: digest and scale of each that is merged into them.
-        network: sizes of the network, by name.
-        graph: version of the graph and of its export.
-        runtime: module that runs it, with its version: "tensorrt_rtx 1.7.1.116".
-        target: what it runs on: "sm_89", or "cpu".
+        adapters: Digest and scale of each adapter merged into the weights.
+        network: Sizes of the network by name.
+        graph: Version of the graph and of its export.
+        runtime: Module that runs the engine, with its version, such as "tensorrt_rtx 1.7.1.116".
+        target: Device that runs the engine, such as "sm_89" or "cpu".
         precision: "float32", "float16" or "bfloat16".
-        fp8: whether the matrices of the blocks are in 8 bits.
-        blocks_each: blocks of one part; 0 is all in one.
-        profile: sizes it is built for.
-        options: whatever else the builder was told.
+        fp8: Whether the matrices of the blocks are 8-bit floats.
+        blocks_each: Number of blocks in each part; 0 for a single part.
+        profile: Sizes that the engine is built for.
+        options: Other options of the builder.
     """
 
     model_id: str
@@ -62,19 +63,16 @@ class ArtefactKey:
     profile: Profile
     options: Mapping[str, Any] = field(default_factory=dict)
 
-    def as_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "network": dict(self.network), "options": dict(self.options)}
+    def to_json(self) -> dict[str, Any]:
+        """Returns the key in the form of the manifest, with lists instead of tuples."""
+        fields = {**asdict(self), "network": dict(self.network), "options": dict(self.options)}
+        content: dict[str, Any] = json.loads(json.dumps(fields, default=list))
+        return content
 
     @property
     def digest(self) -> str:
-        """32 hex digits."""
-        return _digest(plain(self))
-
-
-def plain(key: ArtefactKey) -> dict[str, Any]:
-    """A key as a manifest has it, tuples as lists."""
-    found: dict[str, Any] = json.loads(json.dumps(key.as_dict(), default=list))
-    return found
+        """Digest of the key, 32 hex digits."""
+        return _digest(self.to_json())
 
 
 def _digest(key: Mapping[str, Any]) -> str:
@@ -82,8 +80,17 @@ def _digest(key: Mapping[str, Any]) -> str:
 
 
 @dataclass(frozen=True)
-class Artefact:
-    """What was built: its folder, its key as the manifest has it, its files in order, and facts."""
+class BuiltEngine:
+    """Engine on disk: one or more files that a backend loads.
+
+    Attributes:
+        folder: Folder of the engine.
+        key: Key in the form of the manifest.
+        files: Files to load, in order.
+        facts: Facts about the build.
+        built: Time of the build, ISO 8601.
+        size_bytes: Size of all files, in bytes.
+    """
 
     folder: Path
     key: Mapping[str, Any]
@@ -101,33 +108,35 @@ class Artefact:
         return Profile.from_dict(self.key["profile"])
 
 
-class ArtefactError(BackendError):
-    """An artefact is not there, or not what its manifest says."""
+class EngineError(BackendError):
+    """An engine is missing or does not match its manifest."""
 
 
-# Writes its files into a folder; returns those to be loaded, in order, and facts about the build.
+# Writes the engine's files to a folder. Returns the files to load, in order, and facts about the build.
 Build = Callable[[Path], tuple[list[Path], dict[str, Any]]]
 
 
 class EngineStore:
-    """A folder of artefacts; several processes may share it.
+    """Folder of built engines. Several processes can share it.
 
     Args:
-        wait_seconds: how long another process's build of the same artefact is waited for.
+        wait_seconds: Upper bound on the wait for another process that builds the same engine, in seconds.
     """
 
     def __init__(self, root: Path, wait_seconds: float = 7_200.0) -> None:
         self.root, self._wait_seconds = root, wait_seconds
 
     def ensure(
-        self, key: ArtefactKey, build: Build, *, rebuild: bool = False, report: Progress = lambda _: None
-    ) -> Artefact:
-        """The artefact of a key, built if it is not there or damaged.
+        self, key: EngineKey, build: Build, *, rebuild: bool = False, report: Progress = lambda _: None
+    ) -> BuiltEngine:
+        """Returns the engine of a key and builds it if it is missing or damaged.
 
         Args:
-            report: that another process is waited for; may stop that.
+            rebuild: Whether to build an intact engine again.
+            report: Called while waiting for another process. Return False to cancel the wait.
 
-        Raises BackendError when another process builds it for longer than is waited.
+        Raises:
+            BackendError: Another process is still building the engine after `wait_seconds`.
         """
         digest = key.digest
         self.root.mkdir(parents=True, exist_ok=True)
@@ -135,8 +144,8 @@ class EngineStore:
             if not rebuild and (self.root / digest).exists():
                 try:
                     return self.read(digest)
-                except ArtefactError as error:
-                    log.warning("artefact rejected; building it again", reason=str(error))
+                except EngineError as error:
+                    log.warning("engine rejected; building it again", reason=str(error))
             return self._build(key, build)
 
     @contextmanager
@@ -145,38 +154,39 @@ class EngineStore:
         while True:
             try:
                 with FileLock(
-                    self.root / f"{digest}.lock", timeout=max(0.0, min(_SLICE, end - time.monotonic()))
+                    self.root / f"{digest}.lock",
+                    timeout=max(0.0, min(_POLL_SECONDS, end - time.monotonic())),
                 ):
                     yield
                     return
             except Timeout:
                 if report(f"{digest}: another process is building it") is False:
-                    raise BackendError("waiting for another process's build was stopped") from None
+                    raise BackendError("the wait for another process's build was cancelled") from None
                 if time.monotonic() >= end:
                     raise BackendError(
                         f"{self.root / digest}: another process has been building it for "
-                        f"{self._wait_seconds:.0f} s; wait for it, or end it"
+                        f"{self._wait_seconds:.0f} s; wait for it or stop it"
                     ) from None
 
-    def read(self, digest: str) -> Artefact:
-        """An artefact, every file checked. Raises ArtefactError naming the file at fault."""
+    def read(self, digest: str) -> BuiltEngine:
+        """Returns an engine after verifying every file. Raises EngineError naming the invalid file."""
         folder = self.root / digest
-        manifest = _manifest(folder)
+        manifest = _read_manifest(folder)
         key = manifest["key"]
         if _digest(key) != digest:
-            raise ArtefactError(f"{folder / MANIFEST}: it was built for something else")
+            raise EngineError(f"{folder / MANIFEST}: its key does not match the folder's name")
         files = []
         for entry in manifest["files"]:
             if Path(str(entry["name"])).name != entry["name"]:
-                raise ArtefactError(f"{folder / MANIFEST}: {entry['name']!r} is no file of its own folder")
+                raise EngineError(f"{folder / MANIFEST}: {entry['name']!r} is not a file of its folder")
             path = folder / str(entry["name"])
             if not path.is_file() or path.stat().st_size != entry["bytes"]:
                 size = path.stat().st_size if path.is_file() else 0
-                raise ArtefactError(f"{path}: {size} bytes, not the {entry['bytes']} of its manifest")
+                raise EngineError(f"{path}: has {size} bytes, not {entry['bytes']} as in its manifest")
             if _sha256(path) != entry["sha256"]:
-                raise ArtefactError(f"{path}: SHA-256 differs from its manifest's")
+                raise EngineError(f"{path}: SHA-256 differs from its manifest")
             files.append((path, bool(entry["loaded"])))
-        return Artefact(
+        return BuiltEngine(
             folder,
             key,
             tuple(path for path, loaded in files if loaded),
@@ -186,55 +196,55 @@ class EngineStore:
         )
 
     def manifests(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Every readable manifest by digest, the newest first; files are not checked."""
-        found = []
-        for path in self.root.glob(f"{'[0-9a-f]' * 32}/{MANIFEST}"):  # not what is being built
+        """Yields every readable manifest with its digest, newest first. Files are not verified."""
+        manifests = []
+        for path in self.root.glob(f"{'[0-9a-f]' * 32}/{MANIFEST}"):  # excludes unfinished builds
             try:
-                found.append((path.parent.name, _manifest(path.parent)))
-            except ArtefactError as error:
-                log.warning("artefact skipped", reason=str(error))
-        yield from sorted(found, key=lambda item: str(item[1]["built"]), reverse=True)
+                manifests.append((path.parent.name, _read_manifest(path.parent)))
+            except EngineError as error:
+                log.warning("engine ignored", reason=str(error))
+        yield from sorted(manifests, key=lambda item: str(item[1]["built"]), reverse=True)
 
-    def _build(self, key: ArtefactKey, build: Build) -> Artefact:
-        folder, made = self.root / key.digest, self.root / f"{key.digest}.part"
-        shutil.rmtree(made, ignore_errors=True)  # of a build that was cut off; we hold its lock
-        made.mkdir()
+    def _build(self, key: EngineKey, build: Build) -> BuiltEngine:
+        folder, partial = self.root / key.digest, self.root / f"{key.digest}.part"
+        shutil.rmtree(partial, ignore_errors=True)  # left by an interrupted build; we hold its lock
+        partial.mkdir()
         try:
-            loaded, facts = build(made)
+            loaded, facts = build(partial)
             names = {path.name for path in loaded}
             order = [path.name for path in loaded] + sorted(
-                path.name for path in made.iterdir() if path.name not in names
+                path.name for path in partial.iterdir() if path.name not in names
             )
             files = [
                 {
                     "name": name,
-                    "bytes": (made / name).stat().st_size,
-                    "sha256": _sha256(made / name),
+                    "bytes": (partial / name).stat().st_size,
+                    "sha256": _sha256(partial / name),
                     "loaded": name in names,
                 }
                 for name in order
             ]
             built = datetime.now(UTC).isoformat(timespec="seconds")
-            manifest = {"key": key.as_dict(), "files": files, "facts": facts, "built": built}
-            (made / MANIFEST).write_text(json.dumps(manifest, indent=1, default=list), encoding="utf-8")
+            manifest = {"key": key.to_json(), "files": files, "facts": facts, "built": built}
+            (partial / MANIFEST).write_text(json.dumps(manifest, indent=1, default=list), encoding="utf-8")
             shutil.rmtree(folder, ignore_errors=True)
-            os.replace(made, folder)  # noqa: PTH105  Path.replace says nothing of folders
+            os.replace(partial, folder)  # noqa: PTH105  Path.replace is not documented for folders
         except BaseException:
-            shutil.rmtree(made, ignore_errors=True)
+            shutil.rmtree(partial, ignore_errors=True)
             raise
         return self.read(key.digest)
 
 
-def _manifest(folder: Path) -> dict[str, Any]:
+def _read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads((folder / MANIFEST).read_bytes())
         missing = {"key", "files", "facts", "built"} - set(manifest)
     except (OSError, ValueError, TypeError) as error:
-        raise ArtefactError(f"{folder / MANIFEST}: {error}") from error
+        raise EngineError(f"{folder / MANIFEST}: {error}") from error
     if missing:
-        raise ArtefactError(f"{folder / MANIFEST}: without {', '.join(sorted(missing))}")
-    found: dict[str, Any] = manifest
-    return found
+        raise EngineError(f"{folder / MANIFEST}: lacks {', '.join(sorted(missing))}")
+    content: dict[str, Any] = manifest
+    return content
 
 
 def _sha256(path: Path) -> str:

@@ -1,7 +1,7 @@
-"""An ONNX part of the graph -> a serialised engine. TensorRT-RTX builds without a GPU.
+"""Builds a serialised engine from an ONNX part of the graph. TensorRT-RTX builds without a GPU.
 
-Strongly typed: every tensor has the type that the graph gives it, so that norms and modulation stay float32.
-Tokens, text tokens and texts are dynamic, each with a range of its own.
+Networks are strongly typed: every tensor keeps the type it has in the graph, so that norms and modulation
+stay float32. Tokens, text tokens and texts are dynamic dimensions with separate ranges.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ import onnx
 from services.denoiser.backends.base import BackendError, Progress
 from services.denoiser.backends.graph_backend import Profile, Sizes
 from services.denoiser.backends.tensorrt.module import is_rtx
-from services.denoiser.engines.tensorrt_layers import Layers, read_layers
+from services.denoiser.engines.tensorrt_layers import Layers, parse_layers
 
 TEXTS = Sizes(1, 1, 2)
 
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """How to build.
+    """Options of the builder.
 
-    Args:
-        target: compute capability, "sm_89"; "current" is the device's own. Only TensorRT-RTX builds for
-            another device than it runs on.
-        weight_streaming: weights that do not fit are streamed from the host while the engine runs.
-        optimization_level: 0 to 5, the builder's own scale; more takes longer.
-        workspace_bytes: scratch memory a kernel may take; 0 is the builder's own bound.
+    Attributes:
+        target: Compute capability such as "sm_89", or "current" for the current device. Only TensorRT-RTX
+            builds for other devices.
+        weight_streaming: Whether weights that do not fit are streamed from the host while the engine runs.
+        optimization_level: Optimisation level of the builder, 0 to 5; higher levels take longer.
+        workspace_bytes: Upper bound on a kernel's scratch memory, in bytes; 0 for the builder's default.
     """
 
     target: str = "current"
@@ -41,8 +41,15 @@ class BuildOptions:
 
 
 @dataclass(frozen=True)
-class Built:
-    engine: Any  # a buffer: engines reach tens of GB, and a copy would take them twice
+class BuildResult:
+    """Result of a build.
+
+    Attributes:
+        engine: Buffer with the serialised engine. It is not copied, because engines reach tens of GB.
+        layers: Layers of the engine.
+    """
+
+    engine: Any
     layers: Layers
 
 
@@ -53,22 +60,25 @@ def build_engine(
     profile: Profile,
     options: BuildOptions,
     report: Progress,
-) -> Built:
+) -> BuildResult:
     """Builds one part.
 
     Args:
-        graph: an .onnx file with its external data beside it.
-        attentions: how many the part has; the layers tell how many were fused.
+        graph: .onnx file, with its external data in the same folder.
+        attentions: Number of attentions in the part.
+        profile: Sizes to build for.
+        report: Progress. Return False to cancel.
 
-    Raises BackendError with the parser's or the builder's own words.
+    Raises:
+        BackendError: The parser or the builder failed. The message contains their reason.
     """
-    log = _logger(module)
+    log = _create_logger(module)
     builder = module.Builder(log)
     network = builder.create_network(1 << int(module.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = module.OnnxParser(network, log)
     if not parser.parse_from_file(str(graph)):
-        faults = "; ".join(str(parser.get_error(i)) for i in range(parser.num_errors))
-        raise BackendError(f"{graph}: {module.__name__} cannot parse it: {faults}")
+        reasons = "; ".join(str(parser.get_error(i)) for i in range(parser.num_errors))
+        raise BackendError(f"{graph}: {module.__name__} cannot parse it: {reasons}")
     config = builder.create_builder_config()
     config.profiling_verbosity = module.ProfilingVerbosity.DETAILED
     config.builder_optimization_level = options.optimization_level
@@ -78,12 +88,13 @@ def build_engine(
         config.set_flag(module.BuilderFlag.WEIGHT_STREAMING)
     if options.target != "current":
         _set_target(module, config, options.target)
-    config.add_optimization_profile(_profile(builder, network, graph, profile))
-    config.progress_monitor = _progress(module, report)
+    config.add_optimization_profile(_create_profile(builder, network, graph, profile))
+    config.progress_monitor = _create_monitor(module, report)
     engine = builder.build_serialized_network(network, config)
     if engine is None:
-        raise BackendError(f"{graph}: {module.__name__} built nothing: {log.last_error or 'no reason given'}")
-    return Built(engine, read_layers(log.lines, attentions))
+        reason = log.last_error or "no reason reported"
+        raise BackendError(f"{graph}: {module.__name__} built no engine: {reason}")
+    return BuildResult(engine, parse_layers(log.lines, attentions))
 
 
 def _set_target(module: ModuleType, config: Any, target: str) -> None:
@@ -91,26 +102,25 @@ def _set_target(module: ModuleType, config: Any, target: str) -> None:
     name = target.upper().replace("_", "")
     if not is_rtx(module) or name not in known:
         raise BackendError(
-            f"target {target}: {module.__name__} {module.__version__} builds for "
-            + (", ".join(known).lower().replace("sm", "sm_") if known else "the device it runs on")
-            + " or for current"
+            f"target {target}: {module.__name__} {module.__version__} builds for current"
+            + (" or " + ", ".join(known).lower().replace("sm", "sm_") if known else " only")
         )
     config.num_compute_capabilities = 1
     config.set_compute_capability(getattr(module.ComputeCapability, name), 0)
 
 
-def _profile(builder: Any, network: Any, graph: Path, profile: Profile) -> Any:
-    """Ranges of every dynamic dimension, found by the name that the graph gives it."""
+def _create_profile(builder: Any, network: Any, graph: Path, profile: Profile) -> Any:
+    """Creates an optimisation profile with the range of every dynamic dimension, by its name in the graph."""
     ranges = {"tokens": profile.tokens, "keys": profile.keys, "texts": TEXTS}
     names = {
         entry.name: [dim.dim_param or dim.dim_value for dim in entry.type.tensor_type.shape.dim]
         for entry in onnx.load(graph, load_external_data=False).graph.input
     }
-    made = builder.create_optimization_profile()
+    created = builder.create_optimization_profile()
     for i in range(network.num_inputs):
         name = network.get_input(i).name
         if any(isinstance(size, str) for size in names[name]):
-            made.set_shape(
+            created.set_shape(
                 name,
                 *(
                     tuple(
@@ -119,11 +129,11 @@ def _profile(builder: Any, network: Any, graph: Path, profile: Profile) -> Any:
                     for end in ("min", "opt", "max")
                 ),
             )
-    return made
+    return created
 
 
-def _logger(module: ModuleType) -> Any:
-    """Keeps what tells of layers and faults; the rest of a large build's log would fill memory."""
+def _create_logger(module: ModuleType) -> Any:
+    """Creates a logger that keeps only layers and errors; the full log of a large build would fill memory."""
     layer = re.compile(r"^\s*Name: .*LayerType: ")
 
     class Logger(module.ILogger):  # type: ignore[misc,name-defined]
@@ -140,7 +150,7 @@ def _logger(module: ModuleType) -> Any:
     return Logger()
 
 
-def _progress(module: ModuleType, report: Progress) -> Any:
+def _create_monitor(module: ModuleType, report: Progress) -> Any:
     class Monitor(module.IProgressMonitor):  # type: ignore[misc,name-defined]
         def __init__(self) -> None:
             super().__init__()

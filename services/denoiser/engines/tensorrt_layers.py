@@ -1,6 +1,6 @@
-"""What the builder made of a graph, read from the layers it logs at detailed verbosity.
+"""Layers of an engine, parsed from the builder's log at detailed verbosity.
 
-TensorRT's own inspector needs a GPU, for it deserialises the engine; the log does not.
+TensorRT's inspector deserialises the engine and therefore needs a GPU; the log does not.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ _MASK_RANK = 4
 class Layers:
     """Layers of an engine.
 
-    Args:
-        attentions: in the graph that was built.
-        fused: of them, those that became one kernel; None where the log told of no layer.
-        masks: shapes [T, heads, queries, keys] of the masks that those kernels read; -1 is dynamic.
-        kinds: layers by kind.
+    Attributes:
+        attentions: Number of attentions in the graph.
+        fused: Number of attentions that became one kernel; None if the log contains no layers.
+        masks: Shapes [T, heads, queries, keys] of the masks read by fused attentions; -1 is dynamic.
+        kinds: Number of layers by kind.
     """
 
     attentions: int
@@ -42,31 +42,35 @@ class Layers:
 
     @property
     def masks_expanded(self) -> int:
-        """Masks with a value for every head or query, where one for every key would do."""
+        """Number of masks with values per head or query, although values per key suffice."""
         return sum(mask[1:3] != (1, 1) for mask in self.masks)
 
     def as_dict(self) -> dict[str, Any]:
         return {**asdict(self), "masks_expanded": self.masks_expanded}
 
 
-def read_layers(log: Iterable[str], attentions: int) -> Layers:
-    """From the lines of a build's log, written at detailed profiling verbosity."""
+def parse_layers(log: Iterable[str], attentions: int) -> Layers:
+    """Parses the lines of a build log written at detailed profiling verbosity.
+
+    Args:
+        attentions: Number of attentions in the graph.
+    """
     kinds: Counter[str] = Counter()
     masks: list[tuple[int, ...]] = []
     fused = 0
     for line in log:
-        if (found := _LAYER.match(line)) is None:
+        if (layer := _LAYER.match(line)) is None:
             continue
-        kinds[found["kind"]] += 1
-        if _FUSED.search(found["name"]):
+        kinds[layer["kind"]] += 1
+        if _FUSED.search(layer["name"]):
             fused += 1
-            shapes = [tuple(int(n) for n in text.split(",") if n) for text in _SHAPE.findall(found["inputs"])]
+            shapes = [tuple(int(n) for n in text.split(",") if n) for text in _SHAPE.findall(layer["inputs"])]
             masks.extend(shape for shape in shapes if len(shape) == _MASK_RANK)
     return Layers(attentions, fused if kinds else None, tuple(masks), dict(kinds))
 
 
-def merged(parts: Sequence[Layers]) -> Layers:
-    """Of engines that run one after the other."""
+def merge_layers(parts: Sequence[Layers]) -> Layers:
+    """Adds up the layers of engines that run in sequence."""
     kinds: Counter[str] = Counter()
     fused = [part.fused for part in parts]
     for part in parts:

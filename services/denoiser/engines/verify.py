@@ -1,4 +1,4 @@
-"""A backend's predictions beside the eager network's."""
+"""Compares the predictions of a backend with those of the eager network."""
 
 from __future__ import annotations
 
@@ -10,22 +10,28 @@ from chorus.common.v1 import plan_pb2
 
 from services.denoiser.backends.base import Backend
 from services.denoiser.model.loaded import LoadedModel
+from services.denoiser.model.predictor import Predictor
 from services.denoiser.network.text import AmplifiedText
-from services.denoiser.reuse.amplification import amplified
+from services.denoiser.reuse.amplification import amplify_text
 
 SIGMA = 0.9
 
 
 @dataclass(frozen=True)
 class Difference:
-    """The largest difference of velocities, as it is and by the largest value of the eager network's."""
+    """Largest difference of velocities.
+
+    Attributes:
+        absolute: Largest absolute difference.
+        relative: Largest difference divided by the largest absolute velocity of the eager network.
+    """
 
     absolute: float
     relative: float
 
 
-def token_counts(model: LoadedModel) -> list[int]:
-    """One, a few, a third, all but one, and all tokens of the default shape."""
+def select_token_counts(model: LoadedModel) -> list[int]:
+    """Returns one, a few, a third, all but one, and all tokens of the default shape."""
     video = model.spec.video
     t, h, w = model.token_grid(model.latent_shape(video.frames, video.height, video.width))
     every = t * h * w
@@ -33,41 +39,40 @@ def token_counts(model: LoadedModel) -> list[int]:
 
 
 def compare(model: LoadedModel, backend: Backend, counts: Sequence[int] = ()) -> dict[int, Difference]:
-    """How far a backend's velocities are from the eager network's, for token counts.
+    """Measures the difference of a backend's velocities from the eager network's, by token count.
 
-    Of seeded noise and random texts, plain and by each form of amplification; the worst of them counts.
+    The inputs are seeded noise and random texts, plain and with each form of amplification. The result is the
+    largest difference over the texts.
 
     Args:
-        counts: of tokens; default: `token_counts`.
+        counts: Token counts to compare. Default: `select_token_counts`.
 
-    Raises BackendError where the backend fails.
+    Raises:
+        BackendError: The backend failed.
     """
     video = model.spec.video
     shape = model.latent_shape(video.frames, video.height, video.width)
-    tokens = model.tokens_of(model.noise(0, shape))
+    tokens = model.to_tokens(model.noise(0, shape))
     every = len(tokens)
-    texts = _texts(model)
+    texts = _build_texts(model)
+    reference, candidate = Predictor.eager(model), Predictor(model, backend)
     errors = {}
-    for count in counts or token_counts(model):
+    for count in counts or select_token_counts(model):
         generator = torch.Generator().manual_seed(count)
         index = torch.randperm(every, generator=generator)[:count].sort().values.to(model.device)
         worst = Difference(0.0, 0.0)
         for text in texts:
-            expected = model.token_velocity(tokens, SIGMA, text, shape, index)
-            eager, model.backend = model.backend, backend
-            try:
-                found = model.token_velocity(tokens, SIGMA, text, shape, index)
-            finally:
-                model.backend = eager
-            off = float((found - expected).abs().max())
-            relative = off / float(expected.abs().max())
-            worst = Difference(max(worst.absolute, off), max(worst.relative, relative))
+            expected = reference.velocity(tokens, SIGMA, text, shape, index)
+            actual = candidate.velocity(tokens, SIGMA, text, shape, index)
+            absolute = float((actual - expected).abs().max())
+            relative = absolute / float(expected.abs().max())
+            worst = Difference(max(worst.absolute, absolute), max(worst.relative, relative))
         errors[count] = worst
     return errors
 
 
-def _texts(model: LoadedModel) -> list[AmplifiedText]:
-    """A plain text, and the same amplified by contrast, bias and value gain."""
+def _build_texts(model: LoadedModel) -> list[AmplifiedText]:
+    """Returns a plain text, and the same text amplified by contrast, bias and value gain."""
     spec = model.spec
     generator = torch.Generator().manual_seed(0)
 
@@ -83,7 +88,7 @@ def _texts(model: LoadedModel) -> list[AmplifiedText]:
     return [
         AmplifiedText(own),
         *(
-            amplified(own, plan_pb2.Amplification(form=form, strength=0.5), gained=[(1, 1.0)], donor=donor)
+            amplify_text(own, plan_pb2.Amplification(form=form, strength=0.5), gained=[(1, 1.0)], donor=donor)
             for form in forms
         ),
     ]

@@ -1,1 +1,1 @@
-"""The amplified attention kernel: reference, Triton source, PyTorch operator and compiled form."""
+"""Amplified attention kernel: reference, Triton source, PyTorch operator and PTX compiled ahead of time."""

@@ -1,11 +1,12 @@
-"""The Triton kernel of amplified attention, its launch configurations, its launch and its compilation.
+"""Triton kernel for amplified attention: source, launch configurations, launch and compilation.
 
-The only module here that imports Triton. What is computed stands in `reference.py`; both texts are attended
-to in one pass over each block of queries, each with a running softmax accumulated in float32.
+The only module of this package that imports Triton. `reference.py` defines the computation. The kernel
+attends to both texts in one pass over each block of queries, with one running softmax per text accumulated
+in float32.
 
 Source: the running softmax is FlashAttention-2's (arXiv 2307.08691).
 """
-# Triton reads a kernel's annotations itself.
+# Triton interprets the annotations of kernel functions.
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
 
 from __future__ import annotations
@@ -21,22 +22,24 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from services.denoiser.kernels.signature import ARGUMENTS, COUNTS, parameter_type
+from services.denoiser.kernels.signature import ARGUMENTS, COUNTS, get_parameter_type
 
 MAX_HEAD_DIM = 128
-# PTX of a version that drivers of CUDA 12.0 read already; for sm_100, of CUDA 12.7.
+# PTX ISA version per architecture: the oldest usable one, so that drivers from CUDA 12.0 on (sm_100: 12.7)
+# can load the PTX.
 PTX_VERSIONS = {80: 80, 89: 80, 90: 80, 100: 86}
 LOG2E = tl.constexpr(1.4426950408889634)  # exp2 is one instruction, exp is not
 
 
 @dataclass(frozen=True)
 class Tactic:
-    """A launch configuration.
+    """Launch configuration.
 
     Attributes:
-        block_m, block_n: queries and keys of a block.
-        warps: of 32 threads each.
-        stages: blocks of keys that are under way from memory at a time.
+        block_m: Queries per block.
+        block_n: Keys per block.
+        warps: Warps of 32 threads per block.
+        stages: Software pipeline depth: blocks of keys loaded from memory concurrently.
     """
 
     block_m: int
@@ -46,9 +49,9 @@ class Tactic:
 
 
 TACTICS = {
-    "small": Tactic(block_m=64, block_n=64, warps=8, stages=1),  # within 48 KiB of shared memory, in 16 bits
+    "small": Tactic(block_m=64, block_n=64, warps=8, stages=1),  # fits 48 KiB of shared memory in 16 bits
     "fast": Tactic(block_m=128, block_n=64, warps=8, stages=3),
-    "exact": Tactic(block_m=32, block_n=32, warps=8, stages=1),  # for float32, which fills registers
+    "exact": Tactic(block_m=32, block_n=32, warps=8, stages=1),  # float32: larger blocks exhaust registers
 }
 
 
@@ -57,7 +60,10 @@ def _attend(
     q, k, v, bias, gained, gate, keys, stride, columns, dims, in_head, HEAD_DIM: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, GAINED: tl.constexpr,
 ):  # fmt: skip
-    """softmax(qkᵀ/√d + bias [+ gate · gained]) · v of one block of queries; float32 [BLOCK_M, BLOCK_D]."""
+    """Computes softmax(qkᵀ/√d + bias [+ gate · gained]) · v for one block of queries.
+
+    Returns float32 [BLOCK_M, BLOCK_D].
+    """
     scale: tl.constexpr = LOG2E * HEAD_DIM**-0.5
     top = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_M,), tl.float32)
@@ -66,14 +72,14 @@ def _attend(
         at = start + columns
         here = at < keys
         k_block = tl.load(k + at[None, :] * stride + dims[:, None], here[None, :] & in_head[:, None], 0.0)
-        # "ieee": tf32 would leave float32 with three digits.
+        # "ieee": tf32 would reduce float32 to three significant digits.
         logits = tl.dot(q, k_block, input_precision="ieee") * scale
-        # Keys beyond the last are hidden by their bias.
+        # A bias of -inf masks keys past the last one.
         logits += tl.load(bias + at, here, float("-inf"))[None, :] * LOG2E
         if GAINED:
             logits += gate[:, None] * (tl.load(gained + at, here, 0.0) * LOG2E)[None, :]
         higher = tl.maximum(top, tl.max(logits, 1))
-        # -inf minus -inf is no number: a row that has seen no key subtracts nothing.
+        # A row without a visible key so far subtracts 0, because -inf minus -inf is NaN.
         base = tl.where(higher == float("-inf"), 0.0, higher)
         weights = tl.exp2(logits - base[:, None])
         decay = tl.exp2(top - base)
@@ -92,7 +98,7 @@ def amplified_attention(
     out,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """A block of queries of one head, of the grid (blocks, batch · heads)."""
+    """Computes one block of queries of one head. Grid: (blocks of queries, batch · heads)."""
     batch = (tl.program_id(1) // heads).to(tl.int64)
     head = (tl.program_id(1) % heads).to(tl.int64)
     rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -120,51 +126,64 @@ def amplified_attention(
     tl.store(at, result.to(out.dtype.element_ty), inside)
 
 
-def constants(head_dim: int, tactic: Tactic) -> dict[str, int]:
-    """What is fixed when the kernel is compiled."""
+def build_constants(head_dim: int, tactic: Tactic) -> dict[str, int]:
+    """Returns the kernel's compile-time constants."""
     block_d = max(16, triton.next_power_of_2(head_dim))
     return {"HEAD_DIM": head_dim, "BLOCK_D": block_d, "BLOCK_M": tactic.block_m, "BLOCK_N": tactic.block_n}
 
 
 def launch(inputs: Sequence[Tensor], out: Tensor, tactic: str | None = None) -> None:
-    """Compute `reference` of its inputs into `out` [B, H, N, d]: on a GPU, or in Triton's interpreter.
+    """Computes `reference(*inputs)` into `out` [B, H, N, d], on a GPU or in Triton's interpreter.
 
-    q, k, v and their counterparts may be any views whose channels lie side by side; v is copied where it does
-    not lie as k does. `tactic` is one of `TACTICS`. Raises ValueError where the kernel cannot do it.
+    q, k, v, other_k and other_v may be views with any strides. A tensor whose channels are not contiguous is
+    copied, and so is a key-value pair with different strides.
+
+    Args:
+        inputs: Arguments of `reference`, in order.
+        tactic: Key of `TACTICS`. None selects "exact" for float32 and "fast" for 16-bit types.
+
+    Raises:
+        ValueError: The kernel does not support these sizes.
     """
     q, k, v, key_bias, gained, gate, other_k, other_v, other_bias, strength = inputs
     batch, heads, queries, head_dim = q.shape
     if head_dim > MAX_HEAD_DIM:
-        raise ValueError(f"q: the kernel takes heads of at most {MAX_HEAD_DIM} channels, not {head_dim}")
+        raise ValueError(f"q: the kernel supports at most {MAX_HEAD_DIM} channels per head, not {head_dim}")
     if batch * heads > 65_535:
-        raise ValueError(f"q: the kernel takes at most 65535 heads, over the batch, not {batch * heads}")
+        raise ValueError(f"q: the kernel supports batch * heads up to 65535, not {batch * heads}")
     if any(t.numel() >= 2**31 for t in (q, k, other_k)):
-        raise ValueError("q, k, other_k: the kernel takes tensors of less than 2^31 elements")
+        raise ValueError("q, k, other_k: the kernel supports tensors with fewer than 2^31 elements")
     if not out.numel():
         return
-    q = _rows(q)
-    k, v = _alike(k, v)
-    other_k, other_v = _alike(other_k, other_v)
+    q = _with_contiguous_channels(q)
+    k, v = _with_equal_strides(k, v)
+    other_k, other_v = _with_equal_strides(other_k, other_v)
     flat = [t.contiguous() for t in (key_bias, gained, gate, other_bias, strength)]
-    chosen = TACTICS[tactic or ("exact" if q.dtype == torch.float32 else "fast")]
-    amplified_attention[(triton.cdiv(queries, chosen.block_m), batch * heads)](
+    config = TACTICS[tactic or ("exact" if q.dtype == torch.float32 else "fast")]
+    amplified_attention[(triton.cdiv(queries, config.block_m), batch * heads)](
         q, k, v, *flat[:3], other_k, other_v, *flat[3:],
         heads, queries, k.shape[2], other_k.shape[2],
         *(stride for t in (q, k, other_k, out) for stride in t.stride()[:3]),
         out,
-        **constants(head_dim, chosen),
-        num_warps=chosen.warps, num_stages=chosen.stages, enable_fp_fusion=True,
+        **build_constants(head_dim, config),
+        num_warps=config.warps, num_stages=config.stages, enable_fp_fusion=True,
     )  # fmt: skip
 
 
 def compile_for(arch: int, dtype: str, head_dim: int, tactic: Tactic) -> Any:
-    """Triton's compiled kernel for compute capability arch / 10; needs no GPU. `dtype`: "fp16" or "bf16".
+    """Compiles the kernel with Triton. Needs no GPU.
 
-    It counts on pointers and strides being multiples of 16, as they are where tensors are contiguous and
-    heads have a multiple of 16 channels.
+    The result requires pointers and strides that are multiples of 16. Contiguous tensors whose head size is
+    a multiple of 16 fulfil this.
+
+    Args:
+        arch: Target architecture, 10 times the compute capability.
+        dtype: Type of q, k, v and the output, "fp16" or "bf16".
+
+    Returns Triton's compiled kernel.
     """
-    fixed = constants(head_dim, tactic)
-    types = {name: parameter_type(name, dtype) for name in ARGUMENTS} | dict.fromkeys(fixed, "constexpr")
+    fixed = build_constants(head_dim, tactic)
+    types = {name: get_parameter_type(name, dtype) for name in ARGUMENTS} | dict.fromkeys(fixed, "constexpr")
     aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(ARGUMENTS) if name not in COUNTS}
     options = {
         "num_warps": tactic.warps,
@@ -173,15 +192,15 @@ def compile_for(arch: int, dtype: str, head_dim: int, tactic: Tactic) -> Any:
         "enable_fp_fusion": True,
     }
     with triton.knobs.compilation.scope():
-        triton.knobs.compilation.disable_line_info = True  # it names files of the machine that compiles
+        triton.knobs.compilation.disable_line_info = True  # contains file paths of the compiling machine
         source = ASTSource(amplified_attention, types, fixed, aligned)
         return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
 
 
-def _rows(x: Tensor) -> Tensor:
+def _with_contiguous_channels(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def _alike(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    k = _rows(k)
+def _with_equal_strides(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    k = _with_contiguous_channels(k)
     return (k, v) if v.stride() == k.stride() else (k.contiguous(), v.contiguous())

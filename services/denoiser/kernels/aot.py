@@ -1,7 +1,7 @@
-"""The kernel, compiled ahead of time to PTX: what TensorRT's plugins read from a disk.
+"""Kernel compiled ahead of time to PTX, stored on disk for TensorRT plugins.
 
-A folder holds `manifest.json` and, under `kernels/`, one file of PTX for each kernel that it lists. Making it
-needs Triton and no GPU; reading it needs neither.
+A kernel folder contains `manifest.json` and one PTX file under `kernels/` for each kernel in the manifest.
+Building needs Triton and no GPU; loading needs neither.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from services.denoiser.kernels.signature import ARGUMENTS, parameter_type
+from services.denoiser.kernels.signature import ARGUMENTS, get_parameter_type
 
 ARCHS = (80, 89, 90, 100)
 DTYPES = ("fp16", "bf16")
@@ -29,22 +29,27 @@ _THREADS = re.compile(r"\.reqntid\s+(\d+)")
 
 
 class KernelError(ValueError):
-    """A kernel is missing, is not what its manifest says, or cannot be used as asked."""
+    """A kernel is missing, does not match its manifest, or does not support a request."""
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """A compiled kernel.
+    """Compiled kernel.
 
     Attributes:
-        name: of its entry in the PTX.
-        arch: 10 times the compute capability.
-        dtype: of q, k, v and the output; "fp16" or "bf16".
-        block_m, block_n: queries and keys of a block; the grid is (N / block_m rounded up, B · H).
-        shared: bytes of dynamic shared memory; more than 48 KiB have to be asked for.
-        parameters: names and types, in order; "*" marks a pointer.
-        sha256: of the PTX.
-        ptx: the PTX, where it was loaded.
+        name: Name of the entry point in the PTX.
+        arch: Target architecture, 10 times the compute capability.
+        dtype: Type of q, k, v and the output, "fp16" or "bf16".
+        head_dim: Channels of one attention head.
+        tactic: Name of the launch configuration.
+        block_m: Queries per block; the grid is (ceil(N / block_m), B · H).
+        block_n: Keys per block.
+        num_warps: Warps of 32 threads per block.
+        num_stages: Software pipeline depth.
+        shared: Dynamic shared memory, in bytes; more than 48 KiB must be requested from the driver.
+        parameters: Names and types in order; "*" marks a pointer.
+        sha256: SHA-256 of the PTX.
+        ptx: PTX text; empty if not loaded.
     """
 
     name: str
@@ -63,35 +68,33 @@ class Kernel:
 
     @property
     def file(self) -> str:
-        """Its place in the folder."""
+        """Path of the PTX file, relative to the kernel folder."""
         return f"kernels/{self.name}_sm{self.arch}_{self.dtype}_d{self.head_dim}_{self.tactic}.ptx"
 
     def grid(self, batch: int, heads: int, queries: int) -> tuple[int, int, int]:
-        """Blocks to launch."""
+        """Returns the launch grid."""
         return -(-queries // self.block_m), batch * heads, 1
 
     def checked(self) -> Kernel:
-        """This kernel. Raises KernelError where its PTX is not what its digest says."""
+        """Returns this kernel. Raises KernelError if the PTX does not match its digest."""
         if (digest := _digest(self.ptx.encode())) != self.sha256:
             raise KernelError(f"{self.file}: has SHA-256 {digest}, not {self.sha256}")
         return self
 
     @classmethod
     def from_json(cls, value: Any) -> Kernel:
-        """The inverse of `to_json`. Raises KernelError."""
+        """Parses the output of `to_json`. Raises KernelError."""
         types = {field.name: {"int": int, "str": str}.get(str(field.type), list) for field in fields(cls)}
         if not isinstance(value, dict) or not set(value) <= set(types):
             raise KernelError("a kernel's description has unknown fields")
-        for name, wanted in types.items():
-            if name != "ptx" and type(value.get(name)) is not wanted:
-                raise KernelError(
-                    f"a kernel's description has no {name}, or of another type than {wanted.__name__}"
-                )
+        for name, type_ in types.items():
+            if name != "ptx" and type(value.get(name)) is not type_:
+                raise KernelError(f"a kernel's description has no {name} of type {type_.__name__}")
         parameters = tuple((str(name), str(type_)) for name, type_ in value["parameters"])
         return cls(**{**value, "parameters": parameters})
 
     def to_json(self, *, ptx: bool = False) -> dict[str, Any]:
-        """As plain values, with or without the PTX."""
+        """Returns a JSON-serialisable dictionary, with or without the PTX."""
         value = asdict(self) | {"parameters": [list(parameter) for parameter in self.parameters]}
         return value if ptx else {k: v for k, v in value.items() if k != "ptx"}
 
@@ -105,100 +108,115 @@ def build(
     tactics: Iterable[str] = TACTICS,
     progress: Callable[[str], object] = print,
 ) -> Path:
-    """Compile what is asked for and not there yet; the path of the manifest.
+    """Compiles the requested kernels that the folder lacks. Returns the path of the manifest.
 
-    What is there stays when kernel source, Triton and digests are the same, and is made again otherwise.
-    Raises KernelError when a compiled kernel does not have the parameters it should have.
+    Existing kernels are kept while kernel source, Triton version and digests match; otherwise they are
+    compiled again.
+
+    Raises:
+        KernelError: A compiled kernel does not have the expected parameters.
     """
     manifest = folder / "manifest.json"
-    made = importlib.metadata.version("triton"), _digest(b"".join(path.read_bytes() for path in SOURCES))
-    kept = {kernel.file: kernel for kernel in _intact(manifest, *made)}
-    wanted = list(product(archs, dtypes, head_dims, tactics))
-    for i, (arch, dtype, head_dim, tactic) in enumerate(wanted, 1):
-        label = f"[{i}/{len(wanted)}] sm_{arch} {dtype} head size {head_dim} {tactic}"
+    triton_version = importlib.metadata.version("triton")
+    source_digest = _digest(b"".join(path.read_bytes() for path in SOURCES))
+    kept = {kernel.file: kernel for kernel in _load_intact(manifest, triton_version, source_digest)}
+    requested = list(product(archs, dtypes, head_dims, tactics))
+    for i, (arch, dtype, head_dim, tactic) in enumerate(requested, 1):
+        label = f"[{i}/{len(requested)}] sm_{arch} {dtype} head size {head_dim} {tactic}"
         if any(
             (k.arch, k.dtype, k.head_dim, k.tactic) == (arch, dtype, head_dim, tactic) for k in kept.values()
         ):
-            progress(f"{label}: there already")
+            progress(f"{label}: up to date")
             continue
         progress(f"{label}: compiling")
-        kernel = _compiled(arch, dtype, head_dim, tactic)
+        kernel = _compile(arch, dtype, head_dim, tactic)
         _write(folder / kernel.file, kernel.ptx)
         kept[kernel.file] = kernel
-        # After each kernel, so that whoever is interrupted goes on where it stopped.
-        listed = [k.to_json() | {"file": k.file} for k in sorted(kept.values(), key=lambda k: k.file)]
-        content = {"version": _VERSION, "triton": made[0], "source_sha256": made[1], "kernels": listed}
+        # The manifest is written after each kernel, so that an interrupted build resumes where it stopped.
+        content = {
+            "version": _VERSION,
+            "triton": triton_version,
+            "source_sha256": source_digest,
+            "kernels": [k.to_json() | {"file": k.file} for k in sorted(kept.values(), key=lambda k: k.file)],
+        }
         _write(manifest, json.dumps(content, indent=1) + "\n")
     return manifest
 
 
 def load(manifest: Path, arch: int, dtype: str, head_dim: int, tactic: str = "fast") -> Kernel:
-    """A kernel with its PTX, whose digest was verified. Raises KernelError."""
+    """Loads a kernel with its PTX and verifies the digest. Raises KernelError."""
     kernels = _read(manifest)["kernels"]
     for kernel in kernels:
         if (kernel.arch, kernel.dtype, kernel.head_dim, kernel.tactic) == (arch, dtype, head_dim, tactic):
-            return _verified(manifest.parent, kernel)
-    there = sorted({(k.arch, k.dtype, k.head_dim, k.tactic) for k in kernels})
-    asked = (arch, dtype, head_dim, tactic)
-    raise KernelError(f"{manifest}: has no kernel {asked}; it has {', '.join(map(str, there)) or 'none'}")
+            return _load_ptx(manifest.parent, kernel)
+    available = sorted({(k.arch, k.dtype, k.head_dim, k.tactic) for k in kernels})
+    requested = (arch, dtype, head_dim, tactic)
+    raise KernelError(
+        f"{manifest}: has no kernel {requested}; it has {', '.join(map(str, available)) or 'none'}"
+    )
 
 
-def arch_for(major: int, minor: int) -> int:
-    """The arch whose PTX a GPU of a compute capability takes.
+def select_arch(major: int, minor: int) -> int:
+    """Returns the architecture to use for a GPU of a compute capability.
 
-    That of 9.0 and 10.0 is for these alone; that of 8.0 and 8.9 is also for what came after.
+    PTX for 9.0 and 10.0 runs on these capabilities only; PTX for 8.0 and 8.9 also runs on later ones.
     Raises KernelError for older GPUs.
     """
     exact = 10 * major + minor
     if exact in ARCHS:
         return exact
     if exact < min(ARCHS):
-        raise KernelError(f"no kernel for compute capability {major}.{minor}: 8.0 is the oldest")
+        raise KernelError(f"no kernel for compute capability {major}.{minor}: the minimum is 8.0")
     return 89 if exact > 89 else 80
 
 
 def strip_scratch(ptx: str, types: Iterable[str]) -> str:
-    """PTX without the scratch pointers that Triton appends to the parameters, which plugins do not pass.
+    """Removes the scratch pointers that Triton appends to the parameters; plugins do not pass them.
 
-    `types` are the parameters' types as Triton writes them. Raises KernelError where the PTX has others, or
-    refers to what is to go.
+    Args:
+        types: Parameter types in Triton's notation, in order.
+
+    Raises:
+        KernelError: The PTX has other parameters, or its code reads a scratch pointer.
     """
     entry = _ENTRY.search(ptx)
     if entry is None:
         raise KernelError("the PTX has no entry")
-    found = [p.strip() for p in entry[3].split(",")]
-    wanted = [".u64" if t.startswith("*") else ".u32" for t in types]
-    for parameter, kind in zip(found, wanted, strict=False):
+    parameters = [p.strip() for p in entry[3].split(",")]
+    expected = [".u64" if t.startswith("*") else ".u32" for t in types]
+    for parameter, kind in zip(parameters, expected, strict=False):
         if parameter.split()[:2] != [".param", kind]:
-            raise KernelError(f"the PTX has '{parameter}' where a parameter of type {kind} should be")
-    extra = found[len(wanted) :]
-    if len(found) < len(wanted) or len(extra) > 2 or any(p.split()[1] != ".u64" for p in extra):
-        raise KernelError(f"the PTX has {len(found)} parameters, of which {len(wanted)} are known")
+            raise KernelError(f"the PTX has '{parameter}' instead of a parameter of type {kind}")
+    extra = parameters[len(expected) :]
+    if len(parameters) < len(expected) or len(extra) > 2 or any(p.split()[1] != ".u64" for p in extra):
+        raise KernelError(f"the PTX has {len(parameters)} parameters, of which {len(expected)} are known")
     for parameter in extra:
         name = parameter.split()[-1]
         if len(re.findall(rf"\b{re.escape(name)}\b", ptx)) != 1:
-            raise KernelError(f"the PTX refers to its scratch parameter {name}")
-    body = "\n\t" + ",\n\t".join(found[: len(wanted)])
+            raise KernelError(f"the PTX uses its scratch parameter {name}")
+    body = "\n\t" + ",\n\t".join(parameters[: len(expected)])
     return ptx[: entry.start(3)] + body + ptx[entry.end(3) :]
 
 
-def _compiled(arch: int, dtype: str, head_dim: int, tactic: str) -> Kernel:
-    from services.denoiser.kernels import amplified_attention as triton_kernel  # loads Triton
+def _compile(arch: int, dtype: str, head_dim: int, tactic: str) -> Kernel:
+    from services.denoiser.kernels import amplified_attention as triton_kernel  # imports Triton
 
     launch = triton_kernel.TACTICS[tactic]
     compiled = triton_kernel.compile_for(arch, dtype, head_dim, launch)
-    about = compiled.metadata
-    if about.global_scratch_size or about.profile_scratch_size or about.num_ctas != 1:
-        raise KernelError("the compiled kernel wants scratch memory or clusters, which plugins do not give")
-    parameters = tuple((name, parameter_type(name, dtype)) for name in ARGUMENTS)
+    metadata = compiled.metadata
+    if metadata.global_scratch_size or metadata.profile_scratch_size or metadata.num_ctas != 1:
+        raise KernelError(
+            "the compiled kernel needs scratch memory or clusters, which plugins do not provide"
+        )
+    parameters = tuple((name, get_parameter_type(name, dtype)) for name in ARGUMENTS)
     ptx = strip_scratch(compiled.asm["ptx"], (type_ for _, type_ in parameters))
     threads = _THREADS.search(ptx)
     if threads is None or int(threads[1]) != 32 * launch.warps:
         raise KernelError(
-            f"the compiled kernel wants {threads and threads[1]} threads, not {32 * launch.warps}"
+            f"the compiled kernel requires {threads and threads[1]} threads, not {32 * launch.warps}"
         )
     return Kernel(
-        name=about.name,
+        name=metadata.name,
         arch=arch,
         dtype=dtype,
         head_dim=head_dim,
@@ -207,15 +225,15 @@ def _compiled(arch: int, dtype: str, head_dim: int, tactic: str) -> Kernel:
         block_n=launch.block_n,
         num_warps=launch.warps,
         num_stages=launch.stages,
-        shared=about.shared,
+        shared=metadata.shared,
         parameters=parameters,
         sha256=_digest(ptx.encode()),
         ptx=ptx,
     )
 
 
-def _intact(manifest: Path, triton: str, source: str) -> list[Kernel]:
-    """The kernels of a manifest that need not be made again."""
+def _load_intact(manifest: Path, triton: str, source: str) -> list[Kernel]:
+    """Loads the kernels of a manifest that do not need to be compiled again."""
     try:
         content = _read(manifest)
     except KernelError:
@@ -225,7 +243,7 @@ def _intact(manifest: Path, triton: str, source: str) -> list[Kernel]:
     intact = []
     for kernel in content["kernels"]:
         try:
-            intact.append(_verified(manifest.parent, kernel))
+            intact.append(_load_ptx(manifest.parent, kernel))
         except KernelError:
             continue
     return intact
@@ -235,21 +253,24 @@ def _read(manifest: Path) -> dict[str, Any]:
     try:
         content = json.loads(manifest.read_text())
         if content["version"] != _VERSION:
-            raise KernelError(f"{manifest}: is of version {content['version']}, not {_VERSION}")
+            raise KernelError(f"{manifest}: has version {content['version']}, not {_VERSION}")
         files = [entry.pop("file") for entry in content["kernels"]]
         kernels = [Kernel.from_json(entry) for entry in content["kernels"]]
         if files != [kernel.file for kernel in kernels]:
-            raise KernelError(f"{manifest}: names files that are not its kernels'")
+            raise KernelError(f"{manifest}: lists a file name that does not match its kernel")
         return {"triton": content["triton"], "source_sha256": content["source_sha256"], "kernels": kernels}
     except FileNotFoundError as error:
-        raise KernelError(f"{manifest}: is missing; python -m services.denoiser.kernels makes it") from error
+        raise KernelError(
+            f"{manifest}: is missing; create it with python -m services.denoiser.kernels"
+        ) from error
     except KernelError:
         raise
     except (ValueError, AttributeError, KeyError, TypeError) as error:
-        raise KernelError(f"{manifest}: is no manifest of kernels: {error!r}") from error
+        raise KernelError(f"{manifest}: is not a kernel manifest: {error!r}") from error
 
 
-def _verified(folder: Path, kernel: Kernel) -> Kernel:
+def _load_ptx(folder: Path, kernel: Kernel) -> Kernel:
+    """Returns the kernel with its PTX. Raises KernelError if the file is missing or differs."""
     path = folder / kernel.file
     try:
         content = path.read_bytes()
@@ -264,6 +285,6 @@ def _digest(content: bytes) -> str:
 
 def _write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(text)
-    part.replace(path)
+    partial = path.with_name(path.name + ".part")
+    partial.write_text(text)
+    partial.replace(path)

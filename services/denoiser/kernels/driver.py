@@ -1,7 +1,8 @@
-"""Launches PTX through the CUDA driver, by ctypes: for TensorRT's plugin, which has no PyTorch to do it.
+"""Kernel launcher: loads and launches PTX through the CUDA driver with ctypes.
 
-Every call's status is checked. The calling thread has to have a current CUDA context, as it has inside a
-plugin and after any PyTorch operation on a GPU.
+For TensorRT's plugin, which runs without PyTorch. The status of every driver call is checked. The calling
+thread must have a current CUDA context, which is the case inside a plugin and after any PyTorch operation on
+a GPU.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 
 from services.denoiser.kernels.aot import Kernel
 
-# Names and values are those of the CUDA driver API, cuda.h.
+# Constants of the CUDA driver API (cuda.h).
 _MAX_DYNAMIC_SHARED_SIZE_BYTES = 8
 _JIT_ERROR_LOG_BUFFER = 5
 _JIT_ERROR_LOG_BUFFER_SIZE_BYTES = 6
@@ -21,16 +22,17 @@ _LOG_BYTES = 4096
 
 
 class DriverError(RuntimeError):
-    """The CUDA driver is missing or refused a call."""
+    """The CUDA driver is missing or rejected a call."""
 
 
 class Driver:
-    """The CUDA driver, and the kernels that were loaded with it.
+    """CUDA driver with a cache of loaded kernels.
 
     Args:
-        library: the driver as ctypes loads it; None looks for it on this machine.
+        library: Driver library loaded by ctypes. None loads the system's.
 
-    Raises DriverError where there is none.
+    Raises:
+        DriverError: The machine has no CUDA driver.
     """
 
     def __init__(self, library: Any = None) -> None:
@@ -46,27 +48,32 @@ class Driver:
     def launch(
         self, kernel: Kernel, grid: tuple[int, int, int], arguments: Sequence[int], stream: int = 0
     ) -> None:
-        """Queue a kernel on a stream.
+        """Enqueues a kernel on a stream.
 
         Args:
-            grid: blocks along x, y and z; none may be 0.
-            arguments: a device address or a number for each of the kernel's parameters, in order.
-            stream: a CUDA stream's handle.
+            grid: Blocks along x, y and z, each at least 1.
+            arguments: Device address or number for each kernel parameter, in order.
+            stream: Handle of a CUDA stream.
 
-        Raises ValueError where arguments do not fit the kernel, DriverError where the driver refuses.
+        Raises:
+            ValueError: The arguments do not match the kernel's parameters.
+            DriverError: The driver rejected a call.
         """
-        held = [_argument(value, *of) for value, of in zip(arguments, kernel.parameters, strict=True)]
-        pointers = (ctypes.c_void_p * len(held))(*(ctypes.addressof(value) for value in held))
+        values = [
+            _to_ctypes(value, name, type_)
+            for value, (name, type_) in zip(arguments, kernel.parameters, strict=True)
+        ]
+        pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
         self._call(
             "cuLaunchKernel",
-            self._function(kernel),
+            self._load_function(kernel),
             *(ctypes.c_uint(n) for n in (*grid, 32 * kernel.num_warps, 1, 1, kernel.shared)),
             ctypes.c_void_p(stream),
             pointers,
             None,
         )
 
-    def _function(self, kernel: Kernel) -> ctypes.c_void_p:
+    def _load_function(self, kernel: Kernel) -> ctypes.c_void_p:
         context = ctypes.c_void_p()
         self._call("cuCtxGetCurrent", ctypes.byref(context))
         if not context.value:
@@ -96,11 +103,11 @@ class Driver:
             raise DriverError(f"{name}: {text.value.decode() if text.value else status}")
 
 
-def _argument(value: int, name: str, type_: str) -> ctypes.c_uint64 | ctypes.c_int32:
+def _to_ctypes(value: int, name: str, type_: str) -> ctypes.c_uint64 | ctypes.c_int32:
     if type_.startswith("*"):
-        if value % 16:  # the kernel was compiled for it, and would read what lies beside
+        if value % 16:  # the kernel is compiled for aligned addresses and would read adjacent memory
             raise ValueError(f"{name}: the address must be a multiple of 16")
         return ctypes.c_uint64(value)
     if not 0 <= value < 2**31:
-        raise ValueError(f"{name}: {value} is no size of 31 bits")
+        raise ValueError(f"{name}: must be from 0 to 2^31 - 1, not {value}")
     return ctypes.c_int32(value)

@@ -1,6 +1,6 @@
-"""Amplified attention as a PyTorch operator, `chorus::amplified_attention`.
+"""PyTorch operator `chorus::amplified_attention`.
 
-The reference on a CPU, the Triton kernel on a GPU. It has no gradient.
+Runs the reference on a CPU and the Triton kernel on a GPU. It has no gradient.
 """
 
 from __future__ import annotations
@@ -27,25 +27,27 @@ def amplified_attention(
     other_bias: Tensor,
     strength: Tensor,
 ) -> Tensor:
-    """`reference`, of float16, bfloat16 or float32 tensors (on a CPU also float64), as one operator.
+    """Computes `reference` as one operator, for float16, bfloat16 or float32 (on a CPU also float64).
 
-    Returns [B, H, N, d] as a view of [B, N, H, d], so that joining the heads again copies nothing.
-    Raises ValueError where shapes or types do not fit, or where the kernel cannot take them.
+    Returns [B, H, N, d] as a view of [B, N, H, d], so that merging the heads needs no copy.
+
+    Raises:
+        ValueError: Shapes or types do not match, or the kernel does not support them.
     """
     args = (q, k, v, key_bias, gained, gate, other_k, other_v, other_bias, strength)
     _check(*args)
-    return _like(q).copy_(reference(*args))
+    return _empty_output(q).copy_(reference(*args))
 
 
 @amplified_attention.register_kernel("cuda")
 def _cuda(*args: Tensor) -> Tensor:
-    from services.denoiser.kernels.amplified_attention import launch  # a machine without a GPU has no Triton
+    from services.denoiser.kernels.amplified_attention import launch  # machines without a GPU lack Triton
 
     _check(*args)
     q = args[0]
     if q.dtype == torch.float64:
-        raise ValueError("q: the kernel takes float16, bfloat16 or float32, not float64")
-    out = _like(q)
+        raise ValueError("q: the kernel supports float16, bfloat16 and float32, not float64")
+    out = _empty_output(q)
     with torch.cuda.device(q.device):
         launch(args, out)
     return out
@@ -54,10 +56,10 @@ def _cuda(*args: Tensor) -> Tensor:
 @amplified_attention.register_fake
 def _fake(*args: Tensor) -> Tensor:
     _check(*args)
-    return _like(args[0])
+    return _empty_output(args[0])
 
 
-def _like(q: Tensor) -> Tensor:
+def _empty_output(q: Tensor) -> Tensor:
     batch, heads, queries, head_dim = q.shape
     return q.new_empty(batch, queries, heads, head_dim).transpose(1, 2)
 
@@ -68,7 +70,7 @@ def _check(*args: Tensor) -> None:
     if q.ndim != 4 or k.ndim != 4 or other_k.ndim != 4:
         raise ValueError("q, k, other_k: must have four axes, [B, H, rows, d]")
     if q.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
-        raise ValueError(f"q: must be of a floating-point type, not {q.dtype}")
+        raise ValueError(f"q: must have a floating-point type, not {q.dtype}")
     batch, heads, queries, head_dim = q.shape
     keys, others = k.shape[2], other_k.shape[2]
     shapes = {

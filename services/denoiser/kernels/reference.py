@@ -1,4 +1,4 @@
-"""Amplified attention in plain torch: what the kernel has to compute, and what runs on a CPU."""
+"""Amplified attention in plain torch: defines the kernel's result, and runs on CPUs."""
 
 from __future__ import annotations
 
@@ -18,22 +18,24 @@ def reference(
     other_bias: Tensor,
     strength: Tensor,
 ) -> Tensor:
-    """A + strength · gate · (A − A′): attention to a text, away from attention to another one.
+    """Computes A + strength · gate · (A − A′): attention to one text, contrasted with another text.
 
-    A = softmax(qkᵀ/√d + key_bias + gate · gained) · v and A′ = softmax(qk′ᵀ/√d + other_bias) · v′. A query
-    that may see no key gets 0. Computed in float64 where q is float64, else in float32.
+    A = softmax(qkᵀ/√d + key_bias + gate · gained) · v and A′ = softmax(qk′ᵀ/√d + other_bias) · v′. The result
+    is 0 for a query with every key masked. Computes in float64 if q is float64, otherwise in float32.
 
     Args:
-        q: [B, H, N, d].
-        k, v: [B, H, L, d].
-        key_bias: [B, L], float32; -inf hides a key.
-        gained: [B, L], float32, finite: how much more a key counts where the gate is open.
-        gate: [B, N], float32, 0 to 1.
-        other_k, other_v: [B, H, M, d]; with M = 0 there is no other text, and A is returned.
-        other_bias: [B, M], float32; -inf hides a key.
-        strength: [B], float32.
+        q: Queries [B, H, N, d].
+        k: Keys [B, H, L, d].
+        v: Values [B, H, L, d].
+        key_bias: Added to the logits of each key, float32 [B, L]; -inf masks a key.
+        gained: Added to the logits of each key in proportion to the gate, float32 [B, L], finite.
+        gate: Share of `gained` and `strength` that applies to each query, float32 [B, N], 0 to 1.
+        other_k: Keys of the other text [B, H, M, d]; with M = 0 the function returns A.
+        other_v: Values of the other text [B, H, M, d].
+        other_bias: Added to the logits of the other text's keys, float32 [B, M]; -inf masks a key.
+        strength: Weight of the difference A − A′, float32 [B].
 
-    Returns [B, H, N, d] of q's type. Source: both forms of services/denoiser/network/text.py at once.
+    Returns [B, H, N, d] in the type of q. Combines both forms of services/denoiser/network/text.py.
     """
     work = torch.float64 if q.dtype == torch.float64 else torch.float32
     bias, more, rows = key_bias.to(work), gained.to(work), gate.to(work)
@@ -49,6 +51,6 @@ def reference(
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     logits = q @ k.mT * q.shape[-1] ** -0.5 + bias
-    blind = (logits == -torch.inf).all(-1, keepdim=True)  # softmax would make them NaN
-    out: Tensor = logits.softmax(-1).masked_fill(blind, 0) @ v
+    masked = (logits == -torch.inf).all(-1, keepdim=True)  # softmax returns NaN for these rows
+    out: Tensor = logits.softmax(-1).masked_fill(masked, 0) @ v
     return out

@@ -1,4 +1,4 @@
-"""The kernel's arguments, in the order in which a TensorRT plugin passes them: inputs, sizes, output."""
+"""Kernel arguments in the order in which a TensorRT plugin passes them: inputs, sizes, output."""
 
 from __future__ import annotations
 
@@ -16,16 +16,19 @@ TENSORS = (
     "other_bias",
     "strength",
 )
-VALUES = ("q", "k", "v", "other_k", "other_v", "out")  # of one type, float32 or shorter; the rest is float32
+# Arguments of one common type, float32 or 16-bit; all other tensors are float32.
+VALUES = ("q", "k", "v", "other_k", "other_v", "out")
 COUNTS = ("heads", "queries", "keys", "others")
-# In elements; k and v share theirs, and so do other_k and other_v. A head's channels lie side by side.
-STRIDES = tuple(f"{of}_{axis}" for of in ("q", "k", "o", "out") for axis in ("batch", "head", "row"))
+# In elements. k and v have the same strides, and so have other_k and other_v. Channels are contiguous.
+STRIDES = tuple(f"{tensor}_{axis}" for tensor in ("q", "k", "o", "out") for axis in ("batch", "head", "row"))
 SIZES = (*COUNTS, *STRIDES)
 ARGUMENTS = (*TENSORS, *SIZES, "out")
 
 
-def contiguous_sizes(heads: Any, queries: Any, keys: Any, others: Any, head_dim: Any) -> tuple[Any, ...]:
-    """`SIZES` of contiguous [B, heads, rows, head_dim] tensors; of numbers, or of TensorRT's symbols."""
+def compute_contiguous_sizes(
+    heads: Any, queries: Any, keys: Any, others: Any, head_dim: Any
+) -> tuple[Any, ...]:
+    """Computes `SIZES` of contiguous [B, heads, rows, head_dim] tensors, for numbers or TensorRT symbols."""
     strides = (
         stride
         for rows in (queries, keys, others, queries)
@@ -34,8 +37,8 @@ def contiguous_sizes(heads: Any, queries: Any, keys: Any, others: Any, head_dim:
     return heads, queries, keys, others, *strides
 
 
-def parameter_type(name: str, dtype: str) -> str:
-    """An argument's type as Triton writes it, where `dtype` is that of q."""
+def get_parameter_type(name: str, dtype: str) -> str:
+    """Returns the type of an argument in Triton's notation; `dtype` is the type of q."""
     if name in SIZES:
         return "i32"
     return f"*{dtype}" if name in VALUES else "*fp32"

@@ -1,9 +1,9 @@
-"""A model ready to denoise: specification, network, adapters and codec together."""
+"""A model in memory: specification, network, adapters and codec. `predictor.py` runs its steps."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +11,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from services.denoiser.backends.base import Backend, StepInputs
-from services.denoiser.backends.eager import EagerBackend
 from services.denoiser.checkpoint.lora import Adapter, Lora
 from services.denoiser.checkpoint.names import renamer
 from services.denoiser.checkpoint.weights import check_weights, load_weights, verified_digest
@@ -21,9 +19,7 @@ from services.denoiser.codec.wan_vae import WanVaeCodec
 from services.denoiser.model.spec import ModelSpec, SpaceToDepth, load_spec
 from services.denoiser.network.positions import position_channels
 from services.denoiser.network.sampler import seeded_noise
-from services.denoiser.network.text import AmplifiedText
 from services.denoiser.network.wan import (
-    AttentionObserver,
     Grid,
     TextKV,
     WanTransformer,
@@ -36,53 +32,46 @@ from services.denoiser.network.wan import (
 LatentShape = tuple[int, int, int, int]  # channels, latent frames, latent height, latent width
 
 
-class LoadedModel:
-    """One model on one device. Not thread-safe: one worker thread owns it.
+@dataclass(frozen=True)
+class GridInputs:
+    """Inputs of the network that depend on a token's place alone.
 
-        model = LoadedModel.load(Path("models/movingshapes/model.toml"))
-        text = model.prepare_text(token_states)                       # float32 [L, text_dim]
-        x0 = model.noise(seed, model.latent_shape(frames, height, width))
-        for step in sample(lambda x, s: model.velocity(x, s, text), x0, sigmas): ...
-        video = model.decode(step.latents)                            # [3, frames, height, width]
-
-    Latents are float32 [C, T, H, W] on `device`, whatever type the network computes in.
+    Attributes:
+        positions: float32 [N, F*P], position channels; F is 0 for a model without them.
+        rope_cos: float32 [N, head_dim]; `rope_sin` likewise.
     """
 
-    def __init__(
-        self,
-        spec: ModelSpec,
-        transformer: WanTransformer,
-        device: str | torch.device = "cpu",
-        *,
-        codec: Codec | None = None,
-        weights_digest: str = "",
-        adapters: Sequence[Adapter] = (),
-    ) -> None:
-        """A network in memory. `load` is the way to one on disk, which has a digest and may have adapters.
+    positions: Tensor
+    rope_cos: Tensor
+    rope_sin: Tensor
 
-        Args:
-            codec: must be given where the specification's has weights of its own.
-            weights_digest: SHA-256 of the weights; with `adapters`, those merged, part of latents' identity.
-        """
-        self.spec = spec
-        self.device = torch.device(device)
-        self.transformer = transformer.to(self.device).eval().requires_grad_(False)
-        self.dtype = transformer.patch_embedding.weight.dtype
-        self.codec = codec or load_codec(spec, Path(), self.device)
-        self.weights_digest = weights_digest
-        self.adapters = tuple(adapters)
-        # Runs the network's steps; whoever puts another one here closes it.
-        self.backend: Backend = EagerBackend(self.transformer)
-        self._grid_inputs = lru_cache(maxsize=8)(self._make_grid_inputs)
+
+@dataclass(frozen=True, eq=False)
+class LoadedModel:
+    """One model on one device.
+
+    Latents are float32 [C, T, H, W] on `device`, whatever type the network computes in.
+
+    Attributes:
+        transformer: On `device`, without gradients.
+        weights_digest: SHA-256 of the weights; with `adapters`, those merged, part of the latents' identity.
+    """
+
+    spec: ModelSpec
+    transformer: WanTransformer
+    codec: Codec
+    device: torch.device
+    weights_digest: str
+    adapters: tuple[Adapter, ...]
 
     @classmethod
     def load(
         cls, path: Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
     ) -> LoadedModel:
-        """Load a model file and all it names; every file is checked before anything is allocated from it.
+        """Loads a model file and all files it names; each is checked before anything is allocated from it.
 
         Args:
-            dtype: what the network computes in, instead of what the model file says.
+            dtype: Type that the network computes in. Default: the model file's.
 
         Raises SpecError, WeightsError.
         """
@@ -108,13 +97,18 @@ class LoadedModel:
         state = load_weights(weights, expected, rename=rename, convert=convert, device=device)
         network.load_state_dict(state, assign=True)
         return cls(
-            spec,
-            network,
-            device,
+            spec=spec,
+            transformer=network.to(device).eval().requires_grad_(False),
             codec=load_codec(spec, folder, device),
+            device=torch.device(device),
             weights_digest=digest,
-            adapters=[lora.adapter for lora in loras],
+            adapters=tuple(lora.adapter for lora in loras),
         )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type that the network computes in."""
+        return self.transformer.patch_embedding.weight.dtype
 
     def latent_shape(self, frames: int, height: int, width: int) -> LatentShape:
         """Shape of a video's latents. Raises ValueError naming the field outside the model's bounds."""
@@ -143,46 +137,12 @@ class LoadedModel:
             x = torch.nn.functional.pad(x, (0, 0, 0, limit - x.shape[0]))
         return self.transformer.encode_text(x[None].to(self.device, self.dtype))
 
-    @torch.inference_mode()
-    def velocity(self, latents: Tensor, sigma: float, text: TextKV | AmplifiedText) -> Tensor:
-        """Velocity of latents [C, T, H, W] at noise level sigma in (0, 1], same shape, float32."""
-        return self.latents_of(
-            self.token_velocity(self.tokens_of(latents), sigma, text, latents.shape), latents.shape
-        )
-
-    @torch.inference_mode()
-    def token_velocity(
-        self,
-        tokens: Tensor,
-        sigma: float,
-        text: TextKV | AmplifiedText,
-        shape: Sequence[int],
-        index: Tensor | None = None,
-        on_attention: AttentionObserver | None = None,
-    ) -> Tensor:
-        """Velocity of some tokens, which see nobody but one another and the text; float32 [n, C*P].
-
-        Args:
-            tokens: [N, C*P] of latents of `shape`, all of them.
-            index: int64 [n], ascending; None is all. All of them in order give the same bits as None.
-            on_attention: told of every block's cross-attention.
-        """
-        positions, cos, sin = self._grid_inputs(tuple(shape[1:]))
-        if index is not None:
-            tokens, positions, cos, sin = tokens[index], positions[index], cos[index], sin[index]
-        amplified = text if isinstance(text, AmplifiedText) else AmplifiedText(text)
-        inputs = torch.cat((tokens, positions), dim=-1)[None].to(self.dtype)
-        timestep = torch.tensor([1000.0 * sigma], device=self.device)
-        step = StepInputs(inputs, cos, sin, amplified, timestep, on_attention)
-        out = self.backend.predict(step)[0].float()
-        return (tokens - out) / sigma if self.spec.transformer.prediction == "data" else out
-
-    def tokens_of(self, latents: Tensor) -> Tensor:
+    def to_tokens(self, latents: Tensor) -> Tensor:
         """Latents [C, T, H, W] -> tokens [N, C*P]."""
         return patchify(latents[None], self.transformer.config.patch_size)[0]
 
-    def latents_of(self, tokens: Tensor, shape: Sequence[int]) -> Tensor:
-        """The inverse of `tokens_of`, for latents of `shape`."""
+    def to_latents(self, tokens: Tensor, shape: Sequence[int]) -> Tensor:
+        """The inverse of `to_tokens`, for latents of `shape`."""
         return unpatchify(tokens[None], self.token_grid(shape), self.transformer.config.patch_size)[0]
 
     def token_grid(self, shape: Sequence[int]) -> Grid:
@@ -190,20 +150,21 @@ class LoadedModel:
         (_, t, h, w), (pt, ph, pw) = shape, self.transformer.config.patch_size
         return t // pt, h // ph, w // pw
 
+    def grid_inputs(self, shape: Sequence[int]) -> GridInputs:
+        """Inputs of every token of latents of `shape`, (C, T, H, W)."""
+        _, t, h, w = shape
+        cos, sin = rope_table(self.transformer.config, self.token_grid(shape))
+        channels = position_channels(self.spec.transformer.position_order, (t, h, w))
+        positions = self.to_tokens(channels) if len(channels) else torch.empty(len(cos), 0)
+        return GridInputs(positions.to(self.device), cos.to(self.device), sin.to(self.device))
+
     def decode(self, latents: Tensor) -> Tensor:
         """Latents [C, T, H, W] -> RGB [3, frames, height, width], about [-1, 1]."""
         return self.codec.decode(latents)
 
-    def _make_grid_inputs(self, size: tuple[int, int, int]) -> tuple[Tensor, Tensor, Tensor]:
-        """Position channels [N, F*P], rotary cosines and sines [N, head_dim] of the tokens of a size."""
-        cos, sin = rope_table(self.transformer.config, self.token_grid((0, *size)))
-        channels = position_channels(self.spec.transformer.position_order, size)
-        positions = self.tokens_of(channels) if len(channels) else torch.empty(len(cos), 0)
-        return positions.to(self.device), cos.to(self.device), sin.to(self.device)
-
 
 def load_codec(spec: ModelSpec, folder: Path, device: str | torch.device) -> Codec:
-    """The codec of a model; `folder` is the model file's. Raises SpecError, WeightsError."""
+    """Loads the codec of a model; `folder` holds the model file. Raises SpecError, WeightsError."""
     codec = spec.codec
     if isinstance(codec, SpaceToDepth):
         return SpaceToDepthCodec(codec.temporal, codec.spatial)

@@ -12,7 +12,8 @@ is added at all, so that off is exactly off.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import torch
 from chorus.common.v1 import plan_pb2
@@ -22,9 +23,28 @@ from services.denoiser.network.text import AmplifiedText, LayerAmplification
 from services.denoiser.network.wan import TextKV
 
 Gained = Sequence[tuple[int, float]]  # positions among the target's tokens, and weights 0 to 1
+# Returns the text that cross-attention reads in a step, for the computed tokens [n]; None means all.
+StepText: TypeAlias = Callable[[int, Tensor | None], AmplifiedText]
 
 
-def amplified(
+def plan_text(kv: TextKV, plan: plan_pb2.Plan, donor: TextKV | None) -> StepText:
+    """Returns the text of each step as the plan amplifies it.
+
+    Args:
+        donor: The donor's prompt, encoded; needed for contrast.
+    """
+    plain = AmplifiedText(kv)
+    gained = [(token.index, token.weight) for token in plan.gained]
+
+    def text(step: int, index: Tensor | None) -> AmplifiedText:
+        if not amplifies(plan.amplification, step):
+            return plain
+        return amplify_text(kv, plan.amplification, gained=gained, donor=donor)
+
+    return text
+
+
+def amplify_text(
     kv: TextKV,
     amplification: plan_pb2.Amplification,
     *,
@@ -50,7 +70,7 @@ def amplified(
         raise ValueError("amplification: contrast needs the token states of the donor's prompt")
     first = amplification.first_layer
     keys = kv[0][0]
-    weights = _per_token(gained, keys.shape[2]).to(keys)
+    weights = _weights_per_token(gained, keys.shape[2]).to(keys)
     if form == plan_pb2.AMPLIFICATION_FORM_VALUE_GAIN:
         gain = (1 + strength * weights)[:, None]
         return AmplifiedText(tuple((k, v * gain if i >= first else v) for i, (k, v) in enumerate(kv)))
@@ -66,15 +86,15 @@ def amplified(
     return AmplifiedText(kv, tuple(layers))
 
 
-def applies(amplification: plan_pb2.Amplification | None, step: int) -> bool:
+def amplifies(amplification: plan_pb2.Amplification | None, step: int) -> bool:
     """Whether a step is amplified."""
     if amplification is None or amplification.strength == 0:
         return False
-    last = amplification.end_step
-    return last == 0 or amplification.first_step <= step < last
+    end = amplification.end_step
+    return end == 0 or amplification.first_step <= step < end
 
 
-def _per_token(gained: Gained, count: int) -> Tensor:
+def _weights_per_token(gained: Gained, count: int) -> Tensor:
     weights = torch.zeros(count)
     for position, weight in gained:
         if position < count:

@@ -16,7 +16,7 @@ from torch import Tensor
 from services.denoiser.network.wan import Grid
 
 
-def probe_tokens(grid: Grid, device: torch.device | str = "cpu") -> Tensor:
+def select_probe_tokens(grid: Grid, device: torch.device | str = "cpu") -> Tensor:
     """Every fourth token: one of each 2 x 2 in rows and columns, int64, ascending.
 
     Which of the four it is changes from frame to frame, so that together the frames see every place.
@@ -28,29 +28,29 @@ def probe_tokens(grid: Grid, device: torch.device | str = "cpu") -> Tensor:
     )
 
 
-def difference(prediction: Tensor, donor: Tensor, variance: Tensor) -> Tensor:
+def compare_predictions(prediction: Tensor, donor: Tensor, variance: Tensor) -> Tensor:
     """Mean square difference of predictions [n, D] for each token, in units of `variance`; [n]."""
     return (prediction - donor).square().mean(-1) / variance.clamp_min(1e-12)
 
 
-def active_region(
-    differences: Tensor, index: Tensor, grid: Grid, *, threshold: float, dilation: int, sparse: bool
+def find_differing_region(
+    differences: Tensor, grid: Grid, *, threshold: float, dilation: int, probes: Tensor | None = None
 ) -> Tensor:
-    """The tokens around those whose prediction differs by more than `threshold`.
+    """Returns the tokens around those whose prediction differs by more than `threshold`, bool [N].
 
     Args:
-        differences: [n] of the tokens `index` [n].
-        sparse: they are probes, each of which speaks for the 2 x 2 tokens around it and for the same place
-            in the frames before and after, where other places were probed.
+        differences: [n], of the tokens `probes` [n] where they are given, else of all [N].
+        probes: Each stands for the 2 x 2 tokens around it, and for the same place in the frames before and
+            after, where other places were probed.
     """
+    if probes is None:
+        return dilate(_close_in_time(differences > threshold, grid), grid, dilation)
     hot = torch.zeros(_count(grid), dtype=torch.bool, device=differences.device)
-    hot[index] = differences > threshold
-    if sparse:
-        return _over_time(dilate(hot, grid, max(1, dilation)), grid)
-    return dilate(_closed_in_time(hot, grid), grid, dilation)
+    hot[probes] = differences > threshold
+    return _spread_over_time(dilate(hot, grid, max(1, dilation)), grid)
 
 
-def attended_region(
+def find_attended_region(
     maps: Tensor, weights: Sequence[tuple[int, float]], grid: Grid, *, threshold: float, dilation: int
 ) -> Tensor:
     """Where some tokens of the donor's prompt acted.
@@ -66,10 +66,12 @@ def attended_region(
             total = torch.maximum(total, weight * maps[position])
     largest = total.max()
     hot = total > threshold * largest if largest > 0 else torch.zeros_like(total, dtype=torch.bool)
-    return dilate(_closed_in_time(hot, grid), grid, dilation)
+    return dilate(_close_in_time(hot, grid), grid, dilation)
 
 
-def refined(active: Tensor, differences: Tensor, grid: Grid, *, threshold: float, dilation: int) -> Tensor:
+def refine_region(
+    active: Tensor, differences: Tensor, grid: Grid, *, threshold: float, dilation: int
+) -> Tensor:
     """The part of `active` that still differs from the donor, with its surroundings.
 
     Args:
@@ -77,7 +79,7 @@ def refined(active: Tensor, differences: Tensor, grid: Grid, *, threshold: float
     """
     hot = torch.zeros_like(active)
     hot[active] = differences > threshold
-    return active & dilate(_closed_in_time(hot, grid), grid, dilation)
+    return active & dilate(_close_in_time(hot, grid), grid, dilation)
 
 
 def dilate(mask: Tensor, grid: Grid, by: int) -> Tensor:
@@ -88,7 +90,7 @@ def dilate(mask: Tensor, grid: Grid, by: int) -> Tensor:
     return padded.view(-1) > 0
 
 
-def edge_weights(mask: Tensor, grid: Grid) -> Tensor:
+def compute_edge_weights(mask: Tensor, grid: Grid) -> Tensor:
     """How much of a step's result each token takes: 1 inside, less at the edge, 0 outside; float32 [N].
 
     The rest comes from the donor, so that no seam shows. The frame's own border is no edge.
@@ -98,9 +100,9 @@ def edge_weights(mask: Tensor, grid: Grid) -> Tensor:
     return (share * inside).view(-1)
 
 
-def strided_context(active: Tensor, grid: Grid) -> Tensor:
+def select_context(active: Tensor, grid: Grid) -> Tensor:
     """Every fourth token of those that are not active: int64, ascending."""
-    probes = probe_tokens(grid, active.device)
+    probes = select_probe_tokens(grid, active.device)
     return probes[~active[probes]]
 
 
@@ -116,13 +118,13 @@ def _count(grid: Grid) -> int:
     return frames * rows * columns
 
 
-def _over_time(mask: Tensor, grid: Grid) -> Tensor:
+def _spread_over_time(mask: Tensor, grid: Grid) -> Tensor:
     """The mask and the same places one frame earlier and later."""
     spread = F.max_pool3d(mask.view(1, 1, *grid).float(), (3, 1, 1), 1, (1, 0, 0))
     return spread.view(-1) > 0
 
 
-def _closed_in_time(mask: Tensor, grid: Grid) -> Tensor:
+def _close_in_time(mask: Tensor, grid: Grid) -> Tensor:
     """The mask without gaps of one frame: what is active before and after is active between."""
     frames = mask.view(grid)
     if grid[0] < 3:

@@ -1,230 +1,163 @@
 """The three stages of a plan: reuse, the region, and full computation at the end.
 
-Stage 1 is where the run begins: at the donor's x_{K1}, or, renoised, at its clean latents with the target's
-own noise over them. In stage 2, steps K1 to K2 − 1, the network runs on the active tokens alone; the others
-take the donor's next latents. Stage 3 computes every token. In full computation, K1 = K2 = 0, this is the
-plain sampler's loop.
+Stage 1 is where the run begins: at the donor's x_{K1}, or, renoised, at its clean latents under the target's
+own noise. In stage 2, steps K1 to K2 − 1, the network runs on the active tokens alone; the others take the
+donor's next latents. Stage 3 computes every token. In full computation, K1 = K2 = 0, this is the plain
+sampler's loop.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from chorus.common.v1 import plan_pb2
 from torch import Tensor
 
-from services.denoiser.model.loaded import LatentShape, LoadedModel
-from services.denoiser.network.sampler import euler, noised
-from services.denoiser.network.text import AmplifiedText
-from services.denoiser.network.wan import AttentionObserver, TextKV
-from services.denoiser.reuse.amplification import amplified, applies
-from services.denoiser.reuse.regions import (
-    active_region,
-    attended_region,
-    difference,
-    edge_weights,
-    probe_tokens,
-    refined,
-    strided_context,
-)
+from services.contract.reuse import effective_region_end
+from services.denoiser.backends.base import StepReport
+from services.denoiser.model.loaded import LatentShape
+from services.denoiser.model.predictor import Predictor
+from services.denoiser.network.sampler import add_noise, euler_step
+from services.denoiser.network.wan import AttentionObserver, Grid, TextKV
+from services.denoiser.reuse.amplification import StepText, plan_text
+from services.denoiser.reuse.donor import DonorLatents, DonorTrajectory
+from services.denoiser.reuse.region_finders import RegionFinder, create_region_finder
+from services.denoiser.reuse.regions import compute_edge_weights, select_context
+from services.denoiser.reuse.target import Target
 
 
 @dataclass(frozen=True)
-class DonorLatents:
-    """What a run takes from its donor, on the model's device.
+class Step:
+    """One finished step of a run.
 
-    Args:
-        steps: by index, float32 [C, T, H, W]: x_{K1} … x_{K2}, or x_N alone for a renoised plan.
-        maps: [L, N] in 0..1, where each token of its prompt acted; for regions by attention.
-        text: its prompt, encoded; for contrast.
-    """
-
-    steps: Mapping[int, Tensor]
-    maps: Tensor | None = None
-    text: TextKV | None = None
-
-
-@dataclass(frozen=True)
-class StageStep:
-    """One finished step.
-
-    Args:
-        latents: x_{index+1}.
-        computed_share: tokens that went through the network, by all tokens.
-        active: bool [N], the tokens that are the target's own; None is all.
+    Attributes:
+        index: Step boundary that was reached: `latents` are x_index.
+        sigma: Noise level of x_index.
+        latents: float32 [C, T, H, W], on the model's device.
+        computed_share: Tokens that went through the network, divided by all tokens; above 1 where the search
+            for a region was followed by a full step.
+        active: bool [N], tokens that are the target's own; the others are the donor's. None means all.
+        backend: Backend that ran the network.
+        seconds: Duration of the step on the device; 0 until the caller has measured it.
     """
 
     index: int
+    sigma: float
     latents: Tensor
     computed_share: float
     active: Tensor | None
+    backend: StepReport
+    seconds: float = 0.0
 
 
 class Stages:
-    """Runs one plan. Iterate over `steps` once; the caller stops by not asking for the next one.
+    """Runs one plan.
 
     Args:
-        plan: valid for the schedule, and whatever it asks of the donor is there.
-        latents: x_0, the target's own noise: where a run without a donor begins, and a renoised one's noise.
+        plan: Valid for the schedule; the donor holds what it needs.
+        noise: x_0, the target's own noise: a run without a donor begins there, a renoised one mixes it in.
+        donor: None means full computation, whatever the plan.
+        finder: Finds the region of stage 2. Default: by the plan's source.
+        text: Text that cross-attention reads in each step. Default: `text_kv`, amplified as planned.
+        edge_weights: Share of the target's own result that each token takes, [N], from the active tokens.
     """
 
     def __init__(
         self,
-        model: LoadedModel,
+        predictor: Predictor,
         plan: plan_pb2.Plan,
         shape: LatentShape,
         sigmas: tuple[float, ...],
-        text: TextKV,
-        latents: Tensor,
+        text_kv: TextKV,
+        noise: Tensor,
         donor: DonorLatents | None,
+        *,
+        finder: RegionFinder | None = None,
+        text: StepText | None = None,
+        edge_weights: Callable[[Tensor, Grid], Tensor] = compute_edge_weights,
     ) -> None:
-        self._model, self._plan, self._shape, self._sigmas, self._text = model, plan, shape, sigmas, text
-        self._donor = donor
-        self._first = plan.reuse_steps if donor else 0
-        self._region_end = max(self._first, plan.region_end) if donor else 0
-        self._grid = model.token_grid(shape)
-        # Of the donor, made once: x_i as tokens, and what its step i predicted.
-        self._donor_steps: dict[int, Tensor] = {}
-        self._predictions: dict[int, tuple[Tensor, Tensor]] = {}
-        self._tokens = self._start(latents)
-        # Of the next step; None is every token: before the region is known, and where it is too large.
-        self._active: Tensor | None = None
+        if donor is None:
+            plan, donor = plan_pb2.Plan(), DonorLatents({})
+        self._plan, self._shape, self._sigmas, self._noise = plan, shape, sigmas, noise
+        self._reuse_steps, self._region_end = plan.reuse_steps, effective_region_end(plan)
+        self._predictor, self._model = predictor, predictor.model
+        self._donor = DonorTrajectory(self._model, donor, sigmas)
+        self._target = Target(predictor, shape, sigmas, text or plan_text(text_kv, plan, donor.text))
+        self._finder = finder or create_region_finder(plan)
+        self._edge_weights = edge_weights
 
-    def steps(self, on_attention: Mapping[int, AttentionObserver] | None = None) -> Iterator[StageStep]:
-        """Steps K1 to N - 1.
+    def steps(self, observers: Mapping[int, AttentionObserver] | None = None) -> Iterator[Step]:
+        """Yields x_{K1 + 1} … x_N. Iterate once; a caller may stop early.
 
         Args:
-            on_attention: by step, what is told of cross-attention if that step computes every token.
+            observers: By step number, called with the cross-attention of that step if stage 3 computes it.
         """
-        for index in range(self._first, len(self._sigmas) - 1):
-            share = 0.0
-            if index == self._first < self._region_end:
-                share, velocity = self._search(index)
-            else:
-                velocity = None
-            if index >= self._region_end:
-                self._active = None
-            active = self._active
-            if velocity is not None:
-                self._take(index, velocity)
-            elif active is not None:
-                share += self._region_step(index, active)
-            else:
-                velocity = self._velocity(index, None, (on_attention or {}).get(index))
-                self._tokens = self._next(index, velocity)
-                share += 1.0
-            yield StageStep(index, self._model.latents_of(self._tokens, self._shape), share, active)
+        # Stage 1: steps 0 … K1 − 1 are the donor's.
+        tokens, full_from = self._start(), self._reuse_steps
 
-    def _start(self, noise: Tensor) -> Tensor:
-        """x_{K1}. Renoising is how MoDM reuses images: Xia et al., arXiv 2503.11972."""
-        if self._donor is None:
-            return self._model.tokens_of(noise)
+        # Stage 2: steps K1 … K2 − 1 compute the active tokens. A region above its budget is no region.
+        if self._reuse_steps < self._region_end:
+            active = self._find_region(tokens)
+            if float(active.float().mean()) <= self._plan.region.budget:
+                for step in range(self._reuse_steps, self._region_end):
+                    computed = active
+                    tokens, active = self._region_step(step, tokens, computed)
+                    yield self._finished(step + 1, tokens, computed)
+                full_from = self._region_end
+
+        # Stage 3: the remaining steps compute every token.
+        for step in range(full_from, len(self._sigmas) - 1):
+            velocity = self._target.velocity(step, tokens, on_attention=(observers or {}).get(step))
+            tokens = self._euler_step(step, tokens, velocity)
+            yield self._finished(step + 1, tokens, None)
+
+    def _start(self) -> Tensor:
+        """Returns x_{K1}. Renoising is how MoDM reuses images: Xia et al., arXiv 2503.11972."""
+        if self._reuse_steps == 0:
+            return self._model.to_tokens(self._noise)
         if self._plan.renoised:
-            clean = self._donor_tokens(len(self._sigmas) - 1)
-            return noised(clean, self._model.tokens_of(noise), self._sigmas[self._first])
-        return self._donor_tokens(self._first)
+            clean, noise = self._donor.tokens(len(self._sigmas) - 1), self._model.to_tokens(self._noise)
+            return add_noise(clean, noise, self._sigmas[self._reuse_steps])
+        return self._donor.tokens(self._reuse_steps)
 
-    def _next(self, index: int, velocity: Tensor) -> Tensor:
-        return euler(self._tokens, velocity, self._sigmas[index], self._sigmas[index + 1])
+    def _find_region(self, tokens: Tensor) -> Tensor:
+        """Returns the active tokens of step K1, bool [N]."""
+        return self._finder.find(self._reuse_steps, tokens, self._target, self._donor)
 
-    def _velocity(
-        self, index: int, at: Tensor | None, on_attention: AttentionObserver | None = None
-    ) -> Tensor:
-        """Velocity of the tokens `at` [n], or of all."""
-        plan, text = self._plan, self._text
-        read: TextKV | AmplifiedText = text
-        if self._donor is not None and applies(plan.amplification, index):
-            gained = [(token.index, token.weight) for token in plan.gained]
-            read = amplified(text, plan.amplification, gained=gained, donor=self._donor.text)
-        return self._model.token_velocity(
-            self._tokens, self._sigmas[index], read, self._shape, at, on_attention
-        )
+    def _region_step(self, step: int, tokens: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
+        """Computes the active tokens. Returns x_{step+1} and the active tokens of the next step."""
+        index = active.nonzero()[:, 0]
+        if not len(index):
+            return self._donor.tokens(step + 1), active
+        read = index
+        if self._plan.region.context == plan_pb2.REGION_CONTEXT_STRIDED:
+            read = torch.cat((index, select_context(active, self._target.grid))).sort().values
+        velocity = self._target.velocity(step, tokens, read)[active[read]]
+        differences = self._donor.differences(step, tokens, velocity, index)
+        own = self._euler_step(step, tokens, torch.zeros_like(tokens).index_copy_(0, index, velocity))
+        blended = self._blend_with_donor(step + 1, own, active)
+        return blended, self._finder.refine(active, differences, self._target)
 
-    def _search(self, index: int) -> tuple[float, Tensor | None]:
-        """Finds the region. Returns the share of tokens that were computed for it, and the step's velocity
-        where that is known with it.
+    def _euler_step(self, step: int, tokens: Tensor, velocity: Tensor) -> Tensor:
+        return euler_step(tokens, velocity, self._sigmas[step], self._sigmas[step + 1])
 
-        A region larger than its budget is no region: everything is computed.
-        """
-        region, grid, device = self._plan.region, self._grid, self._tokens.device
-        if region.source == plan_pb2.REGION_SOURCE_ATTENTION:
-            assert self._donor is not None
-            assert self._donor.maps is not None
-            lost = [(token.index, token.weight) for token in self._plan.lost]
-            found = attended_region(
-                self._donor.maps, lost, grid, threshold=region.threshold, dilation=region.dilation
-            )
-            self._active = self._within_budget(found)
-            return 0.0, None
-        probed = region.source == plan_pb2.REGION_SOURCE_PROBE
-        at = probe_tokens(grid, device) if probed else torch.arange(len(self._tokens), device=device)
-        velocity = self._velocity(index, at)
-        found = active_region(
-            self._differences(index, velocity, at),
-            at,
-            grid,
-            threshold=region.threshold,
-            dilation=region.dilation,
-            sparse=probed,
-        )
-        self._active = self._within_budget(found)
-        return len(at) / len(self._tokens), None if probed else velocity
-
-    def _within_budget(self, active: Tensor) -> Tensor | None:
-        return None if float(active.float().mean()) > self._plan.region.budget else active
-
-    def _differences(self, index: int, velocity: Tensor, at: Tensor) -> Tensor:
-        """How far the predictions of clean data of the tokens `at` are from the donor's own, [n].
-
-        The donor's prediction follows from its latents before and after the step.
-        """
-        donor, variance = self._donor_prediction(index)
-        return difference(self._tokens[at] - self._sigmas[index] * velocity, donor[at], variance)
-
-    def _donor_prediction(self, index: int) -> tuple[Tensor, Tensor]:
-        """The clean data that the donor's step predicted, [N, C*P], and its variance."""
-        if index not in self._predictions:
-            here, there, sigma = self._donor_tokens(index), self._donor_tokens(index + 1), self._sigmas[index]
-            prediction = here - sigma * (there - here) / (self._sigmas[index + 1] - sigma)
-            self._predictions[index] = prediction, prediction.var()
-        return self._predictions[index]
-
-    def _region_step(self, index: int, active: Tensor) -> float:
-        """Computes the active tokens; returns the share of tokens that went through the network."""
-        region = self._plan.region
-        at = active.nonzero()[:, 0]
-        if not len(at):
-            self._tokens = self._donor_tokens(index + 1)
-            return 0.0
-        seen = at
-        if region.context == plan_pb2.REGION_CONTEXT_STRIDED:
-            seen = torch.cat((at, strided_context(active, self._grid))).sort().values
-        velocity = self._velocity(index, seen)[active[seen]]
-        differences = self._differences(index, velocity, at)
-        self._take(index, torch.zeros_like(self._tokens).index_copy_(0, at, velocity))
-        if region.source != plan_pb2.REGION_SOURCE_ATTENTION:  # whose threshold is of another kind
-            self._active = refined(
-                active, differences, self._grid, threshold=region.threshold, dilation=region.dilation
-            )
-        return len(seen) / len(active)
-
-    def _take(self, index: int, velocity: Tensor) -> None:
-        """x_{index+1}: the target's own where it is active, less so at the region's edge, else the donor's.
+    def _blend_with_donor(self, index: int, own: Tensor, active: Tensor) -> Tensor:
+        """Returns x_index: the target's own where active, less so at the region's edge, else the donor's.
 
         Args:
-            velocity: [N, C*P]; what it holds for tokens that are not active does not count.
+            own: [N, C*P]; ignored for tokens that are not active.
         """
-        own = self._next(index, velocity)
-        if self._active is None:
-            self._tokens = own
-            return
-        weight = edge_weights(self._active, self._grid)[:, None]
-        self._tokens = torch.lerp(self._donor_tokens(index + 1), own, weight)
+        weight = self._edge_weights(active, self._target.grid)[:, None]
+        return torch.lerp(self._donor.tokens(index), own, weight)
 
-    def _donor_tokens(self, index: int) -> Tensor:
-        assert self._donor is not None
-        if index not in self._donor_steps:
-            self._donor_steps[index] = self._model.tokens_of(self._donor.steps[index])
-        return self._donor_steps[index]
+    def _finished(self, index: int, tokens: Tensor, active: Tensor | None) -> Step:
+        return Step(
+            index=index,
+            sigma=self._sigmas[index],
+            latents=self._model.to_latents(tokens, self._shape),
+            computed_share=self._target.take_computed_share(),
+            active=active,
+            backend=self._predictor.backend.drain(),
+        )

@@ -1,10 +1,11 @@
-"""What the public API does, apart from how it is spoken."""
+"""Operations of the public API, independent of the transport."""
 
 from __future__ import annotations
 
 import hashlib
 import math
 import secrets
+import time
 from collections.abc import AsyncGenerator
 
 from chorus.common.v1 import plan_pb2, video_pb2
@@ -15,25 +16,41 @@ from chorus_rpc.errors import ChorusError, Violation
 from services.scheduler.api import page_token, validation
 from services.scheduler.api.validation import Defaults
 from services.scheduler.dispatch.dispatcher import Dispatcher
-from services.scheduler.dispatch.tools import Tools
+from services.scheduler.dispatch.throughput import Throughput
+from services.scheduler.jobs.deadline import to_unix_seconds
 from services.scheduler.jobs.notifier import JobNotifier
 from services.scheduler.jobs.states import ENDED, UNFINISHED, State
-from services.scheduler.jobs.store import Job, NewJob, QueueFull
+from services.scheduler.jobs.store import Job, JobStore, NewJob, QueueFull
+from services.scheduler.jobs.video_files import VideoFiles
+from services.scheduler.peers.model_registry import ModelRegistry
+from services.scheduler.settings import SchedulerSettings
 
-# Events that a watcher reads at once; more are read when those were sent.
+# Number of events that a watcher reads at once; further ones are read when these have been sent.
 _BATCH = 64
 
 
 class Generations:
     """All generations of one tenant."""
 
-    def __init__(self, tools: Tools, dispatcher: Dispatcher, changes: JobNotifier) -> None:
-        settings = tools.settings
-        self._tools = tools
-        self._store = tools.store
+    def __init__(
+        self,
+        store: JobStore,
+        videos: VideoFiles,
+        models: ModelRegistry,
+        throughput: Throughput,
+        dispatcher: Dispatcher,
+        notifier: JobNotifier,
+        settings: SchedulerSettings,
+    ) -> None:
+        self._store = store
+        self._videos = videos
+        self._models = models
+        self._throughput = throughput
         self._dispatcher = dispatcher
-        self._changes = changes
+        self._notifier = notifier
         self._tenant = settings.tenant
+        self._queue_limit = settings.queue_limit
+        self._concurrency = settings.concurrency
         self._defaults = Defaults(
             model_id=settings.default_model,
             reuse=plan_pb2.ReusePolicy.Value(f"REUSE_POLICY_{settings.default_reuse.upper()}"),
@@ -41,35 +58,36 @@ class Generations:
         )
 
     async def submit(self, request: pb.SubmitGenerationRequest) -> tuple[pb.Generation, bool]:
-        """The generation, and whether it is new.
+        """Returns the generation, and whether it is new.
 
-        Raises INVALID_FIELD or UNKNOWN_MODEL with every field at fault, REQUEST_ID_REUSED, QUEUE_FULL, or
-        DEPENDENCY_UNAVAILABLE while no model is known; none of them leaves anything behind.
+        Raises INVALID_FIELD or UNKNOWN_MODEL with every invalid field, REQUEST_ID_REUSED, QUEUE_FULL, or
+        DEPENDENCY_UNAVAILABLE while no model is known; a rejected request stores nothing.
         """
-        wrong_id = validation.check_request_id(request.request_id)
+        id_violations = validation.check_request_id(request.request_id)
         digest = _body_digest(request.spec)
-        if not wrong_id:
-            # Before the checks: a repetition is answered even when its deadline has passed by now.
+        if not id_violations:
+            # Before validation: a repetition is answered even if its deadline has passed meanwhile.
             known = await self._store.find(self._tenant, request.request_id)
             if known is not None:
-                return await self._repeated(known, request.request_id, digest), False
-        new = await self._new_job(request, digest, wrong_id)
+                return await self._answer_repetition(known, request.request_id, digest), False
+        new = await self._new_job(request, digest, id_violations)
         try:
-            job, created = await self._store.submit(new, self._tools.settings.queue_limit)
+            job, created = await self._store.submit(new, self._queue_limit)
         except QueueFull:
             raise self._queue_full() from None
         finally:
-            # Also when the caller left meanwhile: the job may be accepted all the same.
+            # Also if the caller has cancelled meanwhile: the job may have been accepted all the same.
             self._dispatcher.wake()
         if not created:
-            return await self._repeated(job, request.request_id, digest), False
+            return await self._answer_repetition(job, request.request_id, digest), False
         return await self._view(job), True
 
     async def get(self, generation_id: str) -> pb.Generation:
+        """Returns a generation. Raises NOT_FOUND."""
         return await self._view(await self._job(generation_id))
 
     async def cancel(self, generation_id: str) -> pb.Generation:
-        """Ends it unless it has ended; either way returns it as it is then."""
+        """Cancels a generation unless it has ended; returns its state afterwards in either case."""
         job = await self._job(generation_id)
         event = pb.GenerationEvent(cancelled=pb.CancelledEvent())
         cancelled = await self._store.advance(job.job_id, UNFINISHED, [event])
@@ -79,21 +97,21 @@ class Generations:
         return await self._view(cancelled)
 
     async def page(self, page_size: int, token: str, state: int) -> tuple[list[pb.Generation], str]:
-        """Generations, newest first, and the token of the next page, empty on the last one."""
+        """Returns generations, newest first, and the token of the next page, empty on the last one."""
         if state not in pb.GenerationState.values():
             raise errors.invalid(
                 "state", f"must be one of {', '.join(pb.GenerationState.keys())}, not {state}"
             )
         size = validation.check_page_size(page_size)
         before = page_token.decode(token, state)
-        found = await self._store.page(self._tenant, State(state) if state else None, before, size + 1)
+        jobs = await self._store.page(self._tenant, State(state) if state else None, before, size + 1)
         positions = await self._dispatcher.positions()
-        shown = found[:size]
-        following = page_token.encode(shown[-1].number, state) if len(found) > size else ""
-        return [_view(job, positions.get(job.job_id, 0)) for job in shown], following
+        page = jobs[:size]
+        next_token = page_token.encode(page[-1].number, state) if len(jobs) > size else ""
+        return [_view(job, positions.get(job.job_id, 0)) for job in page], next_token
 
     async def watch(self, generation_id: str, after: int) -> AsyncGenerator[pb.GenerationEvent, None]:
-        """Every event after sequence number `after`, then live ones until the generation has ended."""
+        """Yields every event after sequence number `after`, then live ones until the generation has ended."""
         job = await self._job(generation_id)
         if after > job.generation.last_sequence:
             raise errors.invalid(
@@ -101,7 +119,7 @@ class Generations:
                 f"must be at most the last_sequence of the generation, {job.generation.last_sequence},"
                 f" not {after}",
             )
-        with self._changes.of(job.job_id) as changed:
+        with self._notifier.subscribe(job.job_id) as changed:
             while True:
                 changed.clear()
                 events = await self._store.events(job.job_id, after, _BATCH)
@@ -115,11 +133,11 @@ class Generations:
                     continue
                 if job.state in ENDED:
                     return
-                self._changes.raise_if_closed()
+                self._notifier.raise_if_closed()
                 await changed.wait()
 
     async def video(self, generation_id: str) -> tuple[video_pb2.VideoInfo, AsyncGenerator[bytes, None]]:
-        """What the video is, and its bytes. Raises WRONG_STATE when there is none."""
+        """Returns the header of the video, and its bytes. Raises WRONG_STATE if no video exists."""
         job = await self._job(generation_id)
         if job.state is not State.SUCCEEDED:
             raise ChorusError(
@@ -128,7 +146,7 @@ class Generations:
                 + ("" if job.state in ENDED else "; watch it until it has succeeded"),
                 metadata={"state": job.state.name},
             )
-        return job.generation.video, self._tools.videos.read(job.job_id, job.generation.video)
+        return job.generation.video, self._videos.read(job.job_id, job.generation.video)
 
     async def _job(self, generation_id: str) -> Job:
         if not generation_id:
@@ -144,25 +162,25 @@ class Generations:
         return _view(job, positions.get(job.job_id, 0))
 
     async def _new_job(
-        self, request: pb.SubmitGenerationRequest, digest: str, wrong_id: list[Violation]
+        self, request: pb.SubmitGenerationRequest, digest: str, id_violations: list[Violation]
     ) -> NewJob:
         if not request.HasField("spec"):
-            missing = Violation("spec", "must be set: it says what to generate")
-            raise errors.invalid_fields([*wrong_id, missing])
-        models = await self._tools.catalogue.models()
+            missing = Violation("spec", "must be set: it describes the video to generate")
+            raise errors.invalid_fields([*id_violations, missing])
+        models = await self._models.models()
         try:
             spec = validation.validate_spec(
                 request.spec,
                 models,
                 self._defaults,
-                self._tools.clock(),
-                # As many bits as survive JSON numbers.
+                time.time(),
+                # The largest number of bits that a JSON number carries exactly.
                 lambda: secrets.randbits(53),
             )
         except ChorusError as error:
-            raise _joined(wrong_id, error) from None
-        if wrong_id:
-            raise errors.invalid_fields(wrong_id)
+            raise _join(id_violations, error) from None
+        if id_violations:
+            raise errors.invalid_fields(id_violations)
         traceparent = telemetry.traceparent()
         return NewJob(
             job_id=secrets.token_hex(16),
@@ -170,12 +188,12 @@ class Generations:
             request_id=request.request_id,
             body_digest=digest,
             spec=spec,
-            deadline=validation.seconds_of(spec.deadline),
+            deadline=to_unix_seconds(spec.deadline),
             traceparent=traceparent,
             trace_id=telemetry.parse_trace_id(traceparent),
         )
 
-    async def _repeated(self, job: Job, request_id: str, digest: str) -> pb.Generation:
+    async def _answer_repetition(self, job: Job, request_id: str, digest: str) -> pb.Generation:
         if job.body_digest != digest:
             raise errors.invalid_fields(
                 [
@@ -190,11 +208,11 @@ class Generations:
         return await self._view(job)
 
     def _queue_full(self) -> ChorusError:
-        limit = self._tools.settings.queue_limit
-        seconds = math.ceil(max(1.0, self._tools.pace.job_seconds / self._tools.settings.concurrency))
+        limit = self._queue_limit
+        seconds = math.ceil(max(1.0, self._throughput.job_seconds / self._concurrency))
         return ChorusError(
             errors.QUEUE_FULL,
-            f"{limit} generations wait already; try again in {seconds} s",
+            f"the queue is full: {limit} generations are waiting; try again in {seconds} s",
             metadata={"limit": str(limit)},
             retry_after=float(seconds),
         )
@@ -207,15 +225,18 @@ def _view(job: Job, position: int) -> pb.Generation:
     return generation
 
 
-def _joined(violations: list[Violation], error: ChorusError) -> ChorusError:
-    """The same error with more fields at fault, so that a caller mends a request in one round."""
+def _join(violations: list[Violation], error: ChorusError) -> ChorusError:
+    """Returns `error` with more violations, so that a caller can correct a request in one round."""
     joined = errors.invalid_fields([*violations, *error.violations], error.reason)
     joined.metadata.update(error.metadata)
     return joined
 
 
 def _body_digest(spec: pb.GenerationSpec) -> str:
-    """Of what makes two requests the same. Not the deadline: a repetition counts its own from now."""
+    """Returns the digest by which a repetition is recognised.
+
+    It excludes the deadline, because a repetition states its own, counted from the time it is sent.
+    """
     body = pb.GenerationSpec()
     body.CopyFrom(spec)
     body.ClearField("deadline")

@@ -1,4 +1,4 @@
-"""protobuf ↔ generations."""
+"""gRPC servicer: translates between protobuf messages and `Generations`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The edge: what a request may ask for, and the spec as accepted. Pure: a refusal leaves nothing behind."""
+"""Validation of requests at the edge, and the accepted spec that results. Pure."""
 
 from __future__ import annotations
 
@@ -16,18 +16,21 @@ from chorus_rpc.plan_bounds import check_amplification, check_depth, check_regio
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.contract.schedule import find_schedule_fault, shifted_schedule
+from services.scheduler.jobs.deadline import to_unix_seconds
 
 DEFAULT_PAGE_SIZE = 50
 _REQUEST_ID = re.compile(rf"[A-Za-z0-9._-]{{1,{MAX_ID_CHARACTERS}}}")
-_SECONDS_OF_A_TIMESTAMP = range(-62_135_596_800, 253_402_300_800)
+_MAX_HOURS = f"{MAX_DEADLINE_SECONDS / 3600:g} hours"
+_TIMESTAMP_SECONDS = range(-62_135_596_800, 253_402_300_800)
 
 
 @dataclass(frozen=True)
 class Defaults:
-    """What stands in for a field that a request leaves out.
+    """Values of fields that a request leaves unset.
 
-    Args:
-        model_id: empty for the first model of the catalogue.
+    Attributes:
+        model_id: default model; empty for the denoiser's first model.
+        deadline_seconds: time from submission to deadline, in seconds.
     """
 
     model_id: str
@@ -36,12 +39,13 @@ class Defaults:
 
 
 def check_request_id(request_id: str) -> list[Violation]:
+    """Returns the violation of a malformed request_id, if any."""
     if _REQUEST_ID.fullmatch(request_id):
         return []
     return [
         Violation(
             "request_id",
-            f"must be 1 to {MAX_ID_CHARACTERS} of A–Z, a–z, 0–9, '.', '_' and '-', not {_shown(request_id)};"
+            f"must be 1 to {MAX_ID_CHARACTERS} of A–Z, a–z, 0–9, '.', '_' and '-', not {_quote(request_id)};"
             " choose a new one for each request",
         )
     ]
@@ -54,56 +58,57 @@ def validate_spec(
     now: float,
     choose_seed: Callable[[], int],
 ) -> pb.GenerationSpec:
-    """The spec with every default filled in.
+    """Returns the accepted spec, with every default filled in.
 
     Args:
-        models: by id, the default first; at least one.
-        now: Unix seconds.
+        models: models by id, the default first; at least one.
+        now: current time in Unix seconds.
+        choose_seed: returns the seed of a request that states none.
 
-    Raises INVALID_FIELD, or UNKNOWN_MODEL, with every field at fault.
+    Raises INVALID_FIELD, or UNKNOWN_MODEL, with every invalid field.
     """
-    found: list[Violation] = []
+    violations: list[Violation] = []
     accepted = pb.GenerationSpec(
-        prompt=_prompt(spec, found),
+        prompt=_prompt(spec, violations),
         seed=spec.seed if spec.HasField("seed") else choose_seed(),
-        reuse=_reuse(spec, defaults, found),
+        reuse=_reuse(spec, defaults, violations),
         no_store=spec.no_store,
-        deadline=_deadline(spec, defaults, now, found),
+        deadline=_deadline(spec, defaults, now, violations),
     )
     fault = find_schedule_fault(spec.schedule.sigmas) if spec.HasField("schedule") else None
     if fault is not None:
-        found.append(Violation("spec.schedule.sigmas", fault))
+        violations.append(Violation("spec.schedule.sigmas", fault))
     model_id = spec.model_id or defaults.model_id or next(iter(models))
     model = models.get(model_id)
     if model is None:
-        found.append(
-            Violation("spec.model_id", f"{_shown(model_id)} is not served; available: {', '.join(models)}")
+        violations.append(
+            Violation("spec.model_id", f"{_quote(model_id)} is not served; available: {', '.join(models)}")
         )
-        unknown = errors.invalid_fields(found, errors.UNKNOWN_MODEL)
+        unknown = errors.invalid_fields(violations, errors.UNKNOWN_MODEL)
         unknown.metadata["available"] = ",".join(models)
         raise unknown
     accepted.model_id = model_id
     accepted.shape.CopyFrom(spec.shape if spec.HasField("shape") else model.default_shape)
     if spec.HasField("shape"):
         for name, bound in (("frames", model.frames), ("height", model.height), ("width", model.width)):
-            found += _check_bound(f"spec.shape.{name}", getattr(spec.shape, name), bound, model_id)
+            violations += _check_bound(f"spec.shape.{name}", getattr(spec.shape, name), bound, model_id)
     if fault is None:
-        accepted.schedule.CopyFrom(_schedule(spec, model, found))
+        accepted.schedule.CopyFrom(_schedule(spec, model, violations))
     if spec.HasField("explicit_reuse"):
         accepted.explicit_reuse.CopyFrom(spec.explicit_reuse)
-        found += _check_explicit(spec.explicit_reuse, len(accepted.schedule.sigmas) - 1)
-    if found:
-        raise errors.invalid_fields(found)
+        violations += _check_explicit(spec.explicit_reuse, len(accepted.schedule.sigmas) - 1)
+    if violations:
+        raise errors.invalid_fields(violations)
     return accepted
 
 
-def _prompt(spec: pb.GenerationSpec, found: list[Violation]) -> str:
+def _prompt(spec: pb.GenerationSpec, violations: list[Violation]) -> str:
     prompt = spec.prompt.strip()
     if not 1 <= len(prompt) <= MAX_PROMPT_CHARACTERS:
-        found.append(
+        violations.append(
             Violation(
                 "spec.prompt",
-                f"must have 1 to {MAX_PROMPT_CHARACTERS} characters besides surrounding space,"
+                f"must have 1 to {MAX_PROMPT_CHARACTERS} characters, surrounding space excluded,"
                 f" not {len(prompt)}",
             )
         )
@@ -111,10 +116,10 @@ def _prompt(spec: pb.GenerationSpec, found: list[Violation]) -> str:
 
 
 def _reuse(
-    spec: pb.GenerationSpec, defaults: Defaults, found: list[Violation]
+    spec: pb.GenerationSpec, defaults: Defaults, violations: list[Violation]
 ) -> plan_pb2.ReusePolicy.ValueType:
     if spec.reuse not in plan_pb2.ReusePolicy.values():
-        found.append(
+        violations.append(
             Violation(
                 "spec.reuse", f"must be one of {', '.join(plan_pb2.ReusePolicy.keys())}, not {spec.reuse}"
             )
@@ -123,29 +128,29 @@ def _reuse(
     return spec.reuse or defaults.reuse
 
 
-def _deadline(spec: pb.GenerationSpec, defaults: Defaults, now: float, found: list[Violation]) -> Timestamp:
+def _deadline(
+    spec: pb.GenerationSpec, defaults: Defaults, now: float, violations: list[Violation]
+) -> Timestamp:
     deadline = Timestamp()
     if not spec.HasField("deadline"):
         deadline.FromNanoseconds(int((now + defaults.deadline_seconds) * 1e9))
         return deadline
     deadline.CopyFrom(spec.deadline)
-    if deadline.seconds not in _SECONDS_OF_A_TIMESTAMP or not 0 <= deadline.nanos < 1_000_000_000:
-        found.append(Violation("spec.deadline", "is no time between the years 1 and 9999"))
+    if deadline.seconds not in _TIMESTAMP_SECONDS or not 0 <= deadline.nanos < 1_000_000_000:
+        violations.append(Violation("spec.deadline", "must be a time between the years 1 and 9999"))
         return deadline
-    ahead = seconds_of(deadline) - now
+    ahead = to_unix_seconds(deadline) - now
     if ahead <= 0:
-        found.append(
-            Violation("spec.deadline", f"passed {-ahead:.3f} s ago; it must lie ahead, at most 24 hours")
+        violations.append(
+            Violation("spec.deadline", f"passed {-ahead:.3f} s ago; it must lie ahead, at most {_MAX_HOURS}")
         )
     elif ahead > MAX_DEADLINE_SECONDS:
-        found.append(
-            Violation("spec.deadline", f"lies {ahead / 3600:.1f} hours ahead; at most 24 are accepted")
+        violations.append(
+            Violation(
+                "spec.deadline", f"lies {ahead / 3600:.1f} hours ahead; it must be at most {_MAX_HOURS}"
+            )
         )
     return deadline
-
-
-def seconds_of(time: Timestamp) -> float:
-    return time.seconds + time.nanos / 1e9
 
 
 def _check_bound(field: str, value: int, bound: denoiser_pb2.Bound, model_id: str) -> list[Violation]:
@@ -157,46 +162,51 @@ def _check_bound(field: str, value: int, bound: denoiser_pb2.Bound, model_id: st
 
 
 def _schedule(
-    spec: pb.GenerationSpec, model: denoiser_pb2.ModelInfo, found: list[Violation]
+    spec: pb.GenerationSpec, model: denoiser_pb2.ModelInfo, violations: list[Violation]
 ) -> latents_pb2.Schedule:
     if spec.HasField("schedule"):
         steps = len(spec.schedule.sigmas) - 1
         for violation in _check_bound("spec.schedule.sigmas", steps, model.steps, model.model_id):
-            found.append(Violation(violation.field, f"the number of steps {violation.description}"))
+            violations.append(Violation(violation.field, f"the number of steps {violation.description}"))
         return spec.schedule
     if spec.HasField("steps"):
-        wrong = _check_bound("spec.steps", spec.steps, model.steps, model.model_id)
-        found += wrong
+        out_of_bounds = _check_bound("spec.steps", spec.steps, model.steps, model.model_id)
+        violations += out_of_bounds
         return latents_pb2.Schedule(
-            sigmas=[] if wrong else shifted_schedule(spec.steps, model.schedule_shift)
+            sigmas=[] if out_of_bounds else shifted_schedule(spec.steps, model.schedule_shift)
         )
     return model.default_schedule
 
 
-def _check_explicit(own: pb.ExplicitReuse, steps: int) -> Sequence[Violation]:
-    """Args: `steps`: of the schedule; below 1 where that is at fault itself."""
+def _check_explicit(reuse: pb.ExplicitReuse, steps: int) -> Sequence[Violation]:
+    """Returns the violations of an explicit reuse.
+
+    Args:
+        steps: steps of the schedule; below 1 if the schedule itself is invalid.
+    """
     violations = Violations()
     field = "spec.explicit_reuse"
     if steps >= 1:
         violations.require(
-            own.reuse_steps >= 1,
+            reuse.reuse_steps >= 1,
             f"{field}.reuse_steps",
-            "must be at least 1; for none leave it out",
+            "must be at least 1; to reuse nothing, leave explicit_reuse unset",
         )
-        first, end = own.reuse_steps, own.region_end
-        check_depth(violations, f"{field}.", first, end, steps, own.renoised)
-        if own.HasField("amplification"):
-            check_amplification(violations, f"{field}.amplification", own.amplification, steps)
-    if own.HasField("region"):
-        check_region(violations, f"{field}.region", own.region)
+        check_depth(violations, f"{field}.", reuse.reuse_steps, reuse.region_end, steps, reuse.renoised)
+        if reuse.HasField("amplification"):
+            check_amplification(violations, f"{field}.amplification", reuse.amplification, steps)
+    if reuse.HasField("region"):
+        check_region(violations, f"{field}.region", reuse.region)
     violations.require(
-        -1 <= own.min_score <= 1, f"{field}.min_score", f"must be a cosine, -1 to 1, not {own.min_score:g}"
+        -1 <= reuse.min_score <= 1,
+        f"{field}.min_score",
+        f"must be a cosine, -1 to 1, not {reuse.min_score:g}",
     )
     return violations.found
 
 
 def check_page_size(page_size: int) -> int:
-    """The page size to use; raises INVALID_FIELD when it is too large."""
+    """Returns the page size to use. Raises INVALID_FIELD if the requested one is too large."""
     if page_size > MAX_PAGE_SIZE:
         raise errors.invalid(
             "page_size", f"must be at most {MAX_PAGE_SIZE}, not {page_size}; 0 is the default"
@@ -204,6 +214,6 @@ def check_page_size(page_size: int) -> int:
     return page_size or DEFAULT_PAGE_SIZE
 
 
-def _shown(text: str) -> str:
-    """Text of a caller inside a message, never longer than a line."""
+def _quote(text: str) -> str:
+    """Returns a caller's text for use in a message, shortened to less than a line."""
     return repr(text if len(text) <= 64 else f"{text[:61]}...")

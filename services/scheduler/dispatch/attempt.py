@@ -1,31 +1,35 @@
-"""One attempt at a job: embed → look up → plan, then the run on the denoiser."""
+"""One attempt at a job: embed → look up → rerank → plan → denoise."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 
 from chorus.common.v1 import errors_pb2, plan_pb2
 from chorus.denoiser.v1 import denoiser_pb2
 from chorus.embedder.v1 import embedder_pb2
 from chorus.scheduler.v1 import scheduler_pb2 as pb
 from chorus_rpc import errors, semconv, telemetry
-from chorus_rpc.channels import calling
 from chorus_rpc.errors import ChorusError
 from chorus_rpc.telemetry import Span
 
 from services.runtime.logs import get_logger
-from services.scheduler.dispatch.denoise_stream import DenoiseStream
-from services.scheduler.dispatch.retry import RetryableFailure, classify_failure
-from services.scheduler.dispatch.tools import Tools, too_late
+from services.scheduler.dispatch.denoise_stream import DenoiseRun, DenoiseRunner
+from services.scheduler.dispatch.rerank import Reranker
+from services.scheduler.dispatch.retry import classify_failure
+from services.scheduler.dispatch.throughput import Throughput
 from services.scheduler.jobs.states import IN_QUEUE
-from services.scheduler.jobs.store import Job
-from services.scheduler.peers import messages
+from services.scheduler.jobs.store import Job, JobStore
+from services.scheduler.peers.cache import CacheClient
+from services.scheduler.peers.embedder import EmbedderClient
+from services.scheduler.peers.messages import build_denoise_request, build_latent_identity
+from services.scheduler.peers.model_registry import ModelRegistry
 from services.scheduler.planning import planner
-from services.scheduler.planning.calibration import Policy, calibration_of
+from services.scheduler.planning.calibration import Policy, load_calibration
 
 log = get_logger("attempt")
 
-POLICIES: dict[plan_pb2.ReusePolicy.ValueType, Policy] = {
+POLICIES: Mapping[plan_pb2.ReusePolicy.ValueType, Policy] = {
     plan_pb2.REUSE_POLICY_OFF: "off",
     plan_pb2.REUSE_POLICY_SAFE: "safe",
     plan_pb2.REUSE_POLICY_BALANCED: "balanced",
@@ -33,152 +37,149 @@ POLICIES: dict[plan_pb2.ReusePolicy.ValueType, Policy] = {
 }
 
 
-async def attempt(tools: Tools, job: Job, span: Span) -> None:
-    """Takes a queued job to its video, and returns when the denoiser is free of it.
+class AttemptRunner:
+    """Runs attempts at jobs, each from the queue to the video; holds no state of any job."""
 
-    Returns early when the job left the state it should be in, for instance because it was cancelled.
+    def __init__(
+        self,
+        store: JobStore,
+        models: ModelRegistry,
+        embedder: EmbedderClient,
+        cache: CacheClient,
+        reranker: Reranker,
+        throughput: Throughput,
+        denoise_runner: DenoiseRunner,
+    ) -> None:
+        self._store = store
+        self._models = models
+        self._embedder = embedder
+        self._cache = cache
+        self._reranker = reranker
+        self._throughput = throughput
+        self._denoise_runner = denoise_runner
 
-    Raises RetryableFailure when a service is missing, ChorusError when the job cannot succeed.
-    """
-    taken = time.monotonic()
-    timings = pb.Timings(
-        queued_seconds=max(0.0, tools.clock() - job.generation.create_time.ToNanoseconds() / 1e9)
-    )
-    spec = job.generation.spec
-    model = tools.catalogue.model(spec.model_id)
-    warnings: list[errors_pb2.JobError] = []
+    async def run(self, job: Job, span: Span) -> None:
+        """Runs a queued job, and returns when the denoiser is free of it.
 
-    encoded = await _embed(tools, job, model)
-    timings.embed_seconds = time.monotonic() - taken
-    if encoded.truncated:
-        warnings.append(_truncated())
+        Returns early when the job has left the expected state, for instance because it was cancelled.
 
-    looked_up = time.monotonic()
-    plan = await _plan(tools, job, model, encoded, warnings)
-    timings.lookup_seconds = time.monotonic() - looked_up
-    span.set_attribute(semconv.TOTAL_STEPS, plan.total_steps)
-    span.set_attribute(semconv.REUSE_STEPS, plan.reuse_steps)
-    span.set_attribute(semconv.REGION_STEPS, max(0, plan.region_end - plan.reuse_steps))
-    span.set_attribute(semconv.CACHE_DECISION, "hit" if plan.reuse_steps else "miss")
+        Raises RetryableFailure if a service is unavailable, ChorusError if the job cannot succeed.
+        """
+        dequeued = time.monotonic()
+        created = job.generation.create_time.ToNanoseconds() / 1e9
+        timings = pb.Timings(queued_seconds=max(0.0, time.time() - created))
+        spec = job.generation.spec
+        model = self._models.model(spec.model_id)
+        warnings: list[errors_pb2.JobError] = []
 
-    planned = [pb.GenerationEvent(planned=pb.PlannedEvent(plan=plan))]
-    planned += [pb.GenerationEvent(warning=pb.WarningEvent(warning=warning)) for warning in warnings]
-    running = await tools.store.advance(job.job_id, IN_QUEUE, planned)
-    if running is None:
-        return
-    log.info("planned", reuse_steps=plan.reuse_steps, reason=plan.reasons[0].text)
-    span.set_attribute(semconv.ATTEMPT, running.generation.attempts)
-    request = messages.denoise_request(job.job_id, spec, encoded, plan)
-    run = DenoiseStream(tools, running, model, plan, timings, taken)
-    try:
-        await run.follow(request)
-    finally:
-        # The donor may have been lost since it was planned with.
-        span.set_attribute(semconv.CACHE_DECISION, "hit" if run.first_step else "miss")
+        encoded = await self._embed(job, model, warnings)
+        embedded = time.monotonic()
+        donors, cache_error = await self._look_up(job, model, encoded, warnings)
+        donors = await self._rerank(job, encoded, donors)
+        plan = self._plan(spec, model, donors, cache_error)
+        timings.embed_seconds = embedded - dequeued
+        timings.lookup_seconds = time.monotonic() - embedded
 
+        span.set_attribute(semconv.TOTAL_STEPS, plan.total_steps)
+        span.set_attribute(semconv.REUSE_STEPS, plan.reuse_steps)
+        span.set_attribute(semconv.REGION_STEPS, max(0, plan.region_end - plan.reuse_steps))
+        span.set_attribute(semconv.CACHE_DECISION, "hit" if plan.reuse_steps else "miss")
+        events = [pb.GenerationEvent(planned=pb.PlannedEvent(plan=plan))]
+        events += [pb.GenerationEvent(warning=pb.WarningEvent(warning=warning)) for warning in warnings]
+        running = await self._store.advance(job.job_id, IN_QUEUE, events)
+        if running is None:
+            return
+        log.info("planned", reuse_steps=plan.reuse_steps, reason=plan.reasons[0].text)
+        span.set_attribute(semconv.ATTEMPT, running.generation.attempts)
+        request = build_denoise_request(job.job_id, spec, encoded, plan)
+        await self._denoise_runner.run(DenoiseRun(running, model, request, timings, dequeued), span)
 
-async def _embed(tools: Tools, job: Job, model: denoiser_pb2.ModelInfo) -> embedder_pb2.EmbedResponse:
-    left = tools.seconds_left(job)
-    try:
-        with calling("embedder"):
-            return await tools.downstream.embedder.Embed(
-                embedder_pb2.EmbedRequest(
-                    prompt=job.generation.spec.prompt,
-                    conditioning_encoder_id=model.conditioning_encoder_id,
-                ),
-                timeout=min(left, tools.settings.embed_seconds),
-                metadata=tools.downstream.metadata,
-            )
-    except ChorusError as error:
-        if error.reason != errors.DEADLINE_EXCEEDED:
-            raise classify_failure(error, "embedder") from error
-        if left <= tools.settings.embed_seconds:
-            raise too_late(job) from error
-        silent = errors.unavailable("embedder", f"no answer in {tools.settings.embed_seconds:g} s")
-        raise RetryableFailure("embedder", silent) from error
-
-
-async def _plan(
-    tools: Tools,
-    job: Job,
-    model: denoiser_pb2.ModelInfo,
-    encoded: embedder_pb2.EmbedResponse,
-    warnings: list[errors_pb2.JobError],
-) -> plan_pb2.Plan:
-    spec = job.generation.spec
-    sigmas, policy = tuple(spec.schedule.sigmas), POLICIES[spec.reuse]
-    own = spec.explicit_reuse if spec.HasField("explicit_reuse") else None
-    donors: list[planner.Donor] = []
-    missing: ChorusError | None = None
-    if policy != "off" or own is not None:
+    async def _embed(
+        self, job: Job, model: denoiser_pb2.ModelInfo, warnings: list[errors_pb2.JobError]
+    ) -> embedder_pb2.EmbedResponse:
         try:
-            donors = await _look_up(tools, job, model, encoded)
+            encoded = await self._embedder.embed(
+                job.generation.spec.prompt, model.conditioning_encoder_id, job.deadline
+            )
         except ChorusError as error:
+            raise classify_failure(error, "embedder") from error
+        if encoded.truncated:
+            warnings.append(_truncated())
+        return encoded
+
+    async def _look_up(
+        self,
+        job: Job,
+        model: denoiser_pb2.ModelInfo,
+        encoded: embedder_pb2.EmbedResponse,
+        warnings: list[errors_pb2.JobError],
+    ) -> tuple[list[planner.Donor], ChorusError | None]:
+        """Returns the donors, or the error of a cache that cannot be used: the job then runs without it."""
+        spec = job.generation.spec
+        if POLICIES[spec.reuse] == "off" and not spec.HasField("explicit_reuse"):
+            return [], None
+        try:
+            identity = build_latent_identity(spec, model)
+            return await self._cache.lookup(identity, encoded, job.deadline), None
+        except ChorusError as error:
+            if error.reason == errors.DEADLINE_EXCEEDED:
+                raise
             error.metadata.setdefault("service", "cache")
             log.warning("cache not used", error=error.message)
             warnings.append(errors.to_job_error(error))
-            missing = error
-    if own is None or planner.needs_edit(own):
-        donors = await _rerank(tools, job, encoded, donors)
-    pace = tools.pace.seconds_per_step(spec, model)
-    with telemetry.span(semconv.SPAN_PLAN, {semconv.DONOR_COUNT: len(donors)}) as span:
-        if missing is not None:
-            chosen = planner.without_cache(len(sigmas) - 1, missing.message)
-        elif own is not None:
-            chosen = planner.explicit(own, len(sigmas) - 1, donors, pace)
-        else:
-            chosen = planner.plan(policy, sigmas, donors, pace, calibration_of(model.model_id))
-        span.set_attribute(semconv.REUSE_STEPS, chosen.reuse_steps)
-        span.set_attribute(
-            semconv.PLAN_REASON,
-            plan_pb2.PlanReasonCode.Name(chosen.reasons[-1].code).removeprefix("PLAN_REASON_CODE_"),
-        )
-        if chosen.donor is not None:
-            span.set_attribute(semconv.ENTRY_ID, chosen.donor.entry_id)
-            span.set_attribute(semconv.DONOR_SCORE, chosen.donor.score)
-            if chosen.donor.edit is not None:
-                span.set_attribute(semconv.EDIT, chosen.donor.edit.kind)
-    return planner.to_message(chosen)
+            return [], error
 
+    async def _rerank(
+        self, job: Job, encoded: embedder_pb2.EmbedResponse, donors: list[planner.Donor]
+    ) -> list[planner.Donor]:
+        """Returns the donors with the edits that lead from them where the plan depends on these.
 
-async def _rerank(
-    tools: Tools, job: Job, encoded: embedder_pb2.EmbedResponse, donors: list[planner.Donor]
-) -> list[planner.Donor]:
-    """Donors with the edits that lead from them; without, should the embedder fail: similarity decides."""
-    if not donors:
-        return donors
-    seconds = min(tools.seconds_left(job), tools.settings.align_seconds)
-    try:
-        return await tools.reranker.rerank(job.generation.spec.prompt, encoded, donors, seconds)
-    except ChorusError as error:
-        log.warning("prompts not compared", error=error.message)
-        return donors
+        If the embedder fails, donors come back as they were, and their similarity decides.
+        """
+        spec = job.generation.spec
+        unused = spec.HasField("explicit_reuse") and not planner.needs_edit(spec.explicit_reuse)
+        if unused or not donors:
+            return donors
+        try:
+            return await self._reranker.rerank(spec.prompt, encoded, donors, job.deadline)
+        except ChorusError as error:
+            if error.reason == errors.DEADLINE_EXCEEDED:
+                raise
+            log.warning("prompts not compared", error=error.message)
+            return donors
 
-
-async def _look_up(
-    tools: Tools, job: Job, model: denoiser_pb2.ModelInfo, encoded: embedder_pb2.EmbedResponse
-) -> list[planner.Donor]:
-    left = tools.seconds_left(job)
-    if tools.downstream.cache_state.serving is False:
-        raise tools.downstream.cache_state.missing()
-    identity = messages.latent_identity(job.generation.spec, model)
-    try:
-        with calling("cache"):
-            reply = await tools.downstream.cache.Lookup(
-                messages.lookup_request(identity, encoded, tools.settings.donor_limit),
-                timeout=min(left, tools.settings.lookup_seconds),
-                metadata=tools.downstream.metadata,
-            )
-    except ChorusError as error:
-        if error.reason == errors.DEADLINE_EXCEEDED:
-            raise errors.unavailable("cache", f"no answer in {tools.settings.lookup_seconds:g} s") from error
-        raise
-    return messages.donors_of(reply)
+    def _plan(
+        self,
+        spec: pb.GenerationSpec,
+        model: denoiser_pb2.ModelInfo,
+        donors: Sequence[planner.Donor],
+        cache_error: ChorusError | None,
+    ) -> plan_pb2.Plan:
+        sigmas = tuple(spec.schedule.sigmas)
+        total_steps = len(sigmas) - 1
+        step_seconds = self._throughput.seconds_per_step(spec, model)
+        with telemetry.span(semconv.SPAN_PLAN, {semconv.DONOR_COUNT: len(donors)}) as span:
+            if cache_error is not None:
+                plan = planner.plan_without_cache(total_steps, cache_error.message)
+            elif spec.HasField("explicit_reuse"):
+                plan = planner.plan_explicit(spec.explicit_reuse, total_steps, donors, step_seconds)
+            else:
+                calibration = load_calibration(model.model_id)
+                plan = planner.plan(POLICIES[spec.reuse], sigmas, donors, step_seconds, calibration)
+            code = plan_pb2.PlanReasonCode.Name(plan.reasons[-1].code)
+            span.set_attribute(semconv.REUSE_STEPS, plan.reuse_steps)
+            span.set_attribute(semconv.PLAN_REASON, code.removeprefix("PLAN_REASON_CODE_"))
+            if plan.donor is not None:
+                span.set_attribute(semconv.ENTRY_ID, plan.donor.entry_id)
+                span.set_attribute(semconv.DONOR_SCORE, plan.donor.score)
+                if plan.donor.edit is not None:
+                    span.set_attribute(semconv.EDIT, plan.donor.edit.kind)
+        return planner.to_message(plan)
 
 
 def _truncated() -> errors_pb2.JobError:
     return errors_pb2.JobError(
         reason=errors.INVALID_FIELD,
-        message="the prompt has more tokens than the encoder takes; those beyond were dropped",
+        message="the prompt has more tokens than the encoder accepts; those beyond its limit were dropped",
         metadata={"service": "embedder", "field": "spec.prompt"},
     )

@@ -1,220 +1,279 @@
-"""One run on the denoiser: its stream of events becomes the job's events, its chunks the video file."""
+"""One run on the denoiser: its replies become the job's events, and its chunks the video file."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
 
-from chorus.common.v1 import errors_pb2, plan_pb2, video_pb2
+from chorus.common.v1 import errors_pb2, video_pb2
 from chorus.denoiser.v1 import denoiser_pb2
 from chorus.scheduler.v1 import scheduler_pb2 as pb
 from chorus_rpc import errors, semconv, telemetry
-from chorus_rpc.channels import calling
 from chorus_rpc.chunks import BlobAssembler, BlobFault
 from chorus_rpc.errors import ChorusError
+from chorus_rpc.telemetry import Span
 
 from services.runtime.logs import get_logger
 from services.scheduler.dispatch import throughput
 from services.scheduler.dispatch.retry import classify_failure
-from services.scheduler.dispatch.tools import Tools, too_late
+from services.scheduler.dispatch.throughput import Throughput
 from services.scheduler.jobs.states import State
-from services.scheduler.jobs.store import Job
+from services.scheduler.jobs.store import Job, JobStore
+from services.scheduler.jobs.video_files import VideoFiles
+from services.scheduler.peers.denoiser import DenoiserClient
 
-log = get_logger("run")
+log = get_logger("denoise_stream")
 
 _RUNNING: Collection[State] = frozenset({State.RUNNING})
 
 
 class JobNoLongerRunning(Exception):
-    """The job is no longer running: it was cancelled, or its deadline passed."""
+    """The job has ended meanwhile: it was cancelled, or its deadline passed."""
 
 
 class DenoiseStream:
-    """Follows one Denoise call of a job that is RUNNING.
+    """Converts the replies of one Denoise call to events of its job. Pure: no calls, no files.
 
     Args:
-        timings: what is known before the run; filled in here.
-        taken: monotonic seconds when the job was taken off the queue.
+        total_steps: steps of the schedule.
+        attempt: number of this attempt, from 1.
+        decode_seconds: estimated seconds of the decoding, 0 if unknown.
+        max_video_bytes: upper bound on the size of the video.
 
-    `first_step`: the first that the denoiser computes; 0 before it said so.
+    Attributes:
+        began: whether the denoiser has replied at all.
+        reuse_steps: K1 as it was run, 0 if the donor could not be used or nothing has started yet.
+        fetch_seconds: seconds that the denoiser spent on fetching the donor's data.
+        steps: seconds and share of tokens computed, of each step that was run.
+        completed: the denoiser's summary once the run is complete.
+        video_info: header of the video, once it has arrived.
     """
 
-    def __init__(
-        self,
-        tools: Tools,
-        job: Job,
-        model: denoiser_pb2.ModelInfo,
-        plan: plan_pb2.Plan,
-        timings: pb.Timings,
-        taken: float,
-    ) -> None:
-        self._tools = tools
-        self._job = job
-        self._model = model
-        self._plan = plan
-        self._timings = timings
-        self._taken = taken
-        self.first_step = 0
-        # Of each step that was run: seconds, and the share of tokens computed.
-        self._steps: list[tuple[float, float]] = []
-        self._info: video_pb2.VideoInfo | None = None
+    def __init__(self, total_steps: int, attempt: int, decode_seconds: float, max_video_bytes: int) -> None:
+        self.began = False
+        self.reuse_steps = 0
+        self.fetch_seconds = 0.0
+        self.steps: list[tuple[float, float]] = []
+        self.completed: denoiser_pb2.Completed | None = None
+        self.video_info: video_pb2.VideoInfo | None = None
+        self._total_steps = total_steps
+        self._attempt = attempt
+        self._decode_seconds = decode_seconds
+        self._max_video_bytes = max_video_bytes
         self._video: BlobAssembler | None = None
-        self._began = False
-        self._succeeded = False
 
-    async def follow(self, request: denoiser_pb2.DenoiseRequest) -> None:
-        """Returns when the stream has ended, or at once when the job is no longer running.
-
-        Raises as `attempt` does.
-        """
-        attributes: dict[str, str | bool | int | float] = {semconv.GEN_AI_MODEL: self._model.model_id}
-        if self._plan.HasField("donor"):
-            attributes[semconv.ENTRY_ID] = self._plan.donor.entry_id
-            attributes[semconv.DONOR_SCORE] = self._plan.donor.score
-        with telemetry.span(semconv.SPAN_DISPATCH, attributes, link=self._plan.donor.traceparent):
-            try:
-                await self._follow(request)
-            except JobNoLongerRunning:
-                log.info("left: the job is no longer running")
-            except BlobFault as error:
-                raise ChorusError(
-                    errors.INTERNAL,
-                    f"the denoiser sent a broken video: {error}",
-                    metadata={"service": "denoiser"},
-                ) from error
-            except ChorusError as error:
-                if self._succeeded:
-                    log.warning("the end of the stream was lost", error=error.message)
-                    return
-                if error.reason == errors.DEADLINE_EXCEEDED:
-                    raise too_late(self._job) from error
-                raise classify_failure(error, "denoiser", self._began) from error
-
-    async def _follow(self, request: denoiser_pb2.DenoiseRequest) -> None:
-        left = self._tools.seconds_left(self._job)
-        call = self._tools.downstream.denoiser.Denoise(
-            request, timeout=left, metadata=self._tools.downstream.metadata
-        )
-        loop = asyncio.get_running_loop()
-        try:
-            async with asyncio.timeout(None) as limit:
-                with calling("denoiser"):
-                    async for reply in call:
-                        await self._take(reply)
-                        if self._succeeded and limit.when() is None:
-                            limit.reschedule(loop.time() + self._tools.settings.admission_seconds)
-        except TimeoutError:
-            log.warning("the latents were not admitted in time")
-        finally:
-            call.cancel()
-        if not self._succeeded:
-            raise errors.unavailable("denoiser", "its stream ended before the video was complete")
-
-    async def _take(self, reply: denoiser_pb2.DenoiseResponse) -> None:
-        self._began = True
+    def convert(self, reply: denoiser_pb2.DenoiseResponse) -> list[pb.GenerationEvent]:
+        """Returns the events that follow from one reply. Raises BlobFault if the video is out of order."""
+        self.began = True
         match reply.WhichOneof("event"):
             case "started":
-                await self._started(reply.started)
+                return self._convert_started(reply.started)
             case "step_completed":
-                await self._step_completed(reply.step_completed)
+                return [self._convert_step(reply.step_completed)]
             case "video_header":
-                self._info = reply.video_header
+                self.video_info = reply.video_header
                 self._video = BlobAssembler(
-                    self._info.size_bytes, self._info.digest, self._tools.settings.max_video_bytes
+                    self.video_info.size_bytes, self.video_info.digest, self._max_video_bytes
                 )
             case "video_chunk":
                 if self._video is None:
                     raise BlobFault("a chunk came before the header")
                 self._video.add(reply.video_chunk)
             case "completed":
-                await self._completed(reply.completed)
+                self.completed = reply.completed
             case "admission" if reply.admission.HasField("error"):
-                log.warning("not admitted to the cache", error=reply.admission.error.message)
+                log.warning("latents not admitted to the cache", error=reply.admission.error.message)
             case _:
                 pass
+        return []
 
-    async def _started(self, started: denoiser_pb2.Started) -> None:
-        self.first_step = started.first_step
-        self._timings.fetch_seconds = started.fetch_seconds
+    def finish_video(self) -> tuple[video_pb2.VideoInfo, bytes]:
+        """Returns the complete video and releases it. Raises BlobFault unless it matches its header."""
+        if self._video is None or self.video_info is None:
+            raise BlobFault("the run was reported complete before any video came")
+        data = self._video.finish()
+        self._video = None
+        return self.video_info, data
+
+    def _convert_started(self, started: denoiser_pb2.Started) -> list[pb.GenerationEvent]:
+        self.reuse_steps = started.reuse_steps
+        self.fetch_seconds = started.fetch_seconds
         event = pb.StartedEvent(
-            first_step=started.first_step,
-            total_steps=started.total_steps,
-            attempt=self._job.generation.attempts,
+            reuse_steps=started.reuse_steps, total_steps=started.total_steps, attempt=self._attempt
         )
         if started.HasField("donor"):
             event.donor.CopyFrom(started.donor)
         events = [pb.GenerationEvent(started=event)]
         if started.HasField("degraded"):
-            log.warning("the donor could not be used", error=started.degraded.message)
+            log.warning("donor not used", error=started.degraded.message)
             warning = errors_pb2.JobError()
             warning.CopyFrom(started.degraded)
             if "service" not in warning.metadata:
                 warning.metadata["service"] = "cache"
             events.append(pb.GenerationEvent(warning=pb.WarningEvent(warning=warning)))
-        await self._advance(*events)
+        return events
 
-    async def _step_completed(self, step: denoiser_pb2.StepCompleted) -> None:
-        self._steps.append((step.seconds, step.computed_share))
-        total = self._plan.total_steps
-        eta = throughput.eta_seconds(
-            total - step.step.index,
-            sum(seconds for seconds, _ in self._steps) / len(self._steps),
-            self._tools.pace.decode_seconds(self._job.generation.spec),
-        )
-        await self._advance(
-            pb.GenerationEvent(
-                step_completed=pb.StepCompletedEvent(
-                    step=step.step,
-                    total_steps=total,
-                    seconds=step.seconds,
-                    eta_seconds=eta,
-                    computed_share=step.computed_share,
-                    active_tokens=step.active_tokens,
-                    token_grid=step.token_grid,
-                    backend=step.backend,
-                    fallback=step.fallback,
-                )
+    def _convert_step(self, step: denoiser_pb2.StepCompleted) -> pb.GenerationEvent:
+        self.steps.append((step.seconds, step.computed_share))
+        mean_seconds = sum(seconds for seconds, _ in self.steps) / len(self.steps)
+        return pb.GenerationEvent(
+            step_completed=pb.StepCompletedEvent(
+                step=step.step,
+                total_steps=self._total_steps,
+                seconds=step.seconds,
+                eta_seconds=throughput.eta_seconds(
+                    self._total_steps - step.step.index, mean_seconds, self._decode_seconds
+                ),
+                computed_share=step.computed_share,
+                active_tokens=step.active_tokens,
+                token_grid=step.token_grid,
+                backend=step.backend,
+                fallback=step.fallback,
             )
         )
 
-    async def _completed(self, completed: denoiser_pb2.Completed) -> None:
-        if self._video is None or self._info is None:
-            raise BlobFault("no video came before the run was called complete")
-        data = self._video.finish()
-        self._video = None
+
+@dataclass(frozen=True)
+class DenoiseRun:
+    """One run to be made for a job.
+
+    Attributes:
+        job: a job in state RUNNING.
+        timings: timings known before the run; completed by it.
+        dequeued: monotonic seconds at which the job left the queue.
+    """
+
+    job: Job
+    model: denoiser_pb2.ModelInfo
+    request: denoiser_pb2.DenoiseRequest
+    timings: pb.Timings
+    dequeued: float
+
+
+class DenoiseRunner:
+    """Runs plans on the denoiser and records each run in its job.
+
+    Args:
+        max_video_bytes: upper bound on the size of a video.
+        admission_seconds: upper bound on the wait for the admission of a finished run's latents, in seconds.
+    """
+
+    def __init__(
+        self,
+        denoiser: DenoiserClient,
+        store: JobStore,
+        videos: VideoFiles,
+        throughput: Throughput,
+        *,
+        max_video_bytes: int,
+        admission_seconds: float,
+    ) -> None:
+        self._denoiser = denoiser
+        self._store = store
+        self._videos = videos
+        self._throughput = throughput
+        self._max_video_bytes = max_video_bytes
+        self._admission_seconds = admission_seconds
+
+    async def run(self, run: DenoiseRun, generation_span: Span) -> None:
+        """Follows one Denoise call. Returns when it has ended, or at once when the job has ended elsewhere.
+
+        Args:
+            generation_span: span of the attempt; records whether the donor was used.
+
+        Raises as `AttemptRunner.run` does.
+        """
+        plan = run.request.plan
+        stream = DenoiseStream(
+            plan.total_steps,
+            run.job.generation.attempts,
+            self._throughput.decode_seconds(run.job.generation.spec),
+            self._max_video_bytes,
+        )
+        attributes: dict[str, str | bool | int | float] = {semconv.GEN_AI_MODEL: run.model.model_id}
+        if plan.HasField("donor"):
+            attributes[semconv.ENTRY_ID] = plan.donor.entry_id
+            attributes[semconv.DONOR_SCORE] = plan.donor.score
         try:
-            await self._tools.videos.save(self._job.job_id, data)
+            with telemetry.span(semconv.SPAN_DISPATCH, attributes, link=plan.donor.traceparent):
+                await self._follow(run, stream)
+        finally:
+            # The donor may have been lost since the plan was made.
+            generation_span.set_attribute(semconv.CACHE_DECISION, "hit" if stream.reuse_steps else "miss")
+
+    async def _follow(self, run: DenoiseRun, stream: DenoiseStream) -> None:
+        succeeded = False
+        try:
+            async with (
+                asyncio.timeout(None) as limit,
+                aclosing(self._denoiser.denoise(run.request, run.job.deadline)) as replies,
+            ):
+                async for reply in replies:
+                    if events := stream.convert(reply):
+                        await self._advance(run.job, events)
+                    if stream.completed is not None and not succeeded:
+                        await self._complete(run, stream, stream.completed)
+                        succeeded = True
+                        limit.reschedule(asyncio.get_running_loop().time() + self._admission_seconds)
+            if not succeeded:
+                raise errors.unavailable("denoiser", "its stream ended before the video was complete")
+        except JobNoLongerRunning:
+            log.info("run stopped: the job is no longer running")
+        except TimeoutError:
+            log.warning("latents not admitted in time")
+        except BlobFault as error:
+            raise ChorusError(
+                errors.INTERNAL,
+                f"the denoiser sent a broken video: {error}",
+                metadata={"service": "denoiser"},
+            ) from error
+        except ChorusError as error:
+            if not succeeded:
+                raise classify_failure(error, "denoiser", stream.began) from error
+            log.warning("stream broke after the video was complete", error=error.message)
+
+    async def _complete(
+        self, run: DenoiseRun, stream: DenoiseStream, completed: denoiser_pb2.Completed
+    ) -> None:
+        """Saves the video and ends the job. If the job has ended already, keeps no video.
+
+        Raises JobNoLongerRunning in that case.
+        """
+        job, timings, spec = run.job, run.timings, run.job.generation.spec
+        info, data = stream.finish_video()
+        try:
+            await self._videos.save(job.job_id, data)
         except OSError as error:
             raise ChorusError(errors.INTERNAL, f"the video could not be stored: {error.strerror}") from error
-        self._timings.denoise_seconds = completed.denoise_seconds
-        self._timings.decode_seconds = completed.decode_seconds
-        self._timings.total_seconds = time.monotonic() - self._taken
-        spec = self._job.generation.spec
-        full_step = throughput.full_step(self._steps)
+        timings.fetch_seconds = stream.fetch_seconds
+        timings.denoise_seconds = completed.denoise_seconds
+        timings.decode_seconds = completed.decode_seconds
+        timings.total_seconds = time.monotonic() - run.dequeued
+        full_step = throughput.full_step(stream.steps)
         if full_step is not None:
-            self._tools.pace.note(spec, full_step, completed.decode_seconds, self._timings.total_seconds)
-        known_step = full_step or self._tools.pace.seconds_per_step(spec, self._model)
+            self._throughput.record(spec, full_step, completed.decode_seconds, timings.total_seconds)
         succeeded = pb.SucceededEvent(
-            video=self._info,
+            video=info,
             steps_run=completed.steps_run,
-            timings=self._timings,
+            timings=timings,
             seconds_saved=throughput.seconds_saved(
-                self._plan.total_steps if self.first_step else 0,
+                run.request.plan.total_steps if stream.reuse_steps else 0,
                 completed.denoise_seconds,
-                self._timings.fetch_seconds,
-                known_step,
+                stream.fetch_seconds,
+                full_step or self._throughput.seconds_per_step(spec, run.model),
             ),
         )
         try:
-            await self._advance(pb.GenerationEvent(succeeded=succeeded))
+            await self._advance(job, [pb.GenerationEvent(succeeded=succeeded)])
         except JobNoLongerRunning:
-            await self._tools.videos.remove([self._job.job_id])
+            await self._videos.remove([job.job_id])
             raise
-        self._succeeded = True
-        log.info("succeeded", steps_run=completed.steps_run, seconds=round(self._timings.total_seconds, 3))
+        log.info("succeeded", steps_run=completed.steps_run, seconds=round(timings.total_seconds, 3))
 
-    async def _advance(self, *events: pb.GenerationEvent) -> None:
-        """Raises JobNoLongerRunning when somebody else ended the job."""
-        if await self._tools.store.advance(self._job.job_id, _RUNNING, events) is None:
+    async def _advance(self, job: Job, events: Sequence[pb.GenerationEvent]) -> None:
+        """Records events. Raises JobNoLongerRunning if the job has been ended elsewhere."""
+        if await self._store.advance(job.job_id, _RUNNING, events) is None:
             raise JobNoLongerRunning

@@ -1,10 +1,10 @@
-"""Gives jobs to the denoiser, one for each free slot, and settles how each attempt ended."""
+"""Dispatches queued jobs, first come first served, to as many attempts as may run at once."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -14,35 +14,36 @@ from chorus_rpc import errors, semconv, telemetry
 from chorus_rpc.errors import ChorusError
 
 from services.runtime.logs import get_logger
-from services.scheduler.dispatch.attempt import attempt
-from services.scheduler.dispatch.queue import choose, in_order
+from services.scheduler.dispatch.attempt import AttemptRunner
 from services.scheduler.dispatch.retry import RetryableFailure
-from services.scheduler.dispatch.tools import Tools, too_late
 from services.scheduler.jobs.states import ENDED, IN_QUEUE, UNFINISHED, State
-from services.scheduler.jobs.store import Job, QueuedJob
-from services.scheduler.peers.health import Dependency
+from services.scheduler.jobs.store import Job, JobStore, QueuedJob
+from services.scheduler.jobs.video_files import VideoFiles
+from services.scheduler.peers.health import PeerHealth
+from services.scheduler.settings import SchedulerSettings
 
-log = get_logger("dispatch")
+log = get_logger("dispatcher")
 
+# Pause before the first retry of a job, in seconds.
 _FIRST_PAUSE = 0.1
-# How many jobs at the head of the queue are told of each move; the others see their position when they ask.
-_TOLD = 10
-# However long a busy service asks to be left alone.
-_LONGEST_PAUSE = 30.0
-# A store that fails is tried again after this many seconds.
+# Number of jobs at the head of the queue whose moves become events; other positions are read on request.
+_ANNOUNCED_POSITIONS = 10
+# Upper bound on a server-requested retry delay, in seconds.
+_MAX_SERVER_PAUSE = 30.0
+# Pause after a failure of the job store, in seconds.
 _STORE_PAUSE = 1.0
-# How long the drain waits for finished runs to hand over their latents.
+# Upper bound on the wait for the admission of finished runs' latents during the drain, in seconds.
 _DRAIN_SECONDS = 5.0
 
 
 @dataclass
 class _Pause:
-    """Why a job is held back for a moment.
+    """Pause of a job before its next attempt.
 
-    Args:
-        until: monotonic seconds.
-        seconds: the length of this pause.
-        service: that failed.
+    Attributes:
+        until: end of the pause, in monotonic seconds.
+        seconds: length of the pause.
+        service: the service that failed.
     """
 
     until: float
@@ -51,51 +52,68 @@ class _Pause:
 
 
 class Dispatcher:
-    """Owns the tasks that work on jobs. `run` is its loop; `stop` ends it."""
+    """Owns the tasks that work on jobs. `run` is its loop; `stop` ends it.
 
-    def __init__(self, tools: Tools) -> None:
-        self._tools = tools
+    Args:
+        required_peers: health of those services without which no job can run.
+    """
+
+    def __init__(
+        self,
+        attempt_runner: AttemptRunner,
+        store: JobStore,
+        videos: VideoFiles,
+        required_peers: Sequence[PeerHealth],
+        settings: SchedulerSettings,
+    ) -> None:
+        self._attempt_runner = attempt_runner
+        self._store = store
+        self._videos = videos
+        self._required_peers = required_peers
+        self._settings = settings
         self._wake = asyncio.Event()
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._pauses: dict[str, _Pause] = {}
         self._stopping = False
 
     def wake(self) -> None:
-        """Something changed: a job came or went, or a service did."""
+        """Requests another look at the queue, after a change to a job or a service."""
         self._wake.set()
 
-    def service_changed(self, service: Dependency) -> None:
-        if service.serving:
+    def handle_health_change(self, peer: PeerHealth) -> None:
+        """Ends every pause when a peer has become available, so that waiting jobs are retried at once."""
+        if peer.serving:
             for pause in self._pauses.values():
                 pause.until = 0.0
         self._wake.set()
 
     async def abandon(self, job_id: str) -> None:
-        """The job was cancelled: its run stops at the next step, and its video is not kept."""
+        """Stops the run of a cancelled job, at the next step, and removes its video."""
         task = self._tasks.get(job_id)
         if task is not None:
             task.cancel()
             await asyncio.wait([task])
-        await self._tools.videos.remove([job_id])
+        await self._videos.remove([job_id])
         self._wake.set()
 
     async def positions(self) -> dict[str, int]:
-        """The place in the queue, from 1, of each job that is not being worked on."""
-        return _positions(self._idle(await self._tools.store.unfinished()))
+        """Returns the position in the queue, from 1, of each job that no task works on."""
+        queue = sort_queue(job for job in self._idle(await self._store.unfinished()) if job.state in IN_QUEUE)
+        return {job.job_id: position for position, job in enumerate(queue, 1)}
 
     async def recover(self) -> None:
-        """Puts back into the queue what was running when the last process died."""
-        for ticket in self._idle(await self._tools.store.unfinished()):
-            if ticket.state is State.RUNNING:
-                await self._recover(ticket.job_id)
+        """Requeues jobs that were running when the last process died."""
+        for queued in self._idle(await self._store.unfinished()):
+            if queued.state is State.RUNNING:
+                await self._recover(queued.job_id)
 
     async def run(self) -> None:
-        """Until it is cancelled. A store that fails is waited for."""
+        """Runs until it is cancelled. A failure of the store is logged and retried."""
         while True:
             try:
                 pause = await self._tick()
             except Exception:
-                log.exception("the job store failed")
+                log.exception("job store failed")
                 pause = _STORE_PAUSE
                 self._wake.clear()
             try:
@@ -105,11 +123,11 @@ class Dispatcher:
                 continue
 
     async def stop(self) -> None:
-        """Takes no more jobs; puts running ones back into the queue, durably, and ends their runs."""
+        """Starts no more jobs, ends the runs of unfinished ones and durably requeues these."""
         self._stopping = True
         finished, unfinished = set(), {}
         for job_id, task in list(self._tasks.items()):
-            job = await self._tools.store.get(job_id)
+            job = await self._store.get(job_id)
             if job is not None and job.state in ENDED:
                 finished.add(task)
             else:
@@ -118,7 +136,7 @@ class Dispatcher:
             task.cancel()
         await asyncio.gather(*unfinished.values(), return_exceptions=True)
         for job_id in unfinished:
-            await self._tools.store.advance(job_id, {State.RUNNING}, [_queued(1)])
+            await self._store.advance(job_id, {State.RUNNING}, [_queued(1)])
         if finished:
             _, late = await asyncio.wait(finished, timeout=_DRAIN_SECONDS)
             for task in late:
@@ -126,41 +144,42 @@ class Dispatcher:
             await asyncio.gather(*late, return_exceptions=True)
 
     async def _tick(self) -> float | None:
-        """One look at the queue. Returns after how many seconds something is due; None: only when woken."""
+        """Looks at the queue once. Returns the seconds until the next look, or None to wait for `wake`."""
         self._wake.clear()
-        tickets = await self._tools.store.unfinished()
+        jobs = await self._store.unfinished()
         if self._stopping:
             return None
-        idle = self._idle(tickets)
-        self._pauses = {t.job_id: self._pauses[t.job_id] for t in tickets if t.job_id in self._pauses}
-        now = self._tools.clock()
-        for ticket in idle:
-            if ticket.state is State.RUNNING:
-                await self._recover(ticket.job_id)
-            elif ticket.deadline <= now:
-                await self._expire(ticket.job_id)
-        queue = in_order(t for t in idle if t.state in IN_QUEUE and t.deadline > now)
+        idle = self._idle(jobs)
+        unfinished = {job.job_id for job in jobs}
+        self._pauses = {job_id: pause for job_id, pause in self._pauses.items() if job_id in unfinished}
+        now = time.time()
+        for queued in idle:
+            if queued.state is State.RUNNING:
+                await self._recover(queued.job_id)
+            elif queued.deadline <= now:
+                await self._expire(queued.job_id)
+        queue = sort_queue(job for job in idle if job.state in IN_QUEUE and job.deadline > now)
         await self._start(queue)
         queue = self._idle(queue)
         await self._announce(queue)
-        due = [ticket.deadline - now for ticket in queue]
-        ends = [self._pauses[t.job_id].until - time.monotonic() for t in queue if t.job_id in self._pauses]
-        due += [end for end in ends if end > 0]
+        due = [job.deadline - now for job in queue]
+        pauses = [self._pauses[job.job_id] for job in queue if job.job_id in self._pauses]
+        due += [left for pause in pauses if (left := pause.until - time.monotonic()) > 0]
         return max(0.01, min(due)) if due else None
 
     async def _start(self, queue: list[QueuedJob]) -> None:
-        services = self._tools.downstream.needed
-        if any(service.serving is None for service in services):
+        """Starts jobs in the free slots, or marks the jobs whose turn it is as waiting for a service."""
+        if any(peer.serving is None for peer in self._required_peers):
             return
-        missing = next((service for service in services if not service.serving), None)
+        unavailable = next((peer for peer in self._required_peers if not peer.serving), None)
         now = time.monotonic()
-        held = {job_id for job_id, pause in self._pauses.items() if pause.until > now}
-        free = self._tools.settings.concurrency - len(self._tasks)
-        for ticket in choose(queue, held, free):
-            if missing is not None:
-                await self._wait_for(ticket, missing)
+        paused = {job_id for job_id, pause in self._pauses.items() if pause.until > now}
+        free = self._settings.concurrency - len(self._tasks)
+        for queued in select_jobs(queue, paused, free):
+            if unavailable is not None:
+                await self._wait_for(queued, unavailable)
                 continue
-            job = await self._tools.store.get(ticket.job_id)
+            job = await self._store.get(queued.job_id)
             if job is not None and job.state in IN_QUEUE and not self._stopping:
                 task = asyncio.create_task(self._work(job), name=f"job {job.job_id}")
                 self._tasks[job.job_id] = task
@@ -171,7 +190,7 @@ class Dispatcher:
         self._wake.set()
 
     async def _work(self, job: Job) -> None:
-        """One attempt and its settlement. Never raises but when it is cancelled."""
+        """Runs one attempt and records its outcome. Raises only CancelledError."""
         with structlog.contextvars.bound_contextvars(generation_id=job.job_id):
             try:
                 try:
@@ -184,89 +203,93 @@ class Dispatcher:
                         },
                         parent=job.traceparent or None,
                     ) as span:
-                        await attempt(self._tools, job, span)
-                except RetryableFailure as interrupted:
-                    await self._interrupted(job, interrupted)
+                        await self._attempt_runner.run(job, span)
+                except RetryableFailure as failure:
+                    await self._retry(job, failure)
                 except ChorusError as error:
                     await self._fail(job.job_id, error)
                 except Exception:
-                    log.exception("the attempt failed")
+                    log.exception("attempt failed")
                     await self._fail(job.job_id, _internal(job))
                 else:
                     self._pauses.pop(job.job_id, None)
                 await self._prune()
             except Exception:
-                # The next look at the queue finds the job where it was left.
-                log.exception("the attempt could not be settled")
+                # The store has the job in its last state: the next look at the queue continues from there.
+                log.exception("outcome of the attempt not recorded")
 
-    async def _interrupted(self, job: Job, interrupted: RetryableFailure) -> None:
-        log.warning("interrupted", missing=interrupted.service, error=interrupted.cause.message)
-        if interrupted.crashed and job.crashes + 1 >= self._tools.settings.max_crashes:
+    async def _retry(self, job: Job, failure: RetryableFailure) -> None:
+        """Schedules another attempt, unless services died too often during this job."""
+        log.warning("attempt interrupted", peer=failure.service, error=failure.cause.message)
+        if failure.crashed and job.crashes + 1 >= self._settings.max_crashes:
             await self._fail(job.job_id, _too_many_crashes(job.crashes + 1))
             return
         before = self._pauses.get(job.job_id)
-        seconds = min(2 * before.seconds, self._tools.settings.retry_seconds) if before else _FIRST_PAUSE
-        if interrupted.cause.reason == errors.QUEUE_FULL and interrupted.cause.retry_after:
-            seconds = max(seconds, min(interrupted.cause.retry_after, _LONGEST_PAUSE))
-        self._pauses[job.job_id] = _Pause(time.monotonic() + seconds, seconds, interrupted.service)
-        current = await self._tools.store.get(job.job_id)
-        known = before is not None and before.service == interrupted.service
-        if current is not None and current.state is State.WAITING and known:
+        seconds = min(2 * before.seconds, self._settings.retry_seconds) if before else _FIRST_PAUSE
+        if failure.cause.reason == errors.QUEUE_FULL and failure.cause.retry_after:
+            seconds = max(seconds, min(failure.cause.retry_after, _MAX_SERVER_PAUSE))
+        self._pauses[job.job_id] = _Pause(time.monotonic() + seconds, seconds, failure.service)
+        current = await self._store.get(job.job_id)
+        announced = before is not None and before.service == failure.service
+        if current is not None and current.state is State.WAITING and announced:
             return
-        await self._tools.store.advance(
-            job.job_id, UNFINISHED, [_waiting(interrupted.cause)], crashed=interrupted.crashed
-        )
+        await self._store.advance(job.job_id, UNFINISHED, [_waiting(failure.cause)], crashed=failure.crashed)
 
-    async def _wait_for(self, ticket: QueuedJob, service: Dependency) -> None:
-        """The job's turn has come, but a service is away."""
-        pause = self._pauses.get(ticket.job_id)
-        if ticket.state is State.WAITING and pause is not None and pause.service == service.name:
+    async def _wait_for(self, queued: QueuedJob, peer: PeerHealth) -> None:
+        """Records that a job, although it is its turn, waits for a service."""
+        pause = self._pauses.get(queued.job_id)
+        if queued.state is State.WAITING and pause is not None and pause.service == peer.name:
             return
-        self._pauses[ticket.job_id] = _Pause(0.0, _FIRST_PAUSE, service.name)
-        await self._tools.store.advance(ticket.job_id, IN_QUEUE, [_waiting(service.missing())])
+        self._pauses[queued.job_id] = _Pause(0.0, _FIRST_PAUSE, peer.name)
+        await self._store.advance(queued.job_id, IN_QUEUE, [_waiting(peer.unavailable())])
 
     async def _recover(self, job_id: str) -> None:
-        job = await self._tools.store.get(job_id)
+        job = await self._store.get(job_id)
         if job is None or job.state is not State.RUNNING:
             return
-        await self._tools.videos.remove([job_id])
-        if job.crashes + 1 >= self._tools.settings.max_crashes:
+        await self._videos.remove([job_id])
+        if job.crashes + 1 >= self._settings.max_crashes:
             await self._fail(job_id, _too_many_crashes(job.crashes + 1))
             return
-        log.warning("taken up again", generation_id=job_id, attempts=job.generation.attempts)
-        await self._tools.store.advance(job_id, {State.RUNNING}, [_queued(1)], crashed=True)
+        log.warning("interrupted job requeued", generation_id=job_id, attempts=job.generation.attempts)
+        await self._store.advance(job_id, {State.RUNNING}, [_queued(1)], crashed=True)
         self._wake.set()
 
     async def _expire(self, job_id: str) -> None:
-        job = await self._tools.store.get(job_id)
+        job = await self._store.get(job_id)
         if job is not None:
-            await self._fail(job_id, too_late(job))
+            await self._fail(job_id, job.deadline.exceeded())
 
     async def _fail(self, job_id: str, error: ChorusError) -> None:
         failed = pb.GenerationEvent(failed=pb.FailedEvent(error=errors.to_job_error(error)))
-        if await self._tools.store.advance(job_id, UNFINISHED, [failed]) is not None:
+        if await self._store.advance(job_id, UNFINISHED, [failed]) is not None:
             log.warning("failed", generation_id=job_id, error=error.message)
 
     async def _announce(self, queue: list[QueuedJob]) -> None:
-        """Tells the head of the queue where it stands."""
-        for position, ticket in enumerate(queue[:_TOLD], 1):
-            if ticket.state is State.QUEUED and ticket.announced != position:
-                await self._tools.store.advance(ticket.job_id, {State.QUEUED}, [_queued(position)])
+        """Records the new positions of the jobs at the head of the queue."""
+        for position, queued in enumerate(queue[:_ANNOUNCED_POSITIONS], 1):
+            if queued.state is State.QUEUED and queued.announced != position:
+                await self._store.advance(queued.job_id, {State.QUEUED}, [_queued(position)])
 
     async def _prune(self) -> None:
-        """Files first: a crash in between leaves a row that says which files to remove."""
-        surplus = await self._tools.store.surplus(self._tools.settings.keep_generations)
+        """Removes surplus ended jobs, files first: after a crash in between, the row still names its file."""
+        surplus = await self._store.surplus(self._settings.keep_generations)
         if surplus:
-            await self._tools.videos.remove(surplus)
-            await self._tools.store.forget(surplus)
+            await self._videos.remove(surplus)
+            await self._store.forget(surplus)
 
-    def _idle(self, tickets: Iterable[QueuedJob]) -> list[QueuedJob]:
-        return [ticket for ticket in tickets if ticket.job_id not in self._tasks]
+    def _idle(self, jobs: Iterable[QueuedJob]) -> list[QueuedJob]:
+        return [queued for queued in jobs if queued.job_id not in self._tasks]
 
 
-def _positions(tickets: Iterable[QueuedJob]) -> dict[str, int]:
-    queue = in_order(ticket for ticket in tickets if ticket.state in IN_QUEUE)
-    return {ticket.job_id: position for position, ticket in enumerate(queue, 1)}
+def sort_queue(jobs: Iterable[QueuedJob]) -> list[QueuedJob]:
+    """Returns jobs in the order of their start. A job that waits for a service keeps its place."""
+    return sorted(jobs, key=lambda job: job.number)
+
+
+def select_jobs(ordered: Iterable[QueuedJob], paused: Collection[str], free: int) -> list[QueuedJob]:
+    """Returns the jobs to start now: at most `free`, in order, without those that are paused."""
+    return [job for job in ordered if job.job_id not in paused][: max(free, 0)]
 
 
 def _queued(position: int) -> pb.GenerationEvent:
@@ -281,7 +304,7 @@ def _internal(job: Job) -> ChorusError:
     trace_id = job.generation.trace_id
     return ChorusError(
         errors.INTERNAL,
-        "an internal fault; the scheduler's log has its cause",
+        "internal error; the scheduler's log has its cause",
         metadata={"trace_id": trace_id} if trace_id else {},
     )
 
@@ -289,6 +312,6 @@ def _internal(job: Job) -> ChorusError:
 def _too_many_crashes(crashes: int) -> ChorusError:
     return ChorusError(
         errors.INTERNAL,
-        f"given up: a service died {crashes} times while it worked on this generation",
+        f"failed: a service died {crashes} times while it worked on this generation",
         metadata={"crashes": str(crashes)},
     )

@@ -1,4 +1,4 @@
-"""Port: how donors that the cache found are compared with the target. By score alone, or by their prompts."""
+"""Port: compares donors with the target and ranks them, by score alone or by aligning their prompts."""
 
 from __future__ import annotations
 
@@ -8,72 +8,66 @@ from dataclasses import replace
 
 from chorus.embedder.v1 import embedder_pb2
 from chorus_rpc import semconv, telemetry
-from chorus_rpc.channels import calling
 
-from services.scheduler.peers.downstream import Downstream
-from services.scheduler.planning.edits import edit_of
+from services.scheduler.jobs.deadline import Deadline
+from services.scheduler.peers.embedder import EmbedderClient
+from services.scheduler.planning.edits import classify_edit
 from services.scheduler.planning.planner import Donor
 
 
 class Reranker(ABC):
-    """Tells a planner more of donors than their score."""
+    """Ranks donors."""
 
     @abstractmethod
     async def rerank(
-        self, target: str, encoded: embedder_pb2.EmbedResponse, donors: Sequence[Donor], seconds: float
+        self, target: str, encoded: embedder_pb2.EmbedResponse, donors: Sequence[Donor], deadline: Deadline
     ) -> list[Donor]:
-        """The same donors, best first, with the edit that leads to the target where that can be told.
+        """Returns the same donors, best first, each with the edit that leads to the target where it is known.
 
         Args:
-            target: the target's prompt.
-            encoded: what the embedder said of it; the edits name token positions of its conditioning encoder.
-            seconds: the longest it may take.
+            target: prompt of the target.
+            encoded: the embedder's answer for it; the edits name token positions of its conditioning encoder.
+            deadline: deadline of the job.
 
-        Raises ChorusError when a service that it needs fails.
+        Raises ChorusError when a service that it needs fails, DEADLINE_EXCEEDED only for the job's deadline.
         """
 
 
 class ScoreReranker(Reranker):
-    """By the similarity that found them; the prompts are not compared."""
+    """Ranks by the similarity that found the donors; compares no prompts."""
 
     async def rerank(
-        self, target: str, encoded: embedder_pb2.EmbedResponse, donors: Sequence[Donor], seconds: float
+        self, target: str, encoded: embedder_pb2.EmbedResponse, donors: Sequence[Donor], deadline: Deadline
     ) -> list[Donor]:
         return sorted(donors, key=lambda donor: -donor.score)
 
 
 class AlignmentReranker(Reranker):
-    """By how much of what is said differs, as the embedder aligns the prompts."""
+    """Ranks by the total weight of the tokens that differ, as the embedder aligns the prompts."""
 
-    def __init__(self, downstream: Downstream) -> None:
-        self._downstream = downstream
+    def __init__(self, embedder: EmbedderClient) -> None:
+        self._embedder = embedder
 
     async def rerank(
-        self, target: str, encoded: embedder_pb2.EmbedResponse, donors: Sequence[Donor], seconds: float
+        self, target: str, encoded: embedder_pb2.EmbedResponse, donors: Sequence[Donor], deadline: Deadline
     ) -> list[Donor]:
-        told = [donor for donor in donors if donor.prompt]
-        untold = [donor for donor in donors if not donor.prompt]
-        if not told:
+        # A tenant may have only the hashes of prompts stored: such a donor cannot be aligned.
+        with_prompt = [donor for donor in donors if donor.prompt]
+        without_prompt = [donor for donor in donors if not donor.prompt]
+        if not with_prompt:
             return list(donors)
-        request = embedder_pb2.AlignRequest(
-            target_prompt=target,
-            donor_prompts=[donor.prompt for donor in told],
-            conditioning_encoder_id=encoded.conditioning_encoder_id,
-        )
-        if encoded.conditioning_encoder_id == encoded.retrieval_encoder_id:
-            request.target_states.CopyFrom(encoded.token_states)
-        with telemetry.span(semconv.SPAN_RERANK, {semconv.DONOR_COUNT: len(told)}), calling("embedder"):
-            reply = await self._downstream.embedder.Align(
-                request, timeout=seconds, metadata=self._downstream.metadata
+        with telemetry.span(semconv.SPAN_RERANK, {semconv.DONOR_COUNT: len(with_prompt)}):
+            alignments = await self._embedder.align(
+                target, encoded, [donor.prompt for donor in with_prompt], deadline
             )
         edited = [
-            replace(donor, edit=edit_of(alignment, len(encoded.tokens)))
-            for donor, alignment in zip(told, reply.alignments, strict=True)
+            replace(donor, edit=classify_edit(alignment, len(encoded.tokens)))
+            for donor, alignment in zip(with_prompt, alignments, strict=True)
         ]
-        return sorted(edited, key=_changed) + untold
+        return sorted(edited, key=_rank) + without_prompt
 
 
-def _changed(donor: Donor) -> tuple[float, float]:
+def _rank(donor: Donor) -> tuple[float, float]:
     edit = donor.edit
-    weights = sum(weight for _, weight in (*edit.gained, *edit.lost)) if edit else 0.0
-    return weights, -donor.score
+    changed = sum(weight for _, weight in (*edit.gained, *edit.lost)) if edit else 0.0
+    return changed, -donor.score

@@ -1,6 +1,6 @@
-"""Wakes those who wait for a job to change.
+"""Wakes the watchers of a job when it changes.
 
-What changed they read from the store, so that a slow watcher holds no memory.
+Watchers read the changes from the store, so that a slow watcher occupies no memory.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from chorus_rpc.errors import ChorusError
 
 
 class JobNotifier:
-    """Lives in one event loop."""
+    """Wakes watchers within one event loop."""
 
     def __init__(self) -> None:
         self._watchers: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
         self._closed = False
 
     @contextmanager
-    def of(self, job_id: str) -> Iterator[asyncio.Event]:
-        """An event that is set at every change of the job while the block lasts."""
+    def subscribe(self, job_id: str) -> Iterator[asyncio.Event]:
+        """Yields an event that is set at every change of the job until the block ends."""
         changed = asyncio.Event()
         self._watchers[job_id].add(changed)
         try:
@@ -33,12 +33,13 @@ class JobNotifier:
             if not self._watchers[job_id]:
                 del self._watchers[job_id]
 
-    def tell(self, job_id: str) -> None:
+    def notify(self, job_id: str) -> None:
+        """Wakes every watcher of a job."""
         for changed in self._watchers.get(job_id, ()):
             changed.set()
 
     def close(self) -> None:
-        """Sends every watcher away; they come back to another process and go on by sequence number."""
+        """Ends every subscription: watchers reconnect to another process and resume by sequence number."""
         self._closed = True
         for watchers in self._watchers.values():
             for changed in watchers:

@@ -1,4 +1,4 @@
-"""The job store in one SQLite file: write-ahead log, every commit synced, one thread owns the connection."""
+"""Job store in one SQLite file: write-ahead log, every commit synced, one thread owns the connection."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ CREATE TABLE events (
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE documents (name TEXT PRIMARY KEY, data BLOB NOT NULL) STRICT;
 """
-_JOB = "id, number, tenant, body_digest, state, deadline, traceparent, crashes, generation"
+_JOB = "id, number, tenant, body_digest, state, traceparent, crashes, generation"
 _MODELS = "models"
 
 
 class SqliteStore(JobStore):
-    """Made by `open_store`; closed by its owner."""
+    """Created by `open_store`; closed by its owner."""
 
     def __init__(
         self,
@@ -71,8 +71,8 @@ class SqliteStore(JobStore):
         loop = asyncio.get_running_loop()
 
         def changed(job_id: str) -> None:
-            # From the database's thread, so that a caller that was cancelled while its commit was under way
-            # takes no news from those who watch.
+            # Called from the database's thread, so that watchers are notified even if the caller was
+            # cancelled during its commit.
             loop.call_soon_threadsafe(on_change, job_id)
 
         self._changed = changed
@@ -81,10 +81,10 @@ class SqliteStore(JobStore):
         return await self._run(self._submit, new, queue_limit)
 
     async def find(self, tenant: str, request_id: str) -> Job | None:
-        return await self._run(self._one, "tenant = ? AND request_id = ?", tenant, request_id)
+        return await self._run(self._select_one, "tenant = ? AND request_id = ?", tenant, request_id)
 
     async def get(self, job_id: str) -> Job | None:
-        return await self._run(self._one, "id = ?", job_id)
+        return await self._run(self._select_one, "id = ?", job_id)
 
     async def page(self, tenant: str, state: State | None, before: int | None, limit: int) -> list[Job]:
         return await self._run(self._page, tenant, state, before, limit)
@@ -129,11 +129,11 @@ class SqliteStore(JobStore):
 
     def _submit(self, new: NewJob, queue_limit: int) -> tuple[Job, bool]:
         with self._transaction():
-            known = self._one("tenant = ? AND request_id = ?", new.tenant, new.request_id)
+            known = self._select_one("tenant = ? AND request_id = ?", new.tenant, new.request_id)
             if known is not None:
                 return known, False
             (waiting,) = self._db.execute(
-                f"SELECT count(*) FROM jobs WHERE state IN ({_marks(IN_QUEUE)})", [*IN_QUEUE]
+                f"SELECT count(*) FROM jobs WHERE state IN ({_placeholders(IN_QUEUE)})", [*IN_QUEUE]
             ).fetchone()
             if waiting >= queue_limit:
                 raise QueueFull
@@ -166,7 +166,7 @@ class SqliteStore(JobStore):
                 ),
             ).lastrowid
             self._append(number, event)
-            job = self._one("number = ?", number)
+            job = self._select_one("number = ?", number)
         assert job is not None
         self._changed(new.job_id)
         return job, True
@@ -175,7 +175,7 @@ class SqliteStore(JobStore):
         self, job_id: str, expect: Collection[State], events: Sequence[pb.GenerationEvent], crashed: bool
     ) -> Job | None:
         with self._transaction():
-            job = self._one("id = ?", job_id)
+            job = self._select_one("id = ?", job_id)
             if job is None or job.state not in expect:
                 return None
             announced = None
@@ -189,7 +189,7 @@ class SqliteStore(JobStore):
                 self._append(job.number, event)
                 if event.HasField("queued"):
                     announced = event.queued.queue_position
-            # The one statement that may end a job, and only from the state it was judged by.
+            # The only statement that may end a job, and only from the state that was checked above.
             updated = self._db.execute(
                 "UPDATE jobs SET state = ?, generation = ?, crashes = crashes + ?,"
                 " announced = coalesce(?, announced) WHERE number = ? AND state = ?",
@@ -204,7 +204,7 @@ class SqliteStore(JobStore):
             )
             if updated.rowcount != 1:
                 raise StoreError(f"job {job_id} changed inside a transaction")
-            job = self._one("number = ?", job.number)
+            job = self._select_one("number = ?", job.number)
         self._changed(job_id)
         return job
 
@@ -214,9 +214,9 @@ class SqliteStore(JobStore):
             (number, event.sequence, event.SerializeToString()),
         )
 
-    def _one(self, where: str, *values: object) -> Job | None:
+    def _select_one(self, where: str, *values: object) -> Job | None:
         row = self._db.execute(f"SELECT {_JOB} FROM jobs WHERE {where}", values).fetchone()
-        return None if row is None else _job(row)
+        return None if row is None else _parse_job(row)
 
     def _page(self, tenant: str, state: State | None, before: int | None, limit: int) -> list[Job]:
         rows = self._db.execute(
@@ -224,12 +224,12 @@ class SqliteStore(JobStore):
             " AND (? IS NULL OR number < ?) ORDER BY number DESC LIMIT ?",
             (tenant, state, state, before, before, limit),
         )
-        return [_job(row) for row in rows]
+        return [_parse_job(row) for row in rows]
 
     def _unfinished(self) -> list[QueuedJob]:
         rows = self._db.execute(
             "SELECT id, number, state, deadline, announced FROM jobs"
-            f" WHERE state IN ({_marks(UNFINISHED)}) ORDER BY number",
+            f" WHERE state IN ({_placeholders(UNFINISHED)}) ORDER BY number",
             [*UNFINISHED],
         )
         return [QueuedJob(job_id, number, State(state), *rest) for job_id, number, state, *rest in rows]
@@ -244,7 +244,8 @@ class SqliteStore(JobStore):
 
     def _surplus(self, keep: int) -> list[str]:
         rows = self._db.execute(
-            f"SELECT id FROM jobs WHERE state IN ({_marks(ENDED)}) ORDER BY number DESC LIMIT -1 OFFSET ?",
+            f"SELECT id FROM jobs WHERE state IN ({_placeholders(ENDED)})"
+            " ORDER BY number DESC LIMIT -1 OFFSET ?",
             [*ENDED, keep],
         )
         return [job_id for (job_id,) in rows]
@@ -253,7 +254,7 @@ class SqliteStore(JobStore):
         with self._transaction():
             for job_id in job_ids:
                 self._db.execute(
-                    f"DELETE FROM jobs WHERE id = ? AND state IN ({_marks(ENDED)})", (job_id, *ENDED)
+                    f"DELETE FROM jobs WHERE id = ? AND state IN ({_placeholders(ENDED)})", (job_id, *ENDED)
                 )
         for job_id in job_ids:
             self._changed(job_id)
@@ -287,12 +288,13 @@ class SqliteStore(JobStore):
 async def open_store(
     path: Path, on_change: Callable[[str], None], clock: Callable[[], float] = time.time
 ) -> SqliteStore:
-    """Opens the database, made if it is not there.
+    """Opens the database, creating it if it does not exist.
 
     Args:
         on_change: called in the event loop after each commit that changed a job, with its id.
+        clock: returns the time in Unix seconds.
 
-    Raises StoreError when another process has it open, or it is not a database of this program.
+    Raises StoreError if another process has the database open, or it is not a database of this program.
     """
     thread = ThreadPoolExecutor(1, thread_name_prefix="job-store")
     try:
@@ -326,7 +328,10 @@ def _open(path: Path) -> tuple[sqlite3.Connection, int]:
 
 
 def _take_lock(path: Path) -> int:
-    """Two schedulers would run every job twice. The lock falls with the process, however it ends."""
+    """Locks the database: two schedulers would run every job twice.
+
+    The lock is released when the process ends, however it ends.
+    """
     lock = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -335,7 +340,7 @@ def _take_lock(path: Path) -> int:
         os.close(lock)
         raise StoreError(
             f"the job database {path} is in use by another scheduler (process {holder}): stop it,"
-            " or give this one another CHORUS_SCHEDULER_DATABASE"
+            " or set another CHORUS_SCHEDULER_DATABASE for this one"
         ) from None
     os.ftruncate(lock, 0)
     os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
@@ -353,25 +358,24 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
         )
     elif version != SCHEMA_VERSION:
         raise StoreError(
-            f"the job database {path} has schema {version}, this program knows {SCHEMA_VERSION}:"
-            " run the version that made it, or give another CHORUS_SCHEDULER_DATABASE"
+            f"the job database {path} has schema {version}, this program supports {SCHEMA_VERSION}:"
+            " run the version that created it, or set another CHORUS_SCHEDULER_DATABASE"
         )
 
 
-def _job(row: tuple[str, int, str, str, int, float, str, int, bytes]) -> Job:
-    job_id, number, tenant, body_digest, state, deadline, traceparent, crashes, generation = row
+def _parse_job(row: tuple[str, int, str, str, int, str, int, bytes]) -> Job:
+    job_id, number, tenant, body_digest, state, traceparent, crashes, generation = row
     return Job(
         job_id,
         number,
         tenant,
         body_digest,
         State(state),
-        deadline,
         traceparent,
         crashes,
         pb.Generation.FromString(generation),
     )
 
 
-def _marks(values: Collection[object]) -> str:
+def _placeholders(values: Collection[object]) -> str:
     return ", ".join("?" * len(values))

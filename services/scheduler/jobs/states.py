@@ -1,4 +1,4 @@
-"""The life of a job as data: its states, which may follow which, and what an event changes."""
+"""Life cycle of a job as data: its states, the transitions between them, and the effect of each event."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from chorus.scheduler.v1 import scheduler_pb2 as pb
 
 
 class State(IntEnum):
-    """The states of the public API, by their numbers there."""
+    """States of the public API, with their numbers there."""
 
     QUEUED = pb.GENERATION_STATE_QUEUED
     WAITING = pb.GENERATION_STATE_WAITING
@@ -23,7 +23,7 @@ IN_QUEUE = frozenset({State.QUEUED, State.WAITING})
 UNFINISHED = IN_QUEUE | {State.RUNNING}
 ENDED = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED})
 
-# Nothing follows an end. A state may follow itself: the queue moved, or another service is missing now.
+# Ended jobs do not change. A state may follow itself: the queue moved, or another service is unavailable now.
 TRANSITIONS: Mapping[State, frozenset[State]] = {
     State.QUEUED: frozenset({State.QUEUED, State.WAITING, State.RUNNING, State.FAILED, State.CANCELLED}),
     State.WAITING: frozenset({State.WAITING, State.RUNNING, State.FAILED, State.CANCELLED}),
@@ -33,7 +33,7 @@ TRANSITIONS: Mapping[State, frozenset[State]] = {
     State.CANCELLED: frozenset(),
 }
 
-# The state that an event leads to; other events leave it as it is.
+# State that each event leads to; other events do not change it.
 _LEADS_TO: Mapping[str, State] = {
     "queued": State.QUEUED,
     "waiting": State.WAITING,
@@ -46,11 +46,11 @@ _WHILE_RUNNING = frozenset({"started", "step_completed", "warning"})
 
 
 class IllegalTransition(ValueError):
-    """An event that cannot happen to a job in this state: a fault of the program."""
+    """An event that cannot happen to a job in this state: a programming error."""
 
 
 def state_after(state: State, event: pb.GenerationEvent) -> State:
-    """The state after an event; raises IllegalTransition when the event cannot happen in `state`."""
+    """Returns the state after an event. Raises IllegalTransition if the event cannot happen in `state`."""
     kind = event.WhichOneof("event") or ""
     if kind in _WHILE_RUNNING and state is State.RUNNING:
         return state
@@ -61,23 +61,23 @@ def state_after(state: State, event: pb.GenerationEvent) -> State:
 
 
 def apply(generation: pb.Generation, event: pb.GenerationEvent) -> None:
-    """Makes one event visible in the view of its generation. The view is the fold of its events.
+    """Applies one event to the view of its generation. The view is the fold of its events.
 
-    Raises IllegalTransition, and leaves the view as it was, when the event cannot happen.
+    Raises IllegalTransition, and does not change the view, if the event cannot happen.
     """
     generation.state = state_after(State(generation.state), event).value
     generation.last_sequence = event.sequence
     kind = event.WhichOneof("event")
     if kind in ("queued", "waiting"):
-        _forget_attempt(generation)
+        _clear_attempt(generation)
     elif kind == "planned":
-        _forget_attempt(generation)
+        _clear_attempt(generation)
         generation.plan.CopyFrom(event.planned.plan)
         generation.attempts += 1
     elif kind == "started":
         if event.started.HasField("donor"):
             generation.donor.CopyFrom(event.started.donor)
-        generation.steps_completed = event.started.first_step
+        generation.steps_completed = event.started.reuse_steps
     elif kind == "step_completed":
         generation.steps_completed = event.step_completed.step.index
         generation.steps_run += 1
@@ -93,7 +93,7 @@ def apply(generation: pb.Generation, event: pb.GenerationEvent) -> None:
         generation.end_time.CopyFrom(event.time)
 
 
-def _forget_attempt(generation: pb.Generation) -> None:
-    """What an earlier attempt found says nothing about the next one."""
+def _clear_attempt(generation: pb.Generation) -> None:
+    """Clears the results of an earlier attempt, which do not hold for the next one."""
     for field in ("plan", "donor", "steps_run", "steps_completed", "warnings"):
         generation.ClearField(field)

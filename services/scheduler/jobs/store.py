@@ -1,4 +1,4 @@
-"""The port of the job store. What it returned is durable: it survives a crash of process and machine."""
+"""Port of the job store. Whatever a method has returned is durable: it survives a crash of the machine."""
 
 from __future__ import annotations
 
@@ -8,25 +8,26 @@ from dataclasses import dataclass
 
 from chorus.scheduler.v1 import scheduler_pb2 as pb
 
+from services.scheduler.jobs.deadline import Deadline
 from services.scheduler.jobs.states import State
 
 
 class StoreError(RuntimeError):
-    """The job store cannot be used; the message says why and what to do."""
+    """The job store cannot be used; the message states the reason and the remedy."""
 
 
 class QueueFull(Exception):
-    """As many jobs wait as may."""
+    """The queue holds as many jobs as its limit allows."""
 
 
 @dataclass(frozen=True)
 class NewJob:
-    """A job that passed every check.
+    """A job that has passed validation.
 
-    Args:
-        body_digest: of the request as it was sent, to tell a repetition from another request.
-        deadline: Unix seconds.
-        traceparent: of the call that submitted it; empty when tracing is off.
+    Attributes:
+        body_digest: digest of the request as it was sent; distinguishes a repetition from another request.
+        deadline: deadline in Unix seconds.
+        traceparent: traceparent of the submitting call; empty when tracing is off.
     """
 
     job_id: str
@@ -41,12 +42,12 @@ class NewJob:
 
 @dataclass(frozen=True)
 class Job:
-    """A job as it is now.
+    """Current state of a job.
 
-    Args:
+    Attributes:
         number: place in the order of acceptance, over all tenants.
-        crashes: how often a service died during it.
-        generation: the public view, but for the queue position.
+        crashes: number of times that a service died during the job.
+        generation: the public view, without the queue position.
     """
 
     job_id: str
@@ -54,18 +55,23 @@ class Job:
     tenant: str
     body_digest: str
     state: State
-    deadline: float
     traceparent: str
     crashes: int
     generation: pb.Generation
 
+    @property
+    def deadline(self) -> Deadline:
+        return Deadline(self.generation.spec.deadline)
+
 
 @dataclass(frozen=True)
 class QueuedJob:
-    """What the queue needs to know of a job that has not ended.
+    """The fields of an unfinished job that the queue needs.
 
-    Args:
-        announced: the queue position that its watchers were last told.
+    Attributes:
+        number: place in the order of acceptance.
+        deadline: deadline in Unix seconds.
+        announced: queue position in the latest event to the job's watchers.
     """
 
     job_id: str
@@ -76,28 +82,29 @@ class QueuedJob:
 
 
 class JobStore(ABC):
-    """Jobs, their events, and what is known of the models. Every method is one transaction."""
+    """Stores jobs, their events and the known models. Every method is one transaction."""
 
     @abstractmethod
     async def submit(self, new: NewJob, queue_limit: int) -> tuple[Job, bool]:
-        """The job and True; or the job that has this tenant's request_id already, and False.
+        """Returns the new job and True, or the job that already has this tenant's request_id and False.
 
-        Raises QueueFull, and keeps nothing, when `queue_limit` jobs are waiting.
+        Raises QueueFull, and stores nothing, when `queue_limit` jobs are waiting.
         """
 
     @abstractmethod
-    async def find(self, tenant: str, request_id: str) -> Job | None: ...
+    async def find(self, tenant: str, request_id: str) -> Job | None:
+        """Returns the job of a tenant's request_id."""
 
     @abstractmethod
     async def get(self, job_id: str) -> Job | None: ...
 
     @abstractmethod
     async def page(self, tenant: str, state: State | None, before: int | None, limit: int) -> list[Job]:
-        """Newest first; with `before`, only those of a smaller number."""
+        """Returns jobs, newest first; with `before`, only those with a smaller number."""
 
     @abstractmethod
     async def unfinished(self) -> list[QueuedJob]:
-        """By number."""
+        """Returns the jobs that have not ended, by number."""
 
     @abstractmethod
     async def advance(
@@ -108,32 +115,34 @@ class JobStore(ABC):
         *,
         crashed: bool = False,
     ) -> Job | None:
-        """Appends events, numbered and timed here, and moves the state with them, all or nothing.
+        """Appends events, which it numbers and timestamps, and advances the state with them, all or nothing.
 
-        Returns None, and changes nothing, when the job is not in an expected state: somebody was faster.
+        Returns None, and changes nothing, if the job is in none of the expected states: another writer was
+        faster.
 
         Args:
-            crashed: counts one more crash.
+            crashed: whether to count one more crash.
         """
 
     @abstractmethod
     async def events(self, job_id: str, after: int, limit: int) -> list[pb.GenerationEvent]:
-        """At most `limit` events with a sequence number above `after`, in order."""
+        """Returns at most `limit` events with a sequence number above `after`, in order."""
 
     @abstractmethod
     async def surplus(self, keep: int) -> list[str]:
-        """Ids of the ended jobs that are not among the newest `keep`."""
+        """Returns the ids of those ended jobs that are not among the newest `keep`."""
 
     @abstractmethod
     async def forget(self, job_ids: Sequence[str]) -> None:
         """Removes ended jobs and their events."""
 
     @abstractmethod
-    async def save_models(self, data: bytes) -> None: ...
+    async def save_models(self, data: bytes) -> None:
+        """Replaces the saved models."""
 
     @abstractmethod
     async def load_models(self) -> bytes:
-        """What was saved last; empty before."""
+        """Returns the saved models; empty if none have been saved."""
 
     @abstractmethod
     async def close(self) -> None: ...

@@ -1,4 +1,4 @@
-"""Finished videos: one mp4 file each, whole on the disk before any row says so."""
+"""Finished videos: one mp4 file each, complete on disk before any row refers to it."""
 
 from __future__ import annotations
 
@@ -17,35 +17,36 @@ _SUFFIX = ".mp4"
 _PART = ".part"
 
 
-class Videos:
-    """A directory of `<generation id>.mp4`. Ids are made by this service, never by a client."""
+class VideoFiles:
+    """A directory of `<generation id>.mp4`. Ids are created by this service, never by a client."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
 
     async def open(self) -> None:
-        """Makes the directory. Raises OSError that names it."""
+        """Creates the directory. Raises OSError that names it."""
         await asyncio.to_thread(self._directory.mkdir, parents=True, exist_ok=True)
 
     async def save(self, generation_id: str, data: bytes) -> None:
-        """Durable when it returns. Raises OSError, and leaves nothing, when the disk does not take it."""
+        """Writes a video durably. Raises OSError, and keeps nothing, if it cannot be written."""
         writing = asyncio.create_task(asyncio.to_thread(self._save, generation_id, data))
         try:
             await asyncio.shield(writing)
         except asyncio.CancelledError:
-            # The thread cannot be stopped: who cancelled removes the file, and must not be too early.
+            # The thread cannot be stopped. The canceller removes the file, so it must not do so before the
+            # file has been written.
             await asyncio.wait([writing])
             raise
 
     async def remove(self, generation_ids: Iterable[str]) -> None:
-        """Also what a crash left of a video that was not finished."""
+        """Removes videos, including the partial files that a crash left."""
         await asyncio.to_thread(self._remove, list(generation_ids))
 
     async def read(self, generation_id: str, info: video_pb2.VideoInfo) -> AsyncGenerator[bytes, None]:
-        """Chunks of about 1 MiB.
+        """Yields chunks of about 1 MiB.
 
-        Raises BLOB_CORRUPT when the file is not the one that was saved: before the first chunk if it is
-        missing or of another length, after the last if only its digest differs.
+        Raises BLOB_CORRUPT if the file is not the one that was saved: before the first chunk if it is missing
+        or has another length, after the last if only its digest differs.
         """
         fault = f"the video of generation {generation_id!r} is {{}}; generate it again"
         digest = hashlib.sha256()
@@ -55,12 +56,12 @@ class Videos:
             raise ChorusError(errors.BLOB_CORRUPT, fault.format("missing")) from None
         with file:
             if os.fstat(file.fileno()).st_size != info.size_bytes:
-                raise ChorusError(errors.BLOB_CORRUPT, fault.format("of another length than was saved"))
+                raise ChorusError(errors.BLOB_CORRUPT, fault.format("not as long as when it was saved"))
             while chunk := await asyncio.to_thread(file.read, CHUNK_BYTES):
                 digest.update(chunk)
                 yield chunk
         if digest.hexdigest() != info.digest:
-            raise ChorusError(errors.BLOB_CORRUPT, fault.format("not what was saved"))
+            raise ChorusError(errors.BLOB_CORRUPT, fault.format("altered since it was saved"))
 
     def _path(self, generation_id: str) -> Path:
         return self._directory / f"{generation_id}{_SUFFIX}"
@@ -80,7 +81,7 @@ class Videos:
             raise
 
     def _sync_directory(self) -> None:
-        """The name is durable only when its directory is."""
+        """Makes the new name durable: a file's name is part of its directory."""
         directory = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(directory)

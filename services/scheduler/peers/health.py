@@ -1,4 +1,4 @@
-"""Which of the services that a job needs are there, told by their own health streams: nothing is polled."""
+"""Availability of a peer, watched through its standard gRPC health stream; nothing is polled."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from services.runtime.logs import get_logger
 
-log = get_logger("dependencies")
+log = get_logger("health")
 
 _FIRST_PAUSE = 0.1
 
 
-class Dependency:
-    """One service and whether it serves.
+class PeerHealth:
+    """Whether one peer serves.
 
     Args:
-        name: short, as error messages call it.
-        service: full protobuf name, whose health is watched.
-        on_change: called when `serving` changed.
-        max_pause: seconds, the longest between two tries to reach it.
+        name: short name of the peer, as error messages use it.
+        service: full protobuf name of the watched service.
+        on_change: called each time `serving` has changed.
+        max_pause: upper bound on the pause between two attempts to reach the peer, in seconds.
     """
 
     def __init__(
@@ -34,11 +34,11 @@ class Dependency:
         name: str,
         service: str,
         channel: grpc.aio.Channel,
-        on_change: Callable[[Dependency], None],
+        on_change: Callable[[PeerHealth], None],
         max_pause: float,
     ) -> None:
         self.name = name
-        # None until the service, or its absence, was seen for the first time.
+        # None until the first answer, or the first failure to reach the peer.
         self.serving: bool | None = None
         self.detail = "not reached yet"
         self._service = service
@@ -46,21 +46,22 @@ class Dependency:
         self._on_change = on_change
         self._max_pause = max_pause
 
-    def missing(self) -> ChorusError:
+    def unavailable(self) -> ChorusError:
+        """Returns the DEPENDENCY_UNAVAILABLE error that names the peer and why it does not serve."""
         return errors.unavailable(self.name, self.detail)
 
     async def watch(self) -> None:
-        """Runs until it is cancelled."""
+        """Runs until it is cancelled, or until the peer turns out to have no health service."""
         pause = _FIRST_PAUSE
         while True:
             try:
-                # Once it is known to be away, the channel reconnects by itself and the call waits for that.
+                # A channel to a peer that is known to be down reconnects on its own; the call waits for that.
                 if await self._follow(wait_for_ready=self.serving is False):
                     pause = _FIRST_PAUSE
                 detail = "it is shutting down"
             except grpc.RpcError as error:
                 if error.code() is grpc.StatusCode.UNIMPLEMENTED:
-                    # No health service there: only its calls can tell.
+                    # Without a health service only the calls themselves show whether the peer serves.
                     self._set(True, "")
                     return
                 detail = error.details() or error.code().name
@@ -69,9 +70,9 @@ class Dependency:
             pause = min(2 * pause, self._max_pause)
 
     async def _follow(self, wait_for_ready: bool) -> bool:
-        """Follows one health stream until the service stops serving; returns whether it served at all."""
+        """Follows one health stream until the peer stops serving; returns whether it served at all."""
         served = False
-        # The types published for this package know no Watch.
+        # The published type stubs of this package lack Watch.
         stub: Any = health_pb2_grpc.HealthStub(self._channel)
         call = stub.Watch(health_pb2.HealthCheckRequest(service=self._service), wait_for_ready=wait_for_ready)
         try:
@@ -80,7 +81,7 @@ class Dependency:
                     served = True
                     self._set(True, "")
                 elif served:
-                    # It drains: an open stream would hold it up.
+                    # The peer drains: an open stream would delay its exit.
                     return True
                 else:
                     self._set(False, "it is still starting")
@@ -93,5 +94,8 @@ class Dependency:
         if serving == self.serving:
             return
         self.serving = serving
-        log.log(20 if serving else 30, "service is back" if serving else "service is away", name=self.name)
+        if serving:
+            log.info("service available", peer=self.name)
+        else:
+            log.warning("service unavailable", peer=self.name, reason=detail)
         self._on_change(self)

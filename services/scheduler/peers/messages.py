@@ -1,4 +1,4 @@
-"""What the scheduler says to the services behind it. Pure."""
+"""Messages to the peers, built from a spec. Pure."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from chorus.embedder.v1 import embedder_pb2
 from chorus.scheduler.v1 import scheduler_pb2 as pb
 
 from services.contract.identity import latent_shape
-from services.scheduler.planning.planner import Donor
 
-# Donors below are no donors: opposite or unrelated.
-MIN_SCORE = 0.0
+# Entries with a lower score are opposite or unrelated, so they are never donors.
+_MIN_SCORE = 0.0
 
 
-def latent_identity(spec: pb.GenerationSpec, model: denoiser_pb2.ModelInfo) -> latents_pb2.LatentIdentity:
-    """Everything that makes the latents of this request interchangeable with others.
+def build_latent_identity(
+    spec: pb.GenerationSpec, model: denoiser_pb2.ModelInfo
+) -> latents_pb2.LatentIdentity:
+    """Returns everything that must agree for latents to be interchangeable with those of this request.
 
     Args:
-        spec: as accepted: shape and schedule are set.
+        spec: an accepted spec: shape and schedule are set.
     """
     return latents_pb2.LatentIdentity(
         model_id=model.model_id,
@@ -41,38 +42,23 @@ def latent_identity(spec: pb.GenerationSpec, model: denoiser_pb2.ModelInfo) -> l
     )
 
 
-def lookup_request(
+def build_lookup_request(
     identity: latents_pb2.LatentIdentity, encoded: embedder_pb2.EmbedResponse, limit: int
 ) -> cache_pb2.LookupRequest:
+    """Returns the request for at most `limit` donors of this identity."""
     return cache_pb2.LookupRequest(
         identity=identity,
         retrieval_encoder_id=encoded.retrieval_encoder_id,
         vector=encoded.retrieval_vector,
         limit=limit,
-        min_score=MIN_SCORE,
+        min_score=_MIN_SCORE,
     )
 
 
-def donors_of(reply: cache_pb2.LookupResponse) -> list[Donor]:
-    return [
-        Donor(
-            entry_id=donor.entry.entry_id,
-            score=donor.score,
-            steps=frozenset(
-                blob.step.index for blob in donor.entry.blobs if blob.kind != latents_pb2.BLOB_KIND_SIDE_DATA
-            ),
-            side_data=any(blob.kind == latents_pb2.BLOB_KIND_SIDE_DATA for blob in donor.entry.blobs),
-            prompt=donor.entry.prompt,
-            traceparent=donor.entry.traceparent,
-            generation_id=donor.entry.generation_id,
-        )
-        for donor in reply.donors
-    ]
-
-
-def denoise_request(
+def build_denoise_request(
     generation_id: str, spec: pb.GenerationSpec, encoded: embedder_pb2.EmbedResponse, plan: plan_pb2.Plan
 ) -> denoiser_pb2.DenoiseRequest:
+    """Returns the request that runs `plan`; without `no_store` it asks to admit the resulting latents."""
     request = denoiser_pb2.DenoiseRequest(
         generation_id=generation_id,
         model_id=spec.model_id,

@@ -1,58 +1,45 @@
-"""The models that the denoiser serves, remembered, so that jobs are accepted while it is away."""
+"""Models that the denoiser serves, kept in the job store so that jobs are accepted while it is down."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from chorus.denoiser.v1 import denoiser_pb2
 from chorus_rpc import errors
-from chorus_rpc.channels import calling
 from chorus_rpc.errors import ChorusError
 
 from services.runtime.logs import get_logger
 from services.scheduler.jobs.store import JobStore
+from services.scheduler.peers.denoiser import DenoiserClient
 
-if TYPE_CHECKING:
-    from chorus.denoiser.v1.denoiser_pb2_grpc import DenoiserServiceAsyncStub
-
-log = get_logger("catalogue")
-
-# A caller waits for it only while no model was ever seen.
-_DESCRIBE_SECONDS = 5.0
+log = get_logger("model_registry")
 
 
 class ModelRegistry:
-    """The newest answer of DescribeModels, kept in the job store."""
+    """The denoiser's latest answer to DescribeModels."""
 
-    def __init__(
-        self, store: JobStore, denoiser: DenoiserServiceAsyncStub, metadata: tuple[tuple[str, str], ...]
-    ) -> None:
+    def __init__(self, store: JobStore, denoiser: DenoiserClient) -> None:
         self._store = store
         self._denoiser = denoiser
-        self._metadata = metadata
         self._models: dict[str, denoiser_pb2.ModelInfo] = {}
 
     async def load(self) -> None:
-        """What was known before this process."""
-        self._take(denoiser_pb2.DescribeModelsResponse.FromString(await self._store.load_models()))
+        """Loads the models that an earlier process saved."""
+        self._replace(denoiser_pb2.DescribeModelsResponse.FromString(await self._store.load_models()))
 
     async def refresh(self) -> None:
-        """Asks the denoiser; keeps what is known when it does not answer, and raises ChorusError."""
-        with calling("denoiser"):
-            reply = await self._denoiser.DescribeModels(
-                denoiser_pb2.DescribeModelsRequest(), timeout=_DESCRIBE_SECONDS, metadata=self._metadata
-            )
+        """Asks the denoiser and saves its answer. Raises ChorusError, and then keeps the known models."""
+        reply = await self._denoiser.describe_models()
         if not reply.models:
             raise errors.unavailable("denoiser", "it serves no model yet")
-        self._take(reply)
+        self._replace(reply)
         await self._store.save_models(reply.SerializeToString())
-        log.info("models known", models=list(self._models))
+        log.info("models updated", models=list(self._models))
 
     async def models(self) -> Mapping[str, denoiser_pb2.ModelInfo]:
-        """By id, in the denoiser's order.
+        """Returns the models by id, in the denoiser's order.
 
-        Raises DEPENDENCY_UNAVAILABLE that names the denoiser when it was never reached and is not now.
+        Raises DEPENDENCY_UNAVAILABLE that names the denoiser while it has never been reached.
         """
         if not self._models:
             try:
@@ -64,7 +51,7 @@ class ModelRegistry:
         return self._models
 
     def model(self, model_id: str) -> denoiser_pb2.ModelInfo:
-        """Raises UNKNOWN_MODEL when the denoiser no longer serves it."""
+        """Returns one model. Raises UNKNOWN_MODEL if the denoiser no longer serves it."""
         try:
             return self._models[model_id]
         except KeyError:
@@ -74,5 +61,5 @@ class ModelRegistry:
                 metadata={"available": ",".join(self._models)},
             ) from None
 
-    def _take(self, reply: denoiser_pb2.DescribeModelsResponse) -> None:
+    def _replace(self, reply: denoiser_pb2.DescribeModelsResponse) -> None:
         self._models = {model.model_id: model for model in reply.models}

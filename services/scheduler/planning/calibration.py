@@ -1,6 +1,6 @@
-"""How far reuse may go, as measured: one file for each model, written by `python -m bench.calibrate`.
+"""Measured limits of reuse: one file for each model, written by `python -m bench.calibrate`.
 
-A row says what one depth of reuse cost in quality for one kind of edit, over pairs of prompts of the
+A row states what one depth of reuse cost in quality for one kind of edit, over pairs of prompts of the
 calibration split. Depths are noise levels, so that a row means the same for every number of steps.
 """
 
@@ -16,58 +16,57 @@ from typing import Any, Literal, TypeAlias, get_args
 from chorus.common.v1 import plan_pb2
 from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
 
+from services.contract.reuse import needs_side_data
 from services.scheduler.planning.edits import EditKind
 
 Policy: TypeAlias = Literal["off", "safe", "balanced", "fast"]
 
-# By how many percentage points results may lose alignment, and follow the donor more often, than in full.
+# Upper bound, in percentage points against computing in full, on the loss of alignment and on the drift: the
+# share of results that follow the donor instead of the request.
 LIMITS: dict[Policy, float] = {"safe": 1.0, "balanced": 3.0, "fast": 12.0}
-# The most that a model may have, lest a broken file take the planner's time.
+# Upper bound on the rows of a model: a broken file must not occupy the planner.
 _MAX_ROWS = 1_000
 _MEASURED = ("computed_share", "drift_points", "alignment_loss_points", "error_points")
 
 
 @dataclass(frozen=True)
 class Depth:
-    """How much is reused.
+    """Extent of reuse.
 
-    Args:
-        sigma: the noise level down to which everything is the donor's: K1 is the last step boundary that is
+    Attributes:
+        sigma: noise level down to which the donor's latents are reused: K1 is the last step boundary that is
             not below it.
-        region: how stage 2 finds what it computes, to the end of the run; None: no stage 2.
-        amplification: None: none.
+        region: rule by which stage 2, which lasts to the end of the run, finds the tokens that it computes;
+            None for no stage 2.
+        amplification: None for none.
     """
 
     sigma: float
     region: plan_pb2.RegionPlan | None = None
     amplification: plan_pb2.Amplification | None = None
 
-    def first_step(self, sigmas: Sequence[float]) -> int:
-        """K1 for a schedule; 0 where its first step already goes below."""
+    def reuse_steps(self, sigmas: Sequence[float]) -> int:
+        """Returns K1 for a schedule; 0 if its first step already goes below `sigma`."""
         return max((i for i, s in enumerate(sigmas[:-1]) if s >= self.sigma - 1e-9), default=0)
 
     @property
     def needs_side_data(self) -> bool:
-        contrast = self.amplification is not None and (
-            self.amplification.form == plan_pb2.AMPLIFICATION_FORM_CONTRAST
-        )
-        return contrast or (
-            self.region is not None and self.region.source == plan_pb2.REGION_SOURCE_ATTENTION
-        )
+        return needs_side_data(self.region, self.amplification)
 
 
 @dataclass(frozen=True)
 class Row:
-    """What a depth cost, for one kind of edit.
+    """Measured cost of a depth, for one kind of edit.
 
-    Args:
-        computed_share: tokens computed in the steps that were run, by all tokens of those steps; above 1
-            where the search for the region found that it is everything.
-        drift_points: percentage points by which more results followed the donor than in full.
-        alignment_loss_points: percentage points by which fewer showed what was asked.
-        error_points: standard error of the two, the larger; counted against the row, so that what few pairs
-            of prompts speak for is not believed.
-        n: pairs of prompts behind it.
+    Attributes:
+        computed_share: tokens computed in the steps that were run, divided by all tokens of those steps;
+            above 1 where the search for the region found that it is everything.
+        drift_points: increase, against computing in full, of the share of results that follow the donor, in
+            percentage points.
+        alignment_loss_points: decrease of the share of results that show the request, in percentage points.
+        error_points: the larger of the two standard errors; counted against the row, so that a row measured
+            on few pairs is not trusted.
+        n: number of pairs of prompts.
     """
 
     edit: EditKind
@@ -79,6 +78,7 @@ class Row:
     n: int
 
     def within(self, policy: Policy) -> bool:
+        """Returns whether the cost stays within the policy's limit."""
         limit = LIMITS.get(policy)
         cost = max(self.drift_points, self.alignment_loss_points) + self.error_points
         return limit is not None and cost <= limit
@@ -86,46 +86,48 @@ class Row:
 
 @dataclass(frozen=True)
 class Calibration:
-    """The rows of one model."""
+    """Rows of one model."""
 
     model_id: str
     rows: tuple[Row, ...]
 
     def allowed(self, edit: EditKind, policy: Policy) -> list[Row]:
+        """Returns the rows for a kind of edit that stay within the policy's limit."""
         return [row for row in self.rows if row.edit == edit and row.within(policy)]
 
-    def knows(self, edit: EditKind) -> bool:
+    def covers(self, edit: EditKind) -> bool:
+        """Returns whether a kind of edit was measured at all."""
         return any(row.edit == edit for row in self.rows)
 
 
 @cache
-def calibration_of(model_id: str) -> Calibration | None:
-    """The calibration that ships for a model; None where there is none."""
+def load_calibration(model_id: str) -> Calibration | None:
+    """Returns the calibration that ships for a model; None if none ships."""
     folder = resources.files("services.scheduler.planning") / "calibrations"
     file = folder / f"{model_id}.json"
     if "/" in model_id or not file.is_file():
         return None
-    return parse(model_id, json.loads(file.read_text("utf-8")))
+    return parse_calibration(model_id, json.loads(file.read_text("utf-8")))
 
 
-def parse(model_id: str, plain: dict[str, Any]) -> Calibration:
-    """A calibration from its JSON form. Raises ValueError that names what is wrong."""
+def parse_calibration(model_id: str, plain: dict[str, Any]) -> Calibration:
+    """Returns the calibration of a JSON document. Raises ValueError that names the invalid row and field."""
     rows = plain.get("rows")
     if not isinstance(rows, list) or len(rows) > _MAX_ROWS:
         raise ValueError(f"rows: must be a list of at most {_MAX_ROWS}")
-    found = []
+    parsed = []
     for number, row in enumerate(rows):
         try:
-            found.append(_row(row))
+            parsed.append(_parse_row(row))
         except (KeyError, TypeError, ValueError, ParseError) as error:
             raise ValueError(f"rows[{number}]: {error}") from None
-    return Calibration(model_id, tuple(found))
+    return Calibration(model_id, tuple(parsed))
 
 
-def _row(plain: dict[str, Any]) -> Row:
+def _parse_row(plain: dict[str, Any]) -> Row:
     edit, sigma = plain["edit"], float(plain["sigma"])
     if edit not in get_args(EditKind):
-        raise ValueError(f"edit: {edit!r} is no kind of edit")
+        raise ValueError(f"edit: {edit!r} is not a kind of edit")
     if not 0 < sigma <= 1:
         raise ValueError(f"sigma: must be above 0 and at most 1, not {sigma:g}")
     region, amplification = plain.get("region"), plain.get("amplification")
@@ -142,7 +144,7 @@ def _row(plain: dict[str, Any]) -> Row:
 
 
 def to_plain(row: Row) -> dict[str, Any]:
-    """The JSON form of a row, which `parse` reads; messages as protobuf writes them."""
+    """Returns the JSON form of a row, which `parse_calibration` reads; messages in protobuf's own JSON."""
     messages = {"region": row.depth.region, "amplification": row.depth.amplification}
     return {
         "edit": row.edit,

@@ -1,6 +1,6 @@
-"""What kind of edit leads from a donor's prompt to the target's. Pure: an alignment in, one word out.
+"""Classifies the edit that leads from a donor's prompt to the target's. Pure: an alignment in, a kind out.
 
-The kinds are the rows of the calibration: how deep a donor may be reused depends on what changed far more
+The kinds are the rows of the calibration: the permissible depth of reuse depends far more on what changed
 than on how similar the prompts are.
 """
 
@@ -13,28 +13,29 @@ from chorus.embedder.v1 import embedder_pb2
 
 EditKind: TypeAlias = Literal[
     "same",  # nothing differs
-    "paraphrase",  # other words for the same
+    "paraphrase",  # same meaning in other words
     "colour",
     "size",
     "motion",
     "number",
     "negation",
     "background",
-    "other",  # one thing is another thing, or has another shape
-    "added",  # the target has a thing more
-    "removed",  # the target has a thing less
+    "other",  # one thing was replaced by another, or has another shape
+    "added",  # the target has one more thing
+    "removed",  # the target has one thing less
     "reordered",  # the same things in another order
-    "several",  # two of these
-    "unrelated",  # more, or most of what is said, or a thing more or less and something else: never reused
+    "several",  # two of these kinds
+    "unrelated",  # more than two, or most of the prompt, or a thing added or removed along with another edit
 ]
 
-# From this weight on a token makes a difference that can be seen.
-_COUNTS = 0.5
-# The share of the target's tokens that may differ, and of how many kinds, before the two are unrelated.
-_MOST_CHANGED = 0.4
-_MOST_KINDS = 2
+# Weight from which on a token makes a visible difference.
+_MIN_WEIGHT = 0.5
+# Upper bounds on the share of the target's tokens that differ, and on the number of kinds of edit; beyond
+# them the two prompts are unrelated.
+_MAX_CHANGED = 0.4
+_MAX_KINDS = 2
 
-_OF_CATEGORY: dict[embedder_pb2.TokenCategory.ValueType, EditKind] = {
+_KINDS: dict[embedder_pb2.TokenCategory.ValueType, EditKind] = {
     embedder_pb2.TOKEN_CATEGORY_COLOUR: "colour",
     embedder_pb2.TOKEN_CATEGORY_SIZE: "size",
     embedder_pb2.TOKEN_CATEGORY_MOTION: "motion",
@@ -46,37 +47,37 @@ _OF_CATEGORY: dict[embedder_pb2.TokenCategory.ValueType, EditKind] = {
 
 @dataclass(frozen=True)
 class Edit:
-    """How the target differs from a donor.
+    """Difference between the target's prompt and a donor's.
 
-    Args:
-        gained, lost: positions among the conditioning encoder's tokens of the target, and of the donor, with
-            weights 0 to 1.
-        words: the same for a person, for instance 'gains "blue", loses "red"'.
+    Attributes:
+        gained: positions among the conditioning encoder's tokens of the target, with weights 0 to 1.
+        lost: the same of the donor.
+        words: the difference in words, for instance 'gains "blue", loses "red"'.
     """
 
     kind: EditKind
     gained: tuple[tuple[int, float], ...] = ()
     lost: tuple[tuple[int, float], ...] = ()
-    words: str = "says the same"
+    words: str = "does not differ"
 
 
-def edit_of(alignment: embedder_pb2.Alignment, tokens: int) -> Edit:
-    """The edit behind an alignment.
+def classify_edit(alignment: embedder_pb2.Alignment, tokens: int) -> Edit:
+    """Returns the edit that an alignment shows.
 
     Args:
-        tokens: of the target's prompt.
+        tokens: number of tokens of the target's prompt.
     """
-    gained = [each for each in alignment.gained if each.weight >= _COUNTS]
-    lost = [each for each in alignment.lost if each.weight >= _COUNTS]
+    gained = [each for each in alignment.gained if each.weight >= _MIN_WEIGHT]
+    lost = [each for each in alignment.lost if each.weight >= _MIN_WEIGHT]
     return Edit(
-        kind=_kind(alignment, gained, lost, tokens),
+        kind=_classify(alignment, gained, lost, tokens),
         gained=tuple((each.index, each.weight) for each in alignment.gained),
         lost=tuple((each.index, each.weight) for each in alignment.lost),
-        words=_words(gained, lost),
+        words=_describe(gained, lost),
     )
 
 
-def _kind(
+def _classify(
     alignment: embedder_pb2.Alignment,
     gained: list[embedder_pb2.AlignedToken],
     lost: list[embedder_pb2.AlignedToken],
@@ -88,26 +89,26 @@ def _kind(
         return "paraphrase" if alignment.gained or alignment.lost else "same"
     if alignment.things_added:
         rest = lost if alignment.things_added > 0 else gained
-        whole = abs(alignment.things_added) == 1 and not rest and not alignment.reordered
-        if not whole:
+        only_change = abs(alignment.things_added) == 1 and not rest and not alignment.reordered
+        if not only_change:
             return "unrelated"
         return "added" if alignment.things_added > 0 else "removed"
-    if max(len(gained), len(lost)) > _MOST_CHANGED * max(tokens, 1):
+    if max(len(gained), len(lost)) > _MAX_CHANGED * max(tokens, 1):
         return "unrelated"
-    kinds = {_OF_CATEGORY.get(each.category, "other") for each in (*gained, *lost)}
-    if len(kinds) > _MOST_KINDS:
+    kinds = {_KINDS.get(each.category, "other") for each in (*gained, *lost)}
+    if len(kinds) > _MAX_KINDS:
         return "unrelated"
     if len(kinds) > 1 or alignment.reordered:
         return "several"
     return kinds.pop()
 
 
-def _words(gained: list[embedder_pb2.AlignedToken], lost: list[embedder_pb2.AlignedToken]) -> str:
-    parts = [f"{verb} {_quoted(tokens)}" for verb, tokens in (("gains", gained), ("loses", lost)) if tokens]
-    return ", ".join(parts) or "says the same"
+def _describe(gained: list[embedder_pb2.AlignedToken], lost: list[embedder_pb2.AlignedToken]) -> str:
+    parts = [f"{verb} {_quote(tokens)}" for verb, tokens in (("gains", gained), ("loses", lost)) if tokens]
+    return ", ".join(parts) or "does not differ"
 
 
-def _quoted(tokens: list[embedder_pb2.AlignedToken]) -> str:
-    """The first few tokens as words."""
+def _quote(tokens: list[embedder_pb2.AlignedToken]) -> str:
+    """Returns the first few tokens as words."""
     texts = [each.token.text.removeprefix("##") for each in tokens]
     return '"' + " ".join(texts[:6]) + ("…" if len(texts) > 6 else "") + '"'

@@ -1,7 +1,8 @@
-"""How much of which donor to reuse: plain values in, a plan and its reasons out.
+"""Chooses the donor and the extent of reuse: plain values in, a plan with its reasons out.
 
-Where the model has a calibration and the prompts could be compared, the kind of edit decides, by what reuse
-was measured to cost for it; the answer may always be "none". Otherwise a coarse table of similarities does.
+If the model has a calibration and the prompts could be compared, the kind of edit decides, by the measured
+cost of reuse for that kind; the outcome may be no reuse at all. Otherwise a coarse table of similarities
+decides.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ from chorus.common.v1 import plan_pb2
 from chorus.scheduler.v1 import scheduler_pb2 as pb
 from chorus_rpc.plan_bounds import DEFAULT_REGION
 
-from services.scheduler.planning.calibration import LIMITS, Calibration, Depth, Policy, Row
+from services.contract.reuse import effective_region_end, needs_side_data
+from services.scheduler.planning.calibration import LIMITS, Calibration, Policy, Row
 from services.scheduler.planning.edits import Edit
 
 # Score at and above which this share of the steps is reused, best first. Text similarity alone is a coarse
 # guide: with MiniLM a changed word of motion or size scores up to 0.993, a changed colour about 0.83, a true
-# paraphrase down to 0.65. So only what says the same in the same words goes deep; the rest stays shallow.
+# paraphrase down to 0.65. So only near-identical prompts are reused deeply; all others stay shallow.
 TABLE: Mapping[Policy, tuple[tuple[float, float], ...]] = {
     "off": (),
     "safe": ((0.999, 0.5), (0.80, 0.25)),
@@ -30,13 +32,13 @@ TABLE: Mapping[Policy, tuple[tuple[float, float], ...]] = {
 
 @dataclass(frozen=True)
 class Donor:
-    """An entry that the cache found.
+    """Entry found in the cache.
 
-    Args:
+    Attributes:
         score: cosine of the two retrieval vectors.
         steps: indices of the step boundaries whose latents are cached.
-        side_data: whether it holds its attention maps and token states.
-        edit: how the target differs from it; None where that could not be told.
+        side_data: whether the entry holds attention maps and token states.
+        edit: difference between the target and the entry; None if unknown.
     """
 
     entry_id: str
@@ -48,9 +50,9 @@ class Donor:
     side_data: bool = False
     edit: Edit | None = None
 
-    def holds(self, first: int, end: int, side_data: bool) -> bool:
-        """Whether it has x_first … x_end, and its side data where that is needed."""
-        return self.steps.issuperset(range(first, end + 1)) and (self.side_data or not side_data)
+    def holds(self, first: int, last: int, side_data: bool) -> bool:
+        """Returns whether the entry has x_first … x_last, and side data if `side_data` asks for it."""
+        return self.steps.issuperset(range(first, last + 1)) and (self.side_data or not side_data)
 
 
 @dataclass(frozen=True)
@@ -61,14 +63,14 @@ class Reason:
 
 @dataclass(frozen=True)
 class Plan:
-    """What the denoiser is to do.
+    """Plan of a run.
 
-    Args:
-        reuse_steps: K1; 0 exactly when there is no donor.
-        region_end: K2; K1 where there is no stage 2.
-        renoised: start from the donor's clean latents, noised again to the level of step K1.
-        predicted_seconds_saved: 0 where the seconds of a step are not known yet.
-        predicted_drift_points: None where no calibration tells.
+    Attributes:
+        reuse_steps: K1; 0 if and only if `donor` is None.
+        region_end: K2; 0 without a stage 2.
+        renoised: whether the run starts from the donor's clean latents, noised again to the level of step K1.
+        predicted_seconds_saved: 0 while the seconds of a step are unknown.
+        predicted_drift_points: None without a calibration.
     """
 
     total_steps: int
@@ -94,130 +96,133 @@ def plan(
 
     Args:
         sigmas: the schedule, N + 1 values.
-        donors: in any order; all under the identity of the request.
-        seconds_per_step: of a full step of the model at this shape; 0 if unknown.
-        calibration: of the model.
+        donors: donors in any order; all under the identity of the request.
+        seconds_per_step: seconds of a full step of the model at this shape; 0 if unknown.
+        calibration: calibration of the model.
     """
     total_steps = len(sigmas) - 1
     if policy == "off":
-        return _in_full(total_steps, plan_pb2.PLAN_REASON_CODE_REUSE_OFF, "the request asked for no reuse")
+        return _compute_in_full(
+            total_steps, plan_pb2.PLAN_REASON_CODE_REUSE_OFF, "the request disabled reuse"
+        )
     if not donors:
-        return _in_full(
+        return _compute_in_full(
             total_steps,
             plan_pb2.PLAN_REASON_CODE_NO_DONOR,
-            "the cache holds nothing similar for this model, schedule and size",
+            "the cache holds no similar entry for this model, schedule and shape",
         )
     if calibration is not None and any(donor.edit for donor in donors):
-        return _calibrated(policy, sigmas, donors, seconds_per_step, calibration)
-    return _by_score(policy, total_steps, donors, seconds_per_step)
+        return _plan_by_calibration(policy, sigmas, donors, seconds_per_step, calibration)
+    return _plan_by_score(policy, total_steps, donors, seconds_per_step)
 
 
-def without_cache(total_steps: int, why: str) -> Plan:
-    """The plan when the cache could not be asked."""
-    return _in_full(
+def plan_without_cache(total_steps: int, cause: str) -> Plan:
+    """Returns the plan of a job for which the cache could not be used."""
+    return _compute_in_full(
         total_steps,
         plan_pb2.PLAN_REASON_CODE_CACHE_UNAVAILABLE,
-        f"computed in full, because the cache could not be asked: {why}",
+        f"computed in full, because the cache could not be used: {cause}",
     )
 
 
-def explicit(
-    wanted: pb.ExplicitReuse, total_steps: int, donors: Sequence[Donor], seconds_per_step: float
+def plan_explicit(
+    reuse: pb.ExplicitReuse, total_steps: int, donors: Sequence[Donor], seconds_per_step: float
 ) -> Plan:
-    """The plan that the request chose itself, with the most similar donor that it fits.
+    """Returns the plan that the request itself states, with the most similar donor that fits it.
 
     Args:
-        wanted: within its bounds.
+        reuse: a valid explicit reuse.
     """
-    first = wanted.reuse_steps
-    end = max(first, wanted.region_end)
-    region = (wanted.region if wanted.HasField("region") else DEFAULT_REGION) if end > first else None
-    amplification = wanted.amplification if wanted.HasField("amplification") else None
-    depth = Depth(1.0, region, amplification)
-    needed = (total_steps, total_steps) if wanted.renoised else (first, end)
+    reuse_steps = reuse.reuse_steps
+    region_end = effective_region_end(reuse)
+    has_region = region_end > reuse_steps
+    region = (reuse.region if reuse.HasField("region") else DEFAULT_REGION) if has_region else None
+    amplification = reuse.amplification if reuse.HasField("amplification") else None
+    side_data = needs_side_data(region, amplification)
+    first, last = (total_steps, total_steps) if reuse.renoised else (reuse_steps, region_end)
     fitting = [
-        donor
-        for donor in donors
-        if donor.score >= wanted.min_score and donor.holds(*needed, depth.needs_side_data)
+        donor for donor in donors if donor.score >= reuse.min_score and donor.holds(first, last, side_data)
     ]
     if not fitting:
         latents = (
             f"the clean latents, those after step {total_steps}"
-            if wanted.renoised
-            else f"latents after steps {first} to {end}"
+            if reuse.renoised
+            else f"latents after steps {reuse_steps} to {region_end}"
         )
-        return _in_full(
+        return _compute_in_full(
             total_steps,
             plan_pb2.PLAN_REASON_CODE_NO_DONOR,
-            f"no entry scores {wanted.min_score:.3f} or more and holds what the request's own plan needs:"
-            f" {latents}" + (", and side data" if depth.needs_side_data else ""),
+            f"no entry has a score of at least {reuse.min_score:.3f} and holds what the request's own plan"
+            f" needs: {latents}" + (", and side data" if side_data else ""),
         )
-    best = max(fitting, key=lambda donor: (donor.score, donor.entry_id))
     return Plan(
         total_steps=total_steps,
-        reuse_steps=first,
-        donor=best,
+        reuse_steps=reuse_steps,
+        donor=max(fitting, key=_by_similarity),
         reasons=(
             Reason(
                 plan_pb2.PLAN_REASON_CODE_EXPLICIT,
-                f"the request asked to reuse {first} of {total_steps} steps"
-                + (", from the donor's clean latents, noised again" if wanted.renoised else "")
-                + (f" and to compute a region up to step {end}" if region else ""),
+                f"the request asked to reuse {reuse_steps} of {total_steps} steps"
+                + (", from the donor's clean latents, noised again" if reuse.renoised else "")
+                + (f" and to compute a region up to step {region_end}" if region else ""),
             ),
         ),
-        predicted_seconds_saved=first * seconds_per_step,
-        region_end=end if region else 0,
+        predicted_seconds_saved=reuse_steps * seconds_per_step,
+        region_end=region_end if region else 0,
         region=region,
         amplification=amplification,
-        renoised=wanted.renoised,
+        renoised=reuse.renoised,
     )
 
 
-def needs_edit(wanted: pb.ExplicitReuse) -> bool:
-    """Whether a request's own plan asks what the target gained or lost."""
-    by_token = wanted.amplification.form in (
+def needs_edit(reuse: pb.ExplicitReuse) -> bool:
+    """Returns whether a request's own plan depends on the tokens that the target gained or lost."""
+    by_token = reuse.amplification.form in (
         plan_pb2.AMPLIFICATION_FORM_BIAS,
         plan_pb2.AMPLIFICATION_FORM_VALUE_GAIN,
     )
-    return by_token or wanted.region.source == plan_pb2.REGION_SOURCE_ATTENTION
+    return by_token or reuse.region.source == plan_pb2.REGION_SOURCE_ATTENTION
 
 
-def _calibrated(
+def _plan_by_calibration(
     policy: Policy,
     sigmas: Sequence[float],
     donors: Sequence[Donor],
     seconds_per_step: float,
     calibration: Calibration,
 ) -> Plan:
-    """The measured way: of all rows within the policy's limit, the one that saves most."""
+    """Returns the plan that saves most among the measured rows within the policy's limit."""
     total_steps = len(sigmas) - 1
     options = [
-        (donor, row, first)
+        (donor, row, reuse_steps)
         for donor in donors
         if donor.edit is not None
         for row in calibration.allowed(donor.edit.kind, policy)
-        if (first := row.depth.first_step(sigmas)) > 0
+        if (reuse_steps := row.depth.reuse_steps(sigmas)) > 0
     ]
     usable = [
-        (donor, row, first)
-        for donor, row, first in options
-        if donor.holds(first, total_steps if row.depth.region else first, row.depth.needs_side_data)
+        (donor, row, reuse_steps)
+        for donor, row, reuse_steps in options
+        if donor.holds(
+            reuse_steps, total_steps if row.depth.region else reuse_steps, row.depth.needs_side_data
+        )
     ]
     if not usable:
-        return _declined(policy, total_steps, donors, calibration, bool(options))
+        return _decline(policy, total_steps, donors, calibration, bool(options))
 
-    def worth(option: tuple[Donor, Row, int]) -> tuple[float, float, float, str]:
-        donor, row, first = option
-        return -_computed(row, total_steps, first), -row.drift_points, donor.score, donor.entry_id
+    def rank(option: tuple[Donor, Row, int]) -> tuple[float, float, float, str]:
+        donor, row, reuse_steps = option
+        computed = _computed_steps(row, total_steps, reuse_steps)
+        return -computed, -row.drift_points, donor.score, donor.entry_id
 
-    donor, row, first = max(usable, key=worth)
+    donor, row, reuse_steps = max(usable, key=rank)
     assert donor.edit is not None
-    computed = _computed(row, total_steps, first)
+    computed = _computed_steps(row, total_steps, reuse_steps)
     return Plan(
         total_steps=total_steps,
-        reuse_steps=first,
+        reuse_steps=reuse_steps,
         donor=donor,
-        reasons=(_edit_reason(donor.edit), _row_reason(policy, row, first, total_steps, computed)),
+        reasons=(_edit_reason(donor.edit), _row_reason(policy, row, reuse_steps, total_steps, computed)),
         predicted_seconds_saved=(total_steps - computed) * seconds_per_step,
         region_end=total_steps if row.depth.region else 0,
         region=row.depth.region,
@@ -226,88 +231,101 @@ def _calibrated(
     )
 
 
-def _computed(row: Row, total_steps: int, first: int) -> float:
-    """Full steps' worth of tokens that a row computes after K1 = `first`."""
-    return row.computed_share * (total_steps - first)
+def _computed_steps(row: Row, total_steps: int, reuse_steps: int) -> float:
+    """Returns the tokens that a row computes after K1, in multiples of a full step."""
+    return row.computed_share * (total_steps - reuse_steps)
 
 
-def _declined(
+def _decline(
     policy: Policy, total_steps: int, donors: Sequence[Donor], calibration: Calibration, allowed: bool
 ) -> Plan:
-    """No reuse, with the reason that concerns the most similar donor."""
-    nearest = max((d for d in donors if d.edit), key=lambda donor: (donor.score, donor.entry_id))
+    """Returns the plan without reuse, with the reason that concerns the most similar donor.
+
+    Args:
+        allowed: whether the policy allows any depth for the edits at all.
+    """
+    nearest = max((donor for donor in donors if donor.edit), key=_by_similarity)
     assert nearest.edit is not None
     kind = nearest.edit.kind
     if allowed:
         code = plan_pb2.PLAN_REASON_CODE_STEP_NOT_CACHED
-        text = "no donor holds the latents or the side data that the depths allowed would need"
-    elif not calibration.knows(kind):
+        text = "no donor holds the latents or the side data that the allowed depths require"
+    elif not calibration.covers(kind):
         code = plan_pb2.PLAN_REASON_CODE_DRIFT_TOO_HIGH
-        text = f"nothing was measured for edits of the kind {kind!r}; none are reused"
+        text = f"no measurement exists for edits of the kind {kind!r}, so they are not reused"
     else:
         code = plan_pb2.PLAN_REASON_CODE_DRIFT_TOO_HIGH
         text = (
             f"no depth measured for edits of the kind {kind!r} stays within the"
             f" {LIMITS.get(policy, 0):g} points of drift and of lost alignment that {policy!r} allows"
         )
-    declined = _in_full(total_steps, code, text)
+    declined = _compute_in_full(total_steps, code, text)
     return replace(declined, reasons=(_edit_reason(nearest.edit), *declined.reasons))
 
 
 def _edit_reason(edit: Edit) -> Reason:
     return Reason(
-        plan_pb2.PLAN_REASON_CODE_EDIT, f"against the donor's prompt the target {edit.words}: {edit.kind}"
+        plan_pb2.PLAN_REASON_CODE_EDIT,
+        f"compared with the donor's prompt, the target {edit.words}: {edit.kind}",
     )
 
 
-def _row_reason(policy: Policy, row: Row, first: int, total_steps: int, computed: float) -> Reason:
+def _row_reason(policy: Policy, row: Row, reuse_steps: int, total_steps: int, computed: float) -> Reason:
     then = "computing the region that differs" if row.depth.region else "computing in full"
     if row.depth.amplification is not None:
         then += ", amplified"
     return Reason(
         plan_pb2.PLAN_REASON_CODE_CALIBRATION,
-        f"reusing {first} of {total_steps} steps, then {then}: {computed:.2f} steps' worth; measured for this"
-        f" kind of edit: drift {row.drift_points:+.1f} points, alignment {-row.alignment_loss_points:+.1f}"
-        f" (n = {row.n}); {policy!r} allows {LIMITS.get(policy, 0):g}",
+        f"reusing {reuse_steps} of {total_steps} steps, then {then}: {computed:.2f} steps' worth;"
+        f" measured for this kind of edit: drift {row.drift_points:+.1f} points,"
+        f" alignment {-row.alignment_loss_points:+.1f} (n = {row.n});"
+        f" {policy!r} allows {LIMITS.get(policy, 0):g}",
     )
 
 
-def _by_score(policy: Policy, total_steps: int, donors: Sequence[Donor], seconds_per_step: float) -> Plan:
-    """The donor that allows the deepest reuse by the table, and among equals the most similar one."""
-    most_similar = max(donors, key=lambda donor: (donor.score, donor.entry_id))
+def _plan_by_score(
+    policy: Policy, total_steps: int, donors: Sequence[Donor], seconds_per_step: float
+) -> Plan:
+    """Returns the plan with the deepest reuse by the table, and among equals with the most similar donor."""
+    most_similar = max(donors, key=_by_similarity)
     lowest = TABLE[policy][-1][0]
     if most_similar.score < lowest:
-        return _in_full(
+        return _compute_in_full(
             total_steps,
             plan_pb2.PLAN_REASON_CODE_SCORE_TOO_LOW,
             f"the best donor's similarity {most_similar.score:.3f} is below {lowest:.2f},"
-            f" the lowest that {policy!r} reuses",
+            f" the minimum of {policy!r}",
         )
     best = max(
         donors,
-        key=lambda donor: (_depth(policy, total_steps, donor), donor.score, donor.entry_id),
+        key=lambda donor: (_reusable_steps(policy, total_steps, donor), *_by_similarity(donor)),
     )
-    depth = _depth(policy, total_steps, best)
-    allowed = _allowed(policy, total_steps, best.score)
+    reuse_steps = _reusable_steps(policy, total_steps, best)
+    allowed = _allowed_steps(policy, total_steps, best.score)
     reasons = [_table_reason(policy, total_steps, best.score, allowed)]
-    if depth < allowed:
+    if reuse_steps < allowed:
         reasons.append(
             Reason(
                 plan_pb2.PLAN_REASON_CODE_STEP_NOT_CACHED,
                 f"the donor holds no latents after step {allowed};"
-                + (f" those after step {depth} are taken" if depth else " nor after an earlier one"),
+                + (
+                    f" those after step {reuse_steps} are reused"
+                    if reuse_steps
+                    else " nor after an earlier one"
+                ),
             )
         )
     return Plan(
         total_steps=total_steps,
-        reuse_steps=depth,
-        donor=best if depth else None,
+        reuse_steps=reuse_steps,
+        donor=best if reuse_steps else None,
         reasons=tuple(reasons),
-        predicted_seconds_saved=depth * seconds_per_step,
+        predicted_seconds_saved=reuse_steps * seconds_per_step,
     )
 
 
 def to_message(plan: Plan) -> plan_pb2.Plan:
+    """Returns the protobuf message of a plan."""
     message = plan_pb2.Plan(
         total_steps=plan.total_steps,
         reuse_steps=plan.reuse_steps,
@@ -337,29 +355,35 @@ def to_message(plan: Plan) -> plan_pb2.Plan:
     return message
 
 
-def _in_full(total_steps: int, code: plan_pb2.PlanReasonCode.ValueType, text: str) -> Plan:
-    """The plan that computes every step, and why."""
+def _compute_in_full(total_steps: int, code: plan_pb2.PlanReasonCode.ValueType, text: str) -> Plan:
+    """Returns the plan that computes every step, with its reason."""
     return Plan(total_steps, 0, None, (Reason(code, text),), 0.0)
 
 
-def _share(policy: Policy, score: float) -> float:
+def _by_similarity(donor: Donor) -> tuple[float, str]:
+    """Sort key; the id breaks ties, so that a plan does not depend on the order of the donors."""
+    return donor.score, donor.entry_id
+
+
+def _allowed_share(policy: Policy, score: float) -> float:
+    """Returns the share of the steps that the table allows to reuse, 0 to 1."""
     return next((share for threshold, share in TABLE[policy] if score >= threshold), 0.0)
 
 
-def _allowed(policy: Policy, total_steps: int, score: float) -> int:
-    """K1 by the table: at least one step is always computed."""
-    return min(math.floor(_share(policy, score) * total_steps), total_steps - 1)
+def _allowed_steps(policy: Policy, total_steps: int, score: float) -> int:
+    """Returns the largest K1 that the table allows: at least one step is always computed."""
+    return min(math.floor(_allowed_share(policy, score) * total_steps), total_steps - 1)
 
 
-def _depth(policy: Policy, total_steps: int, donor: Donor) -> int:
-    """The deepest cached step boundary that the table allows; 0 if there is none."""
-    allowed = _allowed(policy, total_steps, donor.score)
+def _reusable_steps(policy: Policy, total_steps: int, donor: Donor) -> int:
+    """Returns the deepest cached step boundary that the table allows; 0 if the donor has none."""
+    allowed = _allowed_steps(policy, total_steps, donor.score)
     return max((step for step in donor.steps if 1 <= step <= allowed), default=0)
 
 
 def _table_reason(policy: Policy, total_steps: int, score: float, allowed: int) -> Reason:
     return Reason(
         plan_pb2.PLAN_REASON_CODE_SCORE_TABLE,
-        f"similarity {score:.3f} allows {policy!r} to reuse {_share(policy, score):.0%} of the steps:"
+        f"similarity {score:.3f} allows {policy!r} to reuse {_allowed_share(policy, score):.0%} of the steps:"
         f" {allowed} of {total_steps}",
     )

@@ -1,11 +1,11 @@
-"""A scheduler and a cache that play a script, over real sockets, in a thread of their own."""
+"""Scripted scheduler and cache behind real sockets, on the test's event loop or in a thread."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -25,9 +25,14 @@ STEPS = 4
 
 
 class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
-    """Generations run to their end at once, unless the prompt says otherwise.
+    """Runs each generation to its end at once, with three exceptions.
 
-    "fail …" fails; "slow …" stops after its first step until it is cancelled.
+    "fail …" fails; "slow …" stops after its first step until it is cancelled; "warn …" carries a warning.
+
+    Attributes:
+        drops: each breaks one stream, after this many of its messages.
+        metadata: metadata of each submission.
+        delay: time before a submission is answered, in seconds.
     """
 
     def __init__(self) -> None:
@@ -35,14 +40,17 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
         self.events: dict[str, list[scheduler_pb2.GenerationEvent]] = {}
         self.requests: list[scheduler_pb2.SubmitGenerationRequest] = []
         self.watched_after: list[int] = []
-        # Each breaks one stream, after so many of its messages.
         self.drops: list[int] = []
+        self.metadata: list[dict[str, Any]] = []
+        self.delay = 0.0
         self.changed = asyncio.Condition()
         self.damage_video = False
         self.watching = threading.Event()
 
     async def SubmitGeneration(self, request: Any, context: Any) -> Any:
         self.requests.append(request)
+        self.metadata.append(dict(context.invocation_metadata()))
+        await asyncio.sleep(self.delay)
         found = Violations()
         found.require(bool(request.spec.prompt.strip()), "spec.prompt", "must hold 1 to 2,000 characters")
         found.require(request.spec.shape.frames <= 64, "spec.shape.frames", "must be 1 to 64")
@@ -87,7 +95,7 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
         await self.emit(
             generation,
             started=scheduler_pb2.StartedEvent(
-                first_step=plan.reuse_steps, total_steps=STEPS, donor=donor, attempt=1
+                reuse_steps=plan.reuse_steps, total_steps=STEPS, donor=donor, attempt=1
             ),
         )
         for index in range(plan.reuse_steps + 1, STEPS + 1):
@@ -101,6 +109,12 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
             await self.emit(generation, step_completed=step)
             if prompt.startswith("slow"):
                 return
+        if prompt.startswith("warn"):
+            warning = errors_pb2.JobError(
+                reason=errors_pb2.ERROR_REASON_DEPENDENCY_UNAVAILABLE, message="the cache did not answer"
+            )
+            generation.warnings.append(warning)
+            await self.emit(generation, warning=scheduler_pb2.WarningEvent(warning=warning))
         if prompt.startswith("fail"):
             fault = errors_pb2.JobError(
                 reason=errors_pb2.ERROR_REASON_INTERNAL, message="the model produced NaN at step 3"
@@ -192,11 +206,20 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
 
 
 class FakeCache(cache_pb2_grpc.CacheServiceServicer):
-    """Remembers what was asked."""
+    """Records the requests that it answers."""
 
     def __init__(self) -> None:
         self.purges: list[cache_pb2.PurgeRequest] = []
         self.tenants: list[str] = []
+
+    async def Lookup(self, request: Any, context: Any) -> Any:
+        raise NotImplementedError
+
+    def Fetch(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        raise NotImplementedError
+
+    async def Admit(self, request: Any, context: Any) -> Any:
+        raise NotImplementedError
 
     async def Stats(self, request: Any, context: Any) -> Any:
         self.tenants.append(tenancy.read_tenant(context.invocation_metadata()))
@@ -217,12 +240,13 @@ class FakeCache(cache_pb2_grpc.CacheServiceServicer):
 
 
 class FakeDeployment:
-    """Both servicers behind one port."""
+    """Both servicers behind one port; with credentials, behind TLS."""
 
-    def __init__(self) -> None:
+    def __init__(self, credentials: grpc.ServerCredentials | None = None) -> None:
         self.scheduler = FakeScheduler()
         self.cache = FakeCache()
         self.port = 0
+        self._credentials = credentials
         self._server: Any = None
 
     @property
@@ -237,29 +261,35 @@ class FakeDeployment:
         )
         scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server(self.scheduler, self._server)
         cache_pb2_grpc.add_CacheServiceServicer_to_server(self.cache, self._server)
-        self.port = self._server.add_insecure_port(f"127.0.0.1:{self.port}")
+        address = f"127.0.0.1:{self.port}"
+        if self._credentials is None:
+            self.port = self._server.add_insecure_port(address)
+        else:
+            self.port = self._server.add_secure_port(address, self._credentials)
         await self._server.start()
 
     async def stop(self) -> None:
         await self._server.stop(None)
 
 
-Kind = TypeVar("Kind", bound=FakeDeployment)
+Deployment = TypeVar("Deployment", bound=FakeDeployment)
 
 
 @contextmanager
-def deployment_in_thread(kind: type[Kind] = FakeDeployment) -> Iterator[Kind]:  # type: ignore[assignment]
-    """For tests that block: the command line, the sync client."""
+def deployment_in_thread(
+    build: Callable[[], Deployment] = FakeDeployment,  # type: ignore[assignment]
+) -> Iterator[Deployment]:
+    """Runs a deployment in a thread, for tests that block: the command line, the sync client."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
 
-    async def make() -> Kind:
-        made = kind()
-        await made.start()
-        return made
+    async def start() -> Deployment:
+        deployment = build()
+        await deployment.start()
+        return deployment
 
-    deployment = asyncio.run_coroutine_threadsafe(make(), loop).result(10)
+    deployment = asyncio.run_coroutine_threadsafe(start(), loop).result(10)
     try:
         yield deployment
     finally:

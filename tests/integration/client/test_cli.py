@@ -1,4 +1,4 @@
-"""The `chorus` command against a scripted scheduler over sockets."""
+"""Verifies `chorus generate`, `watch` and `cancel`, and the errors of every command, by a scripted server."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def deployment() -> Iterator[FakeDeployment]:
-    with deployment_in_thread() as made:
-        yield made
+    with deployment_in_thread(FakeDeployment) as running:
+        yield running
 
 
 def chorus(*arguments: str, target: str | None = None) -> Any:
@@ -44,15 +44,25 @@ def lines(result: Any) -> list[dict[str, Any]]:
     return [json.loads(line) for line in result.stdout.splitlines()]
 
 
-def test_generate_writes_the_video_and_tells_the_cache_decision(
+def test_generate_writes_the_video_and_reports_the_hit_in_one_line(
     deployment: FakeDeployment, tmp_path: Path
 ) -> None:
     result = chorus("generate", "a red circle", "-o", "out.mp4", target=deployment.target)
     assert result.exit_code == 0, result.output
     assert (tmp_path / "out.mp4").read_bytes() == VIDEO
-    assert "out.mp4: 8 frames 256×256, hit: 2 of 4 steps run, 1.50 s, about 0.70 s saved" in result.stdout
     # The donor's prompt is shown as it is, square brackets included.
-    assert "cache hit: 2 of 4 steps reused from “a [red] circle”, score 0.910" in result.stderr
+    assert result.stdout == (
+        "out.mp4: hit on “a [red] circle”, 2 of 4 steps computed, 1.50 s, 0.70 s saved\n"
+    )
+    assert result.stderr.splitlines() == [
+        "gen-1 accepted, seed 0",
+        "cache hit: 2 of 4 steps reused from “a [red] circle”, score 0.910",
+        "step 1 of 4: reused",
+        "step 2 of 4: reused",
+        "step 3 of 4: full, 0.10 s",
+        "step 4 of 4: full, 0.10 s",
+        "details: chorus explain gen-1",
+    ]
 
 
 def test_generate_json_is_events_then_the_result(deployment: FakeDeployment, tmp_path: Path) -> None:
@@ -81,10 +91,10 @@ def test_generate_passes_its_options_on(deployment: FakeDeployment) -> None:
     assert request.spec.HasField("deadline")
 
 
-EXPLICIT = ("--k1", "1", "--k2", "3", "--region", "attention", "--amplify", "value-gain:0.5")
+EXPLICIT = ("--reuse-steps", "1", "--region-end", "3", "--region", "attention", "--amplify", "value-gain:0.5")
 
 
-def test_an_explicit_plan_and_what_every_step_computed_are_told(deployment: FakeDeployment) -> None:
+def test_an_explicit_plan_is_sent_and_every_step_has_a_line(deployment: FakeDeployment) -> None:
     result = chorus("generate", "x", *EXPLICIT, "--min-score", "0.5", target=deployment.target)
     assert result.exit_code == 0, result.output
     asked = deployment.scheduler.requests[0].spec.explicit_reuse
@@ -94,29 +104,40 @@ def test_an_explicit_plan_and_what_every_step_computed_are_told(deployment: Fake
         plan_pb2.AMPLIFICATION_FORM_VALUE_GAIN,
         0.5,
     )
-    told = result.stderr
-    assert "cache hit: 1 of 4 steps reused" in told
-    assert "steps 2–3 compute a region (attention, threshold" in told
-    assert "amplified by value-gain 0.5, edit colour, predicted drift +1.5 points (score 0.910" in told
-    assert "step 2 of 4: 38% of the tokens computed, 0.10 s" in told
-    assert "step 3 of 4: 38%" in told
-    assert "step 4 of 4" not in told  # whole
-    assert chorus("watch", "gen-1", target=deployment.target).stderr.count("38% of the tokens") == 2
+    steps = [line for line in result.stderr.splitlines() if line.startswith("step ")]
+    assert steps == [
+        "step 1 of 4: reused",
+        "step 2 of 4: region, 38% of the tokens computed, 0.10 s",
+        "step 3 of 4: region, 38% of the tokens computed, 0.10 s",
+        "step 4 of 4: full, 0.10 s",
+    ]
+    watched = chorus("watch", "gen-1", target=deployment.target).stderr.splitlines()
+    assert [line for line in watched if line.startswith("step ")] == steps
+    explained = chorus("explain", "gen-1", target=deployment.target).stdout
+    for part in (
+        "region     steps 2–3: attention, threshold",
+        "value-gain 0.5",
+        "colour",
+        "+1.5 points predicted",
+    ):
+        assert part in explained
+    assert "because    score 0.910 allows 2 steps" in explained
 
 
-def test_a_renoised_plan_is_asked_for_and_told(deployment: FakeDeployment) -> None:
-    result = chorus("generate", "x", "--k1", "2", "--renoised", target=deployment.target)
+def test_a_renoised_plan_is_requested_and_explained(deployment: FakeDeployment) -> None:
+    result = chorus("generate", "x", "--reuse-steps", "2", "--renoised", target=deployment.target)
     assert result.exit_code == 0, result.output
     assert deployment.scheduler.requests[0].spec.explicit_reuse.renoised
-    assert "score 0.910, its clean latents noised again" in result.stderr
+    explained = chorus("explain", "gen-1", target=deployment.target).stdout
+    assert "2 of 4 steps reused, the donor's clean latents noised again" in explained
     refused = chorus("generate", "x", "--renoised", target=deployment.target)
     assert refused.exit_code == 2
-    assert "k1: must be given with renoised" in refused.stderr
+    assert "reuse_steps: must be given with renoised" in refused.stderr
 
 
-def test_a_step_that_fell_back_is_told(deployment: FakeDeployment) -> None:
-    told = chorus("generate", "x without a GPU", target=deployment.target).stderr
-    assert "step 4 of 4: ran on torch: needs a CUDA device" in told
+def test_a_step_on_a_fallback_backend_names_it(deployment: FakeDeployment) -> None:
+    shown = chorus("generate", "x without a GPU", target=deployment.target).stderr
+    assert "step 4 of 4: full, 0.10 s; ran on torch: needs a CUDA device" in shown
 
 
 def test_json_holds_the_plan_and_the_regions(deployment: FakeDeployment) -> None:
@@ -129,7 +150,7 @@ def test_json_holds_the_plan_and_the_regions(deployment: FakeDeployment) -> None
     assert (steps[0]["active_tokens"], steps[0]["token_grid"]) == ("Bw==", [1, 2, 4])
 
 
-def test_without_an_explicit_plan_none_is_asked_for(deployment: FakeDeployment) -> None:
+def test_without_plan_options_no_explicit_plan_is_sent(deployment: FakeDeployment) -> None:
     chorus("generate", "x", "--detach", target=deployment.target)
     assert not deployment.scheduler.requests[0].spec.HasField("explicit_reuse")
 
@@ -143,11 +164,12 @@ def test_watch_follows_a_detached_generation_and_fetches_its_video(
     assert lines(result)[-1]["output"] == "x.mp4"
     assert (tmp_path / "x.mp4").read_bytes() == VIDEO
     result = chorus("watch", identifier, target=deployment.target)
-    assert result.stdout.startswith("8 frames 256×256, hit")
+    assert result.stdout == "hit on “a [red] circle”, 2 of 4 steps computed, 1.50 s, 0.70 s saved\n"
 
 
 def test_jobs_and_cancel(deployment: FakeDeployment) -> None:
-    assert chorus("jobs", target=deployment.target).stdout == "no generations\n"
+    empty = chorus("jobs", target=deployment.target)
+    assert (empty.stdout, empty.stderr) == ("", "no generations\n")
     for prompt in ("a red circle", "slow circle", "fail please"):
         chorus("generate", prompt, "--detach", target=deployment.target)
     found = lines(chorus("jobs", "--json", "--limit", "2", target=deployment.target))
@@ -163,7 +185,8 @@ def test_cache_stats_and_purge(deployment: FakeDeployment) -> None:
     assert line["cache"]["entries"] == "7"
     assert "20, 9 with a donor" in chorus("cache", "stats", target=deployment.target).stdout
     result = chorus("cache", "purge", "--older-than", "2h", "--model", "m", target=deployment.target)
-    assert result.stdout == "3 entries, 1,000 bytes dropped\n"
+    assert result.stdout == "3 entries, 1,000 bytes removed\n"
+    assert "frees the space when its sweeper runs: within 15 minutes" in result.stderr
     [request] = deployment.cache.purges
     assert (request.older_than.seconds, request.model_id) == (7200, "m")
     assert chorus("cache", "purge", target=deployment.target).exit_code == 2
@@ -185,12 +208,17 @@ def test_cache_stats_and_purge(deployment: FakeDeployment) -> None:
             2,
             "error: sigmas: give steps or sigmas, not both\n",
         ),
-        (("generate", "x", "--sigmas", "1,a"), 2, "error: sigmas: must be numbers with commas between"),
-        (("generate", "x", "--reuse", "all"), 2, "error: reuse: must be one of off, safe, balanced, fast"),
-        (("generate", "x", "--k1", "0"), 2, "error: k1: must be 1 to 199, not 0\n"),
-        (("generate", "x", "--k2", "2"), 2, "error: k1: must be given with k2: 1 to the number of steps − 1"),
+        (("generate", "x", "--sigmas", "1,a"), 2, "error: sigmas: must be numbers separated by commas"),
+        (("generate", "x", "--reuse", "all"), 2, "'all' is not one of 'off', 'safe'"),
+        (("generate", "x", "--region", "all"), 2, "'all' is not one of 'probe'"),
+        (("generate", "x", "--reuse-steps", "0"), 2, "error: reuse_steps: must be 1 to 199, not 0\n"),
         (
-            ("generate", "x", "--k1", "1", "--amplify", "bias:9"),
+            ("generate", "x", "--region-end", "2"),
+            2,
+            "error: reuse_steps: must be given with region_end: 1 to the number of steps − 1",
+        ),
+        (
+            ("generate", "x", "--reuse-steps", "1", "--amplify", "bias:9"),
             2,
             "error: amplify.strength: must be 0 to 4, not 9\n",
         ),
@@ -203,11 +231,21 @@ def test_cache_stats_and_purge(deployment: FakeDeployment) -> None:
         (("generate", "fail please"), 1, "error: gen-1 failed: the model produced NaN at step 3\n"),
         (("watch", "gen-9"), 2, "error: no generation 'gen-9'\n"),
         (("cancel", "gen-9"), 2, "error: no generation 'gen-9'\n"),
-        (("jobs", "--state", "asleep"), 2, "error: state: must be one of queued"),
-        (("generate",), 2, "Missing argument"),
+        (("get", "gen-9"), 2, "error: no generation 'gen-9'\n"),
+        (("retry", "gen-9"), 2, "error: no generation 'gen-9'\n"),
+        (("explain", "gen-9"), 2, "error: no generation 'gen-9'\n"),
+        (("jobs", "--state", "asleep"), 2, "'asleep' is not one of 'queued'"),
+        (("generate",), 2, "error: prompt: give a PROMPT, or a file of prompts with --file\n"),
+        (("generate", "x", "-f", "p.txt"), 2, "error: file: give PROMPT or --file, not both\n"),
+        (("generate", "-f", "none.txt"), 2, "No such file or directory: 'none.txt'"),
+        (
+            ("generate", "-f", "p.txt", "--request-id", "r"),
+            2,
+            "request_id: cannot be given with --file",
+        ),
     ],
 )
-def test_faults_end_with_their_status_and_one_line(
+def test_errors_end_with_their_status_and_one_line(
     deployment: FakeDeployment, arguments: tuple[str, ...], code: int, message: str
 ) -> None:
     result = chorus(*arguments, target=deployment.target)
@@ -217,7 +255,7 @@ def test_faults_end_with_their_status_and_one_line(
     assert result.stdout == ""
 
 
-def test_a_fault_as_json(deployment: FakeDeployment) -> None:
+def test_an_error_as_json_names_every_field(deployment: FakeDeployment) -> None:
     result = chorus(
         "generate", " ", "--frames", "65", "--height", "8", "--width", "8", "--json", target=deployment.target
     )
@@ -227,14 +265,21 @@ def test_a_fault_as_json(deployment: FakeDeployment) -> None:
     assert [v["field"] for v in line["error"]["violations"]] == ["spec.prompt", "spec.shape.frames"]
 
 
-def test_nobody_answers() -> None:
+def test_a_target_without_a_server_is_named_with_the_remedy() -> None:
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", 0))
         target = f"127.0.0.1:{holder.getsockname()[1]}"
-        for arguments in (("jobs",), ("generate", "x"), ("watch", "gen-1"), ("cache", "stats")):
+        for arguments, variable in (
+            (("jobs",), "CHORUS_TARGET"),
+            (("generate", "x"), "CHORUS_TARGET"),
+            (("watch", "gen-1"), "CHORUS_TARGET"),
+            (("explain", "gen-1"), "CHORUS_TARGET"),
+            (("cache", "stats"), "CHORUS_CACHE_TARGET"),
+        ):
             result = chorus(*arguments, target=target)
             assert result.exit_code == 3
-            assert "is not available" in result.stderr
+            remedy = f"start one with `chorus up`, or pass --target / {variable}"
+            assert result.stderr == f"error: nothing answers at {target}: {remedy}\n"
 
 
 def test_the_running_up_of_this_directory_is_the_default_target(
@@ -249,7 +294,7 @@ def test_the_running_up_of_this_directory_is_the_default_target(
 
 @pytest.fixture
 def interruptible() -> Iterator[None]:
-    """Children do not ignore SIGINT, even where this process was started in the background and does."""
+    """Makes children handle SIGINT, which they inherit as ignored from a background process."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -260,7 +305,7 @@ def test_interrupting_generate_cancels_the_generation(deployment: FakeDeployment
     command = [
         sys.executable,
         "-m",
-        "chorus_client",
+        "chorus_cli",
         "generate",
         "slow circle",
         "--target",

@@ -1,18 +1,23 @@
-"""The asyncio and the sync client against a scripted scheduler over sockets."""
+"""Verifies the asyncio and the sync client against a scripted scheduler over sockets."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
 from collections.abc import AsyncIterator
+from dataclasses import FrozenInstanceError
 from pathlib import Path
 
 import pytest
 from chorus_client import (
     AsyncCacheClient,
     AsyncChorusClient,
+    CacheClient,
     ChorusClient,
     ChorusError,
+    Event,
+    Generation,
+    GenerationCancelled,
     GenerationFailed,
     explicit_reuse,
 )
@@ -23,16 +28,16 @@ from tests.integration.client.fakes import VIDEO, FakeDeployment, deployment_in_
 
 @pytest.fixture
 async def deployment() -> AsyncIterator[FakeDeployment]:
-    made = FakeDeployment()
-    await made.start()
-    yield made
-    await made.stop()
+    running = FakeDeployment()
+    await running.start()
+    yield running
+    await running.stop()
 
 
 @pytest.fixture
 async def client(deployment: FakeDeployment) -> AsyncIterator[AsyncChorusClient]:
-    async with AsyncChorusClient(deployment.target) as made:
-        yield made
+    async with AsyncChorusClient(deployment.target) as running:
+        yield running
 
 
 def unused_target() -> str:
@@ -45,13 +50,80 @@ def files_in(folder: Path) -> list[Path]:
     return list(folder.iterdir())
 
 
-async def test_generate_brings_the_video_and_every_event_in_order(client: AsyncChorusClient) -> None:
-    seen, accepted = [], []
+async def test_generate_returns_the_video_and_every_event_in_order(client: AsyncChorusClient) -> None:
+    seen: list[Event] = []
+    accepted: list[Generation] = []
     video = await client.generate("a red circle", seed=7, on_event=seen.append, on_accepted=accepted.append)
     assert video.data == VIDEO
-    assert video.generation.generation_id == accepted[0].generation_id
+    assert video.generation.id == accepted[0].id
     assert [event.sequence for event in seen] == list(range(1, len(seen) + 1))
-    assert seen[-1].HasField("succeeded")
+    assert seen[-1].kind == "succeeded"
+
+
+async def test_a_result_says_what_reuse_did(client: AsyncChorusClient) -> None:
+    handle = await client.submit("warn me", seed=7)
+    assert handle.accepted is not None
+    assert (handle.id, handle.accepted.seed, handle.accepted.model) == ("gen-1", 7, "")
+    result = await handle.result()
+    assert result.hit
+    assert result.seconds_saved == 0.7
+    assert result.donor is not None
+    assert (result.donor.prompt, result.donor.score) == ("a [red] circle", 0.91)
+    assert [(warning.reason, warning.message) for warning in result.warnings] == [
+        ("DEPENDENCY_UNAVAILABLE", "the cache did not answer")
+    ]
+    generation = result.generation
+    assert (generation.state, generation.steps_run, generation.timings.total_seconds) == ("succeeded", 2, 1.5)
+    assert generation.done
+    assert generation.plan is not None
+    assert (generation.plan.total_steps, generation.plan.reuse_steps) == (4, 2)
+    assert generation.plan.reasons == ("score 0.910 allows 2 steps",)
+    assert generation.video is not None
+    assert (generation.video.frames, generation.video.height) == (8, 256)
+    with pytest.raises(FrozenInstanceError):
+        generation.seed = 8  # type: ignore[misc]
+
+
+async def test_a_handle_by_id_waits_saves_and_reads_the_state(
+    client: AsyncChorusClient, tmp_path: Path
+) -> None:
+    await client.submit("x")
+    handle = client.handle("gen-1")
+    assert handle.accepted is None
+    assert (await handle.save(tmp_path / "x.mp4")).read_bytes() == VIDEO
+    assert (await handle.result()).save(tmp_path / "y.mp4").read_bytes() == VIDEO
+    assert (await handle.status()).state == "succeeded"
+    assert sorted(path.name for path in files_in(tmp_path)) == ["x.mp4", "y.mp4"]
+
+
+async def test_events_are_typed(client: AsyncChorusClient) -> None:
+    handle = await client.submit("warn me without a GPU")
+    events = [event async for event in handle.events()]
+    assert [event.kind for event in events] == [
+        "queued", "planned", "started", "step_completed", "step_completed", "warning", "succeeded"
+    ]  # fmt: skip
+    queued, planned, started, step, _, warning, last = events
+    assert (queued.queue_position, started.attempt, last.seconds_saved) == (1, 1, 0.7)
+    assert planned.plan is not None
+    assert planned.plan.donor is not None
+    assert step.step is not None
+    assert (step.step.number, step.step.total_steps, step.step.computed_share) == (3, 4, 1.0)
+    assert (step.step.backend, step.step.fallback) == ("torch", "needs a CUDA device")
+    assert warning.problem is not None
+    assert warning.problem.message == "the cache did not answer"
+    assert [event.last for event in events] == [False] * 6 + [True]
+
+
+async def test_a_result_waits_for_a_generation_under_way(
+    client: AsyncChorusClient, deployment: FakeDeployment
+) -> None:
+    handle = await client.submit("slow circle")
+    waiting = asyncio.create_task(handle.result())
+    await asyncio.to_thread(deployment.scheduler.watching.wait, 10)
+    assert not waiting.done()
+    assert (await handle.cancel()).state == "cancelled"
+    with pytest.raises(GenerationCancelled):
+        await waiting
 
 
 async def test_options_reach_the_server_as_given(
@@ -68,7 +140,7 @@ async def test_options_reach_the_server_as_given(
 async def test_an_explicit_plan_reaches_the_server(
     client: AsyncChorusClient, deployment: FakeDeployment
 ) -> None:
-    plan = explicit_reuse(1, k2=3, region="probe", amplify="contrast:0.5")
+    plan = explicit_reuse(1, region_end=3, region="probe", amplify="contrast:0.5")
     await client.submit("x", explicit_reuse=plan)
     assert deployment.scheduler.requests[0].spec.explicit_reuse == plan
     await client.submit("x", explicit_reuse=None)
@@ -84,62 +156,63 @@ async def test_each_submission_has_its_own_request_id_unless_given(
     again = await client.submit("x", request_id="same")
     ids = [request.request_id for request in deployment.scheduler.requests]
     assert ids[0] != ids[1]
-    assert first.generation_id == again.generation_id
+    assert first.id == again.id
 
 
 @pytest.mark.parametrize("drops", [[0, 1, 2, 1], [3], [5, 0, 0]])
-async def test_a_watch_survives_broken_streams_without_loss_or_repetition(
+async def test_events_survive_broken_streams_without_loss_or_repetition(
     client: AsyncChorusClient, deployment: FakeDeployment, drops: list[int]
 ) -> None:
-    generation = await client.submit("a red circle")
+    handle = await client.submit("a red circle")
     deployment.scheduler.drops = list(drops)
-    seen = [event.sequence async for event in client.watch(generation.generation_id)]
-    assert seen == list(range(1, generation.last_sequence + 1))
+    seen = [event.sequence async for event in handle.events()]
+    assert seen == list(range(1, 7))
     assert deployment.scheduler.watched_after[-1] > 0
 
 
-async def test_a_watch_goes_on_over_a_restart_of_the_server(
+async def test_events_continue_over_a_restart_of_the_server(
     client: AsyncChorusClient, deployment: FakeDeployment
 ) -> None:
-    generation = await client.submit("slow circle")
+    handle = await client.submit("slow circle")
     scheduler = deployment.scheduler
     seen: list[int] = []
 
     async def follow() -> None:
-        async for event in client.watch(generation.generation_id):
+        async for event in handle.events():
             seen.append(event.sequence)
 
     following = asyncio.create_task(follow())
     async with asyncio.timeout(20):
         await asyncio.to_thread(scheduler.watching.wait, 10)
-        before = len(scheduler.events[generation.generation_id])
+        before = len(scheduler.events[handle.id])
         await deployment.stop()
         await deployment.start()
-        await client.cancel(generation.generation_id)
+        await handle.cancel()
         await following
     assert seen == list(range(1, before + 2))
 
 
-async def test_a_watch_of_an_ended_generation_after_its_last_event_is_empty(
+async def test_events_after_the_last_one_are_empty(
     client: AsyncChorusClient,
 ) -> None:
-    generation = await client.submit("x")
-    rest = [e async for e in client.watch(generation.generation_id, generation.last_sequence)]
+    handle = await client.submit("x")
+    last = (await handle.status()).last_sequence
+    rest = [event async for event in handle.events(last)]
     assert rest == []
 
 
-async def test_a_watch_ends_at_its_timeout(client: AsyncChorusClient) -> None:
-    generation = await client.submit("slow circle")
+async def test_events_end_at_their_timeout(client: AsyncChorusClient) -> None:
+    handle = await client.submit("slow circle")
     with pytest.raises(ChorusError) as fault:
-        async for _ in client.watch(generation.generation_id, timeout=0.3):
+        async for _ in handle.events(timeout=0.3):
             pass
     assert fault.value.reason == errors.DEADLINE_EXCEEDED
 
 
-async def test_a_watch_gives_up_on_a_server_that_stays_away() -> None:
+async def test_events_give_up_on_a_server_that_stays_away() -> None:
     async with AsyncChorusClient(unused_target()) as client:
         with pytest.raises(ChorusError) as fault:
-            async for _ in client.watch("gen-1", patience=0.2):
+            async for _ in client.handle("gen-1").events(patience=0.2):
                 pass
     assert fault.value.reason == errors.DEPENDENCY_UNAVAILABLE
     assert fault.value.metadata["service"] == "scheduler"
@@ -152,7 +225,7 @@ async def test_bad_input_names_each_field(client: AsyncChorusClient, deployment:
     assert deployment.scheduler.generations == {}
 
 
-async def test_what_protobuf_cannot_carry_is_refused_before_it_is_sent(
+async def test_values_that_protobuf_cannot_carry_are_refused_before_they_are_sent(
     client: AsyncChorusClient, deployment: FakeDeployment
 ) -> None:
     with pytest.raises(ChorusError) as fault:
@@ -163,7 +236,7 @@ async def test_what_protobuf_cannot_carry_is_refused_before_it_is_sent(
     assert deployment.scheduler.requests == []
 
 
-async def test_a_size_is_whole_or_left_to_the_model(client: AsyncChorusClient) -> None:
+async def test_a_partial_size_is_refused(client: AsyncChorusClient) -> None:
     with pytest.raises(
         ChorusError, match="shape: give frames, height and width, or none of them, not only width"
     ):
@@ -173,7 +246,7 @@ async def test_a_size_is_whole_or_left_to_the_model(client: AsyncChorusClient) -
 async def test_a_failed_generation_raises_its_reason(client: AsyncChorusClient) -> None:
     with pytest.raises(GenerationFailed, match="NaN at step 3") as fault:
         await client.generate("fail please")
-    assert fault.value.generation.generation_id == "gen-1"
+    assert fault.value.generation.id == "gen-1"
 
 
 async def test_cancelling_the_caller_cancels_the_generation(
@@ -187,14 +260,15 @@ async def test_cancelling_the_caller_cancels_the_generation(
     assert deployment.scheduler.events["gen-1"][-1].HasField("cancelled")
 
 
-async def test_a_generation_cancelled_elsewhere_is_told_apart(
+async def test_a_generation_cancelled_elsewhere_raises_generation_cancelled(
     client: AsyncChorusClient, deployment: FakeDeployment
 ) -> None:
     task = asyncio.create_task(client.generate("slow circle"))
     await asyncio.to_thread(deployment.scheduler.watching.wait, 10)
-    await client.cancel("gen-1")
-    with pytest.raises(GenerationFailed) as fault:
+    await client.handle("gen-1").cancel()
+    with pytest.raises(GenerationCancelled, match="gen-1 was cancelled") as fault:
         await task
+    assert fault.value.generation.state == "cancelled"
     assert fault.value.reason == errors.CANCELLED
 
 
@@ -202,34 +276,34 @@ async def test_list_turns_pages_and_keeps_the_limit(client: AsyncChorusClient) -
     for number in range(5):
         await client.submit(f"x {number}")
     await client.submit("fail please")
-    assert [g.generation_id for g in await client.list(limit=5)] == [f"gen-{n}" for n in (6, 5, 4, 3, 2)]
-    assert [g.generation_id for g in await client.list("failed")] == ["gen-6"]
+    assert [g.id for g in await client.list(limit=5)] == [f"gen-{n}" for n in (6, 5, 4, 3, 2)]
+    assert [g.id for g in await client.list("failed")] == ["gen-6"]
     with pytest.raises(ChorusError, match="state: must be one of"):
         await client.list("sleeping")
 
 
-async def test_a_damaged_video_is_not_believed(
+async def test_a_damaged_video_is_rejected(
     client: AsyncChorusClient, deployment: FakeDeployment, tmp_path: Path
 ) -> None:
-    generation = await client.submit("x")
+    handle = await client.submit("x")
     deployment.scheduler.damage_video = True
     with pytest.raises(ChorusError) as fault:
-        await client.save_video(generation.generation_id, tmp_path / "x.mp4")
+        await handle.save(tmp_path / "x.mp4")
     assert fault.value.reason == errors.BLOB_CORRUPT
     assert files_in(tmp_path) == []
 
 
 async def test_unknown_id(client: AsyncChorusClient) -> None:
     with pytest.raises(ChorusError) as fault:
-        await client.get("gen-9")
+        await client.handle("gen-9").status()
     assert fault.value.reason == errors.NOT_FOUND
 
 
-async def test_cache_client_speaks_for_its_tenant(deployment: FakeDeployment) -> None:
+async def test_cache_client_sends_its_tenant(deployment: FakeDeployment) -> None:
     async with AsyncCacheClient(deployment.target, "team-a") as cache:
         assert (await cache.stats()).entries == 7
         await cache.purge(model="m", older_than=90)
-        with pytest.raises(ChorusError, match="say what"):
+        with pytest.raises(ChorusError, match="must name an entry, a model, an age, or all entries"):
             await cache.purge()
     assert deployment.cache.tenants == ["team-a"]
     [request] = deployment.cache.purges
@@ -237,21 +311,29 @@ async def test_cache_client_speaks_for_its_tenant(deployment: FakeDeployment) ->
 
 
 def test_sync_client_does_the_same(tmp_path: Path) -> None:
-    with deployment_in_thread() as deployment, ChorusClient(deployment.target) as client:
+    with deployment_in_thread(FakeDeployment) as deployment, ChorusClient(deployment.target) as client:
         video = client.generate("a red circle")
-        identifier = video.generation.generation_id
+        identifier = video.generation.id
         assert video.data == VIDEO
-        assert client.get(identifier).generation_id == identifier
-        assert [g.generation_id for g in client.list()] == [identifier]
-        assert client.save_video(identifier, tmp_path / "x.mp4").read_bytes() == VIDEO
-        assert [e.sequence for e in client.watch(identifier)] == list(range(1, 7))
+        handle = client.handle(identifier)
+        assert handle.status().id == identifier
+        assert [g.id for g in client.list()] == [identifier]
+        assert handle.save(tmp_path / "x.mp4").read_bytes() == VIDEO
+        assert handle.result().data == VIDEO
+        assert [e.sequence for e in handle.events()] == list(range(1, 7))
         slow = client.submit("slow circle")
-        events = client.watch(slow.generation_id)
-        assert next(events).HasField("queued")
-        client.cancel(slow.generation_id)
-        assert [e.WhichOneof("event") for e in events][-1] == "cancelled"
+        events = slow.events()
+        assert next(events).kind == "queued"
+        slow.cancel()
+        assert [e.kind for e in events][-1] == "cancelled"
+        with pytest.raises(GenerationCancelled):
+            slow.result()
         with pytest.raises(GenerationFailed):
             client.generate("fail please")
+        with CacheClient(deployment.target, "team-b") as cache:
+            assert cache.stats().entries == 7
+            assert cache.purge(everything=True).entries == 3
+    assert deployment.cache.tenants == ["team-b"]
 
 
 def test_sync_client_closed_twice_refuses_calls() -> None:
@@ -259,4 +341,4 @@ def test_sync_client_closed_twice_refuses_calls() -> None:
     client.close()
     client.close()
     with pytest.raises(RuntimeError, match="closed"):
-        client.get("gen-1")
+        client.list()

@@ -1,4 +1,4 @@
-"""`chorus up` with the real services: ready, used, hurt, stopped."""
+"""Verifies `chorus up` with the real services: start, use, a crash, stop."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ import pytest
 from chorus_client import endpoints
 
 pytestmark = pytest.mark.timeout(600)
-CHORUS = (sys.executable, "-m", "chorus_client")
+CHORUS = (sys.executable, "-m", "chorus_cli")
 
 
 class Up:
-    """A running `chorus up --json`; `news` reads its lines until one has the wanted key."""
+    """A running `chorus up --json`; `read` reads its lines until one has the wanted key."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -28,14 +28,14 @@ class Up:
             [*CHORUS, "up", "--json"], cwd=folder, env=environment, stdout=subprocess.PIPE, text=True
         )
 
-    def news(self, key: str) -> dict[str, Any]:
+    def read(self, key: str) -> dict[str, Any]:
         assert self.process.stdout is not None
         for line in self.process.stdout:
             found = json.loads(line)
             if key in found:
                 return dict(found[key])
             assert "error" not in found, found
-        raise AssertionError(f"`chorus up` ended with no word of {key!r}")
+        raise AssertionError(f"`chorus up` ended without a line {key!r}")
 
     def chorus(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -50,14 +50,14 @@ class Up:
 
 @pytest.fixture
 def up(tmp_path: Path) -> Iterator[Up]:
-    made = Up(tmp_path)
+    running = Up(tmp_path)
     try:
-        yield made
+        yield running
     finally:
-        made.process.terminate()
-        made.process.wait(120)
-        assert made.process.stdout is not None
-        made.process.stdout.close()
+        running.process.terminate()
+        running.process.wait(120)
+        assert running.process.stdout is not None
+        running.process.stdout.close()
 
 
 def is_gone(pid: int) -> bool:
@@ -69,13 +69,13 @@ def is_gone(pid: int) -> bool:
 
 
 def test_the_services_of_a_directory_from_start_to_stop(up: Up, tmp_path: Path) -> None:
-    ready = up.news("up")
+    ready = up.read("up")
     assert set(ready["pids"]) == set(ready["targets"]) == {"embedder", "cache", "denoiser", "scheduler"}
 
     prompt = "a large red circle moving right on a black background"
     first = up.chorus("generate", prompt, "-o", "first.mp4")
     assert first.returncode == 0, first.stderr
-    assert "miss: 4 of 4 steps run" in first.stdout
+    assert "miss, 4 of 4 steps computed" in first.stdout
     assert (tmp_path / "first.mp4").read_bytes()[4:8] == b"ftyp"
     assert json.loads(up.chorus("cache", "stats", "--json").stdout)["cache"]["entries"] == "1"
 
@@ -84,8 +84,8 @@ def test_the_services_of_a_directory_from_start_to_stop(up: Up, tmp_path: Path) 
     assert f"another `chorus up` (process {up.process.pid})" in refused.stderr
 
     os.kill(ready["pids"]["cache"], signal.SIGKILL)
-    assert up.news("crashed")["service"] == "cache"
-    assert up.news("ready")["service"] == "cache"
+    assert up.read("crashed")["service"] == "cache"
+    assert up.read("ready")["service"] == "cache"
     generation = up.generation(prompt)
     for _ in range(10):  # the scheduler finds it again within seconds, and until then computes in full
         if not generation.get("warnings"):
@@ -100,7 +100,7 @@ def test_the_services_of_a_directory_from_start_to_stop(up: Up, tmp_path: Path) 
     assert up.process.wait(120) == 0
     assert all(is_gone(pid) for pid in ready["pids"].values())
     assert not (tmp_path / ".chorus" / endpoints.FILE).exists()
-    assert up.chorus("jobs").returncode == 3
+    assert up.chorus("jobs", "--target", ready["targets"]["scheduler"]).returncode == 3
 
 
 def test_a_setting_that_is_wrong_ends_it_with_the_log(

@@ -80,7 +80,7 @@ async def test_a_donor_that_cannot_be_used_costs_steps_not_the_video(
     found = await run(stub, reusing(request(), full.admission.entry_id, 2))
     assert found.started.degraded.reason == errors.BLOB_CORRUPT
     assert full.admission.entry_id in found.started.degraded.message
-    assert found.started.first_step == 0
+    assert found.started.reuse_steps == 0
     assert not found.started.HasField("donor")
     assert found.completed.steps_run == 4
     assert found.video == full.video
@@ -89,7 +89,7 @@ async def test_a_donor_that_cannot_be_used_costs_steps_not_the_video(
 async def test_a_donor_that_is_gone(stub: Any, cache: FakeCache) -> None:
     found = await run(stub, reusing(request(), "0" * 64, 1))
     assert found.started.degraded.reason == errors.NOT_FOUND
-    assert (found.started.first_step, found.completed.steps_run) == (0, 4)
+    assert (found.started.reuse_steps, found.completed.steps_run) == (0, 4)
 
 
 async def logged(service: ServiceProcess, event: str, generation_id: str) -> dict[str, Any]:
@@ -112,7 +112,7 @@ async def test_cancelling_the_call_stops_the_run_between_steps(stub: Any, servic
         if event.WhichOneof("event") == "step_completed":
             break
     call.cancel()
-    stopped = await logged(service, "stopped", what.generation_id)
+    stopped = await logged(service, "run stopped", what.generation_id)
     assert 1 <= stopped["steps_run"] < 150
     assert (await run(stub, request(admit=False))).completed.steps_run == 4
 
@@ -121,7 +121,7 @@ async def test_a_deadline_stops_the_run_between_steps(stub: Any, service: Servic
     what = long_request()
     error = await failure(stub, what, seconds=1.5)
     assert error.reason == errors.DEADLINE_EXCEEDED
-    assert (await logged(service, "stopped", what.generation_id))["steps_run"] < 150
+    assert (await logged(service, "run stopped", what.generation_id))["steps_run"] < 150
 
 
 async def test_a_full_queue_refuses_and_recovers(stub: Any) -> None:

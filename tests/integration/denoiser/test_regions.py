@@ -104,7 +104,7 @@ async def test_a_renoised_plan_fetches_the_clean_latents_and_keeps_its_own(
     what.plan.renoised = True
     found = await run(stub, what)
     assert not found.started.HasField("degraded"), found.started.degraded
-    assert (found.started.first_step, found.completed.steps_run) == (2, 2)
+    assert (found.started.reuse_steps, found.completed.steps_run) == (2, 2)
     assert found.admission is not None
     kept = latents(cache, found.admission.entry_id)
     assert set(kept) == {3, 4, SIDE}, "x_2 still shows what the donor's prompt asked for"
@@ -122,7 +122,7 @@ async def test_a_donor_without_the_side_data_needed_costs_steps_not_the_video(
     found = await run(stub, what)
     assert found.started.degraded.reason == errors.NOT_FOUND
     assert "side data" in found.started.degraded.message
-    assert (found.started.first_step, found.completed.steps_run) == (0, 4)
+    assert (found.started.reuse_steps, found.completed.steps_run) == (0, 4)
 
 
 @pytest.mark.parametrize(

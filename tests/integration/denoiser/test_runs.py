@@ -38,7 +38,7 @@ async def test_a_miss_runs_every_step_and_is_admitted(stub: Any, cache: FakeCach
     assert found.kinds == [
         "started", *["step_completed"] * 4, "video_header", "video_chunk", "completed", "admission",
     ]  # fmt: skip
-    assert (found.started.first_step, found.started.total_steps) == (0, 4)
+    assert (found.started.reuse_steps, found.started.total_steps) == (0, 4)
     assert not found.started.HasField("donor")
     assert not found.started.HasField("degraded")
     assert [(s.step.index, s.step.sigma) for s in found.steps] == list(enumerate(SIGMAS))[1:]
@@ -82,7 +82,7 @@ async def test_a_hit_continues_where_its_donor_was(stub: Any, cache: FakeCache, 
     assert full.admission is not None
     before = latents(cache, full.admission.entry_id)
     hit = await run(stub, reusing(request(), full.admission.entry_id, depth))
-    assert (hit.started.first_step, hit.started.donor.entry_id) == (depth, full.admission.entry_id)
+    assert (hit.started.reuse_steps, hit.started.donor.entry_id) == (depth, full.admission.entry_id)
     assert not hit.started.HasField("degraded")
     assert [s.step.index for s in hit.steps] == list(range(depth + 1, 5))
     assert hit.completed.steps_run == 4 - depth
@@ -159,7 +159,7 @@ async def test_with_the_real_cache(model: Path, tmp_path: Path) -> None:
             assert donor.entry.entry_id == full.admission.entry_id
             assert [blob.step.index for blob in donor.entry.blobs] == [1, 2, 3, 4]
             hit = await run(stub, reusing(request(), donor.entry.entry_id, 3))
-            assert hit.started.first_step == 3
+            assert hit.started.reuse_steps == 3
             assert hit.video == full.video
 
 

@@ -1,4 +1,4 @@
-"""A scheduler whose videos show what its cache decision makes them show, in the shipped model's world."""
+"""Fake scheduler whose videos depend only on its cache decision, drawn in the shipped model's world."""
 
 from __future__ import annotations
 
@@ -20,23 +20,25 @@ from services.denoiser.codec.mp4 import encode_mp4, to_frames
 from tests.integration.client.fakes import STEPS, FakeCache, FakeDeployment, FakeScheduler
 
 GROUPS = make_groups("calibration", len(KINDS), 5, "unseen")
-SCENES = {ask.prompt: ask.scene for group in GROUPS for ask in (group.donor, *group.targets)}
+SCENES = {case.prompt: case.scene for group in GROUPS for case in (group.donor, *group.targets)}
 UPSCALE = 2
-# The region of every step of stage 2: the left half of each of two frames of 4 × 4 tokens.
+# Region of every step of stage 2: the left half of each of two frames of 4 × 4 tokens.
 GRID = (2, 4, 4)
 LEFT = np.zeros(GRID, np.bool_)
 LEFT[:, :, :2] = True
 BALANCED, FAST = plan_pb2.REUSE_POLICY_BALANCED, plan_pb2.REUSE_POLICY_FAST
 
 
-def words(prompt: str) -> str:
-    """A prompt however it is spaced, as encoders read it."""
+def normalise_spacing(prompt: str) -> str:
+    """Normalises the spacing of a prompt, as the encoders do."""
     return " ".join(prompt.split())
 
 
 class WorldScheduler(FakeScheduler):
-    """Renders what prompts ask. `balanced` and `fast` reuse a step of the last entry, explicit plans what
-    they say; `fast`, and two steps or more, show what that entry showed.
+    """Renders the scene of a prompt, or the donor's scene after deep reuse.
+
+    `balanced` and `fast` reuse one step of the last entry, explicit plans the number they name. `fast`, and
+    reuse of two or more steps, shows the scene of that entry.
     """
 
     def __init__(self) -> None:
@@ -48,7 +50,7 @@ class WorldScheduler(FakeScheduler):
     async def _play(self, generation: scheduler_pb2.Generation) -> None:
         spec = generation.spec
         spec.shape.CopyFrom(video_pb2.VideoShape(frames=world.FRAMES, height=world.HEIGHT, width=world.WIDTH))
-        plan, prompt = self._plan(spec), words(spec.prompt)
+        plan, prompt = self._plan(spec), normalise_spacing(spec.prompt)
         generation.plan.CopyFrom(plan)
         if plan.reuse_steps:
             generation.donor.CopyFrom(plan.donor)
@@ -57,7 +59,7 @@ class WorldScheduler(FakeScheduler):
         generation.steps_run = plan.total_steps - plan.reuse_steps
         await self.emit(generation, planned=scheduler_pb2.PlannedEvent(plan=plan))
         started = scheduler_pb2.StartedEvent(
-            first_step=plan.reuse_steps, total_steps=plan.total_steps, attempt=1
+            reuse_steps=plan.reuse_steps, total_steps=plan.total_steps, attempt=1
         )
         await self.emit(generation, started=started)
         for index in range(plan.reuse_steps + 1, plan.total_steps + 1):

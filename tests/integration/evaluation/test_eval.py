@@ -1,4 +1,4 @@
-"""`chorus eval` against a scheduler whose videos show just what its cache decision makes them show."""
+"""Tests of `chorus eval` against a fake scheduler whose videos depend only on its cache decision."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from chorus_cli import plugins
 from chorus_cli.main import app
 from typer.testing import CliRunner
 
-from evaluation.prompts import Ask, Group, read_groups, write_groups
+from evaluation.prompts import Group, PromptCase, read_groups, write_groups
 from evaluation.scenes import KINDS, SINGLE_EDITS
 from tests.integration.client.fakes import deployment_in_thread
-from tests.integration.evaluation.fakes import GROUPS, SCENES, WorldDeployment, words
+from tests.integration.evaluation.fakes import GROUPS, SCENES, WorldDeployment, normalise_spacing
 
 OFF = plan_pb2.REUSE_POLICY_OFF
 
@@ -30,92 +30,122 @@ def deployment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Worl
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
     write_groups(tmp_path / "set.jsonl", GROUPS)
-    with deployment_in_thread(WorldDeployment) as made:
-        yield made
+    with deployment_in_thread(WorldDeployment) as deployment:
+        yield deployment
 
 
-def evaluate(*arguments: str) -> Any:
-    return CliRunner().invoke(app, ["eval", "--out", "found", *arguments])
+def run_eval(*arguments: str) -> Any:
+    return CliRunner().invoke(app, ["eval", "--out", "out", *arguments])
 
 
-def figures(folder: Path) -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = json.loads((folder / "found" / "eval.json").read_text())["figures"]
-    return found
+def read_figures(folder: Path) -> dict[str, dict[str, Any]]:
+    figures: dict[str, dict[str, Any]] = json.loads((folder / "out" / "eval.json").read_text())["figures"]
+    return figures
 
 
-def test_the_figures_are_those_of_what_was_shown(deployment: WorldDeployment, tmp_path: Path) -> None:
-    at = deployment.target
-    result = evaluate(
-        *("--prompts", "set.jsonl", "--target", at, "--cache-target", at, "--empty-cache", "--fewer", "2"),
+def test_figures_match_the_videos_that_were_served(deployment: WorldDeployment, tmp_path: Path) -> None:
+    address = deployment.target
+    result = run_eval(
+        *(
+            "--prompts",
+            "set.jsonl",
+            "--target",
+            address,
+            "--cache-target",
+            address,
+            "--empty-cache",
+            "--fewer",
+            "2",
+        ),
         *("--seed", "100"),
     )
     assert result.exit_code == 0, result.output
-    found = figures(tmp_path)
+    figures = read_figures(tmp_path)
     n = len(GROUPS)
-    assert (found["full.alignment_all"]["value"], found["full.alignment_all"]["n"]) == (1, n)
-    assert found["full.donor_drift_any"]["value"] == 0
-    assert found["safe.hit_share"]["value"] == 0
-    assert "safe.alignment_all" not in found
-    assert found["balanced.hit_share"]["value"] == found["balanced.alignment_all"]["value"] == 1
-    assert (found["balanced.psnr_db"]["value"], found["balanced.seam"]["value"]) == (100, 0)
-    # All but the paraphrase differ from their donor, and show it.
-    assert (found["fast.donor_drift_any"]["value"], found["fast.donor_drift_any"]["n"]) == (1, n - 1)
-    assert found["fast.alignment_all"]["value"] == 1 / n
-    assert found["fast.paraphrase.alignment_all"]["value"] == 1
-    assert found["fast.alignment_loss_all"]["value"] == 100 * (n - 1) / n
-    assert found["fast.colour.alignment_colour"]["value"] == 0
-    assert found["fast.colour.alignment_shape"]["value"] == 1
-    assert found["fast.unrelated.psnr_db"]["value"] < 20
-    assert found["fast.steps_saved"]["value"] == 1
-    assert found["fast.single_edit_alignment_ratio"]["value"] == 0
-    assert found["balanced.single_edit_alignment_ratio"]["value"] == 1
-    assert found["fast.single_edit_drift_points"] == {
+    assert (figures["full.alignment_all"]["value"], figures["full.alignment_all"]["n"]) == (1, n)
+    assert figures["full.donor_drift_any"]["value"] == 0
+    assert figures["safe.hit_share"]["value"] == 0
+    assert "safe.alignment_all" not in figures
+    assert figures["balanced.hit_share"]["value"] == figures["balanced.alignment_all"]["value"] == 1
+    assert (figures["balanced.psnr_db"]["value"], figures["balanced.seam"]["value"]) == (100, 0)
+    # All targets except the paraphrase differ from their donor, and the videos show it.
+    assert (figures["fast.donor_drift_any"]["value"], figures["fast.donor_drift_any"]["n"]) == (1, n - 1)
+    assert figures["fast.alignment_all"]["value"] == 1 / n
+    assert figures["fast.paraphrase.alignment_all"]["value"] == 1
+    assert figures["fast.alignment_loss_all"]["value"] == 100 * (n - 1) / n
+    assert figures["fast.colour.alignment_colour"]["value"] == 0
+    assert figures["fast.colour.alignment_shape"]["value"] == 1
+    assert figures["fast.unrelated.psnr_db"]["value"] < 20
+    assert figures["fast.steps_saved"]["value"] == 1
+    assert figures["fast.single_edit_alignment_ratio"]["value"] == 0
+    assert figures["balanced.single_edit_alignment_ratio"]["value"] == 1
+    assert figures["fast.single_edit_drift_points"] == {
         "value": 100,
         "unit": "percentage points",
         "n": len(SINGLE_EDITS),
         "ci95": [100, 100],
     }
-    assert (found["fast.false_reuse_rate"]["value"], found["safe.false_reuse_rate"]["value"]) == (1, 0)
-    assert found["steps_2.steps_run"]["value"] == 2
-    assert found["miss.seconds_p50"]["n"] == 2 * n  # donors, and targets by the safe policy
-    for name, figure in found.items():
+    assert (figures["fast.false_reuse_rate"]["value"], figures["safe.false_reuse_rate"]["value"]) == (1, 0)
+    assert figures["steps_2.steps_run"]["value"] == 2
+    assert figures["miss.seconds_p50"]["n"] == 2 * n  # donors, and targets by the safe policy
+    for name, figure in figures.items():
         assert figure["n"] >= 1, name
         assert (figure["ci95"] is None) == (figure["n"] < 2 and figure["unit"] != "share"), name
-    assert (tmp_path / "found" / "eval.png").read_bytes().startswith(b"\x89PNG")
-    assert read_groups(tmp_path / "found" / "prompts.jsonl") == GROUPS
-    measured = (tmp_path / "found" / "measurements.jsonl").read_text().splitlines()
-    assert [json.loads(line)["cases"][0]["kind"] for line in measured] == list(KINDS)
+    assert (tmp_path / "out" / "eval.png").read_bytes().startswith(b"\x89PNG")
+    assert read_groups(tmp_path / "out" / "prompts.jsonl") == GROUPS
+    measured = (tmp_path / "out" / "measurements.jsonl").read_text().splitlines()
+    assert [json.loads(line)["targets"][0]["kind"] for line in measured] == list(KINDS)
     assert "hits" in result.stdout
-    assert "donor" not in result.stderr  # nothing was left out
+    assert "donor" not in result.stderr  # nothing was excluded
 
 
-def test_donors_and_targets_have_seeds_of_their_own_and_only_donors_are_stored(
+def test_donors_and_targets_have_separate_seeds_and_only_donors_are_stored(
     deployment: WorldDeployment,
 ) -> None:
-    at = deployment.target
-    evaluate("--prompts", "set.jsonl", "--target", at, "--cache-target", at, "--empty-cache", "--seed", "100")
-    specs = [r.spec for r in deployment.scheduler.requests if words(r.spec.prompt) in SCENES]
+    address = deployment.target
+    run_eval(
+        "--prompts",
+        "set.jsonl",
+        "--target",
+        address,
+        "--cache-target",
+        address,
+        "--empty-cache",
+        "--seed",
+        "100",
+    )
+    specs = [r.spec for r in deployment.scheduler.requests if normalise_spacing(r.spec.prompt) in SCENES]
     assert len(specs) == 6 * len(GROUPS)
     for i, group in enumerate(GROUPS):
-        donor, settled, *targets = specs[6 * i : 6 * i + 6]
+        donor, after_admission, *targets = specs[6 * i : 6 * i + 6]
         assert (donor.prompt, donor.seed, donor.no_store) == (group.donor.prompt, 100 + 2 * i, False)
-        # Behind it nobody waits for the donor's latents to be kept.
-        assert (settled.prompt, settled.no_store, settled.HasField("explicit_reuse")) == (
+        # After this request no method waits for the admission of the donor's latents.
+        assert (
+            after_admission.prompt,
+            after_admission.no_store,
+            after_admission.HasField("explicit_reuse"),
+        ) == (
             group.donor.prompt,
             True,
             True,
         )
-        assert len({s.prompt for s in targets}) == len(targets), "none finds its own embedding in memory"
-        assert {(words(s.prompt), s.seed, s.no_store) for s in targets} == {
+        assert len({s.prompt for s in targets}) == len(targets), (
+            "no target may find its own embedding in the embedder's cache"
+        )
+        assert {(normalise_spacing(s.prompt), s.seed, s.no_store) for s in targets} == {
             (group.targets[0].prompt, 101 + 2 * i, True)
         }
         assert targets[0].reuse == OFF
     assert [purge.all for purge in deployment.cache.purges] == [True] * len(GROUPS)
 
 
-def plans_asked(deployment: WorldDeployment, group: Group) -> list[tuple[int, float]]:
-    """K1 and least score of every explicit plan that was asked for a group's target, in order."""
-    specs = [r.spec for r in deployment.scheduler.requests if words(r.spec.prompt) == group.targets[0].prompt]
+def requested_plans(deployment: WorldDeployment, group: Group) -> list[tuple[int, float]]:
+    """Returns reuse_steps and min_score of every explicit plan requested for a group's target, in order."""
+    specs = [
+        r.spec
+        for r in deployment.scheduler.requests
+        if normalise_spacing(r.spec.prompt) == group.targets[0].prompt
+    ]
     return [
         (s.explicit_reuse.reuse_steps, round(s.explicit_reuse.min_score, 4))
         for s in specs
@@ -123,25 +153,32 @@ def plans_asked(deployment: WorldDeployment, group: Group) -> list[tuple[int, fl
     ]
 
 
-def test_plans_and_baselines_are_ways_of_the_same_run(deployment: WorldDeployment, tmp_path: Path) -> None:
-    at = deployment.target
+def test_plans_and_baselines_are_methods_of_the_same_run(deployment: WorldDeployment, tmp_path: Path) -> None:
+    address = deployment.target
     deployment.scheduler.score = 0.96
-    result = evaluate(
-        *("--prompts", "set.jsonl", "--target", at, "--cache-target", at, "--empty-cache"),
+    result = run_eval(
+        *("--prompts", "set.jsonl", "--target", address, "--cache-target", address, "--empty-cache"),
         *("--policy", "none", "--baseline", "nirvana", "--baseline", "threshold", "--baseline", "modm"),
-        *("--plan", "shallow=k1:1", "--plan", "deep=k1:3,k2:4,region:probe,amplify:contrast:0.5"),
+        *(
+            "--plan",
+            "shallow=reuse_steps:1",
+            "--plan",
+            "deep=reuse_steps:3,region_end:4,region:probe,amplify:contrast:0.5",
+        ),
     )
     assert result.exit_code == 0, result.output
-    found = figures(tmp_path)
-    assert {name.partition(".")[0] for name in found} == {
+    figures = read_figures(tmp_path)
+    assert {name.partition(".")[0] for name in figures} == {
         *("full", "shallow", "deep", "nirvana", "threshold", "modm", "miss")
     }
-    assert (found["shallow.steps_run"]["value"], found["deep.steps_run"]["value"]) == (3, 1)
-    assert found["shallow.alignment_all"]["value"] == 1
-    assert found["nirvana.steps_run"]["value"] == found["threshold.steps_run"]["value"] == 2
-    assert found["nirvana.single_edit_hit_share"]["value"] == found["nirvana.false_reuse_rate"]["value"] == 1
-    # The plans' hits told the score.
-    assert plans_asked(deployment, GROUPS[0]) == [(1, 0), (3, 0), (2, 0.95), (2, 0.75), (2, 0.75)]
+    assert (figures["shallow.steps_run"]["value"], figures["deep.steps_run"]["value"]) == (3, 1)
+    assert figures["shallow.alignment_all"]["value"] == 1
+    assert figures["nirvana.steps_run"]["value"] == figures["threshold.steps_run"]["value"] == 2
+    assert (
+        figures["nirvana.single_edit_hit_share"]["value"] == figures["nirvana.false_reuse_rate"]["value"] == 1
+    )
+    # The plans' hits report the score, so no probe is needed.
+    assert requested_plans(deployment, GROUPS[0]) == [(1, 0), (3, 0), (2, 0.95), (2, 0.75), (2, 0.75)]
     renoised = [r.spec for r in deployment.scheduler.requests if r.spec.explicit_reuse.renoised]
     assert len(renoised) == len(GROUPS)
     deep = next(r.spec for r in deployment.scheduler.requests if r.spec.explicit_reuse.reuse_steps == 3)
@@ -153,88 +190,96 @@ def test_plans_and_baselines_are_ways_of_the_same_run(deployment: WorldDeploymen
 @pytest.mark.parametrize(
     ("score", "plan", "hits"), [(0.96, (2, 0.95), 1), (0.9, (1, 0.85), 1), (0.84, (1, 0.85), 0)]
 )
-def test_a_baseline_whose_score_nobody_told_asks_for_it_once_and_drops_the_video(
+def test_baseline_without_a_known_score_probes_once_and_discards_the_video(
     deployment: WorldDeployment, tmp_path: Path, score: float, plan: tuple[int, float], hits: int
 ) -> None:
-    at = deployment.target
+    address = deployment.target
     deployment.scheduler.score = score
-    result = evaluate(
-        *("--prompts", "set.jsonl", "--target", at, "--cache-target", at, "--empty-cache"),
+    result = run_eval(
+        *("--prompts", "set.jsonl", "--target", address, "--cache-target", address, "--empty-cache"),
         *("--policy", "none", "--baseline", "nirvana"),
     )
     assert result.exit_code == 0, result.output
     for group in GROUPS:
-        assert plans_asked(deployment, group) == [(1, -1), plan]
-    found = figures(tmp_path)
-    assert found["nirvana.hit_share"]["value"] == hits
-    # A baseline that does not reuse looked all the same: what it cost is a miss.
-    assert found["miss.seconds_p50"]["n"] == len(GROUPS) * (1 if hits else 2)
-    assert found["full.seconds_p50"]["n"] == len(GROUPS)
-    assert not [name for name in found if name.startswith("probe")]
+        assert requested_plans(deployment, group) == [(1, -1), plan]
+    figures = read_figures(tmp_path)
+    assert figures["nirvana.hit_share"]["value"] == hits
+    # A baseline that does not reuse still searches the cache, so it costs a miss.
+    assert figures["miss.seconds_p50"]["n"] == len(GROUPS) * (1 if hits else 2)
+    assert figures["full.seconds_p50"]["n"] == len(GROUPS)
+    assert not [name for name in figures if name.startswith("probe")]
 
 
-def test_a_foreign_cache_is_left_as_it_is(deployment: WorldDeployment, tmp_path: Path) -> None:
-    result = evaluate("--prompts", "set.jsonl", "--target", deployment.target, "--policy", "fast", "--json")
+def test_cache_of_another_deployment_is_not_emptied(deployment: WorldDeployment, tmp_path: Path) -> None:
+    result = run_eval("--prompts", "set.jsonl", "--target", deployment.target, "--policy", "fast", "--json")
     assert result.exit_code == 0, result.output
     assert deployment.cache.purges == []
     donors = {group.donor.prompt for group in GROUPS}
     specs = [r.spec for r in deployment.scheduler.requests if r.spec.prompt in donors]
     assert {spec.reuse for spec in specs if not spec.HasField("explicit_reuse")} == {OFF}
     assert [g.spec.prompt for g in deployment.scheduler.entries] == [group.donor.prompt for group in GROUPS]
-    assert json.loads(result.stdout)["eval"]["figures"] == figures(tmp_path)
-    assert "miss.seconds_p50" not in figures(tmp_path)  # no donor looked into an empty cache
+    assert json.loads(result.stdout)["eval"]["figures"] == read_figures(tmp_path)
+    assert "miss.seconds_p50" not in read_figures(tmp_path)  # no donor searched an empty cache
 
 
-def test_without_scenes_alignment_is_left_out_and_said(deployment: WorldDeployment, tmp_path: Path) -> None:
-    write_groups(tmp_path / "own.jsonl", [Group("style", Ask("a cat"), (Ask("a dog"), Ask("a cow")))])
-    result = evaluate("--prompts", "own.jsonl", "--target", deployment.target, "--policy", "balanced")
+def test_prompts_without_scenes_exclude_alignment_with_a_note(
+    deployment: WorldDeployment, tmp_path: Path
+) -> None:
+    write_groups(
+        tmp_path / "own.jsonl",
+        [Group("style", PromptCase("a cat"), (PromptCase("a dog"), PromptCase("a cow")))],
+    )
+    result = run_eval("--prompts", "own.jsonl", "--target", deployment.target, "--policy", "balanced")
     assert result.exit_code == 0, result.output
-    assert "alignment and donor drift are left out: the prompts name no scenes" in result.stderr
-    found = figures(tmp_path)
-    assert found["balanced.style.psnr_db"]["n"] == 2
-    assert not [name for name in found if "alignment" in name or "drift" in name]
+    assert "alignment and donor drift are excluded: the prompts name no scenes" in result.stderr
+    figures = read_figures(tmp_path)
+    assert figures["balanced.style.psnr_db"]["n"] == 2
+    assert not [name for name in figures if "alignment" in name or "drift" in name]
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--policy", "off"), "policy: must be one of safe, balanced, fast, or none alone, not 'off'"),
-        (("--policy", "none", "--policy", "fast"), "or none alone, not 'none'"),
+        (("--policy", "off"), "policy: must be one of safe, balanced, fast, or only none, not 'off'"),
+        (("--policy", "none", "--policy", "fast"), "or only none, not 'none'"),
         (("--baseline", "chai"), "baseline: must be one of nirvana, threshold, modm, not 'chai'"),
-        (("--plan", "k1:2"), "plan: must be NAME=SPEC, such as deep=k1:2, not 'k1:2'"),
-        (("--plan", "fast=k1:2"), "plan: the name 'fast' is taken"),
-        (("--plan", "Deep=k1:2"), "its name must be 1 to 32 of"),
-        (("--plan", "deep=k1:0"), "plan: deep: k1: must be 1 to 199, not 0"),
+        (
+            ("--plan", "reuse_steps:2"),
+            "plan: must be NAME=SPEC, such as deep=reuse_steps:2, not 'reuse_steps:2'",
+        ),
+        (("--plan", "fast=reuse_steps:2"), "plan: the name 'fast' is already in use"),
+        (("--plan", "Deep=reuse_steps:2"), "its name must be 1 to 32 characters of"),
+        (("--plan", "deep=reuse_steps:0"), "plan: deep: reuse_steps: must be 1 to 199, not 0"),
         (("--split", "all"), "split: must be one of train, calibration, test, not 'all'"),
         (("--phrasing", "odd"), "phrasing: must be seen or unseen"),
         (("--empty-cache",), "empty_cache: needs --target and --cache-target"),
         (("--prompts", "absent.jsonl"), "absent.jsonl"),
     ],
 )
-def test_bad_input_is_named_before_anything_runs(
+def test_invalid_option_is_reported_before_anything_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], words: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    result = evaluate(*arguments)
+    result = run_eval(*arguments)
     assert result.exit_code == 2
     assert words in result.stderr
-    assert not (tmp_path / "found").exists()
+    assert not (tmp_path / "out").exists()
 
 
-def test_without_its_libraries_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "evaluation.evaluation", None)
-    result = evaluate("--target", "localhost:1")
+def test_missing_library_reports_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "evaluation.run", None)
+    result = run_eval("--target", "localhost:1")
     assert result.exit_code == 2
     assert "pip install 'chorus-serving[eval]'" in result.stderr
 
 
-def test_a_command_that_cannot_be_loaded_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_command_that_cannot_be_loaded_reports_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     entry = EntryPoint("eval", "no_such_package.command:evaluate", plugins.GROUP)
     monkeypatch.setattr(plugins, "entry_points", lambda group: [entry])
-    lonely = typer.Typer()
-    lonely.command("other")(lambda: None)
-    plugins.add_commands(lonely)
-    result = CliRunner().invoke(lonely, ["eval", "--pairs", "3"])
+    other_app = typer.Typer()
+    other_app.command("other")(lambda: None)
+    plugins.add_commands(other_app)
+    result = CliRunner().invoke(other_app, ["eval", "--pairs", "3"])
     assert result.exit_code == 2
     assert "no_such_package" in result.stderr
     assert "pip install 'chorus-serving[eval]'" in result.stderr

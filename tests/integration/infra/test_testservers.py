@@ -1,4 +1,4 @@
-"""The owner of the test servers' processes, and the servers themselves as far as they must be real."""
+"""Verifies the process owner of the test servers, and with the marker `servers` the servers themselves."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from infra.testservers import command
-from infra.testservers.install import debian_packages
+from infra.testservers.install import install_debian_packages
 from infra.testservers.main import main
 from infra.testservers.processes import Processes, ServerError
 
@@ -24,8 +24,8 @@ ROOT = Path(__file__).resolve().parents[3]
 PYTHON = sys.executable
 
 
-def gone(pid: int) -> bool:
-    """Whether no such process runs; one that is only waited for by its parent does not."""
+def has_ended(pid: int) -> bool:
+    """Whether no such process runs. A zombie, which only waits to be reaped, does not run."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except FileNotFoundError:
@@ -35,34 +35,34 @@ def gone(pid: int) -> bool:
 def wait_for(condition: Callable[[], bool], seconds: float = 30) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "the condition did not come true"
+        assert time.monotonic() < deadline, "the condition did not become true"
         time.sleep(0.02)
 
 
-def test_output_is_logged_and_variables_are_added(tmp_path: Path) -> None:
+def test_start_logs_output_and_adds_variables(tmp_path: Path) -> None:
     with Processes(tmp_path) as processes:
         server = processes.start("greeter", ["sh", "-c", "echo hello $WHO; sleep 60"], env={"WHO": "there"})
         server.wait_until(lambda: b"hello there" in server.log.read_bytes(), 30)
 
 
-def test_stop_kills_what_ignores_sigterm_and_its_children(tmp_path: Path) -> None:
+def test_stop_kills_a_process_that_ignores_sigterm_and_its_children(tmp_path: Path) -> None:
     pids = tmp_path / "pids"
     script = f"trap '' TERM; sleep 600 & echo $$ $! > {pids}; wait"
     with Processes(tmp_path) as processes:
         server = processes.start("stubborn", ["sh", "-c", script])
         server.wait_until(lambda: pids.exists() and len(pids.read_text().split()) == 2, 30)
     for pid in pids.read_text().split():
-        wait_for(functools.partial(gone, int(pid)))
+        wait_for(functools.partial(has_ended, int(pid)))
 
 
-def test_nothing_starts_after_stop(tmp_path: Path) -> None:
+def test_start_after_stop_is_rejected(tmp_path: Path) -> None:
     processes = Processes(tmp_path)
     processes.stop()
     with pytest.raises(ServerError, match="late is not started"):
         processes.start("late", ["sleep", "600"])
 
 
-def test_an_early_end_is_told_with_the_log(tmp_path: Path) -> None:
+def test_early_exit_is_reported_with_the_log(tmp_path: Path) -> None:
     with Processes(tmp_path) as processes:
         server = processes.start("broken", ["sh", "-c", "echo no disk here; exit 3"])
         with pytest.raises(
@@ -71,21 +71,21 @@ def test_an_early_end_is_told_with_the_log(tmp_path: Path) -> None:
             server.wait_until(lambda: False, 30)
 
 
-def test_waiting_ends_at_the_deadline(tmp_path: Path) -> None:
+def test_wait_until_raises_at_the_deadline(tmp_path: Path) -> None:
     with Processes(tmp_path) as processes:
         server = processes.start("slow", ["sleep", "600"])
         with pytest.raises(ServerError, match=r"slow was not ready within 0\.2 s"):
             server.wait_until(lambda: False, 0.2)
 
 
-def test_a_failing_step_is_an_error(tmp_path: Path) -> None:
+def test_call_raises_for_a_failed_command(tmp_path: Path) -> None:
     with Processes(tmp_path) as processes:
         processes.call("step", ["true"], seconds=30)
         with pytest.raises(ServerError, match="step ended with status 1"):
             processes.call("step", ["false"], seconds=30)
 
 
-def test_servers_die_with_a_killed_owner(tmp_path: Path) -> None:
+def test_servers_end_with_a_killed_owner(tmp_path: Path) -> None:
     pid_file = tmp_path / "pid"
     script = (
         "import time; from pathlib import Path; from infra.testservers.processes import Processes\n"
@@ -97,43 +97,43 @@ def test_servers_die_with_a_killed_owner(tmp_path: Path) -> None:
     try:
         wait_for(lambda: pid_file.exists() and bool(pid_file.read_text().strip()))
         server = int(pid_file.read_text())
-        assert not gone(server)
+        assert not has_ended(server)
     finally:
         owner.send_signal(signal.SIGKILL)
         owner.wait()
-    wait_for(lambda: gone(server))
+    wait_for(lambda: has_ended(server))
 
 
-def test_missing_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_install_names_missing_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     packages = {"a-package": ["no-such-program"], "coreutils": ["true"]}
     log = tmp_path / "log"
     with monkeypatch.context() as patch:
         patch.setattr(os, "geteuid", lambda: 1000)
         patch.setattr("shutil.which", lambda name: None if name == "no-such-program" else f"/bin/{name}")
         with pytest.raises(ServerError, match=r"not installed: a-package\. Run this once as root"):
-            debian_packages(packages, log)
+            install_debian_packages(packages, log)
         patch.setattr("shutil.which", lambda name: "/bin/true" if name == "true" else None)
         with pytest.raises(ServerError, match=r"not installed: no-such-program\. This is not Debian"):
-            debian_packages(packages, log)
-    debian_packages({"coreutils": ["true"]}, log)
+            install_debian_packages(packages, log)
+    install_debian_packages({"coreutils": ["true"]}, log)
 
 
-def test_a_wrong_command_starts_no_server(capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_command_starts_no_server(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 2
     assert main(["no-such-command-at-all"]) == 127
     assert "no such command: no-such-command-at-all" in capsys.readouterr().err
 
 
-def test_the_status_is_the_commands_and_variables_reach_it() -> None:
+def test_run_passes_variables_and_returns_the_status() -> None:
     assert command.run(["sh", "-c", 'exit "$STATUS"'], {"STATUS": "7"}) == 7
     assert command.run(["sh", "-c", "kill -KILL $$"], {}) == 128 + signal.SIGKILL
 
 
-def test_a_checkout_runs_one_at_a_time(tmp_path: Path) -> None:
+def test_checkout_has_one_run_at_a_time(tmp_path: Path) -> None:
     home = tmp_path / "build" / "servers"
-    with command.alone(home), pytest.raises(ServerError, match="another run"), command.alone(home):
+    with command.exclusive(home), pytest.raises(ServerError, match="another run"), command.exclusive(home):
         pass
-    with command.alone(home):
+    with command.exclusive(home):
         pass
 
 
@@ -142,7 +142,7 @@ def require_variable(name: str) -> str:
 
 
 @pytest.mark.servers
-def test_milvus_is_a_server_of_the_pinned_version() -> None:
+def test_milvus_has_the_pinned_version() -> None:
     from pymilvus import MilvusClient
 
     client = MilvusClient(uri=require_variable("CHORUS_TEST_MILVUS_URI"), timeout=30)
@@ -150,7 +150,7 @@ def test_milvus_is_a_server_of_the_pinned_version() -> None:
 
 
 @pytest.mark.servers
-def test_s3_takes_the_right_signature_only() -> None:
+def test_s3_accepts_only_valid_signatures() -> None:
     from minio import Minio
     from minio.error import S3Error
 
@@ -164,7 +164,7 @@ def test_s3_takes_the_right_signature_only() -> None:
     good.put_object(bucket, "kept", io.BytesIO(b"data"), 4)
     for access_key, secret, code in [
         (access, "a-guess", "SignatureDoesNotMatch"),
-        ("nobody", "a-guess", "InvalidAccessKeyId"),
+        ("unknown", "a-guess", "InvalidAccessKeyId"),
         (None, None, "AccessDenied"),
     ]:
         with pytest.raises(S3Error) as refused:

@@ -1,15 +1,11 @@
-"""Embedder, cache and denoiser that play a script over real sockets, for one real scheduler process."""
+"""Scripted embedder, cache and denoiser over real sockets."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-import uuid
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import grpc.aio
@@ -18,14 +14,12 @@ from chorus.cache.v1 import cache_pb2, cache_pb2_grpc
 from chorus.common.v1 import latents_pb2, video_pb2
 from chorus.denoiser.v1 import denoiser_pb2, denoiser_pb2_grpc
 from chorus.embedder.v1 import embedder_pb2, embedder_pb2_grpc
-from chorus.scheduler.v1 import scheduler_pb2 as pb
-from chorus.scheduler.v1 import scheduler_pb2_grpc
 from chorus_rpc.chunks import chunks
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from services.contract.tensors import encode_tensor
 from services.runtime.interceptors import Gate, ServiceInterceptor
-from tests.processes import ServiceProcess, free_port
+from tests.processes import free_port
 
 ENCODER = "enc@1"
 VIDEO = b"\x00\x00\x00\x18ftypisom" + bytes(range(256)) * 9_000  # more than two chunks
@@ -48,7 +42,7 @@ MODEL = denoiser_pb2.ModelInfo(
 
 
 class Fake(ABC):
-    """A gRPC server that can go away and come back on its port."""
+    """A gRPC server that can stop and restart on the same port."""
 
     def __init__(self, name: str, service: str) -> None:
         self.name = name
@@ -66,7 +60,7 @@ class Fake(ABC):
 
     @abstractmethod
     def reset(self) -> None:
-        """As if new, for the next test."""
+        """Restores the initial state, for the next test."""
 
     async def start(self) -> None:
         gate = Gate(self.name)
@@ -81,7 +75,7 @@ class Fake(ABC):
         self._server = server
 
     async def die(self) -> None:
-        """As a process that is killed: every connection breaks."""
+        """Breaks every connection, as if the process had been killed."""
         if self._server is not None:
             await self._server.stop(0)
             self._server = None
@@ -90,7 +84,7 @@ class Fake(ABC):
     def alive(self) -> bool:
         return self._server is not None
 
-    def note(self, context: Any) -> None:
+    def record_metadata(self, context: Any) -> None:
         self.metadata.append(dict(context.invocation_metadata()))
 
 
@@ -104,12 +98,15 @@ class FakeEmbedder(Fake, embedder_pb2_grpc.EmbedderServiceServicer):
         self.truncated = False
         self.aligned: list[embedder_pb2.AlignRequest] = []
         self.cannot_align = False
+        self.answering = asyncio.Event()
+        self.answering.set()
 
     def register(self, server: grpc.aio.Server) -> None:
         embedder_pb2_grpc.add_EmbedderServiceServicer_to_server(self, server)
 
     async def Embed(self, request: Any, context: Any) -> Any:
-        self.note(context)
+        self.record_metadata(context)
+        await self.answering.wait()
         return embedder_pb2.EmbedResponse(
             retrieval_encoder_id="ret@1",
             retrieval_vector=[0.6, 0.8],
@@ -119,16 +116,17 @@ class FakeEmbedder(Fake, embedder_pb2_grpc.EmbedderServiceServicer):
         )
 
     async def Align(self, request: Any, context: Any) -> Any:
-        self.note(context)
+        self.record_metadata(context)
+        await self.answering.wait()
         self.aligned.append(request)
         if self.cannot_align:
-            raise RuntimeError("told to fail")
+            raise RuntimeError("scripted failure")
         return embedder_pb2.AlignResponse(
             alignments=[embedder_pb2.Alignment() for _ in request.donor_prompts]
         )
 
     async def DescribeEncoders(self, request: Any, context: Any) -> Any:
-        raise AssertionError("not asked for")
+        raise AssertionError("the scheduler does not call this")
 
 
 class FakeCache(Fake, cache_pb2_grpc.CacheServiceServicer):
@@ -147,7 +145,7 @@ class FakeCache(Fake, cache_pb2_grpc.CacheServiceServicer):
         cache_pb2_grpc.add_CacheServiceServicer_to_server(self, server)
 
     def hold(self, score: float, *steps: int) -> None:
-        """From now on there is a donor with these steps."""
+        """Makes every further lookup return one donor with these steps."""
         entry = cache_pb2.Entry(
             entry_id="e" * 64,
             prompt="a donor's prompt",
@@ -157,26 +155,26 @@ class FakeCache(Fake, cache_pb2_grpc.CacheServiceServicer):
         self.donors = [cache_pb2.Donor(entry=entry, score=score)]
 
     async def Lookup(self, request: Any, context: Any) -> Any:
-        self.note(context)
+        self.record_metadata(context)
         self.lookups.append(request)
         await self.answering.wait()
         return cache_pb2.LookupResponse(donors=self.donors)
 
     def Fetch(self, request: Any, context: Any) -> Any:
-        raise AssertionError("the scheduler fetches nothing")
+        raise AssertionError("the scheduler does not call this")
 
     async def Admit(self, request_iterator: Any, context: Any) -> Any:
-        raise AssertionError("the scheduler admits nothing")
+        raise AssertionError("the scheduler does not call this")
 
     async def Purge(self, request: Any, context: Any) -> Any:
-        raise AssertionError("not asked for")
+        raise AssertionError("the scheduler does not call this")
 
     async def Stats(self, request: Any, context: Any) -> Any:
-        raise AssertionError("not asked for")
+        raise AssertionError("the scheduler does not call this")
 
 
 class FakeDenoiser(Fake, denoiser_pb2_grpc.DenoiserServiceServicer):
-    """Runs at once; pauses where it is told to."""
+    """Runs without delay, except for a pause where a test sets one."""
 
     def __init__(self) -> None:
         super().__init__("denoiser", "chorus.denoiser.v1.DenoiserService")
@@ -187,9 +185,9 @@ class FakeDenoiser(Fake, denoiser_pb2_grpc.DenoiserServiceServicer):
         self.metadata = []
         self.requests: list[denoiser_pb2.DenoiseRequest] = []
         self.time_remaining: list[float] = []
-        self.most_running = 0
+        self.max_running = 0
         self.stopped: asyncio.Queue[str] = asyncio.Queue()
-        # Before this step, or -1 before the Admission event, a run waits for `go`.
+        # Step before which a run waits for `go`; -1 for the Admission event.
         self.pause_before: int | None = None
         self.go = asyncio.Event()
         self.degraded = False
@@ -204,14 +202,14 @@ class FakeDenoiser(Fake, denoiser_pb2_grpc.DenoiserServiceServicer):
         return denoiser_pb2.DescribeModelsResponse(models=[MODEL])
 
     async def Warm(self, request: Any, context: Any) -> Any:
-        raise AssertionError("not asked for")
+        raise AssertionError("the scheduler does not call this")
 
     async def Denoise(self, request: Any, context: Any) -> AsyncIterator[denoiser_pb2.DenoiseResponse]:
-        self.note(context)
+        self.record_metadata(context)
         self.requests.append(request)
         self.time_remaining.append(context.time_remaining())
         self.running += 1
-        self.most_running = max(self.most_running, self.running)
+        self.max_running = max(self.max_running, self.running)
         try:
             if self.fault is not None:
                 fault, self.fault = self.fault, None
@@ -229,7 +227,9 @@ class FakeDenoiser(Fake, denoiser_pb2_grpc.DenoiserServiceServicer):
     ) -> AsyncIterator[denoiser_pb2.DenoiseResponse]:
         total = len(request.schedule.sigmas) - 1
         first = 0 if self.degraded else request.plan.reuse_steps
-        started = denoiser_pb2.Started(first_step=first, total_steps=total, fetch_seconds=0.1 if first else 0)
+        started = denoiser_pb2.Started(
+            reuse_steps=first, total_steps=total, fetch_seconds=0.1 if first else 0
+        )
         if first:
             started.donor.CopyFrom(request.plan.donor)
         elif self.degraded:
@@ -271,129 +271,3 @@ def video_info() -> video_pb2.VideoInfo:
         width=64,
         frames_per_second=8,
     )
-
-
-@dataclass
-class World:
-    """The three fakes, a scheduler process that uses them, and a client of it."""
-
-    directory: Path
-    settings: dict[str, str] = field(default_factory=dict)
-    # Fakes that are not there at first.
-    absent: set[str] = field(default_factory=set)
-
-    def __post_init__(self) -> None:
-        self.embedder = FakeEmbedder()
-        self.cache = FakeCache()
-        self.denoiser = FakeDenoiser()
-        env = {
-            "CHORUS_SCHEDULER_EMBEDDER_TARGET": self.embedder.target,
-            "CHORUS_SCHEDULER_CACHE_TARGET": self.cache.target,
-            "CHORUS_SCHEDULER_DENOISER_TARGET": self.denoiser.target,
-            "CHORUS_SCHEDULER_DATABASE": str(self.directory / "jobs.db"),
-            "CHORUS_SCHEDULER_VIDEO_DIR": str(self.directory / "videos"),
-            "CHORUS_SCHEDULER_TENANT": "acme",
-            **self.settings,
-        }
-        self.process = ServiceProcess("scheduler", env, free_port(), self.directory / "scheduler.log")
-        # Typed by nothing: the async stubs exist only for the type checker.
-        self.api: Any = None
-        self._channel: grpc.aio.Channel | None = None
-
-    async def __aenter__(self) -> World:
-        for fake in (self.embedder, self.cache, self.denoiser):
-            if fake.name not in self.absent:
-                await fake.start()
-        await self.boot()
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        if self._channel is not None:
-            await self._channel.close()
-        await asyncio.to_thread(self.process.stop)
-        for fake in (self.embedder, self.cache, self.denoiser):
-            await fake.die()
-
-    async def refresh(self) -> None:
-        """For the next test: every fake as new and there, the scheduler there, and nothing left to do."""
-        for fake in (self.embedder, self.cache, self.denoiser):
-            fake.reset()
-            if not fake.alive:
-                await fake.start()
-        assert self.process.process is not None
-        if self.process.process.poll() is not None:
-            await self.boot()
-        listed = await self.api.ListGenerations(pb.ListGenerationsRequest(page_size=200), timeout=20)
-        for generation in listed.generations:
-            if generation.state in (
-                pb.GENERATION_STATE_QUEUED,
-                pb.GENERATION_STATE_WAITING,
-                pb.GENERATION_STATE_RUNNING,
-            ):
-                await self.cancel(generation)
-
-    async def boot(self) -> None:
-        """Starts the scheduler, the first time or again."""
-        await asyncio.to_thread(self.process.start)
-        if self._channel is not None:
-            await self._channel.close()
-        self._channel = grpc.aio.insecure_channel(self.process.target)
-        self.api = scheduler_pb2_grpc.SchedulerServiceStub(self._channel)
-
-    async def submit(self, prompt: str = "a red car", request_id: str = "", **spec: Any) -> pb.Generation:
-        reply = await self.api.SubmitGeneration(
-            pb.SubmitGenerationRequest(
-                request_id=request_id or str(uuid.uuid4()), spec=pb.GenerationSpec(prompt=prompt, **spec)
-            ),
-            timeout=20,
-        )
-        generation: pb.Generation = reply.generation
-        return generation
-
-    async def get(self, generation: pb.Generation) -> pb.Generation:
-        reply = await self.api.GetGeneration(
-            pb.GetGenerationRequest(generation_id=generation.generation_id), timeout=20
-        )
-        found: pb.Generation = reply.generation
-        return found
-
-    async def cancel(self, generation: pb.Generation) -> pb.Generation:
-        reply = await self.api.CancelGeneration(
-            pb.CancelGenerationRequest(generation_id=generation.generation_id), timeout=20
-        )
-        found: pb.Generation = reply.generation
-        return found
-
-    async def events(
-        self, generation: pb.Generation, after: int = 0, until: str = ""
-    ) -> list[pb.GenerationEvent]:
-        """Watches to the end, or to the first event of a kind."""
-        found = []
-        call = self.api.WatchGeneration(
-            pb.WatchGenerationRequest(generation_id=generation.generation_id, after_sequence=after),
-            timeout=60,
-        )
-        async for reply in call:
-            found.append(reply.event)
-            if until and reply.event.WhichOneof("event") == until:
-                call.cancel()
-                return found
-        assert not until, f"ended without {until}: {kinds(found)}\n{self.process.tail()}"
-        return found
-
-    async def video(self, generation: pb.Generation) -> tuple[video_pb2.VideoInfo, bytes]:
-        call = self.api.GetVideo(pb.GetVideoRequest(generation_id=generation.generation_id), timeout=20)
-        parts = [part async for part in call]
-        return parts[0].header, b"".join(part.chunk for part in parts[1:])
-
-
-def kinds(events: list[pb.GenerationEvent]) -> list[str]:
-    return [event.WhichOneof("event") or "" for event in events]
-
-
-def check_story(events: list[pb.GenerationEvent]) -> None:
-    """No gap, no repetition, one end, and it is the last."""
-    assert [event.sequence for event in events] == list(range(1, len(events) + 1))
-    ends = Counter(kinds(events))
-    assert ends["succeeded"] + ends["failed"] + ends["cancelled"] == 1
-    assert kinds(events)[-1] in ("succeeded", "failed", "cancelled")

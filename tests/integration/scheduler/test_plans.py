@@ -1,4 +1,4 @@
-"""What the scheduler makes of donors: prompts compared, and plans of a request's own."""
+"""Verifies how donors become plans: aligned prompts, and plans stated by the request."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from chorus.scheduler.v1 import scheduler_pb2 as pb
 from chorus_rpc.errors import INVALID_FIELD, from_rpc_error
 from chorus_rpc.plan_bounds import DEFAULT_REGION
 
-from tests.integration.scheduler.fakes import World
+from tests.integration.scheduler.world import World
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -36,15 +36,15 @@ OWN = pb.ExplicitReuse(
 )
 
 
-async def test_donors_are_compared_by_their_prompts(world: World) -> None:
+async def test_donors_are_aligned_by_their_prompts(world: World) -> None:
     world.cache.hold(0.9992, 1, 2, 3)
     await world.events(await world.submit("a red car"))
-    [asked] = world.embedder.aligned
-    assert (asked.target_prompt, list(asked.donor_prompts)) == ("a red car", ["a donor's prompt"])
-    assert asked.conditioning_encoder_id == "enc@1"
+    [request] = world.embedder.aligned
+    assert (request.target_prompt, list(request.donor_prompts)) == ("a red car", ["a donor's prompt"])
+    assert request.conditioning_encoder_id == "enc@1"
 
 
-async def test_prompts_that_cannot_be_compared_cost_no_reuse(world: World) -> None:
+async def test_reuse_continues_when_prompts_cannot_be_aligned(world: World) -> None:
     world.cache.hold(0.9992, 1, 2, 3)
     world.embedder.cannot_align = True
     accepted = await world.submit()
@@ -63,17 +63,17 @@ async def test_a_requests_own_plan_reaches_the_denoiser(world: World) -> None:
     plan = world.denoiser.requests[0].plan
     assert (plan.reuse_steps, plan.region_end, plan.region) == (1, 3, DEFAULT_REGION)
     assert plan.amplification == OWN.amplification
-    assert world.embedder.aligned, "a bias needs to know what the target gained"
+    assert world.embedder.aligned, "a bias depends on the tokens that the target gained"
 
 
-async def test_a_requests_own_plan_that_needs_no_edit_does_not_pay_for_one(world: World) -> None:
+async def test_a_requests_own_plan_that_needs_no_edit_aligns_nothing(world: World) -> None:
     world.cache.hold(0.6, 1, 2, 3)
     await world.events(await world.submit(explicit_reuse=pb.ExplicitReuse(reuse_steps=2)))
     assert world.denoiser.requests[0].plan.reuse_steps == 2
     assert not world.embedder.aligned
 
 
-async def test_a_renoised_plan_takes_a_donor_that_holds_its_clean_latents(world: World) -> None:
+async def test_a_renoised_plan_uses_a_donor_that_holds_its_clean_latents(world: World) -> None:
     own = pb.ExplicitReuse(reuse_steps=2, renoised=True)
     world.cache.hold(0.6, 1, 2, 3)
     accepted = await world.submit(explicit_reuse=own)
@@ -87,7 +87,7 @@ async def test_a_renoised_plan_takes_a_donor_that_holds_its_clean_latents(world:
     assert (plan.reuse_steps, plan.region_end, plan.renoised) == (2, 0, True)
 
 
-async def test_a_requests_own_plan_without_a_donor_that_fits(world: World) -> None:
+async def test_a_requests_own_plan_without_a_fitting_donor_computes_in_full(world: World) -> None:
     world.cache.hold(0.6, 1)
     accepted = await world.submit(explicit_reuse=OWN)
     await world.events(accepted)
@@ -112,7 +112,7 @@ async def test_a_requests_own_plan_without_a_donor_that_fits(world: World) -> No
         ),
     ],
 )
-async def test_a_plan_out_of_bounds_is_refused_by_its_field(
+async def test_a_plan_out_of_bounds_is_rejected_by_field(
     world: World, own: pb.ExplicitReuse, field: str
 ) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:

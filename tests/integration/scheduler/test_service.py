@@ -1,4 +1,4 @@
-"""The public API of the real process over sockets: what callers see when all is well, and of own faults."""
+"""Verifies the public API of the real process over sockets, for valid and for invalid requests."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from chorus.scheduler.v1 import scheduler_pb2 as pb
 from chorus_rpc.errors import ChorusError, from_rpc_error
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from tests.integration.scheduler.fakes import STEPS, VIDEO, World, check_story, kinds, video_info
+from tests.integration.scheduler.fakes import STEPS, VIDEO, video_info
+from tests.integration.scheduler.world import World, check_sequence, kinds
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -36,13 +37,13 @@ async def world(running: World) -> World:
     return running
 
 
-async def refused(call: Any) -> tuple[grpc.StatusCode, ChorusError]:
+async def rejected(call: Any) -> tuple[grpc.StatusCode, ChorusError]:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call
     return caught.value.code(), from_rpc_error(caught.value, "scheduler")
 
 
-async def test_a_miss_from_prompt_to_video(world: World) -> None:
+async def test_a_miss_runs_every_step_from_prompt_to_video(world: World) -> None:
     accepted = await world.submit("  a red car ", seed=5)
     spec = accepted.spec
     assert (spec.prompt, spec.model_id, spec.seed) == ("a red car", "small", 5)
@@ -52,7 +53,7 @@ async def test_a_miss_from_prompt_to_video(world: World) -> None:
     assert spec.deadline.seconds > time.time()
 
     events = await world.events(accepted)
-    check_story(events)
+    check_sequence(events)
     assert kinds(events) == ["queued", "planned", "started", *["step_completed"] * STEPS, "succeeded"]
     steps = [e.step_completed for e in events if e.HasField("step_completed")]
     assert [s.step.index for s in steps] == [1, 2, 3, 4]
@@ -73,7 +74,7 @@ async def test_a_miss_from_prompt_to_video(world: World) -> None:
     assert header == video_info() == ended.video
 
 
-async def test_a_hit_runs_fewer_steps_and_says_what_it_saved(world: World) -> None:
+async def test_a_hit_runs_fewer_steps_and_reports_the_seconds_saved(world: World) -> None:
     world.cache.hold(0.9992, 1, 2, 3)
     accepted = await world.submit()
     events = await world.events(accepted)
@@ -82,7 +83,7 @@ async def test_a_hit_runs_fewer_steps_and_says_what_it_saved(world: World) -> No
     assert (planned.total_steps, planned.reuse_steps) == (4, 3)
     assert planned.predicted_seconds_saved > 0
     assert "0.999" in planned.reasons[0].text
-    # Three steps at this run's 0.2 s each, less 0.1 s for the fetch.
+    # Three steps at this run's 0.2 s each, minus 0.1 s for the fetch.
     assert events[-1].succeeded.seconds_saved == pytest.approx(0.5)
     ended = await world.get(accepted)
     assert ended.donor.generation_id == "donor-generation"
@@ -90,7 +91,7 @@ async def test_a_hit_runs_fewer_steps_and_says_what_it_saved(world: World) -> No
     assert (ended.steps_run, ended.steps_completed) == (1, 4)
 
 
-async def test_what_the_services_are_asked(world: World) -> None:
+async def test_requests_to_the_services_follow_from_the_spec(world: World) -> None:
     accepted = await world.submit("a red car", seed=9, steps=2)
     await world.events(accepted)
     [lookup] = world.cache.lookups
@@ -108,7 +109,7 @@ async def test_what_the_services_are_asked(world: World) -> None:
         assert fake.metadata[0]["chorus-tenant"] == "acme"
 
 
-async def test_off_asks_no_cache_and_no_store_offers_nothing(world: World) -> None:
+async def test_reuse_off_makes_no_lookup_and_no_store_requests_no_admission(world: World) -> None:
     world.cache.hold(0.9992, 1, 2, 3)
     accepted = await world.submit(reuse=plan_pb2.REUSE_POLICY_OFF, no_store=True)
     await world.events(accepted)
@@ -118,7 +119,7 @@ async def test_off_asks_no_cache_and_no_store_offers_nothing(world: World) -> No
     assert [r.code for r in ended.plan.reasons] == [plan_pb2.PLAN_REASON_CODE_REUSE_OFF]
 
 
-async def test_a_donor_that_could_not_be_had_is_a_warning(world: World) -> None:
+async def test_a_donor_that_could_not_be_used_is_a_warning(world: World) -> None:
     world.cache.hold(0.9992, 1, 2, 3)
     world.denoiser.degraded = True
     world.embedder.truncated = True
@@ -127,19 +128,19 @@ async def test_a_donor_that_could_not_be_had_is_a_warning(world: World) -> None:
     assert (ended.steps_run, ended.HasField("donor")) == (STEPS, False)
 
 
-async def test_the_next_job_starts_when_the_latents_are_admitted(world: World) -> None:
+async def test_the_next_job_starts_once_the_latents_are_admitted(world: World) -> None:
     world.denoiser.pause_before = -1
     first = await world.submit("one")
     second = await world.submit("two")
     assert kinds(await world.events(first))[-1] == "succeeded"
     assert (await world.get(second)).queue_position == 1
-    assert len(world.denoiser.requests) == 1, "the first run has not handed over its latents yet"
+    assert len(world.denoiser.requests) == 1, "the first run's latents are not admitted yet"
     world.denoiser.go.set()
-    check_story(await world.events(second))
-    assert world.denoiser.most_running == 1
+    check_sequence(await world.events(second))
+    assert world.denoiser.max_running == 1
 
 
-async def test_the_queue_is_first_come_first_served_and_tells_positions(world: World) -> None:
+async def test_the_queue_is_first_come_first_served_and_reports_positions(world: World) -> None:
     world.denoiser.pause_before = 1
     jobs = [await world.submit(f"prompt {n}") for n in range(4)]
     await world.events(jobs[0], until="step_completed")
@@ -147,14 +148,14 @@ async def test_the_queue_is_first_come_first_served_and_tells_positions(world: W
     world.denoiser.go.set()
     for job in jobs:
         events = await world.events(job)
-        check_story(events)
+        check_sequence(events)
     assert [r.generation_id for r in world.denoiser.requests] == [job.generation_id for job in jobs]
-    told = [e.queued.queue_position for e in events if e.HasField("queued")]
-    assert told == sorted(told, reverse=True)
-    assert told[-1] == 1
+    positions = [e.queued.queue_position for e in events if e.HasField("queued")]
+    assert positions == sorted(positions, reverse=True)
+    assert positions[-1] == 1
 
 
-async def test_submitting_again_gives_the_first_answer(world: World) -> None:
+async def test_submitting_again_returns_the_first_answer(world: World) -> None:
     request = pb.SubmitGenerationRequest(request_id="once", spec=pb.GenerationSpec(prompt="a red car"))
     first = await world.api.SubmitGeneration(request, timeout=20)
     again = await world.api.SubmitGeneration(request, timeout=20)
@@ -162,7 +163,7 @@ async def test_submitting_again_gives_the_first_answer(world: World) -> None:
     assert first.generation.generation_id == again.generation.generation_id
     assert first.generation.spec == again.generation.spec, "the seed that was chosen stays"
     request.spec.prompt = "a blue car"
-    code, error = await refused(world.api.SubmitGeneration(request, timeout=20))
+    code, error = await rejected(world.api.SubmitGeneration(request, timeout=20))
     assert code is grpc.StatusCode.INVALID_ARGUMENT
     assert error.reason == errors_pb2.ERROR_REASON_REQUEST_ID_REUSED
     assert [v.field for v in error.violations] == ["request_id"]
@@ -170,7 +171,7 @@ async def test_submitting_again_gives_the_first_answer(world: World) -> None:
     assert len(world.denoiser.requests) == 1
 
 
-async def test_bad_requests_name_their_fields_and_leave_nothing(world: World) -> None:
+async def test_invalid_requests_are_rejected_by_field_and_store_nothing(world: World) -> None:
     def request(request_id: str = "ok", **spec: Any) -> pb.SubmitGenerationRequest:
         return pb.SubmitGenerationRequest(
             request_id=request_id, spec=pb.GenerationSpec(**{"prompt": "x", **spec})
@@ -194,7 +195,7 @@ async def test_bad_requests_name_their_fields_and_leave_nothing(world: World) ->
         (request("not ok", model_id="huge", prompt=""), {"request_id", "spec.prompt", "spec.model_id"}),
     ]
     for sent, fields in cases:
-        code, error = await refused(world.api.SubmitGeneration(sent, timeout=20))
+        code, error = await rejected(world.api.SubmitGeneration(sent, timeout=20))
         assert code is grpc.StatusCode.INVALID_ARGUMENT
         assert {v.field for v in error.violations} == fields
         assert all(v.description for v in error.violations)
@@ -204,7 +205,7 @@ async def test_bad_requests_name_their_fields_and_leave_nothing(world: World) ->
     assert rows(world) == before
 
 
-async def test_bad_ids_and_tokens(world: World) -> None:
+async def test_unknown_ids_and_invalid_tokens_are_rejected(world: World) -> None:
     api = world.api
     missing = "no-such-generation"
     calls: list[Callable[[str], Awaitable[Any]]] = [
@@ -214,24 +215,24 @@ async def test_bad_ids_and_tokens(world: World) -> None:
         lambda name: api.WatchGeneration(pb.WatchGenerationRequest(generation_id=name), timeout=20).read(),
     ]
     for call in calls:
-        code, error = await refused(call(missing))
+        code, error = await rejected(call(missing))
         assert (code, error.metadata) == (grpc.StatusCode.NOT_FOUND, {"generation": missing})
-        code, error = await refused(call(""))
+        code, error = await rejected(call(""))
         assert [v.field for v in error.violations] == ["generation_id"]
     for request, field in (
         (pb.ListGenerationsRequest(page_size=201), "page_size"),
         (pb.ListGenerationsRequest(page_token="nonsense"), "page_token"),
         (pb.ListGenerationsRequest(state=77), "state"),  # type: ignore[arg-type]
     ):
-        code, error = await refused(api.ListGenerations(request, timeout=20))
+        code, error = await rejected(api.ListGenerations(request, timeout=20))
         assert (code, [v.field for v in error.violations]) == (grpc.StatusCode.INVALID_ARGUMENT, [field])
     ended = await _ended(world)
     beyond = pb.WatchGenerationRequest(generation_id=ended.generation_id, after_sequence=10_000)
-    code, error = await refused(api.WatchGeneration(beyond, timeout=20).read())
+    code, error = await rejected(api.WatchGeneration(beyond, timeout=20).read())
     assert [v.field for v in error.violations] == ["after_sequence"]
 
 
-async def test_watching_resumes_anywhere_without_gaps_or_repetitions(world: World) -> None:
+async def test_watching_resumes_at_any_event_without_gaps_or_repetitions(world: World) -> None:
     world.denoiser.pause_before = 2
     job = await world.submit()
     seen = await world.events(job, until="started")
@@ -239,38 +240,38 @@ async def test_watching_resumes_anywhere_without_gaps_or_repetitions(world: Worl
     others = [asyncio.create_task(world.events(job)) for _ in range(5)]
     world.denoiser.go.set()
     seen += await world.events(job, after=seen[-1].sequence)
-    check_story(seen)
+    check_sequence(seen)
     assert [await other for other in others] == [seen] * 5
     for after in range(len(seen) + 1):
         assert await world.events(job, after=after) == seen[after:]
 
 
-async def test_pages(world: World) -> None:
+async def test_pages_list_every_generation_once(world: World) -> None:
     jobs = [await world.submit(f"prompt {n}") for n in range(5)]
     for job in jobs:
         await world.events(job)
     everything = await world.api.ListGenerations(pb.ListGenerationsRequest(page_size=200), timeout=20)
     assert everything.next_page_token == ""
-    found: list[str] = []
+    listed: list[str] = []
     token = "first"
     while token:
         reply = await world.api.ListGenerations(
-            pb.ListGenerationsRequest(page_size=2, page_token=token if found else ""), timeout=20
+            pb.ListGenerationsRequest(page_size=2, page_token=token if listed else ""), timeout=20
         )
         token = reply.next_page_token
         assert len(reply.generations) == 2 or not token
-        found += [g.generation_id for g in reply.generations]
-    assert found == [g.generation_id for g in everything.generations]
-    assert found[:5] == [job.generation_id for job in reversed(jobs)]
+        listed += [g.generation_id for g in reply.generations]
+    assert listed == [g.generation_id for g in everything.generations]
+    assert listed[:5] == [job.generation_id for job in reversed(jobs)]
     running = pb.ListGenerationsRequest(state=pb.GENERATION_STATE_RUNNING)
     assert not (await world.api.ListGenerations(running, timeout=20)).generations
 
 
-async def test_a_video_that_is_not_there_or_not_whole(world: World) -> None:
+async def test_a_missing_or_altered_video_is_rejected(world: World) -> None:
     world.denoiser.pause_before = 1
     job = await world.submit()
     call = world.api.GetVideo(pb.GetVideoRequest(generation_id=job.generation_id), timeout=20)
-    code, error = await refused(call.read())
+    code, error = await rejected(call.read())
     assert code is grpc.StatusCode.FAILED_PRECONDITION
     assert error.reason == errors_pb2.ERROR_REASON_WRONG_STATE
     world.denoiser.go.set()
@@ -287,7 +288,7 @@ async def test_a_video_that_is_not_there_or_not_whole(world: World) -> None:
 
 
 def rows(world: World) -> tuple[int, int]:
-    """How many jobs and events there are."""
+    """Returns the numbers of jobs and events in the database."""
     with closing(sqlite3.connect(f"file:{world.directory}/jobs.db?mode=ro", uri=True)) as db:
         jobs, events = db.execute(
             "SELECT (SELECT count(*) FROM jobs), (SELECT count(*) FROM events)"
@@ -301,7 +302,7 @@ async def _ended(world: World) -> pb.Generation:
     return job
 
 
-async def test_as_many_run_at_once_as_the_setting_says(tmp_path: Path) -> None:
+async def test_concurrency_bounds_the_number_of_running_jobs(tmp_path: Path) -> None:
     async with World(tmp_path, {"CHORUS_SCHEDULER_CONCURRENCY": "2"}) as world:
         world.denoiser.pause_before = 1
         jobs = [await world.submit(f"prompt {n}") for n in range(3)]
@@ -310,5 +311,5 @@ async def test_as_many_run_at_once_as_the_setting_says(tmp_path: Path) -> None:
         assert (await world.get(jobs[2])).queue_position == 1
         world.denoiser.go.set()
         for job in jobs:
-            check_story(await world.events(job))
-        assert world.denoiser.most_running == 2
+            check_sequence(await world.events(job))
+        assert world.denoiser.max_running == 2

@@ -1,4 +1,4 @@
-"""The real process with tracing on: one trace for one generation, across the queue and a restart."""
+"""Verifies, on the real process, that one generation is one trace across the queue and a restart."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from chorus_rpc import semconv
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 from opentelemetry.proto.trace.v1 import trace_pb2
 
-from tests.integration.scheduler.fakes import World, check_story, kinds
+from tests.integration.scheduler.world import World, check_sequence, kinds
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -30,7 +30,7 @@ DENOISE = "/chorus.denoiser.v1.DenoiserService/Denoise"
 
 
 class Collector(trace_service_pb2_grpc.TraceServiceServicer):
-    """Keeps the spans that the scheduler sends."""
+    """Stores the spans that the scheduler exports."""
 
     def __init__(self) -> None:
         self.spans: list[trace_pb2.Span] = []
@@ -44,14 +44,14 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
         return trace_service_pb2.ExportTraceServiceResponse()
 
     async def trace(self, trace_id: str, count: int, name: str) -> list[trace_pb2.Span]:
-        """The spans of a trace, once `count` of a name are among them."""
+        """Returns the spans of a trace once `count` of a name are among them."""
 
-        def found() -> list[trace_pb2.Span]:
+        def received() -> list[trace_pb2.Span]:
             return [span for span in self.spans if span.trace_id.hex() == trace_id]
 
         async with asyncio.timeout(60), self.changed:
-            await self.changed.wait_for(lambda: sum(span.name == name for span in found()) >= count)
-        return found()
+            await self.changed.wait_for(lambda: sum(span.name == name for span in received()) >= count)
+        return received()
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -84,7 +84,7 @@ async def world(running: World) -> World:
 
 
 async def submit(world: World) -> tuple[pb.Generation, str]:
-    """A generation of a caller who traces, and the id of his trace."""
+    """Submits with a traceparent; returns the generation and the trace id."""
     trace_id = secrets.token_hex(16)
     reply = await world.api.SubmitGeneration(
         pb.SubmitGenerationRequest(request_id=str(uuid.uuid4()), spec=pb.GenerationSpec(prompt="a red car")),
@@ -95,15 +95,17 @@ async def submit(world: World) -> tuple[pb.Generation, str]:
     return reply.generation, trace_id
 
 
-async def test_one_trace_with_a_link_to_the_donors(world: World, collector: tuple[Collector, int]) -> None:
+async def test_a_generation_is_one_trace_with_a_link_to_the_donors(
+    world: World, collector: tuple[Collector, int]
+) -> None:
     world.cache.hold(0.9992, 1, 2, 3)
     world.cache.donors[0].entry.traceparent = f"00-{DONOR_TRACE}-{'e' * 16}-01"
     job, trace_id = await submit(world)
-    check_story(await world.events(job))
+    check_sequence(await world.events(job))
     spans = await collector[0].trace(trace_id, 1, semconv.SPAN_GENERATION)
     by_id = {span.span_id: span for span in spans}
     parent = {span.name: by_id[span.parent_span_id].name for span in spans if span.parent_span_id in by_id}
-    # Asked within the first Submit where the catalogue was not there yet.
+    # Called within the first Submit if no model was known by then.
     parent.pop(DESCRIBE, None)
     assert parent == {
         semconv.SPAN_GENERATION: SUBMIT,
@@ -122,20 +124,20 @@ async def test_one_trace_with_a_link_to_the_donors(world: World, collector: tupl
     assert attributes[semconv.GENERATION_ID].string_value == job.generation_id
     assert attributes[semconv.CACHE_DECISION].string_value == "hit"
     assert attributes[semconv.REUSE_STEPS].int_value == 3
-    # What was asked for stays here: prompts are not exported.
+    # Prompts are not exported.
     assert not any(b"red car" in span.SerializeToString() for span in spans)
     for fake in (world.embedder, world.cache, world.denoiser):
         assert trace_id in fake.metadata[0]["traceparent"]
 
 
-async def test_a_trace_goes_on_after_kill_9(world: World, collector: tuple[Collector, int]) -> None:
+async def test_a_trace_continues_after_kill_9(world: World, collector: tuple[Collector, int]) -> None:
     world.denoiser.pause_before = 2
     job, trace_id = await submit(world)
     await world.events(job, until="step_completed")
     world.process.kill()
     world.denoiser.go.set()
     await world.boot()
-    check_story(await world.events(job))
+    check_sequence(await world.events(job))
     await collector[0].trace(trace_id, 1, semconv.SPAN_GENERATION)
     assert {m["traceparent"].split("-")[1] for m in world.denoiser.metadata} == {trace_id}
 
@@ -154,7 +156,7 @@ async def test_a_traced_call_can_be_cancelled_and_can_break(
     world.denoiser.go.set()
     await world.denoiser.start()
     events = await world.events(job)
-    check_story(events)
+    check_sequence(events)
     assert kinds(events)[-1] == "succeeded"
     spans = await collector[0].trace(trace_id, 2, semconv.SPAN_GENERATION)
     failed = [span for span in spans if span.name == semconv.SPAN_GENERATION and span.status.code]

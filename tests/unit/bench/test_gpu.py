@@ -1,4 +1,4 @@
-"""The GPU's bench on a CPU, at tiny sizes: that it runs, not what it measures."""
+"""Verifies that the GPU benchmark runs on a CPU at tiny sizes; measured values are not checked."""
 
 from __future__ import annotations
 
@@ -13,35 +13,36 @@ from typing import Any
 import pytest
 import torch
 
-from bench.gpu.report import NOTES, Report
+from bench.gpu.report import NOTES, Budget, Report
 from bench.gpu.sections import SECTIONS, run_all, run_one
-from bench.gpu.shapes import SCALES, region, step_flops
+from bench.gpu.shapes import SCALES, select_region, step_flops
 from bench.results import read
 from tests.processes import ROOT
 
-# What the GPU's machine has for sure: torch with what it needs, and these.
-_THERE = """
+# Restricts imports to the packages guaranteed on a GPU machine: torch with its dependencies, and these.
+_SITECUSTOMIZE = """
 import sys
 from importlib.machinery import PathFinder
-THERE = set(sys.stdlib_module_names) | set(
+AVAILABLE = set(sys.stdlib_module_names) | set(
     "torch torchgen functorch numpy triton google grpc onnx typing_extensions sympy mpmath networkx jinja2 "
-    "markupsafe filelock fsspec setuptools _distutils_hack bench evaluation services chorus".split()
+    "markupsafe filelock fsspec setuptools _distutils_hack "
+    "bench evaluation services chorus chorus_rpc".split()
 )
 class Only(PathFinder):
     @classmethod
     def find_spec(cls, name, path=None, target=None):
-        there = name.partition(".")[0] in THERE or name.startswith("_sysconfigdata")
-        return PathFinder.find_spec(name, path, target) if there else None
+        available = name.partition(".")[0] in AVAILABLE or name.startswith("_sysconfigdata")
+        return PathFinder.find_spec(name, path, target) if available else None
 sys.meta_path[:] = [Only if finder is PathFinder else finder for finder in sys.meta_path]
 """
 _KERNELS = importlib.util.find_spec("services.denoiser.kernels") is not None
 
 
 def _run(directory: Path, *arguments: str) -> tuple[int, dict[str, Any], str]:
-    """Exit status, file and output of the script, where nothing can be imported but those packages."""
-    (directory / "sitecustomize.py").write_text(_THERE)
+    """Runs the script with restricted imports. Returns exit status, result file and output."""
+    (directory / "sitecustomize.py").write_text(_SITECUSTOMIZE)
     out = directory / "results" / "gpu.json"
-    done = subprocess.run(
+    process = subprocess.run(
         [ROOT / "bench" / "gpu" / "run.sh", "--scale", "tiny", "--out", out, *arguments],
         env=os.environ | {"PYTHON": sys.executable, "PYTHONPATH": str(directory), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
@@ -50,16 +51,16 @@ def _run(directory: Path, *arguments: str) -> tuple[int, dict[str, Any], str]:
         check=False,
     )
     assert [path.name for path in out.parent.iterdir()] == ["gpu.json"]
-    return done.returncode, read(out), done.stdout
+    return process.returncode, read(out), process.stdout
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, dict[str, Any], str]:
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, dict[str, Any], str]:
     return _run(tmp_path_factory.mktemp("gpu"), "--device", "cpu")
 
 
-def test_every_section_runs_and_leaves_its_figures(found: tuple[int, dict[str, Any], str]) -> None:
-    status, report, printed = found
+def test_every_section_runs_and_writes_its_figures(run: tuple[int, dict[str, Any], str]) -> None:
+    status, report, printed = run
     assert set(report) == {"command", "commit", "hardware", "versions", "figures", "notes"}
     assert report["command"].startswith("bench/gpu/run.sh --scale tiny")
     for figure in report["figures"].values():
@@ -83,8 +84,8 @@ def test_every_section_runs_and_leaves_its_figures(found: tuple[int, dict[str, A
     assert status == (0 if _KERNELS else 1)
 
 
-def test_what_is_not_measured_is_noted(found: tuple[int, dict[str, Any], str]) -> None:
-    _, report, printed = found
+def test_omitted_parts_are_noted_with_reasons(run: tuple[int, dict[str, Any], str]) -> None:
+    _, report, printed = run
     notes = report["notes"]
     assert set(notes) == set(NOTES)
     assert {key.partition(":")[0] for key in notes["failed"]} <= (set() if _KERNELS else {"kernels"})
@@ -95,8 +96,8 @@ def test_what_is_not_measured_is_noted(found: tuple[int, dict[str, Any], str]) -
     assert "skipped: wan14b_cuda_graph" in printed
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
-def test_a_section_that_fails_is_recorded_and_the_others_run(tmp_path: Path) -> None:
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is available")
+def test_a_failing_section_is_recorded_and_the_others_run(tmp_path: Path) -> None:
     status, report, _ = _run(tmp_path, "--device", "cuda", "--sections", "ceilings", "tensorrt")
     assert status == 1
     assert set(report["notes"]["failed"]) == {"ceilings", "tensorrt"}
@@ -104,12 +105,12 @@ def test_a_section_that_fails_is_recorded_and_the_others_run(tmp_path: Path) -> 
     assert report["figures"] == {}
 
 
-def test_a_process_that_dies_leaves_what_it_had(tmp_path: Path) -> None:
+def test_figures_of_a_crashed_process_are_kept(tmp_path: Path) -> None:
     report = Report(tmp_path / "gpu.json", "test")
-    asked: list[tuple[str, float | None]] = []
+    calls: list[tuple[str, float | None]] = []
 
     def command(name: str, path: Path, seconds: float, rate: float | None) -> list[str]:
-        asked.append((name, rate))
+        calls.append((name, rate))
         if name == "tensorrt":
             return [sys.executable, "-c", "raise SystemExit(3)"]
         figure = {"value": 7.0, "unit": "TFLOP/s", "n": 1, "ci95": None}
@@ -122,11 +123,8 @@ def test_a_process_that_dies_leaves_what_it_had(tmp_path: Path) -> None:
         write = f"open({str(path)!r}, 'w').write({json.dumps(part)!r})"
         return [sys.executable, "-c", f"{write}; import os; os.abort()"]
 
-    class Left:
-        left = 60.0
-
-    run_all(["ceilings", "tensorrt"], report, Left(), command)  # type: ignore[arg-type]
-    assert asked == [("ceilings", None), ("tensorrt", 7.0)]
+    run_all(["ceilings", "tensorrt"], report, Budget(60.0), command)
+    assert calls == [("ceilings", None), ("tensorrt", 7.0)]
     saved = read(tmp_path / "gpu.json")
     assert saved["figures"]["matmul_tflops"]["value"] == 7.0
     assert saved["hardware"]["gpu"] == "none"
@@ -136,30 +134,26 @@ def test_a_process_that_dies_leaves_what_it_had(tmp_path: Path) -> None:
     }
 
 
-def test_no_section_begins_without_time_for_it(tmp_path: Path) -> None:
+def test_sections_without_enough_time_are_skipped(tmp_path: Path) -> None:
     report = Report(tmp_path / "gpu.json", "test")
-
-    class Spent:
-        left = 12.0
-
-    run_all(list(SECTIONS), report, Spent(), lambda *_: [])  # type: ignore[arg-type]
+    run_all(list(SECTIONS), report, Budget(12.0), lambda *_: [])
     assert set(report.notes["skipped"]) == set(SECTIONS)
-    assert report.notes["skipped"]["wan14b"] == "12 s are left, and it takes 70 at least"
+    assert report.notes["skipped"]["wan14b"] == "12 s left, needs at least 70 s"
 
 
-def test_a_section_is_ended_when_its_time_is_over() -> None:
-    fault = run_one([sys.executable, "-c", "import time; time.sleep(60)"], 0.5)
-    assert fault is not None
-    assert "ended after its" in fault
+def test_a_section_is_stopped_when_its_time_is_over() -> None:
+    failure = run_one([sys.executable, "-c", "import time; time.sleep(60)"], 0.5)
+    assert failure is not None
+    assert "stopped after" in failure
 
 
 @pytest.mark.parametrize(("name", "pflop"), [("wan14b", 1.68), ("wan1_3b", 0.283)])
-def test_operations_of_a_step(name: str, pflop: float) -> None:
+def test_step_flops_match_the_closed_formula(name: str, pflop: float) -> None:
     scale = SCALES["full"]
     config = scale.networks[name].config
     n, d, f, layers = 32_760, config.dim, config.ffn_dim, config.layers
     assert scale.tokens == n
-    # Self-attention's four matrices, cross-attention's two, the feed-forward's two; both attentions.
+    # Four matrices of self-attention, two of cross-attention, two of the feed-forward; both attentions.
     closed = layers * (12 * n * d * d + 4 * n * d * f + 4 * n * n * d + 4 * n * 512 * d)
     counted = step_flops(config, n, 512)
     assert counted == pytest.approx(closed, rel=1e-3)
@@ -167,7 +161,7 @@ def test_operations_of_a_step(name: str, pflop: float) -> None:
     assert step_flops(config, n, 512, 2) - counted == layers * 4 * n * 512 * d
 
 
-def test_a_region_has_its_share_of_the_tokens() -> None:
-    at = region((21, 30, 52), 0.3, torch.device("cpu"))
+def test_select_region_returns_its_share_of_the_tokens() -> None:
+    at = select_region((21, 30, 52), 0.3, torch.device("cpu"))
     assert len(at) == round(0.3 * 32_760)
     assert bool((at[1:] > at[:-1]).all())

@@ -12,12 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench import results
-from bench.alternatives import BLOCK, best, halves, variants
+from bench.alternatives import BLOCK, build_variants, choose_best, split_halves
 from bench.in_process import Harness, Pair, Trial
 from bench.results import Figure
 from bench.variants import Alternative, Term, Where, ceiled, edge_jump, mixed
 from services.denoiser.model.loaded import LoadedModel
-from services.denoiser.reuse.amplification import amplified
+from services.denoiser.model.predictor import Predictor
+from services.denoiser.reuse.amplification import amplify_text
 from services.scheduler.planning.calibration import Depth
 from services.scheduler.planning.edits import Edit
 from tests.tiny_model import TEXT_DIM, save_tiny_model
@@ -47,7 +48,7 @@ def test_a_paired_interval_holds_the_difference_and_turns_with_it(pairs: list[tu
 
 def test_halves_hold_every_kind_and_number_of_objects_alike() -> None:
     trials = [Trial(str(number % BLOCK), "", {}) for number in range(4 * BLOCK)]
-    parts = halves(trials)
+    parts = split_halves(trials)
     assert [t.kind for t in parts["choose"]] == [t.kind for t in parts["report"]]
     assert not any(one is other for one in parts["choose"] for other in parts["report"])
     assert parts["all"] == trials
@@ -66,12 +67,12 @@ def test_the_best_is_chosen_on_the_first_half_alone() -> None:
         for half, three in parts.items()
         for of, value in zip(("alignment", "drift", "computed"), three, strict=True)
     }
-    assert best(list(values), "table", gains) == "d"
+    assert choose_best(list(values), "table", gains) == "d"
 
 
 def test_no_two_variants_share_a_name() -> None:
     seen: dict[str, object] = {}
-    for names in variants().values():
+    for names in build_variants().values():
         for name, variant in names.items():
             assert seen.setdefault(name, variant) == variant
 
@@ -88,7 +89,7 @@ def test_one_term_is_the_plans_amplification_and_two_are_both(tmp_path: Path) ->
     )
     for form in (CONTRAST, BIAS, VALUE_GAIN):
         alone = plan_pb2.Amplification(form=form, strength=0.5)
-        expected = amplified(text, alone, gained=GAINED, donor=donor)
+        expected = amplify_text(text, alone, gained=GAINED, donor=donor)
         found = mixed(text, [Term(form, (0.5,))], 0, gained=GAINED, donor=donor)
         for (k, v), (k2, v2) in zip(found.kv, expected.kv, strict=True):
             assert torch.equal(k, k2)
@@ -114,20 +115,21 @@ def test_one_term_is_the_plans_amplification_and_two_are_both(tmp_path: Path) ->
 
 @pytest.fixture
 def tiny(tmp_path: Path) -> tuple[Harness, Pair]:
-    bench = Harness.__new__(Harness)  # without the shipped model and the encoder
-    bench.model = LoadedModel.load(save_tiny_model(tmp_path, layers=3))
-    bench.sigmas = bench.model.spec.schedule.sigmas
-    bench.shape = bench.model.latent_shape(4, 32, 32)
-    bench.grid = bench.model.token_grid(bench.shape)
+    harness = Harness.__new__(Harness)  # without the shipped model and the encoder
+    harness.predictor = Predictor.eager(LoadedModel.load(save_tiny_model(tmp_path, layers=3)))
+    harness.model = harness.predictor.model
+    harness.sigmas = harness.model.spec.schedule.sigmas
+    harness.shape = harness.model.latent_shape(4, 32, 32)
+    harness.grid = harness.model.token_grid(harness.shape)
     donor, own = (
-        bench.full(
-            bench.model.prepare_text(torch.randn(5, TEXT_DIM, generator=torch.Generator().manual_seed(s))),
+        harness.run_full(
+            harness.model.prepare_text(torch.randn(5, TEXT_DIM, generator=torch.Generator().manual_seed(s))),
             s,
             5,
         )
         for s in (1, 2)
     )
-    return bench, Pair(Edit("colour", ((1, 1.0),), ((2, 1.0),)), donor, own, 5)
+    return harness, Pair(Edit("colour", ((1, 1.0),), ((2, 1.0),)), donor, own, 5)
 
 
 def region(threshold: float) -> plan_pb2.RegionPlan:
@@ -140,35 +142,37 @@ def region(threshold: float) -> plan_pb2.RegionPlan:
 
 
 def test_an_alternative_that_changes_nothing_is_the_plan(tiny: tuple[Harness, Pair]) -> None:
-    bench, pair = tiny
+    harness, pair = tiny
     assert pair.own.text is not None
     half = plan_pb2.Amplification(form=CONTRAST, strength=0.5)
-    sigma, some = bench.sigmas[1], region(0.5)
-    plan = bench.plan(Depth(sigma, some, half), pair.edit)
+    sigma, some = harness.sigmas[1], region(0.5)
+    plan = harness.build_plan(Depth(sigma, some, half), pair.edit)
     assert plan is not None
-    expected, computed = bench.run(plan, pair.own.text, bench.model.noise(0, bench.shape), pair.donor)
+    expected, computed = harness.run_plan(
+        plan, pair.own.text, harness.model.noise(0, harness.shape), pair.donor
+    )
     for same in (
         Alternative(Depth(sigma, some, half), seams=True),
         Alternative(Depth(sigma, some), terms=(Term(CONTRAST, (0.5,)),)),
         Alternative(Depth(sigma, some), terms=(Term(CONTRAST, (0.5,)),), ceiling=1e6),
     ):
-        made = same.make(bench, pair)
+        made = same.generate(harness, pair)
         assert torch.allclose(made.latents, expected, atol=1e-6)
         assert made.computed == computed
 
 
 def test_a_hard_edge_takes_the_targets_own_up_to_the_edge(tiny: tuple[Harness, Pair]) -> None:
-    bench, pair = tiny
+    harness, pair = tiny
     lost = region(0.9)
     lost.source = plan_pb2.REGION_SOURCE_ATTENTION
-    depth = Depth(bench.sigmas[-2], lost)  # the last step alone
+    depth = Depth(harness.sigmas[-2], lost)  # the last step alone
     blended, hard = (
-        Alternative(depth, blended=blended, seams=True).make(bench, pair) for blended in (True, False)
+        Alternative(depth, blended=blended, seams=True).generate(harness, pair) for blended in (True, False)
     )
-    assert blended.marks.keys() == hard.marks.keys() == {"jump", "edge_error"}
+    assert blended.measurements.keys() == hard.measurements.keys() == {"jump", "edge_error"}
     ends, own, soft = (
-        bench.model.tokens_of(x)
-        for x in (pair.donor.steps[len(bench.sigmas) - 1], hard.latents, blended.latents)
+        harness.model.to_tokens(x)
+        for x in (pair.donor.steps[len(harness.sigmas) - 1], hard.latents, blended.latents)
     )
     inside = (own != ends).any(-1)
     assert 0 < inside.sum() < len(inside)
@@ -178,9 +182,9 @@ def test_a_hard_edge_takes_the_targets_own_up_to_the_edge(tiny: tuple[Harness, P
 
 @pytest.mark.parametrize("where", ["oracle", "oracle, own noise", "words", "gained", "probe and lost"])
 def test_a_region_is_everything_where_everything_differs(tiny: tuple[Harness, Pair], where: Where) -> None:
-    bench, pair = tiny
-    whole = Alternative(Depth(bench.sigmas[1])).make(bench, pair)
-    found = Alternative(Depth(bench.sigmas[1], region(0.0)), where).make(bench, pair)
+    harness, pair = tiny
+    whole = Alternative(Depth(harness.sigmas[1])).generate(harness, pair)
+    found = Alternative(Depth(harness.sigmas[1], region(0.0)), where).generate(harness, pair)
     assert torch.allclose(found.latents, whole.latents, atol=1e-6)
 
 

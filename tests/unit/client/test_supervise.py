@@ -1,4 +1,4 @@
-"""Supervision of child processes, with children of a few lines."""
+"""Verifies the supervision of child processes, with children of a few lines."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from chorus_cli.local.supervise import Child, GaveUp, Limits, Supervisor, rotate
 PATIENCE = 30.0
 QUICK = Limits(startup_seconds=20, stop_seconds=20, restarts=2, first_backoff_seconds=0.01, poll_seconds=0.01)
 
-# Serves until SIGTERM, and says so.
+# Serves until SIGTERM, then prints a line.
 STEADY = """
 import pathlib, signal, sys
 def end(*_):
@@ -33,7 +33,7 @@ STUBBORN = STEADY.replace(
 
 
 class Notes:
-    """A reporter that remembers."""
+    """Reporter that records every callback."""
 
     def __init__(self) -> None:
         self.pids: dict[str, list[int]] = {}
@@ -84,7 +84,7 @@ def lives(pid: int) -> bool:
 
 
 class Run:
-    """A supervisor at work."""
+    """A running supervisor, and what it reported."""
 
     def __init__(self, children: list[Child], limits: Limits = QUICK) -> None:
         self.notes = Notes()
@@ -152,7 +152,7 @@ async def test_a_child_that_cannot_start_is_not_tried_again(tmp_path: Path) -> N
     assert not any(lives(pid) for pids in run.notes.pids.values() for pid in pids)
 
 
-async def test_a_child_that_is_never_ready_is_told(tmp_path: Path) -> None:
+async def test_a_child_that_is_never_ready_is_reported(tmp_path: Path) -> None:
     silent = child(tmp_path, "a", "import signal; signal.pause()")
     run = Run([silent], Limits(startup_seconds=0.2, stop_seconds=20, poll_seconds=0.01))
     with pytest.raises(GaveUp, match=r"a was not ready within 0\.2 s"):
@@ -160,7 +160,7 @@ async def test_a_child_that_is_never_ready_is_told(tmp_path: Path) -> None:
     assert not any(lives(pid) for pid in run.notes.pids["a"])
 
 
-async def test_who_ignores_sigterm_is_killed(tmp_path: Path) -> None:
+async def test_a_child_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
     run = Run([child(tmp_path, "a", STUBBORN)], Limits(stop_seconds=0.2, poll_seconds=0.01))
     async with asyncio.timeout(PATIENCE):
         await run.all_ready.wait()
@@ -169,7 +169,7 @@ async def test_who_ignores_sigterm_is_killed(tmp_path: Path) -> None:
     assert not lives(run.notes.pids["a"][0])
 
 
-async def test_hurry_waits_for_no_drain(tmp_path: Path) -> None:
+async def test_hurry_skips_the_drain(tmp_path: Path) -> None:
     run = Run([child(tmp_path, "a", STUBBORN)], Limits(stop_seconds=3600, poll_seconds=0.01))
     async with asyncio.timeout(PATIENCE):
         await run.all_ready.wait()
@@ -180,7 +180,7 @@ async def test_hurry_waits_for_no_drain(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="waits by pidfd")
-async def test_what_a_crashed_child_had_started_goes_with_it(tmp_path: Path) -> None:
+async def test_processes_started_by_a_crashed_child_are_killed(tmp_path: Path) -> None:
     family = (
         "import pathlib, subprocess, sys\n"
         "grandchild = subprocess.Popen([sys.executable, '-c', 'import signal; signal.pause()'])\n"
@@ -201,7 +201,7 @@ async def test_what_a_crashed_child_had_started_goes_with_it(tmp_path: Path) -> 
 
 
 def wait_for_end(pid: int) -> None:
-    """Of a process that is not a child of this one, reaped or not; fails after PATIENCE."""
+    """Waits until a process ends that is not a child of this one; fails after PATIENCE."""
     try:
         descriptor = os.pidfd_open(pid)
     except ProcessLookupError:
@@ -235,7 +235,7 @@ def test_children_do_not_outlive_a_killed_supervisor(tmp_path: Path) -> None:
     wait_for_end(pid)
 
 
-def test_an_earlier_log_is_put_aside_once(tmp_path: Path) -> None:
+def test_the_log_of_an_earlier_run_is_renamed_once(tmp_path: Path) -> None:
     log = tmp_path / "x.log"
     rotate(log)
     for text in ("first", "second"):
@@ -245,7 +245,7 @@ def test_an_earlier_log_is_put_aside_once(tmp_path: Path) -> None:
     assert (tmp_path / "x.log.1").read_text() == "second"
 
 
-def test_tail_of_a_long_log(tmp_path: Path) -> None:
+def test_tail_returns_the_last_lines_of_a_long_log(tmp_path: Path) -> None:
     log = tmp_path / "x.log"
     log.write_text("".join(f"line {n}\n" for n in range(10_000)))
     assert tail(log, 2) == ["line 9998", "line 9999"]

@@ -1,37 +1,73 @@
-"""What `chorus up` decides before and around the children."""
+"""Verifies the decisions of `chorus up`: ports, environment, model files, lock and requirements."""
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from chorus_cli.local import model_files, up
+from chorus_cli.local import model_files, supervise, up
 from chorus_cli.main import app
-from chorus_cli.output import BAD_INPUT
+from chorus_cli.output import BAD_INPUT, Output
 from chorus_client import endpoints
 from chorus_rpc.errors import ChorusError
 from typer.testing import CliRunner
 
 
-def test_ports_differ_and_said_ones_win() -> None:
-    ports = up.choose_ports({"CHORUS_CACHE_PORT": "7999"})
+@pytest.fixture
+def default_ports(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """Default ports that are free on this machine."""
+    with contextlib.ExitStack() as bound:
+        free = [up._bind(bound, 0) for _ in up.SERVICES]
+    ports = {service: port for service, port in zip(up.SERVICES, free, strict=True) if port}
+    monkeypatch.setattr(up, "DEFAULT_PORTS", ports)
+    return ports
+
+
+def test_default_ports_are_those_of_the_client() -> None:
+    assert up.DEFAULT_PORTS == {"scheduler": 7400, "embedder": 7401, "cache": 7402, "denoiser": 7403}
+
+
+def test_services_take_their_default_ports_if_they_are_free(default_ports: dict[str, int]) -> None:
+    ports = up.choose_ports({})
+    assert ports == default_ports
+    assert up.describe_moved_ports({}, ports) == []
+
+
+def test_a_port_in_use_is_replaced_by_a_free_one_and_reported(default_ports: dict[str, int]) -> None:
+    with socket.create_server(("127.0.0.1", default_ports["scheduler"])):
+        ports = up.choose_ports({})
     assert len(set(ports.values())) == 4
-    assert ports["cache"] == 7999
+    assert {name for name in ports if ports[name] != default_ports[name]} == {"scheduler"}
+    used, taken = default_ports["scheduler"], ports["scheduler"]
+    assert up.describe_moved_ports({}, ports) == [
+        f"port {used} is in use: the scheduler listens at 127.0.0.1:{taken}"
+    ]
 
 
-@pytest.mark.parametrize("said", ["", "0", "65536", "http", "-1", "7.5"])
-def test_a_variable_that_is_no_port_is_named(said: str) -> None:
+def test_ports_differ_and_those_of_the_environment_win(default_ports: dict[str, int]) -> None:
+    given = {"CHORUS_CACHE_PORT": str(default_ports["scheduler"])}
+    ports = up.choose_ports(given)
+    assert len(set(ports.values())) == 4
+    assert ports["cache"] == default_ports["scheduler"] != ports["scheduler"]
+    assert len(up.describe_moved_ports(given, ports)) == 1
+
+
+@pytest.mark.parametrize("text", ["", "0", "65536", "http", "-1", "7.5"])
+def test_a_variable_that_is_not_a_port_is_named(text: str) -> None:
     with pytest.raises(ChorusError, match=r"CHORUS_DENOISER_PORT: must be a port, 1 to 65535"):
-        up.choose_ports({"CHORUS_DENOISER_PORT": said})
+        up.choose_ports({"CHORUS_DENOISER_PORT": text})
 
 
 def test_services_find_each_other_and_keep_everything_in_the_directory(tmp_path: Path) -> None:
     ports = {"embedder": 1, "cache": 2, "denoiser": 3, "scheduler": 4}
-    variables = up.environment({"PATH": "/bin"}, tmp_path, ports)
+    variables = up.build_environment({"PATH": "/bin"}, tmp_path, ports)
     assert (
         variables["CHORUS_SCHEDULER_CACHE_TARGET"]
         == variables["CHORUS_DENOISER_CACHE_TARGET"]
@@ -45,11 +81,18 @@ def test_services_find_each_other_and_keep_everything_in_the_directory(tmp_path:
     assert all(Path(store).is_relative_to(tmp_path) for store in stores)
 
 
-def test_what_the_user_says_wins(tmp_path: Path) -> None:
-    said = {"CHORUS_CACHE_MILVUS_URI": "http://milvus:19530", "CHORUS_DENOISER_DRAIN_SECONDS": "90"}
-    variables = up.environment(said, tmp_path, up.choose_ports({}))
+def test_variables_of_the_user_take_precedence(tmp_path: Path) -> None:
+    given = {"CHORUS_CACHE_MILVUS_URI": "http://milvus:19530", "CHORUS_DENOISER_DRAIN_SECONDS": "90"}
+    variables = up.build_environment(given, tmp_path, up.choose_ports({}))
     assert variables["CHORUS_CACHE_MILVUS_URI"] == "http://milvus:19530"
     assert up.longest_drain(variables) == 90
+
+
+def test_variables_of_the_command_line_are_not_passed_to_the_services(tmp_path: Path) -> None:
+    given = {"CHORUS_CACHE_TARGET": "there:1", "CHORUS_TARGET": "there:2", "CHORUS_CACHE_LOG_LEVEL": "debug"}
+    variables = up.build_environment(given, tmp_path, up.choose_ports({}))
+    assert not {"CHORUS_CACHE_TARGET", "CHORUS_TARGET"} & set(variables)
+    assert variables["CHORUS_CACHE_LOG_LEVEL"] == "debug"
 
 
 def model_file(path: Path, text: str) -> Path:
@@ -63,42 +106,44 @@ def test_models_bring_the_encoders_they_name(tmp_path: Path, monkeypatch: pytest
     hub = model_file(tmp_path / "hub.toml", '[text]\nencoder = "umt5:hf://team/wan@main"')
     small = model_file(tmp_path / "small.toml", '[text]\nencoder_id = "all-minilm-l6-v2@0"')
     monkeypatch.chdir(tmp_path)
-    found = up.environment({}, tmp_path, up.choose_ports({}), [Path("own/model.toml"), hub, small, own])
+    found = up.build_environment({}, tmp_path, up.choose_ports({}), [Path("own/model.toml"), hub, small, own])
     assert found["CHORUS_DENOISER_MODELS"] == f"{own},{hub},{small},{own}"
     assert (
         found["CHORUS_EMBEDDER_CONDITIONING"]
         == f"umt5:{tmp_path / 'pipeline'},umt5:hf://team/wan@main,minilm"
     )
-    assert model_files.choose([], {}) == {}
+    assert model_files.choose_models([], {}) == {}
 
 
-def test_models_of_the_environment_bring_theirs_unless_it_says_otherwise(tmp_path: Path) -> None:
+def test_models_of_the_environment_bring_their_encoders_unless_it_names_others(tmp_path: Path) -> None:
     file = model_file(tmp_path / "model.toml", '[text]\nencoder = "clip:/encoders/clip"')
     base, ports = {"CHORUS_DENOISER_MODELS": str(file)}, up.choose_ports({})
-    assert up.environment(base, tmp_path, ports)["CHORUS_EMBEDDER_CONDITIONING"] == "clip:/encoders/clip"
-    said = {**base, "CHORUS_EMBEDDER_CONDITIONING": "umt5:/mine"}
-    assert up.environment(said, tmp_path, ports)["CHORUS_EMBEDDER_CONDITIONING"] == "umt5:/mine"
-    with pytest.raises(ChorusError, match="CHORUS_DENOISER_MODELS says which models, too"):
-        model_files.choose([file], base)
+    assert (
+        up.build_environment(base, tmp_path, ports)["CHORUS_EMBEDDER_CONDITIONING"] == "clip:/encoders/clip"
+    )
+    given = {**base, "CHORUS_EMBEDDER_CONDITIONING": "umt5:/mine"}
+    assert up.build_environment(given, tmp_path, ports)["CHORUS_EMBEDDER_CONDITIONING"] == "umt5:/mine"
+    with pytest.raises(ChorusError, match="CHORUS_DENOISER_MODELS names models, too"):
+        model_files.choose_models([file], base)
 
 
 @pytest.mark.parametrize("text", ["[text", "text = 1", "[text]\nencoder = 7", None])
-def test_a_model_file_that_is_none_is_named(tmp_path: Path, text: str | None) -> None:
+def test_an_invalid_model_file_is_named(tmp_path: Path, text: str | None) -> None:
     file = tmp_path / "model.toml"
     if text is not None:
         file.write_text(text)
     with pytest.raises(ChorusError, match=str(file)):
-        model_files.choose([file], {})
+        model_files.choose_models([file], {})
 
 
-def test_the_command_refuses_a_model_file_that_is_not_there(tmp_path: Path) -> None:
+def test_the_command_rejects_a_model_file_that_does_not_exist(tmp_path: Path) -> None:
     missing = tmp_path / "none.toml"
     done = CliRunner().invoke(app, ["up", "--dir", str(tmp_path), "--model", str(missing), "--json"])
     assert done.exit_code == BAD_INPUT
     assert f"{missing}: cannot be read" in json.loads(done.stdout)["error"]["message"]
 
 
-def test_a_second_up_in_the_same_directory_is_refused(tmp_path: Path) -> None:
+def test_a_second_up_in_the_same_directory_is_rejected(tmp_path: Path) -> None:
     with (
         up.locked(tmp_path),
         pytest.raises(ChorusError, match=rf"process {os.getpid()}\) runs in"),
@@ -120,11 +165,25 @@ def test_the_lock_holds_while_a_child_that_inherited_it_lives(tmp_path: Path) ->
         pass
 
 
-def test_missing_packages_are_told_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(up._NEEDS, "denoiser", ("torch_that_is_not_there",))
+def test_without_the_services_up_says_where_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name: None if name == "services" else find_spec(name)
+    )
+    done = CliRunner().invoke(app, ["up", "--dir", str(tmp_path / "new")])
+    assert done.exit_code == BAD_INPUT
+    assert (
+        "error: chorus up starts the services, which are not part of chorus-client: run it from a checkout "
+        "(make run / make up)" in done.stderr
+    )
+    assert not (tmp_path / "new").exists()
+
+
+def test_missing_packages_are_named_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(up._REQUIRED, "denoiser", ("torch_that_is_not_there",))
     assert up.missing_modules()["denoiser"] == ["torch_that_is_not_there"]
-    with pytest.raises(ChorusError, match=r"pip install '\.\[all\]'.*denoiser needs torch_that"):
-        up._require_installed()
+    with pytest.raises(ChorusError, match=r"`make up` in a checkout \(denoiser needs torch_that"):
+        up._require_services()
 
 
 def test_endpoints_of_a_running_up_are_found_and_stale_ones_are_not(tmp_path: Path) -> None:
@@ -146,7 +205,7 @@ def test_endpoints_of_a_running_up_are_found_and_stale_ones_are_not(tmp_path: Pa
 @pytest.mark.parametrize(
     "text", ["", "{", "[]", "null", '{"pid": "x"}', json.dumps({"pid": -1, "targets": {}})]
 )
-def test_a_damaged_endpoints_file_is_no_up(tmp_path: Path, text: str) -> None:
+def test_a_damaged_endpoints_file_is_ignored(tmp_path: Path, text: str) -> None:
     (tmp_path / endpoints.FILE).write_text(text)
     assert endpoints.running(tmp_path) is None
 
@@ -154,8 +213,30 @@ def test_a_damaged_endpoints_file_is_no_up(tmp_path: Path, text: str) -> None:
 def test_models_bring_their_lexicons(tmp_path: Path) -> None:
     own = model_file(tmp_path / "own" / "model.toml", '[text]\nlexicon = "words.toml"')
     none = model_file(tmp_path / "none" / "model.toml", "")
-    assert model_files.choose([own, none], {})["CHORUS_EMBEDDER_LEXICONS"] == str(tmp_path / "own/words.toml")
-    assert model_files.choose([none], {})["CHORUS_EMBEDDER_LEXICONS"] == ""
+    assert model_files.choose_models([own, none], {})["CHORUS_EMBEDDER_LEXICONS"] == str(
+        tmp_path / "own/words.toml"
+    )
+    assert model_files.choose_models([none], {})["CHORUS_EMBEDDER_LEXICONS"] == ""
     wrong = model_file(tmp_path / "wrong.toml", "[text]\nlexicon = 3")
     with pytest.raises(ChorusError, match=r"text\.lexicon"):
-        model_files.choose([wrong], {})
+        model_files.choose_models([wrong], {})
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_setting_that_a_service_does_not_know_is_reported_when_it_is_ready(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], as_json: bool
+) -> None:
+    log = tmp_path / "cache.log"
+    log.write_text("… [warning  ] unknown setting ignored    variable=CHORUS_CACHE_PROT\n… [info] serving\n")
+    child = supervise.Child("cache", (), {}, log)
+    up._Report(Output(as_json)).ready(child, 1.5)
+    out, err = capsys.readouterr()
+    if as_json:
+        ready, warning = map(json.loads, out.splitlines())
+        assert ready["ready"]["service"] == warning["warning"]["service"] == "cache"
+        assert "CHORUS_CACHE_PROT" in warning["warning"]["log"]
+    else:
+        assert err == (
+            "cache ready after 1.5 s\n"
+            "warning: cache: … [warning ] unknown setting ignored variable=CHORUS_CACHE_PROT\n"
+        )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from bench.align import SPLITS, Compare, comparing, same, told
+from bench.align import SPLITS, Compare, make_comparison, recognise_edits, recognise_paraphrases
 from models.movingshapes.captions import Phrasing
 from models.movingshapes.world import Split
 from services.embedder.alignment import SLIGHT, Change, to_tokens
@@ -20,7 +20,7 @@ def minilm() -> MiniLMEncoder:
 
 @pytest.fixture(scope="module")
 def compare(minilm: MiniLMEncoder) -> Compare:
-    return comparing(minilm)
+    return make_comparison(minilm)
 
 
 def words(prompt: str, changes: Sequence[Change], above: float = 0.3) -> dict[str, str]:
@@ -146,13 +146,13 @@ def test_tokens_of_one_word_share_its_weight(compare: Compare, minilm: MiniLMEnc
 def test_phrasings_of_one_scene_hardly_differ(
     compare: Compare, phrasing: Phrasing, unseen_words: bool
 ) -> None:
-    found = same(compare, "train", 40, 2, phrasing, unseen_words)
+    found = recognise_paraphrases(compare, "train", 40, 2, phrasing, unseen_words)
     assert sum(found) / len(found) >= 0.97
 
 
 @pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize("phrasing", ["seen", "unseen"])
 def test_single_edit_changes_its_category_alone(compare: Compare, split: Split, phrasing: Phrasing) -> None:
-    found = told(compare, split, 60, 3, phrasing)
+    found = recognise_edits(compare, split, 60, 3, phrasing)
     assert len(found) > 30
     assert sum(found) / len(found) >= 0.97

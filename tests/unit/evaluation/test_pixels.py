@@ -1,4 +1,4 @@
-"""Distances between two videos, and seams."""
+"""Verifies distances between two videos, and seams."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def square() -> NDArray[np.bool_]:
 
 @settings(max_examples=20)
 @given(videos)
-def test_a_video_is_like_itself(video: Video) -> None:
+def test_equal_videos_have_the_best_scores(video: Video) -> None:
     assert psnr(video, video) == PSNR_CEILING
     assert ssim(video, video) == pytest.approx(1)
 
@@ -48,10 +48,10 @@ def test_psnr_is_that_of_the_mean_square() -> None:
     assert psnr(nearly, flat(100)) == PSNR_CEILING
 
 
-def test_ssim_falls_with_noise_and_bears_small_frames() -> None:
+def test_ssim_falls_with_noise_and_accepts_small_frames() -> None:
     video = np.random.default_rng(0).uniform(0, 255, SHAPE).astype(np.float32)
     noisy = np.random.default_rng(1).uniform(0, 255, SHAPE).astype(np.float32)
-    assert ssim(noisy, video) < 0.3 < ssim((video + noisy) / 2, video) < 1
+    assert ssim(noisy, video) < 0.3 < ssim((video + noisy) / np.float32(2), video) < 1
     assert ssim(video[:, :4, :4], video[:, :4, :4]) == pytest.approx(1)
 
 
@@ -62,7 +62,7 @@ def test_the_seam_is_the_jump_that_the_edge_adds(step: float) -> None:
     assert seam_score(video, flat(128), square()) == pytest.approx(abs(step), rel=1e-3, abs=1e-3)
 
 
-def test_an_edge_that_the_reference_has_as_well_is_no_seam() -> None:
+def test_an_edge_of_the_reference_is_not_a_seam() -> None:
     reference = flat(50)
     reference[square()] = 200
     assert seam_score(reference + 20, reference, square()) == pytest.approx(0, abs=1e-4)
@@ -71,7 +71,7 @@ def test_an_edge_that_the_reference_has_as_well_is_no_seam() -> None:
     assert seam_score(smoother, reference, square()) == pytest.approx(-50, abs=1e-3)
 
 
-def test_a_slope_over_the_edge_is_no_seam() -> None:
+def test_a_slope_across_the_edge_is_not_a_seam() -> None:
     slope = np.broadcast_to(np.arange(12, dtype=np.float32)[:, None] * 10, SHAPE)
     assert seam_score(slope, flat(0), square()) == pytest.approx(0, abs=1e-4)
 
@@ -82,7 +82,7 @@ def test_a_region_without_an_edge_has_no_score() -> None:
     assert seam_score(flat(1), flat(2), ~everything) is None
 
 
-def test_the_token_grid_has_an_edge_round_every_token() -> None:
+def test_the_token_grid_has_an_edge_around_every_token() -> None:
     blocks = np.kron(np.random.default_rng(0).uniform(0, 255, (3, 3)), np.ones((4, 4))).astype(np.float32)
     video = np.broadcast_to(blocks[None, :, :, None], SHAPE)
     across = [np.abs(np.diff(blocks, axis=axis)) for axis in (0, 1)]
@@ -98,5 +98,5 @@ def test_decoding_averages_what_encoding_enlarged() -> None:
     video = decode(encode_mp4(frames, 8), 6)
     assert video.shape == small.shape
     assert np.abs(video - small).mean() < 3
-    with pytest.raises(ValueError, match="48 x 48"):
+    with pytest.raises(ValueError, match="48 x 48 pixels are not multiples of 5"):
         decode(encode_mp4(frames, 8), 5)

@@ -1,4 +1,4 @@
-"""Prompt sets: made from the world, written, read; and what a video shows of what was asked."""
+"""Tests of prompt sets (building, writing, reading) and of verdicts on videos."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from chorus_rpc.errors import ChorusError
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluation.prompts import Ask, Group, read_groups, write_groups
-from evaluation.scenes import KINDS, Pool, differing, judge, make_groups
+from evaluation.prompts import Group, PromptCase, read_groups, write_groups
+from evaluation.scenes import KINDS, Pool, judge, list_differences, make_groups
 from models.movingshapes import world
 from models.movingshapes.world import Scene, Split, Thing
 
@@ -29,7 +29,7 @@ scenes = st.builds(
 
 
 OF_OBJECTS = ("shape", "colour", "motion", "size")
-# The attributes in which a donor and a target of a kind may differ; elsewhere just the one of its name.
+# Attributes in which donor and target of a kind may differ; for all other kinds the attribute of that name.
 DIFFER: dict[str, list[set[str]]] = {
     "unrelated": [{"background", *OF_OBJECTS}],
     "paraphrase": [set()],
@@ -40,29 +40,29 @@ DIFFER: dict[str, list[set[str]]] = {
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_pairs_differ_in_what_their_kind_says_and_belong_to_the_split(split: Split) -> None:
+def test_pairs_differ_according_to_their_kind_and_belong_to_the_split(split: Split) -> None:
     groups = make_groups(split, 4 * len(KINDS), 0, "unseen")
     assert Counter(group.kind for group in groups) == dict.fromkeys(KINDS, 4)
-    inside = Pool(split, 0)
+    pool = Pool(split, 0)
     for group in groups:
         donor, target = group.donor.scene, group.targets[0].scene
         assert donor is not None
         assert target is not None
-        assert donor in inside
-        assert target in inside
+        assert donor in pool
+        assert target in pool
         assert group.donor.prompt != group.targets[0].prompt
-        assert set(differing(donor, target)) in DIFFER.get(group.kind, [{group.kind}]), group
+        assert set(list_differences(donor, target)) in DIFFER.get(group.kind, [{group.kind}]), group
     assert {len(g.targets[0].scene.things) for g in groups if g.targets[0].scene} == {1, 2}
 
 
-def test_an_object_was_added_or_removed_and_the_others_are_the_same() -> None:
+def test_added_and_removed_change_one_object_and_keep_the_others() -> None:
     for group in make_groups("train", 4 * len(KINDS), 3, "unseen"):
         donor, target = group.donor.scene, group.targets[0].scene
         assert donor is not None
         assert target is not None
-        by = len(target.things) - len(donor.things)
-        assert by == {"added": 1, "removed": -1}.get(group.kind, 0)
-        if by:
+        change = len(target.things) - len(donor.things)
+        assert change == {"added": 1, "removed": -1}.get(group.kind, 0)
+        if change:
             fewer, more = sorted((donor.things, target.things), key=len)
             assert set(fewer) <= set(more)
 
@@ -83,25 +83,28 @@ def test_two_edits_change_two_attributes_of_one_object_or_of_two() -> None:
     assert seen == {1, 2}
 
 
-def test_the_split_is_kept() -> None:
+def test_pool_contains_only_scenes_of_its_split() -> None:
     test, train = Pool("test", 0), Pool("train", 0)
     assert all(scene in test and scene not in train for scene in world.single_scenes("test"))
 
 
-def test_an_edit_changes_the_words_for_one_attribute_alone() -> None:
+def test_edit_changes_the_words_of_only_one_attribute() -> None:
     for group in make_groups("train", 64, 1, "unseen"):
         if group.kind in ("colour", "background", "shape", "size"):
-            donor, target = (Counter(ask.prompt.split()) for ask in (group.donor, group.targets[0]))
+            donor, target = (Counter(case.prompt.split()) for case in (group.donor, group.targets[0]))
             assert sum((donor - target).values()) <= 2, group  # "navy blue", "round shape"
 
 
-def test_a_seed_makes_one_set() -> None:
+def test_same_seed_builds_the_same_set() -> None:
     assert make_groups("test", 16, 7, "seen") == make_groups("test", 16, 7, "seen")
     assert make_groups("test", 16, 7, "seen") != make_groups("test", 16, 8, "seen")
 
 
-def test_a_file_holds_what_was_written(tmp_path: Path) -> None:
-    groups = [*make_groups("test", 16, 0, "seen"), Group("style", Ask("a cat"), (Ask("a dog"), Ask("a cow")))]
+def test_written_groups_are_read_back(tmp_path: Path) -> None:
+    groups = [
+        *make_groups("test", 16, 0, "seen"),
+        Group("style", PromptCase("a cat"), (PromptCase("a dog"), PromptCase("a cow"))),
+    ]
     write_groups(tmp_path / "set.jsonl", groups)
     assert read_groups(tmp_path / "set.jsonl") == groups
 
@@ -121,7 +124,7 @@ SCENE = {
         (json.dumps(GOOD | {"kind": "A b"}), "kind"),
         (json.dumps({"kind": "colour", "donor": {"prompt": "a"}}), "'targets' is missing"),
         (json.dumps(GOOD | {"targets": []}), "at least one"),
-        (json.dumps(GOOD | {"donor": {"prompt": " "}}), "not empty"),
+        (json.dumps(GOOD | {"donor": {"prompt": " "}}), "non-empty"),
         (json.dumps(GOOD | {"donor": {"prompt": "a", "scene": SCENE | {"background": "pink"}}}), "'pink'"),
         (json.dumps(GOOD | {"donor": {"prompt": "a", "scene": SCENE | {"things": []}}}), "1 to 2"),
         (
@@ -130,7 +133,7 @@ SCENE = {
         ),
     ],
 )
-def test_a_bad_line_is_named(tmp_path: Path, line: str, words: str) -> None:
+def test_invalid_line_is_reported_by_number(tmp_path: Path, line: str, words: str) -> None:
     path = tmp_path / "set.jsonl"
     path.write_text(f"{json.dumps(GOOD)}\n{line}\n")
     with pytest.raises(ChorusError) as caught:
@@ -139,33 +142,33 @@ def test_a_bad_line_is_named(tmp_path: Path, line: str, words: str) -> None:
     assert words in caught.value.violations[0].description
 
 
-def test_an_empty_file_is_refused(tmp_path: Path) -> None:
+def test_empty_file_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "set.jsonl").write_text("\n")
     with pytest.raises(ChorusError, match="no group"):
         read_groups(tmp_path / "set.jsonl")
 
 
 @given(scenes, scenes)
-def test_what_shows_the_target_is_right_and_follows_nobody(donor: Scene, target: Scene) -> None:
+def test_video_of_the_target_is_right_and_follows_no_donor(donor: Scene, target: Scene) -> None:
     verdict = judge(target, target, donor)
     assert all(verdict.right.values())
     assert not any(verdict.followed.values())
 
 
 @given(scenes, scenes)
-def test_what_shows_the_donor_follows_it_wherever_they_differ(donor: Scene, target: Scene) -> None:
+def test_video_of_the_donor_follows_it_in_every_difference(donor: Scene, target: Scene) -> None:
     verdict = judge(donor, target, donor)
-    assert tuple(verdict.followed) == differing(donor, target)
+    assert tuple(verdict.followed) == list_differences(donor, target)
     assert all(verdict.followed.values())
     assert verdict.right["all"] == (donor == target)
 
 
 @given(scenes)
-def test_the_same_scene_leaves_nothing_to_follow(scene: Scene) -> None:
-    assert differing(scene, scene) == ()
+def test_equal_scenes_have_no_differences(scene: Scene) -> None:
+    assert list_differences(scene, scene) == ()
 
 
-def test_attributes_are_told_apart() -> None:
+def test_verdict_is_separate_for_each_attribute() -> None:
     target, donor = Scene("navy", (RED,)), Scene("white", (replace(RED, motion="up"),))
     shown = Scene("white", (replace(RED, colour="cyan"),))
     verdict = judge(shown, target, donor)
@@ -174,8 +177,8 @@ def test_attributes_are_told_apart() -> None:
     assert wrong == {"background", "colour", "all"}
 
 
-def test_with_another_number_of_objects_only_that_and_the_background_compare() -> None:
-    assert differing(Scene("navy", (RED, BLUE)), Scene("white", (RED,))) == ("background", "count")
+def test_scenes_with_different_numbers_of_objects_compare_only_count_and_background() -> None:
+    assert list_differences(Scene("navy", (RED, BLUE)), Scene("white", (RED,))) == ("background", "count")
     assert judge(Scene("navy", (RED, BLUE)), Scene("navy", (RED,)), Scene("navy", (RED, BLUE))).followed == {
         "count": True
     }

@@ -1,4 +1,4 @@
-"""The analyzer reads scenes back from pixels: right where it should be, and wrong where the video is."""
+"""Tests that the analyzer reads scenes from pixels, and reports what is wrong in wrong videos."""
 
 import io
 import random
@@ -23,7 +23,7 @@ a_scene = st.builds(
 
 
 def draw(count: int, seed: int) -> list[Scene]:
-    """Scenes of one and of two objects in turn."""
+    """Draws scenes, alternately of one and of two objects."""
     rng, every = random.Random(seed), things()
     return [
         Scene(rng.choice(list(BACKGROUNDS)), tuple(rng.choices(every, k=1 + i % 2))) for i in range(count)
@@ -39,7 +39,7 @@ def noisy(v: Tensor) -> Tensor:
 
 
 def blurred(v: Tensor) -> Tensor:
-    """Over one pixel (Gaussian, sigma 1), and over two frames."""
+    """Blurs over one pixel (Gaussian, sigma 1) and over two frames."""
     kernel = torch.exp(-(torch.arange(-4.0, 5) ** 2) / 2)
     kernel = (kernel[:, None] * kernel / kernel.sum() ** 2).view(1, 1, 9, 9)
     planes = F.pad(v.flatten(0, 2)[:, None], (4, 4, 4, 4), mode="replicate")
@@ -47,17 +47,17 @@ def blurred(v: Tensor) -> Tensor:
     return (soft + torch.cat([soft[:, :, :1], soft[:, :, :-1]], dim=2)) / 2
 
 
-def haunted(v: Tensor) -> Tensor:
-    """A fifth of another time and place shines through, the rest is paler for it; and a little noise."""
+def ghosted(v: Tensor) -> Tensor:
+    """Blends in a fifth of another time and place, and adds a little noise."""
     mixed = torch.lerp(v, v.roll((17, -17), (3, 4)).flip(2), 0.2)
     return mixed + 0.05 * torch.randn(v.shape, generator=torch.Generator().manual_seed(2))
 
 
-def through_mp4(v: Tensor) -> Tensor:
+def encoded_as_mp4(v: Tensor) -> Tensor:
     out = []
     for one in v:
         file = io.BytesIO(encode_mp4(to_frames(one, upscale=4), fps=8))
-        with av.open(file) as container:
+        with av.open(file, "r") as container:
             frames = [torch.from_numpy(f.to_ndarray(format="rgb24")) for f in container.decode(video=0)]
         big = torch.stack(frames).permute(3, 0, 1, 2).float() / 127.5 - 1
         out.append(F.avg_pool2d(big, 4))
@@ -66,9 +66,9 @@ def through_mp4(v: Tensor) -> Tensor:
 
 @pytest.mark.parametrize(
     ("change", "count"),
-    [(lambda v: v, 100), (noisy, 100), (blurred, 100), (lambda v: noisy(blurred(v)), 60), (haunted, 20),
-     (through_mp4, 20)],
-    ids=["clean", "noisy", "blurred", "blurred-and-noisy", "haunted", "mp4"],
+    [(lambda v: v, 100), (noisy, 100), (blurred, 100), (lambda v: noisy(blurred(v)), 60), (ghosted, 20),
+     (encoded_as_mp4, 20)],
+    ids=["clean", "noisy", "blurred", "blurred-and-noisy", "ghosted", "mp4"],
 )  # fmt: skip
 def test_rendered_scenes_are_read_back(change: Callable[[Tensor], Tensor], count: int) -> None:
     scenes = draw(count, seed=count)
@@ -78,11 +78,11 @@ def test_rendered_scenes_are_read_back(change: Callable[[Tensor], Tensor], count
 
 @settings(max_examples=30)
 @given(a_scene, st.integers(0, 2**31))
-def test_any_scene_from_any_seed(scene: Scene, seed: int) -> None:
+def test_any_scene_is_read_back_from_any_seed(scene: Scene, seed: int) -> None:
     assert read_scene(video(scene, seed)) == scene
 
 
-def test_wrong_videos_score_low() -> None:
+def test_videos_of_other_scenes_score_low() -> None:
     scenes = draw(60, seed=4)
     videos = render(scene_table(scenes), torch.Generator().manual_seed(4))
     scores = accuracy(videos, random.Random(5).sample(scenes, len(scenes)))
@@ -99,19 +99,19 @@ C = Thing("triangle", "yellow", "still", "large")
 
 
 @pytest.mark.parametrize("colour", COLOURS)
-def test_a_frame_full_of_an_objects_colour_is_no_object(colour: str) -> None:
+def test_frame_filled_with_an_object_colour_contains_no_object(colour: str) -> None:
     plain = (torch.tensor(COLOURS[colour]) / 127.5 - 1).view(3, 1, 1, 1).repeat(1, 16, 48, 48)
     assert read_scene(plain).things == read_scene(noisy(plain)).things == ()
 
 
-def test_nothing_is_no_object() -> None:
+def test_noise_contains_no_object() -> None:
     shown = read_scene(noisy(torch.full((3, 16, 48, 48), -0.9)))
     assert shown == Scene("black", ())
     right = compare(shown, Scene("black", (A,)))
     assert [f for f, holds in right.items() if holds] == ["background"]
 
 
-def test_a_third_object_is_counted() -> None:
+def test_third_object_is_counted() -> None:
     pair, single = video(Scene("navy", (A, B))), video(Scene("navy", (C,)))
     third = single.roll((-16, 16), (2, 3))  # to the upper right
     back = single[:, :1, :1, :1]
@@ -122,21 +122,21 @@ def test_a_third_object_is_counted() -> None:
     assert [f for f, holds in right.items() if not holds] == ["count", "all"]
 
 
-def test_an_object_that_vanishes_early_is_not_there() -> None:
+def test_object_that_vanishes_early_is_not_counted() -> None:
     shown = video(Scene("white", (A, B)))
     assert read_scene(shown).things == (A, B)
     shown[:, 3:, :, 20:] = shown[:, :1, :1, :1]  # the right side, from the fourth frame on
     assert read_scene(shown).things == (A,)
 
 
-def test_objects_that_touch_for_a_while_stay_two() -> None:
+def test_objects_that_touch_temporarily_remain_two() -> None:
     shown = video(Scene("white", (A, A)))
     yellow = torch.tensor(COLOURS["yellow"]) / 127.5 - 1
     shown[:, 8:, 10:38, 10:38] = yellow.view(3, 1, 1, 1)
     assert read_scene(shown).things == (A, A)
 
 
-def test_order_and_missing_objects_count() -> None:
+def test_order_and_missing_objects_are_compared() -> None:
     scene = Scene("gray", (A, B))
     assert all(compare(scene, scene).values())
     swapped = compare(Scene("gray", (B, A)), scene)
@@ -149,7 +149,7 @@ def test_order_and_missing_objects_count() -> None:
     assert [f for f, holds in half.items() if not holds] == ["motion", "all"]
 
 
-def test_motion_needs_half_the_way() -> None:
+def test_motion_needs_at_least_half_the_distance() -> None:
     v = video(Scene("black", (Thing("circle", "red", "right", "large"),)))
     slow = v[:, (torch.arange(16) * 0.3).long()]
     assert read_scene(slow).things[0].motion == "still"
@@ -159,6 +159,6 @@ def test_motion_needs_half_the_way() -> None:
 @pytest.mark.parametrize(
     "bad", [torch.zeros(16, 3, 48, 48), torch.zeros(3, 48, 48), torch.full((3, 16, 48, 48), torch.nan)]
 )
-def test_what_is_no_video_is_refused(bad: Tensor) -> None:
+def test_invalid_video_is_rejected(bad: Tensor) -> None:
     with pytest.raises(ValueError, match=r"^video: "):
         read_scene(bad)

@@ -1,4 +1,4 @@
-"""The weights that ship: a prompt's video shows what was asked."""
+"""Tests that the shipped weights generate videos that match their prompts."""
 
 from pathlib import Path
 
@@ -48,19 +48,19 @@ def states(model: LoadedModel) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("prompt", CASES)
-def test_the_video_shows_the_prompt(model: LoadedModel, states: dict[str, torch.Tensor], prompt: str) -> None:
+def test_video_matches_its_prompt(model: LoadedModel, states: dict[str, torch.Tensor], prompt: str) -> None:
     right = compare(read_scene(generate(model, states[prompt], seed=1)), CASES[prompt])
     assert [field for field, holds in right.items() if not holds] == []
 
 
-def test_the_seed_makes_the_video(model: LoadedModel, states: dict[str, torch.Tensor]) -> None:
+def test_video_depends_on_the_seed(model: LoadedModel, states: dict[str, torch.Tensor]) -> None:
     text = next(iter(states.values()))
     first = generate(model, text, seed=1)
     assert torch.equal(first, generate(model, text, seed=1))
     assert not torch.equal(first, generate(model, text, seed=2))
 
 
-def test_the_teacher_is_the_same_model_before_distillation() -> None:
+def test_teacher_and_student_share_their_architecture() -> None:
     student, teacher = load_spec(STUDENT), load_spec(TEACHER)
     assert student.transformer == teacher.transformer
     assert (len(student.schedule.sigmas), len(teacher.schedule.sigmas)) == (5, 31)

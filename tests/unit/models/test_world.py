@@ -1,4 +1,4 @@
-"""The procedural world: scenes, their split, their videos and their captions."""
+"""Tests of the procedural world: scenes, their split, their videos and their captions."""
 
 import itertools
 import random
@@ -21,9 +21,9 @@ from models.movingshapes.world import (
     Split,
     combination,
     pair_scene,
+    parse_scene,
     paths,
     render,
-    scene_of,
     scene_table,
     single_scenes,
     things,
@@ -39,27 +39,27 @@ a_scene = st.builds(
 a_seed = st.integers(0, 2**31)
 
 
-def test_the_split_deals_out_every_combination_once() -> None:
+def test_split_contains_every_combination_exactly_once() -> None:
     keys = [combination(s.background, *s.things) for scenes in SINGLES.values() for s in scenes]
     assert len(keys) == len(set(keys)) == 1050
     assert [round(len(SINGLES[name]) / len(keys), 2) for name in SPLITS] == [0.7, 0.1, 0.2]
 
 
-def test_every_value_is_in_every_split() -> None:
+def test_every_attribute_value_is_in_every_split() -> None:
     for scenes in SINGLES.values():
         assert {s.background for s in scenes} == set(BACKGROUNDS)
         for field, table in {"shape": SHAPES, "colour": COLOURS, "motion": MOTIONS, "size": SIZES}.items():
             assert {getattr(s.things[0], field) for s in scenes} == set(table)
 
 
-def test_the_split_file_is_what_its_program_writes() -> None:
-    made = split.make_split(20_260)
+def test_split_file_matches_the_output_of_its_program() -> None:
+    generated = split.make_split(20_260)
     for name in SPLITS:
-        assert set(made[name]) == {combination(s.background, *s.things) for s in SINGLES[name]}
+        assert set(generated[name]) == {combination(s.background, *s.things) for s in SINGLES[name]}
 
 
 @given(st.sampled_from(SPLITS), a_seed)
-def test_scenes_of_two_objects_stay_within_their_split(name: Split, seed: int) -> None:
+def test_scenes_of_two_objects_belong_to_their_split(name: Split, seed: int) -> None:
     scene = pair_scene(name, torch.Generator().manual_seed(seed))
     assert len(scene.things) == 2
     assert all(Scene(scene.background, (t,)) in SINGLES[name] for t in scene.things)
@@ -67,15 +67,15 @@ def test_scenes_of_two_objects_stay_within_their_split(name: Split, seed: int) -
 
 
 @given(st.lists(a_scene, max_size=4))
-def test_a_table_holds_scenes(scenes: list[Scene]) -> None:
-    assert [scene_of(row) for row in scene_table(scenes)] == scenes
+def test_scene_table_round_trips(scenes: list[Scene]) -> None:
+    assert [parse_scene(row) for row in scene_table(scenes)] == scenes
 
 
-def test_no_two_colours_look_alike() -> None:
+def test_colours_are_far_apart() -> None:
     palette = torch.tensor([*COLOURS.values(), *BACKGROUNDS.values()], dtype=torch.float32)
     assert torch.pdist(palette).min() >= 70
     ours, behind = palette[: len(COLOURS)], palette[len(COLOURS) :]
-    assert torch.cdist(ours, behind).min() >= 90  # an object stands out
+    assert torch.cdist(ours, behind).min() >= 90  # objects differ clearly from the background
 
 
 def test_rendering_is_seeded() -> None:
@@ -89,21 +89,21 @@ def test_rendering_is_seeded() -> None:
 
 
 @given(st.sampled_from(list(BACKGROUNDS)), a_thing, a_thing, a_seed)
-def test_the_first_of_two_is_above_and_left_of_the_second(
+def test_first_of_two_objects_is_above_and_left_of_the_second(
     background: str, first: world.Thing, second: world.Thing, seed: int
 ) -> None:
     table = scene_table([Scene(background, (first, second))])
     centroids, radii = paths(table, torch.Generator().manual_seed(seed))
     apart = centroids[0, 1] - centroids[0, 0]  # [T, 2]
     assert (apart > 0).all()
-    assert (apart.norm(dim=-1) > radii[0].sum()).all()  # discs of their area do not touch
+    assert (apart.norm(dim=-1) > radii[0].sum()).all()  # circles of their area do not touch
 
 
 # Captions
 
 
 def _tables() -> list[tuple[dict[str, Words], dict[str, object]]]:
-    """Each table of words, with the table of the world that it names."""
+    """Returns each table of words with the table of the world that it names."""
     shapes, colours, backgrounds = captions.SHAPES, captions.COLOURS, captions.BACKGROUNDS
     return [
         (shapes, dict.fromkeys(SHAPES)),
@@ -119,12 +119,12 @@ def _words(kind: str) -> set[str]:
     return {w for named, _ in _tables() for words in named.values() for w in getattr(words, kind)}
 
 
-def _has(text: str, word: str) -> bool:
+def _contains(text: str, word: str) -> bool:
     return re.search(rf"\b{word}\b", text) is not None
 
 
 def _pattern(text: str) -> str:
-    """A caption with every word for a value blotted out."""
+    """Replaces every word for a value in a caption by #."""
     every = sorted(_words("seen") | _words("unseen"), key=len, reverse=True)
     return re.sub(r"\b(?:" + "|".join(map(re.escape, every)) + r")\b", "#", text).replace("an #", "a #")
 
@@ -136,7 +136,7 @@ def _captions(count: int, phrasing: captions.Phrasing, unseen_words: bool = Fals
 
 
 @pytest.mark.parametrize("table", _tables(), ids=lambda t: "-".join(list(t[0])[:2]))
-def test_every_value_has_words_and_no_word_has_two_values(
+def test_every_value_has_words_and_every_word_has_one_value(
     table: tuple[dict[str, Words], dict[str, object]],
 ) -> None:
     named, values = table
@@ -147,7 +147,7 @@ def test_every_value_has_words_and_no_word_has_two_values(
 
 
 @given(a_scene, a_seed, st.sampled_from(["seen", "unseen"]), st.booleans())
-def test_captions_are_clean_and_seeded(
+def test_captions_are_well_formed_and_seeded(
     scene: Scene, seed: int, phrasing: captions.Phrasing, unseen_words: bool
 ) -> None:
     text = caption(scene, random.Random(seed), phrasing, unseen_words)
@@ -157,7 +157,7 @@ def test_captions_are_clean_and_seeded(
 
 
 @given(a_scene, a_seed, st.sampled_from(["seen", "unseen"]), st.booleans())
-def test_a_caption_names_every_attribute(
+def test_caption_names_every_attribute(
     scene: Scene, seed: int, phrasing: captions.Phrasing, unseen_words: bool
 ) -> None:
     text = caption(scene, random.Random(seed), phrasing, unseen_words)
@@ -168,15 +168,15 @@ def test_a_caption_names_every_attribute(
         doing, does = captions.DOING[t.motion], captions.DOES[t.motion]
         named.append(Words(doing.seen + does.seen, doing.unseen + does.unseen))
     for words in named:
-        assert any(_has(text, w) for w in getattr(words, kind)), (text, words)
+        assert any(_contains(text, w) for w in getattr(words, kind)), (text, words)
 
 
-def test_training_never_meets_an_unseen_word() -> None:
+def test_training_captions_contain_no_unseen_word() -> None:
     for text, word in itertools.product(_captions(300, "seen"), _words("unseen")):
-        assert not _has(text, word)
+        assert not _contains(text, word)
 
 
-def test_training_never_meets_an_unseen_pattern() -> None:
+def test_training_captions_contain_no_unseen_pattern() -> None:
     seen = {_pattern(text) for text in _captions(1000, "seen")}
     unseen = {_pattern(text) for text in _captions(300, "unseen")}
     assert len(seen) > 300
@@ -184,7 +184,7 @@ def test_training_never_meets_an_unseen_pattern() -> None:
     assert not seen & unseen
 
 
-def test_captions_vary_and_do_not_contradict() -> None:
+def test_captions_vary_and_plain_captions_are_unique() -> None:
     scene = SINGLES["train"][0]
     assert len({caption(scene, random.Random(i)) for i in range(60)}) > 50
     every = [s for scenes in SINGLES.values() for s in scenes]

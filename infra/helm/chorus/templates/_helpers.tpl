@@ -1,4 +1,4 @@
-{{/* Names, labels and the parts that the pods of several components share. */}}
+{{/* Names, labels and parts shared by the pods of several components. */}}
 
 {{- define "chorus.fullname" -}}
 {{- if contains .Chart.Name .Release.Name -}}
@@ -8,12 +8,12 @@
 {{- end -}}
 {{- end }}
 
-{{/* The name of a component's objects: (list $ "cache"). */}}
+{{/* Name of a component's objects: (list $ "cache"). */}}
 {{- define "chorus.name" -}}
 {{- printf "%s-%s" (include "chorus.fullname" (index . 0)) (index . 1) -}}
 {{- end }}
 
-{{/* What selects a component's pods: (list $ "cache"). */}}
+{{/* Labels that select a component's pods: (list $ "cache"). */}}
 {{- define "chorus.selector" -}}
 app.kubernetes.io/name: {{ (index . 0).Chart.Name }}
 app.kubernetes.io/instance: {{ (index . 0).Release.Name }}
@@ -33,7 +33,7 @@ labels:
 {{- get (dict "scheduler" 7400 "embedder" 7401 "cache" 7402 "denoiser" 7403) . -}}
 {{- end }}
 
-{{/* The full protobuf name, which is the name health is asked by. */}}
+{{/* Full protobuf name of a service, which health probes use. */}}
 {{- define "chorus.grpcService" -}}
 {{- printf "chorus.%s.v1.%sService" . (title .) -}}
 {{- end }}
@@ -43,7 +43,7 @@ labels:
 {{- printf "%s:%s" (include "chorus.name" .) (include "chorus.port" (index . 1)) -}}
 {{- end }}
 
-{{/* http(s)://host:port of the receiver of spans; empty when there is none. */}}
+{{/* http(s)://host:port of the OTLP receiver; empty if telemetry is disabled. */}}
 {{- define "chorus.otlp" -}}
 {{- if .Values.telemetry.enabled -}}
 {{- if .Values.collector.enabled -}}
@@ -54,7 +54,7 @@ http://{{ include "chorus.name" (list . "collector") }}:4317
 {{- end -}}
 {{- end }}
 
-{{/* A value as its environment variable: whole numbers without an exponent. */}}
+{{/* A value as text for an environment variable: integers without an exponent. */}}
 {{- define "chorus.scalar" -}}
 {{- if and (kindIs "float64" .) (eq (floor .) .) -}}{{ int64 . }}{{- else -}}{{ . }}{{- end -}}
 {{- end }}
@@ -97,7 +97,7 @@ resources:
     storage: {{ .size }}
 {{- end }}
 
-{{/* Which of the optional components are needed: "true" or empty. */}}
+{{/* Whether an optional component is installed: "true" or empty. */}}
 {{- define "chorus.bundlesMinio" -}}
 {{- if and .Values.minio.enabled (eq .Values.cache.blobs "s3") }}true{{ end -}}
 {{- end }}

@@ -1,4 +1,4 @@
-{{/* Peers and ports of NetworkPolicies. */}}
+{{/* Peers and ports of network policies. */}}
 
 {{/* The pods of a component: (list $ "cache"). */}}
 {{- define "chorus.peer" -}}
@@ -29,7 +29,7 @@
       port: {{ .port }}
 {{- end }}
 
-{{/* To another of the four services: (list $ "cache"). */}}
+{{/* Egress to one of the four services: (list $ "cache"). */}}
 {{- define "chorus.egressTo" -}}
 {{- include "chorus.egress" (dict "to" (include "chorus.peer" .) "port" (include "chorus.port" (index . 1))) -}}
 {{- end }}
@@ -44,7 +44,7 @@
       port: 53
 {{- end }}
 
-{{/* What every one of the four services may reach: DNS and the receiver of spans. */}}
+{{/* Egress of all four services: DNS and the OTLP receiver. */}}
 {{- define "chorus.egressCommon" -}}
 {{- include "chorus.egressDns" . }}
 {{- if and .Values.telemetry.enabled .Values.collector.enabled }}

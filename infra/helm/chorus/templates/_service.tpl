@@ -2,7 +2,7 @@
 The pod of one of the four services. Takes a dict:
   root, service       the chart's scope and the service's name
   env                 YAML list of further environment variables, or ""
-  mounts, volumes     YAML lists beside /tmp, or ""
+  mounts, volumes     YAML lists in addition to /tmp, or ""
   limits              further resource limits, or nil
   tolerations         list
   runtimeClassName    or ""
@@ -21,7 +21,7 @@ metadata:
 spec:
   serviceAccountName: {{ include "chorus.fullname" .root }}
   automountServiceAccountToken: false
-  # Else Kubernetes would set CHORUS_CACHE_PORT and the like for a release named chorus.
+  # Otherwise Kubernetes sets variables such as CHORUS_CACHE_PORT for a release named chorus.
   enableServiceLinks: false
   {{- with .root.Values.image.pullSecrets }}
   imagePullSecrets:
@@ -32,7 +32,7 @@ spec:
   {{- with .runtimeClassName }}
   runtimeClassName: {{ . }}
   {{- end }}
-  # Longer than the drain: spans are sent and files closed after it.
+  # Longer than the drain, after which the service exports spans and closes files.
   terminationGracePeriodSeconds: {{ add (ceil (float64 $values.settings.drain_seconds)) 10 }}
   securityContext:
     {{- include "chorus.podSecurityContext" 10001 | nindent 4 }}
@@ -49,7 +49,7 @@ spec:
         {{- with .env }}
         {{- . | nindent 8 }}
         {{- end }}
-      # The service is loading: give it as long as it gives itself, and a little.
+      # Slightly longer than the service's own limit on its start.
       startupProbe:
         grpc:
           {{- toYaml $grpc | nindent 10 }}
@@ -125,7 +125,7 @@ spec:
 {{- end }}
 {{- end }}
 
-{{/* The volume of models or encoders, of a service's values; empty when it has none. */}}
+{{/* Volume of models or encoders from a service's values; empty if it has none. */}}
 {{- define "chorus.weightsMount" -}}
 {{- if .weights.existingClaim -}}
 - name: weights

@@ -1,1 +1,1 @@
-"""TensorRT and TensorRT-RTX: engines built and run. The module itself is a value, not an import."""
+"""TensorRT and TensorRT-RTX engines. The Python module is passed as a value instead of being imported."""

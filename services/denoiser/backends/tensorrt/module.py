@@ -1,4 +1,4 @@
-"""TensorRT or TensorRT-RTX, whichever is installed: the same Python API, taken as a value."""
+"""Loads TensorRT or TensorRT-RTX, whichever is installed; both have the same Python API."""
 
 from __future__ import annotations
 
@@ -11,11 +11,15 @@ NAMES = ("tensorrt", "tensorrt_rtx")
 
 
 def load_module(name: str = "auto") -> ModuleType:
-    """The module `name`, or the first of NAMES that can be imported.
+    """Imports a TensorRT module.
 
-    Raises BackendError that says why not.
+    Args:
+        name: Element of NAMES, or "auto" for the first one that can be imported.
+
+    Raises:
+        BackendError: No module can be imported. The message contains the reasons.
     """
-    refusals = []
+    reasons = []
     for candidate in NAMES if name == "auto" else (name,):
         try:
             return importlib.import_module(candidate)
@@ -23,19 +27,22 @@ def load_module(name: str = "auto") -> ModuleType:
             ImportError,
             OSError,
             RuntimeError,
-        ) as error:  # the wheel may be a stub, or lack its libraries
-            refusals.append(f"{candidate}: {error}")
+        ) as error:  # the wheel may be a stub, or its libraries may be missing
+            reasons.append(f"{candidate}: {error}")
     raise BackendError(
-        f"TensorRT cannot be imported ({'; '.join(refusals)}); "
-        f"install chorus-serving[engine], or use an image that brings it"
+        f"TensorRT cannot be imported ({'; '.join(reasons)}); "
+        f"install chorus-serving[engine], or use an image that contains it"
     )
 
 
-def described(module: ModuleType) -> str:
-    """Name and version, as in an engine's key."""
+def describe_module(module: ModuleType) -> str:
+    """Returns name and version in the format used by engine keys."""
     return f"{module.__name__} {module.__version__}"
 
 
 def is_rtx(module: ModuleType) -> bool:
-    """TensorRT-RTX builds for a target that need not be there; the other builds for the device it runs on."""
+    """Returns whether the module is TensorRT-RTX.
+
+    TensorRT-RTX builds for any target without the device; TensorRT builds for the device it runs on.
+    """
     return module.__name__ == "tensorrt_rtx"

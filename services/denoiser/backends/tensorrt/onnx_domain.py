@@ -1,9 +1,9 @@
-"""Amplified attention in ONNX: a node of a domain of our own, and what it means in standard operators.
+"""Amplified attention in ONNX: a node of the domain `chorus`, and its definition in standard operators.
 
-`translation()` makes `torch.onnx.export` write `chorus::amplified_attention` as one node,
+With `build_translation_table()`, `torch.onnx.export` writes `chorus::amplified_attention` as one node,
 `AmplifiedAttention` of the domain `chorus`, with the attributes by which TensorRT's parser finds the plugin.
-`with_function` adds the node's meaning as a model-local function: any runtime then runs the model, and
-TensorRT's parser takes the function instead of the plugin.
+`add_function` adds the node's definition as a model-local function: any runtime can then run the model, and
+TensorRT's parser uses the function instead of the plugin.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _ATTRIBUTES = {"plugin_namespace": NAMESPACE, "plugin_version": VERSION}
 _DOMAIN_VERSION = 1
 _OPSET = 18  # of the standard operators in the function
 
-# A hidden key before the first, of value 0, takes all the weight where a query may see no other key. Beside
-# any other, whose logits are larger than -1e30, it weighs nothing.
+# An additional key with value 0 and logit -1e30 precedes the first key. It takes all the weight if every
+# other key is masked; otherwise its weight is 0, because the logits of unmasked keys are larger.
 _FUNCTION = """
 <opset_import: ["": {opset}], domain: "{domain}">
 {name} <{attributes}> ({inputs}) => (out)
@@ -79,9 +79,9 @@ _ATTEND = """
 """
 
 
-def translation() -> dict[Any, Callable[..., Any]]:
-    """For `torch.onnx.export(..., dynamo=True, custom_translation_table=...)`."""
-    node = values.Op(values.Opset(NAMESPACE, _DOMAIN_VERSION), NAME, _schema())
+def build_translation_table() -> dict[Any, Callable[..., Any]]:
+    """Builds the `custom_translation_table` for `torch.onnx.export(..., dynamo=True)`."""
+    node = values.Op(values.Opset(NAMESPACE, _DOMAIN_VERSION), NAME, _build_schema())
 
     def translate(*inputs: Any) -> Any:
         return node(*inputs, **_ATTRIBUTES)
@@ -90,22 +90,22 @@ def translation() -> dict[Any, Callable[..., Any]]:
     return {getattr(getattr(torch.ops, namespace), name).default: translate}
 
 
-def with_function(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy of a model in which the node's meaning stands as a function, computed in float32."""
+def add_function(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Returns a copy of a model with the node's definition as a function, computed in float32."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    copy.functions.append(function())
+    copy.functions.append(build_function())
     return copy
 
 
-def function() -> onnx.FunctionProto:
-    """The node in standard operators."""
+def build_function() -> onnx.FunctionProto:
+    """Builds the definition of the node in standard operators."""
     number = {"float": int(TensorProto.FLOAT)}
     attend = _ATTEND.format(of="a", k="k", v="v", bias="key_bias", logits="Add(a_biased, gain)", **number)
     attend_other = _ATTEND.format(
         of="b", k="other_k", v="other_v", bias="other_bias", logits="Identity(b_biased)", **number
     )
-    made = parser.parse_function(
+    function = parser.parse_function(
         _FUNCTION.format(
             opset=_OPSET,
             domain=NAMESPACE,
@@ -117,11 +117,11 @@ def function() -> onnx.FunctionProto:
             **number,
         )
     )
-    assert isinstance(made, onnx.FunctionProto)
-    return made
+    assert isinstance(function, onnx.FunctionProto)
+    return function
 
 
-def _schema() -> OpSchema:
+def _build_schema() -> OpSchema:
     parameters = [OpSchema.FormalParameter(n, "T" if n in VALUES else "tensor(float)") for n in TENSORS]
     return OpSchema(
         NAME,

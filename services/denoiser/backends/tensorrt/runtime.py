@@ -1,7 +1,7 @@
-"""`tensorrt`: engines on a CUDA device, fed from torch tensors without a copy.
+"""`tensorrt` backend: runs engines on a CUDA device with torch tensors as inputs, without copies.
 
-The engines of one network run one after the other, so that they share one piece of memory for activations.
-They run on a stream of their own: on the default one TensorRT synchronises with the host at every call.
+The engines of one network run in sequence, so they share one block of activation memory. They run on a
+separate stream, because on the default stream TensorRT synchronises with the host at every call.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from services.denoiser.backends.graph_backend import GraphBackend, PartRunner, P
 from services.denoiser.backends.tensorrt.plugin import ensure_registered
 from services.denoiser.network.wan import WanTransformer
 
-# Of every address that an engine reads or writes: `setTensorAddress` in TensorRT's documentation.
+# Required alignment of tensor addresses, in bytes (`setTensorAddress` in TensorRT's documentation).
 _ALIGNMENT = 256
 
 
 class EngineRunner(PartRunner):
-    """One engine and its execution context; both live until `close`.
+    """Runs one engine. Engine and execution context live until `close`.
 
     Args:
-        stream: where it runs; inputs and outputs are the current stream's.
+        stream: Stream of the engine. Inputs and outputs belong to the current stream.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class EngineRunner(PartRunner):
             module.ExecutionContextAllocationStrategy.USER_MANAGED
         )
         if self._context is None:
-            raise BackendError(f"{path}: no memory for its execution context")
+            raise BackendError(f"{path}: not enough memory for its execution context")
         self._types = _torch_types(module)
         names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
         modes = {name: self._engine.get_tensor_mode(name) for name in names}
@@ -59,12 +59,12 @@ class EngineRunner(PartRunner):
 
     @property
     def memory_bytes(self) -> int:
-        """What its activations take."""
+        """Size of the activation memory, in bytes."""
         return int(self._engine.device_memory_size_v2)
 
     def use_memory(self, memory: Tensor) -> None:
-        """Activations go there; uint8 [at least memory_bytes]."""
-        self._memory = memory  # held as long as the context may write to it
+        """Sets the activation memory, uint8 [at least memory_bytes]."""
+        self._memory = memory  # kept alive while the context may write to it
         self._context.set_device_memory(memory.data_ptr(), memory.numel())
 
     def run(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -72,41 +72,41 @@ class EngineRunner(PartRunner):
             return self._run(inputs)
 
     def _run(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        held = [self._bind(name, inputs[name]) for name in self._inputs]
+        bound = [self._bind(name, inputs[name]) for name in self._inputs]
         missing = self._context.infer_shapes()
         if missing:
-            raise BackendError(f"{self._path.name}: without shapes: {', '.join(missing)}")
+            raise BackendError(f"{self._path.name}: unknown shapes: {', '.join(missing)}")
         out = {name: self._allocate(name) for name in self._outputs}
         current = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(current)
         if not self._context.execute_async_v3(self._stream.cuda_stream):
-            raise BackendError(f"{self._path.name}: the engine refused to run; its log says why")
+            raise BackendError(f"{self._path.name}: the engine failed to run; TensorRT's log has the reason")
         current.wait_stream(self._stream)
-        for tensor in (*held, *out.values()):
-            tensor.record_stream(self._stream)  # not given to others before the engine is done with it
+        for tensor in (*bound, *out.values()):
+            tensor.record_stream(self._stream)  # the allocator must not reuse it before the engine finishes
         return out
 
-    def _bind(self, name: str, given: Tensor) -> Tensor:
-        tensor = given.to(self._device, self._types[self._engine.get_tensor_dtype(name)]).contiguous()
+    def _bind(self, name: str, source: Tensor) -> Tensor:
+        tensor = source.to(self._device, self._types[self._engine.get_tensor_dtype(name)]).contiguous()
         if tensor.data_ptr() % _ALIGNMENT:
-            tensor = tensor.clone()  # a part's share of a text begins anywhere
+            tensor = tensor.clone()  # a slice of the text may start at any address
         if not self._context.set_input_shape(name, tuple(tensor.shape)):
             raise BackendError(f"{self._path.name}: {name} of {list(tensor.shape)} is outside its profile")
         self._set_address(name, tensor)
         return tensor
 
     def _allocate(self, name: str) -> Tensor:
-        kind = self._types[self._engine.get_tensor_dtype(name)]
-        made = torch.empty(tuple(self._context.get_tensor_shape(name)), dtype=kind, device=self._device)
-        self._set_address(name, made)
-        return made
+        dtype = self._types[self._engine.get_tensor_dtype(name)]
+        tensor = torch.empty(tuple(self._context.get_tensor_shape(name)), dtype=dtype, device=self._device)
+        self._set_address(name, tensor)
+        return tensor
 
     def _set_address(self, name: str, tensor: Tensor) -> None:
         if not self._context.set_tensor_address(name, tensor.data_ptr()):
-            raise BackendError(f"{self._path.name}: the engine refuses the address of {name}")
+            raise BackendError(f"{self._path.name}: the engine rejects the address of {name}")
 
     def close(self) -> None:
-        # The context reads the engine's memory, so that it goes first.
+        # The context reads the engine's memory and must be released first.
         self._context = self._engine = self._memory = None
 
 
@@ -121,9 +121,18 @@ def engine_backend(
     *,
     plugin: bool = False,
 ) -> GraphBackend:
-    """Engines that were built for this device, one for each part.
+    """Creates the backend from engines built for this device.
 
-    Raises BackendError where there is no CUDA device, or an engine cannot be loaded on it.
+    Args:
+        module: Module returned by `load_module`.
+        paths: One engine file per part.
+        blocks_each: Number of blocks in each part; 0 for a single part.
+        profile: Sizes that the engines were built for.
+        dtype: Type in which the engines compute.
+        plugin: Whether the engines contain the amplified attention plugin.
+
+    Raises:
+        BackendError: The device is not a CUDA device, or it cannot load an engine.
     """
     if device.type != "cuda":
         raise BackendError("tensorrt: needs a CUDA device; set CHORUS_DENOISER_DEVICE=cuda")
@@ -133,8 +142,8 @@ def engine_backend(
         stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         runtime = module.Runtime(module.Logger(module.Logger.Severity.WARNING))
         runners = [EngineRunner(module, runtime, path, device, stream) for path in paths]
-        most = max(runner.memory_bytes for runner in runners)
-        memory = torch.empty(max(1, most), dtype=torch.uint8, device=device)
+        size = max(1, *(runner.memory_bytes for runner in runners))
+        memory = torch.empty(size, dtype=torch.uint8, device=device)
         for runner in runners:
             runner.use_memory(memory)
     return GraphBackend(
@@ -143,5 +152,5 @@ def engine_backend(
 
 
 def _torch_types(module: ModuleType) -> dict[Any, torch.dtype]:
-    kinds = module.DataType
-    return {kinds.FLOAT: torch.float32, kinds.HALF: torch.float16, kinds.BF16: torch.bfloat16}
+    types = module.DataType
+    return {types.FLOAT: torch.float32, types.HALF: torch.float16, types.BF16: torch.bfloat16}

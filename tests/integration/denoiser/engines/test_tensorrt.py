@@ -1,4 +1,4 @@
-"""Engines built by TensorRT-RTX, which needs no GPU: what the builder makes of the graph."""
+"""Verifies engines built by TensorRT-RTX, which needs no GPU: how the builder fuses the graph."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from services.denoiser.backends.graph_backend import Profile, Sizes
 from services.denoiser.engines.build import ONNX, EngineOptions, ensure_engine, find_engine, load_engine
 from services.denoiser.engines.onnx_export import export
 from services.denoiser.engines.store import EngineStore
-from services.denoiser.engines.tensorrt_builder import BuildOptions, Built, build_engine
+from services.denoiser.engines.tensorrt_builder import BuildOptions, BuildResult, build_engine
 from services.denoiser.engines.verify import compare
 from services.denoiser.model.loaded import LoadedModel
 from services.denoiser.network.wan import WanConfig, WanTransformer
@@ -22,7 +22,7 @@ from services.denoiser.settings import SHIPPED_MODEL
 from tests.tiny_model import save_tiny_model
 
 trt: ModuleType = pytest.importorskip(
-    "tensorrt_rtx", reason="there is no wheel of TensorRT-RTX for this machine"
+    "tensorrt_rtx", reason="no wheel of TensorRT-RTX exists for this machine"
 )
 
 LAYERS = 2
@@ -31,7 +31,7 @@ PROFILE = Profile(Sizes(1, 4096, 32_768), Sizes(1, 512, 512))
 
 @pytest.fixture(scope="module")
 def network() -> WanTransformer:
-    """Two blocks of a Wan a quarter as wide, head size 128 as theirs is; random weights."""
+    """Two blocks of a Wan network at a quarter of the width, with head size 128 and random weights."""
     torch.manual_seed(0)
     config = WanConfig(heads=3, ffn_dim=1024, layers=LAYERS, text_dim=64)
     return WanTransformer(config).eval().requires_grad_(False)
@@ -43,15 +43,15 @@ def graph(network: WanTransformer, tmp_path_factory: pytest.TempPathFactory) -> 
     return path
 
 
-def build(graph: Path, profile: Profile = PROFILE, **options: object) -> Built:
-    return build_engine(trt, graph, 2 * LAYERS, profile, replace(BuildOptions(), **options), lambda _: None)
+def build(graph: Path, profile: Profile = PROFILE, options: BuildOptions | None = None) -> BuildResult:
+    return build_engine(trt, graph, 2 * LAYERS, profile, options or BuildOptions(), lambda _: None)
 
 
 @pytest.mark.parametrize("target", ["current", "sm_89"])
 def test_every_attention_is_one_kernel_and_no_mask_is_expanded(graph: Path, target: str) -> None:
-    layers = build(graph, target=target).layers
+    layers = build(graph, options=BuildOptions(target=target)).layers
     assert (layers.attentions, layers.fused) == (2 * LAYERS, 2 * LAYERS)
-    # Of both texts, one value for each key, whatever the number of tokens.
+    # One value per key of both texts, for any number of tokens.
     assert layers.masks == ((-1, 1, 1, -1),) * LAYERS
     assert layers.masks_expanded == 0
 
@@ -70,29 +70,27 @@ def test_attentions_stay_fused_at_the_ends_of_the_profile(graph: Path, profile: 
     assert built.engine.nbytes > 0
 
 
-def test_float32_is_not_fused_which_is_why_engines_are_bfloat16(
-    network: WanTransformer, tmp_path: Path
-) -> None:
+def test_float32_attention_is_not_fused(network: WanTransformer, tmp_path: Path) -> None:
     [path] = export(network, tmp_path, torch.float32, 0, lambda _: None)
     assert build(path).layers.fused == 0
 
 
-def test_weights_may_stay_on_the_host(graph: Path) -> None:
-    assert build(graph, weight_streaming=True).layers.all_fused
+def test_weight_streaming_keeps_attentions_fused(graph: Path) -> None:
+    assert build(graph, options=BuildOptions(weight_streaming=True)).layers.all_fused
 
 
-def test_progress_is_told(graph: Path) -> None:
+def test_progress_is_reported(graph: Path) -> None:
     reported: list[str] = []
     build_engine(trt, graph, 2 * LAYERS, PROFILE, BuildOptions(), reported.append)
     assert reported
 
 
-def test_a_target_that_it_does_not_build_for_is_refused(graph: Path) -> None:
+def test_unsupported_target_is_rejected(graph: Path) -> None:
     with pytest.raises(BackendError, match=r"target sm_90: tensorrt_rtx .* builds for .*sm_89"):
-        build(graph, target="sm_90")
+        build(graph, options=BuildOptions(target="sm_90"))
 
 
-def test_what_is_no_graph_is_refused(tmp_path: Path) -> None:
+def test_invalid_graph_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "part-00.onnx").write_bytes(b"no graph")
     with pytest.raises(BackendError, match="cannot parse it"):
         build(tmp_path / "part-00.onnx")
@@ -103,35 +101,35 @@ def shipped() -> LoadedModel:
     return LoadedModel.load(SHIPPED_MODEL)
 
 
-def test_engines_of_the_shipped_model(shipped: LoadedModel, tmp_path: Path) -> None:
+def test_engines_of_the_shipped_model_are_built_and_found(shipped: LoadedModel, tmp_path: Path) -> None:
     store = EngineStore(tmp_path)
     options = EngineOptions(runtime="tensorrt_rtx", target="sm_89", blocks_each=4)
-    made = ensure_engine(shipped, options, store, lambda _: None)
-    assert [path.name for path in made.files] == ["part-00.engine", "part-01.engine"]
-    assert sorted(path.name for path in made.folder.iterdir()) == [
+    engine = ensure_engine(shipped, options, store, lambda _: None)
+    assert [path.name for path in engine.files] == ["part-00.engine", "part-01.engine"]
+    assert sorted(path.name for path in engine.folder.iterdir()) == [
         "manifest.json",
         "part-00.engine",
         "part-01.engine",
     ]
-    layers = made.facts["layers"]
+    layers = engine.facts["layers"]
     assert (layers["attentions"], layers["fused"], layers["masks_expanded"]) == (12, 12, 0)
-    assert find_engine(shipped, options, store).digest == made.digest
+    assert find_engine(shipped, options, store).digest == engine.digest
     with pytest.raises(
         BackendError, match=r"no engine of movingshapes for .* on sm_80 .*chorus engine build"
     ):
         find_engine(shipped, replace(options, target="sm_80"), store)
     with pytest.raises(BackendError, match="needs a CUDA device"):
-        load_engine(shipped, made, options)
+        load_engine(shipped, engine, options)
 
 
-def test_matrices_in_8_bits(tmp_path: Path) -> None:
+def test_fp8_engine_is_close_to_torch_and_fused(tmp_path: Path) -> None:
     model = LoadedModel.load(save_tiny_model(tmp_path / "model", layers=1))
     store, report = EngineStore(tmp_path / "engines"), lambda _: None
     on_cpu = replace(ONNX, fp8=True)
-    found = compare(model, load_engine(model, ensure_engine(model, on_cpu, store, report), on_cpu))
-    # Three bits of mantissa in one block of a few matrices: far from exact, and far from wrong.
-    assert all(1e-4 < error.relative < 0.1 for error in found.values())
-    made = ensure_engine(
+    errors = compare(model, load_engine(model, ensure_engine(model, on_cpu, store, report), on_cpu))
+    # Three bits of mantissa in one block with a few matrices: neither exact nor wrong.
+    assert all(1e-4 < error.relative < 0.1 for error in errors.values())
+    engine = ensure_engine(
         model, EngineOptions(runtime="tensorrt_rtx", fp8=True, target="sm_89"), store, report
     )
-    assert made.facts["layers"]["fused"] == made.facts["layers"]["attentions"] == 2
+    assert engine.facts["layers"]["fused"] == engine.facts["layers"]["attentions"] == 2

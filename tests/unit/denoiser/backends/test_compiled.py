@@ -1,4 +1,4 @@
-"""The compiled backend: one block is compiled, and stands for all."""
+"""Verifies that the compiled backend compiles one block and uses it for all blocks."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ CONFIG = WanConfig(heads=2, head_dim=12, ffn_dim=48, layers=4, text_dim=16, freq
 
 @pytest.fixture
 def compiled_graphs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The graphs that dynamo captured; they run as they are, for it is the capture that is tested."""
+    """Graphs captured by dynamo. They run uncompiled, because only the capture is tested."""
     graphs: list[Any] = []
 
     def keep(graph: Any, _: list[Tensor]) -> Callable[..., Any]:
         graphs.append(graph)
-        found: Callable[..., Any] = graph.forward
-        return found
+        forward: Callable[..., Any] = graph.forward
+        return forward
 
     torch.compiler.reset()
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=keep))
@@ -47,17 +47,17 @@ def test_blocks_are_compiled_once_for_each_number_of_texts(compiled_graphs: list
     eager, compiled = EagerBackend(network), compiled_backend(network)
     for count in (60, 21):
         at = torch.arange(count)
-        for read in (plain, contrast, bias):
-            inputs = StepInputs(torch.randn(1, count, 64), cos[at], sin[at], read, torch.tensor([900.0]))
+        for amplified in (plain, contrast, bias):
+            inputs = StepInputs(torch.randn(1, count, 64), cos[at], sin[at], amplified, torch.tensor([900.0]))
             torch.testing.assert_close(compiled.predict(inputs), eager.predict(inputs))
     assert len(compiled_graphs) == 2
     seen: dict[str, list[Tensor]] = {"eager": [], "compiled": []}
-    for backend, told in zip((eager, compiled), seen.values(), strict=True):
+    for backend, calls in zip((eager, compiled), seen.values(), strict=True):
 
-        def on_attention(block: int, queries: Tensor, keys: Tensor, told: list[Tensor] = told) -> None:
-            told += [torch.tensor(block), queries, keys]
+        def on_attention(block: int, queries: Tensor, keys: Tensor, calls: list[Tensor] = calls) -> None:
+            calls += [torch.tensor(block), queries, keys]
 
         backend.predict(replace(inputs, on_attention=on_attention))
     assert len(seen["eager"]) == 3 * len(CONFIG.watched_heads)
     torch.testing.assert_close(seen["compiled"], seen["eager"])
-    assert type(network.blocks[0]).__name__ == "Block"  # the eager network is left as it was
+    assert type(network.blocks[0]).__name__ == "Block"  # the eager network is unchanged

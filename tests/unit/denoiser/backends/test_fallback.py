@@ -1,4 +1,4 @@
-"""Who runs a step when the wanted backend cannot, and how that is told."""
+"""Verifies which backend runs a step when the configured one cannot, and how that is reported."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ ONE = torch.ones(1)
 
 
 class Fake(Backend):
-    """Predicts its own number; refuses or fails as told."""
+    """Predicts a fixed number, or rejects steps with a reason, or fails."""
 
-    def __init__(self, name: str, number: float, refuses: str | None = None, fails: bool = False) -> None:
-        self._name, self.number, self.refuses, self.fails = name, number, refuses, fails
-        self.asked = 0
+    def __init__(self, name: str, number: float, reason: str | None = None, fails: bool = False) -> None:
+        self._name, self.number, self.reason, self.fails = name, number, reason, fails
+        self.calls = 0
         self.closed = False
 
     @property
     def name(self) -> str:
         return self._name
 
-    def unsupported(self, inputs: StepInputs) -> str | None:
-        return self.refuses
+    def unsupported_reason(self, inputs: StepInputs) -> str | None:
+        return self.reason
 
     def predict(self, inputs: StepInputs) -> Tensor:
-        self.asked += 1
+        self.calls += 1
         if self.fails:
             raise BackendError("out of memory")
         return self.number * ONE
@@ -41,7 +41,7 @@ class Fake(Backend):
 STEP = StepInputs(ONE, ONE, ONE, AmplifiedText(()), ONE)
 
 
-def test_the_first_runs_what_it_can() -> None:
+def test_primary_runs_supported_steps() -> None:
     both = Fallback(Fake("tensorrt", 1), Fake("torch", 2), allowed=True)
     assert float(both.predict(STEP)) == 1
     assert both.drain() == StepReport("tensorrt")
@@ -49,33 +49,33 @@ def test_the_first_runs_what_it_can() -> None:
     assert both.fallback_steps == 0
 
 
-def test_what_it_cannot_the_second_runs_and_every_step_tells() -> None:
-    first = Fake("tensorrt", 1, refuses="600 tokens, outside 1 to 576")
-    both = Fallback(first, Fake("torch", 2), allowed=True)
-    assert both.unsupported(STEP) is None
+def test_secondary_runs_unsupported_steps_and_every_step_reports_the_reason() -> None:
+    primary = Fake("tensorrt", 1, reason="600 tokens, outside 1 to 576")
+    both = Fallback(primary, Fake("torch", 2), allowed=True)
+    assert both.unsupported_reason(STEP) is None
     for _ in range(2):
         assert float(both.predict(STEP)) == 2
         assert both.drain() == StepReport("torch", "600 tokens, outside 1 to 576")
-    assert first.asked == 0
+    assert primary.calls == 0
     assert both.fallback_steps == 2
-    first.refuses = None
+    primary.reason = None
     assert float(both.predict(STEP)) == 1
     assert both.drain() == StepReport("tensorrt")
 
 
-def test_one_that_failed_is_not_asked_again() -> None:
-    first = Fake("tensorrt", 1, fails=True)
-    both = Fallback(first, Fake("torch", 2), allowed=True)
+def test_primary_is_not_called_again_after_a_failure() -> None:
+    primary = Fake("tensorrt", 1, fails=True)
+    both = Fallback(primary, Fake("torch", 2), allowed=True)
     for _ in range(3):
         assert float(both.predict(STEP)) == 2
         assert both.drain() == StepReport("torch", "out of memory")
-    assert first.asked == 1
+    assert primary.calls == 1
     assert both.fallback_steps == 3
 
 
-def test_where_falling_back_is_forbidden_it_is_an_error() -> None:
-    both = Fallback(Fake("tensorrt", 1, refuses="too many tokens"), Fake("torch", 2), allowed=False)
-    assert both.unsupported(STEP) == "too many tokens"
+def test_unsupported_steps_raise_if_fallback_is_disabled() -> None:
+    both = Fallback(Fake("tensorrt", 1, reason="too many tokens"), Fake("torch", 2), allowed=False)
+    assert both.unsupported_reason(STEP) == "too many tokens"
     with pytest.raises(
         BackendError, match="tensorrt cannot run this step: too many tokens; allow torch with"
     ):
@@ -85,7 +85,7 @@ def test_where_falling_back_is_forbidden_it_is_an_error() -> None:
     assert both.fallback_steps == 0
 
 
-def test_one_that_could_not_be_made_says_why() -> None:
+def test_unavailable_backend_reports_its_reason() -> None:
     both = Fallback(Unavailable("tensorrt", "no CUDA device"), Fake("torch", 2), allowed=True)
     assert float(both.predict(STEP)) == 2
     assert both.drain() == StepReport("torch", "no CUDA device")
@@ -93,8 +93,8 @@ def test_one_that_could_not_be_made_says_why() -> None:
         Unavailable("tensorrt", "no CUDA device").predict(STEP)
 
 
-def test_closing_closes_both() -> None:
-    first, second = Fake("tensorrt", 1), Fake("torch", 2)
-    Fallback(first, second, allowed=True).close()
-    assert first.closed
-    assert second.closed
+def test_close_closes_both_backends() -> None:
+    primary, secondary = Fake("tensorrt", 1), Fake("torch", 2)
+    Fallback(primary, secondary, allowed=True).close()
+    assert primary.closed
+    assert secondary.closed

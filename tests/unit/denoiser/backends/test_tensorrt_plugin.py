@@ -1,6 +1,6 @@
-"""TensorRT's plugin: what it registers, says of itself, serialises and launches. No GPU: a fake driver.
+"""Verifies registration, properties, serialisation and launches of the TensorRT plugin, with a fake driver.
 
-Bindings come from TensorRT for RTX, which has the plugins' classes and registry but no engines with plugins.
+The bindings come from TensorRT-RTX, which has plugin classes and a registry but no engines with plugins.
 """
 
 import ctypes
@@ -19,7 +19,7 @@ from services.denoiser.backends.tensorrt import plugin
 from services.denoiser.kernels import aot
 from services.denoiser.kernels.aot import Kernel, KernelError
 from services.denoiser.kernels.driver import Driver, DriverError
-from services.denoiser.kernels.signature import ARGUMENTS, SIZES, TENSORS, parameter_type
+from services.denoiser.kernels.signature import ARGUMENTS, SIZES, TENSORS, get_parameter_type
 
 trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
 _alive: list[Any] = []
@@ -37,7 +37,7 @@ SIZES_OF_SHAPES = [3, 100, 7, 0, 38400, 12800, 128, 2688, 896, 128, 0, 0, 128, 3
 
 
 class FakeCuda:
-    """A CUDA driver that writes down what it is asked to launch."""
+    """Fake CUDA driver that records launches."""
 
     def __init__(self, fails: str = "", context: int = 1) -> None:
         self.fails, self.context = fails, context
@@ -46,13 +46,13 @@ class FakeCuda:
         self.launched: list[tuple[list[int], list[int]]] = []
 
     def __getattr__(self, name: str) -> Any:
-        does = getattr(type(self), f"do_{name}", None)
+        handler = getattr(type(self), f"do_{name}", None)
 
         def call(*args: Any) -> int:
             if name == self.fails:
                 return 700
-            if does is not None:
-                does(self, *args)
+            if handler is not None:
+                handler(self, *args)
             return 0
 
         return call
@@ -78,18 +78,18 @@ class FakeCuda:
 
 def kernel(tactic: str = "small", **changes: Any) -> Kernel:
     ptx = f"// {tactic}"
-    parameters = tuple((name, parameter_type(name, "bf16")) for name in ARGUMENTS)
+    parameters = tuple((name, get_parameter_type(name, "bf16")) for name in ARGUMENTS)
     shared = {"small": 32768, "fast": 132096}[tactic]
-    made = Kernel(
+    base = Kernel(
         "k", 90, "bf16", 128, tactic, 64, 64, 8, 1, shared, parameters, aot._digest(ptx.encode()), ptx
     )
-    return dataclasses.replace(made, **changes)
+    return dataclasses.replace(base, **changes)
 
 
 @pytest.fixture
 def manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Kernels whose PTX is a comment: nothing here reads it."""
-    monkeypatch.setattr(aot, "_compiled", lambda arch, dtype, head_dim, tactic: kernel(tactic, dtype=dtype))
+    """Manifest of kernels with a comment as PTX, because no test parses it."""
+    monkeypatch.setattr(aot, "_compile", lambda arch, dtype, head_dim, tactic: kernel(tactic, dtype=dtype))
     monkeypatch.setattr("importlib.metadata.version", lambda name: "3")
     return aot.build(tmp_path, archs=[90], head_dims=[128], progress=lambda line: None)
 
@@ -104,15 +104,15 @@ def registered(manifest: Path) -> Iterator[Any]:
 
 
 def desc(shape: tuple[int, ...], dtype: Any, layout: Any = trt.TensorFormat.LINEAR) -> Any:
-    made = trt.PluginTensorDesc()
-    made.dims, made.type, made.format = trt.Dims(shape), dtype, layout
-    return made
+    tensor = trt.PluginTensorDesc()
+    tensor.dims, tensor.type, tensor.format = trt.Dims(shape), dtype, layout
+    return tensor
 
 
-def dynamic(of: Any) -> Any:
-    made = trt.DynamicPluginTensorDesc()
-    made.desc = of
-    return made
+def dynamic(tensor: Any) -> Any:
+    wrapper = trt.DynamicPluginTensorDesc()
+    wrapper.desc = tensor
+    return wrapper
 
 
 def descs(half: Any = trt.DataType.BF16, shapes: list[tuple[int, ...]] = SHAPES) -> list[Any]:
@@ -123,14 +123,14 @@ def descs(half: Any = trt.DataType.BF16, shapes: list[tuple[int, ...]] = SHAPES)
     ]
 
 
-def fields(of: list[Kernel]) -> Any:
-    content = np.frombuffer(json.dumps([k.to_json(ptx=True) for k in of]).encode(), dtype=np.int8)
-    _alive.append(content)  # a field only points at its data
+def fields(kernels: list[Kernel]) -> Any:
+    content = np.frombuffer(json.dumps([k.to_json(ptx=True) for k in kernels]).encode(), dtype=np.int8)
+    _alive.append(content)  # a field does not own its data
     return trt.PluginFieldCollection([trt.PluginField("kernels", content, trt.PluginFieldType.CHAR)])
 
 
-def running(cuda: Any, *, tactic: int = 1) -> Any:
-    creator = plugin.creator_class(trt)(None, None, Driver(cuda))
+def create_runtime_plugin(cuda: Any, *, tactic: int = 1) -> Any:
+    creator = plugin.build_creator_class(trt)(None, None, Driver(cuda))
     node = creator.create_plugin(
         plugin.NAME, fields([kernel("small"), kernel("fast")]), trt.TensorRTPhase.RUNTIME
     )
@@ -138,20 +138,20 @@ def running(cuda: Any, *, tactic: int = 1) -> Any:
     return node.attach_to_context(None)
 
 
-def test_it_registers_where_the_parser_looks_for_it(registered: Any, manifest: Path) -> None:
+def test_register_uses_the_name_that_the_parser_looks_up(registered: Any, manifest: Path) -> None:
     assert (registered.name, registered.plugin_namespace) == ("AmplifiedAttention", "chorus")
     with pytest.raises(KernelError, match="registered already"):
         plugin.register(trt, manifest, 90)
 
 
-def test_a_module_without_plugins_in_networks_is_told_so(registered: Any) -> None:
-    with pytest.raises(KernelError, match="with_function"):
+def test_build_with_a_module_without_plugin_support_is_rejected(registered: Any) -> None:
+    with pytest.raises(KernelError, match="add_function"):
         registered.create_plugin(plugin.NAME, trt.PluginFieldCollection([]), trt.TensorRTPhase.BUILD)
 
 
-def test_a_build_goes_through_its_stations(manifest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plugin_passes_through_all_build_calls(manifest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trt.INetworkDefinition, "add_plugin_v3", None, raising=False)
-    node = plugin.creator_class(trt)(manifest, 90).create_plugin(
+    node = plugin.build_creator_class(trt)(manifest, 90).create_plugin(
         plugin.NAME, trt.PluginFieldCollection([]), trt.TensorRTPhase.BUILD
     )
     node = node.clone()
@@ -163,14 +163,14 @@ def test_a_build_goes_through_its_stations(manifest: Path, monkeypatch: pytest.M
     assert node.get_valid_tactics() == [1, 2]
     written = node.get_fields_to_serialize()
     assert [field.name for field in written] == ["kernels"]
-    read = plugin.creator_class(trt)(None, None).create_plugin(
+    read = plugin.build_creator_class(trt)(None, None).create_plugin(
         plugin.NAME, written, trt.TensorRTPhase.RUNTIME
     )
     assert read.get_valid_tactics() == [1, 2]
 
 
-def test_types_and_layouts_that_the_kernel_takes() -> None:
-    node = running(FakeCuda())
+def test_plugin_accepts_only_types_and_layouts_of_the_kernel() -> None:
+    node = create_runtime_plugin(FakeCuda())
     for half in (trt.DataType.BF16, trt.DataType.HALF):
         io = [dynamic(d) for d in (*descs(half), desc(SHAPES[0], half))]
         assert all(node.supports_format_combination(i, io, 10) for i in range(11))
@@ -182,46 +182,46 @@ def test_types_and_layouts_that_the_kernel_takes() -> None:
         assert not node.supports_format_combination(at, io, 10), name
 
 
-@pytest.mark.parametrize(("tactic", "shared", "asked"), [(1, 32768, []), (2, 132096, [(8, 132096)])])
-def test_it_launches_what_it_was_given(tactic: int, shared: int, asked: list[Any]) -> None:
+@pytest.mark.parametrize(("tactic", "shared", "attributes"), [(1, 32768, []), (2, 132096, [(8, 132096)])])
+def test_enqueue_launches_the_selected_kernel(tactic: int, shared: int, attributes: list[Any]) -> None:
     cuda = FakeCuda()
-    node = running(cuda, tactic=tactic)
+    node = create_runtime_plugin(cuda, tactic=tactic)
     inputs, out = [16 * (i + 1) for i in range(10)], desc(SHAPES[0], trt.DataType.BF16)
     node.on_shape_change(descs(), [out])
     for _ in range(2):
         node.enqueue(descs(), [out], inputs, [4096], 0, 5)
     assert cuda.loaded == [kernel(["small", "fast"][tactic - 1]).ptx.encode()]
-    assert cuda.attributes == asked
+    assert cuda.attributes == attributes
     numbers, values = cuda.launched[0]
     assert numbers == [2, 6, 1, 256, 1, 1, shared]
     assert values == [*inputs, *SIZES_OF_SHAPES, 4096]
 
 
-def test_no_queries_launch_nothing() -> None:
+def test_enqueue_without_queries_launches_no_kernel() -> None:
     cuda = FakeCuda()
     shapes = [(2, 3, 0, 128), *SHAPES[1:5], (2, 0), *SHAPES[6:]]
-    running(cuda).enqueue(descs(shapes=shapes), [], [0] * 10, [0], 0, 0)
+    create_runtime_plugin(cuda).enqueue(descs(shapes=shapes), [], [0] * 10, [0], 0, 0)
     assert not cuda.launched
 
 
 @pytest.mark.parametrize(
-    ("at", "shape", "complaint"),
+    ("at", "shape", "message"),
     [(1, (2, 3, 8, 128), "k|v"), (5, (2, 99), "gate"), (9, (1,), "strength"), (0, (2, 3, 100), "four axes")],
 )
-def test_shapes_that_do_not_fit_are_refused(at: int, shape: tuple[int, ...], complaint: str) -> None:
+def test_shape_change_rejects_shapes_that_do_not_match(at: int, shape: tuple[int, ...], message: str) -> None:
     shapes = [*SHAPES[:at], shape, *SHAPES[at + 1 :]]
-    with pytest.raises(KernelError, match=complaint):
-        running(FakeCuda()).on_shape_change(descs(shapes=shapes), [])
+    with pytest.raises(KernelError, match=message):
+        create_runtime_plugin(FakeCuda()).on_shape_change(descs(shapes=shapes), [])
 
 
-def test_fields_that_were_changed_are_refused() -> None:
-    creator = plugin.creator_class(trt)(None, None)
-    for bad, complaint in (
+def test_creator_rejects_altered_fields() -> None:
+    creator = plugin.build_creator_class(trt)(None, None)
+    for bad, message in (
         (fields([kernel(ptx="// other")]), "SHA-256"),
         (fields([]), "no kernels"),
         (trt.PluginFieldCollection([]), "no field 'kernels'"),
     ):
-        with pytest.raises(KernelError, match=complaint):
+        with pytest.raises(KernelError, match=message):
             creator.create_plugin(plugin.NAME, bad, trt.TensorRTPhase.RUNTIME)
 
 
@@ -229,13 +229,13 @@ def test_fields_that_were_changed_are_refused() -> None:
     "call",
     ["cuCtxGetCurrent", "cuModuleLoadDataEx", "cuModuleGetFunction", "cuFuncSetAttribute", "cuLaunchKernel"],
 )
-def test_every_call_of_the_driver_is_checked(call: str) -> None:
+def test_driver_checks_the_status_of_every_call(call: str) -> None:
     driver = Driver(FakeCuda(fails=call))
     with pytest.raises(DriverError, match=f"{call}: CUDA_ERROR_ILLEGAL_ADDRESS"):
         driver.launch(kernel("fast"), (1, 1, 1), [0] * len(ARGUMENTS))
 
 
-def test_the_driver_refuses_what_would_go_wrong() -> None:
+def test_driver_rejects_invalid_state_and_arguments() -> None:
     with pytest.raises(DriverError, match="cuInit"):
         Driver(FakeCuda(fails="cuInit"))
     with pytest.raises(DriverError, match="no CUDA context"):
@@ -257,14 +257,14 @@ class Symbol(int):
 
 
 class Quick(SimpleNamespace):
-    """As much of `tensorrt.plugin` as is used, on numbers for symbols."""
+    """Fake of the used part of `tensorrt.plugin`, with numbers as symbols."""
 
     def __init__(self) -> None:
-        kept: dict[str, Any] = {}
+        registered: dict[str, Any] = {}
         super().__init__(
-            kept=kept,
+            registered=registered,
             **{
-                name: lambda identity, name=name: lambda f: kept.__setitem__(name, (identity, f))
+                name: lambda identity, name=name: lambda f: registered.__setitem__(name, (identity, f))
                 for name in ("register", "autotune", "aot_impl")
             },
             TensorDesc=type("TensorDesc", (), {}),
@@ -276,31 +276,31 @@ class Quick(SimpleNamespace):
         )
 
 
-def test_the_quick_form_gives_tensorrt_kernel_and_launch(manifest: Path) -> None:
+def test_quick_form_returns_kernel_and_launch_parameters(manifest: Path) -> None:
     quick = Quick()
     plugin.register_quick(trt, quick, manifest, 90)
-    assert {identity for identity, _ in quick.kept.values()} == {"chorus::AmplifiedAttention"}
+    assert {identity for identity, _ in quick.registered.values()} == {"chorus::AmplifiedAttention"}
     inputs = [
         SimpleNamespace(shape_expr=[Symbol(n) for n in shape], shape=shape, dtype=trt.DataType.BF16)
         for shape in SHAPES
     ]
-    ((types, layout, tactics),) = quick.kept["autotune"][1](*inputs, ())
+    ((types, layout, tactics),) = quick.registered["autotune"][1](*inputs, ())
     each = types.split(", ")
     assert [each[i] for i in (0, 3, 10)] == ["FP16|BF16", "FP32", "FP16|BF16"]
     assert (len(each), layout, tactics) == (11, "LINEAR", [1])
-    name, ptx, launch, extra = quick.kept["aot_impl"][1](*inputs, (), 1)
+    name, ptx, launch, extra = quick.registered["aot_impl"][1](*inputs, (), 1)
     assert (name, ptx) == (b"k", b"// small")
     assert vars(launch) == {"grid_x": 2, "grid_y": 6, "block_x": 256, "shared_mem": 32768}
     assert extra == SIZES_OF_SHAPES
     inputs[0].shape = (2, 3, 100, 96)
     with pytest.raises(KernelError, match="head size 96"):
-        quick.kept["autotune"][1](*inputs, ())
+        quick.registered["autotune"][1](*inputs, ())
 
 
-def test_the_quick_form_signs_as_tensorrt_reads_it(manifest: Path) -> None:
+def test_quick_form_has_the_signatures_that_tensorrt_inspects(manifest: Path) -> None:
     quick = Quick()
     plugin.register_quick(trt, quick, manifest, 90)
-    signatures = {name: inspect.signature(f) for name, (_, f) in quick.kept.items()}
+    signatures = {name: inspect.signature(f) for name, (_, f) in quick.registered.items()}
     assert [*signatures["register"].parameters] == [*TENSORS]
     assert {p.annotation for p in signatures["register"].parameters.values()} == {quick.TensorDesc}
     assert [*signatures["autotune"].parameters] == [*TENSORS, "outputs"]

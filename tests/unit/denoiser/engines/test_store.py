@@ -1,4 +1,4 @@
-"""Engines on disk: found by what they depend on, never used damaged, built once."""
+"""Verifies the engine store: engines are found by their key, never used damaged, and built once."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from filelock import FileLock
 
 from services.denoiser.backends.base import BackendError
 from services.denoiser.backends.graph_backend import Profile, Sizes
-from services.denoiser.engines.store import MANIFEST, ArtefactError, ArtefactKey, EngineStore
+from services.denoiser.engines.store import MANIFEST, EngineError, EngineKey, EngineStore
 
-KEY = ArtefactKey(
+KEY = EngineKey(
     model_id="tiny",
     weights_digest="ab" * 32,
     adapters=(),
@@ -33,7 +33,7 @@ KEY = ArtefactKey(
 
 
 class Builds:
-    """Builds two files, of which one is loaded, and counts."""
+    """Build function that writes two files, of which one is loaded, and counts its calls."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -55,14 +55,14 @@ def store(tmp_path: Path) -> EngineStore:
     return EngineStore(tmp_path / "engines")
 
 
-def test_built_once_and_then_found(store: EngineStore, builds: Builds) -> None:
-    made = store.ensure(KEY, builds)
-    assert made.files == (store.root / KEY.digest / "part-00.engine",)
-    assert made.size_bytes == 604
-    assert made.facts == {"build_seconds": 1.5}
-    assert made.profile == KEY.profile
-    assert store.ensure(KEY, builds) == made
-    assert EngineStore(store.root).ensure(KEY, builds) == made
+def test_ensure_builds_once_and_then_finds_the_engine(store: EngineStore, builds: Builds) -> None:
+    engine = store.ensure(KEY, builds)
+    assert engine.files == (store.root / KEY.digest / "part-00.engine",)
+    assert engine.size_bytes == 604
+    assert engine.facts == {"build_seconds": 1.5}
+    assert engine.profile == KEY.profile
+    assert store.ensure(KEY, builds) == engine
+    assert EngineStore(store.root).ensure(KEY, builds) == engine
     assert builds.count == 1
     store.ensure(KEY, builds, rebuild=True)
     assert builds.count == 2
@@ -85,8 +85,8 @@ def test_built_once_and_then_found(store: EngineStore, builds: Builds) -> None:
         replace(KEY, options={"weight_streaming": True}),
     ],
 )
-def test_whatever_an_engine_depends_on_makes_another_one(
-    store: EngineStore, builds: Builds, other: ArtefactKey
+def test_every_field_of_the_key_selects_a_different_engine(
+    store: EngineStore, builds: Builds, other: EngineKey
 ) -> None:
     store.ensure(KEY, builds)
     assert other.digest != KEY.digest
@@ -104,45 +104,47 @@ def flip(folder: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1] + b"?")
 
 
-def lose(folder: Path) -> None:
+def delete(folder: Path) -> None:
     (folder / "part-00.data").unlink()
 
 
-def blur(folder: Path) -> None:
+def break_json(folder: Path) -> None:
     (folder / MANIFEST).write_text("{")
 
 
-def strip(folder: Path) -> None:
+def empty_manifest(folder: Path) -> None:
     (folder / MANIFEST).write_text("{}")
 
 
-def swap(folder: Path) -> None:
-    """As if the folder of another engine had been copied here."""
+def swap_key(folder: Path) -> None:
+    """Simulates a copied folder of another engine."""
     manifest = json.loads((folder / MANIFEST).read_text())
     manifest["key"]["target"] = "sm_80"
     (folder / MANIFEST).write_text(json.dumps(manifest))
 
 
-def escape(folder: Path) -> None:
+def escape_folder(folder: Path) -> None:
     manifest = json.loads((folder / MANIFEST).read_text())
     manifest["files"][0]["name"] = "../part-00.engine"
     (folder / MANIFEST).write_text(json.dumps(manifest))
 
 
-@pytest.mark.parametrize("damage", [truncate, flip, lose, blur, strip, swap, escape])
-def test_what_is_damaged_or_foreign_is_refused_and_built_again(
+@pytest.mark.parametrize(
+    "damage", [truncate, flip, delete, break_json, empty_manifest, swap_key, escape_folder]
+)
+def test_damaged_or_foreign_engines_are_rejected_and_built_again(
     store: EngineStore, builds: Builds, damage: Callable[[Path], None]
 ) -> None:
-    made = store.ensure(KEY, builds)
-    damage(made.folder)
-    with pytest.raises(ArtefactError, match=r"part-00|manifest"):
+    engine = store.ensure(KEY, builds)
+    damage(engine.folder)
+    with pytest.raises(EngineError, match=r"part-00|manifest"):
         store.read(KEY.digest)
-    assert store.ensure(KEY, builds).key == made.key
+    assert store.ensure(KEY, builds).key == engine.key
     assert builds.count == 2
     store.read(KEY.digest)
 
 
-def test_a_build_that_fails_leaves_nothing(store: EngineStore, builds: Builds) -> None:
+def test_failed_build_leaves_no_files(store: EngineStore, builds: Builds) -> None:
     def fail(folder: Path) -> tuple[list[Path], dict[str, Any]]:
         builds(folder)
         raise BackendError("no memory")
@@ -153,28 +155,28 @@ def test_a_build_that_fails_leaves_nothing(store: EngineStore, builds: Builds) -
     assert store.ensure(KEY, builds).facts == {"build_seconds": 1.5}
 
 
-def test_waiting_for_another_build_ends(store: EngineStore, builds: Builds) -> None:
+def test_wait_for_another_build_times_out(store: EngineStore, builds: Builds) -> None:
     store.root.mkdir()
-    hurried = EngineStore(store.root, wait_seconds=0.05)
+    impatient = EngineStore(store.root, wait_seconds=0.05)
     with FileLock(store.root / f"{KEY.digest}.lock"), pytest.raises(BackendError, match="another process"):
-        hurried.ensure(KEY, builds)
+        impatient.ensure(KEY, builds)
     assert builds.count == 0
 
 
-def test_waiting_can_be_stopped(store: EngineStore, builds: Builds) -> None:
+def test_wait_can_be_cancelled(store: EngineStore, builds: Builds) -> None:
     store.root.mkdir()
     with (
         FileLock(store.root / f"{KEY.digest}.lock"),
-        pytest.raises(BackendError, match=r"waiting .* was stopped"),
+        pytest.raises(BackendError, match=r"wait .* was cancelled"),
     ):
         store.ensure(KEY, builds, report=lambda _: False)
 
 
-def test_what_is_being_built_is_not_listed(store: EngineStore, builds: Builds) -> None:
-    made = store.ensure(KEY, builds)
-    made.folder.rename(store.root / f"{KEY.digest}.part")  # as a kill leaves it, just before the rename
+def test_unfinished_builds_are_not_listed(store: EngineStore, builds: Builds) -> None:
+    engine = store.ensure(KEY, builds)
+    engine.folder.rename(store.root / f"{KEY.digest}.part")  # state after a kill just before the rename
     assert list(store.manifests()) == []
-    assert store.ensure(KEY, builds) == made
+    assert store.ensure(KEY, builds) == engine
 
 
 def _build_in_a_process(root: Path, barrier: Barrier) -> None:
@@ -187,7 +189,7 @@ def _build_in_a_process(root: Path, barrier: Barrier) -> None:
     EngineStore(root).ensure(KEY, build)
 
 
-def test_two_builders_build_once(tmp_path: Path) -> None:
+def test_two_processes_build_an_engine_once(tmp_path: Path) -> None:
     spawn = multiprocessing.get_context("spawn")
     barrier = spawn.Barrier(2)
     processes = [spawn.Process(target=_build_in_a_process, args=(tmp_path, barrier)) for _ in range(2)]

@@ -1,8 +1,9 @@
-"""The compiled kernel on the disk: what is written, what is read back, and what is refused."""
+"""Verifies how compiled kernels are written to disk, loaded and rejected."""
 
 import importlib
 import json
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,6 @@ from services.denoiser.kernels import aot
 from services.denoiser.kernels.aot import Kernel, KernelError
 from services.denoiser.kernels.signature import ARGUMENTS
 
-SM90 = {"archs": [90], "dtypes": ["bf16"], "head_dims": [128]}
 PTX = """
 .version 8.0
 .visible .entry k(
@@ -28,64 +28,69 @@ PTX = """
 """
 
 
+def build_sm90(folder: Path, progress: Callable[[str], object] = lambda line: None) -> Path:
+    return aot.build(folder, archs=[90], dtypes=["bf16"], head_dims=[128], progress=progress)
+
+
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("triton", reason="Triton is not installed")
-    return aot.build(tmp_path_factory.mktemp("aot"), **SM90, progress=lambda line: None)
+    return build_sm90(tmp_path_factory.mktemp("aot"))
 
 
 @pytest.fixture
 def folder(built: Path, tmp_path: Path) -> Path:
-    """A copy that a test may spoil."""
+    """Copy of the built folder that a test may modify."""
     (tmp_path / "kernels").mkdir()
     for path in (built, *built.parent.glob("kernels/*.ptx")):
         (tmp_path / path.relative_to(built.parent)).write_bytes(path.read_bytes())
     return tmp_path
 
 
-def test_both_tactics_are_there_without_scratch_parameters(built: Path) -> None:
+def test_both_tactics_are_built_without_scratch_parameters(built: Path) -> None:
     for tactic in aot.TACTICS:
         kernel = aot.load(built, 90, "bf16", 128, tactic)
         assert [name for name, _ in kernel.parameters] == list(ARGUMENTS)
         header = kernel.ptx[kernel.ptx.index(".entry") : kernel.ptx.index(".reqntid")]
         assert header.count(".param") == len(ARGUMENTS)
         assert ".target sm_90a" in kernel.ptx
-        assert "services/denoiser" not in kernel.ptx  # the digest does not depend on where it was made
+        assert "services/denoiser" not in kernel.ptx  # the digest does not depend on the build path
     assert aot.load(built, 90, "bf16", 128, "small").shared <= 48 * 1024
 
 
-def test_the_assembler_takes_it(built: Path, tmp_path: Path) -> None:
+def test_ptx_is_accepted_by_the_assembler(built: Path, tmp_path: Path) -> None:
     triton = importlib.import_module("triton")
+    assert triton.__file__ is not None
     ptxas = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
     for file in built.parent.glob("kernels/*_small.ptx"):
         command = [str(ptxas), "--gpu-name", "sm_90a", str(file), "-o", str(tmp_path / "out.cubin")]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
+        process = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert process.returncode == 0, process.stderr
 
 
-def test_what_is_there_is_kept_and_what_is_cut_short_is_made_again(folder: Path) -> None:
+def test_build_keeps_intact_kernels_and_recompiles_truncated_ones(folder: Path) -> None:
     (folder / "kernels/amplified_attention_sm90_bf16_d128_small.ptx").write_text(".version 8.0\n")
     lines: list[str] = []
-    manifest = aot.build(folder, **SM90, progress=lines.append)
-    assert [line.rpartition(": ")[2] for line in lines] == ["compiling", "there already"]
+    manifest = build_sm90(folder, lines.append)
+    assert [line.rpartition(": ")[2] for line in lines] == ["compiling", "up to date"]
     assert aot.load(manifest, 90, "bf16", 128, "small").ptx.rstrip().endswith("}")
 
 
-def test_other_source_or_another_triton_makes_all_again(
+def test_build_recompiles_all_after_a_change_of_source_or_triton(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(aot, "_compiled", lambda *asked: pytest.fail("compiles"))
-    aot.build(folder, **SM90, progress=lambda line: None)
+    monkeypatch.setattr(aot, "_compile", lambda *args: pytest.fail("compiles"))
+    build_sm90(folder)
     manifest = folder / "manifest.json"
     for field in ("triton", "source_sha256"):
         content = json.loads(manifest.read_text())
         manifest.write_text(json.dumps(content | {field: "another"}))
         with pytest.raises(pytest.fail.Exception, match="compiles"):
-            aot.build(folder, **SM90, progress=lambda line: None)
+            build_sm90(folder)
         manifest.write_text(json.dumps(content))
 
 
-def test_a_changed_file_is_refused(folder: Path) -> None:
+def test_load_rejects_changed_or_missing_files(folder: Path) -> None:
     file = folder / "kernels/amplified_attention_sm90_bf16_d128_fast.ptx"
     file.write_text(file.read_text().replace("ex2.approx", "lg2.approx", 1))
     with pytest.raises(KernelError, match="SHA-256"):
@@ -95,17 +100,17 @@ def test_a_changed_file_is_refused(folder: Path) -> None:
         aot.load(folder / "manifest.json", 90, "bf16", 128)
 
 
-def test_what_was_not_compiled_is_refused_and_named(folder: Path) -> None:
+def test_load_names_the_kernel_that_was_not_compiled(folder: Path) -> None:
     with pytest.raises(KernelError, match=r"\(80, 'bf16', 128, 'fast'\).*it has \(90, 'bf16', 128, 'fast'\)"):
         aot.load(folder / "manifest.json", 80, "bf16", 128)
 
 
 @pytest.mark.parametrize(
-    ("content", "complaint"),
+    ("content", "message"),
     [
         (None, "is missing"),
-        ("{", "no manifest"),
-        ("[]", "no manifest"),
+        ("{", "not a kernel manifest"),
+        ("[]", "not a kernel manifest"),
         ('{"version": 9}', "version 9"),
         (
             '{"version": 1, "triton": "3", "source_sha256": "", "kernels": [{"file": "a", "arch": 90}]}',
@@ -117,22 +122,22 @@ def test_what_was_not_compiled_is_refused_and_named(folder: Path) -> None:
         ),
     ],
 )
-def test_what_is_no_manifest_is_refused(tmp_path: Path, content: str | None, complaint: str) -> None:
+def test_load_rejects_invalid_manifests(tmp_path: Path, content: str | None, message: str) -> None:
     manifest = tmp_path / "manifest.json"
     if content is not None:
         manifest.write_text(content)
-    with pytest.raises(KernelError, match=complaint):
+    with pytest.raises(KernelError, match=message):
         aot.load(manifest, 90, "bf16", 128)
 
 
-def test_a_manifest_names_no_file_of_its_own_choice(folder: Path) -> None:
+def test_load_rejects_a_manifest_with_foreign_file_names(folder: Path) -> None:
     manifest = folder / "manifest.json"
     manifest.write_text(manifest.read_text().replace("kernels/amplified", "../amplified", 1))
-    with pytest.raises(KernelError, match="not its kernels'"):
+    with pytest.raises(KernelError, match="does not match its kernel"):
         aot.load(manifest, 90, "bf16", 128)
 
 
-def test_scratch_pointers_are_taken_off() -> None:
+def test_strip_scratch_removes_scratch_pointers() -> None:
     stripped = aot.strip_scratch(PTX, ["*fp16", "i32"])
     assert stripped.count(".param ") == 2
     assert "k_param_2" not in stripped
@@ -140,32 +145,33 @@ def test_scratch_pointers_are_taken_off() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ptx", "types", "complaint"),
+    ("ptx", "types", "message"),
     [
         (
             PTX.replace("[k_param_0]", "[k_param_3]"),
             ["*fp16", "i32"],
-            "refers to its scratch parameter k_param_3",
+            "uses its scratch parameter k_param_3",
         ),
-        (PTX, ["*fp16", "*fp16"], "where a parameter of type .u64 should be"),
+        (PTX, ["*fp16", "*fp16"], "instead of a parameter of type .u64"),
         (PTX, ["*fp16"], "4 parameters, of which 1"),
         (PTX, ["*fp16", "i32", "*fp16", "*fp16", "i32"], "4 parameters"),
         (".version 8.0", [], "no entry"),
     ],
 )
-def test_what_is_not_known_of_the_parameters_is_refused(ptx: str, types: list[str], complaint: str) -> None:
-    with pytest.raises(KernelError, match=complaint):
+def test_strip_scratch_rejects_unexpected_parameters(ptx: str, types: list[str], message: str) -> None:
+    with pytest.raises(KernelError, match=message):
         aot.strip_scratch(ptx, types)
 
 
-def test_every_gpu_gets_what_it_can_read() -> None:
-    got = {cc: aot.arch_for(*cc) for cc in [(8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (10, 3), (12, 0)]}
-    assert list(got.values()) == [80, 80, 89, 90, 100, 89, 89]
+def test_select_arch_returns_a_compatible_architecture() -> None:
+    capabilities = [(8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (10, 3), (12, 0)]
+    selected = [aot.select_arch(*capability) for capability in capabilities]
+    assert selected == [80, 80, 89, 90, 100, 89, 89]
     with pytest.raises(KernelError, match=r"7\.5"):
-        aot.arch_for(7, 5)
+        aot.select_arch(7, 5)
 
 
-def test_a_kernel_comes_back_from_json(built: Path) -> None:
+def test_kernel_round_trips_through_json(built: Path) -> None:
     kernel = aot.load(built, 90, "bf16", 128)
     assert Kernel.from_json(json.loads(json.dumps(kernel.to_json(ptx=True)))).checked() == kernel
     with pytest.raises(KernelError, match="SHA-256"):

@@ -1,4 +1,4 @@
-"""The Triton kernel against the reference, in Triton's interpreter: in a process of its own."""
+"""Verifies the Triton kernel against the reference in Triton's interpreter, in a separate process."""
 
 import os
 import subprocess
@@ -6,14 +6,14 @@ import sys
 
 import pytest
 
-from services.denoiser.kernels.check import interpreter_errors
+from services.denoiser.kernels.check import measure_interpreter_errors
 from tests.processes import ROOT
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
 
-def test_the_kernel_has_its_properties() -> None:
-    done = subprocess.run(
+def test_kernel_properties_hold_in_the_interpreter() -> None:
+    process = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/kernel_properties.py"],
         cwd=ROOT,
         env=os.environ | {"TRITON_INTERPRET": "1"},
@@ -22,10 +22,10 @@ def test_the_kernel_has_its_properties() -> None:
         timeout=170,
         check=False,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert process.returncode == 0, process.stdout + process.stderr
 
 
-def test_its_errors_are_those_of_rounding() -> None:
-    errors = interpreter_errors()
+def test_kernel_errors_are_within_rounding() -> None:
+    errors = measure_interpreter_errors()
     assert errors["kernel_fp32_rel"] <= 1e-5
     assert errors["kernel_fp16_rel"] <= 2e-3

@@ -1,4 +1,4 @@
-"""Amplified attention in ONNX: one node of our own domain, and a function that says what it means."""
+"""Verifies amplified attention in ONNX: one node of the domain `chorus`, and the function that defines it."""
 
 import warnings
 from typing import Any
@@ -45,14 +45,14 @@ def model(request: pytest.FixtureRequest) -> Any:
             dynamo=True,
             opset_version=18,
             dynamic_shapes=(sizes,),
-            custom_translation_table=onnx_domain.translation(),
+            custom_translation_table=onnx_domain.build_translation_table(),
             verbose=False,
         )
     assert program is not None
     return request.param, program.model_proto
 
 
-def test_the_operator_is_one_node_that_tensorrt_can_look_up(model: Any) -> None:
+def test_operator_is_exported_as_one_node_with_plugin_attributes(model: Any) -> None:
     _, proto = model
     (node,) = [n for n in proto.graph.node if n.domain]
     assert (node.domain, node.op_type, len(node.input)) == ("chorus", "AmplifiedAttention", 10)
@@ -61,11 +61,11 @@ def test_the_operator_is_one_node_that_tensorrt_can_look_up(model: Any) -> None:
 
 
 @pytest.mark.parametrize("hidden", [0.2, 1.0])
-def test_the_function_computes_what_the_operator_does(model: Any, hidden: float) -> None:
+def test_function_computes_the_same_as_the_operator(model: Any, hidden: float) -> None:
     dtype, proto = model
-    whole = onnx_domain.with_function(proto)
-    onnx.checker.check_model(whole)
-    session = onnxruntime.InferenceSession(whole.SerializeToString(), providers=["CPUExecutionProvider"])
+    complete = onnx_domain.add_function(proto)
+    onnx.checker.check_model(complete)
+    session = onnxruntime.InferenceSession(complete.SerializeToString(), providers=["CPUExecutionProvider"])
     for sizes in ((10, 7, 5), (33, 64, 20), (3, 1, 0), (0, 3, 4), (5, 0, 4)):
         args = example(2, 2, *sizes, 32, dtype, seed=3, hidden=hidden)
         feed = {i.name: t.contiguous().numpy() for i, t in zip(session.get_inputs(), args, strict=True)}
@@ -75,12 +75,12 @@ def test_the_function_computes_what_the_operator_does(model: Any, hidden: float)
         assert relative_error(got, want) <= (1e-5 if dtype == torch.float32 else 1e-3), sizes
 
 
-def test_tensorrt_parses_the_function(model: Any) -> None:
+def test_function_is_parsed_by_tensorrt(model: Any) -> None:
     trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
     _, proto = model
     logger = trt.Logger(trt.Logger.ERROR)
     builder = trt.Builder(logger)
     network = builder.create_network()
     parser = trt.OnnxParser(network, logger)
-    assert parser.parse(onnx_domain.with_function(proto).SerializeToString()), parser.get_error(0)
+    assert parser.parse(onnx_domain.add_function(proto).SerializeToString()), parser.get_error(0)
     assert tuple(network.get_output(0).shape) == (2, 2, -1, 32)

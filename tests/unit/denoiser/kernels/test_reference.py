@@ -1,4 +1,4 @@
-"""The reference says what it should, and the PyTorch operator is it."""
+"""Verifies the reference against its formula, and the PyTorch operator against the reference."""
 
 import subprocess
 import sys
@@ -19,8 +19,8 @@ from tests.processes import ROOT
 INF = float("inf")
 
 
-def by_the_book(q: Tensor, k: Tensor, v: Tensor, *rest: Tensor) -> Tensor:
-    """Query by query and key by key, in float64."""
+def compute_formula(q: Tensor, k: Tensor, v: Tensor, *rest: Tensor) -> Tensor:
+    """Computes the formula query by query and key by key, in float64."""
     key_bias, gained, gate, other_k, other_v, other_bias, strength = rest
 
     def attention(at: tuple[int, int, int], k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
@@ -43,7 +43,7 @@ def by_the_book(q: Tensor, k: Tensor, v: Tensor, *rest: Tensor) -> Tensor:
     return out
 
 
-def doubled(args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def to_double(args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return tuple(t.double() for t in args)
 
 
@@ -55,13 +55,15 @@ def doubled(args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     seed=st.integers(0, 1000),
 )
 @settings(max_examples=40, deadline=None)
-def test_it_is_what_its_formula_says(sizes: tuple[int, ...], hidden: float, seed: int) -> None:
-    args = doubled(example(*sizes, 8, torch.float32, seed=seed, hidden=hidden))
-    assert relative_error(reference(*args), by_the_book(*args)) < 1e-12
+def test_reference_equals_its_formula(
+    sizes: tuple[int, int, int, int, int], hidden: float, seed: int
+) -> None:
+    args = to_double(example(*sizes, 8, torch.float32, seed=seed, hidden=hidden))
+    assert relative_error(reference(*args), compute_formula(*args)) < 1e-12
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_with_nothing_gained_it_is_attention(dtype: torch.dtype) -> None:
+def test_reference_without_amplification_equals_plain_attention(dtype: torch.dtype) -> None:
     q, k, v, bias, gained, *rest = example(2, 3, 9, 7, 0, 32, dtype)
     work = torch.promote_types(dtype, torch.float32)
     plain = F.scaled_dot_product_attention(q.to(work), k.to(work), v.to(work), bias[:, None, None].to(work))
@@ -70,39 +72,40 @@ def test_with_nothing_gained_it_is_attention(dtype: torch.dtype) -> None:
     torch.testing.assert_close(out, plain.to(dtype))
 
 
-def test_contrast_goes_away_from_the_other_text() -> None:
-    args = doubled(example(1, 2, 6, 5, 4, 16, torch.float32))
+def test_contrast_adds_the_difference_from_the_other_text() -> None:
+    args = to_double(example(1, 2, 6, 5, 4, 16, torch.float32))
     q, k, v, bias, gained, gate, other_k, other_v, other_bias, strength = args
-    more = bias[:, None, None] + gate[:, None, :, None] * gained[:, None, None]
-    mine = F.scaled_dot_product_attention(q, k, v, more)
+    mask = bias[:, None, None] + gate[:, None, :, None] * gained[:, None, None]
+    own = F.scaled_dot_product_attention(q, k, v, mask)
     other = F.scaled_dot_product_attention(q, other_k, other_v, other_bias[:, None, None])
-    by = (strength[:, None] * gate)[:, None, :, None]
-    torch.testing.assert_close(reference(*args), mine + by * (mine - other))
+    weight = (strength[:, None] * gate)[:, None, :, None]
+    torch.testing.assert_close(reference(*args), own + weight * (own - other))
 
 
-def test_a_closed_gate_changes_nothing() -> None:
+def test_a_gate_of_zero_disables_amplification() -> None:
     args = list(example(1, 2, 6, 5, 4, 16, torch.float32))
     args[5] = torch.zeros_like(args[5])
-    plain = F.scaled_dot_product_attention(*args[:3], args[3][:, None, None])
+    q, k, v, bias = args[:4]
+    plain = F.scaled_dot_product_attention(q, k, v, bias[:, None, None])
     torch.testing.assert_close(reference(*args), plain)
 
 
 @pytest.mark.parametrize("others", [0, 3])
 @pytest.mark.parametrize("keys", [0, 4])
-def test_a_query_that_sees_nothing_gets_nothing(keys: int, others: int) -> None:
+def test_a_query_with_all_keys_masked_returns_zero(keys: int, others: int) -> None:
     args = example(1, 2, 6, keys, others, 16, torch.float16, hidden=1.0)
     assert torch.equal(amplified_attention(*args), torch.zeros(1, 2, 6, 16, dtype=torch.float16))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("queries", [0, 10])
-def test_the_operator_is_a_sound_one(dtype: torch.dtype, queries: int) -> None:
+def test_operator_passes_opcheck_and_equals_the_reference(dtype: torch.dtype, queries: int) -> None:
     args = example(2, 3, queries, 7, 4, 32, dtype)
     torch.library.opcheck(amplified_attention, args)
     assert torch.equal(amplified_attention(*args), reference(*args))
 
 
-def test_a_fake_has_the_shape_and_layout_of_the_real_one() -> None:
+def test_fake_output_has_the_shape_and_layout_of_the_real_one() -> None:
     args = example(2, 3, 10, 7, 4, 32, torch.bfloat16)
     fake = amplified_attention(*(t.to("meta") for t in args))
     real = amplified_attention(*args)
@@ -110,7 +113,7 @@ def test_a_fake_has_the_shape_and_layout_of_the_real_one() -> None:
     assert real.transpose(1, 2).is_contiguous()
 
 
-def test_it_has_no_gradient() -> None:
+def test_operator_has_no_gradient() -> None:
     args = example(1, 1, 2, 2, 2, 32, torch.float32)
     out = amplified_attention(args[0].requires_grad_(), *args[1:])
     with pytest.raises(RuntimeError, match="autograd"):
@@ -118,7 +121,7 @@ def test_it_has_no_gradient() -> None:
 
 
 @pytest.mark.parametrize("name", TENSORS[1:])
-def test_what_does_not_fit_is_refused_by_name(name: str) -> None:
+def test_operator_names_the_argument_that_does_not_match(name: str) -> None:
     args = list(example(2, 3, 10, 7, 4, 32, torch.float32))
     at = TENSORS.index(name)
     for wrong in (torch.cat([args[at], args[at]], dim=0), args[at].half()):
@@ -126,7 +129,7 @@ def test_what_does_not_fit_is_refused_by_name(name: str) -> None:
             amplified_attention(*args[:at], wrong, *args[at + 1 :])
 
 
-def test_only_the_kernel_needs_triton() -> None:
+def test_only_the_kernel_module_imports_triton() -> None:
     modules = [f"services.denoiser.kernels.{m}" for m in ("op", "aot", "check", "driver", "signature")]
     code = f"import sys, importlib; sys.modules['triton'] = None; [*map(importlib.import_module, {modules})]"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)

@@ -17,12 +17,13 @@ from services.denoiser.checkpoint.config import network_sizes
 from services.denoiser.checkpoint.weights import WeightsError, weights_digest
 from services.denoiser.device_thread import DeviceThread
 from services.denoiser.model.loaded import LoadedModel
+from services.denoiser.model.predictor import Predictor
 from services.denoiser.model.spec import Bound, ModelSpec, Source, SpecError, Transformer, load_spec
 from services.denoiser.model_registry import ModelRegistry
 from services.denoiser.network.sampler import sample
 from services.denoiser.network.wan import WanConfig, WanTransformer
 from services.denoiser.request import DenoiseJob
-from services.scheduler.peers.messages import latent_identity
+from services.scheduler.peers.messages import build_latent_identity
 from tests.processes import ROOT
 
 SPEC = """
@@ -165,8 +166,9 @@ def run(model: LoadedModel, seed: int = 0, frames: int = 4, length: int = 5) -> 
     states = torch.randn(length, 10, generator=torch.Generator().manual_seed(9))
     prepared = model.prepare_text(states)
     noise = model.noise(seed, model.latent_shape(frames, 8, 12))
-    *_, last = sample(lambda x, s: model.velocity(x, s, prepared), noise, model.spec.schedule.sigmas)
-    return model.decode(last.latents)
+    predictor, sigmas = Predictor.eager(model), model.spec.schedule.sigmas
+    *_, clean = sample(lambda x, s: predictor.latent_velocity(x, s, prepared), noise, sigmas)
+    return model.decode(clean)
 
 
 @pytest.mark.parametrize("prediction", ["velocity", "data"])
@@ -182,9 +184,10 @@ def test_a_loaded_model_makes_videos(make: Make, prediction: str) -> None:
 def test_the_last_step_of_data_prediction_lands_on_the_prediction(make: Make) -> None:
     """x - sigma * v is what the network said, at every noise level."""
     model = LoadedModel.load(make(prediction="data"))
+    predictor = Predictor.eager(model)
     prepared = model.prepare_text(torch.zeros(3, 10))
     x = model.noise(0, (24, 2, 4, 6))
-    said = [x - s * model.velocity(x, s, prepared) for s in (1.0, 0.5)]
+    said = [x - s * predictor.latent_velocity(x, s, prepared) for s in (1.0, 0.5)]
     assert not torch.allclose(said[0], said[1])
     assert all(d.std() < x.std() * 3 for d in said)
 
@@ -299,7 +302,7 @@ def test_adapters_are_part_of_the_identity(make: Make, tmp_path: Path) -> None:
     for scale in (0.5, 1.0):
         path.write_text(path.read_text().split("[[")[0] + entry + f"scale = {scale}\n")
         model = LoadedModel.load(path)
-        info = ModelRegistry([model], DeviceThread(1)).describe()[0]
+        info = ModelRegistry([Predictor.eager(model)], DeviceThread(1)).describe()[0]
         assert [(a.adapter_id, a.digest, a.scale) for a in info.adapters] == [
             ("style", weights_digest(file), scale)
         ]
@@ -316,7 +319,7 @@ def test_adapters_are_part_of_the_identity(make: Make, tmp_path: Path) -> None:
             1,
             None,
         )
-        asked = latent_identity(
+        asked = build_latent_identity(
             scheduler_pb2.GenerationSpec(
                 shape=video_pb2.VideoShape(frames=4, height=8, width=12),
                 schedule=latents_pb2.Schedule(sigmas=(1.0, 0.0)),
@@ -337,6 +340,6 @@ def test_a_type_is_computed_in_and_latents_stay_float32(make: Make) -> None:
     assert kinds["blocks.0.attn1.to_q.weight"] == kinds["patch_embedding.weight"] == torch.bfloat16
     assert kinds["blocks.0.norm2.weight"] == kinds["scale_shift_table"] == torch.float32
     text, x = torch.ones(3, 10), exact.noise(0, (24, 2, 4, 6))
-    near, want = (m.velocity(x, 0.5, m.prepare_text(text)) for m in (rounded, exact))
+    near, want = (Predictor.eager(m).latent_velocity(x, 0.5, m.prepare_text(text)) for m in (rounded, exact))
     assert near.dtype == torch.float32
     assert 0 < (near - want).norm() / want.norm() < 0.02

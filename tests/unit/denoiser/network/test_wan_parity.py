@@ -17,25 +17,25 @@ def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("dtype", BOUNDS)
 def test_the_network_says_what_diffusers_does(model_file: Path, dtype: torch.dtype) -> None:
-    errors = parity.network_errors(model_file, dtype)
+    errors = parity.measure_network_errors(model_file, dtype)
     assert len(errors) == len(parity.VIDEOS)
     assert max(errors.values()) <= BOUNDS[dtype], errors
 
 
 @pytest.mark.parametrize("dtype", BOUNDS)
 def test_four_steps_and_codec_do_what_the_pipeline_does(model_file: Path, dtype: torch.dtype) -> None:
-    errors = parity.loop_errors(model_file, dtype)
+    errors = parity.measure_loop_errors(model_file, dtype)
     assert len(errors) == 2 * len(parity.VIDEOS)
     assert max(errors.values()) <= BOUNDS[dtype], errors
 
 
 def test_bfloat16_lies_as_near_to_float32_as_diffusers_does(model_file: Path) -> None:
-    assert 0 < parity.rounding(model_file, torch.bfloat16) <= BOUNDS[torch.bfloat16]
+    assert 0 < parity.measure_rounding(model_file, torch.bfloat16) <= BOUNDS[torch.bfloat16]
 
 
 def test_an_error_is_relative_to_the_reference() -> None:
     want = torch.tensor([3.0, 4.0])
-    assert parity.relative(want, want) == 0
-    assert parity.relative(want * 1.01, want) == pytest.approx(0.01, rel=1e-3)
+    assert parity.relative_error(want, want) == 0
+    assert parity.relative_error(want * 1.01, want) == pytest.approx(0.01, rel=1e-3)
     with pytest.raises(ValueError, match="shapes differ"):
-        parity.relative(want, want[None])
+        parity.relative_error(want, want[None])

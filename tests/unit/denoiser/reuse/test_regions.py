@@ -12,15 +12,15 @@ from torch import Tensor
 
 from services.denoiser.network.wan import Grid
 from services.denoiser.reuse.regions import (
-    active_region,
-    attended_region,
-    difference,
+    compare_predictions,
+    compute_edge_weights,
     dilate,
-    edge_weights,
+    find_attended_region,
+    find_differing_region,
     pack_mask,
-    probe_tokens,
-    refined,
-    strided_context,
+    refine_region,
+    select_context,
+    select_probe_tokens,
 )
 
 grids = st.tuples(st.integers(1, 5), st.integers(1, 9), st.integers(1, 9))
@@ -33,13 +33,9 @@ def masks(draw: st.DrawFn) -> tuple[Grid, Tensor]:
     return grid, torch.tensor(draw(st.lists(st.booleans(), min_size=n, max_size=n)))
 
 
-def everywhere(grid: Grid) -> Tensor:
-    return torch.arange(math.prod(grid))
-
-
 @given(grids)
 def test_probes_are_a_quarter_in_order_and_near_to_every_token(grid: Grid) -> None:
-    probes = probe_tokens(grid)
+    probes = select_probe_tokens(grid)
     assert probes.tolist() == sorted(set(probes.tolist()))
     assert len(probes) <= grid[0] * math.ceil(grid[1] / 2) * math.ceil(grid[2] / 2)
     probed = torch.zeros(math.prod(grid), dtype=torch.bool)
@@ -50,7 +46,7 @@ def test_probes_are_a_quarter_in_order_and_near_to_every_token(grid: Grid) -> No
 def test_four_frames_probe_every_place() -> None:
     grid = (4, 6, 8)
     probed = torch.zeros(math.prod(grid), dtype=torch.bool)
-    probed[probe_tokens(grid)] = True
+    probed[select_probe_tokens(grid)] = True
     assert probed.view(grid).any(0).all()
 
 
@@ -69,9 +65,7 @@ def test_dilation_grows_by_rows_and_columns_and_stays_in_its_frame(
 @given(masks(), st.integers(0, 2))
 def test_a_region_holds_every_token_that_differs(drawn: tuple[Grid, Tensor], dilation: int) -> None:
     grid, differs = drawn
-    found = active_region(
-        differs.float(), everywhere(grid), grid, threshold=0.5, dilation=dilation, sparse=False
-    )
+    found = find_differing_region(differs.float(), grid, threshold=0.5, dilation=dilation)
     assert (found | ~differs).all()
     assert found.any() == differs.any()
 
@@ -79,10 +73,10 @@ def test_a_region_holds_every_token_that_differs(drawn: tuple[Grid, Tensor], dil
 @given(masks())
 def test_probes_speak_for_the_tokens_around_them(drawn: tuple[Grid, Tensor]) -> None:
     grid, differs = drawn
-    probes = probe_tokens(grid)
-    found = active_region(differs[probes].float(), probes, grid, threshold=0.5, dilation=0, sparse=True).view(
-        grid
-    )
+    probes = select_probe_tokens(grid)
+    found = find_differing_region(
+        differs[probes].float(), grid, threshold=0.5, dilation=0, probes=probes
+    ).view(grid)
     for t, y, x in differs.view(grid).nonzero().tolist():
         if int(t * grid[1] * grid[2] + y * grid[2] + x) in probes.tolist():
             assert found[t, max(0, y - 1) : y + 2, max(0, x - 1) : x + 2].all()
@@ -92,7 +86,7 @@ def test_probes_speak_for_the_tokens_around_them(drawn: tuple[Grid, Tensor]) -> 
 def test_a_gap_of_one_frame_is_closed() -> None:
     grid = (3, 1, 2)
     differs = torch.tensor([1.0, 0, 0, 0, 1.0, 0])
-    found = active_region(differs, everywhere(grid), grid, threshold=0.5, dilation=0, sparse=False)
+    found = find_differing_region(differs, grid, threshold=0.5, dilation=0)
     assert found.view(grid)[:, 0, 0].tolist() == [True, True, True]
     assert not found.view(grid)[:, 0, 1].any()
 
@@ -101,7 +95,7 @@ def test_a_gap_of_one_frame_is_closed() -> None:
 def test_a_region_refined_is_part_of_it(one: tuple[Grid, Tensor], other: tuple[Grid, Tensor]) -> None:
     grid, active = one
     differences = other[1].float().repeat(math.prod(grid))[: int(active.sum())]
-    smaller = refined(active, differences, grid, threshold=0.5, dilation=1)
+    smaller = refine_region(active, differences, grid, threshold=0.5, dilation=1)
     assert (active | ~smaller).all()
     assert smaller[active][differences > 0.5].all()
 
@@ -109,7 +103,7 @@ def test_a_region_refined_is_part_of_it(one: tuple[Grid, Tensor], other: tuple[G
 @given(masks())
 def test_edges_take_part_of_a_step_and_insides_all_of_it(drawn: tuple[Grid, Tensor]) -> None:
     grid, mask = drawn
-    weights = edge_weights(mask, grid)
+    weights = compute_edge_weights(mask, grid)
     assert (weights[~mask] == 0).all()
     assert ((weights[mask] > 0) & (weights[mask] <= 1)).all()
     inside = ~dilate(~mask, grid, 1)
@@ -119,7 +113,7 @@ def test_edges_take_part_of_a_step_and_insides_all_of_it(drawn: tuple[Grid, Tens
 @given(masks())
 def test_context_is_of_inactive_tokens_alone(drawn: tuple[Grid, Tensor]) -> None:
     grid, active = drawn
-    context = strided_context(active, grid)
+    context = select_context(active, grid)
     assert not active[context].any()
     assert len(context) <= len(active) - int(active.sum())
 
@@ -127,14 +121,14 @@ def test_context_is_of_inactive_tokens_alone(drawn: tuple[Grid, Tensor]) -> None
 def test_attention_finds_where_lost_words_acted() -> None:
     grid = (1, 2, 3)
     maps = torch.tensor([[1.0, 0.9, 0, 0, 0, 0], [0, 0, 0, 0, 0, 1.0]])
-    found = attended_region(maps, [(0, 1.0), (7, 1.0)], grid, threshold=0.5, dilation=0)
+    found = find_attended_region(maps, [(0, 1.0), (7, 1.0)], grid, threshold=0.5, dilation=0)
     assert found.tolist() == [True, True, False, False, False, False]
-    assert not attended_region(maps, [], grid, threshold=0.5, dilation=2).any()
+    assert not find_attended_region(maps, [], grid, threshold=0.5, dilation=2).any()
 
 
 def test_differences_are_in_units_of_the_variance() -> None:
     donor = torch.tensor([[1.0, -1.0], [1.0, -1.0]])
-    found = difference(donor + torch.tensor([[2.0, 0.0], [0.0, 0.0]]), donor, torch.tensor(4.0))
+    found = compare_predictions(donor + torch.tensor([[2.0, 0.0], [0.0, 0.0]]), donor, torch.tensor(4.0))
     assert found.tolist() == pytest.approx([0.5, 0.0])
 
 

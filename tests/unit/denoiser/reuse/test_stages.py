@@ -11,12 +11,14 @@ from chorus.common.v1 import plan_pb2
 from torch import Tensor
 
 from services.denoiser.model.loaded import LoadedModel
+from services.denoiser.model.predictor import Predictor
 from services.denoiser.network.sampler import sample
 from services.denoiser.network.wan import TextKV
-from services.denoiser.reuse.amplification import amplified
+from services.denoiser.reuse.amplification import amplify_text
 from services.denoiser.reuse.attention_maps import AttentionMaps
-from services.denoiser.reuse.regions import probe_tokens
-from services.denoiser.reuse.stages import DonorLatents, Stages, StageStep
+from services.denoiser.reuse.donor import DonorLatents
+from services.denoiser.reuse.regions import select_probe_tokens
+from services.denoiser.reuse.stages import Stages, Step
 from tests.tiny_model import TEXT_DIM, save_tiny_model
 
 STEPS = 4
@@ -26,14 +28,15 @@ class Bench:
     """A model, two prompts, and the donor's finished run."""
 
     def __init__(self, folder: Path) -> None:
-        self.model = LoadedModel.load(save_tiny_model(folder, layers=3))
+        self.predictor = Predictor.eager(LoadedModel.load(save_tiny_model(folder, layers=3)))
+        self.model = self.predictor.model
         self.sigmas = self.model.spec.schedule.sigmas
         self.shape = self.model.latent_shape(4, 32, 32)
         self.grid = self.model.token_grid(self.shape)
         self.donor_text, self.text = (self.text_of(seed) for seed in (1, 2))
         self.noise = self.model.noise(0, self.shape)
         self.donor = DonorLatents(
-            {0: self.noise, **{s.index + 1: s.latents for s in self.full(self.donor_text)}},
+            dict(enumerate([self.noise, *self.full(self.donor_text)])),
             maps=torch.rand(5, self.count, generator=torch.Generator().manual_seed(3)),
             text=self.donor_text,
         )
@@ -48,14 +51,16 @@ class Bench:
             torch.randn(5, TEXT_DIM, generator=torch.Generator().manual_seed(seed))
         )
 
-    def full(self, text: TextKV, first: int = 0, start: Tensor | None = None) -> Iterator[StageStep]:
+    def full(self, text: TextKV, first: int = 0, start: Tensor | None = None) -> Iterator[Tensor]:
+        """Latents of the plain sampler, x_{first + 1} … x_N."""
         begin = self.noise if start is None else start
-        steps = sample(lambda x, sigma: self.model.velocity(x, sigma, text), begin, self.sigmas, first)
-        return (StageStep(s.index, s.latents, 1.0, None) for s in steps)
+        return sample(
+            lambda x, sigma: self.predictor.latent_velocity(x, sigma, text), begin, self.sigmas, first
+        )
 
-    def run(self, plan: plan_pb2.Plan, text: TextKV | None = None) -> list[StageStep]:
+    def run(self, plan: plan_pb2.Plan, text: TextKV | None = None) -> list[Step]:
         donor = self.donor if plan.reuse_steps else None
-        stages = Stages(self.model, plan, self.shape, self.sigmas, text or self.text, self.noise, donor)
+        stages = Stages(self.predictor, plan, self.shape, self.sigmas, text or self.text, self.noise, donor)
         return list(stages.steps())
 
 
@@ -77,7 +82,7 @@ def plan(first: int = 0, end: int = 0, source: str = "PROBE", **region: float) -
 def test_without_a_donor_it_is_the_sampler(bench: Bench) -> None:
     expected = list(bench.full(bench.text))
     for found, wanted in zip(bench.run(plan()), expected, strict=True):
-        assert torch.equal(found.latents, wanted.latents)
+        assert torch.equal(found.latents, wanted)
         assert found.computed_share == 1.0
         assert found.active is None
 
@@ -85,8 +90,8 @@ def test_without_a_donor_it_is_the_sampler(bench: Bench) -> None:
 def test_stage_1_starts_from_the_donors_latents(bench: Bench) -> None:
     expected = list(bench.full(bench.text, 2, bench.donor.steps[2]))
     found = bench.run(plan(2))
-    assert [s.index for s in found] == [2, 3]
-    assert all(torch.equal(f.latents, e.latents) for f, e in zip(found, expected, strict=True))
+    assert [s.index for s in found] == [3, 4]
+    assert all(torch.equal(f.latents, e) for f, e in zip(found, expected, strict=True))
 
 
 def test_a_renoised_plan_starts_from_clean_latents_under_the_targets_own_noise(bench: Bench) -> None:
@@ -96,13 +101,19 @@ def test_a_renoised_plan_starts_from_clean_latents_under_the_targets_own_noise(b
     expected = list(bench.full(bench.text, 2, (1 - sigma) * clean + sigma * bench.noise))
     needed = DonorLatents({STEPS: clean})  # nothing else is asked of the donor
     found = list(
-        Stages(bench.model, wanted, bench.shape, bench.sigmas, bench.text, bench.noise, needed).steps()
+        Stages(bench.predictor, wanted, bench.shape, bench.sigmas, bench.text, bench.noise, needed).steps()
     )
-    assert [s.index for s in found] == [2, 3]
-    assert all(torch.equal(f.latents, e.latents) for f, e in zip(found, expected, strict=True))
+    assert [s.index for s in found] == [3, 4]
+    assert all(torch.equal(f.latents, e) for f, e in zip(found, expected, strict=True))
     assert [s.computed_share for s in found] == [1.0, 1.0]
     other = Stages(
-        bench.model, wanted, bench.shape, bench.sigmas, bench.text, bench.model.noise(1, bench.shape), needed
+        bench.predictor,
+        wanted,
+        bench.shape,
+        bench.sigmas,
+        bench.text,
+        bench.model.noise(1, bench.shape),
+        needed,
     )
     assert not torch.equal(next(iter(other.steps())).latents, found[0].latents)
 
@@ -114,12 +125,12 @@ def test_a_region_that_is_everything_is_the_full_step_bit_for_bit(bench: Bench, 
     expected = list(bench.full(bench.text, 1, bench.donor.steps[1]))
     for found, full in zip(bench.run(wanted), expected, strict=True):
         assert found.active is None or found.active.all()
-        assert torch.equal(found.latents, full.latents)
+        assert torch.equal(found.latents, full)
 
 
 def test_a_region_above_its_budget_is_computed_in_full(bench: Bench) -> None:
     found = bench.run(plan(1, 4, budget=0.0))
-    probes = len(probe_tokens(bench.grid)) / bench.count
+    probes = len(select_probe_tokens(bench.grid)) / bench.count
     assert [s.computed_share for s in found] == pytest.approx([1.0 + probes, 1.0, 1.0])
     assert all(s.active is None for s in found)
 
@@ -129,7 +140,7 @@ def test_the_donors_own_prompt_leaves_nothing_to_compute(bench: Bench, source: s
     found = bench.run(plan(1, 4, source, threshold=1e-6), bench.donor_text)
     assert [s.computed_share for s in found[1:]] == [0.0, 0.0]
     for step in found:
-        assert torch.allclose(step.latents, bench.donor.steps[step.index + 1], atol=1e-5)
+        assert torch.allclose(step.latents, bench.donor.steps[step.index], atol=1e-5)
 
 
 def test_inactive_tokens_take_the_donors_latents_and_stage_3_computes_all(bench: Bench) -> None:
@@ -140,7 +151,7 @@ def test_inactive_tokens_take_the_donors_latents_and_stage_3_computes_all(bench:
         assert step.active is not None
         assert 0 < step.active.sum() < bench.count
         assert step.computed_share == pytest.approx(float(step.active.float().mean()))
-        own, donor = (bench.model.tokens_of(x) for x in (step.latents, bench.donor.steps[step.index + 1]))
+        own, donor = (bench.model.to_tokens(x) for x in (step.latents, bench.donor.steps[step.index]))
         assert torch.equal(own[~step.active], donor[~step.active])
         assert not torch.equal(own[step.active], donor[step.active])
     assert last.active is None
@@ -179,16 +190,16 @@ def test_amplification_off_is_exactly_off_and_on_is_not(bench: Bench, form: str)
 
 
 def test_a_gate_of_one_is_none_and_a_gate_of_nothing_is_off(bench: Bench) -> None:
-    tokens = bench.model.tokens_of(bench.donor.steps[2])
+    tokens = bench.model.to_tokens(bench.donor.steps[2])
     for form in (plan_pb2.AMPLIFICATION_FORM_CONTRAST, plan_pb2.AMPLIFICATION_FORM_BIAS):
         strong = plan_pb2.Amplification(form=form, strength=1.0)
 
         def velocity(gate: Tensor | None, strong: plan_pb2.Amplification | None = strong) -> Tensor:
             text = bench.text
             if strong is not None:
-                made = amplified(text, strong, gained=[(1, 1.0)], donor=bench.donor_text, gate=gate)
-                return bench.model.token_velocity(tokens, 0.8, made, bench.shape)
-            return bench.model.token_velocity(tokens, 0.8, text, bench.shape)
+                made = amplify_text(text, strong, gained=[(1, 1.0)], donor=bench.donor_text, gate=gate)
+                return bench.predictor.velocity(tokens, 0.8, made, bench.shape)
+            return bench.predictor.velocity(tokens, 0.8, text, bench.shape)
 
         plain, on = velocity(None, None), velocity(None)
         assert torch.allclose(velocity(torch.ones(bench.count)), on, atol=1e-5)
@@ -199,15 +210,15 @@ def test_a_gate_of_one_is_none_and_a_gate_of_nothing_is_off(bench: Bench) -> Non
 def test_contrast_needs_the_donors_prompt(bench: Bench) -> None:
     contrast = plan_pb2.Amplification(form=plan_pb2.AMPLIFICATION_FORM_CONTRAST, strength=1.0)
     with pytest.raises(ValueError, match="needs the token states of the donor's prompt"):
-        amplified(bench.text, contrast)
+        amplify_text(bench.text, contrast)
 
 
 def test_maps_are_shares_of_attention_of_the_middle_blocks(bench: Bench) -> None:
     seen = AttentionMaps(4)
     assert seen.maps() is None
-    tokens = bench.model.tokens_of(bench.noise)
-    plain = bench.model.token_velocity(tokens, 1.0, bench.text, bench.shape)
-    watched = bench.model.token_velocity(tokens, 1.0, bench.text, bench.shape, on_attention=seen.observe)
+    tokens = bench.model.to_tokens(bench.noise)
+    plain = bench.predictor.velocity(tokens, 1.0, bench.text, bench.shape)
+    watched = bench.predictor.velocity(tokens, 1.0, bench.text, bench.shape, on_attention=seen.observe)
     assert torch.equal(plain, watched)
     maps = seen.maps()
     assert maps is not None

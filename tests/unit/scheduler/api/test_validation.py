@@ -1,8 +1,8 @@
-"""The edge: every field at fault is named with its bound, and an accepted spec leaves nothing open."""
+"""Verifies that each invalid field is named with its bound, and that an accepted spec is complete."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import pytest
 from chorus.common.v1 import errors_pb2, latents_pb2, plan_pb2, video_pb2
@@ -14,10 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.contract.schedule import shifted_schedule
-from services.scheduler.api import page_token
 from services.scheduler.api.validation import Defaults, check_page_size, check_request_id, validate_spec
-from services.scheduler.dispatch.throughput import Throughput, full_step, seconds_saved
-from services.scheduler.peers.messages import latent_identity
 
 NOW = 1_800_000_000.0
 MODEL = denoiser_pb2.ModelInfo(
@@ -42,7 +39,7 @@ def accepted(spec: pb.GenerationSpec) -> pb.GenerationSpec:
     return validate_spec(spec, {"small": MODEL}, DEFAULTS, NOW, lambda: 77)
 
 
-def refused(spec: pb.GenerationSpec) -> ChorusError:
+def rejected(spec: pb.GenerationSpec) -> ChorusError:
     with pytest.raises(ChorusError) as caught:
         accepted(spec)
     return caught.value
@@ -60,8 +57,8 @@ def test_every_default_is_filled_in() -> None:
     assert spec.deadline.seconds == NOW + 600
 
 
-def test_what_was_asked_for_is_kept() -> None:
-    asked = pb.GenerationSpec(
+def test_requested_values_are_kept() -> None:
+    requested = pb.GenerationSpec(
         prompt="x",
         model_id="small",
         shape=video_pb2.VideoShape(frames=12, height=64, width=32),
@@ -71,7 +68,7 @@ def test_what_was_asked_for_is_kept() -> None:
         no_store=True,
         deadline=Timestamp(seconds=int(NOW) + 5, nanos=7),
     )
-    assert accepted(asked) == asked
+    assert accepted(requested) == requested
 
 
 @given(st.integers(2, 50))
@@ -133,29 +130,31 @@ def test_steps_become_the_shifted_schedule(steps: int) -> None:
         (
             pb.GenerationSpec(prompt="x", deadline=Timestamp(seconds=int(NOW) + 86_401)),
             "spec.deadline",
-            "at most 24",
+            "at most 24 hours",
         ),
         (pb.GenerationSpec(prompt="x", deadline=Timestamp(seconds=2**62)), "spec.deadline", "9999"),
         (pb.GenerationSpec(prompt="x", deadline=Timestamp(nanos=-5)), "spec.deadline", "9999"),
         (pb.GenerationSpec(prompt="x", reuse=99), "spec.reuse", "REUSE_POLICY_SAFE"),  # type: ignore[arg-type]
     ],
 )
-def test_a_field_out_of_bounds(spec: pb.GenerationSpec, field: str, words: str) -> None:
-    error = refused(spec)
+def test_a_field_out_of_bounds_is_named_with_its_bound(
+    spec: pb.GenerationSpec, field: str, words: str
+) -> None:
+    error = rejected(spec)
     assert error.reason == errors_pb2.ERROR_REASON_INVALID_FIELD
     [violation] = [v for v in error.violations if v.field == field]
     assert words in violation.description
 
 
-def test_an_unknown_model_lists_those_there_are() -> None:
-    error = refused(pb.GenerationSpec(prompt="", model_id="huge"))
+def test_an_unknown_model_error_lists_the_available_models() -> None:
+    error = rejected(pb.GenerationSpec(prompt="", model_id="huge"))
     assert error.reason == errors_pb2.ERROR_REASON_UNKNOWN_MODEL
     assert error.metadata["available"] == "small"
     assert [v.field for v in error.violations] == ["spec.prompt", "spec.model_id"]
 
 
-def test_all_faults_are_named_at_once() -> None:
-    error = refused(
+def test_all_violations_are_reported_at_once() -> None:
+    error = rejected(
         pb.GenerationSpec(
             shape=video_pb2.VideoShape(frames=1, height=1, width=1), steps=1, deadline=Timestamp(seconds=1)
         )
@@ -167,7 +166,7 @@ def test_all_faults_are_named_at_once() -> None:
 
 
 @given(st.text(max_size=40), st.integers(0, 2**32 - 1), st.lists(st.floats(width=32), max_size=6))
-def test_whatever_comes_is_accepted_whole_or_refused_with_a_field(
+def test_any_spec_is_accepted_unchanged_or_rejected_with_a_violation(
     prompt: str, size: int, sigmas: list[float]
 ) -> None:
     spec = pb.GenerationSpec(
@@ -175,94 +174,30 @@ def test_whatever_comes_is_accepted_whole_or_refused_with_a_field(
         shape=video_pb2.VideoShape(frames=size, height=size, width=size),
         schedule=latents_pb2.Schedule(sigmas=sigmas),
     )
-    found: pb.GenerationSpec | None = None
-    faults: Sequence[Violation] = ()
+    result: pb.GenerationSpec | None = None
+    violations: Sequence[Violation] = ()
     try:
-        found = accepted(spec)
+        result = accepted(spec)
     except ChorusError as error:
-        faults = error.violations
-    assert (found is None) == bool(faults)
-    if found is not None:
-        assert found.prompt
-        assert list(found.schedule.sigmas) == sigmas
+        violations = error.violations
+    assert (result is None) == bool(violations)
+    if result is not None:
+        assert result.prompt
+        assert list(result.schedule.sigmas) == sigmas
 
 
 @pytest.mark.parametrize("request_id", ["", "a b", "ä", "x" * 129, "a/b", "a\n"])
-def test_request_ids_that_are_refused(request_id: str) -> None:
+def test_malformed_request_ids_are_rejected(request_id: str) -> None:
     assert [v.field for v in check_request_id(request_id)] == ["request_id"]
 
 
 @given(st.from_regex(r"[A-Za-z0-9._-]{1,128}", fullmatch=True))
-def test_request_ids_that_are_accepted(request_id: str) -> None:
+def test_well_formed_request_ids_are_accepted(request_id: str) -> None:
     assert check_request_id(request_id) == []
 
 
-@given(st.integers(0, 2**63 - 1), st.integers(0, 6))
-def test_a_page_token_comes_back(before: int, state: int) -> None:
-    assert page_token.decode(page_token.encode(before, state), state) == before
-
-
-@pytest.mark.parametrize(
-    "token",
-    [
-        "x",
-        "!!!",
-        "MTox",
-        page_token.encode(2**63, 0),
-        page_token.encode(5, 1),
-        page_token.encode(5, 0)[:-2],
-        "é",
-    ],
-)
-def test_a_page_token_that_was_not_given(token: str) -> None:
-    with pytest.raises(ChorusError) as caught:
-        page_token.decode(token, 0)
-    assert [v.field for v in caught.value.violations] == ["page_token"]
-
-
-def test_page_sizes() -> None:
+def test_page_sizes_have_a_default_and_a_maximum() -> None:
     assert [check_page_size(n) for n in (0, 1, 200)] == [50, 1, 200]
     with pytest.raises(ChorusError) as caught:
         check_page_size(201)
     assert "at most 200" in caught.value.message
-
-
-def test_the_identity_is_of_the_request_not_of_the_defaults() -> None:
-    spec = accepted(
-        pb.GenerationSpec(prompt="x", steps=7, shape=video_pb2.VideoShape(frames=16, height=64, width=32))
-    )
-    identity = latent_identity(spec, MODEL)
-    assert list(identity.latent_shape) == [12, 16, 32, 16]
-    assert list(identity.schedule.sigmas) == shifted_schedule(7, 5.0)
-    assert (identity.model_id, identity.weights_digest) == ("small", "ab" * 32)
-    assert (identity.codec_id, identity.conditioning_encoder_id) == ("c", "enc")
-    assert identity.latent_dtype == latents_pb2.D_TYPE_FLOAT32
-
-
-def test_pace_is_measured_per_shape() -> None:
-    pace = Throughput()
-    spec = accepted(pb.GenerationSpec(prompt="x"))
-    large = accepted(
-        pb.GenerationSpec(prompt="x", shape=video_pb2.VideoShape(frames=16, height=64, width=64))
-    )
-    assert pace.seconds_per_step(spec, MODEL) == 0.5, "what the denoiser says, until measured here"
-    pace.note(large, 4.0, 1.0, 17.0)
-    assert pace.seconds_per_step(large, MODEL) == 4.0
-    assert pace.decode_seconds(large) == 1.0
-    assert pace.seconds_per_step(spec, MODEL) == 0.5
-    pace.note(large, 2.0, 1.0, 9.0)
-    assert 2.0 < pace.seconds_per_step(large, MODEL) < 4.0
-
-
-@pytest.mark.parametrize(
-    ("make", "saved"),
-    [
-        (lambda: seconds_saved(0, 8.0, 0.0, 1.0), 0.0),
-        (lambda: seconds_saved(4, 2.0, 0.5, 2.0), 5.5),
-        (lambda: seconds_saved(4, 3.9, 0.5, 1.0), -0.4),
-        (lambda: seconds_saved(4, 2.0, 0.5, 0.0), 0.0),
-        (lambda: full_step([(0.5, 1.0), (0.1, 0.2), (0.7, 1.0), (0.9, 1.25)]), 0.6),
-    ],
-)
-def test_seconds_saved_at_this_runs_own_pace(make: Callable[[], float], saved: float) -> None:
-    assert make() == pytest.approx(saved)

@@ -1,4 +1,4 @@
-"""The life of a job: which events may happen when, and what they leave in the view."""
+"""Verifies the life cycle of a job: permitted events and their effect on the view."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ EVENTS = {
     "waiting": pb.GenerationEvent(waiting=pb.WaitingEvent()),
     "planned": pb.GenerationEvent(planned=pb.PlannedEvent(plan=plan_pb2.Plan(total_steps=4))),
     "started": pb.GenerationEvent(
-        started=pb.StartedEvent(first_step=1, total_steps=4, donor=plan_pb2.DonorRef(entry_id="e"))
+        started=pb.StartedEvent(reuse_steps=1, total_steps=4, donor=plan_pb2.DonorRef(entry_id="e"))
     ),
     "step_completed": pb.GenerationEvent(
         step_completed=pb.StepCompletedEvent(step=latents_pb2.StepRef(index=2))
@@ -42,7 +42,7 @@ def fold(*kinds: str) -> pb.Generation:
 
 
 @given(st.lists(st.sampled_from(sorted(EVENTS)), max_size=30))
-def test_whatever_happens_a_job_ends_at_most_once(kinds: list[str]) -> None:
+def test_any_sequence_of_events_ends_a_job_at_most_once(kinds: list[str]) -> None:
     generation = pb.Generation(state=pb.GENERATION_STATE_QUEUED)
     ends = 0
     for sequence, kind in enumerate(kinds, 1):
@@ -62,7 +62,7 @@ def test_whatever_happens_a_job_ends_at_most_once(kinds: list[str]) -> None:
     assert generation.HasField("end_time") == (ends == 1)
 
 
-def test_nothing_follows_an_end() -> None:
+def test_no_event_follows_an_end() -> None:
     assert all(not TRANSITIONS[state] for state in ENDED)
     for end in ("failed", "cancelled"):
         with pytest.raises(IllegalTransition):
@@ -77,7 +77,7 @@ def test_a_queued_job_cannot_succeed() -> None:
             fold(kind)
 
 
-def test_the_view_of_a_job_that_succeeded() -> None:
+def test_the_view_of_a_succeeded_job_is_the_fold_of_its_events() -> None:
     view = fold("queued", "planned", "started", "step_completed", "succeeded")
     assert view.state == pb.GENERATION_STATE_SUCCEEDED
     assert (view.attempts, view.steps_run, view.steps_completed) == (1, 3, 2)
@@ -87,7 +87,7 @@ def test_the_view_of_a_job_that_succeeded() -> None:
     assert view.last_sequence == 5
 
 
-def test_a_new_attempt_forgets_the_old_one() -> None:
+def test_a_new_attempt_clears_the_results_of_the_previous_one() -> None:
     view = fold("planned", "warning", "started", "step_completed", "waiting")
     assert (view.steps_run, view.steps_completed) == (0, 0)
     assert not view.HasField("plan")

@@ -1,4 +1,4 @@
-"""The job store: what it accepted stays, in order, and a job ends once."""
+"""Verifies the job store: accepted jobs are durable and ordered, and a job ends once."""
 
 from __future__ import annotations
 
@@ -59,13 +59,13 @@ async def test_a_request_id_is_accepted_once(opened: Opened) -> None:
     assert await store.get("b") is None
 
 
-async def test_concurrent_submissions_of_one_request_make_one_job(opened: Opened) -> None:
-    found = await asyncio.gather(*(opened.store.submit(new(f"j{n}", "r"), 10) for n in range(8)))
-    assert len({job.job_id for job, _ in found}) == 1
-    assert sum(created for _, created in found) == 1
+async def test_concurrent_submissions_of_one_request_create_one_job(opened: Opened) -> None:
+    results = await asyncio.gather(*(opened.store.submit(new(f"j{n}", "r"), 10) for n in range(8)))
+    assert len({job.job_id for job, _ in results}) == 1
+    assert sum(created for _, created in results) == 1
 
 
-async def test_the_queue_has_a_limit_and_a_refusal_leaves_nothing(opened: Opened) -> None:
+async def test_a_full_queue_rejects_a_job_and_stores_nothing(opened: Opened) -> None:
     store = opened.store
     for name in "ab":
         await store.submit(new(name), 2)
@@ -73,7 +73,7 @@ async def test_the_queue_has_a_limit_and_a_refusal_leaves_nothing(opened: Opened
         await store.submit(new("c"), 2)
     assert await store.get("c") is None
     _, created = await store.submit(new("again", "r-a"), 2)
-    assert not created, "a repetition needs no place"
+    assert not created, "a repetition occupies no further place"
     await store.advance("a", IN_QUEUE, [PLANNED])
     _, created = await store.submit(new("c"), 2)
     assert created, "a running job takes no place in the queue"
@@ -96,7 +96,7 @@ async def test_events_are_numbered_without_gaps(opened: Opened) -> None:
     assert opened.changed == ["a"] * 4
 
 
-async def test_a_job_ends_once_whoever_is_faster(opened: Opened) -> None:
+async def test_a_job_ends_once_under_concurrent_writers(opened: Opened) -> None:
     store = opened.store
     await store.submit(new("a"), 10)
     await store.advance("a", IN_QUEUE, [PLANNED])
@@ -109,7 +109,7 @@ async def test_a_job_ends_once_whoever_is_faster(opened: Opened) -> None:
     assert kinds == ["queued", "planned", "succeeded"]
 
 
-async def test_a_wrong_event_changes_nothing(opened: Opened) -> None:
+async def test_an_illegal_event_changes_nothing(opened: Opened) -> None:
     store = opened.store
     await store.submit(new("a"), 10)
     with pytest.raises(ValueError, match="cannot happen"):
@@ -120,7 +120,7 @@ async def test_a_wrong_event_changes_nothing(opened: Opened) -> None:
     assert len(await store.events("a", 0, 100)) == 1
 
 
-async def test_it_is_all_there_after_reopening(tmp_path: Path) -> None:
+async def test_jobs_and_models_persist_across_reopening(tmp_path: Path) -> None:
     path = tmp_path / "jobs.db"
     async with Opened(path) as store:
         for name in "abc":
@@ -128,14 +128,14 @@ async def test_it_is_all_there_after_reopening(tmp_path: Path) -> None:
         await store.advance("b", IN_QUEUE, [PLANNED], crashed=True)
         await store.save_models(b"models")
     async with Opened(path) as store:
-        assert [t.job_id for t in await store.unfinished()] == ["a", "b", "c"]
+        assert [job.job_id for job in await store.unfinished()] == ["a", "b", "c"]
         job = await store.get("b")
         assert job is not None
         assert (job.state, job.crashes, job.generation.attempts) == (State.RUNNING, 1, 1)
         assert await store.load_models() == b"models"
-        found = await store.find("default", "r-c")
-        assert found is not None
-        assert found.job_id == "c"
+        submitted = await store.find("default", "r-c")
+        assert submitted is not None
+        assert submitted.job_id == "c"
 
 
 async def test_pages_are_newest_first_and_of_one_tenant(opened: Opened) -> None:
@@ -165,14 +165,14 @@ async def test_only_ended_jobs_are_surplus(opened: Opened) -> None:
     assert created
 
 
-async def test_a_second_scheduler_is_told_who_has_the_database(opened: Opened) -> None:
+async def test_a_second_scheduler_is_rejected_with_the_holder_of_the_database(opened: Opened) -> None:
     with pytest.raises(
         StoreError, match=r"in use by another scheduler \(process \d+\).*CHORUS_SCHEDULER_DATABASE"
     ):
         await open_store(opened.path, lambda _: None)
 
 
-async def test_a_foreign_file_is_refused(tmp_path: Path) -> None:
+async def test_a_foreign_file_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "jobs.db"
     path.write_bytes(b"not a database, but long enough to look like one" * 10)
     with pytest.raises(StoreError, match="not a database"):

@@ -1,4 +1,4 @@
-"""The measured way of planning: rows of a calibration, and the plans that follow from them."""
+"""Verifies calibrations: their JSON form, the shipped file, and the plans that follow from their rows."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from services.scheduler.planning.calibration import (
     Depth,
     Policy,
     Row,
-    calibration_of,
-    parse,
+    load_calibration,
+    parse_calibration,
     to_plain,
 )
 from services.scheduler.planning.edits import Edit
-from services.scheduler.planning.planner import Donor, Plan, explicit, plan, to_message
+from services.scheduler.planning.planner import Donor, Plan, plan, plan_explicit, to_message
 
 CONTRAST = plan_pb2.Amplification(form=plan_pb2.AMPLIFICATION_FORM_CONTRAST, strength=0.5)
 SIGMAS = shifted_schedule(4, 5.0)
@@ -39,72 +39,74 @@ def donor(name: str = "a", score: float = 0.9, edit: Edit | None = BLUE, **other
     return replace(Donor(name, score, ALL, "a red ball", side_data=True, edit=edit), **others)  # type: ignore[arg-type]
 
 
-def codes(found: Plan) -> list[str]:
-    return [plan_pb2.PlanReasonCode.Name(r.code).removeprefix("PLAN_REASON_CODE_") for r in found.reasons]
+def codes(chosen: Plan) -> list[str]:
+    return [plan_pb2.PlanReasonCode.Name(r.code).removeprefix("PLAN_REASON_CODE_") for r in chosen.reasons]
 
 
 @pytest.mark.parametrize(
-    ("policy", "row", "first"), [("safe", SHALLOW, 1), ("balanced", REGION, 1), ("fast", DEEP, 3)]
+    ("policy", "row", "reuse_steps"), [("safe", SHALLOW, 1), ("balanced", REGION, 1), ("fast", DEEP, 3)]
 )
-def test_each_policy_takes_the_deepest_row_within_its_limit(policy: Policy, row: Row, first: int) -> None:
-    found = plan(policy, SIGMAS, [donor()], 2.0, COLOURS)
-    assert (found.reuse_steps, found.region, found.amplification) == (
-        first, row.depth.region, row.depth.amplification,
+def test_each_policy_chooses_the_deepest_row_within_its_limit(
+    policy: Policy, row: Row, reuse_steps: int
+) -> None:
+    chosen = plan(policy, SIGMAS, [donor()], 2.0, COLOURS)
+    assert (chosen.reuse_steps, chosen.region, chosen.amplification) == (
+        reuse_steps, row.depth.region, row.depth.amplification,
     )  # fmt: skip
-    assert found.region_end == (4 if row.depth.region else 0)
-    assert found.predicted_seconds_saved == pytest.approx(2.0 * (4 - row.computed_share * (4 - first)))
-    assert found.predicted_drift_points == row.drift_points
-    assert codes(found) == ["EDIT", "CALIBRATION"]
-    assert 'gains "blue", loses "red"' in found.reasons[0].text
+    assert chosen.region_end == (4 if row.depth.region else 0)
+    assert chosen.predicted_seconds_saved == pytest.approx(2.0 * (4 - row.computed_share * (4 - reuse_steps)))
+    assert chosen.predicted_drift_points == row.drift_points
+    assert codes(chosen) == ["EDIT", "CALIBRATION"]
+    assert 'gains "blue", loses "red"' in chosen.reasons[0].text
 
 
-def test_a_donor_that_lacks_what_a_row_needs_is_reused_by_another() -> None:
+def test_a_donor_that_lacks_data_of_a_row_is_reused_by_another_row() -> None:
     without_side = donor(side_data=False)
     assert plan("fast", SIGMAS, [without_side], 1.0, COLOURS).region == REGION.depth.region
     without_last = donor(steps=frozenset({1, 2, 3}))
     assert plan("fast", SIGMAS, [without_last], 1.0, COLOURS).region is None
     bare = donor(steps=frozenset({4}))
-    found = plan("fast", SIGMAS, [bare], 1.0, COLOURS)
-    assert (found.reuse_steps, codes(found)) == (0, ["EDIT", "STEP_NOT_CACHED"])
+    chosen = plan("fast", SIGMAS, [bare], 1.0, COLOURS)
+    assert (chosen.reuse_steps, codes(chosen)) == (0, ["EDIT", "STEP_NOT_CACHED"])
 
 
-def test_what_drifts_too_far_or_was_not_measured_is_declined() -> None:
-    found = plan("balanced", SIGMAS, [donor()], 1.0, Calibration("model", (DEEP,)))
-    assert (found.donor, codes(found)) == (None, ["EDIT", "DRIFT_TOO_HIGH"])
+def test_edits_that_drift_too_far_or_were_not_measured_are_declined() -> None:
+    chosen = plan("balanced", SIGMAS, [donor()], 1.0, Calibration("model", (DEEP,)))
+    assert (chosen.donor, codes(chosen)) == (None, ["EDIT", "DRIFT_TOO_HIGH"])
     unknown = plan("fast", SIGMAS, [donor(edit=Edit("unrelated"))], 1.0, COLOURS)
     assert (unknown.donor, codes(unknown)) == (None, ["EDIT", "DRIFT_TOO_HIGH"])
-    assert "nothing was measured" in unknown.reasons[1].text
+    assert "no measurement exists" in unknown.reasons[1].text
 
 
-def test_the_donor_that_saves_most_wins_however_similar_the_others_are() -> None:
+def test_the_donor_that_saves_most_wins_over_more_similar_ones() -> None:
     rows = (*COLOURS.rows, Row("same", Depth(0.625), 1.0, 0.0, 0.0, 0.0, 100))
     same = donor("same", 0.7, Edit("same"))
-    found = plan("safe", SIGMAS, [donor("near", 0.99), same], 1.0, Calibration("model", rows))
-    assert (found.donor, found.reuse_steps) == (same, 3)
+    chosen = plan("safe", SIGMAS, [donor("near", 0.99), same], 1.0, Calibration("model", rows))
+    assert (chosen.donor, chosen.reuse_steps) == (same, 3)
 
 
 def test_without_edits_similarity_decides() -> None:
-    found = plan("balanced", SIGMAS, [donor(edit=None)], 1.0, COLOURS)
-    assert codes(found) == ["SCORE_TABLE"]
+    chosen = plan("balanced", SIGMAS, [donor(edit=None)], 1.0, COLOURS)
+    assert codes(chosen) == ["SCORE_TABLE"]
 
 
 @given(st.integers(2, 60), st.sampled_from(list(LIMITS)), st.floats(0.01, 1))
-def test_depths_are_noise_levels_whatever_the_number_of_steps(
-    steps: int, policy: Policy, sigma: float
-) -> None:
+def test_depths_are_noise_levels_for_any_number_of_steps(steps: int, policy: Policy, sigma: float) -> None:
     sigmas = shifted_schedule(steps, 5.0)
-    first = Depth(sigma).first_step(sigmas)
-    assert 0 <= first < steps
-    assert first == 0 or sigmas[first] >= sigma - 1e-9
-    assert first == steps - 1 or sigmas[first + 1] < sigma
+    reuse_steps = Depth(sigma).reuse_steps(sigmas)
+    assert 0 <= reuse_steps < steps
+    assert reuse_steps == 0 or sigmas[reuse_steps] >= sigma - 1e-9
+    assert reuse_steps == steps - 1 or sigmas[reuse_steps + 1] < sigma
     row = Row("colour", Depth(sigma, DEFAULT_REGION), 0.5, 0.0, 0.0, 0.0, 9)
-    found = plan(policy, sigmas, [donor(steps=frozenset(range(1, steps + 1)))], 1.0, Calibration("m", (row,)))
-    assert found.reuse_steps == first
-    assert found.region_end == (steps if first else 0)
+    chosen = plan(
+        policy, sigmas, [donor(steps=frozenset(range(1, steps + 1)))], 1.0, Calibration("m", (row,))
+    )
+    assert chosen.reuse_steps == reuse_steps
+    assert chosen.region_end == (steps if reuse_steps else 0)
 
 
 @given(st.floats(-5, 30), st.floats(-5, 30), st.floats(0, 5))
-def test_a_stricter_policy_allows_nothing_that_a_laxer_one_does_not(
+def test_a_stricter_policy_allows_only_what_a_laxer_one_allows(
     drift: float, loss: float, error: float
 ) -> None:
     row = replace(REGION, drift_points=drift, alignment_loss_points=loss, error_points=error)
@@ -113,60 +115,74 @@ def test_a_stricter_policy_allows_nothing_that_a_laxer_one_does_not(
     assert not allowed[0]
 
 
-def test_rows_survive_their_json_form() -> None:
-    assert parse("model", {"rows": [to_plain(row) for row in COLOURS.rows]}) == COLOURS
+def test_rows_round_trip_through_json() -> None:
+    assert parse_calibration("model", {"rows": [to_plain(row) for row in COLOURS.rows]}) == COLOURS
 
 
 @pytest.mark.parametrize(
     ("change", "fault"),
     [
-        ({"edit": "mood"}, r"rows\[0\]: edit: 'mood' is no kind of edit"),
+        ({"edit": "mood"}, r"rows\[0\]: edit: 'mood' is not a kind of edit"),
         ({"sigma": 0}, r"rows\[0\]: sigma: must be above 0"),
         ({"region": {"source": "GUESS"}}, r"rows\[0\]"),
         ({"n": None}, r"rows\[0\]"),
     ],
 )
-def test_a_broken_calibration_is_named(change: dict[str, object], fault: str) -> None:
+def test_a_broken_calibration_is_rejected_with_its_row_and_field(
+    change: dict[str, object], fault: str
+) -> None:
     with pytest.raises(ValueError, match=fault):
-        parse("model", {"rows": [{**to_plain(SHALLOW), **change}]})
+        parse_calibration("model", {"rows": [{**to_plain(SHALLOW), **change}]})
     with pytest.raises(ValueError, match="rows: must be a list"):
-        parse("model", {})
+        parse_calibration("model", {})
 
 
-def test_models_without_a_calibration_have_none() -> None:
-    assert calibration_of("somebody-elses") is None
-    assert calibration_of("../calibration") is None
+def test_the_shipped_calibration_covers_the_shipped_model() -> None:
+    calibration = load_calibration("movingshapes")
+    assert calibration is not None, "planning/calibrations/movingshapes.json was not found"
+    assert len(calibration.rows) > 100
+    assert calibration.covers("same")
+    assert calibration.covers("colour")
+    safe, fast = (calibration.allowed("colour", policy) for policy in ("safe", "fast"))
+    assert len(safe) < len(fast)
+    chosen = plan("fast", SIGMAS, [donor()], 1.0, calibration)
+    assert (chosen.reuse_steps > 0, codes(chosen)) == (True, ["EDIT", "CALIBRATION"])
+
+
+def test_models_without_a_calibration_file_have_none() -> None:
+    assert load_calibration("some-other-model") is None
+    assert load_calibration("../calibration") is None
 
 
 def test_an_explicit_plan_takes_the_most_similar_donor_that_fits_it() -> None:
     wanted = pb.ExplicitReuse(reuse_steps=2, region_end=3, amplification=CONTRAST, min_score=0.5)
     near = donor("near", 0.95, steps=frozenset({1, 2}))
     fits, low = donor("fits", 0.8), donor("low", 0.4)
-    found = explicit(wanted, 4, [near, fits, low], 1.0)
-    assert found.donor == fits
-    assert (found.reuse_steps, found.region_end) == (2, 3)
-    assert found.region == DEFAULT_REGION
-    assert found.amplification == CONTRAST
-    assert codes(found) == ["EXPLICIT"]
-    none = explicit(wanted, 4, [near, low], 1.0)
+    chosen = plan_explicit(wanted, 4, [near, fits, low], 1.0)
+    assert chosen.donor == fits
+    assert (chosen.reuse_steps, chosen.region_end) == (2, 3)
+    assert chosen.region == DEFAULT_REGION
+    assert chosen.amplification == CONTRAST
+    assert codes(chosen) == ["EXPLICIT"]
+    none = plan_explicit(wanted, 4, [near, low], 1.0)
     assert (none.donor, codes(none)) == (None, ["NO_DONOR"])
     assert "side data" in none.reasons[0].text
 
 
 def test_a_renoised_plan_needs_the_clean_latents_and_no_others() -> None:
     wanted = pb.ExplicitReuse(reuse_steps=2, renoised=True)
-    early, whole = donor("early", 0.95, steps=frozenset({1, 2, 3})), donor("whole", 0.8, steps=frozenset({4}))
-    found = explicit(wanted, 4, [early, whole], 1.0)
-    assert (found.donor, found.reuse_steps, found.renoised) == (whole, 2, True)
-    assert to_message(found).renoised
-    assert "clean latents, noised again" in found.reasons[0].text
-    assert found.predicted_seconds_saved == 2.0
-    none = explicit(wanted, 4, [early], 1.0)
+    early, clean = donor("early", 0.95, steps=frozenset({1, 2, 3})), donor("clean", 0.8, steps=frozenset({4}))
+    chosen = plan_explicit(wanted, 4, [early, clean], 1.0)
+    assert (chosen.donor, chosen.reuse_steps, chosen.renoised) == (clean, 2, True)
+    assert to_message(chosen).renoised
+    assert "clean latents, noised again" in chosen.reasons[0].text
+    assert chosen.predicted_seconds_saved == 2.0
+    none = plan_explicit(wanted, 4, [early], 1.0)
     assert (none.donor, none.renoised, codes(none)) == (None, False, ["NO_DONOR"])
     assert "the clean latents, those after step 4" in none.reasons[0].text
 
 
-def test_the_message_says_what_stage_2_needs() -> None:
+def test_the_message_carries_everything_that_stage_2_needs() -> None:
     message = to_message(plan("fast", SIGMAS, [donor()], 1.0, COLOURS))
     assert (message.reuse_steps, message.region_end, message.edit) == (3, 4, "colour")
     assert message.region == DEFAULT_REGION

@@ -1,4 +1,4 @@
-"""From an alignment to the kind of edit that the calibration knows."""
+"""Verifies how alignments are classified into the kinds of edit of the calibration."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from chorus.embedder.v1 import embedder_pb2
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.scheduler.planning.edits import edit_of
+from services.scheduler.planning.edits import classify_edit
 
 CATEGORIES = embedder_pb2.TokenCategory
 TOKENS = 12
@@ -36,7 +36,7 @@ LEFT, BOX = token("left", "MOTION"), token("box", "OTHER")
 
 
 @pytest.mark.parametrize(
-    ("found", "kind"),
+    ("aligned", "kind"),
     [
         (alignment([], []), "same"),
         (alignment([token("crimson", "COLOUR", 0.2)], [token("red", "COLOUR", 0.2)]), "paraphrase"),
@@ -58,17 +58,17 @@ LEFT, BOX = token("left", "MOTION"), token("box", "OTHER")
         (alignment([BOX, BLUE], [LEFT]), "unrelated"),
     ],
 )
-def test_kinds(found: embedder_pb2.Alignment, kind: str) -> None:
-    assert edit_of(found, TOKENS).kind == kind
+def test_alignments_are_classified(aligned: embedder_pb2.Alignment, kind: str) -> None:
+    assert classify_edit(aligned, TOKENS).kind == kind
 
 
 def test_an_edit_names_positions_weights_and_words() -> None:
-    edit = edit_of(alignment([BLUE, token("sky", "OTHER", 0.25, 9)], [RED]), TOKENS)
+    edit = classify_edit(alignment([BLUE, token("sky", "OTHER", 0.25, 9)], [RED]), TOKENS)
     assert edit.gained == ((3, 1.0), (9, 0.25))
     assert edit.lost == ((2, 1.0),)
     assert edit.words == 'gains "blue", loses "red"'
-    assert edit_of(alignment([], []), TOKENS).words == "says the same"
-    assert "…" in edit_of(alignment([BLUE] * 7, []), 40).words
+    assert classify_edit(alignment([], []), TOKENS).words == "does not differ"
+    assert "…" in classify_edit(alignment([BLUE] * 7, []), 40).words
 
 
 weighted = st.builds(
@@ -80,12 +80,12 @@ weighted = st.builds(
 
 
 @given(st.lists(weighted, max_size=5), st.lists(weighted, max_size=5), st.integers(-3, 3), st.booleans())
-def test_only_what_says_the_same_is_called_the_same(
+def test_only_prompts_without_a_visible_difference_count_as_the_same(
     gained: list[embedder_pb2.AlignedToken],
     lost: list[embedder_pb2.AlignedToken],
     things: int,
     reordered: bool,
 ) -> None:
-    kind = edit_of(alignment(gained, lost, things, reordered), TOKENS).kind
+    kind = classify_edit(alignment(gained, lost, things, reordered), TOKENS).kind
     visible = any(each.weight >= 0.5 for each in (*gained, *lost))
     assert (kind in ("same", "paraphrase", "reordered")) == (not visible)

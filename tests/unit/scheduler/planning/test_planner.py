@@ -1,4 +1,4 @@
-"""The plan: how much of which donor is reused, and the reasons given."""
+"""Verifies plans by similarity: donor, reused steps and reasons."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ def sigmas(total: int) -> list[float]:
     return shifted_schedule(total, 5.0)
 
 
-def codes(found: Plan) -> list[str]:
-    return [plan_pb2.PlanReasonCode.Name(r.code).removeprefix("PLAN_REASON_CODE_") for r in found.reasons]
+def codes(chosen: Plan) -> list[str]:
+    return [plan_pb2.PlanReasonCode.Name(r.code).removeprefix("PLAN_REASON_CODE_") for r in chosen.reasons]
 
 
 @given(policies, totals, st.lists(donors, max_size=6), st.floats(0, 100))
-def test_a_plan_is_sound(policy: Policy, total: int, found: list[Donor], pace: float) -> None:
-    chosen = plan(policy, sigmas(total), found, pace)
+def test_a_plan_is_sound(policy: Policy, total: int, candidates: list[Donor], step_seconds: float) -> None:
+    chosen = plan(policy, sigmas(total), candidates, step_seconds)
     assert 0 <= chosen.reuse_steps <= total - 1
     assert (chosen.donor is not None) == (chosen.reuse_steps > 0)
     assert chosen.reasons
     assert all(reason.text for reason in chosen.reasons)
-    assert chosen.predicted_seconds_saved == chosen.reuse_steps * pace
+    assert chosen.predicted_seconds_saved == chosen.reuse_steps * step_seconds
     if chosen.donor is not None:
-        assert chosen.donor in found
+        assert chosen.donor in candidates
         assert chosen.reuse_steps in chosen.donor.steps
         assert chosen.donor.score >= TABLE[policy][-1][0]
 
@@ -57,9 +57,13 @@ def test_a_more_similar_donor_is_never_reused_less(
 
 
 @given(totals, scores, st.frozensets(st.integers(1, 50)))
-def test_policies_are_ordered_by_what_they_dare(total: int, score: float, steps: frozenset[int]) -> None:
-    found = [Donor("a", score, steps)]
-    off, safe, balanced, fast = (plan(policy, sigmas(total), found, 1.0).reuse_steps for policy in POLICIES)
+def test_policies_are_ordered_by_the_steps_they_reuse(
+    total: int, score: float, steps: frozenset[int]
+) -> None:
+    candidates = [Donor("a", score, steps)]
+    off, safe, balanced, fast = (
+        plan(policy, sigmas(total), candidates, 1.0).reuse_steps for policy in POLICIES
+    )
     assert off == 0
     assert safe <= fast
     assert balanced <= fast
@@ -67,10 +71,10 @@ def test_policies_are_ordered_by_what_they_dare(total: int, score: float, steps:
 
 @given(policies, totals, st.lists(donors, max_size=6), donors)
 def test_another_donor_never_makes_the_plan_shallower(
-    policy: Policy, total: int, found: list[Donor], more: Donor
+    policy: Policy, total: int, candidates: list[Donor], more: Donor
 ) -> None:
-    before = plan(policy, sigmas(total), found, 1.0).reuse_steps
-    assert plan(policy, sigmas(total), [*found, more], 1.0).reuse_steps >= before
+    before = plan(policy, sigmas(total), candidates, 1.0).reuse_steps
+    assert plan(policy, sigmas(total), [*candidates, more], 1.0).reuse_steps >= before
 
 
 @pytest.mark.parametrize(
@@ -102,7 +106,7 @@ def test_the_deepest_reuse_wins_then_the_score() -> None:
     assert plan("balanced", sigmas(4), [shallow, deep], 1.0).donor == deep
 
 
-def test_reasons_say_what_decided() -> None:
+def test_reasons_name_the_deciding_rule() -> None:
     assert codes(plan("off", sigmas(4), [Donor("a", 1.0, EVERY_STEP)], 1.0)) == ["REUSE_OFF"]
     assert codes(plan("safe", sigmas(4), [], 1.0)) == ["NO_DONOR"]
     low = plan("safe", sigmas(4), [Donor("a", 0.5, EVERY_STEP), Donor("b", 0.61, EVERY_STEP)], 1.0)

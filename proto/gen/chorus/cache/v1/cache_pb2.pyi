@@ -32,14 +32,14 @@ class LookupRequest(google.protobuf.message.Message):
     MIN_SCORE_FIELD_NUMBER: builtins.int
     retrieval_encoder_id: builtins.str
     limit: builtins.int
-    """1 to 16."""
+    """Maximum number of donors to return, 1 to 16."""
     min_score: builtins.float
-    """Cosine, −1 to 1: donors below are not returned."""
+    """Minimum cosine similarity, −1 to 1. Donors below it are not returned."""
     @property
     def identity(self) -> chorus.common.v1.latents_pb2.LatentIdentity: ...
     @property
     def vector(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
-        """L2-normalised, 1 to 4,096 values."""
+        """Retrieval vector of the prompt: L2-normalised, 1 to 4,096 values."""
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ Global___LookupRequest: typing_extensions.TypeAlias = LookupRequest
 
 @typing.final
 class Entry(google.protobuf.message.Message):
-    """What the index holds of an entry."""
+    """Index row of a cache entry."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -70,19 +70,19 @@ class Entry(google.protobuf.message.Message):
     TRACEPARENT_FIELD_NUMBER: builtins.int
     GENERATION_ID_FIELD_NUMBER: builtins.int
     entry_id: builtins.str
-    """Digest of tenant, identity, prompt and seed: the same request admits the same entry."""
+    """Digest of tenant, identity, prompt and seed, so that equal requests admit the same entry."""
     prompt: builtins.str
-    """Empty where only the hash is kept."""
+    """Empty if the entry stores only the hash of the prompt."""
     prompt_hash: builtins.str
     """SHA-256 of the prompt, lower-case hex."""
     cost_seconds: builtins.float
-    """What computing these latents cost."""
+    """Time that computing these latents took, in seconds."""
     traceparent: builtins.str
     """W3C traceparent of the request that produced the entry."""
     generation_id: builtins.str
     @property
     def blobs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[chorus.common.v1.latents_pb2.BlobHeader]:
-        """The latents present."""
+        """Headers of the stored blobs."""
 
     @property
     def create_time(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
@@ -110,7 +110,7 @@ class Donor(google.protobuf.message.Message):
     ENTRY_FIELD_NUMBER: builtins.int
     SCORE_FIELD_NUMBER: builtins.int
     score: builtins.float
-    """Cosine to the vector of the lookup."""
+    """Cosine similarity to the vector of the lookup, −1 to 1."""
     @property
     def entry(self) -> Global___Entry: ...
     def __init__(
@@ -131,7 +131,7 @@ class LookupResponse(google.protobuf.message.Message):
     DONORS_FIELD_NUMBER: builtins.int
     @property
     def donors(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Donor]:
-        """Best first."""
+        """Ordered by descending score."""
 
     def __init__(
         self,
@@ -155,16 +155,16 @@ class FetchRequest(google.protobuf.message.Message):
     entry_id: builtins.str
     retrieval_encoder_id: builtins.str
     vector_dim: builtins.int
-    """Length of the retrieval vectors of this encoder, 1 to 4,096."""
+    """Number of values in a retrieval vector of this encoder, 1 to 4,096."""
     side_data: builtins.bool
-    """Also the side data, after the steps. An entry that has none answers without."""
+    """Whether to send the side data too, after the steps. Ignored if the entry has none."""
     @property
     def steps(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
-        """Indices of the step boundaries, 1 to 64 of them."""
+        """Indices of the requested step boundaries, 1 to 64 of them."""
 
     @property
     def identity(self) -> chorus.common.v1.latents_pb2.LatentIdentity:
-        """Under which the latents are to be used; an entry of any other identity is not found."""
+        """Identity under which the latents will be used. An entry with another identity is not found."""
 
     def __init__(
         self,
@@ -204,7 +204,7 @@ Global___FetchResponse: typing_extensions.TypeAlias = FetchResponse
 
 @typing.final
 class NewEntry(google.protobuf.message.Message):
-    """An entry offered to the cache."""
+    """Entry to be stored."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -225,15 +225,15 @@ class NewEntry(google.protobuf.message.Message):
     traceparent: builtins.str
     generation_id: builtins.str
     side_data: builtins.bool
-    """Whether a blob of side data follows too, at most a tenth of the size of the latents together."""
+    """Whether a blob of side data follows too. Its size is at most a tenth of the total size of the latents."""
     @property
     def identity(self) -> chorus.common.v1.latents_pb2.LatentIdentity: ...
     @property
     def vector(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]: ...
     @property
     def steps(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
-        """Indices of the step boundaries whose blobs follow, distinct, 1 to 64 of them. A cancelled stream looks
-        like one that ended: an upload that lacks one of these steps is refused.
+        """Distinct indices of the step boundaries that follow as blobs, 1 to 64 of them. To the server a cancelled
+        stream looks like a complete one, so it rejects an upload that lacks one of these steps.
         """
 
     def __init__(
@@ -288,7 +288,7 @@ class AdmitResponse(google.protobuf.message.Message):
     CREATED_FIELD_NUMBER: builtins.int
     entry_id: builtins.str
     created: builtins.bool
-    """False: the same entry was already there and was kept."""
+    """False if the entry already existed; the existing one is kept."""
     def __init__(
         self,
         *,
@@ -301,8 +301,8 @@ Global___AdmitResponse: typing_extensions.TypeAlias = AdmitResponse
 
 @typing.final
 class PurgeRequest(google.protobuf.message.Message):
-    """Which entries of the tenant to drop: those that match every field that is set. At least one
-    must be set.
+    """Selects the entries of the calling tenant to delete: those that match every field that is set. At least one
+    field must be set.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
@@ -314,9 +314,11 @@ class PurgeRequest(google.protobuf.message.Message):
     entry_id: builtins.str
     model_id: builtins.str
     all: builtins.bool
-    """Every entry of the tenant."""
+    """Whether to select every entry of the tenant."""
     @property
-    def older_than(self) -> google.protobuf.duration_pb2.Duration: ...
+    def older_than(self) -> google.protobuf.duration_pb2.Duration:
+        """Minimum age of an entry."""
+
     def __init__(
         self,
         *,
@@ -337,7 +339,9 @@ class PurgeResponse(google.protobuf.message.Message):
     ENTRIES_FIELD_NUMBER: builtins.int
     BYTES_FIELD_NUMBER: builtins.int
     entries: builtins.int
+    """Number of deleted entries."""
     bytes: builtins.int
+    """Total size of their blobs, in bytes."""
     def __init__(
         self,
         *,
@@ -373,16 +377,16 @@ class StatsResponse(google.protobuf.message.Message):
     INDEX_KIND_FIELD_NUMBER: builtins.int
     BLOBS_KIND_FIELD_NUMBER: builtins.int
     entries: builtins.int
-    """Of the tenant, now."""
+    """Number and total size of the tenant's current entries."""
     bytes: builtins.int
     lookups: builtins.int
-    """Of the whole process, since it started."""
+    """Counters of the process since start_time, over all tenants."""
     lookups_with_donor: builtins.int
     fetches: builtins.int
     admissions: builtins.int
     corrupt_blobs: builtins.int
     index_kind: builtins.str
-    """For instance "milvus-lite" and "directory"."""
+    """Kinds of the two stores, for instance "milvus-lite" and "directory"."""
     blobs_kind: builtins.str
     @property
     def start_time(self) -> google.protobuf.timestamp_pb2.Timestamp: ...

@@ -26,8 +26,8 @@ if _version_not_supported:
 
 
 class CacheServiceStub(object):
-    """Keeps the latents of earlier requests and finds those of a similar one. The tenant of every call
-    is taken from the channel (metadata "chorus-tenant", set by the scheduler and the denoiser).
+    """Stores the latents of finished requests and finds those of similar prompts. The tenant of every call comes
+    from the channel (metadata "chorus-tenant", set by the scheduler and the denoiser), never from a message.
     """
 
     def __init__(self, channel):
@@ -64,39 +64,41 @@ class CacheServiceStub(object):
 
 
 class CacheServiceServicer(object):
-    """Keeps the latents of earlier requests and finds those of a similar one. The tenant of every call
-    is taken from the channel (metadata "chorus-tenant", set by the scheduler and the denoiser).
+    """Stores the latents of finished requests and finds those of similar prompts. The tenant of every call comes
+    from the channel (metadata "chorus-tenant", set by the scheduler and the denoiser), never from a message.
     """
 
     def Lookup(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Returns the entries most similar to a retrieval vector.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Fetch(self, request, context):
-        """For each requested step a header, then its chunks of about 1 MiB.
+        """Streams the stored latents of an entry: for each requested step a header, then chunks of about 1 MiB.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Admit(self, request_iterator, context):
-        """The entry first, then for each step a header and its chunks.
+        """Stores an entry. The stream starts with the entry, followed by a header and chunks for each step.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Purge(self, request, context):
-        """Idempotent.
+        """Deletes entries of the calling tenant. Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Stats(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Returns counts and sizes of the calling tenant's entries, and counters of the process.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -138,8 +140,8 @@ def add_CacheServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class CacheService(object):
-    """Keeps the latents of earlier requests and finds those of a similar one. The tenant of every call
-    is taken from the channel (metadata "chorus-tenant", set by the scheduler and the denoiser).
+    """Stores the latents of finished requests and finds those of similar prompts. The tenant of every call comes
+    from the channel (metadata "chorus-tenant", set by the scheduler and the denoiser), never from a message.
     """
 
     @staticmethod

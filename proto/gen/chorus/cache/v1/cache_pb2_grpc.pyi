@@ -106,8 +106,8 @@ _CacheServiceStatsType = typing_extensions.TypeVar(
 )
 
 class CacheServiceStub(typing.Generic[_CacheServiceLookupType, _CacheServiceFetchType, _CacheServiceAdmitType, _CacheServicePurgeType, _CacheServiceStatsType]):
-    """Keeps the latents of earlier requests and finds those of a similar one. The tenant of every call
-    is taken from the channel (metadata "chorus-tenant", set by the scheduler and the denoiser).
+    """Stores the latents of finished requests and finds those of similar prompts. The tenant of every call comes
+    from the channel (metadata "chorus-tenant", set by the scheduler and the denoiser), never from a message.
     """
 
     @typing.overload
@@ -159,17 +159,19 @@ class CacheServiceStub(typing.Generic[_CacheServiceLookupType, _CacheServiceFetc
     ], channel: grpc.aio.Channel) -> None: ...
 
     Lookup: _CacheServiceLookupType
+    """Returns the entries most similar to a retrieval vector."""
 
     Fetch: _CacheServiceFetchType
-    """For each requested step a header, then its chunks of about 1 MiB."""
+    """Streams the stored latents of an entry: for each requested step a header, then chunks of about 1 MiB."""
 
     Admit: _CacheServiceAdmitType
-    """The entry first, then for each step a header and its chunks."""
+    """Stores an entry. The stream starts with the entry, followed by a header and chunks for each step."""
 
     Purge: _CacheServicePurgeType
-    """Idempotent."""
+    """Deletes entries of the calling tenant. Idempotent."""
 
     Stats: _CacheServiceStatsType
+    """Returns counts and sizes of the calling tenant's entries, and counters of the process."""
 
 CacheServiceAsyncStub: typing_extensions.TypeAlias = CacheServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
@@ -195,8 +197,8 @@ CacheServiceAsyncStub: typing_extensions.TypeAlias = CacheServiceStub[
 ]
 
 class CacheServiceServicer(metaclass=abc.ABCMeta):
-    """Keeps the latents of earlier requests and finds those of a similar one. The tenant of every call
-    is taken from the channel (metadata "chorus-tenant", set by the scheduler and the denoiser).
+    """Stores the latents of finished requests and finds those of similar prompts. The tenant of every call comes
+    from the channel (metadata "chorus-tenant", set by the scheduler and the denoiser), never from a message.
     """
 
     @abc.abstractmethod
@@ -204,7 +206,8 @@ class CacheServiceServicer(metaclass=abc.ABCMeta):
         self,
         request: chorus.cache.v1.cache_pb2.LookupRequest,
         context: _ServicerContext,
-    ) -> typing.Union[chorus.cache.v1.cache_pb2.LookupResponse, collections.abc.Awaitable[chorus.cache.v1.cache_pb2.LookupResponse]]: ...
+    ) -> typing.Union[chorus.cache.v1.cache_pb2.LookupResponse, collections.abc.Awaitable[chorus.cache.v1.cache_pb2.LookupResponse]]:
+        """Returns the entries most similar to a retrieval vector."""
 
     @abc.abstractmethod
     def Fetch(
@@ -212,7 +215,7 @@ class CacheServiceServicer(metaclass=abc.ABCMeta):
         request: chorus.cache.v1.cache_pb2.FetchRequest,
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[chorus.cache.v1.cache_pb2.FetchResponse], collections.abc.AsyncIterator[chorus.cache.v1.cache_pb2.FetchResponse]]:
-        """For each requested step a header, then its chunks of about 1 MiB."""
+        """Streams the stored latents of an entry: for each requested step a header, then chunks of about 1 MiB."""
 
     @abc.abstractmethod
     def Admit(
@@ -220,7 +223,7 @@ class CacheServiceServicer(metaclass=abc.ABCMeta):
         request_iterator: _MaybeAsyncIterator[chorus.cache.v1.cache_pb2.AdmitRequest],
         context: _ServicerContext,
     ) -> typing.Union[chorus.cache.v1.cache_pb2.AdmitResponse, collections.abc.Awaitable[chorus.cache.v1.cache_pb2.AdmitResponse]]:
-        """The entry first, then for each step a header and its chunks."""
+        """Stores an entry. The stream starts with the entry, followed by a header and chunks for each step."""
 
     @abc.abstractmethod
     def Purge(
@@ -228,13 +231,14 @@ class CacheServiceServicer(metaclass=abc.ABCMeta):
         request: chorus.cache.v1.cache_pb2.PurgeRequest,
         context: _ServicerContext,
     ) -> typing.Union[chorus.cache.v1.cache_pb2.PurgeResponse, collections.abc.Awaitable[chorus.cache.v1.cache_pb2.PurgeResponse]]:
-        """Idempotent."""
+        """Deletes entries of the calling tenant. Idempotent."""
 
     @abc.abstractmethod
     def Stats(
         self,
         request: chorus.cache.v1.cache_pb2.StatsRequest,
         context: _ServicerContext,
-    ) -> typing.Union[chorus.cache.v1.cache_pb2.StatsResponse, collections.abc.Awaitable[chorus.cache.v1.cache_pb2.StatsResponse]]: ...
+    ) -> typing.Union[chorus.cache.v1.cache_pb2.StatsResponse, collections.abc.Awaitable[chorus.cache.v1.cache_pb2.StatsResponse]]:
+        """Returns counts and sizes of the calling tenant's entries, and counters of the process."""
 
 def add_CacheServiceServicer_to_server(servicer: CacheServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

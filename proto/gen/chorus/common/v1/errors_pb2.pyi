@@ -27,71 +27,69 @@ class _ErrorReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
     ERROR_REASON_UNSPECIFIED: _ErrorReason.ValueType  # 0
     ERROR_REASON_INVALID_FIELD: _ErrorReason.ValueType  # 1
-    """A field is outside its bound; google.rpc.BadRequest names field, bound and remedy."""
+    """A field is outside its bound; google.rpc.BadRequest names the field, the bound and the remedy."""
     ERROR_REASON_UNKNOWN_MODEL: _ErrorReason.ValueType  # 2
-    """The model id is not served here; metadata "available" lists those that are."""
+    """This server does not serve the model; metadata "available" lists the models that it serves."""
     ERROR_REASON_UNKNOWN_ENCODER: _ErrorReason.ValueType  # 3
-    """The encoder id is not served here; metadata "available" lists those that are."""
+    """This server does not serve the encoder; metadata "available" lists the encoders that it serves."""
     ERROR_REASON_REQUEST_ID_REUSED: _ErrorReason.ValueType  # 4
-    """The request_id was used before with another body."""
+    """The request_id was already used with a different body."""
     ERROR_REASON_NOT_FOUND: _ErrorReason.ValueType  # 5
-    """No generation, or no cache entry, has this id (or it belongs to another tenant)."""
+    """No generation or cache entry of the calling tenant has this id."""
     ERROR_REASON_WRONG_STATE: _ErrorReason.ValueType  # 6
-    """The generation is not in a state that allows the call, for instance no video yet."""
+    """The state of the generation does not allow the call, for instance because it has no video yet."""
     ERROR_REASON_QUEUE_FULL: _ErrorReason.ValueType  # 7
-    """A queue is full; google.rpc.RetryInfo says when to come back."""
+    """A queue is full; google.rpc.RetryInfo contains the delay before a retry."""
     ERROR_REASON_DEPENDENCY_UNAVAILABLE: _ErrorReason.ValueType  # 8
-    """A service that is needed does not answer; metadata "service" names it."""
+    """A required service does not respond; metadata "service" names it."""
     ERROR_REASON_DEADLINE_EXCEEDED: _ErrorReason.ValueType  # 9
-    """The deadline passed before the work was done."""
+    """The deadline passed before the work was complete."""
     ERROR_REASON_CANCELLED: _ErrorReason.ValueType  # 10
-    """The caller cancelled."""
+    """The caller cancelled the request."""
     ERROR_REASON_BLOB_CORRUPT: _ErrorReason.ValueType  # 11
-    """A cached blob is missing, truncated or altered; the entry was dropped."""
+    """A cached blob is missing, truncated or altered; its entry was deleted."""
     ERROR_REASON_SHUTTING_DOWN: _ErrorReason.ValueType  # 12
-    """The server is draining before it stops."""
+    """The server is draining before it shuts down."""
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 13
-    """A fault of the server; the trace id in the metadata leads to its cause."""
+    """An internal error of the server; the metadata contains the trace id under which to look for its cause."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
-    """Why a call or a job failed. The name without its prefix is the `reason` of the one
-    google.rpc.ErrorInfo (domain "chorus") in every error status of every service.
+    """Reason for the failure of a call or a job. Every error status of every service carries one
+    google.rpc.ErrorInfo with domain "chorus"; its `reason` is the name below without the prefix.
     """
 
 ERROR_REASON_UNSPECIFIED: ErrorReason.ValueType  # 0
 ERROR_REASON_INVALID_FIELD: ErrorReason.ValueType  # 1
-"""A field is outside its bound; google.rpc.BadRequest names field, bound and remedy."""
+"""A field is outside its bound; google.rpc.BadRequest names the field, the bound and the remedy."""
 ERROR_REASON_UNKNOWN_MODEL: ErrorReason.ValueType  # 2
-"""The model id is not served here; metadata "available" lists those that are."""
+"""This server does not serve the model; metadata "available" lists the models that it serves."""
 ERROR_REASON_UNKNOWN_ENCODER: ErrorReason.ValueType  # 3
-"""The encoder id is not served here; metadata "available" lists those that are."""
+"""This server does not serve the encoder; metadata "available" lists the encoders that it serves."""
 ERROR_REASON_REQUEST_ID_REUSED: ErrorReason.ValueType  # 4
-"""The request_id was used before with another body."""
+"""The request_id was already used with a different body."""
 ERROR_REASON_NOT_FOUND: ErrorReason.ValueType  # 5
-"""No generation, or no cache entry, has this id (or it belongs to another tenant)."""
+"""No generation or cache entry of the calling tenant has this id."""
 ERROR_REASON_WRONG_STATE: ErrorReason.ValueType  # 6
-"""The generation is not in a state that allows the call, for instance no video yet."""
+"""The state of the generation does not allow the call, for instance because it has no video yet."""
 ERROR_REASON_QUEUE_FULL: ErrorReason.ValueType  # 7
-"""A queue is full; google.rpc.RetryInfo says when to come back."""
+"""A queue is full; google.rpc.RetryInfo contains the delay before a retry."""
 ERROR_REASON_DEPENDENCY_UNAVAILABLE: ErrorReason.ValueType  # 8
-"""A service that is needed does not answer; metadata "service" names it."""
+"""A required service does not respond; metadata "service" names it."""
 ERROR_REASON_DEADLINE_EXCEEDED: ErrorReason.ValueType  # 9
-"""The deadline passed before the work was done."""
+"""The deadline passed before the work was complete."""
 ERROR_REASON_CANCELLED: ErrorReason.ValueType  # 10
-"""The caller cancelled."""
+"""The caller cancelled the request."""
 ERROR_REASON_BLOB_CORRUPT: ErrorReason.ValueType  # 11
-"""A cached blob is missing, truncated or altered; the entry was dropped."""
+"""A cached blob is missing, truncated or altered; its entry was deleted."""
 ERROR_REASON_SHUTTING_DOWN: ErrorReason.ValueType  # 12
-"""The server is draining before it stops."""
+"""The server is draining before it shuts down."""
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 13
-"""A fault of the server; the trace id in the metadata leads to its cause."""
+"""An internal error of the server; the metadata contains the trace id under which to look for its cause."""
 Global___ErrorReason: typing_extensions.TypeAlias = ErrorReason
 
 @typing.final
 class JobError(google.protobuf.message.Message):
-    """How a job ended when it did not succeed; carried in job views and events, where no RPC
-    status can be.
-    """
+    """Error of a job. Job views and events carry it because they cannot carry an RPC status."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -116,10 +114,10 @@ class JobError(google.protobuf.message.Message):
     METADATA_FIELD_NUMBER: builtins.int
     reason: Global___ErrorReason.ValueType
     message: builtins.str
-    """One sentence for a person: what is wrong and what to do."""
+    """Cause and remedy in one sentence for a human reader."""
     @property
     def metadata(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
-        """Facts for a machine, for instance "service" or "available"."""
+        """Machine-readable details, for instance "service" or "available"."""
 
     def __init__(
         self,

@@ -47,24 +47,24 @@ class _BlobKindEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumT
     BLOB_KIND_UNSPECIFIED: _BlobKind.ValueType  # 0
     """Latents of one step boundary."""
     BLOB_KIND_SIDE_DATA: _BlobKind.ValueType  # 1
-    """What stage 2 and amplification need to know of a donor besides its latents: where each token of its
-    prompt acted, and the token states of the prompt. `step` is not set.
+    """Data about a donor that stage 2 and amplification need in addition to its latents: the attention maps of
+    its prompt's tokens and the token states of the prompt. `step` is not set.
     """
 
 class BlobKind(_BlobKind, metaclass=_BlobKindEnumTypeWrapper):
-    """What a blob holds."""
+    """Content of a blob."""
 
 BLOB_KIND_UNSPECIFIED: BlobKind.ValueType  # 0
 """Latents of one step boundary."""
 BLOB_KIND_SIDE_DATA: BlobKind.ValueType  # 1
-"""What stage 2 and amplification need to know of a donor besides its latents: where each token of its
-prompt acted, and the token states of the prompt. `step` is not set.
+"""Data about a donor that stage 2 and amplification need in addition to its latents: the attention maps of
+its prompt's tokens and the token states of the prompt. `step` is not set.
 """
 Global___BlobKind: typing_extensions.TypeAlias = BlobKind
 
 @typing.final
 class Tensor(google.protobuf.message.Message):
-    """A small dense tensor inside a control message (text states, never latents)."""
+    """Small dense tensor inside a control message. Used for text states, never for latents."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -73,10 +73,10 @@ class Tensor(google.protobuf.message.Message):
     DATA_FIELD_NUMBER: builtins.int
     dtype: Global___DType.ValueType
     data: builtins.bytes
-    """Little-endian."""
+    """Elements, little-endian."""
     @property
     def shape(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
-        """Row-major; the product times the size of dtype equals the length of data."""
+        """Dimensions in row-major order. Their product times the size of dtype equals the length of data."""
 
     def __init__(
         self,
@@ -91,8 +91,8 @@ Global___Tensor: typing_extensions.TypeAlias = Tensor
 
 @typing.final
 class Schedule(google.protobuf.message.Message):
-    """The noise levels of one denoising run: N + 1 values, strictly decreasing, the first at most 1,
-    the last 0. Step i goes from sigmas[i] to sigmas[i + 1].
+    """Noise levels of a denoising run of N steps: N + 1 strictly decreasing values, the first at most 1, the last
+    0. Step i goes from sigmas[i] to sigmas[i + 1].
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
@@ -111,7 +111,7 @@ Global___Schedule: typing_extensions.TypeAlias = Schedule
 
 @typing.final
 class StepRef(google.protobuf.message.Message):
-    """A step boundary: latents x_index, at noise level sigma. x_0 is noise, x_N clean."""
+    """Step boundary: the latents x_index at noise level sigma. x_0 is pure noise, x_N is clean."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -131,7 +131,7 @@ Global___StepRef: typing_extensions.TypeAlias = StepRef
 
 @typing.final
 class Adapter(google.protobuf.message.Message):
-    """Weights merged into the model when it was loaded (LoRA)."""
+    """LoRA adapter that was merged into the model's weights at load time."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -142,6 +142,7 @@ class Adapter(google.protobuf.message.Message):
     digest: builtins.str
     """SHA-256 of the adapter's weights, lower-case hex."""
     scale: builtins.float
+    """Factor of the adapter's contribution to the weights."""
     def __init__(
         self,
         *,
@@ -155,8 +156,8 @@ Global___Adapter: typing_extensions.TypeAlias = Adapter
 
 @typing.final
 class LatentIdentity(google.protobuf.message.Message):
-    """Everything that makes latents of two requests interchangeable. Entries are only ever found
-    under an equal identity: change one field and old entries are never seen again.
+    """All properties that must be equal for the latents of two requests to be interchangeable. A lookup finds
+    only entries with an equal identity, so entries become unreachable when any field changes.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
@@ -175,14 +176,14 @@ class LatentIdentity(google.protobuf.message.Message):
     latent_dtype: Global___DType.ValueType
     codec_id: builtins.str
     conditioning_encoder_id: builtins.str
-    """The encoder whose token states conditioned the model."""
+    """Encoder that produced the token states which condition the model."""
     @property
     def adapters(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Adapter]: ...
     @property
     def schedule(self) -> Global___Schedule: ...
     @property
     def latent_shape(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
-        """Channels, latent frames, latent height, latent width."""
+        """Four dimensions: channels, latent frames, latent height, latent width."""
 
     def __init__(
         self,
@@ -203,7 +204,7 @@ Global___LatentIdentity: typing_extensions.TypeAlias = LatentIdentity
 
 @typing.final
 class BlobHeader(google.protobuf.message.Message):
-    """Announces one object inside a stream of chunks. The object is a safetensors file."""
+    """Precedes the chunks of one object in a stream. The object is a safetensors file."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -217,7 +218,7 @@ class BlobHeader(google.protobuf.message.Message):
     kind: Global___BlobKind.ValueType
     @property
     def step(self) -> Global___StepRef:
-        """Which latents: x_index at sigma."""
+        """Step boundary of the latents in the object."""
 
     def __init__(
         self,

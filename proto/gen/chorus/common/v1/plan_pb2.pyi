@@ -28,21 +28,27 @@ class _ReusePolicyEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     REUSE_POLICY_UNSPECIFIED: _ReusePolicy.ValueType  # 0
     """The server's default."""
     REUSE_POLICY_OFF: _ReusePolicy.ValueType  # 1
-    """Compute every step; do not read the cache."""
+    """Computes every step and does not read the cache."""
     REUSE_POLICY_SAFE: _ReusePolicy.ValueType  # 2
+    """Allows the smallest measured loss of quality."""
     REUSE_POLICY_BALANCED: _ReusePolicy.ValueType  # 3
+    """Allows a moderate measured loss of quality."""
     REUSE_POLICY_FAST: _ReusePolicy.ValueType  # 4
+    """Allows the largest measured loss of quality."""
 
 class ReusePolicy(_ReusePolicy, metaclass=_ReusePolicyEnumTypeWrapper):
-    """How far a request may trade fidelity for speed."""
+    """Limit on how much fidelity a request trades for speed."""
 
 REUSE_POLICY_UNSPECIFIED: ReusePolicy.ValueType  # 0
 """The server's default."""
 REUSE_POLICY_OFF: ReusePolicy.ValueType  # 1
-"""Compute every step; do not read the cache."""
+"""Computes every step and does not read the cache."""
 REUSE_POLICY_SAFE: ReusePolicy.ValueType  # 2
+"""Allows the smallest measured loss of quality."""
 REUSE_POLICY_BALANCED: ReusePolicy.ValueType  # 3
+"""Allows a moderate measured loss of quality."""
 REUSE_POLICY_FAST: ReusePolicy.ValueType  # 4
+"""Allows the largest measured loss of quality."""
 Global___ReusePolicy: typing_extensions.TypeAlias = ReusePolicy
 
 class _PlanReasonCode:
@@ -53,49 +59,50 @@ class _PlanReasonCodeEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper.
     DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
     PLAN_REASON_CODE_UNSPECIFIED: _PlanReasonCode.ValueType  # 0
     PLAN_REASON_CODE_REUSE_OFF: _PlanReasonCode.ValueType  # 1
-    """The request asked for no reuse."""
+    """The request disabled reuse."""
     PLAN_REASON_CODE_NO_DONOR: _PlanReasonCode.ValueType  # 2
-    """The cache holds nothing under this identity that is similar at all."""
+    """The cache contains no similar entry with this identity."""
     PLAN_REASON_CODE_SCORE_TOO_LOW: _PlanReasonCode.ValueType  # 3
     """The best donor's score is below the lowest row of the policy's table."""
     PLAN_REASON_CODE_SCORE_TABLE: _PlanReasonCode.ValueType  # 4
-    """A row of the policy's table applied; where prompts could not be compared."""
+    """A row of the policy's table applied, because the prompts could not be compared."""
     PLAN_REASON_CODE_STEP_NOT_CACHED: _PlanReasonCode.ValueType  # 5
-    """The donor does not hold the step that the table allows; a shallower one was taken."""
+    """The donor lacks the latents of the step that the table allows; the plan reuses fewer steps."""
     PLAN_REASON_CODE_CACHE_UNAVAILABLE: _PlanReasonCode.ValueType  # 6
-    """The cache did not answer; the request is computed in full."""
+    """The cache did not respond; every step is computed."""
     PLAN_REASON_CODE_EDIT: _PlanReasonCode.ValueType  # 7
-    """What the target's prompt gained and lost against the donor's, and the kind of edit that makes it."""
+    """Tokens that the target's prompt gained and lost relative to the donor's, and the resulting kind of edit."""
     PLAN_REASON_CODE_CALIBRATION: _PlanReasonCode.ValueType  # 8
-    """A row of the calibration applied: its depth, its measured drift and its seconds."""
+    """A row of the calibration applied. The text contains its depth, measured drift and duration."""
     PLAN_REASON_CODE_DRIFT_TOO_HIGH: _PlanReasonCode.ValueType  # 9
-    """No row of the calibration stays below the drift that the policy allows for this kind of edit."""
+    """Every row of the calibration exceeds the drift that the policy allows for this kind of edit."""
     PLAN_REASON_CODE_EXPLICIT: _PlanReasonCode.ValueType  # 10
-    """The request chose the plan itself."""
+    """The request contained an explicit plan."""
 
-class PlanReasonCode(_PlanReasonCode, metaclass=_PlanReasonCodeEnumTypeWrapper): ...
+class PlanReasonCode(_PlanReasonCode, metaclass=_PlanReasonCodeEnumTypeWrapper):
+    """Rule of the planner that led to a plan."""
 
 PLAN_REASON_CODE_UNSPECIFIED: PlanReasonCode.ValueType  # 0
 PLAN_REASON_CODE_REUSE_OFF: PlanReasonCode.ValueType  # 1
-"""The request asked for no reuse."""
+"""The request disabled reuse."""
 PLAN_REASON_CODE_NO_DONOR: PlanReasonCode.ValueType  # 2
-"""The cache holds nothing under this identity that is similar at all."""
+"""The cache contains no similar entry with this identity."""
 PLAN_REASON_CODE_SCORE_TOO_LOW: PlanReasonCode.ValueType  # 3
 """The best donor's score is below the lowest row of the policy's table."""
 PLAN_REASON_CODE_SCORE_TABLE: PlanReasonCode.ValueType  # 4
-"""A row of the policy's table applied; where prompts could not be compared."""
+"""A row of the policy's table applied, because the prompts could not be compared."""
 PLAN_REASON_CODE_STEP_NOT_CACHED: PlanReasonCode.ValueType  # 5
-"""The donor does not hold the step that the table allows; a shallower one was taken."""
+"""The donor lacks the latents of the step that the table allows; the plan reuses fewer steps."""
 PLAN_REASON_CODE_CACHE_UNAVAILABLE: PlanReasonCode.ValueType  # 6
-"""The cache did not answer; the request is computed in full."""
+"""The cache did not respond; every step is computed."""
 PLAN_REASON_CODE_EDIT: PlanReasonCode.ValueType  # 7
-"""What the target's prompt gained and lost against the donor's, and the kind of edit that makes it."""
+"""Tokens that the target's prompt gained and lost relative to the donor's, and the resulting kind of edit."""
 PLAN_REASON_CODE_CALIBRATION: PlanReasonCode.ValueType  # 8
-"""A row of the calibration applied: its depth, its measured drift and its seconds."""
+"""A row of the calibration applied. The text contains its depth, measured drift and duration."""
 PLAN_REASON_CODE_DRIFT_TOO_HIGH: PlanReasonCode.ValueType  # 9
-"""No row of the calibration stays below the drift that the policy allows for this kind of edit."""
+"""Every row of the calibration exceeds the drift that the policy allows for this kind of edit."""
 PLAN_REASON_CODE_EXPLICIT: PlanReasonCode.ValueType  # 10
-"""The request chose the plan itself."""
+"""The request contained an explicit plan."""
 Global___PlanReasonCode: typing_extensions.TypeAlias = PlanReasonCode
 
 class _RegionSource:
@@ -106,26 +113,30 @@ class _RegionSourceEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._E
     DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
     REGION_SOURCE_UNSPECIFIED: _RegionSource.ValueType  # 0
     REGION_SOURCE_PROBE: _RegionSource.ValueType  # 1
-    """Every fourth token is computed first: where its prediction differs from the donor's own, the tokens
-    around it are active.
+    """Computes every fourth token first. Where its prediction differs from the donor's, the surrounding tokens
+    are active.
     """
     REGION_SOURCE_FULL_STEP: _RegionSource.ValueType  # 2
-    """The first step of stage 2 is computed in full, and compared likewise."""
+    """Computes the first step of stage 2 in full and compares every token's prediction with the donor's."""
     REGION_SOURCE_ATTENTION: _RegionSource.ValueType  # 3
-    """Where the lost tokens acted in the donor, by the attention maps kept with it. Costs no step."""
+    """Uses the attention maps stored with the donor: tokens are active where the lost words acted. Needs no
+    computation.
+    """
 
 class RegionSource(_RegionSource, metaclass=_RegionSourceEnumTypeWrapper):
-    """How stage 2 finds the tokens that it computes."""
+    """Method by which stage 2 finds the active tokens, the ones that it computes."""
 
 REGION_SOURCE_UNSPECIFIED: RegionSource.ValueType  # 0
 REGION_SOURCE_PROBE: RegionSource.ValueType  # 1
-"""Every fourth token is computed first: where its prediction differs from the donor's own, the tokens
-around it are active.
+"""Computes every fourth token first. Where its prediction differs from the donor's, the surrounding tokens
+are active.
 """
 REGION_SOURCE_FULL_STEP: RegionSource.ValueType  # 2
-"""The first step of stage 2 is computed in full, and compared likewise."""
+"""Computes the first step of stage 2 in full and compares every token's prediction with the donor's."""
 REGION_SOURCE_ATTENTION: RegionSource.ValueType  # 3
-"""Where the lost tokens acted in the donor, by the attention maps kept with it. Costs no step."""
+"""Uses the attention maps stored with the donor: tokens are active where the lost words acted. Needs no
+computation.
+"""
 Global___RegionSource: typing_extensions.TypeAlias = RegionSource
 
 class _RegionContext:
@@ -136,18 +147,22 @@ class _RegionContextEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._
     DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
     REGION_CONTEXT_UNSPECIFIED: _RegionContext.ValueType  # 0
     REGION_CONTEXT_NONE: _RegionContext.ValueType  # 1
-    """Nothing: active tokens see one another and the text."""
+    """None. Active tokens attend to each other and to the text only."""
     REGION_CONTEXT_STRIDED: _RegionContext.ValueType  # 2
-    """Every fourth inactive token goes through the network with them; what it predicts there is dropped."""
+    """Every fourth inactive token. It passes through the network with the active ones; its prediction is
+    discarded.
+    """
 
 class RegionContext(_RegionContext, metaclass=_RegionContextEnumTypeWrapper):
-    """What inactive tokens are to the active ones in a region step."""
+    """Inactive tokens that active tokens can attend to in a region step."""
 
 REGION_CONTEXT_UNSPECIFIED: RegionContext.ValueType  # 0
 REGION_CONTEXT_NONE: RegionContext.ValueType  # 1
-"""Nothing: active tokens see one another and the text."""
+"""None. Active tokens attend to each other and to the text only."""
 REGION_CONTEXT_STRIDED: RegionContext.ValueType  # 2
-"""Every fourth inactive token goes through the network with them; what it predicts there is dropped."""
+"""Every fourth inactive token. It passes through the network with the active ones; its prediction is
+discarded.
+"""
 Global___RegionContext: typing_extensions.TypeAlias = RegionContext
 
 class _AmplificationForm:
@@ -158,27 +173,27 @@ class _AmplificationFormEnumTypeWrapper(google.protobuf.internal.enum_type_wrapp
     DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
     AMPLIFICATION_FORM_UNSPECIFIED: _AmplificationForm.ValueType  # 0
     AMPLIFICATION_FORM_CONTRAST: _AmplificationForm.ValueType  # 1
-    """attend(target) + strength · (attend(target) − attend(donor's prompt))."""
+    """Computes attend(target) + strength · (attend(target) − attend(donor's prompt))."""
     AMPLIFICATION_FORM_BIAS: _AmplificationForm.ValueType  # 2
-    """strength · weight is added to the logits of gained tokens."""
+    """Adds strength · weight to the logits of gained tokens."""
     AMPLIFICATION_FORM_VALUE_GAIN: _AmplificationForm.ValueType  # 3
-    """The values of gained tokens are multiplied by 1 + strength · weight."""
+    """Multiplies the values of gained tokens by 1 + strength · weight."""
 
 class AmplificationForm(_AmplificationForm, metaclass=_AmplificationFormEnumTypeWrapper):
     """Forms of Token-Guided Attention Amplification, in cross-attention."""
 
 AMPLIFICATION_FORM_UNSPECIFIED: AmplificationForm.ValueType  # 0
 AMPLIFICATION_FORM_CONTRAST: AmplificationForm.ValueType  # 1
-"""attend(target) + strength · (attend(target) − attend(donor's prompt))."""
+"""Computes attend(target) + strength · (attend(target) − attend(donor's prompt))."""
 AMPLIFICATION_FORM_BIAS: AmplificationForm.ValueType  # 2
-"""strength · weight is added to the logits of gained tokens."""
+"""Adds strength · weight to the logits of gained tokens."""
 AMPLIFICATION_FORM_VALUE_GAIN: AmplificationForm.ValueType  # 3
-"""The values of gained tokens are multiplied by 1 + strength · weight."""
+"""Multiplies the values of gained tokens by 1 + strength · weight."""
 Global___AmplificationForm: typing_extensions.TypeAlias = AmplificationForm
 
 @typing.final
 class DonorRef(google.protobuf.message.Message):
-    """An earlier request whose latents may be, or were, reused."""
+    """Reference to a cache entry that may be reused, or was reused."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -189,13 +204,13 @@ class DonorRef(google.protobuf.message.Message):
     GENERATION_ID_FIELD_NUMBER: builtins.int
     entry_id: builtins.str
     score: builtins.float
-    """Cosine of the two retrieval vectors."""
+    """Cosine similarity of the two retrieval vectors, −1 to 1."""
     prompt: builtins.str
-    """The donor's prompt; empty where the entry keeps only its hash."""
+    """Prompt of the donor. Empty if the entry stores only its hash."""
     traceparent: builtins.str
-    """W3C traceparent of the request that produced the entry; spans of the reuse link to it."""
+    """W3C traceparent of the request that produced the entry; the spans that reuse it link to it."""
     generation_id: builtins.str
-    """The generation that produced the entry."""
+    """Generation that produced the entry."""
     def __init__(
         self,
         *,
@@ -211,13 +226,15 @@ Global___DonorRef: typing_extensions.TypeAlias = DonorRef
 
 @typing.final
 class PlanReason(google.protobuf.message.Message):
+    """One reason for a plan."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     CODE_FIELD_NUMBER: builtins.int
     TEXT_FIELD_NUMBER: builtins.int
     code: Global___PlanReasonCode.ValueType
     text: builtins.str
-    """The same in words, with the figures that decided it."""
+    """Explanation in words, with the figures that decided it."""
     def __init__(
         self,
         *,
@@ -230,7 +247,7 @@ Global___PlanReason: typing_extensions.TypeAlias = PlanReason
 
 @typing.final
 class RegionPlan(google.protobuf.message.Message):
-    """Stage 2."""
+    """Parameters of stage 2."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -241,13 +258,14 @@ class RegionPlan(google.protobuf.message.Message):
     CONTEXT_FIELD_NUMBER: builtins.int
     source: Global___RegionSource.ValueType
     threshold: builtins.float
-    """A token is active where the mean square difference of predictions is above this share of the donor
-    prediction's variance; for ATTENTION, where its attention is above this share of the largest. 0 to 1.
+    """Threshold above which a token is active, 0 to 1. For PROBE and FULL_STEP it applies to the mean squared
+    difference of the two predictions, as a share of the variance of the donor's prediction; for ATTENTION to
+    the attention of the token, as a share of the largest.
     """
     dilation: builtins.int
-    """Tokens around each active one, in rows and columns, that are active too: 0 to 8."""
+    """Number of tokens by which the region grows along rows and columns, 0 to 8."""
     budget: builtins.float
-    """The largest share of active tokens. Where more would be, the step is computed in full. 0 to 1."""
+    """Maximum share of active tokens, 0 to 1. A step that would exceed it is computed in full."""
     context: Global___RegionContext.ValueType
     def __init__(
         self,
@@ -264,6 +282,8 @@ Global___RegionPlan: typing_extensions.TypeAlias = RegionPlan
 
 @typing.final
 class Amplification(google.protobuf.message.Message):
+    """Parameters of Token-Guided Attention Amplification."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     FORM_FIELD_NUMBER: builtins.int
@@ -273,12 +293,14 @@ class Amplification(google.protobuf.message.Message):
     FIRST_LAYER_FIELD_NUMBER: builtins.int
     form: Global___AmplificationForm.ValueType
     strength: builtins.float
-    """0 to 4; 0 is exactly off."""
+    """Strength, 0 to 4. The result at 0 is bitwise equal to the result without amplification."""
     first_step: builtins.int
-    """Steps first_step … end_step − 1, of those that are computed. Both 0: all of them."""
+    """First amplified step, and the step after the last one. Steps that are not computed are skipped. If both
+    are 0, every computed step is amplified.
+    """
     end_step: builtins.int
     first_layer: builtins.int
-    """The first block, from 0, whose cross-attention is amplified."""
+    """Index of the first transformer block with amplified cross-attention. All later blocks are amplified too."""
     def __init__(
         self,
         *,
@@ -294,7 +316,7 @@ Global___Amplification: typing_extensions.TypeAlias = Amplification
 
 @typing.final
 class WeightedToken(google.protobuf.message.Message):
-    """A token of a prompt by its position in the conditioning encoder's row of tokens."""
+    """Token of a prompt, given by its position in the token sequence of the conditioning encoder."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -302,7 +324,7 @@ class WeightedToken(google.protobuf.message.Message):
     WEIGHT_FIELD_NUMBER: builtins.int
     index: builtins.int
     weight: builtins.float
-    """0: the other prompt says the same; 1: nothing in it comes near."""
+    """0 if the other prompt contains an equivalent token, 1 if it contains nothing similar."""
     def __init__(
         self,
         *,
@@ -315,10 +337,11 @@ Global___WeightedToken: typing_extensions.TypeAlias = WeightedToken
 
 @typing.final
 class Plan(google.protobuf.message.Message):
-    """What the denoiser is to do. Steps 0 … reuse_steps − 1 are not run: the target starts from the donor's
-    latents x_{reuse_steps}. Steps up to region_end − 1 compute active tokens only, and the others
-    take the donor's latents. All later steps are computed in full. With `renoised` the target starts from
-    noise of its own over the donor's clean latents instead.
+    """Instructions for a denoising run of N steps, in three stages:
+    1. Steps 0 … reuse_steps − 1 are not run. The target starts from the donor's latents x_{reuse_steps}.
+    2. Steps reuse_steps … region_end − 1 compute active tokens only. Inactive tokens take the donor's latents.
+    3. Steps region_end … N − 1 compute every token.
+    With `renoised`, the target starts from the donor's clean latents with new noise instead.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
@@ -337,20 +360,22 @@ class Plan(google.protobuf.message.Message):
     EDIT_FIELD_NUMBER: builtins.int
     RENOISED_FIELD_NUMBER: builtins.int
     total_steps: builtins.int
+    """N."""
     reuse_steps: builtins.int
-    """K1 of the method: 0 is no reuse, and then there is no donor."""
+    """K1 of the method. 0 means no reuse; `donor` is then unset."""
     predicted_seconds_saved: builtins.float
-    """Against computing every step, from the model's measured seconds per step."""
+    """Predicted time saved relative to computing every step, from the model's measured seconds per step."""
     region_end: builtins.int
-    """K2 of the method, reuse_steps to total_steps; equal to reuse_steps or 0: no stage 2."""
+    """K2 of the method, reuse_steps to total_steps. There is no stage 2 if it is 0 or equal to reuse_steps."""
     predicted_drift_points: builtins.float
-    """By the calibration: percentage points by which more results follow the donor than in full computation."""
+    """Predicted donor drift from the calibration, in percentage points: the additional share of results that
+    show what only the donor's prompt requested, relative to computing every step.
+    """
     edit: builtins.str
-    """The kind of edit that leads from the donor's prompt to the target's, for instance "colour"."""
+    """Kind of edit between the donor's prompt and the target's, for instance "colour"."""
     renoised: builtins.bool
-    """The target starts from the donor's clean latents, noised again with the target's own noise e to the
-    level s of x_{reuse_steps}: (1 − s) · x_{total_steps} + s · e. Only with a donor and without a
-    stage 2.
+    """Whether the target starts from (1 − s) · x_N + s · e: the donor's clean latents x_N with the target's own
+    noise e at the noise level s of step reuse_steps. Requires a donor and no stage 2.
     """
     @property
     def donor(self) -> Global___DonorRef: ...
@@ -358,19 +383,19 @@ class Plan(google.protobuf.message.Message):
     def reasons(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___PlanReason]: ...
     @property
     def region(self) -> Global___RegionPlan:
-        """Set exactly if there is a stage 2."""
+        """Set if and only if the plan has a stage 2."""
 
     @property
     def amplification(self) -> Global___Amplification:
-        """Absent: none."""
+        """If unset, attention is not amplified."""
 
     @property
     def gained(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___WeightedToken]:
-        """What the target's prompt says that the donor's does not."""
+        """Tokens of the target's prompt without an equivalent in the donor's."""
 
     @property
     def lost(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___WeightedToken]:
-        """What the donor's prompt says that the target's does not; positions in the donor's prompt."""
+        """Tokens of the donor's prompt without an equivalent in the target's, by position in the donor's prompt."""
 
     def __init__(
         self,

@@ -18,7 +18,7 @@ DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
 
 @typing.final
 class VideoShape(google.protobuf.message.Message):
-    """Pixels of a video."""
+    """Dimensions of a video: number of frames, and height and width in pixels."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -41,7 +41,7 @@ Global___VideoShape: typing_extensions.TypeAlias = VideoShape
 
 @typing.final
 class VideoInfo(google.protobuf.message.Message):
-    """An encoded video."""
+    """Description of an encoded video."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -53,12 +53,13 @@ class VideoInfo(google.protobuf.message.Message):
     WIDTH_FIELD_NUMBER: builtins.int
     FRAMES_PER_SECOND_FIELD_NUMBER: builtins.int
     media_type: builtins.str
+    """For instance "video/mp4"."""
     size_bytes: builtins.int
     digest: builtins.str
-    """SHA-256, lower-case hex."""
+    """SHA-256 of the encoded video, lower-case hex."""
     frames: builtins.int
     height: builtins.int
-    """As encoded; small videos are enlarged for display."""
+    """Height and width of the encoded video, in pixels. Small videos are enlarged for display."""
     width: builtins.int
     frames_per_second: builtins.float
     def __init__(

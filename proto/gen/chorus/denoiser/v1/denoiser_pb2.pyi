@@ -24,7 +24,7 @@ DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
 
 @typing.final
 class AdmissionContext(google.protobuf.message.Message):
-    """What the denoiser needs to admit the result to the cache."""
+    """Data that the denoiser needs to admit the result to the cache."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -33,7 +33,7 @@ class AdmissionContext(google.protobuf.message.Message):
     prompt: builtins.str
     @property
     def retrieval_vector(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
-        """L2-normalised, of the request's retrieval encoder."""
+        """L2-normalised vector of the prompt from the request's retrieval encoder."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class DenoiseRequest(google.protobuf.message.Message):
     seed: builtins.int
     conditioning_encoder_id: builtins.str
     retrieval_encoder_id: builtins.str
-    """Where to look for the donor: the retrieval encoder and the length of its vectors."""
+    """Retrieval encoder of the donor's entry, and the number of values in its vectors."""
     vector_dim: builtins.int
     @property
     def shape(self) -> chorus.common.v1.video_pb2.VideoShape: ...
@@ -73,13 +73,13 @@ class DenoiseRequest(google.protobuf.message.Message):
     def schedule(self) -> chorus.common.v1.latents_pb2.Schedule: ...
     @property
     def token_states(self) -> chorus.common.v1.latents_pb2.Tensor:
-        """[L, D], no padding."""
+        """Token states of the prompt, shape [L, D], without padding."""
 
     @property
     def plan(self) -> chorus.common.v1.plan_pb2.Plan: ...
     @property
     def admission(self) -> Global___AdmissionContext:
-        """Absent: do not store the result."""
+        """If unset, the result is not stored."""
 
     def __init__(
         self,
@@ -103,40 +103,44 @@ Global___DenoiseRequest: typing_extensions.TypeAlias = DenoiseRequest
 
 @typing.final
 class Started(google.protobuf.message.Message):
-    """What is really done; differs from the plan when the donor could not be had."""
+    """Actual start of the run. Differs from the plan if the donor could not be fetched."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    FIRST_STEP_FIELD_NUMBER: builtins.int
+    REUSE_STEPS_FIELD_NUMBER: builtins.int
     TOTAL_STEPS_FIELD_NUMBER: builtins.int
     DONOR_FIELD_NUMBER: builtins.int
     DEGRADED_FIELD_NUMBER: builtins.int
     FETCH_SECONDS_FIELD_NUMBER: builtins.int
-    first_step: builtins.int
+    reuse_steps: builtins.int
+    """Number of leading steps that are reused instead of computed; 0 without a donor."""
     total_steps: builtins.int
     fetch_seconds: builtins.float
+    """Time to fetch the donor's latents."""
     @property
     def donor(self) -> chorus.common.v1.plan_pb2.DonorRef: ...
     @property
     def degraded(self) -> chorus.common.v1.errors_pb2.JobError:
-        """Why the plan's reuse was not possible; unset when it was."""
+        """Reason why the planned reuse was not possible. Unset if the run follows the plan."""
 
     def __init__(
         self,
         *,
-        first_step: builtins.int = ...,
+        reuse_steps: builtins.int = ...,
         total_steps: builtins.int = ...,
         donor: chorus.common.v1.plan_pb2.DonorRef | None = ...,
         degraded: chorus.common.v1.errors_pb2.JobError | None = ...,
         fetch_seconds: builtins.float = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["degraded", b"degraded", "donor", b"donor"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["degraded", b"degraded", "donor", b"donor", "fetch_seconds", b"fetch_seconds", "first_step", b"first_step", "total_steps", b"total_steps"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["degraded", b"degraded", "donor", b"donor", "fetch_seconds", b"fetch_seconds", "reuse_steps", b"reuse_steps", "total_steps", b"total_steps"]) -> None: ...
 
 Global___Started: typing_extensions.TypeAlias = Started
 
 @typing.final
 class StepCompleted(google.protobuf.message.Message):
+    """Completion of one computed step."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     STEP_FIELD_NUMBER: builtins.int
@@ -148,22 +152,22 @@ class StepCompleted(google.protobuf.message.Message):
     FALLBACK_FIELD_NUMBER: builtins.int
     seconds: builtins.float
     computed_share: builtins.float
-    """Tokens computed in this step, those that looked for the region among them, as a share of all."""
+    """Share of all tokens that this step computed, including the ones computed to find the region. 0 to 1."""
     active_tokens: builtins.bytes
-    """Which tokens are the target's own: one bit each, over time, then rows, then columns, lowest bit first.
-    Empty: all.
+    """Bit mask of the tokens that the target computed instead of taking them from the donor: one bit per token,
+    ordered by time, row and column, lowest bit first. Empty means all tokens.
     """
     backend: builtins.str
-    """What ran the network: torch, compiled, onnxruntime or tensorrt."""
+    """Backend that ran the network: torch, compiled, onnxruntime or tensorrt."""
     fallback: builtins.str
-    """Why not the backend that this denoiser is set to; empty if it was."""
+    """Reason why the configured backend did not run the step. Empty if it did."""
     @property
     def step(self) -> chorus.common.v1.latents_pb2.StepRef:
-        """The boundary reached: x_{i+1} after step i."""
+        """Step boundary that was reached: x_{i+1} after step i."""
 
     @property
     def token_grid(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
-        """Tokens along time, rows and columns."""
+        """Number of tokens along time, rows and columns."""
 
     def __init__(
         self,
@@ -183,6 +187,8 @@ Global___StepCompleted: typing_extensions.TypeAlias = StepCompleted
 
 @typing.final
 class Completed(google.protobuf.message.Message):
+    """End of the run; the video has been sent."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     STEPS_RUN_FIELD_NUMBER: builtins.int
@@ -204,16 +210,18 @@ Global___Completed: typing_extensions.TypeAlias = Completed
 
 @typing.final
 class Admission(google.protobuf.message.Message):
-    """The last event. The result is complete without it: a cache that is down costs no video."""
+    """Outcome of storing the result. Sent after Completed, so that an unavailable cache does not delay the video."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     ENTRY_ID_FIELD_NUMBER: builtins.int
     ERROR_FIELD_NUMBER: builtins.int
     entry_id: builtins.str
-    """Empty if the entry was not admitted."""
+    """Id of the admitted entry. Empty if the cache did not admit it."""
     @property
-    def error(self) -> chorus.common.v1.errors_pb2.JobError: ...
+    def error(self) -> chorus.common.v1.errors_pb2.JobError:
+        """Reason why the entry was not admitted."""
+
     def __init__(
         self,
         *,
@@ -274,7 +282,7 @@ Global___DescribeModelsRequest: typing_extensions.TypeAlias = DescribeModelsRequ
 
 @typing.final
 class Bound(google.protobuf.message.Message):
-    """Inclusive; valid values are min, min + multiple, …"""
+    """Range of valid values: min, min + multiple, …, up to and including max."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -297,6 +305,8 @@ Global___Bound: typing_extensions.TypeAlias = Bound
 
 @typing.final
 class CodecInfo(google.protobuf.message.Message):
+    """Codec that converts between latents and pixels."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     CODEC_ID_FIELD_NUMBER: builtins.int
@@ -307,9 +317,13 @@ class CodecInfo(google.protobuf.message.Message):
     codec_id: builtins.str
     latent_channels: builtins.int
     temporal_factor: builtins.int
+    """Number of frames per latent frame."""
     spatial_factor: builtins.int
+    """Number of pixels per latent position along height and width."""
     causal: builtins.bool
-    """Latent frames are 1 + (frames − 1) / temporal_factor instead of frames / temporal_factor."""
+    """Whether the number of latent frames is 1 + (frames − 1) / temporal_factor instead of
+    frames / temporal_factor.
+    """
     def __init__(
         self,
         *,
@@ -325,6 +339,8 @@ Global___CodecInfo: typing_extensions.TypeAlias = CodecInfo
 
 @typing.final
 class ModelInfo(google.protobuf.message.Message):
+    """Model that the denoiser serves, with the bounds of its requests."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     MODEL_ID_FIELD_NUMBER: builtins.int
@@ -348,12 +364,15 @@ class ModelInfo(google.protobuf.message.Message):
     conditioning_encoder_id: builtins.str
     latent_dtype: chorus.common.v1.latents_pb2.DType.ValueType
     schedule_shift: builtins.float
-    """For n steps: σ(t) = shift·t / (1 + (shift − 1)·t) at t = 1, 1 − 1/n, …, 0."""
+    """Shift of the schedule for a given number of steps n: σ(t) = shift·t / (1 + (shift − 1)·t) at
+    t = 1, 1 − 1/n, …, 0.
+    """
     seconds_per_step: builtins.float
-    """Measured at the default shape on this machine when the model was warmed; 0 before."""
+    """Seconds per step at the default shape, measured on this machine during warm-up. 0 before warm-up."""
     backend: builtins.str
-    """What its steps run on, and how many steps fell back to torch since the start."""
+    """Configured backend."""
     fallback_steps: builtins.int
+    """Number of predictions that fell back to torch since the process started."""
     @property
     def adapters(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[chorus.common.v1.latents_pb2.Adapter]: ...
     @property

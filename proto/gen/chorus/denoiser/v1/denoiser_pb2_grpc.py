@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class DenoiserServiceStub(object):
-    """Owns the accelerator: runs plans, one at a time.
+    """Runs denoising plans on the accelerator, one at a time.
     """
 
     def __init__(self, channel):
@@ -53,25 +53,27 @@ class DenoiserServiceStub(object):
 
 
 class DenoiserServiceServicer(object):
-    """Owns the accelerator: runs plans, one at a time.
+    """Runs denoising plans on the accelerator, one at a time.
     """
 
     def Denoise(self, request, context):
-        """Events in order: Started, StepCompleted for each step run, video header, video chunks,
-        Completed, and Admission if the request stores. Cancelling the call stops the run at the next step.
+        """Runs a plan and streams its events in order: Started, StepCompleted for each computed step, video header,
+        video chunks, Completed, and Admission if the request stores its result. Cancelling the call stops the
+        run at the next step.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DescribeModels(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Returns the models that this denoiser serves.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Warm(self, request, context):
-        """Loads a model and runs one step, so that the first request does not pay for it.
+        """Loads a model and runs one step, so that the first request does not wait for either.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -104,7 +106,7 @@ def add_DenoiserServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class DenoiserService(object):
-    """Owns the accelerator: runs plans, one at a time.
+    """Runs denoising plans on the accelerator, one at a time.
     """
 
     @staticmethod

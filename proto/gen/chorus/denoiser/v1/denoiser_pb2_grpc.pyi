@@ -74,7 +74,7 @@ _DenoiserServiceWarmType = typing_extensions.TypeVar(
 )
 
 class DenoiserServiceStub(typing.Generic[_DenoiserServiceDenoiseType, _DenoiserServiceDescribeModelsType, _DenoiserServiceWarmType]):
-    """Owns the accelerator: runs plans, one at a time."""
+    """Runs denoising plans on the accelerator, one at a time."""
 
     @typing.overload
     def __init__(self: DenoiserServiceStub[
@@ -109,14 +109,16 @@ class DenoiserServiceStub(typing.Generic[_DenoiserServiceDenoiseType, _DenoiserS
     ], channel: grpc.aio.Channel) -> None: ...
 
     Denoise: _DenoiserServiceDenoiseType
-    """Events in order: Started, StepCompleted for each step run, video header, video chunks,
-    Completed, and Admission if the request stores. Cancelling the call stops the run at the next step.
+    """Runs a plan and streams its events in order: Started, StepCompleted for each computed step, video header,
+    video chunks, Completed, and Admission if the request stores its result. Cancelling the call stops the
+    run at the next step.
     """
 
     DescribeModels: _DenoiserServiceDescribeModelsType
+    """Returns the models that this denoiser serves."""
 
     Warm: _DenoiserServiceWarmType
-    """Loads a model and runs one step, so that the first request does not pay for it."""
+    """Loads a model and runs one step, so that the first request does not wait for either."""
 
 DenoiserServiceAsyncStub: typing_extensions.TypeAlias = DenoiserServiceStub[
     grpc.aio.UnaryStreamMultiCallable[
@@ -134,7 +136,7 @@ DenoiserServiceAsyncStub: typing_extensions.TypeAlias = DenoiserServiceStub[
 ]
 
 class DenoiserServiceServicer(metaclass=abc.ABCMeta):
-    """Owns the accelerator: runs plans, one at a time."""
+    """Runs denoising plans on the accelerator, one at a time."""
 
     @abc.abstractmethod
     def Denoise(
@@ -142,8 +144,9 @@ class DenoiserServiceServicer(metaclass=abc.ABCMeta):
         request: chorus.denoiser.v1.denoiser_pb2.DenoiseRequest,
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[chorus.denoiser.v1.denoiser_pb2.DenoiseResponse], collections.abc.AsyncIterator[chorus.denoiser.v1.denoiser_pb2.DenoiseResponse]]:
-        """Events in order: Started, StepCompleted for each step run, video header, video chunks,
-        Completed, and Admission if the request stores. Cancelling the call stops the run at the next step.
+        """Runs a plan and streams its events in order: Started, StepCompleted for each computed step, video header,
+        video chunks, Completed, and Admission if the request stores its result. Cancelling the call stops the
+        run at the next step.
         """
 
     @abc.abstractmethod
@@ -151,7 +154,8 @@ class DenoiserServiceServicer(metaclass=abc.ABCMeta):
         self,
         request: chorus.denoiser.v1.denoiser_pb2.DescribeModelsRequest,
         context: _ServicerContext,
-    ) -> typing.Union[chorus.denoiser.v1.denoiser_pb2.DescribeModelsResponse, collections.abc.Awaitable[chorus.denoiser.v1.denoiser_pb2.DescribeModelsResponse]]: ...
+    ) -> typing.Union[chorus.denoiser.v1.denoiser_pb2.DescribeModelsResponse, collections.abc.Awaitable[chorus.denoiser.v1.denoiser_pb2.DescribeModelsResponse]]:
+        """Returns the models that this denoiser serves."""
 
     @abc.abstractmethod
     def Warm(
@@ -159,6 +163,6 @@ class DenoiserServiceServicer(metaclass=abc.ABCMeta):
         request: chorus.denoiser.v1.denoiser_pb2.WarmRequest,
         context: _ServicerContext,
     ) -> typing.Union[chorus.denoiser.v1.denoiser_pb2.WarmResponse, collections.abc.Awaitable[chorus.denoiser.v1.denoiser_pb2.WarmResponse]]:
-        """Loads a model and runs one step, so that the first request does not pay for it."""
+        """Loads a model and runs one step, so that the first request does not wait for either."""
 
 def add_DenoiserServiceServicer_to_server(servicer: DenoiserServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

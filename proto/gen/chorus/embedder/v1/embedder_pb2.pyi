@@ -30,32 +30,32 @@ class _TokenCategoryEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._
     TOKEN_CATEGORY_COLOUR: _TokenCategory.ValueType  # 1
     TOKEN_CATEGORY_SIZE: _TokenCategory.ValueType  # 2
     TOKEN_CATEGORY_MOTION: _TokenCategory.ValueType  # 3
-    """Directions, speeds, and whether something moves at all."""
+    """Direction, speed, or absence of motion."""
     TOKEN_CATEGORY_NUMBER: _TokenCategory.ValueType  # 4
-    """How many."""
+    """Number of things."""
     TOKEN_CATEGORY_NEGATION: _TokenCategory.ValueType  # 5
-    """That something is not there, or not so."""
+    """Absence of a thing or of a property."""
     TOKEN_CATEGORY_BACKGROUND: _TokenCategory.ValueType  # 6
-    """The surroundings: backdrop, time of day; and what describes them, a colour for instance."""
+    """Surroundings, such as backdrop or time of day, and words that describe them, such as their colour."""
     TOKEN_CATEGORY_OTHER: _TokenCategory.ValueType  # 7
-    """Everything else: shapes, things, actions, styles."""
+    """Everything else, such as shapes, things, actions and styles."""
 
 class TokenCategory(_TokenCategory, metaclass=_TokenCategoryEnumTypeWrapper):
-    """What a token is about. Embeddings do not tell: to them red is nearer to blue than to crimson."""
+    """Subject of a token. Embeddings do not reveal it: in their space, red is closer to blue than to crimson."""
 
 TOKEN_CATEGORY_UNSPECIFIED: TokenCategory.ValueType  # 0
 TOKEN_CATEGORY_COLOUR: TokenCategory.ValueType  # 1
 TOKEN_CATEGORY_SIZE: TokenCategory.ValueType  # 2
 TOKEN_CATEGORY_MOTION: TokenCategory.ValueType  # 3
-"""Directions, speeds, and whether something moves at all."""
+"""Direction, speed, or absence of motion."""
 TOKEN_CATEGORY_NUMBER: TokenCategory.ValueType  # 4
-"""How many."""
+"""Number of things."""
 TOKEN_CATEGORY_NEGATION: TokenCategory.ValueType  # 5
-"""That something is not there, or not so."""
+"""Absence of a thing or of a property."""
 TOKEN_CATEGORY_BACKGROUND: TokenCategory.ValueType  # 6
-"""The surroundings: backdrop, time of day; and what describes them, a colour for instance."""
+"""Surroundings, such as backdrop or time of day, and words that describe them, such as their colour."""
 TOKEN_CATEGORY_OTHER: TokenCategory.ValueType  # 7
-"""Everything else: shapes, things, actions, styles."""
+"""Everything else, such as shapes, things, actions and styles."""
 Global___TokenCategory: typing_extensions.TypeAlias = TokenCategory
 
 @typing.final
@@ -67,7 +67,7 @@ class EmbedRequest(google.protobuf.message.Message):
     prompt: builtins.str
     """1 to 2,000 characters after trimming."""
     conditioning_encoder_id: builtins.str
-    """The encoder whose token states the model was trained on; see DescribeEncoders."""
+    """Encoder whose token states the model was trained on; see DescribeEncoders."""
     def __init__(
         self,
         *,
@@ -80,7 +80,7 @@ Global___EmbedRequest: typing_extensions.TypeAlias = EmbedRequest
 
 @typing.final
 class Token(google.protobuf.message.Message):
-    """A token of a prompt. Offsets count Unicode characters of the prompt as it was sent."""
+    """Token of a prompt. Offsets count Unicode characters of the prompt as the client sent it."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -90,7 +90,7 @@ class Token(google.protobuf.message.Message):
     text: builtins.str
     start: builtins.int
     end: builtins.int
-    """Exclusive. start == end for a special token, which stands for no text."""
+    """Exclusive. Equal to start for a special token, which represents no text."""
     def __init__(
         self,
         *,
@@ -115,18 +115,18 @@ class EmbedResponse(google.protobuf.message.Message):
     retrieval_encoder_id: builtins.str
     conditioning_encoder_id: builtins.str
     truncated: builtins.bool
-    """The prompt had more tokens than the encoder takes; those beyond were dropped."""
+    """Whether the prompt exceeded the encoder's maximum number of tokens; the excess tokens are dropped."""
     @property
     def retrieval_vector(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
-        """L2-normalised."""
+        """L2-normalised vector of the prompt."""
 
     @property
     def token_states(self) -> chorus.common.v1.latents_pb2.Tensor:
-        """[L, D]: one row per token of the prompt, no padding."""
+        """Shape [L, D]: one row per token of the prompt, without padding."""
 
     @property
     def tokens(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Token]:
-        """L tokens."""
+        """The L tokens of token_states."""
 
     def __init__(
         self,
@@ -154,15 +154,15 @@ class AlignRequest(google.protobuf.message.Message):
     target_prompt: builtins.str
     """1 to 2,000 characters after trimming."""
     conditioning_encoder_id: builtins.str
-    """Whose positions the tokens have. Empty: the retrieval encoder."""
+    """Encoder whose token positions the answer uses. Empty selects the retrieval encoder."""
     @property
     def donor_prompts(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """1 to 16 prompts, bounded likewise: the target is compared with each."""
+        """1 to 16 prompts to compare the target with, each of 1 to 2,000 characters after trimming."""
 
     @property
     def target_states(self) -> chorus.common.v1.latents_pb2.Tensor:
-        """The target's token states by the retrieval encoder, as Embed returned them, lest they be computed again.
-        Absent: they are computed.
+        """Token states of the target from the retrieval encoder, as returned by Embed. If unset, the embedder
+        computes them again.
         """
 
     def __init__(
@@ -180,6 +180,8 @@ Global___AlignRequest: typing_extensions.TypeAlias = AlignRequest
 
 @typing.final
 class AlignedToken(google.protobuf.message.Message):
+    """Token that one of two compared prompts lacks."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     TOKEN_FIELD_NUMBER: builtins.int
@@ -187,9 +189,9 @@ class AlignedToken(google.protobuf.message.Message):
     INDEX_FIELD_NUMBER: builtins.int
     CATEGORY_FIELD_NUMBER: builtins.int
     weight: builtins.float
-    """0: the other prompt says the same; 1: nothing in it comes near."""
+    """0 if the other prompt contains an equivalent token, 1 if it contains nothing similar."""
     index: builtins.int
-    """Position among the encoder's tokens."""
+    """Position in the encoder's token sequence."""
     category: Global___TokenCategory.ValueType
     @property
     def token(self) -> Global___Token: ...
@@ -208,7 +210,7 @@ Global___AlignedToken: typing_extensions.TypeAlias = AlignedToken
 
 @typing.final
 class Alignment(google.protobuf.message.Message):
-    """How one donor's prompt and the target's differ."""
+    """Differences between the target's prompt and one donor's prompt."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -217,16 +219,16 @@ class Alignment(google.protobuf.message.Message):
     REORDERED_FIELD_NUMBER: builtins.int
     THINGS_ADDED_FIELD_NUMBER: builtins.int
     reordered: builtins.bool
-    """The two say the same of two or more things, in another order."""
+    """Whether both prompts describe the same two or more things in a different order."""
     things_added: builtins.int
-    """Things named by the target less those named by the donor."""
+    """Number of things in the target's prompt minus the number in the donor's."""
     @property
     def gained(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___AlignedToken]:
-        """Tokens of the target that the donor lacks, by position."""
+        """Tokens of the target without an equivalent in the donor, ordered by position."""
 
     @property
     def lost(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___AlignedToken]:
-        """Tokens of the donor that the target lacks, by position."""
+        """Tokens of the donor without an equivalent in the target, ordered by position."""
 
     def __init__(
         self,
@@ -247,7 +249,7 @@ class AlignResponse(google.protobuf.message.Message):
     ALIGNMENTS_FIELD_NUMBER: builtins.int
     @property
     def alignments(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Alignment]:
-        """One for each donor prompt, in order."""
+        """One alignment per donor prompt, in the order of the request."""
 
     def __init__(
         self,
@@ -270,6 +272,8 @@ Global___DescribeEncodersRequest: typing_extensions.TypeAlias = DescribeEncoders
 
 @typing.final
 class EncoderInfo(google.protobuf.message.Message):
+    """Text encoder that the embedder serves."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     ENCODER_ID_FIELD_NUMBER: builtins.int
@@ -281,9 +285,13 @@ class EncoderInfo(google.protobuf.message.Message):
     encoder_id: builtins.str
     """Name and digest of the weights, for instance "minilm-l6-v2@1f2e3d4c5b6a7089"."""
     retrieval: builtins.bool
+    """Whether it computes retrieval vectors."""
     conditioning: builtins.bool
+    """Whether it computes token states that condition a model."""
     vector_dim: builtins.int
+    """Number of values in a retrieval vector."""
     state_dim: builtins.int
+    """Number of values in one token's state."""
     max_tokens: builtins.int
     def __init__(
         self,

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class EmbedderServiceStub(object):
-    """Turns prompts into the vector that finds donors and the token states that condition the model.
+    """Encodes prompts into the retrieval vector that finds donors and the token states that condition the model.
     """
 
     def __init__(self, channel):
@@ -53,24 +53,26 @@ class EmbedderServiceStub(object):
 
 
 class EmbedderServiceServicer(object):
-    """Turns prompts into the vector that finds donors and the token states that condition the model.
+    """Encodes prompts into the retrieval vector that finds donors and the token states that condition the model.
     """
 
     def Embed(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Encodes one prompt.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Align(self, request, context):
-        """Compares a prompt with others token by token.
+        """Compares a target prompt with donor prompts token by token.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DescribeEncoders(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Returns the encoders that this embedder serves.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -102,7 +104,7 @@ def add_EmbedderServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class EmbedderService(object):
-    """Turns prompts into the vector that finds donors and the token states that condition the model.
+    """Encodes prompts into the retrieval vector that finds donors and the token states that condition the model.
     """
 
     @staticmethod

@@ -74,7 +74,7 @@ _EmbedderServiceDescribeEncodersType = typing_extensions.TypeVar(
 )
 
 class EmbedderServiceStub(typing.Generic[_EmbedderServiceEmbedType, _EmbedderServiceAlignType, _EmbedderServiceDescribeEncodersType]):
-    """Turns prompts into the vector that finds donors and the token states that condition the model."""
+    """Encodes prompts into the retrieval vector that finds donors and the token states that condition the model."""
 
     @typing.overload
     def __init__(self: EmbedderServiceStub[
@@ -109,11 +109,13 @@ class EmbedderServiceStub(typing.Generic[_EmbedderServiceEmbedType, _EmbedderSer
     ], channel: grpc.aio.Channel) -> None: ...
 
     Embed: _EmbedderServiceEmbedType
+    """Encodes one prompt."""
 
     Align: _EmbedderServiceAlignType
-    """Compares a prompt with others token by token."""
+    """Compares a target prompt with donor prompts token by token."""
 
     DescribeEncoders: _EmbedderServiceDescribeEncodersType
+    """Returns the encoders that this embedder serves."""
 
 EmbedderServiceAsyncStub: typing_extensions.TypeAlias = EmbedderServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
@@ -131,14 +133,15 @@ EmbedderServiceAsyncStub: typing_extensions.TypeAlias = EmbedderServiceStub[
 ]
 
 class EmbedderServiceServicer(metaclass=abc.ABCMeta):
-    """Turns prompts into the vector that finds donors and the token states that condition the model."""
+    """Encodes prompts into the retrieval vector that finds donors and the token states that condition the model."""
 
     @abc.abstractmethod
     def Embed(
         self,
         request: chorus.embedder.v1.embedder_pb2.EmbedRequest,
         context: _ServicerContext,
-    ) -> typing.Union[chorus.embedder.v1.embedder_pb2.EmbedResponse, collections.abc.Awaitable[chorus.embedder.v1.embedder_pb2.EmbedResponse]]: ...
+    ) -> typing.Union[chorus.embedder.v1.embedder_pb2.EmbedResponse, collections.abc.Awaitable[chorus.embedder.v1.embedder_pb2.EmbedResponse]]:
+        """Encodes one prompt."""
 
     @abc.abstractmethod
     def Align(
@@ -146,13 +149,14 @@ class EmbedderServiceServicer(metaclass=abc.ABCMeta):
         request: chorus.embedder.v1.embedder_pb2.AlignRequest,
         context: _ServicerContext,
     ) -> typing.Union[chorus.embedder.v1.embedder_pb2.AlignResponse, collections.abc.Awaitable[chorus.embedder.v1.embedder_pb2.AlignResponse]]:
-        """Compares a prompt with others token by token."""
+        """Compares a target prompt with donor prompts token by token."""
 
     @abc.abstractmethod
     def DescribeEncoders(
         self,
         request: chorus.embedder.v1.embedder_pb2.DescribeEncodersRequest,
         context: _ServicerContext,
-    ) -> typing.Union[chorus.embedder.v1.embedder_pb2.DescribeEncodersResponse, collections.abc.Awaitable[chorus.embedder.v1.embedder_pb2.DescribeEncodersResponse]]: ...
+    ) -> typing.Union[chorus.embedder.v1.embedder_pb2.DescribeEncodersResponse, collections.abc.Awaitable[chorus.embedder.v1.embedder_pb2.DescribeEncodersResponse]]:
+        """Returns the encoders that this embedder serves."""
 
 def add_EmbedderServiceServicer_to_server(servicer: EmbedderServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

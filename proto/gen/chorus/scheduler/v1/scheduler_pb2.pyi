@@ -33,18 +33,19 @@ class _GenerationStateEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper
     GENERATION_STATE_UNSPECIFIED: _GenerationState.ValueType  # 0
     GENERATION_STATE_QUEUED: _GenerationState.ValueType  # 1
     GENERATION_STATE_WAITING: _GenerationState.ValueType  # 2
-    """A service that is needed is down; goes on when it is back."""
+    """A required service is unavailable; the generation continues when it is available again."""
     GENERATION_STATE_RUNNING: _GenerationState.ValueType  # 3
     GENERATION_STATE_SUCCEEDED: _GenerationState.ValueType  # 4
     GENERATION_STATE_FAILED: _GenerationState.ValueType  # 5
     GENERATION_STATE_CANCELLED: _GenerationState.ValueType  # 6
 
-class GenerationState(_GenerationState, metaclass=_GenerationStateEnumTypeWrapper): ...
+class GenerationState(_GenerationState, metaclass=_GenerationStateEnumTypeWrapper):
+    """State of a generation. SUCCEEDED, FAILED and CANCELLED are final."""
 
 GENERATION_STATE_UNSPECIFIED: GenerationState.ValueType  # 0
 GENERATION_STATE_QUEUED: GenerationState.ValueType  # 1
 GENERATION_STATE_WAITING: GenerationState.ValueType  # 2
-"""A service that is needed is down; goes on when it is back."""
+"""A required service is unavailable; the generation continues when it is available again."""
 GENERATION_STATE_RUNNING: GenerationState.ValueType  # 3
 GENERATION_STATE_SUCCEEDED: GenerationState.ValueType  # 4
 GENERATION_STATE_FAILED: GenerationState.ValueType  # 5
@@ -53,7 +54,7 @@ Global___GenerationState: typing_extensions.TypeAlias = GenerationState
 
 @typing.final
 class GenerationSpec(google.protobuf.message.Message):
-    """What to generate."""
+    """Specification of a generation."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -70,28 +71,28 @@ class GenerationSpec(google.protobuf.message.Message):
     prompt: builtins.str
     """1 to 2,000 characters after trimming."""
     model_id: builtins.str
-    """Empty: the server's default model."""
+    """Empty selects the server's default model."""
     steps: builtins.int
     seed: builtins.int
-    """The same seed, prompt and model without reuse give the same video. Absent: chosen by the server."""
+    """Equal seed, prompt and model without reuse produce the same video. If unset, the server chooses a seed."""
     reuse: chorus.common.v1.plan_pb2.ReusePolicy.ValueType
     no_store: builtins.bool
-    """Do not keep this request's latents for later ones."""
+    """Whether to keep the latents of this request out of the cache."""
     @property
     def shape(self) -> chorus.common.v1.video_pb2.VideoShape:
-        """Absent: the model's default. Every dimension within the model's bounds."""
+        """Dimensions of the video, within the model's bounds. If unset, the model's default."""
 
     @property
     def schedule(self) -> chorus.common.v1.latents_pb2.Schedule: ...
     @property
     def deadline(self) -> google.protobuf.timestamp_pb2.Timestamp:
-        """The generation fails if it has not ended by then. Must lie ahead, at most 24 hours. Absent: the
-        server's default.
+        """Time at which the generation fails if it has not ended. Must be in the future, by at most 24 hours. If
+        unset, the server's default.
         """
 
     @property
     def explicit_reuse(self) -> Global___ExplicitReuse:
-        """How to reuse the best donor, whatever `reuse` says of it; for experiments. Absent: the planner decides."""
+        """Explicit plan for experiments; takes precedence over `reuse`. If unset, the planner decides."""
 
     def __init__(
         self,
@@ -118,8 +119,8 @@ Global___GenerationSpec: typing_extensions.TypeAlias = GenerationSpec
 
 @typing.final
 class ExplicitReuse(google.protobuf.message.Message):
-    """A plan of the request's own. The most similar donor is taken that holds what it needs, and none below
-    min_score.
+    """Plan chosen by the client. The scheduler applies it to the most similar donor that has a score of at least
+    min_score and holds the required latents.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
@@ -131,22 +132,22 @@ class ExplicitReuse(google.protobuf.message.Message):
     MIN_SCORE_FIELD_NUMBER: builtins.int
     RENOISED_FIELD_NUMBER: builtins.int
     reuse_steps: builtins.int
-    """K1: 1 to the number of steps − 1."""
+    """K1 of the method, 1 to the number of steps − 1."""
     region_end: builtins.int
-    """K2: K1 to the number of steps; 0: no stage 2."""
+    """K2 of the method, K1 to the number of steps. 0 means no stage 2."""
     min_score: builtins.float
-    """−1 to 1."""
+    """Minimum cosine similarity of the donor, −1 to 1."""
     renoised: builtins.bool
-    """Start from the donor's clean latents, noised again to the level of step reuse_steps, instead of its
-    latents of that step. Only without a stage 2.
+    """Whether to start from the donor's clean latents with new noise at the level of step reuse_steps, instead
+    of the donor's latents at that step. Requires a plan without a stage 2.
     """
     @property
     def region(self) -> chorus.common.v1.plan_pb2.RegionPlan:
-        """Absent: the server's defaults."""
+        """Parameters of stage 2. If unset, the server's defaults."""
 
     @property
     def amplification(self) -> chorus.common.v1.plan_pb2.Amplification:
-        """Absent: none."""
+        """If unset, attention is not amplified."""
 
     def __init__(
         self,
@@ -165,7 +166,7 @@ Global___ExplicitReuse: typing_extensions.TypeAlias = ExplicitReuse
 
 @typing.final
 class Timings(google.protobuf.message.Message):
-    """Where the time went."""
+    """Duration of each phase of a generation, in seconds."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -183,7 +184,7 @@ class Timings(google.protobuf.message.Message):
     denoise_seconds: builtins.float
     decode_seconds: builtins.float
     total_seconds: builtins.float
-    """From being taken off the queue to the complete video."""
+    """Time from leaving the queue to the complete video."""
     def __init__(
         self,
         *,
@@ -201,6 +202,8 @@ Global___Timings: typing_extensions.TypeAlias = Timings
 
 @typing.final
 class Generation(google.protobuf.message.Message):
+    """Current state of a generation."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     GENERATION_ID_FIELD_NUMBER: builtins.int
@@ -225,34 +228,36 @@ class Generation(google.protobuf.message.Message):
     request_id: builtins.str
     state: Global___GenerationState.ValueType
     queue_position: builtins.int
-    """1 is next; 0 when not queued."""
+    """Position in the queue, starting at 1. 0 if not queued."""
     steps_run: builtins.int
+    """Number of steps that were computed."""
     steps_completed: builtins.int
+    """Index of the last step boundary that was reached, counting reused steps."""
     last_sequence: builtins.int
-    """The sequence number of the newest event."""
+    """Sequence number of the newest event."""
     trace_id: builtins.str
-    """Hex; where a tracing UI shows this request."""
+    """Trace id of the request in hex, to find it in a tracing UI."""
     attempts: builtins.int
-    """How often it was started; more than once when a service died during it."""
+    """Number of times the run was started. More than 1 if a service failed during a run."""
     @property
     def spec(self) -> Global___GenerationSpec:
-        """As accepted: every default filled in."""
+        """The accepted specification, with defaults filled in."""
 
     @property
     def plan(self) -> chorus.common.v1.plan_pb2.Plan:
-        """Absent until planned."""
+        """Unset until the generation is planned."""
 
     @property
     def donor(self) -> chorus.common.v1.plan_pb2.DonorRef:
-        """The donor whose latents were really used; absent on a miss."""
+        """Donor whose latents were used. Unset on a miss."""
 
     @property
     def warnings(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[chorus.common.v1.errors_pb2.JobError]:
-        """Conditions that cost reuse but not the video, for instance a cache that was down."""
+        """Conditions that prevented reuse but not the video, for instance an unavailable cache."""
 
     @property
     def error(self) -> chorus.common.v1.errors_pb2.JobError:
-        """Set when failed."""
+        """Set if the state is FAILED."""
 
     @property
     def video(self) -> chorus.common.v1.video_pb2.VideoInfo: ...
@@ -291,6 +296,8 @@ Global___Generation: typing_extensions.TypeAlias = Generation
 
 @typing.final
 class QueuedEvent(google.protobuf.message.Message):
+    """The generation entered the queue or its position changed."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     QUEUE_POSITION_FIELD_NUMBER: builtins.int
@@ -306,12 +313,14 @@ Global___QueuedEvent: typing_extensions.TypeAlias = QueuedEvent
 
 @typing.final
 class WaitingEvent(google.protobuf.message.Message):
+    """A required service is unavailable."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     CAUSE_FIELD_NUMBER: builtins.int
     @property
     def cause(self) -> chorus.common.v1.errors_pb2.JobError:
-        """What is missing, and since when it is tried again."""
+        """Error of the unavailable service; metadata "service" names it."""
 
     def __init__(
         self,
@@ -325,6 +334,8 @@ Global___WaitingEvent: typing_extensions.TypeAlias = WaitingEvent
 
 @typing.final
 class PlannedEvent(google.protobuf.message.Message):
+    """The planner decided what to reuse."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     PLAN_FIELD_NUMBER: builtins.int
@@ -342,33 +353,38 @@ Global___PlannedEvent: typing_extensions.TypeAlias = PlannedEvent
 
 @typing.final
 class StartedEvent(google.protobuf.message.Message):
+    """A run started on the denoiser."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    FIRST_STEP_FIELD_NUMBER: builtins.int
+    REUSE_STEPS_FIELD_NUMBER: builtins.int
     TOTAL_STEPS_FIELD_NUMBER: builtins.int
     DONOR_FIELD_NUMBER: builtins.int
     ATTEMPT_FIELD_NUMBER: builtins.int
-    first_step: builtins.int
-    """The first step that is computed; those before it are reused."""
+    reuse_steps: builtins.int
+    """Number of leading steps that are reused instead of computed; 0 on a miss."""
     total_steps: builtins.int
     attempt: builtins.int
+    """Number of the run, starting at 1."""
     @property
     def donor(self) -> chorus.common.v1.plan_pb2.DonorRef: ...
     def __init__(
         self,
         *,
-        first_step: builtins.int = ...,
+        reuse_steps: builtins.int = ...,
         total_steps: builtins.int = ...,
         donor: chorus.common.v1.plan_pb2.DonorRef | None = ...,
         attempt: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["donor", b"donor"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["attempt", b"attempt", "donor", b"donor", "first_step", b"first_step", "total_steps", b"total_steps"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["attempt", b"attempt", "donor", b"donor", "reuse_steps", b"reuse_steps", "total_steps", b"total_steps"]) -> None: ...
 
 Global___StartedEvent: typing_extensions.TypeAlias = StartedEvent
 
 @typing.final
 class StepCompletedEvent(google.protobuf.message.Message):
+    """A step was computed."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     STEP_FIELD_NUMBER: builtins.int
@@ -383,9 +399,9 @@ class StepCompletedEvent(google.protobuf.message.Message):
     total_steps: builtins.int
     seconds: builtins.float
     eta_seconds: builtins.float
-    """Until the video is ready."""
+    """Estimated time until the video is ready."""
     computed_share: builtins.float
-    """As StepCompleted of chorus.denoiser.v1."""
+    """The remaining fields have the same meaning as in chorus.denoiser.v1.StepCompleted."""
     active_tokens: builtins.bytes
     backend: builtins.str
     fallback: builtins.str
@@ -413,6 +429,8 @@ Global___StepCompletedEvent: typing_extensions.TypeAlias = StepCompletedEvent
 
 @typing.final
 class WarningEvent(google.protobuf.message.Message):
+    """A condition prevented reuse but not the video."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     WARNING_FIELD_NUMBER: builtins.int
@@ -430,6 +448,8 @@ Global___WarningEvent: typing_extensions.TypeAlias = WarningEvent
 
 @typing.final
 class SucceededEvent(google.protobuf.message.Message):
+    """The generation succeeded; its video is available."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     VIDEO_FIELD_NUMBER: builtins.int
@@ -438,7 +458,7 @@ class SucceededEvent(google.protobuf.message.Message):
     SECONDS_SAVED_FIELD_NUMBER: builtins.int
     steps_run: builtins.int
     seconds_saved: builtins.float
-    """Against computing every step at this run's own pace."""
+    """Time saved relative to computing every step at the speed of this run."""
     @property
     def video(self) -> chorus.common.v1.video_pb2.VideoInfo: ...
     @property
@@ -458,6 +478,8 @@ Global___SucceededEvent: typing_extensions.TypeAlias = SucceededEvent
 
 @typing.final
 class FailedEvent(google.protobuf.message.Message):
+    """The generation failed."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     ERROR_FIELD_NUMBER: builtins.int
@@ -475,6 +497,8 @@ Global___FailedEvent: typing_extensions.TypeAlias = FailedEvent
 
 @typing.final
 class CancelledEvent(google.protobuf.message.Message):
+    """The generation was cancelled."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     def __init__(
@@ -485,7 +509,7 @@ Global___CancelledEvent: typing_extensions.TypeAlias = CancelledEvent
 
 @typing.final
 class GenerationEvent(google.protobuf.message.Message):
-    """One change of a generation. Sequence numbers start at 1 and have no gaps."""
+    """Change of a generation. Sequence numbers start at 1 and have no gaps."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -549,7 +573,7 @@ class SubmitGenerationRequest(google.protobuf.message.Message):
     REQUEST_ID_FIELD_NUMBER: builtins.int
     SPEC_FIELD_NUMBER: builtins.int
     request_id: builtins.str
-    """Chosen by the caller: 1 to 128 characters of A–Z, a–z, 0–9, '.', '_', '-'."""
+    """Idempotency key chosen by the client: 1 to 128 characters of A–Z, a–z, 0–9, '.', '_', '-'."""
     @property
     def spec(self) -> Global___GenerationSpec: ...
     def __init__(
@@ -570,7 +594,7 @@ class SubmitGenerationResponse(google.protobuf.message.Message):
     GENERATION_FIELD_NUMBER: builtins.int
     CREATED_FIELD_NUMBER: builtins.int
     created: builtins.bool
-    """False: this request_id had been accepted before."""
+    """False if a generation with this request_id already existed."""
     @property
     def generation(self) -> Global___Generation: ...
     def __init__(
@@ -624,7 +648,7 @@ class WatchGenerationRequest(google.protobuf.message.Message):
     AFTER_SEQUENCE_FIELD_NUMBER: builtins.int
     generation_id: builtins.str
     after_sequence: builtins.int
-    """Events up to and including this one are not sent again; 0 sends all."""
+    """Sequence number of the last event that the client has received. 0 requests every event."""
     def __init__(
         self,
         *,
@@ -692,10 +716,11 @@ class ListGenerationsRequest(google.protobuf.message.Message):
     PAGE_TOKEN_FIELD_NUMBER: builtins.int
     STATE_FIELD_NUMBER: builtins.int
     page_size: builtins.int
-    """0 means 50; at most 200."""
+    """Maximum number of generations per page, at most 200. 0 means 50."""
     page_token: builtins.str
+    """Value of next_page_token from the previous page. Empty requests the first page."""
     state: Global___GenerationState.ValueType
-    """UNSPECIFIED: every state."""
+    """State to select. UNSPECIFIED selects every state."""
     def __init__(
         self,
         *,
@@ -717,7 +742,7 @@ class ListGenerationsResponse(google.protobuf.message.Message):
     """Empty on the last page."""
     @property
     def generations(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Generation]:
-        """Newest first."""
+        """Ordered from newest to oldest."""
 
     def __init__(
         self,

@@ -26,8 +26,8 @@ if _version_not_supported:
 
 
 class SchedulerServiceStub(object):
-    """The public API. A generation that was accepted is durable: it survives the crash of any service
-    and ends exactly once.
+    """Public API of Chorus. An accepted generation is durable: it survives the crash of any service and ends
+    exactly once.
     """
 
     def __init__(self, channel):
@@ -69,46 +69,48 @@ class SchedulerServiceStub(object):
 
 
 class SchedulerServiceServicer(object):
-    """The public API. A generation that was accepted is durable: it survives the crash of any service
-    and ends exactly once.
+    """Public API of Chorus. An accepted generation is durable: it survives the crash of any service and ends
+    exactly once.
     """
 
     def SubmitGeneration(self, request, context):
-        """Idempotent by request_id: the same id with the same body returns the first answer. The deadline is not
-        part of that: the first one stays.
+        """Accepts a generation. Idempotent by request_id: the same id with the same body returns the first
+        response. The comparison ignores the deadline; the deadline of the first request stays in force.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetGeneration(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Returns the current state of a generation.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def WatchGeneration(self, request, context):
-        """Every event after a sequence number, then live ones until the generation ends. Resumable.
+        """Streams every event after a sequence number, then live events until the generation ends. Resumable.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CancelGeneration(self, request, context):
-        """Takes effect at the next step. Idempotent; a generation that has ended is returned as it is.
+        """Cancels a generation at the next step. Idempotent: returns a generation that has ended unchanged.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListGenerations(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Lists generations, newest first.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetVideo(self, request, context):
-        """A header, then chunks.
+        """Streams the video of a generation that succeeded: a header, then chunks.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -156,8 +158,8 @@ def add_SchedulerServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class SchedulerService(object):
-    """The public API. A generation that was accepted is durable: it survives the crash of any service
-    and ends exactly once.
+    """Public API of Chorus. An accepted generation is durable: it survives the crash of any service and ends
+    exactly once.
     """
 
     @staticmethod

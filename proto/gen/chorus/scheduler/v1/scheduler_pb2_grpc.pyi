@@ -122,8 +122,8 @@ _SchedulerServiceGetVideoType = typing_extensions.TypeVar(
 )
 
 class SchedulerServiceStub(typing.Generic[_SchedulerServiceSubmitGenerationType, _SchedulerServiceGetGenerationType, _SchedulerServiceWatchGenerationType, _SchedulerServiceCancelGenerationType, _SchedulerServiceListGenerationsType, _SchedulerServiceGetVideoType]):
-    """The public API. A generation that was accepted is durable: it survives the crash of any service
-    and ends exactly once.
+    """Public API of Chorus. An accepted generation is durable: it survives the crash of any service and ends
+    exactly once.
     """
 
     @typing.overload
@@ -183,22 +183,24 @@ class SchedulerServiceStub(typing.Generic[_SchedulerServiceSubmitGenerationType,
     ], channel: grpc.aio.Channel) -> None: ...
 
     SubmitGeneration: _SchedulerServiceSubmitGenerationType
-    """Idempotent by request_id: the same id with the same body returns the first answer. The deadline is not
-    part of that: the first one stays.
+    """Accepts a generation. Idempotent by request_id: the same id with the same body returns the first
+    response. The comparison ignores the deadline; the deadline of the first request stays in force.
     """
 
     GetGeneration: _SchedulerServiceGetGenerationType
+    """Returns the current state of a generation."""
 
     WatchGeneration: _SchedulerServiceWatchGenerationType
-    """Every event after a sequence number, then live ones until the generation ends. Resumable."""
+    """Streams every event after a sequence number, then live events until the generation ends. Resumable."""
 
     CancelGeneration: _SchedulerServiceCancelGenerationType
-    """Takes effect at the next step. Idempotent; a generation that has ended is returned as it is."""
+    """Cancels a generation at the next step. Idempotent: returns a generation that has ended unchanged."""
 
     ListGenerations: _SchedulerServiceListGenerationsType
+    """Lists generations, newest first."""
 
     GetVideo: _SchedulerServiceGetVideoType
-    """A header, then chunks."""
+    """Streams the video of a generation that succeeded: a header, then chunks."""
 
 SchedulerServiceAsyncStub: typing_extensions.TypeAlias = SchedulerServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
@@ -228,8 +230,8 @@ SchedulerServiceAsyncStub: typing_extensions.TypeAlias = SchedulerServiceStub[
 ]
 
 class SchedulerServiceServicer(metaclass=abc.ABCMeta):
-    """The public API. A generation that was accepted is durable: it survives the crash of any service
-    and ends exactly once.
+    """Public API of Chorus. An accepted generation is durable: it survives the crash of any service and ends
+    exactly once.
     """
 
     @abc.abstractmethod
@@ -238,8 +240,8 @@ class SchedulerServiceServicer(metaclass=abc.ABCMeta):
         request: chorus.scheduler.v1.scheduler_pb2.SubmitGenerationRequest,
         context: _ServicerContext,
     ) -> typing.Union[chorus.scheduler.v1.scheduler_pb2.SubmitGenerationResponse, collections.abc.Awaitable[chorus.scheduler.v1.scheduler_pb2.SubmitGenerationResponse]]:
-        """Idempotent by request_id: the same id with the same body returns the first answer. The deadline is not
-        part of that: the first one stays.
+        """Accepts a generation. Idempotent by request_id: the same id with the same body returns the first
+        response. The comparison ignores the deadline; the deadline of the first request stays in force.
         """
 
     @abc.abstractmethod
@@ -247,7 +249,8 @@ class SchedulerServiceServicer(metaclass=abc.ABCMeta):
         self,
         request: chorus.scheduler.v1.scheduler_pb2.GetGenerationRequest,
         context: _ServicerContext,
-    ) -> typing.Union[chorus.scheduler.v1.scheduler_pb2.GetGenerationResponse, collections.abc.Awaitable[chorus.scheduler.v1.scheduler_pb2.GetGenerationResponse]]: ...
+    ) -> typing.Union[chorus.scheduler.v1.scheduler_pb2.GetGenerationResponse, collections.abc.Awaitable[chorus.scheduler.v1.scheduler_pb2.GetGenerationResponse]]:
+        """Returns the current state of a generation."""
 
     @abc.abstractmethod
     def WatchGeneration(
@@ -255,7 +258,7 @@ class SchedulerServiceServicer(metaclass=abc.ABCMeta):
         request: chorus.scheduler.v1.scheduler_pb2.WatchGenerationRequest,
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[chorus.scheduler.v1.scheduler_pb2.WatchGenerationResponse], collections.abc.AsyncIterator[chorus.scheduler.v1.scheduler_pb2.WatchGenerationResponse]]:
-        """Every event after a sequence number, then live ones until the generation ends. Resumable."""
+        """Streams every event after a sequence number, then live events until the generation ends. Resumable."""
 
     @abc.abstractmethod
     def CancelGeneration(
@@ -263,14 +266,15 @@ class SchedulerServiceServicer(metaclass=abc.ABCMeta):
         request: chorus.scheduler.v1.scheduler_pb2.CancelGenerationRequest,
         context: _ServicerContext,
     ) -> typing.Union[chorus.scheduler.v1.scheduler_pb2.CancelGenerationResponse, collections.abc.Awaitable[chorus.scheduler.v1.scheduler_pb2.CancelGenerationResponse]]:
-        """Takes effect at the next step. Idempotent; a generation that has ended is returned as it is."""
+        """Cancels a generation at the next step. Idempotent: returns a generation that has ended unchanged."""
 
     @abc.abstractmethod
     def ListGenerations(
         self,
         request: chorus.scheduler.v1.scheduler_pb2.ListGenerationsRequest,
         context: _ServicerContext,
-    ) -> typing.Union[chorus.scheduler.v1.scheduler_pb2.ListGenerationsResponse, collections.abc.Awaitable[chorus.scheduler.v1.scheduler_pb2.ListGenerationsResponse]]: ...
+    ) -> typing.Union[chorus.scheduler.v1.scheduler_pb2.ListGenerationsResponse, collections.abc.Awaitable[chorus.scheduler.v1.scheduler_pb2.ListGenerationsResponse]]:
+        """Lists generations, newest first."""
 
     @abc.abstractmethod
     def GetVideo(
@@ -278,6 +282,6 @@ class SchedulerServiceServicer(metaclass=abc.ABCMeta):
         request: chorus.scheduler.v1.scheduler_pb2.GetVideoRequest,
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[chorus.scheduler.v1.scheduler_pb2.GetVideoResponse], collections.abc.AsyncIterator[chorus.scheduler.v1.scheduler_pb2.GetVideoResponse]]:
-        """A header, then chunks."""
+        """Streams the video of a generation that succeeded: a header, then chunks."""
 
 def add_SchedulerServiceServicer_to_server(servicer: SchedulerServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -1,0 +1,1 @@
+"""The commands of `chorus`, one file for each group."""

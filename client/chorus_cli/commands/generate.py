@@ -1,0 +1,249 @@
+"""`chorus generate` and `chorus retry`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from chorus_client import AsyncChorusClient, ChorusError, SpecOptions
+from chorus_client.plans import plan_from_options
+from chorus_client.spec import parse_numbers
+from chorus_rpc.errors import invalid
+
+from chorus_cli.connect import connect_scheduler
+from chorus_cli.following import generate_and_save, options_from_spec, run
+from chorus_cli.identifiers import find_generation
+from chorus_cli.options import GenerationId, Json, OutFile, RegionChoice, ReuseChoice, Target
+from chorus_cli.output import FAILED, UNREACHABLE, Output, check_folder, exit_code, one_line
+from chorus_cli.prompt_files import name_videos, read_prompts
+
+_VIDEOS = Path("out")
+
+Detach = Annotated[
+    bool, typer.Option("--detach", help="Submit, print the id, and return without waiting for the video.")
+]
+
+
+def generate(
+    prompt: Annotated[
+        str | None,
+        typer.Argument(metavar="PROMPT", help="Text of the video, 1 to 2,000 characters."),
+    ] = None,
+    file: Annotated[
+        str | None,
+        typer.Option(
+            "--file",
+            "-f",
+            metavar="FILE",
+            help="File of prompts, one a line, instead of PROMPT; # starts a comment; - is stdin. They are "
+            "generated in order, and the failure of one does not stop the rest.",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="PATH",
+            help="File that receives the mp4, default ID.mp4; with --file their folder, default out.",
+        ),
+    ] = None,
+    model: Annotated[str | None, typer.Option(metavar="ID", help="Model id. Default: the server's.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of the noise, 0 to 2^64 - 1. Default: chosen by the server.")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Number of denoising steps. Default: the model's.")
+    ] = None,
+    sigmas: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST",
+            help="Noise levels instead of --steps, decreasing to 0, such as 1,0.94,0.83,0.63,0.",
+        ),
+    ] = None,
+    frames: Annotated[
+        int | None, typer.Option(help="Number of frames; needs --height and --width. Default: the model's.")
+    ] = None,
+    height: Annotated[int | None, typer.Option(help="Height of the video, in pixels.")] = None,
+    width: Annotated[int | None, typer.Option(help="Width of the video, in pixels.")] = None,
+    reuse: Annotated[
+        ReuseChoice | None,
+        typer.Option(help="Policy: how far quality may be traded for speed. Default: the server's."),
+    ] = None,
+    reuse_steps: Annotated[
+        int | None,
+        typer.Option(help="Explicit plan: number of steps reused from the most similar donor, at least 1."),
+    ] = None,
+    region_end: Annotated[
+        int | None,
+        typer.Option(help="Explicit plan: last step that computes a region only. Default: none does."),
+    ] = None,
+    region: Annotated[
+        RegionChoice | None, typer.Option(help="Explicit plan: how the region is found. Needs --region-end.")
+    ] = None,
+    amplify: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FORM:STRENGTH",
+            help="Explicit plan: amplification of the new words: contrast, bias or value-gain, and a "
+            "strength of 0 to 4, such as contrast:0.5.",
+        ),
+    ] = None,
+    min_score: Annotated[
+        float | None,
+        typer.Option(help="Explicit plan: lower bound on the donor's similarity, -1 to 1. Default: 0."),
+    ] = None,
+    renoised: Annotated[
+        bool | None,
+        typer.Option(
+            "--renoised", help="Explicit plan: start from the donor's clean latents with new noise added."
+        ),
+    ] = None,
+    no_store: Annotated[
+        bool, typer.Option("--no-store", help="Do not keep the latents for later requests.")
+    ] = False,
+    deadline: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            help="Seconds until the generation fails if it has not ended. Default: the server's.",
+        ),
+    ] = None,
+    request_id: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ID",
+            help="Id of the request: sending the same id and request again returns the same generation.",
+        ),
+    ] = None,
+    detach: Detach = False,
+    target: Target = None,
+    as_json: Json = False,
+) -> None:
+    """Generate a video, or one for each prompt of a file. Ctrl-C cancels it."""
+    out = Output(as_json)
+
+    async def main() -> None:
+        options: SpecOptions = {
+            "model": model,
+            "seed": seed,
+            "steps": steps,
+            "sigmas": None if sigmas is None else parse_numbers(sigmas, "sigmas"),
+            "frames": frames,
+            "height": height,
+            "width": width,
+            "reuse": reuse,
+            "explicit_reuse": plan_from_options(
+                reuse_steps,
+                region_end=region_end,
+                region=region,
+                amplify=amplify,
+                min_score=min_score,
+                renoised=renoised,
+            ),
+            "no_store": no_store,
+            "deadline": deadline,
+            "request_id": request_id,
+        }
+        if file is not None:
+            if prompt is not None:
+                raise invalid("file", "give PROMPT or --file, not both")
+            if request_id is not None:
+                raise invalid("request_id", "cannot be given with --file: it names one request")
+            prompts = read_prompts(file)
+            async with connect_scheduler(target) as client:
+                await _generate_all(client, prompts, options, output or _VIDEOS, detach, out)
+            return
+        if prompt is None:
+            raise invalid("prompt", "give a PROMPT, or a file of prompts with --file")
+        if output is not None and output.is_dir():
+            raise invalid("output", f"{output} is a folder; name a file")
+        check_folder(output, "output")
+        async with connect_scheduler(target) as client:
+            await _generate_one(client, prompt, options, output, detach, out)
+
+    run(main(), out)
+
+
+def retry(
+    generation_id: GenerationId,
+    output: OutFile = None,
+    detach: Detach = False,
+    target: Target = None,
+    as_json: Json = False,
+) -> None:
+    """Submit a generation again, as a new one with the same seed."""
+    out = Output(as_json)
+
+    async def main() -> None:
+        check_folder(output, "output")
+        async with connect_scheduler(target) as client:
+            spec = (await find_generation(client, generation_id)).proto.spec
+            await _generate_one(client, spec.prompt, options_from_spec(spec), output, detach, out)
+
+    run(main(), out)
+
+
+async def _generate_one(
+    client: AsyncChorusClient,
+    prompt: str,
+    options: SpecOptions,
+    output: Path | None,
+    detach: bool,
+    out: Output,
+    hint: bool = True,
+) -> None:
+    if detach:
+        handle = await client.submit(prompt, **options)
+        out.print(
+            handle.id,
+            generation=(await handle.status() if handle.accepted is None else handle.accepted).proto,
+        )
+        return
+    video = await generate_and_save(client, prompt, options, output, out)
+    if hint and video.hit:
+        out.status(f"details: chorus explain {video.generation.id}")
+
+
+async def _generate_all(
+    client: AsyncChorusClient,
+    prompts: Sequence[str],
+    options: SpecOptions,
+    folder: Path,
+    detach: bool,
+    out: Output,
+) -> None:
+    """Generates the prompts in order, so that later ones can reuse earlier ones.
+
+    Continues after a failure, except if the scheduler cannot be reached. Ends the command with FAILED if any
+    prompt failed.
+    """
+    if not detach:
+        await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
+    done = failed = 0
+    try:
+        for number, (prompt, path) in enumerate(zip(prompts, name_videos(prompts, folder), strict=True), 1):
+            out.status(f"{number} of {len(prompts)}: {one_line(prompt)}")
+            try:
+                await _generate_one(client, prompt, options, path, detach, out, hint=False)
+                done += 1
+            except ChorusError as error:
+                if exit_code(error) == UNREACHABLE:
+                    raise
+                out.error(error)
+                failed += 1
+    finally:
+        left = len(prompts) - done - failed
+        word = "submitted" if detach else "generated"
+        out.status(
+            f"{done} of {len(prompts)} {word}"
+            + (f", {failed} failed" if failed else "")
+            + (f", {left} not started or not finished" if left else "")
+        )
+        out.json_line(summary={"prompts": len(prompts), "succeeded": done, "failed": failed})
+    if failed:
+        raise typer.Exit(FAILED)

@@ -1,0 +1,126 @@
+"""`chorus jobs`, `get`, `watch` and `cancel`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from chorus_client.handles import WATCH_SECONDS
+
+from chorus_cli import rendering
+from chorus_cli.connect import connect_scheduler
+from chorus_cli.following import follow, run, save
+from chorus_cli.identifiers import find_generation, shorten
+from chorus_cli.options import GenerationId, Json, OutFile, StateChoice, Target
+from chorus_cli.output import Output, check_folder
+
+
+def jobs(
+    state: Annotated[
+        StateChoice | None, typer.Option(help="State of the generations to list. Default: every state.")
+    ] = None,
+    limit: Annotated[
+        int, typer.Option(min=1, max=10_000, help="Upper bound on the number of generations to list.")
+    ] = 20,
+    target: Target = None,
+    as_json: Json = False,
+) -> None:
+    """List generations, newest first.
+
+    On a terminal ids are shortened; every command accepts them so. When piped, nothing is cut, and tabs
+    separate the columns.
+    """
+    out = Output(as_json)
+
+    async def main() -> None:
+        async with connect_scheduler(target) as client:
+            found = await client.list(state, limit)
+        for generation in found:
+            out.json_line(generation=generation.proto)
+        if as_json:
+            return
+        if not found:
+            out.status("no generations")
+            return
+        ids = [generation.id for generation in found]
+        protos = [generation.proto for generation in found]
+        if out.console.is_terminal:
+            out.print(rendering.jobs_table(protos, shorten(ids), out.console.width))
+        else:
+            out.print(rendering.jobs_table(protos, ids, None))
+
+    run(main(), out)
+
+
+def get(
+    generation_id: GenerationId, output: OutFile = None, target: Target = None, as_json: Json = False
+) -> None:
+    """Show the state of a generation; download a finished video."""
+    out = Output(as_json)
+
+    async def main() -> None:
+        check_folder(output, "output")
+        async with connect_scheduler(target) as client:
+            generation = await find_generation(client, generation_id)
+            if not generation.done:
+                plan = generation.plan
+                steps = f", {generation.steps_completed} of {plan.total_steps} steps done" if plan else ""
+                out.print(f"{generation.id} {generation.state}{steps}", generation=generation.proto)
+                return
+            generation.raise_for_state()
+            await save(await client.handle(generation.id).result(), output, out)
+
+    run(main(), out)
+
+
+def watch(
+    generation_id: GenerationId,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            dir_okay=False,
+            help="File that receives the mp4; default none.",
+        ),
+    ] = None,
+    after_sequence: Annotated[
+        int,
+        typer.Option(min=0, metavar="N", help="Sequence number after which events are shown; 0: all."),
+    ] = 0,
+    timeout: Annotated[
+        float, typer.Option(metavar="SECONDS", help="Upper bound on the wait for the end, in seconds.")
+    ] = WATCH_SECONDS,
+    target: Target = None,
+    as_json: Json = False,
+) -> None:
+    """Follow a generation to its end; -o also downloads its video. Ctrl-C stops the display only."""
+    out = Output(as_json)
+
+    async def main() -> None:
+        check_folder(output, "output")
+        async with connect_scheduler(target) as client:
+            generation = await find_generation(client, generation_id)
+            generation, saved = await follow(client, generation, after_sequence, timeout, out)
+            if output is None:
+                summary = rendering.summarize(generation.proto, saved)
+                out.print(summary, generation=generation.proto)
+            else:
+                await save(await client.handle(generation.id).result(), output, out)
+
+    run(main(), out)
+
+
+def cancel(generation_id: GenerationId, target: Target = None, as_json: Json = False) -> None:
+    """Cancel a generation; it ends at its next step. One that has ended stays as it is."""
+    out = Output(as_json)
+
+    async def main() -> None:
+        async with connect_scheduler(target) as client:
+            found = await find_generation(client, generation_id)
+            generation = await client.handle(found.id).cancel()
+        out.print(f"{generation.id} {generation.state}", generation=generation.proto)
+
+    run(main(), out)

@@ -1,0 +1,45 @@
+"""Connections of the commands to the scheduler and to the cache."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+
+from chorus_client import AsyncCacheClient, AsyncChorusClient, ChorusError
+from chorus_client.endpoints import VARIABLES
+from chorus_rpc import errors
+
+
+@asynccontextmanager
+async def connect_scheduler(target: str | None) -> AsyncIterator[AsyncChorusClient]:
+    """Opens a client of the scheduler at `target`, or at the default address if it is None."""
+    with _naming_options("scheduler"):
+        async with AsyncChorusClient(target) as client:
+            yield client
+
+
+@asynccontextmanager
+async def connect_cache(target: str | None, tenant: str) -> AsyncIterator[AsyncCacheClient]:
+    """Opens a client of the cache at `target`, or at the default address if it is None."""
+    with _naming_options("cache"):
+        async with AsyncCacheClient(target, tenant) as client:
+            yield client
+
+
+@contextmanager
+def _naming_options(service: str) -> Iterator[None]:
+    """Makes the error of a service that does not answer name the options of the command line."""
+    try:
+        yield
+    except ChorusError as error:
+        # Only the client itself reports the target: a service behind it, such as the denoiser, has none.
+        target = error.metadata.get("target")
+        if error.reason != errors.DEPENDENCY_UNAVAILABLE or target is None:
+            raise
+        remedy = f"start one with `chorus up`, or pass --target / {VARIABLES[service]}"
+        raise ChorusError(
+            error.reason,
+            f"nothing answers at {target}: {remedy}",
+            metadata=error.metadata,
+            retry_after=error.retry_after,
+        ) from error

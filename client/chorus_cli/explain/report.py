@@ -1,0 +1,212 @@
+"""Report on a generation, built from its events: every step, the plan's reasons, and where the time went."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal, TypeAlias
+
+from chorus.common.v1.plan_pb2 import Plan, WeightedToken
+from chorus.scheduler.v1.scheduler_pb2 import Generation, GenerationEvent, StepCompletedEvent
+from chorus_client.plans import describe_amplification, describe_region
+from chorus_client.results import format_state
+
+from chorus_cli.explain.words import compare_words
+from chorus_cli.output import as_dict, one_line
+from chorus_cli.rendering import align_columns, describe_donor, summarize
+
+# "reused": taken from the donor; "region": some tokens computed; "full": every token computed.
+StepKind: TypeAlias = Literal["reused", "region", "full", "not run"]
+_PARTS: Final = ("queued", "embed", "lookup", "fetch", "denoise", "decode", "total")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One denoising step.
+
+    Attributes:
+        number: position in the schedule, from 1.
+        kind: where its latents come from.
+        computed: share of the tokens that went through the model, 0 to 1.
+        own: share of the tokens whose latents are the target's own after the step, 0 to 1.
+        seconds: duration, in seconds.
+        active: computed tokens, as `StepCompletedEvent` packs them; empty if all are, or none.
+        grid: number of tokens along time, rows and columns.
+    """
+
+    number: int
+    kind: StepKind
+    computed: float = 0.0
+    own: float = 0.0
+    seconds: float = 0.0
+    active: bytes = b""
+    grid: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class GenerationReport:
+    """A generation, its steps and what reuse saved.
+
+    Attributes:
+        generation: the generation, as the scheduler returns it.
+        steps: every step of its plan.
+        seconds_saved: measured saving in seconds; 0 if the generation did not succeed.
+    """
+
+    generation: Generation
+    steps: tuple[Step, ...]
+    seconds_saved: float
+
+
+def build_report(generation: Generation, events: Iterable[GenerationEvent]) -> GenerationReport:
+    """Builds the report from all events of a generation. Of several attempts the last one counts."""
+    reused, saved, done = 0, 0.0, dict[int, Step]()
+    for event in events:
+        if event.HasField("started"):
+            reused, done = event.started.reuse_steps, {}
+        elif event.HasField("step_completed"):
+            step = _build_step(event.step_completed)
+            done[step.number] = step
+        elif event.HasField("succeeded"):
+            saved = event.succeeded.seconds_saved
+    numbers = range(1, generation.plan.total_steps + 1)
+    steps = [done.get(n) or Step(n, "reused" if n <= reused else "not run") for n in numbers]
+    return GenerationReport(generation, tuple(steps), saved)
+
+
+def _build_step(event: StepCompletedEvent) -> Step:
+    grid, active = tuple(event.token_grid), event.active_tokens
+    # A share of 0 without a region comes from a server that does not report it: the step is full.
+    computed = event.computed_share if event.computed_share or active else 1.0
+    own = int.from_bytes(active, "little").bit_count() / max(1, math.prod(grid)) if active else 1.0
+    kind: StepKind = "region" if active or computed < 1 else "full"
+    return Step(event.step.index, kind, computed, own, event.seconds, active, grid)
+
+
+def render_report(report: GenerationReport, width: int | None = None) -> str:
+    """Renders a report as text for people.
+
+    Args:
+        width: columns to which the text is wrapped; None: no line is wrapped.
+    """
+    generation = report.generation
+    facts = list(_facts(report))
+    indent = max(len(name) for name, _ in facts) + 2
+    parts = ["\n".join(_wrap(f"{name:<{indent}}{text}", indent, width) for name, text in facts)]
+    if report.steps:
+        parts.append(_steps_table(report.steps))
+    if generation.HasField("timings"):
+        parts.append(_timings_table(_timings(generation)))
+    return "\n\n".join(parts)
+
+
+def report_fields(report: GenerationReport) -> dict[str, Any]:
+    """Returns a report as JSON fields, with all of the generation."""
+    gained, lost = _compare_prompts(report.generation)
+    return {
+        "generation": as_dict(report.generation),
+        "words_gained": list(gained),
+        "words_lost": list(lost),
+        "steps": [
+            {
+                "number": step.number,
+                "kind": step.kind,
+                "computed_share": step.computed,
+                "own_share": step.own,
+                "seconds": step.seconds,
+            }
+            for step in report.steps
+        ],
+        "timings": _timings(report.generation),
+        "predicted_seconds_saved": report.generation.plan.predicted_seconds_saved,
+        "seconds_saved": report.seconds_saved,
+    }
+
+
+def _wrap(line: str, indent: int, width: int | None) -> str:
+    if width is None:
+        return line.rstrip()
+    return textwrap.fill(line, max(width, 2 * indent), subsequent_indent=" " * indent, drop_whitespace=True)
+
+
+def _facts(report: GenerationReport) -> Iterable[tuple[str, str]]:
+    """Yields the lines of the report: name and text."""
+    generation, plan = report.generation, report.generation.plan
+    yield "id", generation.generation_id
+    succeeded = generation.HasField("video")
+    yield (
+        "result",
+        summarize(generation, report.seconds_saved) if succeeded else format_state(generation.state),
+    )
+    yield "prompt", one_line(generation.spec.prompt)
+    if generation.HasField("error"):
+        yield "error", one_line(generation.error.message)
+    if not generation.HasField("plan"):
+        return
+    reused, end, total = plan.reuse_steps, plan.region_end, plan.total_steps
+    if reused:
+        yield "donor", f"{describe_donor(plan.donor)}, generation {plan.donor.generation_id or 'unknown'}"
+    if plan.edit:
+        yield "edit", one_line(plan.edit)
+    yield from _words(generation, plan)
+    how = ", the donor's clean latents noised again" if plan.renoised else ""
+    yield "plan", f"{reused} of {total} steps reused{how}" if reused else f"all {total} steps computed"
+    if end > reused:
+        steps = f"step {end}" if end == reused + 1 else f"steps {reused + 1}–{end}"
+        yield "region", f"{steps}: {describe_region(plan.region)}"
+    if plan.HasField("amplification"):
+        yield "amplified", describe_amplification(plan.amplification)
+    for reason in plan.reasons:
+        yield "because", one_line(reason.text)
+    if reused:
+        yield "drift", f"{plan.predicted_drift_points:+.1f} points predicted"
+        yield (
+            "saved",
+            f"{plan.predicted_seconds_saved:.2f} s predicted, {report.seconds_saved:.2f} s measured",
+        )
+    for warning in generation.warnings:
+        yield "warning", one_line(warning.message)
+
+
+def _words(generation: Generation, plan: Plan) -> Iterable[tuple[str, str]]:
+    """Yields the words that the prompt gained and lost against the donor's."""
+    if not plan.reuse_steps:
+        return
+    gained, lost = _compare_prompts(generation)
+    for name, words, tokens in (("gained", gained, plan.gained), ("lost", lost, plan.lost)):
+        if words:
+            yield name, one_line(" ".join(words))
+        elif tokens and not plan.donor.prompt:
+            yield name, f"{_count_tokens(tokens)}; the donor's entry does not keep its prompt"
+
+
+def _compare_prompts(generation: Generation) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    donor = generation.plan.donor.prompt
+    if not donor:
+        return (), ()
+    difference = compare_words(generation.spec.prompt, donor)
+    return difference.gained, difference.lost
+
+
+def _count_tokens(tokens: Sequence[WeightedToken]) -> str:
+    return "1 token" if len(tokens) == 1 else f"{len(tokens)} tokens"
+
+
+def _steps_table(steps: Sequence[Step]) -> str:
+    rows = [("step", "kind", "computed", "own", "seconds")]
+    for step in steps:
+        ran = step.kind in ("region", "full")
+        shown = (f"{step.computed:.0%}", f"{step.own:.0%}", f"{step.seconds:.3f}") if ran else ("", "", "")
+        rows.append((str(step.number), step.kind, *shown))
+    return align_columns(rows, right=(2, 3, 4))
+
+
+def _timings(generation: Generation) -> dict[str, float]:
+    return {part: getattr(generation.timings, f"{part}_seconds") for part in _PARTS}
+
+
+def _timings_table(timings: Mapping[str, float]) -> str:
+    heading = tuple(f"{part} s" for part in timings)
+    return align_columns([heading, tuple(f"{s:.3f}" for s in timings.values())], right=range(len(heading)))

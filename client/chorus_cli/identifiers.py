@@ -1,0 +1,49 @@
+"""Short ids: how `chorus jobs` shortens ids, and how the other commands find the generation meant."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Final
+
+from chorus_client import AsyncChorusClient, ChorusError, Generation
+from chorus_rpc import errors
+from chorus_rpc.errors import invalid
+
+SHORT: Final = 8  # lower bound on the characters of a short id
+MIN_PREFIX: Final = 4  # lower bound on the characters that a command accepts
+SEARCHED: Final = 1_000  # newest generations among which a beginning is looked up
+_SHOWN: Final = 5
+
+
+def shorten(ids: Sequence[str]) -> list[str]:
+    """Returns the shortest beginning of each id, at least SHORT characters, that no other id shares."""
+    ordered = sorted(set(ids))
+    shared = dict.fromkeys(ordered, 0)  # characters that an id shares with its nearest neighbour
+    for left, right in itertools.pairwise(ordered):
+        differ = (i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b)
+        common = next(differ, len(left))
+        shared[left], shared[right] = max(shared[left], common), max(shared[right], common)
+    return [id_[: max(SHORT, shared[id_] + 1)] for id_ in ids]
+
+
+async def find_generation(client: AsyncChorusClient, text: str) -> Generation:
+    """Returns the generation with the id `text`, or the one of the newest SEARCHED whose id begins with it.
+
+    Raises ChorusError: NOT_FOUND, or INVALID_FIELD that names the candidates if there are several.
+    """
+    try:
+        return await client.handle(text).status()
+    except ChorusError as error:
+        if error.reason != errors.NOT_FOUND or len(text) < MIN_PREFIX:
+            raise
+        unknown = error
+    newest = await client.list(None, SEARCHED)
+    matches = [generation for generation in newest if generation.id.startswith(text)]
+    if not matches:
+        raise unknown
+    if len(matches) > 1:
+        names = ", ".join(generation.id for generation in matches[:_SHOWN])
+        more = f" and {len(matches) - _SHOWN} more" if len(matches) > _SHOWN else ""
+        raise invalid("id", f"{text!r} begins {len(matches)} ids: {names}{more}; give more characters")
+    return matches[0]

@@ -1,0 +1,41 @@
+"""Prompt files of `chorus generate -f`, and names for the videos of their prompts."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from chorus_rpc.errors import invalid
+
+STDIN: Final = "-"
+_NAME_CHARACTERS: Final = 48
+
+
+def read_prompts(file: str) -> list[str]:
+    """Reads one prompt a line; blank lines and lines that begin with "#" are skipped. "-" is stdin.
+
+    Raises ChorusError (INVALID_FIELD) if the file holds no prompt or is not UTF-8, OSError if unreadable.
+    """
+    try:
+        text = sys.stdin.read() if file == STDIN else Path(file).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise invalid("file", f"{file}: must be UTF-8: {error}") from None
+    lines = [line.strip() for line in text.splitlines()]
+    prompts = [line for line in lines if line and not line.startswith("#")]
+    if not prompts:
+        raise invalid("file", f"{file}: holds no prompt; write one a line")
+    return prompts
+
+
+def name_videos(prompts: Sequence[str], folder: Path) -> list[Path]:
+    """Returns a path in `folder` for each prompt: its number and its words, safe on any file system."""
+    digits = max(3, len(str(len(prompts))))
+    return [folder / f"{number:0{digits}}{_slug(prompt)}.mp4" for number, prompt in enumerate(prompts, 1)]
+
+
+def _slug(prompt: str) -> str:
+    words = re.sub(r"[^a-z0-9]+", "-", prompt.casefold()).strip("-")[:_NAME_CHARACTERS].strip("-")
+    return f"-{words}" if words else ""

@@ -1,0 +1,109 @@
+"""Connection to one service: its channel, and the deadline, metadata and errors of its calls."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Final, TypeAlias, TypeVar
+
+import grpc
+import grpc.aio
+from chorus_rpc import errors, telemetry
+from chorus_rpc.channels import open_channel
+from chorus_rpc.errors import ChorusError, from_rpc_error
+from grpc_status import rpc_status
+
+CALL_SECONDS: Final = 30.0
+
+Metadata: TypeAlias = Sequence[tuple[str, str | bytes]]
+Request = TypeVar("Request")
+Response = TypeVar("Response")
+
+
+class Connection:
+    """Channel to a service, and the manners of every call on it.
+
+    Args:
+        service: name of the service in errors.
+        target: "host:port", or any gRPC name.
+        variable: environment variable that names the target, for the error when nothing answers.
+        credentials: for TLS; None for a plaintext connection.
+        metadata: sent with every call.
+        interceptors: called for every call, the first one outermost.
+        timeout: deadline of a unary call that has none, in seconds.
+    """
+
+    def __init__(
+        self,
+        service: str,
+        target: str,
+        variable: str,
+        *,
+        credentials: grpc.ChannelCredentials | None,
+        metadata: Metadata,
+        interceptors: Sequence[grpc.aio.ClientInterceptor],
+        timeout: float,
+    ) -> None:
+        telemetry.configure("client")
+        self.target = target
+        self.channel = open_channel(target, credentials=credentials, interceptors=interceptors)
+        self._service = service
+        self._variable = variable
+        self._secure = credentials is not None
+        self._metadata = tuple(metadata)
+        self._timeout = timeout
+
+    async def close(self) -> None:
+        """Closes the channel; calls still running end."""
+        await self.channel.close()
+
+    async def call(
+        self,
+        method: grpc.aio.UnaryUnaryMultiCallable[Request, Response],
+        request: Request,
+        timeout: float | None,
+    ) -> Response:
+        """Makes a unary call. Raises ChorusError."""
+        seconds = self._timeout if timeout is None else timeout
+        with self._raising():
+            return await method(request, timeout=seconds, metadata=self._metadata)
+
+    async def stream(
+        self,
+        method: grpc.aio.UnaryStreamMultiCallable[Request, Response],
+        request: Request,
+        timeout: float,
+    ) -> AsyncGenerator[Response, None]:
+        """Yields the responses of a streaming call. Raises ChorusError."""
+        with self._raising():
+            call = method(request, timeout=max(timeout, 0.001), metadata=self._metadata)
+            try:
+                async for response in call:
+                    yield response
+            finally:
+                call.cancel()
+
+    @contextmanager
+    def _raising(self) -> Iterator[None]:
+        try:
+            yield
+        except grpc.aio.AioRpcError as error:
+            raise self._to_error(error) from error
+
+    def _to_error(self, error: grpc.aio.AioRpcError) -> ChorusError:
+        # A service of ours that answers attaches details; a status without them comes from gRPC itself.
+        status = rpc_status.from_call(error)  # type: ignore[arg-type]  # an AioRpcError has what it reads
+        if error.code() is not grpc.StatusCode.UNAVAILABLE or status is not None:
+            return from_rpc_error(error, self._service)
+        # With TLS the certificates may be at fault, and `chorus up` is no remedy.
+        remedy = (
+            f" over TLS: {error.details()}"
+            if self._secure
+            else f": start one with `chorus up`, or pass target= / {self._variable}"
+        )
+        return ChorusError(
+            errors.DEPENDENCY_UNAVAILABLE,
+            f"nothing answers at {self.target}{remedy}",
+            metadata={"service": self._service, "target": self.target, "detail": error.details() or ""},
+            retry_after=1.0,
+        )

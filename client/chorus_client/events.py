@@ -1,0 +1,116 @@
+"""Events of a generation: frozen values, read from the contract's messages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Literal, Self, TypeAlias
+
+from chorus.common.v1.errors_pb2 import JobError
+from chorus.scheduler.v1 import scheduler_pb2
+
+from chorus_client.results import FINAL, Plan, Problem, to_utc
+
+EventKind: TypeAlias = Literal[
+    "queued",
+    "waiting",
+    "planned",
+    "started",
+    "step_completed",
+    "warning",
+    "succeeded",
+    "failed",
+    "cancelled",
+    "unknown",
+]
+
+
+@dataclass(frozen=True)
+class Step:
+    """Denoising step that completed.
+
+    Attributes:
+        number: 1 to `total_steps`.
+        seconds: its duration.
+        eta_seconds: estimate of the time until the video is ready.
+        computed_share: share of the tokens that went through the model, 0 to 1.
+        backend: what computed it; may be empty.
+        fallback: why that was not the configured backend; empty if it was.
+    """
+
+    number: int
+    total_steps: int
+    seconds: float
+    eta_seconds: float
+    computed_share: float
+    backend: str
+    fallback: str
+
+    @classmethod
+    def from_proto(cls, message: scheduler_pb2.StepCompletedEvent) -> Self:
+        share = message.computed_share
+        return cls(
+            number=message.step.index,
+            total_steps=message.total_steps,
+            seconds=message.seconds,
+            eta_seconds=message.eta_seconds,
+            # 0 without active tokens: a server that does not report the share.
+            computed_share=share if share or message.active_tokens else 1.0,
+            backend=message.backend,
+            fallback=message.fallback,
+        )
+
+
+@dataclass(frozen=True)
+class Event:
+    """Change of a generation. Attributes that do not belong to its `kind` are None.
+
+    Attributes:
+        sequence: from 1, without gaps.
+        time: in UTC.
+        queue_position: of "queued"; 1 is next.
+        plan: of "planned".
+        attempt: of "started"; from 1.
+        step: of "step_completed".
+        problem: of "waiting", "warning" and "failed".
+        seconds_saved: of "succeeded"; compared with computing every step at the same pace.
+    """
+
+    sequence: int
+    time: datetime
+    kind: EventKind
+    queue_position: int | None
+    plan: Plan | None
+    attempt: int | None
+    step: Step | None
+    problem: Problem | None
+    seconds_saved: float | None
+    proto: scheduler_pb2.GenerationEvent = field(repr=False, compare=False)
+
+    @property
+    def last(self) -> bool:
+        """Whether the generation ended with this event."""
+        return self.kind in FINAL
+
+    @classmethod
+    def from_proto(cls, message: scheduler_pb2.GenerationEvent) -> Self:
+        kind = message.WhichOneof("event")
+        problem: JobError | None = None
+        if kind == "waiting":
+            problem = message.waiting.cause
+        elif kind == "warning":
+            problem = message.warning.warning
+        elif kind == "failed":
+            problem = message.failed.error
+        return cls(
+            sequence=message.sequence,
+            time=to_utc(message.time),
+            kind=kind or "unknown",
+            queue_position=message.queued.queue_position if kind == "queued" else None,
+            plan=Plan.from_proto(message.planned.plan) if kind == "planned" else None,
+            attempt=message.started.attempt if kind == "started" else None,
+            step=Step.from_proto(message.step_completed) if kind == "step_completed" else None,
+            problem=None if problem is None else Problem.from_proto(problem),
+            seconds_saved=message.succeeded.seconds_saved if kind == "succeeded" else None,
+            proto=message,
+        )

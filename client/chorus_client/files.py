@@ -1,0 +1,17 @@
+"""Files that appear complete or not at all."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+
+def write_atomically(path: Path, data: bytes) -> Path:
+    """Writes a neighbouring file and renames it, so that no reader ever sees half of the content."""
+    part = path.with_name(f".{path.name}.{random.getrandbits(32):08x}.part")
+    try:
+        part.write_bytes(data)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+    return path

@@ -1,0 +1,250 @@
+"""Handles of generations: follow one, wait for its video, save it, cancel it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import AsyncGenerator, Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from chorus.scheduler.v1 import scheduler_pb2
+from chorus_rpc import errors
+from chorus_rpc.chunks import BlobAssembler, BlobFault
+from chorus_rpc.errors import ChorusError
+
+from chorus_client.connection import Connection
+from chorus_client.events import Event
+from chorus_client.files import write_atomically
+from chorus_client.loop_thread import LoopThread
+from chorus_client.results import Generation, GenerationError, Video
+
+if TYPE_CHECKING:
+    from chorus.scheduler.v1.scheduler_pb2_grpc import SchedulerServiceAsyncStub
+
+# Upper bound on the deadline of a generation, and so on the time that it can be followed.
+WATCH_SECONDS: Final = 86_400.0
+# Time that an unreachable scheduler may take to come back, for instance to restart.
+PATIENCE_SECONDS: Final = 60.0
+_VIDEO_SECONDS: Final = 600.0
+_MAX_VIDEO_BYTES: Final = 2 << 30
+_FIRST_BACKOFF_SECONDS: Final = 0.1
+_MAX_BACKOFF_SECONDS: Final = 3.0
+
+# The scheduler restarts or drains, or the network broke the stream; the generation itself goes on.
+_RESUMABLE: Final = frozenset({errors.DEPENDENCY_UNAVAILABLE, errors.SHUTTING_DOWN, errors.CANCELLED})
+
+
+class AsyncGenerationHandle:
+    """Handle of a generation, returned by `submit` and `handle` of AsyncChorusClient.
+
+    Methods raise ChorusError. Waiting survives a restart of the scheduler: `timeout` bounds the whole wait,
+    in seconds (DEADLINE_EXCEEDED after it, while the generation goes on), and `patience` the seconds without
+    an answer after which the fault is raised.
+
+    Attributes:
+        id: generation id.
+        accepted: the generation as `submit` returned it; None for a handle from `client.handle`.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        stub: SchedulerServiceAsyncStub,
+        generation_id: str,
+        accepted: Generation | None = None,
+    ) -> None:
+        self.id = generation_id
+        self.accepted = accepted
+        self._connection = connection
+        self._stub = stub
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.id!r})"
+
+    async def status(self, *, timeout: float | None = None) -> Generation:
+        """Returns the current state of the generation."""
+        request = scheduler_pb2.GetGenerationRequest(generation_id=self.id)
+        response = await self._connection.call(self._stub.GetGeneration, request, timeout)
+        return Generation.from_proto(response.generation)
+
+    async def cancel(self, *, timeout: float | None = None) -> Generation:
+        """Ends the generation at its next step; one that has ended is returned as it is."""
+        request = scheduler_pb2.CancelGenerationRequest(generation_id=self.id)
+        response = await self._connection.call(self._stub.CancelGeneration, request, timeout)
+        return Generation.from_proto(response.generation)
+
+    async def result(
+        self,
+        *,
+        timeout: float = WATCH_SECONDS,
+        patience: float = PATIENCE_SECONDS,
+        on_event: Callable[[Event], None] | None = None,
+    ) -> Video:
+        """Waits for the end and returns the video. Raises GenerationFailed or GenerationCancelled.
+
+        Args:
+            on_event: called with each event, past and live.
+        """
+        end = asyncio.get_running_loop().time() + timeout
+        saved = 0.0
+        async with contextlib.aclosing(self.events(timeout=timeout, patience=patience)) as events:
+            async for event in events:
+                saved = event.seconds_saved or saved
+                if on_event is not None:
+                    on_event(event)
+        return await self._fetch(saved, end, patience)
+
+    async def save(
+        self, path: Path | str, *, timeout: float = WATCH_SECONDS, patience: float = PATIENCE_SECONDS
+    ) -> Path:
+        """Waits for the end and writes the mp4 file, all of it or nothing. Returns its path."""
+        video = await self.result(timeout=timeout, patience=patience)
+        return await asyncio.to_thread(write_atomically, Path(path), video.data)
+
+    async def events(
+        self,
+        after_sequence: int = 0,
+        *,
+        timeout: float = WATCH_SECONDS,
+        patience: float = PATIENCE_SECONDS,
+    ) -> AsyncGenerator[Event, None]:
+        """Yields each event after a sequence number once, past and live, until the generation ends.
+
+        A stream that breaks is resumed behind the last event. To stop early, close the iterator
+        (`contextlib.aclosing`); the generation goes on.
+        """
+        clock = asyncio.get_running_loop().time
+        end, silent_since, failures, last = clock() + timeout, clock(), 0, after_sequence
+        while True:
+            try:
+                async with contextlib.aclosing(self._stream(last, end - clock())) as events:
+                    async for event in events:
+                        silent_since, failures = clock(), 0
+                        if event.sequence <= last:
+                            continue
+                        last = event.sequence
+                        yield event
+                        if event.last:
+                            return
+                generation = await self.status()
+                if generation.done and generation.last_sequence <= last:
+                    return
+                silent_since = clock()
+            except ChorusError as error:
+                if error.reason not in _RESUMABLE or clock() - silent_since > patience:
+                    raise
+            pause = min(_MAX_BACKOFF_SECONDS, _FIRST_BACKOFF_SECONDS * 2**failures) * random.uniform(0.5, 1)
+            failures = min(failures + 1, 16)
+            if clock() + pause >= end:
+                raise ChorusError(errors.DEADLINE_EXCEEDED, f"{self.id} had not ended after {timeout:g} s")
+            await asyncio.sleep(pause)
+
+    async def _stream(self, last: int, timeout: float) -> AsyncGenerator[Event, None]:
+        request = scheduler_pb2.WatchGenerationRequest(generation_id=self.id, after_sequence=last)
+        responses = self._connection.stream(self._stub.WatchGeneration, request, timeout)
+        async with contextlib.aclosing(responses):
+            async for response in responses:
+                yield Event.from_proto(response.event)
+
+    async def _fetch(self, saved: float, end: float, patience: float) -> Video:
+        clock = asyncio.get_running_loop().time
+        give_up = min(end, clock() + patience)
+        while True:
+            try:
+                generation = await self.status()
+                generation.raise_for_state()
+                return Video(generation, await self._download(end - clock()), saved)
+            except GenerationError:
+                raise
+            except ChorusError as error:
+                if error.reason not in _RESUMABLE or clock() >= give_up:
+                    raise
+            await asyncio.sleep(random.uniform(0.5, 1) * min(_MAX_BACKOFF_SECONDS, patience))
+
+    async def _download(self, timeout: float) -> bytes:
+        """Returns the mp4, its length and digest checked."""
+        request = scheduler_pb2.GetVideoRequest(generation_id=self.id)
+        responses = self._connection.stream(self._stub.GetVideo, request, min(timeout, _VIDEO_SECONDS))
+        blob: BlobAssembler | None = None
+        try:
+            async with contextlib.aclosing(responses):
+                async for response in responses:
+                    if response.HasField("header"):
+                        header = response.header
+                        blob = BlobAssembler(header.size_bytes, header.digest, _MAX_VIDEO_BYTES)
+                    elif blob is not None:
+                        blob.add(response.chunk)
+            if blob is None:
+                raise BlobFault("the stream has no header")
+            return blob.finish()
+        except BlobFault as fault:
+            raise ChorusError(errors.BLOB_CORRUPT, f"the video of {self.id} is damaged: {fault}") from fault
+
+
+class GenerationHandle:
+    """Handle of a generation, returned by `submit` and `handle` of ChorusClient. Every method blocks.
+
+    Attributes, methods and errors are those of AsyncGenerationHandle.
+    """
+
+    def __init__(self, handle: AsyncGenerationHandle, loop: LoopThread) -> None:
+        self.id = handle.id
+        self.accepted = handle.accepted
+        self._handle = handle
+        self._loop = loop
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.id!r})"
+
+    def status(self, *, timeout: float | None = None) -> Generation:
+        """Returns the current state of the generation."""
+        return self._loop.run(self._handle.status(timeout=timeout))
+
+    def cancel(self, *, timeout: float | None = None) -> Generation:
+        """Ends the generation at its next step; one that has ended is returned as it is."""
+        return self._loop.run(self._handle.cancel(timeout=timeout))
+
+    def result(
+        self,
+        *,
+        timeout: float = WATCH_SECONDS,
+        patience: float = PATIENCE_SECONDS,
+        on_event: Callable[[Event], None] | None = None,
+    ) -> Video:
+        """Waits for the end and returns the video. Raises GenerationFailed or GenerationCancelled.
+
+        Args:
+            on_event: called with each event, past and live, in the client's thread; must not call the client.
+        """
+        return self._loop.run(self._handle.result(timeout=timeout, patience=patience, on_event=on_event))
+
+    def save(
+        self, path: Path | str, *, timeout: float = WATCH_SECONDS, patience: float = PATIENCE_SECONDS
+    ) -> Path:
+        """Waits for the end and writes the mp4 file, all of it or nothing. Returns its path."""
+        return self._loop.run(self._handle.save(path, timeout=timeout, patience=patience))
+
+    def events(
+        self,
+        after_sequence: int = 0,
+        *,
+        timeout: float = WATCH_SECONDS,
+        patience: float = PATIENCE_SECONDS,
+    ) -> Iterator[Event]:
+        """Yields each event after a sequence number once, past and live, until the generation ends."""
+        events = self._handle.events(after_sequence, timeout=timeout, patience=patience)
+
+        async def following() -> Event | None:
+            return await anext(events, None)
+
+        async def stop() -> None:
+            await events.aclose()
+
+        try:
+            while (event := self._loop.run(following())) is not None:
+                yield event
+        finally:
+            if not self._loop.closed:
+                self._loop.run(stop())

@@ -1,0 +1,343 @@
+"""Results of the client: frozen values, read from the contract's messages.
+
+`proto` is the message that a value was read from: the raw protobuf, for fields that the value does not carry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final, Literal, Self, TypeAlias, cast
+
+from chorus.common.v1 import plan_pb2, video_pb2
+from chorus.common.v1.errors_pb2 import JobError
+from chorus.scheduler.v1 import scheduler_pb2
+from chorus_rpc import errors
+from chorus_rpc.errors import ChorusError, invalid, reason_name
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from chorus_client.files import write_atomically
+
+State: TypeAlias = Literal["queued", "waiting", "running", "succeeded", "failed", "cancelled", "unknown"]
+STATES: Final[Mapping[State, scheduler_pb2.GenerationState.ValueType]] = {
+    "queued": scheduler_pb2.GENERATION_STATE_QUEUED,
+    "waiting": scheduler_pb2.GENERATION_STATE_WAITING,
+    "running": scheduler_pb2.GENERATION_STATE_RUNNING,
+    "succeeded": scheduler_pb2.GENERATION_STATE_SUCCEEDED,
+    "failed": scheduler_pb2.GENERATION_STATE_FAILED,
+    "cancelled": scheduler_pb2.GENERATION_STATE_CANCELLED,
+}
+_STATE_NAMES: Final = {number: name for name, number in STATES.items()}
+FINAL: Final = frozenset({"succeeded", "failed", "cancelled"})
+
+
+def format_state(state: scheduler_pb2.GenerationState.ValueType) -> State:
+    """Returns "queued", "running", …; "unknown" for a state newer than this client."""
+    return _STATE_NAMES.get(state, "unknown")
+
+
+def parse_state(name: str | None) -> scheduler_pb2.GenerationState.ValueType:
+    """Returns the state called `name`; None and "" stand for every state. Raises ChorusError."""
+    if not name:
+        return scheduler_pb2.GENERATION_STATE_UNSPECIFIED
+    if name not in STATES:
+        raise invalid("state", f"must be one of {', '.join(STATES)}, not {name!r}")
+    return STATES[cast(State, name)]
+
+
+@dataclass(frozen=True)
+class Donor:
+    """Earlier request whose latents a generation reuses.
+
+    Attributes:
+        entry_id: id of its cache entry.
+        generation_id: id of its generation; empty if the entry does not record it.
+        prompt: its prompt; empty if the entry keeps only a hash.
+        score: cosine similarity of the two prompts, −1 to 1.
+    """
+
+    entry_id: str
+    generation_id: str
+    prompt: str
+    score: float
+
+    @classmethod
+    def from_proto(cls, message: plan_pb2.DonorRef) -> Self:
+        return cls(message.entry_id, message.generation_id, message.prompt, message.score)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Decision of the scheduler on how to compute a generation.
+
+    Attributes:
+        total_steps: denoising steps of the schedule.
+        reuse_steps: leading steps taken from the donor instead of computed; 0 on a miss.
+        region_end: steps from `reuse_steps` up to this one compute only a region; 0 if none does.
+        renoised: the run starts from the donor's clean latents, noised again.
+        donor: None on a miss.
+        edit: kind of edit that turns the donor's prompt into this one, for instance "colour"; may be empty.
+        reasons: sentences that explain the decision.
+        predicted_seconds_saved: compared with computing every step.
+        predicted_drift_points: by how many percentage points more results follow the donor than in full
+            computation.
+    """
+
+    total_steps: int
+    reuse_steps: int
+    region_end: int
+    renoised: bool
+    donor: Donor | None
+    edit: str
+    reasons: tuple[str, ...]
+    predicted_seconds_saved: float
+    predicted_drift_points: float
+    proto: plan_pb2.Plan = field(repr=False, compare=False)
+
+    @classmethod
+    def from_proto(cls, message: plan_pb2.Plan) -> Self:
+        return cls(
+            total_steps=message.total_steps,
+            reuse_steps=message.reuse_steps,
+            region_end=message.region_end,
+            renoised=message.renoised,
+            donor=Donor.from_proto(message.donor) if message.HasField("donor") else None,
+            edit=message.edit,
+            reasons=tuple(reason.text for reason in message.reasons),
+            predicted_seconds_saved=message.predicted_seconds_saved,
+            predicted_drift_points=message.predicted_drift_points,
+            proto=message,
+        )
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Cause of a failure, of a wait, or of reuse that was lost.
+
+    Attributes:
+        reason: name of the contract's ErrorReason, for instance "DEPENDENCY_UNAVAILABLE".
+        message: one sentence.
+        metadata: machine-readable facts, for instance the name of a service.
+    """
+
+    reason: str
+    message: str
+    metadata: Mapping[str, str]
+
+    @classmethod
+    def from_proto(cls, message: JobError) -> Self:
+        facts = MappingProxyType(dict(message.metadata))
+        return cls(reason_name(message.reason), message.message, facts)
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Duration of each part of a generation, in seconds.
+
+    Attributes:
+        total_seconds: from leaving the queue to the complete video.
+    """
+
+    queued_seconds: float
+    embed_seconds: float
+    lookup_seconds: float
+    fetch_seconds: float
+    denoise_seconds: float
+    decode_seconds: float
+    total_seconds: float
+
+    @classmethod
+    def from_proto(cls, message: scheduler_pb2.Timings) -> Self:
+        return cls(**_scalars(cls, message))
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """Properties of an encoded video.
+
+    Attributes:
+        height, width: of the encoded pixels; small videos are enlarged for display.
+        digest: SHA-256 of the file, lower-case hex.
+    """
+
+    media_type: str
+    size_bytes: int
+    digest: str
+    frames: int
+    height: int
+    width: int
+    frames_per_second: float
+
+    @classmethod
+    def from_proto(cls, message: video_pb2.VideoInfo) -> Self:
+        return cls(**_scalars(cls, message))
+
+
+@dataclass(frozen=True)
+class Generation:
+    """State of a generation when it was read.
+
+    Attributes:
+        id: generation id.
+        request_id: id that the submission carried.
+        prompt, model, seed: as accepted, with the server's defaults filled in.
+        queue_position: 1 is next; 0 when not queued.
+        plan: None until planned.
+        donor: donor that was really used; None on a miss.
+        steps_run: denoising steps that were computed.
+        steps_completed: steps behind the generation, reused ones included.
+        attempts: number of starts; above 1 if a service died during the run.
+        warnings: conditions that cost reuse but not the video.
+        error: None unless failed.
+        video: None unless succeeded.
+        created, ended: in UTC; `ended` is None until the generation ends.
+        last_sequence: sequence number of the newest event.
+        trace_id: hex; empty without tracing.
+    """
+
+    id: str
+    request_id: str
+    prompt: str
+    model: str
+    seed: int
+    state: State
+    queue_position: int
+    plan: Plan | None
+    donor: Donor | None
+    steps_run: int
+    steps_completed: int
+    attempts: int
+    warnings: tuple[Problem, ...]
+    error: Problem | None
+    video: VideoInfo | None
+    timings: Timings
+    created: datetime
+    ended: datetime | None
+    last_sequence: int
+    trace_id: str
+    proto: scheduler_pb2.Generation = field(repr=False, compare=False)
+
+    @property
+    def hit(self) -> bool:
+        """Whether latents of an earlier request were reused."""
+        return self.donor is not None
+
+    @property
+    def done(self) -> bool:
+        """Whether it succeeded, failed or was cancelled."""
+        return self.state in FINAL
+
+    def raise_for_state(self) -> None:
+        """Raises GenerationFailed or GenerationCancelled if it ended without a video."""
+        if self.state == "failed":
+            raise GenerationFailed(self)
+        if self.state == "cancelled":
+            raise GenerationCancelled(self)
+
+    @classmethod
+    def from_proto(cls, message: scheduler_pb2.Generation) -> Self:
+        return cls(
+            id=message.generation_id,
+            request_id=message.request_id,
+            prompt=message.spec.prompt,
+            model=message.spec.model_id,
+            seed=message.spec.seed,
+            state=format_state(message.state),
+            queue_position=message.queue_position,
+            plan=Plan.from_proto(message.plan) if message.HasField("plan") else None,
+            donor=Donor.from_proto(message.donor) if message.HasField("donor") else None,
+            steps_run=message.steps_run,
+            steps_completed=message.steps_completed,
+            attempts=message.attempts,
+            warnings=_problems(message.warnings),
+            error=Problem.from_proto(message.error) if message.HasField("error") else None,
+            video=VideoInfo.from_proto(message.video) if message.HasField("video") else None,
+            timings=Timings.from_proto(message.timings),
+            created=to_utc(message.create_time),
+            ended=to_utc(message.end_time) if message.HasField("end_time") else None,
+            last_sequence=message.last_sequence,
+            trace_id=message.trace_id,
+            proto=message,
+        )
+
+
+@dataclass(frozen=True)
+class Video:
+    """Result of a generation that succeeded.
+
+    Attributes:
+        generation: its final state.
+        data: the mp4 file.
+        seconds_saved: by reuse, compared with computing every step at the same pace; 0 on a miss.
+    """
+
+    generation: Generation
+    data: bytes = field(repr=False)
+    seconds_saved: float
+
+    @property
+    def hit(self) -> bool:
+        """Whether latents of an earlier request were reused."""
+        return self.generation.hit
+
+    @property
+    def donor(self) -> Donor | None:
+        """Donor that was used; None on a miss."""
+        return self.generation.donor
+
+    @property
+    def warnings(self) -> tuple[Problem, ...]:
+        """Conditions that cost reuse but not the video, for instance a cache that was down."""
+        return self.generation.warnings
+
+    def save(self, path: Path | str) -> Path:
+        """Writes the mp4 file, all of it or nothing. Returns its path. Raises OSError."""
+        return write_atomically(Path(path), self.data)
+
+
+class GenerationError(ChorusError):
+    """A generation ended without a video. Base of GenerationFailed and GenerationCancelled."""
+
+    def __init__(
+        self, generation: Generation, reason: errors.Reason, message: str, metadata: Mapping[str, str]
+    ) -> None:
+        super().__init__(reason, message, metadata=metadata)
+        self.generation = generation
+
+
+class GenerationFailed(GenerationError):
+    """A generation failed; `reason` and `message` are those of the failure."""
+
+    def __init__(self, generation: Generation) -> None:
+        fault = generation.proto.error
+        super().__init__(
+            generation,
+            fault.reason or errors.INTERNAL,
+            f"{generation.id} failed: {fault.message or 'the server gave no reason'}",
+            dict(fault.metadata),
+        )
+
+
+class GenerationCancelled(GenerationError):
+    """A generation was cancelled."""
+
+    def __init__(self, generation: Generation) -> None:
+        super().__init__(generation, errors.CANCELLED, f"{generation.id} was cancelled", {})
+
+
+def _problems(messages: Iterable[JobError]) -> tuple[Problem, ...]:
+    return tuple(Problem.from_proto(message) for message in messages)
+
+
+def _scalars(cls: type, message: Message) -> dict[str, Any]:
+    """Returns the fields of `message` by the names of a dataclass that has no others."""
+    return {field.name: getattr(message, field.name) for field in fields(cls)}
+
+
+def to_utc(moment: Timestamp) -> datetime:
+    """Returns the moment as a datetime in UTC."""
+    return moment.ToDatetime(tzinfo=UTC)

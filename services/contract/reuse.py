@@ -1,0 +1,29 @@
+"""Rules of a reuse plan that the scheduler and the denoiser must agree on: pure functions on messages."""
+
+from __future__ import annotations
+
+from chorus.common.v1 import plan_pb2
+from chorus.scheduler.v1 import scheduler_pb2
+
+
+def effective_region_end(plan: plan_pb2.Plan | scheduler_pb2.ExplicitReuse) -> int:
+    """Returns K2: at least K1, and equal to K1 if there is no stage 2 (`region_end` may then be 0)."""
+    return max(plan.reuse_steps, plan.region_end)
+
+
+def needs_side_data(region: plan_pb2.RegionPlan | None, amplification: plan_pb2.Amplification | None) -> bool:
+    """Returns whether a plan reads the donor's attention maps or the token states of its prompt.
+
+    A region by attention reads the maps; contrast with a strength above 0 reads the token states.
+
+    Args:
+        region: None or an empty message means no stage 2.
+        amplification: None or an empty message means no amplification.
+    """
+    by_attention = region is not None and region.source == plan_pb2.REGION_SOURCE_ATTENTION
+    by_contrast = (
+        amplification is not None
+        and amplification.form == plan_pb2.AMPLIFICATION_FORM_CONTRAST
+        and amplification.strength > 0
+    )
+    return by_attention or by_contrast

@@ -1,0 +1,86 @@
+"""A model together with the backend that runs its network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import torch
+from torch import Tensor
+
+from services.denoiser.backends.base import Backend, StepInputs
+from services.denoiser.backends.eager import EagerBackend
+from services.denoiser.model.loaded import GridInputs, LoadedModel
+from services.denoiser.network.text import AmplifiedText
+from services.denoiser.network.wan import AttentionObserver, TextKV
+
+
+@dataclass(frozen=True, eq=False)
+class Predictor:
+    """Predicts velocities. Not thread-safe: the device thread owns it.
+
+        model = LoadedModel.load(Path("models/movingshapes/model.toml"))
+        predictor = Predictor.eager(model)
+        text = model.prepare_text(token_states)                       # float32 [L, text_dim]
+        noise = model.noise(seed, model.latent_shape(frames, height, width))
+        *_, clean = sample(lambda x, s: predictor.latent_velocity(x, s, text), noise, sigmas)
+        video = model.decode(clean)                                   # [3, frames, height, width]
+
+    Attributes:
+        backend: Runs the network of `model`; closed by `close`.
+    """
+
+    model: LoadedModel
+    backend: Backend
+
+    @classmethod
+    def eager(cls, model: LoadedModel) -> Predictor:
+        """Returns a predictor on the reference backend."""
+        return cls(model, EagerBackend(model.transformer))
+
+    @torch.inference_mode()
+    def velocity(
+        self,
+        tokens: Tensor,
+        sigma: float,
+        text: TextKV | AmplifiedText,
+        shape: Sequence[int],
+        index: Tensor | None = None,
+        on_attention: AttentionObserver | None = None,
+    ) -> Tensor:
+        """Velocity of some tokens, which attend only to one another and to the text; float32 [n, C*P].
+
+        Args:
+            tokens: [N, C*P], all tokens of latents of `shape`.
+            sigma: Noise level of the latents, in (0, 1].
+            index: int64 [n], ascending: the tokens to compute. None means all; the indices of all tokens give
+                the same bits.
+            on_attention: Called with the cross-attention of every block that is observed.
+
+        Raises BackendError.
+        """
+        grid = self._grid_inputs(tuple(shape))
+        positions, cos, sin = grid.positions, grid.rope_cos, grid.rope_sin
+        if index is not None:
+            tokens, positions, cos, sin = tokens[index], positions[index], cos[index], sin[index]
+        amplified = text if isinstance(text, AmplifiedText) else AmplifiedText(text)
+        inputs = torch.cat((tokens, positions), dim=-1)[None].to(self.model.dtype)
+        timestep = torch.tensor([1000.0 * sigma], device=self.model.device)
+        step = StepInputs(inputs, cos, sin, amplified, timestep, on_attention)
+        out = self.backend.predict(step)[0].float()
+        return (tokens - out) / sigma if self.model.spec.transformer.prediction == "data" else out
+
+    @torch.inference_mode()
+    def latent_velocity(self, latents: Tensor, sigma: float, text: TextKV | AmplifiedText) -> Tensor:
+        """Velocity of latents [C, T, H, W] at noise level `sigma`, same shape, float32."""
+        tokens, shape = self.model.to_tokens(latents), latents.shape
+        return self.model.to_latents(self.velocity(tokens, sigma, text, shape), shape)
+
+    def close(self) -> None:
+        """Releases what the backend holds; the predictor is not used afterwards. May be called again."""
+        self.backend.close()
+
+    @cached_property
+    def _grid_inputs(self) -> Callable[[tuple[int, ...]], GridInputs]:
+        return lru_cache(maxsize=8)(self.model.grid_inputs)

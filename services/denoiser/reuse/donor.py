@@ -1,0 +1,72 @@
+"""What a run takes from its donor: cached latents, and what follows from them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from services.denoiser.model.loaded import LoadedModel
+from services.denoiser.network.wan import TextKV
+from services.denoiser.reuse.regions import compare_predictions
+
+
+@dataclass(frozen=True)
+class DonorLatents:
+    """Cached data of a donor, on the model's device.
+
+    Attributes:
+        steps: By index, float32 [C, T, H, W]: x_{K1} … x_{K2}, or x_N alone for a renoised plan.
+        maps: [L, N], 0 to 1: where each token of the donor's prompt acted; for regions by attention.
+        text: The donor's prompt, encoded; for contrast.
+    """
+
+    steps: Mapping[int, Tensor]
+    maps: Tensor | None = None
+    text: TextKV | None = None
+
+
+class DonorTrajectory:
+    """The donor's run as tokens, and the clean data that it predicted in each step."""
+
+    def __init__(self, model: LoadedModel, donor: DonorLatents, sigmas: Sequence[float]) -> None:
+        self._model, self._latents, self._sigmas = model, donor, sigmas
+        # Both are computed once per step.
+        self._tokens: dict[int, Tensor] = {}
+        self._predictions: dict[int, tuple[Tensor, Tensor]] = {}
+
+    @property
+    def maps(self) -> Tensor:
+        """Where each token of the donor's prompt acted, [L, N]. The plan must need side data."""
+        assert self._latents.maps is not None
+        return self._latents.maps
+
+    def tokens(self, index: int) -> Tensor:
+        """x_index as tokens [N, C*P]."""
+        if index not in self._tokens:
+            self._tokens[index] = self._model.to_tokens(self._latents.steps[index])
+        return self._tokens[index]
+
+    def differences(self, step: int, tokens: Tensor, velocity: Tensor, index: Tensor | None = None) -> Tensor:
+        """Difference of the target's prediction of clean data from the donor's own, for each token [n].
+
+        Args:
+            tokens: [N, C*P], the target's x_step.
+            velocity: [n, C*P], predicted there for the tokens `index` [n]; None means all.
+        """
+        donor, variance = self._prediction(step)
+        if index is not None:
+            tokens, donor = tokens[index], donor[index]
+        return compare_predictions(tokens - self._sigmas[step] * velocity, donor, variance)
+
+    def _prediction(self, step: int) -> tuple[Tensor, Tensor]:
+        """The clean data that the donor's step predicted, [N, C*P], and its variance.
+
+        They follow from the latents before and after the step.
+        """
+        if step not in self._predictions:
+            here, there, sigma = self.tokens(step), self.tokens(step + 1), self._sigmas[step]
+            prediction = here - sigma * (there - here) / (self._sigmas[step + 1] - sigma)
+            self._predictions[step] = prediction, prediction.var()
+        return self._predictions[step]

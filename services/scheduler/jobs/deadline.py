@@ -1,0 +1,37 @@
+"""Time by which a job must have ended."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from chorus_rpc import errors
+from chorus_rpc.errors import ChorusError
+from google.protobuf.timestamp_pb2 import Timestamp
+
+
+@dataclass(frozen=True)
+class Deadline:
+    """Deadline of a job, as its spec states it."""
+
+    time: Timestamp
+
+    def seconds_left(self) -> float:
+        """Returns the seconds until the deadline, above 0. Raises DEADLINE_EXCEEDED once it has passed."""
+        left = to_unix_seconds(self.time) - time.time()
+        if left <= 0:
+            raise self.exceeded()
+        return left
+
+    def exceeded(self) -> ChorusError:
+        """Returns the error that ends a job whose deadline has passed."""
+        deadline = self.time.ToJsonString()
+        return ChorusError(
+            errors.DEADLINE_EXCEEDED,
+            f"the deadline {deadline} passed before the video was ready; submit it again with a later one",
+            metadata={"deadline": deadline},
+        )
+
+
+def to_unix_seconds(timestamp: Timestamp) -> float:
+    return timestamp.seconds + timestamp.nanos / 1e9

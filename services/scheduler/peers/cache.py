@@ -1,0 +1,61 @@
+"""Client of the cache."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from chorus.cache.v1 import cache_pb2, cache_pb2_grpc
+from chorus.common.v1 import latents_pb2
+from chorus.embedder.v1 import embedder_pb2
+
+from services.scheduler.jobs.deadline import Deadline
+from services.scheduler.peers.connection import PeerConnection
+from services.scheduler.peers.messages import build_lookup_request
+from services.scheduler.planning.planner import Donor
+
+if TYPE_CHECKING:
+    from chorus.cache.v1.cache_pb2_grpc import CacheServiceAsyncStub
+
+SERVICE = cache_pb2.DESCRIPTOR.services_by_name["CacheService"].full_name
+
+
+class CacheClient:
+    """Finds donors.
+
+    Args:
+        lookup_seconds: upper bound on one Lookup call, in seconds.
+        donor_limit: upper bound on the number of donors of one lookup.
+    """
+
+    def __init__(self, connection: PeerConnection, lookup_seconds: float, donor_limit: int) -> None:
+        self._connection = connection
+        self._lookup_seconds = lookup_seconds
+        self._donor_limit = donor_limit
+        self._stub: CacheServiceAsyncStub = cache_pb2_grpc.CacheServiceStub(connection.channel)
+
+    async def lookup(
+        self, identity: latents_pb2.LatentIdentity, encoded: embedder_pb2.EmbedResponse, deadline: Deadline
+    ) -> list[Donor]:
+        """Returns the entries of this identity whose prompts are most similar to the encoded one.
+
+        Raises what `PeerConnection.limit` raises; a cache that is known to be down fails without a call.
+        """
+        request = build_lookup_request(identity, encoded, self._donor_limit)
+        with self._connection.limit(deadline, self._lookup_seconds) as timeout:
+            if self._connection.health.serving is False:
+                raise self._connection.health.unavailable()
+            reply = await self._stub.Lookup(request, timeout=timeout, metadata=self._connection.metadata)
+        return [_parse_donor(donor) for donor in reply.donors]
+
+
+def _parse_donor(donor: cache_pb2.Donor) -> Donor:
+    side_data = latents_pb2.BLOB_KIND_SIDE_DATA
+    return Donor(
+        entry_id=donor.entry.entry_id,
+        score=donor.score,
+        steps=frozenset(blob.step.index for blob in donor.entry.blobs if blob.kind != side_data),
+        side_data=any(blob.kind == side_data for blob in donor.entry.blobs),
+        prompt=donor.entry.prompt,
+        traceparent=donor.entry.traceparent,
+        generation_id=donor.entry.generation_id,
+    )

@@ -1,0 +1,79 @@
+"""Connection to one peer service: channel, tenant, health, and the time limit of each call."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack, contextmanager
+
+import grpc.aio
+from chorus_rpc import errors
+from chorus_rpc.channels import calling, open_channel
+from chorus_rpc.errors import ChorusError
+from chorus_rpc.tenancy import tenant_metadata
+
+from services.scheduler.jobs.deadline import Deadline
+from services.scheduler.peers.health import PeerHealth
+from services.scheduler.settings import SchedulerSettings
+
+
+class PeerConnection:
+    """Everything that the typed clients of this package share.
+
+    Args:
+        name: short name of the peer, as error messages use it.
+        tenant: tenant on whose behalf every call is made.
+    """
+
+    def __init__(self, name: str, channel: grpc.aio.Channel, tenant: str, health: PeerHealth) -> None:
+        self.name = name
+        self.channel = channel
+        self.metadata = tenant_metadata(tenant)
+        self.health = health
+
+    @contextmanager
+    def limit(self, deadline: Deadline, max_seconds: float = math.inf) -> Iterator[float]:
+        """Yields the timeout of one call, in seconds, and maps the errors of that call.
+
+        Raises DEADLINE_EXCEEDED when the job's deadline passes before the answer, DEPENDENCY_UNAVAILABLE when
+        the peer needs longer than `max_seconds`, and the peer's own ChorusError otherwise.
+        """
+        left = deadline.seconds_left()
+        try:
+            with calling(self.name):
+                yield min(left, max_seconds)
+        except ChorusError as error:
+            if error.reason != errors.DEADLINE_EXCEEDED:
+                raise
+            if left <= max_seconds:
+                raise deadline.exceeded() from error
+            raise errors.unavailable(self.name, f"no answer in {max_seconds:g} s") from error
+
+
+def open_connection(
+    name: str,
+    service: str,
+    target: str,
+    settings: SchedulerSettings,
+    resources: AsyncExitStack,
+    on_change: Callable[[PeerHealth], None],
+) -> PeerConnection:
+    """Opens a channel and starts its health watch; returns at once, whether or not the peer is reachable.
+
+    Args:
+        service: full protobuf name of the peer's service.
+        resources: closes the channel and ends the watch.
+        on_change: called each time the peer's health has changed.
+    """
+    channel = open_channel(target, settings.max_message_bytes)
+    resources.push_async_callback(channel.close)
+    health = PeerHealth(name, service, channel, on_change, settings.retry_seconds)
+    watch = asyncio.create_task(health.watch(), name=f"watch {name}")
+    resources.push_async_callback(_cancel, watch)
+    return PeerConnection(name, channel, settings.tenant, health)
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)

@@ -1,0 +1,102 @@
+"""Verifies the public surface: sync and asyncio clients match, unknown options are refused."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, cast
+
+import chorus_client
+import pytest
+from chorus_client import (
+    AsyncCacheClient,
+    AsyncChorusClient,
+    AsyncGenerationHandle,
+    CacheClient,
+    ChorusClient,
+    GenerationHandle,
+    SpecOptions,
+)
+from chorus_client.spec import build_request
+
+PAIRS = [
+    (ChorusClient, AsyncChorusClient),
+    (GenerationHandle, AsyncGenerationHandle),
+    (CacheClient, AsyncCacheClient),
+]
+
+
+def methods(kind: type) -> dict[str, Callable[..., Any]]:
+    """The public methods of a class, by name."""
+    return {name: value for name, value in inspect.getmembers(kind, inspect.isfunction) if name[0] != "_"}
+
+
+def parameters(function: Callable[..., Any]) -> list[tuple[str, Any, Any, Any]]:
+    """Name, kind, default and annotation of each parameter."""
+    found = inspect.signature(function).parameters.values()
+    return [(p.name, p.kind, p.default, p.annotation) for p in found]
+
+
+@pytest.mark.parametrize(("sync", "asynchronous"), PAIRS)
+def test_sync_and_asyncio_classes_have_the_same_methods(sync: type, asynchronous: type) -> None:
+    assert methods(sync).keys() == methods(asynchronous).keys()
+    for name, method in methods(sync).items():
+        assert parameters(method) == parameters(methods(asynchronous)[name]), name
+        assert not inspect.iscoroutinefunction(method)
+        assert inspect.getdoc(method)
+        assert inspect.getdoc(methods(asynchronous)[name])
+
+
+@pytest.mark.parametrize("pair", [PAIRS[0], PAIRS[2]])
+def test_sync_and_asyncio_clients_have_the_same_constructor(pair: tuple[type, type]) -> None:
+    sync, asynchronous = (parameters(cast(Any, kind).__init__) for kind in pair)
+    assert sync == asynchronous
+    assert {"target", "credentials", "metadata", "interceptors", "timeout"} <= {name for name, *_ in sync}
+
+
+def test_every_call_has_a_deadline() -> None:
+    without = {"close", "handle"}
+    for _, asynchronous in PAIRS:
+        for name, method in methods(asynchronous).items():
+            assert ("timeout" in inspect.signature(method).parameters) != (name in without), name
+
+
+def test_every_public_name_exists_and_is_documented() -> None:
+    for name in chorus_client.__all__:
+        value = getattr(chorus_client, name)
+        if inspect.isclass(value) and value.__module__.startswith("chorus_client"):
+            assert inspect.getdoc(value), name
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("sede", "unknown option sede; did you mean seed?"),
+        ("hieght", "unknown option hieght; did you mean height?"),
+        ("on_evnt", "unknown option on_evnt; did you mean on_event?"),
+        ("num_frames", "unknown option num_frames; use frames"),
+        ("num_inference_steps", "unknown option num_inference_steps; use steps"),
+        ("negative_prompt", "unknown option negative_prompt; it is not supported: few-step"),
+        ("guidance_scale", "unknown option guidance_scale; it is not supported: few-step"),
+        ("xyzzy", "unknown option xyzzy; must be one of model, frames, height"),
+    ],
+)
+def test_unknown_options_are_refused_by_name(name: str, message: str) -> None:
+    options: Any = {name: 7}
+    with ChorusClient("127.0.0.1:1") as client:
+        for call in (client.submit, client.generate):
+            with pytest.raises(TypeError) as refused:
+                call("x", **options)
+            assert str(refused.value).startswith(message)
+
+
+def test_every_known_option_is_accepted() -> None:
+    options: SpecOptions = dict.fromkeys(SpecOptions.__annotations__)  # type: ignore[assignment]
+    options["no_store"] = False
+    assert build_request("x", options).spec.prompt == "x"
+
+
+@pytest.mark.parametrize("value", ["7", 7.5, -1, 2**64])
+def test_a_seed_that_is_no_seed_is_refused(value: Any) -> None:
+    with pytest.raises(chorus_client.ChorusError, match=r"seed: must be 0 to 2\^64 − 1, not "):
+        build_request("x", {"seed": value})
