@@ -363,6 +363,20 @@ def test_second_process_on_the_same_index_waits(
         second.stop()
 
 
+def test_misspelt_variable_is_reported_at_start(tmp_path: Path) -> None:
+    env = {**environment(tmp_path), "CHORUS_CACHE_MAX_UPLOAD": "3"}
+    service = ServiceProcess("cache", env, free_port(), tmp_path / "cache.log")
+    service.start(wait=False)
+    try:
+        end = time.monotonic() + 60
+        while "unknown setting ignored" not in service.tail(200):
+            assert time.monotonic() < end, service.tail()
+            time.sleep(0.1)
+    finally:
+        service.stop()
+    assert "CHORUS_CACHE_MAX_UPLOADS" in service.tail(200)
+
+
 async def test_missing_store_keeps_the_cache_unavailable(tmp_path: Path) -> None:
     env = {
         **environment(tmp_path),

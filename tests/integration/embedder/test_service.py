@@ -243,15 +243,22 @@ async def test_full_queue_refuses_calls_and_recovers(tmp_path: Path) -> None:
             assert await ask("and now alone") is None
 
 
-def test_invalid_setting_ends_the_process_and_is_named(tmp_path: Path) -> None:
-    process = ServiceProcess(
-        "embedder", {"CHORUS_EMBEDDER_RETRIEVAL": "word2vec"}, free_port(), tmp_path / "log"
-    )
+@pytest.mark.parametrize(
+    ("name", "value", "remedy"),
+    [
+        ("CHORUS_EMBEDDER_RETRIEVAL", "word2vec", "minilm"),
+        ("CHORUS_EMBEDDER_LEXICONS", __file__, "cannot be read"),
+    ],
+)
+def test_invalid_setting_ends_the_process_and_is_named(
+    tmp_path: Path, name: str, value: str, remedy: str
+) -> None:
+    process = ServiceProcess("embedder", {name: value}, free_port(), tmp_path / "log")
     process.start(wait=False)
     assert process.process is not None
     try:
         assert process.process.wait(120) == 2
     finally:
         process.kill()
-    assert "CHORUS_EMBEDDER_RETRIEVAL" in process.tail()
-    assert "minilm" in process.tail()
+    assert name in process.tail()
+    assert remedy in process.tail()
