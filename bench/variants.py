@@ -1,4 +1,4 @@
-"""Alternatives to what the denoiser does that a plan cannot say, for `bench.alternatives`.
+"""Variants of the method that a plan cannot express, for `bench.alternatives`.
 
 They pass parts of their own to `Stages`: a region finder, the weights at the region's edge, and the text that
 cross-attention reads. No service imports them.
@@ -36,18 +36,19 @@ from services.denoiser.reuse.stages import Stages
 from services.denoiser.reuse.target import Target
 from services.scheduler.planning.calibration import Depth
 
-# Where a region comes from:
-# - plan: as the plan says;
-# - words: where the lost words acted in the donor, and the gained ones act in the target at step K1, which is
-#   computed in full for it; gained: the latter alone;
-# - probe and lost: what the probes find, and where the lost words acted in the donor;
-# - oracle: where the finished video of full steps from the same x_{K1} differs from the donor's; oracle, own
-#   noise: where the target's full computation, from noise of its own, does.
+# Source of the region:
+# - plan: the plan's source;
+# - words: places where lost words acted in the donor, and where gained words act in the target at step K1,
+#   which is computed in full for it; gained: only the latter;
+# - probe and lost: the region of the probes, and places where lost words acted in the donor;
+# - oracle: places where the finished video of full steps from the same x_{K1} differs from the donor's;
+#   oracle, own noise: places where the target's full computation, from its own noise, differs.
 Where: TypeAlias = Literal["plan", "words", "gained", "probe and lost", "oracle", "oracle, own noise"]
-# By what amplification is gated in full steps: the probes' region, where lost words acted, or how much.
+# Gate of amplification in full steps: the region of the probes, places where lost words acted, or their
+# attention there.
 Gate: TypeAlias = Literal["none", "probe", "lost", "lost, soft"]
 
-# What the probes look for where they gate amplification.
+# Region of the probes if they gate amplification.
 GATE_REGION: Final = plan_pb2.RegionPlan(threshold=0.02, dilation=1)
 
 
@@ -55,9 +56,9 @@ GATE_REGION: Final = plan_pb2.RegionPlan(threshold=0.02, dilation=1)
 class Term:
     """One form of amplification.
 
-    Args:
-        strengths: of the computed steps in order; the last holds for those after it, too.
-        blocks: first and last but one that are amplified, as shares of all.
+    Attributes:
+        strengths: Strength in each computed step; the last applies to all later steps.
+        blocks: First block and end (exclusive) of the amplified ones, as shares of all blocks.
     """
 
     form: plan_pb2.AmplificationForm.ValueType
@@ -65,19 +66,19 @@ class Term:
     blocks: tuple[float, float] = (0.0, 1.0)
 
     def strength(self, step: int) -> float:
-        """Of a computed step, from 0."""
+        """Returns the strength in a computed step, counted from 0."""
         return self.strengths[min(step, len(self.strengths) - 1)]
 
 
 @dataclass(frozen=True)
 class Alternative(CustomVariant):
-    """A depth, and what is done otherwise.
+    """A depth of reuse with changes.
 
-    Args:
-        blended: whether the region's edge is blended with the donor, or replaced hard.
-        terms: of amplification, all of them together, instead of the depth's own.
-        ceiling: the largest change by contrast of a head's output at a token, by that output's length.
-        seams: measure the region's edge (`measure_edge`).
+    Attributes:
+        blended: Whether the edge of the region is blended with the donor.
+        terms: Terms of amplification, applied together, instead of the depth's amplification.
+        ceiling: Upper bound on the change of a head's output at a token by contrast, relative to its length.
+        seams: Whether the edge of the region is measured (`measure_edge`).
     """
 
     depth: Depth
@@ -123,11 +124,11 @@ class Alternative(CustomVariant):
             return create_region_finder(plan)
         total = len(harness.sigmas) - 1
         own = self.where == "oracle, own noise"
-        ends = pair.own.steps[total] if own else _without_region(harness, pair, self.depth)
-        return OracleFinder(plan.region, harness.model.to_tokens(ends), total)
+        clean = pair.own.steps[total] if own else _without_region(harness, pair, self.depth)
+        return OracleFinder(plan.region, harness.model.to_tokens(clean), total)
 
     def _mix_text(self, pair: Pair, plan: plan_pb2.Plan, gate: Tensor | None) -> StepText:
-        """The target's text, amplified by all terms."""
+        """Returns the target's text, amplified by all terms."""
         text, donor = pair.own.text, pair.donor.text
         assert text is not None
 
@@ -145,7 +146,7 @@ class Alternative(CustomVariant):
         return text_of_step
 
     def _find_gate(self, harness: Harness, pair: Pair, plan: plan_pb2.Plan) -> tuple[Tensor | None, float]:
-        """The gate at x_{K1}, and the full steps' worth of tokens that were computed for it."""
+        """Returns the gate at x_{K1}, and the computation that it cost, in full steps."""
         assert pair.donor.maps is not None
         if self.gate == "probe":
             step = plan.reuse_steps
@@ -164,10 +165,10 @@ class Alternative(CustomVariant):
 
 
 class WordFinder(RegionFinder):
-    """Where gained words act in the target at step K1, which is computed in full for it.
+    """Takes the places where gained words act in the target at step K1, which is computed in full for it.
 
     Args:
-        with_lost: add the places where lost words acted in the donor.
+        with_lost: Whether to add the places where lost words acted in the donor.
     """
 
     def __init__(self, region: plan_pb2.RegionPlan, pair: Pair, with_lost: bool) -> None:
@@ -191,7 +192,7 @@ class WordFinder(RegionFinder):
 
 
 class ProbeAndLostFinder(ProbeFinder):
-    """What the probes find, and the places where lost words acted in the donor."""
+    """Takes the region of the probes and the places where lost words acted in the donor."""
 
     def __init__(self, region: plan_pb2.RegionPlan, pair: Pair) -> None:
         super().__init__(region)
@@ -208,19 +209,19 @@ class ProbeAndLostFinder(ProbeFinder):
 
 
 class OracleFinder(RegionFinder):
-    """Where a finished video differs from the donor's.
+    """Takes the places where a finished video differs from the donor's.
 
     Args:
-        ends: its clean latents x_N as tokens, [N, C*P].
-        total_steps: N.
+        clean: Clean latents of that video as tokens, [N, C*P].
+        total_steps: Index of the donor's clean latents.
     """
 
-    def __init__(self, region: plan_pb2.RegionPlan, ends: Tensor, total_steps: int) -> None:
-        self._region, self._ends, self._total_steps = region, ends, total_steps
+    def __init__(self, region: plan_pb2.RegionPlan, clean: Tensor, total_steps: int) -> None:
+        self._region, self._clean, self._total_steps = region, clean, total_steps
 
     def find(self, step: int, tokens: Tensor, target: Target, donor: DonorTrajectory) -> Tensor:
         theirs = donor.tokens(self._total_steps)
-        differs = compare_predictions(self._ends, theirs, theirs.var()) > self._region.threshold
+        differs = compare_predictions(self._clean, theirs, theirs.var()) > self._region.threshold
         return dilate(differs, target.grid, self._region.dilation)
 
     def refine(self, active: Tensor, differences: Tensor, target: Target) -> Tensor:
@@ -228,7 +229,7 @@ class OracleFinder(RegionFinder):
 
 
 def find_lost_region(pair: Pair, grid: Grid, dilation: int) -> Tensor:
-    """Where lost words acted in the donor, bool [N]."""
+    """Returns the places where lost words acted in the donor, bool [N]."""
     assert pair.donor.maps is not None
     return find_attended_region(
         pair.donor.maps, pair.edit.lost, grid, threshold=DEFAULT_ATTENTION_THRESHOLD, dilation=dilation
@@ -250,11 +251,11 @@ def mixed(
     gate: Tensor | None = None,
     ceiling: float = math.inf,
 ) -> AmplifiedText:
-    """The text of a step amplified by several forms at once; arguments as of `amplify_text`.
+    """Returns the text of a step amplified by several forms at once; arguments as of `amplify_text`.
 
     Args:
-        step: of the computed ones, from 0.
-        ceiling: as of `Alternative`.
+        step: Number of the computed step, from 0.
+        ceiling: As in `Alternative`.
     """
     layers: list[LayerAmplification | None] = [None] * len(kv)
     for term in terms:
@@ -277,7 +278,7 @@ def mixed(
 
 @dataclass(frozen=True)
 class _Ceiled(LayerAmplification):
-    """Keeps the change by contrast below its ceiling, each head and token apart."""
+    """Limits the change by contrast to its ceiling, for each head and token."""
 
     ceiling: float = math.inf
 
@@ -290,14 +291,14 @@ class _Ceiled(LayerAmplification):
 
 
 def ceiled(change: Tensor, of: Tensor, ceiling: float) -> Tensor:
-    """`change` [..., d], no longer than `ceiling` times `of` [..., d]."""
+    """Returns `change` [..., d], limited to `ceiling` times the length of `of` [..., d]."""
     longest = ceiling * of.norm(dim=-1, keepdim=True)
     kept: Tensor = change * (longest / change.norm(dim=-1, keepdim=True).clamp_min(1e-12)).clamp_max(1.0)
     return kept
 
 
 def normalised(seen: AttentionMaps, grid: Grid) -> Tensor:
-    """Maps as a donor's entry would give them: float32 [L, N], 0 to 1."""
+    """Returns maps as a donor's entry would provide them: float32 [L, N], 0 to 1."""
     found = seen.maps()
     assert found is not None
     pooled = pool_maps(found, grid, 1 << 30)
@@ -308,7 +309,7 @@ def normalised(seen: AttentionMaps, grid: Grid) -> Tensor:
 def measure_edge(
     model: LoadedModel, latents: Tensor, whole: Tensor, active: Tensor, grid: Grid
 ) -> dict[str, float]:
-    """What the region's edge looks like beside the full steps `whole` from the same x_{K1}.
+    """Measures the region's edge against the full steps `whole` from the same x_{K1}.
 
     Returns:
         jump: mean absolute difference of neighbouring pixels on both sides of the edge, in RGB of -1 to 1,
@@ -322,7 +323,7 @@ def measure_edge(
 
 
 def edge_jump(video: Tensor, active: Tensor, grid: Grid) -> float:
-    """Mean absolute difference of the pixels of [3, T, H, W] that face each other across a mask's edge.
+    """Returns the mean absolute difference of pixels of [3, T, H, W] on both sides of a mask's edge.
 
     Args:
         active: bool [N] over `grid`, neither all nor none in every frame.
@@ -339,7 +340,7 @@ def edge_jump(video: Tensor, active: Tensor, grid: Grid) -> float:
 
 
 def _without_region(harness: Harness, pair: Pair, depth: Depth) -> Tensor:
-    """Clean latents of full steps from the same x_{K1}; computed once for a pair."""
+    """Returns the clean latents of full steps from the same x_{K1}; computed once per pair."""
     plan = harness.build_plan(replace(depth, region=None), pair.edit)
     assert plan is not None
     assert pair.own.text is not None

@@ -57,8 +57,8 @@ class Codec(Geometry, ABC):
 
     @abstractmethod
     def encode(self, video: Tensor) -> Tensor:
-        """RGB [3, frames, height, width] in [-1, 1] -> latents [C, T, H, W]."""
+        """Encodes RGB [3, frames, height, width] in [-1, 1] to latents [C, T, H, W]."""
 
     @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents [C, T, H, W] -> RGB [3, frames, height, width], about [-1, 1]."""
+        """Decodes latents [C, T, H, W] to RGB [3, frames, height, width], about [-1, 1]."""

@@ -1,4 +1,4 @@
-"""A model in memory: specification, network, adapters and codec. `predictor.py` runs its steps."""
+"""Model in memory: specification, network, adapters and codec. `predictor.py` runs its steps."""
 
 from __future__ import annotations
 
@@ -111,21 +111,21 @@ class LoadedModel:
         return self.transformer.patch_embedding.weight.dtype
 
     def latent_shape(self, frames: int, height: int, width: int) -> LatentShape:
-        """Shape of a video's latents. Raises ValueError naming the field outside the model's bounds."""
+        """Returns the shape of a video's latents. Raises ValueError naming a field outside its bounds."""
         for name, value in (("frames", frames), ("height", height), ("width", width)):
             if fault := getattr(self.spec.bounds, name).fault(value):
                 raise ValueError(f"{name}: {fault}")
         return self.codec.latent_shape(frames, height, width)
 
     def noise(self, seed: int, shape: LatentShape) -> Tensor:
-        """x_0: the same for the same seed and shape on every device."""
+        """Draws x_0: the same for the same seed and shape on every device."""
         return seeded_noise(seed, shape).to(self.device)
 
     @torch.inference_mode()
     def prepare_text(self, states: NDArray[np.float32] | Tensor) -> TextKV:
-        """Token states [L, text_dim] without padding, 1 <= L -> text keys and values, once per request.
+        """Converts token states [L, text_dim], unpadded, L at least 1, to keys and values, once per request.
 
-        States beyond the model's `text.max_tokens` are dropped. Raises ValueError for another shape.
+        States past the model's `text.max_tokens` are dropped. Raises ValueError for another shape.
         """
         text, limit = self.spec.text, self.spec.text.max_tokens
         dim = self.transformer.config.text_dim
@@ -138,20 +138,20 @@ class LoadedModel:
         return self.transformer.encode_text(x[None].to(self.device, self.dtype))
 
     def to_tokens(self, latents: Tensor) -> Tensor:
-        """Latents [C, T, H, W] -> tokens [N, C*P]."""
+        """Converts latents [C, T, H, W] to tokens [N, C*P]."""
         return patchify(latents[None], self.transformer.config.patch_size)[0]
 
     def to_latents(self, tokens: Tensor, shape: Sequence[int]) -> Tensor:
-        """The inverse of `to_tokens`, for latents of `shape`."""
+        """Inverts `to_tokens`, for latents of `shape`."""
         return unpatchify(tokens[None], self.token_grid(shape), self.transformer.config.patch_size)[0]
 
     def token_grid(self, shape: Sequence[int]) -> Grid:
-        """Tokens along time, rows and columns of latents of `shape`, (C, T, H, W)."""
+        """Returns the tokens along time, rows and columns of latents of `shape`, (C, T, H, W)."""
         (_, t, h, w), (pt, ph, pw) = shape, self.transformer.config.patch_size
         return t // pt, h // ph, w // pw
 
     def grid_inputs(self, shape: Sequence[int]) -> GridInputs:
-        """Inputs of every token of latents of `shape`, (C, T, H, W)."""
+        """Returns the inputs of every token of latents of `shape`, (C, T, H, W)."""
         _, t, h, w = shape
         cos, sin = rope_table(self.transformer.config, self.token_grid(shape))
         channels = position_channels(self.spec.transformer.position_order, (t, h, w))
@@ -159,7 +159,7 @@ class LoadedModel:
         return GridInputs(positions.to(self.device), cos.to(self.device), sin.to(self.device))
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents [C, T, H, W] -> RGB [3, frames, height, width], about [-1, 1]."""
+        """Decodes latents [C, T, H, W] to RGB [3, frames, height, width], about [-1, 1]."""
         return self.codec.decode(latents)
 
 

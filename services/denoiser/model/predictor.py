@@ -1,4 +1,4 @@
-"""A model together with the backend that runs its network."""
+"""Predictor: a model together with the backend that runs its network."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Predictor:
         index: Tensor | None = None,
         on_attention: AttentionObserver | None = None,
     ) -> Tensor:
-        """Velocity of some tokens, which attend only to one another and to the text; float32 [n, C*P].
+        """Predicts velocities of tokens that attend only to one another and to the text; float32 [n, C*P].
 
         Args:
             tokens: [N, C*P], all tokens of latents of `shape`.
@@ -73,7 +73,7 @@ class Predictor:
 
     @torch.inference_mode()
     def latent_velocity(self, latents: Tensor, sigma: float, text: TextKV | AmplifiedText) -> Tensor:
-        """Velocity of latents [C, T, H, W] at noise level `sigma`, same shape, float32."""
+        """Predicts the velocity of latents [C, T, H, W] at noise level `sigma`, same shape, float32."""
         tokens, shape = self.model.to_tokens(latents), latents.shape
         return self.model.to_latents(self.velocity(tokens, sigma, text, shape), shape)
 

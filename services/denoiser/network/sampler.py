@@ -1,4 +1,4 @@
-"""The few-step Euler sampler: a plain loop over an explicit list of noise levels."""
+"""Few-step Euler sampler: a plain loop over an explicit list of noise levels."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from services.contract.schedule import find_schedule_fault
 
 
 def seeded_noise(seed: int, shape: Sequence[int]) -> Tensor:
-    """Standard normal float32 noise on the CPU: the same seed gives the same noise on every device."""
+    """Draws standard normal float32 noise on the CPU, so that a seed gives the same noise on every device."""
     if not 0 <= seed < 2**64:
         raise ValueError(f"seed: must be 0 to 2^64 - 1, not {seed}")
     return torch.randn(tuple(shape), generator=torch.Generator("cpu").manual_seed(seed))

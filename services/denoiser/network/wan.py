@@ -334,11 +334,11 @@ class WanTransformer(nn.Module):
         Args:
             text_kv, amplify: Those of these blocks.
         """
-        watched = {} if on_attention is None else self.config.watched_heads
+        observed = {} if on_attention is None else self.config.watched_heads
         for n, (i, text) in enumerate(zip(blocks, text_kv, strict=True)):
             observer = None
-            if on_attention is not None and i in watched:
-                observer = partial(_observe_heads, on_attention, i, watched[i])
+            if on_attention is not None and i in observed:
+                observer = partial(_observe_heads, on_attention, i, observed[i])
             x = self.blocks[i](x, modulation, rope, text, bias, amplify[n] if amplify else None, observer)
         return x
 

@@ -3,7 +3,7 @@
 Amplification is data, not a mode. Its forms, of one block with text keys k_j and values v_j:
 
 - contrast: A(target) + w · (A(target) − A(donor's prompt)), A being the block's attention output;
-- bias: softmax(qkᵀ/√d + w·g_j), where g_j is how much token j is gained;
+- bias: softmax(qkᵀ/√d + w·g_j), where g_j is the weight of gained token j;
 - value gain: v_j · (1 + w·g_j), without normalising again.
 
 An optional gate over the queries leaves tokens outside the region unchanged. With w = 0 nothing is added, so

@@ -1,4 +1,4 @@
-"""What a run takes from its donor: cached latents, and what follows from them."""
+"""Donor's side of a run: cached latents, and the predictions that follow from them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class DonorLatents:
 
 
 class DonorTrajectory:
-    """The donor's run as tokens, and the clean data that it predicted in each step."""
+    """Provides the donor's latents as tokens, and the clean data that the donor predicted in each step."""
 
     def __init__(self, model: LoadedModel, donor: DonorLatents, sigmas: Sequence[float]) -> None:
         self._model, self._latents, self._sigmas = model, donor, sigmas
@@ -38,22 +38,22 @@ class DonorTrajectory:
 
     @property
     def maps(self) -> Tensor:
-        """Where each token of the donor's prompt acted, [L, N]. The plan must need side data."""
+        """Attention maps of the donor's prompt, [L, N]. Only for plans that need side data."""
         assert self._latents.maps is not None
         return self._latents.maps
 
     def tokens(self, index: int) -> Tensor:
-        """x_index as tokens [N, C*P]."""
+        """Returns x_index as tokens [N, C*P]."""
         if index not in self._tokens:
             self._tokens[index] = self._model.to_tokens(self._latents.steps[index])
         return self._tokens[index]
 
     def differences(self, step: int, tokens: Tensor, velocity: Tensor, index: Tensor | None = None) -> Tensor:
-        """Difference of the target's prediction of clean data from the donor's own, for each token [n].
+        """Returns the difference of the target's prediction of clean data from the donor's, per token [n].
 
         Args:
-            tokens: [N, C*P], the target's x_step.
-            velocity: [n, C*P], predicted there for the tokens `index` [n]; None means all.
+            tokens: [N, C*P], x_step of the target.
+            velocity: [n, C*P], predicted for the tokens `index` [n]; None means all.
         """
         donor, variance = self._prediction(step)
         if index is not None:
@@ -61,7 +61,7 @@ class DonorTrajectory:
         return compare_predictions(tokens - self._sigmas[step] * velocity, donor, variance)
 
     def _prediction(self, step: int) -> tuple[Tensor, Tensor]:
-        """The clean data that the donor's step predicted, [N, C*P], and its variance.
+        """Returns the clean data that the donor predicted in a step, [N, C*P], and its variance.
 
         They follow from the latents before and after the step.
         """

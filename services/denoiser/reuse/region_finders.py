@@ -1,4 +1,4 @@
-"""How stage 2 finds its region: one strategy for each source that a plan can name."""
+"""Region finders of stage 2: one strategy for each source that a plan can name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The three stages of a plan: reuse, the region, and full computation at the end.
+"""Runs the three stages of a plan: reuse, the region, and full computation at the end.
 
 Stage 1 is where the run begins: at the donor's x_{K1}, or, renoised, at its clean latents under the target's
 own noise. In stage 2, steps K1 to K2 − 1, the network runs on the active tokens alone; the others take the

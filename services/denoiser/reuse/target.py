@@ -1,4 +1,4 @@
-"""The target's side of a run: velocities of its tokens, and how much of the network was computed for them."""
+"""Target's side of a run: velocities of its tokens, and their share of computation."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ BY_ATTENTION = plan_pb2.RegionPlan(source=plan_pb2.REGION_SOURCE_ATTENTION, thre
 
 
 def create_job(plan: plan_pb2.Plan) -> DenoiseJob:
-    """A job of the denoiser as far as its plan is concerned."""
+    """Returns a job of the denoiser with this plan and otherwise arbitrary values."""
     model: Any = None
     sigmas = (1.0, 0.9, 0.8, 0.5, 0.0)
     states = np.zeros((1, 4), np.float32)

@@ -18,9 +18,9 @@ WAIT = 20.0
 
 @pytest.fixture
 async def device_thread() -> AsyncIterator[DeviceThread]:
-    made = DeviceThread(queue_limit=2)
-    yield made
-    await made.close()
+    thread = DeviceThread(queue_limit=2)
+    yield thread
+    await thread.close()
 
 
 def later() -> float:
@@ -44,7 +44,7 @@ async def collect(run: DeviceTask[int]) -> list[int]:
     return [event async for event in run.events()]
 
 
-async def reason_of(run: DeviceTask[int]) -> errors.Reason:
+async def failure_reason(run: DeviceTask[int]) -> errors.Reason:
     with pytest.raises(ChorusError) as caught:
         await collect(run)
     return caught.value.reason
@@ -70,13 +70,13 @@ async def test_a_task_is_cancelled_between_two_events(device_thread: DeviceThrea
     assert await anext(run.events()) == 0
     run.cancel()
     gate.set()
-    assert await reason_of_rest(run) == errors.CANCELLED
+    assert await remaining_failure_reason(run) == errors.CANCELLED
     # The running step is finished, no other starts, and the work is closed.
     await device_thread.call(lambda: None)
     assert seen in ([0, -1], [0, 1, -1])
 
 
-async def reason_of_rest(run: DeviceTask[int]) -> errors.Reason:
+async def remaining_failure_reason(run: DeviceTask[int]) -> errors.Reason:
     with pytest.raises(ChorusError) as caught:
         async for _ in run.events():
             pass
@@ -90,7 +90,7 @@ async def test_a_task_cancelled_while_waiting_never_starts(device_thread: Device
     waiting = device_thread.submit(counting(2, second), later())
     waiting.cancel()
     waiting.cancel()
-    assert await reason_of(waiting) == errors.CANCELLED
+    assert await failure_reason(waiting) == errors.CANCELLED
     gate.set()
     assert [event async for event in running.events()] == [0, 1]
     await device_thread.call(lambda: None)
@@ -100,7 +100,8 @@ async def test_a_task_cancelled_while_waiting_never_starts(device_thread: Device
 async def test_a_task_past_its_deadline_never_starts(device_thread: DeviceThread) -> None:
     seen: list[int] = []
     assert (
-        await reason_of(device_thread.submit(counting(3, seen), time.monotonic())) == errors.DEADLINE_EXCEEDED
+        await failure_reason(device_thread.submit(counting(3, seen), time.monotonic()))
+        == errors.DEADLINE_EXCEEDED
     )
     assert seen == []
 
@@ -119,7 +120,7 @@ async def test_a_deadline_ends_a_task_between_two_events(device_thread: DeviceTh
         yield 2
 
     run = device_thread.submit(slow(), deadline)
-    assert await reason_of(run) == errors.DEADLINE_EXCEEDED
+    assert await failure_reason(run) == errors.DEADLINE_EXCEEDED
     assert seen == [0]
 
 
@@ -159,7 +160,7 @@ async def test_closing_cancels_waiting_tasks_and_finishes_the_running_one() -> N
     await running.begun()
     waiting = device_thread.submit(counting(2, []), later())
     closing = asyncio.create_task(device_thread.close())
-    assert await reason_of(waiting) == errors.CANCELLED
+    assert await failure_reason(waiting) == errors.CANCELLED
     gate.set()
     assert [event async for event in running.events()] == [0, 1]
     await closing

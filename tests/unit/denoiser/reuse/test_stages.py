@@ -74,13 +74,13 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
 
 
 def plan(first: int = 0, end: int = 0, source: str = "PROBE", **region: float) -> plan_pb2.Plan:
-    made = plan_pb2.Plan(total_steps=STEPS, reuse_steps=first, region_end=end)
+    message = plan_pb2.Plan(total_steps=STEPS, reuse_steps=first, region_end=end)
     if end > first:
-        made.region.source = plan_pb2.RegionSource.Value(f"REGION_SOURCE_{source}")
-        made.region.context = plan_pb2.REGION_CONTEXT_NONE
+        message.region.source = plan_pb2.RegionSource.Value(f"REGION_SOURCE_{source}")
+        message.region.context = plan_pb2.REGION_CONTEXT_NONE
         for name, value in {"threshold": 0.0, "budget": 1.0, **region}.items():
-            setattr(made.region, name, int(value) if name in ("dilation", "context") else value)
-    return made
+            setattr(message.region, name, int(value) if name in ("dilation", "context") else value)
+    return message
 
 
 def test_without_a_donor_the_stages_equal_the_sampler(bench: Bench) -> None:
@@ -201,8 +201,8 @@ def test_a_gate_of_ones_equals_no_gate_and_zeros_disable(bench: Bench) -> None:
         def velocity(gate: Tensor | None, strong: plan_pb2.Amplification | None = strong) -> Tensor:
             text = bench.text
             if strong is not None:
-                made = amplify_text(text, strong, gained=[(1, 1.0)], donor=bench.donor_text, gate=gate)
-                return bench.predictor.velocity(tokens, 0.8, made, bench.shape)
+                amplified = amplify_text(text, strong, gained=[(1, 1.0)], donor=bench.donor_text, gate=gate)
+                return bench.predictor.velocity(tokens, 0.8, amplified, bench.shape)
             return bench.predictor.velocity(tokens, 0.8, text, bench.shape)
 
         plain, on = velocity(None, None), velocity(None)
@@ -232,7 +232,7 @@ def test_attention_maps_are_shares_of_the_middle_blocks_attention(bench: Bench) 
 
 
 class CheckerboardFinder(RegionFinder):
-    """Every other token, whatever differs; records the differences that it is asked to refine by."""
+    """Takes every other token, and records the differences passed to `refine`."""
 
     def __init__(self) -> None:
         self.differences: list[Tensor] = []
