@@ -35,10 +35,11 @@ FORMS: Final = {
 }
 
 
-def region(
+def build_region(
     source: plan_pb2.RegionSource.ValueType = plan_pb2.REGION_SOURCE_PROBE,
     context: plan_pb2.RegionContext.ValueType = plan_pb2.REGION_CONTEXT_NONE,
 ) -> plan_pb2.RegionPlan:
+    """Returns the default region plan with another source and context."""
     plan = plan_pb2.RegionPlan()
     plan.CopyFrom(DEFAULT_REGION)
     plan.source, plan.context = source, context
@@ -47,34 +48,35 @@ def region(
     return plan
 
 
-def amplify(form: str, strength: float) -> plan_pb2.Amplification:
+def build_amplification(form: str, strength: float) -> plan_pb2.Amplification:
+    """Returns an amplification in every block and step."""
     return plan_pb2.Amplification(form=FORMS[form], strength=strength)
 
 
 def build_variants() -> dict[str, dict[str, Variant]]:
     """Returns the tables: title → name → variant. Each table answers one question."""
-    probe = region()
+    probe = build_region()
     return {
         "Stage by stage": {
             **{f"K1 = {k}": Depth(s) for k, s in SIGMAS.items()},
             **{f"K1 = {k}, region": Depth(s, probe) for k, s in SIGMAS.items()},
             **{
-                f"K1 = {k}, region, TGAA": Depth(s, probe, amplify("contrast", 0.5))
+                f"K1 = {k}, region, TGAA": Depth(s, probe, build_amplification("contrast", 0.5))
                 for k, s in SIGMAS.items()
             },
         },
         "Region source (K1 = 2)": {
             "every fourth token": Depth(SIGMAS[2], probe),
-            "a full step": Depth(SIGMAS[2], region(plan_pb2.REGION_SOURCE_FULL_STEP)),
-            "attention maps": Depth(SIGMAS[2], region(plan_pb2.REGION_SOURCE_ATTENTION)),
+            "a full step": Depth(SIGMAS[2], build_region(plan_pb2.REGION_SOURCE_FULL_STEP)),
+            "attention maps": Depth(SIGMAS[2], build_region(plan_pb2.REGION_SOURCE_ATTENTION)),
             "every fourth token, strided context": Depth(
-                SIGMAS[2], region(context=plan_pb2.REGION_CONTEXT_STRIDED)
+                SIGMAS[2], build_region(context=plan_pb2.REGION_CONTEXT_STRIDED)
             ),
         },
         "Amplification at the deepest reuse (K1 = 3, no region)": {
             "none": Depth(SIGMAS[3]),
             **{
-                f"{form} {strength:g}": Depth(SIGMAS[3], None, amplify(form, strength))
+                f"{form} {strength:g}": Depth(SIGMAS[3], None, build_amplification(form, strength))
                 for form, strengths in (
                     ("contrast", (0.25, 0.5, 1.0)),
                     ("bias", (0.5, 1.0, 2.0)),

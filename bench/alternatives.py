@@ -18,7 +18,16 @@ from chorus.common.v1 import plan_pb2
 from rich.progress import track
 
 from bench import results
-from bench.ablation import DOCS, FORMS, FULL_TITLE, SIGMAS, amplify, build_figures, format_table, region
+from bench.ablation import (
+    DOCS,
+    FORMS,
+    FULL_TITLE,
+    SIGMAS,
+    build_amplification,
+    build_figures,
+    build_region,
+    format_table,
+)
 from bench.in_process import FULL, Trial, Variant, run_trials
 from bench.results import Figure
 from bench.variants import Alternative, Gate, Term, Where
@@ -34,20 +43,27 @@ EDGE_FIGURES: Final = {"jump": "RGB, -1 to 1", "edge_error": "mean square of lat
 
 def probe_region(threshold: float, dilation: int = 1) -> plan_pb2.RegionPlan:
     """Returns the default region plan with another threshold and dilation."""
-    plan = region()
+    plan = build_region()
     plan.threshold, plan.dilation = threshold, dilation
     return plan
 
 
-def term(form: str, *strengths: float, blocks: tuple[float, float] = (0.0, 1.0)) -> Term:
+def build_term(form: str, *strengths: float, blocks: tuple[float, float] = (0.0, 1.0)) -> Term:
+    """Returns one form of amplification.
+
+    Args:
+        form: Name of the form, a key of FORMS.
+        strengths: Strengths of the computed steps in order; the last also applies to all later steps.
+        blocks: First and last (exclusive) amplified block, as shares of all blocks.
+    """
     return Term(FORMS[form], strengths, blocks)
 
 
 def build_variants() -> dict[str, dict[str, Variant]]:
     """Returns the tables: title → name → variant. The first variant of each is the reference for the rest."""
-    probe = region()
+    probe = build_region()
     at = {k: Depth(s, probe) for k, s in SIGMAS.items()}
-    at_half = {k: Depth(s, probe, amplify("contrast", 0.5)) for k, s in SIGMAS.items()}
+    at_half = {k: Depth(s, probe, build_amplification("contrast", 0.5)) for k, s in SIGMAS.items()}
     deepest, second = Depth(SIGMAS[3]), Depth(SIGMAS[2])
     bases: dict[int, dict[str, Variant]] = {k: {f"K1 = {k}, probe": at[k]} for k in SIGMAS}
     sources: dict[str, tuple[Where, plan_pb2.RegionPlan]] = {
@@ -61,8 +77,8 @@ def build_variants() -> dict[str, dict[str, Variant]]:
     for k in (1, 2):
         tables[f"Region source, K1 = {k}"] = {
             **bases[k],
-            f"K1 = {k}, full step": Depth(SIGMAS[k], region(plan_pb2.REGION_SOURCE_FULL_STEP)),
-            f"K1 = {k}, lost words": Depth(SIGMAS[k], region(plan_pb2.REGION_SOURCE_ATTENTION)),
+            f"K1 = {k}, full step": Depth(SIGMAS[k], build_region(plan_pb2.REGION_SOURCE_FULL_STEP)),
+            f"K1 = {k}, lost words": Depth(SIGMAS[k], build_region(plan_pb2.REGION_SOURCE_ATTENTION)),
             **{
                 f"K1 = {k}, {name}": Alternative(Depth(SIGMAS[k], plan), where)
                 for name, (where, plan) in sources.items()
@@ -93,20 +109,23 @@ def build_variants() -> dict[str, dict[str, Variant]]:
     }
     gates: dict[str, Gate] = {"probe": "probe", "lost words": "lost", "lost words, soft": "lost, soft"}
     tables["Amplification, K1 = 3, no region"] = {
-        "K1 = 3, contrast 0.5": Depth(SIGMAS[3], None, amplify("contrast", 0.5)),
+        "K1 = 3, contrast 0.5": Depth(SIGMAS[3], None, build_amplification("contrast", 0.5)),
         "K1 = 3, not amplified": deepest,
-        **{f"K1 = 3, contrast {w:g}": Alternative(deepest, terms=(term("contrast", w),)) for w in (0.75, 1)},
+        **{
+            f"K1 = 3, contrast {w:g}": Alternative(deepest, terms=(build_term("contrast", w),))
+            for w in (0.75, 1)
+        },
         **{f"K1 = 3, {name}": Alternative(deepest, terms=terms) for name, terms in mixtures().items()},
         **{
             f"K1 = 3, contrast {w:g} gated by {name}": Alternative(
-                deepest, terms=(term("contrast", w),), gate=gate
+                deepest, terms=(build_term("contrast", w),), gate=gate
             )
             for name, gate in gates.items()
             for w in (0.5, 1)
         },
         **{
             f"K1 = 3, contrast {w:g}, ceiling {ceiling:g}": Alternative(
-                deepest, terms=(term("contrast", w),), ceiling=ceiling
+                deepest, terms=(build_term("contrast", w),), ceiling=ceiling
             )
             for w, ceiling in ((1, 0.25), (1, 0.5), (2, 0.5), (2, 1))
         },
@@ -124,20 +143,20 @@ def build_variants() -> dict[str, dict[str, Variant]]:
         "K1 = 2, probe, contrast 0.5": at_half[2],
         **bases[2],
         **{
-            f"K1 = 2, probe, {name}": Alternative(at[2], terms=(term("contrast", *strengths),))
+            f"K1 = 2, probe, {name}": Alternative(at[2], terms=(build_term("contrast", *strengths),))
             for name, strengths in schedules.items()
         },
         **{f"K1 = 2, probe, {name}": Alternative(at[2], terms=terms) for name, terms in mixtures().items()},
         "K1 = 2, probe, contrast 1, ceiling 0.5": Alternative(
-            at[2], terms=(term("contrast", 1.0),), ceiling=0.5
+            at[2], terms=(build_term("contrast", 1.0),), ceiling=0.5
         ),
     }
     tables["Amplification in full steps, K1 = 2"] = {
-        "K1 = 2, contrast 0.5": Depth(SIGMAS[2], None, amplify("contrast", 0.5)),
+        "K1 = 2, contrast 0.5": Depth(SIGMAS[2], None, build_amplification("contrast", 0.5)),
         "K1 = 2, no region": second,
         **{
             f"K1 = 2, contrast 0.5 gated by {name}": Alternative(
-                second, terms=(term("contrast", 0.5),), gate=gate
+                second, terms=(build_term("contrast", 0.5),), gate=gate
             )
             for name, gate in gates.items()
         },
@@ -149,11 +168,11 @@ def mixtures() -> dict[str, tuple[Term, ...]]:
     """Returns combinations of several forms, and single forms limited to some blocks."""
     parts = {"first third": (0.0, 1 / 3), "last half": (0.5, 1.0)}
     return {
-        "contrast 0.5, bias 1": (term("contrast", 0.5), term("bias", 1.0)),
-        "contrast 0.5, value gain 0.5": (term("contrast", 0.5), term("value gain", 0.5)),
-        "contrast 0.25, value gain 1": (term("contrast", 0.25), term("value gain", 1.0)),
+        "contrast 0.5, bias 1": (build_term("contrast", 0.5), build_term("bias", 1.0)),
+        "contrast 0.5, value gain 0.5": (build_term("contrast", 0.5), build_term("value gain", 0.5)),
+        "contrast 0.25, value gain 1": (build_term("contrast", 0.25), build_term("value gain", 1.0)),
         **{
-            f"contrast {w:g}, {name} of the blocks": (term("contrast", w, blocks=part),)
+            f"contrast {w:g}, {name} of the blocks": (build_term("contrast", w, blocks=part),)
             for name, part in parts.items()
             for w in (0.5, 1.0)
         },

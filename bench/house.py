@@ -1,8 +1,8 @@
 """Structure of the repository in figures: `python -m bench.house` writes bench/results/house.json.
 
 Counts imports against the ladders of pyproject.toml, the top-level modules that the client's distribution
-installs, the tests, and the help pages of the `chorus` command. Building the client's wheel needs a package
-index.
+installs, the tests, and the help pages of the `chorus` command. Needs the extra `dev`, and a package index to
+build the client's wheel.
 """
 
 from __future__ import annotations

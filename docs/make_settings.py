@@ -14,7 +14,12 @@ from services.embedder.settings import EmbedderSettings
 from services.runtime.settings import ServerSettings, describe_settings, service_name
 from services.scheduler.settings import SchedulerSettings
 
-SERVICES = (SchedulerSettings, EmbedderSettings, CacheSettings, DenoiserSettings)
+SERVICES: tuple[type[ServerSettings], ...] = (
+    SchedulerSettings,
+    EmbedderSettings,
+    CacheSettings,
+    DenoiserSettings,
+)
 PAGE = Path(__file__).with_name("settings.md")
 HEAD = """# Settings
 

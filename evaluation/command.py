@@ -37,15 +37,19 @@ def evaluate(
     split: Annotated[
         str,
         typer.Option(
-            help="Split of the shipped model's scenes to build prompts from: train, calibration or test "
-            "(test is for final reports only)."
+            metavar="train|calibration|test",
+            help="Split of the shipped model's scenes to build prompts from; test is for final reports only.",
         ),
     ] = "calibration",
     pairs: Annotated[
         int, typer.Option(min=1, max=10_000, help="Number of donor-target pairs to build.")
     ] = 60,
     phrasing: Annotated[
-        str, typer.Option(help="Sentence patterns of the built prompts: seen or unseen in training.")
+        str,
+        typer.Option(
+            metavar="seen|unseen",
+            help="Sentence patterns of the built prompts: seen in training, or not.",
+        ),
     ] = "unseen",
     prompts: Annotated[
         Path | None,
@@ -59,7 +63,8 @@ def evaluate(
     policy: Annotated[
         list[str] | None,
         typer.Option(
-            help="Policy to measure: safe, balanced, fast, or none; repeatable. Default: all three."
+            metavar="safe|balanced|fast|none",
+            help="Policy to measure; repeatable. Default: all three. none measures no policy.",
         ),
     ] = None,
     plan: Annotated[
@@ -71,7 +76,9 @@ def evaluate(
     ] = None,
     baseline: Annotated[
         list[str] | None,
-        typer.Option(help="Also measure this baseline: nirvana, threshold or modm; repeatable."),
+        typer.Option(
+            metavar="nirvana|threshold|modm", help="Also measure this baseline; repeatable. Default: none."
+        ),
     ] = None,
     fewer: Annotated[
         list[int] | None,

@@ -73,6 +73,7 @@ class Pool:
 
     @cached_property
     def singles(self) -> list[Scene]:
+        """Scenes of one object."""
         return world.single_scenes(self.split)
 
     @cached_property

@@ -1,7 +1,7 @@
-"""What every test shares."""
+"""Configuration of every test."""
 
 from hypothesis import settings
 
-# A busy machine makes a slow example, not a wrong one.
+# On a busy machine an example is slow, not wrong.
 settings.register_profile("chorus", deadline=None)
 settings.load_profile("chorus")

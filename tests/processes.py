@@ -1,4 +1,4 @@
-"""Real service processes for tests: started on a free port, ready by health, ended by pid."""
+"""Service processes for tests: started on a free port, ready by health, ended by pid."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -26,21 +27,21 @@ def free_port() -> int:
 
 
 def wait_until_serving(target: str, seconds: float, alive: object = None) -> None:
-    """Returns when the whole server at `target` is SERVING; raises TimeoutError after `seconds`.
+    """Waits until the server at `target` is SERVING; raises TimeoutError after `seconds`.
 
     Args:
-        alive: a process; when it ends first, waiting ends with ChildProcessError.
+        alive: process of the server; raises ChildProcessError if it ends first.
     """
     end = time.monotonic() + seconds
     with grpc.insecure_channel(
         target, options=[("grpc.max_reconnect_backoff_ms", 200), ("grpc.initial_reconnect_backoff_ms", 100)]
     ) as channel:
-        stub = health_pb2_grpc.HealthStub(channel)
+        stub: Any = health_pb2_grpc.HealthStub(channel)  # its type stub lacks Watch
         while time.monotonic() < end:
             if isinstance(alive, subprocess.Popen) and alive.poll() is not None:
                 raise ChildProcessError(f"the process ended with status {alive.returncode}")
             try:
-                # The watch blocks until the status changes; its timeout lets a dead process be noticed.
+                # The watch blocks until the status changes; its timeout allows the check for a dead process.
                 for reply in stub.Watch(
                     health_pb2.HealthCheckRequest(service=""),
                     timeout=min(1.0, max(0.05, end - time.monotonic())),
@@ -91,7 +92,7 @@ class ServiceProcess:
             self.wait(seconds)
 
     def wait(self, seconds: float = 90.0) -> None:
-        """Until it serves; a process that does not is killed, and the end of its log shown."""
+        """Waits until the service serves; otherwise kills it and raises with the end of its log."""
         try:
             wait_until_serving(self.target, seconds, self.process)
         except (TimeoutError, ChildProcessError) as error:
@@ -99,13 +100,13 @@ class ServiceProcess:
             raise type(error)(f"{self.name}: {error}\n{self.tail()}") from None
 
     def kill(self) -> None:
-        """kill -9, then reaped."""
+        """Sends SIGKILL and reaps the process."""
         assert self.process is not None
         self.process.kill()
         self.process.wait(10)
 
     def terminate(self, seconds: float = 30.0) -> int:
-        """SIGTERM and the drain; returns the exit status."""
+        """Sends SIGTERM and waits for the drain; returns the exit status."""
         assert self.process is not None
         self.process.send_signal(signal.SIGTERM)
         try:
@@ -115,7 +116,7 @@ class ServiceProcess:
             raise
 
     def stop(self) -> None:
-        """Whatever state it is in: gone when this returns."""
+        """Ends the process, whatever its state."""
         if self.process is not None and self.process.poll() is None:
             self.process.terminate()
             try:
@@ -131,7 +132,7 @@ class ServiceProcess:
 def start_service(
     name: str, env: Mapping[str, str], log_dir: Path, port: int | None = None, seconds: float = 90.0
 ) -> Iterator[ServiceProcess]:
-    """`python -m services.<name>`, SERVING inside the block and gone after it."""
+    """Runs `python -m services.<name>`, SERVING inside the block and ended after it."""
     service = ServiceProcess(name, env, port or free_port(), log_dir / f"{name}.log")
     service.start(seconds)
     try:

@@ -1,4 +1,4 @@
-"""All four services as processes of their own, wired as in a deployment, on the shipped model."""
+"""All four services as processes, wired as in a deployment, on the shipped model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ NAMES = ("embedder", "cache", "denoiser", "scheduler")
 
 
 class Stack:
-    """The services by name; `stack["cache"].kill()`, `stack["cache"].start()`."""
+    """Services by name: `stack["cache"].kill()`, `stack["cache"].start()`."""
 
     def __init__(self, directory: Path, extra: Mapping[str, str]) -> None:
         ports = {name: free_port() for name in NAMES}
@@ -38,7 +38,7 @@ class Stack:
 
     @property
     def target(self) -> str:
-        """The public API."""
+        """Address of the public API."""
         return self.services["scheduler"].target
 
     def start(self) -> None:
@@ -57,7 +57,7 @@ class Stack:
 
 @contextmanager
 def running_stack(directory: Path, extra: Mapping[str, str] | None = None) -> Iterator[Stack]:
-    """All four, SERVING inside the block and gone after it."""
+    """Runs all four services, SERVING inside the block and ended after it."""
     stack = Stack(directory, extra or {})
     with ExitStack() as cleanup:
         cleanup.callback(stack.stop)

@@ -1,4 +1,4 @@
-"""Text encoders of the real classes with random weights, saved by transformers itself."""
+"""Text encoders of the real classes with random weights, saved by transformers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WORDS = ["<pad>", "<s>", "</s>", "<unk>", "red", "blue", "circle", "moving", "le
 
 
 def save_tokenizer(path: Path, start: bool) -> None:
-    """Splits at spaces; an end token closes every prompt, a start token may open it."""
+    """Saves a tokenizer that splits at spaces and appends an end token; `start` prepends a start token."""
     core = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.Whitespace()
     template = "<s> $A </s>" if start else "$A </s>"
@@ -33,7 +33,7 @@ def save_tokenizer(path: Path, start: bool) -> None:
 
 
 def save_clip(path: Path) -> Path:
-    """One directory with model and tokenizer: states of 16, vectors of 12, 8 tokens."""
+    """Saves model and tokenizer in one directory: states of 16, vectors of 12, 8 tokens."""
     torch.manual_seed(0)
     config = CLIPTextConfig(
         vocab_size=len(WORDS), hidden_size=16, intermediate_size=32, projection_dim=12, num_hidden_layers=2,
@@ -45,7 +45,7 @@ def save_clip(path: Path) -> Path:
 
 
 def save_umt5(path: Path, width: int = 16) -> Path:
-    """A pipeline directory as diffusers lays it out, with states of `width`."""
+    """Saves a pipeline directory in the layout of diffusers, with states of `width`."""
     torch.manual_seed(0)
     config = UMT5Config(vocab_size=len(WORDS), d_model=width, d_kv=8, d_ff=32, num_layers=2, num_heads=2)
     UMT5EncoderModel(config).save_pretrained(path / "text_encoder")

@@ -1,4 +1,4 @@
-"""A model of the real architecture with random weights, small enough to be made and run within a test."""
+"""A model of the real architecture with random weights, small enough to create and run within a test."""
 
 from __future__ import annotations
 

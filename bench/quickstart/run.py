@@ -44,10 +44,12 @@ class Row:
 
     @property
     def hit(self) -> bool:
+        """Returns whether the request with reuse found a donor."""
         return self.reused.generation.HasField("donor")
 
     @property
-    def ratio(self) -> float:
+    def speedup(self) -> float:
+        """Returns the seconds in full divided by the seconds with reuse."""
         return self.full.seconds / self.reused.seconds
 
 
@@ -84,9 +86,9 @@ def build_figures(
         "full_seconds_p50": [row.full.seconds for row in rows],
     }
     figures = {name: results.median(values, "s") for name, values in groups.items() if values}
-    ratios = [row.ratio for row in rows if row.hit]
-    if ratios:
-        figures["hit_speedup_p50"] = results.median(ratios, "x")
+    speedups = [row.speedup for row in rows if row.hit]
+    if speedups:
+        figures["hit_speedup_p50"] = results.median(speedups, "x")
     figures["run_total_seconds"] = results.single(run_seconds + (install_seconds or 0.0), "s")
     if install_seconds is not None:
         figures["install_seconds"] = results.single(install_seconds, "s")
@@ -123,12 +125,13 @@ def build_table(rows: Sequence[Row]) -> Table:
             f"{generation.steps_run}/{generation.plan.total_steps}",
             f"{row.reused.seconds:.2f}",
             f"{row.full.seconds:.2f}",
-            f"{row.ratio:.2f}×",
+            f"{row.speedup:.2f}×",
         )
     return table
 
 
-def sheet_row(row: Row) -> SheetRow:
+def build_sheet_row(row: Row) -> SheetRow:
+    """Builds the prompt's row of the contact sheet."""
     generation = row.reused.generation
     kind = f"hit {generation.donor.score:.3f}" if row.hit else "miss"
     steps = f"{generation.steps_run} of {generation.plan.total_steps} steps"
@@ -206,7 +209,7 @@ def main(
     title = (
         f"Chorus: {sum(row.hit for row in rows)} of {len(rows)} prompts reused latents of an earlier prompt"
     )
-    contact_sheet([sheet_row(row) for row in rows], title).save(out / SHEET)
+    contact_sheet([build_sheet_row(row) for row in rows], title).save(out / SHEET)
 
     total = time.perf_counter() - begin
     figures = build_figures(rows, install_seconds, total, test_seconds)

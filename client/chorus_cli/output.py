@@ -16,6 +16,7 @@ from chorus_rpc import errors
 from chorus_rpc.errors import ChorusError, reason_name
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console, RenderableType
 
 OK: Final = 0
@@ -175,6 +176,8 @@ def as_dict(message: Message) -> dict[str, Any]:
 
 
 def one_line(text: str, width: int | None = None) -> str:
-    """Returns `text` safe for a terminal: unprintable characters become "·"; cut to `width` with "…"."""
+    """Returns `text` safe for a terminal: unprintable characters become "·"; cut to `width` columns."""
     clean = "".join(c if c.isprintable() else "·" for c in text.replace("\n", " "))
-    return clean if width is None or len(clean) <= width else clean[: width - 1].rstrip() + "…"
+    if width is None or cell_len(clean) <= width:
+        return clean
+    return set_cell_size(clean, width - 1).rstrip() + "…"

@@ -145,15 +145,15 @@ class AsyncChorusClient:
             timeout: deadline of each page, in seconds.
         """
         request = scheduler_pb2.ListGenerationsRequest(state=parse_state(state))
-        found: tuple[Generation, ...] = ()
-        while len(found) < limit:
-            request.page_size = min(_PAGE_SIZE, limit - len(found))
+        generations: tuple[Generation, ...] = ()
+        while len(generations) < limit:
+            request.page_size = min(_PAGE_SIZE, limit - len(generations))
             response = await self._connection.call(self._stub.ListGenerations, request, timeout)
-            found += tuple(Generation.from_proto(generation) for generation in response.generations)
+            generations += tuple(Generation.from_proto(generation) for generation in response.generations)
             request.page_token = response.next_page_token
             if not request.page_token:
                 break
-        return found
+        return generations
 
     async def _submit(
         self, request: scheduler_pb2.SubmitGenerationRequest, timeout: float | None

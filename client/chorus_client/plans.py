@@ -78,57 +78,59 @@ def explicit_reuse(
     Raises ChorusError (INVALID_FIELD) that names each invalid argument and its bound. The server checks
     whether the plan suits the number of steps.
     """
-    found = Violations()
+    violations = Violations()
     integers = {"reuse_steps": reuse_steps, "region_end": region_end, "dilation": dilation or 0}
     integers |= {"first_step": first_step, "end_step": end_step, "first_layer": first_layer}
     for name, value in integers.items():
         low, high = _INTEGERS[name]
-        found.require(low <= value <= high, name, f"must be {low} to {high}, not {value}")
+        violations.require(low <= value <= high, name, f"must be {low} to {high}, not {value}")
     regional = region or context or any(part is not None for part in (threshold, dilation, budget))
-    found.require(
+    violations.require(
         region_end == 0 or region_end >= reuse_steps,
         "region_end",
         f"must be 0, or at least reuse_steps = {reuse_steps}, not {region_end}",
     )
-    found.require(
+    violations.require(
         not regional or region_end > reuse_steps,
         "region_end",
         f"must be above reuse_steps = {reuse_steps} where a region is described, not {region_end}",
     )
-    found.require(-1 <= min_score <= 1, "min_score", f"must be −1 to 1, not {min_score:g}")
-    found.require(
+    violations.require(-1 <= min_score <= 1, "min_score", f"must be −1 to 1, not {min_score:g}")
+    violations.require(
         bool(amplify) or not (first_step or end_step or first_layer),
         "amplify",
         "must be given with first_step, end_step and first_layer",
     )
-    found.require(
+    violations.require(
         not renoised or region_end <= reuse_steps,
         "renoised",
         f"must not be given with region_end = {region_end}: no step may compute a region",
     )
-    source = _parse_word(found, "region", region or "probe", SOURCES)
-    around = _parse_word(found, "context", context, CONTEXTS) if context else DEFAULT_REGION.context
-    amplification = _parse_amplification(found, amplify) if amplify else Amplification()
-    found.raise_if_any()
+    source = _parse_word(violations, "region", region or "probe", SOURCES)
+    context_value = (
+        _parse_word(violations, "context", context, CONTEXTS) if context else DEFAULT_REGION.context
+    )
+    amplification = _parse_amplification(violations, amplify) if amplify else Amplification()
+    violations.raise_if_any()
 
     plan = ExplicitReuse(
         reuse_steps=reuse_steps, region_end=region_end, min_score=min_score, renoised=renoised
     )
     if regional:
         plan.region.CopyFrom(DEFAULT_REGION)
-        plan.region.source, plan.region.context = source, around
+        plan.region.source, plan.region.context = source, context_value
         if source == plan_pb2.REGION_SOURCE_ATTENTION:
             plan.region.threshold = DEFAULT_ATTENTION_THRESHOLD
         for name, part in (("threshold", threshold), ("dilation", dilation), ("budget", budget)):
             if part is not None:
                 setattr(plan.region, name, part)
-        check_region(found, "region", plan.region)
+        check_region(violations, "region", plan.region)
     if amplify:
         plan.amplification.CopyFrom(amplification)
         plan.amplification.first_step, plan.amplification.end_step = first_step, end_step
         plan.amplification.first_layer = first_layer
-        check_amplification(found, "amplify", plan.amplification, MAX_STEPS)
-    found.raise_if_any()
+        check_amplification(violations, "amplify", plan.amplification, MAX_STEPS)
+    violations.raise_if_any()
     return plan
 
 
@@ -215,18 +217,18 @@ def describe_amplification(amplification: Amplification) -> str:
     return ", ".join(words)
 
 
-def _parse_word(found: Violations, field: str, word: str, known: Mapping[str, int]) -> Any:
-    found.require(word in known, field, f"must be one of {', '.join(known)}, not {word!r}")
+def _parse_word(violations: Violations, field: str, word: str, known: Mapping[str, int]) -> Any:
+    violations.require(word in known, field, f"must be one of {', '.join(known)}, not {word!r}")
     return known.get(word, 0)
 
 
-def _parse_amplification(found: Violations, text: str) -> Amplification:
+def _parse_amplification(violations: Violations, text: str) -> Amplification:
     word, _, strength = text.partition(":")
-    form = _parse_word(found, "amplify", word, FORMS)
+    form = _parse_word(violations, "amplify", word, FORMS)
     try:
         return Amplification(form=form, strength=float(strength))
     except ValueError:
-        found.require(
+        violations.require(
             False,
             "amplify",
             f"must be a form and its strength, 0 to {MAX_STRENGTH:g}, such as contrast:0.5, not {text!r}",

@@ -26,7 +26,8 @@ REUSE_POLICIES: Final = {
     "fast": plan_pb2.REUSE_POLICY_FAST,
 }
 
-_MAX_DEADLINE_SECONDS: Final = 10 * 366 * 86_400.0
+# Distance from now at which a deadline is refused before it is sent; the scheduler's own bound is lower.
+_SENDABLE_DEADLINE_SECONDS: Final = 10 * 366 * 86_400.0
 
 
 class SpecOptions(TypedDict, total=False):
@@ -106,33 +107,33 @@ def build_request(prompt: str, options: SpecOptions) -> scheduler_pb2.SubmitGene
     what contradicts itself; the server checks the bounds that a model sets.
     """
     reject_unknown_options(options, ("timeout", "on_accepted", "on_event"))
-    found = Violations()
+    violations = Violations()
     spec = scheduler_pb2.GenerationSpec(model_id=options.get("model") or "")
     spec.no_store = options.get("no_store", False)
     try:
         spec.prompt = prompt
     except (UnicodeEncodeError, ValueError):
-        found.require(False, "prompt", "must be UTF-8")
+        violations.require(False, "prompt", "must be UTF-8")
 
     def integer(name: str, value: int | None, bits: int) -> int | None:
         if value is None:
             return None
         fits = isinstance(value, SupportsIndex) and 0 <= operator.index(value) < 1 << bits
-        found.require(fits, name, f"must be 0 to 2^{bits} − 1, not {value!r}")
+        violations.require(fits, name, f"must be 0 to 2^{bits} − 1, not {value!r}")
         return operator.index(value) if fits else None
 
     shape = {"frames": options.get("frames"), "height": options.get("height"), "width": options.get("width")}
     size = {name: integer(name, value, 32) for name, value in shape.items()}
     given = [name for name, value in size.items() if value is not None]
     if given:
-        found.require(
+        violations.require(
             None not in shape.values(),
             "shape",
             f"give frames, height and width, or none of them, not only {', '.join(given)}",
         )
         spec.shape.CopyFrom(VideoShape(**{name: value or 0 for name, value in size.items()}))
     steps, sigmas = integer("steps", options.get("steps"), 32), options.get("sigmas")
-    found.require(steps is None or sigmas is None, "sigmas", "give steps or sigmas, not both")
+    violations.require(steps is None or sigmas is None, "sigmas", "give steps or sigmas, not both")
     if sigmas is not None:
         spec.schedule.CopyFrom(Schedule(sigmas=sigmas))
     elif steps is not None:
@@ -142,19 +143,19 @@ def build_request(prompt: str, options: SpecOptions) -> scheduler_pb2.SubmitGene
         spec.seed = seed
     reuse = options.get("reuse") or ""
     words = ", ".join(word for word in REUSE_POLICIES if word)
-    if found.require(reuse in REUSE_POLICIES, "reuse", f"must be one of {words}, not {reuse!r}"):
+    if violations.require(reuse in REUSE_POLICIES, "reuse", f"must be one of {words}, not {reuse!r}"):
         spec.reuse = REUSE_POLICIES[reuse]
     plan = options.get("explicit_reuse")
     if plan is not None:
         spec.explicit_reuse.CopyFrom(plan)
     deadline = options.get("deadline")
-    if deadline is not None and found.require(
-        math.isfinite(deadline) and abs(deadline) < _MAX_DEADLINE_SECONDS,
+    if deadline is not None and violations.require(
+        math.isfinite(deadline) and abs(deadline) < _SENDABLE_DEADLINE_SECONDS,
         "deadline",
         f"must be a number of seconds from now, not {deadline:g}",
     ):
         spec.deadline.CopyFrom(to_timestamp(deadline))
-    found.raise_if_any()
+    violations.raise_if_any()
     return scheduler_pb2.SubmitGenerationRequest(
         request_id=options.get("request_id") or str(uuid.uuid4()), spec=spec
     )

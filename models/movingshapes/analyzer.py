@@ -63,12 +63,12 @@ def read_scene(video: Tensor) -> Scene:
     frames, centroids = _objects(difference, back)
     time, difference = frames / max(1, rgb.shape[1] - 1), difference[:, frames]
     travel = TRAVEL[1 if centroids.shape[1] == 1 else 2]
-    found = []
+    objects = []
     for path in centroids.unbind(1):  # [F, 2]
         colour = _core(difference, path)
         shape, size = _best_template(_aligned(_share(difference, colour), path))
-        found.append(Thing(shape, _nearest(back + colour, COLOURS), _motion(time, path, travel), size))
-    return Scene(_nearest(back, BACKGROUNDS), tuple(found))
+        objects.append(Thing(shape, _nearest(back + colour, COLOURS), _motion(time, path, travel), size))
+    return Scene(_nearest(back, BACKGROUNDS), tuple(objects))
 
 
 def compare(shown: Scene, wanted: Scene) -> dict[str, bool]:
@@ -129,9 +129,9 @@ def _objects(difference: Tensor, back: Tensor) -> tuple[Tensor, Tensor]:
     counts = large.sum(1)  # [T]
     count = int(counts.sort().values[-max(1, frames // 3)])
     used = (counts == count).nonzero()[:, 0]
-    found = places[used][large[used]].view(len(used), count, 2)
-    order = found.sum(-1).argsort(dim=1)  # the upper left one first
-    return used, found.gather(1, order[..., None].expand(-1, -1, 2))
+    centroids = places[used][large[used]].view(len(used), count, 2)
+    order = centroids.sum(-1).argsort(dim=1)  # the upper left one first
+    return used, centroids.gather(1, order[..., None].expand(-1, -1, 2))
 
 
 def _connected(mask: Tensor) -> Tensor:

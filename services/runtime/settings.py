@@ -71,8 +71,8 @@ def load_settings(kind: type[S], arguments: Sequence[str] = ()) -> S:
     prefix = str(kind.model_config.get("env_prefix", ""))
     parser = argparse.ArgumentParser(
         prog=f"python -m services.{service_name(kind)}",
-        description=f"Runs the {service_name(kind)} until SIGTERM. Settings are environment variables:",
-        epilog=format_settings(kind),
+        description=f"Runs the {service_name(kind)} service until SIGTERM.",
+        epilog=f"environment variables:\n{format_settings(kind)}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.parse_args(arguments)

@@ -1,7 +1,8 @@
-"""The implementations that every contract runs against.
+"""Implementations that every contract runs against.
 
 Servers are named by CHORUS_TEST_MILVUS_URI, CHORUS_TEST_S3_ENDPOINT, CHORUS_TEST_S3_ACCESS_KEY and
-CHORUS_TEST_S3_SECRET_KEY; without them only the embedded implementations and an S3 server in memory are met.
+CHORUS_TEST_S3_SECRET_KEY; without them, only the embedded implementations and an S3 server in memory are
+tested.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ from services.cache.s3 import S3Blobs
 
 SECONDS = 30.0
 
-# Opens what the test's earlier openings wrote to.
+# Opens the store that earlier calls in the test wrote to.
 OpenIndex = Callable[[], Awaitable[Index]]
 OpenBlobs = Callable[[], Awaitable[Blobs]]
 
 
-def needed(name: str) -> str:
+def require_variable(name: str) -> str:
     value = os.environ.get(name, "")
     if not value:
         pytest.skip(f"{name} is not set: make test-servers starts such a server")
@@ -36,8 +37,12 @@ def needed(name: str) -> str:
 
 @pytest.fixture(params=["milvus-lite", pytest.param("milvus", marks=pytest.mark.servers)])
 async def open_index(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[OpenIndex]:
-    """Opens one index again and again; a server's is shared with other tests, so tenants are of the test."""
-    uri = str(tmp_path / "index.db") if request.param == "milvus-lite" else needed("CHORUS_TEST_MILVUS_URI")
+    """Opens the same index at every call. Tests share a server's index, so each uses its own tenant."""
+    uri = (
+        str(tmp_path / "index.db")
+        if request.param == "milvus-lite"
+        else require_variable("CHORUS_TEST_MILVUS_URI")
+    )
     opened: list[Index] = []
 
     async def open_one() -> Index:
@@ -56,7 +61,7 @@ async def index(open_index: OpenIndex) -> Index:
 
 @pytest.fixture(scope="session")
 def moto() -> Iterator[str]:
-    """An S3 server in memory; host:port."""
+    """S3 server in memory; yields host:port."""
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -66,15 +71,15 @@ def moto() -> Iterator[str]:
 
 @pytest.fixture(params=["directory", "s3-memory", pytest.param("s3", marks=pytest.mark.servers)])
 def open_blobs(request: pytest.FixtureRequest, tmp_path: Path) -> OpenBlobs:
-    """Opens one store of blobs again and again; a bucket is of the test."""
+    """Opens the same object store at every call; each test has its own bucket."""
     if request.param == "directory":
         return lambda: DirectoryBlobs.open(tmp_path / "blobs", seconds=SECONDS, threads=4)
     if request.param == "s3-memory":
         endpoint, access_key, secret_key = request.getfixturevalue("moto"), "access", "secret"
     else:
-        endpoint = needed("CHORUS_TEST_S3_ENDPOINT")
-        access_key = needed("CHORUS_TEST_S3_ACCESS_KEY")
-        secret_key = needed("CHORUS_TEST_S3_SECRET_KEY")
+        endpoint = require_variable("CHORUS_TEST_S3_ENDPOINT")
+        access_key = require_variable("CHORUS_TEST_S3_ACCESS_KEY")
+        secret_key = require_variable("CHORUS_TEST_S3_SECRET_KEY")
     bucket = f"chorus-test-{uuid.uuid4().hex[:12]}"
     return lambda: S3Blobs.open(
         endpoint=endpoint.removeprefix("http://"),
@@ -97,5 +102,5 @@ async def blobs(open_blobs: OpenBlobs) -> AsyncIterator[Blobs]:
 
 @pytest.fixture
 def tenant() -> str:
-    """Of this test alone."""
+    """Tenant that no other test uses."""
     return f"t{uuid.uuid4().hex[:12]}"

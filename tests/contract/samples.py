@@ -1,4 +1,4 @@
-"""Values that a cache would meet: identities, entries, unit vectors, latents and side data as safetensors."""
+"""Sample values for the cache: identities, entries, unit vectors, latents and side data as safetensors."""
 
 from __future__ import annotations
 
@@ -38,19 +38,20 @@ def identity(model: str = "movingshapes") -> latents_pb2.LatentIdentity:
 
 
 def unit(seed: int, dimension: int = DIMENSION) -> list[float]:
-    """A direction of its own for each seed."""
+    """Returns a unit vector that differs for each seed."""
     vector = np.random.default_rng(seed).standard_normal(dimension)
     return [float(value) for value in vector / np.linalg.norm(vector)]
 
 
 def latents(seed: int, shape: Sequence[int] = SHAPE, dtype: str = "float32") -> bytes:
-    """A safetensors file of one tensor."""
+    """Returns a safetensors file of one tensor."""
     values = np.random.default_rng(seed).standard_normal(tuple(shape)).astype(dtype)
     return bytes(save({"latents": values}))
 
 
 def side_data(value: int, tensors: int = 1) -> bytes:
-    """A safetensors file, with one tensor the smallest there is: less than a tenth of two `latents`."""
+    """Returns a small safetensors file; with one tensor it has less than a tenth of the bytes of two
+    `latents`."""
     return bytes(save({f"{i}": np.array([value], "uint8") for i in range(tensors)}))
 
 
@@ -63,7 +64,7 @@ def entry(
     blobs: Sequence[Blob] = (),
     created_ms: int = 1_700_000_000_000,
 ) -> Entry:
-    """A row as the store would write it."""
+    """Returns a row as the store writes it."""
     identity_hex = identity_digest(identity(model))
     return Entry(
         entry_id=entry_id(tenant, identity_hex, prompt, seed),
@@ -122,7 +123,7 @@ def admission(
     *,
     side: bytes | None = None,
 ) -> Iterator[cache_pb2.AdmitRequest]:
-    """The messages of an `Admit` call."""
+    """Yields the messages of an `Admit` call."""
     announced = cache_pb2.NewEntry()
     announced.CopyFrom(offered)
     announced.steps[:] = blobs

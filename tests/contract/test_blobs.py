@@ -1,4 +1,4 @@
-"""What every store of blobs does, whichever implements it."""
+"""Verifies the port of the object store for every implementation."""
 
 from __future__ import annotations
 
@@ -30,28 +30,28 @@ async def listed(blobs: Blobs) -> dict[str, BlobStat]:
     return {blob.key: blob async for page in blobs.list() for blob in page}
 
 
-async def test_a_blob_comes_back_as_it_went_in(blobs: Blobs) -> None:
+async def test_blob_is_returned_unchanged(blobs: Blobs) -> None:
     for size in (1, 1000, 6 << 20):
         data = bytes(range(256)) * (size // 256) + b"x" * (size % 256)
         await blobs.put(KEY, data)
         assert await blobs.get(KEY, size) == data
 
 
-async def test_put_again_replaces(blobs: Blobs) -> None:
+async def test_second_put_replaces_the_blob(blobs: Blobs) -> None:
     await blobs.put(KEY, b"altered")
     await blobs.put(KEY, b"mended!")
     assert await blobs.get(KEY, 7) == b"mended!"
     assert list(await listed(blobs)) == [KEY]
 
 
-async def test_parallel_puts_of_one_key_leave_one_whole_blob(blobs: Blobs) -> None:
+async def test_parallel_puts_of_one_key_leave_one_complete_blob(blobs: Blobs) -> None:
     contents = [bytes([i]) * 200_000 for i in range(8)]
     await asyncio.gather(*(blobs.put(KEY, data) for data in contents))
     assert await blobs.get(KEY, 200_000) in contents
     assert list(await listed(blobs)) == [KEY]
 
 
-async def test_what_is_not_there_is_none(blobs: Blobs) -> None:
+async def test_missing_blob_is_none(blobs: Blobs) -> None:
     assert await blobs.get(KEY, 10) is None
     assert await blobs.stat(KEY) is None
     assert await listed(blobs) == {}
@@ -59,18 +59,18 @@ async def test_what_is_not_there_is_none(blobs: Blobs) -> None:
     await blobs.delete([])
 
 
-async def test_a_blob_longer_than_expected_is_not_read_whole(blobs: Blobs) -> None:
+async def test_blob_longer_than_expected_is_read_in_part(blobs: Blobs) -> None:
     await blobs.put(KEY, b"0123456789")
     assert await blobs.get(KEY, 4) == b"01234"
 
 
-async def test_stat_tells_size_and_age(blobs: Blobs) -> None:
+async def test_stat_returns_size_and_age(blobs: Blobs) -> None:
     before = time.time()
     await blobs.put(KEY, b"0123456789")
     found = await blobs.stat(KEY)
     assert found is not None
     assert (found.key, found.size_bytes) == (KEY, 10)
-    # S3 tells whole seconds.
+    # S3 reports whole seconds.
     assert before - 2 <= found.modified_ms / 1000 <= time.time() + 2
     assert (await listed(blobs))[KEY].size_bytes == 10
 
@@ -93,7 +93,7 @@ async def test_blobs_survive_reopening(open_blobs: OpenBlobs) -> None:
     await again.close()
 
 
-async def test_a_write_that_was_killed_is_listed_and_can_be_deleted(tmp_path: Path) -> None:
+async def test_partial_write_is_listed_and_can_be_deleted(tmp_path: Path) -> None:
     blobs = await DirectoryBlobs.open(tmp_path, seconds=5, threads=2)
     part = str(Path(KEY).with_name(f"{uuid.uuid4().hex}.part"))
     (tmp_path / part).parent.mkdir(parents=True)
@@ -105,19 +105,19 @@ async def test_a_write_that_was_killed_is_listed_and_can_be_deleted(tmp_path: Pa
 
 
 @pytest.mark.parametrize("key", ["../x", "v1/../../x", "/etc/passwd", "v2/x", "v1/a/../../v1x"])
-async def test_a_directory_is_never_left(tmp_path: Path, key: str) -> None:
+async def test_key_outside_the_root_is_rejected(tmp_path: Path, key: str) -> None:
     blobs = await DirectoryBlobs.open(tmp_path / "blobs", seconds=5, threads=1)
-    with pytest.raises(ValueError, match="no key"):
+    with pytest.raises(ValueError, match="not a key"):
         await blobs.put(key, b"x")
-    with pytest.raises(ValueError, match="no key"):
+    with pytest.raises(ValueError, match="not a key"):
         await blobs.get(key, 1)
     await blobs.close()
     assert files_below(tmp_path) == []
 
 
-async def test_a_directory_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+async def test_unwritable_directory_is_named(tmp_path: Path) -> None:
     blobs = await DirectoryBlobs.open(tmp_path, seconds=5, threads=1)
-    # A file where a directory must be: it fails for every user, root too.
+    # A file in place of a directory: the write fails for every user, even root.
     (tmp_path / "v1" / "default").write_bytes(b"")
     with pytest.raises(ChorusError) as failed:
         await blobs.put(KEY, b"x")
@@ -126,7 +126,7 @@ async def test_a_directory_that_cannot_be_written_is_named(tmp_path: Path) -> No
     await blobs.close()
 
 
-async def test_opening_waits_for_an_endpoint_that_is_not_there() -> None:
+async def test_open_waits_for_a_missing_endpoint() -> None:
     opening = S3Blobs.open(
         endpoint=f"127.0.0.1:{free_port()}",
         bucket="chorus",
@@ -141,7 +141,7 @@ async def test_opening_waits_for_an_endpoint_that_is_not_there() -> None:
         await asyncio.wait_for(opening, 1.5)
 
 
-async def test_an_endpoint_that_went_away_is_named() -> None:
+async def test_lost_endpoint_is_named() -> None:
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()

@@ -1,4 +1,4 @@
-"""What every index does, whichever implements it."""
+"""Verifies the port of the vector index for every implementation."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ async def found(index: Index, tenant: str, selection: Selection | None = None) -
     return sorted(itertools.chain(*pages), key=lambda each: each.created_ms)
 
 
-async def test_an_admitted_entry_is_found_by_the_very_next_search(index: Index, tenant: str) -> None:
+async def test_next_search_finds_an_upserted_entry(index: Index, tenant: str) -> None:
     for i in range(5):
         kept = entry(f"prompt {i}", tenant=tenant)
         await index.upsert(SPACE, kept, unit(i))
@@ -50,7 +50,7 @@ async def test_an_admitted_entry_is_found_by_the_very_next_search(index: Index, 
         assert await index.get(SPACE.name, tenant, kept.entry_id) == kept
 
 
-async def test_search_gives_the_nearest_first_by_cosine(index: Index, tenant: str) -> None:
+async def test_search_orders_by_cosine(index: Index, tenant: str) -> None:
     vectors = {f"prompt {i}": unit(i) for i in range(20)}
     for prompt, vector in vectors.items():
         await index.upsert(SPACE, entry(prompt, tenant=tenant), vector)
@@ -73,7 +73,7 @@ async def test_upsert_of_the_same_entry_keeps_one_row(index: Index, tenant: str)
     assert len(await index.search(SPACE.name, tenant, IDENTITY, unit(1), 16)) == 1
 
 
-async def test_a_deleted_entry_is_not_found_by_the_very_next_search(index: Index, tenant: str) -> None:
+async def test_next_search_finds_no_deleted_entry(index: Index, tenant: str) -> None:
     every = [entry(f"prompt {i}", tenant=tenant) for i in range(4)]
     for each in every:
         await index.upsert(SPACE, each, unit(1))
@@ -83,7 +83,7 @@ async def test_a_deleted_entry_is_not_found_by_the_very_next_search(index: Index
         assert {hit.entry.entry_id for hit in hits} == {each.entry_id for each in every}
 
 
-async def test_a_row_survives_delete_and_upsert_and_reopening(open_index: OpenIndex, tenant: str) -> None:
+async def test_row_survives_delete_upsert_and_reopening(open_index: OpenIndex, tenant: str) -> None:
     index = await open_index()
     kept, dropped = entry("kept", tenant=tenant), entry("dropped", tenant=tenant)
     for each in (kept, dropped):
@@ -97,7 +97,7 @@ async def test_a_row_survives_delete_and_upsert_and_reopening(open_index: OpenIn
     assert SPACE.name in await again.spaces()
 
 
-async def test_tenants_never_meet(index: Index, tenant: str) -> None:
+async def test_tenants_are_isolated(index: Index, tenant: str) -> None:
     mine, other = tenant, f"{tenant}-other"
     theirs = entry(tenant=other)
     await index.upsert(SPACE, theirs, unit(1))
@@ -113,12 +113,12 @@ async def test_tenants_never_meet(index: Index, tenant: str) -> None:
     assert {each.tenant for each in walked} >= {mine, other}
 
 
-async def test_another_identity_is_never_found(index: Index, tenant: str) -> None:
+async def test_search_finds_no_other_identity(index: Index, tenant: str) -> None:
     await index.upsert(SPACE, entry(tenant=tenant, model="other-model"), unit(1))
     assert await index.search(SPACE.name, tenant, IDENTITY, unit(1), 16) == []
 
 
-async def test_selections_match_every_field_that_is_set(index: Index, tenant: str) -> None:
+async def test_selection_matches_every_set_field(index: Index, tenant: str) -> None:
     old = entry("old", tenant=tenant, created_ms=1_000)
     young = entry("young", tenant=tenant, created_ms=2_000)
     other = entry("other", tenant=tenant, created_ms=3_000, model="Wan-AI/Wan2.1-T2V-1.3B")
@@ -132,7 +132,7 @@ async def test_selections_match_every_field_that_is_set(index: Index, tenant: st
     assert await found(index, tenant, Selection(entry_id=young.entry_id, created_before_ms=2_000)) == []
 
 
-async def test_a_selection_of_many_pages_is_whole(index: Index, tenant: str) -> None:
+async def test_selection_of_many_pages_is_complete(index: Index, tenant: str) -> None:
     every = [entry(f"prompt {i}", tenant=tenant, created_ms=i) for i in range(1100)]
     for each in every:
         await index.upsert(SPACE, each, unit(1))
@@ -153,7 +153,7 @@ async def test_a_selection_of_many_pages_is_whole(index: Index, tenant: str) -> 
     ],
     ids=["unicode", "quotes", "control", "json", "8000 bytes", "8192 characters"],
 )
-async def test_any_prompt_comes_back_as_it_went_in(index: Index, tenant: str, prompt: str) -> None:
+async def test_any_prompt_is_returned_unchanged(index: Index, tenant: str, prompt: str) -> None:
     blobs = [Blob(i, 1 / (i + 1), 2**40 + i, digest(str(i))) for i in range(64)]
     blobs.append(Blob(None, 0.0, 2**40, digest("side data")))
     kept = entry(prompt, tenant=tenant, blobs=blobs)
@@ -161,9 +161,7 @@ async def test_any_prompt_comes_back_as_it_went_in(index: Index, tenant: str, pr
     assert await index.get(SPACE.name, tenant, kept.entry_id) == kept
 
 
-async def test_an_entry_with_side_data_and_one_without_come_back_as_they_were(
-    index: Index, tenant: str
-) -> None:
+async def test_entries_with_and_without_side_data_are_returned_unchanged(index: Index, tenant: str) -> None:
     steps = [Blob(1, 0.9, 100, digest("x1")), Blob(2, 0.5, 100, digest("x2"))]
     plain = entry("plain", tenant=tenant, created_ms=1, blobs=steps)
     rich = entry("rich", tenant=tenant, created_ms=2, blobs=[*steps, Blob(None, 0.0, 20, digest("side"))])
@@ -176,12 +174,12 @@ async def test_an_entry_with_side_data_and_one_without_come_back_as_they_were(
     assert len(set(rich.keys)) == 3
 
 
-def test_a_blob_is_written_as_in_rows_that_knew_no_side_data() -> None:
+def test_blob_format_predates_side_data() -> None:
     written = dataclasses.asdict(Blob(1, 0.9, 100, digest("x")))
     assert written == {"step": 1, "sigma": 0.9, "size_bytes": 100, "digest": digest("x")}
 
 
-async def test_encoders_and_dimensions_are_apart(index: Index, tenant: str) -> None:
+async def test_encoders_and_dimensions_have_separate_spaces(index: Index, tenant: str) -> None:
     one, other = Space("minilm", DIMENSION), Space("MiniLM", DIMENSION)
     wide = Space("minilm", 4096)
     assert len({one.name, other.name, wide.name}) == 3
@@ -192,7 +190,7 @@ async def test_encoders_and_dimensions_are_apart(index: Index, tenant: str) -> N
     assert hit.entry.prompt == "wide"
 
 
-async def test_a_space_nobody_wrote_to_is_empty(index: Index, tenant: str) -> None:
+async def test_unwritten_space_is_empty(index: Index, tenant: str) -> None:
     space = Space(f"never-{uuid.uuid4().hex}", DIMENSION).name
     assert await index.search(space, tenant, IDENTITY, unit(1), 16) == []
     assert await index.get(space, tenant, digest("x")) is None
@@ -202,7 +200,7 @@ async def test_a_space_nobody_wrote_to_is_empty(index: Index, tenant: str) -> No
 
 
 @pytest.mark.parametrize("text", INJECTIONS)
-async def test_a_value_cannot_change_the_filter(index: Index, tenant: str, text: str) -> None:
+async def test_value_cannot_change_the_filter(index: Index, tenant: str, text: str) -> None:
     kept = entry(tenant=tenant)
     await index.upsert(SPACE, kept, unit(1))
     with pytest.raises(ValueError, match="filter"):
@@ -226,13 +224,13 @@ def test_every_filter_names_the_tenant() -> None:
     assert make_filter("a", entry_ids=["x", "y"]) == 'tenant == "a" and entry_id in ["x", "y"]'
 
 
-async def test_opening_waits_for_a_server_that_is_not_there() -> None:
+async def test_open_waits_for_a_missing_server() -> None:
     opening = MilvusIndex.open(f"http://127.0.0.1:{free_port()}", "", seconds=0.3, threads=1)
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(opening, 1.5)
 
 
-async def test_an_index_that_went_away_is_named(tmp_path: Path, tenant: str) -> None:
+async def test_lost_index_is_named(tmp_path: Path, tenant: str) -> None:
     server, database, port = start_server_in_thread(str(tmp_path / "server"))
     index = await MilvusIndex.open(f"http://127.0.0.1:{port}", "", seconds=1.0, threads=1)
     try:

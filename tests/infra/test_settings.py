@@ -1,4 +1,4 @@
-"""Every CHORUS_* variable that the chart and compose set is one that its service knows and accepts."""
+"""Verifies that services accept every CHORUS_* variable set by the chart and by compose."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from tests.infra.manifests import (
     workloads,
 )
 
-# What the chart works out by itself, and so does not offer.
+# Settings that the chart derives, and so does not offer.
 DERIVED = {"host", "port", "log_format"}
-DERIVED_OF = {
+DERIVED_BY_SERVICE = {
     "scheduler": {"embedder_target", "cache_target", "denoiser_target", "database", "video_dir"},
     "embedder": set(),
     "cache": {
@@ -41,17 +41,17 @@ DERIVED_OF = {
 }
 
 
-def weights(value: str, directory: Path) -> str:
-    """The value with its paths below /weights moved to a directory of this machine, where they are made."""
+def create_weights(value: str, directory: Path) -> str:
+    """Returns the value with paths below /weights moved to `directory`, and creates them."""
     for path in re.findall(r"/weights/([\w./-]+)", value):
-        made = directory / path
-        made.parent.mkdir(parents=True, exist_ok=True)
-        made.touch() if made.suffix else made.mkdir()
+        created = directory / path
+        created.parent.mkdir(parents=True, exist_ok=True)
+        created.touch() if created.suffix else created.mkdir()
     return value.replace("/weights/", f"{directory}/")
 
 
 def accept(service: str, variables: dict[str, str], monkeypatch: pytest.MonkeyPatch, directory: Path) -> None:
-    """Starts from these variables as the process would; a name or a value that is unknown fails."""
+    """Loads the settings from these variables; fails for an unknown name or an invalid value."""
     kind = settings_class(service)
     prefix = f"CHORUS_{service.upper()}_"
     ours = {name: value for name, value in variables.items() if name.startswith("CHORUS_")}
@@ -59,14 +59,14 @@ def accept(service: str, variables: dict[str, str], monkeypatch: pytest.MonkeyPa
     assert set(ours) <= known
     assert f"{prefix}PORT" in ours
     for name, value in ours.items():
-        monkeypatch.setenv(name, weights(value, directory))
+        monkeypatch.setenv(name, create_weights(value, directory))
     loaded = kind()
-    assert loaded.port == kind.model_fields["port"].default, "the port everybody is told"
+    assert loaded.port == kind.model_fields["port"].default, "the documented port"
     assert loaded.host == "0.0.0.0"
 
 
 @pytest.mark.parametrize("service", SERVICES)
-def test_chart(
+def test_chart_variables_are_accepted(
     manifests: list[Manifest], service: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     workload = workloads(manifests)[service]
@@ -75,7 +75,9 @@ def test_chart(
 
 
 @pytest.mark.parametrize("service", SERVICES)
-def test_compose(service: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_compose_variables_are_accepted(
+    service: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     accept(service, compose()["services"][service]["environment"], monkeypatch, tmp_path)
 
 
@@ -84,10 +86,10 @@ def test_chart_offers_every_setting(service: str) -> None:
     schema: dict[str, Any] = yaml.safe_load((CHART / "values.schema.json").read_text())
     offered = set(schema["properties"][service]["properties"]["settings"]["properties"])
     fields = set(settings_class(service).model_fields)
-    assert offered == fields - DERIVED - DERIVED_OF[service]
+    assert offered == fields - DERIVED - DERIVED_BY_SERVICE[service]
 
 
-def test_no_variable_goes_to_the_wrong_service(manifests: list[Manifest]) -> None:
+def test_every_variable_carries_the_prefix_of_its_service(manifests: list[Manifest]) -> None:
     found = {**workloads(manifests)}
     for name, workload in found.items():
         prefix = f"CHORUS_{name.upper()}_"

@@ -1,4 +1,4 @@
-"""One trace from the client's call through every service, with a link to the donor's trace."""
+"""Verifies one trace from the client through every service, with a link to the donor's trace."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent import futures
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +27,7 @@ from tests.stack import Stack, running_stack
 
 @dataclass
 class Collector(trace_service_pb2_grpc.TraceServiceServicer):
-    """A real OTLP receiver that keeps what it gets."""
+    """OTLP receiver that keeps the received spans."""
 
     spans: dict[bytes, tuple[str, trace_pb2.Span]] = field(default_factory=dict)
     changed: Condition = field(default_factory=Condition)
@@ -48,7 +48,7 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
     def trace(
         self, trace_id: bytes, want: set[str], seconds: float = 30.0
     ) -> list[tuple[str, trace_pb2.Span]]:
-        """The spans of a trace, once every wanted name is among them."""
+        """Waits for every wanted span of a trace; returns all its spans."""
         end = time.monotonic() + seconds
         with self.changed:
             while True:
@@ -65,7 +65,10 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
 def collector() -> Iterator[tuple[Collector, str]]:
     server = grpc.server(futures.ThreadPoolExecutor(4))
     received = Collector()
-    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(received, server)
+    add_servicer: Callable[[object, grpc.Server], None] = (
+        trace_service_pb2_grpc.add_TraceServiceServicer_to_server
+    )
+    add_servicer(received, server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     yield received, f"http://127.0.0.1:{port}"
@@ -84,7 +87,7 @@ def stack(otel: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 
 def generate(stack: Stack, otel: dict[str, str], out: Path, seed: int) -> str:
-    """One `chorus generate`; returns the generation's trace id in hex."""
+    """Runs `chorus generate`; returns the generation's trace id in hex."""
     done = subprocess.run(
         [
             *(sys.executable, "-m", "chorus_cli", "generate", "a red circle moving left", "--json"),
@@ -103,7 +106,7 @@ def generate(stack: Stack, otel: dict[str, str], out: Path, seed: int) -> str:
     return str(found[-1])
 
 
-async def test_one_trace_and_a_link_to_the_donors(
+async def test_generation_has_one_trace_with_a_link_to_the_donors(
     stack: Stack, collector: tuple[Collector, str], otel: dict[str, str], tmp_path: Path
 ) -> None:
     received, _ = collector
@@ -143,7 +146,7 @@ async def test_one_trace_and_a_link_to_the_donors(
 
     hit_trace = await asyncio.to_thread(generate, stack, otel, tmp_path / "b.mp4", 2)
     assert hit_trace != donor_trace
-    # A repetition in the same words runs one step and has nothing new to admit.
+    # A repetition of the prompt runs one step and has nothing new to admit.
     admitting = {semconv.SPAN_ADMIT, semconv.SPAN_INDEX_UPSERT, semconv.SPAN_BLOB_PUT}
     fetching = {semconv.SPAN_FETCH_DONOR, semconv.SPAN_BLOB_GET}
     hit = await asyncio.to_thread(received.trace, bytes.fromhex(hit_trace), (always - admitting) | fetching)

@@ -1,4 +1,4 @@
-"""The documents say what the code does."""
+"""Verifies that the documentation matches the code and that its links resolve."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PAGES = [*ROOT.glob("*.md"), *(page for top in FOLDERS for page in (ROOT / top).
 PAGES = sorted(page for page in PAGES if "node_modules" not in page.parts)
 
 
-def test_the_settings_page_is_the_code() -> None:
+def test_settings_page_matches_the_code() -> None:
     path = ROOT / "docs" / "make_settings.py"
     spec = importlib.util.spec_from_file_location("make_settings", path)
     assert spec is not None
@@ -26,7 +26,7 @@ def test_the_settings_page_is_the_code() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_links_lead_somewhere(page: object) -> None:
+def test_links_resolve(page: object) -> None:
     from pathlib import Path
 
     assert isinstance(page, Path)

@@ -199,10 +199,8 @@ async def _generate_one(
 ) -> None:
     if detach:
         handle = await client.submit(prompt, **options)
-        out.print(
-            handle.id,
-            generation=(await handle.status() if handle.accepted is None else handle.accepted).proto,
-        )
+        assert handle.accepted is not None  # as of every submission
+        out.print(handle.id, generation=handle.accepted.proto)
         return
     video = await generate_and_save(client, prompt, options, output, out)
     if hint and video.hit:
@@ -219,8 +217,8 @@ async def _generate_all(
 ) -> None:
     """Generates the prompts in order, so that later ones can reuse earlier ones.
 
-    Continues after a failure, except if the scheduler cannot be reached. Ends the command with FAILED if any
-    prompt failed.
+    Continues after a failure, except if the scheduler or a service behind it is down. Ends the command with
+    FAILED if any prompt failed.
     """
     if not detach:
         await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)

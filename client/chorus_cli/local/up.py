@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import importlib.util
 import os
+import re
 import signal
 import socket
 import sys
@@ -37,6 +38,7 @@ _HEALTH_SECONDS: Final = 2.0
 
 # Log message of a service about a variable that carries its prefix but is no setting.
 UNKNOWN_SETTING: Final = "unknown setting ignored"
+_LOG_FIELD: Final = re.compile(r'(variable|did_you_mean)"?[=:] ?"?(CHORUS_\w+)')
 
 # Modules that each service imports and that chorus-client does not install.
 _REQUIRED: Final = {
@@ -273,6 +275,14 @@ class _Health:
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
 
+def describe_unknown_setting(service: str, line: str) -> str:
+    """Describes a service's log line about an unknown setting, in either log format."""
+    found = dict(_LOG_FIELD.findall(line))
+    variable, nearest = found.get("variable", "a variable"), found.get("did_you_mean")
+    hint = f"; did you mean {nearest}?" if nearest else ""
+    return f"{variable} is set, but the {service} has no such setting{hint}"
+
+
 class _Report:
     """Reports the state of the children, as text or JSON lines."""
 
@@ -287,7 +297,7 @@ class _Report:
         self._out.json_line(ready={"service": child.name, "seconds": round(seconds, 3)})
         for line in supervise.tail(child.log, lines=50):
             if UNKNOWN_SETTING in line:
-                self._out.status(f"warning: {child.name}: {one_line(' '.join(line.split()))}")
+                self._out.status(f"warning: {describe_unknown_setting(child.name, line)}")
                 self._out.json_line(warning={"service": child.name, "log": line})
 
     def crashed(self, child: Child, status: int, restart_in: float) -> None:

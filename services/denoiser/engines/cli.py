@@ -34,8 +34,8 @@ def build(
     runtime: Annotated[
         str,
         typer.Option(
-            metavar="RUNTIME",
-            help="auto (the installed TensorRT), tensorrt, tensorrt_rtx, or onnxruntime (float32 on a CPU).",
+            metavar="auto|tensorrt|tensorrt_rtx|onnxruntime",
+            help="Runtime of the engine: auto is the installed TensorRT, onnxruntime is float32 on a CPU.",
         ),
     ] = "auto",
     precision: Annotated[

@@ -1,4 +1,4 @@
-"""The encoder port: a prompt in, a retrieval vector and token states out."""
+"""Port of text encoders: a prompt in, a retrieval vector and token states out."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ FloatArray = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Tokens:
-    """One prompt as an encoder reads it.
+    """Tokens of one prompt.
 
-    tokens:    L token strings as the tokenizer writes them, special tokens included.
-    offsets:   L character ranges [start, end) in the prompt; start == end marks a special token.
-    truncated: the prompt had more than `max_tokens` tokens; those beyond were dropped.
+    Attributes:
+        tokens: L token strings as the tokenizer writes them, special tokens included.
+        offsets: L character ranges [start, end) in the prompt; start == end marks a special token.
+        truncated: whether tokens past `max_tokens` were dropped.
     """
 
     tokens: tuple[str, ...]
@@ -28,10 +29,11 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Encoding(Tokens):
-    """One encoded prompt.
+    """Encoding of one prompt.
 
-    retrieval: float32 [retrieval_dim], L2-normalised; its dot product is the cosine similarity.
-    states:    float32 [L, text_dim], one row per token, no padding.
+    Attributes:
+        retrieval: float32 [retrieval_dim], L2-normalised; the dot product of two is their cosine similarity.
+        states: float32 [L, text_dim], one row per token, without padding.
     """
 
     retrieval: FloatArray
@@ -39,9 +41,10 @@ class Encoding(Tokens):
 
 
 class Encoder(ABC):
-    """Encodes prompts. Deterministic, and safe to call from one thread at a time.
+    """Encodes prompts deterministically. Call it from one thread at a time.
 
-    id names the encoder and the digest of its weights: vectors of different ids are not comparable.
+    Attributes:
+        id: name of the encoder and digest of its weights; vectors of different ids are not comparable.
     """
 
     id: str
@@ -52,8 +55,8 @@ class Encoder(ABC):
 
     @abstractmethod
     def encode(self, prompts: Sequence[str]) -> list[Encoding]:
-        """Encode prompts, in order. Raises ValueError when one is blank."""
+        """Encodes prompts, in order. Raises ValueError when one is blank."""
 
     @abstractmethod
     def tokenize(self, prompts: Sequence[str]) -> list[Tokens]:
-        """The tokens that `encode` would encode, without running the model."""
+        """Returns the tokens that `encode` would encode, without running the model."""

@@ -1,4 +1,4 @@
-"""CLIP and UMT5, from a directory."""
+"""CLIP and UMT5 encoders, loaded from a directory."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, CLIPTextModelWithProjection, UMT5EncoderModel
 
-from services.embedder.encoders.cleaning import clean
+from services.embedder.encoders.cleaning import clean_prompt
 from services.embedder.encoders.huggingface import HuggingFaceEncoder, load_model, mean_pool
 
 
 class DirectoryEncoder(HuggingFaceEncoder):
-    """A text encoder from a directory with model and tokenizer, or from a diffusers pipeline's.
+    """Text encoder from a directory with model and tokenizer, or from the directory of a diffusers pipeline.
 
     Args:
-        root: holds config.json, or `text_encoder/` and `tokenizer/` as diffusers saves them.
-        dtype: what it computes in; states are float32 all the same.
+        root: directory with config.json, or with `text_encoder/` and `tokenizer/` as diffusers saves them.
+        dtype: floating-point type of the computation; states are always float32.
 
-    Raises FileNotFoundError or ValueError that names what is missing or wrong.
+    Raises FileNotFoundError or ValueError that names the missing or invalid part.
     """
 
     loader: Any
-    model_types: tuple[str, ...]  # what config.json may say
-    token_limit: int | None = None  # None: the model's own
+    model_types: tuple[str, ...]  # accepted values of config.json
+    token_limit: int | None = None  # None: the model's own limit
 
     def __init__(self, root: Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> None:
-        model_dir, tokenizer_dir = _part(root, "text_encoder"), _part(root, "tokenizer")
+        model_dir, tokenizer_dir = _find_part(root, "text_encoder"), _find_part(root, "tokenizer")
         if not (model_dir / "config.json").is_file():
-            raise FileNotFoundError(f"{root}: holds no model: neither config.json nor text_encoder/")
+            raise FileNotFoundError(f"{root}: holds no model: found neither config.json nor text_encoder/")
         found = AutoConfig.from_pretrained(model_dir).model_type
         if found not in self.model_types:
             raise ValueError(f"{model_dir}: holds a {found!r} model, the encoder kind is {self.kind!r}")
@@ -39,12 +39,12 @@ class DirectoryEncoder(HuggingFaceEncoder):
         super().__init__(self.kind, model_dir, tokenizer_dir, model, max_tokens=limit)
 
 
-def _part(root: Path, name: str) -> Path:
+def _find_part(root: Path, name: str) -> Path:
     return root / name if (root / name).is_dir() else root
 
 
 class CLIPEncoder(DirectoryEncoder):
-    """Retrieves by the projected end-of-text embedding."""
+    """CLIP's text encoder. Its retrieval vector is the projected end-of-text embedding."""
 
     kind = "clip"
     loader: Any = CLIPTextModelWithProjection
@@ -60,18 +60,18 @@ class CLIPEncoder(DirectoryEncoder):
 
 
 class UMT5Encoder(DirectoryEncoder):
-    """Wan's text encoder: its states are those of `WanPipeline.encode_prompt` before the padding.
+    """Wan's text encoder: its states are those of `WanPipeline.encode_prompt` before padding.
 
-    Retrieves by the mean of its states.
+    Its retrieval vector is the mean of its states.
     """
 
     kind = "umt5"
     loader: Any = UMT5EncoderModel
     model_types = ("umt5",)
-    token_limit = 512  # the length that Wan was trained with; UMT5 itself knows none
+    token_limit = 512  # the length that Wan was trained with; UMT5 itself has no limit
 
-    def _read(self, prompt: str) -> str:
-        return clean(prompt)
+    def _prepare(self, prompt: str) -> str:
+        return clean_prompt(prompt)
 
     def _forward(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         states = self._model(input_ids=ids, attention_mask=mask).last_hidden_state

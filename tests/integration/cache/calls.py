@@ -1,4 +1,4 @@
-"""The calls that the cache's tests make to a cache process, and what lies in its directory."""
+"""Calls of the tests to a cache process, and the files in its directory."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import asyncio
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, cast
 
+import grpc
 import grpc.aio
 from chorus.cache.v1 import cache_pb2, cache_pb2_grpc
 from chorus.common.v1 import latents_pb2
@@ -37,7 +38,7 @@ def environment(directory: Path) -> dict[str, str]:
 @asynccontextmanager
 async def connected(service: ServiceProcess) -> AsyncIterator[Stub]:
     async with open_channel(service.target) as channel:
-        # A process shares its connections: one to a service that was killed may still be backing off.
+        # A process shares its connections: one to a killed service may still be backing off.
         await asyncio.wait_for(channel.channel_ready(), SECONDS)
         yield cache_pb2_grpc.CacheServiceStub(channel)
 
@@ -51,7 +52,7 @@ async def admitted(
 async def fetched(
     stub: Stub, metadata: tuple[tuple[str, str], ...], request: cache_pb2.FetchRequest
 ) -> dict[int | None, bytes]:
-    """The blobs by step in their order, None the side data; chunks are of the bound, and digests right."""
+    """Returns the blobs by step, in order, with None for side data; asserts chunk sizes and digests."""
     blobs: dict[int | None, bytes] = {}
     current: tuple[int | None, BlobAssembler] | None = None
     async for part in stub.Fetch(request, metadata=metadata, timeout=SECONDS):
@@ -81,8 +82,9 @@ def files(directory: Path) -> list[Path]:
 
 
 def details(error: grpc.aio.AioRpcError) -> tuple[error_details_pb2.ErrorInfo, list[str]]:
-    """The one ErrorInfo, and the fields that BadRequest names."""
-    status = rpc_status.from_call(error)  # type: ignore[arg-type]
+    """Returns the single ErrorInfo, and the fields named by BadRequest."""
+    status = rpc_status.from_call(cast(grpc.Call, error))
+    assert status is not None
     infos, fields = [], []
     for packed in status.details:
         info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()

@@ -1,4 +1,4 @@
-"""The cache as a process over a real Milvus and a real S3 server."""
+"""Verifies the cache process with a real Milvus and a real S3 server."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from chorus_rpc.channels import open_channel
 from chorus_rpc.tenancy import tenant_metadata
 from minio import Minio
 
-from tests.contract.conftest import needed
+from tests.contract.conftest import require_variable
 from tests.contract.samples import admission, fetch, latents, lookup, new_entry
 from tests.processes import start_service
 
@@ -24,16 +24,16 @@ pytestmark = pytest.mark.servers
 BLOBS = {1: latents(1), 2: latents(2)}
 
 
-async def test_an_entry_is_admitted_found_fetched_lost_and_purged(tmp_path: Path) -> None:
-    endpoint = needed("CHORUS_TEST_S3_ENDPOINT")
+async def test_entry_is_admitted_found_fetched_lost_and_purged(tmp_path: Path) -> None:
+    endpoint = require_variable("CHORUS_TEST_S3_ENDPOINT")
     bucket = f"chorus-test-{uuid.uuid4().hex[:12]}"
     env = {
-        "CHORUS_CACHE_MILVUS_URI": needed("CHORUS_TEST_MILVUS_URI"),
+        "CHORUS_CACHE_MILVUS_URI": require_variable("CHORUS_TEST_MILVUS_URI"),
         "CHORUS_CACHE_BLOBS": "s3",
         "CHORUS_CACHE_S3_ENDPOINT": endpoint,
         "CHORUS_CACHE_S3_BUCKET": bucket,
-        "CHORUS_CACHE_S3_ACCESS_KEY": needed("CHORUS_TEST_S3_ACCESS_KEY"),
-        "CHORUS_CACHE_S3_SECRET_KEY": needed("CHORUS_TEST_S3_SECRET_KEY"),
+        "CHORUS_CACHE_S3_ACCESS_KEY": require_variable("CHORUS_TEST_S3_ACCESS_KEY"),
+        "CHORUS_CACHE_S3_SECRET_KEY": require_variable("CHORUS_TEST_S3_SECRET_KEY"),
         "CHORUS_CACHE_S3_SECURE": "false",
     }
     s3 = Minio(

@@ -1,4 +1,4 @@
-"""The cache as a process of its own: Milvus Lite, a directory of blobs, and gRPC between."""
+"""Verifies the cache process over gRPC, with Milvus Lite and a directory of blobs."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import itertools
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import grpc
 import grpc.aio
 import pytest
 from chorus.cache.v1 import cache_pb2
+from chorus.common.v1 import latents_pb2
 from chorus_rpc.tenancy import tenant_metadata
 
 from services.contract.identity import entry_id, identity_digest
@@ -70,11 +71,11 @@ _tenants = itertools.count()
 
 @pytest.fixture
 def tenant() -> tuple[tuple[str, str], ...]:
-    """Metadata of a tenant of this test alone."""
+    """Metadata of a tenant that no other test uses."""
     return tenant_metadata(f"tenant-{next(_tenants)}")
 
 
-async def test_an_entry_is_admitted_found_fetched_and_purged(
+async def test_entry_is_admitted_found_fetched_and_purged(
     stub: Stub, tenant: tuple[tuple[str, str], ...]
 ) -> None:
     blobs = {1: latents(1), 3: latents(3)}
@@ -114,20 +115,22 @@ async def test_an_entry_is_admitted_found_fetched_and_purged(
     assert await donors(stub, tenant) == []
 
 
-async def test_latents_of_many_chunks_travel_whole(stub: Stub, tenant: tuple[tuple[str, str], ...]) -> None:
+async def test_latents_of_many_chunks_arrive_complete(
+    stub: Stub, tenant: tuple[tuple[str, str], ...]
+) -> None:
     offered = new_entry()
     offered.identity.latent_shape[:] = [16, 21, 60, 52]
     data = latents(7, offered.identity.latent_shape)
     assert len(data) > 3 << 20
     reply = await admitted(stub, tenant, admission(offered, {1: data}, 1 << 20))
     assert await fetched(stub, tenant, fetch(reply.entry_id, 1, under=offered.identity)) == {1: data}
-    # The same latents are no one else's: a fetch under any other identity finds nothing.
+    # A fetch under any other identity finds nothing.
     with pytest.raises(grpc.aio.AioRpcError) as failed:
         await fetched(stub, tenant, fetch(reply.entry_id, 1))
     assert failed.value.code() == grpc.StatusCode.NOT_FOUND
 
 
-async def test_side_data_travels_with_its_entry_when_asked_for(
+async def test_side_data_is_fetched_on_request(
     stub: Stub, directory: Path, tenant: tuple[tuple[str, str], ...]
 ) -> None:
     plain = await admitted(stub, tenant, admission(new_entry("plain"), BLOBS))
@@ -141,7 +144,7 @@ async def test_side_data_travels_with_its_entry_when_asked_for(
     assert await fetched(stub, tenant, fetch(rich.entry_id, 1, 2)) == BLOBS
     assert await fetched(stub, tenant, fetch(plain.entry_id, 1, 2, side_data=True)) == BLOBS
 
-    # Both entries hold the same latents, which lie there once.
+    # Both entries hold the same latents, which are stored once.
     size = sum(len(data) for data in (*BLOBS.values(), SIDE))
     assert (await stub.Stats(cache_pb2.StatsRequest(), metadata=tenant)).bytes == size
     [path] = [path for path in files(directory) if path.read_bytes() == SIDE]
@@ -153,7 +156,7 @@ async def test_side_data_travels_with_its_entry_when_asked_for(
     assert [donor.entry.prompt for donor in await donors(stub, tenant)] == ["plain"]
 
 
-async def test_two_tenants_never_meet(stub: Stub) -> None:
+async def test_tenants_are_isolated(stub: Stub) -> None:
     mine, theirs = tenant_metadata("mine"), tenant_metadata("theirs")
     reply = await admitted(stub, theirs, admission(new_entry(), BLOBS))
     assert await donors(stub, mine) == []
@@ -206,11 +209,11 @@ BAD_ADMISSIONS |= {
     "foreign side data": ("chunk", list(admission(new_entry(), BLOBS, side=b"GIF89a" * 10))),
     "another kind": ("header.kind", list(admission(new_entry(), BLOBS, 1 << 20, side=SIDE))),
 }
-BAD_ADMISSIONS["another kind"][1][-2].header.kind = 9  # type: ignore[assignment]
+BAD_ADMISSIONS["another kind"][1][-2].header.kind = cast("latents_pb2.BlobKind.ValueType", 9)
 
 
 @pytest.mark.parametrize(("field", "messages"), BAD_ADMISSIONS.values(), ids=BAD_ADMISSIONS.keys())
-async def test_a_bad_admission_is_named_and_leaves_nothing(
+async def test_invalid_admission_names_the_field_and_stores_nothing(
     stub: Stub,
     directory: Path,
     tenant: tuple[tuple[str, str], ...],
@@ -228,7 +231,7 @@ async def test_a_bad_admission_is_named_and_leaves_nothing(
     assert (await stub.Stats(cache_pb2.StatsRequest(), metadata=tenant)).entries == 0
 
 
-async def test_bad_calls_name_their_field(stub: Stub, tenant: tuple[tuple[str, str], ...]) -> None:
+async def test_invalid_calls_name_the_field(stub: Stub, tenant: tuple[tuple[str, str], ...]) -> None:
     injected = lookup()
     injected.identity.model_id = 'x" or "a" == "a'
     for field, call in (
@@ -246,12 +249,12 @@ async def test_bad_calls_name_their_field(stub: Stub, tenant: tuple[tuple[str, s
     assert details(failed.value)[1] == ["entry_id"]
 
 
-async def test_an_upload_that_is_cancelled_leaves_nothing(
+async def test_cancelled_upload_stores_nothing(
     stub: Stub, directory: Path, tenant: tuple[tuple[str, str], ...]
 ) -> None:
     before = files(directory)
     messages = list(admission(new_entry(), BLOBS))
-    # Also right between two blobs, where the end of the stream alone does not tell.
+    # Even between two blobs, where the end of the stream alone looks regular.
     between = 2 + -(-len(BLOBS[1]) // 64)
     for kept in [1, 2, 3, len(messages) - 1, *[between] * 40]:
         call = stub.Admit(metadata=tenant, timeout=SECONDS)
@@ -260,13 +263,13 @@ async def test_an_upload_that_is_cancelled_leaves_nothing(
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
             await call
-    # A later call of the same tenant and identity is served after whatever the cancelled ones still do.
+    # A later call of the same tenant and identity waits for the remaining work of the cancelled ones.
     other = await admitted(stub, tenant, admission(new_entry("another", vector=1), {3: latents(3)}))
     assert [donor.entry.entry_id for donor in await donors(stub, tenant)] == [other.entry_id]
     assert len(files(directory)) == len(before) + 1
 
 
-async def test_a_corrupt_blob_on_disk_becomes_a_miss(
+async def test_corrupt_blob_on_disk_becomes_a_miss(
     stub: Stub, directory: Path, tenant: tuple[tuple[str, str], ...]
 ) -> None:
     before = (await stub.Stats(cache_pb2.StatsRequest(), metadata=tenant)).corrupt_blobs
@@ -287,7 +290,7 @@ async def test_a_corrupt_blob_on_disk_becomes_a_miss(
 
 
 class Writers:
-    """Admit entry after entry, each with vectors and latents of its own, until the service is gone."""
+    """Admits distinct entries until the service is killed."""
 
     def __init__(self) -> None:
         self.sent = 0
@@ -307,7 +310,7 @@ class Writers:
                 self.enough.set()
 
     async def until_killed(self, service: ServiceProcess, more: int) -> None:
-        """Kills the service amid the admissions that follow the next `more`."""
+        """Kills the service during the admissions after the next `more`."""
         self.enough.clear()
         goal = len(self.acknowledged) + more
         async with asyncio.timeout(120), connected(service) as stub:
@@ -325,9 +328,9 @@ class Writers:
 CRASH = tenant_metadata("crash")
 
 
-# It starts the service three times.
+# Starts the service three times.
 @pytest.mark.timeout(400)
-async def test_after_kill_9_amid_admissions_every_donor_can_be_fetched(tmp_path: Path) -> None:
+async def test_every_donor_can_be_fetched_after_kill_9_during_admissions(tmp_path: Path) -> None:
     writers = Writers()
     with start_service("cache", environment(tmp_path), tmp_path) as service:
         for _ in range(2):
@@ -340,18 +343,18 @@ async def test_after_kill_9_amid_admissions_every_donor_can_be_fetched(tmp_path:
                         entry = donor.entry.entry_id
                         if entry not in found:
                             found[entry] = await fetched(stub, CRASH, fetch(entry, 1, 2))
-            # Nothing acknowledged is lost; what was not acknowledged is whole or not there at all.
+            # No acknowledged entry is lost; any other is complete or absent.
             assert {entry: found.get(entry) for entry in writers.acknowledged} == writers.acknowledged
 
 
-def test_a_second_process_on_the_same_index_waits_and_does_not_serve(
+def test_second_process_on_the_same_index_waits(
     service: ServiceProcess, directory: Path, tmp_path: Path
 ) -> None:
     second = ServiceProcess("cache", environment(directory), free_port(), tmp_path / "second.log")
     second.start(wait=False)
     try:
         end = time.monotonic() + 120
-        while "waiting" not in second.tail(200):
+        while "dependency not ready" not in second.tail(200):
             assert time.monotonic() < end, second.tail()
             time.sleep(0.1)
         with pytest.raises(TimeoutError):
@@ -360,7 +363,21 @@ def test_a_second_process_on_the_same_index_waits_and_does_not_serve(
         second.stop()
 
 
-async def test_it_says_what_is_missing_until_its_stores_are_there(tmp_path: Path) -> None:
+def test_misspelt_variable_is_reported_at_start(tmp_path: Path) -> None:
+    env = {**environment(tmp_path), "CHORUS_CACHE_MAX_UPLOAD": "3"}
+    service = ServiceProcess("cache", env, free_port(), tmp_path / "cache.log")
+    service.start(wait=False)
+    try:
+        end = time.monotonic() + 60
+        while "unknown setting ignored" not in service.tail(200):
+            assert time.monotonic() < end, service.tail()
+            time.sleep(0.1)
+    finally:
+        service.stop()
+    assert "CHORUS_CACHE_MAX_UPLOADS" in service.tail(200)
+
+
+async def test_missing_store_keeps_the_cache_unavailable(tmp_path: Path) -> None:
     env = {
         **environment(tmp_path),
         "CHORUS_CACHE_BLOBS": "s3",

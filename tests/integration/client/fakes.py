@@ -51,10 +51,12 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
         self.requests.append(request)
         self.metadata.append(dict(context.invocation_metadata()))
         await asyncio.sleep(self.delay)
-        found = Violations()
-        found.require(bool(request.spec.prompt.strip()), "spec.prompt", "must hold 1 to 2,000 characters")
-        found.require(request.spec.shape.frames <= 64, "spec.shape.frames", "must be 1 to 64")
-        found.raise_if_any()
+        violations = Violations()
+        violations.require(
+            bool(request.spec.prompt.strip()), "spec.prompt", "must hold 1 to 2,000 characters"
+        )
+        violations.require(request.spec.shape.frames <= 64, "spec.shape.frames", "must be 1 to 64")
+        violations.raise_if_any()
         if request.spec.model_id == "nowhere":
             raise errors.unavailable("denoiser", "connection refused")
         for known in self.generations.values():
@@ -81,13 +83,13 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
         )
         plan = plan_pb2.Plan(total_steps=STEPS, reuse_steps=2, donor=donor)
         plan.reasons.add(code=plan_pb2.PLAN_REASON_CODE_SCORE_TABLE, text="score 0.910 allows 2 steps")
-        asked = generation.spec.explicit_reuse
+        explicit = generation.spec.explicit_reuse
         if generation.spec.HasField("explicit_reuse"):
-            plan.reuse_steps, plan.region_end = asked.reuse_steps, asked.region_end
-            plan.region.CopyFrom(asked.region)
-            plan.amplification.CopyFrom(asked.amplification)
+            plan.reuse_steps, plan.region_end = explicit.reuse_steps, explicit.region_end
+            plan.region.CopyFrom(explicit.region)
+            plan.amplification.CopyFrom(explicit.amplification)
             plan.edit, plan.predicted_drift_points = "colour", 1.5
-            plan.renoised = asked.renoised
+            plan.renoised = explicit.renoised
         generation.plan.CopyFrom(plan)
         prompt = generation.spec.prompt
         await self.emit(generation, queued=scheduler_pb2.QueuedEvent(queue_position=1))
@@ -179,11 +181,12 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
         return scheduler_pb2.CancelGenerationResponse(generation=generation)
 
     async def ListGenerations(self, request: Any, context: Any) -> Any:
-        found = [g for g in reversed(self.generations.values()) if request.state in (0, g.state)]
+        matching = [g for g in reversed(self.generations.values()) if request.state in (0, g.state)]
         start = int(request.page_token or 0)
-        page = found[start : start + min(request.page_size, 2)]  # small pages, to be turned
+        size = min(request.page_size, 2)  # small, so that clients have to turn pages
+        page = matching[start : start + size]
         after = start + len(page)
-        token = str(after) if after < len(found) else ""
+        token = str(after) if after < len(matching) else ""
         return scheduler_pb2.ListGenerationsResponse(generations=page, next_page_token=token)
 
     def _video_info(self) -> video_pb2.VideoInfo:

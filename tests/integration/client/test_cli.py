@@ -301,16 +301,12 @@ def interruptible() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("interruptible")
-def test_interrupting_generate_cancels_the_generation(deployment: FakeDeployment, tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "chorus_cli",
-        "generate",
-        "slow circle",
-        "--target",
-        deployment.target,
-    ]
+@pytest.mark.parametrize("arguments", [("slow circle",), ("--file", "prompts.txt")])
+def test_interrupting_generate_cancels_the_generation(
+    deployment: FakeDeployment, tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
+    (tmp_path / "prompts.txt").write_text("slow circle\nnever started\n")
+    command = [sys.executable, "-m", "chorus_cli", "generate", *arguments, "--target", deployment.target]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path
     ) as process:
@@ -321,7 +317,10 @@ def test_interrupting_generate_cancels_the_generation(deployment: FakeDeployment
     assert "interrupted; gen-1 is cancelled" in errors
     assert "Traceback" not in errors
     assert deployment.scheduler.events["gen-1"][-1].HasField("cancelled")
-    assert list(tmp_path.iterdir()) == []
+    assert len(deployment.scheduler.requests) == 1
+    assert list(tmp_path.rglob("*.mp4*")) == []
+    if "--file" in arguments:
+        assert errors.endswith("0 of 2 generated, 2 not started or not finished\n")
 
 
 def test_the_client_alone_loads_nothing_heavy() -> None:

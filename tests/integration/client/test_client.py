@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import runpy
 import socket
 from collections.abc import AsyncIterator
 from dataclasses import FrozenInstanceError
@@ -24,6 +25,7 @@ from chorus_client import (
 from chorus_rpc import errors
 
 from tests.integration.client.fakes import VIDEO, FakeDeployment, deployment_in_thread
+from tests.processes import ROOT
 
 
 @pytest.fixture
@@ -334,6 +336,22 @@ def test_sync_client_does_the_same(tmp_path: Path) -> None:
             assert cache.stats().entries == 7
             assert cache.purge(everything=True).entries == 3
     assert deployment.cache.tenants == ["team-b"]
+
+
+def test_reuse_report_example_prints_what_reuse_saved(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    example = runpy.run_path(str(ROOT / "examples/reuse_report.py"))
+    with deployment_in_thread(FakeDeployment) as deployment:
+        monkeypatch.setenv("CHORUS_TARGET", deployment.target)
+        example["main"](["warn me", "fail please", "a red circle"])
+    assert capsys.readouterr().out.splitlines() == [
+        "warn me: from 'a [red] circle', 2 steps, 1.50 s",
+        "  warning: the cache did not answer",
+        "fail please: gen-2 failed: the model produced NaN at step 3",
+        "a red circle: from 'a [red] circle', 2 steps, 1.50 s",
+        "1.40 s saved",
+    ]
 
 
 def test_sync_client_closed_twice_refuses_calls() -> None:

@@ -1,13 +1,14 @@
-"""The embedder as a process, over its socket."""
+"""Verifies the embedder process over gRPC."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import grpc
+import grpc.aio
 import numpy as np
 import pytest
 from chorus.embedder.v1 import embedder_pb2, embedder_pb2_grpc
@@ -20,7 +21,7 @@ from tests.processes import ServiceProcess, free_port, start_service
 from tests.tiny_encoders import save_umt5
 
 SECONDS = 20.0
-UMT5_WIDTH = 4096  # of UMT5-XXL, which Wan is conditioned on
+UMT5_WIDTH = 4096  # width of UMT5-XXL, which conditions Wan
 
 
 @pytest.fixture(scope="module")
@@ -37,27 +38,29 @@ def stub(service: ServiceProcess) -> Iterator[embedder_pb2_grpc.EmbedderServiceS
         yield embedder_pb2_grpc.EmbedderServiceStub(channel)
 
 
-def failure(call: object, *args: object) -> ChorusError:
+def failure(call: Callable[..., object], *args: object) -> ChorusError:
     with pytest.raises(grpc.RpcError) as caught:
-        call(*args, timeout=SECONDS)  # type: ignore[operator]
-    return errors.from_rpc_error(caught.value, "embedder")
+        call(*args, timeout=SECONDS)
+    return errors.from_rpc_error(cast(grpc.aio.AioRpcError, caught.value), "embedder")
 
 
-def encoders_of(stub: embedder_pb2_grpc.EmbedderServiceStub) -> list[embedder_pb2.EncoderInfo]:
+def list_encoders(stub: embedder_pb2_grpc.EmbedderServiceStub) -> list[embedder_pb2.EncoderInfo]:
     return list(stub.DescribeEncoders(embedder_pb2.DescribeEncodersRequest(), timeout=SECONDS).encoders)
 
 
-def encoder_of(stub: embedder_pb2_grpc.EmbedderServiceStub) -> embedder_pb2.EncoderInfo:
-    return encoders_of(stub)[0]
+def get_retrieval_encoder(stub: embedder_pb2_grpc.EmbedderServiceStub) -> embedder_pb2.EncoderInfo:
+    return list_encoders(stub)[0]
 
 
 def embed(stub: embedder_pb2_grpc.EmbedderServiceStub, prompt: str) -> embedder_pb2.EmbedResponse:
-    request = embedder_pb2.EmbedRequest(prompt=prompt, conditioning_encoder_id=encoder_of(stub).encoder_id)
+    request = embedder_pb2.EmbedRequest(
+        prompt=prompt, conditioning_encoder_id=get_retrieval_encoder(stub).encoder_id
+    )
     return stub.Embed(request, timeout=SECONDS)
 
 
-def test_describes_what_it_serves(stub: embedder_pb2_grpc.EmbedderServiceStub) -> None:
-    minilm, umt5 = encoders_of(stub)
+def test_describe_lists_the_served_encoders(stub: embedder_pb2_grpc.EmbedderServiceStub) -> None:
+    minilm, umt5 = list_encoders(stub)
     assert minilm.encoder_id.startswith("all-minilm-l6-v2@")
     assert (minilm.retrieval, minilm.conditioning) == (True, True)
     assert (minilm.vector_dim, minilm.state_dim, minilm.max_tokens) == (384, 384, 256)
@@ -66,7 +69,7 @@ def test_describes_what_it_serves(stub: embedder_pb2_grpc.EmbedderServiceStub) -
     assert (umt5.state_dim, umt5.max_tokens) == (UMT5_WIDTH, 512)
 
 
-def test_vector_states_and_tokens_belong_together(stub: embedder_pb2_grpc.EmbedderServiceStub) -> None:
+def test_vector_states_and_tokens_are_consistent(stub: embedder_pb2_grpc.EmbedderServiceStub) -> None:
     prompt = "  A crimson circle, drifting left "
     reply = embed(stub, prompt)
     assert np.linalg.norm(reply.retrieval_vector) == pytest.approx(1, abs=1e-5)
@@ -75,10 +78,10 @@ def test_vector_states_and_tokens_belong_together(stub: embedder_pb2_grpc.Embedd
     assert states.shape == (len(reply.tokens), 384)
     assert not reply.truncated
     assert reply.tokens[0].start == reply.tokens[0].end
-    said = {token.text: prompt[token.start : token.end] for token in reply.tokens if token.end > token.start}
-    assert said["circle"] == "circle"
-    assert said["left"] == "left"
-    # The same to the last bit, whatever else was asked in between.
+    words = {token.text: prompt[token.start : token.end] for token in reply.tokens if token.end > token.start}
+    assert words["circle"] == "circle"
+    assert words["left"] == "left"
+    # Equal to the last bit, whatever was requested in between.
     embed(stub, "something else")
     assert embed(stub, prompt) == reply
     assert embed(stub, prompt.strip()).token_states == reply.token_states
@@ -92,13 +95,13 @@ def test_similar_prompts_are_near(stub: embedder_pb2_grpc.EmbedderServiceStub) -
     assert red @ crimson > 0.5 > 0.3 > red @ chess
 
 
-def test_long_prompt_is_cut_and_says_so(stub: embedder_pb2_grpc.EmbedderServiceStub) -> None:
+def test_long_prompt_is_truncated_and_reported(stub: embedder_pb2_grpc.EmbedderServiceStub) -> None:
     reply = embed(stub, "a b " * 499)
     assert reply.truncated
     assert len(reply.tokens) == 256
 
 
-async def test_the_longest_states_of_umt5_fit_a_message(service: ServiceProcess) -> None:
+async def test_longest_states_of_umt5_fit_a_message(service: ServiceProcess) -> None:
     async with open_channel(service.target) as channel:
         stub: Any = embedder_pb2_grpc.EmbedderServiceStub(channel)
         described = await stub.DescribeEncoders(embedder_pb2.DescribeEncodersRequest(), timeout=SECONDS)
@@ -115,8 +118,12 @@ async def test_the_longest_states_of_umt5_fit_a_message(service: ServiceProcess)
 
 
 @pytest.mark.parametrize("prompt", ["", " \n\t ", "x" * 2001])
-def test_prompt_outside_its_bound(stub: embedder_pb2_grpc.EmbedderServiceStub, prompt: str) -> None:
-    request = embedder_pb2.EmbedRequest(prompt=prompt, conditioning_encoder_id=encoder_of(stub).encoder_id)
+def test_prompt_outside_its_bound_is_rejected(
+    stub: embedder_pb2_grpc.EmbedderServiceStub, prompt: str
+) -> None:
+    request = embedder_pb2.EmbedRequest(
+        prompt=prompt, conditioning_encoder_id=get_retrieval_encoder(stub).encoder_id
+    )
     error = failure(stub.Embed, request)
     assert error.reason == errors.INVALID_FIELD
     [violation] = error.violations
@@ -133,7 +140,7 @@ def test_prompt_outside_its_bound(stub: embedder_pb2_grpc.EmbedderServiceStub, p
         (["a"] * 17, "y", ["donor_prompts"]),
     ],
 )
-def test_every_prompt_of_align_is_named(
+def test_align_names_every_invalid_prompt(
     stub: embedder_pb2_grpc.EmbedderServiceStub, donors: list[str], target: str, fields: list[str]
 ) -> None:
     error = failure(stub.Align, embedder_pb2.AlignRequest(donor_prompts=donors, target_prompt=target))
@@ -141,7 +148,7 @@ def test_every_prompt_of_align_is_named(
     assert [v.field for v in error.violations] == fields
 
 
-def test_unknown_encoder(stub: embedder_pb2_grpc.EmbedderServiceStub) -> None:
+def test_unknown_encoder_is_rejected(stub: embedder_pb2_grpc.EmbedderServiceStub) -> None:
     for call, request in (
         (stub.Embed, embedder_pb2.EmbedRequest(prompt="a circle", conditioning_encoder_id="umt5@0")),
         (
@@ -153,10 +160,10 @@ def test_unknown_encoder(stub: embedder_pb2_grpc.EmbedderServiceStub) -> None:
     ):
         error = failure(call, request)
         assert error.reason == errors.UNKNOWN_ENCODER
-        assert error.metadata["available"] == ",".join(info.encoder_id for info in encoders_of(stub))
+        assert error.metadata["available"] == ",".join(info.encoder_id for info in list_encoders(stub))
 
 
-def test_align_names_what_was_gained_and_lost(stub: embedder_pb2_grpc.EmbedderServiceStub) -> None:
+def test_align_returns_gained_and_lost_tokens(stub: embedder_pb2_grpc.EmbedderServiceStub) -> None:
     request = embedder_pb2.AlignRequest(
         target_prompt=" a blue circle moves left",
         donor_prompts=[
@@ -176,25 +183,25 @@ def test_align_names_what_was_gained_and_lost(stub: embedder_pb2_grpc.EmbedderSe
     assert same == embedder_pb2.Alignment()
 
 
-def test_align_takes_the_targets_states_as_embed_gave_them(
+def test_align_accepts_the_states_that_embed_returned(
     stub: embedder_pb2_grpc.EmbedderServiceStub,
 ) -> None:
     request = embedder_pb2.AlignRequest(
         target_prompt="  a blue circle moves left", donor_prompts=["a red circle moves left"]
     )
-    [asked] = stub.Align(request, timeout=SECONDS).alignments
+    [computed] = stub.Align(request, timeout=SECONDS).alignments
     request.target_states.CopyFrom(embed(stub, request.target_prompt).token_states)
-    [spared] = stub.Align(request, timeout=SECONDS).alignments
-    assert [(t.token, t.weight) for t in spared.gained] == [(t.token, t.weight) for t in asked.gained]
-    assert spared.lost == asked.lost
+    [given] = stub.Align(request, timeout=SECONDS).alignments
+    assert [(t.token, t.weight) for t in given.gained] == [(t.token, t.weight) for t in computed.gained]
+    assert given.lost == computed.lost
     request.target_prompt += " slowly"
     error = failure(stub.Align, request)
     assert error.reason == errors.INVALID_FIELD
     assert [violation.field for violation in error.violations] == ["target_states"]
 
 
-def test_align_in_the_positions_of_another_encoder(stub: embedder_pb2_grpc.EmbedderServiceStub) -> None:
-    umt5, target = encoders_of(stub)[1], "  a blue  circle &amp; a box"
+def test_align_returns_positions_of_another_encoder(stub: embedder_pb2_grpc.EmbedderServiceStub) -> None:
+    umt5, target = list_encoders(stub)[1], "  a blue  circle &amp; a box"
     request = embedder_pb2.AlignRequest(
         target_prompt=target,
         donor_prompts=["a red circle and a box"],
@@ -211,7 +218,7 @@ def test_align_in_the_positions_of_another_encoder(stub: embedder_pb2_grpc.Embed
     assert covered >= {4, 5, 6, 7}
 
 
-async def test_a_full_queue_refuses_and_recovers(tmp_path: Path) -> None:
+async def test_full_queue_refuses_calls_and_recovers(tmp_path: Path) -> None:
     with start_service("embedder", {"CHORUS_EMBEDDER_QUEUE_LIMIT": "1"}, tmp_path) as process:
         async with open_channel(process.target) as channel:
             stub = embedder_pb2_grpc.EmbedderServiceStub(channel)
@@ -236,15 +243,22 @@ async def test_a_full_queue_refuses_and_recovers(tmp_path: Path) -> None:
             assert await ask("and now alone") is None
 
 
-def test_wrong_settings_end_the_process_and_are_named(tmp_path: Path) -> None:
-    process = ServiceProcess(
-        "embedder", {"CHORUS_EMBEDDER_RETRIEVAL": "word2vec"}, free_port(), tmp_path / "log"
-    )
+@pytest.mark.parametrize(
+    ("name", "value", "remedy"),
+    [
+        ("CHORUS_EMBEDDER_RETRIEVAL", "word2vec", "minilm"),
+        ("CHORUS_EMBEDDER_LEXICONS", __file__, "cannot be read"),
+    ],
+)
+def test_invalid_setting_ends_the_process_and_is_named(
+    tmp_path: Path, name: str, value: str, remedy: str
+) -> None:
+    process = ServiceProcess("embedder", {name: value}, free_port(), tmp_path / "log")
     process.start(wait=False)
     assert process.process is not None
     try:
         assert process.process.wait(120) == 2
     finally:
         process.kill()
-    assert "CHORUS_EMBEDDER_RETRIEVAL" in process.tail()
-    assert "minilm" in process.tail()
+    assert name in process.tail()
+    assert remedy in process.tail()

@@ -1,4 +1,4 @@
-"""Side data beside the latents of an entry: what the cache takes, keeps, gives back and sweeps."""
+"""Verifies side data of cache entries: admission, bounds, fetch, corruption and sweep."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def refused(field: str, call: Callable[[], object]) -> str:
 
 
 @given(st.permutations([1, 2, 3, None]), st.integers(1, 400))
-def test_side_data_comes_anywhere_among_the_steps(order: list[int | None], chunk_bytes: int) -> None:
+def test_side_data_may_be_sent_between_steps(order: list[int | None], chunk_bytes: int) -> None:
     [offer] = list(admission(new_entry(), BLOBS, side=SIDE))[:1]
     messages = [offer]
     for step in order:
@@ -73,7 +73,7 @@ def test_side_data_comes_anywhere_among_the_steps(order: list[int | None], chunk
 
 
 def changed(change: Callable[[latents_pb2.BlobHeader], object]) -> Messages:
-    """An admission whose header of side data was tampered with."""
+    """Returns an admission with an altered header of side data."""
     messages = list(admission(new_entry(), BLOBS, 1 << 20, side=SIDE))
     change(messages[-2].header)
     return messages
@@ -113,12 +113,12 @@ def instead_of_latents() -> Messages:
         pytest.param("chunk", list(admission(new_entry(), BLOBS, side=b"GIF89a" * 10)), id="foreign"),
     ],
 )
-def test_side_data_that_is_not_as_announced_is_refused(field: str, messages: Messages) -> None:
+def test_side_data_unlike_its_announcement_is_rejected(field: str, messages: Messages) -> None:
     refused(field, lambda: uploaded(messages))
 
 
 def wide(size: int) -> dict[int, bytes]:
-    """One step of just that many bytes: what they hold is looked at after the bound on side data."""
+    """Returns one step of `size` bytes; their contents are checked after the bound on side data."""
     return {1: b"\0" * size}
 
 
@@ -130,13 +130,13 @@ def test_side_data_is_at_most_a_tenth_of_the_latents(latents_bytes: int) -> None
     assert fits or f"at most {latents_bytes // 10} bytes" in message
 
 
-def test_the_latents_of_every_step_count_for_the_bound() -> None:
+def test_bound_on_side_data_counts_the_latents_of_every_step() -> None:
     assert len(BLOBS[1]) // 10 < len(SIDE) <= LATENTS_BYTES // 10
     assert uploaded(admission(new_entry(), BLOBS, side=SIDE))
     refused("header.size_bytes", lambda: uploaded(admission(new_entry(), {1: BLOBS[1]}, side=SIDE)))
 
 
-def test_side_data_counts_for_the_bound_of_an_entry() -> None:
+def test_bound_on_an_entry_counts_side_data() -> None:
     tight = Limits(prompt=200, blob=1 << 20, entry=LATENTS_BYTES + len(SIDE))
     assert uploaded(admission(new_entry(), BLOBS, side=SIDE), tight)
     tighter = Limits(prompt=200, blob=1 << 20, entry=LATENTS_BYTES + len(SIDE) - 1)
@@ -144,7 +144,7 @@ def test_side_data_counts_for_the_bound_of_an_entry() -> None:
 
 
 @pytest.mark.parametrize("tensors", [0, 1, 16, 17])
-def test_side_data_holds_a_few_tensors_of_any_kind(tensors: int) -> None:
+def test_side_data_holds_1_to_16_tensors(tensors: int) -> None:
     offered = new_entry()
     offered.identity.latent_shape[:] = [4, 4, 32, 32]
     blobs = {1: latents(1, offered.identity.latent_shape)}
@@ -178,7 +178,7 @@ async def fetched(
     return [(blob.step, data) async for blob, data in found]
 
 
-async def test_side_data_comes_after_the_steps_and_only_when_asked_for(store: LatentStore) -> None:
+async def test_fetch_returns_side_data_last_and_only_on_request(store: LatentStore) -> None:
     assert await store.admit(offered())
     assert await fetched(store, offered(), 3, 1, side=True) == [(3, BLOBS[3]), (1, BLOBS[1]), (None, SIDE)]
     assert await fetched(store, offered(), 3, side=False) == [(3, BLOBS[3])]
@@ -186,25 +186,23 @@ async def test_side_data_comes_after_the_steps_and_only_when_asked_for(store: La
     assert hit.entry == offered().entry
 
 
-async def test_an_entry_without_side_data_answers_without(store: LatentStore) -> None:
+async def test_fetch_of_an_entry_without_side_data_omits_it(store: LatentStore) -> None:
     await store.admit(offered(side=None))
     assert await fetched(store, offered(), 2, side=True) == [(2, BLOBS[2])]
-    # The same request again is the same entry, which is kept as it was.
+    # The same request yields the same entry, which stays unchanged.
     assert not await store.admit(offered())
     assert await fetched(store, offered(), 2, side=True) == [(2, BLOBS[2])]
 
 
 @pytest.mark.parametrize("damage", ["missing", "altered"])
-async def test_broken_side_data_is_a_miss_that_deletes_its_row(
-    store: LatentStore, tmp_path: Path, damage: str
-) -> None:
+async def test_corrupt_side_data_deletes_the_row(store: LatentStore, tmp_path: Path, damage: str) -> None:
     await store.admit(offered())
     path = tmp_path / "blobs" / offered().entry.keys[-1]
     if damage == "missing":
         path.unlink()
     else:
         path.write_bytes(SIDE[:-1] + b"?")
-    # Whoever does not ask for it does not meet the damage.
+    # A fetch without side data does not notice the damage.
     assert await fetched(store, offered(), 1, side=False) == [(1, BLOBS[1])]
     with pytest.raises(ChorusError, match=f"side data of entry .* is {damage}") as failed:
         await fetched(store, offered(), 1, side=True)
@@ -219,7 +217,7 @@ async def test_broken_side_data_is_a_miss_that_deletes_its_row(
 
 
 def age(root: Path) -> None:
-    """Makes every blob older than the grace."""
+    """Makes every blob older than the grace period."""
     for path in (root / "blobs").rglob("*.safetensors"):
         stat = path.stat()
         os.utime(path, (stat.st_atime - 2 * GRACE, stat.st_mtime - 2 * GRACE))
@@ -237,7 +235,7 @@ async def test_side_data_is_counted_purged_and_swept_with_its_entry(
     assert await sweep(store, GRACE) == SweepResult(blobs=4, rows=0)
 
 
-async def test_the_sweeper_drops_a_row_whose_side_data_is_gone(store: LatentStore, tmp_path: Path) -> None:
+async def test_sweep_deletes_a_row_without_its_side_data(store: LatentStore, tmp_path: Path) -> None:
     await store.admit(offered())
     (tmp_path / "blobs" / offered().entry.keys[-1]).unlink()
     age(tmp_path)

@@ -1,11 +1,11 @@
-"""The order of writes and deletes, on a real index and a real directory, with the failures put between."""
+"""Verifies the order of writes and deletes on a real index and directory, with failures in between."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,7 +43,7 @@ def offered(
 
 
 class Interruption:
-    """Runs what a test put for an operation, instead of it or before it."""
+    """Makes operations fail or wait, and records them."""
 
     def __init__(self) -> None:
         self.calls: list[str] = []
@@ -72,7 +72,7 @@ class Interruption:
 
 
 class FaultyBlobs(DirectoryBlobs):
-    """A real directory whose operations can be made to fail or to wait."""
+    """Real directory whose operations can fail or wait."""
 
     fault: Interruption
 
@@ -87,7 +87,7 @@ class FaultyBlobs(DirectoryBlobs):
 
 
 class FaultyIndex(MilvusIndex):
-    """A real Milvus Lite whose operations can be made to fail or to wait."""
+    """Real Milvus Lite whose operations can fail or wait."""
 
     fault: Interruption
 
@@ -137,20 +137,20 @@ def files(root: Path) -> list[Path]:
 
 
 def age(root: Path, seconds: float = 2 * GRACE) -> None:
-    """Makes every blob older than the grace."""
+    """Makes every blob older than the grace period."""
     for path in files(root):
         stat = path.stat()
         os.utime(path, (stat.st_atime - seconds, stat.st_mtime - seconds))
 
 
-async def refused(reason: Reason, call: object) -> ChorusError:
+async def refused(reason: Reason, call: Awaitable[object]) -> ChorusError:
     with pytest.raises(ChorusError) as failed:
-        await call  # type: ignore[misc]
+        await call
     assert failed.value.reason == reason
     return failed.value
 
 
-async def test_blobs_first_then_the_row(store: LatentStore, fault: Interruption) -> None:
+async def test_admit_writes_blobs_before_the_row(store: LatentStore, fault: Interruption) -> None:
     assert await store.admit(offered())
     assert fault.calls == ["put", "put", "upsert"]
     assert await found(store) == [offered().entry]
@@ -159,7 +159,7 @@ async def test_blobs_first_then_the_row(store: LatentStore, fault: Interruption)
     assert (store.counters.admissions, store.counters.fetches) == (1, 1)
 
 
-async def test_the_same_entry_is_kept_and_written_once(store: LatentStore, fault: Interruption) -> None:
+async def test_admit_of_an_existing_entry_writes_nothing(store: LatentStore, fault: Interruption) -> None:
     created = await asyncio.gather(*(store.admit(offered()) for _ in range(5)))
     assert sorted(created) == [False] * 4 + [True]
     assert fault.calls == ["put", "put", "upsert"]
@@ -167,14 +167,14 @@ async def test_the_same_entry_is_kept_and_written_once(store: LatentStore, fault
     assert store.counters.admissions == 1
 
 
-async def test_no_row_where_a_blob_could_not_be_written(store: LatentStore, fault: Interruption) -> None:
+async def test_admit_writes_no_row_if_a_blob_fails(store: LatentStore, fault: Interruption) -> None:
     fault.failing.add("put")
     await refused(DEPENDENCY_UNAVAILABLE, store.admit(offered()))
     assert "upsert" not in fault.calls
     assert await found(store) == []
 
 
-async def test_blobs_without_their_row_are_swept_after_the_grace(
+async def test_sweep_deletes_orphaned_blobs_after_the_grace_period(
     store: LatentStore, fault: Interruption, tmp_path: Path
 ) -> None:
     fault.failing.add("upsert")
@@ -186,7 +186,7 @@ async def test_blobs_without_their_row_are_swept_after_the_grace(
     assert files(tmp_path) == []
 
 
-async def test_an_admission_goes_on_when_its_caller_leaves(store: LatentStore, fault: Interruption) -> None:
+async def test_admit_completes_after_its_caller_is_cancelled(store: LatentStore, fault: Interruption) -> None:
     fault.held["upsert"] = asyncio.Event()
     caller = asyncio.create_task(store.admit(offered()))
     await fault.reached.wait()
@@ -199,9 +199,7 @@ async def test_an_admission_goes_on_when_its_caller_leaves(store: LatentStore, f
 
 
 @pytest.mark.parametrize("damage", ["missing", "shorter", "longer", "altered"])
-async def test_a_broken_blob_is_a_miss_that_deletes_its_row(
-    store: LatentStore, tmp_path: Path, damage: str
-) -> None:
+async def test_corrupt_blob_deletes_the_row(store: LatentStore, tmp_path: Path, damage: str) -> None:
     await store.admit(offered("broken", {1: latents(1)}))
     await store.admit(offered("whole", {1: latents(9)}))
     broken = tmp_path / "blobs" / offered("broken", {1: latents(1)}).entry.keys[0]
@@ -220,12 +218,12 @@ async def test_a_broken_blob_is_a_miss_that_deletes_its_row(
     assert store.counters.corrupt_blobs == 1
     assert [each.prompt for each in await found(store)] == ["whole"]
     await refused(NOT_FOUND, fetched(store, entry, 1))
-    # The same request may come again, and then its blob is whole.
+    # The same request may be admitted again, with an intact blob.
     assert await store.admit(offered("broken", {1: latents(1)}))
     assert await fetched(store, entry, 1) == [latents(1)]
 
 
-async def test_a_row_that_cannot_be_deleted_is_reported_as_corrupt_all_the_same(
+async def test_corrupt_blob_is_reported_even_if_the_row_remains(
     store: LatentStore, fault: Interruption, tmp_path: Path
 ) -> None:
     await store.admit(offered())
@@ -235,7 +233,7 @@ async def test_a_row_that_cannot_be_deleted_is_reported_as_corrupt_all_the_same(
     await refused(BLOB_CORRUPT, fetched(store, offered().entry, 1))
 
 
-async def test_another_tenants_entry_is_not_found(store: LatentStore) -> None:
+async def test_fetch_finds_no_entry_of_another_tenant(store: LatentStore) -> None:
     await store.admit(offered(tenant="theirs"))
     entry = offered(tenant="theirs").entry
     assert await found(store, "mine") == []
@@ -244,29 +242,27 @@ async def test_another_tenants_entry_is_not_found(store: LatentStore) -> None:
     assert await fetched(store, entry, 1, tenant="theirs") == [latents(1)]
 
 
-async def test_a_step_that_was_not_kept_is_not_found(store: LatentStore) -> None:
+async def test_fetch_of_a_missing_step_is_not_found(store: LatentStore) -> None:
     await store.admit(offered())
     error = await refused(NOT_FOUND, fetched(store, offered().entry, 1, 3))
     assert error.metadata == {"step": "3"}
     assert len(await found(store)) == 1
 
 
-async def test_the_fetch_that_follows_a_lookup_does_not_ask_the_index_again(
-    store: LatentStore, fault: Interruption
-) -> None:
+async def test_fetch_after_lookup_does_not_query_the_index(store: LatentStore, fault: Interruption) -> None:
     await store.admit(offered())
     [entry] = await found(store)
     before = fault.rows_read
     assert await fetched(store, entry, 1, 2) == [latents(1), latents(2)]
     assert fault.rows_read == before
-    # What was looked up is of this tenant and identity alone, and ends with its row.
+    # Recent rows are bound to their tenant and identity, and are dropped with the row.
     await refused(NOT_FOUND, fetched(store, entry, 1, tenant="other"))
     await refused(NOT_FOUND, fetched(store, replace(entry, identity="0" * 64), 1))
     await store.purge("default", Selection())
     await refused(NOT_FOUND, fetched(store, entry, 1))
 
 
-async def test_a_row_is_not_remembered_for_long(
+async def test_recent_rows_expire(
     store: LatentStore, fault: Interruption, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await store.admit(offered())
@@ -278,7 +274,7 @@ async def test_a_row_is_not_remembered_for_long(
     assert fault.rows_read == before + 1
 
 
-async def test_donors_below_the_lowest_score_are_left_out(store: LatentStore) -> None:
+async def test_lookup_omits_donors_below_the_minimum_score(store: LatentStore) -> None:
     await store.admit(offered())
     identity = offered().entry.identity
     [hit] = await store.lookup(SPACE, "default", identity, unit(5), 4, -1.0)
@@ -287,7 +283,9 @@ async def test_donors_below_the_lowest_score_are_left_out(store: LatentStore) ->
     assert (store.counters.lookups, store.counters.lookups_with_donor) == (3, 2)
 
 
-async def test_purge_drops_rows_now_and_blobs_after_the_grace(store: LatentStore, tmp_path: Path) -> None:
+async def test_purge_deletes_rows_at_once_and_blobs_after_the_grace_period(
+    store: LatentStore, tmp_path: Path
+) -> None:
     for i in range(3):
         await store.admit(offered(f"prompt {i}", {1: latents(i)}))
     size = len(latents(0))
@@ -304,7 +302,7 @@ async def test_purge_drops_rows_now_and_blobs_after_the_grace(store: LatentStore
     assert await sweep(store, GRACE) == SweepResult(blobs=3, rows=0)
 
 
-async def test_a_blob_that_another_row_names_is_kept(store: LatentStore, tmp_path: Path) -> None:
+async def test_sweep_keeps_a_blob_of_another_row(store: LatentStore, tmp_path: Path) -> None:
     shared = {1: latents(1)}
     first, second = offered("first", shared), offered("second", shared)
     assert first.entry.keys == second.entry.keys
@@ -317,7 +315,7 @@ async def test_a_blob_that_another_row_names_is_kept(store: LatentStore, tmp_pat
     assert await fetched(store, second.entry, 1) == [latents(1)]
 
 
-async def test_the_sweeper_drops_rows_without_blobs_and_halves_of_writes(
+async def test_sweep_deletes_rows_without_blobs_and_partial_writes(
     store: LatentStore, tmp_path: Path
 ) -> None:
     await store.admit(offered("kept", {1: latents(1)}))
@@ -327,7 +325,7 @@ async def test_the_sweeper_drops_rows_without_blobs_and_halves_of_writes(
     foreign = tmp_path / "blobs" / "v1" / "notes.txt"
     foreign.write_text("not ours")
     age(tmp_path)
-    # The blobs that the broken row still names go once it is gone.
+    # The blobs of the broken row are orphans only after its deletion.
     assert await sweep(store, GRACE) == SweepResult(blobs=1, rows=1)
     assert [each.prompt for each in await found(store)] == ["kept"]
     assert await sweep(store, GRACE) == SweepResult(blobs=1, rows=0)
@@ -335,13 +333,13 @@ async def test_the_sweeper_drops_rows_without_blobs_and_halves_of_writes(
     assert foreign.exists()
 
 
-async def test_an_entry_admitted_anew_during_a_sweep_is_whole(
+async def test_entry_admitted_again_during_a_sweep_is_complete(
     store: LatentStore, fault: Interruption, tmp_path: Path
 ) -> None:
     await store.admit(offered())
     await store.purge("default", Selection())
     age(tmp_path)
-    # The sweep has chosen its orphans and holds the lock; the admission must come after it or save them.
+    # The sweep has selected its orphans and holds the lock; the admission must follow it or keep them.
     fault.held["delete blobs"] = asyncio.Event()
     sweeping = asyncio.create_task(sweep(store, GRACE))
     await fault.reached.wait()
@@ -352,16 +350,14 @@ async def test_an_entry_admitted_anew_during_a_sweep_is_whole(
     assert await fetched(store, offered().entry, 1, 2) == [latents(1), latents(2)]
 
 
-async def test_a_blob_written_again_before_the_sweep_deletes_it_is_kept(
-    store: LatentStore, tmp_path: Path
-) -> None:
+async def test_sweep_keeps_a_blob_that_was_written_again(store: LatentStore, tmp_path: Path) -> None:
     await store.admit(offered())
     await store.purge("default", Selection())
     age(tmp_path)
     [lock] = [store.lock("default", offered().entry.identity)]
     async with lock:
         sweeping = asyncio.create_task(sweep(store, GRACE))
-        # As an admission does under the lock.
+        # As an admission does while it holds the lock.
         for key, data in zip(offered().entry.keys, offered().data.values(), strict=True):
             await store.blobs.put(key, data)
         await store.index.upsert(SPACE, offered().entry, unit(0))
@@ -369,7 +365,7 @@ async def test_a_blob_written_again_before_the_sweep_deletes_it_is_kept(
     assert await fetched(store, offered().entry, 1) == [latents(1)]
 
 
-async def test_a_sweep_that_fails_is_not_the_last(
+async def test_sweeper_continues_after_a_failed_sweep(
     store: LatentStore, fault: Interruption, tmp_path: Path
 ) -> None:
     await store.admit(offered())

@@ -1,4 +1,4 @@
-"""What the cache believes of a request, and what it refuses and why."""
+"""Verifies which requests the cache accepts, and the field named when it rejects one."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def uploaded(messages: Iterator[cache_pb2.AdmitRequest] | list[cache_pb2.AdmitRe
     return upload.finish(1)
 
 
-def test_a_good_lookup_names_its_space() -> None:
+def test_valid_lookup_yields_its_space() -> None:
     assert check_lookup(lookup()) == Space("minilm", 16)
 
 
@@ -63,7 +63,7 @@ def test_a_good_lookup_names_its_space() -> None:
         ("retrieval_encoder_id", {"retrieval_encoder_id": "x" * 513}),
     ],
 )
-def test_a_lookup_outside_its_bounds(field: str, change: dict[str, object]) -> None:
+def test_lookup_outside_its_bounds_is_rejected(field: str, change: dict[str, object]) -> None:
     request = lookup()
     for name, value in change.items():
         setattr(request, name, value)
@@ -82,14 +82,14 @@ def test_a_lookup_outside_its_bounds(field: str, change: dict[str, object]) -> N
         ([1e38, 1e38], "norm"),
     ],
 )
-def test_a_vector_outside_its_bounds(vector: list[float], word: str) -> None:
+def test_vector_outside_its_bounds_is_rejected(vector: list[float], word: str) -> None:
     request = lookup()
     request.vector[:] = vector
     assert word in refused("vector", lambda: check_lookup(request)).message
 
 
 @pytest.mark.parametrize("dimension", [1, 384, 4096])
-def test_a_unit_vector_in_single_precision_is_normalised_enough(dimension: int) -> None:
+def test_unit_vector_in_single_precision_is_accepted(dimension: int) -> None:
     request = lookup()
     request.vector[:] = unit(3, dimension)
     assert check_lookup(request).dimension == dimension
@@ -121,7 +121,7 @@ def _identity_with(**change: object) -> latents_pb2.LatentIdentity:
         ("conditioning_encoder_id", {"conditioning_encoder_id": ""}),
     ],
 )
-def test_an_identity_outside_its_bounds(field: str, change: dict[str, object]) -> None:
+def test_identity_outside_its_bounds_is_rejected(field: str, change: dict[str, object]) -> None:
     request = lookup()
     request.identity.CopyFrom(_identity_with(**change))
     refused(f"identity.{field}", lambda: check_lookup(request))
@@ -130,13 +130,13 @@ def test_an_identity_outside_its_bounds(field: str, change: dict[str, object]) -
 @pytest.mark.parametrize(
     "sigmas", [[], [1.0], [1.0, 1.0, 0.0], [0.5, 0.6, 0.0], [1.1, 0.0], [1.0, 0.5], [1.0, math.nan, 0.0]]
 )
-def test_a_schedule_that_does_not_decrease(sigmas: list[float]) -> None:
+def test_invalid_schedule_is_rejected(sigmas: list[float]) -> None:
     request = lookup()
     request.identity.schedule.sigmas[:] = sigmas
     refused("identity.schedule.sigmas", lambda: check_lookup(request))
 
 
-def test_an_empty_lookup_names_every_field_at_once() -> None:
+def test_empty_lookup_names_every_field_at_once() -> None:
     error = refused(
         {
             "identity.model_id",
@@ -177,7 +177,7 @@ def without_weights() -> latents_pb2.LatentIdentity:
         ("identity.weights_digest", fetch(digest("x"), 1, under=without_weights())),
     ],
 )
-def test_a_fetch_outside_its_bounds(field: str, request_: cache_pb2.FetchRequest) -> None:
+def test_fetch_outside_its_bounds_is_rejected(field: str, request_: cache_pb2.FetchRequest) -> None:
     refused(field, lambda: check_fetch(request_))
 
 
@@ -185,7 +185,7 @@ def aged(age: duration_pb2.Duration) -> cache_pb2.PurgeRequest:
     return cache_pb2.PurgeRequest(older_than=age)
 
 
-def test_a_purge_says_what_to_drop() -> None:
+def test_purge_selects_rows_by_its_fields() -> None:
     refused("all", lambda: check_purge(cache_pb2.PurgeRequest(), 0))
     refused("entry_id", lambda: check_purge(cache_pb2.PurgeRequest(entry_id='" or "a" == "a'), 0))
     refused("model_id", lambda: check_purge(cache_pb2.PurgeRequest(model_id='x" or "a" == "a'), 0))
@@ -201,19 +201,19 @@ def test_a_purge_says_what_to_drop() -> None:
 
 
 @given(st.integers(1, 200))
-def test_an_upload_is_the_same_however_it_is_cut(chunk_bytes: int) -> None:
+def test_upload_does_not_depend_on_the_chunk_size(chunk_bytes: int) -> None:
     whole = uploaded(admission(new_entry(), BLOBS, 1 << 20))
     assert uploaded(admission(new_entry(), BLOBS, chunk_bytes)) == whole
-    assert whole.data == {digest_of(data): data for data in BLOBS.values()}
+    assert whole.data == {compute_digest(data): data for data in BLOBS.values()}
     assert [blob.step for blob in whole.entry.blobs] == [1, 2, 3]
 
 
-def digest_of(data: bytes) -> str:
+def compute_digest(data: bytes) -> str:
     return header(1, data).digest
 
 
 @given(st.data())
-def test_an_upload_with_a_message_lost_twice_or_out_of_place_is_refused(data: st.DataObject) -> None:
+def test_upload_with_a_lost_repeated_or_moved_message_is_rejected(data: st.DataObject) -> None:
     good = list(admission(new_entry(), BLOBS, 100))
     messages = list(good)
     at = data.draw(st.integers(0, len(messages) - 1))
@@ -232,7 +232,7 @@ def test_an_upload_with_a_message_lost_twice_or_out_of_place_is_refused(data: st
 
 
 @given(st.data())
-def test_an_upload_that_ends_early_is_refused(data: st.DataObject) -> None:
+def test_truncated_upload_is_rejected(data: st.DataObject) -> None:
     messages = list(admission(new_entry(), BLOBS, 100))
     kept = data.draw(st.integers(0, len(messages) - 1))
     with pytest.raises(ChorusError) as failed:
@@ -241,13 +241,13 @@ def test_an_upload_that_ends_early_is_refused(data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("steps", [[], [1, 1], list(range(65))])
-def test_an_entry_announces_its_steps(steps: list[int]) -> None:
+def test_entry_with_invalid_steps_is_rejected(steps: list[int]) -> None:
     offered = new_entry()
     offered.steps[:] = steps
     refused("entry.steps", lambda: uploaded([cache_pb2.AdmitRequest(entry=offered)]))
 
 
-def test_a_step_that_was_not_announced_is_refused() -> None:
+def test_unannounced_step_is_rejected() -> None:
     messages = list(admission(new_entry(), BLOBS, 1 << 20))
     messages[0].entry.steps[:] = [1, 2]
     refused("header.step.index", lambda: uploaded(messages))
@@ -265,7 +265,7 @@ def test_a_step_that_was_not_announced_is_refused() -> None:
         ("entry.retrieval_encoder_id", {"retrieval_encoder_id": ""}),
     ],
 )
-def test_an_entry_outside_its_bounds(field: str, change: dict[str, object]) -> None:
+def test_entry_outside_its_bounds_is_rejected(field: str, change: dict[str, object]) -> None:
     offered = new_entry()
     for name, value in change.items():
         setattr(offered, name, value)
@@ -283,7 +283,7 @@ def test_an_entry_outside_its_bounds(field: str, change: dict[str, object]) -> N
         ("header.digest", 1, 0.9, 100, digest("x").upper()),
     ],
 )
-def test_a_header_outside_its_bounds(
+def test_header_outside_its_bounds_is_rejected(
     field: str, index: int, sigma: float, size: int, digest_hex: str
 ) -> None:
     announced = latents_pb2.BlobHeader(
@@ -295,7 +295,7 @@ def test_a_header_outside_its_bounds(
     refused(field, lambda: uploaded(messages))
 
 
-def test_the_blobs_of_an_entry_are_bounded_together() -> None:
+def test_blobs_of_an_entry_are_bounded_together() -> None:
     tight = Upload("default", Limits(prompt=200, blob=4096, entry=len(BLOBS[1]) + 10))
     messages = list(admission(new_entry(), BLOBS, 1 << 20))
     for message in messages[:3]:
@@ -303,7 +303,7 @@ def test_the_blobs_of_an_entry_are_bounded_together() -> None:
     refused("header.size_bytes", lambda: tight.add(messages[3]))
 
 
-def test_a_message_without_a_part_is_refused() -> None:
+def test_message_without_a_part_is_rejected() -> None:
     refused("part", lambda: uploaded([cache_pb2.AdmitRequest()]))
     refused("chunk", lambda: uploaded([*admission(new_entry(), BLOBS), cache_pb2.AdmitRequest(chunk=b"")]))
 
@@ -340,18 +340,18 @@ FOREIGN = {
 
 
 @pytest.mark.parametrize("data", FOREIGN.values(), ids=FOREIGN.keys())
-def test_foreign_latents_are_refused(data: bytes) -> None:
+def test_foreign_latents_are_rejected(data: bytes) -> None:
     assert "step 2" in refused("chunk", lambda: uploaded(admission(new_entry(), {2: data}))).message
 
 
-def test_a_digest_that_differs_is_refused() -> None:
+def test_wrong_digest_is_rejected() -> None:
     messages = list(admission(new_entry(), {1: BLOBS[1]}, 1 << 20))
     messages[-1] = cache_pb2.AdmitRequest(chunk=BLOBS[1][:-1] + b"?")
     assert "SHA-256" in refused("chunk", lambda: uploaded(messages)).message
 
 
 @given(st.text(), st.text())
-def test_no_text_becomes_more_than_a_value(tenant: str, model_id: str) -> None:
+def test_filter_values_cannot_inject(tenant: str, model_id: str) -> None:
     try:
         made = make_filter(tenant, Selection(model_id=model_id))
     except ValueError:
@@ -360,7 +360,7 @@ def test_no_text_becomes_more_than_a_value(tenant: str, model_id: str) -> None:
 
 
 @given(st.text(min_size=1, max_size=512), st.integers(1, 4096))
-def test_a_space_name_is_one_that_milvus_takes(encoder: str, dimension: int) -> None:
+def test_space_name_is_valid_for_milvus(encoder: str, dimension: int) -> None:
     assert re.fullmatch(r"chorus_[a-z0-9_]{0,25}_[0-9a-f]{16}_\d{1,4}", Space(encoder, dimension).name)
 
 
@@ -376,7 +376,7 @@ def test_a_space_name_is_one_that_milvus_takes(encoder: str, dimension: int) -> 
         ({"MAX_BLOB_BYTES": "0"}, "MAX_BLOB_BYTES"),
     ],
 )
-def test_a_wrong_setting_is_named(
+def test_invalid_setting_is_named_without_secrets(
     env: dict[str, str],
     named: str,
     monkeypatch: pytest.MonkeyPatch,

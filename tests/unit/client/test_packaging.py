@@ -39,11 +39,11 @@ def top_levels(wheel: zipfile.ZipFile) -> set[str]:
 
 def requirements(metadata: Message) -> dict[str, str]:
     """Each requirement by name, with its extra or ""."""
-    found = {}
+    extras = {}
     for line in metadata.get_all("Requires-Dist", ()):
         extra = re.search(r"extra == '([^']+)'", line)
-        found[re.split(r"[^\w-]", line)[0]] = extra[1] if extra else ""
-    return found
+        extras[re.split(r"[^\w-]", line)[0]] = extra[1] if extra else ""
+    return extras
 
 
 @pytest.fixture(scope="module")
@@ -67,10 +67,10 @@ def test_client_wheel_installs_only_its_four_packages(wheel: zipfile.ZipFile) ->
 
 def test_client_wheel_needs_neither_models_nor_stores(wheel: zipfile.ZipFile) -> None:
     metadata = read_metadata(wheel)
-    found = requirements(metadata)
-    assert {name for name, extra in found.items() if not extra} == CLIENT_DEPENDENCIES
-    assert {name for name, extra in found.items() if extra == "explain"} == {"av", "numpy", "pillow"}
-    assert set(found.values()) == {"", "explain", "telemetry"}
+    extras = requirements(metadata)
+    assert {name for name, extra in extras.items() if not extra} == CLIENT_DEPENDENCIES
+    assert {name for name, extra in extras.items() if extra == "explain"} == {"av", "numpy", "pillow"}
+    assert set(extras.values()) == {"", "explain", "telemetry"}
     assert metadata["Name"] == "chorus-client"
     [entry_points] = [name for name in wheel.namelist() if name.endswith("entry_points.txt")]
     assert wheel.read(entry_points).decode().split() == [
@@ -114,4 +114,4 @@ def test_each_dependency_has_one_floor() -> None:
             name, floor = re.split(r"(?=[><=;]|$)", requirement.split(";")[0].strip(), maxsplit=1)
             if floor:
                 floors.setdefault(name, set()).add(floor)
-    assert {name: found for name, found in floors.items() if len(found) > 1} == {}
+    assert {name: values for name, values in floors.items() if len(values) > 1} == {}

@@ -33,8 +33,8 @@ def methods(kind: type) -> dict[str, Callable[..., Any]]:
 
 def parameters(function: Callable[..., Any]) -> list[tuple[str, Any, Any, Any]]:
     """Name, kind, default and annotation of each parameter."""
-    found = inspect.signature(function).parameters.values()
-    return [(p.name, p.kind, p.default, p.annotation) for p in found]
+    signature = inspect.signature(function)
+    return [(p.name, p.kind, p.default, p.annotation) for p in signature.parameters.values()]
 
 
 @pytest.mark.parametrize(("sync", "asynchronous"), PAIRS)

@@ -227,7 +227,8 @@ def test_a_setting_that_a_service_does_not_know_is_reported_when_it_is_ready(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], as_json: bool
 ) -> None:
     log = tmp_path / "cache.log"
-    log.write_text("… [warning  ] unknown setting ignored    variable=CHORUS_CACHE_PROT\n… [info] serving\n")
+    fields = "did_you_mean=CHORUS_CACHE_PORT variable=CHORUS_CACHE_PROT"
+    log.write_text(f"… [warning  ] unknown setting ignored    {fields}\n… [info] serving\n")
     child = supervise.Child("cache", (), {}, log)
     up._Report(Output(as_json)).ready(child, 1.5)
     out, err = capsys.readouterr()
@@ -238,5 +239,12 @@ def test_a_setting_that_a_service_does_not_know_is_reported_when_it_is_ready(
     else:
         assert err == (
             "cache ready after 1.5 s\n"
-            "warning: cache: … [warning ] unknown setting ignored variable=CHORUS_CACHE_PROT\n"
+            "warning: CHORUS_CACHE_PROT is set, but the cache has no such setting; "
+            "did you mean CHORUS_CACHE_PORT?\n"
         )
+
+
+def test_unknown_settings_are_read_from_json_logs_and_without_a_suggestion() -> None:
+    line = '{"variable": "CHORUS_CACHE_XY", "did_you_mean": null, "event": "unknown setting ignored"}'
+    described = up.describe_unknown_setting("cache", line)
+    assert described == "CHORUS_CACHE_XY is set, but the cache has no such setting"

@@ -1,10 +1,11 @@
-"""Verifies the words that `chorus explain` shows as gained and lost, and short ids."""
+"""Verifies the words that `chorus explain` shows as gained and lost, short ids, and text cut to a width."""
 
 from __future__ import annotations
 
 import pytest
 from chorus_cli.explain.words import compare_words
 from chorus_cli.identifiers import SHORT, shorten
+from chorus_cli.output import one_line
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -39,3 +40,18 @@ def test_short_ids_are_unique_beginnings(ids: list[str]) -> None:
 def test_short_ids_are_no_longer_than_needed() -> None:
     ids = ["aaaaaaaaaa11", "aaaaaaaaaa22", "bbbbbbbbbb33"]
     assert shorten(ids) == ["aaaaaaaaaa1", "aaaaaaaaaa2", "bbbbbbbb"]
+
+
+@pytest.mark.parametrize(
+    ("text", "width", "shown"),
+    [
+        ("abcdef", 6, "abcdef"),
+        ("abcdefg", 6, "abcde…"),
+        ("abcd efg", 6, "abcd…"),
+        ("一二三四", 8, "一二三四"),
+        ("一二三四", 7, "一二三…"),  # two columns each
+        ("a\x1b[31m\nb", None, "a·[31m b"),
+    ],
+)
+def test_text_is_cut_to_columns_and_made_safe(text: str, width: int | None, shown: str) -> None:
+    assert one_line(text, width) == shown

@@ -1,4 +1,4 @@
-"""What MiniLM's states and the lexicon together make of two prompts."""
+"""Verifies the alignment of prompts with MiniLM and the shipped model's lexicon."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def compare(minilm: MiniLMEncoder) -> Compare:
 
 
 def words(prompt: str, changes: Sequence[Change], above: float = 0.3) -> dict[str, str]:
-    """The words that weigh more, and their categories."""
+    """Returns the words that weigh more than `above`, with their categories."""
     return {prompt[c.start : c.end]: c.category.name for c in changes if c.weight > above}
 
 
@@ -48,7 +48,7 @@ def words(prompt: str, changes: Sequence[Change], above: float = 0.3) -> dict[st
         ("no ball", "without a ball"),
     ],
 )
-def test_other_words_for_the_same_weigh_little(compare: Compare, one: str, other: str) -> None:
+def test_synonyms_weigh_little(compare: Compare, one: str, other: str) -> None:
     found = compare(one, other)
     assert not words(other, found.gained)
     assert not words(one, found.lost)
@@ -81,7 +81,7 @@ def test_other_words_for_the_same_weigh_little(compare: Compare, one: str, other
         ("红色的猫", "蓝色的猫", {"红色的猫": "OTHER"}, {"蓝色的猫": "OTHER"}),
     ],
 )  # fmt: skip
-def test_what_changed_and_nothing_else(
+def test_changed_words_weigh_most(
     compare: Compare, donor: str, target: str, lost: dict[str, str], gained: dict[str, str]
 ) -> None:
     found = compare(donor, target)
@@ -102,7 +102,7 @@ def test_what_changed_and_nothing_else(
          {"left", "up"}),
     ],
 )  # fmt: skip
-def test_attributes_that_changed_places_are_gained_and_lost(
+def test_swapped_attributes_are_gained_and_lost(
     compare: Compare, donor: str, target: str, swapped: set[str]
 ) -> None:
     found = compare(donor, target)
@@ -110,7 +110,7 @@ def test_attributes_that_changed_places_are_gained_and_lost(
     assert found.things_added == 0
 
 
-def test_the_same_things_in_another_order(compare: Compare) -> None:
+def test_reordered_things_are_recognised(compare: Compare) -> None:
     found = compare("a red circle and a blue square", "a crimson disc beside a blue square")
     assert not found.reordered
     found = compare("a red circle and a blue square", "a blue square and a crimson circle")
@@ -118,7 +118,7 @@ def test_the_same_things_in_another_order(compare: Compare) -> None:
     assert [change.weight for change in found.gained] == [pytest.approx(SLIGHT)]
 
 
-def test_things_added(compare: Compare) -> None:
+def test_things_added_are_counted(compare: Compare) -> None:
     one, two = "a cat on a black background", "a cat and a red ball on a black background"
     found = compare(one, two)
     assert (words(two, found.gained), found.lost) == ({"red": "COLOUR", "ball": "OTHER"}, ())
@@ -127,7 +127,7 @@ def test_things_added(compare: Compare) -> None:
     assert compare("a man with a hat", "a man without a hat").things_added == -1
 
 
-def test_a_thing_of_another_kind_is_newer_than_one_of_the_same(compare: Compare) -> None:
+def test_thing_of_another_kind_weighs_more_than_a_similar_one(compare: Compare) -> None:
     [puppy] = compare("a brown dog runs", "a brown puppy runs").gained
     [cat] = compare("a brown dog runs", "a brown cat runs").gained
     assert puppy.weight < 0.5 < cat.weight
@@ -152,7 +152,7 @@ def test_phrasings_of_one_scene_hardly_differ(
 
 @pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize("phrasing", ["seen", "unseen"])
-def test_a_single_edit_is_told_by_its_category(compare: Compare, split: Split, phrasing: Phrasing) -> None:
+def test_single_edit_changes_its_category_alone(compare: Compare, split: Split, phrasing: Phrasing) -> None:
     found = recognise_edits(compare, split, 60, 3, phrasing)
     assert len(found) > 30
     assert sum(found) / len(found) >= 0.97

@@ -1,4 +1,4 @@
-"""What holds of the alignment of any two prompts, whatever the encoder."""
+"""Verifies properties of the alignment of any two prompts, for any encoder."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ def align(donor: EncodedPrompt, target: EncodedPrompt) -> Alignment:
 
 
 def encoded(prompt: str) -> EncodedPrompt:
-    """One token for each run between spaces, between two special tokens; a state depends on the run alone."""
+    """Encodes each run between spaces as one token, between two special tokens; equal runs have equal
+    states."""
     offsets, at = [(0, 0)], 0
     for run in prompt.split():
         at = prompt.index(run, at)
@@ -52,7 +53,7 @@ prompts = st.lists(st.sampled_from(VOCABULARY), min_size=1, max_size=14).map(" "
 
 
 @given(prompts)
-def test_equal_prompts_differ_in_nothing(prompt: str) -> None:
+def test_equal_prompts_have_no_differences(prompt: str) -> None:
     assert align(encoded(prompt), encoded(prompt)) == NOTHING
 
 
@@ -68,7 +69,7 @@ def test_roles_are_symmetric_and_weights_bounded(donor: str, target: str) -> Non
 
 
 @given(st.permutations(["large", "blue", "square", "moving", "left"]))
-def test_word_order_within_a_phrase_does_not_count(words: list[str]) -> None:
+def test_word_order_within_a_phrase_is_ignored(words: list[str]) -> None:
     assert align(encoded("a large blue square moving left"), encoded(" ".join(words))) == NOTHING
 
 
@@ -81,7 +82,7 @@ things = st.lists(
 
 
 @given(things, st.randoms(use_true_random=False), st.sampled_from([", ", " and ", " next to "]))
-def test_things_in_another_order_are_the_same_things(
+def test_order_of_things_changes_nothing_but_reordered(
     named: list[str], shuffle: random.Random, joined: str
 ) -> None:
     other = named[:]
@@ -91,7 +92,7 @@ def test_things_in_another_order_are_the_same_things(
 
 
 @given(things, st.integers(0, 5))
-def test_a_thing_more_is_gained_and_nothing_else_is(named: list[str], at: int) -> None:
+def test_added_thing_is_the_only_gain(named: list[str], at: int) -> None:
     other = [*named[:at], "a green triangle", *named[at:]]
     target = " and ".join(other)
     found = align(encoded(" and ".join(named)), encoded(target))
@@ -100,7 +101,7 @@ def test_a_thing_more_is_gained_and_nothing_else_is(named: list[str], at: int) -
 
 
 @given(st.text(max_size=40), st.text(max_size=40))
-def test_any_text_with_a_token_for_each_character(donor: str, target: str) -> None:
+def test_any_text_aligns_with_a_token_for_each_character(donor: str, target: str) -> None:
     def characters(text: str) -> EncodedPrompt:
         states = np.ones((len(text), DIM), dtype=np.float32)
         return EncodedPrompt(text, states, [(i, i + 1) for i in range(len(text))])
@@ -111,13 +112,13 @@ def test_any_text_with_a_token_for_each_character(donor: str, target: str) -> No
         assert [token.index for token in tokens] == [i for c in side for i in range(c.start, c.end)]
 
 
-def test_against_nothing_every_word_is_new() -> None:
+def test_every_word_is_new_to_an_empty_prompt() -> None:
     nothing = EncodedPrompt("…", np.zeros((2, DIM), dtype=np.float32), [(0, 0), (0, 1)])
     [change] = align(nothing, encoded("a house")).gained
     assert (change.start, change.end, change.weight) == (2, 7, 1.0)
 
 
-def test_words_beyond_the_encoders_last_token_are_compared_without_states() -> None:
+def test_words_past_the_last_token_are_compared_without_states() -> None:
     donor, target = encoded("a dog and a red house"), encoded("a dog and a blue house")
     short = EncodedPrompt(target.prompt, target.states[:3], target.offsets[:3])
     [change] = align(donor, short).gained
@@ -125,11 +126,11 @@ def test_words_beyond_the_encoders_last_token_are_compared_without_states() -> N
     assert to_tokens([change], short.offsets) == ()
 
 
-def test_tokens_are_those_the_words_share_characters_with() -> None:
+def test_tokens_share_characters_with_their_words() -> None:
     prompt = "an unheard-of house"
     [first, *_] = changes = align(encoded("a cat"), encoded(prompt)).gained
     assert (first.start, first.end) == (3, 10)
-    # Two tokens within a word, one across two words and the space before, a special one.
+    # Two tokens within a word, one across two words and the space before them, a special token.
     offsets = [(0, 2), (2, 6), (6, 10), (10, 19), (0, 0)]
     found = to_tokens(changes, offsets)
     assert [token.index for token in found] == [1, 2, 3]
@@ -139,9 +140,9 @@ def test_tokens_are_those_the_words_share_characters_with() -> None:
 
 @pytest.mark.parametrize("donor", ["a cat, ", "c,", "no ", "red dog house ", "x"])
 @pytest.mark.parametrize("target", ["a dog and ", "b ", "not ", "crimson cat houses "])
-def test_the_longest_prompts_take_no_longer_than_reading_them(donor: str, target: str) -> None:
+def test_longest_prompts_align_fast(donor: str, target: str) -> None:
     sides = [encoded((text * 2000)[:2000]) for text in (donor, target)]
     start = time.process_time()
     align(*sides)
-    # About 0.03 s; whatever takes the square of the words, or of the phrases, in Python takes seconds.
+    # Takes about 0.03 s; anything quadratic in words or phrases in Python takes seconds.
     assert time.process_time() - start < 0.5

@@ -1,4 +1,4 @@
-"""The embedder's parts without a model: settings, the memory of recent prompts, the one thread."""
+"""Verifies the embedder without a model: settings, the cache of recent encodings, the encoder thread."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WAIT = 20.0
 
 
 def encoding(tokens: int) -> Encoding:
-    """8 bytes of states for each token and 8 of the vector."""
+    """Returns an encoding with 8 bytes of states for each token and a vector of 8 bytes."""
     return Encoding(
         retrieval=np.ones(2, np.float32),
         states=np.ones((tokens, 2), np.float32),
@@ -43,7 +43,7 @@ def test_recent_encodings_stay_within_their_bytes(puts: list[tuple[str, int]], l
         assert len(recent) == len(kept)
 
 
-def test_the_least_recently_used_goes_first() -> None:
+def test_least_recently_used_encoding_is_evicted_first() -> None:
     recent = RecentEncodings(2 * 16)
     recent.put("e", "a", encoding(1))
     recent.put("e", "b", encoding(1))
@@ -55,13 +55,13 @@ def test_the_least_recently_used_goes_first() -> None:
 
 
 class Gated(Encoder):
-    """Encodes when it is let through; counts what it was asked."""
+    """Encodes once its gate opens; records the prompts."""
 
     id, kind, retrieval_dim, text_dim, max_tokens = "gated@0", "test", 2, 2, 4
 
     def __init__(self) -> None:
         self.gate, self.entered = Event(), Event()
-        self.asked: list[str] = []
+        self.encoded: list[str] = []
         self.threads: set[int] = set()
 
     def tokenize(self, prompts: Sequence[str]) -> list[Tokens]:
@@ -70,39 +70,39 @@ class Gated(Encoder):
     def encode(self, prompts: Sequence[str]) -> list[Encoding]:
         self.entered.set()
         assert self.gate.wait(WAIT)
-        self.asked += prompts
+        self.encoded += prompts
         self.threads.add(get_ident())
         return [encoding(1) for _ in prompts]
 
 
-async def test_one_thread_a_bounded_queue_and_no_prompt_twice() -> None:
+async def test_one_thread_encodes_each_prompt_once_behind_a_bounded_queue() -> None:
     encoder = Gated()
-    engine = EncoderThread(encoder, [encoder], queue_limit=2, recent_bytes=1000)
+    encoders = EncoderThread(encoder, [encoder], queue_limit=2, recent_bytes=1000)
     try:
-        calls = [asyncio.create_task(engine.encode(encoder, [prompt])) for prompt in ("a", "b")]
+        calls = [asyncio.create_task(encoders.encode(encoder, [prompt])) for prompt in ("a", "b")]
         await asyncio.to_thread(encoder.entered.wait, WAIT)
         with pytest.raises(ChorusError) as caught:
-            await engine.encode(encoder, ["c"])
+            await encoders.encode(encoder, ["c"])
         assert caught.value.reason == errors.QUEUE_FULL
         assert caught.value.retry_after
         encoder.gate.set()
         await asyncio.gather(*calls)
-        assert len(await engine.encode(encoder, ["b", "a", "d", "d"])) == 4
-        assert encoder.asked == ["a", "b", "d"]
+        assert len(await encoders.encode(encoder, ["b", "a", "d", "d"])) == 4
+        assert encoder.encoded == ["a", "b", "d"]
         for _ in range(2):
-            await engine.encode(encoder, ["a", "e"], together=True)
-        assert encoder.asked == ["a", "b", "d", "e"]
-        await engine.encode(encoder, ["e"])
-        assert encoder.asked == ["a", "b", "d", "e", "e"], "what ran in a batch is good for comparing alone"
-        assert len(await engine.tokenize(encoder, ["a", "f"])) == 2
+            await encoders.encode(encoder, ["a", "e"], together=True)
+        assert encoder.encoded == ["a", "b", "d", "e"]
+        await encoders.encode(encoder, ["e"])
+        assert encoder.encoded == ["a", "b", "d", "e", "e"], "an encoding from a batch serves comparison only"
+        assert len(await encoders.tokenize(encoder, ["a", "f"])) == 2
         assert len(encoder.threads) == 1
         assert get_ident() not in encoder.threads
     finally:
         encoder.gate.set()
-        engine.close()
+        encoders.close()
 
 
-def test_encoders_are_named_with_their_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_encoders_are_parsed_with_their_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CHORUS_EMBEDDER_CONDITIONING", f"minilm, umt5:{tmp_path}")
     assert EmbedderSettings().conditioning == (EncoderSpec("minilm"), EncoderSpec("umt5", tmp_path))
 
@@ -120,6 +120,6 @@ def test_encoders_are_named_with_their_directory(tmp_path: Path, monkeypatch: py
         ("umt5:hf://wan", "must be hf://owner/name"),
     ],
 )
-def test_an_encoder_that_is_none(text: str, remedy: str) -> None:
+def test_invalid_encoder_names_the_remedy(text: str, remedy: str) -> None:
     with pytest.raises(ValueError, match=re.escape(remedy)):
         parse_encoder(text)

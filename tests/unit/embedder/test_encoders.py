@@ -1,4 +1,4 @@
-"""Encoders: MiniLM for real, CLIP and UMT5 on tiny random models that transformers saves itself."""
+"""Verifies the encoders: the real MiniLM, CLIP and UMT5 on tiny random models saved by transformers."""
 
 import shutil
 from pathlib import Path
@@ -30,7 +30,7 @@ def umt5_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def check_port(encoder: Encoder, prompts: list[str]) -> None:
-    """What every encoder promises."""
+    """Asserts what the port requires of every encoder."""
     together = encoder.encode(prompts)
     assert len(together) == len(prompts)
     for prompt, e in zip(prompts, together, strict=True):
@@ -52,12 +52,12 @@ def check_port(encoder: Encoder, prompts: list[str]) -> None:
         encoder.encode(["  "])
 
 
-def test_minilm_keeps_the_port(minilm: MiniLMEncoder) -> None:
+def test_minilm_fulfils_the_port(minilm: MiniLMEncoder) -> None:
     assert (minilm.retrieval_dim, minilm.text_dim, minilm.max_tokens) == (384, 384, 256)
     check_port(minilm, ["a red circle moving left", "blue", "an ultramarine, tiny disc drifts"])
 
 
-def test_minilm_knows_likeness(minilm: MiniLMEncoder) -> None:
+def test_minilm_ranks_prompts_by_similarity(minilm: MiniLMEncoder) -> None:
     red, blue, other = (
         e.retrieval for e in minilm.encode(["a red car at sunset", "a blue car at sunset", "tax law reform"])
     )
@@ -65,13 +65,13 @@ def test_minilm_knows_likeness(minilm: MiniLMEncoder) -> None:
     assert red @ other < 0.2
 
 
-def test_minilm_says_when_it_cuts(minilm: MiniLMEncoder) -> None:
+def test_minilm_reports_truncation(minilm: MiniLMEncoder) -> None:
     long, short = minilm.encode(["red " * 400, "red " * 200])
     assert (len(long.tokens), long.truncated) == (256, True)
     assert (len(short.tokens), short.truncated) == (202, False)
 
 
-def test_the_id_changes_with_the_weights(umt5_dir: Path, tmp_path: Path) -> None:
+def test_id_changes_with_the_weights(umt5_dir: Path, tmp_path: Path) -> None:
     torch.manual_seed(1)
     name, _, digest = UMT5Encoder(umt5_dir).id.partition("@")
     assert name == "umt5"
@@ -85,7 +85,7 @@ def test_the_id_changes_with_the_weights(umt5_dir: Path, tmp_path: Path) -> None
     assert UMT5Encoder(tmp_path / "same").id != f"umt5@{digest}"
 
 
-def test_clip_keeps_the_port(clip_dir: Path) -> None:
+def test_clip_fulfils_the_port(clip_dir: Path) -> None:
     encoder = CLIPEncoder(clip_dir)
     assert (encoder.retrieval_dim, encoder.text_dim, encoder.max_tokens) == (12, 16, 8)
     check_port(encoder, ["a red circle", "blue"])
@@ -103,7 +103,7 @@ def test_clip_retrieves_by_its_projection(clip_dir: Path) -> None:
 
 
 @torch.no_grad()
-def test_umt5_keeps_the_port(umt5_dir: Path) -> None:
+def test_umt5_fulfils_the_port(umt5_dir: Path) -> None:
     encoder = UMT5Encoder(umt5_dir)
     assert (encoder.retrieval_dim, encoder.text_dim, encoder.max_tokens) == (16, 16, 512)
     check_port(encoder, ["a red circle", "blue"])
@@ -113,7 +113,7 @@ def test_umt5_keeps_the_port(umt5_dir: Path) -> None:
     np.testing.assert_allclose(encoder.encode(["red circle"])[0].states, want.numpy(), atol=1e-5)
 
 
-def test_sharded_weights_are_whole_or_refused(umt5_dir: Path, tmp_path: Path) -> None:
+def test_sharded_weights_are_complete_or_rejected(umt5_dir: Path, tmp_path: Path) -> None:
     whole: Any = UMT5EncoderModel.from_pretrained(umt5_dir / "text_encoder")
     whole.save_pretrained(tmp_path, max_shard_size="2KB")
     save_tokenizer(tmp_path, start=False)
@@ -129,7 +129,7 @@ def test_sharded_weights_are_whole_or_refused(umt5_dir: Path, tmp_path: Path) ->
         UMT5Encoder(tmp_path)
 
 
-def test_a_weight_that_is_not_there_is_not_made_up(umt5_dir: Path, tmp_path: Path) -> None:
+def test_missing_weight_is_an_error(umt5_dir: Path, tmp_path: Path) -> None:
     shutil.copytree(umt5_dir, tmp_path, dirs_exist_ok=True)
     file = tmp_path / "text_encoder" / "model.safetensors"
     weights = load_file(file)

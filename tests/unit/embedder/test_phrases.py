@@ -1,4 +1,4 @@
-"""Reading a prompt: which of its words are said of the surroundings, of each thing, or of neither."""
+"""Verifies the division of prompts: words of the surroundings, of each thing, and of neither."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def things(reading: Reading) -> list[set[str]]:
 
 
 @pytest.mark.parametrize(
-    ("prompt", "said"),
+    ("prompt", "expected"),
     [
         ("a red circle and a blue square", ["red circle", "blue square"]),
         ("circle, small and red, moving left", ["circle small red move left"]),
@@ -46,8 +46,8 @@ def things(reading: Reading) -> list[set[str]]:
         ("...", []),
     ],
 )  # fmt: skip
-def test_words_go_to_the_thing_they_are_said_of(prompt: str, said: list[str]) -> None:
-    assert things(read(prompt)) == [set(words.split()) for words in said]
+def test_words_belong_to_the_thing_they_describe(prompt: str, expected: list[str]) -> None:
+    assert things(read(prompt)) == [set(words.split()) for words in expected]
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_words_go_to_the_thing_they_are_said_of(prompt: str, said: list[str]) ->
         "there is {}, and behind it a black background", "short film: {} over a black background",
     ],
 )  # fmt: skip
-def test_surroundings_and_framing_are_apart(prompt: str) -> None:
+def test_surroundings_and_framing_are_separated(prompt: str) -> None:
     reading = read(prompt.format("a red circle moving left"))
     assert texts(reading.background) == {"black"}
     assert {word.category for word in reading.background} == {Category.BACKGROUND}
@@ -97,7 +97,7 @@ def test_places_and_times_are_surroundings(prompt: str, background: str, named: 
         ("a ball that does not move", "", 1),
     ],
 )
-def test_negation_reaches_what_it_is_said_of(prompt: str, negated: str, named: int) -> None:
+def test_negation_applies_to_its_words(prompt: str, negated: str, named: int) -> None:
     reading = read(prompt)
     assert {w.text for phrase in reading.phrases for w in phrase if w.negated} == set(negated.split())
     assert reading.things == named
@@ -119,7 +119,7 @@ clauses = st.lists(st.sampled_from(["a", "red", "no", "cat,", "on", "black", "mo
 
 
 @given(st.text(max_size=80) | clauses.map(" ".join))
-def test_every_word_is_read_at_most_once_and_where_it_stands(prompt: str) -> None:
+def test_every_word_is_read_at_most_once_with_its_range(prompt: str) -> None:
     reading = read(prompt)
     words = [*reading.background, *reading.framing, *(word for phrase in reading.phrases for word in phrase)]
     ranges = sorted((word.start, word.end) for word in words)
@@ -129,7 +129,7 @@ def test_every_word_is_read_at_most_once_and_where_it_stands(prompt: str) -> Non
     assert 0 <= reading.things <= len(reading.phrases)
 
 
-def test_enumerations_end() -> None:
+def test_phrases_are_bounded() -> None:
     reading = read("a cat, " * 100)
     assert len(reading.phrases) == MAX_PHRASES
     assert reading.things == 100

@@ -1,4 +1,4 @@
-"""Wan's text encoder: the prompt as its pipeline cleans it, and the states as its pipeline computes them."""
+"""Verifies Wan's text encoder against its pipeline: cleaned prompts and token states."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 
 from bench.checkpoints import save_wan_pipeline
 from services.embedder.encoders import UMT5Encoder
-from services.embedder.encoders.cleaning import clean, origins
+from services.embedder.encoders.cleaning import clean_prompt, map_to_prompt
 
 prompt_clean: Callable[[str], str] = pipeline_wan.prompt_clean
 
-# Usual prompts, and what a keyboard, a web page or a wrong decoding makes of them.
+# Usual prompts, and distortions by keyboards, web pages and wrong decoding.
 PROMPTS = [
     "a red circle moves right",
     "  a  small\tgreen square \n runs   left ",
@@ -38,14 +38,14 @@ PIECES = st.sampled_from([*"ab <>&;’“é\t\n\x00ﬁÃª", "&amp;", "&nbsp;", 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_prompts_are_cleaned_as_the_pipeline_does(prompt: str) -> None:
-    assert clean(prompt) == prompt_clean(prompt)
+    assert clean_prompt(prompt) == prompt_clean(prompt)
 
 
 @given(st.lists(PIECES, max_size=12).map("".join))
-def test_every_character_comes_from_the_prompt(prompt: str) -> None:
-    cleaned = clean(prompt)
+def test_every_character_maps_into_the_prompt(prompt: str) -> None:
+    cleaned = clean_prompt(prompt)
     assert cleaned == prompt_clean(prompt)
-    found = origins(prompt, cleaned)
+    found = map_to_prompt(prompt, cleaned)
     assert len(found) == len(cleaned)
     assert all(0 <= start <= end <= len(prompt) for start, end in found)
     words = [place for place, letter in zip(found, cleaned, strict=True) if letter != " "]
@@ -55,10 +55,10 @@ def test_every_character_comes_from_the_prompt(prompt: str) -> None:
 @given(
     st.lists(st.tuples(st.sampled_from(["red", "a", "cat's", "&"]), st.sampled_from([" ", " \t", "\n\n"])))
 )
-def test_unchanged_words_keep_their_places(parts: list[tuple[str, str]]) -> None:
+def test_unchanged_words_keep_their_ranges(parts: list[tuple[str, str]]) -> None:
     prompt = " " + "".join(word + space for word, space in parts)
-    cleaned = clean(prompt)
-    for letter, (start, end) in zip(cleaned, origins(prompt, cleaned), strict=True):
+    cleaned = clean_prompt(prompt)
+    for letter, (start, end) in zip(cleaned, map_to_prompt(prompt, cleaned), strict=True):
         assert prompt[start:end] == letter or (letter == " " and prompt[start:end].isspace())
 
 
@@ -71,10 +71,10 @@ def test_unchanged_words_keep_their_places(parts: list[tuple[str, str]]) -> None
         ("red \x00 cat", {"red": "red", "cat": "cat"}),
     ],
 )
-def test_words_that_cleaning_changed_are_found_again(prompt: str, places: dict[str, str]) -> None:
-    cleaned = clean(prompt)
+def test_changed_words_map_to_their_original(prompt: str, places: dict[str, str]) -> None:
+    cleaned = clean_prompt(prompt)
     assert set(cleaned.split()) == set(places)
-    found = origins(prompt, cleaned)
+    found = map_to_prompt(prompt, cleaned)
     for word, said in places.items():
         at = cleaned.index(word)
         ranges = found[at : at + len(word)]
@@ -104,7 +104,7 @@ def test_states_are_those_of_the_pipeline(pipeline: Path) -> None:
     assert length == 512
 
 
-def test_offsets_are_ranges_of_the_prompt_as_it_was_said(pipeline: Path) -> None:
+def test_offsets_are_ranges_of_the_original_prompt(pipeline: Path) -> None:
     prompt = " the  cat’s &amp; dog"
     [encoding] = UMT5Encoder(pipeline).encode([prompt])
     letters = [(t, prompt[a:b].strip()) for t, (a, b) in zip(encoding.tokens, encoding.offsets, strict=True)]

@@ -1,4 +1,4 @@
-"""Where model files lie: paths, and what was downloaded from the hub before."""
+"""Verifies the resolution of model locations: paths, and downloads from the hub."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @pytest.fixture
 def downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache as huggingface_hub leaves it after the download of one folder at `main`."""
+    """Hub cache as after the download of one folder at `main`; returns the snapshot."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     repository = tmp_path / "models--team--wan"
     snapshot = repository / "snapshots" / COMMIT
@@ -23,7 +23,7 @@ def downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return snapshot
 
 
-def test_a_path_is_relative_to_its_base(tmp_path: Path) -> None:
+def test_path_is_relative_to_its_base(tmp_path: Path) -> None:
     (tmp_path / "weights").mkdir()
     assert local_path("weights", tmp_path) == tmp_path / "weights"
     assert local_path(str(tmp_path / "weights"), Path("/elsewhere")) == tmp_path / "weights"
@@ -32,7 +32,7 @@ def test_a_path_is_relative_to_its_base(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("location", ["hf://team/wan", "hf://team/wan@main", f"hf://team/wan@{COMMIT}"])
-def test_what_was_downloaded_is_found(downloaded: Path, location: str) -> None:
+def test_downloaded_repository_is_found(downloaded: Path, location: str) -> None:
     assert local_path(location) == downloaded
     assert local_path(f"{location}/text_encoder") == downloaded / "text_encoder"
 
@@ -45,12 +45,12 @@ def test_what_was_downloaded_is_found(downloaded: Path, location: str) -> None:
         ("hf://team/wan/transformer", r"hf download team/wan --include 'transformer\*'"),
     ],
 )
-def test_what_was_not_says_how_to_get_it(downloaded: Path, location: str, remedy: str) -> None:
+def test_missing_repository_names_the_download_command(downloaded: Path, location: str, remedy: str) -> None:
     with pytest.raises(FileNotFoundError, match=remedy + "$"):
         local_path(location)
 
 
 @pytest.mark.parametrize("location", ["hf://", "hf://wan", "hf://datasets/team/wan"])
-def test_other_locations_of_the_hub_are_refused(location: str) -> None:
+def test_other_locations_of_the_hub_are_rejected(location: str) -> None:
     with pytest.raises(ValueError, match=location):
         local_path(location)

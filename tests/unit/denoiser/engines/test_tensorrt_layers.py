@@ -18,10 +18,10 @@ SOFTMAX = line("__myl_ReshMaxrSubExpSumDiv_myl0_42", "kgen", "4,-1,-1")
 
 
 def test_fused_attentions_and_their_masks_are_counted() -> None:
-    found = parse_layers(["Layers:", SELF, CROSS, MATRIX, "Engine Metadata:"], 2)
-    assert found == Layers(2, 2, ((-1, 1, 1, -1),), {"kgen": 2, "gemm": 1})
-    assert found.all_fused
-    assert found.masks_expanded == 0
+    layers = parse_layers(["Layers:", SELF, CROSS, MATRIX, "Engine Metadata:"], 2)
+    assert layers == Layers(2, 2, ((-1, 1, 1, -1),), {"kgen": 2, "gemm": 1})
+    assert layers.all_fused
+    assert layers.masks_expanded == 0
 
 
 def test_unfused_attention_is_detected() -> None:
@@ -33,10 +33,10 @@ def test_mask_with_a_value_per_query_counts_as_expanded() -> None:
 
 
 def test_log_without_layers_leaves_fusion_unknown() -> None:
-    found = parse_layers(["nothing of the kind"], 2)
-    assert found.fused is None
-    assert not found.all_fused
-    assert merge_layers([found, parse_layers([SELF, CROSS], 2)]).fused is None
+    layers = parse_layers(["nothing of the kind"], 2)
+    assert layers.fused is None
+    assert not layers.all_fused
+    assert merge_layers([layers, parse_layers([SELF, CROSS], 2)]).fused is None
 
 
 def test_lines_without_constants_are_parsed_as_layers() -> None:
