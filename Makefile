@@ -41,6 +41,7 @@ lint: $(READY) ## run ruff and check the import rules
 
 type: $(READY) ## run mypy
 	$(BIN)/mypy
+	$(BIN)/mypy examples docs infra/testservers client/hatch_build.py
 
 format: $(READY) ## fix what ruff can fix, and format
 	$(BIN)/ruff check --fix .

@@ -9,6 +9,7 @@ import base64
 import sys
 import uuid
 from pathlib import Path
+from typing import Any
 
 import grpc
 from google.protobuf import descriptor_pool, json_format, message_factory
@@ -22,11 +23,11 @@ with grpc.insecure_channel(target) as channel:
     pool = descriptor_pool.DescriptorPool(reflected)
     service = pool.FindServiceByName(next(n for n in names if n.endswith(".SchedulerService")))
 
-    def call(method: str, **fields: object) -> list[dict]:  # type: ignore[type-arg]
+    def call(method: str, **fields: object) -> list[dict[str, Any]]:
         """Calls a method with a request from keyword arguments. Returns its responses as JSON values."""
         described = service.methods_by_name[method]
         request = json_format.ParseDict(fields, message_factory.GetMessageClass(described.input_type)())
-        kind = channel.unary_stream if described.server_streaming else channel.unary_unary
+        kind: Any = channel.unary_stream if described.server_streaming else channel.unary_unary
         reply = kind(
             f"/{service.full_name}/{method}",
             request_serializer=lambda message: message.SerializeToString(),
