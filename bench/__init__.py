@@ -1,0 +1,1 @@
+"""Benchmarks: each command writes one file of bench/results."""

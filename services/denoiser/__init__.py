@@ -1,0 +1,1 @@
+"""Denoiser service: owns the accelerator and runs the plans of the scheduler."""

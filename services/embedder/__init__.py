@@ -1,0 +1,1 @@
+"""Embedder service: retrieval vectors, text conditioning and alignment of prompts."""

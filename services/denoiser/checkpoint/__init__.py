@@ -1,0 +1,1 @@
+"""Checkpoints on disk: weights, parameter names, LoRA adapters and configuration."""

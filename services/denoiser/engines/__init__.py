@@ -1,0 +1,1 @@
+"""Engines built ahead of time: building, storing, selecting and verifying them; `chorus engine`."""

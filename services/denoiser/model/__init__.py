@@ -1,0 +1,1 @@
+"""Model: its specification, the loaded model, and the predictor that runs it on a backend."""

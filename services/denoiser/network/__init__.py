@@ -1,0 +1,1 @@
+"""The transformer, its positions, the text that it reads, and the sampler."""

@@ -1,0 +1,1 @@
+"""Public API of the scheduler: validation, generations and the servicer."""

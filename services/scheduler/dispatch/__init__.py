@@ -1,0 +1,1 @@
+"""Dispatch of queued jobs: attempts, retries, and the run on the denoiser."""

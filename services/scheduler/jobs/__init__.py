@@ -1,0 +1,1 @@
+"""Jobs: states and transitions, the durable store, notifications and video files."""
