@@ -24,7 +24,7 @@ run: $(READY) ## install, start all services, generate a dozen videos and show w
 up: $(READY) ## start all services on this machine; stop them with Ctrl-C
 	$(BIN)/chorus up
 
-test: $(READY) tools ## run every check and test that needs no root
+test: $(READY) tools ## run every check and test that needs no root and no GPU
 	@begin=$$(date +%s) && \
 	$(MAKE) --no-print-directory lint type && \
 	$(BIN)/python -m pytest -m "not servers and not gpu" --numprocesses 2 --dist loadfile && \

@@ -41,7 +41,10 @@ class PictureRow:
 
 
 def measure_rows(client: ChorusClient) -> list[PictureRow]:
-    """Generates the donor once, then the edited prompt several times each way; captions hold medians."""
+    """Generates the donor once, then the edited prompt REPEATS times with reuse and in full.
+
+    The captions of the last two rows show medians.
+    """
     warm_up(client)
     donor = generate_timed(client, DONOR, seed=SEED)
     hits, full = list[TimedGeneration](), list[TimedGeneration]()
