@@ -12,6 +12,7 @@ from chorus_client import AsyncChorusClient, ChorusError, SpecOptions
 from chorus_client.plans import plan_from_options
 from chorus_client.spec import parse_numbers
 from chorus_rpc.errors import invalid
+from chorus_rpc.limits import MAX_PROMPT_CHARACTERS
 
 from chorus_cli.connect import connect_scheduler
 from chorus_cli.following import generate_and_save, options_from_spec, run
@@ -30,7 +31,9 @@ Detach = Annotated[
 def generate(
     prompt: Annotated[
         str | None,
-        typer.Argument(metavar="PROMPT", help="Text of the video, 1 to 2,000 characters."),
+        typer.Argument(
+            metavar="PROMPT", help=f"Text of the video, 1 to {MAX_PROMPT_CHARACTERS:,} characters."
+        ),
     ] = None,
     file: Annotated[
         str | None,
