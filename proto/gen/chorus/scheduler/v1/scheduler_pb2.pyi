@@ -184,7 +184,7 @@ class Timings(google.protobuf.message.Message):
     lookup_seconds: builtins.float
     """Time to look up donors, to compare their prompts with this one, and to plan."""
     fetch_seconds: builtins.float
-    """Time until the donor's latents had arrived at the denoiser."""
+    """Time to fetch the donor's latents and side data."""
     denoise_seconds: builtins.float
     """Time of the computed steps on the device."""
     decode_seconds: builtins.float
