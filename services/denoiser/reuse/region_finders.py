@@ -68,8 +68,7 @@ class ProbeFinder(_DifferenceFinder):
 
 
 class FullStepFinder(_DifferenceFinder):
-    """Computes the first step of stage 2 in full, and activates the tokens that differ from
-    the donor's."""
+    """Computes the first step of stage 2 in full, and activates the tokens that differ from the donor's."""
 
     def find(self, step: int, tokens: Tensor, target: Target, donor: DonorTrajectory) -> Tensor:
         differences = donor.differences(step, tokens, target.velocity(step, tokens))
