@@ -96,26 +96,26 @@ class Stages:
             observers: By step number, called with the cross-attention of that step if stage 3 computes it.
         """
         # Stage 1: steps 0 … K1 − 1 are the donor's.
-        tokens, full_from = self._start(), self._reuse_steps
+        tokens, full_from = self._start_tokens(), self._reuse_steps
 
-        # Stage 2: steps K1 … K2 − 1 compute the active tokens. A region above its budget is no region.
+        # Stage 2: steps K1 … K2 − 1 compute the active tokens. A region above its budget is not used.
         if self._reuse_steps < self._region_end:
             finder = self._finder or create_region_finder(self._plan)
             active = finder.find(self._reuse_steps, tokens, self._target, self._donor)
             if float(active.float().mean()) <= self._plan.region.budget:
                 for step in range(self._reuse_steps, self._region_end):
-                    computed = active
-                    tokens, active = self._region_step(step, tokens, computed, finder)
-                    yield self._finished(step + 1, tokens, computed)
+                    region = active
+                    tokens, active = self._region_step(step, tokens, region, finder)
+                    yield self._build_step(step + 1, tokens, region)
                 full_from = self._region_end
 
         # Stage 3: the remaining steps compute every token.
         for step in range(full_from, len(self._sigmas) - 1):
             velocity = self._target.velocity(step, tokens, on_attention=(observers or {}).get(step))
             tokens = self._euler_step(step, tokens, velocity)
-            yield self._finished(step + 1, tokens, None)
+            yield self._build_step(step + 1, tokens, None)
 
-    def _start(self) -> Tensor:
+    def _start_tokens(self) -> Tensor:
         """Returns x_{K1}. Renoising is how MoDM reuses images: Xia et al., arXiv 2503.11972."""
         if self._reuse_steps == 0:
             return self._model.to_tokens(self._noise)
@@ -131,10 +131,10 @@ class Stages:
         positions = active.nonzero()[:, 0]
         if not len(positions):
             return self._donor.tokens(step + 1), active
-        read = positions
+        computed = positions
         if self._plan.region.context == plan_pb2.REGION_CONTEXT_STRIDED:
-            read = torch.cat((positions, select_context(active, self._target.grid))).sort().values
-        velocity = self._target.velocity(step, tokens, read)[active[read]]
+            computed = torch.cat((positions, select_context(active, self._target.grid))).sort().values
+        velocity = self._target.velocity(step, tokens, computed)[active[computed]]
         own = self._euler_step(step, tokens, torch.zeros_like(tokens).index_copy_(0, positions, velocity))
         blended = self._blend_with_donor(step + 1, own, active)
         if step + 1 == self._region_end:
@@ -154,7 +154,7 @@ class Stages:
         weight = self._edge_weights(active, self._target.grid)[:, None]
         return torch.lerp(self._donor.tokens(boundary), own, weight)
 
-    def _finished(self, boundary: int, tokens: Tensor, active: Tensor | None) -> Step:
+    def _build_step(self, boundary: int, tokens: Tensor, active: Tensor | None) -> Step:
         return Step(
             boundary=boundary,
             sigma=self._sigmas[boundary],
