@@ -165,7 +165,7 @@ class Harness:
         noise, plan = self.model.noise(seed, self.shape), plan_pb2.Plan(total_steps=len(self.sigmas) - 1)
         maps = AttentionMaps(tokens)
         run = Stages(self.predictor, plan, self.shape, self.sigmas, text, noise, None)
-        steps = {s.index: s.latents for s in run.steps({len(self.sigmas) - 2: maps.observe})}
+        steps = {s.boundary: s.latents for s in run.steps({len(self.sigmas) - 2: maps.observe})}
         attention = maps.maps()
         assert attention is not None
         pooled = pool_maps(attention, self.grid, 1 << 30)

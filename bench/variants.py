@@ -7,7 +7,7 @@ cross-attention reads. No service imports them.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Literal, TypeAlias
 
@@ -24,8 +24,8 @@ from services.denoiser.network.wan import Grid, TextKV
 from services.denoiser.reuse.amplification import Gained, StepText, amplify_text
 from services.denoiser.reuse.attention_maps import AttentionMaps
 from services.denoiser.reuse.donor import DonorTrajectory
-from services.denoiser.reuse.region_finders import ProbeFinder, RegionFinder, create_region_finder
-from services.denoiser.reuse.regions import (
+from services.denoiser.reuse.region_finders import ProbeFinder, RegionFinder
+from services.denoiser.reuse.region_masks import (
     compare_predictions,
     compute_edge_weights,
     dilate,
@@ -115,13 +115,14 @@ class Alternative(CustomVariant):
             measurements = measure_edge(harness.model, last.latents, whole, last.active, harness.grid)
         return Output(last.latents, computed, measurements)
 
-    def _create_finder(self, harness: Harness, pair: Pair, plan: plan_pb2.Plan) -> RegionFinder:
+    def _create_finder(self, harness: Harness, pair: Pair, plan: plan_pb2.Plan) -> RegionFinder | None:
+        """Returns the finder of `where`; None for the plan's source."""
         if self.where in ("words", "gained"):
             return WordFinder(plan.region, pair, with_lost=self.where == "words")
         if self.where == "probe and lost":
             return ProbeAndLostFinder(plan.region, pair)
         if self.where == "plan":
-            return create_region_finder(plan)
+            return None
         total = len(harness.sigmas) - 1
         own = self.where == "oracle, own noise"
         clean = pair.own.steps[total] if own else _without_region(harness, pair, self.depth)
@@ -132,14 +133,14 @@ class Alternative(CustomVariant):
         text, donor = pair.own.text, pair.donor.text
         assert text is not None
 
-        def text_of_step(step: int, index: Tensor | None) -> AmplifiedText:
+        def text_of_step(step: int, positions: Tensor | None) -> AmplifiedText:
             return mixed(
                 text,
                 self.terms,
                 step - plan.reuse_steps,
                 gained=pair.edit.gained,
                 donor=donor,
-                gate=gate if gate is None or index is None else gate[index],
+                gate=gate if gate is None or positions is None else gate[positions],
                 ceiling=self.ceiling,
             )
 
@@ -165,7 +166,7 @@ class Alternative(CustomVariant):
 
 
 class WordFinder(RegionFinder):
-    """Takes the places where gained words act in the target at step K1, which is computed in full for it.
+    """Activates the tokens where gained words act in the target at step K1, which is computed in full for it.
 
     Args:
         with_lost: Whether to add the places where lost words acted in the donor.
@@ -187,12 +188,9 @@ class WordFinder(RegionFinder):
             maps, words, grid, threshold=self._region.threshold, dilation=self._region.dilation
         )
 
-    def refine(self, active: Tensor, differences: Tensor, target: Target) -> Tensor:
-        return active
-
 
 class ProbeAndLostFinder(ProbeFinder):
-    """Takes the region of the probes and the places where lost words acted in the donor."""
+    """Activates the region of the probes and the tokens where lost words acted in the donor."""
 
     def __init__(self, region: plan_pb2.RegionPlan, pair: Pair) -> None:
         super().__init__(region)
@@ -201,7 +199,7 @@ class ProbeAndLostFinder(ProbeFinder):
     def find(self, step: int, tokens: Tensor, target: Target, donor: DonorTrajectory) -> Tensor:
         return super().find(step, tokens, target, donor) | self._lost(target.grid)
 
-    def refine(self, active: Tensor, differences: Tensor, target: Target) -> Tensor:
+    def refine(self, active: Tensor, differences: Callable[[], Tensor], target: Target) -> Tensor:
         return super().refine(active, differences, target) | self._lost(target.grid)
 
     def _lost(self, grid: Grid) -> Tensor:
@@ -209,7 +207,7 @@ class ProbeAndLostFinder(ProbeFinder):
 
 
 class OracleFinder(RegionFinder):
-    """Takes the places where a finished video differs from the donor's.
+    """Activates the tokens where a finished video differs from the donor's.
 
     Args:
         clean: Clean latents of that video as tokens, [N, C*P].
@@ -223,9 +221,6 @@ class OracleFinder(RegionFinder):
         theirs = donor.tokens(self._total_steps)
         differs = compare_predictions(self._clean, theirs, theirs.var()) > self._region.threshold
         return dilate(differs, target.grid, self._region.dilation)
-
-    def refine(self, active: Tensor, differences: Tensor, target: Target) -> Tensor:
-        return active
 
 
 def find_lost_region(pair: Pair, grid: Grid, dilation: int) -> Tensor:

@@ -12,7 +12,7 @@ from services.denoiser.backends.base import Backend, StepInputs
 from services.denoiser.network.sampler import euler_step
 from services.denoiser.network.text import AmplifiedText
 from services.denoiser.network.wan import Grid
-from services.denoiser.reuse.regions import compare_predictions, compute_edge_weights, refine_region
+from services.denoiser.reuse.region_masks import compare_predictions, compute_edge_weights, refine_region
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,8 @@ def run_hit(backend: Backend, video: Video, at: Tensor) -> Tensor:
     """Runs two steps of the tokens `at` from the donor's x_1, as `reuse/stages.py` does, and a full step.
 
     The region does not change, so that its share of the tokens stays fixed, but the computation that refines
-    it is included. The region is known before the first step, as with regions found by attention.
+    it for the second step is included. The region is known before the first step, as with regions found by
+    attention.
     """
     x = video.latents[1]
     active = torch.zeros(len(x), dtype=torch.bool, device=x.device)
@@ -64,9 +65,10 @@ def run_hit(backend: Backend, video: Video, at: Tensor) -> Tensor:
     for i in (1, 2):
         current, next_, sigma, next_sigma = video.latents[i], video.latents[i + 1], SIGMAS[i], SIGMAS[i + 1]
         velocity = backend.predict(video.inputs(x, sigma, at))[0].float()
-        donor = current - sigma * (next_ - current) / (next_sigma - sigma)
-        differences = compare_predictions(x[at] - sigma * velocity, donor[at], donor.var())
-        refine_region(active, differences, video.grid, threshold=0.1, dilation=1)
+        if i == 1:
+            donor = current - sigma * (next_ - current) / (next_sigma - sigma)
+            differences = compare_predictions(x[at] - sigma * velocity, donor[at], donor.var())
+            refine_region(active, differences, video.grid, threshold=0.1, dilation=1)
         own = euler_step(x, torch.zeros_like(x).index_copy_(0, at, velocity), sigma, next_sigma)
         x = torch.lerp(next_, own, compute_edge_weights(active, video.grid)[:, None])
     return _full_step(backend, video, x, 3)

@@ -17,7 +17,7 @@ from chorus_rpc.errors import ChorusError
 from chorus_client.connection import CALL_SECONDS, Connection, Metadata
 from chorus_client.endpoints import VARIABLES, resolve
 from chorus_client.events import Event
-from chorus_client.handles import WATCH_SECONDS, AsyncGenerationHandle
+from chorus_client.handles import PATIENCE_SECONDS, WATCH_SECONDS, AsyncGenerationHandle
 from chorus_client.results import Generation, GenerationError, Video, parse_state
 from chorus_client.spec import SpecOptions, build_request
 
@@ -92,6 +92,7 @@ class AsyncChorusClient:
         prompt: str,
         *,
         timeout: float = WATCH_SECONDS,
+        patience: float = PATIENCE_SECONDS,
         on_accepted: Callable[[Generation], None] | None = None,
         on_event: Callable[[Event], None] | None = None,
         **options: Unpack[SpecOptions],
@@ -99,11 +100,14 @@ class AsyncChorusClient:
         """Submits a generation and waits for its video, as one trace.
 
         Cancelling the caller cancels the generation. Raises GenerationFailed, GenerationCancelled if it is
-        cancelled by another client, and TypeError for an unknown option.
+        cancelled by another client, and TypeError for an unknown option. An exception raised by a callback
+        ends the wait and is raised here, while the generation goes on.
 
         Args:
             timeout: upper bound on the wait, in seconds; DEADLINE_EXCEEDED after it. The generation goes on:
                 set `deadline` to bound it as well.
+            patience: upper bound on the time without an answer while waiting, in seconds, after which the
+                fault is raised.
             on_accepted: called once, with the generation as accepted.
             on_event: called with each event.
             options: as of `submit`.
@@ -122,7 +126,7 @@ class AsyncChorusClient:
                 span.set_attribute(semconv.GENERATION_ID, handle.id)
                 if on_accepted is not None and handle.accepted is not None:
                     on_accepted(handle.accepted)
-                video = await handle.result(timeout=timeout, on_event=on_event)
+                video = await handle.result(timeout=timeout, patience=patience, on_event=on_event)
             except asyncio.CancelledError:
                 raise asyncio.CancelledError(await _cancel(submission)) from None
             except GenerationError as error:
@@ -168,7 +172,9 @@ async def _cancel(submission: asyncio.Future[AsyncGenerationHandle]) -> str:
     try:
         async with asyncio.timeout(_CANCEL_SECONDS):
             handle = await submission
-            await handle.cancel()
+            generation = await handle.cancel()
     except (ChorusError, TimeoutError) as fault:
         return f"interrupted; the generation could not be cancelled: {fault or 'no answer'}"
-    return f"interrupted; {handle.id} is cancelled"
+    if generation.state == "cancelled":
+        return f"interrupted; {handle.id} is cancelled"
+    return f"interrupted; {handle.id} had already {generation.state}"  # succeeded or failed

@@ -66,7 +66,8 @@ def explicit_reuse(
         region: how the region is found: "probe", "full-step" or "attention".
         threshold: difference above which a token belongs to the region, 0 to 1.
         dilation: neighbouring tokens that join the region, 0 to 8.
-        budget: largest share of tokens in the region, 0 to 1; a larger region is computed in full.
+        budget: largest share of tokens in the region, 0 to 1; tested once: above it, every later step is
+            computed in full.
         context: tokens outside the region that it attends to: "none" or "strided".
         amplify: form and strength: "contrast:0.5", "bias:1" or "value-gain:1"; strength 0 to 4.
         first_step, end_step: steps from `first_step` up to `end_step` are amplified; both 0: all.

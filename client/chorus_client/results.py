@@ -139,7 +139,9 @@ class Timings:
     """Duration of each part of a generation, in seconds.
 
     Attributes:
-        total_seconds: from leaving the queue to the complete video.
+        queued_seconds: from submission to the start of the last attempt; includes earlier attempts.
+        lookup_seconds: look-up of donors, comparison of the prompts, and planning.
+        total_seconds: from the start of the last attempt to the complete video.
     """
 
     queued_seconds: float

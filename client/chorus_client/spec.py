@@ -106,7 +106,7 @@ def build_request(prompt: str, options: SpecOptions) -> scheduler_pb2.SubmitGene
     Raises TypeError for an unknown option, and ChorusError (INVALID_FIELD) for what protobuf cannot carry or
     what contradicts itself; the server checks the bounds that a model sets.
     """
-    reject_unknown_options(options, ("timeout", "on_accepted", "on_event"))
+    reject_unknown_options(options, ("timeout", "patience", "on_accepted", "on_event"))
     violations = Violations()
     spec = scheduler_pb2.GenerationSpec(model_id=options.get("model") or "")
     spec.no_store = options.get("no_store", False)

@@ -14,7 +14,7 @@ from chorus_client.aio import AsyncChorusClient
 from chorus_client.cache import PURGE_SECONDS, AsyncCacheClient, CacheStats, Purged
 from chorus_client.connection import CALL_SECONDS, Metadata
 from chorus_client.events import Event
-from chorus_client.handles import WATCH_SECONDS, GenerationHandle
+from chorus_client.handles import PATIENCE_SECONDS, WATCH_SECONDS, GenerationHandle
 from chorus_client.loop_thread import LoopThread
 from chorus_client.results import Generation, Video
 from chorus_client.spec import SpecOptions
@@ -91,6 +91,7 @@ class ChorusClient:
         prompt: str,
         *,
         timeout: float = WATCH_SECONDS,
+        patience: float = PATIENCE_SECONDS,
         on_accepted: Callable[[Generation], None] | None = None,
         on_event: Callable[[Event], None] | None = None,
         **options: Unpack[SpecOptions],
@@ -101,7 +102,12 @@ class ChorusClient:
         """
         return self._loop.run(
             self._client.generate(
-                prompt, timeout=timeout, on_accepted=on_accepted, on_event=on_event, **options
+                prompt,
+                timeout=timeout,
+                patience=patience,
+                on_accepted=on_accepted,
+                on_event=on_event,
+                **options,
             )
         )
 

@@ -1,4 +1,4 @@
-"""Bounds of public fields, each stated once. Those of a plan are in `plan_bounds`."""
+"""Bounds of public fields, each stated once in Python. Those of a plan are in `plan_bounds`."""
 
 from typing import Final
 

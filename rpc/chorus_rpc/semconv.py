@@ -8,7 +8,7 @@ from typing import Final
 # Spans
 SPAN_CLIENT_GENERATE: Final = "generate_content {model}"
 SPAN_GENERATION: Final = "chorus.generation"
-SPAN_RERANK: Final = "chorus.rerank"
+SPAN_COMPARE: Final = "chorus.compare"
 SPAN_PLAN: Final = "chorus.plan"
 SPAN_DISPATCH: Final = "chorus.dispatch"
 SPAN_EMBED: Final = "embeddings {model}"

@@ -3,7 +3,7 @@
 Admit: verified blobs, then the row. Delete: the row; after a grace period the sweeper, which alone deletes
 blobs, deletes its blobs. A crash in between therefore leaves blobs that no row names, never a row without
 blobs. If a blob of a row is missing or altered nevertheless, the fetch that finds it counts as a miss and
-deletes the row.
+deletes the row. The sweeper deletes rows too: those older than the grace period that name a missing blob.
 """
 
 from __future__ import annotations
@@ -28,6 +28,10 @@ from services.runtime.logs import get_logger
 log = get_logger("cache.store")
 
 _BATCH = 500
+
+
+class _CorruptBlob(Exception):
+    """A blob that a row names is "missing" or "altered"."""
 
 
 @dataclass
@@ -81,10 +85,10 @@ class LatentStore:
         with span(semconv.SPAN_INDEX_SEARCH) as current:
             hits = await self.index.search(space.name, tenant, identity, vector, limit)
             donors = [hit for hit in hits if hit.score >= min_score]
+            current.set_attribute(semconv.DONOR_COUNT, len(donors))
         if deleted == self._looked_up.deletions:  # otherwise one of these may have been deleted since
             for hit in donors:
                 self._looked_up.put(space.name, hit.entry)
-            current.set_attribute(semconv.DONOR_COUNT, len(donors))
         self.counters.lookups += 1
         self.counters.lookups_with_donor += bool(donors)
         return donors
@@ -118,15 +122,16 @@ class LatentStore:
         blobs = [by_step[step] for step in steps]
         if side_data and None in by_step:
             blobs.append(by_step[None])
-        ahead: asyncio.Task[bytes | str] | None = None
+        ahead: asyncio.Task[bytes] | None = None
         try:
             for i, blob in enumerate(blobs):
-                data = await (ahead or self._read(entry, blob))
+                try:
+                    data = await (ahead or self._read(entry, blob))
+                except _CorruptBlob as fault:
+                    raise await self._drop_row_of_corrupt_blob(space, entry, blob, fault) from None
                 # Reads the next blob while this one is sent.
                 following = blobs[i + 1] if i + 1 < len(blobs) else None
                 ahead = None if following is None else asyncio.create_task(self._read(entry, following))
-                if isinstance(data, str):
-                    raise await self._drop_corrupt(space, entry, blob, data)
                 yield blob, data
         finally:
             if ahead is not None:
@@ -205,8 +210,8 @@ class LatentStore:
         if not commit.cancelled() and commit.exception() is not None:
             log.warning("admission failed", error=str(commit.exception()))
 
-    async def _read(self, entry: Entry, blob: Blob) -> bytes | str:
-        """Returns a verified blob, or its fault: "missing" or "altered"."""
+    async def _read(self, entry: Entry, blob: Blob) -> bytes:
+        """Returns a blob. Raises _CorruptBlob if it is missing or altered."""
         step = {} if blob.step is None else {semconv.STEP_INDEX: blob.step}
         with span(semconv.SPAN_BLOB_GET, {semconv.BYTES: blob.size_bytes, **step}):
             key = make_blob_key(entry.tenant, entry.identity, blob.digest)
@@ -215,9 +220,12 @@ class LatentStore:
                 return data
             fault = "missing" if data is None else "altered"
             log.error("blob corrupt", entry_id=entry.entry_id, key=key, fault=fault)
-            return fault
+        # After the span: the object store answered, so its call did not fail.
+        raise _CorruptBlob(fault)
 
-    async def _drop_corrupt(self, space: Space, entry: Entry, blob: Blob, fault: str) -> ChorusError:
+    async def _drop_row_of_corrupt_blob(
+        self, space: Space, entry: Entry, blob: Blob, fault: _CorruptBlob
+    ) -> ChorusError:
         """Deletes the row of a missing or altered blob; returns the error for its reader."""
         self.counters.corrupt_blobs += 1
         try:

@@ -52,8 +52,8 @@ class Result:
     """Result of a run.
 
     Attributes:
-        latents: By index, float32 [C, T, H, W] on the CPU: those that this run computed; empty unless they
-            were requested.
+        latents: By step boundary, float32 [C, T, H, W] on the CPU: those that this run computed; empty
+            unless they were requested.
         side: Attention maps and token states of the prompt; None if no step recorded attention.
         computed_steps: Tokens that went through the network, in units of a full step.
     """
@@ -115,11 +115,13 @@ def denoise(
             denoise_seconds += step.seconds
             computed_steps += step.computed_share
             if keep:
-                kept[step.index] = step.latents
+                kept[step.boundary] = step.latents
             try:
                 yield step
             except GeneratorExit:
-                log.info("run stopped", generation_id=job.generation_id, steps_run=step.index - reuse_steps)
+                log.info(
+                    "run stopped", generation_id=job.generation_id, steps_run=step.boundary - reuse_steps
+                )
                 raise
     with telemetry.span(semconv.SPAN_DECODE, parent=parent) as span:
         begin = time.perf_counter()

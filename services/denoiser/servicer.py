@@ -21,7 +21,7 @@ from services.denoiser.device_thread import DeviceThread
 from services.denoiser.latent_cache import DonorData, LatentCache
 from services.denoiser.model_registry import ModelRegistry
 from services.denoiser.request import DenoiseJob, parse_request
-from services.denoiser.reuse.regions import pack_mask
+from services.denoiser.reuse.region_masks import pack_mask
 from services.denoiser.reuse.stages import Step
 from services.runtime.logs import get_logger
 
@@ -166,7 +166,7 @@ def _to_started(job: DenoiseJob, fetched: _Fetched) -> denoiser_pb2.Started:
 
 def _to_step_completed(step: Step, job: DenoiseJob) -> denoiser_pb2.StepCompleted:
     return denoiser_pb2.StepCompleted(
-        step=latents_pb2.StepRef(index=step.index, sigma=step.sigma),
+        step=latents_pb2.StepRef(index=step.boundary, sigma=step.sigma),
         seconds=step.seconds,
         computed_share=step.computed_share,
         active_tokens=b"" if step.active is None else pack_mask(step.active),

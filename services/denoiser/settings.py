@@ -34,29 +34,30 @@ class DenoiserSettings(ServerSettings):
     device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")] = "cpu"
     """Device that runs the models: cpu, cuda or cuda:N."""
     backend: Literal["torch", "compiled", "onnxruntime", "tensorrt"] = "torch"
-    """Backend that runs a denoising step: torch; compiled, torch's compiler, which takes about a minute at
-    start; onnxruntime, on the CPU; tensorrt, TensorRT or TensorRT-RTX, on a CUDA device. See
-    docs/backends.md."""
+    """Backend that runs a denoising step; see docs/backends.md. "compiled" is torch's compiler and adds about
+    a minute to the start; "onnxruntime" runs on the CPU; "tensorrt" is TensorRT or TensorRT-RTX and requires
+    a CUDA device."""
     backend_fallback: bool = True
-    """Whether torch runs the steps that the backend cannot run; every step event names the backend used. If
-    false, such a request fails."""
+    """Whether torch runs the steps that the backend cannot run. If false, such a request fails. Every step
+    event names the backend used."""
     amplified_kernel: bool = False
-    """Whether amplified cross-attention uses the project's own kernel with the backend torch. It requires
-    Triton on a CUDA device, and is slower than torch on the CPU."""
+    """Whether the backend torch runs amplified cross-attention in the project's own kernel. On a CUDA device
+    it requires Triton; on the CPU it is slower than torch."""
     engines: Path = Path(".chorus/engines")
     """Directory of exported graphs and built engines."""
     engine_build: bool = True
     """Whether a missing engine is built at start. If false, only an engine built by `chorus engine build` is
     used."""
     engine_wait_seconds: Annotated[float, Field(ge=0, le=86_400)] = 7_200.0
-    """Time to wait for another process that builds the same engine, in seconds."""
+    """Upper bound on the wait for another process that builds the same engine, in seconds."""
     engine_precision: Literal["bfloat16", "float16"] = "bfloat16"
     """Floating-point type that an engine computes in."""
     engine_fp8: bool = False
-    """Whether the matrices of the blocks are quantized to 8 bits; requires compute capability 8.9 or
-    higher."""
+    """Whether the matrix products of the transformer blocks use 8-bit floats. It requires compute capability
+    8.9 or higher."""
     engine_blocks: Annotated[int, Field(ge=0, le=1_000)] = 0
-    """Number of transformer blocks in one engine; 0: all of them. Fewer take less memory to build."""
+    """Number of transformer blocks in one engine; 0: all of them. An engine of fewer blocks
+    requires less memory to build."""
     threads: Annotated[int, Field(ge=0, le=1024)] = 0
     """Number of CPU threads for one step; 0: the number of physical cores."""
     queue_limit: Annotated[int, Field(ge=1, le=10_000)] = 16
@@ -65,7 +66,8 @@ class DenoiserSettings(ServerSettings):
     cache_target: Target = "127.0.0.1:7402"
     """Address of the cache: host:port, or any gRPC name."""
     fetch_seconds: Seconds = 10.0
-    """Time for a donor's latents to arrive before the request is computed in full, in seconds."""
+    """Upper bound on the wait for a donor's latents, in seconds. After it, the request is computed in
+    full."""
     admit_seconds: Seconds = 30.0
     """Upper bound on the admission of a result to the cache, in seconds."""
     max_blob_bytes: Annotated[int, Field(ge=1024, le=1024 * MIB)] = DEFAULT_MAX_BLOB_BYTES

@@ -19,7 +19,6 @@ from services.scheduler.api.servicer import SchedulerServicer
 from services.scheduler.dispatch.attempt import AttemptRunner
 from services.scheduler.dispatch.denoise_stream import DenoiseRunner
 from services.scheduler.dispatch.dispatcher import Dispatcher
-from services.scheduler.dispatch.rerank import AlignmentReranker, ScoreReranker
 from services.scheduler.dispatch.throughput import Throughput
 from services.scheduler.jobs.notifier import JobNotifier
 from services.scheduler.jobs.sqlite import open_store
@@ -79,7 +78,6 @@ class Scheduler:
             models,
             embedder_client,
             cache_client,
-            AlignmentReranker(embedder_client) if settings.reranker == "alignment" else ScoreReranker(),
             throughput,
             DenoiseRunner(
                 denoiser_client,
@@ -89,6 +87,7 @@ class Scheduler:
                 max_video_bytes=settings.max_video_bytes,
                 admission_seconds=settings.admission_seconds,
             ),
+            compare_prompts=settings.compare_prompts,
         )
         required_peers = (embedder_client.health, denoiser_client.health)
         dispatcher = Dispatcher(attempt_runner, store, videos, required_peers, settings)

@@ -53,8 +53,9 @@ class SchedulerSettings(ServerSettings):
 
     donor_limit: Annotated[int, Field(ge=1, le=MAX_DONORS)] = 8
     """Upper bound on the donors that the planner chooses from."""
-    reranker: Literal["alignment", "score"] = "alignment"
-    """Order of the donors: by alignment of the prompts, or by similarity alone."""
+    compare_prompts: bool = True
+    """Whether the planner uses the edit between a donor's prompt and the request's. If false, it uses their
+    similarity alone."""
     lookup_seconds: Seconds = 2.0
     """Upper bound on a cache lookup, in seconds."""
     align_seconds: Seconds = 2.0

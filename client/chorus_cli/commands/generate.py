@@ -12,6 +12,8 @@ from chorus_client import AsyncChorusClient, ChorusError, SpecOptions
 from chorus_client.plans import plan_from_options
 from chorus_client.spec import parse_numbers
 from chorus_rpc.errors import invalid
+from chorus_rpc.limits import MAX_PROMPT_CHARACTERS
+from chorus_rpc.plan_bounds import MAX_STRENGTH
 
 from chorus_cli.connect import connect_scheduler
 from chorus_cli.following import generate_and_save, options_from_spec, run
@@ -30,7 +32,9 @@ Detach = Annotated[
 def generate(
     prompt: Annotated[
         str | None,
-        typer.Argument(metavar="PROMPT", help="Text of the video, 1 to 2,000 characters."),
+        typer.Argument(
+            metavar="PROMPT", help=f"Text of the video, 1 to {MAX_PROMPT_CHARACTERS:,} characters."
+        ),
     ] = None,
     file: Annotated[
         str | None,
@@ -90,7 +94,7 @@ def generate(
         typer.Option(
             metavar="FORM:STRENGTH",
             help="Explicit plan: amplification of the new words: contrast, bias or value-gain, and a "
-            "strength of 0 to 4, such as contrast:0.5.",
+            f"strength of 0 to {MAX_STRENGTH:g}, such as contrast:0.5.",
         ),
     ] = None,
     min_score: Annotated[

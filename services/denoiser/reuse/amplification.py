@@ -23,7 +23,8 @@ from services.denoiser.network.text import AmplifiedText, LayerAmplification
 from services.denoiser.network.wan import TextKV
 
 Gained = Sequence[tuple[int, float]]  # positions in the target's prompt, and weights from 0 to 1
-# Returns the text that cross-attention reads in a step, for the computed tokens [n]; None means all.
+# Returns the text that cross-attention reads in a step, for the tokens at the computed positions [n]; None
+# means all.
 StepText: TypeAlias = Callable[[int, Tensor | None], AmplifiedText]
 
 
@@ -36,7 +37,7 @@ def plan_text(kv: TextKV, plan: plan_pb2.Plan, donor: TextKV | None) -> StepText
     plain = AmplifiedText(kv)
     gained = [(token.index, token.weight) for token in plan.gained]
 
-    def text(step: int, index: Tensor | None) -> AmplifiedText:
+    def text(step: int, positions: Tensor | None) -> AmplifiedText:
         if not amplifies(plan.amplification, step):
             return plain
         return amplify_text(kv, plan.amplification, gained=gained, donor=donor)

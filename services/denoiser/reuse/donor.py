@@ -9,7 +9,7 @@ from torch import Tensor
 
 from services.denoiser.model.loaded import LoadedModel
 from services.denoiser.network.wan import TextKV
-from services.denoiser.reuse.regions import compare_predictions
+from services.denoiser.reuse.region_masks import compare_predictions
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class DonorLatents:
     """Cached data of a donor, on the model's device.
 
     Attributes:
-        steps: By index, float32 [C, T, H, W]: x_{K1} … x_{K2}, or x_N alone for a renoised plan.
+        steps: By step boundary, float32 [C, T, H, W]: x_{K1} … x_{K2}, or x_N alone for a renoised plan.
         maps: [L, N], 0 to 1: where each token of the donor's prompt acted; for regions by attention.
         text: The donor's prompt, encoded; for contrast.
     """
@@ -42,22 +42,24 @@ class DonorTrajectory:
         assert self._latents.maps is not None
         return self._latents.maps
 
-    def tokens(self, index: int) -> Tensor:
-        """Returns x_index as tokens [N, C*P]."""
-        if index not in self._tokens:
-            self._tokens[index] = self._model.to_tokens(self._latents.steps[index])
-        return self._tokens[index]
+    def tokens(self, boundary: int) -> Tensor:
+        """Returns x_boundary as tokens [N, C*P]."""
+        if boundary not in self._tokens:
+            self._tokens[boundary] = self._model.to_tokens(self._latents.steps[boundary])
+        return self._tokens[boundary]
 
-    def differences(self, step: int, tokens: Tensor, velocity: Tensor, index: Tensor | None = None) -> Tensor:
+    def differences(
+        self, step: int, tokens: Tensor, velocity: Tensor, positions: Tensor | None = None
+    ) -> Tensor:
         """Returns the difference of the target's prediction of clean data from the donor's, per token [n].
 
         Args:
             tokens: [N, C*P], x_step of the target.
-            velocity: [n, C*P], predicted for the tokens `index` [n]; None means all.
+            velocity: [n, C*P], predicted for the tokens at `positions` [n]; None means all.
         """
         donor, variance = self._prediction(step)
-        if index is not None:
-            tokens, donor = tokens[index], donor[index]
+        if positions is not None:
+            tokens, donor = tokens[positions], donor[positions]
         return compare_predictions(tokens - self._sigmas[step] * velocity, donor, variance)
 
     def _prediction(self, step: int) -> tuple[Tensor, Tensor]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 from chorus.common.v1 import plan_pb2
 from torch import Tensor
 
 from services.denoiser.reuse.donor import DonorTrajectory
-from services.denoiser.reuse.regions import (
+from services.denoiser.reuse.region_masks import (
     find_attended_region,
     find_differing_region,
     refine_region,
@@ -29,13 +30,14 @@ class RegionFinder(ABC):
             tokens: x_{K1}, [N, C*P].
         """
 
-    @abstractmethod
-    def refine(self, active: Tensor, differences: Tensor, target: Target) -> Tensor:
-        """Returns the active tokens of the next step, bool [N]: part of those of the last one.
+    def refine(self, active: Tensor, differences: Callable[[], Tensor], target: Target) -> Tensor:
+        """Returns the active tokens of the next region step, bool [N]: those of the last one or part of them.
 
         Args:
-            differences: [n], of the active tokens in order, as `DonorTrajectory.differences`.
+            differences: Computes the differences [n] of the active tokens, in order, as
+                `DonorTrajectory.differences` defines them.
         """
+        return active
 
 
 class _DifferenceFinder(RegionFinder):
@@ -44,14 +46,14 @@ class _DifferenceFinder(RegionFinder):
     def __init__(self, region: plan_pb2.RegionPlan) -> None:
         self._threshold, self._dilation = region.threshold, region.dilation
 
-    def refine(self, active: Tensor, differences: Tensor, target: Target) -> Tensor:
+    def refine(self, active: Tensor, differences: Callable[[], Tensor], target: Target) -> Tensor:
         return refine_region(
-            active, differences, target.grid, threshold=self._threshold, dilation=self._dilation
+            active, differences(), target.grid, threshold=self._threshold, dilation=self._dilation
         )
 
 
 class ProbeFinder(_DifferenceFinder):
-    """Computes every fourth token, and takes the tokens around those that differ from the donor's."""
+    """Computes every fourth token, and activates the tokens around those that differ from the donor's."""
 
     def find(self, step: int, tokens: Tensor, target: Target, donor: DonorTrajectory) -> Tensor:
         probes = select_probe_tokens(target.grid, tokens.device)
@@ -66,7 +68,7 @@ class ProbeFinder(_DifferenceFinder):
 
 
 class FullStepFinder(_DifferenceFinder):
-    """Computes the first step of stage 2 in full, and takes the tokens that differ from the donor's."""
+    """Computes the first step of stage 2 in full, and activates the tokens that differ from the donor's."""
 
     def find(self, step: int, tokens: Tensor, target: Target, donor: DonorTrajectory) -> Tensor:
         differences = donor.differences(step, tokens, target.velocity(step, tokens))
@@ -76,7 +78,7 @@ class FullStepFinder(_DifferenceFinder):
 
 
 class AttentionFinder(RegionFinder):
-    """Takes the places where lost words acted in the donor. Computes nothing.
+    """Activates the tokens where lost words acted in the donor. Computes nothing.
 
     The region stays as it is: its threshold is a share of attention, which later steps do not measure.
     """
@@ -94,14 +96,13 @@ class AttentionFinder(RegionFinder):
             dilation=self._region.dilation,
         )
 
-    def refine(self, active: Tensor, differences: Tensor, target: Target) -> Tensor:
-        return active
-
 
 def create_region_finder(plan: plan_pb2.Plan) -> RegionFinder:
-    """Returns the finder for the source that the plan names."""
+    """Returns the finder for the source that the plan names. Raises ValueError if it names none."""
     if plan.region.source == plan_pb2.REGION_SOURCE_ATTENTION:
         return AttentionFinder(plan)
     if plan.region.source == plan_pb2.REGION_SOURCE_PROBE:
         return ProbeFinder(plan.region)
-    return FullStepFinder(plan.region)
+    if plan.region.source == plan_pb2.REGION_SOURCE_FULL_STEP:
+        return FullStepFinder(plan.region)
+    raise ValueError(f"unknown region source {plan.region.source}")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from chorus.common.v1 import plan_pb2
@@ -24,7 +25,7 @@ from services.denoiser.network.wan import AttentionObserver, Grid, TextKV
 from services.denoiser.reuse.amplification import StepText, plan_text
 from services.denoiser.reuse.donor import DonorLatents, DonorTrajectory
 from services.denoiser.reuse.region_finders import RegionFinder, create_region_finder
-from services.denoiser.reuse.regions import compute_edge_weights, select_context
+from services.denoiser.reuse.region_masks import compute_edge_weights, select_context
 from services.denoiser.reuse.target import Target
 
 
@@ -33,17 +34,17 @@ class Step:
     """One finished step of a run.
 
     Attributes:
-        index: Step boundary that was reached: `latents` are x_index.
-        sigma: Noise level of x_index.
+        boundary: Step boundary that was reached: `latents` are x_boundary.
+        sigma: Noise level of x_boundary.
         latents: float32 [C, T, H, W], on the model's device.
         computed_share: Tokens that went through the network, divided by all tokens; above 1 where the search
             for a region was followed by a full step.
-        active: bool [N], tokens that are the target's own; the others are the donor's. None means all.
+        active: bool [N], tokens that this step computed; the others are the donor's. None means all.
         backend: Backend that ran the network.
         seconds: Duration of the step on the device; 0 until the caller has measured it.
     """
 
-    index: int
+    boundary: int
     sigma: float
     latents: Tensor
     computed_share: float
@@ -53,7 +54,7 @@ class Step:
 
 
 class Stages:
-    """Runs one plan.
+    """Runs one plan. `finder`, `text` and `edge_weights` exist for the experiments in bench/.
 
     Args:
         plan: Valid for the schedule; the donor holds what it needs.
@@ -85,7 +86,7 @@ class Stages:
         self._predictor, self._model = predictor, predictor.model
         self._donor = DonorTrajectory(self._model, donor, sigmas)
         self._target = Target(predictor, shape, sigmas, text or plan_text(text_kv, plan, donor.text))
-        self._finder = finder or create_region_finder(plan)
+        self._finder = finder
         self._edge_weights = edge_weights
 
     def steps(self, observers: Mapping[int, AttentionObserver] | None = None) -> Iterator[Step]:
@@ -99,11 +100,12 @@ class Stages:
 
         # Stage 2: steps K1 … K2 − 1 compute the active tokens. A region above its budget is not used.
         if self._reuse_steps < self._region_end:
-            active = self._find_region(tokens)
+            finder = self._finder or create_region_finder(self._plan)
+            active = finder.find(self._reuse_steps, tokens, self._target, self._donor)
             if float(active.float().mean()) <= self._plan.region.budget:
                 for step in range(self._reuse_steps, self._region_end):
                     region = active
-                    tokens, active = self._region_step(step, tokens, region)
+                    tokens, active = self._region_step(step, tokens, region, finder)
                     yield self._build_step(step + 1, tokens, region)
                 full_from = self._region_end
 
@@ -122,40 +124,40 @@ class Stages:
             return add_noise(clean, noise, self._sigmas[self._reuse_steps])
         return self._donor.tokens(self._reuse_steps)
 
-    def _find_region(self, tokens: Tensor) -> Tensor:
-        """Returns the active tokens of step K1, bool [N]."""
-        return self._finder.find(self._reuse_steps, tokens, self._target, self._donor)
-
-    def _region_step(self, step: int, tokens: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
-        """Computes the active tokens. Returns x_{step+1} and the active tokens of the next step."""
-        index = active.nonzero()[:, 0]
-        if not len(index):
+    def _region_step(
+        self, step: int, tokens: Tensor, active: Tensor, finder: RegionFinder
+    ) -> tuple[Tensor, Tensor]:
+        """Computes the active tokens. Returns x_{step+1} and the active tokens of the next region step."""
+        positions = active.nonzero()[:, 0]
+        if not len(positions):
             return self._donor.tokens(step + 1), active
-        computed = index
+        computed = positions
         if self._plan.region.context == plan_pb2.REGION_CONTEXT_STRIDED:
-            computed = torch.cat((index, select_context(active, self._target.grid))).sort().values
+            computed = torch.cat((positions, select_context(active, self._target.grid))).sort().values
         velocity = self._target.velocity(step, tokens, computed)[active[computed]]
-        differences = self._donor.differences(step, tokens, velocity, index)
-        own = self._euler_step(step, tokens, torch.zeros_like(tokens).index_copy_(0, index, velocity))
+        own = self._euler_step(step, tokens, torch.zeros_like(tokens).index_copy_(0, positions, velocity))
         blended = self._blend_with_donor(step + 1, own, active)
-        return blended, self._finder.refine(active, differences, self._target)
+        if step + 1 == self._region_end:
+            return blended, active
+        differences = partial(self._donor.differences, step, tokens, velocity, positions)
+        return blended, finder.refine(active, differences, self._target)
 
     def _euler_step(self, step: int, tokens: Tensor, velocity: Tensor) -> Tensor:
         return euler_step(tokens, velocity, self._sigmas[step], self._sigmas[step + 1])
 
-    def _blend_with_donor(self, index: int, own: Tensor, active: Tensor) -> Tensor:
-        """Returns x_index: the target's own where active, less so at the region's edge, else the donor's.
+    def _blend_with_donor(self, boundary: int, own: Tensor, active: Tensor) -> Tensor:
+        """Returns x_boundary: the target's own where active, less so at the region's edge, else the donor's.
 
         Args:
             own: [N, C*P]; ignored for tokens that are not active.
         """
         weight = self._edge_weights(active, self._target.grid)[:, None]
-        return torch.lerp(self._donor.tokens(index), own, weight)
+        return torch.lerp(self._donor.tokens(boundary), own, weight)
 
-    def _build_step(self, index: int, tokens: Tensor, active: Tensor | None) -> Step:
+    def _build_step(self, boundary: int, tokens: Tensor, active: Tensor | None) -> Step:
         return Step(
-            index=index,
-            sigma=self._sigmas[index],
+            boundary=boundary,
+            sigma=self._sigmas[boundary],
             latents=self._model.to_latents(tokens, self._shape),
             computed_share=self._target.take_computed_share(),
             active=active,

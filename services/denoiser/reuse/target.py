@@ -33,21 +33,22 @@ class Target:
         self,
         step: int,
         tokens: Tensor,
-        index: Tensor | None = None,
+        positions: Tensor | None = None,
         on_attention: AttentionObserver | None = None,
     ) -> Tensor:
-        """Velocity [n, C*P] of the tokens `index` [n] among x_step = `tokens` [N, C*P]; None means all.
+        """Returns the velocity [n, C*P] of the tokens at `positions` [n] of x_step = `tokens` [N, C*P].
 
         Args:
+            positions: int64, ascending; None means all tokens.
             on_attention: Called with cross-attention if the step is computed in this call.
         """
         if self._full is not None and self._full[0] == step and self._full[1] is tokens:
-            return self._full[2] if index is None else self._full[2][index]
+            return self._full[2] if positions is None else self._full[2][positions]
         velocity = self._predictor.velocity(
-            tokens, self._sigmas[step], self._text(step, index), self._shape, index, on_attention
+            tokens, self._sigmas[step], self._text(step, positions), self._shape, positions, on_attention
         )
         self._computed_share += len(velocity) / len(tokens)
-        if index is None:
+        if positions is None:
             self._full = step, tokens, velocity
         return velocity
 

@@ -1,4 +1,4 @@
-"""One attempt at a job: embed → look up → rerank → plan → denoise."""
+"""One attempt at a job: embed → look up → compare prompts → plan → denoise."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from chorus_rpc.errors import ChorusError
 from chorus_rpc.telemetry import Span
 
 from services.runtime.logs import get_logger
-from services.scheduler.dispatch.denoise_stream import DenoiseRun, DenoiseRunner
-from services.scheduler.dispatch.rerank import Reranker
+from services.scheduler.dispatch.compare import compare_prompts
+from services.scheduler.dispatch.denoise_stream import DenoiseParameters, DenoiseRunner
 from services.scheduler.dispatch.retry import classify_failure
 from services.scheduler.dispatch.throughput import Throughput
 from services.scheduler.jobs.states import IN_QUEUE
@@ -38,7 +38,11 @@ POLICIES: Mapping[plan_pb2.ReusePolicy.ValueType, Policy] = {
 
 
 class AttemptRunner:
-    """Runs attempts at jobs, each from the queue to the video; holds no state of any job."""
+    """Runs attempts at jobs, each from the queue to the video; holds no state of any job.
+
+    Args:
+        compare_prompts: whether the prompts of donors are compared with the target's.
+    """
 
     def __init__(
         self,
@@ -46,17 +50,18 @@ class AttemptRunner:
         models: ModelRegistry,
         embedder: EmbedderClient,
         cache: CacheClient,
-        reranker: Reranker,
         throughput: Throughput,
         denoise_runner: DenoiseRunner,
+        *,
+        compare_prompts: bool,
     ) -> None:
         self._store = store
         self._models = models
         self._embedder = embedder
         self._cache = cache
-        self._reranker = reranker
         self._throughput = throughput
         self._denoise_runner = denoise_runner
+        self._compare_prompts = compare_prompts
 
     async def run(self, job: Job, span: Span) -> None:
         """Runs a queued job, and returns when the denoiser is free of it.
@@ -75,7 +80,7 @@ class AttemptRunner:
         encoded = await self._embed(job, model, warnings)
         embedded = time.monotonic()
         donors, cache_error = await self._look_up(job, model, encoded, warnings)
-        donors = await self._rerank(job, encoded, donors)
+        donors = await self._add_edits(job, encoded, donors, warnings)
         plan = self._plan(spec, model, donors, cache_error)
         timings.embed_seconds = embedded - dequeued
         timings.lookup_seconds = time.monotonic() - embedded
@@ -92,7 +97,8 @@ class AttemptRunner:
         log.info("planned", reuse_steps=plan.reuse_steps, reason=plan.reasons[0].text)
         span.set_attribute(semconv.ATTEMPT, running.generation.attempts)
         request = build_denoise_request(job.job_id, spec, encoded, plan)
-        await self._denoise_runner.run(DenoiseRun(running, model, request, timings, dequeued), span)
+        parameters = DenoiseParameters(running, model, request, timings, dequeued)
+        await self._denoise_runner.run(parameters, span)
 
     async def _embed(
         self, job: Job, model: denoiser_pb2.ModelInfo, warnings: list[errors_pb2.JobError]
@@ -104,7 +110,7 @@ class AttemptRunner:
         except ChorusError as error:
             raise classify_failure(error, "embedder") from error
         if encoded.truncated:
-            warnings.append(_truncated())
+            warnings.append(_make_truncation_warning())
         return encoded
 
     async def _look_up(
@@ -129,23 +135,31 @@ class AttemptRunner:
             warnings.append(errors.to_job_error(error))
             return [], error
 
-    async def _rerank(
-        self, job: Job, encoded: embedder_pb2.EmbedResponse, donors: list[planner.Donor]
+    async def _add_edits(
+        self,
+        job: Job,
+        encoded: embedder_pb2.EmbedResponse,
+        donors: list[planner.Donor],
+        warnings: list[errors_pb2.JobError],
     ) -> list[planner.Donor]:
-        """Returns the donors with the edits that lead from them where the plan depends on these.
+        """Adds to each donor the edit from its prompt to the target's, if the plan needs it.
 
-        If the embedder fails, donors come back as they were, and their similarity decides.
+        If the embedder fails, returns the donors unchanged: the planner then decides by their similarity.
         """
         spec = job.generation.spec
-        unused = spec.HasField("explicit_reuse") and not planner.needs_edit(spec.explicit_reuse)
-        if unused or not donors:
+        edits_unused = spec.HasField("explicit_reuse") and not planner.needs_edit(spec.explicit_reuse)
+        if edits_unused or not donors or not self._compare_prompts:
             return donors
         try:
-            return await self._reranker.rerank(spec.prompt, encoded, donors, job.deadline)
+            return await compare_prompts(self._embedder, spec.prompt, encoded, donors, job.deadline)
         except ChorusError as error:
             if error.reason == errors.DEADLINE_EXCEEDED:
                 raise
+            error.metadata.setdefault("service", "embedder")
             log.warning("prompts not compared", error=error.message)
+            warning = errors.to_job_error(error)
+            warning.message = f"the prompts could not be compared with the donors': {error.message}"
+            warnings.append(warning)
             return donors
 
     def _plan(
@@ -177,7 +191,7 @@ class AttemptRunner:
         return planner.to_message(plan)
 
 
-def _truncated() -> errors_pb2.JobError:
+def _make_truncation_warning() -> errors_pb2.JobError:
     return errors_pb2.JobError(
         reason=errors.INVALID_FIELD,
         message="the prompt has more tokens than the encoder accepts; those beyond its limit were dropped",

@@ -137,8 +137,8 @@ class DenoiseStream:
 
 
 @dataclass(frozen=True)
-class DenoiseRun:
-    """One run to be made for a job.
+class DenoiseParameters:
+    """Parameters of one run on the denoiser.
 
     Attributes:
         job: a job in state RUNNING.
@@ -178,7 +178,7 @@ class DenoiseRunner:
         self._max_video_bytes = max_video_bytes
         self._admission_seconds = admission_seconds
 
-    async def run(self, run: DenoiseRun, generation_span: Span) -> None:
+    async def run(self, parameters: DenoiseParameters, generation_span: Span) -> None:
         """Follows one Denoise call. Returns when it has ended, or at once when the job has ended elsewhere.
 
         Args:
@@ -186,36 +186,36 @@ class DenoiseRunner:
 
         Raises as `AttemptRunner.run` does.
         """
-        plan = run.request.plan
+        plan = parameters.request.plan
         stream = DenoiseStream(
             plan.total_steps,
-            run.job.generation.attempts,
-            self._throughput.decode_seconds(run.job.generation.spec),
+            parameters.job.generation.attempts,
+            self._throughput.decode_seconds(parameters.job.generation.spec),
             self._max_video_bytes,
         )
-        attributes: dict[str, str | bool | int | float] = {semconv.GEN_AI_MODEL: run.model.model_id}
+        attributes: dict[str, str | bool | int | float] = {semconv.GEN_AI_MODEL: parameters.model.model_id}
         if plan.HasField("donor"):
             attributes[semconv.ENTRY_ID] = plan.donor.entry_id
             attributes[semconv.DONOR_SCORE] = plan.donor.score
         try:
             with telemetry.span(semconv.SPAN_DISPATCH, attributes, link=plan.donor.traceparent):
-                await self._follow(run, stream)
+                await self._follow(parameters, stream)
         finally:
             # The donor may have been lost since the plan was made.
             generation_span.set_attribute(semconv.CACHE_DECISION, "hit" if stream.reuse_steps else "miss")
 
-    async def _follow(self, run: DenoiseRun, stream: DenoiseStream) -> None:
+    async def _follow(self, parameters: DenoiseParameters, stream: DenoiseStream) -> None:
         succeeded = False
         try:
             async with (
                 asyncio.timeout(None) as limit,
-                aclosing(self._denoiser.denoise(run.request, run.job.deadline)) as replies,
+                aclosing(self._denoiser.denoise(parameters.request, parameters.job.deadline)) as replies,
             ):
                 async for reply in replies:
                     if events := stream.convert(reply):
-                        await self._advance(run.job, events)
+                        await self._advance(parameters.job, events)
                     if stream.completed is not None and not succeeded:
-                        await self._complete(run, stream, stream.completed)
+                        await self._complete(parameters, stream, stream.completed)
                         succeeded = True
                         limit.reschedule(asyncio.get_running_loop().time() + self._admission_seconds)
             if not succeeded:
@@ -236,13 +236,13 @@ class DenoiseRunner:
             log.warning("stream broke after the video was complete", error=error.message)
 
     async def _complete(
-        self, run: DenoiseRun, stream: DenoiseStream, completed: denoiser_pb2.Completed
+        self, parameters: DenoiseParameters, stream: DenoiseStream, completed: denoiser_pb2.Completed
     ) -> None:
         """Saves the video and ends the job. If the job has ended already, keeps no video.
 
         Raises JobNoLongerRunning in that case.
         """
-        job, timings, spec = run.job, run.timings, run.job.generation.spec
+        job, timings, spec = parameters.job, parameters.timings, parameters.job.generation.spec
         info, data = stream.finish_video()
         try:
             await self._videos.save(job.job_id, data)
@@ -251,7 +251,7 @@ class DenoiseRunner:
         timings.fetch_seconds = stream.fetch_seconds
         timings.denoise_seconds = completed.denoise_seconds
         timings.decode_seconds = completed.decode_seconds
-        timings.total_seconds = time.monotonic() - run.dequeued
+        timings.total_seconds = time.monotonic() - parameters.dequeued
         full_step = throughput.full_step(stream.steps)
         if full_step is not None:
             self._throughput.record(spec, full_step, completed.decode_seconds, timings.total_seconds)
@@ -260,10 +260,10 @@ class DenoiseRunner:
             steps_run=completed.steps_run,
             timings=timings,
             seconds_saved=throughput.seconds_saved(
-                run.request.plan.total_steps if stream.reuse_steps else 0,
+                parameters.request.plan.total_steps if stream.reuse_steps else 0,
                 completed.denoise_seconds,
                 stream.fetch_seconds,
-                full_step or self._throughput.seconds_per_step(spec, run.model),
+                full_step or self._throughput.seconds_per_step(spec, parameters.model),
             ),
         )
         try:

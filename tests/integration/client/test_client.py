@@ -8,8 +8,10 @@ import socket
 from collections.abc import AsyncIterator
 from dataclasses import FrozenInstanceError
 from pathlib import Path
+from typing import Any
 
 import pytest
+from chorus.scheduler.v1 import scheduler_pb2
 from chorus_client import (
     AsyncCacheClient,
     AsyncChorusClient,
@@ -260,6 +262,43 @@ async def test_cancelling_the_caller_cancels_the_generation(
     with pytest.raises(asyncio.CancelledError, match="gen-1 is cancelled"):
         await task
     assert deployment.scheduler.events["gen-1"][-1].HasField("cancelled")
+
+
+async def test_cancelling_the_caller_after_the_end_reports_the_state(
+    client: AsyncChorusClient, deployment: FakeDeployment
+) -> None:
+    task = asyncio.create_task(client.generate("slow circle"))
+    await asyncio.to_thread(deployment.scheduler.watching.wait, 10)
+    # Ended at the server, but the client has received no event of it.
+    deployment.scheduler.generations["gen-1"].state = scheduler_pb2.GENERATION_STATE_SUCCEEDED
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError, match="interrupted; gen-1 had already succeeded"):
+        await task
+
+
+@pytest.mark.parametrize("callback", ["on_accepted", "on_event"])
+async def test_an_exception_in_a_callback_ends_the_wait_but_not_the_generation(
+    client: AsyncChorusClient, callback: str
+) -> None:
+    def refuse(_: Event | Generation) -> None:
+        raise ZeroDivisionError
+
+    callbacks: dict[str, Any] = {callback: refuse}
+    with pytest.raises(ZeroDivisionError):
+        await client.generate("slow circle", **callbacks)
+    assert (await client.handle("gen-1").status()).state == "running"
+
+
+async def test_generate_gives_up_on_a_server_that_stays_away(
+    client: AsyncChorusClient, deployment: FakeDeployment
+) -> None:
+    task = asyncio.create_task(client.generate("slow circle", patience=0.2))
+    await asyncio.to_thread(deployment.scheduler.watching.wait, 10)
+    await deployment.stop()
+    async with asyncio.timeout(20):
+        with pytest.raises(ChorusError) as fault:
+            await task
+    assert fault.value.reason == errors.DEPENDENCY_UNAVAILABLE
 
 
 async def test_a_generation_cancelled_elsewhere_raises_generation_cancelled(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import grpc.aio
 import pytest
 import pytest_asyncio
 from chorus.common.v1 import plan_pb2
 from chorus.scheduler.v1 import scheduler_pb2 as pb
+from chorus_rpc import errors
 from chorus_rpc.errors import INVALID_FIELD, from_rpc_error
 from chorus_rpc.plan_bounds import DEFAULT_REGION
 
@@ -52,7 +54,19 @@ async def test_reuse_continues_when_prompts_cannot_be_aligned(world: World) -> N
     ended = await world.get(accepted)
     assert ended.plan.reuse_steps == 3
     assert not ended.plan.edit
-    assert not ended.warnings
+    [warning] = ended.warnings
+    assert warning.reason == errors.INTERNAL
+    assert warning.metadata["service"] == "embedder"
+    assert warning.message.startswith("the prompts could not be compared with the donors': ")
+
+
+async def test_prompts_are_not_compared_if_the_setting_is_off(tmp_path: Path) -> None:
+    async with World(tmp_path, {"CHORUS_SCHEDULER_COMPARE_PROMPTS": "false"}) as world:
+        world.cache.hold(0.9992, 1, 2, 3)
+        accepted = await world.submit()
+        await world.events(accepted)
+        assert (await world.get(accepted)).plan.reuse_steps == 3
+        assert not world.embedder.aligned
 
 
 async def test_a_requests_own_plan_reaches_the_denoiser(world: World) -> None:

@@ -8,8 +8,10 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from chorus_rpc import semconv, telemetry
 from chorus_rpc.errors import (
     BLOB_CORRUPT,
     DEPENDENCY_UNAVAILABLE,
@@ -18,10 +20,14 @@ from chorus_rpc.errors import (
     Reason,
     unavailable,
 )
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from services.cache.directory import DirectoryBlobs
 from services.cache.entries import Admission, Entry, Space
-from services.cache.index import Selection
+from services.cache.index import Hit, Selection
 from services.cache.milvus import MilvusIndex
 from services.cache.store import LatentStore
 from services.cache.sweeper import Sweeper, SweepResult, sweep
@@ -281,6 +287,30 @@ async def test_lookup_omits_donors_below_the_minimum_score(store: LatentStore) -
     assert await store.lookup(SPACE, "default", identity, unit(5), 4, hit.score) == [hit]
     assert await store.lookup(SPACE, "default", identity, unit(5), 4, min(1.0, hit.score + 1e-3)) == []
     assert (store.counters.lookups, store.counters.lookups_with_donor) == (3, 2)
+
+
+@pytest.mark.parametrize("deleted_meanwhile", [False, True])
+async def test_the_span_of_the_search_records_the_number_of_donors(
+    store: LatentStore, monkeypatch: pytest.MonkeyPatch, deleted_meanwhile: bool
+) -> None:
+    await store.admit(offered())
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    monkeypatch.setattr(trace, "get_tracer", provider.get_tracer)
+    monkeypatch.setattr(telemetry, "_enabled", True)
+    if deleted_meanwhile:
+        search = store.index.search
+
+        async def search_during_a_deletion(*arguments: Any) -> list[Hit]:
+            hits = await search(*arguments)
+            await store.delete_rows(SPACE.name, "default", ["0" * 64])
+            return hits
+
+        monkeypatch.setattr(store.index, "search", search_during_a_deletion)
+    assert len(await found(store)) == 1
+    [span] = [span for span in exporter.get_finished_spans() if span.name == semconv.SPAN_INDEX_SEARCH]
+    assert dict(span.attributes or {}) == {semconv.DONOR_COUNT: 1}
 
 
 async def test_purge_deletes_rows_at_once_and_blobs_after_the_grace_period(

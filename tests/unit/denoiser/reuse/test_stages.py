@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from services.denoiser.reuse.amplification import amplify_text
 from services.denoiser.reuse.attention_maps import AttentionMaps
 from services.denoiser.reuse.donor import DonorLatents, DonorTrajectory
 from services.denoiser.reuse.region_finders import RegionFinder
-from services.denoiser.reuse.regions import select_probe_tokens
+from services.denoiser.reuse.region_masks import select_probe_tokens
 from services.denoiser.reuse.stages import Stages, Step
 from services.denoiser.reuse.target import Target
 from tests.tiny_model import TEXT_DIM, save_tiny_model
@@ -94,7 +94,7 @@ def test_without_a_donor_the_stages_equal_the_sampler(bench: Bench) -> None:
 def test_stage_1_starts_from_the_donors_latents(bench: Bench) -> None:
     expected = list(bench.full(bench.text, 2, bench.donor.steps[2]))
     found = bench.run(plan(2))
-    assert [s.index for s in found] == [3, 4]
+    assert [s.boundary for s in found] == [3, 4]
     assert all(torch.equal(f.latents, e) for f, e in zip(found, expected, strict=True))
 
 
@@ -107,7 +107,7 @@ def test_a_renoised_plan_adds_the_targets_noise_to_clean_latents(bench: Bench) -
     found = list(
         Stages(bench.predictor, wanted, bench.shape, bench.sigmas, bench.text, bench.noise, needed).steps()
     )
-    assert [s.index for s in found] == [3, 4]
+    assert [s.boundary for s in found] == [3, 4]
     assert all(torch.equal(f.latents, e) for f, e in zip(found, expected, strict=True))
     assert [s.computed_share for s in found] == [1.0, 1.0]
     other = Stages(
@@ -144,7 +144,7 @@ def test_the_donors_prompt_gives_an_empty_region(bench: Bench, source: str) -> N
     found = bench.run(plan(1, 4, source, threshold=1e-6), bench.donor_text)
     assert [s.computed_share for s in found[1:]] == [0.0, 0.0]
     for step in found:
-        assert torch.allclose(step.latents, bench.donor.steps[step.index], atol=1e-5)
+        assert torch.allclose(step.latents, bench.donor.steps[step.boundary], atol=1e-5)
 
 
 def test_inactive_tokens_take_the_donors_latents_until_stage_3(bench: Bench) -> None:
@@ -155,7 +155,7 @@ def test_inactive_tokens_take_the_donors_latents_until_stage_3(bench: Bench) -> 
         assert step.active is not None
         assert 0 < step.active.sum() < bench.count
         assert step.computed_share == pytest.approx(float(step.active.float().mean()))
-        own, donor = (bench.model.to_tokens(x) for x in (step.latents, bench.donor.steps[step.index]))
+        own, donor = (bench.model.to_tokens(x) for x in (step.latents, bench.donor.steps[step.boundary]))
         assert torch.equal(own[~step.active], donor[~step.active])
         assert not torch.equal(own[step.active], donor[step.active])
     assert last.active is None
@@ -232,7 +232,7 @@ def test_attention_maps_are_shares_of_the_middle_blocks_attention(bench: Bench) 
 
 
 class CheckerboardFinder(RegionFinder):
-    """Takes every other token, and records the differences passed to `refine`."""
+    """Activates every other token, and records the differences passed to `refine`."""
 
     def __init__(self) -> None:
         self.differences: list[Tensor] = []
@@ -240,8 +240,8 @@ class CheckerboardFinder(RegionFinder):
     def find(self, step: int, tokens: Tensor, target: Target, donor: DonorTrajectory) -> Tensor:
         return torch.arange(len(tokens)) % 2 == 0
 
-    def refine(self, active: Tensor, differences: Tensor, target: Target) -> Tensor:
-        self.differences.append(differences)
+    def refine(self, active: Tensor, differences: Callable[[], Tensor], target: Target) -> Tensor:
+        self.differences.append(differences())
         return active
 
 
@@ -256,11 +256,32 @@ def test_a_given_finder_replaces_the_plans_source(bench: Bench) -> None:
     finder = CheckerboardFinder()
     steps = run_with(bench, plan(1, 3), finder=finder)
     expected = torch.arange(bench.count) % 2 == 0
-    assert [step.index for step in steps] == [2, 3, 4]
+    assert [step.boundary for step in steps] == [2, 3, 4]
     assert all(step.active is not None and torch.equal(step.active, expected) for step in steps[:2])
     assert steps[2].active is None
     assert [step.computed_share for step in steps] == [0.5, 0.5, 1.0]
-    assert [len(differences) for differences in finder.differences] == [bench.count // 2] * 2
+    assert [len(differences) for differences in finder.differences] == [bench.count // 2]
+
+
+def test_a_region_is_refined_only_if_a_region_step_follows(bench: Bench) -> None:
+    for end, refined in ((2, 0), (3, 1), (4, 2)):
+        finder = CheckerboardFinder()
+        run_with(bench, plan(1, end), finder=finder)
+        assert len(finder.differences) == refined
+
+
+def test_a_region_by_attention_needs_no_differences(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = plan(1, 4, "ATTENTION", threshold=0.9)
+    wanted.lost.add(index=2, weight=1.0)
+    expected = bench.run(wanted)
+    monkeypatch.setattr(DonorTrajectory, "differences", lambda *_: pytest.fail("differences were computed"))
+    for found, step in zip(bench.run(wanted), expected, strict=True):
+        assert torch.equal(found.latents, step.latents)
+
+
+def test_a_plan_that_names_no_region_source_is_rejected(bench: Bench) -> None:
+    with pytest.raises(ValueError, match="unknown region source 0"):
+        bench.run(plan(1, 3, "UNSPECIFIED"))
 
 
 def test_given_edge_weights_replace_blending(bench: Bench) -> None:

@@ -149,8 +149,8 @@ class _RegionContextEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._
     REGION_CONTEXT_NONE: _RegionContext.ValueType  # 1
     """None. Active tokens attend to each other and to the text only."""
     REGION_CONTEXT_STRIDED: _RegionContext.ValueType  # 2
-    """Every fourth inactive token. It passes through the network with the active ones; its prediction is
-    discarded.
+    """Those inactive tokens that PROBE would compute: one of each 2 x 2. They pass through the network with the
+    active ones; their predictions are discarded.
     """
 
 class RegionContext(_RegionContext, metaclass=_RegionContextEnumTypeWrapper):
@@ -160,8 +160,8 @@ REGION_CONTEXT_UNSPECIFIED: RegionContext.ValueType  # 0
 REGION_CONTEXT_NONE: RegionContext.ValueType  # 1
 """None. Active tokens attend to each other and to the text only."""
 REGION_CONTEXT_STRIDED: RegionContext.ValueType  # 2
-"""Every fourth inactive token. It passes through the network with the active ones; its prediction is
-discarded.
+"""Those inactive tokens that PROBE would compute: one of each 2 x 2. They pass through the network with the
+active ones; their predictions are discarded.
 """
 Global___RegionContext: typing_extensions.TypeAlias = RegionContext
 
@@ -265,7 +265,9 @@ class RegionPlan(google.protobuf.message.Message):
     dilation: builtins.int
     """Number of tokens by which the region grows along rows and columns, 0 to 8."""
     budget: builtins.float
-    """Maximum share of active tokens, 0 to 1. A step that would exceed it is computed in full."""
+    """Maximum share of active tokens, 0 to 1. It is tested once, before stage 2: if the region exceeds it, every
+    step from reuse_steps on is computed in full.
+    """
     context: Global___RegionContext.ValueType
     def __init__(
         self,

@@ -178,13 +178,19 @@ class Timings(google.protobuf.message.Message):
     DECODE_SECONDS_FIELD_NUMBER: builtins.int
     TOTAL_SECONDS_FIELD_NUMBER: builtins.int
     queued_seconds: builtins.float
+    """Time from submission to the start of the last attempt; on a retry it includes the earlier attempts."""
     embed_seconds: builtins.float
+    """Time to encode the prompt."""
     lookup_seconds: builtins.float
+    """Time to look up donors, to compare their prompts with this one, and to plan."""
     fetch_seconds: builtins.float
+    """Time to fetch the donor's latents and side data."""
     denoise_seconds: builtins.float
+    """Time of the computed steps on the device."""
     decode_seconds: builtins.float
+    """Time to decode the latents and to encode the video."""
     total_seconds: builtins.float
-    """Time from leaving the queue to the complete video."""
+    """Time from the start of the last attempt to the complete video."""
     def __init__(
         self,
         *,

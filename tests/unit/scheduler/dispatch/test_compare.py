@@ -1,4 +1,4 @@
-"""Verifies how donors are ranked: by aligned prompts, or by the score that found them."""
+"""Verifies that each donor gets the edit from its prompt to the target's."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from chorus.embedder.v1 import embedder_pb2
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from services.scheduler.dispatch.rerank import AlignmentReranker, ScoreReranker
+from services.scheduler.dispatch.compare import compare_prompts
 from services.scheduler.jobs.deadline import Deadline
 from services.scheduler.peers.embedder import EmbedderClient
 from services.scheduler.planning.planner import Donor
@@ -47,20 +47,15 @@ def _alignment(differs: bool) -> embedder_pb2.Alignment:
     return alignment
 
 
-async def test_the_donor_with_the_smallest_edit_comes_first() -> None:
+async def test_every_donor_with_a_prompt_gets_its_edit() -> None:
     embedder = FakeEmbedder()
-    ranked = await AlignmentReranker(embedder).rerank(TARGET, ENCODED, [NEAR, HASHED, SAME], DEADLINE)
-    assert [donor.entry_id for donor in ranked] == ["same", "near", "hashed"]
-    assert [donor.edit.kind if donor.edit else None for donor in ranked] == ["same", "motion", None]
+    compared = await compare_prompts(embedder, TARGET, ENCODED, [NEAR, HASHED, SAME], DEADLINE)
+    assert [donor.entry_id for donor in compared] == ["near", "hashed", "same"]
+    assert [donor.edit.kind if donor.edit else None for donor in compared] == ["motion", None, "same"]
     assert embedder.aligned == [(TARGET, [NEAR.prompt, SAME.prompt])]
 
 
 async def test_donors_without_prompts_are_not_aligned() -> None:
     embedder = FakeEmbedder()
-    assert await AlignmentReranker(embedder).rerank(TARGET, ENCODED, [HASHED], DEADLINE) == [HASHED]
+    assert await compare_prompts(embedder, TARGET, ENCODED, [HASHED], DEADLINE) == [HASHED]
     assert not embedder.aligned
-
-
-async def test_the_score_reranker_sorts_by_score() -> None:
-    ranked = await ScoreReranker().rerank(TARGET, ENCODED, [SAME, NEAR, HASHED], DEADLINE)
-    assert ranked == [NEAR, HASHED, SAME]

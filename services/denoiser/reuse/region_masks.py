@@ -1,4 +1,4 @@
-"""Regions: the tokens that stage 2 computes. Pure functions on small tensors.
+"""Masks of regions, the tokens that stage 2 computes. Pure functions on small tensors.
 
 Masks are bool [N] over a grid of tokens (T, H, W): over time, then rows, then columns, as in `patchify`.
 Differences of predictions are divided by the variance of the donor's prediction, so that a threshold means
@@ -101,7 +101,7 @@ def compute_edge_weights(mask: Tensor, grid: Grid) -> Tensor:
 
 
 def select_context(active: Tensor, grid: Grid) -> Tensor:
-    """Returns every fourth token among those that are not active, int64, ascending."""
+    """Returns the inactive tokens among the probe tokens (`select_probe_tokens`), int64, ascending."""
     probes = select_probe_tokens(grid, active.device)
     return probes[~active[probes]]
 

@@ -1,4 +1,4 @@
-"""Tests of regions: the tokens of a grid that stage 2 computes."""
+"""Verifies masks of regions: the tokens of a grid that stage 2 computes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from services.denoiser.network.wan import Grid
-from services.denoiser.reuse.regions import (
+from services.denoiser.reuse.region_masks import (
     compare_predictions,
     compute_edge_weights,
     dilate,
