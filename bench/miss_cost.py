@@ -1,14 +1,14 @@
 """Cost of a miss: `python -m bench.miss_cost` writes bench/results/miss_cost.json.
 
-Every prompt runs twice in direct succession on services of its own: without the cache, and as a miss on an
-emptied cache, which adds a lookup and the admission of the latents. The order of the two alternates. A run
-keeps the device until its latents are admitted, so the time until the device is free is measured as well, by
-the queue time of a request that is submitted as soon as the video has arrived.
+Every prompt runs twice in direct succession on services of its own: without the cache, and as a miss on a
+cache that holds an unrelated request. The miss adds a lookup, the comparison with that request and the
+admission of its latents. The order of the two alternates. A run keeps the device until its latents are
+admitted, so the time until the device is free is measured as well, by the queue time of a request that is
+submitted as soon as the video has arrived.
 """
 
 from __future__ import annotations
 
-import random
 import shlex
 import sys
 import tempfile
@@ -24,9 +24,9 @@ from rich.progress import track
 from bench import results
 from bench.results import Figure
 from evaluation.deployment import local_deployment
-from evaluation.scenes import Pool
+from evaluation.measure import vary_spacing
+from evaluation.scenes import KINDS, UNRELATED, make_groups
 from evaluation.timing import generate_timed, warm_up
-from models.movingshapes.captions import caption
 
 WARM_UP_PAIRS: Final = 2
 
@@ -49,19 +49,26 @@ class Pair:
 
 
 def measure_pairs(client: ChorusClient, cache: CacheClient, count: int, seed: int) -> Iterator[Pair]:
-    """Measures `count` prompts of the calibration split, half of them with two objects."""
-    pool, draw = Pool("calibration", seed), random.Random(seed)
-    for number in range(count):
-        prompt = caption(pool.draw(1 + number % 2), draw)
+    """Measures `count` prompts of the calibration split, each against one unrelated request in the cache."""
+    unrelated = (
+        g for g in make_groups("calibration", count * len(KINDS), seed, "seen") if g.kind == UNRELATED
+    )
+    for number, group in enumerate(islice(unrelated, count)):
         cache.purge(everything=True)
+        client.generate(group.donor.prompt, seed=seed + number)
+        prompt = group.targets[0].prompt
         durations: dict[str, tuple[float, float]] = {}
-        for method in ("off", "miss") if number % 2 else ("miss", "off"):
+        for place, method in enumerate(("off", "miss") if number % 2 else ("miss", "off"), 1):
+            # Another spacing is another prompt to the embedder's cache, as a new request would be.
+            spaced = vary_spacing(prompt, place)
+            # Waits until the device is free of the request before.
+            client.generate(prompt, seed=0, steps=1, reuse="off", no_store=True)
             if method == "off":
-                run = generate_timed(client, prompt, seed=seed + number, reuse="off", no_store=True)
+                run = generate_timed(client, spaced, seed=seed + number, reuse="off", no_store=True)
             else:
-                run = generate_timed(client, prompt, seed=seed + number)
-                if run.generation.HasField("donor"):
-                    raise SystemExit(f"not a miss: {prompt}")
+                run = generate_timed(client, spaced, seed=seed + number)
+            if run.generation.HasField("donor"):
+                raise SystemExit(f"not a miss: {prompt}")
             # A request that computes one step; only its time in the queue counts.
             after = client.generate(prompt, seed=0, steps=1, reuse="off", no_store=True)
             waited = after.generation.timings.queued_seconds
@@ -90,7 +97,7 @@ def main(
 ) -> None:
     with (
         tempfile.TemporaryDirectory() as directory,
-        local_deployment(Path(directory), cache_embeddings=False) as targets,
+        local_deployment(Path(directory)) as targets,
         ChorusClient(targets["scheduler"]) as client,
         CacheClient(targets["cache"]) as cache,
     ):
