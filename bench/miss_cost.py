@@ -50,10 +50,9 @@ class Pair:
 
 def measure_pairs(client: ChorusClient, cache: CacheClient, count: int, seed: int) -> Iterator[Pair]:
     """Measures `count` prompts of the calibration split, each against one unrelated request in the cache."""
-    unrelated = (
-        g for g in make_groups("calibration", count * len(KINDS), seed, "seen") if g.kind == UNRELATED
-    )
-    for number, group in enumerate(islice(unrelated, count)):
+    groups = make_groups("calibration", count * len(KINDS), seed, "seen")
+    unrelated = [group for group in groups if group.kind == UNRELATED]
+    for number, group in enumerate(unrelated[:count]):
         cache.purge(everything=True)
         client.generate(group.donor.prompt, seed=seed + number)
         prompt = group.targets[0].prompt
