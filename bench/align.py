@@ -93,7 +93,7 @@ def recognise_edits(compare: Compare, split: Split, count: int, seed: int, phras
 
 
 def measure_align(encoder: Encoder, pairs: Sequence[tuple[str, str]]) -> list[float]:
-    """Measures the seconds of the alignment alone, on encoded prompts that were not aligned before."""
+    """Measures the seconds of the alignment only, on encoded prompts that were not aligned before."""
     seconds = []
     for pair in pairs:
         donor, target = (

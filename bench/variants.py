@@ -1,6 +1,6 @@
 """Variants of the method that a plan cannot express, for `bench.alternatives`.
 
-They pass parts of their own to `Stages`: a region finder, the weights at the region's edge, and the text that
+They pass their own parts to `Stages`: a region finder, the weights at the region's edge, and the text that
 cross-attention reads. No service imports them.
 """
 
@@ -313,7 +313,7 @@ def measure_edge(
 
     Returns:
         jump: mean absolute difference of neighbouring pixels on both sides of the edge, in RGB of -1 to 1,
-            above the full steps' own there;
+            less that of the full steps;
         edge_error: mean square difference of latents from the full steps' in the tokens along the edge.
     """
     near = dilate(active, grid, 1) & dilate(~active, grid, 1)

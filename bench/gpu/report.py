@@ -1,4 +1,4 @@
-"""Report of a section: figures as they are measured, and notes about parts that were not measured."""
+"""Report of a section: figures, saved as they are measured, and notes about parts that were not measured."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ def _caption(draw: ImageDraw.ImageDraw, y: int, row: SheetRow) -> None:
 
 
 def wrap(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
-    """Breaks text into lines of at most `width` pixels; a longer word gets a line alone."""
+    """Breaks text into lines of at most `width` pixels; a longer word gets its own line."""
     lines: list[str] = []
     for word in text.split():
         longer = f"{lines[-1]} {word}" if lines else word

@@ -115,7 +115,7 @@ class Output:
 
     @contextmanager
     def faults(self) -> Iterator[None]:
-        """Turns the errors of a command into a line and an exit status, never a traceback."""
+        """Converts the errors of a command to a line and an exit status, never a traceback."""
         try:
             yield
         except ChorusError as error:

@@ -34,8 +34,8 @@ class AsyncChorusClient:
     Args:
         target: "host:port" of the scheduler, or any gRPC name. Default: CHORUS_TARGET, else the `chorus up`
             that runs in this directory, else localhost:7400.
-        credentials: for TLS, for instance `grpc.ssl_channel_credentials(ca)`; None for plaintext.
-        metadata: pairs sent with every call, for instance `[("authorization", "Bearer …")]`.
+        credentials: channel credentials, such as `grpc.ssl_channel_credentials(ca)`; None for plaintext.
+        metadata: pairs sent with every call, such as `[("authorization", "Bearer …")]`.
         interceptors: client interceptors of `grpc.aio`, the first one outermost.
         timeout: deadline of a unary call that sets none, in seconds.
     """
@@ -102,10 +102,10 @@ class AsyncChorusClient:
         cancelled by another client, and TypeError for an unknown option.
 
         Args:
-            timeout: upper bound on the wait, in seconds; DEADLINE_EXCEEDED after it. The generation goes on:
-                set `deadline` to bound it as well.
-            on_accepted: called once, with the generation as accepted.
-            on_event: called with each event.
+            timeout: upper bound on the wait, in seconds; DEADLINE_EXCEEDED after it. It does not end
+                the generation: set `deadline` to bound that as well.
+            on_accepted: callback that receives the accepted generation, once.
+            on_event: callback that receives each event.
             options: as of `submit`.
         """
         request = build_request(prompt, options)

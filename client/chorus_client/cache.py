@@ -28,7 +28,7 @@ class CacheStats:
     """Contents and use of a tenant's cache.
 
     Attributes:
-        bytes: size of the entries.
+        bytes: size of the entries, in bytes.
         lookups_with_donor: lookups that found at least one donor.
         corrupt_blobs: blobs that were found damaged and dropped.
         started: start of the counters, in UTC.
@@ -66,10 +66,10 @@ class CacheStats:
 
 @dataclass(frozen=True)
 class Purged:
-    """Entries that a purge dropped.
+    """Result of a purge.
 
     Attributes:
-        bytes: their size.
+        bytes: size of the dropped entries, in bytes.
     """
 
     entries: int
@@ -141,7 +141,7 @@ class AsyncCacheClient:
     ) -> Purged:
         """Drops the entries that match every argument given.
 
-        Raises ChorusError (INVALID_FIELD) when none is given: a purge of all entries needs `everything`.
+        Raises ChorusError (INVALID_FIELD) without arguments: a purge of all entries needs `everything`.
 
         Args:
             entry: entry id.

@@ -21,14 +21,14 @@ Response = TypeVar("Response")
 
 
 class Connection:
-    """Channel to a service, and the manners of every call on it.
+    """Channel to a service, and the defaults and error mapping of its calls.
 
     Args:
         service: name of the service in errors.
         target: "host:port", or any gRPC name.
         variable: environment variable that names the target, for the error when nothing answers.
-        credentials: for TLS; None for a plaintext connection.
-        metadata: sent with every call.
+        credentials: channel credentials for TLS; None for a plaintext connection.
+        metadata: pairs sent with every call.
         interceptors: called for every call, the first one outermost.
         timeout: deadline of a unary call that has none, in seconds.
     """

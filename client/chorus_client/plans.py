@@ -1,4 +1,4 @@
-"""Explicit plans, by which a request decides on its reuse: from arguments and text to the message."""
+"""Explicit plans, by which a request determines its reuse: built from arguments or text."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def format_state(state: scheduler_pb2.GenerationState.ValueType) -> State:
 
 
 def parse_state(name: str | None) -> scheduler_pb2.GenerationState.ValueType:
-    """Returns the state called `name`; None and "" stand for every state. Raises ChorusError."""
+    """Returns the state called `name`; None and "" mean every state. Raises ChorusError."""
     if not name:
         return scheduler_pb2.GENERATION_STATE_UNSPECIFIED
     if name not in STATES:
@@ -56,7 +56,7 @@ class Donor:
     Attributes:
         entry_id: id of its cache entry.
         generation_id: id of its generation; empty if the entry does not record it.
-        prompt: its prompt; empty if the entry keeps only a hash.
+        prompt: prompt of that request; empty if the entry keeps only a hash.
         score: cosine similarity of the two prompts, −1 to 1.
     """
 
@@ -79,8 +79,8 @@ class Plan:
         reuse_steps: leading steps taken from the donor instead of computed; 0 on a miss.
         region_end: steps from `reuse_steps` up to this one compute only a region; 0 if none does.
         renoised: the run starts from the donor's clean latents, noised again.
-        donor: None on a miss.
-        edit: kind of edit that turns the donor's prompt into this one, for instance "colour"; may be empty.
+        donor: donor of the plan; None on a miss.
+        edit: kind of edit that leads from the donor's prompt to this one, such as "colour"; may be empty.
         reasons: sentences that explain the decision.
         predicted_seconds_saved: compared with computing every step.
         predicted_drift_points: by how many percentage points more results follow the donor than in full
@@ -120,8 +120,8 @@ class Problem:
 
     Attributes:
         reason: name of the contract's ErrorReason, for instance "DEPENDENCY_UNAVAILABLE".
-        message: one sentence.
-        metadata: machine-readable facts, for instance the name of a service.
+        message: sentence for people.
+        metadata: machine-readable facts, such as the name of a service.
     """
 
     reason: str
@@ -139,7 +139,7 @@ class Timings:
     """Duration of each part of a generation, in seconds.
 
     Attributes:
-        total_seconds: from leaving the queue to the complete video.
+        total_seconds: time from leaving the queue to the complete video.
     """
 
     queued_seconds: float
@@ -160,7 +160,7 @@ class VideoInfo:
     """Properties of an encoded video.
 
     Attributes:
-        height, width: of the encoded pixels; small videos are enlarged for display.
+        height, width: size of the encoded frames, in pixels; small videos are enlarged for display.
         digest: SHA-256 of the file, lower-case hex.
     """
 
@@ -184,19 +184,19 @@ class Generation:
     Attributes:
         id: generation id.
         request_id: id that the submission carried.
-        prompt, model, seed: as accepted, with the server's defaults filled in.
-        queue_position: 1 is next; 0 when not queued.
+        prompt, model, seed: accepted values, with the server's defaults filled in.
+        queue_position: position in the queue, 1 is next; 0 when not queued.
         plan: None until planned.
-        donor: donor that was really used; None on a miss.
+        donor: donor whose latents were used; None on a miss.
         steps_run: denoising steps that were computed.
-        steps_completed: steps behind the generation, reused ones included.
+        steps_completed: denoising steps completed, reused ones included.
         attempts: number of starts; above 1 if a service died during the run.
         warnings: conditions that cost reuse but not the video.
         error: None unless failed.
         video: None unless succeeded.
-        created, ended: in UTC; `ended` is None until the generation ends.
+        created, ended: times in UTC; `ended` is None until the generation ends.
         last_sequence: sequence number of the newest event.
-        trace_id: hex; empty without tracing.
+        trace_id: id of the trace, 32 hex digits; empty without tracing.
     """
 
     id: str
@@ -270,9 +270,9 @@ class Video:
     """Result of a generation that succeeded.
 
     Attributes:
-        generation: its final state.
+        generation: final state of the generation.
         data: the mp4 file.
-        seconds_saved: by reuse, compared with computing every step at the same pace; 0 on a miss.
+        seconds_saved: time saved against computing every step at the same pace, in seconds; 0 on a miss.
     """
 
     generation: Generation
@@ -339,5 +339,5 @@ def _scalars(cls: type, message: Message) -> dict[str, Any]:
 
 
 def to_utc(moment: Timestamp) -> datetime:
-    """Returns the moment as a datetime in UTC."""
+    """Returns the timestamp as a datetime in UTC."""
     return moment.ToDatetime(tzinfo=UTC)

@@ -30,8 +30,8 @@ class ChorusClient:
     Args:
         target: "host:port" of the scheduler, or any gRPC name. Default: CHORUS_TARGET, else the `chorus up`
             that runs in this directory, else localhost:7400.
-        credentials: for TLS, for instance `grpc.ssl_channel_credentials(ca)`; None for plaintext.
-        metadata: pairs sent with every call, for instance `[("authorization", "Bearer …")]`.
+        credentials: channel credentials, such as `grpc.ssl_channel_credentials(ca)`; None for plaintext.
+        metadata: pairs sent with every call, such as `[("authorization", "Bearer …")]`.
         interceptors: client interceptors of `grpc.aio`, the first one outermost.
         timeout: deadline of a unary call that sets none, in seconds.
     """

@@ -115,7 +115,7 @@ def find_free_port() -> int:
 
 
 def answers(url: str) -> bool:
-    """Whether a GET of `url` returns status 200."""
+    """Returns whether a GET of `url` returns status 200."""
     try:
         with urllib.request.urlopen(url, timeout=2) as response:
             return bool(response.status == 200)

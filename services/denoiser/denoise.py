@@ -52,8 +52,8 @@ class Result:
     """Result of a run.
 
     Attributes:
-        latents: By index, float32 [C, T, H, W] on the CPU: those that this run computed; empty unless they
-            were requested.
+        latents: Latents that this run computed, by index of the step boundary, float32 [C, T, H, W] on the
+            CPU; empty unless requested.
         side: Attention maps and token states of the prompt; None if no step recorded attention.
         computed_steps: Tokens that went through the network, in units of a full step.
     """
@@ -70,12 +70,12 @@ class Result:
 def denoise(
     predictor: Predictor, job: DenoiseJob, donor: DonorData | None, keep: bool, parent: str
 ) -> Generator[Step | Result]:
-    """Runs a job on the device thread. Yields every step, with its mask on the CPU, and at last the result.
+    """Runs a job on the device thread. Yields every step, with its mask on the CPU, and finally the result.
 
     Args:
-        predictor: Of the job's model.
+        predictor: Predictor of the job's model.
         donor: Data that the plan takes from its donor. None means that the run starts from noise.
-        keep: Whether the result holds latents and side data.
+        keep: Whether the result contains latents and side data.
         parent: traceparent of the span under which the run's spans are recorded.
     """
     model = predictor.model

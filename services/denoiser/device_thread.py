@@ -18,7 +18,7 @@ E = TypeVar("E")
 
 
 class _Mark:
-    """Marks the begin and the end of a task among its events."""
+    """Marks the beginning and the end of a task among its events."""
 
 
 _BEGUN: Final = _Mark()
@@ -100,7 +100,7 @@ class DeviceThread:
     def __init__(self, queue_limit: int) -> None:
         self._queue_limit = queue_limit
         self._places_taken = 0
-        self._seconds_per_place = 1.0  # how long a run holds its place, smoothed
+        self._seconds_per_place = 1.0  # moving average of a run's duration, in seconds
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="device")
 
     def take_place(self) -> Callable[[], None]:

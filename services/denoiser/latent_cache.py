@@ -153,7 +153,7 @@ class _Delivery:
     def __init__(self, job: DenoiseJob, max_blob_bytes: int) -> None:
         self._job = job
         self._max_blob_bytes = max_blob_bytes
-        # By step; the key None stands for the side data.
+        # Keyed by step; the key of side data is None.
         self._blobs: dict[int | None, BlobAssembler] = {}
         self._current: BlobAssembler | None = None
         self.size_bytes = 0

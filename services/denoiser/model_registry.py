@@ -37,7 +37,7 @@ class ModelRegistry:
         self._seconds_per_step: dict[str, float] = {}
 
     async def close(self) -> None:
-        """Releases what the backends hold, on the device thread; call it before that thread is closed."""
+        """Releases the backends' resources, on the device thread; call it before that thread is closed."""
         for predictor in self.predictors.values():
             await self._device_thread.call(predictor.close)
 

@@ -54,7 +54,7 @@ class Change:
     """The word at characters [start, end), and how new it is to the other prompt.
 
     Attributes:
-        weight: 0 if the other prompt says the same, 1 if nothing there comes near.
+        weight: 0 if the other prompt has a word of the same meaning, 1 if it has no similar word.
     """
 
     start: int
@@ -194,7 +194,7 @@ def _compute_coverage(words: Sequence[Word], others: Sequence[Word], cosines: Fl
 
 
 def _has_state(word: Word) -> bool:
-    """Whether a word's state reflects its meaning. English encoders map all that they cannot read alike."""
+    """Returns whether a word's state reflects its meaning: English encoders map all foreign words alike."""
     return not word.known and word.text.isascii()
 
 

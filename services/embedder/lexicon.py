@@ -150,7 +150,7 @@ FRAMING = MEDIA | PLACEHOLDERS | frozenset(_FRAMING.split())
 RELATIVES = frozenset({"that", "which", "who"})
 SHADES = frozenset(_SHADES.split())
 PALE = frozenset(_PALE.split())
-# A phrase with one of these describes the surroundings, whatever else it contains ...
+# A phrase with one of these describes the surroundings, regardless of its other words ...
 BACKDROPS = frozenset({"background", "backdrop", "surrounding"})
 # ... and one with or after these does so if a colour is all that it contains.
 AROUND = frozenset({"around", "behind", "everything", "everywhere", "scene"})

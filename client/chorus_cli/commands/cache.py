@@ -57,7 +57,7 @@ def purge(
     tenant: Tenant = DEFAULT_TENANT,
     as_json: Json = False,
 ) -> None:
-    """Remove the entries that match every given option. They are no longer reused from then on.
+    """Remove the entries that match every given option, so that no later request reuses them.
 
     The space is freed later, when the sweeper of the cache has run: within 15 minutes by default.
     """

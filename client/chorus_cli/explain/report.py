@@ -28,7 +28,7 @@ class Step:
 
     Attributes:
         number: position in the schedule, from 1.
-        kind: where its latents come from.
+        kind: source of its latents.
         computed: share of the tokens that went through the model, 0 to 1.
         own: share of the tokens whose latents are the target's own after the step, 0 to 1.
         seconds: duration, in seconds.
@@ -89,7 +89,7 @@ def render_report(report: GenerationReport, width: int | None = None) -> str:
     """Renders a report as text for people.
 
     Args:
-        width: columns to which the text is wrapped; None: no line is wrapped.
+        width: columns to which the text is wrapped; None wraps no line.
     """
     generation = report.generation
     facts = list(_facts(report))

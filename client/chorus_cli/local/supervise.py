@@ -82,7 +82,7 @@ class _Kept:
 
 
 class Supervisor:
-    """Owns the children while `run` runs; none outlives it, whatever ends it.
+    """Owns the children while `run` runs; none outlives it, even after an error.
 
     Args:
         ready: called repeatedly until it returns True, when the child serves.

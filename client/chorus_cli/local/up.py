@@ -93,7 +93,7 @@ def build_environment(
 def longest_drain(environment: Mapping[str, str]) -> float:
     """Returns the longest drain of a service, in seconds."""
     texts = [environment[f"CHORUS_{service.upper()}_DRAIN_SECONDS"] for service in SERVICES]
-    with contextlib.suppress(ValueError):  # the service itself rejects what is not a number
+    with contextlib.suppress(ValueError):  # the service itself rejects a value that is not a number
         return max(float(text) for text in texts)
     return DRAIN_SECONDS
 
@@ -156,7 +156,7 @@ def missing_modules() -> dict[str, list[str]]:
 def locked(directory: Path) -> Iterator[int]:
     """Holds the lock of a directory; yields its descriptor.
 
-    The services inherit it: while one of them lives, no other process opens these stores. Raises ChorusError
+    The services inherit it: while one of them runs, no other process opens these stores. Raises ChorusError
     (WRONG_STATE) if the lock is held.
     """
     lock = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)

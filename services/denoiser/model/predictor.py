@@ -78,7 +78,7 @@ class Predictor:
         return self.model.to_latents(self.velocity(tokens, sigma, text, shape), shape)
 
     def close(self) -> None:
-        """Releases what the backend holds; the predictor is not used afterwards. May be called again."""
+        """Releases the backend's resources. The predictor is unusable afterwards. Idempotent."""
         self.backend.close()
 
     @cached_property

@@ -60,7 +60,7 @@ class Source(_Section):
         return self
 
     def find(self, folder: Path) -> Path:
-        """Returns the path on this machine. Raises SpecError that says how to download a missing file."""
+        """Returns the path on this machine. Raises SpecError with the download command if it is missing."""
         return _find(self.file, folder)
 
 
@@ -209,8 +209,8 @@ class Bound(_Section):
             raise ValueError(f"max must be min plus a multiple of {self.multiple}")
         return self
 
-    def fault(self, value: int) -> str | None:
-        """Returns a description of what is wrong with a value, or None."""
+    def describe_fault(self, value: int) -> str | None:
+        """Describes the fault of an invalid value; returns None for a valid one."""
         if self.min <= value <= self.max and (value - self.min) % self.multiple == 0:
             return None
         if self.min == self.max:
@@ -262,9 +262,9 @@ class ModelSpec(_Section):
         if net.in_channels != expected:
             raise ValueError(f"transformer.in_channels must be latents + positions = {expected}")
         for name in ("frames", "height", "width"):
-            if fault := getattr(self.bounds, name).fault(getattr(self.video, name)):
+            if fault := getattr(self.bounds, name).describe_fault(getattr(self.video, name)):
                 raise ValueError(f"video.{name} {fault}")
-        if fault := self.bounds.steps.fault(len(self.schedule.sigmas) - 1):
+        if fault := self.bounds.steps.describe_fault(len(self.schedule.sigmas) - 1):
             raise ValueError(f"schedule.sigmas: its number of steps {fault}")
         shape = codec.latent_shape(self.video.frames, self.video.height, self.video.width)
         for axis, size, patch in zip(("frames", "height", "width"), shape[1:], net.patch_size, strict=True):

@@ -31,7 +31,7 @@ AttentionObserver = Callable[[int, Tensor, Tensor], None]
 # [B, heads, L, head_dim], a bias broadcast to [B, heads, N, L] -> [B, heads, N, head_dim].
 CrossAttention = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
-# Number of observed heads, whatever the size of the network.
+# Number of observed heads, for networks of every size.
 _WATCHED_HEADS = 8
 
 
@@ -64,7 +64,7 @@ class WanConfig:
         """Heads whose attention shows where words act, by block.
 
         They belong to the middle third of the blocks, where words have found their places. They are few and
-        spread evenly, so that observing them costs next to nothing.
+        spread evenly, so that observing them takes hardly any time.
         """
         first = self.layers // 3
         blocks = range(first, max(first + 1, 2 * self.layers // 3))
@@ -261,7 +261,7 @@ class ConditionEmbedder(nn.Module):
 class WanTransformer(nn.Module):
     """The network, for rectified flow: predicts the velocity v = noise - data of every given token.
 
-    A model may be trained to predict the data instead; `Transformer.prediction` in its specification says so.
+    A model may be trained to predict the data instead; `Transformer.prediction` states which.
     """
 
     def __init__(self, config: WanConfig) -> None:

@@ -330,7 +330,7 @@ def _open(path: Path) -> tuple[sqlite3.Connection, int]:
 def _take_lock(path: Path) -> int:
     """Locks the database: two schedulers would run every job twice.
 
-    The lock is released when the process ends, however it ends.
+    The lock is released when the process ends, even by SIGKILL.
     """
     lock = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:

@@ -1,4 +1,4 @@
-"""Port of the job store. Whatever a method has returned is durable: it survives a crash of the machine."""
+"""Port of the job store. Every write is durable when its method returns: it survives a machine crash."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class NewJob:
     """A job that has passed validation.
 
     Attributes:
-        body_digest: digest of the request as it was sent; distinguishes a repetition from another request.
+        body_digest: digest of the request as received; distinguishes a repetition from another request.
         deadline: deadline in Unix seconds.
         traceparent: traceparent of the submitting call; empty when tracing is off.
     """

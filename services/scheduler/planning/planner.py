@@ -51,7 +51,7 @@ class Donor:
     edit: Edit | None = None
 
     def holds(self, first: int, last: int, side_data: bool) -> bool:
-        """Returns whether the entry has x_first … x_last, and side data if `side_data` asks for it."""
+        """Returns whether the entry has x_first … x_last, and side data if `side_data` is true."""
         return self.steps.issuperset(range(first, last + 1)) and (self.side_data or not side_data)
 
 

@@ -183,7 +183,7 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
     async def ListGenerations(self, request: Any, context: Any) -> Any:
         matching = [g for g in reversed(self.generations.values()) if request.state in (0, g.state)]
         start = int(request.page_token or 0)
-        size = min(request.page_size, 2)  # small, so that clients have to turn pages
+        size = min(request.page_size, 2)  # small, so that clients must request several pages
         page = matching[start : start + size]
         after = start + len(page)
         token = str(after) if after < len(matching) else ""

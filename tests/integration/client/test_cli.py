@@ -50,7 +50,7 @@ def test_generate_writes_the_video_and_reports_the_hit_in_one_line(
     result = chorus("generate", "a red circle", "-o", "out.mp4", target=deployment.target)
     assert result.exit_code == 0, result.output
     assert (tmp_path / "out.mp4").read_bytes() == VIDEO
-    # The donor's prompt is shown as it is, square brackets included.
+    # The donor's prompt is shown unchanged, square brackets included.
     assert result.stdout == (
         "out.mp4: hit on “a [red] circle”, 2 of 4 steps computed, 1.50 s, 0.70 s saved\n"
     )
@@ -97,10 +97,10 @@ EXPLICIT = ("--reuse-steps", "1", "--region-end", "3", "--region", "attention", 
 def test_an_explicit_plan_is_sent_and_every_step_has_a_line(deployment: FakeDeployment) -> None:
     result = chorus("generate", "x", *EXPLICIT, "--min-score", "0.5", target=deployment.target)
     assert result.exit_code == 0, result.output
-    asked = deployment.scheduler.requests[0].spec.explicit_reuse
-    assert (asked.reuse_steps, asked.region_end, asked.min_score) == (1, 3, 0.5)
-    assert asked.region.source == plan_pb2.REGION_SOURCE_ATTENTION
-    assert (asked.amplification.form, asked.amplification.strength) == (
+    requested = deployment.scheduler.requests[0].spec.explicit_reuse
+    assert (requested.reuse_steps, requested.region_end, requested.min_score) == (1, 3, 0.5)
+    assert requested.region.source == plan_pb2.REGION_SOURCE_ATTENTION
+    assert (requested.amplification.form, requested.amplification.strength) == (
         plan_pb2.AMPLIFICATION_FORM_VALUE_GAIN,
         0.5,
     )

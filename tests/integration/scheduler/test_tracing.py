@@ -105,7 +105,7 @@ async def test_a_generation_is_one_trace_with_a_link_to_the_donors(
     spans = await collector[0].trace(trace_id, 1, semconv.SPAN_GENERATION)
     by_id = {span.span_id: span for span in spans}
     parent = {span.name: by_id[span.parent_span_id].name for span in spans if span.parent_span_id in by_id}
-    # Called within the first Submit if no model was known by then.
+    # Called within the first Submit if no model was known before.
     parent.pop(DESCRIBE, None)
     assert parent == {
         semconv.SPAN_GENERATION: SUBMIT,

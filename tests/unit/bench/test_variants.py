@@ -1,4 +1,4 @@
-"""What the benches of alternatives add: a paired interval, mixed amplification, the region's edge."""
+"""Verifies the parts of `bench.alternatives`: paired interval, mixed amplification, the region's edge."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_a_known_paired_interval() -> None:
     both, first, second = [(True, True)] * 36, [(True, False)] * 12, [(False, True)] * 2
     found = results.paired(both + first + second)
     assert found.value == pytest.approx(20)
-    assert found.ci95 == pytest.approx((5.69, 34.04), abs=0.01)  # as Newcombe (1998) has it
+    assert found.ci95 == pytest.approx((5.69, 34.04), abs=0.01)  # published in Newcombe (1998)
 
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60))
@@ -165,7 +165,7 @@ def test_a_hard_edge_takes_the_targets_own_up_to_the_edge(tiny: tuple[Harness, P
     harness, pair = tiny
     lost = region(0.9)
     lost.source = plan_pb2.REGION_SOURCE_ATTENTION
-    depth = Depth(harness.sigmas[-2], lost)  # the last step alone
+    depth = Depth(harness.sigmas[-2], lost)  # the last step only
     blended, hard = (
         Alternative(depth, blended=blended, seams=True).generate(harness, pair) for blended in (True, False)
     )

@@ -320,7 +320,7 @@ FOREIGN = {
     "another dtype": latents(1, dtype="float16"),
     "cut": latents(1)[:-1],
     "a pickle": b"\x80\x04\x95" + b"x" * 200,
-    "a header that lies about its length": struct.pack("<Q", 1 << 60) + b"{}",
+    "a header with a wrong length": struct.pack("<Q", 1 << 60) + b"{}",
     "a header that is no JSON": struct.pack("<Q", 4) + b"nope" + b"\0" * VALUES,
     "no tensor": _with_header({}, b""),
     "offsets that overlap the shape": _with_header(

@@ -208,7 +208,7 @@ def wait_for_end(pid: int) -> None:
         return
     try:
         readable, _, _ = select.select([descriptor], [], [], PATIENCE)
-        assert readable, f"process {pid} lives on"
+        assert readable, f"process {pid} is still running"
     finally:
         os.close(descriptor)
 

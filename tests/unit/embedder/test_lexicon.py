@@ -15,7 +15,7 @@ GENERAL = Lexicon()
 
 
 def encode(prompt: str) -> EncodedPrompt:
-    """Gives every word an orthogonal state, so that the lexicon alone finds synonyms."""
+    """Gives every word an orthogonal state, so that only the lexicon finds synonyms."""
     words = prompt.split()
     starts = [prompt.index(word) for word in words]
     offsets = [(start, start + len(word)) for start, word in zip(starts, words, strict=True)]

@@ -101,7 +101,7 @@ def test_a_large_video_is_decoded_in_tiles(vae: Path) -> None:
     whole, tiled = load(vae).decode(latents), load(vae, tile=32).decode(latents)
     assert tiled.shape == whole.shape == (3, 1, 56, 32)
     assert not torch.equal(tiled, whole)
-    # A tile differs from the whole only where it is blended, and by what lies beyond its border.
+    # A tile differs from the whole only where it is blended, and by the content beyond its border.
     assert (tiled - whole).norm() / whole.norm() < 0.5
     assert torch.equal(load(vae, tile=64).decode(latents), whole)
 

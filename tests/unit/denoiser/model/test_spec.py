@@ -157,9 +157,9 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 def test_bounds_describe_invalid_values() -> None:
     bound = Bound(min=8, max=16, multiple=4)
-    assert [n for n in range(1, 30) if bound.fault(n) is None] == [8, 12, 16]
-    assert bound.fault(9) == "must be 8 to 16 in steps of 4, not 9"
-    assert Bound(min=3, max=3).fault(4) == "must be 3, not 4"
+    assert [n for n in range(1, 30) if bound.describe_fault(n) is None] == [8, 12, 16]
+    assert bound.describe_fault(9) == "must be 8 to 16 in steps of 4, not 9"
+    assert Bound(min=3, max=3).describe_fault(4) == "must be 3, not 4"
 
 
 def run(model: LoadedModel, seed: int = 0, frames: int = 4, length: int = 5) -> torch.Tensor:

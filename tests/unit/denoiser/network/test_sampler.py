@@ -19,7 +19,7 @@ def toy(x: Tensor, sigma: float) -> Tensor:
 
 @given(st.integers(1, 8), st.floats(0.5, 8.0), st.integers(0, 2**64 - 1))
 def test_a_constant_velocity_is_integrated_exactly(steps: int, shift: float, seed: int) -> None:
-    """With v = noise - data the straight line ends at the data, whatever the schedule."""
+    """With v = noise - data the straight line ends at the data for any schedule."""
     noise, data = seeded_noise(seed, (2, 3)), torch.ones(2, 3)
     *_, last = sample(lambda x, s: noise - data, noise, shifted_schedule(steps, shift))
     torch.testing.assert_close(last, data, rtol=0, atol=1e-4)
