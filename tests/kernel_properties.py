@@ -67,7 +67,7 @@ def test_kernel_accepts_any_memory_layout(seed: int, which: int) -> None:
     assert measure_kernel_error(tuple(args)) <= LIMITS[torch.float32]
 
 
-def test_a_gate_of_zero_disables_amplification_exactly() -> None:
+def test_gate_of_zero_disables_amplification_exactly() -> None:
     args = list(example(1, 2, 30, 33, 17, 64, torch.float32))
     args[5] = torch.zeros_like(args[5])
     amplified, plain = torch.empty(1, 2, 30, 64), torch.empty(1, 2, 30, 64)

@@ -97,6 +97,6 @@ def test_every_known_option_is_accepted() -> None:
 
 
 @pytest.mark.parametrize("value", ["7", 7.5, -1, 2**64])
-def test_a_seed_that_is_no_seed_is_refused(value: Any) -> None:
+def test_seed_that_is_no_seed_is_refused(value: Any) -> None:
     with pytest.raises(chorus_client.ChorusError, match=r"seed: must be 0 to 2\^64 − 1, not "):
         build_request("x", {"seed": value})

@@ -31,7 +31,7 @@ def create_job(plan: plan_pb2.Plan) -> DenoiseJob:
 @pytest.mark.parametrize(
     ("reuse_steps", "region_end", "expected"), [(0, 0, 0), (2, 0, 2), (2, 2, 2), (2, 4, 4)]
 )
-def test_the_region_ends_at_k1_or_later(reuse_steps: int, region_end: int, expected: int) -> None:
+def test_region_ends_at_k1_or_later(reuse_steps: int, region_end: int, expected: int) -> None:
     plan = plan_pb2.Plan(reuse_steps=reuse_steps, region_end=region_end)
     wanted = scheduler_pb2.ExplicitReuse(reuse_steps=reuse_steps, region_end=region_end)
     assert effective_region_end(plan) == effective_region_end(wanted) == expected

@@ -38,7 +38,7 @@ def test_playback_shows_the_encoded_frames() -> None:
     assert raw.index(b"moov") < raw.index(b"mdat")  # plays before it is complete
 
 
-def test_the_same_frames_give_the_same_bytes() -> None:
+def test_same_frames_give_the_same_bytes() -> None:
     frames = to_frames(torch.zeros(3, 4, 16, 16))
     assert encode_mp4(frames, 8) == encode_mp4(frames, 8)
 

@@ -95,7 +95,7 @@ def make(tmp_path: Path) -> Make:
     return write
 
 
-def test_the_shipped_model_file_is_valid() -> None:
+def test_shipped_model_file_is_valid() -> None:
     spec = load_spec(ROOT / "models" / "movingshapes" / "model.toml")
     assert spec.id == "movingshapes"
     assert spec.schedule.sigmas == pytest.approx((1.0, 0.9375, 0.8333, 0.625, 0.0), abs=1e-4)
@@ -124,7 +124,7 @@ def test_the_shipped_model_file_is_valid() -> None:
         ("[codec]", "[codec", "not TOML"),
     ],
 )
-def test_an_invalid_file_is_rejected_by_field(tmp_path: Path, old: str, new: str, message: str) -> None:
+def test_invalid_file_is_rejected_by_field(tmp_path: Path, old: str, new: str, message: str) -> None:
     assert old in text()
     with pytest.raises(SpecError, match=f"model.toml: (?s:.*){message}"):
         parse(tmp_path, text().replace(old, new))
@@ -150,7 +150,7 @@ def test_only_a_commit_needs_no_digest(file: str, fixed: bool) -> None:
             Source(file=file)
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
+def test_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"none\.toml: cannot be read"):
         load_spec(tmp_path / "none.toml")
 
@@ -172,7 +172,7 @@ def run(model: LoadedModel, seed: int = 0, frames: int = 4, length: int = 5) -> 
 
 
 @pytest.mark.parametrize("prediction", ["velocity", "data"])
-def test_a_loaded_model_generates_videos(make: Make, prediction: str) -> None:
+def test_loaded_model_generates_videos(make: Make, prediction: str) -> None:
     model = LoadedModel.load(make(prediction=prediction))
     video = run(model)
     assert video.shape == (3, 4, 8, 12)
@@ -332,7 +332,7 @@ def test_adapters_are_part_of_the_identity(make: Make, tmp_path: Path) -> None:
     assert found[0.5] != found[1.0]
 
 
-def test_the_network_computes_in_its_dtype_and_latents_are_float32(make: Make) -> None:
+def test_network_computes_in_its_dtype_and_latents_are_float32(make: Make) -> None:
     path = make()
     path.write_text(path.read_text().replace('"wan"', '"wan"\ndtype = "bfloat16"'))
     exact, rounded = LoadedModel.load(path, dtype=torch.float32), LoadedModel.load(path)
