@@ -110,7 +110,7 @@ async def measure_calls(encoder: Encoder, calls: Sequence[Sequence[str]]) -> tup
     """Measures the seconds of Align calls.
 
     Args:
-        calls: For each call the target and its donors.
+        calls: Target and donors of each call.
 
     Returns:
         Seconds of calls that encode their prompts, and seconds of the same calls repeated.

@@ -111,8 +111,8 @@ class Alternative(CustomVariant):
         computed = gate_share + sum(step.computed_share for step in steps)
         measurements = {}
         if self.seams and last.active is not None and 0 < last.active.sum() < len(last.active):
-            whole = _without_region(harness, pair, self.depth)
-            measurements = measure_edge(harness.model, last.latents, whole, last.active, harness.grid)
+            full = _without_region(harness, pair, self.depth)
+            measurements = measure_edge(harness.model, last.latents, full, last.active, harness.grid)
         return Output(last.latents, computed, measurements)
 
     def _create_finder(self, harness: Harness, pair: Pair, plan: plan_pb2.Plan) -> RegionFinder:
@@ -133,7 +133,7 @@ class Alternative(CustomVariant):
         assert text is not None
 
         def text_of_step(step: int, index: Tensor | None) -> AmplifiedText:
-            return mixed(
+            return mix_text(
                 text,
                 self.terms,
                 step - plan.reuse_steps,
@@ -177,7 +177,7 @@ class WordFinder(RegionFinder):
     def find(self, step: int, tokens: Tensor, target: Target, donor: DonorTrajectory) -> Tensor:
         attention = AttentionMaps(self._pair.tokens)
         target.velocity(step, tokens, on_attention=attention.observe)
-        found = self._attended(normalised(attention, target.grid), self._pair.edit.gained, target.grid)
+        found = self._attended(normalise_maps(attention, target.grid), self._pair.edit.gained, target.grid)
         if self._with_lost:
             found = found | self._attended(donor.maps, self._pair.edit.lost, target.grid)
         return found
@@ -237,11 +237,11 @@ def find_lost_region(pair: Pair, grid: Grid, dilation: int) -> Tensor:
 
 
 def replace_hard(active: Tensor, grid: Grid) -> Tensor:
-    """Edge weights without blending."""
+    """Returns edge weights without blending."""
     return active.float()
 
 
-def mixed(
+def mix_text(
     kv: TextKV,
     terms: Sequence[Term],
     step: int,
@@ -251,11 +251,11 @@ def mixed(
     gate: Tensor | None = None,
     ceiling: float = math.inf,
 ) -> AmplifiedText:
-    """Returns the text of a step amplified by several forms at once; arguments as of `amplify_text`.
+    """Returns the text of a step amplified by several forms at once; arguments as for `amplify_text`.
 
     Args:
         step: Number of the computed step, from 0.
-        ceiling: As in `Alternative`.
+        ceiling: Upper bound as in `Alternative`.
     """
     layers: list[LayerAmplification | None] = [None] * len(kv)
     for term in terms:
@@ -287,18 +287,18 @@ class _Ceiled(LayerAmplification):
             return super().__call__(q, k, v, bias)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         change = self.strength * (out - F.scaled_dot_product_attention(q, *self.other))
-        return out + ceiled(change, out, self.ceiling)
+        return out + limit_change(change, out, self.ceiling)
 
 
-def ceiled(change: Tensor, of: Tensor, ceiling: float) -> Tensor:
-    """Returns `change` [..., d], limited to `ceiling` times the length of `of` [..., d]."""
-    longest = ceiling * of.norm(dim=-1, keepdim=True)
-    kept: Tensor = change * (longest / change.norm(dim=-1, keepdim=True).clamp_min(1e-12)).clamp_max(1.0)
-    return kept
+def limit_change(change: Tensor, output: Tensor, ceiling: float) -> Tensor:
+    """Returns `change` [..., d], limited to `ceiling` times the length of `output` [..., d]."""
+    longest = ceiling * output.norm(dim=-1, keepdim=True)
+    limited: Tensor = change * (longest / change.norm(dim=-1, keepdim=True).clamp_min(1e-12)).clamp_max(1.0)
+    return limited
 
 
-def normalised(seen: AttentionMaps, grid: Grid) -> Tensor:
-    """Returns maps as a donor's entry would provide them: float32 [L, N], 0 to 1."""
+def normalise_maps(seen: AttentionMaps, grid: Grid) -> Tensor:
+    """Normalises maps to the form in a donor's entry: float32 [L, N], 0 to 1."""
     found = seen.maps()
     assert found is not None
     pooled = pool_maps(found, grid, 1 << 30)
@@ -307,9 +307,9 @@ def normalised(seen: AttentionMaps, grid: Grid) -> Tensor:
 
 
 def measure_edge(
-    model: LoadedModel, latents: Tensor, whole: Tensor, active: Tensor, grid: Grid
+    model: LoadedModel, latents: Tensor, full: Tensor, active: Tensor, grid: Grid
 ) -> dict[str, float]:
-    """Measures the region's edge against the full steps `whole` from the same x_{K1}.
+    """Measures the region's edge against the full steps `full` from the same x_{K1}.
 
     Returns:
         jump: mean absolute difference of neighbouring pixels on both sides of the edge, in RGB of -1 to 1,
@@ -317,8 +317,8 @@ def measure_edge(
         edge_error: mean square difference of latents from the full steps' in the tokens along the edge.
     """
     near = dilate(active, grid, 1) & dilate(~active, grid, 1)
-    apart = (model.to_tokens(latents) - model.to_tokens(whole)).square().mean(-1)
-    jump = edge_jump(model.decode(latents), active, grid) - edge_jump(model.decode(whole), active, grid)
+    apart = (model.to_tokens(latents) - model.to_tokens(full)).square().mean(-1)
+    jump = edge_jump(model.decode(latents), active, grid) - edge_jump(model.decode(full), active, grid)
     return {"jump": jump, "edge_error": float(apart[near].mean())}
 
 

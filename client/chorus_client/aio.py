@@ -83,7 +83,7 @@ class AsyncChorusClient:
         Args:
             timeout: deadline of the submission, in seconds.
             options: model, frames, height, width, steps, sigmas, seed, reuse, explicit_reuse, no_store,
-                deadline, request_id: see SpecOptions.
+                deadline, request_id; SpecOptions describes them.
         """
         return await self._submit(build_request(prompt, options), timeout)
 
@@ -106,7 +106,7 @@ class AsyncChorusClient:
                 the generation: set `deadline` to bound that as well.
             on_accepted: callback that receives the accepted generation, once.
             on_event: callback that receives each event.
-            options: as of `submit`.
+            options: options as for `submit`.
         """
         request = build_request(prompt, options)
         attributes = {

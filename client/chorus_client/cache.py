@@ -88,7 +88,7 @@ class AsyncCacheClient:
         target: "host:port" of the cache, or any gRPC name. Default: CHORUS_CACHE_TARGET, else the `chorus up`
             that runs in this directory, else localhost:7402.
         tenant: tenant that owns the entries.
-        credentials, metadata, interceptors, timeout: as of AsyncChorusClient.
+        credentials, metadata, interceptors, timeout: the same as for AsyncChorusClient.
     """
 
     def __init__(

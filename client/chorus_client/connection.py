@@ -29,7 +29,7 @@ class Connection:
         variable: environment variable that names the target, for the error when nothing answers.
         credentials: channel credentials for TLS; None for a plaintext connection.
         metadata: pairs sent with every call.
-        interceptors: called for every call, the first one outermost.
+        interceptors: client interceptors of every call, the first one outermost.
         timeout: deadline of a unary call that has none, in seconds.
     """
 

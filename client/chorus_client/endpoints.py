@@ -18,7 +18,7 @@ DEFAULT_TARGETS: Final = {
     "cache": "localhost:7402",
     "denoiser": "localhost:7403",
 }
-# Environment variables that name the services which a client calls.
+# Environment variables with the addresses of the services that a client calls.
 VARIABLES: Final = {"scheduler": "CHORUS_TARGET", "cache": "CHORUS_CACHE_TARGET"}
 
 

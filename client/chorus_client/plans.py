@@ -63,7 +63,7 @@ def explicit_reuse(
     Args:
         reuse_steps: steps taken from the most similar donor, 1 to the number of steps − 1.
         region_end: steps from `reuse_steps` up to this one compute only a region; 0: none does.
-        region: how the region is found: "probe", "full-step" or "attention".
+        region: source of the region: "probe", "full-step" or "attention".
         threshold: difference above which a token belongs to the region, 0 to 1.
         dilation: neighbouring tokens that join the region, 0 to 8.
         budget: largest share of tokens in the region, 0 to 1; a larger region is computed in full.

@@ -83,8 +83,8 @@ class Plan:
         edit: kind of edit that leads from the donor's prompt to this one, such as "colour"; may be empty.
         reasons: sentences that explain the decision.
         predicted_seconds_saved: compared with computing every step.
-        predicted_drift_points: by how many percentage points more results follow the donor than in full
-            computation.
+        predicted_drift_points: predicted increase, against full computation, of the share of results that
+            follow the donor, in percentage points.
     """
 
     total_steps: int
@@ -186,14 +186,14 @@ class Generation:
         request_id: id that the submission carried.
         prompt, model, seed: accepted values, with the server's defaults filled in.
         queue_position: position in the queue, 1 is next; 0 when not queued.
-        plan: None until planned.
+        plan: plan of the generation; None until planned.
         donor: donor whose latents were used; None on a miss.
         steps_run: denoising steps that were computed.
         steps_completed: denoising steps completed, reused ones included.
         attempts: number of starts; above 1 if a service died during the run.
         warnings: conditions that cost reuse but not the video.
-        error: None unless failed.
-        video: None unless succeeded.
+        error: cause of the failure; None unless failed.
+        video: properties of the video; None unless succeeded.
         created, ended: times in UTC; `ended` is None until the generation ends.
         last_sequence: sequence number of the newest event.
         trace_id: id of the trace, 32 hex digits; empty without tracing.

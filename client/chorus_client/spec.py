@@ -38,7 +38,7 @@ class SpecOptions(TypedDict, total=False):
         frames, height, width: size of the video, in frames and pixels; all three or none.
         steps: denoising steps of the model's own schedule, 1 to 200.
         sigmas: noise levels instead of `steps`: N + 1 strictly decreasing values, from at most 1 to 0.
-        seed: 0 to 2⁶⁴ − 1.
+        seed: seed of the noise, 0 to 2⁶⁴ − 1.
         reuse: "off", "safe", "balanced" or "fast".
         explicit_reuse: plan to use instead of `reuse`, from `chorus_client.explicit_reuse`.
         no_store: store none of this request's latents for later ones.

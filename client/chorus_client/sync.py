@@ -1,4 +1,4 @@
-"""Clients without asyncio: the same methods, and every call blocks."""
+"""Blocking clients with the methods of the asyncio clients."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class ChorusClient:
         Args:
             timeout: deadline of the submission, in seconds.
             options: model, frames, height, width, steps, sigmas, seed, reuse, explicit_reuse, no_store,
-                deadline, request_id: see SpecOptions.
+                deadline, request_id; SpecOptions describes them.
         """
         return GenerationHandle(
             self._loop.run(self._client.submit(prompt, timeout=timeout, **options)), self._loop

@@ -65,7 +65,7 @@ def open_channel(
 
     Args:
         credentials: channel credentials for TLS; None for a plaintext connection.
-        interceptors: called inside those for tracing, the first one outermost.
+        interceptors: client interceptors inside those for tracing, the first one outermost.
     """
     arguments: dict[str, Any] = {
         "target": target if ":///" in target or target.startswith("unix:") else f"dns:///{target}",

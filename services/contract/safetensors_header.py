@@ -44,7 +44,7 @@ class SafetensorsHeader:
     """Content of a safetensors header.
 
     Attributes:
-        tensors: in the order of their bytes.
+        tensors: headers of the tensors, in the order of their bytes.
         metadata: notes of the writer.
     """
 

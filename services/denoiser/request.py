@@ -41,7 +41,7 @@ class DenoiseJob:
         token_states: float32 [L, text_dim].
         plan: Plan as requested; K1 is above 0 exactly if a donor is set.
         vector_dim: Dimension of the retrieval vectors.
-        admission: None means that the result is not stored.
+        admission: Request to store the result; None means that it is not stored.
     """
 
     generation_id: str
@@ -61,7 +61,7 @@ class DenoiseJob:
 
     @property
     def reuse_steps(self) -> int:
-        """K1."""
+        """K1, the number of steps taken from the donor."""
         return self.plan.reuse_steps
 
     @property

@@ -38,7 +38,7 @@ class _Fetched:
     """Outcome of fetching a job's donor.
 
     Attributes:
-        donor: None means that the run starts from noise.
+        donor: Data of the donor; None means that the run starts from noise.
         degraded: Error that made the donor unusable.
         seconds: Time that fetching took.
     """

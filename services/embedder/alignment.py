@@ -54,7 +54,7 @@ class Change:
     """The word at characters [start, end), and how new it is to the other prompt.
 
     Attributes:
-        weight: 0 if the other prompt has a word of the same meaning, 1 if it has no similar word.
+        weight: novelty to the other prompt: 0 if it has a word of the same meaning, 1 if no similar word.
     """
 
     start: int
@@ -78,7 +78,7 @@ class Alignment:
 
     Attributes:
         gained: words of the target that the donor lacks, by position, with weights above 0.
-        lost: words of the donor that the target lacks, likewise.
+        lost: words of the donor that the target lacks, in the same form.
         reordered: whether two or more things with matching descriptions appear in another order.
         things_added: number of things named by the target minus those named by the donor.
     """
@@ -249,7 +249,7 @@ def _compute_novelty(covered: Matrix, back: Matrix) -> NDArray[np.float64]:
     """Returns [W]: how new each word is to the matched phrase, 0 to 1.
 
     Args:
-        covered, back: [W, V] and [V, W], shares of each word's meaning that the other side covers.
+        covered, back: shares of each word's meaning that the other side covers, [W, V] and [V, W].
     """
     best = covered.max(axis=1, initial=0)
     # A word that has a counterpart does not also cover half of another word.

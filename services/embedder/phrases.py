@@ -97,7 +97,7 @@ class _Clause:
         opener: the divider before it.
         article: whether it begins with an article.
         all_words: all its words in their base form.
-        words: those of them that carry meaning.
+        words: its words that carry meaning.
     """
 
     opener: str = ""

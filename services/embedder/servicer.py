@@ -114,7 +114,7 @@ def make_align_response(
 
     Args:
         target: the target's prompt as it was sent, before trimming; token ranges refer to it.
-        donors: prompts of the donors, likewise, in the order compared.
+        donors: prompts of the donors as they were sent, in the order compared.
     """
     return embedder_pb2.AlignResponse(
         alignments=[

@@ -110,7 +110,7 @@ class SettingRow:
 
     Attributes:
         variable: name of the environment variable.
-        default: as it would be written in the environment; empty if it is the empty string.
+        default: default value in the form of the environment; empty for the empty string.
         bound: accepted range or choices; empty if any value of the type is accepted.
         description: noun phrase with unit.
     """

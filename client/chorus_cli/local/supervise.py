@@ -85,7 +85,7 @@ class Supervisor:
     """Owns the children while `run` runs; none outlives it, even after an error.
 
     Args:
-        ready: called repeatedly until it returns True, when the child serves.
+        ready: function called repeatedly until it returns True, when the child serves.
         keep_open: file descriptors that the children inherit, such as a lock that must outlive this process.
     """
 

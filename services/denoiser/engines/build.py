@@ -38,10 +38,10 @@ class EngineOptions:
         plugin: Whether cross-attention uses the amplified attention kernel, which supports biases gated by
             token. onnxruntime runs its definition in standard operators; TensorRT-RTX does not support it.
         profile: Sizes that the engine supports; None for the model's bounds.
-        target: As in `tensorrt_builder.BuildOptions`.
-        weight_streaming: Likewise.
-        optimization_level: Likewise.
-        workspace_bytes: Likewise.
+        target: Compute capability, as in `tensorrt_builder.BuildOptions`.
+        weight_streaming: Option of `tensorrt_builder.BuildOptions`.
+        optimization_level: Option of `tensorrt_builder.BuildOptions`.
+        workspace_bytes: Option of `tensorrt_builder.BuildOptions`, in bytes.
     """
 
     runtime: str = "auto"

@@ -133,7 +133,7 @@ class EngineStore:
 
         Args:
             rebuild: Whether to build an intact engine again.
-            report: Called while waiting for another process. Return False to cancel the wait.
+            report: Progress callback during a wait for another process. Return False to cancel the wait.
 
         Raises:
             BackendError: Another process is still building the engine after `wait_seconds`.

@@ -37,8 +37,8 @@ class GridInputs:
     """Inputs of the network that depend only on the position of a token.
 
     Attributes:
-        positions: float32 [N, F*P], position channels; F is 0 for a model without them.
-        rope_cos: float32 [N, head_dim]; `rope_sin` likewise.
+        positions: Position channels, float32 [N, F*P]; F is 0 for a model without them.
+        rope_cos, rope_sin: float32 [N, head_dim] each, cosines and sines of the rotary position table.
     """
 
     positions: Tensor
@@ -53,7 +53,7 @@ class LoadedModel:
     Latents are float32 [C, T, H, W] on `device`, independent of the type that the network computes in.
 
     Attributes:
-        transformer: On `device`, without gradients.
+        transformer: Network on `device`, without gradients.
         weights_digest: SHA-256 of the weights; with `adapters`, those merged, part of the latents' identity.
     """
 

@@ -52,11 +52,11 @@ class Predictor:
         """Predicts velocities of tokens that attend only to one another and to the text; float32 [n, C*P].
 
         Args:
-            tokens: [N, C*P], all tokens of latents of `shape`.
+            tokens: All tokens of latents of `shape`, [N, C*P].
             sigma: Noise level of the latents, in (0, 1].
-            index: int64 [n], ascending: the tokens to compute. None means all; the indices of all tokens give
+            index: Tokens to compute, int64 [n], ascending. None means all; the indices of all tokens give
                 the same bits.
-            on_attention: Called with the cross-attention of every block that is observed.
+            on_attention: Observer of the cross-attention of the watched blocks.
 
         Raises BackendError.
         """

@@ -127,8 +127,8 @@ class Text(_Section):
         encoder_id: Encoder whose token states condition the model.
         encoder: That encoder in the form of the embedder's settings, "umt5:path"; read by `chorus up`, not by
             the denoiser.
-        lexicon: File of synonyms in the model's world, a path relative to the model file; likewise read by
-            `chorus up`.
+        lexicon: File of synonyms in the model's world, a path relative to the model file; read by
+            `chorus up` only.
         max_tokens: Upper bound on the tokens of a prompt; further ones are dropped.
         attend_padding: Whether the text is padded to `max_tokens` with zeros that the model attends to, as in
             Wan; other models never see padding.

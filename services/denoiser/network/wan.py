@@ -154,7 +154,7 @@ class Attention(nn.Module):
         bias: Tensor | None = None,
         rule: CrossAttention = F.scaled_dot_product_attention,
     ) -> Tensor:
-        """q [B, heads, N, d], k and v [B, heads, M, d], bias broadcast to [B, heads, N, M] -> [B, N, D]."""
+        """Attends: q [B, heads, N, d], k and v [B, heads, M, d], bias for [B, heads, N, M] -> [B, N, D]."""
         out = rule(q, k, v, bias)
         projected: Tensor = self.to_out[0](out.transpose(1, 2).flatten(2))
         return projected
@@ -244,7 +244,7 @@ class ConditionEmbedder(nn.Module):
         self.text_embedder = _MLP(config.text_dim, config.dim, tanh_gelu=True)
 
     def time(self, timestep: Tensor) -> tuple[Tensor, Tensor]:
-        """timestep [B] in 0..1000 -> embedding [B, D], block modulation [B, 6, D]; both float32.
+        """Embeds timesteps [B] in 0..1000: embedding [B, D], block modulation [B, 6, D]; both float32.
 
         The embedding is computed in float32 and then rounded to the network's type, as diffusers does.
         """
@@ -297,10 +297,10 @@ class WanTransformer(nn.Module):
         """Predicts every token's velocity, [B, N, out_channels*P] in the layout of `patchify`.
 
         Args:
-            tokens: [B, N, in_channels*P] in the layout of `patchify`.
-            rope_cos, rope_sin: [N, head_dim] or [B, N, head_dim], rows of `rope_table` for these tokens.
-            key_bias: [B, L], added to the cross-attention logits (-inf hides padding), or None.
-            timestep: [B], 1000 * sigma.
+            tokens: Video tokens, [B, N, in_channels*P] in the layout of `patchify`.
+            rope_cos, rope_sin: Rows of `rope_table` for these tokens, [N, head_dim] or [B, N, head_dim].
+            key_bias: Bias of the cross-attention logits, [B, L]; -inf hides padding. None means no bias.
+            timestep: Timesteps, [B], 1000 * sigma.
             amplify: Cross-attention of every block; None means the plain one.
         """
         x, modulation, embedding = self.begin(tokens, timestep)
@@ -332,7 +332,7 @@ class WanTransformer(nn.Module):
         """Runs consecutive blocks, x [B, N, D] -> [B, N, D].
 
         Args:
-            text_kv, amplify: Those of these blocks.
+            text_kv, amplify: Arguments of `forward`, for these blocks only.
         """
         observed = {} if on_attention is None else self.config.watched_heads
         for n, (i, text) in enumerate(zip(blocks, text_kv, strict=True)):

@@ -291,7 +291,7 @@ async def open_store(
     """Opens the database, creating it if it does not exist.
 
     Args:
-        on_change: called in the event loop after each commit that changed a job, with its id.
+        on_change: callback in the event loop after each commit that changed a job; receives its id.
         clock: returns the time in Unix seconds.
 
     Raises StoreError if another process has the database open, or it is not a database of this program.

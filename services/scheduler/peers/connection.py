@@ -64,7 +64,7 @@ def open_connection(
     Args:
         service: full protobuf name of the peer's service.
         resources: closes the channel and ends the watch.
-        on_change: called each time the peer's health has changed.
+        on_change: callback after each change of the peer's health.
     """
     channel = open_channel(target, settings.max_message_bytes)
     resources.push_async_callback(channel.close)

@@ -25,7 +25,7 @@ class PeerHealth:
     Args:
         name: short name of the peer, as error messages use it.
         service: full protobuf name of the watched service.
-        on_change: called each time `serving` has changed.
+        on_change: callback after each change of `serving`.
         max_pause: upper bound on the pause between two attempts to reach the peer, in seconds.
     """
 

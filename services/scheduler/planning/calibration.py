@@ -38,7 +38,7 @@ class Depth:
             not below it.
         region: rule by which stage 2, which lasts to the end of the run, finds the tokens that it computes;
             None for no stage 2.
-        amplification: None for none.
+        amplification: amplification of the computed steps; None for none.
     """
 
     sigma: float

@@ -69,8 +69,8 @@ class Plan:
         reuse_steps: K1; 0 if and only if `donor` is None.
         region_end: K2; 0 without a stage 2.
         renoised: whether the run starts from the donor's clean latents, noised again to the level of step K1.
-        predicted_seconds_saved: 0 while the seconds of a step are unknown.
-        predicted_drift_points: None without a calibration.
+        predicted_seconds_saved: predicted saving, in seconds; 0 while the seconds of a step are unknown.
+        predicted_drift_points: predicted drift, in percentage points; None without a calibration.
     """
 
     total_steps: int
@@ -361,7 +361,7 @@ def _compute_in_full(total_steps: int, code: plan_pb2.PlanReasonCode.ValueType, 
 
 
 def _by_similarity(donor: Donor) -> tuple[float, str]:
-    """Sort key; the id breaks ties, so that a plan does not depend on the order of the donors."""
+    """Returns a sort key; the id breaks ties, so that a plan does not depend on the order of the donors."""
     return donor.score, donor.entry_id
 
 

@@ -102,7 +102,7 @@ class StreamRecorder(grpc.aio.UnaryStreamClientInterceptor):
 
 
 def method_name(details: Any) -> str:
-    """The last part of "/package.Service/Method"."""
+    """Returns the last part of "/package.Service/Method"."""
     method = details.method
     return str((method.decode() if isinstance(method, bytes) else method).rpartition("/")[2])
 

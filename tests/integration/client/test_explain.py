@@ -48,7 +48,7 @@ def reused(deployment: WorldDeployment) -> str:
     return target.generation.id
 
 
-def rows_of(path: Path) -> int:
+def count_rows(path: Path) -> int:
     with Image.open(path) as picture:
         return (picture.height - 2 * MARGIN - HEAD + GAP) // (TILE + GAP)
 
@@ -90,7 +90,7 @@ def test_picture_shows_donor_regions_result_and_full_computation(
     result = explain(deployment, identifier, "--png", "x.png", "--mp4", "x.mp4", "--full")
     assert result.exit_code == 0, result.output
     assert result.stderr == ""
-    assert rows_of(tmp_path / "x.png") == 5  # two regions
+    assert count_rows(tmp_path / "x.png") == 5  # two regions
     videos = deployment.scheduler.videos
     with Image.open(tmp_path / "x.png") as image:
         picture = np.asarray(image.convert("RGB"))
@@ -119,7 +119,7 @@ def test_without_the_full_computation_nothing_is_generated(
 ) -> None:
     result = explain(deployment, reused(deployment), "--png", "x.png", "--no-full")
     assert result.exit_code == 0, result.output
-    assert rows_of(tmp_path / "x.png") == 4
+    assert count_rows(tmp_path / "x.png") == 4
     assert len(deployment.scheduler.requests) == 2
 
 
@@ -137,7 +137,7 @@ def test_full_computation_is_generated_only_after_a_yes_on_a_terminal(
     result = CliRunner().invoke(app, command, input=f"{answer}\n")
     assert result.exit_code == 0, result.output
     assert "Generate the video without reuse (4 steps) for comparison?" in result.stderr
-    assert rows_of(tmp_path / "x.png") == (5 if answer == "y" else 4)
+    assert count_rows(tmp_path / "x.png") == (5 if answer == "y" else 4)
     assert len(deployment.scheduler.requests) == (3 if answer == "y" else 2)
 
 
@@ -160,7 +160,7 @@ def test_donor_whose_video_is_gone_is_left_out_with_a_note(
     result = explain(deployment, identifier, "--png", "x.png", "--full")
     assert result.exit_code == 0, result.output
     assert "the donor's video is left out: no generation 'gen-1'" in result.stderr
-    assert rows_of(tmp_path / "x.png") == 4
+    assert count_rows(tmp_path / "x.png") == 4
     result = explain(deployment, identifier, "--png", "x.png", "--no-full", "--json")
     lines = [json.loads(line) for line in result.stdout.splitlines()]
     assert [next(iter(line)) for line in lines] == ["explanation", "note", "png"]
@@ -176,7 +176,7 @@ def test_generation_without_a_donor_is_its_own_full_computation(
     assert "all 4 steps computed" in result.stdout
     assert "donor" not in result.stdout
     assert "nothing was reused" in result.stderr
-    assert rows_of(tmp_path / "x.png") == 1
+    assert count_rows(tmp_path / "x.png") == 1
     with Image.open(tmp_path / "x.png") as picture:
         assert picture.width > 8 * TILE
     assert len(deployment.scheduler.requests) == 1

@@ -27,12 +27,12 @@ PAIRS = [
 
 
 def methods(kind: type) -> dict[str, Callable[..., Any]]:
-    """The public methods of a class, by name."""
+    """Returns the public methods of a class, by name."""
     return {name: value for name, value in inspect.getmembers(kind, inspect.isfunction) if name[0] != "_"}
 
 
 def parameters(function: Callable[..., Any]) -> list[tuple[str, Any, Any, Any]]:
-    """Name, kind, default and annotation of each parameter."""
+    """Returns name, kind, default and annotation of each parameter."""
     signature = inspect.signature(function)
     return [(p.name, p.kind, p.default, p.annotation) for p in signature.parameters.values()]
 

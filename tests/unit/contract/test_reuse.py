@@ -1,4 +1,4 @@
-"""Rules of a reuse plan: the scheduler, which chooses a donor, and the denoiser, which fetches it, agree."""
+"""Verifies that the scheduler, which chooses a donor, and the denoiser, which fetches it, agree on a plan."""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ def test_scheduler_and_denoiser_agree_on_side_data(
     assert create_job(plan).needs_side_data is expected
 
 
-def test_contrast_of_strength_0_takes_a_donor_without_side_data() -> None:
-    """The scheduler used to reject such a donor, although the denoiser reads no side data for it."""
+def test_contrast_of_strength_0_accepts_a_donor_without_side_data() -> None:
+    """Covers a former fault: the scheduler rejected such a donor, which the denoiser accepts."""
     donor = Donor("entry", 0.9, frozenset({1, 2, 3, 4}), side_data=False)
     wanted = scheduler_pb2.ExplicitReuse(
         reuse_steps=2, amplification=plan_pb2.Amplification(form=CONTRAST, strength=0.0)

@@ -1,4 +1,4 @@
-"""Verifies the lexicons of models: their files, their union, and a general one free of them."""
+"""Verifies the lexicons of models, their union, and that the general lexicon contains none of their words."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ def test_pixels_are_repeated_while_they_are_encoded() -> None:
     with av.open(io.BytesIO(encode_mp4(frames, 8, upscale=4)), mode="r") as container:
         shown = np.stack([f.to_ndarray(format="rgb24") for f in container.decode(video=0)])
     assert shown.shape == (2, 20, 28, 3)
-    whole = frames.repeat(4, axis=1).repeat(4, axis=2).astype(int)
-    assert np.abs(shown.astype(int) - whole).mean() < 4
+    expected = frames.repeat(4, axis=1).repeat(4, axis=2).astype(int)
+    assert np.abs(shown.astype(int) - expected).mean() < 4
     with pytest.raises(ValueError, match="needs even height and width, not 15 x 21"):
         encode_mp4(frames, 8, upscale=3)

@@ -182,7 +182,7 @@ def test_loaded_model_generates_videos(make: Make, prediction: str) -> None:
 
 
 def test_velocity_of_data_prediction_leads_to_the_prediction(make: Make) -> None:
-    """x - sigma * v is the network's output, at every noise level."""
+    """Verifies that x - sigma * v is the network's output at every noise level."""
     model = LoadedModel.load(make(prediction="data"))
     predictor = Predictor.eager(model)
     prepared = model.prepare_text(torch.zeros(3, 10))
@@ -293,7 +293,7 @@ def test_configs_of_other_networks_are_rejected(tmp_path: Path, config: object, 
 
 
 def test_adapters_are_part_of_the_identity(make: Make, tmp_path: Path) -> None:
-    """The denoiser's description, the admitted identity and the scheduler's identity agree."""
+    """Verifies that the denoiser's description, the admitted identity and the scheduler's identity agree."""
     path, file = make(), tmp_path / "style.safetensors"
     save_file({"diffusion_model.head.head.diff_b": torch.ones(96)}, file)
     plain = LoadedModel.load(path)

@@ -74,7 +74,7 @@ def test_hidden_padding_changes_nothing(ours: WanTransformer) -> None:
 
 @torch.no_grad()
 def test_order_of_tokens_does_not_matter(ours: WanTransformer) -> None:
-    """Shuffled tokens with their angles, per sample, give the shuffled velocity."""
+    """Verifies that shuffled tokens with their angles, per sample, give the shuffled velocity."""
     tokens, text = torch.randn(2, 72, 36), torch.randn(2, 5, 20)
     cos, sin = rope_table(CONFIG, GRID)
     kv, t = ours.encode_text(text), torch.tensor([900.0, 100.0])
