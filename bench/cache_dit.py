@@ -176,7 +176,7 @@ class Outcome:
         seconds: Run time, in seconds.
         speedup: Run time of the plain run divided by `seconds`.
         correct: Whether the video shows everything that the prompt requests.
-        change: L2 norm of the difference from the plain latents, divided by theirs.
+        change: L2 norm of the difference from the plain latents, divided by the norm of these.
         blocks: Number of blocks that ran.
         cached_steps: Number of steps that were reused instead of computed.
     """

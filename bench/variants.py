@@ -314,7 +314,7 @@ def measure_edge(
     Returns:
         jump: mean absolute difference of neighbouring pixels on both sides of the edge, in RGB of -1 to 1,
             less that of the full steps;
-        edge_error: mean square difference of latents from the full steps' in the tokens along the edge.
+        edge_error: mean square difference from the latents of the full steps, in the tokens along the edge.
     """
     near = dilate(active, grid, 1) & dilate(~active, grid, 1)
     apart = (model.to_tokens(latents) - model.to_tokens(full)).square().mean(-1)

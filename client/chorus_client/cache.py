@@ -146,8 +146,8 @@ class AsyncCacheClient:
         Args:
             entry: entry id.
             model: model id.
-            older_than: age in seconds.
-            everything: every entry of the tenant.
+            older_than: lower bound on the age of an entry, in seconds.
+            everything: whether to drop every entry of the tenant.
         """
         if not (entry or model or older_than is not None or everything):
             raise invalid("purge", "must name an entry, a model, an age, or all entries")

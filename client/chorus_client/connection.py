@@ -95,7 +95,7 @@ class Connection:
         status = rpc_status.from_call(error)  # type: ignore[arg-type]  # an AioRpcError has what it reads
         if error.code() is not grpc.StatusCode.UNAVAILABLE or status is not None:
             return from_rpc_error(error, self._service)
-        # With TLS the certificates may be at fault, and `chorus up` is no remedy.
+        # With TLS the certificates may be at fault, and `chorus up` does not help.
         remedy = (
             f" over TLS: {error.details()}"
             if self._secure

@@ -36,7 +36,7 @@ class Endpoints:
 
 
 def write(directory: Path, endpoints: Endpoints) -> None:
-    """Writes the file into `directory`, all of it or nothing."""
+    """Writes the file into `directory` atomically."""
     write_atomically(directory / FILE, (json.dumps(asdict(endpoints), indent=2) + "\n").encode())
 
 

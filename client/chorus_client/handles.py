@@ -99,7 +99,7 @@ class AsyncGenerationHandle:
     async def save(
         self, path: Path | str, *, timeout: float = WATCH_SECONDS, patience: float = PATIENCE_SECONDS
     ) -> Path:
-        """Waits for the end and writes the mp4 file, all of it or nothing. Returns its path."""
+        """Waits for the end and writes the mp4 file atomically. Returns its path."""
         video = await self.result(timeout=timeout, patience=patience)
         return await asyncio.to_thread(write_atomically, Path(path), video.data)
 
@@ -224,7 +224,7 @@ class GenerationHandle:
     def save(
         self, path: Path | str, *, timeout: float = WATCH_SECONDS, patience: float = PATIENCE_SECONDS
     ) -> Path:
-        """Waits for the end and writes the mp4 file, all of it or nothing. Returns its path."""
+        """Waits for the end and writes the mp4 file atomically. Returns its path."""
         return self._loop.run(self._handle.save(path, timeout=timeout, patience=patience))
 
     def events(

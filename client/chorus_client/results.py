@@ -77,8 +77,8 @@ class Plan:
     Attributes:
         total_steps: denoising steps of the schedule.
         reuse_steps: leading steps taken from the donor instead of computed; 0 on a miss.
-        region_end: steps from `reuse_steps` up to this one compute only a region; 0 if none does.
-        renoised: the run starts from the donor's clean latents, noised again.
+        region_end: end of the steps from `reuse_steps` on that compute only a region; 0 for none.
+        renoised: whether the run starts from the donor's clean latents, noised again.
         donor: donor of the plan; None on a miss.
         edit: kind of edit that leads from the donor's prompt to this one, such as "colour"; may be empty.
         reasons: sentences that explain the decision.
@@ -191,7 +191,7 @@ class Generation:
         steps_run: denoising steps that were computed.
         steps_completed: denoising steps completed, reused ones included.
         attempts: number of starts; above 1 if a service died during the run.
-        warnings: conditions that cost reuse but not the video.
+        warnings: conditions that prevented reuse but not the video.
         error: cause of the failure; None unless failed.
         video: properties of the video; None unless succeeded.
         created, ended: times in UTC; `ended` is None until the generation ends.
@@ -291,11 +291,11 @@ class Video:
 
     @property
     def warnings(self) -> tuple[Problem, ...]:
-        """Conditions that cost reuse but not the video, for instance a cache that was down."""
+        """Conditions that prevented reuse but not the video, such as an unavailable cache."""
         return self.generation.warnings
 
     def save(self, path: Path | str) -> Path:
-        """Writes the mp4 file, all of it or nothing. Returns its path. Raises OSError."""
+        """Writes the mp4 file atomically. Returns its path. Raises OSError."""
         return write_atomically(Path(path), self.data)
 
 

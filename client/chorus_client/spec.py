@@ -39,12 +39,12 @@ class SpecOptions(TypedDict, total=False):
         steps: denoising steps of the model's own schedule, 1 to 200.
         sigmas: noise levels instead of `steps`: N + 1 strictly decreasing values, from at most 1 to 0.
         seed: seed of the noise, 0 to 2⁶⁴ − 1.
-        reuse: "off", "safe", "balanced" or "fast".
+        reuse: policy: "off", "safe", "balanced" or "fast".
         explicit_reuse: plan to use instead of `reuse`, from `chorus_client.explicit_reuse`.
-        no_store: store none of this request's latents for later ones.
+        no_store: whether none of this request's latents are stored for later requests.
         deadline: time from now after which the generation fails, in seconds.
-        request_id: 1 to 128 of A–Z, a–z, 0–9, '.', '_', '-'; the same id with the same request is the same
-            generation. Default: a new UUID.
+        request_id: 1 to 128 characters A–Z, a–z, 0–9, '.', '_' or '-'. Repeating an id with the same request
+            returns the same generation. Default: a new UUID.
     """
 
     model: str | None

@@ -191,7 +191,7 @@ def to_status(error: ChorusError) -> grpc.Status:
 def from_rpc_error(error: grpc.aio.AioRpcError, service: str) -> ChorusError:
     """Converts a failed call to `service` to its domain error.
 
-    A bare UNAVAILABLE becomes DEPENDENCY_UNAVAILABLE that names the service.
+    A bare UNAVAILABLE becomes DEPENDENCY_UNAVAILABLE with the name of the service.
     """
     code = error.code()
     info: error_details_pb2.ErrorInfo | None = None

@@ -50,7 +50,7 @@ _FIELDS = ["entry_id", *(name for name, _, _ in _COLUMNS)]
 def make_filter(
     tenant: str, selection: Selection | None = None, entry_ids: Sequence[str] | None = None
 ) -> str:
-    """Builds every filter of the index: always the tenant, then the requested fields.
+    """Builds a filter of the index, from the tenant and the requested fields. Every filter is built here.
 
     Milvus Lite does not support filter templates, so values are part of the text. Raises ValueError for a
     value that could be parsed as more than a value.

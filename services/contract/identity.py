@@ -1,4 +1,4 @@
-"""Identity of latents: the digest of everything that makes them interchangeable."""
+"""Identity of latents: the digest of all properties that make them interchangeable."""
 
 from __future__ import annotations
 

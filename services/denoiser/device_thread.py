@@ -1,4 +1,4 @@
-"""The single thread that owns the device, and the tasks that the event loop hands to it."""
+"""The single thread that owns the device, and the tasks that the event loop submits to it."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ class DeviceThread:
         return release
 
     def submit(self, work: Generator[E], deadline: float) -> DeviceTask[E]:
-        """Queues work after all earlier tasks. The caller holds a place."""
+        """Queues work after all earlier tasks. The caller must hold a place."""
         task = DeviceTask(work, deadline, asyncio.get_running_loop())
         task.start(self._thread)
         return task

@@ -235,8 +235,9 @@ def _sum_shared(one: _PromptWords, other: _PromptWords, covered: Matrix) -> Matr
 def _match_phrases(similarity: Matrix) -> list[tuple[int, int]]:
     """Matches each phrase of the shorter side with another, for the largest sum of similarities.
 
-    Of equal sums, the one closest to the order of both prompts. Both terms are whole numbers, hence exact:
-    millionths of a word, and squared distances, whose sum stays below the factor between the two.
+    Among equal sums it chooses the one closest to the order of both prompts. Both terms are whole numbers
+    and therefore exact: millionths of a word, and squared distances, whose sum stays below the factor
+    between the two.
     """
     millionths = np.round(similarity * 1e6)
     rows, columns = np.indices(similarity.shape)

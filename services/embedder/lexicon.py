@@ -162,7 +162,7 @@ _MUTE = (DIVIDERS | ARTICLES | frozenset(_FUNCTION_WORDS.split())) - frozenset(
 
 def _inflect(word: str, category: Category) -> set[str]:
     """Returns the inflected forms of a word, and some impossible ones. Adjectives have none."""
-    # "shorts" is no form of "short".
+    # "shorts" is not a form of "short".
     nouns = {word + "s", word + "es", word[:-1] + "ies"}
     if category in (Category.OTHER, Category.BACKGROUND):
         return nouns

@@ -1,4 +1,4 @@
-"""protobuf ↔ prompts and encodings."""
+"""gRPC servicer of the embedder: converts messages to prompts, and encodings to messages."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ class _Undecodable:
 
 
 class Gate:
-    """Readiness of a service: `closed` is the error that calls are refused with, or None."""
+    """Readiness of a service: `closed` is the error with which calls are refused; None accepts them."""
 
     def __init__(self, service: str) -> None:
         self.service = service

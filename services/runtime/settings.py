@@ -88,7 +88,7 @@ def load_settings(kind: type[S], arguments: Sequence[str] = ()) -> S:
 def find_unknown_variables(
     kind: type[ServerSettings], environment: Mapping[str, str]
 ) -> dict[str, str | None]:
-    """Returns the variables that carry the service's prefix but are no setting, with the nearest setting.
+    """Returns the variables that carry the service's prefix but are not a setting, with the nearest setting.
 
     Names are compared ignoring case, as pydantic does.
     """

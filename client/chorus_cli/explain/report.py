@@ -1,4 +1,4 @@
-"""Report on a generation, built from its events: every step, the plan's reasons, and where the time went."""
+"""Report on a generation, built from its events: steps, the plan's reasons, and the time of each part."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ DEFAULT_PORTS: Final = {
 }
 _HEALTH_SECONDS: Final = 2.0
 
-# Log message of a service about a variable that carries its prefix but is no setting.
+# Log message of a service about a variable that carries its prefix but is not a setting.
 UNKNOWN_SETTING: Final = "unknown setting ignored"
 _LOG_FIELD: Final = re.compile(r'(variable|did_you_mean)"?[=:] ?"?(CHORUS_\w+)')
 

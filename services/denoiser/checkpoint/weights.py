@@ -31,7 +31,7 @@ class WeightsError(Exception):
 def read_header(path: Path) -> SafetensorsHeader:
     """Reads the header of a safetensors file; the sizes of its tensors are checked against the file's length.
 
-    Raises WeightsError when the file is missing, foreign or truncated, or where a tensor is of a type in
+    Raises WeightsError if the file is missing, foreign or truncated, or if a tensor is of a type in
     which no network is stored.
     """
     try:

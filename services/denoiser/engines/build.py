@@ -79,7 +79,7 @@ def build_default_profile(model: LoadedModel) -> Profile:
 
 
 def build_engine_key(model: LoadedModel, options: EngineOptions) -> EngineKey:
-    """Returns everything that an engine depends on. Raises BackendError if the runtime is not installed."""
+    """Returns the key of an engine. Raises BackendError if the runtime is not installed."""
     if options.precision not in PRECISIONS:
         raise BackendError(f"precision: must be one of {', '.join(PRECISIONS)}, not {options.precision!r}")
     if options.weight_streaming and options.blocks_each:

@@ -33,7 +33,7 @@ _POLL_SECONDS = 1.0  # interval at which a wait can be cancelled
 
 @dataclass(frozen=True)
 class EngineKey:
-    """Everything that an engine depends on.
+    """Key of an engine: all that its files depend on.
 
     Attributes:
         model_id: Id of the model.

@@ -115,7 +115,7 @@ class JobStore(ABC):
         *,
         crashed: bool = False,
     ) -> Job | None:
-        """Appends events, which it numbers and timestamps, and advances the state with them, all or nothing.
+        """Appends events, which it numbers and timestamps, and advances the state with them, atomically.
 
         Returns None, and changes nothing, if the job is in none of the expected states: another writer was
         faster.

@@ -19,7 +19,7 @@ from services.scheduler.settings import SchedulerSettings
 
 
 class PeerConnection:
-    """Everything that the typed clients of this package share.
+    """Connection to a peer, used by the typed clients of this package.
 
     Args:
         name: short name of the peer, as error messages use it.

@@ -49,7 +49,7 @@ class EmbedderClient:
 
         Args:
             target: prompt of the target.
-            encoded: answer of `embed` for `target`.
+            encoded: response of `embed` for `target`.
         """
         request = embedder_pb2.AlignRequest(
             target_prompt=target,

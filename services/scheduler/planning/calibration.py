@@ -60,7 +60,7 @@ class Row:
 
     Attributes:
         computed_share: tokens computed in the steps that were run, divided by all tokens of those steps;
-            above 1 where the search for the region found that it is everything.
+            above 1 if the search for the region found that it contains every token.
         drift_points: increase, against computing in full, of the share of results that follow the donor, in
             percentage points.
         alignment_loss_points: decrease of the share of results that show the request, in percentage points.

@@ -25,14 +25,14 @@ STEPS = 4
 
 
 class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
-    """Runs each generation to its end at once, with three exceptions.
+    """Runs each generation to its end immediately, with three exceptions.
 
     "fail …" fails; "slow …" stops after its first step until it is cancelled; "warn …" carries a warning.
 
     Attributes:
-        drops: each breaks one stream, after this many of its messages.
+        drops: numbers of messages after which a stream breaks, one number for each stream.
         metadata: metadata of each submission.
-        delay: time before a submission is answered, in seconds.
+        delay: delay of the response to a submission, in seconds.
     """
 
     def __init__(self) -> None:

@@ -45,7 +45,7 @@ def chorus(deployment: FakeDeployment, *arguments: str, text: str | None = None)
 
 
 def add(deployment: FakeDeployment, *ids: str) -> None:
-    """Adds generations of the given ids, the first one oldest, that are complete copies of a real one."""
+    """Adds copies of a real generation with the given ids, oldest first."""
     chorus(deployment, "generate", RED, "--detach", "--seed", "7")
     template = deployment.scheduler.generations.pop("gen-1")
     events = deployment.scheduler.events.pop("gen-1")
@@ -222,7 +222,7 @@ def test_prompt_file_stops_when_a_service_is_down(deployment: FakeDeployment, tm
 def test_purging_everything_needs_yes_without_a_terminal(deployment: FakeDeployment) -> None:
     result = chorus(deployment, "cache", "purge", "--all", text="y\n")
     assert result.exit_code == BAD_INPUT
-    assert "error: all: needs --yes where no terminal can answer" in result.stderr
+    assert "error: all: needs --yes without a terminal" in result.stderr
     assert deployment.cache.purges == []
     assert chorus(deployment, "cache", "purge", "--all", "--yes").exit_code == OK
     assert deployment.cache.purges[0].all

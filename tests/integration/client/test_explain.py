@@ -41,7 +41,7 @@ def explain(deployment: WorldDeployment, *arguments: str) -> Any:
 
 
 def reused(deployment: WorldDeployment) -> str:
-    """A generation of the group's target that reused its donor by PLAN."""
+    """Generation of the group's target that reused its donor by PLAN."""
     with ChorusClient(deployment.target) as client:
         client.generate(GROUP.donor.prompt, seed=1)
         target = client.generate(GROUP.targets[0].prompt, seed=2, explicit_reuse=PLAN)

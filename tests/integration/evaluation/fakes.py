@@ -37,7 +37,7 @@ def normalise_spacing(prompt: str) -> str:
 class WorldScheduler(FakeScheduler):
     """Renders the scene of a prompt, or the donor's scene after deep reuse.
 
-    `balanced` and `fast` reuse one step of the last entry, explicit plans the number they name. `fast`, and
+    `balanced` and `fast` reuse one step of the last entry, explicit plans as many as they state. `fast`, and
     reuse of two or more steps, shows the scene of that entry.
     """
 

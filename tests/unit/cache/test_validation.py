@@ -1,4 +1,4 @@
-"""Verifies which requests the cache accepts, and the field named when it rejects one."""
+"""Verifies which requests the cache accepts, and which field a rejection names."""
 
 from __future__ import annotations
 
@@ -321,7 +321,7 @@ FOREIGN = {
     "cut": latents(1)[:-1],
     "a pickle": b"\x80\x04\x95" + b"x" * 200,
     "a header with a wrong length": struct.pack("<Q", 1 << 60) + b"{}",
-    "a header that is no JSON": struct.pack("<Q", 4) + b"nope" + b"\0" * VALUES,
+    "a header that is not JSON": struct.pack("<Q", 4) + b"nope" + b"\0" * VALUES,
     "no tensor": _with_header({}, b""),
     "offsets that overlap the shape": _with_header(
         {"x": {"dtype": "F32", "shape": SHAPE, "data_offsets": [0, 8]}}, b"\0" * 8

@@ -84,7 +84,7 @@ def lives(pid: int) -> bool:
 
 
 class Run:
-    """A running supervisor, and what it reported."""
+    """Running supervisor and its reports."""
 
     def __init__(self, children: list[Child], limits: Limits = QUICK) -> None:
         self.notes = Notes()
@@ -201,7 +201,7 @@ async def test_processes_started_by_a_crashed_child_are_killed(tmp_path: Path) -
 
 
 def wait_for_end(pid: int) -> None:
-    """Waits until a process ends that is not a child of this one; fails after PATIENCE."""
+    """Waits until a process that is not a child of this one ends; fails after PATIENCE."""
     try:
         descriptor = os.pidfd_open(pid)
     except ProcessLookupError:
