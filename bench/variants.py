@@ -272,12 +272,14 @@ def mix_text(
             else:
                 layers[i] = replace(before, other=layer.other, strength=layer.strength)
     if ceiling < math.inf:
-        layers = [one and _Ceiled(one.bias, one.other, one.strength, one.gate, ceiling) for one in layers]
+        layers = [
+            one and _LimitedContrast(one.bias, one.other, one.strength, one.gate, ceiling) for one in layers
+        ]
     return AmplifiedText(kv, tuple(layers) if any(layers) else None)
 
 
 @dataclass(frozen=True)
-class _Ceiled(LayerAmplification):
+class _LimitedContrast(LayerAmplification):
     """Limits the change by contrast to its ceiling, for each head and token."""
 
     ceiling: float = math.inf

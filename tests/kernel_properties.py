@@ -1,7 +1,7 @@
 """Verifies properties of the Triton kernel in Triton's interpreter; run by test_interpreter.py.
 
-Not collected by default: Triton selects its interpreter at import, so these tests need a separate process
-with TRITON_INTERPRET=1.
+They are not collected by default. Triton selects its interpreter at import, so these tests need a separate
+process with TRITON_INTERPRET=1.
 """
 
 import os

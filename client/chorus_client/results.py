@@ -300,7 +300,7 @@ class Video:
 
 
 class GenerationError(ChorusError):
-    """A generation ended without a video. Base of GenerationFailed and GenerationCancelled."""
+    """End of a generation without a video. Base of GenerationFailed and GenerationCancelled."""
 
     def __init__(
         self, generation: Generation, reason: errors.Reason, message: str, metadata: Mapping[str, str]
@@ -310,7 +310,7 @@ class GenerationError(ChorusError):
 
 
 class GenerationFailed(GenerationError):
-    """A generation failed; `reason` and `message` are those of the failure."""
+    """Failure of a generation; `reason` and `message` are those of its error."""
 
     def __init__(self, generation: Generation) -> None:
         fault = generation.proto.error
@@ -323,7 +323,7 @@ class GenerationFailed(GenerationError):
 
 
 class GenerationCancelled(GenerationError):
-    """A generation was cancelled."""
+    """Cancellation of a generation, by this or another client."""
 
     def __init__(self, generation: Generation) -> None:
         super().__init__(generation, errors.CANCELLED, f"{generation.id} was cancelled", {})

@@ -21,7 +21,7 @@ TAIL_LINES = 20
 
 
 class ServerError(RuntimeError):
-    """A server or an installation failed. The message names it, the cause and the log file."""
+    """Failure of a server or an installation. The message names it, the cause and the log file."""
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,7 @@ class Violation:
 
 
 class ChorusError(Exception):
-    """An error that callers may see.
+    """Error whose content is safe for callers.
 
     Args:
         reason: determines the gRPC status code.

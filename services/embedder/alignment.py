@@ -1,4 +1,4 @@
-"""Differences between two prompts, word by word. Pure: plain values and numpy.
+"""Differences between two prompts, word by word, computed by pure functions.
 
 Words are compared with those that describe the same thing: "a red circle and a blue square" differs from "a
 blue circle and a red square", though the words are the same.

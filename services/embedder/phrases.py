@@ -1,4 +1,7 @@
-"""Division of a prompt into phrases: the surroundings, each thing, and the framing around them. Pure."""
+"""Division of a prompt into phrases: the surroundings, each thing, and the framing around them.
+
+All functions are pure.
+"""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ class GenerationReport:
 
 
 def build_report(generation: Generation, events: Iterable[GenerationEvent]) -> GenerationReport:
-    """Builds the report from all events of a generation. Of several attempts the last one counts."""
+    """Builds the report from all events of a generation. Only the last of several attempts counts."""
     reused, saved, done = 0, 0.0, dict[int, Step]()
     for event in events:
         if event.HasField("started"):

@@ -66,7 +66,7 @@ class Reporter(Protocol):
 
 
 class GaveUp(Exception):
-    """A child cannot be kept running; the message names it and the cause."""
+    """Failure to keep a child running; the message names the child and the cause."""
 
     def __init__(self, child: Child, message: str) -> None:
         super().__init__(message)

@@ -18,7 +18,7 @@ Progress = Callable[[str], "bool | None"]
 
 
 class BackendError(RuntimeError):
-    """A backend could not be created, or failed at a step. The message names the remedy."""
+    """Failure to create a backend, or to run a step on it. The message names the remedy."""
 
 
 @contextmanager
@@ -60,7 +60,7 @@ class StepInputs:
 
 
 class Backend(ABC):
-    """Runs the network. Not thread-safe: the device thread owns it."""
+    """Runs the network. It is not thread-safe: the device thread owns it."""
 
     @property
     @abstractmethod

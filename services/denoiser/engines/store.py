@@ -109,7 +109,7 @@ class BuiltEngine:
 
 
 class EngineError(BackendError):
-    """An engine is missing or does not match its manifest."""
+    """Fault of an engine: missing, or different from its manifest."""
 
 
 # Writes the engine's files to a folder. Returns the files to load, in order, and facts about the build.

@@ -29,7 +29,7 @@ _THREADS = re.compile(r"\.reqntid\s+(\d+)")
 
 
 class KernelError(ValueError):
-    """A kernel is missing, does not match its manifest, or does not support a request."""
+    """Fault of a kernel: missing, different from its manifest, or not suitable for a request."""
 
 
 @dataclass(frozen=True)

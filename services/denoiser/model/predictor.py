@@ -18,7 +18,7 @@ from services.denoiser.network.wan import AttentionObserver, TextKV
 
 @dataclass(frozen=True, eq=False)
 class Predictor:
-    """Predicts velocities. Not thread-safe: the device thread owns it.
+    """Predicts velocities. It is not thread-safe: the device thread owns it.
 
         model = LoadedModel.load(Path("models/movingshapes/model.toml"))
         predictor = Predictor.eager(model)

@@ -81,8 +81,8 @@ class Transformer(_Section):
     Attributes:
         sizes: Location of a released `config.json`, given like that of a weights file, from which the sizes
             are read; fields of the model file override it.
-        dtype: Type in which the network computes; latents are always float32. Not part of the identity of
-            latents: it changes them by rounding, as another device does, but not in their meaning.
+        dtype: Type in which the network computes; latents are always float32. It is not part of the
+            identity of latents: it changes them by rounding, as another device does, but not in meaning.
         prediction: Output of the network: v = noise - data, or the data, and then v = (x - data) / sigma.
         position_order: Order of the position basis added to the input channels (positions.py); 0 for none.
     """
@@ -155,8 +155,8 @@ class WanVae(Source):
     """`AutoencoderKLWan` as diffusers saves it, with config.json in the folder of the weights.
 
     Attributes:
-        tile: Videos larger than this, in pixels, are decoded in blended tiles of this size, which takes less
-            memory. 0 decodes whole frames.
+        tile: Side of the blended tiles in which larger videos are decoded, in pixels; this takes less memory.
+            0 decodes whole frames.
     """
 
     kind: Literal["wan-vae"]

@@ -1,4 +1,7 @@
-"""Validation of requests at the edge, and the accepted spec that results. Pure."""
+"""Validation of requests at the edge, and the accepted spec that results.
+
+All functions are pure.
+"""
 
 from __future__ import annotations
 

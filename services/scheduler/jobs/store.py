@@ -13,11 +13,11 @@ from services.scheduler.jobs.states import State
 
 
 class StoreError(RuntimeError):
-    """The job store cannot be used; the message states the reason and the remedy."""
+    """Fault that makes the job store unusable; the message states the reason and the remedy."""
 
 
 class QueueFull(Exception):
-    """The queue holds as many jobs as its limit allows."""
+    """Rejection of a job because the queue has reached its limit."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Messages to the peers, built from a spec. Pure."""
+"""Messages to the peers, built from a spec by pure functions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Classifies the edit that leads from a donor's prompt to the target's. Pure: an alignment in, a kind out.
+"""Classifies the edit that leads from a donor's prompt to the target's. It is a pure function.
 
 The kinds are the rows of the calibration: the permissible depth of reuse depends far more on what changed
 than on how similar the prompts are.
