@@ -165,7 +165,7 @@ class Alternative(CustomVariant):
 
 
 class WordFinder(RegionFinder):
-    """Takes the places where gained words act in the target at step K1, which is computed in full for it.
+    """Selects the places where gained words act in the target at step K1, which is computed in full for it.
 
     Args:
         with_lost: Whether to add the places where lost words acted in the donor.
@@ -192,7 +192,7 @@ class WordFinder(RegionFinder):
 
 
 class ProbeAndLostFinder(ProbeFinder):
-    """Takes the region of the probes and the places where lost words acted in the donor."""
+    """Selects the region of the probes and the places where lost words acted in the donor."""
 
     def __init__(self, region: plan_pb2.RegionPlan, pair: Pair) -> None:
         super().__init__(region)
@@ -209,7 +209,7 @@ class ProbeAndLostFinder(ProbeFinder):
 
 
 class OracleFinder(RegionFinder):
-    """Takes the places where a finished video differs from the donor's.
+    """Selects the places where a finished video differs from the donor's.
 
     Args:
         clean: Clean latents of that video as tokens, [N, C*P].

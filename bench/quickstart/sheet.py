@@ -26,7 +26,7 @@ class SheetRow:
     """Contents of a row.
 
     Attributes:
-        prompt: Prompt.
+        prompt: Prompt of the row.
         hit: True if the request reused a donor.
         verdict: First line of text below the prompt: hit or miss, steps, seconds.
         detail: Second line of text: the donor.

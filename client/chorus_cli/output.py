@@ -56,7 +56,7 @@ class _Console(Console):
 
 
 class Output:
-    """Destination of a command's output. With `as_json`, stdout carries one JSON object a line, nothing else.
+    """Destination of a command's output. With `as_json`, stdout carries only one JSON object a line.
 
     Messages are written in protobuf's JSON form with the names of the contract: 64-bit integers are strings.
 

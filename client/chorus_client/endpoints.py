@@ -58,8 +58,8 @@ def running(directory: Path) -> Endpoints | None:
 def resolve(service: str, target: str | None = None, directory: Path = DIRECTORY) -> str:
     """Returns the target of a service.
 
-    The first of: `target`; the service's environment variable; the `chorus up` of `directory`; the default
-    port on this machine.
+    It is the first of these: `target`; the service's environment variable; the `chorus up` of `directory`;
+    the default port on this machine.
     """
     if target := target or os.environ.get(VARIABLES.get(service, "")):
         return target

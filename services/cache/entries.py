@@ -92,7 +92,7 @@ class Admission:
     """An entry whose blobs were received completely and verified.
 
     Attributes:
-        vector: L2-normalised, `space.dimension` values.
+        vector: retrieval vector, L2-normalised, `space.dimension` values.
         data: contents of the blobs, by digest.
     """
 

@@ -197,9 +197,7 @@ def check_latents(data: bytes, identity: latents_pb2.LatentIdentity) -> None:
     shape, (dtype, width) = tuple(identity.latent_shape), _DTYPES[identity.latent_dtype]
     found = tensors[0]
     if (found.shape, found.dtype) != (shape, dtype):
-        raise BlobFault(
-            f"holds {found.dtype} {list(found.shape)} where the identity requires {dtype} {list(shape)}"
-        )
+        raise BlobFault(f"holds {found.dtype} {list(found.shape)} instead of {dtype} {list(shape)}")
     values = len(data) - 8 - int.from_bytes(data[:8], "little")
     if values != math.prod(shape) * width:
         raise BlobFault(

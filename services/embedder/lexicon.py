@@ -221,7 +221,7 @@ class Lexicon:
 
 
 def is_mute(plain_word: str) -> bool:
-    """Returns whether a word alone names nothing visible."""
+    """Returns whether a word without other words names nothing visible."""
     return plain_word in _MUTE
 
 

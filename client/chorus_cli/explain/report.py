@@ -89,7 +89,7 @@ def render_report(report: GenerationReport, width: int | None = None) -> str:
     """Renders a report as text for people.
 
     Args:
-        width: columns to which the text is wrapped; None wraps no line.
+        width: columns to which the text is wrapped; None disables wrapping.
     """
     generation = report.generation
     facts = list(_facts(report))

@@ -31,7 +31,7 @@ Positive = Annotated[int, Field(gt=0)]
 
 
 class SpecError(ValueError):
-    """A model file that cannot be used; the message names the file, the field and the expected value."""
+    """Fault of a model file; the message names the file, the field and the expected value."""
 
 
 class _Section(BaseModel):

@@ -1,7 +1,7 @@
 """The Wan video diffusion transformer in plain torch, on tokens.
 
 It has the same parameters, by name and shape, as diffusers' `WanTransformer3DModel` (text-to-video), so its
-checkpoints load. Unlike diffusers', its `forward` takes tokens with their own rotary angles instead of a
+checkpoints load. Unlike diffusers', its `forward` accepts tokens with their own rotary angles instead of a
 whole video: a caller may pass any subset of a video's tokens.
 
 Shapes: B batch, N video tokens, L text tokens, D = heads * head_dim, P = pt*ph*pw positions a patch.

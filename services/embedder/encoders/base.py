@@ -1,4 +1,4 @@
-"""Port of text encoders: a prompt in, a retrieval vector and token states out."""
+"""Port of text encoders, which convert a prompt to a retrieval vector and token states."""
 
 from __future__ import annotations
 

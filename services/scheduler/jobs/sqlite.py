@@ -54,7 +54,7 @@ _MODELS = "models"
 
 
 class SqliteStore(JobStore):
-    """Created by `open_store`; closed by its owner."""
+    """Job store in SQLite, created by `open_store` and closed by its owner."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Chooses the donor and the extent of reuse: plain values in, a plan with its reasons out.
+"""Chooses the donor and the extent of reuse: a pure function that returns a plan with its reasons.
 
 If the model has a calibration and the prompts could be compared, the kind of edit decides, by the measured
 cost of reuse for that kind; the outcome may be no reuse at all. Otherwise a coarse table of similarities
