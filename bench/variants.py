@@ -133,7 +133,7 @@ class Alternative(CustomVariant):
         assert text is not None
 
         def text_of_step(step: int, index: Tensor | None) -> AmplifiedText:
-            return mix_text(
+            return mixed(
                 text,
                 self.terms,
                 step - plan.reuse_steps,
@@ -165,7 +165,7 @@ class Alternative(CustomVariant):
 
 
 class WordFinder(RegionFinder):
-    """Selects the places where gained words act in the target at step K1, which is computed in full for it.
+    """Takes the places where gained words act in the target at step K1, which is computed in full for it.
 
     Args:
         with_lost: Whether to add the places where lost words acted in the donor.
@@ -192,7 +192,7 @@ class WordFinder(RegionFinder):
 
 
 class ProbeAndLostFinder(ProbeFinder):
-    """Selects the region of the probes and the places where lost words acted in the donor."""
+    """Takes the region of the probes and the places where lost words acted in the donor."""
 
     def __init__(self, region: plan_pb2.RegionPlan, pair: Pair) -> None:
         super().__init__(region)
@@ -209,7 +209,7 @@ class ProbeAndLostFinder(ProbeFinder):
 
 
 class OracleFinder(RegionFinder):
-    """Selects the places where a finished video differs from the donor's.
+    """Takes the places where a finished video differs from the donor's.
 
     Args:
         clean: Clean latents of that video as tokens, [N, C*P].
@@ -241,7 +241,7 @@ def replace_hard(active: Tensor, grid: Grid) -> Tensor:
     return active.float()
 
 
-def mix_text(
+def mixed(
     kv: TextKV,
     terms: Sequence[Term],
     step: int,

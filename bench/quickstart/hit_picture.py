@@ -41,7 +41,7 @@ class PictureRow:
 
 
 def measure_rows(client: ChorusClient) -> list[PictureRow]:
-    """Generates the donor once, then the edited prompt several times with and without reuse."""
+    """Generates the donor once, then the edited prompt several times each way; captions hold medians."""
     warm_up(client)
     donor = generate_timed(client, DONOR, seed=SEED)
     hits, full = list[TimedGeneration](), list[TimedGeneration]()

@@ -24,7 +24,7 @@ _GAP = "  "
 
 
 class GenerationView:
-    """Live progress of one generation on a terminal; elsewhere only its lines. Receives the events in order."""
+    """Live progress of one generation on a terminal; elsewhere only its lines. Needs the events in order."""
 
     def __init__(self, console: Console) -> None:
         self._progress = Progress(

@@ -102,11 +102,11 @@ class AsyncChorusClient:
         cancelled by another client, and TypeError for an unknown option.
 
         Args:
-            timeout: upper bound on the wait, in seconds; DEADLINE_EXCEEDED after it. It does not end
-                the generation: set `deadline` to bound that as well.
-            on_accepted: callback that receives the accepted generation, once.
-            on_event: callback that receives each event.
-            options: options as for `submit`.
+            timeout: upper bound on the wait, in seconds; DEADLINE_EXCEEDED after it. The generation goes on:
+                set `deadline` to bound it as well.
+            on_accepted: called once, with the generation as accepted.
+            on_event: called with each event.
+            options: as of `submit`.
         """
         request = build_request(prompt, options)
         attributes = {

@@ -65,9 +65,9 @@ def explicit_reuse(
         region_end: end of the steps from `reuse_steps` on that compute only a region; 0 for none.
         region: source of the region: "probe", "full-step" or "attention".
         threshold: difference above which a token belongs to the region, 0 to 1.
-        dilation: distance up to which neighbouring tokens join the region, in tokens, 0 to 8.
+        dilation: neighbouring tokens that join the region, 0 to 8.
         budget: largest share of tokens in the region, 0 to 1; a larger region is computed in full.
-        context: selection of tokens outside the region that it attends to: "none" or "strided".
+        context: tokens outside the region that it attends to: "none" or "strided".
         amplify: form and strength: "contrast:0.5", "bias:1" or "value-gain:1"; strength 0 to 4.
         first_step, end_step: amplified steps, from `first_step` up to `end_step`; both 0 for all steps.
         first_layer: first layer that is amplified, from 0.

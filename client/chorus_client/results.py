@@ -139,7 +139,7 @@ class Timings:
     """Duration of each part of a generation, in seconds.
 
     Attributes:
-        total_seconds: time from leaving the queue to the complete video.
+        total_seconds: from leaving the queue to the complete video.
     """
 
     queued_seconds: float

@@ -52,8 +52,8 @@ class Result:
     """Result of a run.
 
     Attributes:
-        latents: Latents that this run computed, by index of the step boundary, float32 [C, T, H, W] on the
-            CPU; empty unless requested.
+        latents: By index, float32 [C, T, H, W] on the CPU: those that this run computed; empty unless they
+            were requested.
         side: Attention maps and token states of the prompt; None if no step recorded attention.
         computed_steps: Tokens that went through the network, in units of a full step.
     """

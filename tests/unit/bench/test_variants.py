@@ -15,7 +15,7 @@ from bench import results
 from bench.alternatives import BLOCK, build_variants, choose_best, split_halves
 from bench.in_process import Harness, Pair, Trial
 from bench.results import Figure
-from bench.variants import Alternative, Term, Where, edge_jump, limit_change, mix_text
+from bench.variants import Alternative, Term, Where, edge_jump, limit_change, mixed
 from services.denoiser.model.loaded import LoadedModel
 from services.denoiser.model.predictor import Predictor
 from services.denoiser.reuse.amplification import amplify_text
@@ -90,7 +90,7 @@ def test_single_term_equals_the_plans_amplification_and_two_are_combined(tmp_pat
     for form in (CONTRAST, BIAS, VALUE_GAIN):
         alone = plan_pb2.Amplification(form=form, strength=0.5)
         expected = amplify_text(text, alone, gained=GAINED, donor=donor)
-        found = mix_text(text, [Term(form, (0.5,))], 0, gained=GAINED, donor=donor)
+        found = mixed(text, [Term(form, (0.5,))], 0, gained=GAINED, donor=donor)
         for (k, v), (k2, v2) in zip(found.kv, expected.kv, strict=True):
             assert torch.equal(k, k2)
             assert torch.equal(v, v2)
@@ -102,11 +102,11 @@ def test_single_term_equals_the_plans_amplification_and_two_are_combined(tmp_pat
             assert (one.bias is None) == (other.bias is None)
             if one.bias is not None and other.bias is not None:
                 assert torch.equal(one.bias, other.bias)
-        off = mix_text(text, [Term(form, (0.5, 0.0))], 1, gained=GAINED, donor=donor)
+        off = mixed(text, [Term(form, (0.5, 0.0))], 1, gained=GAINED, donor=donor)
         assert off.layers is None
         assert all(torch.equal(v, v2) for (_, v), (_, v2) in zip(off.kv, text, strict=True))
     terms = [Term(CONTRAST, (0.5,), (0.5, 1.0)), Term(BIAS, (1.0,)), Term(VALUE_GAIN, (1.0,), (0.0, 1 / 3))]
-    both = mix_text(text, terms, 0, gained=GAINED, donor=donor)
+    both = mixed(text, terms, 0, gained=GAINED, donor=donor)
     assert both.layers is not None
     assert [layer.other is not None for layer in both.layers if layer] == [False, False, True]
     assert all(layer is not None and layer.bias is not None for layer in both.layers)

@@ -47,7 +47,7 @@ def _alignment(differs: bool) -> embedder_pb2.Alignment:
     return alignment
 
 
-async def test_donor_with_the_smallest_edit_comes_first() -> None:
+async def test_the_donor_with_the_smallest_edit_comes_first() -> None:
     embedder = FakeEmbedder()
     ranked = await AlignmentReranker(embedder).rerank(TARGET, ENCODED, [NEAR, HASHED, SAME], DEADLINE)
     assert [donor.entry_id for donor in ranked] == ["same", "near", "hashed"]
@@ -61,6 +61,6 @@ async def test_donors_without_prompts_are_not_aligned() -> None:
     assert not embedder.aligned
 
 
-async def test_score_reranker_sorts_by_score() -> None:
+async def test_the_score_reranker_sorts_by_score() -> None:
     ranked = await ScoreReranker().rerank(TARGET, ENCODED, [SAME, NEAR, HASHED], DEADLINE)
     assert ranked == [NEAR, HASHED, SAME]
