@@ -262,7 +262,7 @@ async def test_cancelling_the_caller_cancels_the_generation(
     assert deployment.scheduler.events["gen-1"][-1].HasField("cancelled")
 
 
-async def test_generation_cancelled_elsewhere_raises_generation_cancelled(
+async def test_a_generation_cancelled_elsewhere_raises_generation_cancelled(
     client: AsyncChorusClient, deployment: FakeDeployment
 ) -> None:
     task = asyncio.create_task(client.generate("slow circle"))
