@@ -328,7 +328,7 @@ def edge_jump(video: Tensor, active: Tensor, grid: Grid) -> float:
     """Returns the mean absolute difference of pixels of [3, T, H, W] on both sides of a mask's edge.
 
     Args:
-        active: bool [N] over `grid`, neither all nor none in every frame.
+        active: Mask of the region, bool [N] over `grid`, neither all nor none in every frame.
     """
     size = [int(side) for side in video.shape[1:]]
     mask = F.interpolate(active.view(1, 1, *grid).float(), size=size)[0, 0] > 0.5  # nearest

@@ -82,7 +82,7 @@ class Plan:
         donor: donor of the plan; None on a miss.
         edit: kind of edit that leads from the donor's prompt to this one, such as "colour"; may be empty.
         reasons: sentences that explain the decision.
-        predicted_seconds_saved: compared with computing every step.
+        predicted_seconds_saved: predicted saving against computing every step, in seconds.
         predicted_drift_points: predicted increase, against full computation, of the share of results that
             follow the donor, in percentage points.
     """
@@ -120,7 +120,7 @@ class Problem:
 
     Attributes:
         reason: name of the contract's ErrorReason, for instance "DEPENDENCY_UNAVAILABLE".
-        message: sentence for people.
+        message: description of the cause, one sentence.
         metadata: machine-readable facts, such as the name of a service.
     """
 

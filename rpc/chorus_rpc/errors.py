@@ -79,8 +79,8 @@ class ChorusError(Exception):
     """Error whose content is safe for callers.
 
     Args:
-        reason: determines the gRPC status code.
-        message: one sentence for a person, without secrets.
+        reason: class of the error, which determines the gRPC status code.
+        message: description for people, one sentence without secrets.
         metadata: facts for programs, sent as `ErrorInfo.metadata`.
         violations: the invalid fields, sent as `BadRequest`.
         retry_after: delay before a retry, in seconds, sent as `RetryInfo`.

@@ -246,7 +246,7 @@ class MilvusIndex(Index):
     def _settle(self, space: str, where: str) -> None:
         """Waits until reads see every write acknowledged before.
 
-        A 2.3 server leaves deletes out of a session, and gives an iterator no timestamp to wait for.
+        Session consistency of a 2.3 server excludes deletes, and its iterators have no timestamp to wait for.
         """
         self._milvus.query(
             space,

@@ -36,9 +36,9 @@ class DenoiseJob:
     """Validated parameters of one run.
 
     Attributes:
-        latent_shape: (C, T, H, W).
+        latent_shape: Shape of the latents, (C, T, H, W).
         sigmas: Noise levels; one more than the steps.
-        token_states: float32 [L, text_dim].
+        token_states: Token states of the prompt, float32 [L, text_dim].
         plan: Plan as requested; K1 is above 0 exactly if a donor is set.
         vector_dim: Dimension of the retrieval vectors.
         admission: Request to store the result; None means that it is not stored.

@@ -40,8 +40,8 @@ class EncodedPrompt:
     """A prompt with the output of its encoder.
 
     Attributes:
-        states: float32 [L, D], one row for each token.
-        offsets: L character ranges of `prompt`; start == end marks a special token.
+        states: token states, float32 [L, D].
+        offsets: character ranges of the L tokens in `prompt`; start == end marks a special token.
     """
 
     prompt: str
@@ -146,9 +146,9 @@ class _PromptWords:
     """Words of a prompt, phrase after phrase.
 
     Attributes:
-        states: float32 [W, D], of length 1; 0 for a word that the encoder did not see.
+        states: states of the words, float32 [W, D], of length 1; 0 for a word that the encoder did not see.
         parts: slices of the words: background, framing, then each phrase.
-        importance: float64 [W], weight of each word when phrases are matched.
+        importance: weight of each word when phrases are matched, float64 [W].
     """
 
     def __init__(self, encoded: EncodedPrompt, lexicon: Lexicon) -> None:

@@ -205,7 +205,7 @@ class Lexicon:
         """Returns the base form of a known word; an unknown word loses a plural s.
 
         Args:
-            word: case-folded.
+            word: word in case-folded form.
         """
         if word in self._plain:
             return self._plain[word]

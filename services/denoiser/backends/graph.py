@@ -35,10 +35,10 @@ class GraphText:
 
     Attributes:
         text_kv: Keys and values with value gains applied, [K, 2, T, H, L, d] in the network's type.
-        key_bias: Added to the logits, float32 [K, T, L].
+        key_bias: Bias of the logits, float32 [K, T, L].
         strength: Weight of the difference between the two texts, float32 [K].
         gate: Factor of each token for the difference and for `gained`, float32 [n].
-        gained: Added to the logits of the first text, times the token's gate, float32 [K, L]. Used by the
+        gained: Bias of the first text's logits, times the token's gate, float32 [K, L]. Used by the
             plugin graph only.
     """
 

@@ -38,7 +38,7 @@ class GridInputs:
 
     Attributes:
         positions: Position channels, float32 [N, F*P]; F is 0 for a model without them.
-        rope_cos, rope_sin: float32 [N, head_dim] each, cosines and sines of the rotary position table.
+        rope_cos, rope_sin: Cosines and sines of the rotary position table, float32 [N, head_dim] each.
     """
 
     positions: Tensor

@@ -32,8 +32,8 @@ class Encoding(Tokens):
     """Encoding of one prompt.
 
     Attributes:
-        retrieval: float32 [retrieval_dim], L2-normalised; the dot product of two is their cosine similarity.
-        states: float32 [L, text_dim], one row per token, without padding.
+        retrieval: vector for retrieval, float32 [retrieval_dim], L2-normalised: dot products are cosines.
+        states: token states, float32 [L, text_dim], without padding.
     """
 
     retrieval: FloatArray

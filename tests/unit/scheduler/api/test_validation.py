@@ -126,7 +126,11 @@ def test_steps_become_the_shifted_schedule(steps: int) -> None:
             "spec.deadline",
             "60.000 s ago",
         ),
-        (pb.GenerationSpec(prompt="x", deadline=Timestamp(seconds=int(NOW))), "spec.deadline", "in the future"),
+        (
+            pb.GenerationSpec(prompt="x", deadline=Timestamp(seconds=int(NOW))),
+            "spec.deadline",
+            "in the future",
+        ),
         (
             pb.GenerationSpec(prompt="x", deadline=Timestamp(seconds=int(NOW) + 86_401)),
             "spec.deadline",
