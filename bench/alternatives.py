@@ -183,7 +183,7 @@ def build_mixtures() -> dict[str, tuple[Term, ...]]:
 
 
 def split_halves(completed: Sequence[Trial]) -> dict[str, list[Trial]]:
-    """Splits trials into those to choose on and those to report on; `all` has both."""
+    """Splits trials into one half for the choice and one for the report; `all` has both."""
     parts: list[list[Trial]] = [[], []]
     for number, trial in enumerate(completed):
         parts[number // BLOCK % 2].append(trial)

@@ -82,7 +82,7 @@ class _Kept:
 
 
 class Supervisor:
-    """Owns the children while `run` runs; none outlives it, even after an error.
+    """Owns the children while `run` runs; none outlives it, even if this process is killed.
 
     Args:
         ready: function called repeatedly until it returns True, when the child serves.

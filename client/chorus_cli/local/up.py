@@ -122,7 +122,7 @@ def choose_ports(base: Mapping[str, str]) -> dict[str, int]:
 
 
 def _bind(bound: contextlib.ExitStack, port: int) -> int | None:
-    """Binds a port until the end of `bound`, 0 a free one; returns it, or None if it is in use."""
+    """Binds a port until the end of `bound`; 0 selects a free one. Returns it, or None if it is in use."""
     holder = bound.enter_context(socket.socket())
     # As gRPC does: connections that a previous run closed do not keep a port in use.
     holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -144,7 +144,7 @@ def _parse_row(plain: dict[str, Any]) -> Row:
 
 
 def to_plain(row: Row) -> dict[str, Any]:
-    """Returns the JSON form of a row, which `parse_calibration` reads; messages in protobuf's own JSON."""
+    """Returns the JSON form of a row, which `parse_calibration` reads, with messages in protobuf's JSON."""
     messages = {"region": row.depth.region, "amplification": row.depth.amplification}
     return {
         "edit": row.edit,

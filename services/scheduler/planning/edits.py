@@ -52,7 +52,7 @@ class Edit:
     Attributes:
         gained: positions among the conditioning encoder's tokens of the target, with weights 0 to 1.
         lost: positions among the same encoder's tokens of the donor, with weights 0 to 1.
-        words: the difference in words, for instance 'gains "blue", loses "red"'.
+        words: the difference in words, such as 'gains "blue", loses "red"'.
     """
 
     kind: EditKind
