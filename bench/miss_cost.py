@@ -1,6 +1,6 @@
 """Cost of a miss: `python -m bench.miss_cost` writes bench/results/miss_cost.json.
 
-Every prompt runs twice in direct succession on separate services: without the cache, and as a miss on an
+Every prompt runs twice in direct succession on services of its own: without the cache, and as a miss on an
 emptied cache, which adds a lookup and the admission of the latents. The order of the two alternates. A run
 keeps the device until its latents are admitted, so the time until the device is free is measured as well, by
 the queue time of a request that is submitted as soon as the video has arrived.
