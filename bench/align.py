@@ -93,7 +93,7 @@ def recognise_edits(compare: Compare, split: Split, count: int, seed: int, phras
 
 
 def measure_align(encoder: Encoder, pairs: Sequence[tuple[str, str]]) -> list[float]:
-    """Measures the seconds of the alignment alone, on encoded prompts that were not aligned before."""
+    """Measures the seconds of the alignment only, on encoded prompts that were not aligned before."""
     seconds = []
     for pair in pairs:
         donor, target = (
@@ -110,7 +110,7 @@ async def measure_calls(encoder: Encoder, calls: Sequence[Sequence[str]]) -> tup
     """Measures the seconds of Align calls.
 
     Args:
-        calls: For each call the target and its donors.
+        calls: Target and donors of each call.
 
     Returns:
         Seconds of calls that encode their prompts, and seconds of the same calls repeated.

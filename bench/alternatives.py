@@ -115,7 +115,7 @@ def build_variants() -> dict[str, dict[str, Variant]]:
             f"K1 = 3, contrast {w:g}": Alternative(deepest, terms=(build_term("contrast", w),))
             for w in (0.75, 1)
         },
-        **{f"K1 = 3, {name}": Alternative(deepest, terms=terms) for name, terms in mixtures().items()},
+        **{f"K1 = 3, {name}": Alternative(deepest, terms=terms) for name, terms in build_mixtures().items()},
         **{
             f"K1 = 3, contrast {w:g} gated by {name}": Alternative(
                 deepest, terms=(build_term("contrast", w),), gate=gate
@@ -146,7 +146,10 @@ def build_variants() -> dict[str, dict[str, Variant]]:
             f"K1 = 2, probe, {name}": Alternative(at[2], terms=(build_term("contrast", *strengths),))
             for name, strengths in schedules.items()
         },
-        **{f"K1 = 2, probe, {name}": Alternative(at[2], terms=terms) for name, terms in mixtures().items()},
+        **{
+            f"K1 = 2, probe, {name}": Alternative(at[2], terms=terms)
+            for name, terms in build_mixtures().items()
+        },
         "K1 = 2, probe, contrast 1, ceiling 0.5": Alternative(
             at[2], terms=(build_term("contrast", 1.0),), ceiling=0.5
         ),
@@ -164,7 +167,7 @@ def build_variants() -> dict[str, dict[str, Variant]]:
     return tables
 
 
-def mixtures() -> dict[str, tuple[Term, ...]]:
+def build_mixtures() -> dict[str, tuple[Term, ...]]:
     """Returns combinations of several forms, and single forms limited to some blocks."""
     parts = {"first third": (0.0, 1 / 3), "last half": (0.5, 1.0)}
     return {
@@ -180,7 +183,7 @@ def mixtures() -> dict[str, tuple[Term, ...]]:
 
 
 def split_halves(completed: Sequence[Trial]) -> dict[str, list[Trial]]:
-    """Splits trials into those to choose on and those to report on; `all` has both."""
+    """Splits trials into one half for the choice and one for the report; `all` has both."""
     parts: list[list[Trial]] = [[], []]
     for number, trial in enumerate(completed):
         parts[number // BLOCK % 2].append(trial)

@@ -44,8 +44,8 @@ PLAIN: Final = "plain"
 class Setting:
     """Configuration of DBCache with cache-dit's field names.
 
-    Not measured: its defaults, which compute the first 8 blocks and the first 8 steps, more than the model
-    has; and TaylorSeer, whose extrapolation needs four computed steps before it differs from plain reuse.
+    Its defaults are not measured: they compute the first 8 blocks and the first 8 steps, more than the model
+    has. Nor is TaylorSeer, whose extrapolation needs four computed steps before it differs from plain reuse.
 
     Attributes:
         residual_diff_threshold: Upper bound on the relative L1 difference between the residuals of a step's
@@ -176,7 +176,7 @@ class Outcome:
         seconds: Run time, in seconds.
         speedup: Run time of the plain run divided by `seconds`.
         correct: Whether the video shows everything that the prompt requests.
-        change: L2 norm of the difference from the plain latents, divided by theirs.
+        change: L2 norm of the difference from the plain latents, divided by the norm of these.
         blocks: Number of blocks that ran.
         cached_steps: Number of steps that were reused instead of computed.
     """

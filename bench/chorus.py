@@ -1,4 +1,4 @@
-"""Main figures of the project, on prompts that nothing was tuned on: `python -m bench.chorus`.
+"""Main figures of the project, on prompts not used for tuning: `python -m bench.chorus`.
 
 Runs `chorus eval` on the whole stack over gRPC, on the split `test`: every policy, the baselines, and fewer
 steps without a cache, on the same prompts in the same run, with all overheads included. In this process it
@@ -151,7 +151,7 @@ def measure_step_costs(harness: Harness, repeats: int = 40) -> dict[str, Figure]
 
 
 def measure_false_reuse(harness: Harness, pairs: int, seed: int) -> dict[str, Figure]:
-    """Computes the share of unrelated pairs that any policy would reuse. Plans only, generates nothing."""
+    """Computes the share of unrelated pairs that any policy would reuse. Builds only plans."""
     calibration = load_calibration("movingshapes")
     assert calibration is not None
     groups = [g for g in make_groups("test", pairs * len(KINDS), seed, "unseen") if g.kind == UNRELATED]

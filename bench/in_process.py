@@ -1,6 +1,6 @@
 """Runs plans in one process, without the services: for calibration and ablation.
 
-A harness contains the shipped model and the embedder's alignment. A trial takes the prompts of a donor and a
+A harness contains the shipped model and the embedder's alignment. A trial uses the prompts of a donor and a
 target, computes both in full, and then generates the target with every variant, from the donor's latents.
 """
 

@@ -37,9 +37,9 @@ class Pair:
 
     Attributes:
         off_seconds: Time from the request to the video, without the cache.
-        miss_seconds: The same for the miss.
+        miss_seconds: Time from the request to the video, for the miss.
         off_busy_seconds: Time until the device is free again, without the cache.
-        miss_busy_seconds: The same for the miss.
+        miss_busy_seconds: Time until the device is free again, for the miss.
     """
 
     off_seconds: float

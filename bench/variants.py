@@ -1,6 +1,6 @@
 """Variants of the method that a plan cannot express, for `bench.alternatives`.
 
-They pass parts of their own to `Stages`: a region finder, the weights at the region's edge, and the text that
+They pass their own parts to `Stages`: a region finder, the weights at the region's edge, and the text that
 cross-attention reads. No service imports them.
 """
 
@@ -111,8 +111,8 @@ class Alternative(CustomVariant):
         computed = gate_share + sum(step.computed_share for step in steps)
         measurements = {}
         if self.seams and last.active is not None and 0 < last.active.sum() < len(last.active):
-            whole = _without_region(harness, pair, self.depth)
-            measurements = measure_edge(harness.model, last.latents, whole, last.active, harness.grid)
+            full = _without_region(harness, pair, self.depth)
+            measurements = measure_edge(harness.model, last.latents, full, last.active, harness.grid)
         return Output(last.latents, computed, measurements)
 
     def _create_finder(self, harness: Harness, pair: Pair, plan: plan_pb2.Plan) -> RegionFinder | None:
@@ -178,7 +178,7 @@ class WordFinder(RegionFinder):
     def find(self, step: int, tokens: Tensor, target: Target, donor: DonorTrajectory) -> Tensor:
         attention = AttentionMaps(self._pair.tokens)
         target.velocity(step, tokens, on_attention=attention.observe)
-        found = self._attended(normalised(attention, target.grid), self._pair.edit.gained, target.grid)
+        found = self._attended(normalise_maps(attention, target.grid), self._pair.edit.gained, target.grid)
         if self._with_lost:
             found = found | self._attended(donor.maps, self._pair.edit.lost, target.grid)
         return found
@@ -232,7 +232,7 @@ def find_lost_region(pair: Pair, grid: Grid, dilation: int) -> Tensor:
 
 
 def replace_hard(active: Tensor, grid: Grid) -> Tensor:
-    """Edge weights without blending."""
+    """Returns edge weights without blending."""
     return active.float()
 
 
@@ -246,11 +246,11 @@ def mixed(
     gate: Tensor | None = None,
     ceiling: float = math.inf,
 ) -> AmplifiedText:
-    """Returns the text of a step amplified by several forms at once; arguments as of `amplify_text`.
+    """Returns the text of a step amplified by several forms at once; arguments as for `amplify_text`.
 
     Args:
         step: Number of the computed step, from 0.
-        ceiling: As in `Alternative`.
+        ceiling: Upper bound as in `Alternative`.
     """
     layers: list[LayerAmplification | None] = [None] * len(kv)
     for term in terms:
@@ -267,12 +267,14 @@ def mixed(
             else:
                 layers[i] = replace(before, other=layer.other, strength=layer.strength)
     if ceiling < math.inf:
-        layers = [one and _Ceiled(one.bias, one.other, one.strength, one.gate, ceiling) for one in layers]
+        layers = [
+            one and _LimitedContrast(one.bias, one.other, one.strength, one.gate, ceiling) for one in layers
+        ]
     return AmplifiedText(kv, tuple(layers) if any(layers) else None)
 
 
 @dataclass(frozen=True)
-class _Ceiled(LayerAmplification):
+class _LimitedContrast(LayerAmplification):
     """Limits the change by contrast to its ceiling, for each head and token."""
 
     ceiling: float = math.inf
@@ -282,18 +284,18 @@ class _Ceiled(LayerAmplification):
             return super().__call__(q, k, v, bias)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         change = self.strength * (out - F.scaled_dot_product_attention(q, *self.other))
-        return out + ceiled(change, out, self.ceiling)
+        return out + limit_change(change, out, self.ceiling)
 
 
-def ceiled(change: Tensor, of: Tensor, ceiling: float) -> Tensor:
-    """Returns `change` [..., d], limited to `ceiling` times the length of `of` [..., d]."""
-    longest = ceiling * of.norm(dim=-1, keepdim=True)
-    kept: Tensor = change * (longest / change.norm(dim=-1, keepdim=True).clamp_min(1e-12)).clamp_max(1.0)
-    return kept
+def limit_change(change: Tensor, output: Tensor, ceiling: float) -> Tensor:
+    """Returns `change` [..., d], limited to `ceiling` times the length of `output` [..., d]."""
+    longest = ceiling * output.norm(dim=-1, keepdim=True)
+    limited: Tensor = change * (longest / change.norm(dim=-1, keepdim=True).clamp_min(1e-12)).clamp_max(1.0)
+    return limited
 
 
-def normalised(seen: AttentionMaps, grid: Grid) -> Tensor:
-    """Returns maps as a donor's entry would provide them: float32 [L, N], 0 to 1."""
+def normalise_maps(seen: AttentionMaps, grid: Grid) -> Tensor:
+    """Normalises maps to the form in a donor's entry: float32 [L, N], 0 to 1."""
     found = seen.maps()
     assert found is not None
     pooled = pool_maps(found, grid, 1 << 30)
@@ -302,18 +304,18 @@ def normalised(seen: AttentionMaps, grid: Grid) -> Tensor:
 
 
 def measure_edge(
-    model: LoadedModel, latents: Tensor, whole: Tensor, active: Tensor, grid: Grid
+    model: LoadedModel, latents: Tensor, full: Tensor, active: Tensor, grid: Grid
 ) -> dict[str, float]:
-    """Measures the region's edge against the full steps `whole` from the same x_{K1}.
+    """Measures the region's edge against the full steps `full` from the same x_{K1}.
 
     Returns:
         jump: mean absolute difference of neighbouring pixels on both sides of the edge, in RGB of -1 to 1,
-            above the full steps' own there;
-        edge_error: mean square difference of latents from the full steps' in the tokens along the edge.
+            less that of the full steps;
+        edge_error: mean square difference from the latents of the full steps, in the tokens along the edge.
     """
     near = dilate(active, grid, 1) & dilate(~active, grid, 1)
-    apart = (model.to_tokens(latents) - model.to_tokens(whole)).square().mean(-1)
-    jump = edge_jump(model.decode(latents), active, grid) - edge_jump(model.decode(whole), active, grid)
+    apart = (model.to_tokens(latents) - model.to_tokens(full)).square().mean(-1)
+    jump = edge_jump(model.decode(latents), active, grid) - edge_jump(model.decode(full), active, grid)
     return {"jump": jump, "edge_error": float(apart[near].mean())}
 
 
@@ -321,7 +323,7 @@ def edge_jump(video: Tensor, active: Tensor, grid: Grid) -> float:
     """Returns the mean absolute difference of pixels of [3, T, H, W] on both sides of a mask's edge.
 
     Args:
-        active: bool [N] over `grid`, neither all nor none in every frame.
+        active: Mask of the region, bool [N] over `grid`, neither all nor none in every frame.
     """
     size = [int(side) for side in video.shape[1:]]
     mask = F.interpolate(active.view(1, 1, *grid).float(), size=size)[0, 0] > 0.5  # nearest

@@ -21,7 +21,7 @@ class SharedPackages(BuildHookInterface[Any]):
         if version == "editable":
             return
         root = Path(self.root)
-        # In a source distribution the folders lie inside the project, in a checkout next to it.
+        # In a source distribution the folders are inside the project, in a checkout next to it.
         base = root if (root / "rpc").is_dir() else root.parent
         build_data["force_include"] |= {
             str(base / "rpc/chorus_rpc"): "chorus_rpc",

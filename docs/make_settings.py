@@ -56,7 +56,7 @@ def make_page() -> str:
 
 
 def _is_own(kind: type[ServerSettings], name: str) -> bool:
-    """Whether a service has the setting alone, or with another default; ports are listed above."""
+    """Returns whether no other service has the setting with this default; ports are listed above."""
     shared = ServerSettings.model_fields.get(name)
     return shared is None or (name != "port" and kind.model_fields[name].default != shared.default)
 

@@ -1,4 +1,4 @@
-"""Reuse rules of other systems as explicit plans: steps to skip, chosen from the donor's score alone.
+"""Reuse rules of other systems as explicit plans: steps to skip, chosen from the donor's score only.
 
 The tables were published for CLIP's cosine. Here they are applied to the deployment's own score between
 prompts.

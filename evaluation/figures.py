@@ -55,7 +55,7 @@ def list_methods(targets: Iterable[TargetResult]) -> list[str]:
 
 
 def _misses(group_results: Sequence[GroupResult], reusing: Sequence[str]) -> dict[str, Figure]:
-    """Computes the duration of misses: of donors, and of targets that searched the cache in vain."""
+    """Computes the duration of misses: of donors, and of targets that found no donor in the cache."""
     seconds = [result.miss_seconds for result in group_results if result.miss_seconds is not None]
     for target in (target for result in group_results for target in result.targets):
         searched = [target.measurements[method] for method in reusing]

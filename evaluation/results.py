@@ -160,7 +160,7 @@ def _round(value: float) -> float:
 
 
 def commit() -> str | None:
-    """Returns the commit, with "+" if the working tree differs from it. None outside the repository."""
+    """Returns the commit, with "+" if the working tree differs from it; None outside the repository."""
     if not (ROOT / ".git").exists():  # installed as a package; a repository further up is another project's
         return None
     try:

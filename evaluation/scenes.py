@@ -102,7 +102,7 @@ class Pool:
         return [scene for scene in self._edits(target, kind) if scene != target and scene in self]
 
     def _edits(self, target: Scene, kind: str) -> Iterable[Scene]:
-        """Returns candidates for donors of an edit, whatever split they belong to."""
+        """Returns candidates for donors of an edit, from any split."""
         things = target.things
         if kind == "background":
             return [replace(target, background=name) for name in world.BACKGROUNDS]
@@ -199,7 +199,7 @@ class _Indexable(Protocol[T]):
 
 
 class _OneDraw(random.Random):
-    """Consumes exactly one random number for every choice, whatever the number of options.
+    """Consumes exactly one random number for every choice, with any number of options.
 
     Captions of two scenes that differ in one attribute therefore differ only in the words for that attribute.
     """

@@ -39,7 +39,7 @@ _SINGLE_EDIT_COLUMNS: Final = {
 
 
 def figure_name(method: str, kind: str, figure: str) -> str:
-    """Returns the name of a figure; ALL_KINDS stands for all kinds of edits together."""
+    """Returns the name of a figure; ALL_KINDS means all kinds of edits together."""
     return f"{method}.{figure}" if kind == ALL_KINDS else f"{method}.{kind}.{figure}"
 
 

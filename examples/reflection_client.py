@@ -1,4 +1,4 @@
-"""Generates a video from an address alone: services and messages come from server reflection.
+"""Generates a video given only an address: server reflection provides the services and messages.
 
     python examples/reflection_client.py localhost:7400 "a small red circle moving left" out.mp4
 

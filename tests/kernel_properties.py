@@ -1,7 +1,7 @@
 """Verifies properties of the Triton kernel in Triton's interpreter; run by test_interpreter.py.
 
-Not collected by default: Triton selects its interpreter at import, so these tests need a separate process
-with TRITON_INTERPRET=1.
+They are not collected by default. Triton selects its interpreter at import, so these tests need a separate
+process with TRITON_INTERPRET=1.
 """
 
 import os
@@ -67,7 +67,7 @@ def test_kernel_accepts_any_memory_layout(seed: int, which: int) -> None:
     assert measure_kernel_error(tuple(args)) <= LIMITS[torch.float32]
 
 
-def test_a_gate_of_zero_disables_amplification_exactly() -> None:
+def test_gate_of_zero_disables_amplification_exactly() -> None:
     args = list(example(1, 2, 30, 33, 17, 64, torch.float32))
     args[5] = torch.zeros_like(args[5])
     amplified, plain = torch.empty(1, 2, 30, 64), torch.empty(1, 2, 30, 64)

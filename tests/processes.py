@@ -116,7 +116,7 @@ class ServiceProcess:
             raise
 
     def stop(self) -> None:
-        """Ends the process, whatever its state."""
+        """Ends the process in any state."""
         if self.process is not None and self.process.poll() is None:
             self.process.terminate()
             try:

@@ -14,7 +14,7 @@ _PRODUCTS, _COPIES = 200, 20
 
 @torch.inference_mode()
 def run(bench: Bench) -> None:
-    """Measures `copy_tb_s` (bytes read and written) and `matmul_tflops` (random matrices, networks' type)."""
+    """Measures `copy_tb_s`, counting bytes read and written, and `matmul_tflops`, for random matrices."""
     device, scale = bench.device, bench.scale
     source = torch.empty(scale.copy_bytes, dtype=torch.uint8, device=device).random_(0, 255)
     target = torch.empty_like(source)

@@ -1,4 +1,4 @@
-"""Report of a section: figures as they are measured, and notes about parts that were not measured."""
+"""Report of a section: figures, saved as they are measured, and notes about parts that were not measured."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Report:
     Attributes:
         path: JSON file to write.
         command: Command line of the benchmark.
-        commit: Measured commit, if the tree is not a git checkout.
+        commit: Measured commit; needed if the tree is not a git checkout.
         figures: Figures by name.
         notes: Notes by kind and name.
         hardware: Properties of the machine.

@@ -80,7 +80,7 @@ def run_all(
 
 
 def run_one(command: Sequence[str], seconds: float) -> str | None:
-    """Runs a section until it ends or its time is over. Returns the reason of a failure, or None."""
+    """Runs a section until it ends or exceeds its time limit. Returns the reason of a failure, or None."""
     # A separate process group, because compilers leave worker processes behind.
     process = subprocess.Popen(command, start_new_session=True)
     try:

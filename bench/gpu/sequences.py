@@ -22,8 +22,8 @@ class Video:
     Attributes:
         grid: Tokens along time, rows and columns.
         latents: Latents x_0 to x_4 of a donor as tokens, float32 [5, N, C*P].
-        cos: Rotary position table, float32 [N, head_dim].
-        sin: Likewise.
+        cos: Cosines of the rotary position table, float32 [N, head_dim].
+        sin: Its sines, float32 [N, head_dim].
         text: Keys and values of the prompt.
         dtype: Type of the network.
     """

@@ -26,7 +26,7 @@ class SheetRow:
     """Contents of a row.
 
     Attributes:
-        prompt: Prompt.
+        prompt: Prompt of the row.
         hit: True if the request reused a donor.
         verdict: First line of text below the prompt: hit or miss, steps, seconds.
         detail: Second line of text: the donor.
@@ -84,7 +84,7 @@ def _caption(draw: ImageDraw.ImageDraw, y: int, row: SheetRow) -> None:
 
 
 def wrap(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
-    """Breaks text into lines of at most `width` pixels; a longer word gets a line alone."""
+    """Breaks text into lines of at most `width` pixels; a longer word gets its own line."""
     lines: list[str] = []
     for word in text.split():
         longer = f"{lines[-1]} {word}" if lines else word

@@ -28,7 +28,7 @@ async def connect_cache(target: str | None, tenant: str) -> AsyncIterator[AsyncC
 
 @contextmanager
 def _naming_options(service: str) -> Iterator[None]:
-    """Makes the error of a service that does not answer name the options of the command line."""
+    """Adds the options of the command line to the error of a service that does not answer."""
     try:
         yield
     except ChorusError as error:

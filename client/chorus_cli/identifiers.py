@@ -1,4 +1,4 @@
-"""Short ids: how `chorus jobs` shortens ids, and how the other commands find the generation meant."""
+"""Short ids: `chorus jobs` shortens ids, and the other commands find a generation by a short id."""
 
 from __future__ import annotations
 

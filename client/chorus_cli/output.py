@@ -56,7 +56,7 @@ class _Console(Console):
 
 
 class Output:
-    """Destination of a command's output. With `as_json`, stdout carries one JSON object a line, nothing else.
+    """Destination of a command's output. With `as_json`, stdout carries only one JSON object a line.
 
     Messages are written in protobuf's JSON form with the names of the contract: 64-bit integers are strings.
 
@@ -115,7 +115,7 @@ class Output:
 
     @contextmanager
     def faults(self) -> Iterator[None]:
-        """Turns the errors of a command into a line and an exit status, never a traceback."""
+        """Converts the errors of a command to a line and an exit status, never a traceback."""
         try:
             yield
         except ChorusError as error:

@@ -20,7 +20,7 @@ _ANY_ARGUMENTS: Final = {"allow_extra_args": True, "ignore_unknown_options": Tru
 
 
 def add_commands(app: typer.Typer) -> None:
-    """Adds every registered command. One that cannot be loaded prints what to install."""
+    """Adds every registered command. A command that cannot be loaded prints the package to install."""
     for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
         try:
             command = entry.load()

@@ -24,7 +24,7 @@ _GAP = "  "
 
 
 class GenerationView:
-    """Live progress of one generation on a terminal; elsewhere only its lines. Takes the events in order."""
+    """Live progress of one generation on a terminal; elsewhere only its lines. Needs the events in order."""
 
     def __init__(self, console: Console) -> None:
         self._progress = Progress(
@@ -108,7 +108,7 @@ def describe(event: GenerationEvent) -> list[str]:
 
 
 def describe_plan(plan: Plan) -> str:
-    """Describes the cache decision in one line: the donor and the steps. The reasons are in `explain`."""
+    """Describes the cache decision in one line: the donor and the steps, without the reasons."""
     if not plan.reuse_steps:
         return f"cache miss: all {plan.total_steps} steps are computed"
     donor = describe_donor(plan.donor, _DONOR_WIDTH)
@@ -116,7 +116,7 @@ def describe_plan(plan: Plan) -> str:
 
 
 def describe_start(started: StartedEvent) -> list[str]:
-    """Describes each step that the first attempt takes from the donor, or where a later attempt resumes."""
+    """Describes each step that the first attempt takes from the donor, or the step where a retry resumes."""
     if started.attempt > 1:
         return [f"started again, attempt {started.attempt}, from step {started.reuse_steps + 1}"]
     return [f"step {number} of {started.total_steps}: reused" for number in range(1, started.reuse_steps + 1)]

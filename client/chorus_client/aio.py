@@ -34,8 +34,8 @@ class AsyncChorusClient:
     Args:
         target: "host:port" of the scheduler, or any gRPC name. Default: CHORUS_TARGET, else the `chorus up`
             that runs in this directory, else localhost:7400.
-        credentials: for TLS, for instance `grpc.ssl_channel_credentials(ca)`; None for plaintext.
-        metadata: pairs sent with every call, for instance `[("authorization", "Bearer …")]`.
+        credentials: channel credentials, such as `grpc.ssl_channel_credentials(ca)`; None for plaintext.
+        metadata: pairs sent with every call, such as `[("authorization", "Bearer …")]`.
         interceptors: client interceptors of `grpc.aio`, the first one outermost.
         timeout: deadline of a unary call that sets none, in seconds.
     """
@@ -83,7 +83,7 @@ class AsyncChorusClient:
         Args:
             timeout: deadline of the submission, in seconds.
             options: model, frames, height, width, steps, sigmas, seed, reuse, explicit_reuse, no_store,
-                deadline, request_id: see SpecOptions.
+                deadline, request_id; SpecOptions describes them.
         """
         return await self._submit(build_request(prompt, options), timeout)
 

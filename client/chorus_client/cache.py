@@ -28,7 +28,7 @@ class CacheStats:
     """Contents and use of a tenant's cache.
 
     Attributes:
-        bytes: size of the entries.
+        bytes: size of the entries, in bytes.
         lookups_with_donor: lookups that found at least one donor.
         corrupt_blobs: blobs that were found damaged and dropped.
         started: start of the counters, in UTC.
@@ -66,10 +66,10 @@ class CacheStats:
 
 @dataclass(frozen=True)
 class Purged:
-    """Entries that a purge dropped.
+    """Result of a purge.
 
     Attributes:
-        bytes: their size.
+        bytes: size of the dropped entries, in bytes.
     """
 
     entries: int
@@ -88,7 +88,7 @@ class AsyncCacheClient:
         target: "host:port" of the cache, or any gRPC name. Default: CHORUS_CACHE_TARGET, else the `chorus up`
             that runs in this directory, else localhost:7402.
         tenant: tenant that owns the entries.
-        credentials, metadata, interceptors, timeout: as of AsyncChorusClient.
+        credentials, metadata, interceptors, timeout: the same as for AsyncChorusClient.
     """
 
     def __init__(
@@ -141,13 +141,13 @@ class AsyncCacheClient:
     ) -> Purged:
         """Drops the entries that match every argument given.
 
-        Raises ChorusError (INVALID_FIELD) when none is given: a purge of all entries needs `everything`.
+        Raises ChorusError (INVALID_FIELD) without arguments: a purge of all entries needs `everything`.
 
         Args:
             entry: entry id.
             model: model id.
-            older_than: age in seconds.
-            everything: every entry of the tenant.
+            older_than: lower bound on the age of an entry, in seconds.
+            everything: whether to drop every entry of the tenant.
         """
         if not (entry or model or older_than is not None or everything):
             raise invalid("purge", "must name an entry, a model, an age, or all entries")

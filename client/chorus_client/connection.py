@@ -21,15 +21,15 @@ Response = TypeVar("Response")
 
 
 class Connection:
-    """Channel to a service, and the manners of every call on it.
+    """Channel to a service, and the defaults and error mapping of its calls.
 
     Args:
         service: name of the service in errors.
         target: "host:port", or any gRPC name.
         variable: environment variable that names the target, for the error when nothing answers.
-        credentials: for TLS; None for a plaintext connection.
-        metadata: sent with every call.
-        interceptors: called for every call, the first one outermost.
+        credentials: channel credentials for TLS; None for a plaintext connection.
+        metadata: pairs sent with every call.
+        interceptors: client interceptors of every call, the first one outermost.
         timeout: deadline of a unary call that has none, in seconds.
     """
 
@@ -95,7 +95,7 @@ class Connection:
         status = rpc_status.from_call(error)  # type: ignore[arg-type]  # an AioRpcError has what it reads
         if error.code() is not grpc.StatusCode.UNAVAILABLE or status is not None:
             return from_rpc_error(error, self._service)
-        # With TLS the certificates may be at fault, and `chorus up` is no remedy.
+        # With TLS the certificates may be at fault, and `chorus up` does not help.
         remedy = (
             f" over TLS: {error.details()}"
             if self._secure

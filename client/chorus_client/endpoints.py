@@ -18,7 +18,7 @@ DEFAULT_TARGETS: Final = {
     "cache": "localhost:7402",
     "denoiser": "localhost:7403",
 }
-# Environment variables that name the services which a client calls.
+# Environment variables with the addresses of the services that a client calls.
 VARIABLES: Final = {"scheduler": "CHORUS_TARGET", "cache": "CHORUS_CACHE_TARGET"}
 
 
@@ -36,7 +36,7 @@ class Endpoints:
 
 
 def write(directory: Path, endpoints: Endpoints) -> None:
-    """Writes the file into `directory`, all of it or nothing."""
+    """Writes the file into `directory` atomically."""
     write_atomically(directory / FILE, (json.dumps(asdict(endpoints), indent=2) + "\n").encode())
 
 
@@ -58,8 +58,8 @@ def running(directory: Path) -> Endpoints | None:
 def resolve(service: str, target: str | None = None, directory: Path = DIRECTORY) -> str:
     """Returns the target of a service.
 
-    The first of: `target`; the service's environment variable; the `chorus up` of `directory`; the default
-    port on this machine.
+    It is the first of these: `target`; the service's environment variable; the `chorus up` of `directory`;
+    the default port on this machine.
     """
     if target := target or os.environ.get(VARIABLES.get(service, "")):
         return target

@@ -30,12 +30,12 @@ class Step:
     """Denoising step that completed.
 
     Attributes:
-        number: 1 to `total_steps`.
-        seconds: its duration.
-        eta_seconds: estimate of the time until the video is ready.
+        number: position of the step in the schedule, 1 to `total_steps`.
+        seconds: duration of the step, in seconds.
+        eta_seconds: estimated time until the video is ready, in seconds.
         computed_share: share of the tokens that went through the model, 0 to 1.
-        backend: what computed it; may be empty.
-        fallback: why that was not the configured backend; empty if it was.
+        backend: backend that computed the step; may be empty.
+        fallback: reason why the configured backend did not compute it; empty if it did.
     """
 
     number: int
@@ -66,14 +66,15 @@ class Event:
     """Change of a generation. Attributes that do not belong to its `kind` are None.
 
     Attributes:
-        sequence: from 1, without gaps.
-        time: in UTC.
-        queue_position: of "queued"; 1 is next.
-        plan: of "planned".
-        attempt: of "started"; from 1.
-        step: of "step_completed".
-        problem: of "waiting", "warning" and "failed".
-        seconds_saved: of "succeeded"; compared with computing every step at the same pace.
+        sequence: number of the event, from 1, without gaps.
+        time: time of the event, in UTC.
+        queue_position: position in the queue, 1 is next; set for "queued".
+        plan: plan of the generation; set for "planned".
+        attempt: number of the attempt, from 1; set for "started".
+        step: completed step; set for "step_completed".
+        problem: cause; set for "waiting", "warning" and "failed".
+        seconds_saved: time saved against computing every step at the same pace, in seconds; set for
+            "succeeded".
     """
 
     sequence: int

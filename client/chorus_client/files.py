@@ -1,4 +1,4 @@
-"""Files that appear complete or not at all."""
+"""Atomic writes of files."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def write_atomically(path: Path, data: bytes) -> Path:
-    """Writes a neighbouring file and renames it, so that no reader ever sees half of the content."""
+    """Writes a temporary file next to `path` and renames it, so that no reader sees a partial file."""
     part = path.with_name(f".{path.name}.{random.getrandbits(32):08x}.part")
     try:
         part.write_bytes(data)

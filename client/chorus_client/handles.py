@@ -25,23 +25,23 @@ if TYPE_CHECKING:
 
 # Upper bound on the deadline of a generation, and so on the time that it can be followed.
 WATCH_SECONDS: Final = 86_400.0
-# Time that an unreachable scheduler may take to come back, for instance to restart.
+# Time that an unreachable scheduler may need to become reachable again, for instance to restart.
 PATIENCE_SECONDS: Final = 60.0
 _VIDEO_SECONDS: Final = 600.0
 _MAX_VIDEO_BYTES: Final = 2 << 30
 _FIRST_BACKOFF_SECONDS: Final = 0.1
 _MAX_BACKOFF_SECONDS: Final = 3.0
 
-# The scheduler restarts or drains, or the network broke the stream; the generation itself goes on.
+# The scheduler restarts or drains, or the network broke the stream; the generation itself continues.
 _RESUMABLE: Final = frozenset({errors.DEPENDENCY_UNAVAILABLE, errors.SHUTTING_DOWN, errors.CANCELLED})
 
 
 class AsyncGenerationHandle:
     """Handle of a generation, returned by `submit` and `handle` of AsyncChorusClient.
 
-    Methods raise ChorusError. Waiting survives a restart of the scheduler: `timeout` bounds the whole wait,
-    in seconds (DEADLINE_EXCEEDED after it, while the generation goes on), and `patience` the seconds without
-    an answer after which the fault is raised.
+    Methods raise ChorusError. Waiting survives a restart of the scheduler: `timeout` bounds the total wait,
+    in seconds (DEADLINE_EXCEEDED after it, while the generation continues), and `patience` the time without
+    an answer, in seconds, after which the fault is raised.
 
     Attributes:
         id: generation id.
@@ -70,7 +70,7 @@ class AsyncGenerationHandle:
         return Generation.from_proto(response.generation)
 
     async def cancel(self, *, timeout: float | None = None) -> Generation:
-        """Ends the generation at its next step; one that has ended is returned as it is."""
+        """Ends the generation at its next step; one that has ended is returned unchanged."""
         request = scheduler_pb2.CancelGenerationRequest(generation_id=self.id)
         response = await self._connection.call(self._stub.CancelGeneration, request, timeout)
         return Generation.from_proto(response.generation)
@@ -85,7 +85,7 @@ class AsyncGenerationHandle:
         """Waits for the end and returns the video. Raises GenerationFailed or GenerationCancelled.
 
         Args:
-            on_event: called with each event, past and live.
+            on_event: callback that receives each event, past and live.
         """
         end = asyncio.get_running_loop().time() + timeout
         saved = 0.0
@@ -99,7 +99,7 @@ class AsyncGenerationHandle:
     async def save(
         self, path: Path | str, *, timeout: float = WATCH_SECONDS, patience: float = PATIENCE_SECONDS
     ) -> Path:
-        """Waits for the end and writes the mp4 file, all of it or nothing. Returns its path."""
+        """Waits for the end and writes the mp4 file atomically. Returns its path."""
         video = await self.result(timeout=timeout, patience=patience)
         return await asyncio.to_thread(write_atomically, Path(path), video.data)
 
@@ -112,8 +112,8 @@ class AsyncGenerationHandle:
     ) -> AsyncGenerator[Event, None]:
         """Yields each event after a sequence number once, past and live, until the generation ends.
 
-        A stream that breaks is resumed behind the last event. To stop early, close the iterator
-        (`contextlib.aclosing`); the generation goes on.
+        A stream that breaks is resumed after the last event. To stop early, close the iterator
+        (`contextlib.aclosing`); the generation continues.
         """
         clock = asyncio.get_running_loop().time
         end, silent_since, failures, last = clock() + timeout, clock(), 0, after_sequence
@@ -203,7 +203,7 @@ class GenerationHandle:
         return self._loop.run(self._handle.status(timeout=timeout))
 
     def cancel(self, *, timeout: float | None = None) -> Generation:
-        """Ends the generation at its next step; one that has ended is returned as it is."""
+        """Ends the generation at its next step; one that has ended is returned unchanged."""
         return self._loop.run(self._handle.cancel(timeout=timeout))
 
     def result(
@@ -216,14 +216,15 @@ class GenerationHandle:
         """Waits for the end and returns the video. Raises GenerationFailed or GenerationCancelled.
 
         Args:
-            on_event: called with each event, past and live, in the client's thread; must not call the client.
+            on_event: callback that receives each event, past and live, in the client's thread; it must not
+                call the client.
         """
         return self._loop.run(self._handle.result(timeout=timeout, patience=patience, on_event=on_event))
 
     def save(
         self, path: Path | str, *, timeout: float = WATCH_SECONDS, patience: float = PATIENCE_SECONDS
     ) -> Path:
-        """Waits for the end and writes the mp4 file, all of it or nothing. Returns its path."""
+        """Waits for the end and writes the mp4 file atomically. Returns its path."""
         return self._loop.run(self._handle.save(path, timeout=timeout, patience=patience))
 
     def events(

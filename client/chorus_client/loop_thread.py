@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 class LoopThread:
-    """Event loop in a thread of its own, which `close` ends."""
+    """Event loop in its own thread, which `close` ends."""
 
     def __init__(self) -> None:
         self.closed = False

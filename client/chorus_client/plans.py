@@ -1,4 +1,4 @@
-"""Explicit plans, by which a request decides on its reuse: from arguments and text to the message."""
+"""Explicit plans, by which a request determines its reuse: built from arguments or text."""
 
 from __future__ import annotations
 
@@ -58,22 +58,22 @@ def explicit_reuse(
     min_score: float = 0.0,
     renoised: bool = False,
 ) -> ExplicitReuse:
-    """Builds a plan for the option `explicit_reuse` of `submit` and `generate`; the caller need not read it.
+    """Builds a plan for the option `explicit_reuse` of `submit` and `generate`.
 
     Args:
         reuse_steps: steps taken from the most similar donor, 1 to the number of steps − 1.
-        region_end: steps from `reuse_steps` up to this one compute only a region; 0: none does.
-        region: how the region is found: "probe", "full-step" or "attention".
+        region_end: end of the steps from `reuse_steps` on that compute only a region; 0 for none.
+        region: source of the region: "probe", "full-step" or "attention".
         threshold: difference above which a token belongs to the region, 0 to 1.
         dilation: neighbouring tokens that join the region, 0 to 8.
         budget: largest share of tokens in the region, 0 to 1; tested once: above it, every later step is
             computed in full.
         context: tokens outside the region that it attends to: "none" or "strided".
         amplify: form and strength: "contrast:0.5", "bias:1" or "value-gain:1"; strength 0 to 4.
-        first_step, end_step: steps from `first_step` up to `end_step` are amplified; both 0: all.
+        first_step, end_step: amplified steps, from `first_step` up to `end_step`; both 0 for all steps.
         first_layer: first layer that is amplified, from 0.
         min_score: lowest similarity of a donor that is reused, −1 to 1.
-        renoised: start from the donor's clean latents, noised again to the level of step `reuse_steps`,
+        renoised: whether to start from the donor's clean latents, noised again to the level of `reuse_steps`,
             instead of its latents of that step; without `region_end`.
 
     Raises ChorusError (INVALID_FIELD) that names each invalid argument and its bound. The server checks
@@ -94,7 +94,7 @@ def explicit_reuse(
     violations.require(
         not regional or region_end > reuse_steps,
         "region_end",
-        f"must be above reuse_steps = {reuse_steps} where a region is described, not {region_end}",
+        f"must be above reuse_steps = {reuse_steps} if a region is described, not {region_end}",
     )
     violations.require(-1 <= min_score <= 1, "min_score", f"must be −1 to 1, not {min_score:g}")
     violations.require(

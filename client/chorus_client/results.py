@@ -41,7 +41,7 @@ def format_state(state: scheduler_pb2.GenerationState.ValueType) -> State:
 
 
 def parse_state(name: str | None) -> scheduler_pb2.GenerationState.ValueType:
-    """Returns the state called `name`; None and "" stand for every state. Raises ChorusError."""
+    """Returns the state called `name`; None and "" mean every state. Raises ChorusError."""
     if not name:
         return scheduler_pb2.GENERATION_STATE_UNSPECIFIED
     if name not in STATES:
@@ -56,7 +56,7 @@ class Donor:
     Attributes:
         entry_id: id of its cache entry.
         generation_id: id of its generation; empty if the entry does not record it.
-        prompt: its prompt; empty if the entry keeps only a hash.
+        prompt: prompt of that request; empty if the entry keeps only a hash.
         score: cosine similarity of the two prompts, −1 to 1.
     """
 
@@ -77,14 +77,14 @@ class Plan:
     Attributes:
         total_steps: denoising steps of the schedule.
         reuse_steps: leading steps taken from the donor instead of computed; 0 on a miss.
-        region_end: steps from `reuse_steps` up to this one compute only a region; 0 if none does.
-        renoised: the run starts from the donor's clean latents, noised again.
-        donor: None on a miss.
-        edit: kind of edit that turns the donor's prompt into this one, for instance "colour"; may be empty.
+        region_end: end of the steps from `reuse_steps` on that compute only a region; 0 for none.
+        renoised: whether the run starts from the donor's clean latents, noised again.
+        donor: donor of the plan; None on a miss.
+        edit: kind of edit that leads from the donor's prompt to this one, such as "colour"; may be empty.
         reasons: sentences that explain the decision.
-        predicted_seconds_saved: compared with computing every step.
-        predicted_drift_points: by how many percentage points more results follow the donor than in full
-            computation.
+        predicted_seconds_saved: predicted saving against computing every step, in seconds.
+        predicted_drift_points: predicted increase, against full computation, of the share of results that
+            follow the donor, in percentage points.
     """
 
     total_steps: int
@@ -120,8 +120,8 @@ class Problem:
 
     Attributes:
         reason: name of the contract's ErrorReason, for instance "DEPENDENCY_UNAVAILABLE".
-        message: one sentence.
-        metadata: machine-readable facts, for instance the name of a service.
+        message: description of the cause, one sentence.
+        metadata: machine-readable facts, such as the name of a service.
     """
 
     reason: str
@@ -162,7 +162,7 @@ class VideoInfo:
     """Properties of an encoded video.
 
     Attributes:
-        height, width: of the encoded pixels; small videos are enlarged for display.
+        height, width: size of the encoded frames, in pixels; small videos are enlarged for display.
         digest: SHA-256 of the file, lower-case hex.
     """
 
@@ -186,19 +186,19 @@ class Generation:
     Attributes:
         id: generation id.
         request_id: id that the submission carried.
-        prompt, model, seed: as accepted, with the server's defaults filled in.
-        queue_position: 1 is next; 0 when not queued.
-        plan: None until planned.
-        donor: donor that was really used; None on a miss.
+        prompt, model, seed: accepted values, with the server's defaults filled in.
+        queue_position: position in the queue, 1 is next; 0 when not queued.
+        plan: plan of the generation; None until planned.
+        donor: donor whose latents were used; None on a miss.
         steps_run: denoising steps that were computed.
-        steps_completed: steps behind the generation, reused ones included.
+        steps_completed: denoising steps completed, reused ones included.
         attempts: number of starts; above 1 if a service died during the run.
-        warnings: conditions that cost reuse but not the video.
-        error: None unless failed.
-        video: None unless succeeded.
-        created, ended: in UTC; `ended` is None until the generation ends.
+        warnings: conditions that prevented reuse but not the video.
+        error: cause of the failure; None unless failed.
+        video: properties of the video; None unless succeeded.
+        created, ended: times in UTC; `ended` is None until the generation ends.
         last_sequence: sequence number of the newest event.
-        trace_id: hex; empty without tracing.
+        trace_id: id of the trace, 32 hex digits; empty without tracing.
     """
 
     id: str
@@ -272,9 +272,9 @@ class Video:
     """Result of a generation that succeeded.
 
     Attributes:
-        generation: its final state.
+        generation: final state of the generation.
         data: the mp4 file.
-        seconds_saved: by reuse, compared with computing every step at the same pace; 0 on a miss.
+        seconds_saved: time saved against computing every step at the same pace, in seconds; 0 on a miss.
     """
 
     generation: Generation
@@ -293,16 +293,16 @@ class Video:
 
     @property
     def warnings(self) -> tuple[Problem, ...]:
-        """Conditions that cost reuse but not the video, for instance a cache that was down."""
+        """Conditions that prevented reuse but not the video, such as an unavailable cache."""
         return self.generation.warnings
 
     def save(self, path: Path | str) -> Path:
-        """Writes the mp4 file, all of it or nothing. Returns its path. Raises OSError."""
+        """Writes the mp4 file atomically. Returns its path. Raises OSError."""
         return write_atomically(Path(path), self.data)
 
 
 class GenerationError(ChorusError):
-    """A generation ended without a video. Base of GenerationFailed and GenerationCancelled."""
+    """End of a generation without a video. Base of GenerationFailed and GenerationCancelled."""
 
     def __init__(
         self, generation: Generation, reason: errors.Reason, message: str, metadata: Mapping[str, str]
@@ -312,7 +312,7 @@ class GenerationError(ChorusError):
 
 
 class GenerationFailed(GenerationError):
-    """A generation failed; `reason` and `message` are those of the failure."""
+    """Failure of a generation; `reason` and `message` are those of its error."""
 
     def __init__(self, generation: Generation) -> None:
         fault = generation.proto.error
@@ -325,7 +325,7 @@ class GenerationFailed(GenerationError):
 
 
 class GenerationCancelled(GenerationError):
-    """A generation was cancelled."""
+    """Cancellation of a generation, by this or another client."""
 
     def __init__(self, generation: Generation) -> None:
         super().__init__(generation, errors.CANCELLED, f"{generation.id} was cancelled", {})
@@ -341,5 +341,5 @@ def _scalars(cls: type, message: Message) -> dict[str, Any]:
 
 
 def to_utc(moment: Timestamp) -> datetime:
-    """Returns the moment as a datetime in UTC."""
+    """Returns the timestamp as a datetime in UTC."""
     return moment.ToDatetime(tzinfo=UTC)

@@ -35,16 +35,16 @@ class SpecOptions(TypedDict, total=False):
 
     Attributes:
         model: model id.
-        frames, height, width: of the video, in frames and pixels; all three or none.
+        frames, height, width: size of the video, in frames and pixels; all three or none.
         steps: denoising steps of the model's own schedule, 1 to 200.
         sigmas: noise levels instead of `steps`: N + 1 strictly decreasing values, from at most 1 to 0.
-        seed: 0 to 2⁶⁴ − 1.
-        reuse: "off", "safe", "balanced" or "fast".
+        seed: seed of the noise, 0 to 2⁶⁴ − 1.
+        reuse: policy: "off", "safe", "balanced" or "fast".
         explicit_reuse: plan to use instead of `reuse`, from `chorus_client.explicit_reuse`.
-        no_store: store none of this request's latents for later ones.
+        no_store: whether none of this request's latents are stored for later requests.
         deadline: time from now after which the generation fails, in seconds.
-        request_id: 1 to 128 of A–Z, a–z, 0–9, '.', '_', '-'; the same id with the same request is the same
-            generation. Default: a new UUID.
+        request_id: 1 to 128 characters A–Z, a–z, 0–9, '.', '_' or '-'. Repeating an id with the same request
+            returns the same generation. Default: a new UUID.
     """
 
     model: str | None
@@ -79,7 +79,7 @@ _UNSUPPORTED: Final = {
 
 
 def reject_unknown_options(options: Iterable[str], others: Iterable[str] = ()) -> None:
-    """Raises TypeError that names an option which is not of SpecOptions, and the nearest known one.
+    """Raises TypeError for an option that SpecOptions lacks; the message names the nearest known option.
 
     Args:
         others: names of further parameters of the call, for the suggestion.
@@ -103,8 +103,8 @@ def reject_unknown_options(options: Iterable[str], others: Iterable[str] = ()) -
 def build_request(prompt: str, options: SpecOptions) -> scheduler_pb2.SubmitGenerationRequest:
     """Builds the request for a prompt and its options.
 
-    Raises TypeError for an unknown option, and ChorusError (INVALID_FIELD) for what protobuf cannot carry or
-    what contradicts itself; the server checks the bounds that a model sets.
+    Raises TypeError for an unknown option, and ChorusError (INVALID_FIELD) for values that protobuf cannot
+    carry or that contradict each other; the server checks the bounds that a model sets.
     """
     reject_unknown_options(options, ("timeout", "patience", "on_accepted", "on_event"))
     violations = Violations()
@@ -162,7 +162,7 @@ def build_request(prompt: str, options: SpecOptions) -> scheduler_pb2.SubmitGene
 
 
 def to_timestamp(seconds: float) -> Timestamp:
-    """Returns the moment that lies `seconds` from now."""
+    """Returns the time `seconds` from now."""
     moment = Timestamp()
     moment.FromNanoseconds(time.time_ns() + int(seconds * 1e9))
     return moment

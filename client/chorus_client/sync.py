@@ -1,4 +1,4 @@
-"""Clients without asyncio: the same methods, and every call blocks."""
+"""Blocking clients with the methods of the asyncio clients."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class ChorusClient:
     Args:
         target: "host:port" of the scheduler, or any gRPC name. Default: CHORUS_TARGET, else the `chorus up`
             that runs in this directory, else localhost:7400.
-        credentials: for TLS, for instance `grpc.ssl_channel_credentials(ca)`; None for plaintext.
-        metadata: pairs sent with every call, for instance `[("authorization", "Bearer …")]`.
+        credentials: channel credentials, such as `grpc.ssl_channel_credentials(ca)`; None for plaintext.
+        metadata: pairs sent with every call, such as `[("authorization", "Bearer …")]`.
         interceptors: client interceptors of `grpc.aio`, the first one outermost.
         timeout: deadline of a unary call that sets none, in seconds.
     """
@@ -80,7 +80,7 @@ class ChorusClient:
         Args:
             timeout: deadline of the submission, in seconds.
             options: model, frames, height, width, steps, sigmas, seed, reuse, explicit_reuse, no_store,
-                deadline, request_id: see SpecOptions.
+                deadline, request_id; SpecOptions describes them.
         """
         return GenerationHandle(
             self._loop.run(self._client.submit(prompt, timeout=timeout, **options)), self._loop

@@ -1,4 +1,4 @@
-"""Shared parts of the programs here: one run at a time, a command as a child process, an exit status."""
+"""Shared functions of the programs in this folder: exclusive runs, child processes and exit statuses."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ TAIL_LINES = 20
 
 
 class ServerError(RuntimeError):
-    """A server or an installation failed. The message names it, the cause and the log file."""
+    """Failure of a server or an installation. The message names it, the cause and the log file."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def find_free_port() -> int:
 
 
 def answers(url: str) -> bool:
-    """Whether a GET of `url` returns status 200."""
+    """Returns whether a GET of `url` returns status 200."""
     try:
         with urllib.request.urlopen(url, timeout=2) as response:
             return bool(response.status == 200)

@@ -1,4 +1,4 @@
-"""Phoenix, a trace viewer, from its pinned Python package: OTLP in, a web page and a REST API out."""
+"""Phoenix, a trace viewer, from its pinned Python package: receives OTLP, serves a web page and REST API."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ def read_scene(video: Tensor) -> Scene:
     objects = []
     for path in centroids.unbind(1):  # [F, 2]
         colour = _core(difference, path)
-        shape, size = _best_template(_aligned(_share(difference, colour), path))
+        shape, size = _best_template(_average_windows(_share(difference, colour), path))
         objects.append(Thing(shape, _nearest(back + colour, COLOURS), _motion(time, path, travel), size))
     return Scene(_nearest(back, BACKGROUNDS), tuple(objects))
 
@@ -182,9 +182,11 @@ def _share(difference: Tensor, colour: Tensor) -> Tensor:
     return share.clamp(-0.5, 1.5)
 
 
-def _aligned(picture: Tensor, path: Tensor) -> Tensor:
-    """Averages windows of pictures [F, H, W] around a path [F, 2] to [WINDOW, WINDOW], ignoring the
-    outside."""
+def _average_windows(picture: Tensor, path: Tensor) -> Tensor:
+    """Averages windows of pictures [F, H, W] around a path [F, 2] to [WINDOW, WINDOW].
+
+    Pixels outside the pictures are ignored.
+    """
     frames, height, width = picture.shape
     step = torch.arange(WINDOW) + 0.5 - WINDOW / 2
     x = (path[:, :1] + step) * 2 / width - 1  # [F, WINDOW], in grid_sample's units

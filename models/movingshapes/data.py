@@ -55,7 +55,7 @@ class Captions:
         """Returns states and key bias, with normal noise of `blur` times the states' spread added to the
         states.
 
-        The noise imitates the effect of unseen words, and of known words in unfamiliar company.
+        The noise imitates the effect of unseen words, and of known words in unfamiliar contexts.
         """
         states, bias = self.text(index)
         spread = states[self.mask[index]].std()

@@ -1,4 +1,4 @@
-"""Network of movingshapes in the form used for training: from batches of tokens to predicted clean tokens."""
+"""Network of movingshapes in the form used for training; it maps batches of noisy tokens to clean tokens."""
 
 from __future__ import annotations
 

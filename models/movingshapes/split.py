@@ -12,7 +12,7 @@ import random
 
 from models.movingshapes.world import BACKGROUNDS, SPLIT_FILE, combination, things
 
-SHARES = {"calibration": 0.1, "test": 0.2}  # the rest trains
+SHARES = {"calibration": 0.1, "test": 0.2}  # the remaining share is for training
 
 
 def make_split(seed: int) -> dict[str, list[str]]:

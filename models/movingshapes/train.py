@@ -49,8 +49,7 @@ def velocity_loss(data: Tensor, target: Tensor, sigma: Tensor) -> Tensor:
 
 
 class Trainer:
-    """State of a training run: network, averaged weights, optimisers and random generator; with
-    checkpoints."""
+    """State of a training run, with checkpoints: network, averaged weights, optimisers, random generator."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args, self.device = args, torch.device(args.device)

@@ -59,13 +59,13 @@ def open_channel(
     credentials: grpc.ChannelCredentials | None = None,
     interceptors: Sequence[grpc.aio.ClientInterceptor] = (),
 ) -> grpc.aio.Channel:
-    """Opens a channel to "host:port" or any gRPC name; plain names are resolved by DNS and balanced over.
+    """Opens a channel to "host:port" or any gRPC name; plain names are resolved by DNS, with calls balanced.
 
     The caller owns the channel and closes it.
 
     Args:
-        credentials: for TLS; None for a plaintext connection.
-        interceptors: called inside those for tracing, the first one outermost.
+        credentials: channel credentials for TLS; None for a plaintext connection.
+        interceptors: client interceptors inside those for tracing, the first one outermost.
     """
     arguments: dict[str, Any] = {
         "target": target if ":///" in target or target.startswith("unix:") else f"dns:///{target}",

@@ -9,7 +9,7 @@ CHUNK_BYTES = 1 << 20
 
 
 class BlobFault(ValueError):
-    """A blob that is truncated, too large, altered or not safetensors."""
+    """Fault of a blob: truncated, too large, altered or not safetensors."""
 
 
 def sha256(data: bytes) -> str:

@@ -76,11 +76,11 @@ class Violation:
 
 
 class ChorusError(Exception):
-    """An error that callers may see.
+    """Error whose content is safe for callers.
 
     Args:
-        reason: determines the gRPC status code.
-        message: one sentence for a person, without secrets.
+        reason: class of the error, which determines the gRPC status code.
+        message: description for people, one sentence without secrets.
         metadata: facts for programs, sent as `ErrorInfo.metadata`.
         violations: the invalid fields, sent as `BadRequest`.
         retry_after: delay before a retry, in seconds, sent as `RetryInfo`.
@@ -191,7 +191,7 @@ def to_status(error: ChorusError) -> grpc.Status:
 def from_rpc_error(error: grpc.aio.AioRpcError, service: str) -> ChorusError:
     """Converts a failed call to `service` to its domain error.
 
-    A bare UNAVAILABLE becomes DEPENDENCY_UNAVAILABLE that names the service.
+    A bare UNAVAILABLE becomes DEPENDENCY_UNAVAILABLE with the name of the service.
     """
     code = error.code()
     info: error_details_pb2.ErrorInfo | None = None

@@ -38,9 +38,9 @@ def check_depth(
 
     `field` is a prefix with its dot.
     """
-    most = max(steps - 1, 0)
-    bound = f"must be 0 to {most}, one less than the steps, not {first}"
-    if violations.require(first <= most, f"{field}reuse_steps", bound):
+    limit = max(steps - 1, 0)
+    bound = f"must be 0 to {limit}, one less than the steps, not {first}"
+    if violations.require(first <= limit, f"{field}reuse_steps", bound):
         violations.require(
             end == 0 or 0 < first <= end <= steps,
             f"{field}region_end",

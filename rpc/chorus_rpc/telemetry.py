@@ -46,7 +46,7 @@ _owned = False
 
 
 def is_requested() -> bool:
-    """Whether the environment requests tracing."""
+    """Returns whether the environment requests tracing."""
     if os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
         return False
     exporter = os.environ.get("OTEL_TRACES_EXPORTER", "").lower()
@@ -126,7 +126,7 @@ def span(
     parent: str | None = None,
     link: str | None = None,
 ) -> Iterator[Span]:
-    """Opens a span that is current inside the block; an exception is recorded and marks it as failed.
+    """Opens a span that is current inside the block; an exception is recorded and marks the span as failed.
 
     Args:
         parent: traceparent to continue, for work that crossed a queue; default: the current span.

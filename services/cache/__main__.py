@@ -1,4 +1,4 @@
-"""`python -m services.cache`: settings from `CHORUS_CACHE_*`, then serve until SIGTERM."""
+"""`python -m services.cache`: reads settings from `CHORUS_CACHE_*` and serves until SIGTERM."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 class BlockingClient:
-    """Runs the calls of a blocking client in threads of its own.
+    """Runs the calls of a blocking client in its own threads.
 
     Args:
         service: name in errors, for instance "milvus".
@@ -59,7 +59,7 @@ class BlockingClient:
 async def retry_until_up(client: BlockingClient, call: Callable[[], T], seconds: float) -> T:
     """Returns the result of `call`, retried with growing pauses: a dependency may start after the cache.
 
-    Ends when its caller is cancelled, which the server does after `startup_seconds`.
+    Stops when its caller is cancelled, which the server does after `startup_seconds`.
     """
     pause = 0.2
     while True:

@@ -48,7 +48,7 @@ class Blob:
 
     @property
     def name(self) -> str:
-        """Name for people."""
+        """Name of the blob in messages."""
         return "side data" if self.step is None else f"step {self.step}"
 
 
@@ -57,7 +57,7 @@ class Entry:
     """A row of the index, without its vector.
 
     Attributes:
-        entry_id: see `services.contract.identity.entry_id`.
+        entry_id: digest returned by `services.contract.identity.entry_id`.
         identity: `identity_digest` of the latents.
         prompt: empty where only the hash is kept.
         cost_seconds: time to compute the latents again, in seconds.
@@ -92,7 +92,7 @@ class Admission:
     """An entry whose blobs were received completely and verified.
 
     Attributes:
-        vector: L2-normalised, `space.dimension` values.
+        vector: retrieval vector, L2-normalised, `space.dimension` values.
         data: contents of the blobs, by digest.
     """
 

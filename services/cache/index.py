@@ -61,8 +61,8 @@ class Index(ABC):
 
     @abstractmethod
     def select(self, space: str, tenant: str, selection: Selection) -> AsyncIterator[list[Entry]]:
-        """Yields the matching rows of this tenant, in pages. Sees every write acknowledged before the
-        call."""
+        """Yields the matching rows of this tenant, in pages. Includes every write acknowledged before
+        the call."""
 
     @abstractmethod
     def every_entry(self, space: str) -> AsyncIterator[list[Entry]]:

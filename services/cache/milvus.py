@@ -50,7 +50,7 @@ _FIELDS = ["entry_id", *(name for name, _, _ in _COLUMNS)]
 def make_filter(
     tenant: str, selection: Selection | None = None, entry_ids: Sequence[str] | None = None
 ) -> str:
-    """Builds every filter of the index: always the tenant, then the requested fields.
+    """Builds a filter of the index, from the tenant and the requested fields. Every filter is built here.
 
     Milvus Lite does not support filter templates, so values are part of the text. Raises ValueError for a
     value that could be parsed as more than a value.
@@ -246,7 +246,7 @@ class MilvusIndex(Index):
     def _settle(self, space: str, where: str) -> None:
         """Waits until reads see every write acknowledged before.
 
-        A 2.3 server leaves deletes out of a session, and gives an iterator no timestamp to wait for.
+        Session consistency of a 2.3 server excludes deletes, and its iterators have no timestamp to wait for.
         """
         self._milvus.query(
             space,

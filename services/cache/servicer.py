@@ -1,4 +1,4 @@
-"""protobuf ↔ entries. Bounds are in `validation`, decisions in `store`."""
+"""gRPC servicer of the cache: converts messages to entries and back. `validation` checks bounds."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ class Upload:
         self._tenant = tenant
         self._limits = limits
         self._entry: cache_pb2.NewEntry | None = None
-        # Keyed by step; None is the side data.
+        # Keyed by step; the key of side data is None.
         self._received: dict[int | None, tuple[Blob, BlobAssembler]] = {}
         self._current: tuple[Blob, BlobAssembler] | None = None
 

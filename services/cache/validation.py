@@ -47,9 +47,9 @@ class Limits:
     """Upper bounds from the settings, in bytes.
 
     Attributes:
-        prompt: of the prompt of an entry, in UTF-8.
-        blob: of one blob.
-        entry: of all blobs of an entry together.
+        prompt: bound on the prompt of an entry, in UTF-8.
+        blob: bound on one blob.
+        entry: bound on all blobs of an entry together.
     """
 
     prompt: int
@@ -146,7 +146,7 @@ def check_header(
     """Validates the header of a blob.
 
     Args:
-        taken: steps of the headers received before; None stands for the side data.
+        taken: steps of the headers received before; None means the side data.
     """
     violations = Violations()
     if header.kind == latents_pb2.BLOB_KIND_SIDE_DATA:
@@ -183,23 +183,21 @@ def check_side_data_size(size_bytes: int, latents_bytes: int) -> None:
 
 
 def check_side_data(data: bytes) -> None:
-    """Raises BlobFault unless `data` is a safetensors file of a few tensors, whatever their meaning."""
+    """Raises BlobFault unless `data` is a safetensors file of a few tensors of any meaning."""
     tensors = parse_tensor_headers(data)
     if not 1 <= len(tensors) <= MAX_SIDE_TENSORS:
         raise BlobFault(f"must hold 1 to {MAX_SIDE_TENSORS} tensors, not {len(tensors)}")
 
 
 def check_latents(data: bytes, identity: latents_pb2.LatentIdentity) -> None:
-    """Raises BlobFault unless `data` is a safetensors file of one tensor, shaped as the identity says."""
+    """Raises BlobFault unless `data` is a safetensors file of one tensor, shaped as the identity requires."""
     tensors = parse_tensor_headers(data)
     if len(tensors) != 1:
         raise BlobFault(f"must hold one tensor, not {len(tensors)}")
     shape, (dtype, width) = tuple(identity.latent_shape), _DTYPES[identity.latent_dtype]
     found = tensors[0]
     if (found.shape, found.dtype) != (shape, dtype):
-        raise BlobFault(
-            f"holds {found.dtype} {list(found.shape)} where the identity says {dtype} {list(shape)}"
-        )
+        raise BlobFault(f"holds {found.dtype} {list(found.shape)} instead of {dtype} {list(shape)}")
     values = len(data) - 8 - int.from_bytes(data[:8], "little")
     if values != math.prod(shape) * width:
         raise BlobFault(

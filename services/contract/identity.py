@@ -1,4 +1,4 @@
-"""Identity of latents: the digest of everything that makes them interchangeable."""
+"""Identity of latents: the digest of all properties that make them interchangeable."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ def latent_shape(
 ) -> tuple[int, int, int, int]:
     """Returns the shape of a video's latents: (channels, latent frames, latent height, latent width).
 
-    A causal codec (Wan's) encodes the first frame alone: 1 + (frames − 1) / temporal_factor latent frames.
+    A causal codec (Wan's) encodes the first frame separately, which gives
+    1 + (frames − 1) / temporal_factor latent frames.
     """
     latent_frames = 1 + (frames - 1) // temporal_factor if causal else frames // temporal_factor
     return channels, latent_frames, height // spatial_factor, width // spatial_factor

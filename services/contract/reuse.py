@@ -17,8 +17,8 @@ def needs_side_data(region: plan_pb2.RegionPlan | None, amplification: plan_pb2.
     A region by attention reads the maps; contrast with a strength above 0 reads the token states.
 
     Args:
-        region: None or an empty message means no stage 2.
-        amplification: None or an empty message means no amplification.
+        region: Region of stage 2; None or an empty message means no stage 2.
+        amplification: Amplification of the plan; None or an empty message means none.
     """
     by_attention = region is not None and region.source == plan_pb2.REGION_SOURCE_ATTENTION
     by_contrast = (

@@ -44,7 +44,7 @@ class SafetensorsHeader:
     """Content of a safetensors header.
 
     Attributes:
-        tensors: in the order of their bytes.
+        tensors: headers of the tensors, in the order of their bytes.
         metadata: notes of the writer.
     """
 
@@ -94,15 +94,15 @@ def read_header(stream: BinaryIO, size_bytes: int, max_header_bytes: int) -> Saf
             raise BlobFault(f"tensor {name}: {tensor.end - tensor.start} bytes, expected {expected}")
         end = tensor.end
     if (expected := 8 + length + end) != size_bytes:
-        raise BlobFault(f"{size_bytes} bytes where the header declares {expected}: truncated or altered")
+        raise BlobFault(f"{size_bytes} bytes, but the header declares {expected}: truncated or altered")
     return SafetensorsHeader(tuple(tensors), metadata)
 
 
 def _parse_tensor(name: str, value: Any, size_bytes: int) -> TensorHeader:
-    """Raises ValueError for numbers whose product or text could take long: they come from outside."""
+    """Parses one tensor. Raises ValueError for numbers whose product or text would take long to compute."""
     start, end = map(int, value["data_offsets"])
     if not 0 <= start <= end <= size_bytes:
-        raise ValueError(f"tensor {name[:100]}: its range of bytes lies outside the file")
+        raise ValueError(f"tensor {name[:100]}: its range of bytes is outside the file")
     if len(value["shape"]) > _MAX_RANK:
         raise ValueError(f"tensor {name[:100]}: more than {_MAX_RANK} dimensions")
     shape = tuple(map(int, value["shape"]))

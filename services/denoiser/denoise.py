@@ -70,12 +70,12 @@ class Result:
 def denoise(
     predictor: Predictor, job: DenoiseJob, donor: DonorData | None, keep: bool, parent: str
 ) -> Generator[Step | Result]:
-    """Runs a job on the device thread. Yields every step, with its mask on the CPU, and at last the result.
+    """Runs a job on the device thread. Yields every step, with its mask on the CPU, and finally the result.
 
     Args:
-        predictor: Of the job's model.
+        predictor: Predictor of the job's model.
         donor: Data that the plan takes from its donor. None means that the run starts from noise.
-        keep: Whether the result holds latents and side data.
+        keep: Whether the result contains latents and side data.
         parent: traceparent of the span under which the run's spans are recorded.
     """
     model = predictor.model

@@ -1,4 +1,4 @@
-"""The single thread that owns the device, and the tasks that the event loop hands to it."""
+"""The single thread that owns the device, and the tasks that the event loop submits to it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ E = TypeVar("E")
 
 
 class _Mark:
-    """Marks the begin and the end of a task among its events."""
+    """Marks the beginning and the end of a task among its events."""
 
 
 _STARTED: Final = _Mark()
@@ -100,7 +100,7 @@ class DeviceThread:
     def __init__(self, queue_limit: int) -> None:
         self._queue_limit = queue_limit
         self._places_taken = 0
-        self._seconds_per_place = 1.0  # how long a run holds its place, smoothed
+        self._seconds_per_place = 1.0  # moving average of a run's duration, in seconds
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="device")
 
     def reserve_place(self) -> Callable[[], None]:
@@ -131,7 +131,7 @@ class DeviceThread:
         return release
 
     def submit(self, work: Generator[E], deadline: float) -> DeviceTask[E]:
-        """Queues work after all earlier tasks. The caller holds a place."""
+        """Queues work after all earlier tasks. The caller must hold a place."""
         task = DeviceTask(work, deadline, asyncio.get_running_loop())
         task.start(self._thread)
         return task

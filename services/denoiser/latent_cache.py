@@ -31,7 +31,7 @@ class DonorData:
 
     Attributes:
         latents: x_i for each of the job's donor steps, float32 of its latent shape, on the CPU.
-        side: None unless the job needs side data.
+        side: Side data of the donor; None unless the job needs it.
     """
 
     latents: dict[int, Tensor]
@@ -114,7 +114,7 @@ class LatentCache:
         """Stores latents and side data in the cache; returns the id of the entry.
 
         Args:
-            latents: By index of the step boundary, on the CPU.
+            latents: Latents by index of the step boundary, on the CPU.
             cost_seconds: Time that computing these latents from noise would take.
 
         Raises ChorusError.
@@ -153,7 +153,7 @@ class _Delivery:
     def __init__(self, job: DenoiseJob, max_blob_bytes: int) -> None:
         self._job = job
         self._max_blob_bytes = max_blob_bytes
-        # By step; the key None stands for the side data.
+        # Keyed by step; the key of side data is None.
         self._blobs: dict[int | None, BlobAssembler] = {}
         self._current: BlobAssembler | None = None
         self.size_bytes = 0

@@ -37,7 +37,7 @@ class ModelRegistry:
         self._seconds_per_step: dict[str, float] = {}
 
     async def close(self) -> None:
-        """Releases what the backends hold, on the device thread; call it before that thread is closed."""
+        """Releases the backends' resources, on the device thread; call it before that thread is closed."""
         for predictor in self.predictors.values():
             await self._device_thread.call(predictor.close)
 
@@ -89,7 +89,7 @@ async def load_models(
     """Loads and warms every model, on the device thread.
 
     Args:
-        stopping: Set when the process is to end, so that no engine build delays it.
+        stopping: Event that is set when the process must end, so that no engine build delays it.
 
     Raises SpecError or WeightsError for a file that cannot be served, BackendError for a backend that cannot
     run and may not fall back, ValueError for a device that is missing.

@@ -36,12 +36,12 @@ class DenoiseJob:
     """Validated parameters of one run.
 
     Attributes:
-        latent_shape: (C, T, H, W).
+        latent_shape: Shape of the latents, (C, T, H, W).
         sigmas: Noise levels; one more than the steps.
-        token_states: float32 [L, text_dim].
+        token_states: Token states of the prompt, float32 [L, text_dim].
         plan: Plan as requested; K1 is above 0 exactly if a donor is set.
         vector_dim: Dimension of the retrieval vectors.
-        admission: None means that the result is not stored.
+        admission: Request to store the result; None means that it is not stored.
     """
 
     generation_id: str
@@ -61,7 +61,7 @@ class DenoiseJob:
 
     @property
     def reuse_steps(self) -> int:
-        """K1."""
+        """K1, the number of steps taken from the donor."""
         return self.plan.reuse_steps
 
     @property
@@ -75,7 +75,7 @@ class DenoiseJob:
 
     @property
     def donor_steps(self) -> tuple[int, ...]:
-        """Step boundaries whose latents the plan takes from the donor: K1 … K2, or N alone."""
+        """Step boundaries whose latents the plan takes from the donor: K1 … K2, or only N."""
         if self.reuse_steps and self.plan.renoised:
             return (self.total_steps,)
         return tuple(range(self.reuse_steps, self.region_end + 1)) if self.reuse_steps else ()
@@ -169,9 +169,9 @@ def _parse_shape(
     fits = [
         violations.require(fault is None, f"shape.{name}", fault or "")
         for name, fault in (
-            ("frames", bounds.frames.fault(sizes[0])),
-            ("height", bounds.height.fault(sizes[1])),
-            ("width", bounds.width.fault(sizes[2])),
+            ("frames", bounds.frames.describe_fault(sizes[0])),
+            ("height", bounds.height.describe_fault(sizes[1])),
+            ("width", bounds.width.describe_fault(sizes[2])),
         )
     ]
     if not all(fits):
@@ -197,7 +197,7 @@ def _parse_sigmas(
     sigmas = tuple(request.schedule.sigmas)
     fault = find_schedule_fault(sigmas)
     if violations.require(fault is None, "schedule.sigmas", fault or ""):
-        fault = model.spec.bounds.steps.fault(len(sigmas) - 1)
+        fault = model.spec.bounds.steps.describe_fault(len(sigmas) - 1)
         violations.require(fault is None, "schedule.sigmas", f"its number of steps {fault}")
     return sigmas
 

@@ -38,7 +38,7 @@ class _Fetched:
     """Outcome of fetching a job's donor.
 
     Attributes:
-        donor: None means that the run starts from noise.
+        donor: Data of the donor; None means that the run starts from noise.
         degraded: Error that made the donor unusable.
         seconds: Time that fetching took.
     """
@@ -146,7 +146,7 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
 
 
 def _call_when_ended(context: Any, action: Callable[[], None]) -> None:
-    """Calls `action` once the RPC is over, however it ended.
+    """Calls `action` once the RPC has ended, whether it succeeded, failed or was cancelled.
 
     A `finally` does not suffice: a generator whose client disconnects while it is suspended is closed by the
     garbage collector, some time later.

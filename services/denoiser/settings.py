@@ -73,4 +73,4 @@ class DenoiserSettings(ServerSettings):
     max_blob_bytes: Annotated[int, Field(ge=1024, le=1024 * MIB)] = DEFAULT_MAX_BLOB_BYTES
     """Upper bound on the latents of one step boundary, in bytes."""
     run_seconds: Seconds = 3_600.0
-    """Upper bound on the duration of a run, in seconds, whatever deadline its caller set."""
+    """Upper bound on the duration of a run, in seconds, even if the caller's deadline is later."""

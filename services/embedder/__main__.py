@@ -1,4 +1,4 @@
-"""`python -m services.embedder`: settings from `CHORUS_EMBEDDER_*`, then serve until SIGTERM."""
+"""`python -m services.embedder`: reads settings from `CHORUS_EMBEDDER_*` and serves until SIGTERM."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from services.runtime.settings import load_settings
 async def start(
     settings: EmbedderSettings, lexicon: Lexicon, resources: AsyncExitStack, server: grpc.aio.Server
 ) -> None:
-    """Loads the encoders off the event loop, so that health answers meanwhile."""
+    """Loads the encoders off the event loop, so that health checks are answered meanwhile."""
 
     def load() -> EncoderThread:
         return load_encoders(

@@ -30,7 +30,7 @@ class AlignedPrompts:
 
     Attributes:
         target: tokens of the target.
-        donors: one for each donor, in the order given.
+        donors: comparisons with the donors, in the order given.
     """
 
     target: Tokens
@@ -61,7 +61,7 @@ class Aligner:
 
         Args:
             positions: encoder whose tokens the result holds; default: the retrieval encoder.
-            target_states: float32 [L, D], the target's token states, to save their computation.
+            target_states: token states of the target, float32 [L, D], to save their computation.
 
         Raises QUEUE_FULL when too many calls wait for the encoders, INVALID_FIELD for target_states of
         another shape.

@@ -1,4 +1,4 @@
-"""Differences between two prompts, word by word. Pure: plain values and numpy.
+"""Differences between two prompts, word by word, computed by pure functions.
 
 Words are compared with those that describe the same thing: "a red circle and a blue square" differs from "a
 blue circle and a red square", though the words are the same.
@@ -40,8 +40,8 @@ class EncodedPrompt:
     """A prompt with the output of its encoder.
 
     Attributes:
-        states: float32 [L, D], one row for each token.
-        offsets: L character ranges of `prompt`; start == end marks a special token.
+        states: token states, float32 [L, D].
+        offsets: character ranges of the L tokens in `prompt`; start == end marks a special token.
     """
 
     prompt: str
@@ -54,7 +54,7 @@ class Change:
     """The word at characters [start, end), and how new it is to the other prompt.
 
     Attributes:
-        weight: 0 if the other prompt says the same, 1 if nothing there comes near.
+        weight: novelty to the other prompt: 0 if it has a word of the same meaning, 1 if no similar word.
     """
 
     start: int
@@ -78,7 +78,7 @@ class Alignment:
 
     Attributes:
         gained: words of the target that the donor lacks, by position, with weights above 0.
-        lost: words of the donor that the target lacks, likewise.
+        lost: words of the donor that the target lacks, in the same form.
         reordered: whether two or more things with matching descriptions appear in another order.
         things_added: number of things named by the target minus those named by the donor.
     """
@@ -146,9 +146,9 @@ class _PromptWords:
     """Words of a prompt, phrase after phrase.
 
     Attributes:
-        states: float32 [W, D], of length 1; 0 for a word that the encoder did not see.
+        states: states of the words, float32 [W, D], of length 1; 0 for a word that the encoder did not see.
         parts: slices of the words: background, framing, then each phrase.
-        importance: float64 [W], weight of each word when phrases are matched.
+        importance: weight of each word when phrases are matched, float64 [W].
     """
 
     def __init__(self, encoded: EncodedPrompt, lexicon: Lexicon) -> None:
@@ -194,7 +194,7 @@ def _compute_coverage(words: Sequence[Word], others: Sequence[Word], cosines: Fl
 
 
 def _has_state(word: Word) -> bool:
-    """Whether a word's state reflects its meaning. English encoders map all that they cannot read alike."""
+    """Returns whether a word's state reflects its meaning: English encoders map all foreign words alike."""
     return not word.known and word.text.isascii()
 
 
@@ -235,8 +235,9 @@ def _sum_shared(one: _PromptWords, other: _PromptWords, covered: Matrix) -> Matr
 def _match_phrases(similarity: Matrix) -> list[tuple[int, int]]:
     """Matches each phrase of the shorter side with another, for the largest sum of similarities.
 
-    Of equal sums, the one closest to the order of both prompts. Both terms are whole numbers, hence exact:
-    millionths of a word, and squared distances, whose sum stays below the factor between the two.
+    Among equal sums it chooses the one closest to the order of both prompts. Both terms are whole numbers
+    and therefore exact: millionths of a word, and squared distances, whose sum stays below the factor
+    between the two.
     """
     millionths = np.round(similarity * 1e6)
     rows, columns = np.indices(similarity.shape)
@@ -249,7 +250,7 @@ def _compute_novelty(covered: Matrix, back: Matrix) -> NDArray[np.float64]:
     """Returns [W]: how new each word is to the matched phrase, 0 to 1.
 
     Args:
-        covered, back: [W, V] and [V, W], shares of each word's meaning that the other side covers.
+        covered, back: shares of each word's meaning that the other side covers, [W, V] and [V, W].
     """
     best = covered.max(axis=1, initial=0)
     # A word that has a counterpart does not also cover half of another word.

@@ -153,7 +153,7 @@ class EncoderThread:
         return [found[prompt] for prompt in prompts]
 
     def _find_recent(self, encoder: Encoder, prompt: str) -> Encoding | None:
-        """Returns the cached encoding of a prompt: encoded alone, or else in a batch."""
+        """Returns the cached encoding of a prompt: computed separately, or else in a batch."""
         return self._recent.get(encoder.id, prompt) or self._recent.get(_batch_cache_id(encoder), prompt)
 
     async def _submit(self, work: Callable[[Sequence[str]], list[T]], prompts: list[str]) -> list[T]:

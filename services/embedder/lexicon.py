@@ -150,7 +150,7 @@ FRAMING = MEDIA | PLACEHOLDERS | frozenset(_FRAMING.split())
 RELATIVES = frozenset({"that", "which", "who"})
 SHADES = frozenset(_SHADES.split())
 PALE = frozenset(_PALE.split())
-# A phrase with one of these describes the surroundings, whatever else it contains ...
+# A phrase with one of these describes the surroundings, regardless of its other words ...
 BACKDROPS = frozenset({"background", "backdrop", "surrounding"})
 # ... and one with or after these does so if a colour is all that it contains.
 AROUND = frozenset({"around", "behind", "everything", "everywhere", "scene"})
@@ -162,7 +162,7 @@ _MUTE = (DIVIDERS | ARTICLES | frozenset(_FUNCTION_WORDS.split())) - frozenset(
 
 def _inflect(word: str, category: Category) -> set[str]:
     """Returns the inflected forms of a word, and some impossible ones. Adjectives have none."""
-    # "shorts" is no form of "short".
+    # "shorts" is not a form of "short".
     nouns = {word + "s", word + "es", word[:-1] + "ies"}
     if category in (Category.OTHER, Category.BACKGROUND):
         return nouns
@@ -205,7 +205,7 @@ class Lexicon:
         """Returns the base form of a known word; an unknown word loses a plural s.
 
         Args:
-            word: case-folded.
+            word: word in case-folded form.
         """
         if word in self._plain:
             return self._plain[word]
@@ -221,7 +221,7 @@ class Lexicon:
 
 
 def is_mute(plain_word: str) -> bool:
-    """Returns whether a word alone names nothing visible."""
+    """Returns whether a word without other words names nothing visible."""
     return plain_word in _MUTE
 
 

@@ -1,4 +1,7 @@
-"""Division of a prompt into phrases: the surroundings, each thing, and the framing around them. Pure."""
+"""Division of a prompt into phrases: the surroundings, each thing, and the framing around them.
+
+All functions are pure.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +72,7 @@ class Reading:
 
     Attributes:
         background: words that describe the surroundings.
-        framing: words that request next to nothing, such as those of "a video of".
+        framing: words that request nothing visible, such as those of "a video of".
         phrases: words that describe each thing, at most MAX_PHRASES phrases in order; none is empty.
         things: number of things named, without those that are negated.
     """
@@ -97,7 +100,7 @@ class _Clause:
         opener: the divider before it.
         article: whether it begins with an article.
         all_words: all its words in their base form.
-        words: those of them that carry meaning.
+        words: its words that carry meaning.
     """
 
     opener: str = ""
@@ -266,12 +269,12 @@ class _Reader:
             self._phrases.append([*words])
 
     def _is_relative(self, clause: _Clause) -> bool:
-        """Whether a clause continues the last phrase, as in "a dog that runs"."""
+        """Returns whether a clause continues the last phrase, as in "a dog that runs"."""
         relative = clause.opener in RELATIVES and not clause.article
         return relative and bool(self._phrases) and not self._at_background
 
     def _colours_background(self, clause: _Clause) -> bool:
-        """Whether a clause continues after "background:"."""
+        """Returns whether a clause continues after "background:"."""
         return (
             self._at_background
             and clause.categories == {Category.COLOUR}
@@ -279,7 +282,7 @@ class _Reader:
         )
 
     def _describes_last(self, clause: _Clause) -> bool:
-        """Whether a clause that names nothing describes the thing before it rather than the one after it.
+        """Returns whether a clause that names nothing describes the thing before it, not the one after it.
 
         The traits of a thing precede its motion, and it has one colour and one size.
         """

@@ -1,4 +1,4 @@
-"""protobuf ↔ prompts and encodings."""
+"""gRPC servicer of the embedder: converts messages to prompts, and encodings to messages."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def make_align_response(
 
     Args:
         target: the target's prompt as it was sent, before trimming; token ranges refer to it.
-        donors: prompts of the donors, likewise, in the order compared.
+        donors: prompts of the donors as they were sent, in the order compared.
     """
     return embedder_pb2.AlignResponse(
         alignments=[

@@ -1,6 +1,6 @@
 """Server interceptor of every service: readiness, undecodable requests, error mapping, deadlines.
 
-A wrapper of our own, because grpc-interceptor has had no release since 2023.
+It is implemented here because grpc-interceptor has had no release since 2023.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class _Undecodable:
 
 
 class Gate:
-    """Readiness of a service: `closed` is the error that calls are refused with, or None."""
+    """Readiness of a service: `closed` is the error with which calls are refused; None accepts them."""
 
     def __init__(self, service: str) -> None:
         self.service = service
@@ -113,7 +113,7 @@ class ServiceInterceptor(grpc.aio.ServerInterceptor):
 
         async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
             try:
-                # Closed as soon as the caller leaves, which releases what the generator holds.
+                # Closed as soon as the caller disconnects, which releases the generator's resources.
                 async with aclosing(behaviour(check(request), context)) as responses:
                     async for response in responses:
                         yield response

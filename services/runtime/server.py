@@ -39,7 +39,7 @@ class _StartedServer:
         self.add_generic_rpc_handlers = server.add_generic_rpc_handlers
 
     def add_registered_method_handlers(self, service_name: str, method_handlers: object) -> None:
-        """Does nothing; see the class."""
+        """Ignores the handlers, for the reason given in the class."""
 
 
 def run(name: str, service: str, settings: ServerSettings, start: Start, drain: Drain | None = None) -> None:

@@ -50,8 +50,8 @@ class ServerSettings(BaseSettings):
     startup_seconds: Seconds = 300.0
     """Time for loading before the process exits with an error, in seconds."""
     call_seconds: Seconds = 60.0
-    """Upper bound on the duration of a call with one response, in seconds, whatever deadline its caller set.
-    Streaming calls are not limited."""
+    """Upper bound on the duration of a call with one response, in seconds, even if the caller's deadline is
+    later. Streaming calls are not limited."""
     max_message_bytes: Annotated[int, Field(ge=64 * 1024, le=64 * MIB)] = DEFAULT_MAX_MESSAGE_BYTES
     """Upper bound on one gRPC message, in bytes. Streams send chunks of about 1 MiB; the largest message
     holds token states, 8 MiB for UMT5's 512 tokens."""
@@ -88,7 +88,7 @@ def load_settings(kind: type[S], arguments: Sequence[str] = ()) -> S:
 def find_unknown_variables(
     kind: type[ServerSettings], environment: Mapping[str, str]
 ) -> dict[str, str | None]:
-    """Returns the variables that carry the service's prefix but are no setting, with the nearest setting.
+    """Returns the variables that carry the service's prefix but are not a setting, with the nearest setting.
 
     Names are compared ignoring case, as pydantic does.
     """
@@ -110,7 +110,7 @@ class SettingRow:
 
     Attributes:
         variable: name of the environment variable.
-        default: as it would be written in the environment; empty if it is the empty string.
+        default: default value in the form of the environment; empty for the empty string.
         bound: accepted range or choices; empty if any value of the type is accepted.
         description: noun phrase with unit.
     """
@@ -128,7 +128,7 @@ def describe_settings(
 
     Args:
         names: fields to describe; default: all.
-        prefix: of the variables; default: the class's own.
+        prefix: prefix of the variables; default: that of the class.
     """
     if prefix is None:
         prefix = str(kind.model_config.get("env_prefix", ""))

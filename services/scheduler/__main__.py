@@ -47,7 +47,7 @@ class Scheduler:
         self._models: ModelRegistry | None = None
 
     async def start(self, resources: AsyncExitStack, server: grpc.aio.Server) -> None:
-        """Serves as soon as the database is open, whichever other services are available."""
+        """Serves as soon as the database is open, even while other services are unavailable."""
         settings = self._settings
         store = await open_store(settings.database, self._notifier.notify)
         resources.push_async_callback(store.close)

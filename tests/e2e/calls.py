@@ -1,4 +1,4 @@
-"""Scheduler calls of the end-to-end tests, made only with the generated stubs."""
+"""Scheduler calls of the end-to-end tests, using only the generated stubs."""
 
 from __future__ import annotations
 

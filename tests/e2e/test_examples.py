@@ -77,8 +77,8 @@ def test_async_client_saves_every_video(stack: Stack, tmp_path: Path) -> None:
         assert read_frames((tmp_path / f"out/{number}.mp4").read_bytes())
 
 
-def test_commands_of_the_own_model_example(tmp_path: Path) -> None:
-    """Random weights produce noise: frames that are neither flat nor equal."""
+def test_own_model_example_generates_a_video(tmp_path: Path) -> None:
+    """Verifies the video of random weights: noise, with frames that are neither flat nor equal."""
     (tmp_path / "examples").symlink_to(EXAMPLES)
     block = (EXAMPLES / "own_model/README.md").read_text().split("```sh\n")[1].split("```")[0]
     build, up, generate = (shlex.split(line, comments=True) for line in block.splitlines())

@@ -114,7 +114,7 @@ async def test_invalid_input_names_the_field_and_creates_no_generation(
     assert [g.generation_id for g in after.generations] == [g.generation_id for g in before.generations]
 
 
-def test_client_that_uses_only_reflection(stack: Stack, tmp_path: Path) -> None:
+def test_client_needs_only_reflection(stack: Stack, tmp_path: Path) -> None:
     out = tmp_path / "out.mp4"
     done = subprocess.run(
         [

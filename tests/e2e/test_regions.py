@@ -44,7 +44,9 @@ async def test_planner_reuses_for_a_changed_colour_and_gives_reasons(scheduler: 
 
 
 @pytest.mark.parametrize("source", ["PROBE", "FULL_STEP", "ATTENTION"])
-async def test_explicit_plan_with_each_region_source(scheduler: Any, stack: Stack, source: str) -> None:
+async def test_explicit_plan_computes_a_region_from_each_source(
+    scheduler: Any, stack: Stack, source: str
+) -> None:
     await run_to_end(scheduler, stack, DONOR, seed=11)
     plan = pb.ExplicitReuse(
         reuse_steps=1,
@@ -81,7 +83,7 @@ async def test_explicit_plan_out_of_bounds_names_its_field(scheduler: Any) -> No
     assert [v.field for v in error.violations] == ["spec.explicit_reuse.reuse_steps"]
 
 
-async def test_explicit_plan_from_renoised_clean_latents(scheduler: Any, stack: Stack) -> None:
+async def test_explicit_plan_reuses_renoised_clean_latents(scheduler: Any, stack: Stack) -> None:
     await run_to_end(scheduler, stack, DONOR, seed=11)
     plan = pb.ExplicitReuse(reuse_steps=2, min_score=0.5, renoised=True)
     hit, _ = await run_to_end(scheduler, stack, TARGET, seed=12, no_store=True, explicit_reuse=plan)

@@ -142,7 +142,7 @@ def container(workload: Manifest) -> Manifest:
 
 
 def environment(workload: Manifest) -> dict[str, str]:
-    """Variables of a container. Those from secrets or the pod have a placeholder value."""
+    """Returns the variables of a container. Those from secrets or the pod have a placeholder value."""
     entries = container(workload).get("env", [])
     names = [entry["name"] for entry in entries]
     assert len(names) == len(set(names)), f"a variable is set twice: {names}"
@@ -185,13 +185,13 @@ def images(value: object) -> Iterator[str]:
 
 
 def pinned(image: str) -> bool:
-    """Whether an image's tag names one version."""
+    """Returns whether an image's tag names one version."""
     tag = image.rpartition("/")[2].partition(":")[2]
     return re.fullmatch(r"(v|RELEASE\.)?\d[\w.-]*\d[\w.-]*", tag) is not None
 
 
 def proto_services() -> set[str]:
-    """Full names of the gRPC services in the contract."""
+    """Returns the full names of the gRPC services in the contract."""
     names = set()
     for file in (ROOT / "proto/chorus").rglob("*.proto"):
         text = file.read_text()

@@ -16,7 +16,7 @@ def selects(selector: dict[str, Any], labels: dict[str, str]) -> bool:
 
 
 def admits(rules: list[dict[str, Any]], side: str, labels: dict[str, str], port: int) -> bool:
-    """Whether rules allow a pod of the release's namespace on this port."""
+    """Returns whether rules allow a pod of the release's namespace on this port."""
     return any(
         any(entry["protocol"] == "TCP" and entry["port"] == port for entry in rule["ports"])
         and any(set(peer) == {"podSelector"} and selects(peer["podSelector"], labels) for peer in rule[side])

@@ -60,7 +60,7 @@ def test_buf_breaking_reports_a_changed_field(
 
 
 def test_baseline_holds_the_whole_contract(buf: Path) -> None:
-    """A field that the baseline lacks could be removed later without a report."""
+    """Verifies the baseline: a field that it lacks could be removed later without a report."""
     done = run_buf(buf, PROTO, "build", "--exclude-source-info", "-o", "-#format=json")
     assert done.returncode == 0, done.stderr
     assert json.loads(BASELINE.read_text()) == json.loads(done.stdout), "run `make proto-baseline`"

@@ -57,7 +57,7 @@ def purge(
     tenant: Tenant = DEFAULT_TENANT,
     as_json: Json = False,
 ) -> None:
-    """Remove the entries that match every given option. They are no longer reused from then on.
+    """Remove the entries that match every given option, so that no later request reuses them.
 
     The space is freed later, when the sweeper of the cache has run: within 15 minutes by default.
     """
@@ -67,7 +67,7 @@ def purge(
         age = None if older_than is None else parse_duration(older_than, "older-than")
         if everything and not yes:
             if not out.is_interactive:
-                raise invalid("all", "needs --yes where no terminal can answer")
+                raise invalid("all", "needs --yes without a terminal")
             address = endpoints.resolve("cache", target)
             out.confirm(f"Remove every entry of tenant {tenant!r} from the cache at {address}?")
         async with connect_cache(target, tenant) as client:

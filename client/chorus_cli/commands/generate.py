@@ -203,7 +203,7 @@ async def _generate_one(
 ) -> None:
     if detach:
         handle = await client.submit(prompt, **options)
-        assert handle.accepted is not None  # as of every submission
+        assert handle.accepted is not None  # the same deadline as for every submission
         out.print(handle.id, generation=handle.accepted.proto)
         return
     video = await generate_and_save(client, prompt, options, output, out)

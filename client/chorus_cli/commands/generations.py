@@ -28,7 +28,7 @@ def jobs(
 ) -> None:
     """List generations, newest first.
 
-    On a terminal ids are shortened; every command accepts them so. When piped, nothing is cut, and tabs
+    On a terminal ids are shortened; every command accepts short ids. When piped, nothing is cut, and tabs
     separate the columns.
     """
     out = Output(as_json)
@@ -114,7 +114,7 @@ def watch(
 
 
 def cancel(generation_id: GenerationId, target: Target = None, as_json: Json = False) -> None:
-    """Cancel a generation; it ends at its next step. One that has ended stays as it is."""
+    """Cancel a generation at its next step. A generation that has ended does not change."""
     out = Output(as_json)
 
     async def main() -> None:

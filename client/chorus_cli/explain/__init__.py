@@ -1,1 +1,1 @@
-"""`chorus explain`: what a generation reused, what it computed and why, as text or as a picture."""
+"""`chorus explain`: reports what a generation reused and computed, and why, as text or as a picture."""

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from chorus_cli.explain.picture import Row
 
 PACKAGE: Final = "chorus-client"
-# The donor's video may be gone: deleted, never kept, or damaged.
+# Reasons for a donor's video that is not available: deleted, never kept, or damaged.
 _GONE: Final = frozenset({errors.NOT_FOUND, errors.WRONG_STATE, errors.BLOB_CORRUPT})
 
 
@@ -67,7 +67,7 @@ def explain(
         check_folder(png, "png")
         check_folder(mp4, "mp4")
         async with connect_scheduler(target) as client:
-            # First, so that a wrong id or a dead server is reported at once.
+            # First, so that a wrong id or an unreachable server is reported immediately.
             handle = client.handle((await find_generation(client, generation_id)).id)
             events = [event.proto async for event in handle.events()]
             generation = await handle.status()
@@ -150,7 +150,7 @@ async def _rows(
 
 
 async def _fetch_donor_video(client: AsyncChorusClient, generation: Generation, out: Output) -> bytes | None:
-    """Returns the donor's video; None, and a note, if it is gone."""
+    """Returns the donor's video; if it is not available, writes a note and returns None."""
     identifier = generation.donor.generation_id
     try:
         if identifier:

@@ -1,4 +1,4 @@
-"""Report on a generation, built from its events: every step, the plan's reasons, and where the time went."""
+"""Report on a generation, built from its events: steps, the plan's reasons, and the time of each part."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Step:
 
     Attributes:
         number: position in the schedule, from 1.
-        kind: where its latents come from.
+        kind: source of its latents.
         computed: share of the tokens that went through the model, 0 to 1.
         own: share of the tokens whose latents are the target's own after the step, 0 to 1.
         seconds: duration, in seconds.
@@ -61,7 +61,7 @@ class GenerationReport:
 
 
 def build_report(generation: Generation, events: Iterable[GenerationEvent]) -> GenerationReport:
-    """Builds the report from all events of a generation. Of several attempts the last one counts."""
+    """Builds the report from all events of a generation. Only the last of several attempts counts."""
     reused, saved, done = 0, 0.0, dict[int, Step]()
     for event in events:
         if event.HasField("started"):
@@ -89,7 +89,7 @@ def render_report(report: GenerationReport, width: int | None = None) -> str:
     """Renders a report as text for people.
 
     Args:
-        width: columns to which the text is wrapped; None: no line is wrapped.
+        width: columns to which the text is wrapped; None disables wrapping.
     """
     generation = report.generation
     facts = list(_facts(report))

@@ -1,4 +1,4 @@
-"""Frames of an mp4, and an mp4 of frames. Needs the extra `explain`."""
+"""Decodes and encodes mp4 files. Needs the extra `explain`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reads from model files what `chorus up` passes to the embedder: their text encoders and lexicons."""
+"""Reads the text encoders and lexicons that model files name; `chorus up` passes them to the embedder."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ class Reporter(Protocol):
 
 
 class GaveUp(Exception):
-    """A child cannot be kept running; the message names it and the cause."""
+    """Failure to keep a child running; the message names the child and the cause."""
 
     def __init__(self, child: Child, message: str) -> None:
         super().__init__(message)
@@ -82,10 +82,10 @@ class _Kept:
 
 
 class Supervisor:
-    """Owns the children while `run` runs; none outlives it, whatever ends it.
+    """Owns the children while `run` runs; none outlives it, even if this process is killed.
 
     Args:
-        ready: called repeatedly until it returns True, when the child serves.
+        ready: function called repeatedly until it returns True, when the child serves.
         keep_open: file descriptors that the children inherit, such as a lock that must outlive this process.
     """
 

@@ -36,7 +36,7 @@ DEFAULT_PORTS: Final = {
 }
 _HEALTH_SECONDS: Final = 2.0
 
-# Log message of a service about a variable that carries its prefix but is no setting.
+# Log message of a service about a variable that carries its prefix but is not a setting.
 UNKNOWN_SETTING: Final = "unknown setting ignored"
 _LOG_FIELD: Final = re.compile(r'(variable|did_you_mean)"?[=:] ?"?(CHORUS_\w+)')
 
@@ -93,7 +93,7 @@ def build_environment(
 def longest_drain(environment: Mapping[str, str]) -> float:
     """Returns the longest drain of a service, in seconds."""
     texts = [environment[f"CHORUS_{service.upper()}_DRAIN_SECONDS"] for service in SERVICES]
-    with contextlib.suppress(ValueError):  # the service itself rejects what is not a number
+    with contextlib.suppress(ValueError):  # the service itself rejects a value that is not a number
         return max(float(text) for text in texts)
     return DRAIN_SECONDS
 
@@ -122,7 +122,7 @@ def choose_ports(base: Mapping[str, str]) -> dict[str, int]:
 
 
 def _bind(bound: contextlib.ExitStack, port: int) -> int | None:
-    """Binds a port until the end of `bound`, 0 a free one; returns it, or None if it is in use."""
+    """Binds a port until the end of `bound`; 0 selects a free one. Returns it, or None if it is in use."""
     holder = bound.enter_context(socket.socket())
     # As gRPC does: connections that a previous run closed do not keep a port in use.
     holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -156,7 +156,7 @@ def missing_modules() -> dict[str, list[str]]:
 def locked(directory: Path) -> Iterator[int]:
     """Holds the lock of a directory; yields its descriptor.
 
-    The services inherit it: while one of them lives, no other process opens these stores. Raises ChorusError
+    The services inherit it: while one of them runs, no other process opens these stores. Raises ChorusError
     (WRONG_STATE) if the lock is held.
     """
     lock = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)

@@ -18,7 +18,7 @@ Progress = Callable[[str], "bool | None"]
 
 
 class BackendError(RuntimeError):
-    """A backend could not be created, or failed at a step. The message names the remedy."""
+    """Failure to create a backend, or to run a step on it. The message names the remedy."""
 
 
 @contextmanager
@@ -44,8 +44,8 @@ class StepInputs:
 
     Attributes:
         tokens: Any subset of a video's tokens, [1, n, in_channels*P] in the network's type, n at least 1.
-        rope_cos: Rotary position table gathered for these tokens, float32 [n, head_dim].
-        rope_sin: Likewise.
+        rope_cos: Cosines of the rotary position table for these tokens, float32 [n, head_dim].
+        rope_sin: Its sines, float32 [n, head_dim].
         text: Keys and values of every block, and their amplification.
         timestep: 1000 * sigma, float32 [1].
         on_attention: Observer of the queries and keys of cross-attention.
@@ -60,7 +60,7 @@ class StepInputs:
 
 
 class Backend(ABC):
-    """Runs the network. Not thread-safe: the device thread owns it."""
+    """Runs the network. It is not thread-safe: the device thread owns it."""
 
     @property
     @abstractmethod

@@ -25,7 +25,7 @@ _CUDA_ATTENTION = [
 
 @contextmanager
 def fast_attention(device: torch.device) -> Iterator[None]:
-    """Selects the fastest applicable attention kernel on a CUDA device. No effect on other devices."""
+    """Selects the fastest applicable attention kernel on a CUDA device. It has no effect on other devices."""
     if device.type != "cuda":
         yield
         return

@@ -35,10 +35,10 @@ class GraphText:
 
     Attributes:
         text_kv: Keys and values with value gains applied, [K, 2, T, H, L, d] in the network's type.
-        key_bias: Added to the logits, float32 [K, T, L].
+        key_bias: Bias of the logits, float32 [K, T, L].
         strength: Weight of the difference between the two texts, float32 [K].
         gate: Factor of each token for the difference and for `gained`, float32 [n].
-        gained: Added to the logits of the first text, times the token's gate, float32 [K, L]. Used by the
+        gained: Bias of the first text's logits, times the token's gate, float32 [K, L]. Used by the
             plugin graph only.
     """
 
@@ -131,7 +131,7 @@ def _attend_plugin(
 ) -> Tensor:
     """Computes the same with the amplified attention operator, which also supports a bias gated by token.
 
-    Arguments as for `_attend_contrast`, and gained [L], strength [], gate [n].
+    The arguments are those of `_attend_contrast`, and gained [L], strength [], gate [n].
     """
     last = k.shape[0] - 1
     out: Tensor = amplified_attention(
@@ -153,11 +153,11 @@ class GraphPart(nn.Module):
     """A range of consecutive blocks: the whole network, or one part of it.
 
     The first part includes the layers before the first block, the last part those after the last block.
-    `forward` takes the tensors named by `inputs` in that order and returns those named by `outputs`:
+    `forward` accepts the tensors named by `inputs` in that order and returns those named by `outputs`:
 
     - tokens, timestep: Inputs of the first part.
     - x, modulation: Inputs of later parts, from `WanTransformer.begin`; the last part also gets embedding.
-    - rope_cos, rope_sin: float32 [n, d].
+    - rope_cos, rope_sin: Cosines and sines of the rotary position table, float32 [n, d].
     - text_kv, key_bias, strength, gate: As in `GraphText`, for these blocks; with the plugin also gained.
     - queries: Output [h, n, d], queries of this part's watched heads.
     """

@@ -94,7 +94,7 @@ class Lora:
         scale: float = 1.0,
         sha256: str | None = None,
     ) -> Lora:
-        """Reads a safetensors file. Raises WeightsError that names a tensor which does not fit the network.
+        """Reads a safetensors file. Raises WeightsError for a tensor that does not fit the network.
 
         Args:
             expected: Shape of every parameter of the network.

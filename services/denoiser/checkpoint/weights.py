@@ -21,7 +21,7 @@ _MAX_HEADER = 64 << 20  # bytes; Wan's 14B index is a few hundred kB
 
 
 class WeightsError(Exception):
-    """Weights that do not fit the network; the message names file and tensor."""
+    """Fault of a weights file; the message names file and tensor."""
 
     def __init__(self, path: Path, message: str) -> None:
         super().__init__(f"{path}: {message}")
@@ -31,7 +31,7 @@ class WeightsError(Exception):
 def read_header(path: Path) -> SafetensorsHeader:
     """Reads the header of a safetensors file; the sizes of its tensors are checked against the file's length.
 
-    Raises WeightsError when the file is missing, foreign or truncated, or where a tensor is of a type in
+    Raises WeightsError if the file is missing, truncated or not safetensors, or if a tensor is of a type in
     which no network is stored.
     """
     try:

@@ -17,7 +17,7 @@ class Geometry:
     Attributes:
         temporal_factor: Frames per latent frame.
         spatial_factor: Pixels per latent cell, along height and width.
-        causal: Whether the first frame is coded alone.
+        causal: Whether the first frame is encoded separately.
     """
 
     latent_channels: int

@@ -38,7 +38,7 @@ def encode_mp4(frames: NDArray[np.uint8], fps: float, upscale: int = 1) -> bytes
         fps: Frames per second, above 0 and at most 240.
         upscale: Number of times that each pixel is repeated along rows and columns.
 
-    Raises ValueError for other frames, and where the enlarged height or width is odd.
+    Raises ValueError for other frames, and if the enlarged height or width is odd.
     """
     if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8 or 0 in frames.shape:
         raise ValueError(f"frames: must be uint8 [T, H, W, 3], not {frames.dtype} {list(frames.shape)}")

@@ -37,7 +37,7 @@ def read_geometry(path: Path) -> Geometry:
 class WanVaeCodec(Codec):
     """Codec of Wan. Latents are (z - mean) / std by channel, as in Wan's training; computed in float32.
 
-    The id holds a digest of the weights and of the config, because other means give other latents.
+    The id holds a digest of the weights and of the config, because other mean values give other latents.
     """
 
     def __init__(self, network: Any, geometry: Geometry, config: Mapping[str, Any], digest: str) -> None:

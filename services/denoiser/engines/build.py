@@ -38,10 +38,10 @@ class EngineOptions:
         plugin: Whether cross-attention uses the amplified attention kernel, which supports biases gated by
             token. onnxruntime runs its definition in standard operators; TensorRT-RTX does not support it.
         profile: Sizes that the engine supports; None for the model's bounds.
-        target: As in `tensorrt_builder.BuildOptions`.
-        weight_streaming: Likewise.
-        optimization_level: Likewise.
-        workspace_bytes: Likewise.
+        target: Compute capability, as in `tensorrt_builder.BuildOptions`.
+        weight_streaming: Option of `tensorrt_builder.BuildOptions`.
+        optimization_level: Option of `tensorrt_builder.BuildOptions`.
+        workspace_bytes: Option of `tensorrt_builder.BuildOptions`, in bytes.
     """
 
     runtime: str = "auto"
@@ -79,7 +79,7 @@ def build_default_profile(model: LoadedModel) -> Profile:
 
 
 def build_engine_key(model: LoadedModel, options: EngineOptions) -> EngineKey:
-    """Returns everything that an engine depends on. Raises BackendError if the runtime is not installed."""
+    """Returns the key of an engine. Raises BackendError if the runtime is not installed."""
     if options.precision not in PRECISIONS:
         raise BackendError(f"precision: must be one of {', '.join(PRECISIONS)}, not {options.precision!r}")
     if options.weight_streaming and options.blocks_each:

@@ -44,7 +44,7 @@ def export(
     Args:
         dtype: Type of the graph: float32, float16 or bfloat16. Norms and modulation stay float32.
         blocks_each: Number of blocks in each part; 0 for a single part.
-        report: Progress. Return False to cancel before the next part.
+        report: Progress callback. Return False to cancel before the next part.
         fp8_ranges: Ranges from `fp8.measure_input_ranges`, for 8-bit matrices in the blocks.
         plugin: Whether cross-attention is one node of the domain `chorus` (`tensorrt/onnx_domain.py`).
     """

@@ -26,7 +26,7 @@ def choose_backend(model: LoadedModel, settings: DenoiserSettings, report: Progr
     If fallback is enabled, torch runs the steps that the backend cannot, and every step reports the reason.
 
     Args:
-        report: Progress of a build. Return False to cancel.
+        report: Progress callback for a build. Return False to cancel.
 
     Raises:
         BackendError: The backend is not available and fallback is disabled.

@@ -33,7 +33,7 @@ _POLL_SECONDS = 1.0  # interval at which a wait can be cancelled
 
 @dataclass(frozen=True)
 class EngineKey:
-    """Everything that an engine depends on.
+    """Key of an engine: all that its files depend on.
 
     Attributes:
         model_id: Id of the model.
@@ -109,7 +109,7 @@ class BuiltEngine:
 
 
 class EngineError(BackendError):
-    """An engine is missing or does not match its manifest."""
+    """Fault of an engine: missing, or different from its manifest."""
 
 
 # Writes the engine's files to a folder. Returns the files to load, in order, and facts about the build.
@@ -133,7 +133,7 @@ class EngineStore:
 
         Args:
             rebuild: Whether to build an intact engine again.
-            report: Called while waiting for another process. Return False to cancel the wait.
+            report: Progress callback during a wait for another process. Return False to cancel the wait.
 
         Raises:
             BackendError: Another process is still building the engine after `wait_seconds`.

@@ -67,7 +67,7 @@ def build_engine(
         graph: .onnx file, with its external data in the same folder.
         attentions: Number of attentions in the part.
         profile: Sizes to build for.
-        report: Progress. Return False to cancel.
+        report: Progress callback. Return False to cancel.
 
     Raises:
         BackendError: The parser or the builder failed. The message contains their reason.

@@ -170,7 +170,7 @@ def launch(inputs: Sequence[Tensor], out: Tensor, tactic: str | None = None) -> 
     )  # fmt: skip
 
 
-def compile_for(arch: int, dtype: str, head_dim: int, tactic: Tactic) -> Any:
+def compile_kernel(arch: int, dtype: str, head_dim: int, tactic: Tactic) -> Any:
     """Compiles the kernel with Triton. Needs no GPU.
 
     The result requires pointers and strides that are multiples of 16. Contiguous tensors whose head size is

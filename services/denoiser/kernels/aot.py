@@ -29,7 +29,7 @@ _THREADS = re.compile(r"\.reqntid\s+(\d+)")
 
 
 class KernelError(ValueError):
-    """A kernel is missing, does not match its manifest, or does not support a request."""
+    """Fault of a kernel: missing, different from its manifest, or not suitable for a request."""
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,7 @@ def _compile(arch: int, dtype: str, head_dim: int, tactic: str) -> Kernel:
     from services.denoiser.kernels import amplified_attention as triton_kernel  # imports Triton
 
     launch = triton_kernel.TACTICS[tactic]
-    compiled = triton_kernel.compile_for(arch, dtype, head_dim, launch)
+    compiled = triton_kernel.compile_kernel(arch, dtype, head_dim, launch)
     metadata = compiled.metadata
     if metadata.global_scratch_size or metadata.profile_scratch_size or metadata.num_ctas != 1:
         raise KernelError(

@@ -1,8 +1,8 @@
 """Kernel launcher: loads and launches PTX through the CUDA driver with ctypes.
 
-For TensorRT's plugin, which runs without PyTorch. The status of every driver call is checked. The calling
-thread must have a current CUDA context, which is the case inside a plugin and after any PyTorch operation on
-a GPU.
+It is for TensorRT's plugin, which runs without PyTorch. The status of every driver call is checked. The
+calling thread must have a current CUDA context, which is the case inside a plugin and after any PyTorch
+operation on a GPU.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _LOG_BYTES = 4096
 
 
 class DriverError(RuntimeError):
-    """The CUDA driver is missing or rejected a call."""
+    """Failure of the CUDA driver: it is missing or rejected a call."""
 
 
 class Driver:

@@ -27,12 +27,12 @@ def reference(
         q: Queries [B, H, N, d].
         k: Keys [B, H, L, d].
         v: Values [B, H, L, d].
-        key_bias: Added to the logits of each key, float32 [B, L]; -inf masks a key.
-        gained: Added to the logits of each key in proportion to the gate, float32 [B, L], finite.
+        key_bias: Bias of the logits of each key, float32 [B, L]; -inf masks a key.
+        gained: Bias of the logits of each key in proportion to the gate, float32 [B, L], finite.
         gate: Share of `gained` and `strength` that applies to each query, float32 [B, N], 0 to 1.
         other_k: Keys of the other text [B, H, M, d]; with M = 0 the function returns A.
         other_v: Values of the other text [B, H, M, d].
-        other_bias: Added to the logits of the other text's keys, float32 [B, M]; -inf masks a key.
+        other_bias: Bias of the logits of the other text's keys, float32 [B, M]; -inf masks a key.
         strength: Weight of the difference A − A′, float32 [B].
 
     Returns [B, H, N, d] in the type of q. Combines both forms of services/denoiser/network/text.py.

@@ -34,11 +34,11 @@ LatentShape = tuple[int, int, int, int]  # channels, latent frames, latent heigh
 
 @dataclass(frozen=True)
 class GridInputs:
-    """Inputs of the network that depend on a token's place alone.
+    """Inputs of the network that depend only on the position of a token.
 
     Attributes:
-        positions: float32 [N, F*P], position channels; F is 0 for a model without them.
-        rope_cos: float32 [N, head_dim]; `rope_sin` likewise.
+        positions: Position channels, float32 [N, F*P]; F is 0 for a model without them.
+        rope_cos, rope_sin: Cosines and sines of the rotary position table, float32 [N, head_dim] each.
     """
 
     positions: Tensor
@@ -50,10 +50,10 @@ class GridInputs:
 class LoadedModel:
     """One model on one device.
 
-    Latents are float32 [C, T, H, W] on `device`, whatever type the network computes in.
+    Latents are float32 [C, T, H, W] on `device`, independent of the type that the network computes in.
 
     Attributes:
-        transformer: On `device`, without gradients.
+        transformer: Network on `device`, without gradients.
         weights_digest: SHA-256 of the weights; with `adapters`, those merged, part of the latents' identity.
     """
 
@@ -113,7 +113,7 @@ class LoadedModel:
     def latent_shape(self, frames: int, height: int, width: int) -> LatentShape:
         """Returns the shape of a video's latents. Raises ValueError naming a field outside its bounds."""
         for name, value in (("frames", frames), ("height", height), ("width", width)):
-            if fault := getattr(self.spec.bounds, name).fault(value):
+            if fault := getattr(self.spec.bounds, name).describe_fault(value):
                 raise ValueError(f"{name}: {fault}")
         return self.codec.latent_shape(frames, height, width)
 

@@ -18,7 +18,7 @@ from services.denoiser.network.wan import AttentionObserver, TextKV
 
 @dataclass(frozen=True, eq=False)
 class Predictor:
-    """Predicts velocities. Not thread-safe: the device thread owns it.
+    """Predicts velocities. It is not thread-safe: the device thread owns it.
 
         model = LoadedModel.load(Path("models/movingshapes/model.toml"))
         predictor = Predictor.eager(model)
@@ -52,11 +52,11 @@ class Predictor:
         """Predicts velocities of tokens that attend only to one another and to the text; float32 [n, C*P].
 
         Args:
-            tokens: [N, C*P], all tokens of latents of `shape`.
+            tokens: All tokens of latents of `shape`, [N, C*P].
             sigma: Noise level of the latents, in (0, 1].
-            index: int64 [n], ascending: the tokens to compute. None means all; the indices of all tokens give
+            index: Tokens to compute, int64 [n], ascending. None means all; the indices of all tokens give
                 the same bits.
-            on_attention: Called with the cross-attention of every block that is observed.
+            on_attention: Observer of the cross-attention of the watched blocks.
 
         Raises BackendError.
         """
@@ -78,7 +78,7 @@ class Predictor:
         return self.model.to_latents(self.velocity(tokens, sigma, text, shape), shape)
 
     def close(self) -> None:
-        """Releases what the backend holds; the predictor is not used afterwards. May be called again."""
+        """Releases the backend's resources. The predictor is unusable afterwards. Idempotent."""
         self.backend.close()
 
     @cached_property

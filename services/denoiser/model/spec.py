@@ -31,7 +31,7 @@ Positive = Annotated[int, Field(gt=0)]
 
 
 class SpecError(ValueError):
-    """A model file that cannot be used; the message names the file, the field and the expected value."""
+    """Fault of a model file; the message names the file, the field and the expected value."""
 
 
 class _Section(BaseModel):
@@ -60,7 +60,7 @@ class Source(_Section):
         return self
 
     def find(self, folder: Path) -> Path:
-        """Returns the path on this machine. Raises SpecError that says how to download a missing file."""
+        """Returns the path on this machine. Raises SpecError with the download command if it is missing."""
         return _find(self.file, folder)
 
 
@@ -81,8 +81,8 @@ class Transformer(_Section):
     Attributes:
         sizes: Location of a released `config.json`, given like that of a weights file, from which the sizes
             are read; fields of the model file override it.
-        dtype: Type in which the network computes; latents are always float32. Not part of the identity of
-            latents: it changes them by rounding, as another device does, but not in their meaning.
+        dtype: Type in which the network computes; latents are always float32. It is not part of the
+            identity of latents: it changes them by rounding, as another device does, but not in meaning.
         prediction: Output of the network: v = noise - data, or the data, and then v = (x - data) / sigma.
         position_order: Order of the position basis added to the input channels (positions.py); 0 for none.
     """
@@ -127,8 +127,8 @@ class Text(_Section):
         encoder_id: Encoder whose token states condition the model.
         encoder: That encoder in the form of the embedder's settings, "umt5:path"; read by `chorus up`, not by
             the denoiser.
-        lexicon: File of synonyms in the model's world, a path relative to the model file; likewise read by
-            `chorus up`.
+        lexicon: File of synonyms in the model's world, a path relative to the model file; read by
+            `chorus up` only.
         max_tokens: Upper bound on the tokens of a prompt; further ones are dropped.
         attend_padding: Whether the text is padded to `max_tokens` with zeros that the model attends to, as in
             Wan; other models never see padding.
@@ -155,8 +155,8 @@ class WanVae(Source):
     """`AutoencoderKLWan` as diffusers saves it, with config.json in the folder of the weights.
 
     Attributes:
-        tile: Videos larger than this, in pixels, are decoded in blended tiles of this size, which takes less
-            memory. 0 decodes whole frames.
+        tile: Side of the blended tiles in which larger videos are decoded, in pixels; this takes less memory.
+            0 decodes whole frames.
     """
 
     kind: Literal["wan-vae"]
@@ -209,8 +209,8 @@ class Bound(_Section):
             raise ValueError(f"max must be min plus a multiple of {self.multiple}")
         return self
 
-    def fault(self, value: int) -> str | None:
-        """Returns a description of what is wrong with a value, or None."""
+    def describe_fault(self, value: int) -> str | None:
+        """Describes the fault of an invalid value; returns None for a valid one."""
         if self.min <= value <= self.max and (value - self.min) % self.multiple == 0:
             return None
         if self.min == self.max:
@@ -262,9 +262,9 @@ class ModelSpec(_Section):
         if net.in_channels != expected:
             raise ValueError(f"transformer.in_channels must be latents + positions = {expected}")
         for name in ("frames", "height", "width"):
-            if fault := getattr(self.bounds, name).fault(getattr(self.video, name)):
+            if fault := getattr(self.bounds, name).describe_fault(getattr(self.video, name)):
                 raise ValueError(f"video.{name} {fault}")
-        if fault := self.bounds.steps.fault(len(self.schedule.sigmas) - 1):
+        if fault := self.bounds.steps.describe_fault(len(self.schedule.sigmas) - 1):
             raise ValueError(f"schedule.sigmas: its number of steps {fault}")
         shape = codec.latent_shape(self.video.frames, self.video.height, self.video.width)
         for axis, size, patch in zip(("frames", "height", "width"), shape[1:], net.patch_size, strict=True):

@@ -42,8 +42,8 @@ def sample(
         velocity: Returns the velocity at x and sigma, in the shape of x.
         sigmas: N + 1 noise levels.
 
-    Raises ValueError where `sigmas` is no schedule (services.contract.schedule) or `start_step` is not one of
-    its steps.
+    Raises ValueError if `sigmas` is not a valid schedule (services.contract.schedule) or `start_step` is not
+    one of its steps.
     """
     if fault := find_schedule_fault(sigmas):
         raise ValueError(f"sigmas: {fault}")

@@ -15,10 +15,10 @@ class LayerAmplification:
     """Amplified cross-attention of one block; a `CrossAttention`.
 
     Attributes:
-        bias: [L], added to the logits of the text keys.
+        bias: Bias of the logits of the text keys, [L].
         other: Keys and values of another text, [B, heads, M, head_dim] each.
         strength: Factor with which the difference from the other text's output is added.
-        gate: [N], 0 to 1, factor of each video token's bias or difference; None means 1.
+        gate: Factor of each video token's bias or difference, [N], 0 to 1; None means 1.
     """
 
     bias: Tensor | None = None

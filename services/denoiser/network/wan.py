@@ -1,7 +1,7 @@
 """The Wan video diffusion transformer in plain torch, on tokens.
 
 It has the same parameters, by name and shape, as diffusers' `WanTransformer3DModel` (text-to-video), so its
-checkpoints load. Unlike diffusers', its `forward` takes tokens with their own rotary angles instead of a
+checkpoints load. Unlike diffusers', its `forward` accepts tokens with their own rotary angles instead of a
 whole video: a caller may pass any subset of a video's tokens.
 
 Shapes: B batch, N video tokens, L text tokens, D = heads * head_dim, P = pt*ph*pw positions a patch.
@@ -31,7 +31,7 @@ AttentionObserver = Callable[[int, Tensor, Tensor], None]
 # [B, heads, L, head_dim], a bias broadcast to [B, heads, N, L] -> [B, heads, N, head_dim].
 CrossAttention = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
-# Number of observed heads, whatever the size of the network.
+# Number of observed heads, for networks of every size.
 _WATCHED_HEADS = 8
 
 
@@ -64,7 +64,7 @@ class WanConfig:
         """Heads whose attention shows where words act, by block.
 
         They belong to the middle third of the blocks, where words have found their places. They are few and
-        spread evenly, so that observing them costs next to nothing.
+        spread evenly, so that observing them takes hardly any time.
         """
         first = self.layers // 3
         blocks = range(first, max(first + 1, 2 * self.layers // 3))
@@ -154,7 +154,7 @@ class Attention(nn.Module):
         bias: Tensor | None = None,
         rule: CrossAttention = F.scaled_dot_product_attention,
     ) -> Tensor:
-        """q [B, heads, N, d], k and v [B, heads, M, d], bias broadcast to [B, heads, N, M] -> [B, N, D]."""
+        """Attends: q [B, heads, N, d], k and v [B, heads, M, d], bias for [B, heads, N, M] -> [B, N, D]."""
         out = rule(q, k, v, bias)
         projected: Tensor = self.to_out[0](out.transpose(1, 2).flatten(2))
         return projected
@@ -244,7 +244,7 @@ class ConditionEmbedder(nn.Module):
         self.text_embedder = _MLP(config.text_dim, config.dim, tanh_gelu=True)
 
     def time(self, timestep: Tensor) -> tuple[Tensor, Tensor]:
-        """timestep [B] in 0..1000 -> embedding [B, D], block modulation [B, 6, D]; both float32.
+        """Embeds timesteps [B] in 0..1000: embedding [B, D], block modulation [B, 6, D]; both float32.
 
         The embedding is computed in float32 and then rounded to the network's type, as diffusers does.
         """
@@ -261,7 +261,7 @@ class ConditionEmbedder(nn.Module):
 class WanTransformer(nn.Module):
     """The network, for rectified flow: predicts the velocity v = noise - data of every given token.
 
-    A model may be trained to predict the data instead; `Transformer.prediction` in its specification says so.
+    A model may be trained to predict the data instead; `Transformer.prediction` states which.
     """
 
     def __init__(self, config: WanConfig) -> None:
@@ -297,10 +297,10 @@ class WanTransformer(nn.Module):
         """Predicts every token's velocity, [B, N, out_channels*P] in the layout of `patchify`.
 
         Args:
-            tokens: [B, N, in_channels*P] in the layout of `patchify`.
-            rope_cos, rope_sin: [N, head_dim] or [B, N, head_dim], rows of `rope_table` for these tokens.
-            key_bias: [B, L], added to the cross-attention logits (-inf hides padding), or None.
-            timestep: [B], 1000 * sigma.
+            tokens: Video tokens, [B, N, in_channels*P] in the layout of `patchify`.
+            rope_cos, rope_sin: Rows of `rope_table` for these tokens, [N, head_dim] or [B, N, head_dim].
+            key_bias: Bias of the cross-attention logits, [B, L]; -inf hides padding. None means no bias.
+            timestep: Timesteps, [B], 1000 * sigma.
             amplify: Cross-attention of every block; None means the plain one.
         """
         x, modulation, embedding = self.begin(tokens, timestep)
@@ -332,7 +332,7 @@ class WanTransformer(nn.Module):
         """Runs consecutive blocks, x [B, N, D] -> [B, N, D].
 
         Args:
-            text_kv, amplify: Those of these blocks.
+            text_kv, amplify: Arguments of `forward`, for these blocks only.
         """
         observed = {} if on_attention is None else self.config.watched_heads
         for n, (i, text) in enumerate(zip(blocks, text_kv, strict=True)):

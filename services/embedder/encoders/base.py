@@ -1,4 +1,4 @@
-"""Port of text encoders: a prompt in, a retrieval vector and token states out."""
+"""Port of text encoders, which convert a prompt to a retrieval vector and token states."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class Encoding(Tokens):
     """Encoding of one prompt.
 
     Attributes:
-        retrieval: float32 [retrieval_dim], L2-normalised; the dot product of two is their cosine similarity.
-        states: float32 [L, text_dim], one row per token, without padding.
+        retrieval: vector for retrieval, float32 [retrieval_dim], L2-normalised: dot products are cosines.
+        states: token states, float32 [L, text_dim], without padding.
     """
 
     retrieval: FloatArray

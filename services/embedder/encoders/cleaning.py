@@ -1,6 +1,7 @@
-"""Normalisation of prompts as in the training of Wan's text encoder. Pure.
+"""Normalisation of prompts as in the training of Wan's text encoder, by pure functions.
 
-The same steps in the same order: ftfy, HTML entities unescaped twice, every run of white space one space.
+It applies the same steps in the same order: ftfy, HTML entities unescaped twice, each run of white space
+replaced by one space.
 Source: `WanPipeline` of diffusers, and Wan's own code before it.
 """
 

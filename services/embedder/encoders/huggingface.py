@@ -44,7 +44,7 @@ def find_weight_files(directory: Path) -> list[Path]:
 def compute_weights_digest(directory: Path) -> str:
     """Returns the first 16 hex digits of the SHA-256 over the weight files' bytes, in name order.
 
-    Computed at every start, so that an id never outlives its weights; takes seconds for each 10 GB.
+    It is computed at every start, so that an id never outlives its weights, in seconds for each 10 GB.
     """
     digest = hashlib.sha256()
     for file in find_weight_files(directory):
@@ -74,7 +74,7 @@ class HuggingFaceEncoder(Encoder):
 
     Args:
         name: part of the id before the digest.
-        model: loaded from `model_dir`, on the device that runs it.
+        model: model loaded from `model_dir`, on the device that runs it.
     """
 
     def __init__(self, name: str, model_dir: Path, tokenizer_dir: Path, model: Any, max_tokens: int) -> None:

@@ -76,7 +76,7 @@ class Generations:
         except QueueFull:
             raise self._queue_full() from None
         finally:
-            # Also if the caller has cancelled meanwhile: the job may have been accepted all the same.
+            # Even if the caller has cancelled meanwhile, because the job may have been accepted.
             self._dispatcher.wake()
         if not created:
             return await self._answer_repetition(job, request.request_id, digest), False

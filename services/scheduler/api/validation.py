@@ -1,4 +1,7 @@
-"""Validation of requests at the edge, and the accepted spec that results. Pure."""
+"""Validation of requests at the edge, and the accepted spec that results.
+
+All functions are pure.
+"""
 
 from __future__ import annotations
 
@@ -142,13 +145,13 @@ def _deadline(
     ahead = to_unix_seconds(deadline) - now
     if ahead <= 0:
         violations.append(
-            Violation("spec.deadline", f"passed {-ahead:.3f} s ago; it must lie ahead, at most {_MAX_HOURS}")
+            Violation(
+                "spec.deadline", f"passed {-ahead:.3f} s ago; it must be in the future, at most {_MAX_HOURS}"
+            )
         )
     elif ahead > MAX_DEADLINE_SECONDS:
         violations.append(
-            Violation(
-                "spec.deadline", f"lies {ahead / 3600:.1f} hours ahead; it must be at most {_MAX_HOURS}"
-            )
+            Violation("spec.deadline", f"is {ahead / 3600:.1f} hours ahead; it must be at most {_MAX_HOURS}")
         )
     return deadline
 

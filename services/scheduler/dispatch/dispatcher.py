@@ -168,7 +168,7 @@ class Dispatcher:
         return max(0.01, min(due)) if due else None
 
     async def _start(self, queue: list[QueuedJob]) -> None:
-        """Starts jobs in the free slots, or marks the jobs whose turn it is as waiting for a service."""
+        """Starts jobs in the free slots, or marks the next jobs as waiting for a service."""
         if any(peer.serving is None for peer in self._required_peers):
             return
         unavailable = next((peer for peer in self._required_peers if not peer.serving), None)
@@ -177,7 +177,7 @@ class Dispatcher:
         free = self._settings.concurrency - len(self._tasks)
         for queued in select_jobs(queue, paused, free):
             if unavailable is not None:
-                await self._wait_for(queued, unavailable)
+                await self._record_wait(queued, unavailable)
                 continue
             job = await self._store.get(queued.job_id)
             if job is not None and job.state in IN_QUEUE and not self._stopping:
@@ -235,8 +235,8 @@ class Dispatcher:
             return
         await self._store.advance(job.job_id, UNFINISHED, [_waiting(failure.cause)], crashed=failure.crashed)
 
-    async def _wait_for(self, queued: QueuedJob, peer: PeerHealth) -> None:
-        """Records that a job, although it is its turn, waits for a service."""
+    async def _record_wait(self, queued: QueuedJob, peer: PeerHealth) -> None:
+        """Records that the next job to start waits for a service."""
         pause = self._pauses.get(queued.job_id)
         if queued.state is State.WAITING and pause is not None and pause.service == peer.name:
             return

@@ -54,7 +54,7 @@ _MODELS = "models"
 
 
 class SqliteStore(JobStore):
-    """Created by `open_store`; closed by its owner."""
+    """Job store in SQLite, created by `open_store` and closed by its owner."""
 
     def __init__(
         self,
@@ -291,7 +291,7 @@ async def open_store(
     """Opens the database, creating it if it does not exist.
 
     Args:
-        on_change: called in the event loop after each commit that changed a job, with its id.
+        on_change: callback in the event loop after each commit that changed a job; receives its id.
         clock: returns the time in Unix seconds.
 
     Raises StoreError if another process has the database open, or it is not a database of this program.
@@ -330,7 +330,7 @@ def _open(path: Path) -> tuple[sqlite3.Connection, int]:
 def _take_lock(path: Path) -> int:
     """Locks the database: two schedulers would run every job twice.
 
-    The lock is released when the process ends, however it ends.
+    The lock is released when the process ends, even by SIGKILL.
     """
     lock = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:

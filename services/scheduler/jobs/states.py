@@ -9,7 +9,7 @@ from chorus.scheduler.v1 import scheduler_pb2 as pb
 
 
 class State(IntEnum):
-    """States of the public API, with their numbers there."""
+    """State of a job, with its number in the public API."""
 
     QUEUED = pb.GENERATION_STATE_QUEUED
     WAITING = pb.GENERATION_STATE_WAITING

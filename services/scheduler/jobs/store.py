@@ -1,4 +1,4 @@
-"""Port of the job store. Whatever a method has returned is durable: it survives a crash of the machine."""
+"""Port of the job store. Every write is durable when its method returns: it survives a machine crash."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from services.scheduler.jobs.states import State
 
 
 class StoreError(RuntimeError):
-    """The job store cannot be used; the message states the reason and the remedy."""
+    """Fault that makes the job store unusable; the message states the reason and the remedy."""
 
 
 class QueueFull(Exception):
-    """The queue holds as many jobs as its limit allows."""
+    """Rejection of a job because the queue has reached its limit."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class NewJob:
     """A job that has passed validation.
 
     Attributes:
-        body_digest: digest of the request as it was sent; distinguishes a repetition from another request.
+        body_digest: digest of the request as received; distinguishes a repetition from another request.
         deadline: deadline in Unix seconds.
         traceparent: traceparent of the submitting call; empty when tracing is off.
     """
@@ -115,7 +115,7 @@ class JobStore(ABC):
         *,
         crashed: bool = False,
     ) -> Job | None:
-        """Appends events, which it numbers and timestamps, and advances the state with them, all or nothing.
+        """Appends events, which it numbers and timestamps, and advances the state with them, atomically.
 
         Returns None, and changes nothing, if the job is in none of the expected states: another writer was
         faster.

@@ -38,7 +38,7 @@ class CacheClient:
     ) -> list[Donor]:
         """Returns the entries of this identity whose prompts are most similar to the encoded one.
 
-        Raises what `PeerConnection.limit` raises; a cache that is known to be down fails without a call.
+        Raises the errors of `PeerConnection.limit`; a cache that is known to be down fails without a call.
         """
         request = build_lookup_request(identity, encoded, self._donor_limit)
         with self._connection.limit(deadline, self._lookup_seconds) as timeout:

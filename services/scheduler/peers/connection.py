@@ -19,7 +19,7 @@ from services.scheduler.settings import SchedulerSettings
 
 
 class PeerConnection:
-    """Everything that the typed clients of this package share.
+    """Connection to a peer, used by the typed clients of this package.
 
     Args:
         name: short name of the peer, as error messages use it.
@@ -64,7 +64,7 @@ def open_connection(
     Args:
         service: full protobuf name of the peer's service.
         resources: closes the channel and ends the watch.
-        on_change: called each time the peer's health has changed.
+        on_change: callback after each change of the peer's health.
     """
     channel = open_channel(target, settings.max_message_bytes)
     resources.push_async_callback(channel.close)

@@ -41,7 +41,7 @@ class DenoiserClient:
     ) -> AsyncGenerator[denoiser_pb2.DenoiseResponse, None]:
         """Yields the replies of one run. Close the generator (`aclosing`) to cancel the run.
 
-        Raises what `PeerConnection.limit` raises.
+        Raises the errors of `PeerConnection.limit`.
         """
         with self._connection.limit(deadline) as timeout:
             call = self._stub.Denoise(request, timeout=timeout, metadata=self._connection.metadata)

@@ -17,7 +17,7 @@ SERVICE = embedder_pb2.DESCRIPTOR.services_by_name["EmbedderService"].full_name
 
 
 class EmbedderClient:
-    """Encodes and aligns prompts. Every method raises what `PeerConnection.limit` raises.
+    """Encodes and aligns prompts. Every method raises the errors of `PeerConnection.limit`.
 
     Args:
         embed_seconds: upper bound on one Embed call, in seconds.
@@ -49,7 +49,7 @@ class EmbedderClient:
 
         Args:
             target: prompt of the target.
-            encoded: answer of `embed` for `target`.
+            encoded: response of `embed` for `target`.
         """
         request = embedder_pb2.AlignRequest(
             target_prompt=target,

@@ -20,12 +20,12 @@ _FIRST_PAUSE = 0.1
 
 
 class PeerHealth:
-    """Whether one peer serves.
+    """Availability of one peer.
 
     Args:
         name: short name of the peer, as error messages use it.
         service: full protobuf name of the watched service.
-        on_change: called each time `serving` has changed.
+        on_change: callback after each change of `serving`.
         max_pause: upper bound on the pause between two attempts to reach the peer, in seconds.
     """
 
@@ -47,7 +47,7 @@ class PeerHealth:
         self._max_pause = max_pause
 
     def unavailable(self) -> ChorusError:
-        """Returns the DEPENDENCY_UNAVAILABLE error that names the peer and why it does not serve."""
+        """Returns the DEPENDENCY_UNAVAILABLE error that names the peer and the reason."""
         return errors.unavailable(self.name, self.detail)
 
     async def watch(self) -> None:
@@ -55,7 +55,7 @@ class PeerHealth:
         pause = _FIRST_PAUSE
         while True:
             try:
-                # A channel to a peer that is known to be down reconnects on its own; the call waits for that.
+                # The channel to a peer that is down reconnects automatically; the call waits for that.
                 if await self._follow(wait_for_ready=self.serving is False):
                     pause = _FIRST_PAUSE
                 detail = "it is shutting down"

@@ -1,4 +1,4 @@
-"""Messages to the peers, built from a spec. Pure."""
+"""Messages to the peers, built from a spec by pure functions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def build_latent_identity(
     """Returns everything that must agree for latents to be interchangeable with those of this request.
 
     Args:
-        spec: an accepted spec: shape and schedule are set.
+        spec: an accepted spec, whose shape and schedule are set.
     """
     return latents_pb2.LatentIdentity(
         model_id=model.model_id,
@@ -58,7 +58,7 @@ def build_lookup_request(
 def build_denoise_request(
     generation_id: str, spec: pb.GenerationSpec, encoded: embedder_pb2.EmbedResponse, plan: plan_pb2.Plan
 ) -> denoiser_pb2.DenoiseRequest:
-    """Returns the request that runs `plan`; without `no_store` it asks to admit the resulting latents."""
+    """Returns the request that runs `plan`; without `no_store` it requests the admission of the latents."""
     request = denoiser_pb2.DenoiseRequest(
         generation_id=generation_id,
         model_id=spec.model_id,

@@ -16,7 +16,7 @@ log = get_logger("model_registry")
 
 
 class ModelRegistry:
-    """The denoiser's latest answer to DescribeModels."""
+    """Models in the denoiser's latest response to DescribeModels."""
 
     def __init__(self, store: JobStore, denoiser: DenoiserClient) -> None:
         self._store = store
@@ -28,7 +28,7 @@ class ModelRegistry:
         self._replace(denoiser_pb2.DescribeModelsResponse.FromString(await self._store.load_models()))
 
     async def refresh(self) -> None:
-        """Asks the denoiser and saves its answer. Raises ChorusError, and then keeps the known models."""
+        """Requests the models from the denoiser and saves them. On ChorusError the known models are kept."""
         reply = await self._denoiser.describe_models()
         if not reply.models:
             raise errors.unavailable("denoiser", "it serves no model yet")

@@ -38,7 +38,7 @@ class Depth:
             not below it.
         region: rule by which stage 2, which lasts to the end of the run, finds the tokens that it computes;
             None for no stage 2.
-        amplification: None for none.
+        amplification: amplification of the computed steps; None for none.
     """
 
     sigma: float
@@ -60,7 +60,7 @@ class Row:
 
     Attributes:
         computed_share: tokens computed in the steps that were run, divided by all tokens of those steps;
-            above 1 where the search for the region found that it is everything.
+            above 1 if the search for the region found that it contains every token.
         drift_points: increase, against computing in full, of the share of results that follow the donor, in
             percentage points.
         alignment_loss_points: decrease of the share of results that show the request, in percentage points.
@@ -144,7 +144,7 @@ def _parse_row(plain: dict[str, Any]) -> Row:
 
 
 def to_plain(row: Row) -> dict[str, Any]:
-    """Returns the JSON form of a row, which `parse_calibration` reads; messages in protobuf's own JSON."""
+    """Returns the JSON form of a row, which `parse_calibration` reads, with messages in protobuf's JSON."""
     messages = {"region": row.depth.region, "amplification": row.depth.amplification}
     return {
         "edit": row.edit,

@@ -1,4 +1,4 @@
-"""Classifies the edit that leads from a donor's prompt to the target's. Pure: an alignment in, a kind out.
+"""Classifies the edit that leads from a donor's prompt to the target's. It is a pure function.
 
 The kinds are the rows of the calibration: the permissible depth of reuse depends far more on what changed
 than on how similar the prompts are.
@@ -51,8 +51,8 @@ class Edit:
 
     Attributes:
         gained: positions among the conditioning encoder's tokens of the target, with weights 0 to 1.
-        lost: the same of the donor.
-        words: the difference in words, for instance 'gains "blue", loses "red"'.
+        lost: positions among the same encoder's tokens of the donor, with weights 0 to 1.
+        words: the difference in words, such as 'gains "blue", loses "red"'.
     """
 
     kind: EditKind

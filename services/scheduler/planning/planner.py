@@ -1,4 +1,4 @@
-"""Chooses the donor and the extent of reuse: plain values in, a plan with its reasons out.
+"""Chooses the donor and the extent of reuse: a pure function that returns a plan with its reasons.
 
 If the model has a calibration and the prompts could be compared, the kind of edit decides, by the measured
 cost of reuse for that kind; the outcome may be no reuse at all. Otherwise a coarse table of similarities
@@ -51,7 +51,7 @@ class Donor:
     edit: Edit | None = None
 
     def holds(self, first: int, last: int, side_data: bool) -> bool:
-        """Returns whether the entry has x_first … x_last, and side data if `side_data` asks for it."""
+        """Returns whether the entry has x_first … x_last, and side data if `side_data` is true."""
         return self.steps.issuperset(range(first, last + 1)) and (self.side_data or not side_data)
 
 
@@ -69,8 +69,8 @@ class Plan:
         reuse_steps: K1; 0 if and only if `donor` is None.
         region_end: K2; 0 without a stage 2.
         renoised: whether the run starts from the donor's clean latents, noised again to the level of step K1.
-        predicted_seconds_saved: 0 while the seconds of a step are unknown.
-        predicted_drift_points: None without a calibration.
+        predicted_seconds_saved: predicted saving, in seconds; 0 while the seconds of a step are unknown.
+        predicted_drift_points: predicted drift, in percentage points; None without a calibration.
     """
 
     total_steps: int
@@ -361,7 +361,7 @@ def _compute_in_full(total_steps: int, code: plan_pb2.PlanReasonCode.ValueType, 
 
 
 def _by_similarity(donor: Donor) -> tuple[float, str]:
-    """Sort key; the id breaks ties, so that a plan does not depend on the order of the donors."""
+    """Returns a sort key; the id breaks ties, so that a plan does not depend on the order of the donors."""
     return donor.score, donor.entry_id
 
 

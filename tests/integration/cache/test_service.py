@@ -254,7 +254,7 @@ async def test_cancelled_upload_stores_nothing(
 ) -> None:
     before = files(directory)
     messages = list(admission(new_entry(), BLOBS))
-    # Even between two blobs, where the end of the stream alone looks regular.
+    # Even between two blobs, where the end of the stream looks regular.
     between = 2 + -(-len(BLOBS[1]) // 64)
     for kept in [1, 2, 3, len(messages) - 1, *[between] * 40]:
         call = stub.Admit(metadata=tenant, timeout=SECONDS)

@@ -25,14 +25,14 @@ STEPS = 4
 
 
 class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
-    """Runs each generation to its end at once, with three exceptions.
+    """Runs each generation to its end immediately, with three exceptions.
 
     "fail …" fails; "slow …" stops after its first step until it is cancelled; "warn …" carries a warning.
 
     Attributes:
-        drops: each breaks one stream, after this many of its messages.
+        drops: numbers of messages after which a stream breaks, one number for each stream.
         metadata: metadata of each submission.
-        delay: time before a submission is answered, in seconds.
+        delay: delay of the response to a submission, in seconds.
     """
 
     def __init__(self) -> None:
@@ -183,7 +183,7 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
     async def ListGenerations(self, request: Any, context: Any) -> Any:
         matching = [g for g in reversed(self.generations.values()) if request.state in (0, g.state)]
         start = int(request.page_token or 0)
-        size = min(request.page_size, 2)  # small, so that clients have to turn pages
+        size = min(request.page_size, 2)  # small, so that clients must request several pages
         page = matching[start : start + size]
         after = start + len(page)
         token = str(after) if after < len(matching) else ""

@@ -50,7 +50,7 @@ def test_generate_writes_the_video_and_reports_the_hit_in_one_line(
     result = chorus("generate", "a red circle", "-o", "out.mp4", target=deployment.target)
     assert result.exit_code == 0, result.output
     assert (tmp_path / "out.mp4").read_bytes() == VIDEO
-    # The donor's prompt is shown as it is, square brackets included.
+    # The donor's prompt is shown unchanged, square brackets included.
     assert result.stdout == (
         "out.mp4: hit on “a [red] circle”, 2 of 4 steps computed, 1.50 s, 0.70 s saved\n"
     )
@@ -94,13 +94,13 @@ def test_generate_passes_its_options_on(deployment: FakeDeployment) -> None:
 EXPLICIT = ("--reuse-steps", "1", "--region-end", "3", "--region", "attention", "--amplify", "value-gain:0.5")
 
 
-def test_an_explicit_plan_is_sent_and_every_step_has_a_line(deployment: FakeDeployment) -> None:
+def test_explicit_plan_is_sent_and_every_step_has_a_line(deployment: FakeDeployment) -> None:
     result = chorus("generate", "x", *EXPLICIT, "--min-score", "0.5", target=deployment.target)
     assert result.exit_code == 0, result.output
-    asked = deployment.scheduler.requests[0].spec.explicit_reuse
-    assert (asked.reuse_steps, asked.region_end, asked.min_score) == (1, 3, 0.5)
-    assert asked.region.source == plan_pb2.REGION_SOURCE_ATTENTION
-    assert (asked.amplification.form, asked.amplification.strength) == (
+    requested = deployment.scheduler.requests[0].spec.explicit_reuse
+    assert (requested.reuse_steps, requested.region_end, requested.min_score) == (1, 3, 0.5)
+    assert requested.region.source == plan_pb2.REGION_SOURCE_ATTENTION
+    assert (requested.amplification.form, requested.amplification.strength) == (
         plan_pb2.AMPLIFICATION_FORM_VALUE_GAIN,
         0.5,
     )
@@ -124,7 +124,7 @@ def test_an_explicit_plan_is_sent_and_every_step_has_a_line(deployment: FakeDepl
     assert "because    score 0.910 allows 2 steps" in explained
 
 
-def test_a_renoised_plan_is_requested_and_explained(deployment: FakeDeployment) -> None:
+def test_renoised_plan_is_requested_and_explained(deployment: FakeDeployment) -> None:
     result = chorus("generate", "x", "--reuse-steps", "2", "--renoised", target=deployment.target)
     assert result.exit_code == 0, result.output
     assert deployment.scheduler.requests[0].spec.explicit_reuse.renoised
@@ -135,12 +135,12 @@ def test_a_renoised_plan_is_requested_and_explained(deployment: FakeDeployment) 
     assert "reuse_steps: must be given with renoised" in refused.stderr
 
 
-def test_a_step_on_a_fallback_backend_names_it(deployment: FakeDeployment) -> None:
+def test_step_on_a_fallback_backend_names_it(deployment: FakeDeployment) -> None:
     shown = chorus("generate", "x without a GPU", target=deployment.target).stderr
     assert "step 4 of 4: full, 0.10 s; ran on torch: needs a CUDA device" in shown
 
 
-def test_json_holds_the_plan_and_the_regions(deployment: FakeDeployment) -> None:
+def test_json_contains_the_plan_and_the_regions(deployment: FakeDeployment) -> None:
     found = lines(chorus("generate", "x", *EXPLICIT, "--json", target=deployment.target))
     events = [line["event"] for line in found if "event" in line]
     [planned] = [event["planned"]["plan"] for event in events if "planned" in event]
@@ -167,7 +167,7 @@ def test_watch_follows_a_detached_generation_and_fetches_its_video(
     assert result.stdout == "hit on “a [red] circle”, 2 of 4 steps computed, 1.50 s, 0.70 s saved\n"
 
 
-def test_jobs_and_cancel(deployment: FakeDeployment) -> None:
+def test_jobs_lists_and_cancel_ends_generations(deployment: FakeDeployment) -> None:
     empty = chorus("jobs", target=deployment.target)
     assert (empty.stdout, empty.stderr) == ("", "no generations\n")
     for prompt in ("a red circle", "slow circle", "fail please"):
@@ -180,7 +180,7 @@ def test_jobs_and_cancel(deployment: FakeDeployment) -> None:
     assert line["generation"]["state"] == "GENERATION_STATE_CANCELLED"
 
 
-def test_cache_stats_and_purge(deployment: FakeDeployment) -> None:
+def test_cache_commands_print_stats_and_purge(deployment: FakeDeployment) -> None:
     [line] = lines(chorus("cache", "stats", "--json", target=deployment.target))
     assert line["cache"]["entries"] == "7"
     assert "20, 9 with a donor" in chorus("cache", "stats", target=deployment.target).stdout
@@ -255,7 +255,7 @@ def test_errors_end_with_their_status_and_one_line(
     assert result.stdout == ""
 
 
-def test_an_error_as_json_names_every_field(deployment: FakeDeployment) -> None:
+def test_error_as_json_names_every_field(deployment: FakeDeployment) -> None:
     result = chorus(
         "generate", " ", "--frames", "65", "--height", "8", "--width", "8", "--json", target=deployment.target
     )
@@ -265,7 +265,7 @@ def test_an_error_as_json_names_every_field(deployment: FakeDeployment) -> None:
     assert [v["field"] for v in line["error"]["violations"]] == ["spec.prompt", "spec.shape.frames"]
 
 
-def test_a_target_without_a_server_is_named_with_the_remedy() -> None:
+def test_target_without_a_server_is_named_with_the_remedy() -> None:
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", 0))
         target = f"127.0.0.1:{holder.getsockname()[1]}"
@@ -282,7 +282,7 @@ def test_a_target_without_a_server_is_named_with_the_remedy() -> None:
             assert result.stderr == f"error: nothing answers at {target}: {remedy}\n"
 
 
-def test_the_running_up_of_this_directory_is_the_default_target(
+def test_running_up_of_this_directory_is_the_default_target(
     deployment: FakeDeployment, tmp_path: Path
 ) -> None:
     directory = tmp_path / ".chorus"
@@ -323,7 +323,7 @@ def test_interrupting_generate_cancels_the_generation(
         assert errors.endswith("0 of 2 generated, 2 not started or not finished\n")
 
 
-def test_the_client_alone_loads_nothing_heavy() -> None:
+def test_client_imports_no_heavy_dependency() -> None:
     script = (
         "import sys, chorus_cli.main, chorus_cli.local.up\n"
         "heavy = {'torch', 'numpy', 'pymilvus', 'pydantic', 'structlog', 'PIL', 'av', 'opentelemetry'}\n"

@@ -45,7 +45,7 @@ def chorus(deployment: FakeDeployment, *arguments: str, text: str | None = None)
 
 
 def add(deployment: FakeDeployment, *ids: str) -> None:
-    """Adds generations of the given ids, the first one oldest, that are complete copies of a real one."""
+    """Adds copies of a real generation with the given ids, oldest first."""
     chorus(deployment, "generate", RED, "--detach", "--seed", "7")
     template = deployment.scheduler.generations.pop("gen-1")
     events = deployment.scheduler.events.pop("gen-1")
@@ -126,7 +126,7 @@ def test_every_command_accepts_a_unique_beginning(deployment: FakeDeployment, co
     assert chorus(deployment, command, "fed").exit_code == BAD_INPUT  # too short
 
 
-def test_a_beginning_is_looked_up_among_a_bounded_number(
+def test_beginning_is_looked_up_among_a_bounded_number(
     deployment: FakeDeployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     add(deployment, FIRST, SECOND, THIRD)
@@ -178,7 +178,7 @@ def prompt_file(folder: Path) -> Path:
     return path
 
 
-def test_a_prompt_file_becomes_a_folder_of_videos_whatever_fails(
+def test_prompt_file_becomes_a_folder_of_videos_despite_failures(
     deployment: FakeDeployment, tmp_path: Path
 ) -> None:
     result = chorus(deployment, "generate", "-f", str(prompt_file(tmp_path)), "-o", "videos", "--seed", "1")
@@ -213,7 +213,7 @@ def test_detached_prompts_are_all_submitted(deployment: FakeDeployment, tmp_path
     assert not (tmp_path / "out").exists()
 
 
-def test_a_prompt_file_stops_when_a_service_is_down(deployment: FakeDeployment, tmp_path: Path) -> None:
+def test_prompt_file_stops_when_a_service_is_down(deployment: FakeDeployment, tmp_path: Path) -> None:
     result = chorus(deployment, "generate", "-f", str(prompt_file(tmp_path)), "--model", "nowhere")
     assert result.exit_code == UNREACHABLE
     assert "0 of 3 generated, 3 not started or not finished" in result.stderr
@@ -222,7 +222,7 @@ def test_a_prompt_file_stops_when_a_service_is_down(deployment: FakeDeployment, 
 def test_purging_everything_needs_yes_without_a_terminal(deployment: FakeDeployment) -> None:
     result = chorus(deployment, "cache", "purge", "--all", text="y\n")
     assert result.exit_code == BAD_INPUT
-    assert "error: all: needs --yes where no terminal can answer" in result.stderr
+    assert "error: all: needs --yes without a terminal" in result.stderr
     assert deployment.cache.purges == []
     assert chorus(deployment, "cache", "purge", "--all", "--yes").exit_code == OK
     assert deployment.cache.purges[0].all
@@ -237,13 +237,13 @@ def test_purging_everything_asks_on_a_terminal(deployment: FakeDeployment) -> No
     assert len(deployment.cache.purges) == 1
 
 
-def test_the_time_until_space_is_freed_is_that_of_the_cache_settings() -> None:
+def test_time_until_space_is_freed_is_that_of_the_cache_settings() -> None:
     fields = CacheSettings.model_fields
     seconds = fields["grace_seconds"].default + fields["sweep_seconds"].default
     assert seconds == cache_commands.FREED_MINUTES * 60
 
 
-def test_a_misspelt_variable_is_reported_with_the_nearest_name(
+def test_misspelt_variable_is_reported_with_the_nearest_name(
     deployment: FakeDeployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CHORUS_TARGTE", "x")
@@ -259,7 +259,7 @@ def test_a_misspelt_variable_is_reported_with_the_nearest_name(
     json.loads(result.stdout)
 
 
-def test_a_reader_that_closes_the_pipe_ends_the_command_without_a_traceback(
+def test_reader_that_closes_the_pipe_ends_the_command_without_a_traceback(
     deployment: FakeDeployment,
 ) -> None:
     add(deployment, FIRST)
@@ -289,7 +289,7 @@ def test_help_lists_the_exit_statuses_and_the_choices() -> None:
     assert "probe|full-step|attention" in help_text
 
 
-def test_completion_knows_the_commands() -> None:
+def test_completion_lists_the_commands() -> None:
     environment = {
         **os.environ,
         "_CHORUS_COMPLETE": "complete_bash",

@@ -64,7 +64,7 @@ async def test_generate_returns_the_video_and_every_event_in_order(client: Async
     assert seen[-1].kind == "succeeded"
 
 
-async def test_a_result_says_what_reuse_did(client: AsyncChorusClient) -> None:
+async def test_result_reports_the_reuse(client: AsyncChorusClient) -> None:
     handle = await client.submit("warn me", seed=7)
     assert handle.accepted is not None
     assert (handle.id, handle.accepted.seed, handle.accepted.model) == ("gen-1", 7, "")
@@ -88,7 +88,7 @@ async def test_a_result_says_what_reuse_did(client: AsyncChorusClient) -> None:
         generation.seed = 8  # type: ignore[misc]
 
 
-async def test_a_handle_by_id_waits_saves_and_reads_the_state(
+async def test_handle_by_id_waits_saves_and_reads_the_state(
     client: AsyncChorusClient, tmp_path: Path
 ) -> None:
     await client.submit("x")
@@ -118,7 +118,7 @@ async def test_events_are_typed(client: AsyncChorusClient) -> None:
     assert [event.last for event in events] == [False] * 6 + [True]
 
 
-async def test_a_result_waits_for_a_generation_under_way(
+async def test_result_waits_for_a_generation_under_way(
     client: AsyncChorusClient, deployment: FakeDeployment
 ) -> None:
     handle = await client.submit("slow circle")
@@ -141,7 +141,7 @@ async def test_options_reach_the_server_as_given(
     assert (spec.seed, spec.no_store, spec.HasField("deadline")) == (3, True, False)
 
 
-async def test_an_explicit_plan_reaches_the_server(
+async def test_explicit_plan_reaches_the_server(
     client: AsyncChorusClient, deployment: FakeDeployment
 ) -> None:
     plan = explicit_reuse(1, region_end=3, region="probe", amplify="contrast:0.5")
@@ -213,7 +213,7 @@ async def test_events_end_at_their_timeout(client: AsyncChorusClient) -> None:
     assert fault.value.reason == errors.DEADLINE_EXCEEDED
 
 
-async def test_events_give_up_on_a_server_that_stays_away() -> None:
+async def test_events_fail_if_the_server_does_not_return() -> None:
     async with AsyncChorusClient(unused_target()) as client:
         with pytest.raises(ChorusError) as fault:
             async for _ in client.handle("gen-1").events(patience=0.2):
@@ -240,14 +240,14 @@ async def test_values_that_protobuf_cannot_carry_are_refused_before_they_are_sen
     assert deployment.scheduler.requests == []
 
 
-async def test_a_partial_size_is_refused(client: AsyncChorusClient) -> None:
+async def test_partial_size_is_refused(client: AsyncChorusClient) -> None:
     with pytest.raises(
         ChorusError, match="shape: give frames, height and width, or none of them, not only width"
     ):
         await client.submit("x", width=32)
 
 
-async def test_a_failed_generation_raises_its_reason(client: AsyncChorusClient) -> None:
+async def test_failed_generation_raises_its_reason(client: AsyncChorusClient) -> None:
     with pytest.raises(GenerationFailed, match="NaN at step 3") as fault:
         await client.generate("fail please")
     assert fault.value.generation.id == "gen-1"
@@ -313,7 +313,7 @@ async def test_a_generation_cancelled_elsewhere_raises_generation_cancelled(
     assert fault.value.reason == errors.CANCELLED
 
 
-async def test_list_turns_pages_and_keeps_the_limit(client: AsyncChorusClient) -> None:
+async def test_list_requests_pages_up_to_the_limit(client: AsyncChorusClient) -> None:
     for number in range(5):
         await client.submit(f"x {number}")
     await client.submit("fail please")
@@ -323,7 +323,7 @@ async def test_list_turns_pages_and_keeps_the_limit(client: AsyncChorusClient) -
         await client.list("sleeping")
 
 
-async def test_a_damaged_video_is_rejected(
+async def test_damaged_video_is_rejected(
     client: AsyncChorusClient, deployment: FakeDeployment, tmp_path: Path
 ) -> None:
     handle = await client.submit("x")
@@ -334,7 +334,7 @@ async def test_a_damaged_video_is_rejected(
     assert files_in(tmp_path) == []
 
 
-async def test_unknown_id(client: AsyncChorusClient) -> None:
+async def test_unknown_id_is_not_found(client: AsyncChorusClient) -> None:
     with pytest.raises(ChorusError) as fault:
         await client.handle("gen-9").status()
     assert fault.value.reason == errors.NOT_FOUND
@@ -351,7 +351,7 @@ async def test_cache_client_sends_its_tenant(deployment: FakeDeployment) -> None
     assert (request.model_id, request.older_than.seconds, request.all) == ("m", 90, False)
 
 
-def test_sync_client_does_the_same(tmp_path: Path) -> None:
+def test_sync_client_returns_the_same_results(tmp_path: Path) -> None:
     with deployment_in_thread(FakeDeployment) as deployment, ChorusClient(deployment.target) as client:
         video = client.generate("a red circle")
         identifier = video.generation.id

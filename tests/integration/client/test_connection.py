@@ -102,7 +102,7 @@ class StreamRecorder(grpc.aio.UnaryStreamClientInterceptor):
 
 
 def method_name(details: Any) -> str:
-    """The last part of "/package.Service/Method"."""
+    """Returns the last part of "/package.Service/Method"."""
     method = details.method
     return str((method.decode() if isinstance(method, bytes) else method).rpartition("/")[2])
 
@@ -169,7 +169,7 @@ def test_sync_client_honours_tls_metadata_and_interceptors(certificate: tuple[by
 
 
 @pytest.mark.parametrize("for_all_calls", [True, False])
-def test_a_call_ends_at_its_timeout(deployment: FakeDeployment, for_all_calls: bool) -> None:
+def test_call_ends_at_its_timeout(deployment: FakeDeployment, for_all_calls: bool) -> None:
     deployment.scheduler.delay = 30.0
     with ChorusClient(deployment.target, timeout=0.2 if for_all_calls else 30.0) as client:
         with pytest.raises(ChorusError) as fault:
@@ -186,7 +186,7 @@ def test_result_ends_at_its_timeout(deployment: FakeDeployment) -> None:
         assert handle.status().state == "running"
 
 
-def test_the_default_target_is_the_variable_then_the_running_up_then_the_default_port(
+def test_default_target_is_the_variable_then_the_running_up_then_the_default_port(
     deployment: FakeDeployment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with ChorusClient() as client, CacheClient() as cache:
@@ -205,7 +205,7 @@ def test_the_default_target_is_the_variable_then_the_running_up_then_the_default
         assert client.target == deployment.target
 
 
-async def test_an_unreachable_server_is_reported_with_the_remedy() -> None:
+async def test_unreachable_server_is_reported_with_the_remedy() -> None:
     target = unused_target()
     async with AsyncChorusClient(target) as client:
         with pytest.raises(ChorusError) as fault:
@@ -220,7 +220,7 @@ async def test_an_unreachable_server_is_reported_with_the_remedy() -> None:
             await cache.stats()
 
 
-async def test_a_server_that_lacks_another_service_is_reachable(
+async def test_server_that_lacks_another_service_is_reachable(
     deployment: FakeDeployment,
 ) -> None:
     async with AsyncChorusClient(deployment.target) as client:

@@ -41,14 +41,14 @@ def explain(deployment: WorldDeployment, *arguments: str) -> Any:
 
 
 def reused(deployment: WorldDeployment) -> str:
-    """A generation of the group's target that reused its donor by PLAN."""
+    """Generation of the group's target that reused its donor by PLAN."""
     with ChorusClient(deployment.target) as client:
         client.generate(GROUP.donor.prompt, seed=1)
         target = client.generate(GROUP.targets[0].prompt, seed=2, explicit_reuse=PLAN)
     return target.generation.id
 
 
-def rows_of(path: Path) -> int:
+def count_rows(path: Path) -> int:
     with Image.open(path) as picture:
         return (picture.height - 2 * MARGIN - HEAD + GAP) // (TILE + GAP)
 
@@ -74,7 +74,7 @@ def test_explain_shows_plan_edit_words_reasons_steps_and_seconds(deployment: Wor
         assert words in text, text
 
 
-def test_json_holds_the_same(deployment: WorldDeployment) -> None:
+def test_json_contains_the_same_report(deployment: WorldDeployment) -> None:
     [line] = explain(deployment, reused(deployment), "--json").stdout.splitlines()
     report = json.loads(line)["explanation"]
     assert report["generation"]["plan"]["edit"] == "colour"
@@ -83,14 +83,14 @@ def test_json_holds_the_same(deployment: WorldDeployment) -> None:
     assert (report["predicted_seconds_saved"], report["seconds_saved"]) == (0.3, 0.25)
 
 
-def test_the_picture_shows_donor_regions_result_and_full_computation(
+def test_picture_shows_donor_regions_result_and_full_computation(
     deployment: WorldDeployment, tmp_path: Path
 ) -> None:
     identifier = reused(deployment)
     result = explain(deployment, identifier, "--png", "x.png", "--mp4", "x.mp4", "--full")
     assert result.exit_code == 0, result.output
     assert result.stderr == ""
-    assert rows_of(tmp_path / "x.png") == 5  # two regions
+    assert count_rows(tmp_path / "x.png") == 5  # two regions
     videos = deployment.scheduler.videos
     with Image.open(tmp_path / "x.png") as image:
         picture = np.asarray(image.convert("RGB"))
@@ -119,12 +119,12 @@ def test_without_the_full_computation_nothing_is_generated(
 ) -> None:
     result = explain(deployment, reused(deployment), "--png", "x.png", "--no-full")
     assert result.exit_code == 0, result.output
-    assert rows_of(tmp_path / "x.png") == 4
+    assert count_rows(tmp_path / "x.png") == 4
     assert len(deployment.scheduler.requests) == 2
 
 
 @pytest.mark.parametrize("answer", ["y", "n"])
-def test_a_full_computation_is_generated_only_after_a_yes_on_a_terminal(
+def test_full_computation_is_generated_only_after_a_yes_on_a_terminal(
     deployment: WorldDeployment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str
 ) -> None:
     identifier = reused(deployment)
@@ -137,11 +137,11 @@ def test_a_full_computation_is_generated_only_after_a_yes_on_a_terminal(
     result = CliRunner().invoke(app, command, input=f"{answer}\n")
     assert result.exit_code == 0, result.output
     assert "Generate the video without reuse (4 steps) for comparison?" in result.stderr
-    assert rows_of(tmp_path / "x.png") == (5 if answer == "y" else 4)
+    assert count_rows(tmp_path / "x.png") == (5 if answer == "y" else 4)
     assert len(deployment.scheduler.requests) == (3 if answer == "y" else 2)
 
 
-def test_a_donor_without_a_prompt_leaves_the_number_of_tokens(deployment: WorldDeployment) -> None:
+def test_donor_without_a_prompt_is_explained_by_the_number_of_tokens(deployment: WorldDeployment) -> None:
     identifier = reused(deployment)
     plan = deployment.scheduler.generations[identifier].plan
     plan.donor.prompt = ""
@@ -152,7 +152,7 @@ def test_a_donor_without_a_prompt_leaves_the_number_of_tokens(deployment: WorldD
     assert "lost" not in result.stdout
 
 
-def test_a_donor_whose_video_is_gone_is_left_out_with_a_note(
+def test_donor_whose_video_is_gone_is_left_out_with_a_note(
     deployment: WorldDeployment, tmp_path: Path
 ) -> None:
     identifier = reused(deployment)
@@ -160,13 +160,13 @@ def test_a_donor_whose_video_is_gone_is_left_out_with_a_note(
     result = explain(deployment, identifier, "--png", "x.png", "--full")
     assert result.exit_code == 0, result.output
     assert "the donor's video is left out: no generation 'gen-1'" in result.stderr
-    assert rows_of(tmp_path / "x.png") == 4
+    assert count_rows(tmp_path / "x.png") == 4
     result = explain(deployment, identifier, "--png", "x.png", "--no-full", "--json")
     lines = [json.loads(line) for line in result.stdout.splitlines()]
     assert [next(iter(line)) for line in lines] == ["explanation", "note", "png"]
 
 
-def test_a_generation_without_a_donor_is_its_own_full_computation(
+def test_generation_without_a_donor_is_its_own_full_computation(
     deployment: WorldDeployment, tmp_path: Path
 ) -> None:
     with ChorusClient(deployment.target) as client:
@@ -176,13 +176,13 @@ def test_a_generation_without_a_donor_is_its_own_full_computation(
     assert "all 4 steps computed" in result.stdout
     assert "donor" not in result.stdout
     assert "nothing was reused" in result.stderr
-    assert rows_of(tmp_path / "x.png") == 1
+    assert count_rows(tmp_path / "x.png") == 1
     with Image.open(tmp_path / "x.png") as picture:
         assert picture.width > 8 * TILE
     assert len(deployment.scheduler.requests) == 1
 
 
-def test_a_generation_that_failed_is_explained_and_not_drawn(
+def test_generation_that_failed_is_explained_and_not_drawn(
     deployment: WorldDeployment, tmp_path: Path
 ) -> None:
     identifier = reused(deployment)
@@ -208,14 +208,18 @@ def test_a_generation_that_failed_is_explained_and_not_drawn(
         (("gen-9", "--mp4", "no/such/x.mp4"), "mp4: the folder"),
     ],
 )
-def test_bad_input_is_one_line(deployment: WorldDeployment, arguments: tuple[str, ...], words: str) -> None:
+def test_bad_input_is_reported_in_one_line(
+    deployment: WorldDeployment, arguments: tuple[str, ...], words: str
+) -> None:
     result = explain(deployment, *arguments)
     assert result.exit_code == 2
     assert words in result.stderr
     assert result.stdout == ""
 
 
-def test_a_region_that_does_not_fit_its_grid_is_an_error_of_the_server(deployment: WorldDeployment) -> None:
+def test_region_that_does_not_fit_its_grid_is_reported_as_an_error_of_the_server(
+    deployment: WorldDeployment,
+) -> None:
     identifier = reused(deployment)
     for event in deployment.scheduler.events[identifier]:
         if event.HasField("step_completed"):
@@ -239,6 +243,6 @@ def test_without_the_extra_text_is_printed_and_a_picture_is_refused(
     assert "pip install 'chorus-client[explain]'" in result.stderr
 
 
-def test_the_sizes_of_this_file_are_those_of_the_world() -> None:
+def test_sizes_of_this_file_equal_those_of_the_world() -> None:
     assert (world.HEIGHT, world.WIDTH) == (48, 48)  # square tiles
     assert TILE >= world.WIDTH * UPSCALE  # enlarged, not averaged

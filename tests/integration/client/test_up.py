@@ -69,7 +69,7 @@ def is_gone(pid: int) -> bool:
     return False
 
 
-def test_the_services_of_a_directory_from_start_to_stop(up: Up, tmp_path: Path) -> None:
+def test_up_starts_restarts_and_stops_the_services(up: Up, tmp_path: Path) -> None:
     warning = up.read("warning")
     assert warning["service"] == "scheduler"
     assert "did_you_mean=CHORUS_SCHEDULER_QUEUE_LIMIT" in warning["log"]
@@ -107,9 +107,7 @@ def test_the_services_of_a_directory_from_start_to_stop(up: Up, tmp_path: Path) 
     assert up.chorus("jobs", "--target", ready["targets"]["scheduler"]).returncode == 3
 
 
-def test_a_setting_that_is_wrong_ends_it_with_the_log(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_setting_that_is_wrong_ends_it_with_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CHORUS_SCHEDULER_LOG_LEVEL", "loud")
     done = subprocess.run([*CHORUS, "up"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1

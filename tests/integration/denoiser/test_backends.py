@@ -14,7 +14,7 @@ from tests.integration.denoiser.calls import SECONDS, FakeCache, environment, re
 from tests.processes import ROOT, start_service
 
 
-async def test_the_backend_of_a_step_is_reported(stub: denoiser_pb2_grpc.DenoiserServiceAsyncStub) -> None:
+async def test_backend_of_a_step_is_reported(stub: denoiser_pb2_grpc.DenoiserServiceAsyncStub) -> None:
     outcome = await run(stub, request(admit=False))
     assert {step.backend for step in outcome.steps} == {"torch"}
     assert {step.fallback for step in outcome.steps} == {""}
@@ -62,7 +62,7 @@ async def test_onnxruntime_generates_the_same_video(
             assert len(outcome.video) == outcome.header.size_bytes > 0
 
 
-def test_the_start_fails_if_torch_may_not_replace_the_backend(model: Path, tmp_path: Path) -> None:
+def test_start_fails_if_torch_may_not_replace_the_backend(model: Path, tmp_path: Path) -> None:
     env = {
         **environment(model, "127.0.0.1:1"),
         "PATH": "",

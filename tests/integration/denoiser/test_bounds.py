@@ -18,7 +18,7 @@ from tests.integration.denoiser.calls import DIM, SECONDS, failure, request
 from tests.tiny_model import ENCODER_ID, MAX_TOKENS, TEXT_DIM
 
 
-async def test_an_unknown_model_is_rejected(stub: Any) -> None:
+async def test_unknown_model_is_rejected(stub: Any) -> None:
     what = request()
     what.model_id = "wan2.2-t2v-a14b"
     error = await failure(stub, what)
@@ -95,7 +95,7 @@ def with_vector(*values: float) -> Callable[[denoiser_pb2.DenoiseRequest], None]
         (with_vector(*[float("nan")] * DIM), "admission.retrieval_vector", "L2-normalised"),
     ],
 )
-async def test_a_field_outside_its_bounds_is_named(
+async def test_field_outside_its_bounds_is_named(
     stub: Any, change: Callable[[denoiser_pb2.DenoiseRequest], None], field_name: str, bound: str
 ) -> None:
     what = request()

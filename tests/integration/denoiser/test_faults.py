@@ -71,7 +71,7 @@ def other_sigma(parts: Parts) -> Parts:
         pytest.param(replaced(tensor((12, 2, 4, 4), fill=float("nan"))), id="NaN"),
     ],
 )
-async def test_an_unusable_donor_leads_to_full_computation(
+async def test_unusable_donor_leads_to_full_computation(
     stub: Any, cache: FakeCache, spoil: Callable[[Parts], Parts]
 ) -> None:
     full = await run(stub, request())
@@ -86,7 +86,7 @@ async def test_an_unusable_donor_leads_to_full_computation(
     assert found.video == full.video
 
 
-async def test_a_missing_donor_leads_to_full_computation(stub: Any, cache: FakeCache) -> None:
+async def test_missing_donor_leads_to_full_computation(stub: Any, cache: FakeCache) -> None:
     found = await run(stub, reusing(request(), "0" * 64, 1))
     assert found.started.degraded.reason == errors.NOT_FOUND
     assert (found.started.reuse_steps, found.completed.steps_run) == (0, 4)
@@ -117,14 +117,14 @@ async def test_cancelling_the_call_stops_the_run_between_steps(stub: Any, servic
     assert (await run(stub, request(admit=False))).completed.steps_run == 4
 
 
-async def test_a_deadline_stops_the_run_between_steps(stub: Any, service: ServiceProcess) -> None:
+async def test_deadline_stops_the_run_between_steps(stub: Any, service: ServiceProcess) -> None:
     what = long_request()
     error = await failure(stub, what, seconds=1.5)
     assert error.reason == errors.DEADLINE_EXCEEDED
     assert (await logged(service, "run stopped", what.generation_id))["steps_run"] < 150
 
 
-async def test_a_full_queue_rejects_and_recovers(stub: Any) -> None:
+async def test_full_queue_rejects_and_recovers(stub: Any) -> None:
     running = stub.Denoise(long_request(), timeout=SECONDS)
     assert (await running.read()).WhichOneof("event") == "started"
     calls = [asyncio.create_task(run(stub, request(admit=False))) for _ in range(4)]
@@ -176,7 +176,7 @@ async def test_draining_lets_the_running_call_finish(model: Path, tmp_path: Path
     assert draining < denoised
 
 
-def test_a_model_that_cannot_be_loaded_ends_the_process_and_is_named(tmp_path: Path) -> None:
+def test_model_that_cannot_be_loaded_ends_the_process_and_is_named(tmp_path: Path) -> None:
     path = save_tiny_model(tmp_path / "model")
     weights = path.parent / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:-10])

@@ -52,7 +52,7 @@ async def test_side_data_takes_at_most_a_tenth_of_the_latents(stub: Any, cache: 
     assert len(blobs[SIDE]) <= sum(len(blobs[i]) for i in range(1, 5)) / 10
 
 
-async def test_a_region_is_computed_and_reported(stub: Any, cache: FakeCache) -> None:
+async def test_region_is_computed_and_reported(stub: Any, cache: FakeCache) -> None:
     what = regional(await donor(stub), 1, 4, "ATTENTION", threshold=0.9)
     what.plan.lost.add(index=2, weight=1.0)
     found = await run(stub, what)
@@ -65,7 +65,7 @@ async def test_a_region_is_computed_and_reported(stub: Any, cache: FakeCache) ->
         assert step.computed_share == pytest.approx(active / (2 * 8 * 8))
 
 
-async def test_a_region_of_all_tokens_gives_the_video_of_full_steps(stub: Any, cache: FakeCache) -> None:
+async def test_region_of_all_tokens_gives_the_video_of_full_steps(stub: Any, cache: FakeCache) -> None:
     entry = await donor(stub)
     plain = await run(stub, reusing(wanted(), entry, 2))
     everything = await run(stub, regional(entry, 2, 4, "FULL_STEP", threshold=0.0, dilation=8))
@@ -93,7 +93,7 @@ def admitted_latents(cache: FakeCache, found: Any) -> bytes:
     return latents(cache, found.admission.entry_id)[3]
 
 
-async def test_a_renoised_plan_fetches_clean_latents_and_stores_its_own(stub: Any, cache: FakeCache) -> None:
+async def test_renoised_plan_fetches_clean_latents_and_stores_its_own(stub: Any, cache: FakeCache) -> None:
     entry = await donor(stub)
     plain = await run(stub, reusing(wanted(), entry, 2))
     assert plain.admission is not None
@@ -141,9 +141,7 @@ async def test_missing_side_data_leads_to_full_computation(stub: Any, cache: Fak
         ({"gained": [{"index": 1, "weight": 2.0}]}, "plan.gained"),
     ],
 )
-async def test_a_plan_out_of_bounds_is_rejected_by_field(
-    stub: Any, change: dict[str, Any], field: str
-) -> None:
+async def test_plan_out_of_bounds_is_rejected_by_field(stub: Any, change: dict[str, Any], field: str) -> None:
     what = regional("0" * 64, 2, 4)
     for name, value in change.items():
         if isinstance(value, dict):

@@ -32,7 +32,7 @@ from tests.processes import ServiceProcess, free_port
 from tests.tiny_model import ENCODER_ID
 
 
-async def test_a_miss_runs_every_step_and_is_admitted(stub: Any, cache: FakeCache) -> None:
+async def test_miss_runs_every_step_and_is_admitted(stub: Any, cache: FakeCache) -> None:
     what = request()
     found = await run(stub, what, metadata=(("chorus-tenant", "studio"),))
     assert found.kinds == [
@@ -77,7 +77,7 @@ async def test_equal_requests_give_equal_bytes_after_other_runs(stub: Any, cache
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3])
-async def test_a_hit_continues_from_the_donors_latents(stub: Any, cache: FakeCache, depth: int) -> None:
+async def test_hit_continues_from_the_donors_latents(stub: Any, cache: FakeCache, depth: int) -> None:
     full = await run(stub, request())
     assert full.admission is not None
     before = latents(cache, full.admission.entry_id)
@@ -95,7 +95,7 @@ async def test_a_hit_continues_from_the_donors_latents(stub: Any, cache: FakeCac
     assert after == {index: before[index] for index in admitted}
 
 
-async def test_a_hit_stores_only_latents_that_it_computed(stub: Any, cache: FakeCache) -> None:
+async def test_hit_stores_only_latents_that_it_computed(stub: Any, cache: FakeCache) -> None:
     donor = await run(stub, request(seed=1))
     assert donor.admission is not None
     target = await run(stub, reusing(request(seed=2), donor.admission.entry_id, 2))
@@ -111,14 +111,14 @@ async def test_nothing_is_stored_unless_requested(stub: Any, cache: FakeCache) -
     assert not cache.entries
 
 
-async def test_a_run_of_one_step_stores_nothing(stub: Any, cache: FakeCache) -> None:
+async def test_run_of_one_step_stores_nothing(stub: Any, cache: FakeCache) -> None:
     found = await run(stub, request(sigmas=[1.0, 0.0]))
     assert found.completed.steps_run == 1
     assert found.admission == denoiser_pb2.Admission()
     assert not cache.entries
 
 
-async def test_the_model_is_described_with_its_measured_speed(stub: Any) -> None:
+async def test_model_is_described_with_its_measured_speed(stub: Any) -> None:
     reply = await stub.DescribeModels(denoiser_pb2.DescribeModelsRequest(), timeout=SECONDS)
     [info] = reply.models
     assert (info.model_id, info.conditioning_encoder_id) == ("tiny", ENCODER_ID)
@@ -130,7 +130,7 @@ async def test_the_model_is_described_with_its_measured_speed(stub: Any) -> None
     assert warm.model.seconds_per_step > 0
 
 
-async def test_a_hit_with_the_real_cache(model: Path, tmp_path: Path) -> None:
+async def test_hit_with_the_real_cache_reuses_latents(model: Path, tmp_path: Path) -> None:
     store = {
         "CHORUS_CACHE_MILVUS_URI": str(tmp_path / "milvus.db"),
         "CHORUS_CACHE_BLOB_DIR": str(tmp_path / "blobs"),

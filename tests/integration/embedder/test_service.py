@@ -81,7 +81,7 @@ def test_vector_states_and_tokens_are_consistent(stub: embedder_pb2_grpc.Embedde
     words = {token.text: prompt[token.start : token.end] for token in reply.tokens if token.end > token.start}
     assert words["circle"] == "circle"
     assert words["left"] == "left"
-    # Equal to the last bit, whatever was requested in between.
+    # Equal to the last bit, after any requests in between.
     embed(stub, "something else")
     assert embed(stub, prompt) == reply
     assert embed(stub, prompt.strip()).token_states == reply.token_states

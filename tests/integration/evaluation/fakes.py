@@ -37,8 +37,8 @@ def normalise_spacing(prompt: str) -> str:
 class WorldScheduler(FakeScheduler):
     """Renders the scene of a prompt, or the donor's scene after deep reuse.
 
-    `balanced` and `fast` reuse one step of the last entry, explicit plans the number they name. `fast`, and
-    reuse of two or more steps, shows the scene of that entry.
+    `balanced` and `fast` reuse one step of the last entry; explicit plans state their number of steps. With
+    `fast`, and with two or more reused steps, the video shows the scene of that entry.
     """
 
     def __init__(self) -> None:

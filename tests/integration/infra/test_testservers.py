@@ -25,7 +25,7 @@ PYTHON = sys.executable
 
 
 def has_ended(pid: int) -> bool:
-    """Whether no such process runs. A zombie, which only waits to be reaped, does not run."""
+    """Returns whether no such process runs. A zombie, which only waits to be reaped, does not run."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except FileNotFoundError:

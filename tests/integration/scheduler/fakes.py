@@ -174,7 +174,7 @@ class FakeCache(Fake, cache_pb2_grpc.CacheServiceServicer):
 
 
 class FakeDenoiser(Fake, denoiser_pb2_grpc.DenoiserServiceServicer):
-    """Runs without delay, except for a pause where a test sets one."""
+    """Runs without delay, except for a pause that a test sets."""
 
     def __init__(self) -> None:
         super().__init__("denoiser", "chorus.denoiser.v1.DenoiserService")

@@ -76,7 +76,7 @@ async def wait_for_cache(world: World) -> None:
             return
 
 
-async def test_a_submission_before_any_model_is_known_names_the_denoiser(small: World) -> None:
+async def test_submission_before_any_model_is_known_names_the_denoiser(small: World) -> None:
     code, error = await rejected(small.submit())
     assert code is grpc.StatusCode.UNAVAILABLE
     assert error.reason == errors_pb2.ERROR_REASON_DEPENDENCY_UNAVAILABLE
@@ -97,7 +97,7 @@ async def submit_when_available(world: World) -> pb.Generation:
                 await asyncio.sleep(from_rpc_error(error, "scheduler").retry_after or 0.1)
 
 
-async def test_a_full_queue_rejects_with_a_retry_delay(small: World) -> None:
+async def test_full_queue_rejects_with_a_retry_delay(small: World) -> None:
     await small.refresh()
     small.denoiser.pause_before = 1
     jobs = [await small.submit("runs")]
@@ -131,7 +131,7 @@ async def test_only_the_newest_ended_generations_are_kept(small: World) -> None:
     assert jobs[-1].generation_id in videos
 
 
-async def test_a_job_during_which_services_keep_dying_fails(small: World) -> None:
+async def test_job_during_which_services_keep_dying_fails(small: World) -> None:
     await small.refresh()
     small.denoiser.pause_before = 1
     job = await small.submit("poison")
@@ -149,7 +149,7 @@ async def test_a_job_during_which_services_keep_dying_fails(small: World) -> Non
     check_sequence(await small.events(await small.submit("healthy")))
 
 
-async def test_a_job_without_the_cache_runs_in_full_with_a_warning(world: World) -> None:
+async def test_job_without_the_cache_runs_in_full_with_a_warning(world: World) -> None:
     world.cache.hold(0.9992, 1, 2, 3)
     await world.cache.die()
     job = await world.submit()
@@ -169,7 +169,7 @@ async def test_a_job_without_the_cache_runs_in_full_with_a_warning(world: World)
     assert (await world.get(hit)).steps_run == 1
 
 
-async def test_a_cache_that_does_not_answer_delays_no_job(world: World) -> None:
+async def test_cache_that_does_not_answer_delays_no_job(world: World) -> None:
     await wait_for_cache(world)
     world.cache.answering.clear()
     job = await world.submit()
@@ -198,7 +198,7 @@ async def test_jobs_wait_for_a_service_and_keep_their_order(world: World, name: 
     assert [r.generation_id for r in world.denoiser.requests] == [job.generation_id for job in jobs]
 
 
-async def test_a_job_is_retried_after_its_denoiser_died(world: World) -> None:
+async def test_job_is_retried_after_its_denoiser_died(world: World) -> None:
     world.denoiser.pause_before = 2
     job, following = await world.submit("one"), await world.submit("two")
     await world.events(job, until="step_completed")
@@ -219,7 +219,7 @@ async def test_a_job_is_retried_after_its_denoiser_died(world: World) -> None:
     )
 
 
-async def test_a_busy_denoiser_is_retried(world: World) -> None:
+async def test_busy_denoiser_is_retried(world: World) -> None:
     world.denoiser.fault = ChorusError(errors.QUEUE_FULL, "the queue is full", retry_after=0.2)
     events = await world.events(await world.submit())
     check_sequence(events)
@@ -227,7 +227,7 @@ async def test_a_busy_denoiser_is_retried(world: World) -> None:
     assert kinds(events)[-1] == "succeeded"
 
 
-async def test_a_fault_of_the_denoiser_fails_the_job_not_the_service(world: World) -> None:
+async def test_fault_of_the_denoiser_fails_the_job_not_the_service(world: World) -> None:
     world.denoiser.fault = RuntimeError("out of luck")
     events = await world.events(await world.submit())
     check_sequence(events)
@@ -242,7 +242,7 @@ async def test_a_fault_of_the_denoiser_fails_the_job_not_the_service(world: Worl
     assert kinds(await world.events(await world.submit()))[-1] == "succeeded"
 
 
-async def test_a_generation_can_be_cancelled_in_every_state(world: World) -> None:
+async def test_generation_can_be_cancelled_in_every_state(world: World) -> None:
     world.denoiser.pause_before = 1
     running, queued = await world.submit("one"), await world.submit("two")
     await world.events(running, until="step_completed")
@@ -349,7 +349,7 @@ async def test_sigterm_requeues_the_running_job_and_ends_its_watchers_calls(worl
     assert kinds(events).count("queued") == 2
 
 
-async def test_a_second_scheduler_on_one_database_exits_with_a_reason(world: World) -> None:
+async def test_second_scheduler_on_one_database_exits_with_a_reason(world: World) -> None:
     def second() -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "services.scheduler"],

@@ -58,7 +58,7 @@ async def test_embed_sends_the_tenant_and_returns_the_answer() -> None:
     assert fake.metadata[0]["chorus-tenant"] == "acme"
 
 
-async def test_a_peer_that_does_not_answer_in_time_is_unavailable() -> None:
+async def test_peer_that_does_not_answer_in_time_is_unavailable() -> None:
     fake = FakeEmbedder()
     fake.answering.clear()
     async with connected(fake) as connection:
@@ -70,7 +70,7 @@ async def test_a_peer_that_does_not_answer_in_time_is_unavailable() -> None:
             await EmbedderClient(connection, 5, SHORT).align("a", ENCODED, ["b"], deadline_in(60))
 
 
-async def test_the_deadline_of_the_job_ends_a_call_as_such() -> None:
+async def test_deadline_of_the_job_ends_a_call_as_such() -> None:
     fake = FakeEmbedder()
     fake.answering.clear()
     async with connected(fake) as connection:
@@ -98,7 +98,7 @@ async def test_align_sends_token_states_only_if_they_are_the_retrieval_encoders(
     assert second.target_states == STATES
 
 
-async def test_a_peer_that_cannot_be_reached_is_named() -> None:
+async def test_peer_that_cannot_be_reached_is_named() -> None:
     fake = FakeEmbedder()
     async with connected(fake) as connection:
         await fake.die()
@@ -123,7 +123,7 @@ async def test_lookup_returns_donors_with_their_steps_and_side_data() -> None:
     assert fake.lookups[0].limit == 8
 
 
-async def test_a_cache_that_is_known_to_be_down_is_not_called() -> None:
+async def test_cache_that_is_known_to_be_down_is_not_called() -> None:
     fake = FakeCache()
     async with connected(fake) as connection:
         connection.health.serving = False
@@ -145,7 +145,7 @@ async def test_closing_a_denoise_stream_cancels_the_run() -> None:
         assert await fake.stopped.get() == "g"
 
 
-async def test_a_denoise_stream_ends_at_the_deadline_of_the_job() -> None:
+async def test_denoise_stream_ends_at_the_deadline_of_the_job() -> None:
     fake = FakeDenoiser()
     fake.pause_before = 0
     request = denoiser_pb2.DenoiseRequest(generation_id="g", schedule=MODEL.default_schedule)

@@ -69,7 +69,7 @@ async def test_prompts_are_not_compared_if_the_setting_is_off(tmp_path: Path) ->
         assert not world.embedder.aligned
 
 
-async def test_a_requests_own_plan_reaches_the_denoiser(world: World) -> None:
+async def test_requests_own_plan_reaches_the_denoiser(world: World) -> None:
     world.cache.hold(0.6, 1, 2, 3)
     accepted = await world.submit(explicit_reuse=OWN)
     assert accepted.spec.explicit_reuse == OWN
@@ -80,14 +80,14 @@ async def test_a_requests_own_plan_reaches_the_denoiser(world: World) -> None:
     assert world.embedder.aligned, "a bias depends on the tokens that the target gained"
 
 
-async def test_a_requests_own_plan_that_needs_no_edit_aligns_nothing(world: World) -> None:
+async def test_requests_own_plan_that_needs_no_edit_aligns_nothing(world: World) -> None:
     world.cache.hold(0.6, 1, 2, 3)
     await world.events(await world.submit(explicit_reuse=pb.ExplicitReuse(reuse_steps=2)))
     assert world.denoiser.requests[0].plan.reuse_steps == 2
     assert not world.embedder.aligned
 
 
-async def test_a_renoised_plan_uses_a_donor_that_holds_its_clean_latents(world: World) -> None:
+async def test_renoised_plan_uses_a_donor_that_holds_its_clean_latents(world: World) -> None:
     own = pb.ExplicitReuse(reuse_steps=2, renoised=True)
     world.cache.hold(0.6, 1, 2, 3)
     accepted = await world.submit(explicit_reuse=own)
@@ -101,7 +101,7 @@ async def test_a_renoised_plan_uses_a_donor_that_holds_its_clean_latents(world: 
     assert (plan.reuse_steps, plan.region_end, plan.renoised) == (2, 0, True)
 
 
-async def test_a_requests_own_plan_without_a_fitting_donor_computes_in_full(world: World) -> None:
+async def test_requests_own_plan_without_a_fitting_donor_computes_in_full(world: World) -> None:
     world.cache.hold(0.6, 1)
     accepted = await world.submit(explicit_reuse=OWN)
     await world.events(accepted)
@@ -126,7 +126,7 @@ async def test_a_requests_own_plan_without_a_fitting_donor_computes_in_full(worl
         ),
     ],
 )
-async def test_a_plan_out_of_bounds_is_rejected_by_field(
+async def test_plan_out_of_bounds_is_rejected_by_field(
     world: World, own: pb.ExplicitReuse, field: str
 ) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:

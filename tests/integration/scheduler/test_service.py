@@ -43,7 +43,7 @@ async def rejected(call: Any) -> tuple[grpc.StatusCode, ChorusError]:
     return caught.value.code(), from_rpc_error(caught.value, "scheduler")
 
 
-async def test_a_miss_runs_every_step_from_prompt_to_video(world: World) -> None:
+async def test_miss_runs_every_step_from_prompt_to_video(world: World) -> None:
     accepted = await world.submit("  a red car ", seed=5)
     spec = accepted.spec
     assert (spec.prompt, spec.model_id, spec.seed) == ("a red car", "small", 5)
@@ -74,7 +74,7 @@ async def test_a_miss_runs_every_step_from_prompt_to_video(world: World) -> None
     assert header == video_info() == ended.video
 
 
-async def test_a_hit_runs_fewer_steps_and_reports_the_seconds_saved(world: World) -> None:
+async def test_hit_runs_fewer_steps_and_reports_the_seconds_saved(world: World) -> None:
     world.cache.hold(0.9992, 1, 2, 3)
     accepted = await world.submit()
     events = await world.events(accepted)
@@ -119,7 +119,7 @@ async def test_reuse_off_makes_no_lookup_and_no_store_requests_no_admission(worl
     assert [r.code for r in ended.plan.reasons] == [plan_pb2.PLAN_REASON_CODE_REUSE_OFF]
 
 
-async def test_a_donor_that_could_not_be_used_is_a_warning(world: World) -> None:
+async def test_donor_that_could_not_be_used_is_a_warning(world: World) -> None:
     world.cache.hold(0.9992, 1, 2, 3)
     world.denoiser.degraded = True
     world.embedder.truncated = True
@@ -128,7 +128,7 @@ async def test_a_donor_that_could_not_be_used_is_a_warning(world: World) -> None
     assert (ended.steps_run, ended.HasField("donor")) == (STEPS, False)
 
 
-async def test_the_next_job_starts_once_the_latents_are_admitted(world: World) -> None:
+async def test_next_job_starts_once_the_latents_are_admitted(world: World) -> None:
     world.denoiser.pause_before = -1
     first = await world.submit("one")
     second = await world.submit("two")
@@ -140,7 +140,7 @@ async def test_the_next_job_starts_once_the_latents_are_admitted(world: World) -
     assert world.denoiser.max_running == 1
 
 
-async def test_the_queue_is_first_come_first_served_and_reports_positions(world: World) -> None:
+async def test_queue_is_first_come_first_served_and_reports_positions(world: World) -> None:
     world.denoiser.pause_before = 1
     jobs = [await world.submit(f"prompt {n}") for n in range(4)]
     await world.events(jobs[0], until="step_completed")
@@ -267,7 +267,7 @@ async def test_pages_list_every_generation_once(world: World) -> None:
     assert not (await world.api.ListGenerations(running, timeout=20)).generations
 
 
-async def test_a_missing_or_altered_video_is_rejected(world: World) -> None:
+async def test_missing_or_altered_video_is_rejected(world: World) -> None:
     world.denoiser.pause_before = 1
     job = await world.submit()
     call = world.api.GetVideo(pb.GetVideoRequest(generation_id=job.generation_id), timeout=20)

@@ -95,7 +95,7 @@ async def submit(world: World) -> tuple[pb.Generation, str]:
     return reply.generation, trace_id
 
 
-async def test_a_generation_is_one_trace_with_a_link_to_the_donors(
+async def test_generation_is_one_trace_with_a_link_to_the_donors(
     world: World, collector: tuple[Collector, int]
 ) -> None:
     world.cache.hold(0.9992, 1, 2, 3)
@@ -105,7 +105,7 @@ async def test_a_generation_is_one_trace_with_a_link_to_the_donors(
     spans = await collector[0].trace(trace_id, 1, semconv.SPAN_GENERATION)
     by_id = {span.span_id: span for span in spans}
     parent = {span.name: by_id[span.parent_span_id].name for span in spans if span.parent_span_id in by_id}
-    # Called within the first Submit if no model was known by then.
+    # Called within the first Submit if no model was known before.
     parent.pop(DESCRIBE, None)
     assert parent == {
         semconv.SPAN_GENERATION: SUBMIT,
@@ -130,7 +130,7 @@ async def test_a_generation_is_one_trace_with_a_link_to_the_donors(
         assert trace_id in fake.metadata[0]["traceparent"]
 
 
-async def test_a_trace_continues_after_kill_9(world: World, collector: tuple[Collector, int]) -> None:
+async def test_trace_continues_after_kill_9(world: World, collector: tuple[Collector, int]) -> None:
     world.denoiser.pause_before = 2
     job, trace_id = await submit(world)
     await world.events(job, until="step_completed")
@@ -142,7 +142,7 @@ async def test_a_trace_continues_after_kill_9(world: World, collector: tuple[Col
     assert {m["traceparent"].split("-")[1] for m in world.denoiser.metadata} == {trace_id}
 
 
-async def test_a_traced_call_can_be_cancelled_and_can_break(
+async def test_traced_call_can_be_cancelled_and_can_break(
     world: World, collector: tuple[Collector, int]
 ) -> None:
     world.denoiser.pause_before = 1

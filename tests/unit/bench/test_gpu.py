@@ -97,7 +97,7 @@ def test_omitted_parts_are_noted_with_reasons(run: tuple[int, dict[str, Any], st
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is available")
-def test_a_failing_section_is_recorded_and_the_others_run(tmp_path: Path) -> None:
+def test_failing_section_is_recorded_and_the_others_run(tmp_path: Path) -> None:
     status, report, _ = _run(tmp_path, "--device", "cuda", "--sections", "ceilings", "tensorrt")
     assert status == 1
     assert set(report["notes"]["failed"]) == {"ceilings", "tensorrt"}
@@ -141,7 +141,7 @@ def test_sections_without_enough_time_are_skipped(tmp_path: Path) -> None:
     assert report.notes["skipped"]["wan14b"] == "12 s left, needs at least 70 s"
 
 
-def test_a_section_is_stopped_when_its_time_is_over() -> None:
+def test_section_is_stopped_when_its_time_is_over() -> None:
     failure = run_one([sys.executable, "-c", "import time; time.sleep(60)"], 0.5)
     assert failure is not None
     assert "stopped after" in failure

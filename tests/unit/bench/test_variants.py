@@ -1,4 +1,4 @@
-"""What the benches of alternatives add: a paired interval, mixed amplification, the region's edge."""
+"""Verifies the parts of `bench.alternatives`: paired interval, mixed amplification, the region's edge."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bench import results
 from bench.alternatives import BLOCK, build_variants, choose_best, split_halves
 from bench.in_process import Harness, Pair, Trial
 from bench.results import Figure
-from bench.variants import Alternative, Term, Where, ceiled, edge_jump, mixed
+from bench.variants import Alternative, Term, Where, edge_jump, limit_change, mixed
 from services.denoiser.model.loaded import LoadedModel
 from services.denoiser.model.predictor import Predictor
 from services.denoiser.reuse.amplification import amplify_text
@@ -29,15 +29,15 @@ VALUE_GAIN: Final = plan_pb2.AMPLIFICATION_FORM_VALUE_GAIN
 GAINED: Final = [(1, 1.0)]
 
 
-def test_a_known_paired_interval() -> None:
+def test_paired_interval_matches_a_published_value() -> None:
     both, first, second = [(True, True)] * 36, [(True, False)] * 12, [(False, True)] * 2
     found = results.paired(both + first + second)
     assert found.value == pytest.approx(20)
-    assert found.ci95 == pytest.approx((5.69, 34.04), abs=0.01)  # as Newcombe (1998) has it
+    assert found.ci95 == pytest.approx((5.69, 34.04), abs=0.01)  # published in Newcombe (1998)
 
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60))
-def test_a_paired_interval_holds_the_difference_and_turns_with_it(pairs: list[tuple[bool, bool]]) -> None:
+def test_paired_interval_contains_the_difference_and_is_antisymmetric(pairs: list[tuple[bool, bool]]) -> None:
     there, back = results.paired(pairs), results.paired([(b, a) for a, b in pairs])
     assert there.ci95 is not None
     assert back.ci95 is not None
@@ -46,7 +46,7 @@ def test_a_paired_interval_holds_the_difference_and_turns_with_it(pairs: list[tu
     assert back.ci95 == pytest.approx((-there.ci95[1], -there.ci95[0]), abs=1e-9)
 
 
-def test_halves_hold_every_kind_and_number_of_objects_alike() -> None:
+def test_halves_contain_every_kind_and_number_of_objects_equally() -> None:
     trials = [Trial(str(number % BLOCK), "", {}) for number in range(4 * BLOCK)]
     parts = split_halves(trials)
     assert [t.kind for t in parts["choose"]] == [t.kind for t in parts["report"]]
@@ -54,7 +54,7 @@ def test_halves_hold_every_kind_and_number_of_objects_alike() -> None:
     assert parts["all"] == trials
 
 
-def test_the_best_is_chosen_on_the_first_half_alone() -> None:
+def test_best_variant_is_chosen_on_the_first_half_only() -> None:
     values = {
         "a": {"choose": (1.0, 0.0, 0.0), "report": (9.0, 0.0, 0.0)},
         "b": {"choose": (2.0, 3.0, 0.0), "report": (0.0, 0.0, 0.0)},
@@ -70,18 +70,18 @@ def test_the_best_is_chosen_on_the_first_half_alone() -> None:
     assert choose_best(list(values), "table", gains) == "d"
 
 
-def test_no_two_variants_share_a_name() -> None:
+def test_variant_names_are_unique() -> None:
     seen: dict[str, object] = {}
     for names in build_variants().values():
         for name, variant in names.items():
             assert seen.setdefault(name, variant) == variant
 
 
-def test_a_term_holds_its_last_strength() -> None:
+def test_last_strength_of_a_term_applies_to_later_steps() -> None:
     assert [Term(CONTRAST, (1.0, 0.5)).strength(step) for step in range(4)] == [1.0, 0.5, 0.5, 0.5]
 
 
-def test_one_term_is_the_plans_amplification_and_two_are_both(tmp_path: Path) -> None:
+def test_single_term_equals_the_plans_amplification_and_two_are_combined(tmp_path: Path) -> None:
     model = LoadedModel.load(save_tiny_model(tmp_path, layers=3))
     text, donor = (
         model.prepare_text(torch.randn(5, TEXT_DIM, generator=torch.Generator().manual_seed(s)))
@@ -141,7 +141,7 @@ def region(threshold: float) -> plan_pb2.RegionPlan:
     )
 
 
-def test_an_alternative_that_changes_nothing_is_the_plan(tiny: tuple[Harness, Pair]) -> None:
+def test_alternative_without_changes_equals_the_plan(tiny: tuple[Harness, Pair]) -> None:
     harness, pair = tiny
     assert pair.own.text is not None
     half = plan_pb2.Amplification(form=CONTRAST, strength=0.5)
@@ -156,16 +156,16 @@ def test_an_alternative_that_changes_nothing_is_the_plan(tiny: tuple[Harness, Pa
         Alternative(Depth(sigma, some), terms=(Term(CONTRAST, (0.5,)),)),
         Alternative(Depth(sigma, some), terms=(Term(CONTRAST, (0.5,)),), ceiling=1e6),
     ):
-        made = same.generate(harness, pair)
-        assert torch.allclose(made.latents, expected, atol=1e-6)
-        assert made.computed == computed
+        output = same.generate(harness, pair)
+        assert torch.allclose(output.latents, expected, atol=1e-6)
+        assert output.computed == computed
 
 
-def test_a_hard_edge_takes_the_targets_own_up_to_the_edge(tiny: tuple[Harness, Pair]) -> None:
+def test_hard_edge_keeps_the_targets_latents_up_to_the_edge(tiny: tuple[Harness, Pair]) -> None:
     harness, pair = tiny
     lost = region(0.9)
     lost.source = plan_pb2.REGION_SOURCE_ATTENTION
-    depth = Depth(harness.sigmas[-2], lost)  # the last step alone
+    depth = Depth(harness.sigmas[-2], lost)  # the last step only
     blended, hard = (
         Alternative(depth, blended=blended, seams=True).generate(harness, pair) for blended in (True, False)
     )
@@ -181,21 +181,21 @@ def test_a_hard_edge_takes_the_targets_own_up_to_the_edge(tiny: tuple[Harness, P
 
 
 @pytest.mark.parametrize("where", ["oracle", "oracle, own noise", "words", "gained", "probe and lost"])
-def test_a_region_is_everything_where_everything_differs(tiny: tuple[Harness, Pair], where: Where) -> None:
+def test_region_contains_every_token_if_all_differ(tiny: tuple[Harness, Pair], where: Where) -> None:
     harness, pair = tiny
-    whole = Alternative(Depth(harness.sigmas[1])).generate(harness, pair)
+    full = Alternative(Depth(harness.sigmas[1])).generate(harness, pair)
     found = Alternative(Depth(harness.sigmas[1], region(0.0)), where).generate(harness, pair)
-    assert torch.allclose(found.latents, whole.latents, atol=1e-6)
+    assert torch.allclose(found.latents, full.latents, atol=1e-6)
 
 
-def test_a_ceiling_bounds_the_change_and_leaves_the_smaller_alone() -> None:
+def test_ceiling_limits_only_larger_changes() -> None:
     change = torch.tensor([[3.0, 4.0], [0.3, 0.4], [0.0, 0.0]])
     of = torch.tensor([[0.0, 2.0], [0.0, 2.0], [1.0, 0.0]])
-    found = ceiled(change, of, 0.5)
+    found = limit_change(change, of, 0.5)
     assert torch.allclose(found, torch.tensor([[0.6, 0.8], [0.3, 0.4], [0.0, 0.0]]))
 
 
-def test_the_jump_across_an_edge_is_of_the_pixels_that_face_each_other() -> None:
+def test_edge_jump_compares_neighbouring_pixels() -> None:
     video = torch.zeros(3, 2, 8, 8)
     video[:, :, :4, :4] = 1.0  # as large as one token
     video[:, :, 6, 6] = 5.0  # far from the edge

@@ -229,9 +229,9 @@ async def test_side_data_is_counted_purged_and_swept_with_its_entry(
     await store.admit(offered())
     age(tmp_path)
     assert await sweep(store, GRACE) == SweepResult(blobs=0, rows=0)
-    whole = LATENTS_BYTES + len(SIDE)
-    assert (await store.measure_usage("default")).size_bytes == whole
-    assert (await store.purge("default", Selection())).size_bytes == whole
+    expected = LATENTS_BYTES + len(SIDE)
+    assert (await store.measure_usage("default")).size_bytes == expected
+    assert (await store.purge("default", Selection())).size_bytes == expected
     assert await sweep(store, GRACE) == SweepResult(blobs=4, rows=0)
 
 

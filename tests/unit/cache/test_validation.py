@@ -1,4 +1,4 @@
-"""Verifies which requests the cache accepts, and the field named when it rejects one."""
+"""Verifies which requests the cache accepts, and which field a rejection names."""
 
 from __future__ import annotations
 
@@ -191,10 +191,10 @@ def test_purge_selects_rows_by_its_fields() -> None:
     refused("model_id", lambda: check_purge(cache_pb2.PurgeRequest(model_id='x" or "a" == "a'), 0))
     refused("older_than", lambda: check_purge(aged(duration_pb2.Duration(seconds=-1)), 0))
     refused("older_than", lambda: check_purge(aged(duration_pb2.Duration(nanos=-1)), 0))
-    whole = cache_pb2.PurgeRequest(
+    request = cache_pb2.PurgeRequest(
         entry_id=digest("x"), model_id="m", older_than=duration_pb2.Duration(seconds=2, nanos=500_000_000)
     )
-    assert check_purge(whole, 10_000) == Selection(
+    assert check_purge(request, 10_000) == Selection(
         entry_id=digest("x"), model_id="m", created_before_ms=7_500
     )
     assert check_purge(cache_pb2.PurgeRequest(all=True), 0) == Selection()
@@ -202,10 +202,10 @@ def test_purge_selects_rows_by_its_fields() -> None:
 
 @given(st.integers(1, 200))
 def test_upload_does_not_depend_on_the_chunk_size(chunk_bytes: int) -> None:
-    whole = uploaded(admission(new_entry(), BLOBS, 1 << 20))
-    assert uploaded(admission(new_entry(), BLOBS, chunk_bytes)) == whole
-    assert whole.data == {compute_digest(data): data for data in BLOBS.values()}
-    assert [blob.step for blob in whole.entry.blobs] == [1, 2, 3]
+    complete = uploaded(admission(new_entry(), BLOBS, 1 << 20))
+    assert uploaded(admission(new_entry(), BLOBS, chunk_bytes)) == complete
+    assert complete.data == {compute_digest(data): data for data in BLOBS.values()}
+    assert [blob.step for blob in complete.entry.blobs] == [1, 2, 3]
 
 
 def compute_digest(data: bytes) -> str:
@@ -320,8 +320,8 @@ FOREIGN = {
     "another dtype": latents(1, dtype="float16"),
     "cut": latents(1)[:-1],
     "a pickle": b"\x80\x04\x95" + b"x" * 200,
-    "a header that lies about its length": struct.pack("<Q", 1 << 60) + b"{}",
-    "a header that is no JSON": struct.pack("<Q", 4) + b"nope" + b"\0" * VALUES,
+    "a header with a wrong length": struct.pack("<Q", 1 << 60) + b"{}",
+    "a header that is not JSON": struct.pack("<Q", 4) + b"nope" + b"\0" * VALUES,
     "no tensor": _with_header({}, b""),
     "offsets that overlap the shape": _with_header(
         {"x": {"dtype": "F32", "shape": SHAPE, "data_offsets": [0, 8]}}, b"\0" * 8
@@ -353,10 +353,10 @@ def test_wrong_digest_is_rejected() -> None:
 @given(st.text(), st.text())
 def test_filter_values_cannot_inject(tenant: str, model_id: str) -> None:
     try:
-        made = make_filter(tenant, Selection(model_id=model_id))
+        expression = make_filter(tenant, Selection(model_id=model_id))
     except ValueError:
         return
-    assert re.fullmatch(r'tenant == "[^"\\\s]+" and model_id == "[^"\\\s]+"', made)
+    assert re.fullmatch(r'tenant == "[^"\\\s]+" and model_id == "[^"\\\s]+"', expression)
 
 
 @given(st.text(min_size=1, max_size=512), st.integers(1, 4096))

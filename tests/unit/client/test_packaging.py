@@ -27,18 +27,18 @@ def build(folder: Path, out: Path, version: str = "standard") -> zipfile.ZipFile
 
 
 def read_metadata(wheel: zipfile.ZipFile) -> Message:
-    """The METADATA file of a wheel."""
+    """Reads the METADATA file of a wheel."""
     [name] = [name for name in wheel.namelist() if name.endswith(".dist-info/METADATA")]
     return message_from_bytes(wheel.read(name))
 
 
 def top_levels(wheel: zipfile.ZipFile) -> set[str]:
-    """Top-level modules that a wheel installs."""
+    """Returns the top-level modules that a wheel installs."""
     return {name.split("/")[0] for name in wheel.namelist() if ".dist-info/" not in name}
 
 
 def requirements(metadata: Message) -> dict[str, str]:
-    """Each requirement by name, with its extra or ""."""
+    """Returns each requirement by name, with its extra or ""."""
     extras = {}
     for line in metadata.get_all("Requires-Dist", ()):
         extra = re.search(r"extra == '([^']+)'", line)
@@ -48,7 +48,7 @@ def requirements(metadata: Message) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
-    """The wheel of the client."""
+    """Wheel of the client."""
     return build(ROOT / "client", tmp_path_factory.mktemp("wheel"))
 
 

@@ -57,7 +57,7 @@ def test_empty_bytes_mean_every_token() -> None:
         (b"\x01", (0, 2, 2), "token_grid"),
     ],
 )
-def test_a_mask_that_does_not_fit_its_grid_is_rejected(
+def test_mask_that_does_not_fit_its_grid_is_rejected(
     active: bytes, grid: tuple[int, ...], words: str
 ) -> None:
     with pytest.raises(ValueError, match=words):
@@ -65,7 +65,7 @@ def test_a_mask_that_does_not_fit_its_grid_is_rejected(
 
 
 @given(masks, st.integers(1, 4))
-def test_a_region_covers_its_tokens_pixels(mask: NDArray[np.bool_], side: int) -> None:
+def test_region_covers_its_tokens_pixels(mask: NDArray[np.bool_], side: int) -> None:
     video = region_video(mask, mask.shape[1] * side, mask.shape[2] * side)
     assert video.shape == (len(mask), mask.shape[1] * side, mask.shape[2] * side, 3)
     pixels = mask.repeat(side, axis=1).repeat(side, axis=2)
@@ -73,7 +73,7 @@ def test_a_region_covers_its_tokens_pixels(mask: NDArray[np.bool_], side: int) -
     assert np.array_equal((video == INACTIVE).all(-1), ~pixels)
 
 
-def test_a_sheet_has_a_row_for_each_video_and_shows_it() -> None:
+def test_sheet_has_a_row_for_each_video_and_shows_it() -> None:
     mask = np.zeros((2, 2, 4), np.bool_)
     mask[1] = True  # the second half of the time
     rows = [Row("donor", plain(10)), Row("region", region_video(mask, 24, 48)), Row("result", plain(200))]
@@ -97,7 +97,7 @@ def test_a_sheet_has_a_row_for_each_video_and_shows_it() -> None:
         assert labels[y : y + tile[1]].min() < 100, "no label"
 
 
-def test_a_sheet_of_a_short_video_shows_each_frame_once() -> None:
+def test_sheet_of_a_short_video_shows_each_frame_once() -> None:
     video = np.stack([plain(level, 1)[0] for level in (0, 100, 200)])
     picture = sheet("", [Row("", video)])
     assert picture.width == 2 * MARGIN + LABEL + 3 * (TILE + GAP) - GAP
@@ -107,7 +107,7 @@ def test_a_sheet_of_a_short_video_shows_each_frame_once() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 3, 6])
-def test_a_film_plays_all_videos_at_once_and_encodes(count: int) -> None:
+def test_film_plays_all_videos_at_once_and_encodes(count: int) -> None:
     videos = [np.stack([plain(20 * i + 10 * t, 1)[0] for t in range(3)]) for i in range(count)]
     frames = film([Row(f"row {i}", video) for i, video in enumerate(videos)])
     assert len(frames) == 3

@@ -84,7 +84,7 @@ def lives(pid: int) -> bool:
 
 
 class Run:
-    """A running supervisor, and what it reported."""
+    """Running supervisor and its reports."""
 
     def __init__(self, children: list[Child], limits: Limits = QUICK) -> None:
         self.notes = Notes()
@@ -112,7 +112,7 @@ async def test_all_become_ready_and_stop_drains_each(tmp_path: Path) -> None:
     assert run.notes.crashes == []
 
 
-async def test_a_killed_child_is_reported_and_started_again(tmp_path: Path) -> None:
+async def test_killed_child_is_reported_and_started_again(tmp_path: Path) -> None:
     run = Run([child(tmp_path, "a", STEADY), child(tmp_path, "b", STEADY)])
     async with asyncio.timeout(PATIENCE):
         await run.all_ready.wait()
@@ -142,7 +142,7 @@ async def test_too_many_crashes_end_everything(tmp_path: Path) -> None:
     assert not any(lives(pid) for pids in notes.pids.values() for pid in pids)
 
 
-async def test_a_child_that_cannot_start_is_not_tried_again(tmp_path: Path) -> None:
+async def test_child_that_cannot_start_is_not_tried_again(tmp_path: Path) -> None:
     broken = child(tmp_path, "a", "import sys; print('no such thing', file=sys.stderr); sys.exit(2)")
     run = Run([broken, child(tmp_path, "b", STEADY)])
     with pytest.raises(GaveUp, match="a ended with status 2 before it was ready"):
@@ -152,7 +152,7 @@ async def test_a_child_that_cannot_start_is_not_tried_again(tmp_path: Path) -> N
     assert not any(lives(pid) for pids in run.notes.pids.values() for pid in pids)
 
 
-async def test_a_child_that_is_never_ready_is_reported(tmp_path: Path) -> None:
+async def test_child_that_is_never_ready_is_reported(tmp_path: Path) -> None:
     silent = child(tmp_path, "a", "import signal; signal.pause()")
     run = Run([silent], Limits(startup_seconds=0.2, stop_seconds=20, poll_seconds=0.01))
     with pytest.raises(GaveUp, match=r"a was not ready within 0\.2 s"):
@@ -160,7 +160,7 @@ async def test_a_child_that_is_never_ready_is_reported(tmp_path: Path) -> None:
     assert not any(lives(pid) for pid in run.notes.pids["a"])
 
 
-async def test_a_child_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
+async def test_child_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
     run = Run([child(tmp_path, "a", STUBBORN)], Limits(stop_seconds=0.2, poll_seconds=0.01))
     async with asyncio.timeout(PATIENCE):
         await run.all_ready.wait()
@@ -201,14 +201,14 @@ async def test_processes_started_by_a_crashed_child_are_killed(tmp_path: Path) -
 
 
 def wait_for_end(pid: int) -> None:
-    """Waits until a process ends that is not a child of this one; fails after PATIENCE."""
+    """Waits until a process that is not a child of this one ends; fails after PATIENCE."""
     try:
         descriptor = os.pidfd_open(pid)
     except ProcessLookupError:
         return
     try:
         readable, _, _ = select.select([descriptor], [], [], PATIENCE)
-        assert readable, f"process {pid} lives on"
+        assert readable, f"process {pid} is still running"
     finally:
         os.close(descriptor)
 
@@ -235,7 +235,7 @@ def test_children_do_not_outlive_a_killed_supervisor(tmp_path: Path) -> None:
     wait_for_end(pid)
 
 
-def test_the_log_of_an_earlier_run_is_renamed_once(tmp_path: Path) -> None:
+def test_log_of_an_earlier_run_is_renamed_once(tmp_path: Path) -> None:
     log = tmp_path / "x.log"
     rotate(log)
     for text in ("first", "second"):

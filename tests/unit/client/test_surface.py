@@ -27,12 +27,12 @@ PAIRS = [
 
 
 def methods(kind: type) -> dict[str, Callable[..., Any]]:
-    """The public methods of a class, by name."""
+    """Returns the public methods of a class, by name."""
     return {name: value for name, value in inspect.getmembers(kind, inspect.isfunction) if name[0] != "_"}
 
 
 def parameters(function: Callable[..., Any]) -> list[tuple[str, Any, Any, Any]]:
-    """Name, kind, default and annotation of each parameter."""
+    """Returns name, kind, default and annotation of each parameter."""
     signature = inspect.signature(function)
     return [(p.name, p.kind, p.default, p.annotation) for p in signature.parameters.values()]
 
@@ -97,6 +97,6 @@ def test_every_known_option_is_accepted() -> None:
 
 
 @pytest.mark.parametrize("value", ["7", 7.5, -1, 2**64])
-def test_a_seed_that_is_no_seed_is_refused(value: Any) -> None:
+def test_seed_that_is_no_seed_is_refused(value: Any) -> None:
     with pytest.raises(chorus_client.ChorusError, match=r"seed: must be 0 to 2\^64 − 1, not "):
         build_request("x", {"seed": value})

@@ -40,7 +40,7 @@ def test_services_take_their_default_ports_if_they_are_free(default_ports: dict[
     assert up.describe_moved_ports({}, ports) == []
 
 
-def test_a_port_in_use_is_replaced_by_a_free_one_and_reported(default_ports: dict[str, int]) -> None:
+def test_port_in_use_is_replaced_by_a_free_one_and_reported(default_ports: dict[str, int]) -> None:
     with socket.create_server(("127.0.0.1", default_ports["scheduler"])):
         ports = up.choose_ports({})
     assert len(set(ports.values())) == 4
@@ -51,7 +51,7 @@ def test_a_port_in_use_is_replaced_by_a_free_one_and_reported(default_ports: dic
     ]
 
 
-def test_ports_differ_and_those_of_the_environment_win(default_ports: dict[str, int]) -> None:
+def test_ports_differ_and_the_environment_takes_precedence(default_ports: dict[str, int]) -> None:
     given = {"CHORUS_CACHE_PORT": str(default_ports["scheduler"])}
     ports = up.choose_ports(given)
     assert len(set(ports.values())) == 4
@@ -60,7 +60,7 @@ def test_ports_differ_and_those_of_the_environment_win(default_ports: dict[str, 
 
 
 @pytest.mark.parametrize("text", ["", "0", "65536", "http", "-1", "7.5"])
-def test_a_variable_that_is_not_a_port_is_named(text: str) -> None:
+def test_variable_that_is_not_a_port_is_named(text: str) -> None:
     with pytest.raises(ChorusError, match=r"CHORUS_DENOISER_PORT: must be a port, 1 to 65535"):
         up.choose_ports({"CHORUS_DENOISER_PORT": text})
 
@@ -101,7 +101,7 @@ def model_file(path: Path, text: str) -> Path:
     return path
 
 
-def test_models_bring_the_encoders_they_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_encoders_of_the_models_are_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own = model_file(tmp_path / "own" / "model.toml", '[text]\nencoder = "umt5:../pipeline"')
     hub = model_file(tmp_path / "hub.toml", '[text]\nencoder = "umt5:hf://team/wan@main"')
     small = model_file(tmp_path / "small.toml", '[text]\nencoder_id = "all-minilm-l6-v2@0"')
@@ -115,7 +115,7 @@ def test_models_bring_the_encoders_they_name(tmp_path: Path, monkeypatch: pytest
     assert model_files.choose_models([], {}) == {}
 
 
-def test_models_of_the_environment_bring_their_encoders_unless_it_names_others(tmp_path: Path) -> None:
+def test_encoders_of_models_in_the_environment_are_loaded_unless_it_names_others(tmp_path: Path) -> None:
     file = model_file(tmp_path / "model.toml", '[text]\nencoder = "clip:/encoders/clip"')
     base, ports = {"CHORUS_DENOISER_MODELS": str(file)}, up.choose_ports({})
     assert (
@@ -128,7 +128,7 @@ def test_models_of_the_environment_bring_their_encoders_unless_it_names_others(t
 
 
 @pytest.mark.parametrize("text", ["[text", "text = 1", "[text]\nencoder = 7", None])
-def test_an_invalid_model_file_is_named(tmp_path: Path, text: str | None) -> None:
+def test_invalid_model_file_is_named(tmp_path: Path, text: str | None) -> None:
     file = tmp_path / "model.toml"
     if text is not None:
         file.write_text(text)
@@ -136,14 +136,14 @@ def test_an_invalid_model_file_is_named(tmp_path: Path, text: str | None) -> Non
         model_files.choose_models([file], {})
 
 
-def test_the_command_rejects_a_model_file_that_does_not_exist(tmp_path: Path) -> None:
+def test_command_rejects_a_model_file_that_does_not_exist(tmp_path: Path) -> None:
     missing = tmp_path / "none.toml"
     done = CliRunner().invoke(app, ["up", "--dir", str(tmp_path), "--model", str(missing), "--json"])
     assert done.exit_code == BAD_INPUT
     assert f"{missing}: cannot be read" in json.loads(done.stdout)["error"]["message"]
 
 
-def test_a_second_up_in_the_same_directory_is_rejected(tmp_path: Path) -> None:
+def test_second_up_in_the_same_directory_is_rejected(tmp_path: Path) -> None:
     with (
         up.locked(tmp_path),
         pytest.raises(ChorusError, match=rf"process {os.getpid()}\) runs in"),
@@ -154,7 +154,7 @@ def test_a_second_up_in_the_same_directory_is_rejected(tmp_path: Path) -> None:
         pass
 
 
-def test_the_lock_holds_while_a_child_that_inherited_it_lives(tmp_path: Path) -> None:
+def test_lock_holds_while_a_child_that_inherited_it_lives(tmp_path: Path) -> None:
     with up.locked(tmp_path) as lock:
         child = subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", "input()"], stdin=subprocess.PIPE, pass_fds=(lock,)
@@ -165,7 +165,9 @@ def test_the_lock_holds_while_a_child_that_inherited_it_lives(tmp_path: Path) ->
         pass
 
 
-def test_without_the_services_up_says_where_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_up_without_the_services_reports_where_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(
         "importlib.util.find_spec", lambda name: None if name == "services" else find_spec(name)
@@ -205,12 +207,12 @@ def test_endpoints_of_a_running_up_are_found_and_stale_ones_are_not(tmp_path: Pa
 @pytest.mark.parametrize(
     "text", ["", "{", "[]", "null", '{"pid": "x"}', json.dumps({"pid": -1, "targets": {}})]
 )
-def test_a_damaged_endpoints_file_is_ignored(tmp_path: Path, text: str) -> None:
+def test_damaged_endpoints_file_is_ignored(tmp_path: Path, text: str) -> None:
     (tmp_path / endpoints.FILE).write_text(text)
     assert endpoints.running(tmp_path) is None
 
 
-def test_models_bring_their_lexicons(tmp_path: Path) -> None:
+def test_lexicons_of_the_models_are_loaded(tmp_path: Path) -> None:
     own = model_file(tmp_path / "own" / "model.toml", '[text]\nlexicon = "words.toml"')
     none = model_file(tmp_path / "none" / "model.toml", "")
     assert model_files.choose_models([own, none], {})["CHORUS_EMBEDDER_LEXICONS"] == str(
@@ -223,7 +225,7 @@ def test_models_bring_their_lexicons(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("as_json", [False, True])
-def test_a_setting_that_a_service_does_not_know_is_reported_when_it_is_ready(
+def test_unknown_setting_of_a_service_is_reported_when_it_is_ready(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], as_json: bool
 ) -> None:
     log = tmp_path / "cache.log"

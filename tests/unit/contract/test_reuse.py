@@ -1,4 +1,4 @@
-"""Rules of a reuse plan: the scheduler, which chooses a donor, and the denoiser, which fetches it, agree."""
+"""Verifies that the scheduler, which chooses a donor, and the denoiser, which fetches it, agree on a plan."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def create_job(plan: plan_pb2.Plan) -> DenoiseJob:
 @pytest.mark.parametrize(
     ("reuse_steps", "region_end", "expected"), [(0, 0, 0), (2, 0, 2), (2, 2, 2), (2, 4, 4)]
 )
-def test_the_region_ends_at_k1_or_later(reuse_steps: int, region_end: int, expected: int) -> None:
+def test_region_ends_at_k1_or_later(reuse_steps: int, region_end: int, expected: int) -> None:
     plan = plan_pb2.Plan(reuse_steps=reuse_steps, region_end=region_end)
     wanted = scheduler_pb2.ExplicitReuse(reuse_steps=reuse_steps, region_end=region_end)
     assert effective_region_end(plan) == effective_region_end(wanted) == expected
@@ -65,8 +65,8 @@ def test_scheduler_and_denoiser_agree_on_side_data(
     assert create_job(plan).needs_side_data is expected
 
 
-def test_contrast_of_strength_0_takes_a_donor_without_side_data() -> None:
-    """The scheduler used to reject such a donor, although the denoiser reads no side data for it."""
+def test_contrast_of_strength_0_accepts_a_donor_without_side_data() -> None:
+    """Covers a former fault: the scheduler rejected such a donor, which the denoiser accepts."""
     donor = Donor("entry", 0.9, frozenset({1, 2, 3, 4}), side_data=False)
     wanted = scheduler_pb2.ExplicitReuse(
         reuse_steps=2, amplification=plan_pb2.Amplification(form=CONTRAST, strength=0.0)

@@ -62,7 +62,7 @@ async def test_calls_run_on_one_other_thread(device_thread: DeviceThread) -> Non
     assert await device_thread.call(get_ident) == await device_thread.call(get_ident)
 
 
-async def test_a_task_is_cancelled_between_two_events(device_thread: DeviceThread) -> None:
+async def test_task_is_cancelled_between_two_events(device_thread: DeviceThread) -> None:
     seen: list[int] = []
     gate = Event()
     run = device_thread.submit(counting(100, seen, gate), later())
@@ -83,7 +83,7 @@ async def remaining_failure_reason(run: DeviceTask[int]) -> errors.Reason:
     return caught.value.reason
 
 
-async def test_a_task_cancelled_while_waiting_never_starts(device_thread: DeviceThread) -> None:
+async def test_task_cancelled_while_waiting_never_starts(device_thread: DeviceThread) -> None:
     gate, first, second = Event(), list[int](), list[int]()
     running = device_thread.submit(counting(2, first, gate), later())
     await running.wait_until_started()
@@ -97,7 +97,7 @@ async def test_a_task_cancelled_while_waiting_never_starts(device_thread: Device
     assert second == []
 
 
-async def test_a_task_past_its_deadline_never_starts(device_thread: DeviceThread) -> None:
+async def test_task_past_its_deadline_never_starts(device_thread: DeviceThread) -> None:
     seen: list[int] = []
     assert (
         await failure_reason(device_thread.submit(counting(3, seen), time.monotonic()))
@@ -106,7 +106,7 @@ async def test_a_task_past_its_deadline_never_starts(device_thread: DeviceThread
     assert seen == []
 
 
-async def test_a_deadline_ends_a_task_between_two_events(device_thread: DeviceThread) -> None:
+async def test_deadline_ends_a_task_between_two_events(device_thread: DeviceThread) -> None:
     seen: list[int] = []
     deadline = time.monotonic() + 0.5
 
@@ -124,7 +124,7 @@ async def test_a_deadline_ends_a_task_between_two_events(device_thread: DeviceTh
     assert seen == [0]
 
 
-async def test_an_error_ends_only_its_own_task(device_thread: DeviceThread) -> None:
+async def test_error_ends_only_its_own_task(device_thread: DeviceThread) -> None:
     def broken() -> Generator[int]:
         yield 0
         raise ZeroDivisionError("broken")

@@ -152,7 +152,7 @@ async def test_only_needed_data_is_requested(latent_cache: LatentCache, cache: C
     assert not cache.fetches[0].side_data
 
 
-async def test_a_donor_without_side_data_serves_jobs_that_need_none(
+async def test_donor_without_side_data_serves_jobs_that_need_none(
     latent_cache: LatentCache, cache: Cache
 ) -> None:
     entry_id = await admit(latent_cache, side=None)
@@ -236,7 +236,7 @@ async def test_steps_at_another_noise_level_are_rejected(latent_cache: LatentCac
         await latent_cache.fetch(job(entry_id=entry_id), "studio")
 
 
-async def test_the_order_of_blobs_does_not_matter(latent_cache: LatentCache, cache: Cache) -> None:
+async def test_order_of_blobs_does_not_matter(latent_cache: LatentCache, cache: Cache) -> None:
     entry_id = await admit(latent_cache)
     cache.spoil = lambda _: [*side(GOOD), *latents(2), *latents(1)]
     found: DonorData = await latent_cache.fetch(job(entry_id=entry_id), "studio")

@@ -152,7 +152,7 @@ def test_phrasings_of_one_scene_hardly_differ(
 
 @pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize("phrasing", ["seen", "unseen"])
-def test_single_edit_changes_its_category_alone(compare: Compare, split: Split, phrasing: Phrasing) -> None:
+def test_single_edit_changes_only_its_category(compare: Compare, split: Split, phrasing: Phrasing) -> None:
     found = recognise_edits(compare, split, 60, 3, phrasing)
     assert len(found) > 30
     assert sum(found) / len(found) >= 0.97

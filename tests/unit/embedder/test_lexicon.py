@@ -1,4 +1,4 @@
-"""Verifies the lexicons of models: their files, their union, and a general one free of them."""
+"""Verifies the lexicons of models, their union, and that the general lexicon contains none of their words."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ GENERAL = Lexicon()
 
 
 def encode(prompt: str) -> EncodedPrompt:
-    """Gives every word an orthogonal state, so that the lexicon alone finds synonyms."""
+    """Gives every word an orthogonal state, so that only the lexicon finds synonyms."""
     words = prompt.split()
     starts = [prompt.index(word) for word in words]
     offsets = [(start, start + len(word)) for start, word in zip(starts, words, strict=True)]

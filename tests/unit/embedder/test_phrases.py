@@ -111,7 +111,7 @@ def test_negation_applies_to_its_words(prompt: str, negated: str, named: int) ->
         ("bees", "bee"), ("dotted", "dotted"), ("videos", "video"), ("red", "red"),
     ],
 )  # fmt: skip
-def test_plain_forms(word: str, form: str) -> None:
+def test_inflected_words_have_plain_forms(word: str, form: str) -> None:
     assert LEXICON.to_plain(word) == form
 
 

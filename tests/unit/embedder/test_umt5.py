@@ -75,10 +75,10 @@ def test_changed_words_map_to_their_original(prompt: str, places: dict[str, str]
     cleaned = clean_prompt(prompt)
     assert set(cleaned.split()) == set(places)
     found = map_to_prompt(prompt, cleaned)
-    for word, said in places.items():
+    for word, original in places.items():
         at = cleaned.index(word)
         ranges = found[at : at + len(word)]
-        assert prompt[ranges[0][0] : ranges[-1][1]] == said
+        assert prompt[ranges[0][0] : ranges[-1][1]] == original
 
 
 @pytest.fixture(scope="module")

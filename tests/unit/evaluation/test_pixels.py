@@ -56,13 +56,13 @@ def test_ssim_falls_with_noise_and_accepts_small_frames() -> None:
 
 
 @given(st.floats(-100, 100))
-def test_the_seam_is_the_jump_that_the_edge_adds(step: float) -> None:
+def test_seam_is_the_jump_that_the_edge_adds(step: float) -> None:
     video = flat(128)
     video[square()] += step
     assert seam_score(video, flat(128), square()) == pytest.approx(abs(step), rel=1e-3, abs=1e-3)
 
 
-def test_an_edge_of_the_reference_is_not_a_seam() -> None:
+def test_edge_of_the_reference_is_not_a_seam() -> None:
     reference = flat(50)
     reference[square()] = 200
     assert seam_score(reference + 20, reference, square()) == pytest.approx(0, abs=1e-4)
@@ -71,18 +71,18 @@ def test_an_edge_of_the_reference_is_not_a_seam() -> None:
     assert seam_score(smoother, reference, square()) == pytest.approx(-50, abs=1e-3)
 
 
-def test_a_slope_across_the_edge_is_not_a_seam() -> None:
+def test_slope_across_the_edge_is_not_a_seam() -> None:
     slope = np.broadcast_to(np.arange(12, dtype=np.float32)[:, None] * 10, SHAPE)
     assert seam_score(slope, flat(0), square()) == pytest.approx(0, abs=1e-4)
 
 
-def test_a_region_without_an_edge_has_no_score() -> None:
+def test_region_without_an_edge_has_no_score() -> None:
     everything = np.ones(SHAPE[:3], np.bool_)
     assert seam_score(flat(1), flat(2), everything) is None
     assert seam_score(flat(1), flat(2), ~everything) is None
 
 
-def test_the_token_grid_has_an_edge_around_every_token() -> None:
+def test_token_grid_has_an_edge_around_every_token() -> None:
     blocks = np.kron(np.random.default_rng(0).uniform(0, 255, (3, 3)), np.ones((4, 4))).astype(np.float32)
     video = np.broadcast_to(blocks[None, :, :, None], SHAPE)
     across = [np.abs(np.diff(blocks, axis=axis)) for axis in (0, 1)]

@@ -1,4 +1,4 @@
-"""Tests that the analyzer reads scenes from pixels, and reports what is wrong in wrong videos."""
+"""Tests that the analyzer reads scenes from pixels, and reports the faults of wrong videos."""
 
 import io
 import random

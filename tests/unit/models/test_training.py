@@ -96,7 +96,7 @@ def test_student_uses_the_published_schedule() -> None:
 def test_trajectory_file_contains_the_predictions_that_reproduce_it(
     captions: Captions, tmp_path: Path
 ) -> None:
-    """One Euler step with the stored prediction leads from each stored latent to the next."""
+    """Verifies that one Euler step with the stored prediction leads from each stored latent to the next."""
     torch.manual_seed(0)
     teacher = Network(dim=32, layers=1)
     write_trajectories(teacher, captions, tmp_path, count=1, substeps=2, seed=0)

@@ -13,7 +13,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @pytest.fixture
 def downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Hub cache as after the download of one folder at `main`; returns the snapshot."""
+    """Creates a hub cache in the state after the download of one folder at `main`; returns the snapshot."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     repository = tmp_path / "models--team--wan"
     snapshot = repository / "snapshots" / COMMIT

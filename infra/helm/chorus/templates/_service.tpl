@@ -1,5 +1,5 @@
 {{/*
-The pod of one of the four services. Takes a dict:
+The pod of one of the four services. Expects a dict:
   root, service       the chart's scope and the service's name
   env                 YAML list of further environment variables, or ""
   mounts, volumes     YAML lists in addition to /tmp, or ""

@@ -1,4 +1,4 @@
-"""Verifies engines built by TensorRT-RTX, which needs no GPU: how the builder fuses the graph."""
+"""Verifies how TensorRT-RTX, which builds engines without a GPU, fuses the graph."""
 
 from __future__ import annotations
 

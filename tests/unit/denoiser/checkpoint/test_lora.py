@@ -190,7 +190,7 @@ GOOD = {f"{Q}.lora_A.weight": torch.ones(2, 12), f"{Q}.lora_B.weight": torch.one
         ({f"{Q}.alpha": torch.ones(1, dtype=torch.int32)}, "type I32"),
     ],
 )
-def test_a_tensor_that_does_not_fit_is_named(
+def test_tensor_that_does_not_fit_is_named(
     tmp_path: Path, change: dict[str, Tensor | None], message: str
 ) -> None:
     file = tmp_path / "lora.safetensors"
@@ -215,7 +215,7 @@ def test_unsupported_adapter_metadata_is_rejected(tmp_path: Path, metadata: str,
         Lora.load(file, SHAPES, id="style")
 
 
-def test_a_file_with_another_digest_is_rejected(tmp_path: Path) -> None:
+def test_file_with_another_digest_is_rejected(tmp_path: Path) -> None:
     file = tmp_path / "lora.safetensors"
     save_file(GOOD, file)
     assert Lora.load(file, SHAPES, id="style", sha256=weights_digest(file)).adapter == Adapter(

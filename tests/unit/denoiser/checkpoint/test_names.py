@@ -42,7 +42,7 @@ def test_every_spelling_maps_to_ours(prefix: str) -> None:
         ("proj_out.weight", "head.head.weight"),
     ],
 )
-def test_known_released_names(ours: str, original: str) -> None:
+def test_released_names_map_to_ours(ours: str, original: str) -> None:
     assert to_original_name(ours) == original
     assert RENAME(original) == ours
 

@@ -38,13 +38,13 @@ def shards(folder: Path) -> Path:
     return index
 
 
-def test_loads_one_file(file: Path) -> None:
+def test_single_file_is_loaded(file: Path) -> None:
     state = load_weights(file, EXPECTED)
     assert all(torch.equal(state[k], v) for k, v in STATE.items())
 
 
 @pytest.mark.parametrize("place", ["index", "folder"])
-def test_loads_shards_and_converts(tmp_path: Path, place: str) -> None:
+def test_shards_are_loaded_and_converted(tmp_path: Path, place: str) -> None:
     index = shards(tmp_path)
     state = load_weights(
         index if place == "index" else tmp_path,
@@ -56,14 +56,14 @@ def test_loads_shards_and_converts(tmp_path: Path, place: str) -> None:
     }
 
 
-def test_the_digest_covers_the_bytes_in_name_order(tmp_path: Path) -> None:
+def test_digest_covers_the_bytes_in_name_order(tmp_path: Path) -> None:
     index = shards(tmp_path)
     parts = [(tmp_path / f"part-{i}.safetensors").read_bytes() for i in (1, 2)]
     assert weights_digest(index) == weights_digest(tmp_path) == hashlib.sha256(b"".join(parts)).hexdigest()
 
 
 @pytest.mark.parametrize("files", [(), ("a.safetensors", "b.safetensors")])
-def test_a_folder_must_hold_exactly_one_set_of_weights(tmp_path: Path, files: tuple[str, ...]) -> None:
+def test_folder_must_hold_exactly_one_set_of_weights(tmp_path: Path, files: tuple[str, ...]) -> None:
     for name in files:
         save_file(STATE, tmp_path / name)
     with pytest.raises(WeightsError, match=f"must hold one .* not {len(files)}"):
@@ -80,7 +80,7 @@ def test_renamed_tensors_load_and_collisions_are_rejected(tmp_path: Path) -> Non
         load_weights(path, EXPECTED, rename=lambda name: name.removeprefix("net."))
 
 
-def test_half_precision_on_disk(tmp_path: Path) -> None:
+def test_half_precision_on_disk_is_loaded(tmp_path: Path) -> None:
     save_file({k: v.half() for k, v in STATE.items()}, tmp_path / "half.safetensors")
     state = load_weights(tmp_path / "half.safetensors", EXPECTED)
     assert state["a.weight"].dtype == torch.float32
@@ -114,7 +114,7 @@ def test_weights_with_another_digest_are_rejected(file: Path) -> None:
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
-def test_a_truncated_file_is_rejected_at_any_length(file: Path, data: st.DataObject) -> None:
+def test_truncated_file_is_rejected_at_any_length(file: Path, data: st.DataObject) -> None:
     raw = file.read_bytes()
     cut = file.with_name("cut.safetensors")
     cut.write_bytes(raw[: data.draw(st.integers(0, len(raw) - 1))])
@@ -124,7 +124,7 @@ def test_a_truncated_file_is_rejected_at_any_length(file: Path, data: st.DataObj
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=200))
-def test_a_file_of_arbitrary_bytes_is_rejected(tmp_path: Path, raw: bytes) -> None:
+def test_file_of_arbitrary_bytes_is_rejected(tmp_path: Path, raw: bytes) -> None:
     path = tmp_path / "foreign.safetensors"
     path.write_bytes(raw)
     with pytest.raises(WeightsError, match="safetensors"):
@@ -135,7 +135,7 @@ def test_a_file_of_arbitrary_bytes_is_rejected(tmp_path: Path, raw: bytes) -> No
 @given(
     st.recursive(st.none() | st.integers() | st.text(), lambda c: st.lists(c) | st.dictionaries(st.text(), c))
 )
-def test_a_header_of_other_json_is_rejected(tmp_path: Path, header: object) -> None:
+def test_header_of_other_json_is_rejected(tmp_path: Path, header: object) -> None:
     raw = json.dumps(header).encode()
     path = tmp_path / "header.safetensors"
     path.write_bytes(len(raw).to_bytes(8, "little") + raw)
@@ -161,7 +161,7 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
         check_weights(index, EXPECTED)
 
 
-def test_an_index_must_not_leave_its_directory(tmp_path: Path) -> None:
+def test_index_must_not_leave_its_directory(tmp_path: Path) -> None:
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"b": "../secret.safetensors"}}))
     with pytest.raises(WeightsError, match="in the folder of the index"):

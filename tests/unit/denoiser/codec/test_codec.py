@@ -26,7 +26,7 @@ def test_space_to_depth_is_invertible(temporal: int, spatial: int, cells: tuple[
     assert torch.equal(codec.decode(latents), video)
 
 
-def test_a_latent_cell_holds_one_block_of_pixels() -> None:
+def test_latent_cell_holds_one_block_of_pixels() -> None:
     codec = SpaceToDepthCodec(2, 2)
     video = torch.randn(3, 4, 6, 8)
     changed = video.clone()
@@ -79,7 +79,7 @@ def test_wan_latents_are_normalised_as_in_training(vae: Path) -> None:
     assert codec.decode(latents).shape == video.shape
 
 
-def test_the_codec_id_depends_on_weights_and_config(vae: Path, tmp_path: Path) -> None:
+def test_codec_id_depends_on_weights_and_config(vae: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(vae, tmp_path / "vae")
     assert load(copy).id == load(vae).id
     assert load(vae).id.startswith("wan-vae@")
@@ -96,12 +96,12 @@ def test_the_codec_id_depends_on_weights_and_config(vae: Path, tmp_path: Path) -
     assert load(copy).id != load(vae).id
 
 
-def test_a_large_video_is_decoded_in_tiles(vae: Path) -> None:
+def test_large_video_is_decoded_in_tiles(vae: Path) -> None:
     latents = torch.randn(16, 1, 7, 4, generator=torch.Generator().manual_seed(0))
     whole, tiled = load(vae).decode(latents), load(vae, tile=32).decode(latents)
     assert tiled.shape == whole.shape == (3, 1, 56, 32)
     assert not torch.equal(tiled, whole)
-    # A tile differs from the whole only where it is blended, and by what lies beyond its border.
+    # A tile differs from the whole only where it is blended, and by the content beyond its border.
     assert (tiled - whole).norm() / whole.norm() < 0.5
     assert torch.equal(load(vae, tile=64).decode(latents), whole)
 

@@ -38,7 +38,7 @@ def test_playback_shows_the_encoded_frames() -> None:
     assert raw.index(b"moov") < raw.index(b"mdat")  # plays before it is complete
 
 
-def test_the_same_frames_give_the_same_bytes() -> None:
+def test_same_frames_give_the_same_bytes() -> None:
     frames = to_frames(torch.zeros(3, 4, 16, 16))
     assert encode_mp4(frames, 8) == encode_mp4(frames, 8)
 
@@ -64,7 +64,7 @@ def test_pixels_are_repeated_while_they_are_encoded() -> None:
     with av.open(io.BytesIO(encode_mp4(frames, 8, upscale=4)), mode="r") as container:
         shown = np.stack([f.to_ndarray(format="rgb24") for f in container.decode(video=0)])
     assert shown.shape == (2, 20, 28, 3)
-    whole = frames.repeat(4, axis=1).repeat(4, axis=2).astype(int)
-    assert np.abs(shown.astype(int) - whole).mean() < 4
+    expected = frames.repeat(4, axis=1).repeat(4, axis=2).astype(int)
+    assert np.abs(shown.astype(int) - expected).mean() < 4
     with pytest.raises(ValueError, match="needs even height and width, not 15 x 21"):
         encode_mp4(frames, 8, upscale=3)

@@ -82,7 +82,7 @@ def test_contrast_adds_the_difference_from_the_other_text() -> None:
     torch.testing.assert_close(reference(*args), own + weight * (own - other))
 
 
-def test_a_gate_of_zero_disables_amplification() -> None:
+def test_gate_of_zero_disables_amplification() -> None:
     args = list(example(1, 2, 6, 5, 4, 16, torch.float32))
     args[5] = torch.zeros_like(args[5])
     q, k, v, bias = args[:4]
@@ -92,7 +92,7 @@ def test_a_gate_of_zero_disables_amplification() -> None:
 
 @pytest.mark.parametrize("others", [0, 3])
 @pytest.mark.parametrize("keys", [0, 4])
-def test_a_query_with_all_keys_masked_returns_zero(keys: int, others: int) -> None:
+def test_query_with_all_keys_masked_returns_zero(keys: int, others: int) -> None:
     args = example(1, 2, 6, keys, others, 16, torch.float16, hidden=1.0)
     assert torch.equal(amplified_attention(*args), torch.zeros(1, 2, 6, 16, dtype=torch.float16))
 

@@ -55,7 +55,7 @@ def fill(cache: Path, example: Path) -> None:
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: str(path.stem))
-def test_an_example_describes_its_model(cache: Path, example: Path) -> None:
+def test_example_describes_its_model(cache: Path, example: Path) -> None:
     fill(cache, example)
     spec = load_spec(example)
     heads, ffn_dim, layers = SIZES["1.3b" if "1.3b" in example.name else "14b"]
@@ -66,7 +66,7 @@ def test_an_example_describes_its_model(cache: Path, example: Path) -> None:
     assert bool(spec.adapters) == ("lora" in example.name)
 
 
-def test_a_missing_download_is_named_with_its_command(cache: Path) -> None:
+def test_missing_download_is_named_with_its_command(cache: Path) -> None:
     with pytest.raises(
         SpecError, match=r"toml: .*hf download Wan-AI/Wan2\.1-T2V-1\.3B-Diffusers --revision 0fad"
     ):

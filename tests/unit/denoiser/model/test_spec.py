@@ -95,7 +95,7 @@ def make(tmp_path: Path) -> Make:
     return write
 
 
-def test_the_shipped_model_file_is_valid() -> None:
+def test_shipped_model_file_is_valid() -> None:
     spec = load_spec(ROOT / "models" / "movingshapes" / "model.toml")
     assert spec.id == "movingshapes"
     assert spec.schedule.sigmas == pytest.approx((1.0, 0.9375, 0.8333, 0.625, 0.0), abs=1e-4)
@@ -124,7 +124,7 @@ def test_the_shipped_model_file_is_valid() -> None:
         ("[codec]", "[codec", "not TOML"),
     ],
 )
-def test_an_invalid_file_is_rejected_by_field(tmp_path: Path, old: str, new: str, message: str) -> None:
+def test_invalid_file_is_rejected_by_field(tmp_path: Path, old: str, new: str, message: str) -> None:
     assert old in text()
     with pytest.raises(SpecError, match=f"model.toml: (?s:.*){message}"):
         parse(tmp_path, text().replace(old, new))
@@ -150,16 +150,16 @@ def test_only_a_commit_needs_no_digest(file: str, fixed: bool) -> None:
             Source(file=file)
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
+def test_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"none\.toml: cannot be read"):
         load_spec(tmp_path / "none.toml")
 
 
 def test_bounds_describe_invalid_values() -> None:
     bound = Bound(min=8, max=16, multiple=4)
-    assert [n for n in range(1, 30) if bound.fault(n) is None] == [8, 12, 16]
-    assert bound.fault(9) == "must be 8 to 16 in steps of 4, not 9"
-    assert Bound(min=3, max=3).fault(4) == "must be 3, not 4"
+    assert [n for n in range(1, 30) if bound.describe_fault(n) is None] == [8, 12, 16]
+    assert bound.describe_fault(9) == "must be 8 to 16 in steps of 4, not 9"
+    assert Bound(min=3, max=3).describe_fault(4) == "must be 3, not 4"
 
 
 def run(model: LoadedModel, seed: int = 0, frames: int = 4, length: int = 5) -> torch.Tensor:
@@ -172,7 +172,7 @@ def run(model: LoadedModel, seed: int = 0, frames: int = 4, length: int = 5) -> 
 
 
 @pytest.mark.parametrize("prediction", ["velocity", "data"])
-def test_a_loaded_model_generates_videos(make: Make, prediction: str) -> None:
+def test_loaded_model_generates_videos(make: Make, prediction: str) -> None:
     model = LoadedModel.load(make(prediction=prediction))
     video = run(model)
     assert video.shape == (3, 4, 8, 12)
@@ -182,7 +182,7 @@ def test_a_loaded_model_generates_videos(make: Make, prediction: str) -> None:
 
 
 def test_velocity_of_data_prediction_leads_to_the_prediction(make: Make) -> None:
-    """x - sigma * v is the network's output, at every noise level."""
+    """Verifies that x - sigma * v is the network's output at every noise level."""
     model = LoadedModel.load(make(prediction="data"))
     predictor = Predictor.eager(model)
     prepared = model.prepare_text(torch.zeros(3, 10))
@@ -293,7 +293,7 @@ def test_configs_of_other_networks_are_rejected(tmp_path: Path, config: object, 
 
 
 def test_adapters_are_part_of_the_identity(make: Make, tmp_path: Path) -> None:
-    """The denoiser's description, the admitted identity and the scheduler's identity agree."""
+    """Verifies that the denoiser's description, the admitted identity and the scheduler's identity agree."""
     path, file = make(), tmp_path / "style.safetensors"
     save_file({"diffusion_model.head.head.diff_b": torch.ones(96)}, file)
     plain = LoadedModel.load(path)
@@ -332,7 +332,7 @@ def test_adapters_are_part_of_the_identity(make: Make, tmp_path: Path) -> None:
     assert found[0.5] != found[1.0]
 
 
-def test_the_network_computes_in_its_dtype_and_latents_are_float32(make: Make) -> None:
+def test_network_computes_in_its_dtype_and_latents_are_float32(make: Make) -> None:
     path = make()
     path.write_text(path.read_text().replace('"wan"', '"wan"\ndtype = "bfloat16"'))
     exact, rounded = LoadedModel.load(path, dtype=torch.float32), LoadedModel.load(path)

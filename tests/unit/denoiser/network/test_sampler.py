@@ -18,8 +18,8 @@ def toy(x: Tensor, sigma: float) -> Tensor:
 
 
 @given(st.integers(1, 8), st.floats(0.5, 8.0), st.integers(0, 2**64 - 1))
-def test_a_constant_velocity_is_integrated_exactly(steps: int, shift: float, seed: int) -> None:
-    """With v = noise - data the straight line ends at the data, whatever the schedule."""
+def test_constant_velocity_is_integrated_exactly(steps: int, shift: float, seed: int) -> None:
+    """Verifies that with v = noise - data the straight line ends at the data for any schedule."""
     noise, data = seeded_noise(seed, (2, 3)), torch.ones(2, 3)
     *_, last = sample(lambda x, s: noise - data, noise, shifted_schedule(steps, shift))
     torch.testing.assert_close(last, data, rtol=0, atol=1e-4)
@@ -29,15 +29,15 @@ def test_a_constant_velocity_is_integrated_exactly(steps: int, shift: float, see
 def test_resuming_at_any_step_gives_the_same_result(steps: int, data: st.DataObject) -> None:
     sigmas = shifted_schedule(steps, 5.0)
     x0 = seeded_noise(1, (4,))
-    whole = list(sample(toy, x0, sigmas))
-    assert len(whole) == steps
-    for x, x_next, (sigma, sigma_next) in zip([x0, *whole], whole, itertools.pairwise(sigmas), strict=False):
+    full = list(sample(toy, x0, sigmas))
+    assert len(full) == steps
+    for x, x_next, (sigma, sigma_next) in zip([x0, *full], full, itertools.pairwise(sigmas), strict=False):
         assert torch.equal(x_next, x + (sigma_next - sigma) * toy(x, sigma))
     start = data.draw(st.integers(0, steps - 1))
-    before = x0 if start == 0 else whole[start - 1]
+    before = x0 if start == 0 else full[start - 1]
     resumed = list(sample(toy, before, sigmas, start_step=start))
     assert len(resumed) == steps - start
-    assert torch.equal(resumed[-1], whole[-1])
+    assert torch.equal(resumed[-1], full[-1])
 
 
 def test_latents_are_not_overwritten_and_a_stopped_run_computes_no_more() -> None:
@@ -62,18 +62,18 @@ def test_latents_are_not_overwritten_and_a_stopped_run_computes_no_more() -> Non
     "sigmas",
     [(), (0.0,), (1.0, 0.5), (1.0, 0.5, 0.5, 0.0), (1.0, 1.1, 0.0), (1.2, 0.5, 0.0), (1.0, math.nan, 0.0)],
 )
-def test_an_invalid_schedule_is_rejected_before_any_step(sigmas: tuple[float, ...]) -> None:
+def test_invalid_schedule_is_rejected_before_any_step(sigmas: tuple[float, ...]) -> None:
     with pytest.raises(ValueError, match="sigmas"):
         sample(toy, torch.zeros(1), sigmas)
 
 
 @pytest.mark.parametrize("start", [-1, 2, 9])
-def test_a_start_step_outside_the_schedule_is_rejected(start: int) -> None:
+def test_start_step_outside_the_schedule_is_rejected(start: int) -> None:
     with pytest.raises(ValueError, match=f"start_step: must be 0 to 1, not {start}"):
         sample(toy, torch.zeros(1), (1.0, 0.5, 0.0), start_step=start)
 
 
-def test_the_same_seed_gives_the_same_noise() -> None:
+def test_same_seed_gives_the_same_noise() -> None:
     assert torch.equal(seeded_noise(7, (2, 5)), seeded_noise(7, (2, 5)))
     assert not torch.equal(seeded_noise(7, (2, 5)), seeded_noise(8, (2, 5)))
     torch.rand(3)  # the global generator has no influence

@@ -51,7 +51,7 @@ def ours(reference: Any, tmp_path_factory: pytest.TempPathFactory) -> WanTransfo
 
 
 @torch.no_grad()
-def test_same_output_as_diffusers(reference: Any, ours: WanTransformer) -> None:
+def test_output_equals_that_of_diffusers(reference: Any, ours: WanTransformer) -> None:
     x, text = torch.randn(2, 9, *LATENTS), torch.randn(2, 7, 20)
     timestep = torch.tensor([1000.0, 625.0])
     expected = reference(x, timestep, text, return_dict=False)[0]
@@ -73,8 +73,8 @@ def test_hidden_padding_changes_nothing(ours: WanTransformer) -> None:
 
 
 @torch.no_grad()
-def test_the_order_of_tokens_does_not_matter(ours: WanTransformer) -> None:
-    """Shuffled tokens with their angles, per sample, give the shuffled velocity."""
+def test_order_of_tokens_does_not_matter(ours: WanTransformer) -> None:
+    """Verifies that shuffled tokens with their angles, per sample, give the shuffled velocity."""
     tokens, text = torch.randn(2, 72, 36), torch.randn(2, 5, 20)
     cos, sin = rope_table(CONFIG, GRID)
     kv, t = ours.encode_text(text), torch.tensor([900.0, 100.0])

@@ -16,7 +16,7 @@ def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("dtype", BOUNDS)
-def test_the_network_equals_diffusers(model_file: Path, dtype: torch.dtype) -> None:
+def test_network_equals_diffusers(model_file: Path, dtype: torch.dtype) -> None:
     errors = parity.measure_network_errors(model_file, dtype)
     assert len(errors) == len(parity.VIDEOS)
     assert max(errors.values()) <= BOUNDS[dtype], errors
@@ -33,7 +33,7 @@ def test_bfloat16_is_as_close_to_float32_as_in_diffusers(model_file: Path) -> No
     assert 0 < parity.measure_rounding(model_file, torch.bfloat16) <= BOUNDS[torch.bfloat16]
 
 
-def test_an_error_is_relative_to_the_reference() -> None:
+def test_error_is_relative_to_the_reference() -> None:
     want = torch.tensor([3.0, 4.0])
     assert parity.relative_error(want, want) == 0
     assert parity.relative_error(want * 1.01, want) == pytest.approx(0.01, rel=1e-3)

@@ -61,7 +61,7 @@ def test_dilation_grows_along_rows_and_columns_of_one_frame(drawn: tuple[Grid, T
 
 
 @given(masks(), st.integers(0, 2))
-def test_a_region_contains_every_token_that_differs(drawn: tuple[Grid, Tensor], dilation: int) -> None:
+def test_region_contains_every_token_that_differs(drawn: tuple[Grid, Tensor], dilation: int) -> None:
     grid, differs = drawn
     found = find_differing_region(differs.float(), grid, threshold=0.5, dilation=dilation)
     assert (found | ~differs).all()
@@ -81,7 +81,7 @@ def test_probes_stand_for_the_tokens_around_them(drawn: tuple[Grid, Tensor]) -> 
             assert found[max(0, t - 1) : t + 2, y, x].all()
 
 
-def test_a_gap_of_one_frame_is_closed() -> None:
+def test_gap_of_one_frame_is_closed() -> None:
     grid = (3, 1, 2)
     differs = torch.tensor([1.0, 0, 0, 0, 1.0, 0])
     found = find_differing_region(differs, grid, threshold=0.5, dilation=0)
@@ -90,7 +90,7 @@ def test_a_gap_of_one_frame_is_closed() -> None:
 
 
 @given(masks(), masks())
-def test_a_refined_region_is_a_subset(one: tuple[Grid, Tensor], other: tuple[Grid, Tensor]) -> None:
+def test_refined_region_is_a_subset(one: tuple[Grid, Tensor], other: tuple[Grid, Tensor]) -> None:
     grid, active = one
     differences = other[1].float().repeat(math.prod(grid))[: int(active.sum())]
     smaller = refine_region(active, differences, grid, threshold=0.5, dilation=1)
@@ -131,7 +131,7 @@ def test_differences_are_in_units_of_the_variance() -> None:
 
 
 @given(masks())
-def test_a_packed_mask_has_one_bit_per_token(drawn: tuple[Grid, Tensor]) -> None:
+def test_packed_mask_has_one_bit_per_token(drawn: tuple[Grid, Tensor]) -> None:
     _, mask = drawn
     packed = pack_mask(mask)
     assert len(packed) == math.ceil(len(mask) / 8)

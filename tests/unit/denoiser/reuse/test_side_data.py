@@ -62,7 +62,7 @@ def test_side_data_round_trips(tokens: int, grid: Grid) -> None:
     assert torch.equal(found.text, kept.text)
 
 
-def test_a_view_packs_to_the_bytes_of_a_copy() -> None:
+def test_view_packs_to_the_bytes_of_a_copy() -> None:
     kept = side()
     turned = SideData(kept.maps.mT.contiguous().mT, kept.text.mT.contiguous().mT)
     assert not turned.maps.is_contiguous()
@@ -125,7 +125,7 @@ def test_invalid_side_data_is_rejected(data: bytes, word: str) -> None:
 
 
 @given(st.data())
-def test_an_altered_byte_gives_valid_side_data_or_a_blob_fault(data: st.DataObject) -> None:
+def test_altered_byte_gives_valid_side_data_or_a_blob_fault(data: st.DataObject) -> None:
     packed = bytearray(pack_side_data(side()))
     packed[data.draw(st.integers(0, len(packed) - 1))] = data.draw(st.integers(0, 255))
     try:

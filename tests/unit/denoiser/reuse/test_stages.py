@@ -98,7 +98,7 @@ def test_stage_1_starts_from_the_donors_latents(bench: Bench) -> None:
     assert all(torch.equal(f.latents, e) for f, e in zip(found, expected, strict=True))
 
 
-def test_a_renoised_plan_adds_the_targets_noise_to_clean_latents(bench: Bench) -> None:
+def test_renoised_plan_adds_the_targets_noise_to_clean_latents(bench: Bench) -> None:
     wanted = plan(2)
     wanted.renoised = True
     clean, sigma = bench.donor.steps[STEPS], bench.sigmas[2]
@@ -123,7 +123,7 @@ def test_a_renoised_plan_adds_the_targets_noise_to_clean_latents(bench: Bench) -
 
 
 @pytest.mark.parametrize("source", ["PROBE", "FULL_STEP", "ATTENTION"])
-def test_a_region_of_all_tokens_equals_full_steps_bit_for_bit(bench: Bench, source: str) -> None:
+def test_region_of_all_tokens_equals_full_steps_bit_for_bit(bench: Bench, source: str) -> None:
     wanted = plan(1, 4, source, dilation=8)
     wanted.lost.add(index=0, weight=1.0)
     expected = list(bench.full(bench.text, 1, bench.donor.steps[1]))
@@ -132,7 +132,7 @@ def test_a_region_of_all_tokens_equals_full_steps_bit_for_bit(bench: Bench, sour
         assert torch.equal(found.latents, full)
 
 
-def test_a_region_above_its_budget_is_computed_in_full(bench: Bench) -> None:
+def test_region_above_its_budget_is_computed_in_full(bench: Bench) -> None:
     found = bench.run(plan(1, 4, budget=0.0))
     probes = len(select_probe_tokens(bench.grid)) / bench.count
     assert [s.computed_share for s in found] == pytest.approx([1.0 + probes, 1.0, 1.0])
@@ -140,7 +140,7 @@ def test_a_region_above_its_budget_is_computed_in_full(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("source", ["PROBE", "FULL_STEP"])
-def test_the_donors_prompt_gives_an_empty_region(bench: Bench, source: str) -> None:
+def test_donors_prompt_gives_an_empty_region(bench: Bench, source: str) -> None:
     found = bench.run(plan(1, 4, source, threshold=1e-6), bench.donor_text)
     assert [s.computed_share for s in found[1:]] == [0.0, 0.0]
     for step in found:
@@ -193,7 +193,7 @@ def test_amplification_of_strength_0_changes_nothing(bench: Bench, form: str) ->
     assert torch.equal(bench.run(wanted)[-1].latents, without)
 
 
-def test_a_gate_of_ones_equals_no_gate_and_zeros_disable(bench: Bench) -> None:
+def test_gate_of_ones_equals_no_gate_and_zeros_disable(bench: Bench) -> None:
     tokens = bench.model.to_tokens(bench.donor.steps[2])
     for form in (plan_pb2.AMPLIFICATION_FORM_CONTRAST, plan_pb2.AMPLIFICATION_FORM_BIAS):
         strong = plan_pb2.Amplification(form=form, strength=1.0)
@@ -252,7 +252,7 @@ def run_with(bench: Bench, wanted: plan_pb2.Plan, **parts: Any) -> list[Step]:
     return list(stages.steps())
 
 
-def test_a_given_finder_replaces_the_plans_source(bench: Bench) -> None:
+def test_given_finder_replaces_the_plans_source(bench: Bench) -> None:
     finder = CheckerboardFinder()
     steps = run_with(bench, plan(1, 3), finder=finder)
     expected = torch.arange(bench.count) % 2 == 0
@@ -303,7 +303,7 @@ def test_given_text_replaces_the_planned_amplification(bench: Bench) -> None:
     assert not torch.equal(steps[-1].latents, run_with(bench, plan(1, 2))[-1].latents)
 
 
-def test_a_full_step_for_the_region_is_not_computed_twice(bench: Bench) -> None:
+def test_full_step_for_the_region_is_not_computed_twice(bench: Bench) -> None:
     for budget in (0.0, 1.0):
         steps = bench.run(plan(1, 4, "FULL_STEP", budget=budget))
         assert steps[0].computed_share == 1.0

@@ -11,7 +11,7 @@ from services.scheduler.api import page_token
 
 
 @given(st.integers(0, 2**63 - 1), st.integers(0, 6))
-def test_a_page_token_round_trips(before: int, state: int) -> None:
+def test_page_token_round_trips(before: int, state: int) -> None:
     assert page_token.decode(page_token.encode(before, state), state) == before
 
 
@@ -27,7 +27,7 @@ def test_a_page_token_round_trips(before: int, state: int) -> None:
         "é",
     ],
 )
-def test_a_page_token_that_was_not_issued_is_rejected(token: str) -> None:
+def test_page_token_that_was_not_issued_is_rejected(token: str) -> None:
     with pytest.raises(ChorusError) as caught:
         page_token.decode(token, 0)
     assert [v.field for v in caught.value.violations] == ["page_token"]

@@ -126,7 +126,11 @@ def test_steps_become_the_shifted_schedule(steps: int) -> None:
             "spec.deadline",
             "60.000 s ago",
         ),
-        (pb.GenerationSpec(prompt="x", deadline=Timestamp(seconds=int(NOW))), "spec.deadline", "ahead"),
+        (
+            pb.GenerationSpec(prompt="x", deadline=Timestamp(seconds=int(NOW))),
+            "spec.deadline",
+            "in the future",
+        ),
         (
             pb.GenerationSpec(prompt="x", deadline=Timestamp(seconds=int(NOW) + 86_401)),
             "spec.deadline",
@@ -137,16 +141,14 @@ def test_steps_become_the_shifted_schedule(steps: int) -> None:
         (pb.GenerationSpec(prompt="x", reuse=99), "spec.reuse", "REUSE_POLICY_SAFE"),  # type: ignore[arg-type]
     ],
 )
-def test_a_field_out_of_bounds_is_named_with_its_bound(
-    spec: pb.GenerationSpec, field: str, words: str
-) -> None:
+def test_field_out_of_bounds_is_named_with_its_bound(spec: pb.GenerationSpec, field: str, words: str) -> None:
     error = rejected(spec)
     assert error.reason == errors_pb2.ERROR_REASON_INVALID_FIELD
     [violation] = [v for v in error.violations if v.field == field]
     assert words in violation.description
 
 
-def test_an_unknown_model_error_lists_the_available_models() -> None:
+def test_unknown_model_error_lists_the_available_models() -> None:
     error = rejected(pb.GenerationSpec(prompt="", model_id="huge"))
     assert error.reason == errors_pb2.ERROR_REASON_UNKNOWN_MODEL
     assert error.metadata["available"] == "small"

@@ -35,7 +35,7 @@ def test_started_reports_the_donor_and_the_reused_steps() -> None:
     assert (stream.began, stream.reuse_steps, stream.fetch_seconds) == (True, 3, 0.25)
 
 
-def test_a_donor_that_could_not_be_used_is_a_warning_about_the_cache() -> None:
+def test_donor_that_could_not_be_used_is_a_warning_about_the_cache() -> None:
     degraded = errors_pb2.JobError(message="the blob is corrupt")
     reply = denoiser_pb2.DenoiseResponse(started=denoiser_pb2.Started(total_steps=4, degraded=degraded))
     started, warning = make_stream().convert(reply)
@@ -58,7 +58,7 @@ def test_steps_carry_an_estimate_from_their_mean_and_the_decoding() -> None:
     assert stream.steps == [(1.0, 1.0), (3.0, 1.0), (2.0, 1.0)]
 
 
-def test_the_video_is_assembled_from_its_chunks() -> None:
+def test_video_is_assembled_from_its_chunks() -> None:
     stream = make_stream()
     chunks = [denoiser_pb2.DenoiseResponse(video_chunk=part) for part in (VIDEO[:3], VIDEO[3:])]
     for reply in (header(VIDEO), *chunks, COMPLETED):
@@ -69,7 +69,7 @@ def test_the_video_is_assembled_from_its_chunks() -> None:
     assert stream.completed.steps_run == 2
 
 
-def test_a_video_out_of_order_or_out_of_bounds_is_rejected() -> None:
+def test_video_out_of_order_or_out_of_bounds_is_rejected() -> None:
     chunk = denoiser_pb2.DenoiseResponse(video_chunk=VIDEO)
     with pytest.raises(BlobFault, match="before the header"):
         make_stream().convert(chunk)

@@ -12,11 +12,11 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from services.scheduler.jobs.deadline import Deadline, to_unix_seconds
 
 
-def test_a_deadline_ahead_returns_the_seconds_left() -> None:
+def test_deadline_ahead_returns_the_seconds_left() -> None:
     assert 58 < Deadline(Timestamp(seconds=int(time.time()) + 60)).seconds_left() <= 60
 
 
-def test_a_deadline_that_has_passed_raises_an_error_with_its_time() -> None:
+def test_deadline_that_has_passed_raises_an_error_with_its_time() -> None:
     deadline = Deadline(Timestamp(seconds=1_700_000_000, nanos=500_000_000))
     with pytest.raises(ChorusError, match=r"2023-11-14T22:13:20\.500Z passed") as caught:
         deadline.seconds_left()
@@ -24,5 +24,5 @@ def test_a_deadline_that_has_passed_raises_an_error_with_its_time() -> None:
     assert caught.value.metadata["deadline"] == "2023-11-14T22:13:20.500Z"
 
 
-def test_a_timestamp_is_converted_with_its_nanoseconds() -> None:
+def test_timestamp_is_converted_with_its_nanoseconds() -> None:
     assert to_unix_seconds(Timestamp(seconds=3, nanos=250_000_000)) == 3.25

@@ -71,13 +71,13 @@ def test_no_event_follows_an_end() -> None:
         fold("planned", "succeeded", "cancelled")
 
 
-def test_a_queued_job_cannot_succeed() -> None:
+def test_queued_job_cannot_succeed() -> None:
     for kind in ("succeeded", "started", "step_completed", "warning"):
         with pytest.raises(IllegalTransition):
             fold(kind)
 
 
-def test_the_view_of_a_succeeded_job_is_the_fold_of_its_events() -> None:
+def test_view_of_a_succeeded_job_is_the_fold_of_its_events() -> None:
     view = fold("queued", "planned", "started", "step_completed", "succeeded")
     assert view.state == pb.GENERATION_STATE_SUCCEEDED
     assert (view.attempts, view.steps_run, view.steps_completed) == (1, 3, 2)
@@ -87,7 +87,7 @@ def test_the_view_of_a_succeeded_job_is_the_fold_of_its_events() -> None:
     assert view.last_sequence == 5
 
 
-def test_a_new_attempt_clears_the_results_of_the_previous_one() -> None:
+def test_new_attempt_clears_the_results_of_the_previous_one() -> None:
     view = fold("planned", "warning", "started", "step_completed", "waiting")
     assert (view.steps_run, view.steps_completed) == (0, 0)
     assert not view.HasField("plan")

@@ -47,7 +47,7 @@ async def opened(tmp_path: Path) -> AsyncIterator[Opened]:
         yield opened
 
 
-async def test_a_request_id_is_accepted_once(opened: Opened) -> None:
+async def test_request_id_is_accepted_once(opened: Opened) -> None:
     store = opened.store
     job, created = await store.submit(new("a", "r"), 10)
     assert created
@@ -65,7 +65,7 @@ async def test_concurrent_submissions_of_one_request_create_one_job(opened: Open
     assert sum(created for _, created in results) == 1
 
 
-async def test_a_full_queue_rejects_a_job_and_stores_nothing(opened: Opened) -> None:
+async def test_full_queue_rejects_a_job_and_stores_nothing(opened: Opened) -> None:
     store = opened.store
     for name in "ab":
         await store.submit(new(name), 2)
@@ -96,7 +96,7 @@ async def test_events_are_numbered_without_gaps(opened: Opened) -> None:
     assert opened.changed == ["a"] * 4
 
 
-async def test_a_job_ends_once_under_concurrent_writers(opened: Opened) -> None:
+async def test_job_ends_once_under_concurrent_writers(opened: Opened) -> None:
     store = opened.store
     await store.submit(new("a"), 10)
     await store.advance("a", IN_QUEUE, [PLANNED])
@@ -109,7 +109,7 @@ async def test_a_job_ends_once_under_concurrent_writers(opened: Opened) -> None:
     assert kinds == ["queued", "planned", "succeeded"]
 
 
-async def test_an_illegal_event_changes_nothing(opened: Opened) -> None:
+async def test_illegal_event_changes_nothing(opened: Opened) -> None:
     store = opened.store
     await store.submit(new("a"), 10)
     with pytest.raises(ValueError, match="cannot happen"):
@@ -165,14 +165,14 @@ async def test_only_ended_jobs_are_surplus(opened: Opened) -> None:
     assert created
 
 
-async def test_a_second_scheduler_is_rejected_with_the_holder_of_the_database(opened: Opened) -> None:
+async def test_second_scheduler_is_rejected_with_the_holder_of_the_database(opened: Opened) -> None:
     with pytest.raises(
         StoreError, match=r"in use by another scheduler \(process \d+\).*CHORUS_SCHEDULER_DATABASE"
     ):
         await open_store(opened.path, lambda _: None)
 
 
-async def test_a_foreign_file_is_rejected(tmp_path: Path) -> None:
+async def test_foreign_file_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "jobs.db"
     path.write_bytes(b"not a database, but long enough to look like one" * 10)
     with pytest.raises(StoreError, match="not a database"):

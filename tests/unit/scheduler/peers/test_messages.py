@@ -21,7 +21,7 @@ MODEL = denoiser_pb2.ModelInfo(
 )
 
 
-def test_the_identity_follows_the_spec_not_the_models_defaults() -> None:
+def test_identity_follows_the_spec_not_the_models_defaults() -> None:
     spec = pb.GenerationSpec(
         prompt="x",
         shape=video_pb2.VideoShape(frames=16, height=64, width=32),
@@ -35,7 +35,7 @@ def test_the_identity_follows_the_spec_not_the_models_defaults() -> None:
     assert identity.latent_dtype == latents_pb2.D_TYPE_FLOAT32
 
 
-def test_a_denoise_request_asks_for_admission_unless_the_spec_forbids_storing() -> None:
+def test_denoise_request_asks_for_admission_unless_the_spec_forbids_storing() -> None:
     encoded = embedder_pb2.EmbedResponse(retrieval_vector=[0.5, 0.5])
     spec = pb.GenerationSpec(prompt="x", seed=7)
     request = build_denoise_request("g", spec, encoded, plan_pb2.Plan(total_steps=4))

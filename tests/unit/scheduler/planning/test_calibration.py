@@ -60,7 +60,7 @@ def test_each_policy_chooses_the_deepest_row_within_its_limit(
     assert 'gains "blue", loses "red"' in chosen.reasons[0].text
 
 
-def test_a_donor_that_lacks_data_of_a_row_is_reused_by_another_row() -> None:
+def test_donor_that_lacks_data_of_a_row_is_reused_by_another_row() -> None:
     without_side = donor(side_data=False)
     assert plan("fast", SIGMAS, [without_side], 1.0, COLOURS).region == REGION.depth.region
     without_last = donor(steps=frozenset({1, 2, 3}))
@@ -78,7 +78,7 @@ def test_edits_that_drift_too_far_or_were_not_measured_are_declined() -> None:
     assert "no measurement exists" in unknown.reasons[1].text
 
 
-def test_the_donor_that_saves_most_wins_over_more_similar_ones() -> None:
+def test_donor_that_saves_most_wins_over_more_similar_ones() -> None:
     rows = (*COLOURS.rows, Row("same", Depth(0.625), 1.0, 0.0, 0.0, 0.0, 100))
     same = donor("same", 0.7, Edit("same"))
     chosen = plan("safe", SIGMAS, [donor("near", 0.99), same], 1.0, Calibration("model", rows))
@@ -106,9 +106,7 @@ def test_depths_are_noise_levels_for_any_number_of_steps(steps: int, policy: Pol
 
 
 @given(st.floats(-5, 30), st.floats(-5, 30), st.floats(0, 5))
-def test_a_stricter_policy_allows_only_what_a_laxer_one_allows(
-    drift: float, loss: float, error: float
-) -> None:
+def test_stricter_policy_allows_only_what_a_laxer_one_allows(drift: float, loss: float, error: float) -> None:
     row = replace(REGION, drift_points=drift, alignment_loss_points=loss, error_points=error)
     allowed = [row.within(policy) for policy in ("off", "safe", "balanced", "fast")]
     assert allowed == sorted(allowed)
@@ -128,16 +126,14 @@ def test_rows_round_trip_through_json() -> None:
         ({"n": None}, r"rows\[0\]"),
     ],
 )
-def test_a_broken_calibration_is_rejected_with_its_row_and_field(
-    change: dict[str, object], fault: str
-) -> None:
+def test_broken_calibration_is_rejected_with_its_row_and_field(change: dict[str, object], fault: str) -> None:
     with pytest.raises(ValueError, match=fault):
         parse_calibration("model", {"rows": [{**to_plain(SHALLOW), **change}]})
     with pytest.raises(ValueError, match="rows: must be a list"):
         parse_calibration("model", {})
 
 
-def test_the_shipped_calibration_covers_the_shipped_model() -> None:
+def test_shipped_calibration_covers_the_shipped_model() -> None:
     calibration = load_calibration("movingshapes")
     assert calibration is not None, "planning/calibrations/movingshapes.json was not found"
     assert len(calibration.rows) > 100
@@ -154,7 +150,7 @@ def test_models_without_a_calibration_file_have_none() -> None:
     assert load_calibration("../calibration") is None
 
 
-def test_an_explicit_plan_takes_the_most_similar_donor_that_fits_it() -> None:
+def test_explicit_plan_takes_the_most_similar_donor_that_fits_it() -> None:
     wanted = pb.ExplicitReuse(reuse_steps=2, region_end=3, amplification=CONTRAST, min_score=0.5)
     near = donor("near", 0.95, steps=frozenset({1, 2}))
     fits, low = donor("fits", 0.8), donor("low", 0.4)
@@ -169,7 +165,7 @@ def test_an_explicit_plan_takes_the_most_similar_donor_that_fits_it() -> None:
     assert "side data" in none.reasons[0].text
 
 
-def test_a_renoised_plan_needs_the_clean_latents_and_no_others() -> None:
+def test_renoised_plan_needs_the_clean_latents_and_no_others() -> None:
     wanted = pb.ExplicitReuse(reuse_steps=2, renoised=True)
     early, clean = donor("early", 0.95, steps=frozenset({1, 2, 3})), donor("clean", 0.8, steps=frozenset({4}))
     chosen = plan_explicit(wanted, 4, [early, clean], 1.0)
@@ -182,7 +178,7 @@ def test_a_renoised_plan_needs_the_clean_latents_and_no_others() -> None:
     assert "the clean latents, those after step 4" in none.reasons[0].text
 
 
-def test_the_message_carries_everything_that_stage_2_needs() -> None:
+def test_message_carries_everything_that_stage_2_needs() -> None:
     message = to_message(plan("fast", SIGMAS, [donor()], 1.0, COLOURS))
     assert (message.reuse_steps, message.region_end, message.edit) == (3, 4, "colour")
     assert message.region == DEFAULT_REGION

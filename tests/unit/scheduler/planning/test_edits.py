@@ -62,7 +62,7 @@ def test_alignments_are_classified(aligned: embedder_pb2.Alignment, kind: str) -
     assert classify_edit(aligned, TOKENS).kind == kind
 
 
-def test_an_edit_names_positions_weights_and_words() -> None:
+def test_edit_names_positions_weights_and_words() -> None:
     edit = classify_edit(alignment([BLUE, token("sky", "OTHER", 0.25, 9)], [RED]), TOKENS)
     assert edit.gained == ((3, 1.0), (9, 0.25))
     assert edit.lost == ((2, 1.0),)

@@ -34,7 +34,7 @@ def codes(chosen: Plan) -> list[str]:
 
 
 @given(policies, totals, st.lists(donors, max_size=6), st.floats(0, 100))
-def test_a_plan_is_sound(policy: Policy, total: int, candidates: list[Donor], step_seconds: float) -> None:
+def test_plan_is_valid(policy: Policy, total: int, candidates: list[Donor], step_seconds: float) -> None:
     chosen = plan(policy, sigmas(total), candidates, step_seconds)
     assert 0 <= chosen.reuse_steps <= total - 1
     assert (chosen.donor is not None) == (chosen.reuse_steps > 0)
@@ -48,7 +48,7 @@ def test_a_plan_is_sound(policy: Policy, total: int, candidates: list[Donor], st
 
 
 @given(policies, totals, scores, scores, st.frozensets(st.integers(1, 50)))
-def test_a_more_similar_donor_is_never_reused_less(
+def test_more_similar_donor_is_never_reused_less(
     policy: Policy, total: int, one: float, other: float, steps: frozenset[int]
 ) -> None:
     low, high = sorted((one, other))
@@ -94,11 +94,11 @@ def test_another_donor_never_makes_the_plan_shallower(
         ("off", 1.0, 0),
     ],
 )
-def test_the_table_at_four_steps(policy: Policy, score: float, steps: int) -> None:
+def test_table_gives_the_expected_steps_at_four_steps(policy: Policy, score: float, steps: int) -> None:
     assert plan(policy, sigmas(4), [Donor("a", score, EVERY_STEP)], 1.0).reuse_steps == steps
 
 
-def test_the_deepest_reuse_wins_then_the_score() -> None:
+def test_deepest_reuse_wins_then_the_score() -> None:
     shallow = Donor("near", 1.0, frozenset({1}))
     deep = Donor("deep", 0.9992, EVERY_STEP)
     deeper = Donor("deep-and-near", 0.9995, EVERY_STEP)
@@ -122,7 +122,7 @@ def test_reasons_name_the_deciding_rule() -> None:
     assert (none.donor, codes(none)) == (None, ["SCORE_TABLE", "STEP_NOT_CACHED"])
 
 
-def test_the_message_carries_the_donor() -> None:
+def test_message_carries_the_donor() -> None:
     donor = Donor("e1", 0.9992, EVERY_STEP, "a red car", "00-" + "a" * 32 + "-" + "b" * 16 + "-01", "g1")
     message = to_message(plan("balanced", sigmas(4), [donor], 0.5))
     assert (message.total_steps, message.reuse_steps) == (4, 3)
