@@ -1,8 +1,8 @@
 """Order of writes and deletes across two stores that share no transaction.
 
-Admit: verified blobs, then the row. Delete: the row; after a grace period the sweeper, which alone deletes
-blobs, deletes its blobs. A crash in between therefore leaves blobs that no row names, never a row without
-blobs. If a blob of a row is missing or altered nevertheless, the fetch that finds it counts as a miss and
+An admission writes verified blobs, then the row. A deletion removes the row; after a grace period the sweeper
+deletes its blobs, and only the sweeper deletes blobs. A crash in between therefore leaves blobs that no row
+names, never a row without blobs. If a blob of a row is missing or altered nevertheless, the fetch that finds it counts as a miss and
 deletes the row. The sweeper deletes rows too: those older than the grace period that name a missing blob.
 """
 

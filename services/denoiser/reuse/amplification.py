@@ -7,7 +7,7 @@ Amplification is data, not a mode. Its forms, of one block with text keys k_j an
 - value gain: v_j · (1 + w·g_j), without normalising again.
 
 An optional gate over the queries leaves tokens outside the region unchanged. With w = 0 nothing is added, so
-that off is exactly off.
+that disabled amplification leaves the result bit-identical.
 """
 
 from __future__ import annotations
@@ -56,9 +56,9 @@ def amplify_text(
     """Returns the amplified text of one step.
 
     Args:
-        gained: Used by bias and value gain. Positions past the last text token are ignored.
-        donor: The donor's prompt, encoded by the same network; used by contrast.
-        gate: [n], 0 to 1, for the video tokens that the step computes; None means 1. Value gain ignores it,
+        gained: Gained tokens, used by bias and value gain. Positions past the last text token are ignored.
+        donor: Donor's prompt, encoded by the same network; used by contrast.
+        gate: Factor [n] in 0 to 1 for each video token that the step computes; None means 1. Value gain ignores it,
             because values belong to text tokens.
 
     Raises ValueError for contrast without the donor's prompt.

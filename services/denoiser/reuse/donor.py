@@ -17,9 +17,11 @@ class DonorLatents:
     """Cached data of a donor, on the model's device.
 
     Attributes:
-        steps: By step boundary, float32 [C, T, H, W]: x_{K1} … x_{K2}, or x_N alone for a renoised plan.
-        maps: [L, N], 0 to 1: where each token of the donor's prompt acted; for regions by attention.
-        text: The donor's prompt, encoded; for contrast.
+        steps: Latents by step boundary, float32 [C, T, H, W]: x_{K1} … x_{K2}, or only x_N for a renoised
+            plan.
+        maps: Places where each token of the donor's prompt acted, [L, N] in 0 to 1; used by regions from
+            attention.
+        text: Encoded prompt of the donor; used by contrast.
     """
 
     steps: Mapping[int, Tensor]
@@ -38,7 +40,7 @@ class DonorTrajectory:
 
     @property
     def maps(self) -> Tensor:
-        """Attention maps of the donor's prompt, [L, N]. Only for plans that need side data."""
+        """Attention maps of the donor's prompt, [L, N]. The plan must need side data."""
         assert self._latents.maps is not None
         return self._latents.maps
 
@@ -54,8 +56,8 @@ class DonorTrajectory:
         """Returns the difference of the target's prediction of clean data from the donor's, per token [n].
 
         Args:
-            tokens: [N, C*P], x_step of the target.
-            velocity: [n, C*P], predicted for the tokens at `positions` [n]; None means all.
+            tokens: The target's x_step as tokens, [N, C*P].
+            velocity: Velocities [n, C*P] of the tokens at `positions` [n]; None means all tokens.
         """
         donor, variance = self._prediction(step)
         if positions is not None:

@@ -1,9 +1,9 @@
-"""Runs the three stages of a plan: reuse, the region, and full computation at the end.
+"""Runs the three stages of a plan: full reuse, region, and repair.
 
-Stage 1 is where the run begins: at the donor's x_{K1}, or, renoised, at its clean latents under the target's
-own noise. In stage 2, steps K1 to K2 − 1, the network runs on the active tokens alone; the others take the
-donor's next latents. Stage 3 computes every token. In full computation, K1 = K2 = 0, this is the plain
-sampler's loop.
+Stage 1, full reuse, sets the start: the donor's x_{K1} or, for a renoised plan, the donor's clean latents with
+the target's noise added. In stage 2, the region steps K1 to K2 − 1, the network computes only the active
+tokens; the others take the donor's next latents. Stage 3, repair, computes every token. A full computation has
+K1 = K2 = 0 and is the plain sampler's loop.
 """
 
 from __future__ import annotations
@@ -57,10 +57,10 @@ class Stages:
     """Runs one plan. `finder`, `text` and `edge_weights` exist for the experiments in bench/.
 
     Args:
-        plan: Valid for the schedule; the donor holds what it needs.
-        noise: x_0, the target's own noise: a run without a donor begins there, a renoised one mixes it in.
-        donor: None means full computation, whatever the plan.
-        finder: Finds the region of stage 2. Default: by the plan's source.
+        plan: Plan that is valid for the schedule and for the data of the donor.
+        noise: The target's noise x_0. A run without a donor starts from it; a renoised run adds it.
+        donor: Latents of the donor; None means full computation, and the plan is ignored.
+        finder: Finder of the region of stage 2. Default: the finder for the plan's source.
         text: Text that cross-attention reads in each step. Default: `text_kv`, amplified as planned.
         edge_weights: Share of the target's own result that each token takes, [N], from the active tokens.
     """

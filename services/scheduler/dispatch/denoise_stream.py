@@ -1,4 +1,4 @@
-"""One run on the denoiser: its replies become the job's events, and its chunks the video file."""
+"""Runs a job on the denoiser: converts replies to events of the job, and writes the video file."""
 
 from __future__ import annotations
 
@@ -31,11 +31,12 @@ _RUNNING: Collection[State] = frozenset({State.RUNNING})
 
 
 class JobNoLongerRunning(Exception):
-    """The job has ended meanwhile: it was cancelled, or its deadline passed."""
+    """Reports that the job ended during the run: it was cancelled, or its deadline passed."""
 
 
 class DenoiseStream:
-    """Converts the replies of one Denoise call to events of its job. Pure: no calls, no files.
+    """Converts the replies of one Denoise call to events of its job. It makes no calls and writes no
+    files.
 
     Args:
         total_steps: steps of the schedule.
