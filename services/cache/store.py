@@ -2,8 +2,9 @@
 
 An admission writes verified blobs, then the row. A deletion removes the row; after a grace period the sweeper
 deletes its blobs, and only the sweeper deletes blobs. A crash in between therefore leaves blobs that no row
-names, never a row without blobs. If a blob of a row is missing or altered nevertheless, the fetch that finds it counts as a miss and
-deletes the row. The sweeper deletes rows too: those older than the grace period that name a missing blob.
+names, never a row without blobs. If a blob of a row is missing or altered nevertheless, the fetch that finds
+it counts as a miss and deletes the row. The sweeper deletes rows too: those older than the grace period that
+name a missing blob.
 """
 
 from __future__ import annotations

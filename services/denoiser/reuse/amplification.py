@@ -58,8 +58,8 @@ def amplify_text(
     Args:
         gained: Gained tokens, used by bias and value gain. Positions past the last text token are ignored.
         donor: Donor's prompt, encoded by the same network; used by contrast.
-        gate: Factor [n] in 0 to 1 for each video token that the step computes; None means 1. Value gain ignores it,
-            because values belong to text tokens.
+        gate: Factor [n] in 0 to 1 for each video token that the step computes; None means 1. Value gain
+            ignores it, because values belong to text tokens.
 
     Raises ValueError for contrast without the donor's prompt.
     """

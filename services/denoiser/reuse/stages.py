@@ -1,9 +1,9 @@
 """Runs the three stages of a plan: full reuse, region, and repair.
 
-Stage 1, full reuse, sets the start: the donor's x_{K1} or, for a renoised plan, the donor's clean latents with
-the target's noise added. In stage 2, the region steps K1 to K2 − 1, the network computes only the active
-tokens; the others take the donor's next latents. Stage 3, repair, computes every token. A full computation has
-K1 = K2 = 0 and is the plain sampler's loop.
+Stage 1, full reuse, sets the start: the donor's x_{K1} or, for a renoised plan, the donor's clean latents
+with the target's noise added. In stage 2, the region steps K1 to K2 − 1, the network computes only the active
+tokens; the others take the donor's next latents. Stage 3, repair, computes every token. A full computation
+has K1 = K2 = 0 and is the plain sampler's loop.
 """
 
 from __future__ import annotations
