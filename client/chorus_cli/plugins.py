@@ -16,6 +16,11 @@ from chorus_rpc.errors import ChorusError, invalid
 from chorus_cli.output import Output
 
 GROUP: Final = "chorus.commands"
+# Neither distribution is published on a package index.
+_CHECKOUT_COMMANDS: Final = {
+    "chorus-client": "pip install './client[{extra}]'",
+    "chorus-serving": "pip install -e ./client -e '.[{extra}]'",
+}
 _ANY_ARGUMENTS: Final = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
@@ -32,9 +37,15 @@ def add_commands(app: typer.Typer) -> None:
             app.command(entry.name, context_settings=_ANY_ARGUMENTS)(_placeholder(entry, error))
 
 
+def format_install_command(package: str, extra: str) -> str:
+    """Returns the command that installs an extra; those of this project are installed from a checkout."""
+    return _CHECKOUT_COMMANDS.get(package, f"pip install '{package}[{{extra}}]'").format(extra=extra)
+
+
 def not_installed(command: str, package: str, error: ImportError) -> ChorusError:
     """Returns the error of a command whose extra is not installed."""
-    return invalid(command, f"{error}; install its dependencies: pip install '{package}[{command}]'")
+    install = format_install_command(package, command)
+    return invalid(command, f"{error}; install its dependencies: {install}")
 
 
 def _placeholder(entry: EntryPoint, error: ImportError) -> Callable[[], Any]:
@@ -44,5 +55,5 @@ def _placeholder(entry: EntryPoint, error: ImportError) -> Callable[[], Any]:
     def command() -> None:
         raise Output(as_json=False).stop(fault)
 
-    command.__doc__ = f"Not installed: pip install '{package}[{entry.name}]'."
+    command.__doc__ = f"Not installed: {format_install_command(package, entry.name)}"
     return command

@@ -277,7 +277,7 @@ def _describe_runtime(options: EngineOptions) -> str:
         try:
             import onnxruntime
         except ImportError as error:
-            raise BackendError(f"{error}: install chorus-serving[onnx]") from error
+            raise BackendError(f"{error}: install it (pip install -e ./client -e '.[onnx]')") from error
         return f"onnxruntime {onnxruntime.__version__}"
     from services.denoiser.backends.tensorrt.module import describe_module, load_module
 

@@ -240,7 +240,7 @@ def test_without_the_extra_text_is_printed_and_a_picture_is_refused(
     assert explain(deployment, identifier).exit_code == 0
     result = explain(deployment, identifier, "--png", "x.png")
     assert result.exit_code == 2
-    assert "pip install 'chorus-client[explain]'" in result.stderr
+    assert "pip install './client[explain]'" in result.stderr
 
 
 def test_sizes_of_this_file_equal_those_of_the_world() -> None:

@@ -270,7 +270,7 @@ def test_missing_library_reports_what_to_install(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(sys.modules, "evaluation.run", None)
     result = run_eval("--target", "localhost:1")
     assert result.exit_code == 2
-    assert "pip install 'chorus-serving[eval]'" in result.stderr
+    assert "pip install -e ./client -e '.[eval]'" in result.stderr
 
 
 def test_command_that_cannot_be_loaded_reports_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -282,4 +282,4 @@ def test_command_that_cannot_be_loaded_reports_what_to_install(monkeypatch: pyte
     result = CliRunner().invoke(other_app, ["eval", "--pairs", "3"])
     assert result.exit_code == 2
     assert "no_such_package" in result.stderr
-    assert "pip install 'chorus-serving[eval]'" in result.stderr
+    assert "pip install -e ./client -e '.[eval]'" in result.stderr

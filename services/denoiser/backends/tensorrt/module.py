@@ -31,7 +31,7 @@ def load_module(name: str = "auto") -> ModuleType:
             reasons.append(f"{candidate}: {error}")
     raise BackendError(
         f"TensorRT cannot be imported ({'; '.join(reasons)}); "
-        f"install chorus-serving[engine], or use an image that contains it"
+        f"install it (pip install -e ./client -e '.[engine]'), or use an image that contains it"
     )
 
 
