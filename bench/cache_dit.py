@@ -4,7 +4,7 @@
 the model's weights, from the same noise: plain, with DBCache of the package `cache-dit`, and without a cache
 in fewer steps, the alternative to both. Every run is timed directly after a plain one, in one process on one
 thread, so the figures cover denoising only and no service. Writes cache_dit.json into --out and prints a
-table. cache-dit is part of the extra `rivals`: pip install -e '.[rivals]'.
+table. cache-dit is part of the extra `rivals`: pip install -e ./client -e '.[rivals]'.
 """
 
 from __future__ import annotations
@@ -303,7 +303,9 @@ def main(
     except ImportError as error:
         if error.name != "cache_dit":
             raise
-        raise typer.BadParameter("cache-dit is not installed: pip install -e '.[rivals]'") from None
+        raise typer.BadParameter(
+            "cache-dit is not installed: pip install -e ./client -e '.[rivals]'"
+        ) from None
     groups = make_groups("test", count, seed, "unseen")
     cases = [group.targets[0] for group in groups]
     difference = harness.measure_difference(cases[0].prompt, seed)  # also the warm-up
