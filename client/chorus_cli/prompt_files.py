@@ -20,14 +20,20 @@ def read_prompts(file: str) -> list[str]:
     Raises ChorusError (INVALID_FIELD) if the file holds no prompt or is not UTF-8, OSError if unreadable.
     """
     try:
-        text = sys.stdin.read() if file == STDIN else Path(file).read_text(encoding="utf-8")
+        text = _read_stdin() if file == STDIN else Path(file).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise invalid("file", f"{file}: must be UTF-8: {error}") from None
-    lines = [line.strip() for line in text.splitlines()]
+    # Editors on Windows begin a file with a byte-order mark, which is no part of the first prompt. Only a
+    # newline ends a line: splitlines() would also cut a prompt at U+2028 and at form feeds.
+    lines = [line.strip() for line in text.removeprefix("\ufeff").split("\n")]
     prompts = [line for line in lines if line and not line.startswith("#")]
     if not prompts:
         raise invalid("file", f"{file}: holds no prompt; write one a line")
     return prompts
+
+
+def _read_stdin() -> str:
+    return "" if sys.stdin is None else sys.stdin.read()  # None: the shell closed it
 
 
 def name_videos(prompts: Sequence[str], folder: Path) -> list[Path]:
