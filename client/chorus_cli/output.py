@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -73,7 +73,8 @@ class Output:
     @property
     def is_interactive(self) -> bool:
         """Whether a question can be asked: text output, with a terminal to read from and to write to."""
-        return not self.as_json and sys.stdin.isatty() and sys.stderr.isatty()
+        # A stream that the shell closed is None.
+        return not self.as_json and all(stream and stream.isatty() for stream in (sys.stdin, sys.stderr))
 
     def json_line(self, **fields: Any) -> None:
         """Writes one JSON line with `as_json`, else nothing. Messages become objects."""
@@ -117,19 +118,28 @@ class Output:
     def faults(self) -> Iterator[None]:
         """Converts the errors of a command to a line and an exit status, never a traceback."""
         try:
-            yield
-        except ChorusError as error:
-            raise self.stop(error) from None
+            with self._reported_errors():
+                yield
         except BrokenPipeError:
             # Later writes, such as the interpreter's flush at exit, must not fail again.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(PIPE_CLOSED) from None
-        except OSError as error:
-            self.status(f"error: {error}")
-            self.error_record("LOCAL_FILE", str(error))
-            raise typer.Exit(BAD_INPUT) from None
         except KeyboardInterrupt:
             raise typer.Exit(INTERRUPTED) from None
+
+    @contextmanager
+    def _reported_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except ChorusError as error:
+            raise self.stop(error) from None
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            self.status(f"error: {error}")
+            with suppress(OSError):  # stdout itself may be the file that cannot be written
+                self.error_record("LOCAL_FILE", str(error))
+            raise typer.Exit(BAD_INPUT) from None
 
     def stop(self, error: ChorusError) -> typer.Exit:
         """Prints the error and returns the exception that ends the command with its status."""
@@ -143,8 +153,12 @@ class Output:
 
 
 def _write_line(text: str) -> None:
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
+    """Writes a line to stdout, if it is open. A character that its encoding lacks is written as an escape."""
+    try:
+        print(text, flush=True)
+    except UnicodeEncodeError:
+        encoding = sys.stdout.encoding
+        print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
 
 
 def exit_code(error: ChorusError) -> int:
