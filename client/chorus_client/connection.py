@@ -93,6 +93,12 @@ class Connection:
     def _to_error(self, error: grpc.aio.AioRpcError) -> ChorusError:
         # A service of ours that answers attaches details; a status without them comes from gRPC itself.
         status = rpc_status.from_call(error)  # type: ignore[arg-type]  # an AioRpcError has what it reads
+        if error.code() is grpc.StatusCode.UNIMPLEMENTED and status is None:
+            return ChorusError(
+                errors.INTERNAL,
+                f"the server at {self.target} is no {self._service} of this version: {error.details()}",
+                metadata={"service": self._service, "target": self.target},
+            )
         if error.code() is not grpc.StatusCode.UNAVAILABLE or status is not None:
             return from_rpc_error(error, self._service)
         # With TLS the certificates may be at fault, and `chorus up` does not help.

@@ -31,6 +31,8 @@ _VIDEO_SECONDS: Final = 600.0
 _MAX_VIDEO_BYTES: Final = 2 << 30
 _FIRST_BACKOFF_SECONDS: Final = 0.1
 _MAX_BACKOFF_SECONDS: Final = 3.0
+# Time by which gRPC may end a stream before its deadline has passed on the loop's clock.
+_TIMER_SECONDS: Final = 0.1
 
 # The scheduler restarts or drains, or the network broke the stream; the generation itself continues.
 _RESUMABLE: Final = frozenset({errors.DEPENDENCY_UNAVAILABLE, errors.SHUTTING_DOWN, errors.CANCELLED})
@@ -115,6 +117,8 @@ class AsyncGenerationHandle:
         A stream that breaks is resumed after the last event. To stop early, close the iterator
         (`contextlib.aclosing`); the generation continues.
         """
+        if not 0 <= after_sequence < 1 << 64:
+            raise errors.invalid("after_sequence", f"must be 0 to 2^64 − 1, not {after_sequence}")
         clock = asyncio.get_running_loop().time
         end, silent_since, failures, last = clock() + timeout, clock(), 0, after_sequence
         while True:
@@ -133,13 +137,18 @@ class AsyncGenerationHandle:
                     return
                 silent_since = clock()
             except ChorusError as error:
+                if error.reason == errors.DEADLINE_EXCEEDED and clock() >= end - _TIMER_SECONDS:
+                    raise self._timed_out(timeout) from error
                 if error.reason not in _RESUMABLE or clock() - silent_since > patience:
                     raise
             pause = min(_MAX_BACKOFF_SECONDS, _FIRST_BACKOFF_SECONDS * 2**failures) * random.uniform(0.5, 1)
             failures = min(failures + 1, 16)
             if clock() + pause >= end:
-                raise ChorusError(errors.DEADLINE_EXCEEDED, f"{self.id} had not ended after {timeout:g} s")
+                raise self._timed_out(timeout)
             await asyncio.sleep(pause)
+
+    def _timed_out(self, timeout: float) -> ChorusError:
+        return ChorusError(errors.DEADLINE_EXCEEDED, f"{self.id} had not ended after {timeout:g} s")
 
     async def _stream(self, last: int, timeout: float) -> AsyncGenerator[Event, None]:
         request = scheduler_pb2.WatchGenerationRequest(generation_id=self.id, after_sequence=last)

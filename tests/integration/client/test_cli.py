@@ -155,6 +155,15 @@ def test_without_plan_options_no_explicit_plan_is_sent(deployment: FakeDeploymen
     assert not deployment.scheduler.requests[0].spec.HasField("explicit_reuse")
 
 
+def test_watch_that_times_out_fails_and_does_not_claim_that_nothing_answers(
+    deployment: FakeDeployment,
+) -> None:
+    identifier = chorus("generate", "slow circle", "--detach", target=deployment.target).stdout.strip()
+    result = chorus("watch", identifier, "--timeout", "0.3", target=deployment.target)
+    assert result.exit_code == 1
+    assert result.stderr.endswith(f"error: {identifier} had not ended after 0.3 s\n")
+
+
 def test_watch_follows_a_detached_generation_and_fetches_its_video(
     deployment: FakeDeployment, tmp_path: Path
 ) -> None:

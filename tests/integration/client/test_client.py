@@ -211,6 +211,14 @@ async def test_events_end_at_their_timeout(client: AsyncChorusClient) -> None:
         async for _ in handle.events(timeout=0.3):
             pass
     assert fault.value.reason == errors.DEADLINE_EXCEEDED
+    assert fault.value.message == f"{handle.id} had not ended after 0.3 s"
+
+
+@pytest.mark.parametrize("number", [-1, 2**64])
+async def test_events_after_an_impossible_number_are_refused(client: AsyncChorusClient, number: int) -> None:
+    handle = await client.submit("x")
+    with pytest.raises(ChorusError, match=r"after_sequence: must be 0 to 2\^64 − 1"):
+        await anext(handle.events(number))
 
 
 async def test_events_fail_if_the_server_does_not_return() -> None:

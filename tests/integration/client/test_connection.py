@@ -7,6 +7,7 @@ import ipaddress
 import os
 import socket
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +176,20 @@ def test_call_ends_at_its_timeout(deployment: FakeDeployment, for_all_calls: boo
         with pytest.raises(ChorusError) as fault:
             client.submit("x", timeout=None if for_all_calls else 0.2)
         assert fault.value.reason == errors.DEADLINE_EXCEEDED
+
+
+def test_server_without_the_service_is_named() -> None:
+    server = grpc.server(ThreadPoolExecutor(1))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        with (
+            ChorusClient(f"127.0.0.1:{port}") as client,
+            pytest.raises(ChorusError, match=rf"the server at 127\.0\.0\.1:{port} is no scheduler"),
+        ):
+            client.list()
+    finally:
+        server.stop(None)
 
 
 def test_result_ends_at_its_timeout(deployment: FakeDeployment) -> None:
