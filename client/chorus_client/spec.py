@@ -8,7 +8,7 @@ import re
 import time
 import uuid
 from collections.abc import Iterable, Sequence
-from typing import Final, SupportsIndex, TypedDict
+from typing import Final, SupportsFloat, SupportsIndex, TypedDict
 
 from chorus.common.v1 import plan_pb2
 from chorus.common.v1.latents_pb2 import Schedule
@@ -56,7 +56,7 @@ class SpecOptions(TypedDict, total=False):
     seed: int | None
     reuse: str | None
     explicit_reuse: scheduler_pb2.ExplicitReuse | None
-    no_store: bool
+    no_store: bool | None
     deadline: float | None
     request_id: str | None
 
@@ -108,12 +108,20 @@ def build_request(prompt: str, options: SpecOptions) -> scheduler_pb2.SubmitGene
     """
     reject_unknown_options(options, ("timeout", "patience", "on_accepted", "on_event"))
     violations = Violations()
-    spec = scheduler_pb2.GenerationSpec(model_id=options.get("model") or "")
-    spec.no_store = options.get("no_store", False)
-    try:
-        spec.prompt = prompt
-    except (UnicodeEncodeError, ValueError):
-        violations.require(False, "prompt", "must be UTF-8")
+
+    def text(name: str, value: str) -> str:
+        if not violations.require(isinstance(value, str), name, f"must be text, not {value!r}"):
+            return ""
+        # Half of a surrogate pair, as in an argument of the command line that is not UTF-8.
+        legal = not any("\ud800" <= character <= "\udfff" for character in value)
+        return value if violations.require(legal, name, "must be UTF-8") else ""
+
+    spec = scheduler_pb2.GenerationSpec(
+        prompt=text("prompt", prompt),
+        model_id=text("model", options.get("model") or ""),
+        no_store=bool(options.get("no_store")),
+    )
+    request_id = text("request_id", options.get("request_id") or str(uuid.uuid4()))
 
     def integer(name: str, value: int | None, bits: int) -> int | None:
         if value is None:
@@ -135,7 +143,10 @@ def build_request(prompt: str, options: SpecOptions) -> scheduler_pb2.SubmitGene
     steps, sigmas = integer("steps", options.get("steps"), 32), options.get("sigmas")
     violations.require(steps is None or sigmas is None, "sigmas", "give steps or sigmas, not both")
     if sigmas is not None:
-        spec.schedule.CopyFrom(Schedule(sigmas=sigmas))
+        try:
+            spec.schedule.CopyFrom(Schedule(sigmas=sigmas))
+        except TypeError:
+            violations.require(False, "sigmas", f"must be a sequence of numbers, not {sigmas!r}")
     elif steps is not None:
         spec.steps = steps
     seed = integer("seed", options.get("seed"), 64)
@@ -146,19 +157,23 @@ def build_request(prompt: str, options: SpecOptions) -> scheduler_pb2.SubmitGene
     if violations.require(reuse in REUSE_POLICIES, "reuse", f"must be one of {words}, not {reuse!r}"):
         spec.reuse = REUSE_POLICIES[reuse]
     plan = options.get("explicit_reuse")
-    if plan is not None:
+    if plan is not None and violations.require(
+        isinstance(plan, scheduler_pb2.ExplicitReuse),
+        "explicit_reuse",
+        f"must be a plan of explicit_reuse() or parse_plan(), not {plan!r}",
+    ):
         spec.explicit_reuse.CopyFrom(plan)
     deadline = options.get("deadline")
     if deadline is not None and violations.require(
-        math.isfinite(deadline) and abs(deadline) < _SENDABLE_DEADLINE_SECONDS,
+        isinstance(deadline, SupportsFloat)
+        and math.isfinite(deadline)
+        and abs(deadline) < _SENDABLE_DEADLINE_SECONDS,
         "deadline",
-        f"must be a number of seconds from now, not {deadline:g}",
+        f"must be a number of seconds from now, not {deadline!r}",
     ):
         spec.deadline.CopyFrom(to_timestamp(deadline))
     violations.raise_if_any()
-    return scheduler_pb2.SubmitGenerationRequest(
-        request_id=options.get("request_id") or str(uuid.uuid4()), spec=spec
-    )
+    return scheduler_pb2.SubmitGenerationRequest(request_id=request_id, spec=spec)
 
 
 def to_timestamp(seconds: float) -> Timestamp:

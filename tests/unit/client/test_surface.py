@@ -100,3 +100,35 @@ def test_every_known_option_is_accepted() -> None:
 def test_seed_that_is_no_seed_is_refused(value: Any) -> None:
     with pytest.raises(chorus_client.ChorusError, match=r"seed: must be 0 to 2\^64 − 1, not "):
         build_request("x", {"seed": value})
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("model", 5, "model: must be text, not 5"),
+        ("model", "\udcff", "model: must be UTF-8"),
+        ("request_id", 5, "request_id: must be text, not 5"),
+        ("request_id", "\udcff", "request_id: must be UTF-8"),
+        ("sigmas", 5, "sigmas: must be a sequence of numbers, not 5"),
+        ("sigmas", "1,0", "sigmas: must be a sequence of numbers, not '1,0'"),
+        ("deadline", "10", "deadline: must be a number of seconds from now, not '10'"),
+        ("explicit_reuse", "reuse_steps:1", r"explicit_reuse: must be a plan of explicit_reuse\(\)"),
+    ],
+)
+def test_option_of_another_type_is_refused_by_name(option: str, value: Any, message: str) -> None:
+    options: Any = {option: value}
+    with pytest.raises(chorus_client.ChorusError, match=message):
+        build_request("x", options)
+
+
+@pytest.mark.parametrize("prompt", [None, 5, b"x", ["x"]])
+def test_prompt_that_is_no_text_is_refused(prompt: Any) -> None:
+    with pytest.raises(chorus_client.ChorusError, match="prompt: must be text, not "):
+        build_request(prompt, {})
+
+
+def test_options_that_are_none_are_left_to_the_server() -> None:
+    options: Any = dict.fromkeys(SpecOptions.__annotations__)
+    request = build_request("x", options)
+    assert request.request_id
+    assert request.spec == build_request("x", {}).spec
