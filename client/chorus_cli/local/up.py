@@ -101,7 +101,7 @@ def longest_drain(environment: Mapping[str, str]) -> float:
 def choose_ports(base: Mapping[str, str]) -> dict[str, int]:
     """Chooses a port for each service: `CHORUS_<SERVICE>_PORT`, else its default port, else a free one.
 
-    Raises ChorusError (INVALID_FIELD) for a variable that is not a port.
+    Raises ChorusError (INVALID_FIELD) for a variable that is not a port, or the port of another variable.
     """
     ports: dict[str, int] = {}
     for service in SERVICES:
@@ -111,6 +111,8 @@ def choose_ports(base: Mapping[str, str]) -> dict[str, int]:
             continue
         if not (text.isdecimal() and 1 <= int(text) <= 65_535):
             raise invalid(variable, f"must be a port, 1 to 65535, not {text!r}")
+        if int(text) in ports.values():
+            raise invalid(variable, f"must differ from the ports of the other services, not be {text}, too")
         ports[service] = int(text)
     with contextlib.ExitStack() as bound:  # all at once, so that they differ
         for service in SERVICES:

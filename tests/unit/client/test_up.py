@@ -65,6 +65,11 @@ def test_variable_that_is_not_a_port_is_named(text: str) -> None:
         up.choose_ports({"CHORUS_DENOISER_PORT": text})
 
 
+def test_port_of_two_services_is_refused() -> None:
+    with pytest.raises(ChorusError, match=r"CHORUS_SCHEDULER_PORT: must differ .* not be 7505, too"):
+        up.choose_ports({"CHORUS_CACHE_PORT": "7505", "CHORUS_SCHEDULER_PORT": "7505"})
+
+
 def test_services_find_each_other_and_keep_everything_in_the_directory(tmp_path: Path) -> None:
     ports = {"embedder": 1, "cache": 2, "denoiser": 3, "scheduler": 4}
     variables = up.build_environment({"PATH": "/bin"}, tmp_path, ports)
