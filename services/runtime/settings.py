@@ -80,7 +80,7 @@ def load_settings(kind: type[S], arguments: Sequence[str] = ()) -> S:
         return kind()
     except ValidationError as error:
         for fault in error.errors():
-            name = prefix + "_".join(str(part) for part in fault["loc"]).upper()
+            name = prefix + str(fault["loc"][0]).upper()  # without the position in a list
             print(f"{name}: {fault['msg']} (got {fault.get('input')!r})", file=sys.stderr)
         raise SystemExit(2) from None
 

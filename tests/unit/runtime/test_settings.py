@@ -50,6 +50,15 @@ def test_invalid_value_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     assert "PORT" in capsys.readouterr().err
 
 
+def test_invalid_part_of_a_list_is_named_by_its_variable(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CHORUS_EMBEDDER_LEXICONS", "/no/such/file")
+    with pytest.raises(SystemExit):
+        load_settings(EmbedderSettings)
+    assert capsys.readouterr().err.startswith("CHORUS_EMBEDDER_LEXICONS: ")
+
+
 def test_misspelt_variables_are_found_with_the_nearest_setting() -> None:
     environment = {
         "CHORUS_EXAMPLE_PROT": "1",
