@@ -67,13 +67,16 @@ def configure(service: str) -> bool:
     if _enabled or not is_requested():
         return _enabled
     try:
+        import opentelemetry.instrumentation.grpc  # noqa: F401  # used later, by the interceptors
         from opentelemetry import trace
         from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
         from opentelemetry.sdk.resources import Resource
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError as error:
-        raise ImportError("OTEL_* requests tracing: install chorus-client[telemetry], or unset it") from error
+        raise ImportError(
+            "OTEL_* requests tracing: pip install './client[telemetry]' in a checkout, or unset it"
+        ) from error
     if not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
         # The embedding program has set up its own provider: our spans go there.
         _enabled = True
