@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final, TypeAlias, TypeVar
@@ -10,10 +11,11 @@ import grpc
 import grpc.aio
 from chorus_rpc import errors, telemetry
 from chorus_rpc.channels import open_channel
-from chorus_rpc.errors import ChorusError, from_rpc_error
+from chorus_rpc.errors import ChorusError, from_rpc_error, invalid
 from grpc_status import rpc_status
 
 CALL_SECONDS: Final = 30.0
+_METADATA_KEY: Final = re.compile(r"[a-z0-9_.-]+")
 
 Metadata: TypeAlias = Sequence[tuple[str, str | bytes]]
 Request = TypeVar("Request")
@@ -44,17 +46,20 @@ class Connection:
         interceptors: Sequence[grpc.aio.ClientInterceptor],
         timeout: float,
     ) -> None:
+        metadata = check_metadata(metadata)
         telemetry.configure("client")
         self.target = target
         self.channel = open_channel(target, credentials=credentials, interceptors=interceptors)
         self._service = service
         self._variable = variable
         self._secure = credentials is not None
-        self._metadata = tuple(metadata)
+        self._closed = False
+        self._metadata = metadata
         self._timeout = timeout
 
     async def close(self) -> None:
-        """Closes the channel; calls still running end."""
+        """Closes the channel; calls still running end, and later ones raise RuntimeError."""
+        self._closed = True
         await self.channel.close()
 
     async def call(
@@ -85,6 +90,8 @@ class Connection:
 
     @contextmanager
     def _raising(self) -> Iterator[None]:
+        if self._closed:
+            raise RuntimeError("this client is closed")
         try:
             yield
         except grpc.aio.AioRpcError as error:
@@ -113,3 +120,25 @@ class Connection:
             metadata={"service": self._service, "target": self.target, "detail": error.details() or ""},
             retry_after=1.0,
         )
+
+
+def check_metadata(metadata: Metadata) -> Metadata:
+    """Returns the pairs. Raises ChorusError (INVALID_FIELD) for one that gRPC cannot send.
+
+    The error does not carry the value, which may be a secret.
+    """
+    try:
+        pairs = tuple((key, value) for key, value in metadata)
+    except (TypeError, ValueError):
+        raise invalid("metadata", 'must be pairs, such as [("authorization", "Bearer …")]') from None
+    for key, value in pairs:
+        if not (isinstance(key, str) and _METADATA_KEY.fullmatch(key)):
+            raise invalid("metadata", f"a key must consist of a–z, 0–9, '_', '.' and '-', not {key!r}")
+        if key.endswith("-bin"):
+            if not isinstance(value, bytes):
+                raise invalid("metadata", f"the value of {key} must be bytes")
+        elif not (isinstance(value, str) and value.isascii() and value.isprintable()):
+            raise invalid(
+                "metadata", f"the value of {key} must be text in printable ASCII, without a newline"
+            )
+    return pairs

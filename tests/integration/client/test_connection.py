@@ -178,6 +178,34 @@ def test_call_ends_at_its_timeout(deployment: FakeDeployment, for_all_calls: boo
         assert fault.value.reason == errors.DEADLINE_EXCEEDED
 
 
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({"authorization": "x"}, "must be pairs"),
+        ([("Authorization", "x")], "a key must consist of a–z"),
+        (
+            [("authorization", "Bearer secret\n")],
+            "the value of authorization must be text in printable ASCII",
+        ),
+        ([("authorization", b"Bearer secret")], "the value of authorization must be text in printable ASCII"),
+        ([("token-bin", "secret")], "the value of token-bin must be bytes"),
+    ],
+)
+def test_metadata_that_cannot_be_sent_is_refused_without_its_value(metadata: Any, message: str) -> None:
+    for kind in (ChorusClient, CacheClient):
+        with pytest.raises(ChorusError, match=f"metadata: {message}") as refused:
+            kind("127.0.0.1:1", metadata=metadata)
+        assert "secret" not in refused.value.message
+
+
+async def test_asyncio_clients_are_unusable_after_their_end() -> None:
+    async with AsyncChorusClient("127.0.0.1:1") as client, AsyncCacheClient("127.0.0.1:1") as cache:
+        pass
+    for call in (client.list, cache.stats, client.handle("x").result):
+        with pytest.raises(RuntimeError, match="this client is closed"):
+            await call()
+
+
 def test_server_without_the_service_is_named() -> None:
     server = grpc.server(ThreadPoolExecutor(1))
     port = server.add_insecure_port("127.0.0.1:0")

@@ -43,9 +43,10 @@ def test_call_from_a_callback_is_rejected(loop: LoopThread) -> None:
         """Completes at once."""
 
     async def call_back() -> None:
-        for call in (lambda: loop.run(nothing()), lambda: loop.close(nothing())):
-            with pytest.raises(RuntimeError, match="a callback must not call the client"):
-                call()
+        with pytest.raises(RuntimeError, match="a callback must not call the client"):
+            loop.run(nothing())
+        with pytest.raises(RuntimeError, match="a callback must not call the client"):
+            loop.close(nothing())
 
     loop.run(call_back())
     loop.run(nothing())
