@@ -14,6 +14,7 @@ from chorus_rpc.suggestions import closest
 PREFIX: Final = "CHORUS_"
 KNOWN: Final = (*VARIABLES.values(), "CHORUS_TENANT")
 SERVICES: Final = ("EMBEDDER", "CACHE", "DENOISER", "SCHEDULER", "GATEWAY")
+_SERVICE_PREFIXES: Final = tuple(f"{PREFIX}{service}_" for service in SERVICES)
 
 
 def check_variables(names: Iterable[str]) -> list[str]:
@@ -22,7 +23,20 @@ def check_variables(names: Iterable[str]) -> list[str]:
 
 
 def _is_known(name: str) -> bool:
-    return name in KNOWN or name.startswith(tuple(f"{PREFIX}{service}_" for service in SERVICES))
+    return name in KNOWN or (name.startswith(_SERVICE_PREFIXES) and not _is_misspelt_own(name))
+
+
+def _is_misspelt_own(name: str) -> bool:
+    """Returns whether a name with a service's prefix resembles CHORUS_CACHE_TARGET, which is this command's.
+
+    The prefix is left out of the comparison, because every setting of the cache begins with it.
+    """
+    return any(
+        closest(name.removeprefix(prefix), [own.removeprefix(prefix)])
+        for prefix in _SERVICE_PREFIXES
+        for own in KNOWN
+        if own.startswith(prefix) and name.startswith(prefix)
+    )
 
 
 def _warning(name: str) -> str:
@@ -32,6 +46,8 @@ def _warning(name: str) -> str:
 
 
 def _suggest(name: str) -> str | None:
+    if name.startswith(_SERVICE_PREFIXES):
+        return closest(name, KNOWN)
     service, _, setting = name.removeprefix(PREFIX).partition("_")
     nearest = closest(service, SERVICES) if setting else None
     return f"{PREFIX}{nearest}_{setting}" if nearest else closest(name, KNOWN)
