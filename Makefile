@@ -72,6 +72,8 @@ lock: $(READY) ## resolve versions again and write requirements.lock
 	infra/lock
 
 $(READY): requirements.lock pyproject.toml client/pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("Chorus needs Python 3.11 or newer, for instance: make PYTHON=python3.12 ..." \
+	    if sys.version_info < (3, 11) else 0)'
 	@begin=$$(date +%s) && \
 	$(PYTHON) -m venv $(VENV) && \
 	$(BIN)/pip install --quiet --disable-pip-version-check $(UV) '$(TORCH)' && \
