@@ -206,6 +206,12 @@ async def test_asyncio_clients_are_unusable_after_their_end() -> None:
             await call()
 
 
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_url_as_target_is_refused(scheme: str) -> None:
+    with pytest.raises(ChorusError, match="target: must be host:port, without the scheme"):
+        ChorusClient(f"{scheme}://localhost:7400")
+
+
 def test_server_without_the_service_is_named() -> None:
     server = grpc.server(ThreadPoolExecutor(1))
     port = server.add_insecure_port("127.0.0.1:0")
