@@ -101,7 +101,8 @@ def longest_drain(environment: Mapping[str, str]) -> float:
 def choose_ports(base: Mapping[str, str]) -> dict[str, int]:
     """Chooses a port for each service: `CHORUS_<SERVICE>_PORT`, else its default port, else a free one.
 
-    Raises ChorusError (INVALID_FIELD) for a variable that is not a port, or the port of another variable.
+    Raises ChorusError (INVALID_FIELD) for a variable that is not a port, or that names the port of another
+    service or one in use, whose program would answer the health check.
     """
     ports: dict[str, int] = {}
     for service in SERVICES:
@@ -115,6 +116,10 @@ def choose_ports(base: Mapping[str, str]) -> dict[str, int]:
             raise invalid(variable, f"must differ from the ports of the other services, not be {text}, too")
         ports[service] = int(text)
     with contextlib.ExitStack() as bound:  # all at once, so that they differ
+        for service, port in ports.items():
+            if _bind(bound, port) is None:
+                variable = f"CHORUS_{service.upper()}_PORT"
+                raise invalid(variable, f"port {port} of {HOST} is in use, or not open to this user")
         for service in SERVICES:
             if service not in ports:
                 default = DEFAULT_PORTS[service]

@@ -70,6 +70,13 @@ def test_port_of_two_services_is_refused() -> None:
         up.choose_ports({"CHORUS_CACHE_PORT": "7505", "CHORUS_SCHEDULER_PORT": "7505"})
 
 
+def test_requested_port_in_use_is_refused() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(ChorusError, match=f"CHORUS_CACHE_PORT: port {port} of 127.0.0.1 is in use"):
+            up.choose_ports({"CHORUS_CACHE_PORT": str(port)})
+
+
 def test_services_find_each_other_and_keep_everything_in_the_directory(tmp_path: Path) -> None:
     ports = {"embedder": 1, "cache": 2, "denoiser": 3, "scheduler": 4}
     variables = up.build_environment({"PATH": "/bin"}, tmp_path, ports)
