@@ -236,7 +236,7 @@ def load_lexicon(paths: Iterable[Path]) -> Lexicon:
 
 def _read_synonyms(path: Path) -> list[Meaning]:
     try:
-        found = tomllib.loads(path.read_text())
+        found = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ValueError(f"{path}: cannot be read: {error}") from error
     synonyms = found.get("synonyms")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +13,7 @@ import pytest
 from services.embedder.alignment import EncodedPrompt, align
 from services.embedder.lexicon import Category, Lexicon, load_lexicon
 from services.embedder.settings import SHIPPED_LEXICON
+from tests.processes import ROOT
 
 GENERAL = Lexicon()
 
@@ -67,3 +71,21 @@ def test_invalid_file_is_named(tmp_path: Path, text: str | None, fault: str) -> 
         path.write_text(text)
     with pytest.raises(ValueError, match=f"{path}.*{fault}"):
         load_lexicon([path])
+
+
+def test_file_is_read_as_utf8_in_every_locale(tmp_path: Path) -> None:
+    path = tmp_path / "lexicon.toml"
+    path.write_bytes('[synonyms]\nother = [["kreis", "rundstück"]]\n'.encode())
+    script = (
+        "import sys; from pathlib import Path; from services.embedder.lexicon import load_lexicon; "
+        "print(ascii(load_lexicon([Path(sys.argv[1])]).look_up('rundst\\xfcck').meaning))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(path)],
+        env={**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.stdout == "'kreis'\n", done.stderr
