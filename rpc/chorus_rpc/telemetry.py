@@ -73,7 +73,9 @@ def configure(service: str) -> bool:
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError as error:
-        raise ImportError("OTEL_* requests tracing: install chorus-client[telemetry], or unset it") from error
+        raise ImportError(
+            "OTEL_* requests tracing: unset it, or install it: pip install './client[telemetry]' in a checkout"
+        ) from error
     if not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
         # The embedding program has set up its own provider: our spans go there.
         _enabled = True
