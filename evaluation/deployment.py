@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from chorus_cli.local.supervise import tethered
-from chorus_cli.local.up import locked
+from chorus_cli.local.up import HOST, SERVICES, locked
 
 _STOP_SECONDS = 60.0
 _NO_EMBEDDING_CACHE = {"CHORUS_EMBEDDER_RECENT_BYTES": "0"}
@@ -35,7 +36,7 @@ def local_deployment(directory: Path, *, cache_embeddings: bool = True) -> Itera
                 shutil.rmtree(old)
             elif old.name != "up.lock":
                 old.unlink()
-    environment = {**os.environ, **({} if cache_embeddings else _NO_EMBEDDING_CACHE)}
+    environment = {**_free_ports(), **os.environ, **({} if cache_embeddings else _NO_EMBEDDING_CACHE)}
     command = tethered((sys.executable, "-m", "chorus_cli", "up", "--dir", str(directory), "--json"))
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, start_new_session=True, env=environment
@@ -48,6 +49,20 @@ def local_deployment(directory: Path, *, cache_embeddings: bool = True) -> Itera
                 process.wait(_STOP_SECONDS)
             except subprocess.TimeoutExpired:
                 process.kill()
+
+
+def _free_ports() -> Mapping[str, str]:
+    """Returns the port variables of the services, with ports that are free.
+
+    Not the default ones: a client that names no address must not reach a deployment that is being measured.
+    """
+    with ExitStack() as bound:
+        sockets = {service: bound.enter_context(socket.socket()) for service in SERVICES}
+        for free in sockets.values():
+            free.bind((HOST, 0))
+        return {
+            f"CHORUS_{service.upper()}_PORT": str(free.getsockname()[1]) for service, free in sockets.items()
+        }
 
 
 def _targets(process: subprocess.Popen[str]) -> dict[str, str]:

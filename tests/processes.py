@@ -18,12 +18,23 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 ROOT = Path(__file__).resolve().parents[1]
+SERVICES = ("embedder", "cache", "denoiser", "scheduler")
 
 
 def free_port() -> int:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return int(sock.getsockname()[1])
+
+
+def choose_port_variables() -> dict[str, str]:
+    """Returns variables that keep a `chorus up` off the default ports, which another test may use."""
+    ports: set[int] = set()
+    while len(ports) < len(SERVICES):
+        ports.add(free_port())
+    return {
+        f"CHORUS_{service.upper()}_PORT": str(port) for service, port in zip(SERVICES, ports, strict=True)
+    }
 
 
 def wait_until_serving(target: str, seconds: float, alive: object = None) -> None:

@@ -13,7 +13,7 @@ from chorus_rpc.suggestions import closest
 
 PREFIX: Final = "CHORUS_"
 KNOWN: Final = (*VARIABLES.values(), "CHORUS_TENANT")
-SERVICES: Final = ("EMBEDDER", "CACHE", "DENOISER", "SCHEDULER", "GATEWAY")
+SERVICES: Final = ("EMBEDDER", "CACHE", "DENOISER", "SCHEDULER")
 _SERVICE_PREFIXES: Final = tuple(f"{PREFIX}{service}_" for service in SERVICES)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import av
 import pytest
 
-from tests.processes import ROOT
+from tests.processes import ROOT, choose_port_variables
 from tests.stack import Stack
 
 EXAMPLES = ROOT / "examples"
@@ -83,7 +83,7 @@ def test_own_model_example_generates_a_video(tmp_path: Path) -> None:
     block = (EXAMPLES / "own_model/README.md").read_text().split("```sh\n")[1].split("```")[0]
     build, up, generate = (shlex.split(line, comments=True) for line in block.splitlines())
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("CHORUS_", "OTEL_"))}
-    environment |= {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    environment |= {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", **choose_port_variables()}
     subprocess.run(build, cwd=tmp_path, env=environment, timeout=120, check=True)
     with subprocess.Popen(
         [*up, "--json"], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True

@@ -224,6 +224,8 @@ class DenoiseRunner:
         except JobNoLongerRunning:
             log.info("run stopped: the job is no longer running")
         except TimeoutError:
+            if not succeeded:  # not the limit on admission, which is set after the success
+                raise
             log.warning("latents not admitted in time")
         except BlobFault as error:
             raise ChorusError(

@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 from chorus_client import endpoints
 
+from tests.processes import choose_port_variables
+
 pytestmark = pytest.mark.timeout(600)
 CHORUS = (sys.executable, "-m", "chorus_cli")
 
@@ -24,7 +26,7 @@ class Up:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("CHORUS_", "OTEL_"))}
-        environment["CHORUS_SCHEDULER_QUEUE_LIMT"] = "5"
+        environment |= choose_port_variables() | {"CHORUS_SCHEDULER_QUEUE_LIMT": "5"}
         self.process = subprocess.Popen(
             [*CHORUS, "up", "--json"], cwd=folder, env=environment, stdout=subprocess.PIPE, text=True
         )
@@ -108,7 +110,8 @@ def test_up_starts_restarts_and_stops_the_services(up: Up, tmp_path: Path) -> No
 
 
 def test_setting_that_is_wrong_ends_it_with_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CHORUS_SCHEDULER_LOG_LEVEL", "loud")
+    for name, value in {**choose_port_variables(), "CHORUS_SCHEDULER_LOG_LEVEL": "loud"}.items():
+        monkeypatch.setenv(name, value)
     done = subprocess.run([*CHORUS, "up"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1
     assert (
