@@ -12,7 +12,7 @@ import grpc.aio
 from chorus.scheduler.v1 import scheduler_pb2
 from chorus.scheduler.v1.scheduler_pb2_grpc import SchedulerServiceStub
 from chorus_rpc import semconv, telemetry
-from chorus_rpc.errors import ChorusError
+from chorus_rpc.errors import ChorusError, invalid
 
 from chorus_client.connection import CALL_SECONDS, Connection, Metadata
 from chorus_client.endpoints import VARIABLES, resolve
@@ -146,8 +146,11 @@ class AsyncChorusClient:
 
         Args:
             state: "queued", "waiting", "running", "succeeded", "failed" or "cancelled"; None for all.
+            limit: upper bound on the number of generations, at least 1.
             timeout: deadline of each page, in seconds.
         """
+        if limit < 1:
+            raise invalid("limit", f"must be at least 1, not {limit}")
         request = scheduler_pb2.ListGenerationsRequest(state=parse_state(state))
         generations: tuple[Generation, ...] = ()
         while len(generations) < limit:

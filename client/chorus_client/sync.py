@@ -122,6 +122,7 @@ class ChorusClient:
 
         Args:
             state: "queued", "waiting", "running", "succeeded", "failed" or "cancelled"; None for all.
+            limit: upper bound on the number of generations, at least 1.
             timeout: deadline of each page, in seconds.
         """
         return self._loop.run(self._client.list(state, limit, timeout=timeout))

@@ -329,6 +329,8 @@ async def test_list_requests_pages_up_to_the_limit(client: AsyncChorusClient) ->
     assert [g.id for g in await client.list("failed")] == ["gen-6"]
     with pytest.raises(ChorusError, match="state: must be one of"):
         await client.list("sleeping")
+    with pytest.raises(ChorusError, match="limit: must be at least 1, not 0"):
+        await client.list(limit=0)
 
 
 async def test_damaged_video_is_rejected(

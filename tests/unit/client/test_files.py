@@ -33,6 +33,15 @@ def test_file_behind_a_symbolic_link_is_replaced_and_the_link_stays(tmp_path: Pa
     assert list(path.parent.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("name", ["missing/out.mp4", "folder"])
+def test_error_names_the_path_and_no_part_remains(name: str, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError, match=r".") as failed:
+        write_atomically(tmp_path / name, b"new")
+    assert failed.value.filename == str(tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
 def test_pipe_is_written_to_and_not_replaced(tmp_path: Path) -> None:
     path = tmp_path / "pipe"
     os.mkfifo(path)
