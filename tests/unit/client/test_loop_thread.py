@@ -26,7 +26,7 @@ def test_close_ends_the_calls_of_other_threads_after_their_clean_up(loop: LoopTh
         try:
             await asyncio.sleep(3_600)
         finally:
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0)  # clean-up that yields to the loop
             cleaned.set()
 
     with ThreadPoolExecutor(1) as other:
