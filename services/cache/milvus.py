@@ -22,6 +22,7 @@ from pymilvus.exceptions import ErrorCode, MilvusException
 from services.cache.blocking_client import BlockingClient, retry_until_up
 from services.cache.entries import PLAIN_TEXT, Blob, Entry, Space
 from services.cache.index import Hit, Index, Selection
+from services.runtime.breaker import PROBE_SECONDS
 
 _PREFIX = "chorus_"
 _LAYOUT = "_v1"
@@ -120,6 +121,7 @@ class MilvusIndex(Index):
         except BaseException:
             await client.close()
             raise
+        client.suspend_when_silent(lambda: milvus.list_collections(timeout=PROBE_SECONDS))
         return cls(milvus, client, uri, seconds)
 
     async def close(self) -> None:
