@@ -13,6 +13,7 @@ import grpc.aio
 from chorus_rpc import telemetry
 from chorus_rpc.errors import from_rpc_error
 from chorus_rpc.limits import DEFAULT_MAX_MESSAGE_BYTES
+from chorus_rpc.proxies import is_loopback
 
 # Only calls that may safely run twice. Streams are retried by gRPC only before their first message.
 _IDEMPOTENT = {
@@ -58,6 +59,7 @@ def open_channel(
     *,
     credentials: grpc.ChannelCredentials | None = None,
     interceptors: Sequence[grpc.aio.ClientInterceptor] = (),
+    use_proxy: bool = False,
 ) -> grpc.aio.Channel:
     """Opens a channel to "host:port" or any gRPC name; plain names are resolved by DNS, with calls balanced.
 
@@ -66,6 +68,7 @@ def open_channel(
     Args:
         credentials: channel credentials for TLS; None for a plaintext connection.
         interceptors: client interceptors inside those for tracing, the first one outermost.
+        use_proxy: whether a proxy that the environment names is used; never for a loopback address.
     """
     arguments: dict[str, Any] = {
         "target": target if ":///" in target or target.startswith("unix:") else f"dns:///{target}",
@@ -76,11 +79,12 @@ def open_channel(
             # No tighter than the servers allow (server.py), or they would close the connection.
             ("grpc.keepalive_time_ms", 60_000),
             ("grpc.keepalive_timeout_ms", 10_000),
-            # A restarted service is reached again within two seconds.
+            # A restarted service is reached again within two seconds. The minimum stays at gRPC's default: it
+            # is the time limit of one attempt to connect, too.
             ("grpc.initial_reconnect_backoff_ms", 100),
-            ("grpc.min_reconnect_backoff_ms", 100),
             ("grpc.max_reconnect_backoff_ms", 2_000),
             ("grpc.dns_min_time_between_resolutions_ms", 1_000),
+            ("grpc.enable_http_proxy", int(use_proxy and not is_loopback(target))),
         ],
         "interceptors": [*telemetry.client_interceptors(), *interceptors],
     }

@@ -30,6 +30,9 @@ _PAGE = 500
 # Writes are visible to the next call of this process, at a hundredth of the cost of "Strong" on a server.
 _READ_YOUR_WRITES = "Session"
 
+# A proxy of the environment is for destinations outside the deployment.
+_CHANNEL_OPTIONS = {"grpc.enable_http_proxy": 0}
+
 T = TypeVar("T")
 
 # Column and type; lengths are bytes on a server.
@@ -111,7 +114,9 @@ class MilvusIndex(Index):
             # limit of a lookup.
             with contextlib.suppress(ImportError):
                 importlib.import_module("scipy.sparse")
-            milvus = MilvusClient(uri=uri, token=token, timeout=seconds, dedicated=True)
+            milvus = MilvusClient(
+                uri=uri, token=token, timeout=seconds, dedicated=True, grpc_options=_CHANNEL_OPTIONS
+            )
             milvus.list_collections(timeout=seconds)
             return milvus
 
