@@ -32,11 +32,11 @@ Tracing uses OpenTelemetry's own `OTEL_*` variables: see [tracing.md](tracing.md
 
 ## Proxies
 
-Services reach each other, Milvus and the object store without a proxy, whatever `http_proxy` and its kin say. The
-SDK and the commands use a proxy for a scheduler or cache on another host, as gRPC does (`grpc_proxy`,
-`https_proxy`, `http_proxy`, exceptions in `no_grpc_proxy` or `no_proxy`), and never for a loopback address. Traces
-follow these variables too, except to a collector on this machine. Downloads from the Hugging Face hub use the
-proxy of the environment.
+Services reach each other, Milvus and the object store without a proxy, whatever `http_proxy` and similar
+variables say. The SDK and the commands use a proxy for a scheduler or cache on another host, as gRPC does
+(`grpc_proxy`, `https_proxy`, `http_proxy`; exceptions in `no_grpc_proxy` or `no_proxy`), and never for a
+loopback address. Traces follow these variables too, except to a collector on this machine. Downloads from
+the Hugging Face hub use the proxy of the environment.
 """
 
 

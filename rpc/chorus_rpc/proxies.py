@@ -1,4 +1,4 @@
-"""Proxies of the environment (`http_proxy` and its kin): never for loopback, nor between services."""
+"""Proxies that the environment names: never for loopback addresses, nor between services."""
 
 from __future__ import annotations
 
