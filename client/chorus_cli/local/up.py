@@ -25,6 +25,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from chorus_cli import variables
 from chorus_cli.local import model_files, supervise
+from chorus_cli.local.reservation import reserve_ports
 from chorus_cli.local.supervise import Child, GaveUp, Limits, Supervisor
 from chorus_cli.output import FAILED, OK, Output, one_line
 from chorus_cli.rendering import align_columns
@@ -196,8 +197,9 @@ async def run_up(directory: Path, models: Sequence[Path], startup_seconds: float
     _require_services()
     logs = directory / "logs"
     logs.mkdir(parents=True, exist_ok=True)
-    with locked(directory) as lock:
-        ports = choose_ports(os.environ)
+    with locked(directory) as lock, contextlib.ExitStack() as reserved:
+        requested = [service for service in SERVICES if f"CHORUS_{service.upper()}_PORT" in os.environ]
+        ports = reserve_ports(choose_ports(os.environ), requested, reserved)
         for line in describe_moved_ports(os.environ, ports):
             out.status(line)
         environment = build_environment(os.environ, directory, ports, models, startup_seconds)

@@ -1,8 +1,10 @@
-"""Verifies the cache while its object store accepts connections and never answers."""
+"""Verifies the cache while its index or its object store accepts connections and never answers."""
 
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -15,10 +17,11 @@ from chorus_rpc.tenancy import tenant_metadata
 from moto.server import ThreadedMotoServer
 
 from services.cache.entries import make_blob_key
+from services.cache.milvus import MilvusIndex
 from services.cache.s3 import S3Blobs
 from tests.contract.samples import admission, digest, fetch, latents, new_entry
 from tests.integration.cache.calls import admitted, connected, details, donors, environment, fetched
-from tests.processes import start_service
+from tests.processes import free_port, start_service
 from tests.relay import Relay
 
 pytestmark = pytest.mark.fault("silent-dependency")
@@ -77,6 +80,42 @@ async def test_object_store_that_never_answers_is_called_once(relay: Relay) -> N
     finally:
         relay.thaw()
         await blobs.close()
+
+
+@pytest.fixture
+def milvus(tmp_path: Path) -> Iterator[int]:
+    """Milvus Lite in a process; yields its port, which it may not have bound yet."""
+    port = free_port()
+    command = [str(Path(sys.executable).with_name("milvus-lite")), "server", "--host", "127.0.0.1"]
+    with (tmp_path / "milvus.log").open("wb") as log:
+        process = subprocess.Popen(
+            [*command, "--port", str(port), "--data-dir", str(tmp_path / "milvus")], stdout=log, stderr=log
+        )
+    yield port
+    process.terminate()
+    process.wait(20)
+
+
+async def test_index_that_never_answers_is_called_once(milvus: int) -> None:
+    async with Relay(milvus) as relay, asyncio.timeout(60):
+        index = await MilvusIndex.open(f"http://{relay.target}", "", seconds=30, threads=2)
+        assert await index.spaces() == []
+        relay.freeze()
+        with pytest.raises(TimeoutError):  # a lookup ends at the deadline of its caller
+            async with asyncio.timeout(1.5):
+                await index.spaces()
+        for _ in range(10):
+            with pytest.raises(ChorusError, match=r"milvus is not available: .*calls are suspended"):
+                await index.spaces()
+        relay.thaw()
+        while True:
+            try:
+                assert await index.spaces() == []
+            except ChorusError:
+                await asyncio.sleep(0.01)
+            else:
+                break
+        await index.close()
 
 
 async def test_cache_answers_at_once_while_its_object_store_is_silent(relay: Relay, tmp_path: Path) -> None:

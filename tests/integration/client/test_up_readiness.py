@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -9,7 +10,9 @@ from pathlib import Path
 import grpc.aio
 import pytest
 from chorus_cli.local import up
+from chorus_cli.local.reservation import reserve_ports
 from chorus_cli.local.supervise import Child
+from chorus_rpc.errors import ChorusError
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from services.runtime.health import HealthServicer
@@ -64,3 +67,18 @@ def test_instances_are_new_for_each_start(tmp_path: Path) -> None:
     inherited = {f"CHORUS_{service.upper()}_INSTANCE_ID": "inherited" for service in up.SERVICES}
     started = [up.build_environment(inherited, tmp_path, dict.fromkeys(up.SERVICES, 1)) for _ in range(2)]
     assert len({environment[name] for environment in started for name in inherited} | {"inherited"}) == 9
+
+
+def test_two_starts_at_the_same_time_take_different_ports() -> None:
+    with contextlib.ExitStack() as first, contextlib.ExitStack() as second:
+        ports = reserve_ports(up.choose_ports({}), (), first)
+        # No service of the first start has bound its port yet.
+        others = reserve_ports(ports, (), second)
+        assert set(others) == set(ports)
+        assert not set(others.values()) & set(ports.values())
+        with pytest.raises(
+            ChorusError, match=rf"CHORUS_CACHE_PORT: port {ports['cache']} is in use by another"
+        ):
+            reserve_ports({"cache": ports["cache"]}, ["cache"], second)
+    with contextlib.ExitStack() as third:
+        assert reserve_ports(ports, up.SERVICES, third) == ports
