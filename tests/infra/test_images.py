@@ -87,6 +87,18 @@ def test_health_check_distinguishes_serving_from_loading(server: tuple[int, heal
     assert "NOT_FOUND" in unknown.stderr
 
 
+@pytest.mark.fault("proxy")
+def test_health_check_uses_no_proxy(
+    server: tuple[int, health.HealthServicer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port, status = server
+    status.set(NAME, health_pb2.HealthCheckResponse.SERVING)
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    monkeypatch.delenv("no_proxy", raising=False)
+    done = healthy(str(port), NAME)
+    assert done.returncode == 0, done.stderr
+
+
 def test_health_check_reports_an_unreachable_server() -> None:
     gone = healthy("1", NAME)
     assert gone.returncode == 1
