@@ -48,12 +48,15 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
     def trace(
         self, trace_id: bytes, want: set[str], seconds: float = 30.0
     ) -> list[tuple[str, trace_pb2.Span]]:
-        """Waits for every wanted span of a trace; returns all its spans."""
+        """Waits for every wanted span of a trace, and for the parent of each; returns all its spans."""
         end = time.monotonic() + seconds
         with self.changed:
             while True:
                 found = [item for item in self.spans.values() if item[1].trace_id == trace_id]
+                ids = {b"", *(span.span_id for _, span in found)}
                 missing = want - {span.name for _, span in found}
+                # A call whose stream is still read ends after the span that contains it.
+                missing |= {f"parent of {s.name}" for _, s in found if s.parent_span_id not in ids}
                 if not missing:
                     return found
                 left = end - time.monotonic()
