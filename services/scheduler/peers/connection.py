@@ -33,21 +33,24 @@ class PeerConnection:
         self.health = health
 
     @contextmanager
-    def limit(self, deadline: Deadline, max_seconds: float = math.inf) -> Iterator[float]:
+    def limit(self, deadline: Deadline | None, max_seconds: float = math.inf) -> Iterator[float]:
         """Yields the timeout of one call, in seconds, and maps the errors of that call.
+
+        Args:
+            deadline: deadline of the job for which the call is made, if it is for one.
 
         Raises DEADLINE_EXCEEDED when the job's deadline passes before the answer, DEPENDENCY_UNAVAILABLE when
         the peer needs longer than `max_seconds`, and the peer's own ChorusError otherwise. A peer that needs
         longer is unavailable to every later call, until it answers a probe.
         """
-        left = deadline.seconds_left()
+        left = math.inf if deadline is None else deadline.seconds_left()
         try:
             with calling(self.name):
                 yield min(left, max_seconds)
         except ChorusError as error:
             if error.reason != errors.DEADLINE_EXCEEDED:
                 raise
-            if left <= max_seconds:
+            if deadline is not None and left <= max_seconds:
                 raise deadline.exceeded() from error
             cause = f"no answer in {max_seconds:g} s"
             self.health.report_silence(cause)

@@ -6,7 +6,6 @@ from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING
 
 from chorus.denoiser.v1 import denoiser_pb2, denoiser_pb2_grpc
-from chorus_rpc.channels import calling
 
 from services.scheduler.jobs.deadline import Deadline
 from services.scheduler.peers.connection import PeerConnection
@@ -29,11 +28,16 @@ class DenoiserClient:
         self._stub: DenoiserServiceAsyncStub = denoiser_pb2_grpc.DenoiserServiceStub(connection.channel)
 
     async def describe_models(self) -> denoiser_pb2.DescribeModelsResponse:
-        """Returns the models that the denoiser serves. Raises ChorusError."""
+        """Returns the models that the denoiser serves.
+
+        Raises the errors of `PeerConnection.limit`; a denoiser that is known to be down fails without a call.
+        """
         request = denoiser_pb2.DescribeModelsRequest()
-        with calling(self._connection.name):
+        with self._connection.limit(None, _DESCRIBE_SECONDS) as timeout:
+            if self.health.serving is False:
+                raise self.health.unavailable()
             return await self._stub.DescribeModels(
-                request, timeout=_DESCRIBE_SECONDS, metadata=self._connection.metadata
+                request, timeout=timeout, metadata=self._connection.metadata
             )
 
     async def denoise(

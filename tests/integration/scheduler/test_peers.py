@@ -17,12 +17,14 @@ from chorus_rpc.errors import ChorusError
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.scheduler.jobs.deadline import Deadline
+from services.scheduler.peers import denoiser as denoiser_peer
 from services.scheduler.peers.cache import CacheClient
 from services.scheduler.peers.connection import PeerConnection
 from services.scheduler.peers.denoiser import DenoiserClient
 from services.scheduler.peers.embedder import EmbedderClient
 from services.scheduler.peers.health import PeerHealth
 from tests.integration.scheduler.fakes import MODEL, Fake, FakeCache, FakeDenoiser, FakeEmbedder
+from tests.relay import Relay
 
 STATES = latents_pb2.Tensor(dtype=latents_pb2.D_TYPE_FLOAT32, shape=[7, 1], data=bytes(28))
 ENCODED = embedder_pb2.EmbedResponse(
@@ -174,3 +176,20 @@ async def test_describe_models_returns_the_denoisers_models() -> None:
     async with connected(fake) as connection:
         reply = await DenoiserClient(connection).describe_models()
     assert [model.model_id for model in reply.models] == ["small"]
+
+
+@pytest.mark.fault("silent-dependency")
+async def test_denoiser_that_did_not_answer_is_not_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each submission asks for the models while none is known."""
+    monkeypatch.setattr(denoiser_peer, "_DESCRIBE_SECONDS", SHORT)
+    fake = FakeDenoiser()
+    async with Relay(fake.port) as relay:
+        relay.freeze()
+        async with open_channel(relay.target) as channel:
+            health = PeerHealth(fake.name, fake.service, channel, lambda _: None, 1.0)
+            client = DenoiserClient(PeerConnection(fake.name, channel, "acme", health))
+            for message in (r"no answer in 0\.3 s$", r"no answer in 0\.3 s; calls are suspended"):
+                with pytest.raises(ChorusError, match=message) as caught:
+                    await client.describe_models()
+                assert caught.value.metadata["service"] == "denoiser"
+            await health.close()
