@@ -15,7 +15,7 @@ from services.cache.s3 import S3Blobs
 from services.cache.servicer import CacheServicer
 from services.cache.settings import CacheSettings
 from services.cache.store import LatentStore
-from services.cache.sweeper import Sweeper
+from services.cache.sweeper import Sweeper, claim_if_empty
 from services.cache.validation import Limits
 from services.runtime.server import run
 from services.runtime.settings import load_settings
@@ -51,6 +51,7 @@ async def start(settings: CacheSettings, resources: AsyncExitStack, server: grpc
     resources.push_async_callback(blobs.close)
     store = LatentStore(index, blobs)
     resources.push_async_callback(store.close)
+    await claim_if_empty(store)
     sweeper = Sweeper(store, settings.sweep_seconds, settings.grace_seconds)
     sweeper.start()
     resources.push_async_callback(sweeper.close)

@@ -139,8 +139,8 @@ class S3Blobs(Blobs):
         if keys:
             await self._client.run(remove)
 
-    async def list(self) -> AsyncIterator[Sequence[BlobStat]]:
-        found: Iterator[Any] = self._minio.list_objects(self._bucket, prefix=f"{BLOB_ROOT}/", recursive=True)
+    async def list(self, folder: str = BLOB_ROOT) -> AsyncIterator[Sequence[BlobStat]]:
+        found: Iterator[Any] = self._minio.list_objects(self._bucket, prefix=f"{folder}/", recursive=True)
         while page := await self._client.run(lambda: [_to_stat(each) for each in islice(found, _PAGE)]):
             yield page
 
