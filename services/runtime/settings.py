@@ -89,8 +89,10 @@ def load_settings(kind: type[S], arguments: Sequence[str] = ()) -> S:
         return kind()
     except ValidationError as error:
         for fault in error.errors():
-            name = prefix + str(fault["loc"][0]).upper()  # without the position in a list
-            print(f"{name}: {fault['msg']} (got {fault.get('input')!r})", file=sys.stderr)
+            field = str(fault["loc"][0])  # without the position in a list
+            secret = kind.model_fields[field].annotation is SecretStr
+            got = "" if secret else f" (got {fault.get('input')!r})"
+            print(f"{prefix}{field.upper()}: {fault['msg']}{got}", file=sys.stderr)
         raise SystemExit(2) from None
 
 
