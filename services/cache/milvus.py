@@ -21,6 +21,7 @@ from pymilvus import DataType, MilvusClient
 from pymilvus.exceptions import ErrorCode, MilvusException
 
 from services.cache.blocking_client import BlockingClient, retry_until_up
+from services.cache.certificates import TlsFault, find_tls_fault
 from services.cache.entries import PLAIN_TEXT, Blob, Entry, Space
 from services.cache.index import Hit, Index, Selection
 
@@ -97,13 +98,15 @@ class MilvusIndex(Index):
         self._ready: set[str] = set()
 
     @classmethod
-    async def open(cls, uri: str, token: str, *, seconds: float, threads: int) -> MilvusIndex:
+    async def open(cls, uri: str, token: str, *, seconds: float, threads: int, ca: str = "") -> MilvusIndex:
         """Connects, retrying until it succeeds or its caller is cancelled.
 
         Args:
             uri: a path that ends in ".db" for Milvus Lite, whose single thread serialises all operations.
             seconds: upper bound on one operation, in seconds.
             threads: number of concurrent operations on a server.
+            ca: PEM file with the authorities that may have signed the server's certificate;
+                "": those of gRPC.
         """
         # pymilvus logs every failed call with a traceback, even expected ones; our errors carry the cause.
         logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
@@ -118,7 +121,16 @@ class MilvusIndex(Index):
             # limit of a lookup.
             with contextlib.suppress(ImportError):
                 importlib.import_module("scipy.sparse")
-            milvus = MilvusClient(uri=uri, token=token, timeout=seconds, dedicated=True)
+            try:
+                milvus = MilvusClient(
+                    uri=uri, token=token, timeout=seconds, dedicated=True, server_pem_path=ca
+                )
+            except MilvusException:
+                # pymilvus reports every failed connection as a timeout.
+                fault = find_tls_fault(uri, ca, seconds) if uri.startswith("https://") else None
+                if fault is None:
+                    raise
+                raise TlsFault(f"CHORUS_CACHE_MILVUS_URI, CHORUS_CACHE_MILVUS_CA: {fault}") from None
             return milvus, _read_or_create_id(milvus, seconds)
 
         try:

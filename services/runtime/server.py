@@ -12,6 +12,7 @@ from typing import cast
 import grpc
 import grpc.aio
 from chorus_rpc import telemetry
+from chorus_rpc.addresses import join_host_port
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
@@ -83,7 +84,7 @@ async def _serve(
     await status.set(service, health_pb2.HealthCheckResponse.NOT_SERVING)
     await status.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
     reflection.enable_server_reflection((service, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
-    port = server.add_insecure_port(f"{settings.host}:{settings.port}")
+    port = server.add_insecure_port(join_host_port(settings.host, settings.port))
     await server.start()
     running = cast(grpc.aio.Server, _StartedServer(server))
     log.info("port bound", host=settings.host, port=port)
