@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from contextlib import AsyncExitStack
 
 import grpc.aio
 from chorus.cache.v1 import cache_pb2, cache_pb2_grpc
@@ -19,6 +18,7 @@ from services.cache.settings import CacheSettings
 from services.cache.store import LatentStore
 from services.cache.sweeper import Sweeper, claim_if_empty
 from services.cache.validation import Limits
+from services.runtime.resources import Resources
 from services.runtime.server import run
 from services.runtime.settings import load_settings
 
@@ -57,7 +57,7 @@ async def open_blobs(settings: CacheSettings) -> Blobs:
     )
 
 
-async def start(settings: CacheSettings, resources: AsyncExitStack, server: grpc.aio.Server) -> None:
+async def start(settings: CacheSettings, resources: Resources, server: grpc.aio.Server) -> None:
     """Waits for index and object store; resources close in reverse order."""
     index = await MilvusIndex.open(
         settings.milvus_uri,
@@ -73,8 +73,7 @@ async def start(settings: CacheSettings, resources: AsyncExitStack, server: grpc
     resources.push_async_callback(store.close)
     await claim_if_empty(store)
     sweeper = Sweeper(store, settings.sweep_seconds, settings.grace_seconds)
-    sweeper.start()
-    resources.push_async_callback(sweeper.close)
+    resources.start_task(sweeper.run(), "sweeper")
     limits = Limits(settings.max_prompt_bytes, settings.max_blob_bytes, settings.max_entry_bytes)
     cache_pb2_grpc.add_CacheServiceServicer_to_server(
         CacheServicer(store, limits, settings.max_uploads), server

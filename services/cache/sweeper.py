@@ -209,23 +209,15 @@ async def _drop_blobs(store: LatentStore, tenant: str, identity: str, keys: list
 
 
 class Sweeper:
-    """Sweeps at an interval, from `start` until `close`."""
+    """Sweeps at an interval."""
 
     def __init__(self, store: LatentStore, interval_seconds: float, grace_seconds: float) -> None:
         self._store = store
         self._interval = interval_seconds
         self._grace = grace_seconds
-        self._task: asyncio.Task[None] | None = None
 
-    def start(self) -> None:
-        self._task = asyncio.create_task(self._run())
-
-    async def close(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait((self._task,))
-
-    async def _run(self) -> None:
+    async def run(self) -> None:
+        """Runs until it is cancelled."""
         while True:
             try:
                 result = await sweep(self._store, self._grace)

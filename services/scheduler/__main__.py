@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Coroutine
-from contextlib import AsyncExitStack
 
 import grpc.aio
 from chorus.scheduler.v1 import scheduler_pb2, scheduler_pb2_grpc
 from chorus_rpc.errors import ChorusError
 
 from services.runtime.logs import get_logger
+from services.runtime.resources import Resources
 from services.runtime.server import run
 from services.runtime.settings import load_settings
 from services.scheduler.api.generations import Generations
@@ -46,7 +46,7 @@ class Scheduler:
         self._dispatcher: Dispatcher | None = None
         self._models: ModelRegistry | None = None
 
-    async def start(self, resources: AsyncExitStack, server: grpc.aio.Server) -> None:
+    async def start(self, resources: Resources, server: grpc.aio.Server) -> None:
         """Serves as soon as the database is open, even while other services are unavailable."""
         settings = self._settings
         store = await open_store(settings.database, self._notifier.notify)
@@ -93,7 +93,7 @@ class Scheduler:
         dispatcher = Dispatcher(attempt_runner, store, videos, required_peers, settings)
         self._dispatcher = dispatcher
         await dispatcher.recover()
-        self._spawn(dispatcher.run())
+        resources.start_task(dispatcher.run(), "dispatcher")
         generations = Generations(store, videos, models, throughput, dispatcher, self._notifier, settings)
         scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server(SchedulerServicer(generations), server)
 
@@ -125,7 +125,12 @@ class Scheduler:
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._handle_end)
+
+    def _handle_end(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (cause := task.exception()) is not None:
+            log.error("background task failed", task=task.get_name(), exc_info=cause)
 
     async def _end_tasks(self) -> None:
         for task in self._tasks:

@@ -407,10 +407,10 @@ async def test_sweeper_continues_after_a_failed_sweep(
     await store.purge("default", Selection())
     age(tmp_path)
     fault.failing.add("delete blobs")
-    sweeper = Sweeper(store, interval_seconds=0.01, grace_seconds=GRACE)
-    sweeper.start()
+    sweeping = asyncio.create_task(Sweeper(store, interval_seconds=0.01, grace_seconds=GRACE).run())
     await fault.until("delete blobs", 2)
     fault.failing.clear()
     await fault.until("deleted blobs", 1)
-    await sweeper.close()
+    sweeping.cancel()
+    await asyncio.wait((sweeping,))
     assert files(tmp_path) == []
