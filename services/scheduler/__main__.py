@@ -16,6 +16,7 @@ from services.runtime.server import run
 from services.runtime.settings import load_settings
 from services.scheduler.api.generations import Generations
 from services.scheduler.api.servicer import SchedulerServicer
+from services.scheduler.dispatch.admissions import PendingAdmissions
 from services.scheduler.dispatch.attempt import AttemptRunner
 from services.scheduler.dispatch.denoise_stream import DenoiseRunner
 from services.scheduler.dispatch.dispatcher import Dispatcher
@@ -35,6 +36,9 @@ from services.scheduler.settings import SchedulerSettings
 
 log = get_logger("scheduler")
 
+# Upper bound on the wait for the outcomes of admissions during the drain, in seconds.
+_DRAIN_SECONDS = 5.0
+
 
 class Scheduler:
     """Wires the parts of the process."""
@@ -45,6 +49,7 @@ class Scheduler:
         self._tasks: set[asyncio.Task[None]] = set()
         self._dispatcher: Dispatcher | None = None
         self._models: ModelRegistry | None = None
+        self._admissions: PendingAdmissions | None = None
 
     async def start(self, resources: Resources, server: grpc.aio.Server) -> None:
         """Serves as soon as the database is open, even while other services are unavailable."""
@@ -73,6 +78,8 @@ class Scheduler:
         self._models = models
         await models.load()
         throughput = Throughput()
+        admissions = PendingAdmissions(settings.admission_seconds)
+        self._admissions = admissions
         attempt_runner = AttemptRunner(
             store,
             models,
@@ -84,9 +91,10 @@ class Scheduler:
                 store,
                 videos,
                 throughput,
+                admissions,
                 max_video_bytes=settings.max_video_bytes,
-                admission_seconds=settings.admission_seconds,
             ),
+            admissions,
             compare_prompts=settings.compare_prompts,
         )
         required_peers = (embedder_client.health, denoiser_client.health)
@@ -101,6 +109,8 @@ class Scheduler:
         """Requeues running jobs, which continue after the restart, and ends the calls of watchers."""
         if self._dispatcher is not None:
             await self._dispatcher.stop()
+        if self._admissions is not None:
+            await self._admissions.drain(_DRAIN_SECONDS)
         self._notifier.close()
 
     def _handle_health_change(self, peer: PeerHealth) -> None:

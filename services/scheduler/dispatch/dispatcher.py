@@ -32,7 +32,7 @@ _ANNOUNCED_POSITIONS = 10
 _MAX_SERVER_PAUSE = 30.0
 # Pause after a failure of the job store, in seconds.
 _STORE_PAUSE = 1.0
-# Upper bound on the wait for the admission of finished runs' latents during the drain, in seconds.
+# Upper bound on the wait for attempts whose jobs have ended during the drain, in seconds.
 _DRAIN_SECONDS = 5.0
 
 

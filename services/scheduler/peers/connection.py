@@ -37,7 +37,8 @@ class PeerConnection:
         """Yields the timeout of one call, in seconds, and maps the errors of that call.
 
         Raises DEADLINE_EXCEEDED when the job's deadline passes before the answer, DEPENDENCY_UNAVAILABLE when
-        the peer needs longer than `max_seconds`, and the peer's own ChorusError otherwise.
+        the peer needs longer than `max_seconds`, and the peer's own ChorusError otherwise. A peer that needs
+        longer is unavailable to every later call, until it answers a probe.
         """
         left = deadline.seconds_left()
         try:
@@ -48,7 +49,9 @@ class PeerConnection:
                 raise
             if left <= max_seconds:
                 raise deadline.exceeded() from error
-            raise errors.unavailable(self.name, f"no answer in {max_seconds:g} s") from error
+            cause = f"no answer in {max_seconds:g} s"
+            self.health.report_silence(cause)
+            raise errors.unavailable(self.name, cause) from error
 
 
 def open_connection(
@@ -69,5 +72,6 @@ def open_connection(
     channel = open_channel(target, settings.max_message_bytes)
     resources.push_async_callback(channel.close)
     health = PeerHealth(name, service, channel, on_change, settings.retry_seconds)
+    resources.push_async_callback(health.close)
     resources.start_task(health.watch(), f"watch {name}")
     return PeerConnection(name, channel, settings.tenant, health)
