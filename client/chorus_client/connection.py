@@ -46,8 +46,6 @@ class Connection:
         interceptors: Sequence[grpc.aio.ClientInterceptor],
         timeout: float,
     ) -> None:
-        if target.startswith(("http://", "https://")):
-            raise invalid("target", f"must be host:port, without the scheme of a URL, not {target!r}")
         metadata = check_metadata(metadata)
         telemetry.configure("client")
         self.target = target

@@ -11,7 +11,8 @@ import grpc
 import grpc.aio
 
 from chorus_rpc import telemetry
-from chorus_rpc.errors import from_rpc_error
+from chorus_rpc.addresses import parse_target
+from chorus_rpc.errors import from_rpc_error, invalid
 from chorus_rpc.limits import DEFAULT_MAX_MESSAGE_BYTES
 
 # Only calls that may safely run twice. Streams are retried by gRPC only before their first message.
@@ -61,14 +62,18 @@ def open_channel(
 ) -> grpc.aio.Channel:
     """Opens a channel to "host:port" or any gRPC name; plain names are resolved by DNS, with calls balanced.
 
-    The caller owns the channel and closes it.
+    The caller owns the channel and closes it. Raises ChorusError (INVALID_FIELD) for a malformed target.
 
     Args:
         credentials: channel credentials for TLS; None for a plaintext connection.
         interceptors: client interceptors inside those for tracing, the first one outermost.
     """
+    try:
+        name = parse_target(target)
+    except ValueError as error:
+        raise invalid("target", str(error)) from None
     arguments: dict[str, Any] = {
-        "target": target if ":///" in target or target.startswith("unix:") else f"dns:///{target}",
+        "target": name,
         "options": [
             ("grpc.service_config", _SERVICE_CONFIG),
             ("grpc.max_send_message_length", max_message_bytes),

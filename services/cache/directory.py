@@ -91,13 +91,13 @@ class DirectoryBlobs(Blobs):
 
         await self._client.run(unlink)
 
-    async def list(self) -> AsyncIterator[Sequence[BlobStat]]:
-        found = self._walk()
+    async def list(self, folder: str = BLOB_ROOT) -> AsyncIterator[Sequence[BlobStat]]:
+        found = self._walk(folder)
         while page := await self._client.run(lambda: list(islice(found, _PAGE))):
             yield page
 
-    def _walk(self) -> Iterator[BlobStat]:
-        for directory, _, names in os.walk(self._root / BLOB_ROOT):
+    def _walk(self, folder: str) -> Iterator[BlobStat]:
+        for directory, _, names in os.walk(self._root / folder):
             for name in names:
                 stat = self._stat(Path(directory) / name)
                 if stat is not None:

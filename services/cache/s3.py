@@ -9,6 +9,7 @@ from typing import Any
 
 import urllib3
 from minio import Minio
+from minio.credentials.providers import Provider, StaticProvider
 from minio.deleteobjects import DeleteObject
 from minio.error import MinioException, S3Error
 
@@ -44,22 +45,28 @@ class S3Blobs(Blobs):
         region: str,
         seconds: float,
         threads: int,
+        session_token: str = "",
+        provider: Provider | None = None,
+        ca: str = "",
     ) -> S3Blobs:
         """Connects, retrying until it succeeds or its caller is cancelled.
 
         Args:
+            session_token: token of temporary keys.
+            provider: source of credentials in place of the keys.
+            ca: PEM file with the authorities that may have signed the server's certificate; "": the system's.
             seconds: upper bound on one operation, in seconds, including retries.
             threads: number of concurrent operations.
         """
         pool = urllib3.PoolManager(
             timeout=urllib3.Timeout(connect=min(seconds, 5.0), read=seconds),
             maxsize=threads,
+            ca_certs=ca or None,
             retries=urllib3.Retry(total=2, backoff_factor=0.2, status_forcelist=(500, 502, 503, 504)),
         )
         minio = Minio(
             endpoint,
-            access_key=access_key,
-            secret_key=secret_key,
+            credentials=provider or StaticProvider(access_key, secret_key, session_token or None),
             secure=secure,
             region=region or None,
             http_client=pool,
@@ -139,8 +146,8 @@ class S3Blobs(Blobs):
         if keys:
             await self._client.run(remove)
 
-    async def list(self) -> AsyncIterator[Sequence[BlobStat]]:
-        found: Iterator[Any] = self._minio.list_objects(self._bucket, prefix=f"{BLOB_ROOT}/", recursive=True)
+    async def list(self, folder: str = BLOB_ROOT) -> AsyncIterator[Sequence[BlobStat]]:
+        found: Iterator[Any] = self._minio.list_objects(self._bucket, prefix=f"{folder}/", recursive=True)
         while page := await self._client.run(lambda: [_to_stat(each) for each in islice(found, _PAGE)]):
             yield page
 

@@ -12,10 +12,11 @@ from threading import Event
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import grpc.aio
-from chorus.cache.v1 import cache_pb2_grpc
+from chorus.cache.v1 import cache_pb2, cache_pb2_grpc
 from chorus.denoiser.v1 import denoiser_pb2, denoiser_pb2_grpc
 from chorus_rpc.channels import open_channel
 
+from services.denoiser.admissions import Admissions
 from services.denoiser.backends.base import BackendError
 from services.denoiser.checkpoint.weights import WeightsError
 from services.denoiser.device_thread import DeviceThread
@@ -24,8 +25,12 @@ from services.denoiser.model.spec import SpecError
 from services.denoiser.model_registry import load_models
 from services.denoiser.servicer import DenoiserServicer
 from services.denoiser.settings import DenoiserSettings
+from services.runtime.breaker import Guard
+from services.runtime.health import make_probe
 from services.runtime.server import run
 from services.runtime.settings import load_settings
+
+_CACHE_SERVICE = cache_pb2.DESCRIPTOR.services_by_name["CacheService"].full_name
 
 
 async def start(settings: DenoiserSettings, resources: AsyncExitStack, server: grpc.aio.Server) -> None:
@@ -38,14 +43,21 @@ async def start(settings: DenoiserSettings, resources: AsyncExitStack, server: g
     resources.callback(stopping.set)
     registry = await load_models(settings, device_thread, stopping)
     resources.push_async_callback(registry.close)
+    guard = Guard("cache", make_probe(channel, _CACHE_SERVICE))
+    resources.push_async_callback(guard.close)
     latent_cache = LatentCache(
         cache_pb2_grpc.CacheServiceStub(channel),
+        guard,
         max_blob_bytes=settings.max_blob_bytes,
         fetch_seconds=settings.fetch_seconds,
         admit_seconds=settings.admit_seconds,
     )
+    admissions = Admissions(
+        latent_cache, max_count=settings.max_admissions, max_bytes=settings.max_admission_bytes
+    )
+    resources.push_async_callback(admissions.close)
     denoiser_pb2_grpc.add_DenoiserServiceServicer_to_server(
-        DenoiserServicer(registry, device_thread, latent_cache, settings.run_seconds), server
+        DenoiserServicer(registry, device_thread, latent_cache, admissions, settings.run_seconds), server
     )
 
 

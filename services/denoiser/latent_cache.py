@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ from torch import Tensor
 from services.denoiser.request import DenoiseJob
 from services.denoiser.reuse.latent_blob import pack_latents, unpack_latents
 from services.denoiser.reuse.side_data import SideData, pack_side_data, unpack_side_data
+from services.runtime.breaker import Guard
 
 if TYPE_CHECKING:
     from chorus.cache.v1.cache_pb2_grpc import CacheServiceAsyncStub
@@ -42,6 +44,7 @@ class LatentCache:
     """Fetches and admits latents on behalf of a tenant.
 
     Args:
+        guard: Suspends calls while the cache does not answer.
         max_blob_bytes: Upper bound on one step's latents, and on the side data, in bytes.
         fetch_seconds, admit_seconds: Timeout of one call, in seconds.
     """
@@ -49,12 +52,14 @@ class LatentCache:
     def __init__(
         self,
         cache: CacheServiceAsyncStub,
+        guard: Guard,
         *,
         max_blob_bytes: int,
         fetch_seconds: float,
         admit_seconds: float,
     ) -> None:
         self._cache = cache
+        self._guard = guard
         self._max_blob_bytes = max_blob_bytes
         self._fetch_seconds = fetch_seconds
         self._admit_seconds = admit_seconds
@@ -96,7 +101,7 @@ class LatentCache:
             side_data=job.needs_side_data,
         )
         delivery = _Delivery(job, self._max_blob_bytes)
-        with calling("cache"):
+        with self._call(self._fetch_seconds, "CHORUS_DENOISER_FETCH_SECONDS"):
             async for response in self._cache.Fetch(
                 request, timeout=self._fetch_seconds, metadata=tenant_metadata(tenant)
             ):
@@ -133,7 +138,7 @@ class LatentCache:
                 steps=latents.keys(),
                 side_data=side is not None,
             )
-            with calling("cache"):
+            with self._call(self._admit_seconds, "CHORUS_DENOISER_ADMIT_SECONDS"):
                 reply = await self._cache.Admit(
                     _entry_requests(entry, job.sigmas, latents, side),
                     timeout=self._admit_seconds,
@@ -141,6 +146,22 @@ class LatentCache:
                 )
             span.set_attribute(semconv.ENTRY_ID, reply.entry_id)
             return reply.entry_id
+
+    @contextmanager
+    def _call(self, seconds: float, setting: str) -> Iterator[None]:
+        """Guards one call and maps its errors.
+
+        Args:
+            seconds: Timeout of the call, which `setting` sets.
+        """
+        with self._guard.call():
+            try:
+                with calling("cache"):
+                    yield
+            except ChorusError as error:
+                if error.reason != errors.DEADLINE_EXCEEDED:
+                    raise
+                raise errors.unavailable("cache", f"no answer in {seconds:g} s ({setting})") from error
 
 
 class _Delivery:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from chorus_rpc.chunks import chunks, sha256
 from chorus_rpc.errors import ChorusError
 from chorus_rpc.tenancy import read_tenant
 
+from services.denoiser.admissions import Admissions
 from services.denoiser.codec.mp4 import MEDIA_TYPE
 from services.denoiser.denoise import Result, Video, denoise
 from services.denoiser.device_thread import DeviceThread
@@ -60,11 +62,13 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
         registry: ModelRegistry,
         device_thread: DeviceThread,
         latent_cache: LatentCache,
+        admissions: Admissions,
         run_seconds: float,
     ) -> None:
         self._registry = registry
         self._device_thread = device_thread
         self._latent_cache = latent_cache
+        self._admissions = admissions
         self._run_seconds = run_seconds
 
     async def Denoise(
@@ -75,7 +79,8 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
         remaining = context.time_remaining()
         seconds = self._run_seconds if remaining is None else min(remaining, self._run_seconds)
         deadline = time.monotonic() + seconds
-        _call_when_ended(context, self._device_thread.reserve_place())
+        release_place = self._device_thread.reserve_place()
+        _call_when_ended(context, release_place)
         fetched = await self._fetch_donor(job, tenant)
         run = self._device_thread.submit(
             denoise(
@@ -95,13 +100,15 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
             if isinstance(event, Step):
                 yield denoiser_pb2.DenoiseResponse(step_completed=_to_step_completed(event, job))
             else:
+                release_place()  # the device is free: neither the caller nor the cache delays the next run
+                # Begun first: a similar request may come as soon as the video is complete.
+                admission = self._admissions.start(job, tenant, event) if job.admission is not None else None
                 for response in _to_video_responses(event.video):
                     yield response
                 yield denoiser_pb2.DenoiseResponse(completed=_to_completed(event))
                 log.info("denoised", generation_id=job.generation_id, steps_run=event.steps_run)
-                if job.admission is not None:
-                    admission = await self._admit(job, tenant, event)
-                    yield denoiser_pb2.DenoiseResponse(admission=admission)
+                if admission is not None:
+                    yield denoiser_pb2.DenoiseResponse(admission=await asyncio.shield(admission))
 
     async def DescribeModels(
         self,
@@ -131,18 +138,6 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
             log.warning("donor not usable", generation_id=job.generation_id, reason=error.message)
             return _Fetched(degraded=errors.to_job_error(error), seconds=time.perf_counter() - begin)
         return _Fetched(donor, seconds=time.perf_counter() - begin)
-
-    async def _admit(self, job: DenoiseJob, tenant: str, result: Result) -> denoiser_pb2.Admission:
-        if not result.latents:
-            return denoiser_pb2.Admission()  # a run of one step has no latents between noise and video
-        # Without a donor the same latents would have cost every step that leads to them.
-        cost = result.denoise_seconds / max(result.computed_steps, 1e-3) * max(result.latents)
-        try:
-            entry_id = await self._latent_cache.admit(job, tenant, result.latents, cost, result.side)
-        except ChorusError as error:
-            log.warning("latents not admitted", generation_id=job.generation_id, reason=error.message)
-            return denoiser_pb2.Admission(error=errors.to_job_error(error))
-        return denoiser_pb2.Admission(entry_id=entry_id)
 
 
 def _call_when_ended(context: Any, action: Callable[[], None]) -> None:

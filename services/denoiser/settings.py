@@ -65,11 +65,17 @@ class DenoiserSettings(ServerSettings):
 
     cache_target: Target = "127.0.0.1:7402"
     """Address of the cache: host:port, or any gRPC name."""
-    fetch_seconds: Seconds = 10.0
-    """Upper bound on the wait for a donor's latents, in seconds. After it, the request is computed in
-    full."""
+    fetch_seconds: Seconds = 5.0
+    """Upper bound on the wait for a donor's latents, in seconds. After it, the request is computed in full,
+    and the cache is not called again until it answers a health check."""
     admit_seconds: Seconds = 30.0
-    """Upper bound on the admission of a result to the cache, in seconds."""
+    """Upper bound on the admission of a result to the cache, in seconds. The next run does not wait for
+    it."""
+    max_admissions: Annotated[int, Field(ge=1, le=1_000)] = 8
+    """Upper bound on the results that are being admitted to the cache; further results are not admitted."""
+    max_admission_bytes: Annotated[int, Field(ge=1024, le=65_536 * MIB)] = 512 * MIB
+    """Upper bound on the latents and side data of all results that are being admitted, in bytes; further
+    results are not admitted."""
     max_blob_bytes: Annotated[int, Field(ge=1024, le=1024 * MIB)] = DEFAULT_MAX_BLOB_BYTES
     """Upper bound on the latents of one step boundary, in bytes."""
     run_seconds: Seconds = 3_600.0

@@ -6,22 +6,23 @@ import asyncio
 import os
 import signal
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
 from typing import cast
 
 import grpc
 import grpc.aio
 from chorus_rpc import telemetry
+from chorus_rpc.addresses import join_host_port
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from services.runtime.interceptors import Gate, ServiceInterceptor
 from services.runtime.logs import configure_logs, get_logger
+from services.runtime.resources import EssentialTaskEnded, Resources
 from services.runtime.settings import ServerSettings, find_unknown_variables
 
 # Runs once the port is bound: loads what the service needs, registers every resource with the stack and adds
 # the servicer to the server. Calls are refused with UNAVAILABLE until it returns.
-Start = Callable[[AsyncExitStack, grpc.aio.Server], Awaitable[None]]
+Start = Callable[[Resources, grpc.aio.Server], Awaitable[None]]
 # Called when a drain begins, before it waits for running calls: ends background work that has no end.
 Drain = Callable[[], Awaitable[None]]
 
@@ -45,6 +46,8 @@ class _StartedServer:
 def run(name: str, service: str, settings: ServerSettings, start: Start, drain: Drain | None = None) -> None:
     """Serves until SIGTERM or SIGINT; returns after the drain.
 
+    Ends the process with status 1, after a drain, when an essential task of `start` has ended.
+
     Args:
         name: short name, for instance "cache".
         service: full protobuf name, for instance "chorus.cache.v1.CacheService".
@@ -57,6 +60,8 @@ def run(name: str, service: str, settings: ServerSettings, start: Start, drain: 
     telemetry.configure(name)
     try:
         asyncio.run(_serve(name, service, settings, start, drain))
+    except EssentialTaskEnded:
+        raise SystemExit(1) from None
     finally:
         telemetry.shutdown()
 
@@ -83,7 +88,7 @@ async def _serve(
     await status.set(service, health_pb2.HealthCheckResponse.NOT_SERVING)
     await status.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
     reflection.enable_server_reflection((service, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
-    port = server.add_insecure_port(f"{settings.host}:{settings.port}")
+    port = server.add_insecure_port(join_host_port(settings.host, settings.port))
     await server.start()
     running = cast(grpc.aio.Server, _StartedServer(server))
     log.info("port bound", host=settings.host, port=port)
@@ -93,18 +98,19 @@ async def _serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
 
-    async with AsyncExitStack() as resources:
+    async with Resources() as resources:
         loading = asyncio.ensure_future(asyncio.wait_for(start(resources, running), settings.startup_seconds))
         stopping = asyncio.ensure_future(stop.wait())
         try:
-            await asyncio.wait((loading, stopping), return_when=asyncio.FIRST_COMPLETED)
+            ends = (stopping, resources.ended_task)
+            await asyncio.wait((loading, *ends), return_when=asyncio.FIRST_COMPLETED)
             if loading.done():
                 loading.result()
                 gate.open()
                 await status.set(service, health_pb2.HealthCheckResponse.SERVING)
                 await status.set("", health_pb2.HealthCheckResponse.SERVING)
                 log.info("serving", host=settings.host, port=port)
-                await stopping
+                await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
                 log.info("draining", seconds=settings.drain_seconds)
         finally:
             gate.drain()
@@ -116,4 +122,6 @@ async def _serve(
                     await drain()
             finally:
                 await server.stop(settings.drain_seconds)
+        if resources.ended_task.done():
+            raise EssentialTaskEnded(resources.ended_task.result())
     log.info("stopped")

@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Coroutine
-from contextlib import AsyncExitStack
 
 import grpc.aio
 from chorus.scheduler.v1 import scheduler_pb2, scheduler_pb2_grpc
 from chorus_rpc.errors import ChorusError
 
 from services.runtime.logs import get_logger
+from services.runtime.resources import Resources
 from services.runtime.server import run
 from services.runtime.settings import load_settings
 from services.scheduler.api.generations import Generations
 from services.scheduler.api.servicer import SchedulerServicer
+from services.scheduler.dispatch.admissions import PendingAdmissions
 from services.scheduler.dispatch.attempt import AttemptRunner
 from services.scheduler.dispatch.denoise_stream import DenoiseRunner
 from services.scheduler.dispatch.dispatcher import Dispatcher
@@ -35,6 +36,9 @@ from services.scheduler.settings import SchedulerSettings
 
 log = get_logger("scheduler")
 
+# Upper bound on the wait for the outcomes of admissions during the drain, in seconds.
+_DRAIN_SECONDS = 5.0
+
 
 class Scheduler:
     """Wires the parts of the process."""
@@ -45,8 +49,9 @@ class Scheduler:
         self._tasks: set[asyncio.Task[None]] = set()
         self._dispatcher: Dispatcher | None = None
         self._models: ModelRegistry | None = None
+        self._admissions: PendingAdmissions | None = None
 
-    async def start(self, resources: AsyncExitStack, server: grpc.aio.Server) -> None:
+    async def start(self, resources: Resources, server: grpc.aio.Server) -> None:
         """Serves as soon as the database is open, even while other services are unavailable."""
         settings = self._settings
         store = await open_store(settings.database, self._notifier.notify)
@@ -73,6 +78,8 @@ class Scheduler:
         self._models = models
         await models.load()
         throughput = Throughput()
+        admissions = PendingAdmissions(settings.admission_seconds)
+        self._admissions = admissions
         attempt_runner = AttemptRunner(
             store,
             models,
@@ -84,16 +91,17 @@ class Scheduler:
                 store,
                 videos,
                 throughput,
+                admissions,
                 max_video_bytes=settings.max_video_bytes,
-                admission_seconds=settings.admission_seconds,
             ),
+            admissions,
             compare_prompts=settings.compare_prompts,
         )
         required_peers = (embedder_client.health, denoiser_client.health)
         dispatcher = Dispatcher(attempt_runner, store, videos, required_peers, settings)
         self._dispatcher = dispatcher
         await dispatcher.recover()
-        self._spawn(dispatcher.run())
+        resources.start_task(dispatcher.run(), "dispatcher")
         generations = Generations(store, videos, models, throughput, dispatcher, self._notifier, settings)
         scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server(SchedulerServicer(generations), server)
 
@@ -101,6 +109,8 @@ class Scheduler:
         """Requeues running jobs, which continue after the restart, and ends the calls of watchers."""
         if self._dispatcher is not None:
             await self._dispatcher.stop()
+        if self._admissions is not None:
+            await self._admissions.drain(_DRAIN_SECONDS)
         self._notifier.close()
 
     def _handle_health_change(self, peer: PeerHealth) -> None:
@@ -125,7 +135,12 @@ class Scheduler:
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._handle_end)
+
+    def _handle_end(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (cause := task.exception()) is not None:
+            log.error("background task failed", task=task.get_name(), exc_info=cause)
 
     async def _end_tasks(self) -> None:
         for task in self._tasks:

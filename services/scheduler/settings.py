@@ -62,9 +62,10 @@ class SchedulerSettings(ServerSettings):
     """Upper bound on the alignment of the prompts, in seconds."""
     embed_seconds: Seconds = 30.0
     """Upper bound on the embedding of a prompt, in seconds."""
-    admission_seconds: Seconds = 30.0
-    """Time that a finished run may wait for the admission of its latents before the next job starts, in
-    seconds."""
+    admission_seconds: Seconds = 1.0
+    """Time after the end of a run during which a lookup of the same model, shape and schedule waits for the
+    admission of its latents, in seconds. After an admission that took longer, no lookup waits until one is on
+    time again."""
     retry_seconds: Annotated[float, Field(ge=0.1, le=60)] = 2.0
     """Upper bound on the pause between two attempts to reach an unavailable service, in seconds."""
     max_crashes: Annotated[int, Field(ge=1, le=100)] = 5

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 
-from chorus.common.v1 import errors_pb2, plan_pb2
+from chorus.common.v1 import errors_pb2, latents_pb2, plan_pb2
 from chorus.denoiser.v1 import denoiser_pb2
 from chorus.embedder.v1 import embedder_pb2
 from chorus.scheduler.v1 import scheduler_pb2 as pb
@@ -14,6 +14,7 @@ from chorus_rpc.errors import ChorusError
 from chorus_rpc.telemetry import Span
 
 from services.runtime.logs import get_logger
+from services.scheduler.dispatch.admissions import PendingAdmissions
 from services.scheduler.dispatch.compare import compare_prompts
 from services.scheduler.dispatch.denoise_stream import DenoiseParameters, DenoiseRunner
 from services.scheduler.dispatch.retry import classify_failure
@@ -52,6 +53,7 @@ class AttemptRunner:
         cache: CacheClient,
         throughput: Throughput,
         denoise_runner: DenoiseRunner,
+        admissions: PendingAdmissions,
         *,
         compare_prompts: bool,
     ) -> None:
@@ -61,10 +63,11 @@ class AttemptRunner:
         self._cache = cache
         self._throughput = throughput
         self._denoise_runner = denoise_runner
+        self._admissions = admissions
         self._compare_prompts = compare_prompts
 
     async def run(self, job: Job, span: Span) -> None:
-        """Runs a queued job, and returns when the denoiser is free of it.
+        """Runs a queued job, and returns when its video is complete.
 
         Returns early when the job has left the expected state, for instance because it was cancelled.
 
@@ -75,11 +78,12 @@ class AttemptRunner:
         timings = pb.Timings(queued_seconds=max(0.0, time.time() - created))
         spec = job.generation.spec
         model = self._models.model(spec.model_id)
+        identity = build_latent_identity(spec, model)
         warnings: list[errors_pb2.JobError] = []
 
         encoded = await self._embed(job, model, warnings)
         embedded = time.monotonic()
-        donors, cache_error = await self._look_up(job, model, encoded, warnings)
+        donors, cache_error = await self._look_up(job, identity, encoded, warnings)
         donors = await self._add_edits(job, encoded, donors, warnings)
         plan = self._plan(spec, model, donors, cache_error)
         timings.embed_seconds = embedded - dequeued
@@ -97,7 +101,7 @@ class AttemptRunner:
         log.info("planned", reuse_steps=plan.reuse_steps, reason=plan.reasons[0].text)
         span.set_attribute(semconv.ATTEMPT, running.generation.attempts)
         request = build_denoise_request(job.job_id, spec, encoded, plan)
-        parameters = DenoiseParameters(running, model, request, timings, dequeued)
+        parameters = DenoiseParameters(running, model, identity, request, timings, dequeued)
         await self._denoise_runner.run(parameters, span)
 
     async def _embed(
@@ -116,7 +120,7 @@ class AttemptRunner:
     async def _look_up(
         self,
         job: Job,
-        model: denoiser_pb2.ModelInfo,
+        identity: latents_pb2.LatentIdentity,
         encoded: embedder_pb2.EmbedResponse,
         warnings: list[errors_pb2.JobError],
     ) -> tuple[list[planner.Donor], ChorusError | None]:
@@ -125,7 +129,8 @@ class AttemptRunner:
         if POLICIES[spec.reuse] == "off" and not spec.HasField("explicit_reuse"):
             return [], None
         try:
-            identity = build_latent_identity(spec, model)
+            self._cache.require_available()
+            await self._admissions.wait(identity)
             return await self._cache.lookup(identity, encoded, job.deadline), None
         except ChorusError as error:
             if error.reason == errors.DEADLINE_EXCEEDED:

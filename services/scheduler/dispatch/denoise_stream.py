@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import Collection, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Collection, Sequence
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 
-from chorus.common.v1 import errors_pb2, video_pb2
+from chorus.common.v1 import errors_pb2, latents_pb2, video_pb2
 from chorus.denoiser.v1 import denoiser_pb2
 from chorus.scheduler.v1 import scheduler_pb2 as pb
 from chorus_rpc import errors, semconv, telemetry
@@ -18,6 +17,7 @@ from chorus_rpc.telemetry import Span
 
 from services.runtime.logs import get_logger
 from services.scheduler.dispatch import throughput
+from services.scheduler.dispatch.admissions import PendingAdmissions
 from services.scheduler.dispatch.retry import classify_failure
 from services.scheduler.dispatch.throughput import Throughput
 from services.scheduler.jobs.states import State
@@ -85,8 +85,6 @@ class DenoiseStream:
                 self._video.add(reply.video_chunk)
             case "completed":
                 self.completed = reply.completed
-            case "admission" if reply.admission.HasField("error"):
-                log.warning("latents not admitted to the cache", error=reply.admission.error.message)
             case _:
                 pass
         return []
@@ -143,12 +141,14 @@ class DenoiseParameters:
 
     Attributes:
         job: a job in state RUNNING.
+        identity: identity of the latents that the run computes.
         timings: timings known before the run; completed by it.
         dequeued: monotonic seconds at which the job left the queue.
     """
 
     job: Job
     model: denoiser_pb2.ModelInfo
+    identity: latents_pb2.LatentIdentity
     request: denoiser_pb2.DenoiseRequest
     timings: pb.Timings
     dequeued: float
@@ -158,8 +158,8 @@ class DenoiseRunner:
     """Runs plans on the denoiser and records each run in its job.
 
     Args:
+        admissions: follows the admission of a finished run's latents.
         max_video_bytes: upper bound on the size of a video.
-        admission_seconds: upper bound on the wait for the admission of a finished run's latents, in seconds.
     """
 
     def __init__(
@@ -168,19 +168,19 @@ class DenoiseRunner:
         store: JobStore,
         videos: VideoFiles,
         throughput: Throughput,
+        admissions: PendingAdmissions,
         *,
         max_video_bytes: int,
-        admission_seconds: float,
     ) -> None:
         self._denoiser = denoiser
         self._store = store
         self._videos = videos
         self._throughput = throughput
+        self._admissions = admissions
         self._max_video_bytes = max_video_bytes
-        self._admission_seconds = admission_seconds
 
     async def run(self, parameters: DenoiseParameters, generation_span: Span) -> None:
-        """Follows one Denoise call. Returns when it has ended, or at once when the job has ended elsewhere.
+        """Follows one Denoise call until the job has ended; the admission of its latents is followed later.
 
         Args:
             generation_span: span of the attempt; records whether the donor was used.
@@ -206,27 +206,25 @@ class DenoiseRunner:
             generation_span.set_attribute(semconv.CACHE_DECISION, "hit" if stream.reuse_steps else "miss")
 
     async def _follow(self, parameters: DenoiseParameters, stream: DenoiseStream) -> None:
-        succeeded = False
         try:
-            async with (
-                asyncio.timeout(None) as limit,
-                aclosing(self._denoiser.denoise(parameters.request, parameters.job.deadline)) as replies,
-            ):
+            async with AsyncExitStack() as resources:
+                replies = await resources.enter_async_context(
+                    aclosing(self._denoiser.denoise(parameters.request, parameters.job.deadline))
+                )
                 async for reply in replies:
                     if events := stream.convert(reply):
                         await self._advance(parameters.job, events)
-                    if stream.completed is not None and not succeeded:
+                    if stream.completed is not None:
                         await self._complete(parameters, stream, stream.completed)
-                        succeeded = True
-                        limit.reschedule(asyncio.get_running_loop().time() + self._admission_seconds)
-            if not succeeded:
-                raise errors.unavailable("denoiser", "its stream ended before the video was complete")
+                        admits = parameters.request.HasField("admission")
+                        self._admissions.follow(
+                            parameters.identity if admits else None,
+                            _follow_admission(replies, resources.pop_all()),
+                        )
+                        return
+            raise errors.unavailable("denoiser", "its stream ended before the video was complete")
         except JobNoLongerRunning:
             log.info("run stopped: the job is no longer running")
-        except TimeoutError:
-            if not succeeded:  # not the limit on admission, which is set after the success
-                raise
-            log.warning("latents not admitted in time")
         except BlobFault as error:
             raise ChorusError(
                 errors.INTERNAL,
@@ -234,9 +232,7 @@ class DenoiseRunner:
                 metadata={"service": "denoiser"},
             ) from error
         except ChorusError as error:
-            if not succeeded:
-                raise classify_failure(error, "denoiser", stream.began) from error
-            log.warning("stream broke after the video was complete", error=error.message)
+            raise classify_failure(error, "denoiser", stream.began) from error
 
     async def _complete(
         self, parameters: DenoiseParameters, stream: DenoiseStream, completed: denoiser_pb2.Completed
@@ -280,3 +276,20 @@ class DenoiseRunner:
         """Records events. Raises JobNoLongerRunning if the job has been ended elsewhere."""
         if await self._store.advance(job.job_id, _RUNNING, events) is None:
             raise JobNoLongerRunning
+
+
+async def _follow_admission(
+    replies: AsyncGenerator[denoiser_pb2.DenoiseResponse, None], stream: AsyncExitStack
+) -> None:
+    """Reads the rest of a stream, after the video was complete, and logs the outcome of the admission.
+
+    Args:
+        stream: closes `replies`.
+    """
+    async with stream:
+        try:
+            async for reply in replies:
+                if reply.admission.HasField("error"):
+                    log.warning("latents not admitted to the cache", error=reply.admission.error.message)
+        except ChorusError as error:
+            log.warning("stream broke after the video was complete", error=error.message)

@@ -32,7 +32,7 @@ _ANNOUNCED_POSITIONS = 10
 _MAX_SERVER_PAUSE = 30.0
 # Pause after a failure of the job store, in seconds.
 _STORE_PAUSE = 1.0
-# Upper bound on the wait for the admission of finished runs' latents during the drain, in seconds.
+# Upper bound on the wait for attempts whose jobs have ended during the drain, in seconds.
 _DRAIN_SECONDS = 5.0
 
 
@@ -185,9 +185,11 @@ class Dispatcher:
                 self._tasks[job.job_id] = task
                 task.add_done_callback(partial(self._done, job.job_id))
 
-    def _done(self, job_id: str, _: asyncio.Task[None]) -> None:
+    def _done(self, job_id: str, task: asyncio.Task[None]) -> None:
         del self._tasks[job_id]
         self._wake.set()
+        if not task.cancelled() and (cause := task.exception()) is not None:
+            log.error("attempt ended without an outcome", generation_id=job_id, exc_info=cause)
 
     async def _work(self, job: Job) -> None:
         """Runs one attempt and records its outcome. Raises only CancelledError."""

@@ -33,6 +33,11 @@ class CacheClient:
         self._donor_limit = donor_limit
         self._stub: CacheServiceAsyncStub = cache_pb2_grpc.CacheServiceStub(connection.channel)
 
+    def require_available(self) -> None:
+        """Raises DEPENDENCY_UNAVAILABLE if the cache is known to be down."""
+        if self._connection.health.serving is False:
+            raise self._connection.health.unavailable()
+
     async def lookup(
         self, identity: latents_pb2.LatentIdentity, encoded: embedder_pb2.EmbedResponse, deadline: Deadline
     ) -> list[Donor]:
@@ -42,8 +47,7 @@ class CacheClient:
         """
         request = build_lookup_request(identity, encoded, self._donor_limit)
         with self._connection.limit(deadline, self._lookup_seconds) as timeout:
-            if self._connection.health.serving is False:
-                raise self._connection.health.unavailable()
+            self.require_available()
             reply = await self._stub.Lookup(request, timeout=timeout, metadata=self._connection.metadata)
         return [_parse_donor(donor) for donor in reply.donors]
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections.abc import Callable, Iterator
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import contextmanager
 
 import grpc.aio
 from chorus_rpc import errors
@@ -13,6 +12,7 @@ from chorus_rpc.channels import calling, open_channel
 from chorus_rpc.errors import ChorusError
 from chorus_rpc.tenancy import tenant_metadata
 
+from services.runtime.resources import Resources
 from services.scheduler.jobs.deadline import Deadline
 from services.scheduler.peers.health import PeerHealth
 from services.scheduler.settings import SchedulerSettings
@@ -37,7 +37,8 @@ class PeerConnection:
         """Yields the timeout of one call, in seconds, and maps the errors of that call.
 
         Raises DEADLINE_EXCEEDED when the job's deadline passes before the answer, DEPENDENCY_UNAVAILABLE when
-        the peer needs longer than `max_seconds`, and the peer's own ChorusError otherwise.
+        the peer needs longer than `max_seconds`, and the peer's own ChorusError otherwise. A peer that needs
+        longer is unavailable to every later call, until it answers a probe.
         """
         left = deadline.seconds_left()
         try:
@@ -48,7 +49,9 @@ class PeerConnection:
                 raise
             if left <= max_seconds:
                 raise deadline.exceeded() from error
-            raise errors.unavailable(self.name, f"no answer in {max_seconds:g} s") from error
+            cause = f"no answer in {max_seconds:g} s"
+            self.health.report_silence(cause)
+            raise errors.unavailable(self.name, cause) from error
 
 
 def open_connection(
@@ -56,7 +59,7 @@ def open_connection(
     service: str,
     target: str,
     settings: SchedulerSettings,
-    resources: AsyncExitStack,
+    resources: Resources,
     on_change: Callable[[PeerHealth], None],
 ) -> PeerConnection:
     """Opens a channel and starts its health watch; returns at once, whether or not the peer is reachable.
@@ -69,11 +72,6 @@ def open_connection(
     channel = open_channel(target, settings.max_message_bytes)
     resources.push_async_callback(channel.close)
     health = PeerHealth(name, service, channel, on_change, settings.retry_seconds)
-    watch = asyncio.create_task(health.watch(), name=f"watch {name}")
-    resources.push_async_callback(_cancel, watch)
+    resources.push_async_callback(health.close)
+    resources.start_task(health.watch(), f"watch {name}")
     return PeerConnection(name, channel, settings.tenant, health)
-
-
-async def _cancel(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)

@@ -1,4 +1,8 @@
-"""Availability of a peer, watched through its standard gRPC health stream; nothing is polled."""
+"""Availability of a peer, watched through its standard gRPC health stream.
+
+The stream stays open while the peer's process is stopped or its host unreachable: calls that are not answered
+in time show that, and then the peer is probed until it answers.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,8 @@ from chorus_rpc import errors
 from chorus_rpc.errors import ChorusError
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from services.runtime.breaker import Guard
+from services.runtime.health import make_probe
 from services.runtime.logs import get_logger
 
 log = get_logger("health")
@@ -40,7 +46,10 @@ class PeerHealth:
         self.name = name
         # None until the first answer, or the first failure to reach the peer.
         self.serving: bool | None = None
-        self.detail = "not reached yet"
+        self._detail = "not reached yet"
+        # Availability by the stream alone, in contrast to `serving`.
+        self._watched: bool | None = None
+        self._guard = Guard(name, make_probe(channel, service), on_change=self._update, max_pause=max_pause)
         self._service = service
         self._channel = channel
         self._on_change = on_change
@@ -48,22 +57,36 @@ class PeerHealth:
 
     def unavailable(self) -> ChorusError:
         """Returns the DEPENDENCY_UNAVAILABLE error that names the peer and the reason."""
-        return errors.unavailable(self.name, self.detail)
+        return (
+            self._guard.unavailable() if self._guard.is_open else errors.unavailable(self.name, self._detail)
+        )
+
+    def report_silence(self, cause: str) -> None:
+        """Marks the peer as unavailable until it answers a probe.
+
+        Args:
+            cause: description of the call that was not answered in time.
+        """
+        self._guard.report_silence(cause)
+
+    async def close(self) -> None:
+        """Ends the probes. `watch` ends when it is cancelled."""
+        await self._guard.close()
 
     async def watch(self) -> None:
-        """Runs until it is cancelled, or until the peer turns out to have no health service."""
+        """Runs until it is cancelled."""
         pause = _FIRST_PAUSE
         while True:
             try:
                 # The channel to a peer that is down reconnects automatically; the call waits for that.
-                if await self._follow(wait_for_ready=self.serving is False):
+                if await self._follow(wait_for_ready=self._watched is False):
                     pause = _FIRST_PAUSE
                 detail = "it is shutting down"
             except grpc.RpcError as error:
                 if error.code() is grpc.StatusCode.UNIMPLEMENTED:
                     # Without a health service only the calls themselves show whether the peer serves.
                     self._set(True, "")
-                    return
+                    await asyncio.Event().wait()
                 detail = error.details() or error.code().name
             self._set(False, detail)
             await asyncio.sleep(pause)
@@ -90,12 +113,17 @@ class PeerHealth:
         return served
 
     def _set(self, serving: bool, detail: str) -> None:
-        self.detail = detail
+        self._detail = detail
+        self._watched = serving
+        self._update()
+
+    def _update(self) -> None:
+        serving = False if self._guard.is_open else self._watched
         if serving == self.serving:
             return
         self.serving = serving
         if serving:
             log.info("service available", peer=self.name)
         else:
-            log.warning("service unavailable", peer=self.name, reason=detail)
+            log.warning("service unavailable", peer=self.name, reason=self.unavailable().message)
         self._on_change(self)

@@ -202,6 +202,28 @@ def test_cache_commands_print_stats_and_purge(deployment: FakeDeployment) -> Non
     assert chorus("cache", "purge", "--older-than", "soon", target=deployment.target).exit_code == 2
 
 
+@pytest.mark.fault("swallowed-errors")
+def test_cache_stats_lists_the_rejected_admissions(deployment: FakeDeployment) -> None:
+    shown = chorus("cache", "stats", target=deployment.target).stdout
+    assert "3 admissions: 2 INVALID_FIELD, 1 DISK_FULL" in shown
+    [line] = lines(chorus("cache", "stats", "--json", target=deployment.target))
+    assert line["cache"]["rejected_admissions"][1] == {"reason": "ERROR_REASON_DISK_FULL", "count": "1"}
+
+
+@pytest.mark.fault("store-ownership")
+def test_cache_adopt_asks_and_reports_what_is_deleted(deployment: FakeDeployment) -> None:
+    assert f"owned by another index ({'2' * 32})" in chorus("cache", "stats", target=deployment.target).stdout
+    # Without a terminal nobody can answer.
+    assert chorus("cache", "adopt", target=deployment.target).exit_code == 2
+    assert chorus("cache", "adopt", "--json", target=deployment.target).exit_code == 2
+    assert deployment.cache.adoptions == []
+    shown = chorus("cache", "adopt", "--dry-run", target=deployment.target).stdout
+    assert "1,200 blobs without an entry (3.0 MiB) and 5 entries without their blobs" in shown
+    [line] = lines(chorus("cache", "adopt", "--yes", "--json", target=deployment.target))
+    assert line["adoption"]["previous_owners"] == ["2" * 32]
+    assert [request.validate_only for request in deployment.cache.adoptions] == [True, False]
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [

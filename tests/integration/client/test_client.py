@@ -350,6 +350,29 @@ async def test_unknown_id_is_not_found(client: AsyncChorusClient) -> None:
     assert fault.value.reason == errors.NOT_FOUND
 
 
+@pytest.mark.fault("store-ownership")
+async def test_cache_client_adopts_a_store(deployment: FakeDeployment) -> None:
+    async with AsyncCacheClient(deployment.target) as cache:
+        stats = await cache.stats()
+        assert (stats.store_ownership, stats.index_id, stats.store_owners) == (
+            "foreign",
+            "1" * 32,
+            ("2" * 32,),
+        )
+        found = await cache.adopt(validate_only=True)
+        await cache.adopt()
+    assert (found.orphaned_blobs, found.orphaned_bytes, found.broken_entries) == (1_200, 3 << 20, 5)
+    assert [request.validate_only for request in deployment.cache.adoptions] == [True, False]
+
+
+@pytest.mark.fault("swallowed-errors")
+async def test_cache_client_returns_the_rejected_admissions(deployment: FakeDeployment) -> None:
+    async with AsyncCacheClient(deployment.target) as cache:
+        stats = await cache.stats()
+    assert stats.rejected_admissions == {"INVALID_FIELD": 2, "DISK_FULL": 1}
+    assert stats.failed_sweeps == 4
+
+
 async def test_cache_client_sends_its_tenant(deployment: FakeDeployment) -> None:
     async with AsyncCacheClient(deployment.target, "team-a") as cache:
         assert (await cache.stats()).entries == 7
@@ -384,6 +407,7 @@ def test_sync_client_returns_the_same_results(tmp_path: Path) -> None:
         with CacheClient(deployment.target, "team-b") as cache:
             assert cache.stats().entries == 7
             assert cache.purge(everything=True).entries == 3
+            assert cache.adopt(validate_only=True).broken_entries == 5
     assert deployment.cache.tenants == ["team-b"]
 
 

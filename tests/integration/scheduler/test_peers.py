@@ -127,10 +127,23 @@ async def test_cache_that_is_known_to_be_down_is_not_called() -> None:
     fake = FakeCache()
     async with connected(fake) as connection:
         connection.health.serving = False
-        connection.health.detail = "it is shutting down"
-        with pytest.raises(ChorusError, match="cache is not available: it is shutting down"):
+        with pytest.raises(ChorusError, match="cache is not available: not reached yet"):
             await CacheClient(connection, 5, 8).lookup(latents_pb2.LatentIdentity(), ENCODED, deadline_in(60))
     assert not fake.lookups
+
+
+@pytest.mark.fault("silent-dependency")
+async def test_cache_that_did_not_answer_is_not_called_again() -> None:
+    fake = FakeCache()
+    fake.answering.clear()
+    async with connected(fake) as connection:
+        client = CacheClient(connection, SHORT, 8)
+        for message in (r"no answer in 0\.3 s$", r"no answer in 0\.3 s; calls are suspended"):
+            with pytest.raises(ChorusError, match=message) as caught:
+                await client.lookup(latents_pb2.LatentIdentity(), ENCODED, deadline_in(60))
+            assert caught.value.metadata["service"] == "cache"
+        await connection.health.close()
+    assert len(fake.lookups) == 1
 
 
 async def test_closing_a_denoise_stream_cancels_the_run() -> None:

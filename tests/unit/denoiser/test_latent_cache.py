@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +21,7 @@ from services.cache.validation import Limits
 from services.denoiser.latent_cache import DonorData, LatentCache
 from services.denoiser.reuse.latent_blob import pack_latents
 from services.denoiser.reuse.side_data import SideData, pack_side_data
+from services.runtime.breaker import Guard
 from tests.contract.samples import DIMENSION, ENCODER, SIGMAS, header, identity, side_header, unit
 
 SHAPE = (4, 2, 12, 12)
@@ -116,7 +118,9 @@ def cache() -> Cache:
 @pytest.fixture
 def latent_cache(cache: Cache) -> LatentCache:
     stub: Any = cache
-    return LatentCache(stub, max_blob_bytes=1 << 16, fetch_seconds=5, admit_seconds=5)
+    return LatentCache(
+        stub, Guard("cache", asyncio.Event().wait), max_blob_bytes=1 << 16, fetch_seconds=5, admit_seconds=5
+    )
 
 
 LATENTS = {index: torch.full(SHAPE, float(index)) for index in (1, 2, 3)}

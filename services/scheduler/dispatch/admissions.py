@@ -1,0 +1,98 @@
+"""Admissions that continue after their job has ended, and the lookups that wait for them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from dataclasses import dataclass
+
+from chorus.common.v1 import latents_pb2
+
+from services.runtime.logs import get_logger
+
+log = get_logger("admissions")
+
+# Upper bound on the time that an outcome is waited for, in seconds. The denoiser limits the admission itself.
+_FOLLOW_SECONDS = 120.0
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """An admission under way.
+
+    Attributes:
+        identity: serialized identity of the latents; None if there is nothing to admit.
+        deadline: time on the event loop's clock until which lookups wait for it.
+    """
+
+    identity: bytes | None
+    deadline: float
+
+
+class PendingAdmissions:
+    """Follows admissions in the background, so that the next job starts at once.
+
+    A request that resembles the one just finished should find its latents, so a lookup of the same identity
+    waits for them. After an admission that was late no lookup waits, until one is on time again.
+
+    Args:
+        wait_seconds: time after the end of a run during which lookups wait for its latents, in seconds.
+    """
+
+    def __init__(self, wait_seconds: float) -> None:
+        self._wait_seconds = wait_seconds
+        self._pending: dict[asyncio.Task[None], _Pending] = {}
+        self._late = False
+
+    def follow(
+        self, identity: latents_pb2.LatentIdentity | None, outcome: Coroutine[None, None, None]
+    ) -> None:
+        """Runs `outcome`, which returns once the latents of a finished run are admitted or refused.
+
+        Args:
+            identity: identity of the latents; None if there is nothing to admit.
+        """
+        task = asyncio.create_task(_follow(outcome), name="admission")
+        deadline = asyncio.get_running_loop().time() + self._wait_seconds
+        self._pending[task] = _Pending(identity and _serialize(identity), deadline)
+        task.add_done_callback(self._settle)
+
+    async def wait(self, identity: latents_pb2.LatentIdentity) -> None:
+        """Waits for admissions of the same identity, unless one is late."""
+        key = _serialize(identity)
+        pending = {task: each.deadline for task, each in self._pending.items() if each.identity == key}
+        if not pending or self._late:
+            return
+        seconds = min(pending.values()) - asyncio.get_running_loop().time()
+        _, late = await asyncio.wait(pending, timeout=max(0.0, seconds))
+        if late:
+            log.warning("lookups do not wait for admissions: one is late", seconds=self._wait_seconds)
+            self._late = True
+
+    async def drain(self, seconds: float) -> None:
+        """Waits for running admissions, then stops following the rest."""
+        if self._pending:
+            await asyncio.wait(self._pending, timeout=seconds)
+        late = list(self._pending)
+        for task in late:
+            task.cancel()
+        await asyncio.gather(*late, return_exceptions=True)
+
+    def _settle(self, task: asyncio.Task[None]) -> None:
+        pending = self._pending.pop(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("admission not followed", exc_info=error)
+        if pending.identity is not None:
+            self._late = asyncio.get_running_loop().time() > pending.deadline
+
+
+async def _follow(outcome: Coroutine[None, None, None]) -> None:
+    try:
+        async with asyncio.timeout(_FOLLOW_SECONDS):
+            await outcome
+    except TimeoutError:
+        log.warning("outcome of an admission unknown", seconds=_FOLLOW_SECONDS)
+
+
+def _serialize(identity: latents_pb2.LatentIdentity) -> bytes:
+    return identity.SerializeToString(deterministic=True)

@@ -1,0 +1,101 @@
+"""Verifies which lookups wait for the admission of a finished run, and for how long."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+from chorus.common.v1 import latents_pb2
+
+from services.scheduler.dispatch.admissions import PendingAdmissions
+
+pytestmark = pytest.mark.fault("silent-dependency")
+
+SAME = latents_pb2.LatentIdentity(model_id="a")
+OTHER = latents_pb2.LatentIdentity(model_id="b")
+# Longer than any test.
+LONG = 600.0
+SHORT = 0.05
+
+
+@pytest.fixture
+async def admitted() -> AsyncIterator[asyncio.Event]:
+    """Event that ends every admission of the test."""
+    event = asyncio.Event()
+    yield event
+    event.set()
+
+
+async def end(admitted: asyncio.Event) -> None:
+    await admitted.wait()
+
+
+async def test_lookup_of_the_same_identity_waits_for_the_admission(admitted: asyncio.Event) -> None:
+    admissions = PendingAdmissions(LONG)
+    admissions.follow(SAME, end(admitted))
+    lookup = asyncio.create_task(admissions.wait(SAME))
+    done, _ = await asyncio.wait((lookup,), timeout=SHORT)
+    assert not done
+    admitted.set()
+    async with asyncio.timeout(10):
+        await lookup
+
+
+async def test_other_lookups_do_not_wait(admitted: asyncio.Event) -> None:
+    admissions = PendingAdmissions(LONG)
+    admissions.follow(SAME, end(admitted))
+    admissions.follow(None, end(admitted))
+    async with asyncio.timeout(10):
+        await admissions.wait(OTHER)
+
+
+async def test_only_one_lookup_waits_for_late_admissions(admitted: asyncio.Event) -> None:
+    admissions = PendingAdmissions(SHORT)
+    admissions.follow(SAME, end(admitted))
+    async with asyncio.timeout(10):
+        await admissions.wait(SAME)  # until the admission is late
+    admissions._wait_seconds = LONG
+    following = asyncio.Event()
+    admissions.follow(SAME, end(following))
+    async with asyncio.timeout(10):
+        await admissions.wait(SAME)  # would last as long as the test
+        admitted.set()
+        await asyncio.sleep(0)
+        following.set()
+        await admissions.drain(10)
+
+    stuck = asyncio.Event()
+    admissions.follow(SAME, end(stuck))
+    lookup = asyncio.create_task(admissions.wait(SAME))
+    done, _ = await asyncio.wait((lookup,), timeout=SHORT)
+    assert not done, "the last admission was on time, so lookups wait again"
+    stuck.set()
+    await lookup
+
+
+async def test_drain_ends_admissions_that_do_not_end(admitted: asyncio.Event) -> None:
+    admissions = PendingAdmissions(LONG)
+    ended = asyncio.Event()
+
+    async def outcome() -> None:
+        try:
+            await admitted.wait()
+        finally:
+            ended.set()
+
+    admissions.follow(SAME, outcome())
+    async with asyncio.timeout(10):
+        await admissions.drain(SHORT)
+    assert ended.is_set()
+
+
+async def test_admission_that_fails_unexpectedly_ends_the_wait() -> None:
+    admissions = PendingAdmissions(LONG)
+
+    async def outcome() -> None:
+        raise RuntimeError("scripted failure")
+
+    admissions.follow(SAME, outcome())
+    async with asyncio.timeout(10):
+        await admissions.wait(SAME)
