@@ -93,6 +93,4 @@ class Relay:
                 await writer.drain()
             writer.close()
 
-        async with asyncio.TaskGroup() as group:
-            group.create_task(read())
-            group.create_task(write())
+        await asyncio.gather(read(), write())

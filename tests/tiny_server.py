@@ -44,7 +44,7 @@ class _Servicer(embedder_pb2_grpc.EmbedderServiceServicer):
 
 @asynccontextmanager
 async def serve_embedder(
-    behaviour: Behaviour, *, ready: bool = True, call_seconds: float = 10.0
+    behaviour: Behaviour, *, ready: bool = True, call_seconds: float = 10.0, port: int = 0
 ) -> AsyncIterator[str]:
     """Serves Embed inside the block; yields the target."""
     gate = Gate("embedder")
@@ -52,7 +52,7 @@ async def serve_embedder(
         gate.open()
     server = grpc.aio.server(interceptors=[ServiceInterceptor(gate, call_seconds)])
     embedder_pb2_grpc.add_EmbedderServiceServicer_to_server(_Servicer(behaviour), server)
-    port = server.add_insecure_port("127.0.0.1:0")
+    port = server.add_insecure_port(f"127.0.0.1:{port}")
     await server.start()
     try:
         yield f"127.0.0.1:{port}"

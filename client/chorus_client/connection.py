@@ -49,7 +49,9 @@ class Connection:
         metadata = check_metadata(metadata)
         telemetry.configure("client")
         self.target = target
-        self.channel = open_channel(target, credentials=credentials, interceptors=interceptors)
+        self.channel = open_channel(
+            target, credentials=credentials, interceptors=interceptors, use_proxy=True
+        )
         self._service = service
         self._variable = variable
         self._secure = credentials is not None

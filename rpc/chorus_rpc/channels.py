@@ -14,6 +14,7 @@ from chorus_rpc import telemetry
 from chorus_rpc.addresses import parse_target
 from chorus_rpc.errors import from_rpc_error, invalid
 from chorus_rpc.limits import DEFAULT_MAX_MESSAGE_BYTES
+from chorus_rpc.proxies import is_loopback
 
 # Only calls that may safely run twice. Streams are retried by gRPC only before their first message.
 _IDEMPOTENT = {
@@ -59,6 +60,7 @@ def open_channel(
     *,
     credentials: grpc.ChannelCredentials | None = None,
     interceptors: Sequence[grpc.aio.ClientInterceptor] = (),
+    use_proxy: bool = False,
 ) -> grpc.aio.Channel:
     """Opens a channel to "host:port" or any gRPC name; plain names are resolved by DNS, with calls balanced.
 
@@ -67,6 +69,7 @@ def open_channel(
     Args:
         credentials: channel credentials for TLS; None for a plaintext connection.
         interceptors: client interceptors inside those for tracing, the first one outermost.
+        use_proxy: whether a proxy that the environment names is used; never for a loopback address.
     """
     try:
         name = parse_target(target)
@@ -81,11 +84,12 @@ def open_channel(
             # No tighter than the servers allow (server.py), or they would close the connection.
             ("grpc.keepalive_time_ms", 60_000),
             ("grpc.keepalive_timeout_ms", 10_000),
-            # A restarted service is reached again within two seconds.
+            # A restarted service is reached again within two seconds. The minimum stays at gRPC's default: it
+            # is the time limit of one attempt to connect, too.
             ("grpc.initial_reconnect_backoff_ms", 100),
-            ("grpc.min_reconnect_backoff_ms", 100),
             ("grpc.max_reconnect_backoff_ms", 2_000),
             ("grpc.dns_min_time_between_resolutions_ms", 1_000),
+            ("grpc.enable_http_proxy", int(use_proxy and not is_loopback(target))),
         ],
         "interceptors": [*telemetry.client_interceptors(), *interceptors],
     }

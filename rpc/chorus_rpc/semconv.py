@@ -51,5 +51,6 @@ TOKENS: Final = "chorus.tokens"
 
 # gRPC metadata
 TENANT_KEY: Final = "chorus-tenant"
+INSTANCE_KEY: Final = "chorus-instance"  # of the responses of Health.Check
 
 ERROR_DOMAIN: Final = "chorus"

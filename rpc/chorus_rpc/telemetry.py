@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
+from chorus_rpc import proxies
+
 if TYPE_CHECKING:
     from opentelemetry.context import Context
     from opentelemetry.trace import Link
@@ -66,6 +68,8 @@ def configure(service: str) -> bool:
     global _enabled, _owned
     if _enabled or not is_requested():
         return _enabled
+    # Exporters read the environment; a collector on this machine is reached without a proxy.
+    proxies.exempt_loopback(os.environ)
     try:
         import opentelemetry.instrumentation.grpc  # noqa: F401  # used later, by the interceptors
         from opentelemetry import trace

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from chorus_rpc.errors import ChorusError, unavailable
 
+from services.runtime.breaker import PROBE_SECONDS, Guard
 from services.runtime.logs import get_logger
 
 log = get_logger("cache.client")
@@ -34,6 +35,16 @@ class BlockingClient:
         self._seconds = seconds
         self._faults = faults
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix=f"cache-{service}")
+        self._guard: Guard | None = None
+
+    def suspend_when_silent(self, probe: Callable[[], object]) -> None:
+        """From now on refuses calls while the dependency does not answer.
+
+        Args:
+            probe: short call that raises unless the dependency answers. It runs in the same threads: while
+                each of them is blocked, further calls could not run either.
+        """
+        self._guard = Guard(self.service, lambda: self._run(probe, PROBE_SECONDS))
 
     async def run(self, call: Callable[[], T], seconds: float | None = None) -> T:
         """Returns the result of `call`; raises DEPENDENCY_UNAVAILABLE that names the service.
@@ -42,6 +53,12 @@ class BlockingClient:
             seconds: overrides the usual upper bound.
         """
         limit = seconds or self._seconds
+        if self._guard is None:
+            return await self._run(call, limit)
+        with self._guard.call(limit):
+            return await self._run(call, limit)
+
+    async def _run(self, call: Callable[[], T], limit: float) -> T:
         try:
             async with asyncio.timeout(limit):
                 return await asyncio.get_running_loop().run_in_executor(self._pool, call)
@@ -53,6 +70,8 @@ class BlockingClient:
 
     async def close(self) -> None:
         """Waits for running calls and drops queued ones."""
+        if self._guard is not None:
+            await self._guard.close()
         await asyncio.to_thread(self._pool.shutdown, wait=True, cancel_futures=True)
 
 

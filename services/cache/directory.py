@@ -34,6 +34,7 @@ class DirectoryBlobs(Blobs):
         """Opens a directory. Raises DEPENDENCY_UNAVAILABLE when it cannot be created."""
         blobs = cls(root, seconds=seconds, threads=threads)
         await blobs._client.run(lambda: (blobs._root / BLOB_ROOT).mkdir(parents=True, exist_ok=True))
+        blobs._client.suspend_when_silent(blobs._root.stat)
         return blobs
 
     async def close(self) -> None:

@@ -24,6 +24,7 @@ from services.cache.blocking_client import BlockingClient, retry_until_up
 from services.cache.certificates import TlsFault, find_tls_fault
 from services.cache.entries import PLAIN_TEXT, Blob, Entry, Space
 from services.cache.index import Hit, Index, Selection
+from services.runtime.breaker import PROBE_SECONDS
 
 _PREFIX = "chorus_"
 _LAYOUT = "_v1"
@@ -34,6 +35,9 @@ _ID_FIELD_PREFIX = "id_"
 _PAGE = 500
 # Writes are visible to the next call of this process, at a hundredth of the cost of "Strong" on a server.
 _READ_YOUR_WRITES = "Session"
+
+# A proxy of the environment is for destinations outside the deployment.
+_CHANNEL_OPTIONS = {"grpc.enable_http_proxy": 0}
 
 T = TypeVar("T")
 
@@ -123,7 +127,12 @@ class MilvusIndex(Index):
                 importlib.import_module("scipy.sparse")
             try:
                 milvus = MilvusClient(
-                    uri=uri, token=token, timeout=seconds, dedicated=True, server_pem_path=ca
+                    uri=uri,
+                    token=token,
+                    timeout=seconds,
+                    dedicated=True,
+                    server_pem_path=ca,
+                    grpc_options=_CHANNEL_OPTIONS,
                 )
             except MilvusException:
                 # pymilvus reports every failed connection as a timeout.
@@ -131,6 +140,7 @@ class MilvusIndex(Index):
                 if fault is None:
                     raise
                 raise TlsFault(f"CHORUS_CACHE_MILVUS_URI, CHORUS_CACHE_MILVUS_CA: {fault}") from None
+            milvus.list_collections(timeout=seconds)
             return milvus, _read_or_create_id(milvus, seconds)
 
         try:
@@ -139,6 +149,7 @@ class MilvusIndex(Index):
         except BaseException:
             await client.close()
             raise
+        client.suspend_when_silent(lambda: milvus.list_collections(timeout=PROBE_SECONDS))
         return cls(milvus, client, uri, index_id, seconds)
 
     async def close(self) -> None:

@@ -22,6 +22,11 @@ _ABSENT = ("NoSuchKey", "NoSuchObject")
 # One request for each blob: no listing shows an upload in parts that a crash interrupted.
 _PART_BYTES = 5 << 30
 
+# Tries of one request after the first.
+_RETRIES = 2
+# Upper bound on the time without any data during one request, in seconds.
+_SILENCE_SECONDS = 5.0
+
 
 class S3Blobs(Blobs):
     """Stores blobs as objects. Create it with `open`, which waits for the endpoint and creates the bucket."""
@@ -58,11 +63,18 @@ class S3Blobs(Blobs):
             seconds: upper bound on one operation, in seconds, including retries.
             threads: number of concurrent operations.
         """
+        # All tries together stay below the limit of the operation.
+        silence = min(_SILENCE_SECONDS, seconds / (_RETRIES + 1))
         pool = urllib3.PoolManager(
-            timeout=urllib3.Timeout(connect=min(seconds, 5.0), read=seconds),
+            timeout=urllib3.Timeout(connect=silence, read=silence),
             maxsize=threads,
             ca_certs=ca or None,
-            retries=urllib3.Retry(total=2, backoff_factor=0.2, status_forcelist=(500, 502, 503, 504)),
+            retries=urllib3.Retry(
+                total=_RETRIES,
+                backoff_factor=0.2,
+                status_forcelist=(500, 502, 503, 504),
+                respect_retry_after_header=False,  # the server could ask for any time
+            ),
         )
         minio = Minio(
             endpoint,
@@ -88,6 +100,7 @@ class S3Blobs(Blobs):
         except BaseException:
             await client.close()
             raise
+        client.suspend_when_silent(lambda: minio.bucket_exists(bucket))
         return cls(minio, bucket, client)
 
     async def close(self) -> None:

@@ -154,7 +154,7 @@ class LatentCache:
         Args:
             seconds: Timeout of the call, which `setting` sets.
         """
-        with self._guard.call():
+        with self._guard.call(seconds):
             try:
                 with calling("cache"):
                     yield

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import math
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from services.runtime.logs import get_logger
 log = get_logger("breaker")
 
 # Duration from which a failed or abandoned call shows that the dependency is silent, in seconds. Calls that
-# fail faster cost their callers nothing and need no breaker.
+# fail faster cost their callers little and need no breaker.
 SILENCE_SECONDS = 1.0
 # Upper bound on one probe, in seconds.
 PROBE_SECONDS = 2.0
@@ -126,10 +127,13 @@ class Guard:
             raise self.unavailable()
 
     @contextmanager
-    def call(self) -> Iterator[None]:
+    def call(self, limit: float = math.inf) -> Iterator[None]:
         """Guards one call: refused while calls are suspended, and a sign of silence if it fails slowly.
 
         A call that its caller abandons counts as failed.
+
+        Args:
+            limit: time limit of the call, in seconds; a call that reached it was not answered.
         """
         self.require_closed()
         begin = time.monotonic()
@@ -142,7 +146,8 @@ class Guard:
                 errors.DEADLINE_EXCEEDED,
                 errors.DEPENDENCY_UNAVAILABLE,
             )
-            if unanswered and seconds >= SILENCE_SECONDS:
+            # gRPC rounds its time limits.
+            if unanswered and seconds >= min(SILENCE_SECONDS, 0.9 * limit):
                 self.report_silence(f"no answer in {seconds:.1f} s")
             raise
 

@@ -1,4 +1,4 @@
-"""Probe of another service through its standard gRPC health service."""
+"""Health of this process, and the probe of another one, through the standard gRPC health service."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any
 
 import grpc
 import grpc.aio
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from chorus_rpc.semconv import INSTANCE_KEY
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from services.runtime.breaker import PROBE_SECONDS
 
@@ -17,6 +18,23 @@ _UNANSWERED = (
     grpc.StatusCode.DEADLINE_EXCEEDED,
     grpc.StatusCode.CANCELLED,
 )
+
+
+class HealthServicer(health.aio.HealthServicer):
+    """Health service that names its process, so that a supervisor does not take another one for it.
+
+    Args:
+        instance_id: id sent in the trailing metadata of each check; empty to send none.
+    """
+
+    def __init__(self, instance_id: str) -> None:
+        super().__init__()
+        self._instance_id = instance_id
+
+    async def Check(self, request: health_pb2.HealthCheckRequest, context: Any) -> Any:
+        if self._instance_id:
+            context.set_trailing_metadata(((INSTANCE_KEY, self._instance_id),))
+        return await super().Check(request, context)
 
 
 def make_probe(channel: grpc.aio.Channel, service: str) -> Callable[[], Awaitable[None]]:

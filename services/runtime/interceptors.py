@@ -26,6 +26,9 @@ log = get_logger("grpc")
 # Services whose calls pass unchanged: health must answer while the others are refused.
 _FOREIGN = ("/grpc.",)
 
+# Tells the channel of the caller not to retry by itself; its program decides, by RetryInfo.
+_NO_RETRY = ("grpc-retry-pushback-ms", "-1")
+
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 # Factories of handlers, by whether requests and whether responses are streamed.
@@ -139,7 +142,12 @@ async def _abort(error: BaseException, context: Any, method: str) -> None:
             "internal error; the cause is in the server's log",
             metadata={"trace_id": trace_id} if trace_id else {},
         )
-    await context.abort_with_status(errors.to_status(error))
+    status = errors.to_status(error)
+    pairs = status.trailing_metadata
+    if error.reason == errors.DEPENDENCY_UNAVAILABLE:
+        # The service behind this one would be called again at once, by each service along the chain.
+        pairs = (*pairs, _NO_RETRY)
+    await context.abort(status.code, status.details, pairs)
 
 
 def _refuse(error: ChorusError, method: str) -> Handler:

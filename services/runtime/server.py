@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 from collections.abc import Awaitable, Callable
 from typing import cast
 
@@ -15,6 +16,8 @@ from chorus_rpc.addresses import join_host_port
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from services.runtime.address import CannotListen, check_address
+from services.runtime.health import HealthServicer
 from services.runtime.interceptors import Gate, ServiceInterceptor
 from services.runtime.logs import configure_logs, get_logger
 from services.runtime.resources import EssentialTaskEnded, Resources
@@ -52,15 +55,20 @@ def run(name: str, service: str, settings: ServerSettings, start: Start, drain: 
         name: short name, for instance "cache".
         service: full protobuf name, for instance "chorus.cache.v1.CacheService".
 
-    Raises OSError when the port is taken, TimeoutError when `start` takes longer than `startup_seconds`.
+    Ends the process with status 1, and a line that names the setting, if the address cannot be listened on.
+    Raises TimeoutError when `start` takes longer than `startup_seconds`.
     """
     configure_logs(name, settings.log_level, settings.log_format)
     for variable, nearest in find_unknown_variables(type(settings), os.environ).items():
         log.warning("unknown setting ignored", variable=variable, did_you_mean=nearest)
     telemetry.configure(name)
     try:
+        check_address(settings)
         asyncio.run(_serve(name, service, settings, start, drain))
     except EssentialTaskEnded:
+        raise SystemExit(1) from None
+    except CannotListen as error:
+        print(error, file=sys.stderr)
         raise SystemExit(1) from None
     finally:
         telemetry.shutdown()
@@ -83,7 +91,7 @@ async def _serve(
             ("grpc.so_reuseport", 0),
         ],
     )
-    status = health.aio.HealthServicer()
+    status = HealthServicer(settings.instance_id)
     health_pb2_grpc.add_HealthServicer_to_server(status, server)
     await status.set(service, health_pb2.HealthCheckResponse.NOT_SERVING)
     await status.set("", health_pb2.HealthCheckResponse.NOT_SERVING)

@@ -66,6 +66,9 @@ class ServerSettings(BaseSettings):
     holds token states, 8 MiB for UMT5's 512 tokens."""
     max_concurrent_calls: Annotated[int, Field(ge=1, le=10_000)] = 256
     """Upper bound on concurrent calls; further calls are refused with RESOURCE_EXHAUSTED."""
+    instance_id: Annotated[str, Field(max_length=64, pattern=r"^[A-Za-z0-9_-]*$")] = ""
+    """Id that health checks report in the metadata `chorus-instance`, by which a supervisor such as
+    `chorus up` recognises its own process; empty: none."""
 
 
 S = TypeVar("S", bound=ServerSettings)

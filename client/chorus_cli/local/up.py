@@ -11,6 +11,7 @@ import re
 import signal
 import socket
 import sys
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -20,6 +21,7 @@ from chorus_client import endpoints
 from chorus_rpc.addresses import is_wildcard, join_host_port, parse_host
 from chorus_rpc.channels import open_channel
 from chorus_rpc.errors import INVALID_FIELD, WRONG_STATE, ChorusError, invalid
+from chorus_rpc.semconv import INSTANCE_KEY
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from chorus_cli import variables
@@ -89,7 +91,9 @@ def build_environment(
         chosen[f"CHORUS_{service.upper()}_DRAIN_SECONDS"] = f"{DRAIN_SECONDS:g}"
         chosen[f"CHORUS_{service.upper()}_STARTUP_SECONDS"] = f"{startup_seconds:g}"
     passed = {name: value for name, value in base.items() if name not in variables.KNOWN}
-    return {**chosen, **passed, "PYTHONUNBUFFERED": "1"}
+    # New for each start: a process that was started otherwise is not taken for a child.
+    instances = {f"CHORUS_{service.upper()}_INSTANCE_ID": uuid.uuid4().hex for service in SERVICES}
+    return {**chosen, **passed, **instances, "PYTHONUNBUFFERED": "1"}
 
 
 def longest_drain(environment: Mapping[str, str]) -> float:
@@ -311,10 +315,14 @@ class _Health:
             await channel.close()
 
     async def serves(self, child: Child) -> bool:
+        """Returns whether the child itself answers and serves, not another process at its address."""
         stub: Any = health_pb2_grpc.HealthStub(self._channels[child.name])
+        call = stub.Check(health_pb2.HealthCheckRequest(), timeout=_HEALTH_SECONDS)
         try:
-            answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=_HEALTH_SECONDS)
+            answer, metadata = await call, await call.trailing_metadata()
         except grpc.RpcError:
+            return False
+        if dict(metadata).get(INSTANCE_KEY) != child.environment[f"CHORUS_{child.name.upper()}_INSTANCE_ID"]:
             return False
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 

@@ -88,3 +88,20 @@ async def test_undecodable_request_names_the_field(raw: bytes, field: str) -> No
     bad = error_details_pb2.BadRequest()
     assert any(detail.Unpack(bad) for detail in status.details)
     assert [v.field for v in bad.field_violations] == [field]
+
+
+@pytest.mark.fault("silent-dependency")
+async def test_call_that_failed_for_a_dependency_is_not_repeated_by_the_channel() -> None:
+    calls = 0
+
+    async def fail(request: embedder_pb2.EmbedRequest) -> embedder_pb2.EmbedResponse:
+        nonlocal calls
+        calls += 1
+        raise errors.unavailable("s3", "no answer")
+
+    async with serve_embedder(fail) as target:
+        with pytest.raises(ChorusError, match="s3 is not available: no answer") as caught:
+            await embed(target)
+    assert caught.value.metadata == {"service": "s3"}
+    assert caught.value.retry_after == 1.0
+    assert calls == 1

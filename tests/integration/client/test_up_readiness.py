@@ -1,0 +1,66 @@
+"""Verifies that `chorus up` takes no other process for its own."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import grpc.aio
+import pytest
+from chorus_cli.local import up
+from chorus_cli.local.supervise import Child
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from services.runtime.health import HealthServicer
+
+pytestmark = pytest.mark.fault("readiness")
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+
+
+@asynccontextmanager
+async def serving(servicer: health.aio.HealthServicer) -> AsyncIterator[str]:
+    """Serves health inside the block; yields the target."""
+    server = grpc.aio.server()
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        await server.stop(None)
+
+
+def make_child(directory: Path) -> Child:
+    ports = dict.fromkeys(up.SERVICES, 1)
+    return Child("cache", (), up.build_environment({}, directory, ports), directory / "cache.log")
+
+
+async def test_another_process_at_the_address_of_a_child_is_not_ready(tmp_path: Path) -> None:
+    child, other = make_child(tmp_path), make_child(tmp_path)
+    strangers = (
+        health.aio.HealthServicer(),
+        HealthServicer(""),
+        HealthServicer(other.environment["CHORUS_CACHE_INSTANCE_ID"]),
+    )
+    for servicer in strangers:
+        await servicer.set("", SERVING)
+        async with serving(servicer) as target, up._Health({"cache": target}) as checks:
+            assert not await checks.serves(child)
+
+
+async def test_child_is_ready_once_it_serves(tmp_path: Path) -> None:
+    child = make_child(tmp_path)
+    servicer = HealthServicer(child.environment["CHORUS_CACHE_INSTANCE_ID"])
+    async with serving(servicer) as target, up._Health({"cache": target}) as checks:
+        await servicer.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
+        assert not await checks.serves(child)
+        await servicer.set("", SERVING)
+        assert await checks.serves(child)
+
+
+def test_instances_are_new_for_each_start(tmp_path: Path) -> None:
+    inherited = {f"CHORUS_{service.upper()}_INSTANCE_ID": "inherited" for service in up.SERVICES}
+    started = [up.build_environment(inherited, tmp_path, dict.fromkeys(up.SERVICES, 1)) for _ in range(2)]
+    assert len({environment[name] for environment in started for name in inherited} | {"inherited"}) == 9
