@@ -134,11 +134,13 @@ async def test_options_reach_the_server_as_given(
     client: AsyncChorusClient, deployment: FakeDeployment
 ) -> None:
     await client.submit(
-        "x", model="m", frames=8, height=32, width=32, sigmas=[1, 0.5, 0], seed=3, reuse="safe", no_store=True
-    )
+        "x", model="m", frames=8, height=32, width=32, sigmas=[1, 0.5, 0], seed=3,
+        reuse="safe", no_store=True, deadline=90.5,
+    )  # fmt: skip
     spec = deployment.scheduler.requests[0].spec
     assert (spec.model_id, spec.shape.frames, list(spec.schedule.sigmas)) == ("m", 8, [1, 0.5, 0])
     assert (spec.seed, spec.no_store, spec.HasField("deadline")) == (3, True, False)
+    assert spec.timeout.ToMilliseconds() == 90_500
 
 
 async def test_explicit_plan_reaches_the_server(
