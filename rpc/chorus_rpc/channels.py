@@ -73,7 +73,7 @@ def open_channel(
             ("grpc.service_config", _SERVICE_CONFIG),
             ("grpc.max_send_message_length", max_message_bytes),
             ("grpc.max_receive_message_length", max_message_bytes),
-            # No tighter than the servers allow (server.py), or they would close the connection.
+            # Longer than the servers' PING_INTERVAL_SECONDS, or they would close the connection.
             ("grpc.keepalive_time_ms", 60_000),
             ("grpc.keepalive_timeout_ms", 10_000),
             # A restarted service is reached again within two seconds.
