@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from chorus_rpc import telemetry
+from chorus_rpc import forks, telemetry
 from chorus_rpc.errors import from_rpc_error
 from chorus_rpc.limits import DEFAULT_MAX_MESSAGE_BYTES
 
@@ -84,9 +84,13 @@ def open_channel(
         ],
         "interceptors": [*telemetry.client_interceptors(), *interceptors],
     }
-    if credentials is None:
-        return grpc.aio.insecure_channel(**arguments)
-    return grpc.aio.secure_channel(credentials=credentials, **arguments)
+    channel = (
+        grpc.aio.insecure_channel(**arguments)
+        if credentials is None
+        else grpc.aio.secure_channel(credentials=credentials, **arguments)
+    )
+    forks.track(channel)
+    return channel
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from chorus_client import (
     CacheClient,
     ChorusClient,
     ChorusError,
+    ClientClosed,
     Event,
     Generation,
     GenerationCancelled,
@@ -128,6 +129,21 @@ async def test_result_waits_for_a_generation_under_way(
     assert (await handle.cancel()).state == "cancelled"
     with pytest.raises(GenerationCancelled):
         await waiting
+
+
+async def test_close_ends_what_waits_with_an_error(deployment: FakeDeployment) -> None:
+    client = AsyncChorusClient(deployment.target)
+    handle = await client.submit("slow circle")
+    waiting = [
+        asyncio.create_task(work)
+        for work in (handle.result(), client.generate("slow square"), anext(handle.events(3)))
+    ]
+    await asyncio.to_thread(deployment.scheduler.watching.wait, 10)
+    await client.close()
+    for outcome in await asyncio.gather(*waiting, return_exceptions=True):
+        assert isinstance(outcome, ClientClosed), repr(outcome)
+    with pytest.raises(ClientClosed, match="this client is closed"):
+        await handle.status()
 
 
 async def test_options_reach_the_server_as_given(
