@@ -33,8 +33,8 @@ class Lifetime:
         parent = forks.find_parent_with_channels()
         if parent is not None:
             raise ForkedClient(
-                f"this process ({os.getpid()}) was forked from process {parent} while a client was open there;"
-                " close it before the fork, or start processes with spawn"
+                f"this process ({os.getpid()}) was forked from process {parent} while a client was open"
+                " there; close it before the fork, or start processes with spawn"
             )
         self._pid = os.getpid()
         self.closed = False
@@ -48,8 +48,8 @@ class Lifetime:
         """Raises ForkedClient in a forked process, ClientClosed after the end."""
         if self.is_inherited:
             raise ForkedClient(
-                f"this client was created in process {self._pid}, and this is process {os.getpid()}; create it"
-                " in the process that uses it, or start processes with spawn"
+                f"this client was created in process {self._pid}, and this is process {os.getpid()};"
+                " create it in the process that uses it, or start processes with spawn"
             )
         if self.closed:
             raise ClientClosed

@@ -27,9 +27,9 @@ Drain = Callable[[], Awaitable[None]]
 
 log = get_logger("server")
 
-# Shortest permitted interval between two pings of a client. Clients and proxies commonly ping each 10 s, and a
-# ping that the network delays shortens the interval to the next. gRPC closes the connection at the third ping
-# that is earlier (GOAWAY, too_many_pings).
+# Shortest permitted interval between two pings of a client. Clients and proxies commonly ping each 10 s, and
+# a ping that the network delays shortens the interval to the next. gRPC closes the connection at the third
+# ping that is earlier (GOAWAY, too_many_pings).
 PING_INTERVAL_SECONDS: Final = 5.0
 
 

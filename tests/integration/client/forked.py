@@ -1,6 +1,6 @@
 """Uses clients across a fork, for test_fork.py: `python -m tests.integration.client.forked CASE TARGET`.
 
-Prints one JSON line for each outcome of the child, then how the child ended, then what the parent sees after it.
+Prints a JSON line for each outcome in the child, then how the child ended, then what the parent sees.
 """
 
 from __future__ import annotations

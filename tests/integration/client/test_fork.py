@@ -1,4 +1,4 @@
-"""Verifies that a client is refused at once in a forked process, and that the parent's client is not harmed."""
+"""Verifies that a client is refused at once in a forked process, and that the parent's is not harmed."""
 
 from __future__ import annotations
 
