@@ -17,6 +17,7 @@ from chorus_client.aio import AsyncChorusClient
 from chorus_client.cache import Adoption, AsyncCacheClient, CacheStats, Purged
 from chorus_client.events import Event, EventKind, Step
 from chorus_client.handles import AsyncGenerationHandle, GenerationHandle
+from chorus_client.lifetime import ClientClosed, ForkedClient
 from chorus_client.plans import explicit_reuse, parse_plan
 from chorus_client.results import (
     Donor,
@@ -43,10 +44,12 @@ __all__ = [
     "CacheStats",
     "ChorusClient",
     "ChorusError",
+    "ClientClosed",
     "Donor",
     "Event",
     "EventKind",
     "ExplicitReuse",
+    "ForkedClient",
     "Generation",
     "GenerationCancelled",
     "GenerationError",

@@ -160,6 +160,7 @@ class AsyncCacheClient:
     ) -> None:
         self.target = resolve("cache", target)
         self._connection = Connection(
+            CacheServiceStub,
             "cache",
             self.target,
             VARIABLES["cache"],
@@ -168,7 +169,6 @@ class AsyncCacheClient:
             interceptors=interceptors,
             timeout=timeout,
         )
-        self._stub = CacheServiceStub(self._connection.channel)
 
     async def __aenter__(self) -> Self:
         return self
@@ -185,7 +185,9 @@ class AsyncCacheClient:
     async def stats(self, *, timeout: float | None = None) -> CacheStats:
         """Returns the contents and the use of the cache."""
         request = cache_pb2.StatsRequest()
-        return CacheStats.from_proto(await self._connection.call(self._stub.Stats, request, timeout))
+        return CacheStats.from_proto(
+            await self._connection.call(self._connection.stub.Stats, request, timeout)
+        )
 
     async def purge(
         self,
@@ -213,7 +215,7 @@ class AsyncCacheClient:
             if not 0 <= older_than <= MAX_AGE_SECONDS:
                 raise invalid("older_than", f"must be 0 to {MAX_AGE_SECONDS:g} seconds, not {older_than:g}")
             request.older_than.FromMilliseconds(int(older_than * 1000))
-        return Purged.from_proto(await self._connection.call(self._stub.Purge, request, timeout))
+        return Purged.from_proto(await self._connection.call(self._connection.stub.Purge, request, timeout))
 
     async def adopt(self, *, validate_only: bool = False, timeout: float = ADOPT_SECONDS) -> Adoption:
         """Claims the object store for the index of this cache, for all tenants.
@@ -224,4 +226,4 @@ class AsyncCacheClient:
             validate_only: whether to report only, and to leave the store as it is.
         """
         request = cache_pb2.AdoptRequest(validate_only=validate_only)
-        return Adoption.from_proto(await self._connection.call(self._stub.Adopt, request, timeout))
+        return Adoption.from_proto(await self._connection.call(self._connection.stub.Adopt, request, timeout))

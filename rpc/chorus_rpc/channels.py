@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from chorus_rpc import telemetry
+from chorus_rpc import forks, telemetry
 from chorus_rpc.addresses import parse_target
 from chorus_rpc.errors import from_rpc_error, invalid
 from chorus_rpc.limits import DEFAULT_MAX_MESSAGE_BYTES
@@ -81,7 +81,7 @@ def open_channel(
             ("grpc.service_config", _SERVICE_CONFIG),
             ("grpc.max_send_message_length", max_message_bytes),
             ("grpc.max_receive_message_length", max_message_bytes),
-            # No tighter than the servers allow (server.py), or they would close the connection.
+            # Longer than the servers' PING_INTERVAL_SECONDS, or they would close the connection.
             ("grpc.keepalive_time_ms", 60_000),
             ("grpc.keepalive_timeout_ms", 10_000),
             # A restarted service is reached again within two seconds. The minimum stays at gRPC's default: it
@@ -93,9 +93,13 @@ def open_channel(
         ],
         "interceptors": [*telemetry.client_interceptors(), *interceptors],
     }
-    if credentials is None:
-        return grpc.aio.insecure_channel(**arguments)
-    return grpc.aio.secure_channel(credentials=credentials, **arguments)
+    channel = (
+        grpc.aio.insecure_channel(**arguments)
+        if credentials is None
+        else grpc.aio.secure_channel(credentials=credentials, **arguments)
+    )
+    forks.track(channel)
+    return channel
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable
-from typing import cast
+from typing import Final, cast
 
 import grpc
 import grpc.aio
@@ -30,6 +30,11 @@ Start = Callable[[Resources, grpc.aio.Server], Awaitable[None]]
 Drain = Callable[[], Awaitable[None]]
 
 log = get_logger("server")
+
+# Shortest permitted interval between two pings of a client. Clients and proxies commonly ping each 10 s, and
+# a ping that the network delays shortens the interval to the next. gRPC closes the connection at the third
+# ping that is earlier (GOAWAY, too_many_pings).
+PING_INTERVAL_SECONDS: Final = 5.0
 
 
 class _StartedServer:
@@ -74,6 +79,18 @@ def run(name: str, service: str, settings: ServerSettings, start: Start, drain: 
         telemetry.shutdown()
 
 
+def build_server_options(max_message_bytes: int) -> list[tuple[str, int]]:
+    """Returns the gRPC options of every server."""
+    return [
+        ("grpc.max_send_message_length", max_message_bytes),
+        ("grpc.max_receive_message_length", max_message_bytes),
+        ("grpc.http2.min_ping_interval_without_data_ms", int(PING_INTERVAL_SECONDS * 1_000)),
+        ("grpc.keepalive_permit_without_calls", 1),
+        # With it, two processes on one port would each receive half of the calls.
+        ("grpc.so_reuseport", 0),
+    ]
+
+
 async def _serve(
     name: str, service: str, settings: ServerSettings, start: Start, drain: Drain | None
 ) -> None:
@@ -82,14 +99,7 @@ async def _serve(
         # Tracing is outermost, so that it also records refused calls.
         interceptors=[*telemetry.server_interceptors(), ServiceInterceptor(gate, settings.call_seconds)],
         maximum_concurrent_rpcs=settings.max_concurrent_calls,
-        options=[
-            ("grpc.max_send_message_length", settings.max_message_bytes),
-            ("grpc.max_receive_message_length", settings.max_message_bytes),
-            ("grpc.http2.min_ping_interval_without_data_ms", 30_000),
-            ("grpc.keepalive_permit_without_calls", 1),
-            # With it, two processes on one port would each receive half of the calls.
-            ("grpc.so_reuseport", 0),
-        ],
+        options=build_server_options(settings.max_message_bytes),
     )
     status = HealthServicer(settings.instance_id)
     health_pb2_grpc.add_HealthServicer_to_server(status, server)

@@ -235,9 +235,10 @@ def _join(violations: list[Violation], error: ChorusError) -> ChorusError:
 def _body_digest(spec: pb.GenerationSpec) -> str:
     """Returns the digest by which a repetition is recognised.
 
-    It excludes the deadline, because a repetition states its own, counted from the time it is sent.
+    It excludes timeout and deadline: a repetition counts its own from the time it is sent.
     """
     body = pb.GenerationSpec()
     body.CopyFrom(spec)
+    body.ClearField("timeout")
     body.ClearField("deadline")
     return hashlib.sha256(body.SerializeToString(deterministic=True)).hexdigest()

@@ -16,6 +16,7 @@ from chorus_rpc import errors
 from chorus_rpc.errors import Violation, Violations
 from chorus_rpc.limits import MAX_DEADLINE_SECONDS, MAX_ID_CHARACTERS, MAX_PAGE_SIZE, MAX_PROMPT_CHARACTERS
 from chorus_rpc.plan_bounds import check_amplification, check_depth, check_region
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.contract.schedule import find_schedule_fault, shifted_schedule
@@ -134,26 +135,55 @@ def _reuse(
 def _deadline(
     spec: pb.GenerationSpec, defaults: Defaults, now: float, violations: list[Violation]
 ) -> Timestamp:
+    """Returns the deadline of a request: its timeout from `now`, its own deadline, or the default."""
+    if spec.HasField("timeout") and spec.HasField("deadline"):
+        for field, other in (("timeout", "deadline"), ("deadline", "timeout")):
+            violations.append(
+                Violation(f"spec.{field}", f"must not be set with spec.{other}; set timeout only")
+            )
+        return spec.deadline
+    if spec.HasField("deadline"):
+        violations += _check_deadline(spec.deadline, now)
+        return spec.deadline
+    nanoseconds = int(defaults.deadline_seconds * 1e9)
+    if spec.HasField("timeout"):
+        found = _check_timeout(spec.timeout)
+        if found:
+            violations += found
+            return spec.deadline
+        nanoseconds = spec.timeout.ToNanoseconds()
     deadline = Timestamp()
-    if not spec.HasField("deadline"):
-        deadline.FromNanoseconds(int((now + defaults.deadline_seconds) * 1e9))
-        return deadline
-    deadline.CopyFrom(spec.deadline)
+    deadline.FromNanoseconds(int(now * 1e9) + nanoseconds)
+    return deadline
+
+
+def _check_timeout(timeout: Duration) -> list[Violation]:
+    # Computed from the parts, because protobuf raises an error for a duration that it does not define.
+    seconds = timeout.seconds + timeout.nanos / 1e9
+    if abs(timeout.nanos) >= 1_000_000_000 or timeout.seconds * timeout.nanos < 0:
+        return [Violation("spec.timeout", "its nanos must be below 10^9, and seconds and nanos of one sign")]
+    if seconds > 0 and (timeout.seconds, timeout.nanos) <= (MAX_DEADLINE_SECONDS, 0):
+        return []
+    return [Violation("spec.timeout", f"must be above 0, at most {_MAX_HOURS}, not {seconds:g} s")]
+
+
+def _check_deadline(deadline: Timestamp, now: float) -> list[Violation]:
     if deadline.seconds not in _TIMESTAMP_SECONDS or not 0 <= deadline.nanos < 1_000_000_000:
-        violations.append(Violation("spec.deadline", "must be a time between the years 1 and 9999"))
-        return deadline
+        return [Violation("spec.deadline", "must be a time between the years 1 and 9999")]
     ahead = to_unix_seconds(deadline) - now
     if ahead <= 0:
-        violations.append(
+        return [
             Violation(
-                "spec.deadline", f"passed {-ahead:.3f} s ago; it must be in the future, at most {_MAX_HOURS}"
+                "spec.deadline",
+                f"passed {-ahead:.3f} s ago on this server's clock; it must be in the future, at most"
+                f" {_MAX_HOURS}; set timeout instead, which does not depend on the client's clock",
             )
-        )
-    elif ahead > MAX_DEADLINE_SECONDS:
-        violations.append(
+        ]
+    if ahead > MAX_DEADLINE_SECONDS:
+        return [
             Violation("spec.deadline", f"is {ahead / 3600:.1f} hours ahead; it must be at most {_MAX_HOURS}")
-        )
-    return deadline
+        ]
+    return []
 
 
 def _check_bound(field: str, value: int, bound: denoiser_pb2.Bound, model_id: str) -> list[Violation]:

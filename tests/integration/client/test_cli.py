@@ -88,7 +88,7 @@ def test_generate_passes_its_options_on(deployment: FakeDeployment) -> None:
     assert (request.spec.model_id, request.spec.seed, request.spec.no_store) == ("m", 5, True)
     assert list(request.spec.schedule.sigmas) == [1, 0.5, 0]
     assert (request.spec.shape.frames, request.spec.shape.height, request.spec.shape.width) == (8, 32, 64)
-    assert request.spec.HasField("deadline")
+    assert (request.spec.timeout.seconds, request.spec.HasField("deadline")) == (60, False)
 
 
 EXPLICIT = ("--reuse-steps", "1", "--region-end", "3", "--region", "attention", "--amplify", "value-gain:0.5")

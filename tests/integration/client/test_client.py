@@ -18,6 +18,7 @@ from chorus_client import (
     CacheClient,
     ChorusClient,
     ChorusError,
+    ClientClosed,
     Event,
     Generation,
     GenerationCancelled,
@@ -130,15 +131,32 @@ async def test_result_waits_for_a_generation_under_way(
         await waiting
 
 
+async def test_close_ends_what_waits_with_an_error(deployment: FakeDeployment) -> None:
+    client = AsyncChorusClient(deployment.target)
+    handle = await client.submit("slow circle")
+    waiting = [
+        asyncio.create_task(work)
+        for work in (handle.result(), client.generate("slow square"), anext(handle.events(3)))
+    ]
+    await asyncio.to_thread(deployment.scheduler.watching.wait, 10)
+    await client.close()
+    for outcome in await asyncio.gather(*waiting, return_exceptions=True):
+        assert isinstance(outcome, ClientClosed), repr(outcome)
+    with pytest.raises(ClientClosed, match="this client is closed"):
+        await handle.status()
+
+
 async def test_options_reach_the_server_as_given(
     client: AsyncChorusClient, deployment: FakeDeployment
 ) -> None:
     await client.submit(
-        "x", model="m", frames=8, height=32, width=32, sigmas=[1, 0.5, 0], seed=3, reuse="safe", no_store=True
-    )
+        "x", model="m", frames=8, height=32, width=32, sigmas=[1, 0.5, 0], seed=3,
+        reuse="safe", no_store=True, deadline=90.5,
+    )  # fmt: skip
     spec = deployment.scheduler.requests[0].spec
     assert (spec.model_id, spec.shape.frames, list(spec.schedule.sigmas)) == ("m", 8, [1, 0.5, 0])
     assert (spec.seed, spec.no_store, spec.HasField("deadline")) == (3, True, False)
+    assert spec.timeout.ToMilliseconds() == 90_500
 
 
 async def test_explicit_plan_reaches_the_server(

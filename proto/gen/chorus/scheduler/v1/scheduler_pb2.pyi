@@ -10,6 +10,7 @@ import chorus.common.v1.plan_pb2
 import chorus.common.v1.video_pb2
 import collections.abc
 import google.protobuf.descriptor
+import google.protobuf.duration_pb2
 import google.protobuf.internal.containers
 import google.protobuf.internal.enum_type_wrapper
 import google.protobuf.message
@@ -68,6 +69,7 @@ class GenerationSpec(google.protobuf.message.Message):
     NO_STORE_FIELD_NUMBER: builtins.int
     DEADLINE_FIELD_NUMBER: builtins.int
     EXPLICIT_REUSE_FIELD_NUMBER: builtins.int
+    TIMEOUT_FIELD_NUMBER: builtins.int
     prompt: builtins.str
     """1 to 2,000 characters after trimming."""
     model_id: builtins.str
@@ -86,13 +88,22 @@ class GenerationSpec(google.protobuf.message.Message):
     def schedule(self) -> chorus.common.v1.latents_pb2.Schedule: ...
     @property
     def deadline(self) -> google.protobuf.timestamp_pb2.Timestamp:
-        """Time at which the generation fails if it has not ended. Must be in the future, by at most 24 hours. If
-        unset, the server's default.
+        """In a request: use `timeout` instead, because a deadline is wrong by the difference between the clocks of
+        client and server. Must be in the future on the server's clock, by at most 24 hours.
+        In an accepted specification: time on the server's clock at which the generation fails if it has not
+        ended; always set.
         """
 
     @property
     def explicit_reuse(self) -> Global___ExplicitReuse:
         """Explicit plan for experiments; takes precedence over `reuse`. If unset, the planner decides."""
+
+    @property
+    def timeout(self) -> google.protobuf.duration_pb2.Duration:
+        """Time from the acceptance of the request, on the server's clock, after which the generation fails if it has
+        not ended. Above 0, at most 24 hours. If unset, the server's default. Excludes `deadline`. Unset in an
+        accepted specification, which has the deadline that results.
+        """
 
     def __init__(
         self,
@@ -107,9 +118,10 @@ class GenerationSpec(google.protobuf.message.Message):
         no_store: builtins.bool = ...,
         deadline: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         explicit_reuse: Global___ExplicitReuse | None = ...,
+        timeout: google.protobuf.duration_pb2.Duration | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_seed", b"_seed", "deadline", b"deadline", "denoising", b"denoising", "explicit_reuse", b"explicit_reuse", "schedule", b"schedule", "seed", b"seed", "shape", b"shape", "steps", b"steps"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_seed", b"_seed", "deadline", b"deadline", "denoising", b"denoising", "explicit_reuse", b"explicit_reuse", "model_id", b"model_id", "no_store", b"no_store", "prompt", b"prompt", "reuse", b"reuse", "schedule", b"schedule", "seed", b"seed", "shape", b"shape", "steps", b"steps"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_seed", b"_seed", "deadline", b"deadline", "denoising", b"denoising", "explicit_reuse", b"explicit_reuse", "schedule", b"schedule", "seed", b"seed", "shape", b"shape", "steps", b"steps", "timeout", b"timeout"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_seed", b"_seed", "deadline", b"deadline", "denoising", b"denoising", "explicit_reuse", b"explicit_reuse", "model_id", b"model_id", "no_store", b"no_store", "prompt", b"prompt", "reuse", b"reuse", "schedule", b"schedule", "seed", b"seed", "shape", b"shape", "steps", b"steps", "timeout", b"timeout"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_seed", b"_seed"]) -> typing.Literal["seed"] | None: ...
     @typing.overload
