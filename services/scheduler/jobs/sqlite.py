@@ -17,6 +17,7 @@ from chorus.scheduler.v1 import scheduler_pb2 as pb
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.scheduler.jobs import states
+from services.scheduler.jobs.passing_faults import PassingFault
 from services.scheduler.jobs.states import ENDED, IN_QUEUE, UNFINISHED, State
 from services.scheduler.jobs.store import Job, JobStore, NewJob, QueuedJob, QueueFull, StoreError
 
@@ -49,6 +50,26 @@ CREATE TABLE events (
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE documents (name TEXT PRIMARY KEY, data BLOB NOT NULL) STRICT;
 """
+_SETTING = "CHORUS_SCHEDULER_DATABASE"
+# Wait for a lock that another process holds on the file, in seconds. Short, since other calls wait meanwhile.
+_BUSY_SECONDS = 0.2
+# Time for which a call is repeated when a fault may pass, and the pause in between, in seconds.
+_PATIENCE_SECONDS = 2.0
+_PAUSE = 0.1
+# Result codes of faults that may pass; the file itself is intact.
+_PASSING = frozenset(
+    {
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_PROTOCOL,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_NOMEM,
+        sqlite3.SQLITE_READONLY,
+    }
+)
+_DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 _JOB = "id, number, tenant, body_digest, state, traceparent, crashes, generation"
 _MODELS = "models"
 
@@ -61,10 +82,12 @@ class SqliteStore(JobStore):
         connection: sqlite3.Connection,
         lock: int,
         thread: ThreadPoolExecutor,
+        path: Path,
         on_change: Callable[[str], None],
         clock: Callable[[], float],
     ) -> None:
         self._db = connection
+        self._path = path
         self._lock = lock
         self._thread = thread
         self._clock = clock
@@ -123,7 +146,22 @@ class SqliteStore(JobStore):
         os.close(self._lock)
 
     async def _run(self, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, lambda: work(*args, **kwargs))
+        """Runs `work` in the database's thread, again while a fault may pass.
+
+        Raises PassingFault, or StoreError if the database is damaged.
+        """
+        loop = asyncio.get_running_loop()
+        end = loop.time() + _PATIENCE_SECONDS
+        while True:
+            try:
+                return await loop.run_in_executor(self._thread, lambda: work(*args, **kwargs))
+            except sqlite3.Error as error:
+                fault = _classify_fault(error, self._path)
+                if fault is None:
+                    raise
+                if isinstance(fault, StoreError) or loop.time() >= end:
+                    raise fault from error
+            await asyncio.sleep(_PAUSE)
 
     # Everything below runs in the database's thread.
 
@@ -302,7 +340,19 @@ async def open_store(
     except BaseException:
         thread.shutdown(wait=False)
         raise
-    return SqliteStore(connection, lock, thread, on_change, clock)
+    return SqliteStore(connection, lock, thread, path, on_change, clock)
+
+
+def _classify_fault(error: sqlite3.Error, path: Path) -> PassingFault | StoreError | None:
+    """Returns the fault that SQLite reported: passing, or for good; None for an error of this program."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # without the extended part
+    if code in _DAMAGED:
+        return StoreError(
+            f"the job database {path} is damaged: {error}; restore a copy, or set another {_SETTING}"
+        )
+    if code in _PASSING:
+        return PassingFault("the job database", _SETTING, str(error), disk_full=code == sqlite3.SQLITE_FULL)
+    return None
 
 
 def _open(path: Path) -> tuple[sqlite3.Connection, int]:
@@ -312,7 +362,7 @@ def _open(path: Path) -> tuple[sqlite3.Connection, int]:
     except OSError as error:
         raise StoreError(f"the job database {path} cannot be opened: {error}") from error
     try:
-        connection = sqlite3.connect(path, isolation_level=None)
+        connection = sqlite3.connect(path, isolation_level=None, timeout=_BUSY_SECONDS)
         try:
             _prepare(connection, path)
         except BaseException:
@@ -351,6 +401,8 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA foreign_keys = ON")
+    # No temporary files, which would need a descriptor and space on another disk.
+    connection.execute("PRAGMA temp_store = MEMORY")
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if version == 0:
         connection.executescript(

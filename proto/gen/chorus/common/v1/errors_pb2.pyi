@@ -52,6 +52,12 @@ class _ErrorReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     """The server is draining before it shuts down."""
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 13
     """An internal error of the server; the metadata contains the trace id under which to look for its cause."""
+    ERROR_REASON_DISK_FULL: _ErrorReason.ValueType  # 14
+    """The disk of a service is full; the message names the directory and what to do."""
+    ERROR_REASON_TIME_LIMIT_EXCEEDED: _ErrorReason.ValueType  # 15
+    """A time limit of a service, which is no deadline of the caller, passed before the work was complete; metadata
+    "setting" names the setting that raises it.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Reason for the failure of a call or a job. Every error status of every service carries one
@@ -85,6 +91,12 @@ ERROR_REASON_SHUTTING_DOWN: ErrorReason.ValueType  # 12
 """The server is draining before it shuts down."""
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 13
 """An internal error of the server; the metadata contains the trace id under which to look for its cause."""
+ERROR_REASON_DISK_FULL: ErrorReason.ValueType  # 14
+"""The disk of a service is full; the message names the directory and what to do."""
+ERROR_REASON_TIME_LIMIT_EXCEEDED: ErrorReason.ValueType  # 15
+"""A time limit of a service, which is no deadline of the caller, passed before the work was complete; metadata
+"setting" names the setting that raises it.
+"""
 Global___ErrorReason: typing_extensions.TypeAlias = ErrorReason
 
 @typing.final
