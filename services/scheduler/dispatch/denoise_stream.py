@@ -78,7 +78,10 @@ class DenoiseStream:
             case "video_header":
                 self.video_info = reply.video_header
                 self._video = BlobAssembler(
-                    self.video_info.size_bytes, self.video_info.digest, self._max_video_bytes
+                    self.video_info.size_bytes,
+                    self.video_info.digest,
+                    self._max_video_bytes,
+                    "CHORUS_SCHEDULER_MAX_VIDEO_BYTES",
                 )
             case "video_chunk":
                 if self._video is None:
@@ -231,7 +234,7 @@ class DenoiseRunner:
         except BlobFault as error:
             raise ChorusError(
                 errors.INTERNAL,
-                f"the denoiser sent a broken video: {error}",
+                f"the video that the denoiser sent is rejected: {error}",
                 metadata={"service": "denoiser"},
             ) from error
         except ChorusError as error:

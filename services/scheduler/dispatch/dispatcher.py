@@ -341,6 +341,7 @@ def _internal(job: Job) -> ChorusError:
 def _too_many_crashes(crashes: int) -> ChorusError:
     return ChorusError(
         errors.INTERNAL,
-        f"failed: a service died {crashes} times while it worked on this generation",
+        f"failed: a service died {crashes} times while it worked on this generation"
+        " (CHORUS_SCHEDULER_MAX_CRASHES)",
         metadata={"crashes": str(crashes)},
     )

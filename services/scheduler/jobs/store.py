@@ -13,7 +13,7 @@ from services.scheduler.jobs.states import State
 
 
 class StoreError(RuntimeError):
-    """Fault that makes the job store unusable for good; the message states the reason and the remedy."""
+    """Fault of the job store that no retry cures; the message states the reason and the remedy."""
 
 
 class QueueFull(Exception):
