@@ -27,7 +27,9 @@ class DirectoryBlobs(Blobs):
 
     def __init__(self, root: Path, *, seconds: float, threads: int) -> None:
         self._root = root.resolve()
-        self._client = BlockingClient("blob directory", threads, seconds, (OSError,))
+        self._client = BlockingClient(
+            "blob directory", threads, seconds, (OSError,), "CHORUS_CACHE_BLOB_SECONDS"
+        )
 
     @classmethod
     async def open(cls, root: Path, *, seconds: float, threads: int) -> DirectoryBlobs:

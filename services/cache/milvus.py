@@ -116,7 +116,9 @@ class MilvusIndex(Index):
         logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
         lite = uri.endswith(".db")
         faults = (MilvusException, grpc.RpcError, grpc.FutureTimeoutError, OSError)
-        client = BlockingClient("milvus", 1 if lite else threads, seconds, faults)
+        client = BlockingClient(
+            "milvus", 1 if lite else threads, seconds, faults, "CHORUS_CACHE_MILVUS_SECONDS"
+        )
         if lite:
             Path(uri).parent.mkdir(parents=True, exist_ok=True)
 

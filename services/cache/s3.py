@@ -84,7 +84,7 @@ class S3Blobs(Blobs):
             http_client=pool,
         )
         faults = (MinioException, urllib3.exceptions.HTTPError, OSError)
-        client = BlockingClient("s3", threads, seconds, faults)
+        client = BlockingClient("s3", threads, seconds, faults, "CHORUS_CACHE_BLOB_SECONDS")
 
         def make_bucket() -> None:
             if not minio.bucket_exists(bucket):

@@ -160,7 +160,8 @@ class EncoderThread:
         if not self._places.acquire(blocking=False):
             raise ChorusError(
                 errors.QUEUE_FULL,
-                f"{self._queue_limit} calls wait for the encoder already; retry later",
+                f"{self._queue_limit} calls wait for the encoder already (CHORUS_EMBEDDER_QUEUE_LIMIT);"
+                " retry later",
                 metadata={"service": "embedder"},
                 retry_after=RETRY_SECONDS,
             )

@@ -117,7 +117,7 @@ async def _serve(
         loop.add_signal_handler(number, stop.set)
 
     async with Resources() as resources:
-        loading = asyncio.ensure_future(asyncio.wait_for(start(resources, running), settings.startup_seconds))
+        loading = asyncio.ensure_future(_load(name, start(resources, running), settings.startup_seconds))
         stopping = asyncio.ensure_future(stop.wait())
         try:
             ends = (stopping, resources.ended_task)
@@ -143,3 +143,16 @@ async def _serve(
         if resources.ended_task.done():
             raise EssentialTaskEnded(resources.ended_task.result())
     log.info("stopped")
+
+
+async def _load(name: str, start: Awaitable[object], seconds: float) -> None:
+    """Awaits `start`. Raises TimeoutError that names the setting when it takes longer than `seconds`."""
+    limit = asyncio.timeout(seconds)
+    try:
+        async with limit:
+            await start
+    except TimeoutError as error:
+        if not limit.expired():
+            raise
+        setting = f"CHORUS_{name.upper()}_STARTUP_SECONDS"
+        raise TimeoutError(f"{name} was not ready within {seconds:g} s ({setting})") from error

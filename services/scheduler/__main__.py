@@ -22,6 +22,7 @@ from services.scheduler.dispatch.denoise_stream import DenoiseRunner
 from services.scheduler.dispatch.dispatcher import Dispatcher
 from services.scheduler.dispatch.throughput import Throughput
 from services.scheduler.jobs.notifier import JobNotifier
+from services.scheduler.jobs.passing_faults import PassingFault
 from services.scheduler.jobs.sqlite import open_store
 from services.scheduler.jobs.store import StoreError
 from services.scheduler.jobs.video_files import VideoFiles
@@ -159,7 +160,7 @@ def main() -> None:
             scheduler.start,
             drain=scheduler.drain,
         )
-    except StoreError as error:
+    except (StoreError, PassingFault) as error:
         print(f"scheduler: {error}", file=sys.stderr)
         raise SystemExit(1) from None
 

@@ -212,7 +212,8 @@ class Generations:
         seconds = math.ceil(max(1.0, self._throughput.job_seconds / self._concurrency))
         return ChorusError(
             errors.QUEUE_FULL,
-            f"the queue is full: {limit} generations are waiting; try again in {seconds} s",
+            f"the queue is full: {limit} generations are waiting (CHORUS_SCHEDULER_QUEUE_LIMIT);"
+            f" try again in {seconds} s",
             metadata={"limit": str(limit)},
             retry_after=float(seconds),
         )

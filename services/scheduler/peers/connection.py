@@ -33,25 +33,31 @@ class PeerConnection:
         self.health = health
 
     @contextmanager
-    def limit(self, deadline: Deadline, max_seconds: float = math.inf) -> Iterator[float]:
+    def limit(self, deadline: Deadline, max_seconds: float = math.inf, setting: str = "") -> Iterator[float]:
         """Yields the timeout of one call, in seconds, and maps the errors of that call.
 
         Raises DEADLINE_EXCEEDED when the job's deadline passes before the answer, DEPENDENCY_UNAVAILABLE when
-        the peer needs longer than `max_seconds`, and the peer's own ChorusError otherwise. A peer that needs
+        the peer needs longer than `max_seconds` or its own limit on the call, and the peer's own ChorusError
+        otherwise, TIME_LIMIT_EXCEEDED for its own limit on a call without `max_seconds`. A peer that needs
         longer is unavailable to every later call, until it answers a probe.
+
+        Args:
+            setting: environment variable that sets `max_seconds`.
         """
         left = deadline.seconds_left()
         try:
             with calling(self.name):
                 yield min(left, max_seconds)
         except ChorusError as error:
+            if error.reason == errors.TIME_LIMIT_EXCEEDED and max_seconds < math.inf:
+                raise errors.unavailable(self.name, error.message) from error
             if error.reason != errors.DEADLINE_EXCEEDED:
                 raise
             if left <= max_seconds:
                 raise deadline.exceeded() from error
             cause = f"no answer in {max_seconds:g} s"
             self.health.report_silence(cause)
-            raise errors.unavailable(self.name, cause) from error
+            raise errors.unavailable(self.name, cause, setting=setting) from error
 
 
 def open_connection(

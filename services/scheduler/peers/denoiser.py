@@ -6,7 +6,9 @@ from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING
 
 from chorus.denoiser.v1 import denoiser_pb2, denoiser_pb2_grpc
+from chorus_rpc import errors
 from chorus_rpc.channels import calling
+from chorus_rpc.errors import ChorusError
 
 from services.scheduler.jobs.deadline import Deadline
 from services.scheduler.peers.connection import PeerConnection
@@ -31,10 +33,16 @@ class DenoiserClient:
     async def describe_models(self) -> denoiser_pb2.DescribeModelsResponse:
         """Returns the models that the denoiser serves. Raises ChorusError."""
         request = denoiser_pb2.DescribeModelsRequest()
-        with calling(self._connection.name):
-            return await self._stub.DescribeModels(
-                request, timeout=_DESCRIBE_SECONDS, metadata=self._connection.metadata
-            )
+        try:
+            with calling(self._connection.name):
+                return await self._stub.DescribeModels(
+                    request, timeout=_DESCRIBE_SECONDS, metadata=self._connection.metadata
+                )
+        except ChorusError as error:
+            if error.reason != errors.DEADLINE_EXCEEDED:
+                raise
+            cause = f"it did not describe its models in {_DESCRIBE_SECONDS:g} s"
+            raise errors.unavailable(self._connection.name, cause) from error
 
     async def denoise(
         self, request: denoiser_pb2.DenoiseRequest, deadline: Deadline

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 SERVICE = embedder_pb2.DESCRIPTOR.services_by_name["EmbedderService"].full_name
 
+_EMBED_SETTING = "CHORUS_SCHEDULER_EMBED_SECONDS"
+_ALIGN_SETTING = "CHORUS_SCHEDULER_ALIGN_SECONDS"
+
 
 class EmbedderClient:
     """Encodes and aligns prompts. Every method raises the errors of `PeerConnection.limit`.
@@ -35,7 +38,7 @@ class EmbedderClient:
         self, prompt: str, conditioning_encoder_id: str, deadline: Deadline
     ) -> embedder_pb2.EmbedResponse:
         request = embedder_pb2.EmbedRequest(prompt=prompt, conditioning_encoder_id=conditioning_encoder_id)
-        with self._connection.limit(deadline, self._embed_seconds) as timeout:
+        with self._connection.limit(deadline, self._embed_seconds, _EMBED_SETTING) as timeout:
             return await self._stub.Embed(request, timeout=timeout, metadata=self._connection.metadata)
 
     async def align(
@@ -60,6 +63,6 @@ class EmbedderClient:
         # computed twice.
         if encoded.conditioning_encoder_id == encoded.retrieval_encoder_id:
             request.target_states.CopyFrom(encoded.token_states)
-        with self._connection.limit(deadline, self._align_seconds) as timeout:
+        with self._connection.limit(deadline, self._align_seconds, _ALIGN_SETTING) as timeout:
             reply = await self._stub.Align(request, timeout=timeout, metadata=self._connection.metadata)
         return reply.alignments

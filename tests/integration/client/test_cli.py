@@ -65,6 +65,15 @@ def test_generate_writes_the_video_and_reports_the_hit_in_one_line(
     ]
 
 
+@pytest.mark.fault("logging")
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="the system has no /dev/full")
+def test_video_that_does_not_fit_on_the_disk_can_be_downloaded_again(deployment: FakeDeployment) -> None:
+    result = chorus("generate", "a red circle", "-o", "/dev/full", target=deployment.target)
+    assert result.exit_code == 2
+    assert "No space left on device" in result.stderr
+    assert "`chorus get gen-1 -o FILE` downloads it again" in result.stderr
+
+
 def test_generate_json_is_events_then_the_result(deployment: FakeDeployment, tmp_path: Path) -> None:
     result = chorus("generate", "a red circle", "--json", target=deployment.target)
     found = lines(result)

@@ -47,6 +47,7 @@ class Fake(ABC):
     def __init__(self, name: str, service: str) -> None:
         self.name = name
         self.service = service
+        self.call_seconds = 60.0
         self.port = free_port()
         self.metadata: list[dict[str, Any]] = []
         self._server: grpc.aio.Server | None = None
@@ -65,7 +66,7 @@ class Fake(ABC):
     async def start(self) -> None:
         gate = Gate(self.name)
         gate.open()
-        server = grpc.aio.server(interceptors=[ServiceInterceptor(gate, 60)])
+        server = grpc.aio.server(interceptors=[ServiceInterceptor(gate, self.call_seconds)])
         status = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(status, server)
         await status.set(self.service, health_pb2.HealthCheckResponse.SERVING)

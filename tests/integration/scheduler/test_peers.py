@@ -58,16 +58,29 @@ async def test_embed_sends_the_tenant_and_returns_the_answer() -> None:
     assert fake.metadata[0]["chorus-tenant"] == "acme"
 
 
+@pytest.mark.fault("named-limit")
 async def test_peer_that_does_not_answer_in_time_is_unavailable() -> None:
     fake = FakeEmbedder()
     fake.answering.clear()
     async with connected(fake) as connection:
-        with pytest.raises(ChorusError, match=r"no answer in 0\.3 s") as caught:
+        with pytest.raises(ChorusError, match=r"in 0\.3 s \(CHORUS_SCHEDULER_EMBED_SECONDS\)") as caught:
             await EmbedderClient(connection, SHORT, 5).embed("a red car", "enc@1", deadline_in(60))
         assert caught.value.reason == errors.DEPENDENCY_UNAVAILABLE
         assert caught.value.metadata["service"] == "embedder"
-        with pytest.raises(ChorusError, match=r"no answer in 0\.3 s"):
+        assert caught.value.metadata["setting"] == "CHORUS_SCHEDULER_EMBED_SECONDS"
+        with pytest.raises(ChorusError, match=r"in 0\.3 s \(CHORUS_SCHEDULER_ALIGN_SECONDS\)"):
             await EmbedderClient(connection, 5, SHORT).align("a", ENCODED, ["b"], deadline_in(60))
+
+
+@pytest.mark.fault("named-limit")
+async def test_time_limit_of_a_peer_is_named() -> None:
+    fake = FakeEmbedder()
+    fake.call_seconds = SHORT
+    fake.answering.clear()
+    async with connected(fake) as connection:
+        with pytest.raises(ChorusError, match="CHORUS_EMBEDDER_CALL_SECONDS") as caught:
+            await EmbedderClient(connection, 30, 5).embed("a red car", "enc@1", deadline_in(60))
+        assert caught.value.reason == errors.DEPENDENCY_UNAVAILABLE
 
 
 async def test_deadline_of_the_job_ends_a_call_as_such() -> None:

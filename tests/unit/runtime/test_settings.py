@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from typing import Annotated, Literal
@@ -23,6 +24,20 @@ from services.scheduler.settings import SchedulerSettings
 from tests.processes import ROOT
 
 KINDS = (SchedulerSettings, EmbedderSettings, CacheSettings, DenoiserSettings)
+
+
+@pytest.mark.fault("named-limit")
+def test_every_variable_that_a_message_names_is_a_setting() -> None:
+    known = {row.variable for kind in KINDS for row in describe_settings(kind)}
+    named = {
+        variable
+        for path in (ROOT / "services").rglob("*.py")
+        for variable in re.findall(
+            r"CHORUS_(?:SCHEDULER|EMBEDDER|CACHE|DENOISER)_[A-Z0-9_]*[A-Z0-9]", path.read_text()
+        )
+    }
+    assert len(named) > 10
+    assert named <= known
 
 
 class ExampleSettings(ServerSettings):

@@ -54,6 +54,10 @@ class _ErrorReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     """An internal error of the server; the metadata contains the trace id under which to look for its cause."""
     ERROR_REASON_DISK_FULL: _ErrorReason.ValueType  # 14
     """The disk of a service is full; the message names the directory and what to do."""
+    ERROR_REASON_TIME_LIMIT_EXCEEDED: _ErrorReason.ValueType  # 15
+    """A time limit of a service, which is no deadline of the caller, passed before the work was complete; metadata
+    "setting" names the setting that raises it.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Reason for the failure of a call or a job. Every error status of every service carries one
@@ -89,6 +93,10 @@ ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 13
 """An internal error of the server; the metadata contains the trace id under which to look for its cause."""
 ERROR_REASON_DISK_FULL: ErrorReason.ValueType  # 14
 """The disk of a service is full; the message names the directory and what to do."""
+ERROR_REASON_TIME_LIMIT_EXCEEDED: ErrorReason.ValueType  # 15
+"""A time limit of a service, which is no deadline of the caller, passed before the work was complete; metadata
+"setting" names the setting that raises it.
+"""
 Global___ErrorReason: typing_extensions.TypeAlias = ErrorReason
 
 @typing.final
