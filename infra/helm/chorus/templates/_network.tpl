@@ -58,13 +58,10 @@
 
 {{/* IP families of a service; without values the cluster chooses. */}}
 {{- define "chorus.ipFamilies" -}}
-{{- with .Values.network.ipFamilyPolicy }}
-ipFamilyPolicy: {{ . }}
-{{- end }}
-{{- with .Values.network.ipFamilies }}
-ipFamilies:
-  {{- toYaml . | nindent 2 }}
-{{- end }}
+{{- $families := dict -}}
+{{- with .Values.network.ipFamilyPolicy }}{{ $_ := set $families "ipFamilyPolicy" . }}{{ end -}}
+{{- with .Values.network.ipFamilies }}{{ $_ := set $families "ipFamilies" . }}{{ end -}}
+{{- with $families }}{{ toYaml . }}{{ end -}}
 {{- end }}
 
 {{/* An address to listen on, for programs that write IPv6 addresses in brackets. */}}

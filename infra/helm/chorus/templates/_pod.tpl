@@ -130,9 +130,10 @@ envFrom:
 {{- end }}
 {{- end }}
 
-{{/* Items of a YAML list in the values, for a list that the chart begins; empty if there are none. */}}
+{{/* Items of the values for a list that the chart begins: (list .Values.cache.extraVolumes 8), with the indent. */}}
 {{- define "chorus.items" -}}
-{{- with . }}
-{{ toYaml . }}
+{{- $indent := index . 1 -}}
+{{- with index . 0 }}
+{{- toYaml . | nindent $indent }}
 {{- end -}}
 {{- end }}

@@ -65,15 +65,15 @@ spec:
         {{- with .mounts }}
         {{- . | nindent 8 }}
         {{- end }}
-        {{- include "chorus.items" $values.extraVolumeMounts | nindent 8 }}
-    {{- include "chorus.items" $values.extraContainers | nindent 4 }}
+        {{- include "chorus.items" (list $values.extraVolumeMounts 8) }}
+    {{- include "chorus.items" (list $values.extraContainers 4) }}
   volumes:
     - name: tmp
       emptyDir: {}
     {{- with .volumes }}
     {{- . | nindent 4 }}
     {{- end }}
-    {{- include "chorus.items" $values.extraVolumes | nindent 4 }}
+    {{- include "chorus.items" (list $values.extraVolumes 4) }}
 {{- end }}
 
 {{- define "chorus.env" -}}
