@@ -195,7 +195,7 @@ def settings_class(service: str) -> type[ServerSettings]:
 
 
 def compose() -> Manifest:
-    loaded: Manifest = yaml.safe_load(COMPOSE.read_text())
+    [loaded] = load_manifests(COMPOSE.read_text())
     return loaded
 
 

@@ -146,13 +146,14 @@ def test_every_text_reaches_environment_and_annotations(chart: Chart, version: s
     assert select_kinds(manifests, "Service")["scheduler"]["metadata"]["annotations"] == texts
 
 
-@pytest.mark.parametrize("text", ["0123456", "1e3", "0x1F", "true", "null", "yes", "1.10", "2026-11-25", ""])
-def test_numeric_looking_labels_stay_strings(chart: Chart, version: str, text: str) -> None:
-    manifests = chart.template_valid(every({"podLabels": {"a": text}, "nodeSelector": {"b": text}}), version)
+def test_numeric_looking_labels_stay_strings(chart: Chart, version: str) -> None:
+    texts = ("0123456", "1e3", "0x1F", "0o17", "true", "null", "yes", "1.10", "2026-11-25", "")
+    labels = {f"label-{number}": text for number, text in enumerate(texts)}
+    manifests = chart.template_valid(every({"podLabels": labels, "nodeSelector": labels}), version)
     for name in COMPONENTS:
         template = find(manifests, name)
-        assert template["metadata"]["labels"]["a"] == text
-        assert template["spec"]["nodeSelector"] == {"b": text}
+        assert labels.items() <= template["metadata"]["labels"].items()
+        assert template["spec"]["nodeSelector"] == labels
 
 
 @pytest.mark.parametrize(
@@ -334,6 +335,19 @@ def test_ip_families_reach_every_service(chart: Chart, version: str) -> None:
         assert {key: service["spec"][key] for key in network} == network
     for service in select_kinds(chart.template({}), "Service").values():
         assert not set(network) & set(service["spec"])
+
+
+def test_ipv6_endpoints_open_their_ports(chart: Chart, version: str) -> None:
+    values = {
+        "minio": {"enabled": False},
+        "objectStore": {"external": {"endpoint": "[fd00::1]:9443", "peers": PEERS}},
+        "collector": {"enabled": False},
+        "telemetry": {"endpoint": "http://[fd00::1]", "peers": PEERS},
+    }
+    manifests = chart.template_valid(values, version)
+    rules = select_kinds(manifests, "NetworkPolicy")["cache"]["spec"]["egress"]
+    assert [rule["ports"][0]["port"] for rule in rules if rule["to"] == PEERS] == [9443, 4317]
+    assert environment(workloads(manifests)["cache"])["CHORUS_CACHE_S3_ENDPOINT"] == "[fd00::1]:9443"
 
 
 def test_storage_class_is_default_none_or_named(chart: Chart, version: str) -> None:
