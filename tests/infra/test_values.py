@@ -253,6 +253,11 @@ def test_extensions_reach_every_workload(chart: Chart, version: str) -> None:
         assert EXTENSIONS["extraEgress"][0] in policies[name]["spec"]["egress"]
 
 
+def test_extended_chart_passes_lint(chart: Chart) -> None:
+    done = chart.run("lint --strict", every(EXTENSIONS))
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_checksum_of_the_configuration_wins_over_an_annotation(chart: Chart) -> None:
     manifests = chart.template(every({"podAnnotations": {"checksum/config": "mine"}}))
     for name in ("milvus", "collector"):
