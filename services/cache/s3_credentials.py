@@ -21,10 +21,16 @@ _FAULTS: Final = (
     urllib3.exceptions.HTTPError,
 )
 _QUERY: Final = re.compile(r"\?\S*")
+# Answers to a request that the token service will not grant when it is repeated.
+_REFUSED: Final = re.compile(r"HTTP status code 4(?!08|29)\d\d")
 
 
 class CredentialsUnavailable(OSError):
-    """The service that issues credentials refuses them, or does not answer."""
+    """The service that issues credentials does not answer, or not as expected."""
+
+
+class CredentialsRefused(CredentialsUnavailable):
+    """The service that issues credentials refuses them: a retry cannot succeed."""
 
 
 class GuardedProvider(Provider):
@@ -39,7 +45,7 @@ class GuardedProvider(Provider):
         self._lock = threading.Lock()
 
     def retrieve(self) -> Credentials:
-        """Returns the credentials. Raises CredentialsUnavailable."""
+        """Returns the credentials. Raises CredentialsUnavailable or CredentialsRefused."""
         with self._lock:
             try:
                 return self._provider.retrieve()
@@ -47,7 +53,8 @@ class GuardedProvider(Provider):
                 # The query of a request to the token service contains the web identity's token; neither the
                 # message nor the cause may carry it into the log.
                 reason = _QUERY.sub("", str(error))[:300]
-                raise CredentialsUnavailable(
+                kind = CredentialsRefused if _REFUSED.search(reason) else CredentialsUnavailable
+                raise kind(
                     f"CHORUS_CACHE_S3_CREDENTIALS: no credentials: {type(error).__name__}: {reason}"
                 ) from None
 

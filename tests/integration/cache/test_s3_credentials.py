@@ -14,7 +14,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from services.cache.__main__ import open_blobs
-from services.cache.s3_credentials import CredentialsUnavailable, open_role_provider
+from services.cache.s3_credentials import CredentialsRefused, CredentialsUnavailable, open_role_provider
 from services.cache.settings import CacheSettings
 
 pytestmark = pytest.mark.fault("helm")
@@ -164,11 +164,12 @@ def test_refused_role_is_reported_without_its_token(
 ) -> None:
     server.lifetime = 0
     provider = open_role_provider(endpoint=f"http://127.0.0.1:{server.port}", region="", ca="", seconds=5)
-    with pytest.raises(CredentialsUnavailable, match=r"CHORUS_CACHE_S3_CREDENTIALS: .* 403") as caught:
+    with pytest.raises(CredentialsRefused, match=r"CHORUS_CACHE_S3_CREDENTIALS: .* 403") as caught:
         provider.retrieve()
     unreachable = open_role_provider(endpoint="http://127.0.0.1:1", region="", ca="", seconds=5)
     with pytest.raises(CredentialsUnavailable, match="refused") as also:
         unreachable.retrieve()
+    assert not isinstance(also.value, CredentialsRefused)
     for error in (caught, also):
         assert "eyJ" not in str(error.getrepr(style="long"))
     assert "eyJ" not in caplog.text

@@ -74,6 +74,17 @@ def test_invalid_part_of_a_list_is_named_by_its_variable(
     assert capsys.readouterr().err.startswith("CHORUS_EMBEDDER_LEXICONS: ")
 
 
+@pytest.mark.fault("helm")
+@pytest.mark.parametrize("target", ["::1:7402", "http://cache:7402"])
+def test_ambiguous_target_is_named(
+    target: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CHORUS_SCHEDULER_CACHE_TARGET", target)
+    with pytest.raises(SystemExit):
+        load_settings(SchedulerSettings)
+    assert capsys.readouterr().err.startswith("CHORUS_SCHEDULER_CACHE_TARGET: ")
+
+
 def test_misspelt_variables_are_found_with_the_nearest_setting() -> None:
     environment = {
         "CHORUS_EXAMPLE_PROT": "1",
