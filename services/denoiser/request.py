@@ -139,6 +139,13 @@ def parse_request(request: denoiser_pb2.DenoiseRequest, models: Mapping[str, Loa
     sigmas = _parse_sigmas(violations, request, model)
     states = _parse_token_states(violations, request, model)
     _check_plan(violations, request.plan, len(sigmas) - 1)
+    violations.require(
+        model.spec.schedule.sampler == "euler"
+        or request.plan.region_end <= request.plan.reuse_steps
+        or request.plan.donor.HasField("seed"),
+        "plan.donor.seed",
+        "must be set for a plan with region steps: the model's sampler added noise that depends on it",
+    )
     admission = request.admission if request.HasField("admission") else None
     if admission is not None or request.plan.reuse_steps:
         _check_retrieval(violations, request)

@@ -27,7 +27,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x63horus/cache/v1/cache.proto\x12\x0f\x63horus.cache.v1\x1a\x1e\x63horus/common/v1/latents.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x93\x01\n\rLookupRequest\x12\x32\n\x08identity\x18\x01 \x01(\x0b\x32 .chorus.common.v1.LatentIdentity\x12\x1c\n\x14retrieval_encoder_id\x18\x02 \x01(\t\x12\x0e\n\x06vector\x18\x03 \x03(\x02\x12\r\n\x05limit\x18\x04 \x01(\r\x12\x11\n\tmin_score\x18\x05 \x01(\x01\"\xde\x01\n\x05\x45ntry\x12\x10\n\x08\x65ntry_id\x18\x01 \x01(\t\x12\x0e\n\x06prompt\x18\x02 \x01(\t\x12\x13\n\x0bprompt_hash\x18\x03 \x01(\t\x12+\n\x05\x62lobs\x18\x04 \x03(\x0b\x32\x1c.chorus.common.v1.BlobHeader\x12\x14\n\x0c\x63ost_seconds\x18\x05 \x01(\x01\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0btraceparent\x18\x07 \x01(\t\x12\x15\n\rgeneration_id\x18\x08 \x01(\t\"=\n\x05\x44onor\x12%\n\x05\x65ntry\x18\x01 \x01(\x0b\x32\x16.chorus.cache.v1.Entry\x12\r\n\x05score\x18\x02 \x01(\x01\"8\n\x0eLookupResponse\x12&\n\x06\x64onors\x18\x01 \x03(\x0b\x32\x16.chorus.cache.v1.Donor\"\xa8\x01\n\x0c\x46\x65tchRequest\x12\x10\n\x08\x65ntry_id\x18\x01 \x01(\t\x12\x1c\n\x14retrieval_encoder_id\x18\x02 \x01(\t\x12\x12\n\nvector_dim\x18\x03 \x01(\r\x12\r\n\x05steps\x18\x04 \x03(\r\x12\x32\n\x08identity\x18\x05 \x01(\x0b\x32 .chorus.common.v1.LatentIdentity\x12\x11\n\tside_data\x18\x06 \x01(\x08\"X\n\rFetchResponse\x12.\n\x06header\x18\x01 \x01(\x0b\x32\x1c.chorus.common.v1.BlobHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"\xee\x01\n\x08NewEntry\x12\x32\n\x08identity\x18\x01 \x01(\x0b\x32 .chorus.common.v1.LatentIdentity\x12\x1c\n\x14retrieval_encoder_id\x18\x02 \x01(\t\x12\x0e\n\x06vector\x18\x03 \x03(\x02\x12\x0e\n\x06prompt\x18\x04 \x01(\t\x12\x0c\n\x04seed\x18\x05 \x01(\x04\x12\x14\n\x0c\x63ost_seconds\x18\x06 \x01(\x01\x12\x13\n\x0btraceparent\x18\x07 \x01(\t\x12\x15\n\rgeneration_id\x18\x08 \x01(\t\x12\r\n\x05steps\x18\t \x03(\r\x12\x11\n\tside_data\x18\n \x01(\x08\"\x83\x01\n\x0c\x41\x64mitRequest\x12*\n\x05\x65ntry\x18\x01 \x01(\x0b\x32\x19.chorus.cache.v1.NewEntryH\x00\x12.\n\x06header\x18\x02 \x01(\x0b\x32\x1c.chorus.common.v1.BlobHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x03 \x01(\x0cH\x00\x42\x06\n\x04part\"2\n\rAdmitResponse\x12\x10\n\x08\x65ntry_id\x18\x01 \x01(\t\x12\x0f\n\x07\x63reated\x18\x02 \x01(\x08\"n\n\x0cPurgeRequest\x12\x10\n\x08\x65ntry_id\x18\x01 \x01(\t\x12\x10\n\x08model_id\x18\x02 \x01(\t\x12-\n\nolder_than\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0b\n\x03\x61ll\x18\x04 \x01(\x08\"/\n\rPurgeResponse\x12\x0f\n\x07\x65ntries\x18\x01 \x01(\x04\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\"\x0e\n\x0cStatsRequest\"\xf0\x01\n\rStatsResponse\x12\x0f\n\x07\x65ntries\x18\x01 \x01(\x04\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\x12\x0f\n\x07lookups\x18\x03 \x01(\x04\x12\x1a\n\x12lookups_with_donor\x18\x04 \x01(\x04\x12\x0f\n\x07\x66\x65tches\x18\x05 \x01(\x04\x12\x12\n\nadmissions\x18\x06 \x01(\x04\x12\x15\n\rcorrupt_blobs\x18\x07 \x01(\x04\x12.\n\nstart_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nindex_kind\x18\t \x01(\t\x12\x12\n\nblobs_kind\x18\n \x01(\t2\xfd\x02\n\x0c\x43\x61\x63heService\x12I\n\x06Lookup\x12\x1e.chorus.cache.v1.LookupRequest\x1a\x1f.chorus.cache.v1.LookupResponse\x12H\n\x05\x46\x65tch\x12\x1d.chorus.cache.v1.FetchRequest\x1a\x1e.chorus.cache.v1.FetchResponse0\x01\x12H\n\x05\x41\x64mit\x12\x1d.chorus.cache.v1.AdmitRequest\x1a\x1e.chorus.cache.v1.AdmitResponse(\x01\x12\x46\n\x05Purge\x12\x1d.chorus.cache.v1.PurgeRequest\x1a\x1e.chorus.cache.v1.PurgeResponse\x12\x46\n\x05Stats\x12\x1d.chorus.cache.v1.StatsRequest\x1a\x1e.chorus.cache.v1.StatsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x63horus/cache/v1/cache.proto\x12\x0f\x63horus.cache.v1\x1a\x1e\x63horus/common/v1/latents.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x93\x01\n\rLookupRequest\x12\x32\n\x08identity\x18\x01 \x01(\x0b\x32 .chorus.common.v1.LatentIdentity\x12\x1c\n\x14retrieval_encoder_id\x18\x02 \x01(\t\x12\x0e\n\x06vector\x18\x03 \x03(\x02\x12\r\n\x05limit\x18\x04 \x01(\r\x12\x11\n\tmin_score\x18\x05 \x01(\x01\"\xfa\x01\n\x05\x45ntry\x12\x10\n\x08\x65ntry_id\x18\x01 \x01(\t\x12\x0e\n\x06prompt\x18\x02 \x01(\t\x12\x13\n\x0bprompt_hash\x18\x03 \x01(\t\x12+\n\x05\x62lobs\x18\x04 \x03(\x0b\x32\x1c.chorus.common.v1.BlobHeader\x12\x14\n\x0c\x63ost_seconds\x18\x05 \x01(\x01\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0btraceparent\x18\x07 \x01(\t\x12\x15\n\rgeneration_id\x18\x08 \x01(\t\x12\x11\n\x04seed\x18\t \x01(\x04H\x00\x88\x01\x01\x42\x07\n\x05_seed\"=\n\x05\x44onor\x12%\n\x05\x65ntry\x18\x01 \x01(\x0b\x32\x16.chorus.cache.v1.Entry\x12\r\n\x05score\x18\x02 \x01(\x01\"8\n\x0eLookupResponse\x12&\n\x06\x64onors\x18\x01 \x03(\x0b\x32\x16.chorus.cache.v1.Donor\"\xa8\x01\n\x0c\x46\x65tchRequest\x12\x10\n\x08\x65ntry_id\x18\x01 \x01(\t\x12\x1c\n\x14retrieval_encoder_id\x18\x02 \x01(\t\x12\x12\n\nvector_dim\x18\x03 \x01(\r\x12\r\n\x05steps\x18\x04 \x03(\r\x12\x32\n\x08identity\x18\x05 \x01(\x0b\x32 .chorus.common.v1.LatentIdentity\x12\x11\n\tside_data\x18\x06 \x01(\x08\"X\n\rFetchResponse\x12.\n\x06header\x18\x01 \x01(\x0b\x32\x1c.chorus.common.v1.BlobHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"\xee\x01\n\x08NewEntry\x12\x32\n\x08identity\x18\x01 \x01(\x0b\x32 .chorus.common.v1.LatentIdentity\x12\x1c\n\x14retrieval_encoder_id\x18\x02 \x01(\t\x12\x0e\n\x06vector\x18\x03 \x03(\x02\x12\x0e\n\x06prompt\x18\x04 \x01(\t\x12\x0c\n\x04seed\x18\x05 \x01(\x04\x12\x14\n\x0c\x63ost_seconds\x18\x06 \x01(\x01\x12\x13\n\x0btraceparent\x18\x07 \x01(\t\x12\x15\n\rgeneration_id\x18\x08 \x01(\t\x12\r\n\x05steps\x18\t \x03(\r\x12\x11\n\tside_data\x18\n \x01(\x08\"\x83\x01\n\x0c\x41\x64mitRequest\x12*\n\x05\x65ntry\x18\x01 \x01(\x0b\x32\x19.chorus.cache.v1.NewEntryH\x00\x12.\n\x06header\x18\x02 \x01(\x0b\x32\x1c.chorus.common.v1.BlobHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x03 \x01(\x0cH\x00\x42\x06\n\x04part\"2\n\rAdmitResponse\x12\x10\n\x08\x65ntry_id\x18\x01 \x01(\t\x12\x0f\n\x07\x63reated\x18\x02 \x01(\x08\"n\n\x0cPurgeRequest\x12\x10\n\x08\x65ntry_id\x18\x01 \x01(\t\x12\x10\n\x08model_id\x18\x02 \x01(\t\x12-\n\nolder_than\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0b\n\x03\x61ll\x18\x04 \x01(\x08\"/\n\rPurgeResponse\x12\x0f\n\x07\x65ntries\x18\x01 \x01(\x04\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\"\x0e\n\x0cStatsRequest\"\xf0\x01\n\rStatsResponse\x12\x0f\n\x07\x65ntries\x18\x01 \x01(\x04\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\x12\x0f\n\x07lookups\x18\x03 \x01(\x04\x12\x1a\n\x12lookups_with_donor\x18\x04 \x01(\x04\x12\x0f\n\x07\x66\x65tches\x18\x05 \x01(\x04\x12\x12\n\nadmissions\x18\x06 \x01(\x04\x12\x15\n\rcorrupt_blobs\x18\x07 \x01(\x04\x12.\n\nstart_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nindex_kind\x18\t \x01(\t\x12\x12\n\nblobs_kind\x18\n \x01(\t2\xfd\x02\n\x0c\x43\x61\x63heService\x12I\n\x06Lookup\x12\x1e.chorus.cache.v1.LookupRequest\x1a\x1f.chorus.cache.v1.LookupResponse\x12H\n\x05\x46\x65tch\x12\x1d.chorus.cache.v1.FetchRequest\x1a\x1e.chorus.cache.v1.FetchResponse0\x01\x12H\n\x05\x41\x64mit\x12\x1d.chorus.cache.v1.AdmitRequest\x1a\x1e.chorus.cache.v1.AdmitResponse(\x01\x12\x46\n\x05Purge\x12\x1d.chorus.cache.v1.PurgeRequest\x1a\x1e.chorus.cache.v1.PurgeResponse\x12\x46\n\x05Stats\x12\x1d.chorus.cache.v1.StatsRequest\x1a\x1e.chorus.cache.v1.StatsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,29 +37,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LOOKUPREQUEST']._serialized_start=146
   _globals['_LOOKUPREQUEST']._serialized_end=293
   _globals['_ENTRY']._serialized_start=296
-  _globals['_ENTRY']._serialized_end=518
-  _globals['_DONOR']._serialized_start=520
-  _globals['_DONOR']._serialized_end=581
-  _globals['_LOOKUPRESPONSE']._serialized_start=583
-  _globals['_LOOKUPRESPONSE']._serialized_end=639
-  _globals['_FETCHREQUEST']._serialized_start=642
-  _globals['_FETCHREQUEST']._serialized_end=810
-  _globals['_FETCHRESPONSE']._serialized_start=812
-  _globals['_FETCHRESPONSE']._serialized_end=900
-  _globals['_NEWENTRY']._serialized_start=903
-  _globals['_NEWENTRY']._serialized_end=1141
-  _globals['_ADMITREQUEST']._serialized_start=1144
-  _globals['_ADMITREQUEST']._serialized_end=1275
-  _globals['_ADMITRESPONSE']._serialized_start=1277
-  _globals['_ADMITRESPONSE']._serialized_end=1327
-  _globals['_PURGEREQUEST']._serialized_start=1329
-  _globals['_PURGEREQUEST']._serialized_end=1439
-  _globals['_PURGERESPONSE']._serialized_start=1441
-  _globals['_PURGERESPONSE']._serialized_end=1488
-  _globals['_STATSREQUEST']._serialized_start=1490
-  _globals['_STATSREQUEST']._serialized_end=1504
-  _globals['_STATSRESPONSE']._serialized_start=1507
-  _globals['_STATSRESPONSE']._serialized_end=1747
-  _globals['_CACHESERVICE']._serialized_start=1750
-  _globals['_CACHESERVICE']._serialized_end=2131
+  _globals['_ENTRY']._serialized_end=546
+  _globals['_DONOR']._serialized_start=548
+  _globals['_DONOR']._serialized_end=609
+  _globals['_LOOKUPRESPONSE']._serialized_start=611
+  _globals['_LOOKUPRESPONSE']._serialized_end=667
+  _globals['_FETCHREQUEST']._serialized_start=670
+  _globals['_FETCHREQUEST']._serialized_end=838
+  _globals['_FETCHRESPONSE']._serialized_start=840
+  _globals['_FETCHRESPONSE']._serialized_end=928
+  _globals['_NEWENTRY']._serialized_start=931
+  _globals['_NEWENTRY']._serialized_end=1169
+  _globals['_ADMITREQUEST']._serialized_start=1172
+  _globals['_ADMITREQUEST']._serialized_end=1303
+  _globals['_ADMITRESPONSE']._serialized_start=1305
+  _globals['_ADMITRESPONSE']._serialized_end=1355
+  _globals['_PURGEREQUEST']._serialized_start=1357
+  _globals['_PURGEREQUEST']._serialized_end=1467
+  _globals['_PURGERESPONSE']._serialized_start=1469
+  _globals['_PURGERESPONSE']._serialized_end=1516
+  _globals['_STATSREQUEST']._serialized_start=1518
+  _globals['_STATSREQUEST']._serialized_end=1532
+  _globals['_STATSRESPONSE']._serialized_start=1535
+  _globals['_STATSRESPONSE']._serialized_end=1775
+  _globals['_CACHESERVICE']._serialized_start=1778
+  _globals['_CACHESERVICE']._serialized_end=2159
 # @@protoc_insertion_point(module_scope)
