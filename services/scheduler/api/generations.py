@@ -191,6 +191,7 @@ class Generations:
             deadline=to_unix_seconds(spec.deadline),
             traceparent=traceparent,
             trace_id=telemetry.parse_trace_id(traceparent),
+            seed_chosen=not request.spec.HasField("seed"),
         )
 
     async def _answer_repetition(self, job: Job, request_id: str, digest: str) -> pb.Generation:

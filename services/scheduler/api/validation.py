@@ -99,7 +99,7 @@ def validate_spec(
         accepted.schedule.CopyFrom(_schedule(spec, model, violations))
     if spec.HasField("explicit_reuse"):
         accepted.explicit_reuse.CopyFrom(spec.explicit_reuse)
-        violations += _check_explicit(spec.explicit_reuse, len(accepted.schedule.sigmas) - 1)
+        violations += _check_explicit(spec.explicit_reuse, len(accepted.schedule.sigmas) - 1, model.layers)
     if violations:
         raise errors.invalid_fields(violations)
     return accepted
@@ -181,11 +181,12 @@ def _schedule(
     return model.default_schedule
 
 
-def _check_explicit(reuse: pb.ExplicitReuse, steps: int) -> Sequence[Violation]:
-    """Returns the violations of an explicit reuse.
+def _check_explicit(reuse: pb.ExplicitReuse, steps: int, layers: int) -> Sequence[Violation]:
+    """Returns the violations of an explicit reuse. Parameters that could have no effect are violations.
 
     Args:
         steps: steps of the schedule; below 1 if the schedule itself is invalid.
+        layers: layers of the model; 0 if unknown.
     """
     violations = Violations()
     field = "spec.explicit_reuse"
@@ -198,7 +199,25 @@ def _check_explicit(reuse: pb.ExplicitReuse, steps: int) -> Sequence[Violation]:
         check_depth(violations, f"{field}.", reuse.reuse_steps, reuse.region_end, steps, reuse.renoised)
         if reuse.HasField("amplification"):
             check_amplification(violations, f"{field}.amplification", reuse.amplification, steps)
+            amplification = reuse.amplification
+            violations.require(
+                amplification.end_step == 0 or amplification.end_step > reuse.reuse_steps,
+                f"{field}.amplification.end_step",
+                f"must be above reuse_steps = {reuse.reuse_steps}, or both first_step and end_step 0: earlier"
+                f" steps are not computed; not {amplification.end_step}",
+            )
+            violations.require(
+                layers == 0 or amplification.first_layer < layers,
+                f"{field}.amplification.first_layer",
+                f"must be below {layers}, the layers of the model, not {amplification.first_layer}",
+            )
     if reuse.HasField("region"):
+        violations.require(
+            reuse.region_end > reuse.reuse_steps,
+            f"{field}.region",
+            f"may be set only if region_end is above reuse_steps = {reuse.reuse_steps},"
+            f" not {reuse.region_end}",
+        )
         check_region(violations, f"{field}.region", reuse.region)
     violations.require(
         -1 <= reuse.min_score <= 1,

@@ -16,6 +16,7 @@ from chorus_rpc.telemetry import Span
 from services.runtime.logs import get_logger
 from services.scheduler.dispatch.compare import compare_prompts
 from services.scheduler.dispatch.denoise_stream import DenoiseParameters, DenoiseRunner
+from services.scheduler.dispatch.overrides import find_unused_plan
 from services.scheduler.dispatch.retry import classify_failure
 from services.scheduler.dispatch.throughput import Throughput
 from services.scheduler.jobs.states import IN_QUEUE
@@ -82,6 +83,8 @@ class AttemptRunner:
         donors, cache_error = await self._look_up(job, model, encoded, warnings)
         donors = await self._add_edits(job, encoded, donors, warnings)
         plan = self._plan(spec, model, donors, cache_error)
+        if cache_error is None:
+            warnings += find_unused_plan(spec, plan)
         timings.embed_seconds = embedded - dequeued
         timings.lookup_seconds = time.monotonic() - embedded
 

@@ -38,6 +38,8 @@ MODEL = denoiser_pb2.ModelInfo(
     default_schedule=latents_pb2.Schedule(sigmas=[1.0, 0.9375, 0.8333, 0.625, 0.0]),
     schedule_shift=5.0,
     seconds_per_step=0.5,
+    sampler="euler",
+    layers=6,
 )
 
 
@@ -191,6 +193,7 @@ class FakeDenoiser(Fake, denoiser_pb2_grpc.DenoiserServiceServicer):
         self.pause_before: int | None = None
         self.go = asyncio.Event()
         self.degraded = False
+        self.active_tokens = b""
         # Raised once.
         self.fault: Exception | None = None
         self.damage = False
@@ -242,6 +245,7 @@ class FakeDenoiser(Fake, denoiser_pb2_grpc.DenoiserServiceServicer):
                     step=latents_pb2.StepRef(index=step + 1, sigma=request.schedule.sigmas[step + 1]),
                     seconds=0.2,
                     computed_share=1.0,
+                    active_tokens=self.active_tokens,
                 )
             )
         yield denoiser_pb2.DenoiseResponse(video_header=video_info())

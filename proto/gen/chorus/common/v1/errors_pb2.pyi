@@ -52,6 +52,8 @@ class _ErrorReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     """The server is draining before it shuts down."""
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 13
     """An internal error of the server; the metadata contains the trace id under which to look for its cause."""
+    ERROR_REASON_FIELD_IGNORED: _ErrorReason.ValueType  # 16
+    """Only in warnings: a field of the request had no effect, in whole or in part; metadata "field" names it."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Reason for the failure of a call or a job. Every error status of every service carries one
@@ -85,6 +87,8 @@ ERROR_REASON_SHUTTING_DOWN: ErrorReason.ValueType  # 12
 """The server is draining before it shuts down."""
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 13
 """An internal error of the server; the metadata contains the trace id under which to look for its cause."""
+ERROR_REASON_FIELD_IGNORED: ErrorReason.ValueType  # 16
+"""Only in warnings: a field of the request had no effect, in whole or in part; metadata "field" names it."""
 Global___ErrorReason: typing_extensions.TypeAlias = ErrorReason
 
 @typing.final
