@@ -15,7 +15,6 @@ from chorus_rpc.errors import ChorusError, Violation, Violations
 from chorus_rpc.limits import (
     MAX_ENCODER_ID_CHARACTERS,
     MAX_ID_CHARACTERS,
-    MAX_PROMPT_CHARACTERS,
     MAX_VECTOR_DIM,
     MAX_WEIGHTED_TOKENS,
     NORM_TOLERANCE,
@@ -24,6 +23,7 @@ from chorus_rpc.limits import (
 from chorus_rpc.plan_bounds import check_amplification, check_depth, check_region
 from numpy.typing import NDArray
 
+from services.contract.prompts import find_prompt_fault
 from services.contract.reuse import effective_region_end, needs_side_data
 from services.contract.schedule import find_schedule_fault
 from services.contract.tensors import decode_tensor
@@ -289,12 +289,8 @@ def _check_retrieval(violations: Violations, request: denoiser_pb2.DenoiseReques
 def _check_admission(
     violations: Violations, admission: denoiser_pb2.AdmissionContext, vector_dim: int
 ) -> None:
-    length = len(admission.prompt.strip())
-    violations.require(
-        1 <= length <= MAX_PROMPT_CHARACTERS,
-        "admission.prompt",
-        f"must have 1 to {MAX_PROMPT_CHARACTERS} characters without surrounding space, not {length}",
-    )
+    fault = find_prompt_fault(admission.prompt)
+    violations.require(fault is None, "admission.prompt", fault or "")
     vector = admission.retrieval_vector
     if violations.require(
         len(vector) == vector_dim,

@@ -14,10 +14,11 @@ from chorus.denoiser.v1 import denoiser_pb2
 from chorus.scheduler.v1 import scheduler_pb2 as pb
 from chorus_rpc import errors
 from chorus_rpc.errors import Violation, Violations
-from chorus_rpc.limits import MAX_DEADLINE_SECONDS, MAX_ID_CHARACTERS, MAX_PAGE_SIZE, MAX_PROMPT_CHARACTERS
+from chorus_rpc.limits import MAX_DEADLINE_SECONDS, MAX_ID_CHARACTERS, MAX_PAGE_SIZE
 from chorus_rpc.plan_bounds import check_amplification, check_depth, check_region
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from services.contract.prompts import find_prompt_fault
 from services.contract.schedule import find_schedule_fault, shifted_schedule
 from services.scheduler.jobs.deadline import to_unix_seconds
 
@@ -106,16 +107,9 @@ def validate_spec(
 
 
 def _prompt(spec: pb.GenerationSpec, violations: list[Violation]) -> str:
-    prompt = spec.prompt.strip()
-    if not 1 <= len(prompt) <= MAX_PROMPT_CHARACTERS:
-        violations.append(
-            Violation(
-                "spec.prompt",
-                f"must have 1 to {MAX_PROMPT_CHARACTERS} characters, surrounding space excluded,"
-                f" not {len(prompt)}",
-            )
-        )
-    return prompt
+    if (fault := find_prompt_fault(spec.prompt)) is not None:
+        violations.append(Violation("spec.prompt", fault))
+    return spec.prompt.strip()
 
 
 def _reuse(

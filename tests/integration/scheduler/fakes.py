@@ -40,6 +40,7 @@ MODEL = denoiser_pb2.ModelInfo(
     seconds_per_step=0.5,
     sampler="euler",
     layers=6,
+    max_text_tokens=8,
 )
 
 
@@ -98,8 +99,10 @@ class FakeEmbedder(Fake, embedder_pb2_grpc.EmbedderServiceServicer):
     def reset(self) -> None:
         self.metadata = []
         self.truncated = False
+        self.encoders = [ENCODER]
         self.aligned: list[embedder_pb2.AlignRequest] = []
         self.cannot_align = False
+        self.tokens = 3
         self.answering = asyncio.Event()
         self.answering.set()
 
@@ -113,7 +116,7 @@ class FakeEmbedder(Fake, embedder_pb2_grpc.EmbedderServiceServicer):
             retrieval_encoder_id="ret@1",
             retrieval_vector=[0.6, 0.8],
             conditioning_encoder_id=request.conditioning_encoder_id,
-            token_states=encode_tensor(np.full((3, 4), len(request.prompt), np.float32)),
+            token_states=encode_tensor(np.full((self.tokens, 4), len(request.prompt), np.float32)),
             truncated=self.truncated,
         )
 
@@ -128,7 +131,11 @@ class FakeEmbedder(Fake, embedder_pb2_grpc.EmbedderServiceServicer):
         )
 
     async def DescribeEncoders(self, request: Any, context: Any) -> Any:
-        raise AssertionError("the scheduler does not call this")
+        return embedder_pb2.DescribeEncodersResponse(
+            encoders=[
+                embedder_pb2.EncoderInfo(encoder_id=encoder, conditioning=True) for encoder in self.encoders
+            ]
+        )
 
 
 class FakeCache(Fake, cache_pb2_grpc.CacheServiceServicer):

@@ -7,10 +7,11 @@ from collections.abc import AsyncIterator
 import grpc.aio
 import pytest
 import pytest_asyncio
-from chorus.common.v1 import errors_pb2, plan_pb2
+from chorus.common.v1 import errors_pb2, latents_pb2, plan_pb2
 from chorus.scheduler.v1 import scheduler_pb2 as pb
 from chorus_rpc import errors
 from chorus_rpc.errors import from_rpc_error
+from chorus_rpc.plan_bounds import DEFAULT_REGION
 
 from tests.integration.scheduler.world import World, kinds
 
@@ -30,6 +31,15 @@ async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Wor
 async def world(running: World) -> World:
     await running.refresh()
     return running
+
+
+def _contrast(*, end_step: int = 0, first_layer: int = 0) -> plan_pb2.Amplification:
+    return plan_pb2.Amplification(
+        form=plan_pb2.AMPLIFICATION_FORM_CONTRAST,
+        strength=1,
+        end_step=end_step,
+        first_layer=first_layer,
+    )
 
 
 async def ended(world: World, **spec: object) -> pb.Generation:
@@ -112,7 +122,7 @@ async def test_amplification_without_a_gained_token_is_a_warning(world: World) -
 async def test_region_by_attention_without_a_lost_token_is_a_warning(world: World) -> None:
     world.cache.hold(0.9992, 1, 2, 3)
     blob = world.cache.donors[0].entry.blobs.add()
-    blob.kind = 1  # side data
+    blob.kind = latents_pb2.BLOB_KIND_SIDE_DATA
     own = pb.ExplicitReuse(reuse_steps=1, region_end=3)
     own.region.CopyFrom(
         plan_pb2.RegionPlan(
@@ -140,17 +150,13 @@ async def test_region_above_its_budget_is_a_warning(world: World, declined: bool
 @pytest.mark.parametrize(
     ("own", "field"),
     [
-        (pb.ExplicitReuse(reuse_steps=1, region=plan_pb2.RegionPlan(source=1, context=1)), "region"),
+        (pb.ExplicitReuse(reuse_steps=1, region=DEFAULT_REGION), "region"),
         (
-            pb.ExplicitReuse(
-                reuse_steps=2, amplification=plan_pb2.Amplification(form=1, strength=1, end_step=2)
-            ),
+            pb.ExplicitReuse(reuse_steps=2, amplification=_contrast(end_step=2)),
             "amplification.end_step",
         ),
         (
-            pb.ExplicitReuse(
-                reuse_steps=1, amplification=plan_pb2.Amplification(form=1, strength=1, first_layer=6)
-            ),
+            pb.ExplicitReuse(reuse_steps=1, amplification=_contrast(first_layer=6)),
             "amplification.first_layer",
         ),
     ],

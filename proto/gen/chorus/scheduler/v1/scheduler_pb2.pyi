@@ -69,7 +69,9 @@ class GenerationSpec(google.protobuf.message.Message):
     DEADLINE_FIELD_NUMBER: builtins.int
     EXPLICIT_REUSE_FIELD_NUMBER: builtins.int
     prompt: builtins.str
-    """1 to 2,000 characters after trimming."""
+    """1 to 8,192 bytes of UTF-8 after trimming, with at least one visible character once HTML entities are resolved.
+    Tokens beyond the limit of a text encoder are dropped, with a warning.
+    """
     model_id: builtins.str
     """Empty selects the server's default model."""
     steps: builtins.int
