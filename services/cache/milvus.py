@@ -201,7 +201,7 @@ class MilvusIndex(Index):
         return _to_entry(rows[0]) if rows else None
 
     async def upsert(self, space: Space, entry: Entry, vector: Sequence[float]) -> None:
-        row = {**asdict(entry), "vector": list(vector), "blobs": {"blobs": [asdict(b) for b in entry.blobs]}}
+        row = _to_row(entry, vector)
         if space.name not in self._ready:
             await self._client.run(lambda: self._create(space))
         try:
@@ -345,6 +345,22 @@ def _read_or_create_id(milvus: MilvusClient, seconds: float) -> str:
     return str(name.removeprefix(_ID_FIELD_PREFIX))
 
 
+def _to_row(entry: Entry, vector: Sequence[float]) -> dict[str, Any]:
+    # The seed is part of the JSON column, so that collections of earlier versions have a place for it. It is
+    # text, because a JSON number has 53 bits.
+    row = asdict(entry)
+    details = {
+        "blobs": row.pop("blobs"),
+        "seed": str(seed) if (seed := row.pop("seed")) is not None else None,
+    }
+    return {**row, "vector": list(vector), "blobs": details}
+
+
 def _to_entry(row: dict[str, Any]) -> Entry:
-    blobs = tuple(Blob(**blob) for blob in row["blobs"]["blobs"])
-    return Entry(**{**{name: row[name] for name in _FIELDS}, "blobs": blobs})
+    details = row["blobs"]
+    seed = details.get("seed")
+    return Entry(
+        **{name: row[name] for name in _FIELDS if name != "blobs"},
+        blobs=tuple(Blob(**blob) for blob in details["blobs"]),
+        seed=None if seed is None else int(seed),
+    )

@@ -166,6 +166,7 @@ def _to_entry(entry: Entry) -> cache_pb2.Entry:
         create_time=_to_timestamp(entry.created_ms),
         traceparent=entry.traceparent,
         generation_id=entry.generation_id,
+        seed=entry.seed,
     )
 
 

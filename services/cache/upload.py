@@ -80,6 +80,7 @@ class Upload:
                 created_ms=now_ms,
                 traceparent=entry.traceparent,
                 generation_id=entry.generation_id,
+                seed=entry.seed,
             ),
             vector=tuple(entry.vector),
             data=data,

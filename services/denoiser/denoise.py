@@ -99,7 +99,14 @@ def denoise(
         noise = model.noise(job.seed, job.latent_shape)
         attention = AttentionMaps(len(job.token_states))
         stages = Stages(
-            predictor, job.plan, job.latent_shape, job.sigmas, text, noise, _move_to_device(job, donor)
+            predictor,
+            job.plan,
+            job.latent_shape,
+            job.sigmas,
+            text,
+            noise,
+            _move_to_device(job, donor),
+            fresh_noise=model.fresh_noise(job.seed, job.latent_shape),
         )
         steps = stages.steps({last: attention.observe} if keep else None)
         for number in range(reuse_steps, job.total_steps):
@@ -156,11 +163,12 @@ def _run_step(steps: Iterator[Step], model: LoadedModel) -> Step:
 def _move_to_device(job: DenoiseJob, donor: DonorData | None) -> DonorLatents | None:
     if donor is None:
         return None
-    model, side = job.model, donor.side
+    model, side, origin = job.model, donor.side, job.plan.donor
     return DonorLatents(
         steps={index: latents.to(model.device) for index, latents in donor.latents.items()},
         maps=None if side is None else unpool_maps(side.maps, job.token_grid).to(model.device),
         text=None if side is None else model.prepare_text(side.text.float()),
+        fresh_noise=model.fresh_noise(origin.seed, job.latent_shape) if origin.HasField("seed") else None,
     )
 
 

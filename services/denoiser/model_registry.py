@@ -80,6 +80,9 @@ class ModelRegistry:
             seconds_per_step=self._seconds_per_step.get(spec.id, 0.0),
             backend=backend.name,
             fallback_steps=backend.fallback_steps,
+            sampler=spec.schedule.sampler,
+            layers=spec.transformer.layers,
+            max_text_tokens=spec.text.max_tokens,
         )
 
 

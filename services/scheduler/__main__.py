@@ -31,6 +31,7 @@ from services.scheduler.peers.cache import CacheClient
 from services.scheduler.peers.connection import PeerConnection, open_connection
 from services.scheduler.peers.denoiser import DenoiserClient
 from services.scheduler.peers.embedder import EmbedderClient
+from services.scheduler.peers.encoder_registry import EncoderRegistry
 from services.scheduler.peers.health import PeerHealth
 from services.scheduler.peers.model_registry import ModelRegistry
 from services.scheduler.settings import SchedulerSettings
@@ -51,6 +52,7 @@ class Scheduler:
         self._dispatcher: Dispatcher | None = None
         self._models: ModelRegistry | None = None
         self._admissions: PendingAdmissions | None = None
+        self._encoders: EncoderRegistry | None = None
 
     async def start(self, resources: Resources, server: grpc.aio.Server) -> None:
         """Serves as soon as the database is open, even while other services are unavailable."""
@@ -78,6 +80,8 @@ class Scheduler:
         models = ModelRegistry(store, denoiser_client)
         self._models = models
         await models.load()
+        encoders = EncoderRegistry(embedder_client)
+        self._encoders = encoders
         throughput = Throughput()
         admissions = PendingAdmissions(settings.admission_seconds)
         self._admissions = admissions
@@ -103,7 +107,9 @@ class Scheduler:
         self._dispatcher = dispatcher
         await dispatcher.recover()
         resources.start_task(dispatcher.run(), "dispatcher")
-        generations = Generations(store, videos, models, throughput, dispatcher, self._notifier, settings)
+        generations = Generations(
+            store, videos, models, encoders, throughput, dispatcher, self._notifier, settings
+        )
         scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server(SchedulerServicer(generations), server)
 
     async def drain(self) -> None:
@@ -117,7 +123,10 @@ class Scheduler:
     def _handle_health_change(self, peer: PeerHealth) -> None:
         if peer.name == "denoiser" and peer.serving:
             self._spawn(self._refresh_models(peer))
-        elif self._dispatcher is not None:
+            return
+        if peer.name == "embedder" and peer.serving:
+            self._spawn(self._refresh_encoders())
+        if self._dispatcher is not None:
             self._dispatcher.handle_health_change(peer)
 
     async def _refresh_models(self, denoiser: PeerHealth) -> None:
@@ -130,8 +139,19 @@ class Scheduler:
             log.warning("models not refreshed", error=error.message)
         except Exception:
             log.exception("models not saved")
+        if self._encoders is not None:
+            self._encoders.warn_of_faults(self._models.known())
         if self._dispatcher is not None:
             self._dispatcher.handle_health_change(denoiser)
+
+    async def _refresh_encoders(self) -> None:
+        if self._encoders is None or self._models is None:
+            return
+        try:
+            await self._encoders.refresh()
+        except ChorusError as error:
+            log.warning("encoders not refreshed", error=error.message)
+        self._encoders.warn_of_faults(self._models.known())
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)

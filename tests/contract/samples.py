@@ -78,6 +78,7 @@ def entry(
         created_ms=created_ms,
         traceparent="00-" + "1" * 32 + "-" + "2" * 16 + "-01",
         generation_id="generation-1",
+        seed=seed,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from services.denoiser.codec import Codec, SpaceToDepthCodec
 from services.denoiser.codec.wan_vae import WanVaeCodec
 from services.denoiser.model.spec import ModelSpec, SpaceToDepth, load_spec
 from services.denoiser.network.positions import position_channels
-from services.denoiser.network.sampler import seeded_noise
+from services.denoiser.network.sampler import BoundaryNoise, seeded_noise
 from services.denoiser.network.wan import (
     Grid,
     TextKV,
@@ -117,9 +118,15 @@ class LoadedModel:
                 raise ValueError(f"{name}: {fault}")
         return self.codec.latent_shape(frames, height, width)
 
-    def noise(self, seed: int, shape: LatentShape) -> Tensor:
-        """Draws x_0: the same for the same seed and shape on every device."""
-        return seeded_noise(seed, shape).to(self.device)
+    def noise(self, seed: int, shape: LatentShape, boundary: int = 0) -> Tensor:
+        """Draws x_0, or the fresh noise of a later boundary: equal for equal arguments on every device."""
+        return seeded_noise(seed, shape, boundary).to(self.device)
+
+    def fresh_noise(self, seed: int, shape: LatentShape) -> BoundaryNoise | None:
+        """Returns the noise that the model's sampler adds at each step boundary; None if it adds none."""
+        if self.spec.schedule.sampler == "euler":
+            return None
+        return lru_cache(maxsize=2)(partial(self.noise, seed, shape))  # a step may need it more than once
 
     @torch.inference_mode()
     def prepare_text(self, states: NDArray[np.float32] | Tensor) -> TextKV:

@@ -24,6 +24,7 @@ from services.denoiser.checkpoint.config import read_network_sizes
 from services.denoiser.codec import Geometry, SpaceToDepthCodec
 from services.denoiser.codec.wan_vae import read_geometry
 from services.denoiser.network.positions import position_count
+from services.denoiser.network.sampler import Sampler
 from services.denoiser.network.wan import WanConfig
 from services.runtime.hub import local_path
 
@@ -184,10 +185,13 @@ class Schedule(_Section):
     Attributes:
         sigmas: Default noise levels.
         shift: Shift of schedules with another number of steps, see `contract.schedule.shifted_schedule`.
+        sampler: "euler" goes on along the velocity. "renoise" adds fresh noise to the predicted clean data
+            after each step, as weights from distribution matching distillation (FastWan, CausVid) need.
     """
 
     sigmas: tuple[float, ...]
     shift: Annotated[float, Field(gt=0)]
+    sampler: Sampler = "euler"
 
     @model_validator(mode="after")
     def _decreasing(self) -> Schedule:

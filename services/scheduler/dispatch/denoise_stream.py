@@ -18,6 +18,7 @@ from chorus_rpc.telemetry import Span
 from services.runtime.logs import get_logger
 from services.scheduler.dispatch import throughput
 from services.scheduler.dispatch.admissions import PendingAdmissions
+from services.scheduler.dispatch.overrides import find_overrides
 from services.scheduler.dispatch.retry import classify_failure
 from services.scheduler.dispatch.throughput import Throughput
 from services.scheduler.jobs.passing_faults import PassingFault, wait_out
@@ -216,7 +217,11 @@ class DenoiseRunner:
                     aclosing(self._denoiser.denoise(parameters.request, parameters.job.deadline))
                 )
                 async for reply in replies:
-                    if events := stream.convert(reply):
+                    events = stream.convert(reply)
+                    events += find_overrides(
+                        parameters.job.generation, parameters.model, stream.reuse_steps, reply
+                    )
+                    if events:
                         await self._advance(parameters.job, events)
                     if stream.completed is not None:
                         await self._complete(parameters, stream, stream.completed)

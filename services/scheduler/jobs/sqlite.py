@@ -139,6 +139,7 @@ class SqliteStore(JobStore):
                 state=pb.GENERATION_STATE_QUEUED,
                 create_time=now,
                 trace_id=new.trace_id,
+                seed_chosen=new.seed_chosen,
             )
             event = pb.GenerationEvent(
                 sequence=1, time=now, queued=pb.QueuedEvent(queue_position=waiting + 1)

@@ -28,6 +28,7 @@ class NewJob:
         body_digest: digest of the request as received; distinguishes a repetition from another request.
         deadline: deadline in Unix seconds.
         traceparent: traceparent of the submitting call; empty when tracing is off.
+        seed_chosen: whether the server chose the seed.
     """
 
     job_id: str
@@ -38,6 +39,7 @@ class NewJob:
     deadline: float
     traceparent: str
     trace_id: str
+    seed_chosen: bool = False
 
 
 @dataclass(frozen=True)

@@ -64,4 +64,5 @@ def _parse_donor(donor: cache_pb2.Donor) -> Donor:
         prompt=donor.entry.prompt,
         traceparent=donor.entry.traceparent,
         generation_id=donor.entry.generation_id,
+        seed=donor.entry.seed if donor.entry.HasField("seed") else None,
     )

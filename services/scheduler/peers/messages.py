@@ -42,6 +42,24 @@ def build_latent_identity(
     )
 
 
+def truncate_tokens(encoded: embedder_pb2.EmbedResponse, limit: int) -> embedder_pb2.EmbedResponse:
+    """Returns an encoding with at most `limit` tokens; `encoded` itself if it has no more.
+
+    Args:
+        limit: maximum number of tokens; 0 if unknown.
+    """
+    states = encoded.token_states
+    count = states.shape[0] if states.shape else 0
+    if not limit or count <= limit:
+        return encoded
+    cut = embedder_pb2.EmbedResponse()
+    cut.CopyFrom(encoded)
+    cut.token_states.shape[0] = limit
+    cut.token_states.data = states.data[: len(states.data) // count * limit]
+    del cut.tokens[limit:]
+    return cut
+
+
 def build_lookup_request(
     identity: latents_pb2.LatentIdentity, encoded: embedder_pb2.EmbedResponse, limit: int
 ) -> cache_pb2.LookupRequest:

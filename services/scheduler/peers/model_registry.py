@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from chorus.denoiser.v1 import denoiser_pb2
 from chorus_rpc import errors
@@ -42,6 +42,10 @@ class ModelRegistry:
         except PassingFault as fault:
             log.warning("models not saved", error=fault.message)
         log.info("models updated", models=list(self._models))
+
+    def known(self) -> Collection[denoiser_pb2.ModelInfo]:
+        """Returns the models that are known now; none before the denoiser was ever reached."""
+        return self._models.values()
 
     async def models(self) -> Mapping[str, denoiser_pb2.ModelInfo]:
         """Returns the models by id, in the denoiser's order.

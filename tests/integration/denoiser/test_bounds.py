@@ -89,7 +89,7 @@ def with_vector(*values: float) -> Callable[[denoiser_pb2.DenoiseRequest], None]
         (with_field("token_states.data", b"short"), "token_states.data", "bytes"),
         (with_field("vector_dim", 0), "vector_dim", "1 to 4096"),
         (with_field("retrieval_encoder_id", ""), "retrieval_encoder_id", "1 to 512"),
-        (with_field("admission.prompt", "  "), "admission.prompt", "1 to 2000"),
+        (with_field("admission.prompt", "  "), "admission.prompt", "1 to 8192"),
         (with_vector(1.0), "admission.retrieval_vector", f"vector_dim = {DIM}"),
         (with_vector(*[1.0] * DIM), "admission.retrieval_vector", "L2-normalised"),
         (with_vector(*[float("nan")] * DIM), "admission.retrieval_vector", "L2-normalised"),

@@ -117,7 +117,7 @@ async def test_longest_states_of_umt5_fit_a_message(service: ServiceProcess) -> 
     assert reply.truncated
 
 
-@pytest.mark.parametrize("prompt", ["", " \n\t ", "x" * 2001])
+@pytest.mark.parametrize("prompt", ["", " \n\t ", "x" * 8193])
 def test_prompt_outside_its_bound_is_rejected(
     stub: embedder_pb2_grpc.EmbedderServiceStub, prompt: str
 ) -> None:
@@ -128,14 +128,14 @@ def test_prompt_outside_its_bound_is_rejected(
     assert error.reason == errors.INVALID_FIELD
     [violation] = error.violations
     assert violation.field == "prompt"
-    assert "1 to 2000" in violation.description
+    assert "1 to 8192" in violation.description
 
 
 @pytest.mark.parametrize(
     ("donors", "target", "fields"),
     [
-        ([" "], "y" * 2001, ["target_prompt", "donor_prompts[0]"]),
-        (["a", "b", "c", "x" * 2001], "y", ["donor_prompts[3]"]),
+        ([" "], "y" * 8193, ["target_prompt", "donor_prompts[0]"]),
+        (["a", "b", "c", "x" * 8193], "y", ["donor_prompts[3]"]),
         ([], "y", ["donor_prompts"]),
         (["a"] * 17, "y", ["donor_prompts"]),
     ],

@@ -150,6 +150,15 @@ def test_only_a_commit_needs_no_digest(file: str, fixed: bool) -> None:
             Source(file=file)
 
 
+@pytest.mark.fault("sampler")
+def test_sampler_is_stated_by_the_model_file(tmp_path: Path) -> None:
+    assert parse(tmp_path, text()).schedule.sampler == "euler"
+    stated = text().replace("shift = 5.0", 'shift = 5.0\nsampler = "renoise"')
+    assert parse(tmp_path, stated).schedule.sampler == "renoise"
+    with pytest.raises(SpecError, match=r"schedule\.sampler: .*'euler' or 'renoise'"):
+        parse(tmp_path, stated.replace("renoise", "ancestral"))
+
+
 def test_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"none\.toml: cannot be read"):
         load_spec(tmp_path / "none.toml")

@@ -81,9 +81,9 @@ def test_steps_become_the_shifted_schedule(steps: int) -> None:
 @pytest.mark.parametrize(
     ("spec", "field", "words"),
     [
-        (pb.GenerationSpec(), "spec.prompt", "1 to 2000"),
+        (pb.GenerationSpec(), "spec.prompt", "1 to 8192"),
         (pb.GenerationSpec(prompt=" \n\t "), "spec.prompt", "not 0"),
-        (pb.GenerationSpec(prompt="é" * 2001), "spec.prompt", "not 2001"),
+        (pb.GenerationSpec(prompt="é" * 4097), "spec.prompt", "not 8194"),
         (
             pb.GenerationSpec(prompt="x", shape=video_pb2.VideoShape(frames=17, height=32, width=32)),
             "spec.shape.frames",

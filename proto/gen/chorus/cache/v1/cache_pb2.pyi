@@ -101,6 +101,7 @@ class Entry(google.protobuf.message.Message):
     CREATE_TIME_FIELD_NUMBER: builtins.int
     TRACEPARENT_FIELD_NUMBER: builtins.int
     GENERATION_ID_FIELD_NUMBER: builtins.int
+    SEED_FIELD_NUMBER: builtins.int
     entry_id: builtins.str
     """Digest of tenant, identity, prompt and seed, so that equal requests admit the same entry."""
     prompt: builtins.str
@@ -112,6 +113,8 @@ class Entry(google.protobuf.message.Message):
     traceparent: builtins.str
     """W3C traceparent of the request that produced the entry."""
     generation_id: builtins.str
+    seed: builtins.int
+    """Seed of the request that produced the entry. Unset for entries that an earlier version stored."""
     @property
     def blobs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[chorus.common.v1.latents_pb2.BlobHeader]:
         """Headers of the stored blobs."""
@@ -129,9 +132,11 @@ class Entry(google.protobuf.message.Message):
         create_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         traceparent: builtins.str = ...,
         generation_id: builtins.str = ...,
+        seed: builtins.int | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["create_time", b"create_time"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["blobs", b"blobs", "cost_seconds", b"cost_seconds", "create_time", b"create_time", "entry_id", b"entry_id", "generation_id", b"generation_id", "prompt", b"prompt", "prompt_hash", b"prompt_hash", "traceparent", b"traceparent"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_seed", b"_seed", "create_time", b"create_time", "seed", b"seed"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_seed", b"_seed", "blobs", b"blobs", "cost_seconds", b"cost_seconds", "create_time", b"create_time", "entry_id", b"entry_id", "generation_id", b"generation_id", "prompt", b"prompt", "prompt_hash", b"prompt_hash", "seed", b"seed", "traceparent", b"traceparent"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_seed", b"_seed"]) -> typing.Literal["seed"] | None: ...
 
 Global___Entry: typing_extensions.TypeAlias = Entry
 

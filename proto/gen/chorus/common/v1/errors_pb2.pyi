@@ -58,6 +58,8 @@ class _ErrorReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     """A time limit of a service, which is no deadline of the caller, passed before the work was complete; metadata
     "setting" names the setting that raises it.
     """
+    ERROR_REASON_FIELD_IGNORED: _ErrorReason.ValueType  # 16
+    """Only in warnings: a field of the request had no effect, in whole or in part; metadata "field" names it."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Reason for the failure of a call or a job. Every error status of every service carries one
@@ -97,6 +99,8 @@ ERROR_REASON_TIME_LIMIT_EXCEEDED: ErrorReason.ValueType  # 15
 """A time limit of a service, which is no deadline of the caller, passed before the work was complete; metadata
 "setting" names the setting that raises it.
 """
+ERROR_REASON_FIELD_IGNORED: ErrorReason.ValueType  # 16
+"""Only in warnings: a field of the request had no effect, in whole or in part; metadata "field" names it."""
 Global___ErrorReason: typing_extensions.TypeAlias = ErrorReason
 
 @typing.final

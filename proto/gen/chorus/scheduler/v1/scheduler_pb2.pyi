@@ -71,12 +71,17 @@ class GenerationSpec(google.protobuf.message.Message):
     EXPLICIT_REUSE_FIELD_NUMBER: builtins.int
     TIMEOUT_FIELD_NUMBER: builtins.int
     prompt: builtins.str
-    """1 to 2,000 characters after trimming."""
+    """1 to 8,192 bytes of UTF-8 after trimming, with at least one visible character once HTML entities are resolved.
+    Tokens beyond the limit of a text encoder are dropped, with a warning.
+    """
     model_id: builtins.str
     """Empty selects the server's default model."""
     steps: builtins.int
     seed: builtins.int
-    """Equal seed, prompt and model without reuse produce the same video. If unset, the server chooses a seed."""
+    """Equal seed, prompt and model without reuse produce the same video. If unset, the server chooses a seed.
+    Latents that are reused carry the noise of their donor's seed; where that overrides this field, a warning
+    with reason FIELD_IGNORED contains both seeds.
+    """
     reuse: chorus.common.v1.plan_pb2.ReusePolicy.ValueType
     no_store: builtins.bool
     """Whether to keep the latents of this request out of the cache."""
@@ -242,6 +247,7 @@ class Generation(google.protobuf.message.Message):
     LAST_SEQUENCE_FIELD_NUMBER: builtins.int
     TRACE_ID_FIELD_NUMBER: builtins.int
     ATTEMPTS_FIELD_NUMBER: builtins.int
+    SEED_CHOSEN_FIELD_NUMBER: builtins.int
     generation_id: builtins.str
     request_id: builtins.str
     state: Global___GenerationState.ValueType
@@ -257,6 +263,8 @@ class Generation(google.protobuf.message.Message):
     """Trace id of the request in hex, to find it in a tracing UI."""
     attempts: builtins.int
     """Number of times the run was started. More than 1 if a service failed during a run."""
+    seed_chosen: builtins.bool
+    """Whether the server chose the seed, because the request stated none."""
     @property
     def spec(self) -> Global___GenerationSpec:
         """The accepted specification, with defaults filled in."""
@@ -271,7 +279,9 @@ class Generation(google.protobuf.message.Message):
 
     @property
     def warnings(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[chorus.common.v1.errors_pb2.JobError]:
-        """Conditions that prevented reuse but not the video, for instance an unavailable cache."""
+        """Conditions that prevented reuse but not the video, for instance an unavailable cache, and fields of the
+        request that had no effect.
+        """
 
     @property
     def error(self) -> chorus.common.v1.errors_pb2.JobError:
@@ -306,9 +316,10 @@ class Generation(google.protobuf.message.Message):
         last_sequence: builtins.int = ...,
         trace_id: builtins.str = ...,
         attempts: builtins.int = ...,
+        seed_chosen: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["create_time", b"create_time", "donor", b"donor", "end_time", b"end_time", "error", b"error", "plan", b"plan", "spec", b"spec", "timings", b"timings", "video", b"video"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["attempts", b"attempts", "create_time", b"create_time", "donor", b"donor", "end_time", b"end_time", "error", b"error", "generation_id", b"generation_id", "last_sequence", b"last_sequence", "plan", b"plan", "queue_position", b"queue_position", "request_id", b"request_id", "spec", b"spec", "state", b"state", "steps_completed", b"steps_completed", "steps_run", b"steps_run", "timings", b"timings", "trace_id", b"trace_id", "video", b"video", "warnings", b"warnings"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["attempts", b"attempts", "create_time", b"create_time", "donor", b"donor", "end_time", b"end_time", "error", b"error", "generation_id", b"generation_id", "last_sequence", b"last_sequence", "plan", b"plan", "queue_position", b"queue_position", "request_id", b"request_id", "seed_chosen", b"seed_chosen", "spec", b"spec", "state", b"state", "steps_completed", b"steps_completed", "steps_run", b"steps_run", "timings", b"timings", "trace_id", b"trace_id", "video", b"video", "warnings", b"warnings"]) -> None: ...
 
 Global___Generation: typing_extensions.TypeAlias = Generation
 
@@ -447,7 +458,7 @@ Global___StepCompletedEvent: typing_extensions.TypeAlias = StepCompletedEvent
 
 @typing.final
 class WarningEvent(google.protobuf.message.Message):
-    """A condition prevented reuse but not the video."""
+    """A condition prevented reuse but not the video, or a field of the request had no effect."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
