@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -14,9 +14,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 from services.contract import safetensors_header
-from services.contract.safetensors_header import SafetensorsHeader
+from services.contract.safetensors_header import SafetensorsHeader, TensorHeader
 
-_TYPES = ("F32", "F16", "BF16")  # floating types a network is stored in
+NETWORK_TYPES = ("F32", "F16", "BF16")  # floating types a network is stored in
 _MAX_HEADER = 64 << 20  # bytes; Wan's 14B index is a few hundred kB
 
 
@@ -31,22 +31,21 @@ class WeightsError(Exception):
 def read_header(path: Path) -> SafetensorsHeader:
     """Reads the header of a safetensors file; the sizes of its tensors are checked against the file's length.
 
-    Raises WeightsError if the file is missing, truncated or not safetensors, or if a tensor is of a type in
-    which no network is stored.
+    Raises WeightsError if the file is missing, truncated or not safetensors.
     """
     try:
         with path.open("rb") as stream:
-            header = safetensors_header.read_header(stream, path.stat().st_size, _MAX_HEADER)
+            return safetensors_header.read_header(stream, path.stat().st_size, _MAX_HEADER)
     except OSError as error:
         raise WeightsError(path, f"cannot be read: {error.strerror}") from error
     except BlobFault as fault:
         raise WeightsError(path, str(fault)) from fault
-    for tensor in header.tensors:
-        if tensor.dtype not in _TYPES:
-            raise WeightsError(
-                path, f"tensor {tensor.name}: type {tensor.dtype}, expected {' or '.join(_TYPES)}"
-            )
-    return header
+
+
+def check_types(path: Path, tensor: TensorHeader, types: Collection[str] = NETWORK_TYPES) -> None:
+    """Raises WeightsError for a tensor of another type, by default one in which no network is stored."""
+    if tensor.dtype not in types:
+        raise WeightsError(path, f"tensor {tensor.name}: type {tensor.dtype}, expected {' or '.join(types)}")
 
 
 def weight_files(path: Path) -> list[Path]:
@@ -109,6 +108,7 @@ def check_weights(path: Path, expected: Mapping[str, torch.Size], rename: Callab
     found: dict[str, Path] = {}
     for file in weight_files(path):
         for tensor in read_header(file).tensors:
+            check_types(file, tensor)
             name = tensor.name
             ours = rename(name)
             if ours not in expected:
