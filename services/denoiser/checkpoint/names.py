@@ -46,7 +46,7 @@ _FOREIGN = tuple(
         (r"lora_te\d?|text_encoder|text_model|encoder\.block|shared", "a text encoder"),
         (r"double_blocks|single_blocks|single_transformer_blocks", "FLUX or HunyuanVideo"),
         (
-            r"input_blocks|output_blocks|middle_block|down_blocks|up_blocks|mid_block",
+            r"input_blocks|output_blocks|middle_block|down_blocks|up_blocks|mid_block|downsamples|upsamples",
             "a convolutional network, such as an autoencoder or Stable Diffusion",
         ),
         (r"transformer_blocks", "another transformer of diffusers"),
@@ -68,11 +68,19 @@ def strip_prefix(name: str) -> str:
     return name
 
 
-def describe_foreign_network(names: Iterable[str]) -> str | None:
-    """Names the network that some of these tensors belong to, if it is one often confused with Wan's."""
-    names = list(names)
+def describe_foreign_network(names: Iterable[str], own: Iterable[str] = ()) -> str | None:
+    """Names the network that some of these tensors belong to, if it is often confused with the expected one.
+
+    Args:
+        own: Parameters of the expected network; what is also found in their names is no sign of another.
+    """
+    names, own = list(names), list(own)
     return next(
-        (network for pattern, network in _FOREIGN if any(map(pattern.search, names))),
+        (
+            network
+            for pattern, network in _FOREIGN
+            if any(map(pattern.search, names)) and not any(map(pattern.search, own))
+        ),
         None,
     )
 
