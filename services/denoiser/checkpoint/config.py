@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from services.contract.file_kinds import describe_file, describe_folder
+
 # Keys by which other networks differ from text-to-video Wan2.1, and the only value supported.
 _DIFFUSERS_ONLY = {
     "cross_attn_norm": True,
@@ -24,6 +26,12 @@ def read_network_sizes(path: Path) -> dict[str, Any]:
     Raises ValueError naming a key that is missing or that belongs to an unsupported network.
     """
     config = read_config(path)
+    if quantised := config.get("quantization_config"):
+        method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
+        raise ValueError(
+            f"{path}: quantization_config: quantised weights ({method}) are not supported; "
+            "use the release in bfloat16 or float16"
+        )
     kind = config.get("_class_name")
     readers: dict[Any, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
         "WanTransformer3DModel": _diffusers,
@@ -43,10 +51,14 @@ def read_config(path: Path) -> dict[str, Any]:
     """Reads a `config.json`. Raises ValueError naming the file."""
     try:
         config = json.loads(path.read_bytes())
+    except IsADirectoryError as error:
+        raise ValueError(f"{path}: is a folder: name the config.json in it") from error
     except OSError as error:
-        raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
+        kind = describe_folder(path.parent)
+        hint = f"; {path.parent} {kind}" if kind else ""
+        raise ValueError(f"{path}: cannot be read: {error.strerror}{hint}") from error
     except ValueError as error:
-        raise ValueError(f"{path}: not JSON: {error}") from error
+        raise ValueError(f"{path}: not JSON: {describe_file(path) or error}") from error
     if not isinstance(config, dict):
         raise ValueError(f"{path}: must hold a JSON object")
     return config

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from services.denoiser.checkpoint.lora import Adapter, Lora
+from services.denoiser.checkpoint.lora import Adapter, Lora, check_overlap
 from services.denoiser.checkpoint.names import build_renamer
 from services.denoiser.checkpoint.weights import check_weights, load_weights, verify_digest
 from services.denoiser.codec import Codec, SpaceToDepthCodec
@@ -85,6 +85,7 @@ class LoadedModel:
             Lora.load(a.find(folder), expected, id=a.id, scale=a.scale, sha256=a.sha256)
             for a in spec.adapters
         ]
+        check_overlap(loras, list(expected))
         target = dtype or spec.transformer.torch_dtype
 
         def convert(name: str, tensor: Tensor) -> Tensor:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, CLIPTextModelWithProjection, UMT5EncoderModel
+from transformers import CLIPTextModelWithProjection, UMT5EncoderModel
 
+from services.contract.file_kinds import describe_file, describe_folder
 from services.embedder.encoders.cleaning import clean_prompt
 from services.embedder.encoders.huggingface import HuggingFaceEncoder, load_model, mean_pool
+
+# Files of which transformers needs one for a tokenizer.
+_TOKENIZERS = ("tokenizer.json", "spiece.model", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
 class DirectoryEncoder(HuggingFaceEncoder):
@@ -29,14 +34,33 @@ class DirectoryEncoder(HuggingFaceEncoder):
 
     def __init__(self, root: Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> None:
         model_dir, tokenizer_dir = _find_part(root, "text_encoder"), _find_part(root, "tokenizer")
+        kind = describe_folder(root)
+        hint = f"; it {kind}" if kind else ""
         if not (model_dir / "config.json").is_file():
-            raise FileNotFoundError(f"{root}: holds no model: found neither config.json nor text_encoder/")
-        found = AutoConfig.from_pretrained(model_dir).model_type
+            raise FileNotFoundError(
+                f"{root}: holds no model: found neither config.json nor text_encoder/{hint}"
+            )
+        found = _read_model_type(model_dir / "config.json")
         if found not in self.model_types:
-            raise ValueError(f"{model_dir}: holds a {found!r} model, the encoder kind is {self.kind!r}")
+            raise ValueError(f"{model_dir}: holds a {found!r} model, the encoder kind is {self.kind!r}{hint}")
+        if not any((tokenizer_dir / name).is_file() for name in _TOKENIZERS):
+            raise FileNotFoundError(
+                f"{tokenizer_dir}: holds no tokenizer (tokenizer.json or spiece.model): put it there, or in "
+                f"{root / 'tokenizer'}{hint}"
+            )
         model = load_model(self.loader, model_dir, dtype, device)
         limit = self.token_limit or model.config.max_position_embeddings
         super().__init__(self.kind, model_dir, tokenizer_dir, model, max_tokens=limit)
+
+
+def _read_model_type(config: Path) -> str | None:
+    """Returns the type of model that a config.json names; diffusers' name the class instead."""
+    try:
+        found = json.loads(config.read_bytes())
+        name = found.get("model_type") or found.get("_class_name")
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{config}: must hold a JSON object; it {describe_file(config)}") from error
+    return name if isinstance(name, str) else None
 
 
 def _find_part(root: Path, name: str) -> Path:

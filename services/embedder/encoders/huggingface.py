@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
+from services.contract.file_kinds import SAFETENSORS, describe_file, describe_folder
 from services.embedder.encoders.base import Encoder, Encoding, Tokens
 from services.embedder.encoders.cleaning import map_to_prompt
 
@@ -28,17 +29,34 @@ def find_weight_files(directory: Path) -> list[Path]:
     """Returns the safetensors files that transformers loads from a directory: one, or the shards of its
     index.
 
-    Raises FileNotFoundError for a directory without either, and for a shard that is missing.
+    Raises FileNotFoundError for a directory without either, and for a shard that is missing; ValueError for a
+    file of another kind.
     """
     index = directory / f"{WEIGHTS}.index.json"
     if (directory / WEIGHTS).is_file():
-        return [directory / WEIGHTS]
-    if not index.is_file():
-        raise FileNotFoundError(f"{directory}: holds no {WEIGHTS} and no {index.name}")
-    files = [directory / name for name in sorted(set(json.loads(index.read_bytes())["weight_map"].values()))]
+        files = [directory / WEIGHTS]
+    elif not index.is_file():
+        kind = describe_folder(directory)
+        hint = f"; it {kind}" if kind else ""
+        raise FileNotFoundError(f"{directory}: holds no {WEIGHTS} and no {index.name}{hint}")
+    else:
+        files = [directory / name for name in _read_shards(index)]
     if missing := [file.name for file in files if not file.is_file()]:
-        raise FileNotFoundError(f"{directory}: lacks {', '.join(missing)}, which {index.name} names")
+        raise FileNotFoundError(
+            f"{directory}: lacks {', '.join(missing)}, which {index.name} names: fetch the whole folder again"
+        )
+    for file in files:
+        if (kind := describe_file(file)) not in (None, SAFETENSORS):
+            raise ValueError(f"{file}: {kind} (expected safetensors)")
     return files
+
+
+def _read_shards(index: Path) -> list[str]:
+    """Returns the names of the shards in an index."""
+    try:
+        return sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{index}: not an index of safetensors shards; it {describe_file(index)}") from error
 
 
 def compute_weights_digest(directory: Path) -> str:

@@ -262,3 +262,22 @@ def test_invalid_setting_ends_the_process_and_is_named(
         process.kill()
     assert name in process.tail()
     assert remedy in process.tail()
+
+
+@pytest.mark.fault("misleading-refusals")
+def test_directory_of_another_kind_ends_the_process_and_is_named(tmp_path: Path) -> None:
+    root = tmp_path / "wan"
+    root.mkdir()
+    (root / "config.json").write_text('{"_class_name": "WanModel", "model_type": "t2v"}')
+    (root / "models_t5_umt5-xxl-enc-bf16.pth").write_bytes(b"\x80\x02")
+    environment = {"CHORUS_EMBEDDER_CONDITIONING": f"umt5:{root}"}
+    process = ServiceProcess("embedder", environment, free_port(), tmp_path / "log")
+    process.start(wait=False)
+    assert process.process is not None
+    try:
+        assert process.process.wait(120) == 2
+    finally:
+        process.kill()
+    assert "CHORUS_EMBEDDER_CONDITIONING: " in process.tail()
+    assert "is the original release of Wan" in process.tail()
+    assert "Traceback" not in process.tail()
