@@ -58,6 +58,7 @@ class ModelRegistry:
         return denoiser_pb2.ModelInfo(
             model_id=spec.id,
             weights_digest=model.weights_digest,
+            model_digest=model.model_digest,
             adapters=describe_adapters(model),
             conditioning_encoder_id=spec.text.encoder_id,
             codec=denoiser_pb2.CodecInfo(
@@ -104,7 +105,9 @@ async def load_models(
             torch.set_num_threads(settings.threads)
         if settings.device.startswith("cuda") and not torch.cuda.is_available():
             raise ValueError(f"device {settings.device}: torch finds no CUDA device; use cpu")
-        models = [LoadedModel.load(path, settings.device) for path in settings.models]
+        models = [
+            LoadedModel.load(path, settings.device, fp8=settings.computes_in_fp8) for path in settings.models
+        ]
         return [Predictor(model, choose_backend(model, settings, report)) for model in models]
 
     predictors = await device_thread.call(load)

@@ -102,6 +102,7 @@ class DenoiseJob:
             latent_dtype=latents_pb2.D_TYPE_FLOAT32,
             codec_id=self.model.codec.id,
             conditioning_encoder_id=spec.text.encoder_id,
+            model_digest=self.model.model_digest,
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from services.denoiser.checkpoint.names import build_renamer
 from services.denoiser.checkpoint.weights import check_weights, load_weights, verify_digest
 from services.denoiser.codec import Codec, SpaceToDepthCodec
 from services.denoiser.codec.wan_vae import WanVaeCodec
+from services.denoiser.model.identity import model_digest
 from services.denoiser.model.spec import ModelSpec, SpaceToDepth, load_spec
 from services.denoiser.network.positions import position_channels
 from services.denoiser.network.sampler import seeded_noise
@@ -55,6 +57,7 @@ class LoadedModel:
     Attributes:
         transformer: Network on `device`, without gradients.
         weights_digest: SHA-256 of the weights; with `adapters`, those merged, part of the latents' identity.
+        fp8: Whether the backend computes the network's products in 8-bit floats; also part of it.
     """
 
     spec: ModelSpec
@@ -63,15 +66,22 @@ class LoadedModel:
     device: torch.device
     weights_digest: str
     adapters: tuple[Adapter, ...]
+    fp8: bool = False
 
     @classmethod
     def load(
-        cls, path: Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+        cls,
+        path: Path,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype | None = None,
+        *,
+        fp8: bool = False,
     ) -> LoadedModel:
         """Loads a model file and all files it names; each is checked before anything is allocated from it.
 
         Args:
             dtype: Type that the network computes in. Default: the model file's.
+            fp8: Whether the backend that will run the model computes in 8-bit floats.
 
         Raises SpecError, WeightsError.
         """
@@ -103,7 +113,13 @@ class LoadedModel:
             device=torch.device(device),
             weights_digest=digest,
             adapters=tuple(lora.adapter for lora in loras),
+            fp8=fp8,
         )
+
+    @cached_property
+    def model_digest(self) -> str:
+        """Digest of the model file's fields that change latents, part of their identity."""
+        return model_digest(self.spec, fp8=self.fp8)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -44,7 +44,8 @@ class Encoder(ABC):
     """Encodes prompts deterministically. Call it from one thread at a time.
 
     Attributes:
-        id: name of the encoder and digest of its weights; vectors of different ids are not comparable.
+        id: name of the encoder and digest of everything that determines its vectors (weights, configuration,
+            tokenizer, preparation of the text); vectors of different ids are not comparable.
     """
 
     id: str
