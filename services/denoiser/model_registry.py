@@ -8,6 +8,7 @@ from threading import Event
 import torch
 from chorus.common.v1 import latents_pb2, video_pb2
 from chorus.denoiser.v1 import denoiser_pb2
+from chorus_rpc.errors import ChorusError
 
 from services.denoiser.denoise import measure_step
 from services.denoiser.device_thread import DeviceThread
@@ -92,8 +93,8 @@ async def load_models(
     Args:
         stopping: Event that is set when the process must end, so that no engine build delays it.
 
-    Raises SpecError or WeightsError for a file that cannot be served, BackendError for a backend that cannot
-    run and may not fall back, ValueError for a device that is missing.
+    Raises SpecError or WeightsError for a file that cannot be served or a model that diverges, BackendError
+    for a backend that cannot run and may not fall back, ValueError for a device that is missing.
     """
 
     def report(words: str) -> bool:
@@ -117,8 +118,11 @@ async def load_models(
     if len(registry.predictors) < len(predictors):
         ids = [predictor.model.spec.id for predictor in predictors]
         raise SpecError(f"models: two files have the same id: {ids}")
-    for model_id in registry.predictors:
-        await registry.warm(model_id)
+    for model_id, file in zip(registry.predictors, settings.models, strict=True):
+        try:
+            await registry.warm(model_id)
+        except ChorusError as error:
+            raise SpecError(f"{file}: {error.message}") from error
     return registry
 
 

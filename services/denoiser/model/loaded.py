@@ -14,7 +14,13 @@ from torch import Tensor
 
 from services.denoiser.checkpoint.lora import Adapter, Lora
 from services.denoiser.checkpoint.names import build_renamer
-from services.denoiser.checkpoint.weights import check_weights, load_weights, verify_digest
+from services.denoiser.checkpoint.weights import (
+    WeightsError,
+    check_weights,
+    is_finite,
+    load_weights,
+    verify_digest,
+)
 from services.denoiser.codec import Codec, SpaceToDepthCodec
 from services.denoiser.codec.wan_vae import WanVaeCodec
 from services.denoiser.model.identity import model_digest
@@ -98,7 +104,11 @@ class LoadedModel:
 
         def convert(name: str, tensor: Tensor) -> Tensor:
             for lora in loras:
-                tensor = lora.merge(name, tensor)
+                merged = lora.merge(name, tensor)
+                if merged is not tensor and is_finite(tensor) and not is_finite(merged):
+                    fault = f"adapter {lora.adapter.id}: merged, tensor {name} holds NaN or infinity"
+                    raise WeightsError(weights, fault)
+                tensor = merged
             return tensor.to(parameter_dtype(name, target))
 
         rename = build_renamer(expected)

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from chorus_rpc.chunks import BlobFault
 
 from services.contract import safetensors_header
@@ -73,7 +74,8 @@ def check_values(directory: Path, model: Any) -> None:
     """Raises ValueError naming a parameter that holds NaN or infinity, or that differs from its copy."""
     parameters = dict(model.named_parameters())
     for name, parameter in parameters.items():
-        if not parameter.isfinite().all():
+        # Much faster than `isfinite` on every value.
+        if not torch.stack(parameter.aminmax()).isfinite().all():
             raise ValueError(f"{directory}: tensor {name}: holds NaN or infinity")
     # transformers ties the two unless the file holds both and they differ.
     if {"shared.weight", "encoder.embed_tokens.weight"} <= parameters.keys():

@@ -52,6 +52,10 @@ class _ErrorReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     """The server is draining before it shuts down."""
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 13
     """An internal error of the server; the metadata contains the trace id under which to look for its cause."""
+    ERROR_REASON_MODEL_DIVERGED: _ErrorReason.ValueType  # 16
+    """The model gave NaN or infinity, for instance because values exceed the type it computes in; metadata
+    "model_id", "dtype", "backend" and, for a step of a run, "step".
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Reason for the failure of a call or a job. Every error status of every service carries one
@@ -85,6 +89,10 @@ ERROR_REASON_SHUTTING_DOWN: ErrorReason.ValueType  # 12
 """The server is draining before it shuts down."""
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 13
 """An internal error of the server; the metadata contains the trace id under which to look for its cause."""
+ERROR_REASON_MODEL_DIVERGED: ErrorReason.ValueType  # 16
+"""The model gave NaN or infinity, for instance because values exceed the type it computes in; metadata
+"model_id", "dtype", "backend" and, for a step of a run, "step".
+"""
 Global___ErrorReason: typing_extensions.TypeAlias = ErrorReason
 
 @typing.final
