@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from threading import Event
 
 import torch
@@ -15,12 +16,15 @@ from services.denoiser.device_thread import DeviceThread
 from services.denoiser.engines.select import choose_backend
 from services.denoiser.model.loaded import LoadedModel
 from services.denoiser.model.predictor import Predictor
-from services.denoiser.model.spec import Bound, SpecError
+from services.denoiser.model.spec import Bound, ModelSpec, SpecError, load_spec
 from services.denoiser.request import describe_adapters, unknown_model
 from services.denoiser.settings import DenoiserSettings
 from services.runtime.logs import get_logger
 
 log = get_logger("denoiser.models")
+
+# Upper bound on the fields of a request besides the token states, in bytes.
+_OTHER_FIELDS_BYTES = 256 << 10
 
 
 class ModelRegistry:
@@ -85,6 +89,24 @@ class ModelRegistry:
         )
 
 
+def check_message_sizes(path: Path, spec: ModelSpec, settings: DenoiserSettings) -> None:
+    """Raises SpecError for token states larger than a message; warns of latents larger than a blob."""
+    limit = settings.max_message_bytes
+    if spec.largest_text_bytes + _OTHER_FIELDS_BYTES > limit:
+        raise SpecError(
+            f"{path}: text.max_tokens: {spec.text.max_tokens} token states take {spec.largest_text_bytes} "
+            f"bytes, more than a message holds: raise CHORUS_DENOISER_MAX_MESSAGE_BYTES, now {limit}"
+        )
+    if spec.largest_latents_bytes > settings.max_blob_bytes:
+        log.warning(
+            "the largest videos of this model cannot be reused: raise CHORUS_DENOISER_MAX_BLOB_BYTES and the "
+            "cache's limit",
+            model_id=spec.id,
+            latents_bytes=spec.largest_latents_bytes,
+            max_blob_bytes=settings.max_blob_bytes,
+        )
+
+
 async def load_models(
     settings: DenoiserSettings, device_thread: DeviceThread, stopping: Event
 ) -> ModelRegistry:
@@ -102,6 +124,8 @@ async def load_models(
         return not stopping.is_set()
 
     def load() -> list[Predictor]:
+        for path in settings.models:
+            check_message_sizes(path, load_spec(path), settings)
         if settings.threads:
             torch.set_num_threads(settings.threads)
         if settings.device.startswith("cuda") and not torch.cuda.is_available():
