@@ -68,7 +68,7 @@ def with_vector(*values: float) -> Callable[[denoiser_pb2.DenoiseRequest], None]
         (with_field("generation_id", ""), "generation_id", "1 to 128"),
         (with_field("generation_id", "g" * 129), "generation_id", "1 to 128"),
         (with_field("shape.frames", 13), "shape.frames", "1 to 12"),
-        (with_field("shape.height", 9), "shape.height", "steps of 2"),
+        (with_field("shape.height", 9), "shape.height", "steps of 4"),
         (with_field("shape.width", 1 << 31), "shape.width", "8 to 64"),
         (with_field("shape.width", 10), "shape.width", "in steps of 4"),
         (with_sigmas(1.0, 0.5, 0.6, 0.0), "schedule.sigmas", "decreasing"),
