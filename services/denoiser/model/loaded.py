@@ -14,6 +14,7 @@ from torch import Tensor
 
 from services.denoiser.checkpoint.lora import Adapter, Lora
 from services.denoiser.checkpoint.names import build_renamer
+from services.denoiser.checkpoint.pipeline import check_pipeline
 from services.denoiser.checkpoint.weights import (
     WeightsError,
     check_weights,
@@ -112,6 +113,7 @@ class LoadedModel:
             return tensor.to(parameter_dtype(name, target))
 
         rename = build_renamer(expected)
+        check_pipeline(weights)
         check_weights(weights, expected, rename)  # before the digest, which takes longer and is less specific
         digest = verify_digest(weights, spec.weights.sha256)
         state = load_weights(weights, expected, rename=rename, convert=convert, device=device)
