@@ -15,9 +15,7 @@ from services.denoiser.checkpoint.weights import WeightsError
 
 # Classes of model_index.json whose transformer makes a video from a text. The second is FastWan's.
 _PIPELINES = ("WanPipeline", "WanDMDPipeline")
-_ONE_OF_TWO = (
-    "one of two transformers, each for its range of noise levels; serving one for all is not supported"
-)
+_ONE_OF_TWO = "one of two transformers, each for its own noise levels; models of two are not supported"
 _EXPERT = re.compile(r"(high|low)[-_ ]?noise", re.IGNORECASE)
 _FILE = "diffusion_pytorch_model"  # start of diffusers' and of the original release's file names
 

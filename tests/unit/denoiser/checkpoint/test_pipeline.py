@@ -102,7 +102,7 @@ def test_expert_without_its_pipeline_is_refused_by_its_neighbour(folder: Path) -
 )
 @pytest.mark.parametrize("single", [False, True])
 def test_expert_is_refused_by_its_name(folder: Path, name: str, single: bool) -> None:
-    """Verifies the layouts of the original release and of repackaged single files, which state it nowhere else."""
+    """Verifies the layouts of the original release and of single files, which state it nowhere else."""
     source = folder / "wan" / "transformer"
     if single:
         target = folder / f"{name}.safetensors"
