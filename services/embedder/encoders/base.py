@@ -56,7 +56,7 @@ class Encoder(ABC):
 
     @abstractmethod
     def encode(self, prompts: Sequence[str]) -> list[Encoding]:
-        """Encodes prompts, in order. Raises ValueError when one is blank."""
+        """Encodes prompts, in order. Raises ValueError when one is blank, MODEL_DIVERGED for NaN."""
 
     @abstractmethod
     def tokenize(self, prompts: Sequence[str]) -> list[Tokens]:

@@ -14,6 +14,8 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
+from chorus_rpc import errors
+from chorus_rpc.errors import ChorusError
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
@@ -178,6 +180,8 @@ class HuggingFaceEncoder(Encoder):
         ids, mask = batch["input_ids"], batch["attention_mask"]
         device = self._model.device
         states, retrieval = (x.float().cpu() for x in self._forward(ids.to(device), mask.to(device)))
+        if not (states[mask.bool()].isfinite().all() and retrieval.isfinite().all()):
+            raise self._diverged()
         retrieval = torch.nn.functional.normalize(retrieval, dim=-1)
         result = []
         for i, prompt in enumerate(prompts):
@@ -187,6 +191,14 @@ class HuggingFaceEncoder(Encoder):
                 Encoding(**vars(read), retrieval=retrieval[i].numpy().copy(), states=states[i][keep].numpy())
             )
         return result
+
+    def _diverged(self) -> ChorusError:
+        dtype = str(self._model.dtype).removeprefix("torch.")
+        return ChorusError(
+            errors.MODEL_DIVERGED,
+            f"{self.id}: the encoder gave NaN or infinity in {dtype}; check that its weights are intact",
+            metadata={"encoder_id": self.id, "dtype": dtype},
+        )
 
     def tokenize(self, prompts: Sequence[str]) -> list[Tokens]:
         found = []

@@ -11,12 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from chorus_rpc import errors
+from chorus_rpc.errors import ChorusError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
 
+from services.embedder.encoder_thread import load_encoder
 from services.embedder.encoders import CLIPEncoder, UMT5Encoder
 from services.embedder.encoders.cleaning import clean_prompt
+from services.embedder.settings import EncoderSpec
 from tests.tiny_encoders import save_tokenizer, save_umt5
 
 QUERY = "encoder.block.0.layer.0.SelfAttention.q"
@@ -224,3 +228,22 @@ def test_version_1_of_the_cleaning_is_unchanged() -> None:
     }
     assert {prompt: clean_prompt(prompt) for prompt in results} == results
     assert "version 1;" in UMT5Encoder.procedure
+
+
+@pytest.mark.fault("diverging-model")
+def test_encoder_that_diverges_is_refused_at_start(umt5: Path) -> None:
+    name = "encoder.final_layer_norm.weight"
+    change_weights(umt5, lambda w: w.update({name: torch.full_like(w[name], 3e38)}))
+    with pytest.raises(ValueError, match=r"umt5@.*: the encoder gave NaN or infinity in float32"):
+        load_encoder(EncoderSpec("umt5", umt5), torch.float32, "cpu")
+
+
+@pytest.mark.fault("diverging-model")
+def test_prompt_on_which_an_encoder_diverges_fails_with_the_cause(umt5: Path) -> None:
+    encoder = UMT5Encoder(umt5)
+    encoder._model.shared.weight.data[4] = torch.inf  # "red"
+    assert encoder.encode(["a blue circle"])[0].states.shape == (4, 16)
+    with pytest.raises(ChorusError) as caught:
+        encoder.encode(["a red circle"])
+    assert errors.reason_name(caught.value.reason) == "MODEL_DIVERGED"
+    assert caught.value.metadata == {"encoder_id": encoder.id, "dtype": "float32"}

@@ -53,8 +53,8 @@ class _ErrorReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 13
     """An internal error of the server; the metadata contains the trace id under which to look for its cause."""
     ERROR_REASON_MODEL_DIVERGED: _ErrorReason.ValueType  # 16
-    """The model gave NaN or infinity, for instance because values exceed the type it computes in; metadata
-    "model_id", "dtype", "backend" and, for a step of a run, "step".
+    """A model gave NaN or infinity, for instance because values exceed the type it computes in; metadata "dtype"
+    and "model_id", "backend" and, for a step of a run, "step", or "encoder_id".
     """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
@@ -90,8 +90,8 @@ ERROR_REASON_SHUTTING_DOWN: ErrorReason.ValueType  # 12
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 13
 """An internal error of the server; the metadata contains the trace id under which to look for its cause."""
 ERROR_REASON_MODEL_DIVERGED: ErrorReason.ValueType  # 16
-"""The model gave NaN or infinity, for instance because values exceed the type it computes in; metadata
-"model_id", "dtype", "backend" and, for a step of a run, "step".
+"""A model gave NaN or infinity, for instance because values exceed the type it computes in; metadata "dtype"
+and "model_id", "backend" and, for a step of a run, "step", or "encoder_id".
 """
 Global___ErrorReason: typing_extensions.TypeAlias = ErrorReason
 
