@@ -51,8 +51,8 @@ sampler = "{sampler}"
 
 [bounds]
 frames = {{ min = 1, max = 12 }}
-height = {{ min = 8, max = 64, multiple = 2 }}
-width = {{ min = 8, max = 64, multiple = 2 }}
+height = {{ min = 8, max = 64, multiple = 4 }}
+width = {{ min = 8, max = 64, multiple = 4 }}
 steps = {{ min = 1, max = 150 }}
 
 [video]

@@ -208,6 +208,7 @@ def check_latents(data: bytes, identity: latents_pb2.LatentIdentity) -> None:
 def _check_identity(violations: Violations, field: str, identity: latents_pb2.LatentIdentity) -> None:
     _check_plain(violations, f"{field}.model_id", identity.model_id)
     _check_sha256(violations, f"{field}.weights_digest", identity.weights_digest)
+    _check_sha256(violations, f"{field}.model_digest", identity.model_digest)
     violations.require(
         len(identity.adapters) <= MAX_ADAPTERS,
         f"{field}.adapters",

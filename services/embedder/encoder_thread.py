@@ -49,7 +49,10 @@ def load_encoder(spec: EncoderSpec, dtype: torch.dtype, device: str) -> Encoder:
         encoder = MiniLMEncoder()
     else:
         encoder = (CLIPEncoder if spec.kind == "clip" else UMT5Encoder)(spec.path, dtype, device)
-    encoder.encode(["a red circle"])
+    try:
+        encoder.encode(["a red circle"])
+    except ChorusError as error:
+        raise ValueError(error.message) from error
     log.info("encoder ready", id=encoder.id, seconds=round(time.monotonic() - start, 1))
     return encoder
 

@@ -17,7 +17,9 @@ _DIFFUSERS_ONLY = {
     "added_kv_proj_dim": None,
     "pos_embed_seq_len": None,
 }
-_ORIGINAL_ONLY = {"model_type": "t2v", "qk_norm": True, "cross_attn_norm": True}
+_ORIGINAL_ONLY = {"qk_norm": True, "cross_attn_norm": True}
+# The second is Wan2.2-TI2V-5B: without an image it is a text-to-video network.
+_ORIGINAL_TYPES = ("t2v", "ti2v")
 
 
 def read_network_sizes(path: Path) -> dict[str, Any]:
@@ -40,7 +42,9 @@ def read_network_sizes(path: Path) -> dict[str, Any]:
     if kind not in readers:
         raise ValueError(f"{path}: _class_name: must be {' or '.join(readers)}, not {kind!r}")
     try:
-        return readers[kind](config)
+        sizes = readers[kind](config)
+        _require_text_to_video(sizes)
+        return sizes
     except KeyError as error:
         raise ValueError(f"{path}: {error.args[0]}: missing") from error
     except ValueError as error:
@@ -81,6 +85,8 @@ def _diffusers(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _original(config: Mapping[str, Any]) -> dict[str, Any]:
+    if (kind := config.get("model_type", "t2v")) not in _ORIGINAL_TYPES:
+        raise ValueError(f"model_type: must be {' or '.join(_ORIGINAL_TYPES)}, not {kind!r}")
     _require(config, _ORIGINAL_ONLY)
     dim, heads = int(config["dim"]), int(config["num_heads"])
     if dim % heads:
@@ -98,6 +104,15 @@ def _original(config: Mapping[str, Any]) -> dict[str, Any]:
         "freq_dim": config["freq_dim"],
         "eps": config["eps"],
     }
+
+
+def _require_text_to_video(sizes: Mapping[str, Any]) -> None:
+    found, expected = sizes["in_channels"], sizes["out_channels"]
+    if found != expected:
+        raise ValueError(
+            f"in_channels: must be out_channels = {expected}, not {found}: networks that read an image or a "
+            f"control video besides the latents (image-to-video) are not supported"
+        )
 
 
 def _require(config: Mapping[str, Any], only: Mapping[str, Any]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +14,17 @@ from torch import Tensor
 
 from services.denoiser.checkpoint.lora import Adapter, Lora, check_overlap
 from services.denoiser.checkpoint.names import build_renamer
-from services.denoiser.checkpoint.weights import check_weights, load_weights, verify_digest
+from services.denoiser.checkpoint.pipeline import check_pipeline
+from services.denoiser.checkpoint.weights import (
+    WeightsError,
+    check_weights,
+    is_finite,
+    load_weights,
+    verify_digest,
+)
 from services.denoiser.codec import Codec, SpaceToDepthCodec
 from services.denoiser.codec.wan_vae import WanVaeCodec
+from services.denoiser.model.identity import model_digest
 from services.denoiser.model.spec import ModelSpec, SpaceToDepth, load_spec
 from services.denoiser.network.positions import position_channels
 from services.denoiser.network.sampler import BoundaryNoise, seeded_noise
@@ -56,6 +64,7 @@ class LoadedModel:
     Attributes:
         transformer: Network on `device`, without gradients.
         weights_digest: SHA-256 of the weights; with `adapters`, those merged, part of the latents' identity.
+        fp8: Whether the backend computes the network's products in 8-bit floats; also part of it.
     """
 
     spec: ModelSpec
@@ -64,15 +73,22 @@ class LoadedModel:
     device: torch.device
     weights_digest: str
     adapters: tuple[Adapter, ...]
+    fp8: bool = False
 
     @classmethod
     def load(
-        cls, path: Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+        cls,
+        path: Path,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype | None = None,
+        *,
+        fp8: bool = False,
     ) -> LoadedModel:
         """Loads a model file and all files it names; each is checked before anything is allocated from it.
 
         Args:
             dtype: Type that the network computes in. Default: the model file's.
+            fp8: Whether the backend that will run the model computes in 8-bit floats.
 
         Raises SpecError, WeightsError.
         """
@@ -90,10 +106,15 @@ class LoadedModel:
 
         def convert(name: str, tensor: Tensor) -> Tensor:
             for lora in loras:
-                tensor = lora.merge(name, tensor)
+                merged = lora.merge(name, tensor)
+                if merged is not tensor and is_finite(tensor) and not is_finite(merged):
+                    fault = f"adapter {lora.adapter.id}: merged, tensor {name} holds NaN or infinity"
+                    raise WeightsError(weights, fault)
+                tensor = merged
             return tensor.to(parameter_dtype(name, target))
 
         rename = build_renamer(expected)
+        check_pipeline(weights)
         check_weights(weights, expected, rename)  # before the digest, which takes longer and is less specific
         digest = verify_digest(weights, spec.weights.sha256)
         state = load_weights(weights, expected, rename=rename, convert=convert, device=device)
@@ -105,7 +126,13 @@ class LoadedModel:
             device=torch.device(device),
             weights_digest=digest,
             adapters=tuple(lora.adapter for lora in loras),
+            fp8=fp8,
         )
+
+    @cached_property
+    def model_digest(self) -> str:
+        """Digest of the model file's fields that change latents, part of their identity."""
+        return model_digest(self.spec, fp8=self.fp8)
 
     @property
     def dtype(self) -> torch.dtype:

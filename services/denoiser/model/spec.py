@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from chorus_rpc.limits import SHA256_PATTERN
+from chorus_rpc.limits import MAX_ADAPTERS, MAX_ENCODER_ID_CHARACTERS, MAX_STEPS, SHA256_PATTERN
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -24,6 +25,7 @@ from services.contract.schedule import find_schedule_fault
 from services.denoiser.checkpoint.config import read_network_sizes
 from services.denoiser.codec import Geometry, SpaceToDepthCodec
 from services.denoiser.codec.wan_vae import read_geometry
+from services.denoiser.model.sizes import AXES, find_odd_size, find_size_fault
 from services.denoiser.network.positions import position_count
 from services.denoiser.network.sampler import Sampler
 from services.denoiser.network.wan import WanConfig
@@ -136,7 +138,7 @@ class Text(_Section):
             Wan; other models never see padding.
     """
 
-    encoder_id: Annotated[str, Field(min_length=1)]
+    encoder_id: Annotated[str, Field(min_length=1, max_length=MAX_ENCODER_ID_CHARACTERS)]
     encoder: Annotated[str | None, Field(min_length=1)] = None
     lexicon: Annotated[str | None, Field(min_length=1)] = None
     max_tokens: Positive
@@ -250,7 +252,7 @@ class ModelSpec(_Section):
 
     id: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
     weights: Weights
-    adapters: tuple[Adapter, ...] = ()
+    adapters: Annotated[tuple[Adapter, ...], Field(max_length=MAX_ADAPTERS)] = ()
     transformer: Transformer
     text: Text
     codec: Annotated[SpaceToDepth | WanVae, Field(discriminator="kind")]
@@ -266,18 +268,33 @@ class ModelSpec(_Section):
         expected = codec.latent_channels + position_count(net.position_order)
         if net.in_channels != expected:
             raise ValueError(f"transformer.in_channels must be latents + positions = {expected}")
-        for name in ("frames", "height", "width"):
-            if fault := getattr(self.bounds, name).describe_fault(getattr(self.video, name)):
-                raise ValueError(f"video.{name} {fault}")
+        for axis in AXES:
+            bound: Bound = getattr(self.bounds, axis)
+            if fault := find_size_fault(codec, net.patch_size, axis, bound.model_dump()):
+                raise ValueError(f"bounds.{axis}: {fault}")
+            if fault := bound.describe_fault(getattr(self.video, axis)):
+                raise ValueError(f"video.{axis} {fault}")
+            odd = None if axis == "frames" else find_odd_size(bound.model_dump(), self.video.upscale)
+            if odd is not None:
+                raise ValueError(f"video.upscale: H.264 needs even sizes; bounds.{axis} allows {odd}")
         if fault := self.bounds.steps.describe_fault(len(self.schedule.sigmas) - 1):
             raise ValueError(f"schedule.sigmas: its number of steps {fault}")
-        shape = codec.latent_shape(self.video.frames, self.video.height, self.video.width)
-        for axis, size, patch in zip(("frames", "height", "width"), shape[1:], net.patch_size, strict=True):
-            if size % patch:
-                raise ValueError(
-                    f"video.{axis}: {size} latent cells must be a multiple of the patch size {patch}"
-                )
+        if self.bounds.steps.max > MAX_STEPS:
+            raise ValueError(f"bounds.steps.max: must be at most {MAX_STEPS}, not {self.bounds.steps.max}")
         return self
+
+    @property
+    def largest_latents_bytes(self) -> int:
+        """Bytes of the largest latents within the bounds."""
+        bounds = self.bounds
+        return 4 * math.prod(
+            self.codec.geometry.latent_shape(bounds.frames.max, bounds.height.max, bounds.width.max)
+        )
+
+    @property
+    def largest_text_bytes(self) -> int:
+        """Bytes of the largest token states."""
+        return 4 * self.text.max_tokens * self.transformer.text_dim
 
 
 def load_spec(path: Path) -> ModelSpec:

@@ -31,6 +31,7 @@ class DirectoryEncoder(HuggingFaceEncoder):
     loader: Any
     model_types: tuple[str, ...]  # accepted values of config.json
     token_limit: int | None = None  # None: the model's own limit
+    unused: tuple[str, ...]  # prefixes of the other parts of the model that a release may contain
 
     def __init__(self, root: Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> None:
         model_dir, tokenizer_dir = _find_part(root, "text_encoder"), _find_part(root, "tokenizer")
@@ -48,9 +49,20 @@ class DirectoryEncoder(HuggingFaceEncoder):
                 f"{tokenizer_dir}: holds no tokenizer (tokenizer.json or spiece.model): put it there, or in "
                 f"{root / 'tokenizer'}{hint}"
             )
-        model = load_model(self.loader, model_dir, dtype, device)
+        model = load_model(self.loader, model_dir, dtype, device, self.unused)
         limit = self.token_limit or model.config.max_position_embeddings
         super().__init__(self.kind, model_dir, tokenizer_dir, model, max_tokens=limit)
+
+    def _check_tokenizer(self, directory: Path) -> None:
+        super()._check_tokenizer(directory)
+        config, end = self._model.config, self._tokenizer.eos_token_id
+        # The configuration of OpenAI's CLIP states another end token than the last of the vocabulary.
+        expected = {config.eos_token_id, config.vocab_size - 1}
+        if end not in expected:
+            raise ValueError(
+                f"{directory}: the tokenizer's end token is {end}, the model's {config.eos_token_id}: "
+                f"it is the tokenizer of another encoder"
+            )
 
 
 def _read_model_type(config: Path) -> str | None:
@@ -73,6 +85,8 @@ class CLIPEncoder(DirectoryEncoder):
     kind = "clip"
     loader: Any = CLIPTextModelWithProjection
     model_types = ("clip", "clip_text_model")
+    unused = ("vision_model.", "visual_projection.", "logit_scale")
+    procedure = "text as it is; projected end-of-text state"
 
     def __init__(self, root: Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> None:
         super().__init__(root, dtype, device)
@@ -92,6 +106,8 @@ class UMT5Encoder(DirectoryEncoder):
     kind = "umt5"
     loader: Any = UMT5EncoderModel
     model_types = ("umt5",)
+    unused = ("decoder.", "lm_head.")
+    procedure = "cleaned as in Wan's training, version 1; mean of the states"
     token_limit = 512  # the length that Wan was trained with; UMT5 itself has no limit
 
     def _prepare(self, prompt: str) -> str:

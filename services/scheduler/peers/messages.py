@@ -39,6 +39,7 @@ def build_latent_identity(
         latent_dtype=model.latent_dtype,
         codec_id=model.codec.codec_id,
         conditioning_encoder_id=model.conditioning_encoder_id,
+        model_digest=model.model_digest,
     )
 
 

@@ -292,7 +292,7 @@ def test_fields_of_the_model_file_override_a_config(tmp_path: Path) -> None:
         (RELEASED | {"cross_attn_norm": False}, "cross_attn_norm: must be True"),
         (RELEASED | {"qk_norm": "rms_norm"}, "qk_norm: must be 'rms_norm_across_heads'"),
         ({k: v for k, v in RELEASED.items() if k != "ffn_dim"}, "ffn_dim: missing"),
-        (ORIGINAL | {"model_type": "i2v"}, "model_type: must be 't2v', not 'i2v'"),
+        (ORIGINAL | {"model_type": "i2v"}, "model_type: must be t2v or ti2v, not 'i2v'"),
         (ORIGINAL | {"num_heads": 11}, "dim: must be a multiple of num_heads = 11"),
         ([], "must hold a JSON object"),
     ],

@@ -60,6 +60,10 @@ class _ErrorReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     """
     ERROR_REASON_FIELD_IGNORED: _ErrorReason.ValueType  # 16
     """Only in warnings: a field of the request had no effect, in whole or in part; metadata "field" names it."""
+    ERROR_REASON_MODEL_DIVERGED: _ErrorReason.ValueType  # 17
+    """A model gave NaN or infinity, for instance because values exceed the type it computes in; metadata "dtype"
+    and "model_id", "backend" and, for a step of a run, "step", or "encoder_id".
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Reason for the failure of a call or a job. Every error status of every service carries one
@@ -101,6 +105,10 @@ ERROR_REASON_TIME_LIMIT_EXCEEDED: ErrorReason.ValueType  # 15
 """
 ERROR_REASON_FIELD_IGNORED: ErrorReason.ValueType  # 16
 """Only in warnings: a field of the request had no effect, in whole or in part; metadata "field" names it."""
+ERROR_REASON_MODEL_DIVERGED: ErrorReason.ValueType  # 17
+"""A model gave NaN or infinity, for instance because values exceed the type it computes in; metadata "dtype"
+and "model_id", "backend" and, for a step of a run, "step", or "encoder_id".
+"""
 Global___ErrorReason: typing_extensions.TypeAlias = ErrorReason
 
 @typing.final
