@@ -18,7 +18,6 @@ from typing import Annotated, Final
 
 import torch
 import typer
-from chorus_rpc.limits import MAX_PROMPT_CHARACTERS
 
 from bench import results
 from bench.results import median, share
@@ -36,6 +35,7 @@ Compare = Callable[[str, str], Alignment]
 
 LEXICON: Final = load_lexicon([SHIPPED_LEXICON])
 
+LONG_PROMPT_CHARACTERS: Final = 2_000
 SPLITS: Final[tuple[Split, ...]] = ("train", "calibration")
 MAX_UNCHANGED_WEIGHT: Final = 0.3  # upper bound on the weight of a word between prompts of the same meaning
 MIN_CHANGED_WEIGHT: Final = 0.5  # lower bound on the weight of a word of the edited attribute
@@ -148,7 +148,7 @@ def main(
     encoder = MiniLMEncoder()
     texts = _captions(2 * count, 0)
     pairs = list(zip(texts[::2], texts[1::2], strict=True))
-    long = [" and ".join(texts[i : i + 50])[:MAX_PROMPT_CHARACTERS] for i in range(2 * count - 50)]
+    long = [" and ".join(texts[i : i + 50])[:LONG_PROMPT_CHARACTERS] for i in range(2 * count - 50)]
     batches = [texts[i : i + 1 + _BATCH] for i in range(0, 2 * count - _BATCH, 1 + _BATCH)]
     measure_align(encoder, pairs[:_BATCH])  # warm-up
     timed = {

@@ -47,7 +47,9 @@ def save_clip(path: Path) -> Path:
 def save_umt5(path: Path, width: int = 16) -> Path:
     """Saves a pipeline directory in the layout of diffusers, with states of `width`."""
     torch.manual_seed(0)
-    config = UMT5Config(vocab_size=len(WORDS), d_model=width, d_kv=8, d_ff=32, num_layers=2, num_heads=2)
+    config = UMT5Config(
+        vocab_size=len(WORDS), d_model=width, d_kv=8, d_ff=32, num_layers=2, num_heads=2, eos_token_id=2
+    )
     UMT5EncoderModel(config).save_pretrained(path / "text_encoder")
     save_tokenizer(path / "tokenizer", start=False)
     return path

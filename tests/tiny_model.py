@@ -47,11 +47,12 @@ spatial = 2
 [schedule]
 sigmas = [1.0, 0.9375, 0.8333333333333334, 0.625, 0.0]
 shift = 5.0
+sampler = "{sampler}"
 
 [bounds]
 frames = {{ min = 1, max = 12 }}
-height = {{ min = 8, max = 64, multiple = 2 }}
-width = {{ min = 8, max = 64, multiple = 2 }}
+height = {{ min = 8, max = 64, multiple = 4 }}
+width = {{ min = 8, max = 64, multiple = 4 }}
 steps = {{ min = 1, max = 150 }}
 
 [video]
@@ -63,14 +64,16 @@ upscale = 2
 """
 
 
-def save_tiny_model(directory: Path, model_id: str = "tiny", layers: int = 1, seed: int = 0) -> Path:
+def save_tiny_model(
+    directory: Path, model_id: str = "tiny", layers: int = 1, seed: int = 0, sampler: str = "euler"
+) -> Path:
     """Writes model.toml and weights into `directory`; returns the path of the model file."""
     directory.mkdir(parents=True, exist_ok=True)
     path, weights = directory / "model.toml", directory / "weights.safetensors"
-    path.write_text(_SPEC.format(model_id=model_id, sha256="0" * 64, layers=layers))
+    path.write_text(_SPEC.format(model_id=model_id, sha256="0" * 64, layers=layers, sampler=sampler))
     torch.manual_seed(seed)
     network = WanTransformer(load_spec(path).transformer.config())
     save_file(network.state_dict(), weights)
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()
-    path.write_text(_SPEC.format(model_id=model_id, sha256=digest, layers=layers))
+    path.write_text(_SPEC.format(model_id=model_id, sha256=digest, layers=layers, sampler=sampler))
     return path

@@ -44,13 +44,23 @@ class _Servicer(embedder_pb2_grpc.EmbedderServiceServicer):
 
 @asynccontextmanager
 async def serve_embedder(
-    behaviour: Behaviour, *, ready: bool = True, call_seconds: float = 10.0, port: int = 0
+    behaviour: Behaviour,
+    *,
+    ready: bool = True,
+    call_seconds: float = 10.0,
+    port: int = 0,
+    max_message_bytes: int = 4 << 20,
+    max_concurrent_calls: int = 100,
 ) -> AsyncIterator[str]:
     """Serves Embed inside the block; yields the target."""
     gate = Gate("embedder")
     if ready:
         gate.open()
-    server = grpc.aio.server(interceptors=[ServiceInterceptor(gate, call_seconds)])
+    server = grpc.aio.server(
+        interceptors=[ServiceInterceptor(gate, call_seconds)],
+        maximum_concurrent_rpcs=max_concurrent_calls,
+        options=[("grpc.max_receive_message_length", max_message_bytes)],
+    )
     embedder_pb2_grpc.add_EmbedderServiceServicer_to_server(_Servicer(behaviour), server)
     port = server.add_insecure_port(f"127.0.0.1:{port}")
     await server.start()

@@ -91,7 +91,11 @@ async def save(video: Video, output: Path | None, out: Output) -> None:
     """Writes the video to `output`, by default ID.mp4, and prints one line about it."""
     generation = video.generation
     path = output or Path(f"{generation.id}.mp4")
-    await asyncio.to_thread(video.save, path)
+    try:
+        await asyncio.to_thread(video.save, path)
+    except OSError:
+        out.status(f"the video is not lost: `chorus get {generation.id} -o FILE` downloads it again")
+        raise
     out.print(
         f"{path}: {rendering.summarize(generation.proto, video.seconds_saved)}",
         generation=generation.proto,

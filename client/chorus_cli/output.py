@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TextIO
 
 import typer
 from chorus_client import GenerationError
@@ -150,6 +150,34 @@ class Output:
         """Asks a yes-or-no question on stderr; the default is no. A no ends the command with FAILED."""
         if not typer.confirm(question, default=False, err=True):
             raise typer.Exit(FAILED)
+
+
+class LastingOutput(Output):
+    """Output of a command that goes on when nobody reads it: what cannot be written is dropped."""
+
+    def json_line(self, **fields: Any) -> None:
+        with _drop_unwritable(sys.stdout):
+            super().json_line(**fields)
+
+    def print(self, content: RenderableType, **fields: Any) -> None:
+        with _drop_unwritable(sys.stdout):
+            super().print(content, **fields)
+
+    def status(self, text: str) -> None:
+        with _drop_unwritable(sys.stderr):
+            super().status(text)
+
+
+@contextmanager
+def _drop_unwritable(stream: TextIO) -> Iterator[None]:
+    """Ignores that a stream cannot be written, for instance on a full disk; discards one without a reader."""
+    try:
+        yield
+    except BrokenPipeError:
+        # Later writes, such as the interpreter's flush at exit, must not fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    except OSError:
+        return
 
 
 def _write_line(text: str) -> None:

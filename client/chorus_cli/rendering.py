@@ -7,10 +7,12 @@ from collections.abc import Collection, Iterable, Sequence
 from types import TracebackType
 from typing import Self
 
-from chorus.cache.v1.cache_pb2 import StatsResponse
+from chorus.cache.v1 import cache_pb2
+from chorus.cache.v1.cache_pb2 import AdoptResponse, StatsResponse
 from chorus.common.v1.plan_pb2 import DonorRef, Plan
 from chorus.scheduler.v1.scheduler_pb2 import Generation, GenerationEvent, StartedEvent, StepCompletedEvent
 from chorus_client.results import format_state
+from chorus_rpc.errors import reason_name
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
@@ -202,10 +204,42 @@ def stats_table(stats: StatsResponse) -> str:
         "fetches": f"{stats.fetches:,}",
         "admissions": f"{stats.admissions:,}",
         "corrupt blobs": f"{stats.corrupt_blobs:,}",
+        "rejected": _rejections(stats),
         "stores": f"{stats.index_kind}, {stats.blobs_kind}",
+        "object store": _ownership(stats),
+        "failed sweeps": f"{stats.failed_sweeps:,}",
         "counting for": _age(time.time() - stats.start_time.ToNanoseconds() / 1e9),
     }
     return align_columns(list(rows.items()))
+
+
+def adoption_text(adoption: AdoptResponse) -> str:
+    """States what sweeps delete once the object store is adopted."""
+    owners = ", ".join(adoption.previous_owners) or "none"
+    return (
+        f"previous owner: {owners}\n"
+        f"the sweeper will delete {adoption.orphaned_blobs:,} blobs without an entry "
+        f"({_size(adoption.orphaned_bytes)}) and {adoption.broken_entries:,} entries without their blobs"
+    )
+
+
+def _rejections(stats: StatsResponse) -> str:
+    """Returns the number of rejected admissions, and for each reason."""
+    counts = [f"{each.count:,} {reason_name(each.reason)}" for each in stats.rejected_admissions]
+    total = sum(each.count for each in stats.rejected_admissions)
+    return f"{total:,} admissions" + (f": {', '.join(counts)}" if counts else "")
+
+
+def _ownership(stats: StatsResponse) -> str:
+    remedy = "; not swept, see `chorus cache adopt`"
+    match stats.store_ownership:
+        case cache_pb2.STORE_OWNERSHIP_OWNED:
+            return "owned by this index"
+        case cache_pb2.STORE_OWNERSHIP_FOREIGN:
+            return f"owned by another index ({', '.join(stats.store_owners)}); nothing is admitted{remedy}"
+        case cache_pb2.STORE_OWNERSHIP_UNCLAIMED:
+            return f"not claimed: its blobs and the entries of this index do not match{remedy}"
+    return "not reported"
 
 
 def align_columns(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> str:

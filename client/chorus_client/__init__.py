@@ -14,9 +14,10 @@ from chorus.scheduler.v1.scheduler_pb2 import ExplicitReuse
 from chorus_rpc.errors import ChorusError, Violation, reason_name
 
 from chorus_client.aio import AsyncChorusClient
-from chorus_client.cache import AsyncCacheClient, CacheStats, Purged
+from chorus_client.cache import Adoption, AsyncCacheClient, CacheStats, Purged
 from chorus_client.events import Event, EventKind, Step
 from chorus_client.handles import AsyncGenerationHandle, GenerationHandle
+from chorus_client.lifetime import ClientClosed, ForkedClient
 from chorus_client.plans import explicit_reuse, parse_plan
 from chorus_client.results import (
     Donor,
@@ -35,6 +36,7 @@ from chorus_client.spec import SpecOptions
 from chorus_client.sync import CacheClient, ChorusClient
 
 __all__ = [
+    "Adoption",
     "AsyncCacheClient",
     "AsyncChorusClient",
     "AsyncGenerationHandle",
@@ -42,10 +44,12 @@ __all__ = [
     "CacheStats",
     "ChorusClient",
     "ChorusError",
+    "ClientClosed",
     "Donor",
     "Event",
     "EventKind",
     "ExplicitReuse",
+    "ForkedClient",
     "Generation",
     "GenerationCancelled",
     "GenerationError",

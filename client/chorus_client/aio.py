@@ -51,6 +51,7 @@ class AsyncChorusClient:
     ) -> None:
         self.target = resolve("scheduler", target)
         self._connection = Connection(
+            SchedulerServiceStub,
             "scheduler",
             self.target,
             VARIABLES["scheduler"],
@@ -59,7 +60,6 @@ class AsyncChorusClient:
             interceptors=interceptors,
             timeout=timeout,
         )
-        self._stub = SchedulerServiceStub(self._connection.channel)
 
     async def __aenter__(self) -> Self:
         return self
@@ -137,7 +137,7 @@ class AsyncChorusClient:
 
     def handle(self, generation_id: str) -> AsyncGenerationHandle:
         """Returns the handle of a generation that was submitted before; makes no call."""
-        return AsyncGenerationHandle(self._connection, self._stub, generation_id)
+        return AsyncGenerationHandle(self._connection, generation_id)
 
     async def list(
         self, state: str | None = None, limit: int = 50, *, timeout: float | None = None
@@ -155,7 +155,7 @@ class AsyncChorusClient:
         generations: tuple[Generation, ...] = ()
         while len(generations) < limit:
             request.page_size = min(_PAGE_SIZE, limit - len(generations))
-            response = await self._connection.call(self._stub.ListGenerations, request, timeout)
+            response = await self._connection.call(self._connection.stub.ListGenerations, request, timeout)
             generations += tuple(Generation.from_proto(generation) for generation in response.generations)
             request.page_token = response.next_page_token
             if not request.page_token:
@@ -165,9 +165,9 @@ class AsyncChorusClient:
     async def _submit(
         self, request: scheduler_pb2.SubmitGenerationRequest, timeout: float | None
     ) -> AsyncGenerationHandle:
-        response = await self._connection.call(self._stub.SubmitGeneration, request, timeout)
+        response = await self._connection.call(self._connection.stub.SubmitGeneration, request, timeout)
         accepted = Generation.from_proto(response.generation)
-        return AsyncGenerationHandle(self._connection, self._stub, accepted.id, accepted)
+        return AsyncGenerationHandle(self._connection, accepted.id, accepted)
 
 
 async def _cancel(submission: asyncio.Future[AsyncGenerationHandle]) -> str:

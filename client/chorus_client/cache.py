@@ -1,18 +1,18 @@
-"""Client of the cache, for operators: statistics and purge. Generations do not need it."""
+"""Client of the cache, for operators: statistics, purge and adoption. Generations do not need it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Literal, Self
 
 import grpc
 import grpc.aio
 from chorus.cache.v1 import cache_pb2
 from chorus.cache.v1.cache_pb2_grpc import CacheServiceStub
-from chorus_rpc.errors import invalid
+from chorus_rpc.errors import invalid, reason_name
 from chorus_rpc.limits import MAX_AGE_SECONDS
 from chorus_rpc.tenancy import DEFAULT_TENANT, check_tenant, tenant_metadata
 
@@ -21,6 +21,15 @@ from chorus_client.endpoints import VARIABLES, resolve
 from chorus_client.results import to_utc
 
 PURGE_SECONDS: Final = 300.0
+ADOPT_SECONDS: Final = 300.0
+
+# "unknown" is the answer of a server that does not report it.
+StoreOwnership = Literal["owned", "foreign", "unclaimed", "unknown"]
+_OWNERSHIPS: Final[Mapping[cache_pb2.StoreOwnership.ValueType, StoreOwnership]] = {
+    cache_pb2.STORE_OWNERSHIP_OWNED: "owned",
+    cache_pb2.STORE_OWNERSHIP_FOREIGN: "foreign",
+    cache_pb2.STORE_OWNERSHIP_UNCLAIMED: "unclaimed",
+}
 
 
 @dataclass(frozen=True)
@@ -33,6 +42,11 @@ class CacheStats:
         corrupt_blobs: blobs that were found damaged and dropped.
         started: start of the counters, in UTC.
         index_kind, blobs_kind: implementations of the two stores.
+        store_ownership: relation of the object store to the index; only an "owned" store is swept.
+        index_id: id of the index.
+        store_owners: ids of the indexes whose markers the object store carries.
+        rejected_admissions: number of failed admissions by the name of their reason.
+        failed_sweeps: sweeps that failed.
     """
 
     entries: int
@@ -45,6 +59,11 @@ class CacheStats:
     started: datetime
     index_kind: str
     blobs_kind: str
+    store_ownership: StoreOwnership
+    index_id: str
+    store_owners: tuple[str, ...]
+    rejected_admissions: Mapping[str, int]
+    failed_sweeps: int
     proto: cache_pb2.StatsResponse = field(repr=False, compare=False)
 
     @classmethod
@@ -60,6 +79,13 @@ class CacheStats:
             started=to_utc(message.start_time),
             index_kind=message.index_kind,
             blobs_kind=message.blobs_kind,
+            store_ownership=_OWNERSHIPS.get(message.store_ownership, "unknown"),
+            index_id=message.index_id,
+            store_owners=tuple(message.store_owners),
+            rejected_admissions={
+                reason_name(rejected.reason): rejected.count for rejected in message.rejected_admissions
+            },
+            failed_sweeps=message.failed_sweeps,
             proto=message,
         )
 
@@ -79,6 +105,37 @@ class Purged:
     @classmethod
     def from_proto(cls, message: cache_pb2.PurgeResponse) -> Self:
         return cls(message.entries, message.bytes, message)
+
+
+@dataclass(frozen=True)
+class Adoption:
+    """Result of an adoption of the object store.
+
+    Attributes:
+        index_id: id of the index that owns the store.
+        previous_owners: ids of the other indexes that owned it before.
+        orphaned_blobs, orphaned_bytes: number and size of the blobs that no entry of this index names, which
+            sweeps delete.
+        broken_entries: entries of this index whose blobs the store lacks, which sweeps delete too.
+    """
+
+    index_id: str
+    previous_owners: tuple[str, ...]
+    orphaned_blobs: int
+    orphaned_bytes: int
+    broken_entries: int
+    proto: cache_pb2.AdoptResponse = field(repr=False, compare=False)
+
+    @classmethod
+    def from_proto(cls, message: cache_pb2.AdoptResponse) -> Self:
+        return cls(
+            index_id=message.index_id,
+            previous_owners=tuple(message.previous_owners),
+            orphaned_blobs=message.orphaned_blobs,
+            orphaned_bytes=message.orphaned_bytes,
+            broken_entries=message.broken_entries,
+            proto=message,
+        )
 
 
 class AsyncCacheClient:
@@ -103,6 +160,7 @@ class AsyncCacheClient:
     ) -> None:
         self.target = resolve("cache", target)
         self._connection = Connection(
+            CacheServiceStub,
             "cache",
             self.target,
             VARIABLES["cache"],
@@ -111,7 +169,6 @@ class AsyncCacheClient:
             interceptors=interceptors,
             timeout=timeout,
         )
-        self._stub = CacheServiceStub(self._connection.channel)
 
     async def __aenter__(self) -> Self:
         return self
@@ -128,7 +185,9 @@ class AsyncCacheClient:
     async def stats(self, *, timeout: float | None = None) -> CacheStats:
         """Returns the contents and the use of the cache."""
         request = cache_pb2.StatsRequest()
-        return CacheStats.from_proto(await self._connection.call(self._stub.Stats, request, timeout))
+        return CacheStats.from_proto(
+            await self._connection.call(self._connection.stub.Stats, request, timeout)
+        )
 
     async def purge(
         self,
@@ -156,4 +215,15 @@ class AsyncCacheClient:
             if not 0 <= older_than <= MAX_AGE_SECONDS:
                 raise invalid("older_than", f"must be 0 to {MAX_AGE_SECONDS:g} seconds, not {older_than:g}")
             request.older_than.FromMilliseconds(int(older_than * 1000))
-        return Purged.from_proto(await self._connection.call(self._stub.Purge, request, timeout))
+        return Purged.from_proto(await self._connection.call(self._connection.stub.Purge, request, timeout))
+
+    async def adopt(self, *, validate_only: bool = False, timeout: float = ADOPT_SECONDS) -> Adoption:
+        """Claims the object store for the index of this cache, for all tenants.
+
+        Later sweeps delete every blob that this index does not name, for instance those of a former index.
+
+        Args:
+            validate_only: whether to report only, and to leave the store as it is.
+        """
+        request = cache_pb2.AdoptRequest(validate_only=validate_only)
+        return Adoption.from_proto(await self._connection.call(self._connection.stub.Adopt, request, timeout))

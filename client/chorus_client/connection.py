@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Final, TypeAlias, TypeVar
+from typing import Final, Generic, TypeAlias, TypeVar
 
 import grpc
 import grpc.aio
@@ -14,18 +15,22 @@ from chorus_rpc.channels import open_channel
 from chorus_rpc.errors import ChorusError, from_rpc_error, invalid
 from grpc_status import rpc_status
 
+from chorus_client.lifetime import ClientClosed, Lifetime
+
 CALL_SECONDS: Final = 30.0
 _METADATA_KEY: Final = re.compile(r"[a-z0-9_.-]+")
 
 Metadata: TypeAlias = Sequence[tuple[str, str | bytes]]
+Stub = TypeVar("Stub")
 Request = TypeVar("Request")
 Response = TypeVar("Response")
 
 
-class Connection:
+class Connection(Generic[Stub]):
     """Channel to a service, and the defaults and error mapping of its calls.
 
     Args:
+        stub: class of the service's stub.
         service: name of the service in errors.
         target: "host:port", or any gRPC name.
         variable: environment variable that names the target, for the error when nothing answers.
@@ -37,6 +42,7 @@ class Connection:
 
     def __init__(
         self,
+        stub: Callable[[grpc.aio.Channel], Stub],
         service: str,
         target: str,
         variable: str,
@@ -46,25 +52,36 @@ class Connection:
         interceptors: Sequence[grpc.aio.ClientInterceptor],
         timeout: float,
     ) -> None:
-        if target.startswith(("http://", "https://")):
-            raise invalid("target", f"must be host:port, without the scheme of a URL, not {target!r}")
         metadata = check_metadata(metadata)
+        self._lifetime = Lifetime()
         telemetry.configure("client")
         self.target = target
-        self.channel = open_channel(
+        self._channel: grpc.aio.Channel | None = open_channel(
             target, credentials=credentials, interceptors=interceptors, use_proxy=True
         )
+        self._stub: Stub | None = stub(self._channel)
         self._service = service
         self._variable = variable
         self._secure = credentials is not None
-        self._closed = False
         self._metadata = metadata
         self._timeout = timeout
 
+    @property
+    def stub(self) -> Stub:
+        """Stub of the service. Raises ClientClosed or ForkedClient."""
+        self._lifetime.check()
+        assert self._stub is not None
+        return self._stub
+
     async def close(self) -> None:
-        """Closes the channel; calls still running end, and later ones raise RuntimeError."""
-        self._closed = True
-        await self.channel.close()
+        """Closes the channel; calls still running, and later ones, raise ClientClosed.
+
+        In a forked process the channel stays the parent's.
+        """
+        self._lifetime.closed = True
+        if not self._lifetime.is_inherited and self._channel is not None:
+            channel, self._channel, self._stub = self._channel, None, None
+            await channel.close()
 
     async def call(
         self,
@@ -94,12 +111,19 @@ class Connection:
 
     @contextmanager
     def _raising(self) -> Iterator[None]:
-        if self._closed:
-            raise RuntimeError("this client is closed")
+        self._lifetime.check()
         try:
             yield
         except grpc.aio.AioRpcError as error:
+            if self._lifetime.closed:
+                raise ClientClosed from error
             raise self._to_error(error) from error
+        except asyncio.CancelledError:
+            # Closing the channel cancels its calls, as a caller cancels its task; only the latter stays one.
+            task = asyncio.current_task()
+            if self._lifetime.closed and not (task is not None and task.cancelling()):
+                raise ClientClosed from None
+            raise
 
     def _to_error(self, error: grpc.aio.AioRpcError) -> ChorusError:
         # A service of ours that answers attaches details; a status without them comes from gRPC itself.

@@ -52,15 +52,13 @@ class AsyncGenerationHandle:
 
     def __init__(
         self,
-        connection: Connection,
-        stub: SchedulerServiceAsyncStub,
+        connection: Connection[SchedulerServiceAsyncStub],
         generation_id: str,
         accepted: Generation | None = None,
     ) -> None:
         self.id = generation_id
         self.accepted = accepted
         self._connection = connection
-        self._stub = stub
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.id!r})"
@@ -68,13 +66,13 @@ class AsyncGenerationHandle:
     async def status(self, *, timeout: float | None = None) -> Generation:
         """Returns the current state of the generation."""
         request = scheduler_pb2.GetGenerationRequest(generation_id=self.id)
-        response = await self._connection.call(self._stub.GetGeneration, request, timeout)
+        response = await self._connection.call(self._connection.stub.GetGeneration, request, timeout)
         return Generation.from_proto(response.generation)
 
     async def cancel(self, *, timeout: float | None = None) -> Generation:
         """Ends the generation at its next step; one that has ended is returned unchanged."""
         request = scheduler_pb2.CancelGenerationRequest(generation_id=self.id)
-        response = await self._connection.call(self._stub.CancelGeneration, request, timeout)
+        response = await self._connection.call(self._connection.stub.CancelGeneration, request, timeout)
         return Generation.from_proto(response.generation)
 
     async def result(
@@ -152,7 +150,7 @@ class AsyncGenerationHandle:
 
     async def _stream(self, last: int, timeout: float) -> AsyncGenerator[Event, None]:
         request = scheduler_pb2.WatchGenerationRequest(generation_id=self.id, after_sequence=last)
-        responses = self._connection.stream(self._stub.WatchGeneration, request, timeout)
+        responses = self._connection.stream(self._connection.stub.WatchGeneration, request, timeout)
         async with contextlib.aclosing(responses):
             async for response in responses:
                 yield Event.from_proto(response.event)
@@ -175,7 +173,9 @@ class AsyncGenerationHandle:
     async def _download(self, timeout: float) -> bytes:
         """Returns the mp4, its length and digest checked."""
         request = scheduler_pb2.GetVideoRequest(generation_id=self.id)
-        responses = self._connection.stream(self._stub.GetVideo, request, min(timeout, _VIDEO_SECONDS))
+        responses = self._connection.stream(
+            self._connection.stub.GetVideo, request, min(timeout, _VIDEO_SECONDS)
+        )
         blob: BlobAssembler | None = None
         try:
             async with contextlib.aclosing(responses):
@@ -256,5 +256,5 @@ class GenerationHandle:
             while (event := self._loop.run(following())) is not None:
                 yield event
         finally:
-            if not self._loop.closed:
+            if self._loop.is_usable:
                 self._loop.run(stop())

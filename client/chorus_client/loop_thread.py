@@ -7,34 +7,40 @@ import contextlib
 import threading
 from collections.abc import Coroutine
 from concurrent.futures import CancelledError, Future
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 from chorus_rpc.errors import ChorusError
 
-T = TypeVar("T")
+from chorus_client.lifetime import ClientClosed, Lifetime
 
-_CLOSED: Final = "this client is closed"
+T = TypeVar("T")
 
 
 class LoopThread:
     """Event loop in its own thread, which `close` ends."""
 
     def __init__(self) -> None:
-        self.closed = False
+        self._lifetime = Lifetime()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="chorus-client", daemon=True)
         self._thread.start()
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether `run` is possible: the loop is not closed, and this process owns it."""
+        return not (self._lifetime.closed or self._lifetime.is_inherited)
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Runs a coroutine on the loop and returns its result.
 
         An interrupt (Ctrl-C) cancels the coroutine and is raised once its clean-up is done. Raises
-        RuntimeError after `close`, if another thread closes the loop meanwhile, and in the loop's own thread,
-        which would wait for itself.
+        ClientClosed after `close` and if another thread closes the loop meanwhile, ForkedClient in a forked
+        process, which lacks the thread, and RuntimeError in the loop's own thread, which would wait for
+        itself.
         """
-        if self.closed:
+        if not self.is_usable:
             work.close()
-            raise RuntimeError(_CLOSED)
+            self._lifetime.check()
         self._reject_own_thread(work)
         tasks: list[asyncio.Task[Any] | None] = []
 
@@ -46,8 +52,8 @@ class LoopThread:
         try:
             return future.result()
         except CancelledError:
-            if self.closed:
-                raise RuntimeError(_CLOSED) from None
+            if self._lifetime.closed:
+                raise ClientClosed from None
             raise
         except KeyboardInterrupt:
             # Cancelled through its task, not the future, so that its clean-up can be waited for.
@@ -67,13 +73,17 @@ class LoopThread:
             raise
 
     def close(self, last: Coroutine[Any, Any, None] | None = None) -> None:
-        """Cancels the running calls, runs `last`, then ends the thread. Further calls have no effect."""
-        if self.closed:
+        """Cancels the running calls, runs `last`, then ends the thread.
+
+        Further calls have no effect, nor has a call in a forked process, which lacks the thread.
+        """
+        if not self.is_usable:
+            self._lifetime.closed = True
             if last is not None:
                 last.close()
             return
         self._reject_own_thread(last)
-        self.closed = True
+        self._lifetime.closed = True
         try:
             asyncio.run_coroutine_threadsafe(_finish(last), self._loop).result()
         finally:

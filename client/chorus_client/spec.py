@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import operator
 import re
-import time
 import uuid
 from collections.abc import Iterable, Sequence
 from typing import Final, SupportsFloat, SupportsIndex, TypedDict
@@ -15,8 +13,8 @@ from chorus.common.v1.latents_pb2 import Schedule
 from chorus.common.v1.video_pb2 import VideoShape
 from chorus.scheduler.v1 import scheduler_pb2
 from chorus_rpc.errors import Violations, invalid
+from chorus_rpc.limits import MAX_DEADLINE_SECONDS
 from chorus_rpc.suggestions import closest
-from google.protobuf.timestamp_pb2 import Timestamp
 
 REUSE_POLICIES: Final = {
     "": plan_pb2.REUSE_POLICY_UNSPECIFIED,
@@ -25,9 +23,6 @@ REUSE_POLICIES: Final = {
     "balanced": plan_pb2.REUSE_POLICY_BALANCED,
     "fast": plan_pb2.REUSE_POLICY_FAST,
 }
-
-# Distance from now at which a deadline is refused before it is sent; the scheduler's own bound is lower.
-_SENDABLE_DEADLINE_SECONDS: Final = 10 * 366 * 86_400.0
 
 
 class SpecOptions(TypedDict, total=False):
@@ -42,7 +37,8 @@ class SpecOptions(TypedDict, total=False):
         reuse: policy: "off", "safe", "balanced" or "fast".
         explicit_reuse: plan to use instead of `reuse`, from `chorus_client.explicit_reuse`.
         no_store: whether none of this request's latents are stored for later requests.
-        deadline: time from now after which the generation fails, in seconds.
+        deadline: time from the acceptance of the request after which the generation fails, in seconds: above
+            0, at most 86,400. The server counts it, so that the clocks of client and server may differ.
         request_id: 1 to 128 characters A–Z, a–z, 0–9, '.', '_' or '-'. Repeating an id with the same request
             returns the same generation. Default: a new UUID.
     """
@@ -165,22 +161,14 @@ def build_request(prompt: str, options: SpecOptions) -> scheduler_pb2.SubmitGene
         spec.explicit_reuse.CopyFrom(plan)
     deadline = options.get("deadline")
     if deadline is not None and violations.require(
-        isinstance(deadline, SupportsFloat)
-        and math.isfinite(deadline)
-        and abs(deadline) < _SENDABLE_DEADLINE_SECONDS,
+        isinstance(deadline, SupportsFloat) and 0 < float(deadline) <= MAX_DEADLINE_SECONDS,
         "deadline",
-        f"must be a number of seconds from now, not {deadline!r}",
+        f"must be a number of seconds from now, above 0, at most {MAX_DEADLINE_SECONDS}, not {deadline!r}",
     ):
-        spec.deadline.CopyFrom(to_timestamp(deadline))
+        # Counted by the server, whose clock may differ from this one.
+        spec.timeout.FromNanoseconds(max(1, round(float(deadline) * 1e9)))
     violations.raise_if_any()
     return scheduler_pb2.SubmitGenerationRequest(request_id=request_id, spec=spec)
-
-
-def to_timestamp(seconds: float) -> Timestamp:
-    """Returns the time `seconds` from now."""
-    moment = Timestamp()
-    moment.FromNanoseconds(time.time_ns() + int(seconds * 1e9))
-    return moment
 
 
 _UNITS: Final = {"": 1, "s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}

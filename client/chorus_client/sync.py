@@ -11,7 +11,7 @@ import grpc.aio
 from chorus_rpc.tenancy import DEFAULT_TENANT
 
 from chorus_client.aio import AsyncChorusClient
-from chorus_client.cache import PURGE_SECONDS, AsyncCacheClient, CacheStats, Purged
+from chorus_client.cache import ADOPT_SECONDS, PURGE_SECONDS, Adoption, AsyncCacheClient, CacheStats, Purged
 from chorus_client.connection import CALL_SECONDS, Metadata
 from chorus_client.events import Event
 from chorus_client.handles import PATIENCE_SECONDS, WATCH_SECONDS, GenerationHandle
@@ -186,3 +186,7 @@ class CacheClient:
                 entry=entry, model=model, older_than=older_than, everything=everything, timeout=timeout
             )
         )
+
+    def adopt(self, *, validate_only: bool = False, timeout: float = ADOPT_SECONDS) -> Adoption:
+        """Claims the object store for the index of this cache; see AsyncCacheClient.adopt."""
+        return self._loop.run(self._client.adopt(validate_only=validate_only, timeout=timeout))

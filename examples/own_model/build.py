@@ -25,7 +25,7 @@ architecture = "wan"
 sizes = "transformer/config.json"
 
 [text] # the text encoder that ships with Chorus
-encoder_id = "all-minilm-l6-v2@53aa51172d142c89"
+encoder_id = "all-minilm-l6-v2@8e8c859a4bf16fe7"
 max_tokens = 256
 attend_padding = false
 

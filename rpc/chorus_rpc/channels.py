@@ -10,8 +10,9 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from chorus_rpc import telemetry
-from chorus_rpc.errors import from_rpc_error
+from chorus_rpc import forks, telemetry
+from chorus_rpc.addresses import parse_target
+from chorus_rpc.errors import from_rpc_error, invalid
 from chorus_rpc.limits import DEFAULT_MAX_MESSAGE_BYTES
 from chorus_rpc.proxies import is_loopback
 
@@ -63,20 +64,24 @@ def open_channel(
 ) -> grpc.aio.Channel:
     """Opens a channel to "host:port" or any gRPC name; plain names are resolved by DNS, with calls balanced.
 
-    The caller owns the channel and closes it.
+    The caller owns the channel and closes it. Raises ChorusError (INVALID_FIELD) for a malformed target.
 
     Args:
         credentials: channel credentials for TLS; None for a plaintext connection.
         interceptors: client interceptors inside those for tracing, the first one outermost.
         use_proxy: whether a proxy that the environment names is used; never for a loopback address.
     """
+    try:
+        name = parse_target(target)
+    except ValueError as error:
+        raise invalid("target", str(error)) from None
     arguments: dict[str, Any] = {
-        "target": target if ":///" in target or target.startswith("unix:") else f"dns:///{target}",
+        "target": name,
         "options": [
             ("grpc.service_config", _SERVICE_CONFIG),
             ("grpc.max_send_message_length", max_message_bytes),
             ("grpc.max_receive_message_length", max_message_bytes),
-            # No tighter than the servers allow (server.py), or they would close the connection.
+            # Longer than the servers' PING_INTERVAL_SECONDS, or they would close the connection.
             ("grpc.keepalive_time_ms", 60_000),
             ("grpc.keepalive_timeout_ms", 10_000),
             # A restarted service is reached again within two seconds. The minimum stays at gRPC's default: it
@@ -88,9 +93,13 @@ def open_channel(
         ],
         "interceptors": [*telemetry.client_interceptors(), *interceptors],
     }
-    if credentials is None:
-        return grpc.aio.insecure_channel(**arguments)
-    return grpc.aio.secure_channel(credentials=credentials, **arguments)
+    channel = (
+        grpc.aio.insecure_channel(**arguments)
+        if credentials is None
+        else grpc.aio.secure_channel(credentials=credentials, **arguments)
+    )
+    forks.track(channel)
+    return channel
 
 
 @contextmanager

@@ -30,11 +30,13 @@ class BlobAssembler:
         size_bytes: announced size, in bytes.
         digest: announced SHA-256, lower-case hex.
         limit: upper bound on the announced size, in bytes.
+        setting: environment variable that sets `limit`, if one does.
     """
 
-    def __init__(self, size_bytes: int, digest: str, limit: int) -> None:
+    def __init__(self, size_bytes: int, digest: str, limit: int, setting: str = "") -> None:
         if not 0 < size_bytes <= limit:
-            raise BlobFault(f"announced {size_bytes} bytes; the bound is 1 to {limit}")
+            source = f" ({setting})" if setting else ""
+            raise BlobFault(f"announced {size_bytes} bytes; the bound is 1 to {limit}{source}")
         self._size = size_bytes
         self._digest = digest
         self._data = bytearray()

@@ -35,6 +35,10 @@ CANCELLED = errors_pb2.ERROR_REASON_CANCELLED
 BLOB_CORRUPT = errors_pb2.ERROR_REASON_BLOB_CORRUPT
 SHUTTING_DOWN = errors_pb2.ERROR_REASON_SHUTTING_DOWN
 INTERNAL = errors_pb2.ERROR_REASON_INTERNAL
+DISK_FULL = errors_pb2.ERROR_REASON_DISK_FULL
+TIME_LIMIT_EXCEEDED = errors_pb2.ERROR_REASON_TIME_LIMIT_EXCEEDED
+FIELD_IGNORED = errors_pb2.ERROR_REASON_FIELD_IGNORED
+MODEL_DIVERGED = errors_pb2.ERROR_REASON_MODEL_DIVERGED
 
 _CODES: Mapping[Reason, int] = {
     INVALID_FIELD: code_pb2.INVALID_ARGUMENT,
@@ -50,6 +54,10 @@ _CODES: Mapping[Reason, int] = {
     BLOB_CORRUPT: code_pb2.DATA_LOSS,
     SHUTTING_DOWN: code_pb2.UNAVAILABLE,
     INTERNAL: code_pb2.INTERNAL,
+    DISK_FULL: code_pb2.RESOURCE_EXHAUSTED,
+    TIME_LIMIT_EXCEEDED: code_pb2.DEADLINE_EXCEEDED,
+    FIELD_IGNORED: code_pb2.INVALID_ARGUMENT,
+    MODEL_DIVERGED: code_pb2.INTERNAL,
 }
 
 _REASONS: Mapping[str, Reason] = {
@@ -124,14 +132,28 @@ def not_found(kind: str, identifier: str) -> ChorusError:
     return ChorusError(NOT_FOUND, f"no {kind} {identifier!r}", metadata={kind: identifier})
 
 
-def unavailable(service: str, detail: str, retry_after: float = 1.0) -> ChorusError:
-    """Returns the error of a required service that does not answer; metadata `service` names it."""
+def unavailable(service: str, detail: str, retry_after: float = 1.0, *, setting: str = "") -> ChorusError:
+    """Returns the error of a required service that does not answer; metadata `service` names it.
+
+    Args:
+        setting: environment variable of the time limit that passed, if one did.
+    """
     return ChorusError(
         DEPENDENCY_UNAVAILABLE,
-        f"{service} is not available: {detail}",
-        metadata={"service": service},
+        f"{service} is not available: {detail}" + (f" ({setting})" if setting else ""),
+        metadata={"service": service, **({"setting": setting} if setting else {})},
         retry_after=retry_after,
     )
+
+
+def time_limit_exceeded(setting: str, detail: str) -> ChorusError:
+    """Returns the error of work that took longer than its server permits.
+
+    Args:
+        setting: environment variable that sets the limit.
+        detail: clause that names the work and the limit in seconds.
+    """
+    return ChorusError(TIME_LIMIT_EXCEEDED, f"{detail} ({setting})", metadata={"setting": setting})
 
 
 class Violations:
@@ -217,12 +239,21 @@ def from_rpc_error(error: grpc.aio.AioRpcError, service: str) -> ChorusError:
             reason, message, metadata=dict(info.metadata), violations=violations, retry_after=retry_after
         )
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in message:
-        # gRPC itself rejects a message above its cap: a retry does not help.
-        return invalid("message", f"{service}: {message}")
+        # gRPC itself rejects a message above its cap: a retry does not help. "SERVER:" is its prefix for
+        # the limit of the service.
+        limit = _name_setting(service, "MAX_MESSAGE_BYTES") if "SERVER:" in message else "limit of the caller"
+        return invalid("message", f"{service}: {message} ({limit})")
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and message.startswith("Concurrent RPC limit"):
+        message = f"{message} ({_name_setting(service, 'MAX_CONCURRENT_CALLS')})"
     reason = _REASONS_BY_CODE.get(code, INTERNAL)
     if reason == DEPENDENCY_UNAVAILABLE:
         return unavailable(service, message)
     return ChorusError(reason, f"{service}: {message}", metadata={"service": service})
+
+
+def _name_setting(service: str, field: str) -> str:
+    """Returns the environment variable of a setting that every service has."""
+    return f"CHORUS_{service.upper()}_{field}"
 
 
 def to_job_error(error: ChorusError) -> errors_pb2.JobError:

@@ -5,11 +5,9 @@ from typing import Final
 MAX_STEPS: Final = 200
 """Upper bound on the number of steps of a schedule."""
 
-MAX_PROMPT_CHARACTERS: Final = 2_000
-"""Upper bound on the length of a prompt without surrounding space, in characters."""
-
 MAX_PROMPT_BYTES: Final = 8_192
-"""Upper bound on the length of a stored prompt, in bytes of UTF-8: holds MAX_PROMPT_CHARACTERS."""
+"""Upper bound on the length of a prompt without surrounding space, in bytes of UTF-8: 512 tokens, the most
+that Wan reads, of 16 bytes. The cache's index stores prompts of this length."""
 
 MAX_VECTOR_DIM: Final = 4_096
 """Upper bound on the dimension of a retrieval vector, in values."""

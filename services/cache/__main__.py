@@ -3,22 +3,38 @@
 from __future__ import annotations
 
 import sys
-from contextlib import AsyncExitStack
 
 import grpc.aio
 from chorus.cache.v1 import cache_pb2, cache_pb2_grpc
+from minio.credentials.providers import Provider
 
 from services.cache.blobs import Blobs
 from services.cache.directory import DirectoryBlobs
 from services.cache.milvus import MilvusIndex
 from services.cache.s3 import S3Blobs
+from services.cache.s3_credentials import open_environment_provider, open_role_provider
 from services.cache.servicer import CacheServicer
 from services.cache.settings import CacheSettings
 from services.cache.store import LatentStore
-from services.cache.sweeper import Sweeper
+from services.cache.sweeper import Sweeper, claim_if_empty
 from services.cache.validation import Limits
+from services.runtime.resources import Resources
 from services.runtime.server import run
 from services.runtime.settings import load_settings
+
+
+def open_provider(settings: CacheSettings) -> Provider | None:
+    """Returns the provider of the object store's credentials; None if they are keys of the settings."""
+    if settings.s3_credentials == "environment":
+        return open_environment_provider()
+    if settings.s3_credentials == "role":
+        return open_role_provider(
+            endpoint=settings.s3_sts_endpoint,
+            region=settings.s3_region,
+            ca=settings.s3_ca,
+            seconds=settings.blob_seconds,
+        )
+    return None
 
 
 async def open_blobs(settings: CacheSettings) -> Blobs:
@@ -31,6 +47,9 @@ async def open_blobs(settings: CacheSettings) -> Blobs:
         bucket=settings.s3_bucket,
         access_key=settings.s3_access_key.get_secret_value(),
         secret_key=settings.s3_secret_key.get_secret_value(),
+        session_token=settings.s3_session_token.get_secret_value(),
+        provider=open_provider(settings),
+        ca=settings.s3_ca,
         secure=settings.s3_secure,
         region=settings.s3_region,
         seconds=settings.blob_seconds,
@@ -38,11 +57,12 @@ async def open_blobs(settings: CacheSettings) -> Blobs:
     )
 
 
-async def start(settings: CacheSettings, resources: AsyncExitStack, server: grpc.aio.Server) -> None:
+async def start(settings: CacheSettings, resources: Resources, server: grpc.aio.Server) -> None:
     """Waits for index and object store; resources close in reverse order."""
     index = await MilvusIndex.open(
         settings.milvus_uri,
         settings.milvus_token.get_secret_value(),
+        ca=settings.milvus_ca,
         seconds=settings.milvus_seconds,
         threads=settings.milvus_threads,
     )
@@ -51,9 +71,9 @@ async def start(settings: CacheSettings, resources: AsyncExitStack, server: grpc
     resources.push_async_callback(blobs.close)
     store = LatentStore(index, blobs)
     resources.push_async_callback(store.close)
+    await claim_if_empty(store)
     sweeper = Sweeper(store, settings.sweep_seconds, settings.grace_seconds)
-    sweeper.start()
-    resources.push_async_callback(sweeper.close)
+    resources.start_task(sweeper.run(), "sweeper")
     limits = Limits(settings.max_prompt_bytes, settings.max_blob_bytes, settings.max_entry_bytes)
     cache_pb2_grpc.add_CacheServiceServicer_to_server(
         CacheServicer(store, limits, settings.max_uploads), server

@@ -6,8 +6,10 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
+from services.cache.entries import BLOB_ROOT
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, slots=True)
 class BlobStat:
     """Size and age of a blob.
 
@@ -45,8 +47,8 @@ class Blobs(ABC):
         """Deletes blobs; missing ones are ignored."""
 
     @abstractmethod
-    def list(self) -> AsyncIterator[Sequence[BlobStat]]:
-        """Yields every file below the root, in pages, including those that a crash left incomplete."""
+    def list(self, folder: str = BLOB_ROOT) -> AsyncIterator[Sequence[BlobStat]]:
+        """Yields every file below a folder, in pages, including those that a crash left incomplete."""
 
     @abstractmethod
     async def close(self) -> None:

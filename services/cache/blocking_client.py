@@ -26,14 +26,21 @@ class BlockingClient:
         seconds: upper bound on the wait of a caller, in seconds, including the queue. A call that outlives
             its caller continues in its thread until the client's own timeout.
         faults: exceptions of the client that mean the dependency does not answer.
+        setting: environment variable that sets `seconds`.
     """
 
     def __init__(
-        self, service: str, threads: int, seconds: float, faults: tuple[type[Exception], ...]
+        self,
+        service: str,
+        threads: int,
+        seconds: float,
+        faults: tuple[type[Exception], ...],
+        setting: str = "",
     ) -> None:
         self.service = service
         self._seconds = seconds
         self._faults = faults
+        self._setting = setting
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix=f"cache-{service}")
         self._guard: Guard | None = None
 
@@ -63,7 +70,8 @@ class BlockingClient:
             async with asyncio.timeout(limit):
                 return await asyncio.get_running_loop().run_in_executor(self._pool, call)
         except TimeoutError as error:
-            raise unavailable(self.service, f"no answer within {limit:g} s") from error
+            setting = self._setting if limit == self._seconds else ""
+            raise unavailable(self.service, f"no answer within {limit:g} s", setting=setting) from error
         except self._faults as error:
             log.warning("call failed", dependency=self.service, error=str(error)[:500])
             raise unavailable(self.service, f"{type(error).__name__}, see the cache's log") from error

@@ -27,7 +27,9 @@ class DirectoryBlobs(Blobs):
 
     def __init__(self, root: Path, *, seconds: float, threads: int) -> None:
         self._root = root.resolve()
-        self._client = BlockingClient("blob directory", threads, seconds, (OSError,))
+        self._client = BlockingClient(
+            "blob directory", threads, seconds, (OSError,), "CHORUS_CACHE_BLOB_SECONDS"
+        )
 
     @classmethod
     async def open(cls, root: Path, *, seconds: float, threads: int) -> DirectoryBlobs:
@@ -92,13 +94,13 @@ class DirectoryBlobs(Blobs):
 
         await self._client.run(unlink)
 
-    async def list(self) -> AsyncIterator[Sequence[BlobStat]]:
-        found = self._walk()
+    async def list(self, folder: str = BLOB_ROOT) -> AsyncIterator[Sequence[BlobStat]]:
+        found = self._walk(folder)
         while page := await self._client.run(lambda: list(islice(found, _PAGE))):
             yield page
 
-    def _walk(self) -> Iterator[BlobStat]:
-        for directory, _, names in os.walk(self._root / BLOB_ROOT):
+    def _walk(self, folder: str) -> Iterator[BlobStat]:
+        for directory, _, names in os.walk(self._root / folder):
             for name in names:
                 stat = self._stat(Path(directory) / name)
                 if stat is not None:

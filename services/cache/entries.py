@@ -63,6 +63,7 @@ class Entry:
         cost_seconds: time to compute the latents again, in seconds.
         created_ms: time of the admission, milliseconds since the epoch.
         traceparent: trace of the request that produced the entry; may be empty.
+        seed: seed of that request; None if an earlier version stored the entry.
     """
 
     entry_id: str
@@ -76,6 +77,7 @@ class Entry:
     created_ms: int
     traceparent: str
     generation_id: str
+    seed: int | None = None
 
     @property
     def size_bytes(self) -> int:

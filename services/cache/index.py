@@ -36,6 +36,9 @@ class Index(ABC):
     """
 
     kind: str
+    # 32 hexadecimal digits, created with the index and kept in it: the same after a restart and for every
+    # process that opens the index.
+    index_id: str
 
     @abstractmethod
     async def search(

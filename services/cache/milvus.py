@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import logging
+import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -20,12 +21,17 @@ from pymilvus import DataType, MilvusClient
 from pymilvus.exceptions import ErrorCode, MilvusException
 
 from services.cache.blocking_client import BlockingClient, retry_until_up
+from services.cache.certificates import TlsFault, find_tls_fault
 from services.cache.entries import PLAIN_TEXT, Blob, Entry, Space
 from services.cache.index import Hit, Index, Selection
 from services.runtime.breaker import PROBE_SECONDS
 
 _PREFIX = "chorus_"
 _LAYOUT = "_v1"
+# Holds no rows. The name of its primary key is this prefix and the id of the index: the creation of a
+# collection is atomic, and Milvus Lite keeps the names of fields but no descriptions.
+_ID_COLLECTION = "chorus_index"
+_ID_FIELD_PREFIX = "id_"
 _PAGE = 500
 # Writes are visible to the next call of this process, at a hundredth of the cost of "Strong" on a server.
 _READ_YOUR_WRITES = "Session"
@@ -84,8 +90,11 @@ def _literal(value: str) -> str:
 class MilvusIndex(Index):
     """Index in Milvus. Create it with `open`, which waits for the server."""
 
-    def __init__(self, milvus: MilvusClient, client: BlockingClient, uri: str, seconds: float) -> None:
+    def __init__(
+        self, milvus: MilvusClient, client: BlockingClient, uri: str, index_id: str, seconds: float
+    ) -> None:
         self.kind = "milvus-lite" if uri.endswith(".db") else "milvus"
+        self.index_id = index_id
         self._milvus = milvus
         self._client = client
         self._uri = uri
@@ -93,41 +102,57 @@ class MilvusIndex(Index):
         self._ready: set[str] = set()
 
     @classmethod
-    async def open(cls, uri: str, token: str, *, seconds: float, threads: int) -> MilvusIndex:
+    async def open(cls, uri: str, token: str, *, seconds: float, threads: int, ca: str = "") -> MilvusIndex:
         """Connects, retrying until it succeeds or its caller is cancelled.
 
         Args:
             uri: a path that ends in ".db" for Milvus Lite, whose single thread serialises all operations.
             seconds: upper bound on one operation, in seconds.
             threads: number of concurrent operations on a server.
+            ca: PEM file with the authorities that may have signed the server's certificate;
+                "": those of gRPC.
         """
         # pymilvus logs every failed call with a traceback, even expected ones; our errors carry the cause.
         logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
         lite = uri.endswith(".db")
         faults = (MilvusException, grpc.RpcError, grpc.FutureTimeoutError, OSError)
-        client = BlockingClient("milvus", 1 if lite else threads, seconds, faults)
+        client = BlockingClient(
+            "milvus", 1 if lite else threads, seconds, faults, "CHORUS_CACHE_MILVUS_SECONDS"
+        )
         if lite:
             Path(uri).parent.mkdir(parents=True, exist_ok=True)
 
-        def connect() -> MilvusClient:
+        def connect() -> tuple[MilvusClient, str]:
             # If scipy is installed, pymilvus imports it during its first search, which then exceeds the time
             # limit of a lookup.
             with contextlib.suppress(ImportError):
                 importlib.import_module("scipy.sparse")
-            milvus = MilvusClient(
-                uri=uri, token=token, timeout=seconds, dedicated=True, grpc_options=_CHANNEL_OPTIONS
-            )
+            try:
+                milvus = MilvusClient(
+                    uri=uri,
+                    token=token,
+                    timeout=seconds,
+                    dedicated=True,
+                    server_pem_path=ca,
+                    grpc_options=_CHANNEL_OPTIONS,
+                )
+            except MilvusException:
+                # pymilvus reports every failed connection as a timeout.
+                fault = find_tls_fault(uri, ca, seconds) if uri.startswith("https://") else None
+                if fault is None:
+                    raise
+                raise TlsFault(f"CHORUS_CACHE_MILVUS_URI, CHORUS_CACHE_MILVUS_CA: {fault}") from None
             milvus.list_collections(timeout=seconds)
-            return milvus
+            return milvus, _read_or_create_id(milvus, seconds)
 
         try:
             # Importing and recovering Milvus Lite takes longer than any operation.
-            milvus = await retry_until_up(client, connect, max(seconds, 60.0) if lite else seconds)
+            milvus, index_id = await retry_until_up(client, connect, max(seconds, 60.0) if lite else seconds)
         except BaseException:
             await client.close()
             raise
         client.suspend_when_silent(lambda: milvus.list_collections(timeout=PROBE_SECONDS))
-        return cls(milvus, client, uri, seconds)
+        return cls(milvus, client, uri, index_id, seconds)
 
     async def close(self) -> None:
         await self._client.close()
@@ -176,7 +201,7 @@ class MilvusIndex(Index):
         return _to_entry(rows[0]) if rows else None
 
     async def upsert(self, space: Space, entry: Entry, vector: Sequence[float]) -> None:
-        row = {**asdict(entry), "vector": list(vector), "blobs": {"blobs": [asdict(b) for b in entry.blobs]}}
+        row = _to_row(entry, vector)
         if space.name not in self._ready:
             await self._client.run(lambda: self._create(space))
         try:
@@ -301,6 +326,41 @@ class MilvusIndex(Index):
         return True
 
 
+def _read_or_create_id(milvus: MilvusClient, seconds: float) -> str:
+    """Returns the id of the index. Of several processes that create it concurrently, one succeeds."""
+    if not milvus.has_collection(_ID_COLLECTION, timeout=seconds):
+        schema = MilvusClient.create_schema(auto_id=False, enable_dynamic_field=False)
+        schema.add_field(
+            _ID_FIELD_PREFIX + uuid.uuid4().hex, DataType.VARCHAR, is_primary=True, max_length=64
+        )
+        # A server requires a vector field of at least two dimensions.
+        schema.add_field("vector", DataType.FLOAT_VECTOR, dim=2)
+        try:
+            milvus.create_collection(_ID_COLLECTION, schema=schema, timeout=seconds)
+        except MilvusException:
+            if not milvus.has_collection(_ID_COLLECTION, timeout=seconds):
+                raise
+    described: Any = milvus.describe_collection(_ID_COLLECTION, timeout=seconds)
+    [name] = [field["name"] for field in described["fields"] if field["name"].startswith(_ID_FIELD_PREFIX)]
+    return str(name.removeprefix(_ID_FIELD_PREFIX))
+
+
+def _to_row(entry: Entry, vector: Sequence[float]) -> dict[str, Any]:
+    # The seed is part of the JSON column, so that collections of earlier versions have a place for it. It is
+    # text, because a JSON number has 53 bits.
+    row = asdict(entry)
+    details = {
+        "blobs": row.pop("blobs"),
+        "seed": str(seed) if (seed := row.pop("seed")) is not None else None,
+    }
+    return {**row, "vector": list(vector), "blobs": details}
+
+
 def _to_entry(row: dict[str, Any]) -> Entry:
-    blobs = tuple(Blob(**blob) for blob in row["blobs"]["blobs"])
-    return Entry(**{**{name: row[name] for name in _FIELDS}, "blobs": blobs})
+    details = row["blobs"]
+    seed = details.get("seed")
+    return Entry(
+        **{name: row[name] for name in _FIELDS if name != "blobs"},
+        blobs=tuple(Blob(**blob) for blob in details["blobs"]),
+        seed=None if seed is None else int(seed),
+    )

@@ -9,6 +9,7 @@ from typing import Any
 
 import urllib3
 from minio import Minio
+from minio.credentials.providers import Provider, StaticProvider
 from minio.deleteobjects import DeleteObject
 from minio.error import MinioException, S3Error
 
@@ -49,10 +50,16 @@ class S3Blobs(Blobs):
         region: str,
         seconds: float,
         threads: int,
+        session_token: str = "",
+        provider: Provider | None = None,
+        ca: str = "",
     ) -> S3Blobs:
         """Connects, retrying until it succeeds or its caller is cancelled.
 
         Args:
+            session_token: token of temporary keys.
+            provider: source of credentials in place of the keys.
+            ca: PEM file with the authorities that may have signed the server's certificate; "": the system's.
             seconds: upper bound on one operation, in seconds, including retries.
             threads: number of concurrent operations.
         """
@@ -61,6 +68,7 @@ class S3Blobs(Blobs):
         pool = urllib3.PoolManager(
             timeout=urllib3.Timeout(connect=silence, read=silence),
             maxsize=threads,
+            ca_certs=ca or None,
             retries=urllib3.Retry(
                 total=_RETRIES,
                 backoff_factor=0.2,
@@ -70,14 +78,13 @@ class S3Blobs(Blobs):
         )
         minio = Minio(
             endpoint,
-            access_key=access_key,
-            secret_key=secret_key,
+            credentials=provider or StaticProvider(access_key, secret_key, session_token or None),
             secure=secure,
             region=region or None,
             http_client=pool,
         )
         faults = (MinioException, urllib3.exceptions.HTTPError, OSError)
-        client = BlockingClient("s3", threads, seconds, faults)
+        client = BlockingClient("s3", threads, seconds, faults, "CHORUS_CACHE_BLOB_SECONDS")
 
         def make_bucket() -> None:
             if not minio.bucket_exists(bucket):
@@ -152,8 +159,8 @@ class S3Blobs(Blobs):
         if keys:
             await self._client.run(remove)
 
-    async def list(self) -> AsyncIterator[Sequence[BlobStat]]:
-        found: Iterator[Any] = self._minio.list_objects(self._bucket, prefix=f"{BLOB_ROOT}/", recursive=True)
+    async def list(self, folder: str = BLOB_ROOT) -> AsyncIterator[Sequence[BlobStat]]:
+        found: Iterator[Any] = self._minio.list_objects(self._bucket, prefix=f"{folder}/", recursive=True)
         while page := await self._client.run(lambda: [_to_stat(each) for each in islice(found, _PAGE)]):
             yield page
 

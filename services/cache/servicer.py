@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
+from typing import Any
 
 import grpc.aio
 from chorus.cache.v1 import cache_pb2, cache_pb2_grpc
 from chorus.common.v1 import latents_pb2
 from chorus_rpc.chunks import chunks
+from chorus_rpc.errors import CANCELLED, DEADLINE_EXCEEDED, ChorusError, Reason
 from chorus_rpc.tenancy import read_tenant
 from google.protobuf import timestamp_pb2
 
 from services.cache.entries import Blob, Entry
+from services.cache.ownership import Ownership
 from services.cache.store import LatentStore, now_ms
+from services.cache.sweeper import adopt
 from services.cache.upload import Upload
 from services.cache.validation import Limits, check_fetch, check_lookup, check_purge
 from services.contract.identity import identity_digest
+
+# The caller ends a call at its deadline, a little before the deadline passes here.
+_CLOCK_TOLERANCE_SECONDS = 0.1
+_OWNERSHIPS: Mapping[Ownership, cache_pb2.StoreOwnership.ValueType] = {
+    Ownership.OWNED: cache_pb2.STORE_OWNERSHIP_OWNED,
+    Ownership.FOREIGN: cache_pb2.STORE_OWNERSHIP_FOREIGN,
+    Ownership.UNCLAIMED: cache_pb2.STORE_OWNERSHIP_UNCLAIMED,
+}
 
 
 class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
@@ -68,13 +80,18 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
         request_iterator: AsyncIterator[cache_pb2.AdmitRequest],
         context: grpc.aio.ServicerContext[cache_pb2.AdmitRequest, cache_pb2.AdmitResponse],
     ) -> cache_pb2.AdmitResponse:
-        tenant = read_tenant(context.invocation_metadata())
-        async with self._uploads:
-            upload = Upload(tenant, self._limits)
-            async for message in request_iterator:
-                upload.add(message)
-            admission = await asyncio.to_thread(upload.finish, now_ms())
-            created = await self._store.admit(admission)
+        admission = None
+        try:
+            async with self._uploads:
+                upload = Upload(read_tenant(context.invocation_metadata()), self._limits)
+                async for message in request_iterator:
+                    upload.add(message)
+                admission = await asyncio.to_thread(upload.finish, now_ms())
+                created = await self._store.admit(admission)
+        except (ChorusError, asyncio.CancelledError) as error:
+            if admission is None:  # otherwise the store counts it, even if the caller is gone
+                self._store.counters.rejected_admissions[_classify_rejection(error, context)] += 1
+            raise
         return cache_pb2.AdmitResponse(entry_id=admission.entry.entry_id, created=created)
 
     async def Purge(
@@ -104,7 +121,39 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
             start_time=_to_timestamp(self._store.start_ms),
             index_kind=self._store.index.kind,
             blobs_kind=self._store.blobs.kind,
+            store_ownership=_OWNERSHIPS[self._store.claim.ownership],
+            index_id=self._store.claim.index_id,
+            store_owners=self._store.claim.owners,
+            rejected_admissions=[
+                cache_pb2.RejectedAdmissions(reason=reason, count=count)
+                for reason, count in sorted(counters.rejected_admissions.items())
+            ],
+            failed_sweeps=counters.failed_sweeps,
         )
+
+    async def Adopt(
+        self,
+        request: cache_pb2.AdoptRequest,
+        context: grpc.aio.ServicerContext[cache_pb2.AdoptRequest, cache_pb2.AdoptResponse],
+    ) -> cache_pb2.AdoptResponse:
+        adoption = await adopt(self._store, validate_only=request.validate_only)
+        return cache_pb2.AdoptResponse(
+            index_id=self._store.claim.index_id,
+            previous_owners=adoption.previous_owners,
+            orphaned_blobs=adoption.orphaned_blobs,
+            orphaned_bytes=adoption.orphaned_bytes,
+            broken_entries=adoption.broken_entries,
+        )
+
+
+def _classify_rejection(error: BaseException, context: Any) -> Reason:
+    """Returns the reason of a failed upload. To the server a cancelled stream looks like a complete one."""
+    remaining = context.time_remaining()
+    if remaining is not None and remaining <= _CLOCK_TOLERANCE_SECONDS:
+        return DEADLINE_EXCEEDED
+    if context.cancelled() or not isinstance(error, ChorusError):
+        return CANCELLED
+    return error.reason
 
 
 def _to_entry(entry: Entry) -> cache_pb2.Entry:
@@ -117,6 +166,7 @@ def _to_entry(entry: Entry) -> cache_pb2.Entry:
         create_time=_to_timestamp(entry.created_ms),
         traceparent=entry.traceparent,
         generation_id=entry.generation_id,
+        seed=entry.seed,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -9,7 +10,14 @@ from chorus_rpc.limits import DEFAULT_MAX_BLOB_BYTES, MAX_PROMPT_BYTES
 from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import SettingsConfigDict
 
+from services.cache.certificates import check_ca_file
 from services.runtime.settings import MIB, Port, Seconds, ServerSettings
+
+# Variables of CHORUS_CACHE_S3_CREDENTIALS=environment; either name of a pair is read.
+_ENVIRONMENT_KEYS = (
+    ("AWS_ACCESS_KEY_ID", "AWS_ACCESS_KEY"),
+    ("AWS_SECRET_ACCESS_KEY", "AWS_SECRET_KEY"),
+)
 
 
 class CacheSettings(ServerSettings):
@@ -24,6 +32,9 @@ class CacheSettings(ServerSettings):
     http(s)://host:port for a server."""
     milvus_token: SecretStr = SecretStr("")
     """Credentials of the Milvus server, "user:password" or an API key; empty without authentication."""
+    milvus_ca: Annotated[str, Field(max_length=4096)] = ""
+    """PEM file with the authorities that may have signed the certificate of an https:// Milvus server; empty:
+    the public ones."""
     milvus_seconds: Seconds = 10.0
     """Upper bound on one operation of the index, in seconds, including the time in its queue."""
     milvus_threads: Annotated[int, Field(ge=1, le=64)] = 8
@@ -42,12 +53,23 @@ class CacheSettings(ServerSettings):
     """Endpoint of the object store, "host:port" without a scheme; required for s3."""
     s3_bucket: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$")] = "chorus"
     """Name of the bucket, which is created if it does not exist."""
+    s3_credentials: Literal["keys", "environment", "role"] = "keys"
+    """Source of the credentials of the object store. "keys": CHORUS_CACHE_S3_ACCESS_KEY and _SECRET_KEY.
+    "environment": AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN. "role": temporary
+    credentials of a web identity, a container or a machine, found in AWS's variables and renewed."""
     s3_access_key: SecretStr = SecretStr("")
-    """Access key of the object store; required for s3."""
+    """Access key of the object store; required for s3 with keys."""
     s3_secret_key: SecretStr = SecretStr("")
-    """Secret key of the object store; required for s3."""
+    """Secret key of the object store; required for s3 with keys."""
+    s3_session_token: SecretStr = SecretStr("")
+    """Session token of temporary keys; empty for keys that do not expire."""
+    s3_sts_endpoint: Annotated[str, Field(max_length=1024, pattern=r"^(https?://\S+)?$")] = ""
+    """URL of the service that issues credentials for a role; empty: AWS's own."""
     s3_secure: bool = True
     """Whether connections to the object store use TLS."""
+    s3_ca: Annotated[str, Field(max_length=4096)] = ""
+    """PEM file with the authorities that may have signed the certificate of the object store, and of
+    CHORUS_CACHE_S3_STS_ENDPOINT; empty: the system's."""
     s3_region: str = ""
     """Region of the bucket; empty: the client asks the server."""
 
@@ -72,14 +94,55 @@ class CacheSettings(ServerSettings):
     def _check_uri(cls, value: str) -> str:
         if not value.endswith(".db") and not value.startswith(("http://", "https://")):
             raise ValueError("must be a path that ends in .db (Milvus Lite) or http(s)://host:port")
+        if "://[" in value:
+            # pymilvus 3.0 joins host and port without brackets.
+            raise ValueError("must name the host, not its IPv6 address, to which pymilvus cannot connect")
         return value
 
-    @field_validator("s3_endpoint", "s3_access_key", "s3_secret_key")
+    @field_validator("milvus_ca")
     @classmethod
-    def _require_for_s3(cls, value: str | SecretStr, info: ValidationInfo) -> str | SecretStr:
-        text = value.get_secret_value() if isinstance(value, SecretStr) else value
-        if info.data.get("blobs") == "s3" and not text:
+    def _check_milvus_ca(cls, value: str, info: ValidationInfo) -> str:
+        if value and not info.data.get("milvus_uri", "https://").startswith("https://"):
+            raise ValueError("must be empty unless CHORUS_CACHE_MILVUS_URI begins with https://")
+        return check_ca_file(value)
+
+    @field_validator("s3_endpoint")
+    @classmethod
+    def _check_s3_endpoint(cls, value: str, info: ValidationInfo) -> str:
+        if info.data.get("blobs") == "s3" and not value:
             raise ValueError("must be set when CHORUS_CACHE_BLOBS is s3")
-        if "://" in text and info.field_name == "s3_endpoint":
+        if "://" in value:
             raise ValueError("must be host:port without a scheme; CHORUS_CACHE_S3_SECURE selects TLS")
+        if value.count(":") > 1 and not value.startswith("["):
+            raise ValueError("must have brackets around an IPv6 address, for instance [::1]:9000")
         return value
+
+    @field_validator("s3_credentials")
+    @classmethod
+    def _check_s3_credentials(cls, value: str, info: ValidationInfo) -> str:
+        if info.data.get("blobs") == "s3" and value == "environment":
+            missing = [names[0] for names in _ENVIRONMENT_KEYS if not any(map(os.environ.get, names))]
+            if missing:
+                raise ValueError(f"reads {' and '.join(missing)}, which must be set")
+        return value
+
+    @field_validator("s3_access_key", "s3_secret_key", "s3_session_token")
+    @classmethod
+    def _check_s3_keys(cls, value: SecretStr, info: ValidationInfo) -> SecretStr:
+        source = info.data.get("s3_credentials")
+        if info.data.get("blobs") != "s3" or source is None:
+            return value
+        if source == "keys" and not value.get_secret_value() and info.field_name != "s3_session_token":
+            raise ValueError(
+                "must be set when CHORUS_CACHE_BLOBS is s3 and CHORUS_CACHE_S3_CREDENTIALS is keys"
+            )
+        if source != "keys" and value.get_secret_value():
+            raise ValueError(f"must be empty when CHORUS_CACHE_S3_CREDENTIALS is {source}")
+        return value
+
+    @field_validator("s3_ca")
+    @classmethod
+    def _check_s3_ca(cls, value: str, info: ValidationInfo) -> str:
+        if value and not info.data.get("s3_secure", True):
+            raise ValueError("must be empty when CHORUS_CACHE_S3_SECURE is false")
+        return check_ca_file(value)

@@ -4,26 +4,28 @@ An admission writes verified blobs, then the row. A deletion removes the row; af
 deletes its blobs, and only the sweeper deletes blobs. A crash in between therefore leaves blobs that no row
 names, never a row without blobs. If a blob of a row is missing or altered nevertheless, the fetch that finds
 it counts as a miss and deletes the row. The sweeper deletes rows too: those older than the grace period that
-name a missing blob.
+name a missing blob. Neither deletes because of a missing blob while the store is not claimed by the index:
+it may be the wrong store.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import AsyncGenerator, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from weakref import WeakValueDictionary
 
 from chorus_rpc import semconv
 from chorus_rpc.chunks import sha256
-from chorus_rpc.errors import BLOB_CORRUPT, ChorusError, not_found
+from chorus_rpc.errors import BLOB_CORRUPT, INTERNAL, WRONG_STATE, ChorusError, Reason, not_found
 from chorus_rpc.telemetry import span
 
 from services.cache.blobs import Blobs
 from services.cache.entries import Admission, Blob, Entry, Space, make_blob_key
 from services.cache.index import Hit, Index, Selection
+from services.cache.ownership import Ownership, StoreClaim
 from services.runtime.logs import get_logger
 
 log = get_logger("cache.store")
@@ -31,8 +33,11 @@ log = get_logger("cache.store")
 _BATCH = 500
 
 
+_MISSING, _ALTERED = "missing", "altered"
+
+
 class _CorruptBlob(Exception):
-    """A blob that a row names is "missing" or "altered"."""
+    """A blob that a row names is _MISSING or _ALTERED."""
 
 
 @dataclass
@@ -44,6 +49,8 @@ class Counters:
     fetches: int = 0
     admissions: int = 0
     corrupt_blobs: int = 0
+    failed_sweeps: int = 0
+    rejected_admissions: Counter[Reason] = field(default_factory=Counter)
 
 
 @dataclass(frozen=True)
@@ -61,6 +68,7 @@ class LatentStore:
     def __init__(self, index: Index, blobs: Blobs) -> None:
         self.index = index
         self.blobs = blobs
+        self.claim = StoreClaim(blobs, index.index_id)
         self.counters = Counters()
         self.start_ms = now_ms()
         self._locks: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
@@ -107,7 +115,8 @@ class LatentStore:
         """Yields the verified blobs of `steps`, in that order, then the side data if requested and present.
 
         Raises NOT_FOUND for an entry that does not exist, belongs to another tenant or identity, or lacks a
-        step; BLOB_CORRUPT, after deleting the row, for a blob that is missing or altered.
+        step; BLOB_CORRUPT for a blob that is missing or altered, after deleting the row, unless the blob is
+        missing from a store that the index does not own.
         """
         entry = self._looked_up.get(space.name, tenant, entry_id)
         if entry is None:
@@ -142,7 +151,8 @@ class LatentStore:
     async def admit(self, admission: Admission) -> bool:
         """Stores an entry; returns False if it exists already.
 
-        Once begun, the admission completes even if its caller is cancelled.
+        Once begun, the admission completes even if its caller is cancelled. Raises WRONG_STATE if the store
+        belongs to another index, whose sweeper would delete the blobs.
         """
         commit = asyncio.create_task(self._commit(admission))
         self._commits.add(commit)
@@ -192,6 +202,13 @@ class LatentStore:
 
     async def _commit(self, admission: Admission) -> bool:
         entry, space = admission.entry, admission.space
+        # Checked again, because another process of this index may have adopted the store.
+        foreign = self.claim.ownership is Ownership.FOREIGN
+        if foreign and await self.claim.check() is Ownership.FOREIGN:
+            raise ChorusError(
+                WRONG_STATE,
+                "the cache's object store belongs to another index; `chorus cache adopt` claims it",
+            )
         async with self.lock(entry.tenant, entry.identity):
             with span(semconv.SPAN_INDEX_GET, {semconv.ENTRY_ID: entry.entry_id}):
                 if await self.index.get(space.name, entry.tenant, entry.entry_id) is not None:
@@ -208,8 +225,10 @@ class LatentStore:
     def _finish_commit(self, commit: asyncio.Task[bool]) -> None:
         self._commits.discard(commit)
         # Retrieved here too, because the caller may have been cancelled.
-        if not commit.cancelled() and commit.exception() is not None:
-            log.warning("admission failed", error=str(commit.exception()))
+        if not commit.cancelled() and (error := commit.exception()) is not None:
+            reason = error.reason if isinstance(error, ChorusError) else INTERNAL
+            self.counters.rejected_admissions[reason] += 1
+            log.warning("admission failed", error=str(error))
 
     async def _read(self, entry: Entry, blob: Blob) -> bytes:
         """Returns a blob. Raises _CorruptBlob if it is missing or altered."""
@@ -219,7 +238,7 @@ class LatentStore:
             data = await self.blobs.get(key, blob.size_bytes)
             if data is not None and await asyncio.to_thread(sha256, data) == blob.digest:
                 return data
-            fault = "missing" if data is None else "altered"
+            fault = _MISSING if data is None else _ALTERED
             log.error("blob corrupt", entry_id=entry.entry_id, key=key, fault=fault)
         # After the span: the object store answered, so its call did not fail.
         raise _CorruptBlob(fault)
@@ -229,6 +248,14 @@ class LatentStore:
     ) -> ChorusError:
         """Deletes the row of a missing or altered blob; returns the error for its reader."""
         self.counters.corrupt_blobs += 1
+        metadata = {"entry": entry.entry_id, **({} if blob.step is None else {"step": str(blob.step)})}
+        if fault.args == (_MISSING,) and self.claim.ownership is not Ownership.OWNED:
+            return ChorusError(
+                BLOB_CORRUPT,
+                f"{blob.name} of entry {entry.entry_id} is missing from the object store, which the cache's "
+                "index does not own; the entry was kept, `chorus cache stats` shows the owner",
+                metadata=metadata,
+            )
         try:
             with span(semconv.SPAN_INDEX_DELETE, {semconv.ENTRY_ID: entry.entry_id}):
                 await self.delete_rows(space.name, entry.tenant, [entry.entry_id])
@@ -238,7 +265,7 @@ class LatentStore:
         return ChorusError(
             BLOB_CORRUPT,
             f"{blob.name} of entry {entry.entry_id} is {fault}; the entry was dropped",
-            metadata={"entry": entry.entry_id, **({} if blob.step is None else {"step": str(blob.step)})},
+            metadata=metadata,
         )
 
 

@@ -80,6 +80,7 @@ class Upload:
                 created_ms=now_ms,
                 traceparent=entry.traceparent,
                 generation_id=entry.generation_id,
+                seed=entry.seed,
             ),
             vector=tuple(entry.vector),
             data=data,
@@ -100,7 +101,8 @@ class Upload:
         if total > self._limits.entry:
             raise invalid(
                 "header.size_bytes",
-                f"the blobs of an entry must be at most {self._limits.entry} bytes together",
+                f"the blobs of an entry must be at most {self._limits.entry} bytes together"
+                " (CHORUS_CACHE_MAX_ENTRY_BYTES)",
             )
         self._current = (blob, BlobAssembler(blob.size_bytes, blob.digest, self._limits.blob))
         self._received[blob.step] = self._current

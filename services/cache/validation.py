@@ -122,7 +122,7 @@ def check_new_entry(entry: cache_pb2.NewEntry, limits: Limits) -> None:
     violations.require(
         0 < size <= limits.prompt,
         "entry.prompt",
-        f"must be 1 to {limits.prompt} bytes of UTF-8, not {size}",
+        f"must be 1 to {limits.prompt} bytes of UTF-8 (CHORUS_CACHE_MAX_PROMPT_BYTES), not {size}",
     )
     violations.require(
         0 <= entry.cost_seconds <= _MAX_COST_SECONDS,
@@ -165,7 +165,7 @@ def check_header(
     violations.require(
         0 < header.size_bytes <= limits.blob,
         "header.size_bytes",
-        f"must be 1 to {limits.blob}, not {header.size_bytes}",
+        f"must be 1 to {limits.blob} (CHORUS_CACHE_MAX_BLOB_BYTES), not {header.size_bytes}",
     )
     _check_sha256(violations, "header.digest", header.digest)
     violations.raise_if_any()
@@ -208,6 +208,7 @@ def check_latents(data: bytes, identity: latents_pb2.LatentIdentity) -> None:
 def _check_identity(violations: Violations, field: str, identity: latents_pb2.LatentIdentity) -> None:
     _check_plain(violations, f"{field}.model_id", identity.model_id)
     _check_sha256(violations, f"{field}.weights_digest", identity.weights_digest)
+    _check_sha256(violations, f"{field}.model_digest", identity.model_digest)
     violations.require(
         len(identity.adapters) <= MAX_ADAPTERS,
         f"{field}.adapters",

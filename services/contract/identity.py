@@ -6,6 +6,14 @@ import hashlib
 import json
 
 from chorus.common.v1 import latents_pb2
+from google.protobuf.json_format import MessageToDict
+
+
+def canonical_digest(value: object) -> str:
+    """Returns the SHA-256, lower-case hex, of a value's JSON with sorted keys and without spaces."""
+    return hashlib.sha256(
+        json.dumps(value, sort_keys=True, ensure_ascii=True, separators=(",", ":")).encode()
+    ).hexdigest()
 
 
 def latent_shape(
@@ -28,18 +36,9 @@ def latent_shape(
 
 
 def identity_digest(identity: latents_pb2.LatentIdentity) -> str:
-    """Returns the SHA-256, lower-case hex, of a canonical form that is independent of protobuf's encoding."""
-    return _digest(
-        {
-            "model": identity.model_id,
-            "weights": identity.weights_digest,
-            "adapters": [[a.adapter_id, a.digest, repr(a.scale)] for a in identity.adapters],
-            "sigmas": [repr(s) for s in identity.schedule.sigmas],
-            "shape": list(identity.latent_shape),
-            "dtype": latents_pb2.DType.Name(identity.latent_dtype),
-            "codec": identity.codec_id,
-            "encoder": identity.conditioning_encoder_id,
-        }
+    """Returns the SHA-256, lower-case hex, of every field, independent of protobuf's encoding."""
+    return canonical_digest(
+        MessageToDict(identity, always_print_fields_with_no_presence=True, preserving_proto_field_name=True)
     )
 
 
@@ -54,10 +53,6 @@ def entry_id(tenant: str, identity: str, prompt: str, seed: int) -> str:
     Args:
         identity: the `identity_digest` of the latents.
     """
-    return _digest({"tenant": tenant, "identity": identity, "prompt": prompt_hash(prompt), "seed": seed})
-
-
-def _digest(value: object) -> str:
-    return hashlib.sha256(
-        json.dumps(value, sort_keys=True, ensure_ascii=True, separators=(",", ":")).encode()
-    ).hexdigest()
+    return canonical_digest(
+        {"tenant": tenant, "identity": identity, "prompt": prompt_hash(prompt), "seed": seed}
+    )

@@ -9,14 +9,17 @@ from collections.abc import Generator, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 
 import torch
-from chorus_rpc import semconv, telemetry
+from chorus_rpc import errors, semconv, telemetry
+from chorus_rpc.errors import ChorusError
 from chorus_rpc.limits import MAX_BLOBS, SIDE_DATA_SHARE
 from torch import Tensor
 
+from services.denoiser.checkpoint.weights import is_finite
 from services.denoiser.codec.mp4 import encode_mp4, to_frames
 from services.denoiser.latent_cache import DonorData
 from services.denoiser.model.loaded import LoadedModel
 from services.denoiser.model.predictor import Predictor
+from services.denoiser.network.sampler import seeded_noise
 from services.denoiser.request import DenoiseJob
 from services.denoiser.reuse.attention_maps import AttentionMaps
 from services.denoiser.reuse.donor import DonorLatents
@@ -99,7 +102,14 @@ def denoise(
         noise = model.noise(job.seed, job.latent_shape)
         attention = AttentionMaps(len(job.token_states))
         stages = Stages(
-            predictor, job.plan, job.latent_shape, job.sigmas, text, noise, _move_to_device(job, donor)
+            predictor,
+            job.plan,
+            job.latent_shape,
+            job.sigmas,
+            text,
+            noise,
+            _move_to_device(job, donor),
+            fresh_noise=model.fresh_noise(job.seed, job.latent_shape),
         )
         steps = stages.steps({last: attention.observe} if keep else None)
         for number in range(reuse_steps, job.total_steps):
@@ -107,6 +117,9 @@ def denoise(
                 semconv.SPAN_STEP, {semconv.STEP_INDEX: number, semconv.STEP_SIGMA: job.sigmas[number]}
             ) as span:
                 step = _run_step(steps, model)
+                if not is_finite(step.latents):
+                    name = f"step {number + 1} of {job.total_steps}"
+                    raise _diverged(predictor, name, step=str(number + 1))
                 span.set_attribute(semconv.COMPUTED_SHARE, step.computed_share)
                 span.set_attribute(semconv.BACKEND, step.backend.backend)
                 if step.backend.fallback:
@@ -125,7 +138,7 @@ def denoise(
                 raise
     with telemetry.span(semconv.SPAN_DECODE, parent=parent) as span:
         begin = time.perf_counter()
-        video = _encode(model, step.latents)
+        video = _encode(predictor, step.latents)
         decode_seconds = time.perf_counter() - begin
         span.set_attribute(semconv.BYTES, len(video.data))
     # With more steps than an entry may hold, the earliest are kept.
@@ -156,11 +169,12 @@ def _run_step(steps: Iterator[Step], model: LoadedModel) -> Step:
 def _move_to_device(job: DenoiseJob, donor: DonorData | None) -> DonorLatents | None:
     if donor is None:
         return None
-    model, side = job.model, donor.side
+    model, side, origin = job.model, donor.side, job.plan.donor
     return DonorLatents(
         steps={index: latents.to(model.device) for index, latents in donor.latents.items()},
         maps=None if side is None else unpool_maps(side.maps, job.token_grid).to(model.device),
         text=None if side is None else model.prepare_text(side.text.float()),
+        fresh_noise=model.fresh_noise(origin.seed, job.latent_shape) if origin.HasField("seed") else None,
     )
 
 
@@ -176,29 +190,52 @@ def _side_data(job: DenoiseJob, seen: AttentionMaps, latents: Mapping[int, Tenso
 
 
 def measure_step(predictor: Predictor) -> float:
-    """Returns the seconds of one step at the model's default shape.
+    """Returns the seconds of one step at the model's default shape, from noise and random token states.
 
-    A first step, which pays for initialisation, is run and not timed.
+    A first step, which pays for initialisation, is run and not timed. Raises MODEL_DIVERGED.
     """
     model, spec = predictor.model, predictor.model.spec
     shape = model.latent_shape(spec.video.frames, spec.video.height, spec.video.width)
-    text = model.prepare_text(torch.zeros(min(16, spec.text.max_tokens), spec.transformer.text_dim))
+    states = seeded_noise(0, (min(16, spec.text.max_tokens), spec.transformer.text_dim))
+    text = model.prepare_text(states)
     latents = model.noise(0, shape)
     seconds = 0.0
     for _ in range(2):
         begin = time.perf_counter()
-        predictor.latent_velocity(latents, spec.schedule.sigmas[0], text)
+        velocity = predictor.latent_velocity(latents, spec.schedule.sigmas[0], text)
         _synchronize(model)
         seconds = time.perf_counter() - begin
+        if not is_finite(velocity):
+            raise _diverged(predictor, "a step from noise")
     return seconds
 
 
-def _encode(model: LoadedModel, latents: Tensor) -> Video:
-    video = model.spec.video
-    frames = to_frames(model.decode(latents))
+def _encode(predictor: Predictor, latents: Tensor) -> Video:
+    video = predictor.model.spec.video
+    pixels = predictor.model.decode(latents)
+    if not is_finite(pixels):
+        raise _diverged(predictor, "decoding")
+    frames = to_frames(pixels)
     count, height, width, _ = frames.shape
     data = encode_mp4(frames, video.fps, video.upscale)
     return Video(data, count, video.upscale * height, video.upscale * width, video.fps)
+
+
+def _diverged(predictor: Predictor, operation: str, **metadata: str) -> ChorusError:
+    """Returns the error of an operation whose result holds NaN or infinity."""
+    model, backend = predictor.model, predictor.backend.name
+    dtype = str(model.dtype).removeprefix("torch.")
+    if dtype == "float16":
+        advice = "use bfloat16 or float32: transformer.dtype of the model file"
+    elif backend == "tensorrt":
+        advice = "use bfloat16 without 8-bit floats: CHORUS_DENOISER_ENGINE_PRECISION, …_ENGINE_FP8"
+    else:
+        advice = "check that the weights belong to this network and are intact"
+    return ChorusError(
+        errors.MODEL_DIVERGED,
+        f"{model.spec.id}: {operation} gave NaN or infinity in {dtype} on backend {backend}; {advice}",
+        metadata={"model_id": model.spec.id, "dtype": dtype, "backend": backend, **metadata},
+    )
 
 
 def _synchronize(model: LoadedModel) -> None:

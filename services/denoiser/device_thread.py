@@ -33,11 +33,15 @@ class DeviceTask(Generic[E]):
 
     Args:
         deadline: Time on the clock of `time.monotonic`, in seconds.
+        late: Error that ends the work at its deadline.
     """
 
-    def __init__(self, work: Generator[E], deadline: float, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, work: Generator[E], deadline: float, late: ChorusError, loop: asyncio.AbstractEventLoop
+    ) -> None:
         self._work = work
         self._deadline = deadline
+        self._late = late
         self._loop = loop
         self._cancelled = Event()
         self._events: asyncio.Queue[E | _Mark] = asyncio.Queue()
@@ -77,7 +81,7 @@ class DeviceTask(Generic[E]):
         if self._cancelled.is_set():
             raise ChorusError(errors.CANCELLED, "the run was cancelled")
         if time.monotonic() >= self._deadline:
-            raise ChorusError(errors.DEADLINE_EXCEEDED, "the deadline passed before the run was done")
+            raise self._late
 
     def _put(self, event: E | _Mark) -> None:
         self._loop.call_soon_threadsafe(self._events.put_nowait, event)
@@ -112,7 +116,8 @@ class DeviceThread:
             delay = self._seconds_per_place
             raise ChorusError(
                 errors.QUEUE_FULL,
-                f"{self._queue_limit} runs already wait for the device; retry in {delay:.1f} s",
+                f"{self._queue_limit} runs already wait for the device (CHORUS_DENOISER_QUEUE_LIMIT);"
+                f" retry in {delay:.1f} s",
                 metadata={"service": "denoiser"},
                 retry_after=delay,
             )
@@ -130,9 +135,13 @@ class DeviceThread:
 
         return release
 
-    def submit(self, work: Generator[E], deadline: float) -> DeviceTask[E]:
-        """Queues work after all earlier tasks. The caller must hold a place."""
-        task = DeviceTask(work, deadline, asyncio.get_running_loop())
+    def submit(self, work: Generator[E], deadline: float, late: ChorusError) -> DeviceTask[E]:
+        """Queues work after all earlier tasks. The caller must hold a place.
+
+        Args:
+            deadline, late: As for `DeviceTask`.
+        """
+        task = DeviceTask(work, deadline, late, asyncio.get_running_loop())
         task.start(self._thread)
         return task
 

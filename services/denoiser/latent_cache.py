@@ -185,7 +185,9 @@ class _Delivery:
             step = self._match_request(header)
             if step in self._blobs:
                 raise BlobFault(f"{_name_blob(step)} was sent twice")
-            self._current = BlobAssembler(header.size_bytes, header.digest, self._max_blob_bytes)
+            self._current = BlobAssembler(
+                header.size_bytes, header.digest, self._max_blob_bytes, "CHORUS_DENOISER_MAX_BLOB_BYTES"
+            )
             self._blobs[step] = self._current
             self.size_bytes += header.size_bytes
         elif self._current is None:

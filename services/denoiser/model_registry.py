@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from threading import Event
 
 import torch
 from chorus.common.v1 import latents_pb2, video_pb2
 from chorus.denoiser.v1 import denoiser_pb2
+from chorus_rpc.errors import ChorusError
 
 from services.denoiser.denoise import measure_step
 from services.denoiser.device_thread import DeviceThread
 from services.denoiser.engines.select import choose_backend
 from services.denoiser.model.loaded import LoadedModel
 from services.denoiser.model.predictor import Predictor
-from services.denoiser.model.spec import Bound, SpecError
+from services.denoiser.model.spec import Bound, ModelSpec, SpecError, load_spec
 from services.denoiser.request import describe_adapters, unknown_model
 from services.denoiser.settings import DenoiserSettings
 from services.runtime.logs import get_logger
 
 log = get_logger("denoiser.models")
+
+# Upper bound on the fields of a request besides the token states, in bytes.
+_OTHER_FIELDS_BYTES = 256 << 10
 
 
 class ModelRegistry:
@@ -58,6 +63,7 @@ class ModelRegistry:
         return denoiser_pb2.ModelInfo(
             model_id=spec.id,
             weights_digest=model.weights_digest,
+            model_digest=model.model_digest,
             adapters=describe_adapters(model),
             conditioning_encoder_id=spec.text.encoder_id,
             codec=denoiser_pb2.CodecInfo(
@@ -80,6 +86,27 @@ class ModelRegistry:
             seconds_per_step=self._seconds_per_step.get(spec.id, 0.0),
             backend=backend.name,
             fallback_steps=backend.fallback_steps,
+            sampler=spec.schedule.sampler,
+            layers=spec.transformer.layers,
+            max_text_tokens=spec.text.max_tokens,
+        )
+
+
+def check_message_sizes(path: Path, spec: ModelSpec, settings: DenoiserSettings) -> None:
+    """Raises SpecError for token states larger than a message; warns of latents larger than a blob."""
+    limit = settings.max_message_bytes
+    if spec.largest_text_bytes + _OTHER_FIELDS_BYTES > limit:
+        raise SpecError(
+            f"{path}: text.max_tokens: {spec.text.max_tokens} token states take {spec.largest_text_bytes} "
+            f"bytes, more than a message holds: raise CHORUS_DENOISER_MAX_MESSAGE_BYTES, now {limit}"
+        )
+    if spec.largest_latents_bytes > settings.max_blob_bytes:
+        log.warning(
+            "the largest videos of this model cannot be reused: raise CHORUS_DENOISER_MAX_BLOB_BYTES and the "
+            "cache's limit",
+            model_id=spec.id,
+            latents_bytes=spec.largest_latents_bytes,
+            max_blob_bytes=settings.max_blob_bytes,
         )
 
 
@@ -91,8 +118,8 @@ async def load_models(
     Args:
         stopping: Event that is set when the process must end, so that no engine build delays it.
 
-    Raises SpecError or WeightsError for a file that cannot be served, BackendError for a backend that cannot
-    run and may not fall back, ValueError for a device that is missing.
+    Raises SpecError or WeightsError for a file that cannot be served or a model that diverges, BackendError
+    for a backend that cannot run and may not fall back, ValueError for a device that is missing.
     """
 
     def report(words: str) -> bool:
@@ -100,11 +127,15 @@ async def load_models(
         return not stopping.is_set()
 
     def load() -> list[Predictor]:
+        for path in settings.models:
+            check_message_sizes(path, load_spec(path), settings)
         if settings.threads:
             torch.set_num_threads(settings.threads)
         if settings.device.startswith("cuda") and not torch.cuda.is_available():
             raise ValueError(f"device {settings.device}: torch finds no CUDA device; use cpu")
-        models = [LoadedModel.load(path, settings.device) for path in settings.models]
+        models = [
+            LoadedModel.load(path, settings.device, fp8=settings.computes_in_fp8) for path in settings.models
+        ]
         return [Predictor(model, choose_backend(model, settings, report)) for model in models]
 
     predictors = await device_thread.call(load)
@@ -114,8 +145,11 @@ async def load_models(
     if len(registry.predictors) < len(predictors):
         ids = [predictor.model.spec.id for predictor in predictors]
         raise SpecError(f"models: two files have the same id: {ids}")
-    for model_id in registry.predictors:
-        await registry.warm(model_id)
+    for model_id, file in zip(registry.predictors, settings.models, strict=True):
+        try:
+            await registry.warm(model_id)
+        except ChorusError as error:
+            raise SpecError(f"{file}: {error.message}") from error
     return registry
 
 

@@ -15,7 +15,6 @@ from chorus_rpc.errors import ChorusError, Violation, Violations
 from chorus_rpc.limits import (
     MAX_ENCODER_ID_CHARACTERS,
     MAX_ID_CHARACTERS,
-    MAX_PROMPT_CHARACTERS,
     MAX_VECTOR_DIM,
     MAX_WEIGHTED_TOKENS,
     NORM_TOLERANCE,
@@ -24,6 +23,7 @@ from chorus_rpc.limits import (
 from chorus_rpc.plan_bounds import check_amplification, check_depth, check_region
 from numpy.typing import NDArray
 
+from services.contract.prompts import find_prompt_fault
 from services.contract.reuse import effective_region_end, needs_side_data
 from services.contract.schedule import find_schedule_fault
 from services.contract.tensors import decode_tensor
@@ -102,6 +102,7 @@ class DenoiseJob:
             latent_dtype=latents_pb2.D_TYPE_FLOAT32,
             codec_id=self.model.codec.id,
             conditioning_encoder_id=spec.text.encoder_id,
+            model_digest=self.model.model_digest,
         )
 
 
@@ -139,6 +140,13 @@ def parse_request(request: denoiser_pb2.DenoiseRequest, models: Mapping[str, Loa
     sigmas = _parse_sigmas(violations, request, model)
     states = _parse_token_states(violations, request, model)
     _check_plan(violations, request.plan, len(sigmas) - 1)
+    violations.require(
+        model.spec.schedule.sampler == "euler"
+        or request.plan.region_end <= request.plan.reuse_steps
+        or request.plan.donor.HasField("seed"),
+        "plan.donor.seed",
+        "must be set for a plan with region steps: the model's sampler added noise that depends on it",
+    )
     admission = request.admission if request.HasField("admission") else None
     if admission is not None or request.plan.reuse_steps:
         _check_retrieval(violations, request)
@@ -176,19 +184,8 @@ def _parse_shape(
     ]
     if not all(fits):
         return None
-    try:
-        shape = model.codec.latent_shape(*sizes)
-    except ValueError as error:
-        violations.require(False, "shape", str(error))
-        return None
-    patch = model.spec.transformer.patch_size
-    for name, size, cells, side in zip(("frames", "height", "width"), sizes, shape[1:], patch, strict=True):
-        violations.require(
-            cells % side == 0,
-            f"shape.{name}",
-            f"{size} is {cells} latent cells, which must be a multiple of {side}",
-        )
-    return shape
+    # Every size within the bounds has latents of whole patches: `load_spec` checks it.
+    return model.codec.latent_shape(*sizes)
 
 
 def _parse_sigmas(
@@ -282,12 +279,8 @@ def _check_retrieval(violations: Violations, request: denoiser_pb2.DenoiseReques
 def _check_admission(
     violations: Violations, admission: denoiser_pb2.AdmissionContext, vector_dim: int
 ) -> None:
-    length = len(admission.prompt.strip())
-    violations.require(
-        1 <= length <= MAX_PROMPT_CHARACTERS,
-        "admission.prompt",
-        f"must have 1 to {MAX_PROMPT_CHARACTERS} characters without surrounding space, not {length}",
-    )
+    fault = find_prompt_fault(admission.prompt)
+    violations.require(fault is None, "admission.prompt", fault or "")
     vector = admission.retrieval_vector
     if violations.require(
         len(vector) == vector_dim,

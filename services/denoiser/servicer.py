@@ -76,8 +76,7 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
     ) -> AsyncIterator[denoiser_pb2.DenoiseResponse]:
         tenant = read_tenant(context.invocation_metadata())
         job = parse_request(request, self._registry.models)
-        remaining = context.time_remaining()
-        seconds = self._run_seconds if remaining is None else min(remaining, self._run_seconds)
+        seconds, late = _limit_run(context.time_remaining(), self._run_seconds)
         deadline = time.monotonic() + seconds
         release_place = self._device_thread.reserve_place()
         _call_when_ended(context, release_place)
@@ -91,6 +90,7 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
                 parent=telemetry.traceparent(),
             ),
             deadline,
+            late,
         )
         _call_when_ended(context, run.cancel)
         with telemetry.span(semconv.SPAN_QUEUE):
@@ -138,6 +138,20 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
             log.warning("donor not usable", generation_id=job.generation_id, reason=error.message)
             return _Fetched(degraded=errors.to_job_error(error), seconds=time.perf_counter() - begin)
         return _Fetched(donor, seconds=time.perf_counter() - begin)
+
+
+def _limit_run(remaining: float | None, run_seconds: float) -> tuple[float, ChorusError]:
+    """Returns the seconds that a run may take, and the error that names this limit.
+
+    Args:
+        remaining: Seconds until the caller's deadline; None without one.
+    """
+    if remaining is not None and remaining <= run_seconds:
+        return remaining, ChorusError(errors.DEADLINE_EXCEEDED, "the deadline passed before the run was done")
+    return run_seconds, errors.time_limit_exceeded(
+        "CHORUS_DENOISER_RUN_SECONDS",
+        f"the run, with its wait for the device, took longer than {run_seconds:g} s",
+    )
 
 
 def _call_when_ended(context: Any, action: Callable[[], None]) -> None:

@@ -80,3 +80,8 @@ class DenoiserSettings(ServerSettings):
     """Upper bound on the latents of one step boundary, in bytes."""
     run_seconds: Seconds = 3_600.0
     """Upper bound on the duration of a run, in seconds, even if the caller's deadline is later."""
+
+    @property
+    def computes_in_fp8(self) -> bool:
+        """Whether the configured backend computes in 8-bit floats."""
+        return self.backend == "tensorrt" and self.engine_fp8

@@ -33,6 +33,10 @@ T = TypeVar("T")
 RETRY_SECONDS = 0.5
 
 
+class EncoderError(ValueError):
+    """Fault of an encoder's files or device; no later try can succeed."""
+
+
 def load_encoder(spec: EncoderSpec, dtype: torch.dtype, device: str) -> Encoder:
     """Loads an encoder and runs it once. Raises OSError or ValueError that names the fault.
 
@@ -45,7 +49,10 @@ def load_encoder(spec: EncoderSpec, dtype: torch.dtype, device: str) -> Encoder:
         encoder = MiniLMEncoder()
     else:
         encoder = (CLIPEncoder if spec.kind == "clip" else UMT5Encoder)(spec.path, dtype, device)
-    encoder.encode(["a red circle"])
+    try:
+        encoder.encode(["a red circle"])
+    except ChorusError as error:
+        raise ValueError(error.message) from error
     log.info("encoder ready", id=encoder.id, seconds=round(time.monotonic() - start, 1))
     return encoder
 
@@ -160,7 +167,8 @@ class EncoderThread:
         if not self._places.acquire(blocking=False):
             raise ChorusError(
                 errors.QUEUE_FULL,
-                f"{self._queue_limit} calls wait for the encoder already; retry later",
+                f"{self._queue_limit} calls wait for the encoder already (CHORUS_EMBEDDER_QUEUE_LIMIT);"
+                " retry later",
                 metadata={"service": "embedder"},
                 retry_after=RETRY_SECONDS,
             )
@@ -190,15 +198,18 @@ def load_encoders(
     Args:
         dtype: name of a torch dtype.
 
-    Raises OSError or ValueError that names the directory, or the device, that cannot be used.
+    Raises EncoderError that names the directory, or the device, that cannot be used.
     """
     if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"device {device}: torch finds no CUDA device; use cpu")
+        raise EncoderError(f"device {device}: torch finds no CUDA device; use cpu")
     torch.set_num_threads(threads)
-    loaded = {
-        spec: load_encoder(spec, getattr(torch, dtype), device)
-        for spec in dict.fromkeys((retrieval, *conditioning))
-    }
+    try:
+        loaded = {
+            spec: load_encoder(spec, getattr(torch, dtype), device)
+            for spec in dict.fromkeys((retrieval, *conditioning))
+        }
+    except (OSError, ValueError) as error:
+        raise EncoderError(str(error)) from error
     return EncoderThread(
         loaded[retrieval],
         [loaded[spec] for spec in conditioning],

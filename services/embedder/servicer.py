@@ -8,8 +8,9 @@ import grpc.aio
 from chorus.embedder.v1 import embedder_pb2, embedder_pb2_grpc
 from chorus_rpc import errors
 from chorus_rpc.errors import ChorusError, Violations
-from chorus_rpc.limits import MAX_DONORS, MAX_PROMPT_CHARACTERS
+from chorus_rpc.limits import MAX_DONORS
 
+from services.contract.prompts import find_prompt_fault
 from services.contract.tensors import decode_tensor, encode_tensor
 from services.embedder.aligner import AlignedPrompts, Aligner
 from services.embedder.alignment import Change, to_tokens
@@ -130,13 +131,9 @@ def make_align_response(
 
 
 def _trim(prompt: str, field: str, violations: Violations) -> str:
-    trimmed = prompt.strip()
-    violations.require(
-        1 <= len(trimmed) <= MAX_PROMPT_CHARACTERS,
-        field,
-        f"must have 1 to {MAX_PROMPT_CHARACTERS} characters without surrounding space, not {len(trimmed)}",
-    )
-    return trimmed
+    fault = find_prompt_fault(prompt)
+    violations.require(fault is None, field, fault or "")
+    return prompt.strip()
 
 
 def _make_tokens(encoding: Tokens, sent: str, indices: Iterable[int]) -> list[embedder_pb2.Token]:

@@ -102,15 +102,13 @@ class ServiceInterceptor(grpc.aio.ServerInterceptor):
         check: Callable[[Any], Any] = _check_each if handler.request_streaming else _check
 
         async def respond(request: Any, context: Any) -> Any:
+            limit = asyncio.timeout(self._call_seconds)
             try:
-                async with asyncio.timeout(self._call_seconds):
+                async with limit:
                     return await behaviour(check(request), context)
             except TimeoutError as error:
-                late = ChorusError(
-                    errors.DEADLINE_EXCEEDED, f"{method} took longer than {self._call_seconds:g} s"
-                )
-                late.__cause__ = error
-                await _abort(late, context, method)
+                # Without the limit the exception is the handler's own, and a fault as any other.
+                await _abort(self._late(method) if limit.expired() else error, context, method)
             except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 -- the one place that maps them
                 await _abort(error, context, method)
 
@@ -127,6 +125,12 @@ class ServiceInterceptor(grpc.aio.ServerInterceptor):
             stream if handler.response_streaming else respond,
             _make_decoder(handler.request_deserializer, method),
             handler.response_serializer,
+        )
+
+    def _late(self, method: str) -> ChorusError:
+        return errors.time_limit_exceeded(
+            f"CHORUS_{self._gate.service.upper()}_CALL_SECONDS",
+            f"{method} took longer than {self._call_seconds:g} s",
         )
 
 

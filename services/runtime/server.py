@@ -7,12 +7,12 @@ import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
-from typing import cast
+from typing import Final, cast
 
 import grpc
 import grpc.aio
 from chorus_rpc import telemetry
+from chorus_rpc.addresses import join_host_port
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
@@ -20,15 +20,21 @@ from services.runtime.address import CannotListen, check_address
 from services.runtime.health import HealthServicer
 from services.runtime.interceptors import Gate, ServiceInterceptor
 from services.runtime.logs import configure_logs, get_logger
+from services.runtime.resources import EssentialTaskEnded, Resources
 from services.runtime.settings import ServerSettings, find_unknown_variables
 
 # Runs once the port is bound: loads what the service needs, registers every resource with the stack and adds
 # the servicer to the server. Calls are refused with UNAVAILABLE until it returns.
-Start = Callable[[AsyncExitStack, grpc.aio.Server], Awaitable[None]]
+Start = Callable[[Resources, grpc.aio.Server], Awaitable[None]]
 # Called when a drain begins, before it waits for running calls: ends background work that has no end.
 Drain = Callable[[], Awaitable[None]]
 
 log = get_logger("server")
+
+# Shortest permitted interval between two pings of a client. Clients and proxies commonly ping each 10 s, and
+# a ping that the network delays shortens the interval to the next. gRPC closes the connection at the third
+# ping that is earlier (GOAWAY, too_many_pings).
+PING_INTERVAL_SECONDS: Final = 5.0
 
 
 class _StartedServer:
@@ -48,6 +54,8 @@ class _StartedServer:
 def run(name: str, service: str, settings: ServerSettings, start: Start, drain: Drain | None = None) -> None:
     """Serves until SIGTERM or SIGINT; returns after the drain.
 
+    Ends the process with status 1, after a drain, when an essential task of `start` has ended.
+
     Args:
         name: short name, for instance "cache".
         service: full protobuf name, for instance "chorus.cache.v1.CacheService".
@@ -62,11 +70,25 @@ def run(name: str, service: str, settings: ServerSettings, start: Start, drain: 
     try:
         check_address(settings)
         asyncio.run(_serve(name, service, settings, start, drain))
+    except EssentialTaskEnded:
+        raise SystemExit(1) from None
     except CannotListen as error:
         print(error, file=sys.stderr)
         raise SystemExit(1) from None
     finally:
         telemetry.shutdown()
+
+
+def build_server_options(max_message_bytes: int) -> list[tuple[str, int]]:
+    """Returns the gRPC options of every server."""
+    return [
+        ("grpc.max_send_message_length", max_message_bytes),
+        ("grpc.max_receive_message_length", max_message_bytes),
+        ("grpc.http2.min_ping_interval_without_data_ms", int(PING_INTERVAL_SECONDS * 1_000)),
+        ("grpc.keepalive_permit_without_calls", 1),
+        # With it, two processes on one port would each receive half of the calls.
+        ("grpc.so_reuseport", 0),
+    ]
 
 
 async def _serve(
@@ -77,21 +99,14 @@ async def _serve(
         # Tracing is outermost, so that it also records refused calls.
         interceptors=[*telemetry.server_interceptors(), ServiceInterceptor(gate, settings.call_seconds)],
         maximum_concurrent_rpcs=settings.max_concurrent_calls,
-        options=[
-            ("grpc.max_send_message_length", settings.max_message_bytes),
-            ("grpc.max_receive_message_length", settings.max_message_bytes),
-            ("grpc.http2.min_ping_interval_without_data_ms", 30_000),
-            ("grpc.keepalive_permit_without_calls", 1),
-            # With it, two processes on one port would each receive half of the calls.
-            ("grpc.so_reuseport", 0),
-        ],
+        options=build_server_options(settings.max_message_bytes),
     )
     status = HealthServicer(settings.instance_id)
     health_pb2_grpc.add_HealthServicer_to_server(status, server)
     await status.set(service, health_pb2.HealthCheckResponse.NOT_SERVING)
     await status.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
     reflection.enable_server_reflection((service, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
-    port = server.add_insecure_port(f"{settings.host}:{settings.port}")
+    port = server.add_insecure_port(join_host_port(settings.host, settings.port))
     await server.start()
     running = cast(grpc.aio.Server, _StartedServer(server))
     log.info("port bound", host=settings.host, port=port)
@@ -101,18 +116,19 @@ async def _serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
 
-    async with AsyncExitStack() as resources:
-        loading = asyncio.ensure_future(asyncio.wait_for(start(resources, running), settings.startup_seconds))
+    async with Resources() as resources:
+        loading = asyncio.ensure_future(_load(name, start(resources, running), settings.startup_seconds))
         stopping = asyncio.ensure_future(stop.wait())
         try:
-            await asyncio.wait((loading, stopping), return_when=asyncio.FIRST_COMPLETED)
+            ends = (stopping, resources.ended_task)
+            await asyncio.wait((loading, *ends), return_when=asyncio.FIRST_COMPLETED)
             if loading.done():
                 loading.result()
                 gate.open()
                 await status.set(service, health_pb2.HealthCheckResponse.SERVING)
                 await status.set("", health_pb2.HealthCheckResponse.SERVING)
                 log.info("serving", host=settings.host, port=port)
-                await stopping
+                await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
                 log.info("draining", seconds=settings.drain_seconds)
         finally:
             gate.drain()
@@ -124,4 +140,19 @@ async def _serve(
                     await drain()
             finally:
                 await server.stop(settings.drain_seconds)
+        if resources.ended_task.done():
+            raise EssentialTaskEnded(resources.ended_task.result())
     log.info("stopped")
+
+
+async def _load(name: str, start: Awaitable[object], seconds: float) -> None:
+    """Awaits `start`. Raises TimeoutError that names the setting when it takes longer than `seconds`."""
+    limit = asyncio.timeout(seconds)
+    try:
+        async with limit:
+            await start
+    except TimeoutError as error:
+        if not limit.expired():
+            raise
+        setting = f"CHORUS_{name.upper()}_STARTUP_SECONDS"
+        raise TimeoutError(f"{name} was not ready within {seconds:g} s ({setting})") from error

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
+from chorus_rpc.addresses import parse_host, parse_target
 from chorus_rpc.limits import DEFAULT_MAX_MESSAGE_BYTES
 from chorus_rpc.suggestions import closest
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import AfterValidator, Field, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -25,8 +26,15 @@ ROOT = Path(__file__).resolve().parents[2]
 
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Port = Annotated[int, Field(ge=0, le=65_535)]
+
+
+def _check_target(value: str) -> str:
+    parse_target(value)
+    return value
+
+
 # "host:port", or any gRPC name such as "dns:///cache:7402".
-Target = Annotated[str, Field(min_length=3, max_length=512)]
+Target = Annotated[str, Field(min_length=3, max_length=512), AfterValidator(_check_target)]
 
 
 class ServerSettings(BaseSettings):
@@ -37,8 +45,9 @@ class ServerSettings(BaseSettings):
 
     model_config = SettingsConfigDict(extra="ignore", use_attribute_docstrings=True)
 
-    host: Annotated[str, Field(min_length=1, max_length=255)] = "127.0.0.1"
-    """Address to listen on; 0.0.0.0 in a container."""
+    host: Annotated[str, Field(min_length=1, max_length=255), AfterValidator(parse_host)] = "127.0.0.1"
+    """IP address or host name to listen on. 0.0.0.0 and :: are all addresses, of IPv4 and IPv6: for a
+    container."""
     port: Port = 0
     """TCP port to listen on; 0 selects a free port, which the log reports."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -83,8 +92,10 @@ def load_settings(kind: type[S], arguments: Sequence[str] = ()) -> S:
         return kind()
     except ValidationError as error:
         for fault in error.errors():
-            name = prefix + str(fault["loc"][0]).upper()  # without the position in a list
-            print(f"{name}: {fault['msg']} (got {fault.get('input')!r})", file=sys.stderr)
+            field = str(fault["loc"][0])  # without the position in a list
+            secret = kind.model_fields[field].annotation is SecretStr
+            got = "" if secret else f" (got {fault.get('input')!r})"
+            print(f"{prefix}{field.upper()}: {fault['msg']}{got}", file=sys.stderr)
         raise SystemExit(2) from None
 
 

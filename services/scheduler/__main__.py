@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Coroutine
-from contextlib import AsyncExitStack
 
 import grpc.aio
 from chorus.scheduler.v1 import scheduler_pb2, scheduler_pb2_grpc
 from chorus_rpc.errors import ChorusError
 
 from services.runtime.logs import get_logger
+from services.runtime.resources import Resources
 from services.runtime.server import run
 from services.runtime.settings import load_settings
 from services.scheduler.api.generations import Generations
@@ -22,6 +22,7 @@ from services.scheduler.dispatch.denoise_stream import DenoiseRunner
 from services.scheduler.dispatch.dispatcher import Dispatcher
 from services.scheduler.dispatch.throughput import Throughput
 from services.scheduler.jobs.notifier import JobNotifier
+from services.scheduler.jobs.passing_faults import PassingFault
 from services.scheduler.jobs.sqlite import open_store
 from services.scheduler.jobs.store import StoreError
 from services.scheduler.jobs.video_files import VideoFiles
@@ -30,6 +31,7 @@ from services.scheduler.peers.cache import CacheClient
 from services.scheduler.peers.connection import PeerConnection, open_connection
 from services.scheduler.peers.denoiser import DenoiserClient
 from services.scheduler.peers.embedder import EmbedderClient
+from services.scheduler.peers.encoder_registry import EncoderRegistry
 from services.scheduler.peers.health import PeerHealth
 from services.scheduler.peers.model_registry import ModelRegistry
 from services.scheduler.settings import SchedulerSettings
@@ -50,8 +52,9 @@ class Scheduler:
         self._dispatcher: Dispatcher | None = None
         self._models: ModelRegistry | None = None
         self._admissions: PendingAdmissions | None = None
+        self._encoders: EncoderRegistry | None = None
 
-    async def start(self, resources: AsyncExitStack, server: grpc.aio.Server) -> None:
+    async def start(self, resources: Resources, server: grpc.aio.Server) -> None:
         """Serves as soon as the database is open, even while other services are unavailable."""
         settings = self._settings
         store = await open_store(settings.database, self._notifier.notify)
@@ -77,6 +80,8 @@ class Scheduler:
         models = ModelRegistry(store, denoiser_client)
         self._models = models
         await models.load()
+        encoders = EncoderRegistry(embedder_client)
+        self._encoders = encoders
         throughput = Throughput()
         admissions = PendingAdmissions(settings.admission_seconds)
         self._admissions = admissions
@@ -101,8 +106,10 @@ class Scheduler:
         dispatcher = Dispatcher(attempt_runner, store, videos, required_peers, settings)
         self._dispatcher = dispatcher
         await dispatcher.recover()
-        self._spawn(dispatcher.run())
-        generations = Generations(store, videos, models, throughput, dispatcher, self._notifier, settings)
+        resources.start_task(dispatcher.run(), "dispatcher")
+        generations = Generations(
+            store, videos, models, encoders, throughput, dispatcher, self._notifier, settings
+        )
         scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server(SchedulerServicer(generations), server)
 
     async def drain(self) -> None:
@@ -116,7 +123,10 @@ class Scheduler:
     def _handle_health_change(self, peer: PeerHealth) -> None:
         if peer.name == "denoiser" and peer.serving:
             self._spawn(self._refresh_models(peer))
-        elif self._dispatcher is not None:
+            return
+        if peer.name == "embedder" and peer.serving:
+            self._spawn(self._refresh_encoders())
+        if self._dispatcher is not None:
             self._dispatcher.handle_health_change(peer)
 
     async def _refresh_models(self, denoiser: PeerHealth) -> None:
@@ -129,13 +139,29 @@ class Scheduler:
             log.warning("models not refreshed", error=error.message)
         except Exception:
             log.exception("models not saved")
+        if self._encoders is not None:
+            self._encoders.warn_of_faults(self._models.known())
         if self._dispatcher is not None:
             self._dispatcher.handle_health_change(denoiser)
+
+    async def _refresh_encoders(self) -> None:
+        if self._encoders is None or self._models is None:
+            return
+        try:
+            await self._encoders.refresh()
+        except ChorusError as error:
+            log.warning("encoders not refreshed", error=error.message)
+        self._encoders.warn_of_faults(self._models.known())
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._handle_end)
+
+    def _handle_end(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (cause := task.exception()) is not None:
+            log.error("background task failed", task=task.get_name(), exc_info=cause)
 
     async def _end_tasks(self) -> None:
         for task in self._tasks:
@@ -154,7 +180,7 @@ def main() -> None:
             scheduler.start,
             drain=scheduler.drain,
         )
-    except StoreError as error:
+    except (StoreError, PassingFault) as error:
         print(f"scheduler: {error}", file=sys.stderr)
         raise SystemExit(1) from None
 

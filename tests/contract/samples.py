@@ -29,6 +29,7 @@ def identity(model: str = "movingshapes") -> latents_pb2.LatentIdentity:
     return latents_pb2.LatentIdentity(
         model_id=model,
         weights_digest=digest("weights"),
+        model_digest=digest("model"),
         schedule=latents_pb2.Schedule(sigmas=SIGMAS),
         latent_shape=SHAPE,
         latent_dtype=latents_pb2.D_TYPE_FLOAT32,
@@ -78,6 +79,7 @@ def entry(
         created_ms=created_ms,
         traceparent="00-" + "1" * 32 + "-" + "2" * 16 + "-01",
         generation_id="generation-1",
+        seed=seed,
     )
 
 

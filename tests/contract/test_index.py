@@ -50,6 +50,12 @@ async def test_next_search_finds_an_upserted_entry(index: Index, tenant: str) ->
         assert await index.get(SPACE.name, tenant, kept.entry_id) == kept
 
 
+async def test_seed_of_64_bits_survives_the_index(index: Index, tenant: str) -> None:
+    kept = entry("prompt", tenant=tenant, seed=2**64 - 1)
+    await index.upsert(SPACE, kept, unit(0))
+    assert await index.get(SPACE.name, tenant, kept.entry_id) == kept
+
+
 async def test_search_orders_by_cosine(index: Index, tenant: str) -> None:
     vectors = {f"prompt {i}": unit(i) for i in range(20)}
     for prompt, vector in vectors.items():

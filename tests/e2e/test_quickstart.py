@@ -42,6 +42,8 @@ async def test_second_request_reuses_the_first_ones_latents(scheduler: Any, stac
     assert hit.donor.score == pytest.approx(1, abs=1e-3)
     assert hit.plan.reuse_steps >= 1
     assert hit.steps_run == 4 - hit.plan.reuse_steps == kinds(events).count("step_completed")
+    [warning] = hit.warnings
+    assert (warning.metadata["seed"], warning.metadata["donor_seed"]) == ("2", "1")
 
     header, data = await video(scheduler, second.generation_id)
     assert header.header.size_bytes == len(data)

@@ -38,7 +38,7 @@ async def test_planner_reuses_for_a_changed_colour_and_gives_reasons(scheduler: 
     assert codes == [plan_pb2.PLAN_REASON_CODE_EDIT, plan_pb2.PLAN_REASON_CODE_CALIBRATION]
     assert '"purple"' in hit.plan.reasons[0].text
     assert '"yellow"' in hit.plan.reasons[0].text
-    assert not hit.warnings
+    assert [warning.metadata["field"] for warning in hit.warnings] == ["spec.seed"]  # 12, the donor's is 11
     steps = [event.step_completed for event in events if event.HasField("step_completed")]
     assert sum(step.computed_share for step in steps) < 2
 
@@ -62,7 +62,7 @@ async def test_explicit_plan_computes_a_region_from_each_source(
         min_score=0.5,
     )
     hit, events = await run_to_end(scheduler, stack, TARGET, seed=12, no_store=True, explicit_reuse=plan)
-    assert not hit.warnings
+    assert [warning.metadata["field"] for warning in hit.warnings] == ["spec.seed"]  # 12, the donor's is 11
     assert (hit.plan.reuse_steps, hit.plan.region_end) == (1, 3)
     assert [r.code for r in hit.plan.reasons] == [plan_pb2.PLAN_REASON_CODE_EXPLICIT]
     steps = [event.step_completed for event in events if event.HasField("step_completed")]

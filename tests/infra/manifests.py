@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -10,6 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import kubernetes_validate
 import pytest
 import yaml
 
@@ -20,6 +22,9 @@ CHART = ROOT / "infra/helm/chorus"
 COMPOSE = ROOT / "infra/compose/compose.yaml"
 MODULES = ROOT / "infra/tools/node_modules"
 SERVICES = ("scheduler", "embedder", "cache", "denoiser")
+BUNDLED = ("milvus", "minio", "collector", "jaeger")
+# The oldest version that the chart supports, and the newest one with a schema.
+KUBERNETES = ("1.27", "1.37")
 
 Manifest = dict[str, Any]
 Values = Mapping[str, Any]
@@ -84,6 +89,22 @@ INSTALLATIONS: dict[str, Values] = {
 }
 
 
+class ClusterLoader(yaml.SafeLoader):
+    """Reads plain scalars as Kubernetes does, for which 1e3 and 0o17 are numbers, too."""
+
+
+ClusterLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"),
+    list("-+.0123456789"),
+)
+ClusterLoader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"0o[0-7]+$"), ["0"])
+
+
+def load_manifests(text: str) -> list[Manifest]:
+    return [found for found in yaml.load_all(text, ClusterLoader) if found]
+
+
 def find_tool(path: str) -> Path:
     tool = MODULES / path
     if not tool.is_file():
@@ -100,16 +121,23 @@ class Chart:
 
     def run(self, verb: str, values: Values, *arguments: str) -> subprocess.CompletedProcess[str]:
         file = self.directory / "values.yaml"
-        file.write_text(yaml.safe_dump(dict(values)))
+        # Unlike PyYAML's output, every string of a JSON file is a string to every parser of YAML.
+        file.write_text(json.dumps(values, ensure_ascii=False))
         command = [str(self.helm), *verb.split(), str(CHART), "--values", str(file), *arguments]
         return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
-    def template(self, values: Values, release: str = "demo") -> list[Manifest]:
-        done = self.run(
-            "template", values, "--name-template", release, "--namespace", "video", "--kube-version", "1.33.0"
-        )
+    def template(self, values: Values, release: str = "demo", version: str = "1.33") -> list[Manifest]:
+        names = ("--name-template", release, "--namespace", "video")
+        done = self.run("template", values, *names, "--kube-version", f"{version}.0")
         assert done.returncode == 0, done.stderr
-        return [found for found in yaml.safe_load_all(done.stdout) if found]
+        return load_manifests(done.stdout)
+
+    def template_valid(self, values: Values, version: str, release: str = "demo") -> list[Manifest]:
+        """Renders the chart for a version of Kubernetes, and validates every manifest against its schemas."""
+        manifests = self.template(values, release, version)
+        for found in manifests:
+            kubernetes_validate.validate(found, version, strict=True)
+        return manifests
 
     def render_invalid(self, values: Values) -> str:
         """Returns the error of Helm for values that the chart must reject."""
@@ -167,7 +195,7 @@ def settings_class(service: str) -> type[ServerSettings]:
 
 
 def compose() -> Manifest:
-    loaded: Manifest = yaml.safe_load(COMPOSE.read_text())
+    [loaded] = load_manifests(COMPOSE.read_text())
     return loaded
 
 

@@ -13,6 +13,7 @@ import yaml
 from tests.infra.manifests import (
     CHART,
     INSTALLATIONS,
+    KUBERNETES,
     SERVICES,
     Chart,
     Manifest,
@@ -35,8 +36,7 @@ def test_chart_passes_lint(chart: Chart, values: dict[str, Any]) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-# The oldest version that the chart supports, and the newest one with a schema.
-@pytest.mark.parametrize("version", ["1.27", "1.37"])
+@pytest.mark.parametrize("version", KUBERNETES)
 def test_manifests_match_the_schemas_of_kubernetes(rendered: dict[str, list[Manifest]], version: str) -> None:
     distinct = {json.dumps(found, sort_keys=True) for manifests in rendered.values() for found in manifests}
     for text in distinct:
@@ -105,7 +105,7 @@ def test_values_and_schema_have_the_same_keys() -> None:
         if "properties" not in rule or not isinstance(value, dict):
             return
         assert set(value) <= set(rule["properties"]), path
-        if not path.endswith((".settings", ".resources")):
+        if not path.endswith((".settings", ".resources", "SecurityContext")):
             assert set(rule["properties"]) - {"global"} == set(value), path
         for key, inner in value.items():
             compare(inner, rule["properties"][key], f"{path}.{key}")

@@ -49,6 +49,24 @@ def test_file_uses_only_known_keys() -> None:
         assert set(network) <= KNOWN["network"]
 
 
+@pytest.mark.fault("helm")
+def test_every_scalar_of_a_component_is_a_string_or_a_flag() -> None:
+    """Verifies what Compose reads: an unquoted 1e3 or 0o17 would be a number, and a port 22:22 a time."""
+
+    def check(value: object, path: str) -> None:
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                check(inner, f"{path}.{key}")
+        elif isinstance(value, list):
+            for inner in value:
+                check(inner, path)
+        else:
+            numeric = path.endswith((".healthcheck.retries",))
+            assert isinstance(value, int if numeric else str | bool), path
+
+    check(PARTS, "services")
+
+
 def test_file_has_all_components() -> None:
     assert set(PARTS) == {*SERVICES, "milvus", "minio", "collector", "jaeger"}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -66,9 +67,10 @@ def server() -> Iterator[tuple[int, health.HealthServicer]]:
         server.stop(None).wait(5)
 
 
-def healthy(*arguments: str) -> subprocess.CompletedProcess[str]:
+def healthy(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, str(FOLDER / "healthy"), *arguments],
+        env={**os.environ, **variables},
         capture_output=True,
         text=True,
         timeout=60,
@@ -104,3 +106,21 @@ def test_health_check_reports_an_unreachable_server() -> None:
     assert gone.returncode == 1
     assert "UNAVAILABLE" in gone.stderr
     assert "usage" in healthy().stderr
+
+
+@pytest.mark.fault("helm")
+@pytest.mark.parametrize(("host", "status"), [("::1", 0), ("[::1]", 0), ("::", 1), ("0.0.0.0", 1)])
+def test_health_check_asks_the_address_of_the_service(host: str, status: int) -> None:
+    """Verifies it with a server on the IPv6 loopback only: a wildcard is asked over IPv4."""
+    with ThreadPoolExecutor(2) as threads:
+        server = grpc.server(threads)
+        known = health.HealthServicer()
+        known.set(NAME, health_pb2.HealthCheckResponse.SERVING)
+        health_pb2_grpc.add_HealthServicer_to_server(known, server)
+        port = server.add_insecure_port("[::1]:0")
+        server.start()
+        try:
+            done = healthy(str(port), NAME, SERVICE="cache", CHORUS_CACHE_HOST=host)
+        finally:
+            server.stop(None).wait(5)
+    assert done.returncode == status, done.stderr

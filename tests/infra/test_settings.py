@@ -29,6 +29,7 @@ DERIVED_BY_SERVICE = {
     "cache": {
         "milvus_uri",
         "milvus_token",
+        "milvus_ca",
         "blobs",
         "blob_dir",
         "s3_endpoint",
@@ -37,6 +38,10 @@ DERIVED_BY_SERVICE = {
         "s3_secret_key",
         "s3_secure",
         "s3_region",
+        "s3_ca",
+        "s3_credentials",
+        "s3_session_token",
+        "s3_sts_endpoint",
     },
     "denoiser": {"cache_target", "device", "engines"},
 }

@@ -1,4 +1,4 @@
-"""`chorus cache`: statistics and purge."""
+"""`chorus cache`: statistics, purge and adoption."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from chorus_cli.following import run
 from chorus_cli.options import CacheTarget, Json, Tenant
 from chorus_cli.output import Output
 
-app = typer.Typer(help="Show the statistics of the cache, or purge its entries.", no_args_is_help=True)
+app = typer.Typer(
+    help="Show the statistics of the cache, purge its entries, or adopt its object store.",
+    no_args_is_help=True,
+)
 
 # The sweeper of the cache frees blobs; the figure is the sum of the defaults of its two settings.
 FREED_MINUTES = 15
@@ -74,6 +77,47 @@ def purge(
             gone = await client.purge(entry=entry, model=model, older_than=age, everything=everything)
         out.print(f"{gone.entries:,} entries, {gone.bytes:,} bytes removed", purged=gone.proto)
         if gone.entries:
+            out.status(_FREED)
+
+    run(main(), out)
+
+
+@app.command()
+def adopt(
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be deleted, and change nothing.")
+    ] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Do not ask; needed if no terminal can answer.")
+    ] = False,
+    target: CacheTarget = None,
+    tenant: Tenant = DEFAULT_TENANT,
+    as_json: Json = False,
+) -> None:
+    """Claim the object store for the index of this cache, for all tenants.
+
+    A cache deletes nothing from a store that another index owns, or that it has not claimed: its own index
+    may be the wrong one. After the adoption its sweeper deletes every blob that no entry of its index names.
+    """
+    out = Output(as_json)
+
+    async def main() -> None:
+        if not (dry_run or yes or out.is_interactive):
+            raise invalid("adopt", "needs --yes without a terminal")
+        async with connect_cache(target, tenant) as client:
+            if dry_run or not yes:
+                found = await client.adopt(validate_only=True)
+                if dry_run:
+                    out.print(rendering.adoption_text(found.proto), adoption=found.proto)
+                    return
+                out.status(rendering.adoption_text(found.proto))
+                address = endpoints.resolve("cache", target)
+                out.confirm(
+                    f"Claim the object store for the index {found.index_id} of the cache at {address}?"
+                )
+            found = await client.adopt()
+        out.print(rendering.adoption_text(found.proto), adoption=found.proto)
+        if found.orphaned_blobs or found.broken_entries:
             out.status(_FREED)
 
     run(main(), out)

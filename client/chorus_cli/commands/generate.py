@@ -12,7 +12,7 @@ from chorus_client import AsyncChorusClient, ChorusError, SpecOptions
 from chorus_client.plans import plan_from_options
 from chorus_client.spec import parse_numbers
 from chorus_rpc.errors import invalid
-from chorus_rpc.limits import MAX_PROMPT_CHARACTERS
+from chorus_rpc.limits import MAX_PROMPT_BYTES
 from chorus_rpc.plan_bounds import MAX_STRENGTH
 
 from chorus_cli.connect import connect_scheduler
@@ -33,7 +33,7 @@ def generate(
     prompt: Annotated[
         str | None,
         typer.Argument(
-            metavar="PROMPT", help=f"Text of the video, 1 to {MAX_PROMPT_CHARACTERS:,} characters."
+            metavar="PROMPT", help=f"Text of the video, 1 to {MAX_PROMPT_BYTES:,} bytes of UTF-8."
         ),
     ] = None,
     file: Annotated[

@@ -10,7 +10,7 @@ from chorus_client import endpoints
 
 from chorus_cli.following import run
 from chorus_cli.options import Json
-from chorus_cli.output import Output
+from chorus_cli.output import LastingOutput
 
 
 def up(
@@ -52,6 +52,6 @@ def up(
     """
     from chorus_cli.local.up import run_up  # POSIX only, and no other command needs it
 
-    out = Output(as_json)
+    out = LastingOutput(as_json)
     status = run(run_up(directory.absolute(), model or (), startup_seconds, out), out)
     raise typer.Exit(status)

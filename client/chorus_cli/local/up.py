@@ -18,6 +18,7 @@ from typing import Any, Final
 
 import grpc
 from chorus_client import endpoints
+from chorus_rpc.addresses import is_wildcard, join_host_port, parse_host
 from chorus_rpc.channels import open_channel
 from chorus_rpc.errors import INVALID_FIELD, WRONG_STATE, ChorusError, invalid
 from chorus_rpc.semconv import INSTANCE_KEY
@@ -67,6 +68,7 @@ def build_environment(
 
     Raises ChorusError (INVALID_FIELD) for a model file that cannot be read.
     """
+    targets = build_targets(base, ports)
     chosen = {
         **model_files.choose_models(models, base),
         "CHORUS_EMBEDDER_PORT": str(ports["embedder"]),
@@ -78,10 +80,10 @@ def build_environment(
         # Half of the cores: OpenMP's threads wait for each other at every step, and a core that another
         # service takes from one of them stalls them all.
         "CHORUS_DENOISER_THREADS": str(max(1, (os.cpu_count() or 1) // 2)),
-        "CHORUS_DENOISER_CACHE_TARGET": f"{HOST}:{ports['cache']}",
-        "CHORUS_SCHEDULER_EMBEDDER_TARGET": f"{HOST}:{ports['embedder']}",
-        "CHORUS_SCHEDULER_CACHE_TARGET": f"{HOST}:{ports['cache']}",
-        "CHORUS_SCHEDULER_DENOISER_TARGET": f"{HOST}:{ports['denoiser']}",
+        "CHORUS_DENOISER_CACHE_TARGET": targets["cache"],
+        "CHORUS_SCHEDULER_EMBEDDER_TARGET": targets["embedder"],
+        "CHORUS_SCHEDULER_CACHE_TARGET": targets["cache"],
+        "CHORUS_SCHEDULER_DENOISER_TARGET": targets["denoiser"],
         "CHORUS_SCHEDULER_DATABASE": str(directory / "jobs.db"),
         "CHORUS_SCHEDULER_VIDEO_DIR": str(directory / "videos"),
     }
@@ -103,6 +105,32 @@ def longest_drain(environment: Mapping[str, str]) -> float:
     return DRAIN_SECONDS
 
 
+def choose_hosts(base: Mapping[str, str]) -> dict[str, str]:
+    """Returns the address at which each service listens: `CHORUS_<SERVICE>_HOST`, else loopback.
+
+    Raises ChorusError (INVALID_FIELD) for a variable that is not a host name or an IP address.
+    """
+    hosts: dict[str, str] = {}
+    for service in SERVICES:
+        variable = f"CHORUS_{service.upper()}_HOST"
+        try:
+            hosts[service] = parse_host(base.get(variable, HOST))
+        except ValueError as error:
+            raise invalid(variable, f"{error}, not {base[variable]!r}") from None
+    return hosts
+
+
+def reach(host: str) -> str:
+    """Returns the address at which this machine reaches a server that listens at `host`."""
+    return HOST if is_wildcard(host) else host
+
+
+def build_targets(base: Mapping[str, str], ports: Mapping[str, int]) -> dict[str, str]:
+    """Returns "host:port" of each service, as this machine reaches it."""
+    hosts = choose_hosts(base)
+    return {service: join_host_port(reach(hosts[service]), ports[service]) for service in SERVICES}
+
+
 def choose_ports(base: Mapping[str, str]) -> dict[str, int]:
     """Chooses a port for each service: `CHORUS_<SERVICE>_PORT`, else its default port, else a free one.
 
@@ -110,6 +138,11 @@ def choose_ports(base: Mapping[str, str]) -> dict[str, int]:
     service or one in use, whose program would answer the health check.
     """
     ports: dict[str, int] = {}
+    hosts = choose_hosts(base)
+    for service, host in hosts.items():
+        with contextlib.ExitStack() as bound:
+            if _bind(bound, 0, host) is None:
+                raise invalid(f"CHORUS_{service.upper()}_HOST", f"{host} is not an address of this machine")
     for service in SERVICES:
         variable = f"CHORUS_{service.upper()}_PORT"
         text = base.get(variable)
@@ -122,24 +155,27 @@ def choose_ports(base: Mapping[str, str]) -> dict[str, int]:
         ports[service] = int(text)
     with contextlib.ExitStack() as bound:  # all at once, so that they differ
         for service, port in ports.items():
-            if _bind(bound, port) is None:
+            if _bind(bound, port, hosts[service]) is None:
                 variable = f"CHORUS_{service.upper()}_PORT"
-                raise invalid(variable, f"port {port} of {HOST} is in use, or not open to this user")
+                raise invalid(
+                    variable, f"port {port} of {hosts[service]} is in use, or not open to this user"
+                )
         for service in SERVICES:
             if service not in ports:
-                default = DEFAULT_PORTS[service]
-                taken = default in ports.values()
-                ports[service] = (None if taken else _bind(bound, default)) or _bind(bound, 0) or 0
+                default, host = DEFAULT_PORTS[service], hosts[service]
+                free = None if default in ports.values() else _bind(bound, default, host)
+                ports[service] = free or _bind(bound, 0, host) or 0
     return ports
 
 
-def _bind(bound: contextlib.ExitStack, port: int) -> int | None:
+def _bind(bound: contextlib.ExitStack, port: int, host: str = HOST) -> int | None:
     """Binds a port until the end of `bound`; 0 selects a free one. Returns it, or None if it is in use."""
-    holder = bound.enter_context(socket.socket())
-    # As gRPC does: connections that a previous run closed do not keep a port in use.
-    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        holder.bind((HOST, port))
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        holder = bound.enter_context(socket.socket(family, kind, protocol))
+        # As gRPC does: connections that a previous run closed do not keep a port in use.
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(address)
     except OSError:
         return None
     found: int = holder.getsockname()[1]
@@ -148,8 +184,9 @@ def _bind(bound: contextlib.ExitStack, port: int) -> int | None:
 
 def describe_moved_ports(base: Mapping[str, str], ports: Mapping[str, int]) -> list[str]:
     """Returns a line for each service whose default port was in use."""
+    targets = build_targets(base, ports)
     return [
-        f"port {default} is in use: the {service} listens at {HOST}:{ports[service]}"
+        f"port {default} is in use: the {service} listens at {targets[service]}"
         for service, default in DEFAULT_PORTS.items()
         if f"CHORUS_{service.upper()}_PORT" not in base and ports[service] != default
     ]
@@ -203,7 +240,7 @@ async def run_up(directory: Path, models: Sequence[Path], startup_seconds: float
         for line in describe_moved_ports(os.environ, ports):
             out.status(line)
         environment = build_environment(os.environ, directory, ports, models, startup_seconds)
-        targets = {service: f"{HOST}:{port}" for service, port in ports.items()}
+        targets = build_targets(os.environ, ports)
         children = [
             Child(
                 name=service,

@@ -1,21 +1,17 @@
 """Adapters (LoRA): files of small changes to the weights of a network, merged into them at load time.
 
-A file holds, for some of the parameters, two factors whose product is added (`down`, `up`), or the whole
-difference (`diff`). The formats of diffusers and PEFT, of LightX2V and of Kohya's tools are supported:
+A file holds, for some of the modules, two factors whose product is added (`down`, `up`), the whole difference
+(`diff`), or the trained values themselves (biases and modules that PEFT trained in full). `lora_names` reads
+the names of its tensors, `lora_scaling` the factors.
 
-    transformer.blocks.0.attn1.to_q.lora_A.weight, .lora_B.weight            diffusers, PEFT
-    diffusion_model.blocks.0.self_attn.q.lora_down.weight, .lora_up.weight   LightX2V; .alpha if not the rank
-    diffusion_model.blocks.0.norm3.diff, .diff_b, blocks.0.diff_m            weight, bias, modulation
-    lora_unet_blocks_0_self_attn_q.lora_down.weight                          Kohya
-
-Sources: LoRA, arXiv 2106.09685; the names as diffusers' loaders/lora_conversion_utils.py reads them.
+Sources: LoRA, arXiv 2106.09685; the formats as PEFT and diffusers (loaders/lora_conversion_utils.py) read.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -24,43 +20,40 @@ import torch
 from torch import Tensor
 
 from services.contract.safetensors_header import SafetensorsHeader
-from services.denoiser.checkpoint.names import strip_prefix, to_original_name
+from services.denoiser.checkpoint.lora_names import ModuleNames, Part, Place, find_collision
+from services.denoiser.checkpoint.lora_scaling import Scaling
 from services.denoiser.checkpoint.weights import (
+    NETWORK_TYPES,
     WeightsError,
+    check_types,
     read_header,
     read_tensors,
     verify_digest,
     weight_files,
 )
 
-Part = Literal["down", "up", "alpha", "diff"]
-_SUFFIXES: tuple[tuple[str, Part, str], ...] = (  # name in the file, part, name of the changed tensor
-    (r"\.lora_(A|down)(\.default)?\.weight$", "down", ".weight"),
-    (r"\.lora_(B|up)(\.default)?\.weight$", "up", ".weight"),
-    (r"\.alpha$", "alpha", ".weight"),
-    (r"\.diff$", "diff", ".weight"),
-    (r"\.diff_b$", "diff", ".bias"),
-    (r"\.diff_m$", "diff", ".modulation"),
-)
+_ALPHA_TYPES = (*NETWORK_TYPES, "F64", "I64", "I32", "I16", "U8")
+# Names under which PEFT and diffusers save an adapter in a folder.
+_FILES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
+_PEFT_PREFIX = "base_model.model."
 
 
 @dataclass(frozen=True)
 class _Change:
-    """Change of one parameter: factor * up @ down, or the whole difference."""
+    """Change of one parameter: factor * up @ down, or factor * diff; or its new values."""
 
-    diff: Tensor | None = None
-    up: Tensor | None = None  # [out, r]
+    kind: Literal["product", "difference", "values"]
+    tensor: Tensor  # up [out, r], the difference, or the values
     down: Tensor | None = None  # [r, in]
-    factor: float = 1.0  # alpha / r
+    factor: float = 1.0
 
     def compute(self, weight: Tensor) -> Tensor:
         """Returns the change in float32, with the shape and on the device of `weight`."""
-        if self.diff is not None:
-            return self.diff.to(weight.device).float()
-        assert self.up is not None
-        assert self.down is not None
-        up, down = (t.to(weight.device).float().flatten(1) for t in (self.up, self.down))
-        return self.factor * (up @ down).view_as(weight)
+        own = self.tensor.to(weight.device).float()
+        if self.down is None:
+            return self.factor * own
+        product = own.flatten(1) @ self.down.to(weight.device).float().flatten(1)
+        return self.factor * product.view_as(weight)
 
 
 @dataclass(frozen=True)
@@ -68,7 +61,8 @@ class Adapter:
     """Properties of an adapter that are part of the identity of latents.
 
     Attributes:
-        digest: SHA-256 of the file, lower-case hex.
+        digest: SHA-256 of the file's digest and of the factor of every change, lower-case hex: another file
+            may declare the factors.
         scale: Factor with which the adapter is merged; 1 is as trained.
     """
 
@@ -80,7 +74,8 @@ class Adapter:
 class Lora:
     """Changes of one adapter, checked against the network, in their stored types."""
 
-    def __init__(self, adapter: Adapter, changes: Mapping[str, _Change]) -> None:
+    def __init__(self, path: Path, adapter: Adapter, changes: Mapping[str, _Change]) -> None:
+        self.path = path
         self.adapter = adapter
         self._changes = changes
 
@@ -94,92 +89,181 @@ class Lora:
         scale: float = 1.0,
         sha256: str | None = None,
     ) -> Lora:
-        """Reads a safetensors file. Raises WeightsError for a tensor that does not fit the network.
+        """Reads a safetensors file, or the folder in which PEFT or diffusers saved one.
 
         Args:
             expected: Shape of every parameter of the network.
+
+        Raises WeightsError for a tensor that does not fit the network and a setting that cannot be honoured.
         """
-        file, *others = weight_files(path)
-        if others:
-            raise WeightsError(path, "an adapter must be one safetensors file")
+        file = _find_file(path)
         header = read_header(file)
-        places = _locate_parameters(file, header, expected)
+        places = _locate_tensors(file, header, ModuleNames(expected))
+        try:
+            has_alphas = any(place.part == "alpha" for place in places.values())
+            scaling = Scaling.read(file, header.metadata, has_alphas)
+            _check_declared(file, places, scaling)
+        except ValueError as error:
+            raise WeightsError(file, str(error)) from error
         digest = verify_digest(file, sha256)
-        parts: dict[str, dict[Part, Tensor]] = {}
+        modules: dict[str, dict[str, Tensor]] = {}
         for name, tensor in read_tensors(file):
-            parameter, part = places[name]
-            parts.setdefault(parameter, {})[part] = tensor
-        alpha = _read_alpha(file, header)
-        changes = {
-            name: _create_change(file, name, found, expected[name], alpha) for name, found in parts.items()
-        }
-        return cls(Adapter(id, digest, scale), changes)
+            modules.setdefault(places[name].module, {})[name] = tensor
+        changes: dict[str, _Change] = {}
+        for tensors in modules.values():
+            changes |= _create_changes(file, tensors, places, expected, scaling)
+        if scale != 1 and (whole := [name for name, each in changes.items() if each.kind == "values"]):
+            raise WeightsError(
+                file, f"scale must be 1, not {scale:g}: it replaces {whole[0]}, whose change it does not hold"
+            )
+        factors = {name: repr(change.factor) for name, change in changes.items()}
+        effective = hashlib.sha256(json.dumps([digest, factors], sort_keys=True).encode()).hexdigest()
+        return cls(file, Adapter(id, effective, scale), changes)
 
     def merge(self, name: str, weight: Tensor) -> Tensor:
         """Returns a parameter with its change, in float32; unchanged if the adapter does not contain it."""
         change = self._changes.get(name)
-        return weight if change is None else weight.float() + self.adapter.scale * change.compute(weight)
+        if change is None:
+            return weight
+        if change.kind == "values":
+            return change.compute(weight)
+        return weight.float() + self.adapter.scale * change.compute(weight)
+
+    def replaces(self, name: str) -> bool:
+        """Returns whether the adapter holds the values of a parameter, not their change."""
+        return name in self._changes and self._changes[name].kind == "values"
+
+    def changes(self, name: str) -> bool:
+        """Returns whether the adapter changes a parameter."""
+        return name in self._changes
 
 
-def _locate_parameters(
-    file: Path, header: SafetensorsHeader, expected: Iterable[str]
-) -> dict[str, tuple[str, Part]]:
-    """Returns for every tensor of the file the parameter that it changes, and its part of the change."""
-    known: dict[str, str] = {}
-    for name in expected:
-        original = to_original_name(name)
-        module, _, leaf = original.rpartition(".")
-        known |= {name: name, original: name, f"lora_unet_{module.replace('.', '_')}.{leaf}": name}
-    places: dict[str, tuple[str, Part]] = {}
-    for name in (tensor.name for tensor in header.tensors):
-        for pattern, part, leaf in _SUFFIXES:
-            module, count = re.subn(pattern, "", strip_prefix(name))
-            if count and (parameter := known.get(module + leaf)):
-                places[name] = (parameter, part)
-                break
-        else:
-            raise WeightsError(file, f"tensor {name}: changes no known parameter of this network")
-    if len(set(places.values())) < len(places):
-        raise WeightsError(file, "two of its tensors hold the same part of one parameter")
+def check_overlap(loras: Sequence[Lora], parameters: Sequence[str]) -> None:
+    """Raises WeightsError if an adapter replaces a parameter that another changes: their order matters."""
+    for name in parameters:
+        changing = [lora for lora in loras if lora.changes(name)]
+        replacing = next((lora for lora in changing if lora.replaces(name)), None)
+        if replacing is not None and len(changing) > 1:
+            other = next(lora for lora in changing if lora is not replacing)
+            raise WeightsError(
+                replacing.path, f"replaces {name}, which {other.path} changes as well: use one of the two"
+            )
+
+
+def _find_file(path: Path) -> Path:
+    """Returns the safetensors file of an adapter, given itself or its folder."""
+    if path.is_dir():
+        if found := next((path / name for name in _FILES if (path / name).is_file()), None):
+            return found
+        if inner := sorted(path.glob(f"*/{_FILES[0]}")):
+            raise WeightsError(path, f"holds a folder for each adapter: name one, such as {inner[0].parent}")
+    file, *others = weight_files(path)
+    if others:
+        raise WeightsError(path, "an adapter must be one safetensors file")
+    return file
+
+
+def _locate_tensors(file: Path, header: SafetensorsHeader, names: ModuleNames) -> dict[str, Place]:
+    """Returns the meaning of every tensor of the file."""
+    found = {tensor.name: names.locate(tensor.name) for tensor in header.tensors}
+    if not found:
+        raise WeightsError(file, "holds no tensors")
+    if unknown := [name for name, place in found.items() if place is None]:
+        raise WeightsError(file, names.explain(unknown))
+    places = {name: place for name, place in found.items() if place is not None}
+    if all(place.part == "value" for place in places.values()):
+        raise WeightsError(
+            file, "holds whole weights, not an adapter: name it under [weights], or extract a LoRA from it"
+        )
+    if fault := find_collision(places):
+        raise WeightsError(file, fault)
+    for tensor in header.tensors:
+        check_types(file, tensor, _ALPHA_TYPES if places[tensor.name].part == "alpha" else NETWORK_TYPES)
     return places
 
 
-def _create_change(
-    file: Path, name: str, parts: Mapping[Part, Tensor], shape: torch.Size, alpha: float | None
-) -> _Change:
-    found = {part: list(tensor.shape) for part, tensor in parts.items()}
-    if set(parts) == {"diff"}:
-        if parts["diff"].shape != shape:
-            raise WeightsError(file, f"difference of {name}: shape {found['diff']}, expected {list(shape)}")
-        return _Change(diff=parts["diff"])
-    if set(parts) - {"alpha"} != {"down", "up"}:
-        raise WeightsError(file, f"change of {name}: has {sorted(parts)}, expected down and up, or only diff")
-    up, down = parts["up"], parts["down"]
+def _check_declared(file: Path, places: Mapping[str, Place], scaling: Scaling) -> None:
+    """Raises ValueError for tensors that need a declaration and have none, or are denied by one."""
+    parts = {place.part for place in places.values()}
+    if "up_bias" in parts:
+        scaling.check_up_bias()
+    for name, place in places.items():
+        if place.part == "value" and not scaling.holds_in_full(place.written, place.parameter):
+            raise ValueError(
+                f"tensor {name}: is a whole parameter, but no place declares it as trained in full "
+                "(bias, modules_to_save)"
+            )
+    saved_by_peft = file.name == _FILES[0] or any(name.startswith(_PEFT_PREFIX) for name in places)
+    if saved_by_peft and "down" in parts and "alpha" not in parts and not scaling.is_declared:
+        raise ValueError(
+            "adapter_config.json is missing, in which PEFT saves alpha: put it next to this file, "
+            'with at least {"r": …, "lora_alpha": …}'
+        )
+
+
+def _create_changes(
+    file: Path,
+    tensors: Mapping[str, Tensor],
+    places: Mapping[str, Place],
+    expected: Mapping[str, torch.Size],
+    scaling: Scaling,
+) -> dict[str, _Change]:
+    """Returns the changes of one module's parameters."""
+    changes: dict[str, _Change] = {}
+    low_rank: dict[Part, Tensor] = {}
+    names: dict[Part, str] = {}
+    for name, tensor in tensors.items():
+        place = places[name]
+        if place.part not in ("diff", "value"):
+            low_rank[place.part], names[place.part] = tensor, name
+            continue
+        shape = expected[place.parameter]
+        what = "difference" if place.part == "diff" else "values"
+        if tensor.shape != shape:
+            raise WeightsError(
+                file, f"{what} of {place.parameter}: shape {list(tensor.shape)}, expected {list(shape)}"
+            )
+        if place.parameter in changes:
+            raise WeightsError(file, f"{place.parameter}: has both a difference and values")
+        changes[place.parameter] = _Change("difference" if place.part == "diff" else "values", tensor)
+    if not low_rank:
+        return changes
+    place = places[next(iter(names.values()))]
+    weight = next((places[name].parameter for part, name in names.items() if part != "up_bias"), None)
+    if not {"down", "up"} <= set(low_rank) or weight is None or weight in changes:
+        parts = sorted(low_rank) + ["diff"] * (weight in changes)
+        subject = weight or place.parameter
+        raise WeightsError(file, f"change of {subject}: has {parts}, expected down and up, or only diff")
+    up, down = low_rank["up"], low_rank["down"]
+    rank = _check_factors(file, weight, up, down, expected[weight])
+    if (alpha := low_rank.get("alpha")) is not None and alpha.numel() != 1:
+        raise WeightsError(file, f"alpha of {weight}: shape {list(alpha.shape)}, expected one number")
+    try:
+        factor = scaling.compute_factor(place.written, rank, alpha)
+    except ValueError as error:
+        raise WeightsError(file, f"change of {weight}: {error}") from error
+    changes[weight] = _Change("product", up, down, factor)
+    if (bias := low_rank.get("up_bias")) is not None:
+        parameter = places[names["up_bias"]].parameter
+        if bias.shape != expected[parameter]:
+            raise WeightsError(
+                file,
+                f"bias of up for {parameter}: shape {list(bias.shape)}, expected {list(expected[parameter])}",
+            )
+        if parameter in changes:
+            raise WeightsError(file, f"{parameter}: is changed by two of its tensors")
+        changes[parameter] = _Change("difference", bias, factor=factor)
+    return changes
+
+
+def _check_factors(file: Path, name: str, up: Tensor, down: Tensor, shape: torch.Size) -> int:
+    """Returns the rank of two factors. Raises WeightsError if their product does not have the shape."""
     rank = down.shape[0] if down.ndim else 0
     inner = shape[1:].numel()
     if (up.shape[:1], up.shape[1:].numel(), down.shape[1:].numel()) != (shape[:1], rank, inner) or not rank:
         raise WeightsError(
             file,
-            f"change of {name}: up {found['up']} times down {found['down']}, "
+            f"change of {name}: up {list(up.shape)} times down {list(down.shape)}, "
             f"expected [{shape[0]}, r] times [r, {inner}]",
         )
-    if "alpha" in parts:
-        if parts["alpha"].numel() != 1:
-            raise WeightsError(file, f"alpha of {name}: shape {found['alpha']}, expected one number")
-        alpha = float(parts["alpha"])
-    return _Change(up=up, down=down, factor=1.0 if alpha is None else alpha / rank)
-
-
-def _read_alpha(file: Path, header: SafetensorsHeader) -> float | None:
-    """Returns the alpha in diffusers' metadata; None means that alpha is the rank of each change."""
-    try:
-        adapter_metadata = json.loads(header.metadata.get("lora_adapter_metadata", "{}"))
-        settings = {key.removeprefix("transformer."): value for key, value in adapter_metadata.items()}
-        alpha = settings.get("lora_alpha")
-        found = None if alpha is None else float(alpha)
-    except (ValueError, TypeError, AttributeError) as error:
-        raise WeightsError(file, f"lora_adapter_metadata: cannot be read ({error})") from error
-    for key in ("alpha_pattern", "use_rslora", "use_dora"):
-        if settings.get(key):
-            raise WeightsError(file, f"lora_adapter_metadata: {key} is not supported here")
-    return found
+    return rank

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -14,9 +14,18 @@ from safetensors import safe_open
 from torch import Tensor
 
 from services.contract import safetensors_header
-from services.contract.safetensors_header import SafetensorsHeader
+from services.contract.file_kinds import SAFETENSORS, describe_file, describe_folder
+from services.contract.safetensors_header import SafetensorsHeader, TensorHeader
+from services.denoiser.checkpoint.names import describe_foreign_network
 
-_TYPES = ("F32", "F16", "BF16")  # floating types a network is stored in
+NETWORK_TYPES = ("F32", "F16", "BF16")  # floating types a network is stored in
+_INTEGERS = ("I8", "U8", "I16", "U16", "I32", "U32")
+_QUANTISED = "quantised weights are not supported; use the release in bfloat16 or float16"
+# Tensors of adapters, and the scales of quantised weights, by a part of their names.
+_ADAPTER_PART = re.compile(r"[._]lora[._]|\.(hada_|lokr_|diff(_[bm])?$|dora_scale)")
+_QUANTISED_PART = re.compile(
+    r"[._](qweight|qzeros|g_idx|absmax|quant_map|quant_state|scale_weight|weight_scale|input_scale|scaled_fp8)\b"
+)
 _MAX_HEADER = 64 << 20  # bytes; Wan's 14B index is a few hundred kB
 
 
@@ -31,22 +40,28 @@ class WeightsError(Exception):
 def read_header(path: Path) -> SafetensorsHeader:
     """Reads the header of a safetensors file; the sizes of its tensors are checked against the file's length.
 
-    Raises WeightsError if the file is missing, truncated or not safetensors, or if a tensor is of a type in
-    which no network is stored.
+    Raises WeightsError if the file is missing, truncated or not safetensors.
     """
     try:
         with path.open("rb") as stream:
-            header = safetensors_header.read_header(stream, path.stat().st_size, _MAX_HEADER)
+            return safetensors_header.read_header(stream, path.stat().st_size, _MAX_HEADER)
     except OSError as error:
         raise WeightsError(path, f"cannot be read: {error.strerror}") from error
     except BlobFault as fault:
-        raise WeightsError(path, str(fault)) from fault
-    for tensor in header.tensors:
-        if tensor.dtype not in _TYPES:
-            raise WeightsError(
-                path, f"tensor {tensor.name}: type {tensor.dtype}, expected {' or '.join(_TYPES)}"
-            )
-    return header
+        kind = describe_file(path)
+        if kind is None or kind == SAFETENSORS:
+            raise WeightsError(path, f"{fault}; fetch it again") from fault
+        raise WeightsError(path, f"{kind} (expected safetensors)") from fault
+
+
+def check_types(path: Path, tensor: TensorHeader, types: Collection[str] = NETWORK_TYPES) -> None:
+    """Raises WeightsError for a tensor of another type, by default one in which no network is stored."""
+    if tensor.dtype not in types:
+        quantised = types is NETWORK_TYPES and (tensor.dtype.startswith("F8") or tensor.dtype in _INTEGERS)
+        hint = f": {_QUANTISED}" if quantised else ""
+        raise WeightsError(
+            path, f"tensor {tensor.name}: type {tensor.dtype}, expected {' or '.join(types)}{hint}"
+        )
 
 
 def weight_files(path: Path) -> list[Path]:
@@ -57,9 +72,7 @@ def weight_files(path: Path) -> list[Path]:
     if path.is_dir():
         found = sorted(path.glob("*.safetensors.index.json")) or sorted(path.glob("*.safetensors"))
         if len(found) != 1:
-            raise WeightsError(
-                path, f"must hold one *.safetensors file or one index of shards, not {len(found)}"
-            )
+            raise WeightsError(path, _describe_weights_folder(path, found))
         return weight_files(found[0])
     if path.suffix != ".json":
         return [path]
@@ -68,13 +81,41 @@ def weight_files(path: Path) -> list[Path]:
     except OSError as error:
         raise WeightsError(path, f"cannot be read: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise WeightsError(path, f"not an index of safetensors shards ({error})") from error
+        raise WeightsError(
+            path,
+            f"not an index of safetensors shards ({error}): name a *.safetensors.index.json or its folder",
+        ) from error
     for shard in shards:
         if not re.fullmatch(r"[\w.-]+\.safetensors", str(shard)):
             raise WeightsError(
                 path, f"shard {shard!r}: must be a *.safetensors file in the folder of the index"
             )
-    return [path.parent / str(shard) for shard in sorted(shards)]
+    files = [path.parent / str(shard) for shard in sorted(shards)]
+    if missing := [file.name for file in files if not file.exists()]:
+        raise WeightsError(
+            path,
+            f"names {len(files)} shards, of which {', '.join(missing[:3])} {_count_rest(missing)}missing: "
+            "fetch the whole folder again",
+        )
+    return files
+
+
+def _count_rest(missing: Sequence[str]) -> str:
+    if len(missing) == 1:
+        return "is "
+    return f"and {len(missing) - 3} more are " if len(missing) > 3 else "are "
+
+
+def _describe_weights_folder(path: Path, found: Sequence[Path]) -> str:
+    """Describes why a folder does not hold one set of weights, and what to do."""
+    rule = f"must hold one *.safetensors file or one index of shards, not {len(found)}"
+    if not found:
+        kind = describe_folder(path)
+        return f"{rule}; it {kind}" if kind else rule
+    names = ", ".join(file.name for file in found[:3])
+    if all(re.search(r"-\d{5}-of-\d{5}\.", file.name) for file in found):
+        return f"{rule}: {names} are shards; fetch their *.safetensors.index.json as well"
+    return f"{rule}: name one of {names}"
 
 
 def weights_digest(path: Path) -> str:
@@ -108,11 +149,13 @@ def check_weights(path: Path, expected: Mapping[str, torch.Size], rename: Callab
     """
     found: dict[str, Path] = {}
     for file in weight_files(path):
-        for tensor in read_header(file).tensors:
+        header = read_header(file)
+        for tensor in header.tensors:
+            check_types(file, tensor)
             name = tensor.name
             ours = rename(name)
             if ours not in expected:
-                raise WeightsError(file, f"tensor {name}: no such parameter in this architecture")
+                raise WeightsError(file, _describe_unknown(name, header, expected))
             if ours in found:
                 raise WeightsError(file, f"tensor {name}: also in {found[ours].name}")
             if tensor.shape != tuple(expected[ours]):
@@ -122,6 +165,20 @@ def check_weights(path: Path, expected: Mapping[str, torch.Size], rename: Callab
             found[ours] = file
     if missing := sorted(set(expected) - set(found)):
         raise WeightsError(path, f"tensor {missing[0]}: missing (and {len(missing) - 1} more)")
+
+
+def _describe_unknown(name: str, header: SafetensorsHeader, expected: Iterable[str]) -> str:
+    """Describes a tensor that is no parameter of the network, by the company that it keeps."""
+    names = [tensor.name for tensor in header.tensors]
+    if any(map(_ADAPTER_PART.search, names)):
+        return (
+            f"tensor {name}: is part of an adapter, not of a whole network: name the file under [[adapters]]"
+        )
+    fault = f"tensor {name}: no such parameter in this architecture"
+    if any(map(_QUANTISED_PART.search, names)):
+        return f"{fault}: {_QUANTISED}"
+    network = describe_foreign_network(names, expected)
+    return f"{fault}: the file is of another network, {network}" if network else fault
 
 
 def read_tensors(path: Path, device: str | torch.device = "cpu") -> Iterator[tuple[str, Tensor]]:
@@ -146,10 +203,30 @@ def load_weights(
         path: A safetensors file, an index of shards, or a folder with either.
         rename: Maps a name in the file to a name in `expected`.
         convert: Converts a stored tensor, given the name of its parameter.
+
+    Raises WeightsError for a tensor that holds NaN or infinity, before or after its conversion.
     """
     check_weights(path, expected, rename)
     state: dict[str, Tensor] = {}
     for name, tensor in read_tensors(path, device):
         ours = rename(name)
-        state[ours] = convert(ours, tensor)
+        state[ours] = converted = convert(ours, tensor)
+        if not is_finite(converted):
+            raise WeightsError(path, f"tensor {name}: {_describe_infinity(tensor, converted.dtype)}")
     return state
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Returns whether a tensor that is not empty holds neither NaN nor infinity.
+
+    It reads each value once and allocates nothing, which takes a tenth of the time of `isfinite().all()`.
+    """
+    return bool(torch.stack(tensor.aminmax()).isfinite().all())
+
+
+def _describe_infinity(stored: Tensor, dtype: torch.dtype) -> str:
+    """Describes why a tensor is not finite after its conversion to `dtype`."""
+    if not is_finite(stored):
+        return "holds NaN or infinity"
+    name = str(dtype).removeprefix("torch.")
+    return f"exceeds the range of {name}: set transformer.dtype to bfloat16 or float32"

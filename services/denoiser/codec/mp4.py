@@ -7,7 +7,14 @@ from fractions import Fraction
 
 import av
 import numpy as np
-from av.video.reformatter import Interpolation, VideoReformatter
+from av.video.reformatter import (
+    ColorPrimaries,
+    ColorRange,
+    Colorspace,
+    ColorTrc,
+    Interpolation,
+    VideoReformatter,
+)
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -34,6 +41,9 @@ def to_frames(video: Tensor, upscale: int = 1) -> NDArray[np.uint8]:
 def encode_mp4(frames: NDArray[np.uint8], fps: float, upscale: int = 1) -> bytes:
     """Encodes frames uint8 [T, H, W, 3] as an mp4 file (H.264, yuv420p) that plays while it loads.
 
+    Colours are BT.709 in the limited range at every size. The stream and the file say so, because a player
+    that has to guess takes BT.601 or BT.709 by the size of the video.
+
     Args:
         fps: Frames per second, above 0 and at most 240.
         upscale: Number of times that each pixel is repeated along rows and columns.
@@ -56,6 +66,10 @@ def encode_mp4(frames: NDArray[np.uint8], fps: float, upscale: int = 1) -> bytes
         # crf fixes the quality for every preset; the fastest preset makes files a third larger in a fraction
         # of the time, which is latency of the request.
         stream.options = {"crf": "18", "preset": "ultrafast"}
+        stream.codec_context.colorspace = Colorspace.ITU709
+        stream.codec_context.color_primaries = ColorPrimaries.BT709
+        stream.codec_context.color_trc = ColorTrc.BT709
+        stream.codec_context.color_range = ColorRange.MPEG
         stream.thread_count = 1  # the bytes do not depend on the machine's cores
         converter = VideoReformatter()  # one for all frames: creating one takes longer than using it
         for frame in frames:
@@ -66,6 +80,10 @@ def encode_mp4(frames: NDArray[np.uint8], fps: float, upscale: int = 1) -> bytes
                 height,
                 "yuv420p",
                 interpolation=Interpolation.POINT,
+                dst_colorspace=Colorspace.ITU709,
+                dst_color_range=ColorRange.MPEG,
+                dst_color_primaries=ColorPrimaries.BT709,
+                dst_color_trc=ColorTrc.BT709,
             )
             container.mux(stream.encode(picture))
         container.mux(stream.encode())

@@ -103,7 +103,8 @@ def measure_input_ranges(model: LoadedModel, texts: int = 4) -> dict[str, float]
             size = (min(16, spec.text.max_tokens), spec.transformer.text_dim)
             states = torch.randn(size, generator=torch.Generator().manual_seed(seed))
             text, noise = model.prepare_text(states), model.noise(seed, shape)
-            for _ in sample(partial(_velocity, predictor, text), noise, spec.schedule.sigmas):
+            velocity, fresh_noise = partial(_velocity, predictor, text), model.fresh_noise(seed, shape)
+            for _ in sample(velocity, noise, spec.schedule.sigmas, fresh_noise=fresh_noise):
                 pass
     finally:
         for hook in hooks:

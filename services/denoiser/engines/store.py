@@ -165,7 +165,8 @@ class EngineStore:
                 if time.monotonic() >= end:
                     raise BackendError(
                         f"{self.root / digest}: another process has been building it for "
-                        f"{self._wait_seconds:.0f} s; wait for it or stop it"
+                        f"{self._wait_seconds:.0f} s (CHORUS_DENOISER_ENGINE_WAIT_SECONDS);"
+                        " wait for it or stop it"
                     ) from None
 
     def read(self, digest: str) -> BuiltEngine:

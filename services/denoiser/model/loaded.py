@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +12,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from services.denoiser.checkpoint.lora import Adapter, Lora
+from services.denoiser.checkpoint.lora import Adapter, Lora, check_overlap
 from services.denoiser.checkpoint.names import build_renamer
-from services.denoiser.checkpoint.weights import check_weights, load_weights, verify_digest
+from services.denoiser.checkpoint.pipeline import check_pipeline
+from services.denoiser.checkpoint.weights import (
+    WeightsError,
+    check_weights,
+    is_finite,
+    load_weights,
+    verify_digest,
+)
 from services.denoiser.codec import Codec, SpaceToDepthCodec
 from services.denoiser.codec.wan_vae import WanVaeCodec
+from services.denoiser.model.identity import model_digest
 from services.denoiser.model.spec import ModelSpec, SpaceToDepth, load_spec
 from services.denoiser.network.positions import position_channels
-from services.denoiser.network.sampler import seeded_noise
+from services.denoiser.network.sampler import BoundaryNoise, seeded_noise
 from services.denoiser.network.wan import (
     Grid,
     TextKV,
@@ -55,6 +64,7 @@ class LoadedModel:
     Attributes:
         transformer: Network on `device`, without gradients.
         weights_digest: SHA-256 of the weights; with `adapters`, those merged, part of the latents' identity.
+        fp8: Whether the backend computes the network's products in 8-bit floats; also part of it.
     """
 
     spec: ModelSpec
@@ -63,15 +73,22 @@ class LoadedModel:
     device: torch.device
     weights_digest: str
     adapters: tuple[Adapter, ...]
+    fp8: bool = False
 
     @classmethod
     def load(
-        cls, path: Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+        cls,
+        path: Path,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype | None = None,
+        *,
+        fp8: bool = False,
     ) -> LoadedModel:
         """Loads a model file and all files it names; each is checked before anything is allocated from it.
 
         Args:
             dtype: Type that the network computes in. Default: the model file's.
+            fp8: Whether the backend that will run the model computes in 8-bit floats.
 
         Raises SpecError, WeightsError.
         """
@@ -84,14 +101,20 @@ class LoadedModel:
             Lora.load(a.find(folder), expected, id=a.id, scale=a.scale, sha256=a.sha256)
             for a in spec.adapters
         ]
+        check_overlap(loras, list(expected))
         target = dtype or spec.transformer.torch_dtype
 
         def convert(name: str, tensor: Tensor) -> Tensor:
             for lora in loras:
-                tensor = lora.merge(name, tensor)
+                merged = lora.merge(name, tensor)
+                if merged is not tensor and is_finite(tensor) and not is_finite(merged):
+                    fault = f"adapter {lora.adapter.id}: merged, tensor {name} holds NaN or infinity"
+                    raise WeightsError(weights, fault)
+                tensor = merged
             return tensor.to(parameter_dtype(name, target))
 
         rename = build_renamer(expected)
+        check_pipeline(weights)
         check_weights(weights, expected, rename)  # before the digest, which takes longer and is less specific
         digest = verify_digest(weights, spec.weights.sha256)
         state = load_weights(weights, expected, rename=rename, convert=convert, device=device)
@@ -103,7 +126,13 @@ class LoadedModel:
             device=torch.device(device),
             weights_digest=digest,
             adapters=tuple(lora.adapter for lora in loras),
+            fp8=fp8,
         )
+
+    @cached_property
+    def model_digest(self) -> str:
+        """Digest of the model file's fields that change latents, part of their identity."""
+        return model_digest(self.spec, fp8=self.fp8)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -117,9 +146,15 @@ class LoadedModel:
                 raise ValueError(f"{name}: {fault}")
         return self.codec.latent_shape(frames, height, width)
 
-    def noise(self, seed: int, shape: LatentShape) -> Tensor:
-        """Draws x_0: the same for the same seed and shape on every device."""
-        return seeded_noise(seed, shape).to(self.device)
+    def noise(self, seed: int, shape: LatentShape, boundary: int = 0) -> Tensor:
+        """Draws x_0, or the fresh noise of a later boundary: equal for equal arguments on every device."""
+        return seeded_noise(seed, shape, boundary).to(self.device)
+
+    def fresh_noise(self, seed: int, shape: LatentShape) -> BoundaryNoise | None:
+        """Returns the noise that the model's sampler adds at each step boundary; None if it adds none."""
+        if self.spec.schedule.sampler == "euler":
+            return None
+        return lru_cache(maxsize=2)(partial(self.noise, seed, shape))  # a step may need it more than once
 
     @torch.inference_mode()
     def prepare_text(self, states: NDArray[np.float32] | Tensor) -> TextKV:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from chorus_rpc.limits import SHA256_PATTERN
+from chorus_rpc.limits import MAX_ADAPTERS, MAX_ENCODER_ID_CHARACTERS, MAX_STEPS, SHA256_PATTERN
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -19,11 +20,14 @@ from pydantic import (
     model_validator,
 )
 
+from services.contract.file_kinds import TEXT, describe_file, describe_folder
 from services.contract.schedule import find_schedule_fault
 from services.denoiser.checkpoint.config import read_network_sizes
 from services.denoiser.codec import Geometry, SpaceToDepthCodec
 from services.denoiser.codec.wan_vae import read_geometry
+from services.denoiser.model.sizes import AXES, find_odd_size, find_size_fault
 from services.denoiser.network.positions import position_count
+from services.denoiser.network.sampler import Sampler
 from services.denoiser.network.wan import WanConfig
 from services.runtime.hub import local_path
 
@@ -134,7 +138,7 @@ class Text(_Section):
             Wan; other models never see padding.
     """
 
-    encoder_id: Annotated[str, Field(min_length=1)]
+    encoder_id: Annotated[str, Field(min_length=1, max_length=MAX_ENCODER_ID_CHARACTERS)]
     encoder: Annotated[str | None, Field(min_length=1)] = None
     lexicon: Annotated[str | None, Field(min_length=1)] = None
     max_tokens: Positive
@@ -184,10 +188,13 @@ class Schedule(_Section):
     Attributes:
         sigmas: Default noise levels.
         shift: Shift of schedules with another number of steps, see `contract.schedule.shifted_schedule`.
+        sampler: "euler" goes on along the velocity. "renoise" adds fresh noise to the predicted clean data
+            after each step, as weights from distribution matching distillation (FastWan, CausVid) need.
     """
 
     sigmas: tuple[float, ...]
     shift: Annotated[float, Field(gt=0)]
+    sampler: Sampler = "euler"
 
     @model_validator(mode="after")
     def _decreasing(self) -> Schedule:
@@ -245,7 +252,7 @@ class ModelSpec(_Section):
 
     id: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
     weights: Weights
-    adapters: tuple[Adapter, ...] = ()
+    adapters: Annotated[tuple[Adapter, ...], Field(max_length=MAX_ADAPTERS)] = ()
     transformer: Transformer
     text: Text
     codec: Annotated[SpaceToDepth | WanVae, Field(discriminator="kind")]
@@ -261,18 +268,33 @@ class ModelSpec(_Section):
         expected = codec.latent_channels + position_count(net.position_order)
         if net.in_channels != expected:
             raise ValueError(f"transformer.in_channels must be latents + positions = {expected}")
-        for name in ("frames", "height", "width"):
-            if fault := getattr(self.bounds, name).describe_fault(getattr(self.video, name)):
-                raise ValueError(f"video.{name} {fault}")
+        for axis in AXES:
+            bound: Bound = getattr(self.bounds, axis)
+            if fault := find_size_fault(codec, net.patch_size, axis, bound.model_dump()):
+                raise ValueError(f"bounds.{axis}: {fault}")
+            if fault := bound.describe_fault(getattr(self.video, axis)):
+                raise ValueError(f"video.{axis} {fault}")
+            odd = None if axis == "frames" else find_odd_size(bound.model_dump(), self.video.upscale)
+            if odd is not None:
+                raise ValueError(f"video.upscale: H.264 needs even sizes; bounds.{axis} allows {odd}")
         if fault := self.bounds.steps.describe_fault(len(self.schedule.sigmas) - 1):
             raise ValueError(f"schedule.sigmas: its number of steps {fault}")
-        shape = codec.latent_shape(self.video.frames, self.video.height, self.video.width)
-        for axis, size, patch in zip(("frames", "height", "width"), shape[1:], net.patch_size, strict=True):
-            if size % patch:
-                raise ValueError(
-                    f"video.{axis}: {size} latent cells must be a multiple of the patch size {patch}"
-                )
+        if self.bounds.steps.max > MAX_STEPS:
+            raise ValueError(f"bounds.steps.max: must be at most {MAX_STEPS}, not {self.bounds.steps.max}")
         return self
+
+    @property
+    def largest_latents_bytes(self) -> int:
+        """Bytes of the largest latents within the bounds."""
+        bounds = self.bounds
+        return 4 * math.prod(
+            self.codec.geometry.latent_shape(bounds.frames.max, bounds.height.max, bounds.width.max)
+        )
+
+    @property
+    def largest_text_bytes(self) -> int:
+        """Bytes of the largest token states."""
+        return 4 * self.text.max_tokens * self.transformer.text_dim
 
 
 def load_spec(path: Path) -> ModelSpec:
@@ -284,13 +306,26 @@ def load_spec(path: Path) -> ModelSpec:
         return ModelSpec.model_validate(
             tomllib.loads(path.read_text("utf-8")), context={"folder": path.parent}
         )
+    except IsADirectoryError as error:
+        found = sorted(path.glob("*.toml"))
+        hint = f"name the model file in it, {found[0]}" if found else _describe(describe_folder(path))
+        raise SpecError(f"{path}: is a folder; {hint}") from error
     except OSError as error:
         raise SpecError(f"{path}: cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SpecError(f"{path}: not TOML: {error}") from error
+        kind = describe_file(path)
+        if kind in (None, TEXT):
+            raise SpecError(f"{path}: not TOML: {error}") from error
+        raise SpecError(f"{path}: not TOML; {_describe(kind)}") from error
     except ValidationError as error:
         faults = (f"{'.'.join(map(str, e['loc'])) or 'model'}: {e['msg']}" for e in error.errors())
         raise SpecError(f"{path}: {'; '.join(faults)}") from error
+
+
+def _describe(kind: str | None) -> str:
+    """Returns the sentence that leads from a released file or folder to a model file."""
+    own = f"it {kind}; " if kind else ""
+    return f"{own}a model is described by a TOML file that names its weights, as in examples/models"
 
 
 def _folder(info: ValidationInfo) -> Path:

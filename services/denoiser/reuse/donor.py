@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from services.denoiser.model.loaded import LoadedModel
+from services.denoiser.network.sampler import BoundaryNoise, remove_noise
 from services.denoiser.network.wan import TextKV
 from services.denoiser.reuse.region_masks import compare_predictions
 
@@ -22,11 +23,14 @@ class DonorLatents:
         maps: Places where each token of the donor's prompt acted, [L, N] in 0 to 1; used by regions from
             attention.
         text: Encoded prompt of the donor; used by contrast.
+        fresh_noise: Noise that the donor's run added at each step boundary; None if its sampler adds none.
+            Used by regions.
     """
 
     steps: Mapping[int, Tensor]
     maps: Tensor | None = None
     text: TextKV | None = None
+    fresh_noise: BoundaryNoise | None = None
 
 
 class DonorTrajectory:
@@ -50,6 +54,11 @@ class DonorTrajectory:
             self._tokens[boundary] = self._model.to_tokens(self._latents.steps[boundary])
         return self._tokens[boundary]
 
+    def noise(self, boundary: int) -> Tensor:
+        """Returns the noise that the donor's sampler added at a step boundary, as tokens [N, C*P]."""
+        assert self._latents.fresh_noise is not None
+        return self._model.to_tokens(self._latents.fresh_noise(boundary))
+
     def differences(
         self, step: int, tokens: Tensor, velocity: Tensor, positions: Tensor | None = None
     ) -> Tensor:
@@ -70,7 +79,11 @@ class DonorTrajectory:
         They follow from the latents before and after the step.
         """
         if step not in self._predictions:
-            here, there, sigma = self.tokens(step), self.tokens(step + 1), self._sigmas[step]
-            prediction = here - sigma * (there - here) / (self._sigmas[step + 1] - sigma)
+            there, sigma, sigma_next = self.tokens(step + 1), self._sigmas[step], self._sigmas[step + 1]
+            if self._latents.fresh_noise is not None:
+                prediction = remove_noise(there, self.noise(step + 1), sigma_next)
+            else:
+                here = self.tokens(step)
+                prediction = here - sigma * (there - here) / (sigma_next - sigma)
             self._predictions[step] = prediction, prediction.var()
         return self._predictions[step]

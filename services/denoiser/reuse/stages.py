@@ -4,6 +4,10 @@ Stage 1, full reuse, sets the start: the donor's x_{K1} or, for a renoised plan,
 with the target's noise added. In stage 2, the region steps K1 to K2 − 1, the network computes only the active
 tokens; the others take the donor's next latents. Stage 3, repair, computes every token. A full computation
 has K1 = K2 = 0 and is the plain sampler's loop.
+
+With a sampler that adds fresh noise, every boundary after K1 carries the target's noise, also where the clean
+data is the donor's. So the latents of a run and its seed always belong together, noise is never blended with
+other noise, and a donor of the same seed is continued unchanged.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ from services.contract.reuse import effective_region_end
 from services.denoiser.backends.base import StepReport
 from services.denoiser.model.loaded import LatentShape
 from services.denoiser.model.predictor import Predictor
-from services.denoiser.network.sampler import add_noise, euler_step
+from services.denoiser.network.sampler import BoundaryNoise, add_noise, euler_step, renoise_step
 from services.denoiser.network.wan import AttentionObserver, Grid, TextKV
 from services.denoiser.reuse.amplification import StepText, plan_text
 from services.denoiser.reuse.donor import DonorLatents, DonorTrajectory
@@ -60,6 +64,8 @@ class Stages:
         plan: Plan that is valid for the schedule and for the data of the donor.
         noise: The target's noise x_0. A run without a donor starts from it; a renoised run adds it.
         donor: Latents of the donor; None means full computation, and the plan is ignored.
+        fresh_noise: Noise that the sampler adds to reach a boundary (`LoadedModel.fresh_noise`); None if it
+            adds none.
         finder: Finder of the region of stage 2. Default: the finder for the plan's source.
         text: Text that cross-attention reads in each step. Default: `text_kv`, amplified as planned.
         edge_weights: Share of the target's own result that each token takes, [N], from the active tokens.
@@ -75,10 +81,16 @@ class Stages:
         noise: Tensor,
         donor: DonorLatents | None,
         *,
+        fresh_noise: BoundaryNoise | None = None,
         finder: RegionFinder | None = None,
         text: StepText | None = None,
         edge_weights: Callable[[Tensor, Grid], Tensor] = compute_edge_weights,
     ) -> None:
+        sampler = predictor.model.spec.schedule.sampler
+        if (sampler == "renoise") != (fresh_noise is not None):
+            raise ValueError(
+                f"fresh_noise: must be set exactly for renoise; the model's sampler is {sampler}"
+            )
         if donor is None:
             plan, donor = plan_pb2.Plan(), DonorLatents({})
         self._plan, self._shape, self._sigmas, self._noise = plan, shape, sigmas, noise
@@ -86,6 +98,7 @@ class Stages:
         self._predictor, self._model = predictor, predictor.model
         self._donor = DonorTrajectory(self._model, donor, sigmas)
         self._target = Target(predictor, shape, sigmas, text or plan_text(text_kv, plan, donor.text))
+        self._fresh_noise = fresh_noise
         self._finder = finder
         self._edge_weights = edge_weights
 
@@ -112,7 +125,7 @@ class Stages:
         # Stage 3: the remaining steps compute every token.
         for step in range(full_from, len(self._sigmas) - 1):
             velocity = self._target.velocity(step, tokens, on_attention=(observers or {}).get(step))
-            tokens = self._euler_step(step, tokens, velocity)
+            tokens = self._take_step(step, tokens, velocity)
             yield self._build_step(step + 1, tokens, None)
 
     def _start_tokens(self) -> Tensor:
@@ -120,8 +133,9 @@ class Stages:
         if self._reuse_steps == 0:
             return self._model.to_tokens(self._noise)
         if self._plan.renoised:
-            clean, noise = self._donor.tokens(len(self._sigmas) - 1), self._model.to_tokens(self._noise)
-            return add_noise(clean, noise, self._sigmas[self._reuse_steps])
+            clean = self._donor.tokens(len(self._sigmas) - 1)
+            noise = self._noise if self._fresh_noise is None else self._fresh_noise(self._reuse_steps)
+            return add_noise(clean, self._model.to_tokens(noise), self._sigmas[self._reuse_steps])
         return self._donor.tokens(self._reuse_steps)
 
     def _region_step(
@@ -130,20 +144,32 @@ class Stages:
         """Computes the active tokens. Returns x_{step+1} and the active tokens of the next region step."""
         positions = active.nonzero()[:, 0]
         if not len(positions):
-            return self._donor.tokens(step + 1), active
+            return self._continue_donor(step + 1), active
         computed = positions
         if self._plan.region.context == plan_pb2.REGION_CONTEXT_STRIDED:
             computed = torch.cat((positions, select_context(active, self._target.grid))).sort().values
         velocity = self._target.velocity(step, tokens, computed)[active[computed]]
-        own = self._euler_step(step, tokens, torch.zeros_like(tokens).index_copy_(0, positions, velocity))
+        own = self._take_step(step, tokens, torch.zeros_like(tokens).index_copy_(0, positions, velocity))
         blended = self._blend_with_donor(step + 1, own, active)
         if step + 1 == self._region_end:
             return blended, active
         differences = partial(self._donor.differences, step, tokens, velocity, positions)
         return blended, finder.refine(active, differences, self._target)
 
-    def _euler_step(self, step: int, tokens: Tensor, velocity: Tensor) -> Tensor:
-        return euler_step(tokens, velocity, self._sigmas[step], self._sigmas[step + 1])
+    def _take_step(self, step: int, tokens: Tensor, velocity: Tensor) -> Tensor:
+        sigma, sigma_next = self._sigmas[step], self._sigmas[step + 1]
+        if self._fresh_noise is None:
+            return euler_step(tokens, velocity, sigma, sigma_next)
+        noise = self._model.to_tokens(self._fresh_noise(step + 1))
+        return renoise_step(tokens, velocity, sigma, sigma_next, noise)
+
+    def _continue_donor(self, boundary: int) -> Tensor:
+        """Returns the donor's x_boundary, with the target's fresh noise in place of the donor's."""
+        tokens, sigma = self._donor.tokens(boundary), self._sigmas[boundary]
+        if self._fresh_noise is None or sigma == 0:
+            return tokens
+        noise = self._model.to_tokens(self._fresh_noise(boundary))
+        return tokens + sigma * (noise - self._donor.noise(boundary))
 
     def _blend_with_donor(self, boundary: int, own: Tensor, active: Tensor) -> Tensor:
         """Returns x_boundary: the target's own where active, less so at the region's edge, else the donor's.
@@ -152,7 +178,7 @@ class Stages:
             own: [N, C*P]; ignored for tokens that are not active.
         """
         weight = self._edge_weights(active, self._target.grid)[:, None]
-        return torch.lerp(self._donor.tokens(boundary), own, weight)
+        return torch.lerp(self._continue_donor(boundary), own, weight)
 
     def _build_step(self, boundary: int, tokens: Tensor, active: Tensor | None) -> Step:
         return Step(

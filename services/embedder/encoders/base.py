@@ -44,7 +44,8 @@ class Encoder(ABC):
     """Encodes prompts deterministically. Call it from one thread at a time.
 
     Attributes:
-        id: name of the encoder and digest of its weights; vectors of different ids are not comparable.
+        id: name of the encoder and digest of everything that determines its vectors (weights, configuration,
+            tokenizer, preparation of the text); vectors of different ids are not comparable.
     """
 
     id: str
@@ -55,7 +56,7 @@ class Encoder(ABC):
 
     @abstractmethod
     def encode(self, prompts: Sequence[str]) -> list[Encoding]:
-        """Encodes prompts, in order. Raises ValueError when one is blank."""
+        """Encodes prompts, in order. Raises ValueError when one is blank, MODEL_DIVERGED for NaN."""
 
     @abstractmethod
     def tokenize(self, prompts: Sequence[str]) -> list[Tokens]:

@@ -1,7 +1,8 @@
 """Normalisation of prompts as in the training of Wan's text encoder, by pure functions.
 
 It applies the same steps in the same order: ftfy, HTML entities unescaped twice, each run of white space
-replaced by one space.
+replaced by one space. A change of the result needs a new version in `UMT5Encoder.procedure`, which is part of
+the encoder's id.
 Source: `WanPipeline` of diffusers, and Wan's own code before it.
 """
 

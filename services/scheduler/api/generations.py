@@ -22,6 +22,7 @@ from services.scheduler.jobs.notifier import JobNotifier
 from services.scheduler.jobs.states import ENDED, UNFINISHED, State
 from services.scheduler.jobs.store import Job, JobStore, NewJob, QueueFull
 from services.scheduler.jobs.video_files import VideoFiles
+from services.scheduler.peers.encoder_registry import EncoderRegistry
 from services.scheduler.peers.model_registry import ModelRegistry
 from services.scheduler.settings import SchedulerSettings
 
@@ -37,6 +38,7 @@ class Generations:
         store: JobStore,
         videos: VideoFiles,
         models: ModelRegistry,
+        encoders: EncoderRegistry,
         throughput: Throughput,
         dispatcher: Dispatcher,
         notifier: JobNotifier,
@@ -45,6 +47,7 @@ class Generations:
         self._store = store
         self._videos = videos
         self._models = models
+        self._encoders = encoders
         self._throughput = throughput
         self._dispatcher = dispatcher
         self._notifier = notifier
@@ -60,8 +63,9 @@ class Generations:
     async def submit(self, request: pb.SubmitGenerationRequest) -> tuple[pb.Generation, bool]:
         """Returns the generation, and whether it is new.
 
-        Raises INVALID_FIELD or UNKNOWN_MODEL with every invalid field, REQUEST_ID_REUSED, QUEUE_FULL, or
-        DEPENDENCY_UNAVAILABLE while no model is known; a rejected request stores nothing.
+        Raises INVALID_FIELD or UNKNOWN_MODEL with every invalid field, UNKNOWN_ENCODER for a model whose
+        encoder the embedder does not serve, REQUEST_ID_REUSED, QUEUE_FULL, or DEPENDENCY_UNAVAILABLE while no
+        model is known; a rejected request stores nothing.
         """
         id_violations = validation.check_request_id(request.request_id)
         digest = _body_digest(request.spec)
@@ -181,6 +185,7 @@ class Generations:
             raise _join(id_violations, error) from None
         if id_violations:
             raise errors.invalid_fields(id_violations)
+        self._encoders.require_encoder(models[spec.model_id])
         traceparent = telemetry.traceparent()
         return NewJob(
             job_id=secrets.token_hex(16),
@@ -191,6 +196,7 @@ class Generations:
             deadline=to_unix_seconds(spec.deadline),
             traceparent=traceparent,
             trace_id=telemetry.parse_trace_id(traceparent),
+            seed_chosen=not request.spec.HasField("seed"),
         )
 
     async def _answer_repetition(self, job: Job, request_id: str, digest: str) -> pb.Generation:
@@ -212,7 +218,8 @@ class Generations:
         seconds = math.ceil(max(1.0, self._throughput.job_seconds / self._concurrency))
         return ChorusError(
             errors.QUEUE_FULL,
-            f"the queue is full: {limit} generations are waiting; try again in {seconds} s",
+            f"the queue is full: {limit} generations are waiting (CHORUS_SCHEDULER_QUEUE_LIMIT);"
+            f" try again in {seconds} s",
             metadata={"limit": str(limit)},
             retry_after=float(seconds),
         )
@@ -235,9 +242,10 @@ def _join(violations: list[Violation], error: ChorusError) -> ChorusError:
 def _body_digest(spec: pb.GenerationSpec) -> str:
     """Returns the digest by which a repetition is recognised.
 
-    It excludes the deadline, because a repetition states its own, counted from the time it is sent.
+    It excludes timeout and deadline: a repetition counts its own from the time it is sent.
     """
     body = pb.GenerationSpec()
     body.CopyFrom(spec)
+    body.ClearField("timeout")
     body.ClearField("deadline")
     return hashlib.sha256(body.SerializeToString(deterministic=True)).hexdigest()

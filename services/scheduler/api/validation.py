@@ -14,10 +14,12 @@ from chorus.denoiser.v1 import denoiser_pb2
 from chorus.scheduler.v1 import scheduler_pb2 as pb
 from chorus_rpc import errors
 from chorus_rpc.errors import Violation, Violations
-from chorus_rpc.limits import MAX_DEADLINE_SECONDS, MAX_ID_CHARACTERS, MAX_PAGE_SIZE, MAX_PROMPT_CHARACTERS
+from chorus_rpc.limits import MAX_DEADLINE_SECONDS, MAX_ID_CHARACTERS, MAX_PAGE_SIZE
 from chorus_rpc.plan_bounds import check_amplification, check_depth, check_region
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from services.contract.prompts import find_prompt_fault
 from services.contract.schedule import find_schedule_fault, shifted_schedule
 from services.scheduler.jobs.deadline import to_unix_seconds
 
@@ -99,23 +101,16 @@ def validate_spec(
         accepted.schedule.CopyFrom(_schedule(spec, model, violations))
     if spec.HasField("explicit_reuse"):
         accepted.explicit_reuse.CopyFrom(spec.explicit_reuse)
-        violations += _check_explicit(spec.explicit_reuse, len(accepted.schedule.sigmas) - 1)
+        violations += _check_explicit(spec.explicit_reuse, len(accepted.schedule.sigmas) - 1, model.layers)
     if violations:
         raise errors.invalid_fields(violations)
     return accepted
 
 
 def _prompt(spec: pb.GenerationSpec, violations: list[Violation]) -> str:
-    prompt = spec.prompt.strip()
-    if not 1 <= len(prompt) <= MAX_PROMPT_CHARACTERS:
-        violations.append(
-            Violation(
-                "spec.prompt",
-                f"must have 1 to {MAX_PROMPT_CHARACTERS} characters, surrounding space excluded,"
-                f" not {len(prompt)}",
-            )
-        )
-    return prompt
+    if (fault := find_prompt_fault(spec.prompt)) is not None:
+        violations.append(Violation("spec.prompt", fault))
+    return spec.prompt.strip()
 
 
 def _reuse(
@@ -134,26 +129,55 @@ def _reuse(
 def _deadline(
     spec: pb.GenerationSpec, defaults: Defaults, now: float, violations: list[Violation]
 ) -> Timestamp:
+    """Returns the deadline of a request: its timeout from `now`, its own deadline, or the default."""
+    if spec.HasField("timeout") and spec.HasField("deadline"):
+        for field, other in (("timeout", "deadline"), ("deadline", "timeout")):
+            violations.append(
+                Violation(f"spec.{field}", f"must not be set with spec.{other}; set timeout only")
+            )
+        return spec.deadline
+    if spec.HasField("deadline"):
+        violations += _check_deadline(spec.deadline, now)
+        return spec.deadline
+    nanoseconds = int(defaults.deadline_seconds * 1e9)
+    if spec.HasField("timeout"):
+        found = _check_timeout(spec.timeout)
+        if found:
+            violations += found
+            return spec.deadline
+        nanoseconds = spec.timeout.ToNanoseconds()
     deadline = Timestamp()
-    if not spec.HasField("deadline"):
-        deadline.FromNanoseconds(int((now + defaults.deadline_seconds) * 1e9))
-        return deadline
-    deadline.CopyFrom(spec.deadline)
+    deadline.FromNanoseconds(int(now * 1e9) + nanoseconds)
+    return deadline
+
+
+def _check_timeout(timeout: Duration) -> list[Violation]:
+    # Computed from the parts, because protobuf raises an error for a duration that it does not define.
+    seconds = timeout.seconds + timeout.nanos / 1e9
+    if abs(timeout.nanos) >= 1_000_000_000 or timeout.seconds * timeout.nanos < 0:
+        return [Violation("spec.timeout", "its nanos must be below 10^9, and seconds and nanos of one sign")]
+    if seconds > 0 and (timeout.seconds, timeout.nanos) <= (MAX_DEADLINE_SECONDS, 0):
+        return []
+    return [Violation("spec.timeout", f"must be above 0, at most {_MAX_HOURS}, not {seconds:g} s")]
+
+
+def _check_deadline(deadline: Timestamp, now: float) -> list[Violation]:
     if deadline.seconds not in _TIMESTAMP_SECONDS or not 0 <= deadline.nanos < 1_000_000_000:
-        violations.append(Violation("spec.deadline", "must be a time between the years 1 and 9999"))
-        return deadline
+        return [Violation("spec.deadline", "must be a time between the years 1 and 9999")]
     ahead = to_unix_seconds(deadline) - now
     if ahead <= 0:
-        violations.append(
+        return [
             Violation(
-                "spec.deadline", f"passed {-ahead:.3f} s ago; it must be in the future, at most {_MAX_HOURS}"
+                "spec.deadline",
+                f"passed {-ahead:.3f} s ago on this server's clock; it must be in the future, at most"
+                f" {_MAX_HOURS}; set timeout instead, which does not depend on the client's clock",
             )
-        )
-    elif ahead > MAX_DEADLINE_SECONDS:
-        violations.append(
+        ]
+    if ahead > MAX_DEADLINE_SECONDS:
+        return [
             Violation("spec.deadline", f"is {ahead / 3600:.1f} hours ahead; it must be at most {_MAX_HOURS}")
-        )
-    return deadline
+        ]
+    return []
 
 
 def _check_bound(field: str, value: int, bound: denoiser_pb2.Bound, model_id: str) -> list[Violation]:
@@ -181,11 +205,12 @@ def _schedule(
     return model.default_schedule
 
 
-def _check_explicit(reuse: pb.ExplicitReuse, steps: int) -> Sequence[Violation]:
-    """Returns the violations of an explicit reuse.
+def _check_explicit(reuse: pb.ExplicitReuse, steps: int, layers: int) -> Sequence[Violation]:
+    """Returns the violations of an explicit reuse. Parameters that could have no effect are violations.
 
     Args:
         steps: steps of the schedule; below 1 if the schedule itself is invalid.
+        layers: layers of the model; 0 if unknown.
     """
     violations = Violations()
     field = "spec.explicit_reuse"
@@ -198,7 +223,25 @@ def _check_explicit(reuse: pb.ExplicitReuse, steps: int) -> Sequence[Violation]:
         check_depth(violations, f"{field}.", reuse.reuse_steps, reuse.region_end, steps, reuse.renoised)
         if reuse.HasField("amplification"):
             check_amplification(violations, f"{field}.amplification", reuse.amplification, steps)
+            amplification = reuse.amplification
+            violations.require(
+                amplification.end_step == 0 or amplification.end_step > reuse.reuse_steps,
+                f"{field}.amplification.end_step",
+                f"must be above reuse_steps = {reuse.reuse_steps}, or both first_step and end_step 0: earlier"
+                f" steps are not computed; not {amplification.end_step}",
+            )
+            violations.require(
+                layers == 0 or amplification.first_layer < layers,
+                f"{field}.amplification.first_layer",
+                f"must be below {layers}, the layers of the model, not {amplification.first_layer}",
+            )
     if reuse.HasField("region"):
+        violations.require(
+            reuse.region_end > reuse.reuse_steps,
+            f"{field}.region",
+            f"may be set only if region_end is above reuse_steps = {reuse.reuse_steps},"
+            f" not {reuse.region_end}",
+        )
         check_region(violations, f"{field}.region", reuse.region)
     violations.require(
         -1 <= reuse.min_score <= 1,

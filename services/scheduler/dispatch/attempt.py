@@ -17,13 +17,18 @@ from services.runtime.logs import get_logger
 from services.scheduler.dispatch.admissions import PendingAdmissions
 from services.scheduler.dispatch.compare import compare_prompts
 from services.scheduler.dispatch.denoise_stream import DenoiseParameters, DenoiseRunner
+from services.scheduler.dispatch.overrides import find_unused_plan, warn_field_ignored
 from services.scheduler.dispatch.retry import classify_failure
 from services.scheduler.dispatch.throughput import Throughput
 from services.scheduler.jobs.states import IN_QUEUE
 from services.scheduler.jobs.store import Job, JobStore
 from services.scheduler.peers.cache import CacheClient
 from services.scheduler.peers.embedder import EmbedderClient
-from services.scheduler.peers.messages import build_denoise_request, build_latent_identity
+from services.scheduler.peers.messages import (
+    build_denoise_request,
+    build_latent_identity,
+    truncate_tokens,
+)
 from services.scheduler.peers.model_registry import ModelRegistry
 from services.scheduler.planning import planner
 from services.scheduler.planning.calibration import Policy, load_calibration
@@ -86,6 +91,8 @@ class AttemptRunner:
         donors, cache_error = await self._look_up(job, identity, encoded, warnings)
         donors = await self._add_edits(job, encoded, donors, warnings)
         plan = self._plan(spec, model, donors, cache_error)
+        if cache_error is None:
+            warnings += find_unused_plan(spec, plan)
         timings.embed_seconds = embedded - dequeued
         timings.lookup_seconds = time.monotonic() - embedded
 
@@ -100,7 +107,9 @@ class AttemptRunner:
             return
         log.info("planned", reuse_steps=plan.reuse_steps, reason=plan.reasons[0].text)
         span.set_attribute(semconv.ATTEMPT, running.generation.attempts)
-        request = build_denoise_request(job.job_id, spec, encoded, plan)
+        request = build_denoise_request(
+            job.job_id, spec, truncate_tokens(encoded, model.max_text_tokens), plan
+        )
         parameters = DenoiseParameters(running, model, identity, request, timings, dequeued)
         await self._denoise_runner.run(parameters, span)
 
@@ -114,7 +123,17 @@ class AttemptRunner:
         except ChorusError as error:
             raise classify_failure(error, "embedder") from error
         if encoded.truncated:
-            warnings.append(_make_truncation_warning())
+            warnings.append(
+                _make_truncation_warning("the prompt has more tokens than the encoder accepts", "embedder")
+            )
+        if truncate_tokens(encoded, model.max_text_tokens) is not encoded:
+            warnings.append(
+                _make_truncation_warning(
+                    f"the prompt has {encoded.token_states.shape[0]} tokens; {model.model_id} reads the first"
+                    f" {model.max_text_tokens}",
+                    "denoiser",
+                )
+            )
         return encoded
 
     async def _look_up(
@@ -196,9 +215,5 @@ class AttemptRunner:
         return planner.to_message(plan)
 
 
-def _make_truncation_warning() -> errors_pb2.JobError:
-    return errors_pb2.JobError(
-        reason=errors.INVALID_FIELD,
-        message="the prompt has more tokens than the encoder accepts; those beyond its limit were dropped",
-        metadata={"service": "embedder", "field": "spec.prompt"},
-    )
+def _make_truncation_warning(cause: str, service: str) -> errors_pb2.JobError:
+    return warn_field_ignored("spec.prompt", f"{cause}; those beyond its limit were dropped", service=service)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator, Collection, Sequence
-from contextlib import AsyncExitStack, aclosing
+from contextlib import AsyncExitStack, aclosing, suppress
 from dataclasses import dataclass
 
 from chorus.common.v1 import errors_pb2, latents_pb2, video_pb2
@@ -18,8 +18,10 @@ from chorus_rpc.telemetry import Span
 from services.runtime.logs import get_logger
 from services.scheduler.dispatch import throughput
 from services.scheduler.dispatch.admissions import PendingAdmissions
+from services.scheduler.dispatch.overrides import find_overrides
 from services.scheduler.dispatch.retry import classify_failure
 from services.scheduler.dispatch.throughput import Throughput
+from services.scheduler.jobs.passing_faults import PassingFault, wait_out
 from services.scheduler.jobs.states import State
 from services.scheduler.jobs.store import Job, JobStore
 from services.scheduler.jobs.video_files import VideoFiles
@@ -77,7 +79,10 @@ class DenoiseStream:
             case "video_header":
                 self.video_info = reply.video_header
                 self._video = BlobAssembler(
-                    self.video_info.size_bytes, self.video_info.digest, self._max_video_bytes
+                    self.video_info.size_bytes,
+                    self.video_info.digest,
+                    self._max_video_bytes,
+                    "CHORUS_SCHEDULER_MAX_VIDEO_BYTES",
                 )
             case "video_chunk":
                 if self._video is None:
@@ -212,7 +217,11 @@ class DenoiseRunner:
                     aclosing(self._denoiser.denoise(parameters.request, parameters.job.deadline))
                 )
                 async for reply in replies:
-                    if events := stream.convert(reply):
+                    events = stream.convert(reply)
+                    events += find_overrides(
+                        parameters.job.generation, parameters.model, stream.reuse_steps, reply
+                    )
+                    if events:
                         await self._advance(parameters.job, events)
                     if stream.completed is not None:
                         await self._complete(parameters, stream, stream.completed)
@@ -228,7 +237,7 @@ class DenoiseRunner:
         except BlobFault as error:
             raise ChorusError(
                 errors.INTERNAL,
-                f"the denoiser sent a broken video: {error}",
+                f"the video that the denoiser sent is rejected: {error}",
                 metadata={"service": "denoiser"},
             ) from error
         except ChorusError as error:
@@ -244,7 +253,11 @@ class DenoiseRunner:
         job, timings, spec = parameters.job, parameters.timings, parameters.job.generation.spec
         info, data = stream.finish_video()
         try:
-            await self._videos.save(job.job_id, data)
+            await wait_out(
+                lambda: self._videos.save(job.job_id, data),
+                job.deadline,
+                on_first=lambda fault: self._warn(job, fault),
+            )
         except OSError as error:
             raise ChorusError(errors.INTERNAL, f"the video could not be stored: {error.strerror}") from error
         timings.fetch_seconds = stream.fetch_seconds
@@ -273,9 +286,19 @@ class DenoiseRunner:
         log.info("succeeded", steps_run=completed.steps_run, seconds=round(timings.total_seconds, 3))
 
     async def _advance(self, job: Job, events: Sequence[pb.GenerationEvent]) -> None:
-        """Records events. Raises JobNoLongerRunning if the job has been ended elsewhere."""
-        if await self._store.advance(job.job_id, _RUNNING, events) is None:
+        """Records events. Raises JobNoLongerRunning if the job has been ended elsewhere.
+
+        While the store cannot be written, the replies of the denoiser wait in the stream.
+        """
+        recorded = await wait_out(lambda: self._store.advance(job.job_id, _RUNNING, events), job.deadline)
+        if recorded is None:
             raise JobNoLongerRunning
+
+    async def _warn(self, job: Job, fault: PassingFault) -> None:
+        """Adds a warning to a running job, unless the store cannot be written either."""
+        warning = pb.WarningEvent(warning=errors.to_job_error(fault))
+        with suppress(PassingFault):
+            await self._store.advance(job.job_id, _RUNNING, [pb.GenerationEvent(warning=warning)])
 
 
 async def _follow_admission(

@@ -16,8 +16,9 @@ from chorus_rpc.errors import ChorusError
 from services.runtime.logs import get_logger
 from services.scheduler.dispatch.attempt import AttemptRunner
 from services.scheduler.dispatch.retry import RetryableFailure
+from services.scheduler.jobs.passing_faults import PassingFault, find_passing_fault, wait_out
 from services.scheduler.jobs.states import ENDED, IN_QUEUE, UNFINISHED, State
-from services.scheduler.jobs.store import Job, JobStore, QueuedJob
+from services.scheduler.jobs.store import Job, JobStore, QueuedJob, StoreError
 from services.scheduler.jobs.video_files import VideoFiles
 from services.scheduler.peers.health import PeerHealth
 from services.scheduler.settings import SchedulerSettings
@@ -30,8 +31,8 @@ _FIRST_PAUSE = 0.1
 _ANNOUNCED_POSITIONS = 10
 # Upper bound on a server-requested retry delay, in seconds.
 _MAX_SERVER_PAUSE = 30.0
-# Pause after a failure of the job store, in seconds.
-_STORE_PAUSE = 1.0
+# Pause after a fault of the job store or another resource, in seconds.
+_FAULT_PAUSE = 1.0
 # Upper bound on the wait for attempts whose jobs have ended during the drain, in seconds.
 _DRAIN_SECONDS = 5.0
 
@@ -102,19 +103,27 @@ class Dispatcher:
         return {job.job_id: position for position, job in enumerate(queue, 1)}
 
     async def recover(self) -> None:
-        """Requeues jobs that were running when the last process died."""
-        for queued in self._idle(await self._store.unfinished()):
-            if queued.state is State.RUNNING:
-                await self._recover(queued.job_id)
+        """Requeues jobs that were running when the last process died; `run` requeues those that remain."""
+        try:
+            for queued in self._idle(await self._store.unfinished()):
+                if queued.state is State.RUNNING:
+                    await self._recover(queued.job_id)
+        except PassingFault as fault:
+            log.warning("interrupted jobs not requeued yet", error=fault.message)
 
     async def run(self) -> None:
-        """Runs until it is cancelled. A failure of the store is logged and retried."""
+        """Runs until it is cancelled. A fault is logged and retried; StoreError, which remains, is raised."""
         while True:
             try:
                 pause = await self._tick()
-            except Exception:
-                log.exception("job store failed")
-                pause = _STORE_PAUSE
+            except StoreError:
+                raise
+            except Exception as error:
+                if isinstance(error, PassingFault):
+                    log.warning("queue not processed", error=error.message)
+                else:
+                    log.exception("queue not processed")
+                pause = _FAULT_PAUSE
                 self._wake.clear()
             try:
                 async with asyncio.timeout(pause):
@@ -125,18 +134,23 @@ class Dispatcher:
     async def stop(self) -> None:
         """Starts no more jobs, ends the runs of unfinished ones and durably requeues these."""
         self._stopping = True
-        finished, unfinished = set(), {}
-        for job_id, task in list(self._tasks.items()):
-            job = await self._store.get(job_id)
-            if job is not None and job.state in ENDED:
-                finished.add(task)
-            else:
-                unfinished[job_id] = task
+        unfinished = dict(self._tasks)
+        finished = set()
+        try:
+            for job_id in tuple(unfinished):
+                job = await self._store.get(job_id)
+                if job is not None and job.state in ENDED:
+                    finished.add(unfinished.pop(job_id))
+        except PassingFault as fault:
+            log.warning("running jobs not read", error=fault.message)
         for task in unfinished.values():
             task.cancel()
         await asyncio.gather(*unfinished.values(), return_exceptions=True)
-        for job_id in unfinished:
-            await self._store.advance(job_id, {State.RUNNING}, [_queued(1)])
+        try:
+            for job_id in unfinished:
+                await self._store.advance(job_id, {State.RUNNING}, [_queued(1)])
+        except PassingFault as fault:
+            log.warning("running jobs not requeued; the next start requeues them", error=fault.message)
         if finished:
             _, late = await asyncio.wait(finished, timeout=_DRAIN_SECONDS)
             for task in late:
@@ -185,9 +199,11 @@ class Dispatcher:
                 self._tasks[job.job_id] = task
                 task.add_done_callback(partial(self._done, job.job_id))
 
-    def _done(self, job_id: str, _: asyncio.Task[None]) -> None:
+    def _done(self, job_id: str, task: asyncio.Task[None]) -> None:
         del self._tasks[job_id]
         self._wake.set()
+        if not task.cancelled() and (cause := task.exception()) is not None:
+            log.error("attempt ended without an outcome", generation_id=job_id, exc_info=cause)
 
     async def _work(self, job: Job) -> None:
         """Runs one attempt and records its outcome. Raises only CancelledError."""
@@ -206,11 +222,16 @@ class Dispatcher:
                         await self._attempt_runner.run(job, span)
                 except RetryableFailure as failure:
                     await self._retry(job, failure)
+                except PassingFault as fault:
+                    await self._retry(job, RetryableFailure("scheduler", fault))
                 except ChorusError as error:
-                    await self._fail(job.job_id, error)
-                except Exception:
-                    log.exception("attempt failed")
-                    await self._fail(job.job_id, _internal(job))
+                    await wait_out(partial(self._fail, job.job_id, error), job.deadline)
+                except Exception as error:
+                    if passing := find_passing_fault(error, "the scheduler"):
+                        await self._retry(job, RetryableFailure("scheduler", passing))
+                    else:
+                        log.exception("attempt failed")
+                        await wait_out(partial(self._fail, job.job_id, _internal(job)), job.deadline)
                 else:
                     self._pauses.pop(job.job_id, None)
                 await self._prune()
@@ -222,18 +243,26 @@ class Dispatcher:
         """Schedules another attempt, unless services died too often during this job."""
         log.warning("attempt interrupted", peer=failure.service, error=failure.cause.message)
         if failure.crashed and job.crashes + 1 >= self._settings.max_crashes:
-            await self._fail(job.job_id, _too_many_crashes(job.crashes + 1))
+            await wait_out(partial(self._fail, job.job_id, _too_many_crashes(job.crashes + 1)), job.deadline)
             return
         before = self._pauses.get(job.job_id)
         seconds = min(2 * before.seconds, self._settings.retry_seconds) if before else _FIRST_PAUSE
         if failure.cause.reason == errors.QUEUE_FULL and failure.cause.retry_after:
             seconds = max(seconds, min(failure.cause.retry_after, _MAX_SERVER_PAUSE))
         self._pauses[job.job_id] = _Pause(time.monotonic() + seconds, seconds, failure.service)
-        current = await self._store.get(job.job_id)
         announced = before is not None and before.service == failure.service
+        await wait_out(partial(self._record_interruption, job.job_id, failure, announced), job.deadline)
+
+    async def _record_interruption(self, job_id: str, failure: RetryableFailure, announced: bool) -> None:
+        """Makes a job wait.
+
+        Args:
+            announced: whether the job's watchers know already that this service failed.
+        """
+        current = await self._store.get(job_id)
         if current is not None and current.state is State.WAITING and announced:
             return
-        await self._store.advance(job.job_id, UNFINISHED, [_waiting(failure.cause)], crashed=failure.crashed)
+        await self._store.advance(job_id, UNFINISHED, [_waiting(failure.cause)], crashed=failure.crashed)
 
     async def _record_wait(self, queued: QueuedJob, peer: PeerHealth) -> None:
         """Records that the next job to start waits for a service."""
@@ -312,6 +341,7 @@ def _internal(job: Job) -> ChorusError:
 def _too_many_crashes(crashes: int) -> ChorusError:
     return ChorusError(
         errors.INTERNAL,
-        f"failed: a service died {crashes} times while it worked on this generation",
+        f"failed: a service died {crashes} times while it worked on this generation"
+        " (CHORUS_SCHEDULER_MAX_CRASHES)",
         metadata={"crashes": str(crashes)},
     )

@@ -28,7 +28,7 @@ class Deadline:
         deadline = self.time.ToJsonString()
         return ChorusError(
             errors.DEADLINE_EXCEEDED,
-            f"the deadline {deadline} passed before the video was ready; submit it again with a later one",
+            f"the deadline {deadline} passed before the video was ready; submit it again with more time",
             metadata={"deadline": deadline},
         )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
 import sqlite3
 import time
@@ -17,38 +16,16 @@ from chorus.scheduler.v1 import scheduler_pb2 as pb
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.scheduler.jobs import states
+from services.scheduler.jobs.database import classify_fault, open_database
 from services.scheduler.jobs.states import ENDED, IN_QUEUE, UNFINISHED, State
 from services.scheduler.jobs.store import Job, JobStore, NewJob, QueuedJob, QueueFull, StoreError
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-SCHEMA_VERSION = 1
-_SCHEMA = """
-CREATE TABLE jobs (
-    number INTEGER PRIMARY KEY AUTOINCREMENT,
-    id TEXT NOT NULL UNIQUE,
-    tenant TEXT NOT NULL,
-    request_id TEXT NOT NULL,
-    body_digest TEXT NOT NULL,
-    state INTEGER NOT NULL,
-    deadline REAL NOT NULL,
-    traceparent TEXT NOT NULL,
-    announced INTEGER NOT NULL,
-    crashes INTEGER NOT NULL DEFAULT 0,
-    generation BLOB NOT NULL,
-    UNIQUE (tenant, request_id)
-) STRICT;
-CREATE INDEX jobs_by_state ON jobs (state, number);
-CREATE INDEX jobs_by_tenant ON jobs (tenant, number);
-CREATE TABLE events (
-    number INTEGER NOT NULL REFERENCES jobs (number) ON DELETE CASCADE,
-    sequence INTEGER NOT NULL,
-    event BLOB NOT NULL,
-    PRIMARY KEY (number, sequence)
-) STRICT, WITHOUT ROWID;
-CREATE TABLE documents (name TEXT PRIMARY KEY, data BLOB NOT NULL) STRICT;
-"""
+# Time for which a call is repeated when a fault may pass, and the pause in between, in seconds.
+_PATIENCE_SECONDS = 2.0
+_PAUSE = 0.1
 _JOB = "id, number, tenant, body_digest, state, traceparent, crashes, generation"
 _MODELS = "models"
 
@@ -61,10 +38,12 @@ class SqliteStore(JobStore):
         connection: sqlite3.Connection,
         lock: int,
         thread: ThreadPoolExecutor,
+        path: Path,
         on_change: Callable[[str], None],
         clock: Callable[[], float],
     ) -> None:
         self._db = connection
+        self._path = path
         self._lock = lock
         self._thread = thread
         self._clock = clock
@@ -123,7 +102,22 @@ class SqliteStore(JobStore):
         os.close(self._lock)
 
     async def _run(self, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, lambda: work(*args, **kwargs))
+        """Runs `work` in the database's thread, again while a fault may pass.
+
+        Raises PassingFault, or StoreError if the database is damaged.
+        """
+        loop = asyncio.get_running_loop()
+        end = loop.time() + _PATIENCE_SECONDS
+        while True:
+            try:
+                return await loop.run_in_executor(self._thread, lambda: work(*args, **kwargs))
+            except sqlite3.Error as error:
+                fault = classify_fault(error, self._path)
+                if fault is None:
+                    raise
+                if isinstance(fault, StoreError) or loop.time() >= end:
+                    raise fault from error
+            await asyncio.sleep(_PAUSE)
 
     # Everything below runs in the database's thread.
 
@@ -145,6 +139,7 @@ class SqliteStore(JobStore):
                 state=pb.GENERATION_STATE_QUEUED,
                 create_time=now,
                 trace_id=new.trace_id,
+                seed_chosen=new.seed_chosen,
             )
             event = pb.GenerationEvent(
                 sequence=1, time=now, queued=pb.QueuedEvent(queue_position=waiting + 1)
@@ -298,69 +293,11 @@ async def open_store(
     """
     thread = ThreadPoolExecutor(1, thread_name_prefix="job-store")
     try:
-        connection, lock = await asyncio.get_running_loop().run_in_executor(thread, _open, path)
+        connection, lock = await asyncio.get_running_loop().run_in_executor(thread, open_database, path)
     except BaseException:
         thread.shutdown(wait=False)
         raise
-    return SqliteStore(connection, lock, thread, on_change, clock)
-
-
-def _open(path: Path) -> tuple[sqlite3.Connection, int]:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = _take_lock(path)
-    except OSError as error:
-        raise StoreError(f"the job database {path} cannot be opened: {error}") from error
-    try:
-        connection = sqlite3.connect(path, isolation_level=None)
-        try:
-            _prepare(connection, path)
-        except BaseException:
-            connection.close()
-            raise
-    except sqlite3.Error as error:
-        os.close(lock)
-        raise StoreError(f"the job database {path} cannot be opened: {error}") from error
-    except BaseException:
-        os.close(lock)
-        raise
-    return connection, lock
-
-
-def _take_lock(path: Path) -> int:
-    """Locks the database: two schedulers would run every job twice.
-
-    The lock is released when the process ends, even by SIGKILL.
-    """
-    lock = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        holder = os.pread(lock, 32, 0).decode("ascii", "replace").strip() or "unknown"
-        os.close(lock)
-        raise StoreError(
-            f"the job database {path} is in use by another scheduler (process {holder}): stop it,"
-            " or set another CHORUS_SCHEDULER_DATABASE for this one"
-        ) from None
-    os.ftruncate(lock, 0)
-    os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
-    return lock
-
-
-def _prepare(connection: sqlite3.Connection, path: Path) -> None:
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = FULL")
-    connection.execute("PRAGMA foreign_keys = ON")
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    if version == 0:
-        connection.executescript(
-            f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
-        )
-    elif version != SCHEMA_VERSION:
-        raise StoreError(
-            f"the job database {path} has schema {version}, this program supports {SCHEMA_VERSION}:"
-            " run the version that created it, or set another CHORUS_SCHEDULER_DATABASE"
-        )
+    return SqliteStore(connection, lock, thread, path, on_change, clock)
 
 
 def _parse_job(row: tuple[str, int, str, str, int, str, int, bytes]) -> Job:

@@ -13,7 +13,7 @@ from services.scheduler.jobs.states import State
 
 
 class StoreError(RuntimeError):
-    """Fault that makes the job store unusable; the message states the reason and the remedy."""
+    """Fault of the job store that no retry cures; the message states the reason and the remedy."""
 
 
 class QueueFull(Exception):
@@ -28,6 +28,7 @@ class NewJob:
         body_digest: digest of the request as received; distinguishes a repetition from another request.
         deadline: deadline in Unix seconds.
         traceparent: traceparent of the submitting call; empty when tracing is off.
+        seed_chosen: whether the server chose the seed.
     """
 
     job_id: str
@@ -38,6 +39,7 @@ class NewJob:
     deadline: float
     traceparent: str
     trace_id: str
+    seed_chosen: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,10 @@ class QueuedJob:
 
 
 class JobStore(ABC):
-    """Stores jobs, their events and the known models. Every method is one transaction."""
+    """Stores jobs, their events and the known models. Every method is one transaction.
+
+    Every method raises PassingFault, and changes nothing, if it may succeed later; StoreError if it will not.
+    """
 
     @abstractmethod
     async def submit(self, new: NewJob, queue_limit: int) -> tuple[Job, bool]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from chorus.common.v1 import video_pb2
@@ -13,25 +14,32 @@ from chorus_rpc import errors
 from chorus_rpc.chunks import CHUNK_BYTES
 from chorus_rpc.errors import ChorusError
 
+from services.scheduler.jobs.passing_faults import find_passing_fault
+
 _SUFFIX = ".mp4"
 _PART = ".part"
 
 
 class VideoFiles:
-    """A directory of `<generation id>.mp4`. Ids are created by this service, never by a client."""
+    """A directory of `<generation id>.mp4`. Ids are created by this service, never by a client.
+
+    Every method raises PassingFault if it may succeed later, for instance because the disk is full.
+    """
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
 
     async def open(self) -> None:
         """Creates the directory. Raises OSError that names it."""
-        await asyncio.to_thread(self._directory.mkdir, parents=True, exist_ok=True)
+        with _passing_faults():
+            await asyncio.to_thread(self._directory.mkdir, parents=True, exist_ok=True)
 
     async def save(self, generation_id: str, data: bytes) -> None:
         """Writes a video durably. Raises OSError, and keeps nothing, if it cannot be written."""
         writing = asyncio.create_task(asyncio.to_thread(self._save, generation_id, data))
         try:
-            await asyncio.shield(writing)
+            with _passing_faults():
+                await asyncio.shield(writing)
         except asyncio.CancelledError:
             # The thread cannot be stopped. The canceller removes the file, so it must not do so before the
             # file has been written.
@@ -40,7 +48,8 @@ class VideoFiles:
 
     async def remove(self, generation_ids: Iterable[str]) -> None:
         """Removes videos, including the partial files that a crash left."""
-        await asyncio.to_thread(self._remove, list(generation_ids))
+        with _passing_faults():
+            await asyncio.to_thread(self._remove, list(generation_ids))
 
     async def read(self, generation_id: str, info: video_pb2.VideoInfo) -> AsyncGenerator[bytes, None]:
         """Yields chunks of about 1 MiB.
@@ -51,7 +60,8 @@ class VideoFiles:
         fault = f"the video of generation {generation_id!r} is {{}}; generate it again"
         digest = hashlib.sha256()
         try:
-            file = await asyncio.to_thread(self._path(generation_id).open, "rb")
+            with _passing_faults():
+                file = await asyncio.to_thread(self._path(generation_id).open, "rb")
         except FileNotFoundError:
             raise ChorusError(errors.BLOB_CORRUPT, fault.format("missing")) from None
         with file:
@@ -77,7 +87,8 @@ class VideoFiles:
             part.replace(path)
             self._sync_directory()
         except OSError:
-            part.unlink(missing_ok=True)
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
             raise
 
     def _sync_directory(self) -> None:
@@ -92,3 +103,15 @@ class VideoFiles:
         for generation_id in generation_ids:
             self._path(generation_id).unlink(missing_ok=True)
             self._path(generation_id).with_suffix(_PART).unlink(missing_ok=True)
+
+
+@contextmanager
+def _passing_faults() -> Iterator[None]:
+    """Converts the errors inside the block that may pass."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        fault = find_passing_fault(error, "the directory of the videos", "CHORUS_SCHEDULER_VIDEO_DIR")
+        if fault is None:
+            raise
+        raise fault from error

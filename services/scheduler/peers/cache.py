@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 SERVICE = cache_pb2.DESCRIPTOR.services_by_name["CacheService"].full_name
 
+_LOOKUP_SETTING = "CHORUS_SCHEDULER_LOOKUP_SECONDS"
+
 
 class CacheClient:
     """Finds donors.
@@ -46,7 +48,7 @@ class CacheClient:
         Raises the errors of `PeerConnection.limit`; a cache that is known to be down fails without a call.
         """
         request = build_lookup_request(identity, encoded, self._donor_limit)
-        with self._connection.limit(deadline, self._lookup_seconds) as timeout:
+        with self._connection.limit(deadline, self._lookup_seconds, _LOOKUP_SETTING) as timeout:
             self.require_available()
             reply = await self._stub.Lookup(request, timeout=timeout, metadata=self._connection.metadata)
         return [_parse_donor(donor) for donor in reply.donors]
@@ -62,4 +64,5 @@ def _parse_donor(donor: cache_pb2.Donor) -> Donor:
         prompt=donor.entry.prompt,
         traceparent=donor.entry.traceparent,
         generation_id=donor.entry.generation_id,
+        seed=donor.entry.seed if donor.entry.HasField("seed") else None,
     )

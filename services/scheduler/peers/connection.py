@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections.abc import Callable, Iterator
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import contextmanager
 
 import grpc.aio
 from chorus_rpc import errors
@@ -13,6 +12,7 @@ from chorus_rpc.channels import calling, open_channel
 from chorus_rpc.errors import ChorusError
 from chorus_rpc.tenancy import tenant_metadata
 
+from services.runtime.resources import Resources
 from services.scheduler.jobs.deadline import Deadline
 from services.scheduler.peers.health import PeerHealth
 from services.scheduler.settings import SchedulerSettings
@@ -33,28 +33,36 @@ class PeerConnection:
         self.health = health
 
     @contextmanager
-    def limit(self, deadline: Deadline | None, max_seconds: float = math.inf) -> Iterator[float]:
+    def limit(
+        self, deadline: Deadline | None, max_seconds: float = math.inf, setting: str = ""
+    ) -> Iterator[float]:
         """Yields the timeout of one call, in seconds, and maps the errors of that call.
 
         Args:
             deadline: deadline of the job for which the call is made, if it is for one.
 
         Raises DEADLINE_EXCEEDED when the job's deadline passes before the answer, DEPENDENCY_UNAVAILABLE when
-        the peer needs longer than `max_seconds`, and the peer's own ChorusError otherwise. A peer that needs
+        the peer needs longer than `max_seconds` or its own limit on the call, and the peer's own ChorusError
+        otherwise, TIME_LIMIT_EXCEEDED for its own limit on a call without `max_seconds`. A peer that needs
         longer is unavailable to every later call, until it answers a probe.
+
+        Args:
+            setting: environment variable that sets `max_seconds`.
         """
         left = math.inf if deadline is None else deadline.seconds_left()
         try:
             with calling(self.name):
                 yield min(left, max_seconds)
         except ChorusError as error:
+            if error.reason == errors.TIME_LIMIT_EXCEEDED and max_seconds < math.inf:
+                raise errors.unavailable(self.name, error.message) from error
             if error.reason != errors.DEADLINE_EXCEEDED:
                 raise
             if deadline is not None and left <= max_seconds:
                 raise deadline.exceeded() from error
             cause = f"no answer in {max_seconds:g} s"
             self.health.report_silence(cause)
-            raise errors.unavailable(self.name, cause) from error
+            raise errors.unavailable(self.name, cause, setting=setting) from error
 
 
 def open_connection(
@@ -62,7 +70,7 @@ def open_connection(
     service: str,
     target: str,
     settings: SchedulerSettings,
-    resources: AsyncExitStack,
+    resources: Resources,
     on_change: Callable[[PeerHealth], None],
 ) -> PeerConnection:
     """Opens a channel and starts its health watch; returns at once, whether or not the peer is reachable.
@@ -76,11 +84,5 @@ def open_connection(
     resources.push_async_callback(channel.close)
     health = PeerHealth(name, service, channel, on_change, settings.retry_seconds)
     resources.push_async_callback(health.close)
-    watch = asyncio.create_task(health.watch(), name=f"watch {name}")
-    resources.push_async_callback(_cancel, watch)
+    resources.start_task(health.watch(), f"watch {name}")
     return PeerConnection(name, channel, settings.tenant, health)
-
-
-async def _cancel(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)

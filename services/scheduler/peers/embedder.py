@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from chorus.embedder.v1 import embedder_pb2, embedder_pb2_grpc
+from chorus_rpc.channels import calling
 
 from services.scheduler.jobs.deadline import Deadline
 from services.scheduler.peers.connection import PeerConnection
@@ -15,9 +16,14 @@ if TYPE_CHECKING:
 
 SERVICE = embedder_pb2.DESCRIPTOR.services_by_name["EmbedderService"].full_name
 
+_EMBED_SETTING = "CHORUS_SCHEDULER_EMBED_SECONDS"
+_ALIGN_SETTING = "CHORUS_SCHEDULER_ALIGN_SECONDS"
+# No request waits for this call.
+_DESCRIBE_SECONDS = 5.0
+
 
 class EmbedderClient:
-    """Encodes and aligns prompts. Every method raises the errors of `PeerConnection.limit`.
+    """Encodes and aligns prompts. `embed` and `align` raise the errors of `PeerConnection.limit`.
 
     Args:
         embed_seconds: upper bound on one Embed call, in seconds.
@@ -31,11 +37,19 @@ class EmbedderClient:
         self._align_seconds = align_seconds
         self._stub: EmbedderServiceAsyncStub = embedder_pb2_grpc.EmbedderServiceStub(connection.channel)
 
+    async def describe_encoders(self) -> embedder_pb2.DescribeEncodersResponse:
+        """Returns the encoders that the embedder serves. Raises ChorusError."""
+        request = embedder_pb2.DescribeEncodersRequest()
+        with calling(self._connection.name):
+            return await self._stub.DescribeEncoders(
+                request, timeout=_DESCRIBE_SECONDS, metadata=self._connection.metadata
+            )
+
     async def embed(
         self, prompt: str, conditioning_encoder_id: str, deadline: Deadline
     ) -> embedder_pb2.EmbedResponse:
         request = embedder_pb2.EmbedRequest(prompt=prompt, conditioning_encoder_id=conditioning_encoder_id)
-        with self._connection.limit(deadline, self._embed_seconds) as timeout:
+        with self._connection.limit(deadline, self._embed_seconds, _EMBED_SETTING) as timeout:
             return await self._stub.Embed(request, timeout=timeout, metadata=self._connection.metadata)
 
     async def align(
@@ -60,6 +74,6 @@ class EmbedderClient:
         # computed twice.
         if encoded.conditioning_encoder_id == encoded.retrieval_encoder_id:
             request.target_states.CopyFrom(encoded.token_states)
-        with self._connection.limit(deadline, self._align_seconds) as timeout:
+        with self._connection.limit(deadline, self._align_seconds, _ALIGN_SETTING) as timeout:
             reply = await self._stub.Align(request, timeout=timeout, metadata=self._connection.metadata)
         return reply.alignments

@@ -74,7 +74,7 @@ class PeerHealth:
         await self._guard.close()
 
     async def watch(self) -> None:
-        """Runs until it is cancelled, or until the peer turns out to have no health service."""
+        """Runs until it is cancelled."""
         pause = _FIRST_PAUSE
         while True:
             try:
@@ -86,7 +86,7 @@ class PeerHealth:
                 if error.code() is grpc.StatusCode.UNIMPLEMENTED:
                     # Without a health service only the calls themselves show whether the peer serves.
                     self._set(True, "")
-                    return
+                    await asyncio.Event().wait()
                 detail = error.details() or error.code().name
             self._set(False, detail)
             await asyncio.sleep(pause)

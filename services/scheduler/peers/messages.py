@@ -39,7 +39,26 @@ def build_latent_identity(
         latent_dtype=model.latent_dtype,
         codec_id=model.codec.codec_id,
         conditioning_encoder_id=model.conditioning_encoder_id,
+        model_digest=model.model_digest,
     )
+
+
+def truncate_tokens(encoded: embedder_pb2.EmbedResponse, limit: int) -> embedder_pb2.EmbedResponse:
+    """Returns an encoding with at most `limit` tokens; `encoded` itself if it has no more.
+
+    Args:
+        limit: maximum number of tokens; 0 if unknown.
+    """
+    states = encoded.token_states
+    count = states.shape[0] if states.shape else 0
+    if not limit or count <= limit:
+        return encoded
+    cut = embedder_pb2.EmbedResponse()
+    cut.CopyFrom(encoded)
+    cut.token_states.shape[0] = limit
+    cut.token_states.data = states.data[: len(states.data) // count * limit]
+    del cut.tokens[limit:]
+    return cut
 
 
 def build_lookup_request(

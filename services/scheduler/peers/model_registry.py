@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from chorus.denoiser.v1 import denoiser_pb2
 from chorus_rpc import errors
 from chorus_rpc.errors import ChorusError
 
 from services.runtime.logs import get_logger
+from services.scheduler.jobs.passing_faults import PassingFault
 from services.scheduler.jobs.store import JobStore
 from services.scheduler.peers.denoiser import DenoiserClient
 
@@ -28,13 +29,23 @@ class ModelRegistry:
         self._replace(denoiser_pb2.DescribeModelsResponse.FromString(await self._store.load_models()))
 
     async def refresh(self) -> None:
-        """Requests the models from the denoiser and saves them. On ChorusError the known models are kept."""
+        """Requests the models from the denoiser and saves them. On ChorusError the known models are kept.
+
+        Models that cannot be saved now are used nevertheless.
+        """
         reply = await self._denoiser.describe_models()
         if not reply.models:
             raise errors.unavailable("denoiser", "it serves no model yet")
         self._replace(reply)
-        await self._store.save_models(reply.SerializeToString())
+        try:
+            await self._store.save_models(reply.SerializeToString())
+        except PassingFault as fault:
+            log.warning("models not saved", error=fault.message)
         log.info("models updated", models=list(self._models))
+
+    def known(self) -> Collection[denoiser_pb2.ModelInfo]:
+        """Returns the models that are known now; none before the denoiser was ever reached."""
+        return self._models.values()
 
     async def models(self) -> Mapping[str, denoiser_pb2.ModelInfo]:
         """Returns the models by id, in the denoiser's order.

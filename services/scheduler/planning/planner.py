@@ -39,6 +39,7 @@ class Donor:
         steps: indices of the step boundaries whose latents are cached.
         side_data: whether the entry holds attention maps and token states.
         edit: difference between the target and the entry; None if unknown.
+        seed: seed of the request that produced the entry; None if unknown.
     """
 
     entry_id: str
@@ -49,6 +50,7 @@ class Donor:
     generation_id: str = ""
     side_data: bool = False
     edit: Edit | None = None
+    seed: int | None = None
 
     def holds(self, first: int, last: int, side_data: bool) -> bool:
         """Returns whether the entry has x_first … x_last, and side data if `side_data` is true."""
@@ -345,6 +347,7 @@ def to_message(plan: Plan) -> plan_pb2.Plan:
                 prompt=plan.donor.prompt,
                 traceparent=plan.donor.traceparent,
                 generation_id=plan.donor.generation_id,
+                seed=plan.donor.seed,
             )
         )
         if plan.donor.edit is not None:

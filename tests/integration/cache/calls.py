@@ -78,7 +78,12 @@ async def donors(stub: Stub, metadata: tuple[tuple[str, str], ...], vector: int 
 
 
 def files(directory: Path) -> list[Path]:
-    return sorted(path for path in (directory / "store" / "blobs").rglob("*") if path.is_file())
+    """Returns the files in the directory of blobs, without the owner's marker."""
+    return sorted(
+        path
+        for path in (directory / "store" / "blobs").rglob("*")
+        if path.is_file() and path.parent.name != ".owners"
+    )
 
 
 def details(error: grpc.aio.AioRpcError) -> tuple[error_details_pb2.ErrorInfo, list[str]]:

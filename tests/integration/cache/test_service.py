@@ -13,7 +13,7 @@ import grpc
 import grpc.aio
 import pytest
 from chorus.cache.v1 import cache_pb2
-from chorus.common.v1 import latents_pb2
+from chorus.common.v1 import errors_pb2, latents_pb2
 from chorus_rpc.tenancy import tenant_metadata
 
 from services.contract.identity import entry_id, identity_digest
@@ -398,3 +398,33 @@ async def test_missing_store_keeps_the_cache_unavailable(tmp_path: Path) -> None
         assert service.terminate() == 0
     finally:
         service.stop()
+
+
+@pytest.mark.fault("swallowed-errors")
+async def test_rejected_admissions_are_counted_by_reason(
+    stub: Stub, tenant: tuple[tuple[str, str], ...]
+) -> None:
+    async def count() -> dict[errors_pb2.ErrorReason.ValueType, int]:
+        stats = await stub.Stats(cache_pb2.StatsRequest(), metadata=tenant)
+        return {rejected.reason: rejected.count for rejected in stats.rejected_admissions}
+
+    before = await count()
+    for _ in range(2):
+        with pytest.raises(grpc.aio.AioRpcError):
+            await admitted(stub, tenant, admission(new_entry(""), BLOBS))
+    call = stub.Admit(metadata=tenant, timeout=0.5)
+    for message in list(admission(new_entry(), BLOBS))[:3]:
+        await call.write(message)
+    with pytest.raises(grpc.aio.AioRpcError) as failed:
+        await call  # the stream never ends
+    assert failed.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+    invalid, late = errors_pb2.ERROR_REASON_INVALID_FIELD, errors_pb2.ERROR_REASON_DEADLINE_EXCEEDED
+    expected = {invalid: before.get(invalid, 0) + 2, late: before.get(late, 0) + 1}
+    end = time.monotonic() + 10
+    while (found := await count()) != {**before, **expected}:
+        assert time.monotonic() < end, found
+        await asyncio.sleep(0.05)
+    # A repeated admission is no rejection.
+    for _ in range(2):
+        await admitted(stub, tenant, admission(new_entry(), BLOBS))
+    assert await count() == {**before, **expected}

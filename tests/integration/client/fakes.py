@@ -213,6 +213,7 @@ class FakeCache(cache_pb2_grpc.CacheServiceServicer):
 
     def __init__(self) -> None:
         self.purges: list[cache_pb2.PurgeRequest] = []
+        self.adoptions: list[cache_pb2.AdoptRequest] = []
         self.tenants: list[str] = []
 
     async def Lookup(self, request: Any, context: Any) -> Any:
@@ -233,6 +234,14 @@ class FakeCache(cache_pb2_grpc.CacheServiceServicer):
             lookups_with_donor=9,
             index_kind="milvus-lite",
             blobs_kind="directory",
+            store_ownership=cache_pb2.STORE_OWNERSHIP_FOREIGN,
+            index_id="1" * 32,
+            store_owners=["2" * 32],
+            rejected_admissions=[
+                cache_pb2.RejectedAdmissions(reason=errors.INVALID_FIELD, count=2),
+                cache_pb2.RejectedAdmissions(reason=errors.DISK_FULL, count=1),
+            ],
+            failed_sweeps=4,
         )
         response.start_time.GetCurrentTime()
         return response
@@ -240,6 +249,16 @@ class FakeCache(cache_pb2_grpc.CacheServiceServicer):
     async def Purge(self, request: Any, context: Any) -> Any:
         self.purges.append(request)
         return cache_pb2.PurgeResponse(entries=3, bytes=1_000)
+
+    async def Adopt(self, request: Any, context: Any) -> Any:
+        self.adoptions.append(request)
+        return cache_pb2.AdoptResponse(
+            index_id="1" * 32,
+            previous_owners=["2" * 32],
+            orphaned_blobs=1_200,
+            orphaned_bytes=3 << 20,
+            broken_entries=5,
+        )
 
 
 class FakeDeployment:

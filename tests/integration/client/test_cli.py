@@ -65,6 +65,15 @@ def test_generate_writes_the_video_and_reports_the_hit_in_one_line(
     ]
 
 
+@pytest.mark.fault("logging")
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="the system has no /dev/full")
+def test_video_that_does_not_fit_on_the_disk_can_be_downloaded_again(deployment: FakeDeployment) -> None:
+    result = chorus("generate", "a red circle", "-o", "/dev/full", target=deployment.target)
+    assert result.exit_code == 2
+    assert "No space left on device" in result.stderr
+    assert "`chorus get gen-1 -o FILE` downloads it again" in result.stderr
+
+
 def test_generate_json_is_events_then_the_result(deployment: FakeDeployment, tmp_path: Path) -> None:
     result = chorus("generate", "a red circle", "--json", target=deployment.target)
     found = lines(result)
@@ -88,7 +97,7 @@ def test_generate_passes_its_options_on(deployment: FakeDeployment) -> None:
     assert (request.spec.model_id, request.spec.seed, request.spec.no_store) == ("m", 5, True)
     assert list(request.spec.schedule.sigmas) == [1, 0.5, 0]
     assert (request.spec.shape.frames, request.spec.shape.height, request.spec.shape.width) == (8, 32, 64)
-    assert request.spec.HasField("deadline")
+    assert (request.spec.timeout.seconds, request.spec.HasField("deadline")) == (60, False)
 
 
 EXPLICIT = ("--reuse-steps", "1", "--region-end", "3", "--region", "attention", "--amplify", "value-gain:0.5")
@@ -200,6 +209,28 @@ def test_cache_commands_print_stats_and_purge(deployment: FakeDeployment) -> Non
     assert (request.older_than.seconds, request.model_id) == (7200, "m")
     assert chorus("cache", "purge", target=deployment.target).exit_code == 2
     assert chorus("cache", "purge", "--older-than", "soon", target=deployment.target).exit_code == 2
+
+
+@pytest.mark.fault("swallowed-errors")
+def test_cache_stats_lists_the_rejected_admissions(deployment: FakeDeployment) -> None:
+    shown = chorus("cache", "stats", target=deployment.target).stdout
+    assert "3 admissions: 2 INVALID_FIELD, 1 DISK_FULL" in shown
+    [line] = lines(chorus("cache", "stats", "--json", target=deployment.target))
+    assert line["cache"]["rejected_admissions"][1] == {"reason": "ERROR_REASON_DISK_FULL", "count": "1"}
+
+
+@pytest.mark.fault("store-ownership")
+def test_cache_adopt_asks_and_reports_what_is_deleted(deployment: FakeDeployment) -> None:
+    assert f"owned by another index ({'2' * 32})" in chorus("cache", "stats", target=deployment.target).stdout
+    # Without a terminal nobody can answer.
+    assert chorus("cache", "adopt", target=deployment.target).exit_code == 2
+    assert chorus("cache", "adopt", "--json", target=deployment.target).exit_code == 2
+    assert deployment.cache.adoptions == []
+    shown = chorus("cache", "adopt", "--dry-run", target=deployment.target).stdout
+    assert "1,200 blobs without an entry (3.0 MiB) and 5 entries without their blobs" in shown
+    [line] = lines(chorus("cache", "adopt", "--yes", "--json", target=deployment.target))
+    assert line["adoption"]["previous_owners"] == ["2" * 32]
+    assert [request.validate_only for request in deployment.cache.adoptions] == [True, False]
 
 
 @pytest.mark.parametrize(

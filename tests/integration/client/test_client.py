@@ -18,6 +18,7 @@ from chorus_client import (
     CacheClient,
     ChorusClient,
     ChorusError,
+    ClientClosed,
     Event,
     Generation,
     GenerationCancelled,
@@ -130,15 +131,32 @@ async def test_result_waits_for_a_generation_under_way(
         await waiting
 
 
+async def test_close_ends_what_waits_with_an_error(deployment: FakeDeployment) -> None:
+    client = AsyncChorusClient(deployment.target)
+    handle = await client.submit("slow circle")
+    waiting = [
+        asyncio.create_task(work)
+        for work in (handle.result(), client.generate("slow square"), anext(handle.events(3)))
+    ]
+    await asyncio.to_thread(deployment.scheduler.watching.wait, 10)
+    await client.close()
+    for outcome in await asyncio.gather(*waiting, return_exceptions=True):
+        assert isinstance(outcome, ClientClosed), repr(outcome)
+    with pytest.raises(ClientClosed, match="this client is closed"):
+        await handle.status()
+
+
 async def test_options_reach_the_server_as_given(
     client: AsyncChorusClient, deployment: FakeDeployment
 ) -> None:
     await client.submit(
-        "x", model="m", frames=8, height=32, width=32, sigmas=[1, 0.5, 0], seed=3, reuse="safe", no_store=True
-    )
+        "x", model="m", frames=8, height=32, width=32, sigmas=[1, 0.5, 0], seed=3,
+        reuse="safe", no_store=True, deadline=90.5,
+    )  # fmt: skip
     spec = deployment.scheduler.requests[0].spec
     assert (spec.model_id, spec.shape.frames, list(spec.schedule.sigmas)) == ("m", 8, [1, 0.5, 0])
     assert (spec.seed, spec.no_store, spec.HasField("deadline")) == (3, True, False)
+    assert spec.timeout.ToMilliseconds() == 90_500
 
 
 async def test_explicit_plan_reaches_the_server(
@@ -350,6 +368,29 @@ async def test_unknown_id_is_not_found(client: AsyncChorusClient) -> None:
     assert fault.value.reason == errors.NOT_FOUND
 
 
+@pytest.mark.fault("store-ownership")
+async def test_cache_client_adopts_a_store(deployment: FakeDeployment) -> None:
+    async with AsyncCacheClient(deployment.target) as cache:
+        stats = await cache.stats()
+        assert (stats.store_ownership, stats.index_id, stats.store_owners) == (
+            "foreign",
+            "1" * 32,
+            ("2" * 32,),
+        )
+        found = await cache.adopt(validate_only=True)
+        await cache.adopt()
+    assert (found.orphaned_blobs, found.orphaned_bytes, found.broken_entries) == (1_200, 3 << 20, 5)
+    assert [request.validate_only for request in deployment.cache.adoptions] == [True, False]
+
+
+@pytest.mark.fault("swallowed-errors")
+async def test_cache_client_returns_the_rejected_admissions(deployment: FakeDeployment) -> None:
+    async with AsyncCacheClient(deployment.target) as cache:
+        stats = await cache.stats()
+    assert stats.rejected_admissions == {"INVALID_FIELD": 2, "DISK_FULL": 1}
+    assert stats.failed_sweeps == 4
+
+
 async def test_cache_client_sends_its_tenant(deployment: FakeDeployment) -> None:
     async with AsyncCacheClient(deployment.target, "team-a") as cache:
         assert (await cache.stats()).entries == 7
@@ -384,6 +425,7 @@ def test_sync_client_returns_the_same_results(tmp_path: Path) -> None:
         with CacheClient(deployment.target, "team-b") as cache:
             assert cache.stats().entries == 7
             assert cache.purge(everything=True).entries == 3
+            assert cache.adopt(validate_only=True).broken_entries == 5
     assert deployment.cache.tenants == ["team-b"]
 
 

@@ -124,6 +124,17 @@ async def test_deadline_stops_the_run_between_steps(stub: Any, service: ServiceP
     assert (await logged(service, "run stopped", what.generation_id))["steps_run"] < 150
 
 
+@pytest.mark.fault("named-limit")
+async def test_run_that_takes_too_long_names_the_limit(model: Path, tmp_path: Path) -> None:
+    env = {**environment(model, "127.0.0.1:1"), "CHORUS_DENOISER_RUN_SECONDS": "0.1"}
+    with start_service("denoiser", env, tmp_path) as process:
+        async with open_channel(process.target) as channel:
+            error = await failure(denoiser_pb2_grpc.DenoiserServiceStub(channel), long_request())
+    assert error.reason == errors.TIME_LIMIT_EXCEEDED
+    assert "took longer than 0.1 s (CHORUS_DENOISER_RUN_SECONDS)" in error.message
+    assert error.metadata["setting"] == "CHORUS_DENOISER_RUN_SECONDS"
+
+
 async def test_full_queue_rejects_and_recovers(stub: Any) -> None:
     running = stub.Denoise(long_request(), timeout=SECONDS)
     assert (await running.read()).WhichOneof("event") == "started"

@@ -17,6 +17,8 @@ from chorus.denoiser.v1 import denoiser_pb2, denoiser_pb2_grpc
 from chorus_rpc.channels import open_channel
 
 from services.contract.schedule import shifted_schedule
+from services.denoiser.model.identity import model_digest
+from services.denoiser.model.spec import load_spec
 from tests.integration.denoiser.calls import (
     SECONDS,
     SIGMAS,
@@ -123,7 +125,7 @@ async def test_model_is_described_with_its_measured_speed(stub: Any) -> None:
     [info] = reply.models
     assert (info.model_id, info.conditioning_encoder_id) == ("tiny", ENCODER_ID)
     assert (info.codec.latent_channels, info.codec.spatial_factor, info.codec.causal) == (12, 2, False)
-    assert (info.height.min, info.height.max, info.height.multiple) == (8, 64, 2)
+    assert (info.height.min, info.height.max, info.height.multiple) == (8, 64, 4)
     assert list(info.default_schedule.sigmas) == SIGMAS
     assert info.seconds_per_step > 0
     warm = await stub.Warm(denoiser_pb2.WarmRequest(model_id="tiny"), timeout=SECONDS)
@@ -168,6 +170,7 @@ def identity(model: Path) -> latents_pb2.LatentIdentity:
     return latents_pb2.LatentIdentity(
         model_id="tiny",
         weights_digest=digest,
+        model_digest=model_digest(load_spec(model), fp8=False),
         schedule=latents_pb2.Schedule(sigmas=SIGMAS),
         latent_shape=[12, 2, 4, 4],
         latent_dtype=latents_pb2.D_TYPE_FLOAT32,

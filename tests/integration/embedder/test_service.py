@@ -117,7 +117,7 @@ async def test_longest_states_of_umt5_fit_a_message(service: ServiceProcess) -> 
     assert reply.truncated
 
 
-@pytest.mark.parametrize("prompt", ["", " \n\t ", "x" * 2001])
+@pytest.mark.parametrize("prompt", ["", " \n\t ", "x" * 8193])
 def test_prompt_outside_its_bound_is_rejected(
     stub: embedder_pb2_grpc.EmbedderServiceStub, prompt: str
 ) -> None:
@@ -128,14 +128,14 @@ def test_prompt_outside_its_bound_is_rejected(
     assert error.reason == errors.INVALID_FIELD
     [violation] = error.violations
     assert violation.field == "prompt"
-    assert "1 to 2000" in violation.description
+    assert "1 to 8192" in violation.description
 
 
 @pytest.mark.parametrize(
     ("donors", "target", "fields"),
     [
-        ([" "], "y" * 2001, ["target_prompt", "donor_prompts[0]"]),
-        (["a", "b", "c", "x" * 2001], "y", ["donor_prompts[3]"]),
+        ([" "], "y" * 8193, ["target_prompt", "donor_prompts[0]"]),
+        (["a", "b", "c", "x" * 8193], "y", ["donor_prompts[3]"]),
         ([], "y", ["donor_prompts"]),
         (["a"] * 17, "y", ["donor_prompts"]),
     ],
@@ -262,3 +262,22 @@ def test_invalid_setting_ends_the_process_and_is_named(
         process.kill()
     assert name in process.tail()
     assert remedy in process.tail()
+
+
+@pytest.mark.fault("misleading-refusals")
+def test_directory_of_another_kind_ends_the_process_and_is_named(tmp_path: Path) -> None:
+    root = tmp_path / "wan"
+    root.mkdir()
+    (root / "config.json").write_text('{"_class_name": "WanModel", "model_type": "t2v"}')
+    (root / "models_t5_umt5-xxl-enc-bf16.pth").write_bytes(b"\x80\x02")
+    environment = {"CHORUS_EMBEDDER_CONDITIONING": f"umt5:{root}"}
+    process = ServiceProcess("embedder", environment, free_port(), tmp_path / "log")
+    process.start(wait=False)
+    assert process.process is not None
+    try:
+        assert process.process.wait(120) == 2
+    finally:
+        process.kill()
+    assert "CHORUS_EMBEDDER_CONDITIONING: " in process.tail()
+    assert "is the original release of Wan" in process.tail()
+    assert "Traceback" not in process.tail()

@@ -27,6 +27,7 @@ STEPS = 4
 MODEL = denoiser_pb2.ModelInfo(
     model_id="small",
     weights_digest="ab" * 32,
+    model_digest="cd" * 32,
     conditioning_encoder_id=ENCODER,
     codec=denoiser_pb2.CodecInfo(codec_id="s2d", latent_channels=12, temporal_factor=1, spatial_factor=2),
     latent_dtype=latents_pb2.D_TYPE_FLOAT32,
@@ -38,6 +39,9 @@ MODEL = denoiser_pb2.ModelInfo(
     default_schedule=latents_pb2.Schedule(sigmas=[1.0, 0.9375, 0.8333, 0.625, 0.0]),
     schedule_shift=5.0,
     seconds_per_step=0.5,
+    sampler="euler",
+    layers=6,
+    max_text_tokens=8,
 )
 
 
@@ -47,6 +51,7 @@ class Fake(ABC):
     def __init__(self, name: str, service: str) -> None:
         self.name = name
         self.service = service
+        self.call_seconds = 60.0
         self.port = free_port()
         self.metadata: list[dict[str, Any]] = []
         self._server: grpc.aio.Server | None = None
@@ -65,7 +70,7 @@ class Fake(ABC):
     async def start(self) -> None:
         gate = Gate(self.name)
         gate.open()
-        server = grpc.aio.server(interceptors=[ServiceInterceptor(gate, 60)])
+        server = grpc.aio.server(interceptors=[ServiceInterceptor(gate, self.call_seconds)])
         status = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(status, server)
         await status.set(self.service, health_pb2.HealthCheckResponse.SERVING)
@@ -96,8 +101,10 @@ class FakeEmbedder(Fake, embedder_pb2_grpc.EmbedderServiceServicer):
     def reset(self) -> None:
         self.metadata = []
         self.truncated = False
+        self.encoders = [ENCODER]
         self.aligned: list[embedder_pb2.AlignRequest] = []
         self.cannot_align = False
+        self.tokens = 3
         self.answering = asyncio.Event()
         self.answering.set()
 
@@ -111,7 +118,7 @@ class FakeEmbedder(Fake, embedder_pb2_grpc.EmbedderServiceServicer):
             retrieval_encoder_id="ret@1",
             retrieval_vector=[0.6, 0.8],
             conditioning_encoder_id=request.conditioning_encoder_id,
-            token_states=encode_tensor(np.full((3, 4), len(request.prompt), np.float32)),
+            token_states=encode_tensor(np.full((self.tokens, 4), len(request.prompt), np.float32)),
             truncated=self.truncated,
         )
 
@@ -126,7 +133,11 @@ class FakeEmbedder(Fake, embedder_pb2_grpc.EmbedderServiceServicer):
         )
 
     async def DescribeEncoders(self, request: Any, context: Any) -> Any:
-        raise AssertionError("the scheduler does not call this")
+        return embedder_pb2.DescribeEncodersResponse(
+            encoders=[
+                embedder_pb2.EncoderInfo(encoder_id=encoder, conditioning=True) for encoder in self.encoders
+            ]
+        )
 
 
 class FakeCache(Fake, cache_pb2_grpc.CacheServiceServicer):
@@ -191,6 +202,7 @@ class FakeDenoiser(Fake, denoiser_pb2_grpc.DenoiserServiceServicer):
         self.pause_before: int | None = None
         self.go = asyncio.Event()
         self.degraded = False
+        self.active_tokens = b""
         # Raised once.
         self.fault: Exception | None = None
         self.damage = False
@@ -242,6 +254,7 @@ class FakeDenoiser(Fake, denoiser_pb2_grpc.DenoiserServiceServicer):
                     step=latents_pb2.StepRef(index=step + 1, sigma=request.schedule.sigmas[step + 1]),
                     seconds=0.2,
                     computed_share=1.0,
+                    active_tokens=self.active_tokens,
                 )
             )
         yield denoiser_pb2.DenoiseResponse(video_header=video_info())

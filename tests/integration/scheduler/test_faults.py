@@ -227,6 +227,17 @@ async def test_busy_denoiser_is_retried(world: World) -> None:
     assert kinds(events)[-1] == "succeeded"
 
 
+@pytest.mark.fault("named-limit")
+async def test_time_limit_of_the_denoiser_is_not_reported_as_the_deadline(world: World) -> None:
+    world.denoiser.fault = errors.time_limit_exceeded("CHORUS_DENOISER_RUN_SECONDS", "the run was too long")
+    events = await world.events(await world.submit())
+    check_sequence(events)
+    error = events[-1].failed.error
+    assert error.reason == errors_pb2.ERROR_REASON_TIME_LIMIT_EXCEEDED
+    assert error.message == "the run was too long (CHORUS_DENOISER_RUN_SECONDS)"
+    assert "waiting" not in kinds(events), "another attempt would take as long"
+
+
 async def test_fault_of_the_denoiser_fails_the_job_not_the_service(world: World) -> None:
     world.denoiser.fault = RuntimeError("out of luck")
     events = await world.events(await world.submit())

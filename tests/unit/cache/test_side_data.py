@@ -19,7 +19,7 @@ from services.cache.entries import Admission, Blob
 from services.cache.index import Selection
 from services.cache.milvus import MilvusIndex
 from services.cache.store import LatentStore
-from services.cache.sweeper import SweepResult, sweep
+from services.cache.sweeper import SweepResult, claim_if_empty, sweep
 from services.cache.upload import Upload
 from services.cache.validation import Limits
 from tests.contract.samples import (
@@ -160,6 +160,7 @@ async def store(tmp_path: Path) -> AsyncIterator[LatentStore]:
     index = await MilvusIndex.open(str(tmp_path / "index.db"), "", seconds=30, threads=1)
     blobs = await DirectoryBlobs.open(tmp_path / "blobs", seconds=30, threads=4)
     store = LatentStore(index, blobs)
+    await claim_if_empty(store)
     yield store
     await store.close()
     await blobs.close()

@@ -30,7 +30,7 @@ from services.cache.entries import Admission, Entry, Space
 from services.cache.index import Hit, Selection
 from services.cache.milvus import MilvusIndex
 from services.cache.store import LatentStore
-from services.cache.sweeper import Sweeper, SweepResult, sweep
+from services.cache.sweeper import Sweeper, SweepResult, claim_if_empty, sweep
 from services.cache.upload import Upload
 from services.cache.validation import Limits
 from tests.contract.samples import SPACE, admission, latents, new_entry, unit
@@ -123,6 +123,8 @@ async def store(tmp_path: Path, fault: Interruption) -> AsyncIterator[LatentStor
     assert isinstance(blobs, FaultyBlobs)
     index.fault = blobs.fault = fault
     store = LatentStore(index, blobs)
+    await claim_if_empty(store)
+    fault.calls.clear()
     yield store
     await store.close()
     await blobs.close()
@@ -139,7 +141,10 @@ async def fetched(store: LatentStore, entry: Entry, *steps: int, tenant: str = "
 
 
 def files(root: Path) -> list[Path]:
-    return sorted(path for path in (root / "blobs").rglob("*") if path.is_file())
+    """Returns the files in the directory of blobs, without the owner's marker."""
+    return sorted(
+        path for path in (root / "blobs").rglob("*") if path.is_file() and path.parent.name != ".owners"
+    )
 
 
 def age(root: Path, seconds: float = 2 * GRACE) -> None:
@@ -402,10 +407,10 @@ async def test_sweeper_continues_after_a_failed_sweep(
     await store.purge("default", Selection())
     age(tmp_path)
     fault.failing.add("delete blobs")
-    sweeper = Sweeper(store, interval_seconds=0.01, grace_seconds=GRACE)
-    sweeper.start()
+    sweeping = asyncio.create_task(Sweeper(store, interval_seconds=0.01, grace_seconds=GRACE).run())
     await fault.until("delete blobs", 2)
     fault.failing.clear()
     await fault.until("deleted blobs", 1)
-    await sweeper.close()
+    sweeping.cancel()
+    await asyncio.wait((sweeping,))
     assert files(tmp_path) == []

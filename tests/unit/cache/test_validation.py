@@ -112,6 +112,7 @@ def _identity_with(**change: object) -> latents_pb2.LatentIdentity:
         ("model_id", {"model_id": 'x" or tenant != "'}),
         ("model_id", {"model_id": "x" * 129}),
         ("weights_digest", {"weights_digest": "ABC"}),
+        ("model_digest", {"model_digest": ""}),
         ("latent_shape", {"latent_shape": [4, 2, 3]}),
         ("latent_shape", {"latent_shape": [4, 2, 3, 0]}),
         ("latent_shape", {"latent_shape": [4, 2, 3, 1 << 31]}),
@@ -141,6 +142,7 @@ def test_empty_lookup_names_every_field_at_once() -> None:
         {
             "identity.model_id",
             "identity.weights_digest",
+            "identity.model_digest",
             "identity.schedule.sigmas",
             "identity.latent_shape",
             "identity.latent_dtype",
@@ -152,7 +154,7 @@ def test_empty_lookup_names_every_field_at_once() -> None:
         },
         lambda: check_lookup(cache_pb2.LookupRequest()),
     )
-    assert len(error.violations) == 10
+    assert len(error.violations) == 11
 
 
 def without_weights() -> latents_pb2.LatentIdentity:

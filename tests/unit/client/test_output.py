@@ -11,12 +11,19 @@ import pytest
 
 _SCRIPT = """
 import sys
-from chorus_cli.output import Output
+from pathlib import Path
+from chorus_cli.output import LastingOutput, Output
 from chorus_rpc.errors import not_found
 from typer import Exit
 out = Output(as_json=sys.argv[1] == "json")
 try:
     with out.faults():
+        if sys.argv[2] == "last":
+            out = LastingOutput(out.as_json)
+            for _ in range(3):
+                out.print("text", text="x")
+                out.status("status")
+            Path(sys.argv[3]).write_text("done")
         if sys.argv[2] == "fail":
             raise not_found("generation", "x")
         out.print("– “a red circle”", text="x")
@@ -68,3 +75,20 @@ def test_error_on_a_closed_pipe_ends_with_its_status() -> None:
     )
     os.close(write)
     assert done.returncode == 141
+
+
+@pytest.mark.fault("logging")
+@pytest.mark.parametrize("form", ["text", "json"])
+@pytest.mark.parametrize("sink", ["closed pipe", "full disk"])
+def test_lasting_command_goes_on_when_nobody_reads_it(form: str, sink: str, tmp_path: Path) -> None:
+    if sink == "full disk":
+        write = os.open("/dev/full", os.O_WRONLY)
+    else:
+        read, write = os.pipe()
+        os.close(read)
+    result = tmp_path / "result"
+    subprocess.run(
+        [sys.executable, "-c", _SCRIPT, form, "last", str(result)], stdout=write, stderr=write, timeout=60
+    )
+    os.close(write)
+    assert result.read_text() == "done"

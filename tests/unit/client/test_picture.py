@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import io
+
+import av
 import numpy as np
 import pytest
+from av.video.reformatter import ColorRange, Colorspace
 from chorus_cli.explain.picture import (
     ACTIVE,
     FRAMES,
@@ -118,3 +122,39 @@ def test_film_plays_all_videos_at_once_and_encodes(count: int) -> None:
     decoded = decode_mp4(encode_mp4(frames, 8))
     assert decoded.shape == frames.shape
     assert np.abs(decoded.astype(int) - frames).mean() < 3
+
+
+COLOURS = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (200, 40, 90), (12, 200, 180), (255, 255, 255), (1, 2, 3)]
+
+
+@pytest.mark.fault("mp4-colours")
+@pytest.mark.parametrize("size", [(46, 70), (720, 1280)])
+def test_decoded_flat_colours_are_within_one_level(size: tuple[int, int]) -> None:
+    frames = np.stack([np.full((*size, 3), colour, np.uint8) for colour in COLOURS])
+    assert np.abs(decode_mp4(encode_mp4(frames, 8)).astype(int) - frames).max() <= 1
+
+
+@pytest.mark.fault("mp4-colours")
+@pytest.mark.parametrize(
+    ("space", "levels"),
+    [
+        (Colorspace.ITU601, ColorRange.MPEG),
+        (Colorspace.ITU601, ColorRange.JPEG),
+        (Colorspace.ITU709, ColorRange.MPEG),
+        (Colorspace.ITU709, ColorRange.JPEG),
+    ],
+)
+def test_reader_honours_the_tags_of_a_file(space: Colorspace, levels: ColorRange) -> None:
+    frames = np.stack([np.full((64, 64, 3), colour, np.uint8) for colour in COLOURS])
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=8)
+        stream.width, stream.height, stream.pix_fmt, stream.options = 64, 64, "yuv420p", {"crf": "10"}
+        stream.codec_context.colorspace, stream.codec_context.color_range = space, levels
+        for frame in frames:
+            picture = av.VideoFrame.from_ndarray(frame, format="rgb24").reformat(
+                format="yuv420p", dst_colorspace=space, dst_color_range=levels
+            )
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode())
+    assert np.abs(decode_mp4(buffer.getvalue()).astype(int) - frames).max() <= 2

@@ -111,7 +111,11 @@ def test_seed_that_is_no_seed_is_refused(value: Any) -> None:
         ("request_id", "\udcff", "request_id: must be UTF-8"),
         ("sigmas", 5, "sigmas: must be a sequence of numbers, not 5"),
         ("sigmas", "1,0", "sigmas: must be a sequence of numbers, not '1,0'"),
-        ("deadline", "10", "deadline: must be a number of seconds from now, not '10'"),
+        ("deadline", "10", "deadline: must be a number of seconds from now, above 0, .* not '10'"),
+        ("deadline", -1, "deadline: must be .* above 0, at most 86400, not -1"),
+        ("deadline", 0, "deadline: must be .* above 0"),
+        ("deadline", 86_401, "deadline: must be .* at most 86400, not 86401"),
+        ("deadline", float("inf"), "deadline: must be .* not inf"),
         ("explicit_reuse", "reuse_steps:1", r"explicit_reuse: must be a plan of explicit_reuse\(\)"),
     ],
 )

@@ -77,6 +77,41 @@ def test_requested_port_in_use_is_refused() -> None:
             up.choose_ports({"CHORUS_CACHE_PORT": str(port)})
 
 
+@pytest.mark.fault("helm")
+def test_services_are_reached_where_they_listen(tmp_path: Path) -> None:
+    given = {
+        "CHORUS_EMBEDDER_HOST": "::",
+        "CHORUS_CACHE_HOST": "::1",
+        "CHORUS_DENOISER_HOST": "[::1]",
+    }
+    ports = up.choose_ports(given)
+    assert up.build_targets(given, ports) == {
+        "embedder": f"127.0.0.1:{ports['embedder']}",
+        "cache": f"[::1]:{ports['cache']}",
+        "denoiser": f"[::1]:{ports['denoiser']}",
+        "scheduler": f"127.0.0.1:{ports['scheduler']}",
+    }
+    variables = up.build_environment(given, tmp_path, ports)
+    assert variables["CHORUS_SCHEDULER_CACHE_TARGET"] == f"[::1]:{ports['cache']}"
+    assert variables["CHORUS_CACHE_HOST"] == "::1"
+
+
+@pytest.mark.fault("helm")
+def test_port_in_use_on_the_address_of_the_service_is_refused() -> None:
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as other:
+        port = other.getsockname()[1]
+        given = {"CHORUS_CACHE_PORT": str(port), "CHORUS_CACHE_HOST": "::1"}
+        with pytest.raises(ChorusError, match=f"CHORUS_CACHE_PORT: port {port} of ::1 is in use"):
+            up.choose_ports(given)
+
+
+@pytest.mark.fault("helm")
+@pytest.mark.parametrize("host", ["", "127.0.0.1:7402", "192.0.2.1", "no-such-host.invalid"])
+def test_address_at_which_no_service_can_listen_is_named(host: str) -> None:
+    with pytest.raises(ChorusError, match="CHORUS_CACHE_HOST: "):
+        up.choose_ports({"CHORUS_CACHE_HOST": host})
+
+
 def test_services_find_each_other_and_keep_everything_in_the_directory(tmp_path: Path) -> None:
     ports = {"embedder": 1, "cache": 2, "denoiser": 3, "scheduler": 4}
     variables = up.build_environment({"PATH": "/bin"}, tmp_path, ports)

@@ -14,6 +14,7 @@ from chorus_rpc.errors import ChorusError
 from services.denoiser.device_thread import DeviceTask, DeviceThread
 
 WAIT = 20.0
+LATE = errors.time_limit_exceeded("CHORUS_DENOISER_RUN_SECONDS", "the run took too long")
 
 
 @pytest.fixture
@@ -52,7 +53,7 @@ async def failure_reason(run: DeviceTask[int]) -> errors.Reason:
 
 async def test_events_arrive_in_order_and_tasks_run_one_after_the_other(device_thread: DeviceThread) -> None:
     seen: list[int] = []
-    runs = [device_thread.submit(counting(4, seen), later()) for _ in range(3)]
+    runs = [device_thread.submit(counting(4, seen), later(), LATE) for _ in range(3)]
     assert [await collect(run) for run in runs] == [[0, 1, 2, 3]] * 3
     assert seen == [0, 1, 2, 3, -1] * 3
 
@@ -65,7 +66,7 @@ async def test_calls_run_on_one_other_thread(device_thread: DeviceThread) -> Non
 async def test_task_is_cancelled_between_two_events(device_thread: DeviceThread) -> None:
     seen: list[int] = []
     gate = Event()
-    run = device_thread.submit(counting(100, seen, gate), later())
+    run = device_thread.submit(counting(100, seen, gate), later(), LATE)
     await run.wait_until_started()
     assert await anext(run.events()) == 0
     run.cancel()
@@ -85,9 +86,9 @@ async def remaining_failure_reason(run: DeviceTask[int]) -> errors.Reason:
 
 async def test_task_cancelled_while_waiting_never_starts(device_thread: DeviceThread) -> None:
     gate, first, second = Event(), list[int](), list[int]()
-    running = device_thread.submit(counting(2, first, gate), later())
+    running = device_thread.submit(counting(2, first, gate), later(), LATE)
     await running.wait_until_started()
-    waiting = device_thread.submit(counting(2, second), later())
+    waiting = device_thread.submit(counting(2, second), later(), LATE)
     waiting.cancel()
     waiting.cancel()
     assert await failure_reason(waiting) == errors.CANCELLED
@@ -100,8 +101,8 @@ async def test_task_cancelled_while_waiting_never_starts(device_thread: DeviceTh
 async def test_task_past_its_deadline_never_starts(device_thread: DeviceThread) -> None:
     seen: list[int] = []
     assert (
-        await failure_reason(device_thread.submit(counting(3, seen), time.monotonic()))
-        == errors.DEADLINE_EXCEEDED
+        await failure_reason(device_thread.submit(counting(3, seen), time.monotonic(), LATE))
+        == errors.TIME_LIMIT_EXCEEDED
     )
     assert seen == []
 
@@ -119,8 +120,8 @@ async def test_deadline_ends_a_task_between_two_events(device_thread: DeviceThre
         seen.append(2)
         yield 2
 
-    run = device_thread.submit(slow(), deadline)
-    assert await failure_reason(run) == errors.DEADLINE_EXCEEDED
+    run = device_thread.submit(slow(), deadline, LATE)
+    assert await failure_reason(run) == errors.TIME_LIMIT_EXCEEDED
     assert seen == [0]
 
 
@@ -129,13 +130,13 @@ async def test_error_ends_only_its_own_task(device_thread: DeviceThread) -> None
         yield 0
         raise ZeroDivisionError("broken")
 
-    run = device_thread.submit(broken(), later())
+    run = device_thread.submit(broken(), later(), LATE)
     await run.wait_until_started()
     events = run.events()
     assert await anext(events) == 0
     with pytest.raises(ZeroDivisionError, match="broken"):
         await anext(events)
-    assert await collect(device_thread.submit(counting(2, []), later())) == [0, 1]
+    assert await collect(device_thread.submit(counting(2, []), later(), LATE)) == [0, 1]
 
 
 async def test_places_are_limited_and_released(device_thread: DeviceThread) -> None:
@@ -156,9 +157,9 @@ async def test_places_are_limited_and_released(device_thread: DeviceThread) -> N
 async def test_closing_cancels_waiting_tasks_and_finishes_the_running_one() -> None:
     device_thread = DeviceThread(queue_limit=2)
     gate = Event()
-    running = device_thread.submit(counting(2, [], gate), later())
+    running = device_thread.submit(counting(2, [], gate), later(), LATE)
     await running.wait_until_started()
-    waiting = device_thread.submit(counting(2, []), later())
+    waiting = device_thread.submit(counting(2, []), later(), LATE)
     closing = asyncio.create_task(device_thread.close())
     assert await failure_reason(waiting) == errors.CANCELLED
     gate.set()

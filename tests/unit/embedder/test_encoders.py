@@ -1,5 +1,6 @@
 """Verifies the encoders: the real MiniLM, CLIP and UMT5 on tiny random models saved by transformers."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -156,3 +157,57 @@ def test_wrong_directories_are_named(clip_dir: Path, tmp_path: Path) -> None:
     (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
     with pytest.raises(OSError, match=r"model\.safetensors"):
         CLIPEncoder(pickled)
+
+
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 28\n"
+
+
+@pytest.mark.fault("misleading-refusals")
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(LFS, "Git LFS pointer"), (b"<!doctype html>", "web page"), (b"GGUF\3\0", "GGUF"), (b"", "is empty")],
+)
+def test_weights_of_another_kind_are_named(
+    umt5_dir: Path, tmp_path: Path, content: bytes, message: str
+) -> None:
+    shutil.copytree(umt5_dir, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "text_encoder" / "model.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"model\.safetensors: is .*{message}|: {message}"):
+        UMT5Encoder(tmp_path)
+
+
+@pytest.mark.fault("misleading-refusals")
+def test_original_release_given_as_text_encoder_is_named(tmp_path: Path) -> None:
+    config = {"_class_name": "WanModel", "_diffusers_version": "0.30.0", "model_type": "t2v", "dim": 1536}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    torch.save({"token_embedding.weight": torch.ones(2)}, tmp_path / "models_t5_umt5-xxl-enc-bf16.pth")
+    with pytest.raises(ValueError, match=r"holds a 't2v' model.*original release of Wan.*diffusers'"):
+        UMT5Encoder(tmp_path)
+
+
+@pytest.mark.fault("misleading-refusals")
+def test_component_and_pickled_folders_given_as_text_encoder_are_named(
+    clip_dir: Path, umt5_dir: Path, tmp_path: Path
+) -> None:
+    transformer = tmp_path / "transformer"
+    transformer.mkdir()
+    (transformer / "config.json").write_text(json.dumps({"_class_name": "WanTransformer3DModel"}))
+    with pytest.raises(ValueError, match="holds a 'WanTransformer3DModel' model, the encoder kind is 'umt5'"):
+        UMT5Encoder(transformer)
+    (transformer / "config.json").write_bytes(LFS)
+    with pytest.raises(ValueError, match=r"config\.json: must hold a JSON object; it is a Git LFS pointer"):
+        UMT5Encoder(transformer)
+    pickled = shutil.copytree(clip_dir, tmp_path / "pickled")
+    (pickled / "model.safetensors").unlink()
+    torch.save({"a": torch.ones(2)}, pickled / "pytorch_model.bin")
+    with pytest.raises(FileNotFoundError, match=r"it holds pytorch_model\.bin, which is a pickled"):
+        CLIPEncoder(pickled)
+    with pytest.raises(FileNotFoundError, match=r"text_encoder: holds no tokenizer \(tokenizer\.json"):
+        UMT5Encoder(umt5_dir / "text_encoder")
+
+
+@pytest.mark.fault("misleading-refusals")
+def test_pipeline_without_text_encoder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match=r"holds no model: .*; it is the folder of a diffusers"):
+        UMT5Encoder(tmp_path)

@@ -56,7 +56,8 @@ async def test_draining_service_refuses_streams() -> None:
     assert fetched.value.reason == admitted.value.reason == errors.SHUTTING_DOWN
 
 
-async def test_call_ends_at_its_time_limit() -> None:
+@pytest.mark.fault("named-limit")
+async def test_call_ends_at_its_time_limit_and_names_its_setting() -> None:
     async def hang(request: embedder_pb2.EmbedRequest) -> embedder_pb2.EmbedResponse:
         await asyncio.Event().wait()
         raise AssertionError
@@ -64,7 +65,17 @@ async def test_call_ends_at_its_time_limit() -> None:
     async with serve_embedder(hang, call_seconds=0.2) as target:
         with pytest.raises(ChorusError) as caught:
             await embed(target, timeout=30)
-    assert caught.value.reason == errors.DEADLINE_EXCEEDED
+    assert caught.value.reason == errors.TIME_LIMIT_EXCEEDED
+    assert "took longer than 0.2 s (CHORUS_EMBEDDER_CALL_SECONDS)" in caught.value.message
+    assert caught.value.metadata["setting"] == "CHORUS_EMBEDDER_CALL_SECONDS"
+
+
+@pytest.mark.fault("named-limit")
+async def test_timeout_inside_a_handler_is_not_the_limit_of_the_call() -> None:
+    async with serve_embedder(fail_with(TimeoutError("timed out"))) as target:
+        with pytest.raises(ChorusError) as caught:
+            await embed(target)
+    assert caught.value.reason == errors.INTERNAL
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from typing import Annotated, Literal
@@ -23,6 +24,20 @@ from services.scheduler.settings import SchedulerSettings
 from tests.processes import ROOT
 
 KINDS = (SchedulerSettings, EmbedderSettings, CacheSettings, DenoiserSettings)
+
+
+@pytest.mark.fault("named-limit")
+def test_every_variable_that_a_message_names_is_a_setting() -> None:
+    known = {row.variable for kind in KINDS for row in describe_settings(kind)}
+    named = {
+        variable
+        for path in (ROOT / "services").rglob("*.py")
+        for variable in re.findall(
+            r"CHORUS_(?:SCHEDULER|EMBEDDER|CACHE|DENOISER)_[A-Z0-9_]*[A-Z0-9]", path.read_text()
+        )
+    }
+    assert len(named) > 10
+    assert named <= known
 
 
 class ExampleSettings(ServerSettings):
@@ -57,6 +72,17 @@ def test_invalid_part_of_a_list_is_named_by_its_variable(
     with pytest.raises(SystemExit):
         load_settings(EmbedderSettings)
     assert capsys.readouterr().err.startswith("CHORUS_EMBEDDER_LEXICONS: ")
+
+
+@pytest.mark.fault("helm")
+@pytest.mark.parametrize("target", ["::1:7402", "http://cache:7402"])
+def test_ambiguous_target_is_named(
+    target: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CHORUS_SCHEDULER_CACHE_TARGET", target)
+    with pytest.raises(SystemExit):
+        load_settings(SchedulerSettings)
+    assert capsys.readouterr().err.startswith("CHORUS_SCHEDULER_CACHE_TARGET: ")
 
 
 def test_misspelt_variables_are_found_with_the_nearest_setting() -> None:

@@ -1,11 +1,24 @@
 {{/* Names, labels and parts shared by the pods of several components. */}}
 
+{{/*
+Prefix of all names. Names of services begin with a letter and have no dot. The longest name is that of a
+StatefulSet's pods with their hash, at most 63 characters.
+*/}}
 {{- define "chorus.fullname" -}}
-{{- if contains .Chart.Name .Release.Name -}}
-{{- .Release.Name | trunc 50 | trimSuffix "-" -}}
-{{- else -}}
-{{- printf "%s-%s" .Release.Name .Chart.Name | trunc 50 | trimSuffix "-" -}}
+{{- $release := .Release.Name | replace "." "-" -}}
+{{- $name := printf "%s-%s" $release .Chart.Name -}}
+{{- if contains .Chart.Name $release -}}
+{{- $name = $release -}}
 {{- end -}}
+{{- if regexMatch "^[^a-z]" $name -}}
+{{- $name = printf "%s-%s" .Chart.Name $release -}}
+{{- end -}}
+{{- default $name .Values.fullnameOverride | trunc 45 | trimSuffix "-" -}}
+{{- end }}
+
+{{/* Name of the service account of the four services. */}}
+{{- define "chorus.serviceAccount" -}}
+{{- .Values.serviceAccount.name | default (ternary (include "chorus.fullname" .) "default" .Values.serviceAccount.create) -}}
 {{- end }}
 
 {{/* Name of a component's objects: (list $ "cache"). */}}
@@ -15,18 +28,18 @@
 
 {{/* Labels that select a component's pods: (list $ "cache"). */}}
 {{- define "chorus.selector" -}}
-app.kubernetes.io/name: {{ (index . 0).Chart.Name }}
-app.kubernetes.io/instance: {{ (index . 0).Release.Name }}
-app.kubernetes.io/component: {{ index . 1 }}
+app.kubernetes.io/name: {{ (index . 0).Chart.Name | quote }}
+app.kubernetes.io/instance: {{ (index . 0).Release.Name | quote }}
+app.kubernetes.io/component: {{ index . 1 | quote }}
 {{- end }}
 
 {{- define "chorus.metadata" -}}
-name: {{ include "chorus.name" . }}
+name: {{ include "chorus.name" . | quote }}
 labels:
   {{- include "chorus.selector" . | nindent 2 }}
   app.kubernetes.io/version: {{ (index . 0).Chart.AppVersion | quote }}
-  app.kubernetes.io/managed-by: {{ (index . 0).Release.Service }}
-  helm.sh/chart: {{ printf "%s-%s" (index . 0).Chart.Name (index . 0).Chart.Version }}
+  app.kubernetes.io/managed-by: {{ (index . 0).Release.Service | quote }}
+  helm.sh/chart: {{ printf "%s-%s" (index . 0).Chart.Name (index . 0).Chart.Version | replace "+" "_" | quote }}
 {{- end }}
 
 {{- define "chorus.port" -}}
@@ -59,42 +72,14 @@ http://{{ include "chorus.name" (list . "collector") }}:4317
 {{- if and (kindIs "float64" .) (eq (floor .) .) -}}{{ int64 . }}{{- else -}}{{ . }}{{- end -}}
 {{- end }}
 
-{{- define "chorus.podSecurityContext" -}}
-runAsNonRoot: true
-runAsUser: {{ . }}
-runAsGroup: {{ . }}
-fsGroup: {{ . }}
-fsGroupChangePolicy: OnRootMismatch
-seccompProfile:
-  type: RuntimeDefault
-{{- end }}
-
-{{- define "chorus.containerSecurityContext" -}}
-allowPrivilegeEscalation: false
-readOnlyRootFilesystem: {{ . }}
-capabilities:
-  drop: [ALL]
-{{- end }}
-
-{{- define "chorus.placement" -}}
-{{- with .nodeSelector }}
-nodeSelector:
-  {{- toYaml . | nindent 2 }}
-{{- end }}
-{{- with .affinity }}
-affinity:
-  {{- toYaml . | nindent 2 }}
-{{- end }}
-{{- end }}
-
 {{- define "chorus.claimSpec" -}}
 accessModes: [ReadWriteOnce]
 {{- with .storageClass }}
-storageClassName: {{ . }}
+storageClassName: {{ ternary "" . (eq . "-") | quote }}
 {{- end }}
 resources:
   requests:
-    storage: {{ .size }}
+    storage: {{ .size | quote }}
 {{- end }}
 
 {{/* Whether an optional component is installed: "true" or empty. */}}

@@ -18,7 +18,7 @@
     {{- .from | nindent 4 }}
   ports:
     - protocol: TCP
-      port: {{ .port }}
+      port: {{ .port | int }}
 {{- end }}
 
 {{- define "chorus.egress" -}}
@@ -26,7 +26,7 @@
     {{- .to | nindent 4 }}
   ports:
     - protocol: TCP
-      port: {{ .port }}
+      port: {{ .port | int }}
 {{- end }}
 
 {{/* Egress to one of the four services: (list $ "cache"). */}}
@@ -38,10 +38,12 @@
 - to:
     {{- toYaml .Values.networkPolicy.dns | nindent 4 }}
   ports:
+    {{- range .Values.networkPolicy.dnsPorts }}
     - protocol: UDP
-      port: 53
+      port: {{ . }}
     - protocol: TCP
-      port: 53
+      port: {{ . }}
+    {{- end }}
 {{- end }}
 
 {{/* Egress of all four services: DNS and the OTLP receiver. */}}
@@ -52,4 +54,17 @@
 {{- else if include "chorus.otlp" . }}
 {{ include "chorus.egress" (dict "to" (toYaml .Values.telemetry.peers) "port" (include "chorus.portOf" (list .Values.telemetry.endpoint 4317))) }}
 {{- end }}
+{{- end }}
+
+{{/* IP families of a service; without values the cluster chooses. */}}
+{{- define "chorus.ipFamilies" -}}
+{{- $families := dict -}}
+{{- with .Values.network.ipFamilyPolicy }}{{ $_ := set $families "ipFamilyPolicy" . }}{{ end -}}
+{{- with .Values.network.ipFamilies }}{{ $_ := set $families "ipFamilies" . }}{{ end -}}
+{{- with $families }}{{ toYaml . }}{{ end -}}
+{{- end }}
+
+{{/* An address to listen on, for programs that write IPv6 addresses in brackets. */}}
+{{- define "chorus.bracketedListenHost" -}}
+{{- ternary "[::]" .Values.network.listenHost (eq .Values.network.listenHost "::") -}}
 {{- end }}

@@ -11,44 +11,28 @@ The pod of one of the four services. Expects a dict:
 {{- $values := get .root.Values .service -}}
 {{- $port := include "chorus.port" .service | int -}}
 {{- $grpc := dict "port" $port "service" (include "chorus.grpcService" .service) -}}
+{{- $image := printf "%s-%s:%s" .root.Values.image.repository .service (default .root.Chart.AppVersion .root.Values.image.tag) -}}
 metadata:
-  labels:
-    {{- include "chorus.selector" (list .root .service) | nindent 4 }}
-  {{- with $values.podAnnotations }}
-  annotations:
-    {{- toYaml . | nindent 4 }}
-  {{- end }}
+  {{- include "chorus.podMetadata" (list .root .service dict) | nindent 2 }}
 spec:
-  serviceAccountName: {{ include "chorus.fullname" .root }}
-  automountServiceAccountToken: false
-  # Otherwise Kubernetes sets variables such as CHORUS_CACHE_PORT for a release named chorus.
-  enableServiceLinks: false
-  {{- with .root.Values.image.pullSecrets }}
-  imagePullSecrets:
-    {{- range . }}
-    - name: {{ . }}
-    {{- end }}
-  {{- end }}
-  {{- with .runtimeClassName }}
-  runtimeClassName: {{ . }}
-  {{- end }}
+  {{- include "chorus.podSpec" (dict
+    "root" .root
+    "component" .service
+    "serviceAccount" (include "chorus.serviceAccount" .root)
+    "tolerations" .tolerations
+    "runtimeClassName" .runtimeClassName) | nindent 2 }}
   # Longer than the drain, after which the service exports spans and closes files.
   terminationGracePeriodSeconds: {{ add (ceil (float64 $values.settings.drain_seconds)) 10 }}
-  securityContext:
-    {{- include "chorus.podSecurityContext" 10001 | nindent 4 }}
   containers:
     - name: {{ .service }}
-      image: {{ printf "%s-%s:%s" .root.Values.image.repository .service (default .root.Chart.AppVersion .root.Values.image.tag) | quote }}
-      imagePullPolicy: {{ .root.Values.image.pullPolicy }}
+      image: {{ default $image $values.image | quote }}
+      imagePullPolicy: {{ .root.Values.image.pullPolicy | quote }}
       command: [python, -m, services.{{ .service }}]
       ports:
         - name: grpc
           containerPort: {{ $port }}
-      env:
-        {{- include "chorus.env" (dict "root" .root "service" .service "port" $port "settings" $values.settings) | nindent 8 }}
-        {{- with .env }}
-        {{- . | nindent 8 }}
-        {{- end }}
+      {{- $env := include "chorus.env" (dict "root" .root "service" .service "port" $port "settings" $values.settings) }}
+      {{- include "chorus.containerEnv" (list .root .service (printf "%s\n%s" $env .env)) | nindent 6 }}
       # Slightly longer than the service's own limit on its start.
       startupProbe:
         grpc:
@@ -74,31 +58,28 @@ spec:
         {{- $_ := set $resources "limits" (merge (deepCopy .limits) (default dict $resources.limits)) }}
         {{- end }}
         {{- toYaml $resources | nindent 8 }}
-      securityContext:
-        {{- include "chorus.containerSecurityContext" true | nindent 8 }}
+      {{- include "chorus.containerSecurityContext" (list .root .service) | nindent 6 }}
       volumeMounts:
         - name: tmp
           mountPath: /tmp
         {{- with .mounts }}
         {{- . | nindent 8 }}
         {{- end }}
+        {{- include "chorus.items" (list $values.extraVolumeMounts 8) }}
+    {{- include "chorus.items" (list $values.extraContainers 4) }}
   volumes:
     - name: tmp
       emptyDir: {}
     {{- with .volumes }}
     {{- . | nindent 4 }}
     {{- end }}
-  {{- include "chorus.placement" $values | nindent 2 }}
-  {{- with .tolerations }}
-  tolerations:
-    {{- toYaml . | nindent 4 }}
-  {{- end }}
+    {{- include "chorus.items" (list $values.extraVolumes 4) }}
 {{- end }}
 
 {{- define "chorus.env" -}}
 {{- $prefix := printf "CHORUS_%s_" (upper .service) -}}
 - name: {{ $prefix }}HOST
-  value: 0.0.0.0
+  value: {{ .root.Values.network.listenHost | quote }}
 - name: {{ $prefix }}PORT
   value: {{ .port | quote }}
 - name: {{ $prefix }}LOG_FORMAT
@@ -117,7 +98,7 @@ spec:
 - name: OTEL_EXPORTER_OTLP_ENDPOINT
   value: {{ . | quote }}
 - name: OTEL_RESOURCE_ATTRIBUTES
-  value: k8s.namespace.name={{ $.root.Release.Namespace }},k8s.pod.name=$(POD_NAME)
+  value: {{ printf "k8s.namespace.name=%s,k8s.pod.name=$(POD_NAME)" $.root.Release.Namespace | quote }}
 - name: OTEL_TRACES_SAMPLER
   value: parentbased_traceidratio
 - name: OTEL_TRACES_SAMPLER_ARG
@@ -138,7 +119,7 @@ spec:
 {{- with .weights.existingClaim -}}
 - name: weights
   persistentVolumeClaim:
-    claimName: {{ . }}
+    claimName: {{ . | quote }}
     readOnly: true
 {{- end -}}
 {{- end }}

@@ -157,7 +157,7 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
         check_weights(tmp_path / "none.safetensors", EXPECTED)
     index = shards(tmp_path)
     (tmp_path / "part-1.safetensors").unlink()
-    with pytest.raises(WeightsError, match=r"part-1.safetensors: cannot be read"):
+    with pytest.raises(WeightsError, match=r"names 2 shards, of which part-1\.safetensors is missing: fetch"):
         check_weights(index, EXPECTED)
 
 

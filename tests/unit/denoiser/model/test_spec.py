@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from services.contract.identity import identity_digest
 from services.denoiser.checkpoint.config import read_network_sizes
+from services.denoiser.checkpoint.lora import Lora
 from services.denoiser.checkpoint.weights import WeightsError, weights_digest
 from services.denoiser.device_thread import DeviceThread
 from services.denoiser.model.loaded import LoadedModel
@@ -150,6 +151,15 @@ def test_only_a_commit_needs_no_digest(file: str, fixed: bool) -> None:
             Source(file=file)
 
 
+@pytest.mark.fault("sampler")
+def test_sampler_is_stated_by_the_model_file(tmp_path: Path) -> None:
+    assert parse(tmp_path, text()).schedule.sampler == "euler"
+    stated = text().replace("shift = 5.0", 'shift = 5.0\nsampler = "renoise"')
+    assert parse(tmp_path, stated).schedule.sampler == "renoise"
+    with pytest.raises(SpecError, match=r"schedule\.sampler: .*'euler' or 'renoise'"):
+        parse(tmp_path, stated.replace("renoise", "ancestral"))
+
+
 def test_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"none\.toml: cannot be read"):
         load_spec(tmp_path / "none.toml")
@@ -282,7 +292,7 @@ def test_fields_of_the_model_file_override_a_config(tmp_path: Path) -> None:
         (RELEASED | {"cross_attn_norm": False}, "cross_attn_norm: must be True"),
         (RELEASED | {"qk_norm": "rms_norm"}, "qk_norm: must be 'rms_norm_across_heads'"),
         ({k: v for k, v in RELEASED.items() if k != "ffn_dim"}, "ffn_dim: missing"),
-        (ORIGINAL | {"model_type": "i2v"}, "model_type: must be 't2v', not 'i2v'"),
+        (ORIGINAL | {"model_type": "i2v"}, "model_type: must be t2v or ti2v, not 'i2v'"),
         (ORIGINAL | {"num_heads": 11}, "dim: must be a multiple of num_heads = 11"),
         ([], "must hold a JSON object"),
     ],
@@ -299,13 +309,14 @@ def test_adapters_are_part_of_the_identity(make: Make, tmp_path: Path) -> None:
     plain = LoadedModel.load(path)
     entry = f'[[adapters]]\nid = "style"\nfile = "style.safetensors"\nsha256 = "{weights_digest(file)}"\n'
     found = {}
+    digest = Lora.load(
+        file, {k: v.shape for k, v in plain.transformer.state_dict().items()}, id="style"
+    ).adapter.digest
     for scale in (0.5, 1.0):
         path.write_text(path.read_text().split("[[")[0] + entry + f"scale = {scale}\n")
         model = LoadedModel.load(path)
         info = ModelRegistry([Predictor.eager(model)], DeviceThread(1)).describe()[0]
-        assert [(a.adapter_id, a.digest, a.scale) for a in info.adapters] == [
-            ("style", weights_digest(file), scale)
-        ]
+        assert [(a.adapter_id, a.digest, a.scale) for a in info.adapters] == [("style", digest, scale)]
         assert info.weights_digest == plain.weights_digest == weights_digest(tmp_path / "tiny.safetensors")
         job = DenoiseJob(
             "g",

@@ -1,4 +1,4 @@
-"""Tests of the Euler sampler: exact for a known solution, resumable, and strict about its schedule."""
+"""Tests of the samplers: exact for a known solution, resumable, and strict about its schedule."""
 
 import itertools
 import math
@@ -80,3 +80,55 @@ def test_same_seed_gives_the_same_noise() -> None:
     assert torch.equal(seeded_noise(7, (2, 5)), seeded_noise(7, (2, 5)))
     with pytest.raises(ValueError, match="seed"):
         seeded_noise(-1, (1,))
+
+
+@pytest.mark.fault("sampler")
+@given(st.integers(1, 8), st.floats(0.5, 8.0), st.integers(0, 2**64 - 1))
+def test_renoise_adds_the_noise_of_each_boundary_to_the_prediction(
+    steps: int, shift: float, seed: int
+) -> None:
+    """Verifies the path for a network that predicts the data exactly."""
+    noise, data = seeded_noise(seed, (2, 3)), torch.ones(2, 3)
+    sigmas = shifted_schedule(steps, shift)
+    found = list(
+        sample(
+            lambda x, s: (x - data) / s, noise, sigmas, fresh_noise=lambda i: seeded_noise(seed, (2, 3), i)
+        )
+    )
+    for boundary, x in enumerate(found, 1):
+        sigma = sigmas[boundary]
+        expected = (1 - sigma) * data + sigma * seeded_noise(seed, (2, 3), boundary)
+        torch.testing.assert_close(x, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.fault("number-promises")
+def test_every_bit_of_a_seed_changes_the_noise() -> None:
+    draws = {bit: seeded_noise(1 ^ (1 << bit), (32,)) for bit in range(64)} | {None: seeded_noise(1, (32,))}
+    for i, (a, b) in enumerate(itertools.combinations(draws.values(), 2)):
+        assert not torch.allclose(a, b), i
+    flat = torch.stack(list(draws.values()))
+    assert flat.mean().abs() < 0.1
+    assert (flat.std() - 1).abs() < 0.1
+
+
+@pytest.mark.fault("number-promises")
+def test_seeds_below_2_to_32_keep_the_noise_of_torchs_generator() -> None:
+    for seed in (0, 7, 2**32 - 1):
+        expected = torch.randn(3, 5, generator=torch.Generator().manual_seed(seed))
+        assert torch.equal(seeded_noise(seed, (3, 5)), expected)
+
+
+@pytest.mark.fault("number-promises")
+def test_wide_seeds_give_recorded_noise() -> None:
+    """Pins values, so that stored latents and seeds keep belonging together."""
+    found = torch.stack(
+        [seeded_noise(2**32 + 1, (3,)), seeded_noise(2**64 - 1, (3,)), seeded_noise(1, (3,), 2)]
+    )
+    expected = torch.tensor(
+        [
+            [0.0089382, -0.3249505, 0.7637317],
+            [-0.0044682, -0.0049663, -0.6393853],
+            [-0.5679338, -2.5753486, -1.3345635],
+        ]
+    )
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)

@@ -1,5 +1,7 @@
 """Tests of network, sampler and codec against diffusers, on a random pipeline saved by diffusers."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -27,6 +29,16 @@ def test_four_steps_and_codec_equal_the_pipeline(model_file: Path, dtype: torch.
     errors = parity.measure_loop_errors(model_file, dtype)
     assert len(errors) == 2 * len(parity.VIDEOS)
     assert max(errors.values()) <= BOUNDS[dtype], errors
+
+
+@pytest.mark.fault("partial-model")
+def test_pipeline_with_a_timestep_per_token_is_equalled(model_file: Path, tmp_path: Path) -> None:
+    """Verifies text-to-video of Wan2.2-TI2V-5B, whose pipeline expands the timestep to every token."""
+    folder = shutil.copytree(model_file.parent, tmp_path / "ti2v")
+    index = folder / "pipeline" / "model_index.json"
+    index.write_text(json.dumps(json.loads(index.read_bytes()) | {"expand_timesteps": True}))
+    errors = parity.measure_loop_errors(folder / model_file.name, torch.float32)
+    assert max(errors.values()) <= BOUNDS[torch.float32], errors
 
 
 def test_bfloat16_is_as_close_to_float32_as_in_diffusers(model_file: Path) -> None:

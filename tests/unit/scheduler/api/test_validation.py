@@ -9,6 +9,7 @@ from chorus.common.v1 import errors_pb2, latents_pb2, plan_pb2, video_pb2
 from chorus.denoiser.v1 import denoiser_pb2
 from chorus.scheduler.v1 import scheduler_pb2 as pb
 from chorus_rpc.errors import ChorusError, Violation
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,6 +21,7 @@ NOW = 1_800_000_000.0
 MODEL = denoiser_pb2.ModelInfo(
     model_id="small",
     weights_digest="ab" * 32,
+    model_digest="cd" * 32,
     conditioning_encoder_id="enc",
     codec=denoiser_pb2.CodecInfo(codec_id="c", latent_channels=12, temporal_factor=1, spatial_factor=2),
     latent_dtype=latents_pb2.D_TYPE_FLOAT32,
@@ -80,9 +82,9 @@ def test_steps_become_the_shifted_schedule(steps: int) -> None:
 @pytest.mark.parametrize(
     ("spec", "field", "words"),
     [
-        (pb.GenerationSpec(), "spec.prompt", "1 to 2000"),
+        (pb.GenerationSpec(), "spec.prompt", "1 to 8192"),
         (pb.GenerationSpec(prompt=" \n\t "), "spec.prompt", "not 0"),
-        (pb.GenerationSpec(prompt="é" * 2001), "spec.prompt", "not 2001"),
+        (pb.GenerationSpec(prompt="é" * 4097), "spec.prompt", "not 8194"),
         (
             pb.GenerationSpec(prompt="x", shape=video_pb2.VideoShape(frames=17, height=32, width=32)),
             "spec.shape.frames",
@@ -138,6 +140,16 @@ def test_steps_become_the_shifted_schedule(steps: int) -> None:
         ),
         (pb.GenerationSpec(prompt="x", deadline=Timestamp(seconds=2**62)), "spec.deadline", "9999"),
         (pb.GenerationSpec(prompt="x", deadline=Timestamp(nanos=-5)), "spec.deadline", "9999"),
+        (pb.GenerationSpec(prompt="x", timeout=Duration()), "spec.timeout", "above 0, at most 24 hours"),
+        (pb.GenerationSpec(prompt="x", timeout=Duration(seconds=-60)), "spec.timeout", "not -60 s"),
+        (
+            pb.GenerationSpec(prompt="x", timeout=Duration(seconds=86_400, nanos=1)),
+            "spec.timeout",
+            "24 hours",
+        ),
+        (pb.GenerationSpec(prompt="x", timeout=Duration(seconds=2**62)), "spec.timeout", "24 hours"),
+        (pb.GenerationSpec(prompt="x", timeout=Duration(seconds=1, nanos=-1)), "spec.timeout", "one sign"),
+        (pb.GenerationSpec(prompt="x", timeout=Duration(nanos=2**30)), "spec.timeout", "below 10^9"),
         (pb.GenerationSpec(prompt="x", reuse=99), "spec.reuse", "REUSE_POLICY_SAFE"),  # type: ignore[arg-type]
     ],
 )
@@ -146,6 +158,16 @@ def test_field_out_of_bounds_is_named_with_its_bound(spec: pb.GenerationSpec, fi
     assert error.reason == errors_pb2.ERROR_REASON_INVALID_FIELD
     [violation] = [v for v in error.violations if v.field == field]
     assert words in violation.description
+
+
+@pytest.mark.fault("deadlines-keepalive")
+@pytest.mark.parametrize("seconds", [1e-9, 0.25, 60, 86_400])
+def test_timeout_counts_from_the_servers_time(seconds: float) -> None:
+    timeout = Duration()
+    timeout.FromNanoseconds(round(seconds * 1e9))
+    spec = accepted(pb.GenerationSpec(prompt="x", timeout=timeout))
+    assert spec.deadline.ToNanoseconds() == int(NOW) * 10**9 + timeout.ToNanoseconds()
+    assert not spec.HasField("timeout"), "an accepted spec can be submitted again"
 
 
 def test_unknown_model_error_lists_the_available_models() -> None:

@@ -75,7 +75,7 @@ def test_video_out_of_order_or_out_of_bounds_is_rejected() -> None:
         make_stream().convert(chunk)
     with pytest.raises(BlobFault, match="before any video"):
         make_stream().finish_video()
-    with pytest.raises(BlobFault):
+    with pytest.raises(BlobFault, match="CHORUS_SCHEDULER_MAX_VIDEO_BYTES"):
         make_stream(max_video_bytes=3).convert(header(VIDEO))
     incomplete = make_stream()
     incomplete.convert(header(VIDEO + b"!"))

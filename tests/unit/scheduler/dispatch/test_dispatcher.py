@@ -1,13 +1,18 @@
-"""Verifies the order in which queued jobs are started."""
+"""Verifies the order in which queued jobs are started, and the end of the dispatcher with its store."""
 
 from __future__ import annotations
 
+import asyncio
+from typing import Any, cast
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.scheduler.dispatch.dispatcher import select_jobs, sort_queue
+from services.scheduler.dispatch.dispatcher import Dispatcher, select_jobs, sort_queue
+from services.scheduler.jobs.passing_faults import PassingFault
 from services.scheduler.jobs.states import State
-from services.scheduler.jobs.store import QueuedJob
+from services.scheduler.jobs.store import QueuedJob, StoreError
 
 queues = st.lists(
     st.builds(
@@ -32,3 +37,22 @@ def test_jobs_start_in_the_order_of_their_acceptance(
     assert not {job.job_id for job in selected} & paused
     remaining = [job.number for job in ordered if job not in selected and job.job_id not in paused]
     assert all(job.number < number for job in selected for number in remaining)
+
+
+class _FailingStore:
+    """Store whose every read of the queue fails, first in a way that passes."""
+
+    def __init__(self) -> None:
+        self.faults: list[Exception] = [PassingFault("the job database", "", "locked"), StoreError("damaged")]
+
+    async def unfinished(self) -> list[QueuedJob]:
+        raise self.faults.pop(0)
+
+
+@pytest.mark.fault("logging")
+async def test_dispatcher_ends_with_a_store_that_is_damaged() -> None:
+    """Its end ends the process, so that no accepted job waits unnoticed."""
+    unused = cast(Any, None)
+    dispatcher = Dispatcher(unused, cast(Any, _FailingStore()), unused, (), unused)
+    with pytest.raises(StoreError, match="damaged"):
+        await asyncio.wait_for(dispatcher.run(), 20)

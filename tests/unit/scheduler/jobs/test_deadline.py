@@ -12,8 +12,9 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from services.scheduler.jobs.deadline import Deadline, to_unix_seconds
 
 
-def test_deadline_ahead_returns_the_seconds_left() -> None:
-    assert 58 < Deadline(Timestamp(seconds=int(time.time()) + 60)).seconds_left() <= 60
+def test_deadline_ahead_returns_the_seconds_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "time", lambda: 1_000.0)
+    assert Deadline(Timestamp(seconds=1_060)).seconds_left() == 60
 
 
 def test_deadline_that_has_passed_raises_an_error_with_its_time() -> None:

@@ -13,6 +13,7 @@ from services.scheduler.peers.messages import build_denoise_request, build_laten
 MODEL = denoiser_pb2.ModelInfo(
     model_id="small",
     weights_digest="ab" * 32,
+    model_digest="cd" * 32,
     conditioning_encoder_id="enc",
     codec=denoiser_pb2.CodecInfo(codec_id="c", latent_channels=12, temporal_factor=1, spatial_factor=2),
     latent_dtype=latents_pb2.D_TYPE_FLOAT32,

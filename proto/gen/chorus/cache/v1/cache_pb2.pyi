@@ -4,11 +4,13 @@ isort:skip_file
 """
 
 import builtins
+import chorus.common.v1.errors_pb2
 import chorus.common.v1.latents_pb2
 import collections.abc
 import google.protobuf.descriptor
 import google.protobuf.duration_pb2
 import google.protobuf.internal.containers
+import google.protobuf.internal.enum_type_wrapper
 import google.protobuf.message
 import google.protobuf.timestamp_pb2
 import sys
@@ -20,6 +22,36 @@ else:
     import typing_extensions
 
 DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
+
+class _StoreOwnership:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _StoreOwnershipEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_StoreOwnership.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    STORE_OWNERSHIP_UNSPECIFIED: _StoreOwnership.ValueType  # 0
+    STORE_OWNERSHIP_OWNED: _StoreOwnership.ValueType  # 1
+    """The store carries the marker of this index, and no other."""
+    STORE_OWNERSHIP_FOREIGN: _StoreOwnership.ValueType  # 2
+    """The store carries the marker of another index. Admissions are refused: its owner would delete their blobs."""
+    STORE_OWNERSHIP_UNCLAIMED: _StoreOwnership.ValueType  # 3
+    """The store carries no marker, and its blobs and the entries of this index do not match. A cache claims an
+    unclaimed store itself once they match; an empty store matches an empty index.
+    """
+
+class StoreOwnership(_StoreOwnership, metaclass=_StoreOwnershipEnumTypeWrapper):
+    """Relation of the object store to the index. Only an owned store is swept."""
+
+STORE_OWNERSHIP_UNSPECIFIED: StoreOwnership.ValueType  # 0
+STORE_OWNERSHIP_OWNED: StoreOwnership.ValueType  # 1
+"""The store carries the marker of this index, and no other."""
+STORE_OWNERSHIP_FOREIGN: StoreOwnership.ValueType  # 2
+"""The store carries the marker of another index. Admissions are refused: its owner would delete their blobs."""
+STORE_OWNERSHIP_UNCLAIMED: StoreOwnership.ValueType  # 3
+"""The store carries no marker, and its blobs and the entries of this index do not match. A cache claims an
+unclaimed store itself once they match; an empty store matches an empty index.
+"""
+Global___StoreOwnership: typing_extensions.TypeAlias = StoreOwnership
 
 @typing.final
 class LookupRequest(google.protobuf.message.Message):
@@ -69,6 +101,7 @@ class Entry(google.protobuf.message.Message):
     CREATE_TIME_FIELD_NUMBER: builtins.int
     TRACEPARENT_FIELD_NUMBER: builtins.int
     GENERATION_ID_FIELD_NUMBER: builtins.int
+    SEED_FIELD_NUMBER: builtins.int
     entry_id: builtins.str
     """Digest of tenant, identity, prompt and seed, so that equal requests admit the same entry."""
     prompt: builtins.str
@@ -80,6 +113,8 @@ class Entry(google.protobuf.message.Message):
     traceparent: builtins.str
     """W3C traceparent of the request that produced the entry."""
     generation_id: builtins.str
+    seed: builtins.int
+    """Seed of the request that produced the entry. Unset for entries that an earlier version stored."""
     @property
     def blobs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[chorus.common.v1.latents_pb2.BlobHeader]:
         """Headers of the stored blobs."""
@@ -97,9 +132,11 @@ class Entry(google.protobuf.message.Message):
         create_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         traceparent: builtins.str = ...,
         generation_id: builtins.str = ...,
+        seed: builtins.int | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["create_time", b"create_time"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["blobs", b"blobs", "cost_seconds", b"cost_seconds", "create_time", b"create_time", "entry_id", b"entry_id", "generation_id", b"generation_id", "prompt", b"prompt", "prompt_hash", b"prompt_hash", "traceparent", b"traceparent"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_seed", b"_seed", "create_time", b"create_time", "seed", b"seed"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_seed", b"_seed", "blobs", b"blobs", "cost_seconds", b"cost_seconds", "create_time", b"create_time", "entry_id", b"entry_id", "generation_id", b"generation_id", "prompt", b"prompt", "prompt_hash", b"prompt_hash", "seed", b"seed", "traceparent", b"traceparent"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_seed", b"_seed"]) -> typing.Literal["seed"] | None: ...
 
 Global___Entry: typing_extensions.TypeAlias = Entry
 
@@ -363,6 +400,26 @@ class StatsRequest(google.protobuf.message.Message):
 Global___StatsRequest: typing_extensions.TypeAlias = StatsRequest
 
 @typing.final
+class RejectedAdmissions(google.protobuf.message.Message):
+    """Number of admissions that failed for one reason."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: builtins.int
+    COUNT_FIELD_NUMBER: builtins.int
+    reason: chorus.common.v1.errors_pb2.ErrorReason.ValueType
+    count: builtins.int
+    def __init__(
+        self,
+        *,
+        reason: chorus.common.v1.errors_pb2.ErrorReason.ValueType = ...,
+        count: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["count", b"count", "reason", b"reason"]) -> None: ...
+
+Global___RejectedAdmissions: typing_extensions.TypeAlias = RejectedAdmissions
+
+@typing.final
 class StatsResponse(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -376,6 +433,11 @@ class StatsResponse(google.protobuf.message.Message):
     START_TIME_FIELD_NUMBER: builtins.int
     INDEX_KIND_FIELD_NUMBER: builtins.int
     BLOBS_KIND_FIELD_NUMBER: builtins.int
+    STORE_OWNERSHIP_FIELD_NUMBER: builtins.int
+    INDEX_ID_FIELD_NUMBER: builtins.int
+    STORE_OWNERS_FIELD_NUMBER: builtins.int
+    REJECTED_ADMISSIONS_FIELD_NUMBER: builtins.int
+    FAILED_SWEEPS_FIELD_NUMBER: builtins.int
     entries: builtins.int
     """Number and total size of the tenant's current entries."""
     bytes: builtins.int
@@ -388,8 +450,22 @@ class StatsResponse(google.protobuf.message.Message):
     index_kind: builtins.str
     """Kinds of the two stores, for instance "milvus-lite" and "directory"."""
     blobs_kind: builtins.str
+    store_ownership: Global___StoreOwnership.ValueType
+    """Relation of the object store to the index, as of the latest sweep or adoption."""
+    index_id: builtins.str
+    """Id of the index, created with it."""
+    failed_sweeps: builtins.int
+    """Sweeps that failed since start_time."""
     @property
     def start_time(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
+    @property
+    def store_owners(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Ids of the indexes whose markers the object store carries."""
+
+    @property
+    def rejected_admissions(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___RejectedAdmissions]:
+        """Failed admissions of the process since start_time, by reason; over all tenants, as the other counters."""
+
     def __init__(
         self,
         *,
@@ -403,8 +479,64 @@ class StatsResponse(google.protobuf.message.Message):
         start_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         index_kind: builtins.str = ...,
         blobs_kind: builtins.str = ...,
+        store_ownership: Global___StoreOwnership.ValueType = ...,
+        index_id: builtins.str = ...,
+        store_owners: collections.abc.Iterable[builtins.str] | None = ...,
+        rejected_admissions: collections.abc.Iterable[Global___RejectedAdmissions] | None = ...,
+        failed_sweeps: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["start_time", b"start_time"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["admissions", b"admissions", "blobs_kind", b"blobs_kind", "bytes", b"bytes", "corrupt_blobs", b"corrupt_blobs", "entries", b"entries", "fetches", b"fetches", "index_kind", b"index_kind", "lookups", b"lookups", "lookups_with_donor", b"lookups_with_donor", "start_time", b"start_time"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["admissions", b"admissions", "blobs_kind", b"blobs_kind", "bytes", b"bytes", "corrupt_blobs", b"corrupt_blobs", "entries", b"entries", "failed_sweeps", b"failed_sweeps", "fetches", b"fetches", "index_id", b"index_id", "index_kind", b"index_kind", "lookups", b"lookups", "lookups_with_donor", b"lookups_with_donor", "rejected_admissions", b"rejected_admissions", "start_time", b"start_time", "store_owners", b"store_owners", "store_ownership", b"store_ownership"]) -> None: ...
 
 Global___StatsResponse: typing_extensions.TypeAlias = StatsResponse
+
+@typing.final
+class AdoptRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    VALIDATE_ONLY_FIELD_NUMBER: builtins.int
+    validate_only: builtins.bool
+    """Whether to report only, and to leave the object store as it is."""
+    def __init__(
+        self,
+        *,
+        validate_only: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["validate_only", b"validate_only"]) -> None: ...
+
+Global___AdoptRequest: typing_extensions.TypeAlias = AdoptRequest
+
+@typing.final
+class AdoptResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    INDEX_ID_FIELD_NUMBER: builtins.int
+    PREVIOUS_OWNERS_FIELD_NUMBER: builtins.int
+    ORPHANED_BLOBS_FIELD_NUMBER: builtins.int
+    ORPHANED_BYTES_FIELD_NUMBER: builtins.int
+    BROKEN_ENTRIES_FIELD_NUMBER: builtins.int
+    index_id: builtins.str
+    """Id of the index that owns the store now, or would own it."""
+    orphaned_blobs: builtins.int
+    """Number and total size of the blobs that no entry of this index names. Sweeps delete them after the grace
+    period.
+    """
+    orphaned_bytes: builtins.int
+    broken_entries: builtins.int
+    """Number of entries of this index whose blobs the store lacks. Sweeps delete them after the grace period."""
+    @property
+    def previous_owners(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Ids of the other indexes that owned the store before."""
+
+    def __init__(
+        self,
+        *,
+        index_id: builtins.str = ...,
+        previous_owners: collections.abc.Iterable[builtins.str] | None = ...,
+        orphaned_blobs: builtins.int = ...,
+        orphaned_bytes: builtins.int = ...,
+        broken_entries: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["broken_entries", b"broken_entries", "index_id", b"index_id", "orphaned_blobs", b"orphaned_blobs", "orphaned_bytes", b"orphaned_bytes", "previous_owners", b"previous_owners"]) -> None: ...
+
+Global___AdoptResponse: typing_extensions.TypeAlias = AdoptResponse

@@ -61,6 +61,11 @@ class CacheServiceStub(object):
                 request_serializer=chorus_dot_cache_dot_v1_dot_cache__pb2.StatsRequest.SerializeToString,
                 response_deserializer=chorus_dot_cache_dot_v1_dot_cache__pb2.StatsResponse.FromString,
                 _registered_method=True)
+        self.Adopt = channel.unary_unary(
+                '/chorus.cache.v1.CacheService/Adopt',
+                request_serializer=chorus_dot_cache_dot_v1_dot_cache__pb2.AdoptRequest.SerializeToString,
+                response_deserializer=chorus_dot_cache_dot_v1_dot_cache__pb2.AdoptResponse.FromString,
+                _registered_method=True)
 
 
 class CacheServiceServicer(object):
@@ -103,6 +108,14 @@ class CacheServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Adopt(self, request, context):
+        """Claims the object store for the index of this cache, for all tenants: later sweeps delete what this index
+        does not name. Needed only where a cache does not claim the store itself, see StoreOwnership. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CacheServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -130,6 +143,11 @@ def add_CacheServiceServicer_to_server(servicer, server):
                     servicer.Stats,
                     request_deserializer=chorus_dot_cache_dot_v1_dot_cache__pb2.StatsRequest.FromString,
                     response_serializer=chorus_dot_cache_dot_v1_dot_cache__pb2.StatsResponse.SerializeToString,
+            ),
+            'Adopt': grpc.unary_unary_rpc_method_handler(
+                    servicer.Adopt,
+                    request_deserializer=chorus_dot_cache_dot_v1_dot_cache__pb2.AdoptRequest.FromString,
+                    response_serializer=chorus_dot_cache_dot_v1_dot_cache__pb2.AdoptResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -269,6 +287,33 @@ class CacheService(object):
             '/chorus.cache.v1.CacheService/Stats',
             chorus_dot_cache_dot_v1_dot_cache__pb2.StatsRequest.SerializeToString,
             chorus_dot_cache_dot_v1_dot_cache__pb2.StatsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Adopt(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/chorus.cache.v1.CacheService/Adopt',
+            chorus_dot_cache_dot_v1_dot_cache__pb2.AdoptRequest.SerializeToString,
+            chorus_dot_cache_dot_v1_dot_cache__pb2.AdoptResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -105,7 +105,23 @@ _CacheServiceStatsType = typing_extensions.TypeVar(
     ],
 )
 
-class CacheServiceStub(typing.Generic[_CacheServiceLookupType, _CacheServiceFetchType, _CacheServiceAdmitType, _CacheServicePurgeType, _CacheServiceStatsType]):
+_CacheServiceAdoptType = typing_extensions.TypeVar(
+    '_CacheServiceAdoptType',
+    grpc.UnaryUnaryMultiCallable[
+        chorus.cache.v1.cache_pb2.AdoptRequest,
+        chorus.cache.v1.cache_pb2.AdoptResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        chorus.cache.v1.cache_pb2.AdoptRequest,
+        chorus.cache.v1.cache_pb2.AdoptResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        chorus.cache.v1.cache_pb2.AdoptRequest,
+        chorus.cache.v1.cache_pb2.AdoptResponse,
+    ],
+)
+
+class CacheServiceStub(typing.Generic[_CacheServiceLookupType, _CacheServiceFetchType, _CacheServiceAdmitType, _CacheServicePurgeType, _CacheServiceStatsType, _CacheServiceAdoptType]):
     """Stores the latents of finished requests and finds those of similar prompts. The tenant of every call comes
     from the channel (metadata "chorus-tenant", set by the scheduler and the denoiser), never from a message.
     """
@@ -132,6 +148,10 @@ class CacheServiceStub(typing.Generic[_CacheServiceLookupType, _CacheServiceFetc
             chorus.cache.v1.cache_pb2.StatsRequest,
             chorus.cache.v1.cache_pb2.StatsResponse,
         ],
+        grpc.UnaryUnaryMultiCallable[
+            chorus.cache.v1.cache_pb2.AdoptRequest,
+            chorus.cache.v1.cache_pb2.AdoptResponse,
+        ],
     ], channel: grpc.Channel) -> None: ...
 
     @typing.overload
@@ -156,6 +176,10 @@ class CacheServiceStub(typing.Generic[_CacheServiceLookupType, _CacheServiceFetc
             chorus.cache.v1.cache_pb2.StatsRequest,
             chorus.cache.v1.cache_pb2.StatsResponse,
         ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            chorus.cache.v1.cache_pb2.AdoptRequest,
+            chorus.cache.v1.cache_pb2.AdoptResponse,
+        ],
     ], channel: grpc.aio.Channel) -> None: ...
 
     Lookup: _CacheServiceLookupType
@@ -172,6 +196,11 @@ class CacheServiceStub(typing.Generic[_CacheServiceLookupType, _CacheServiceFetc
 
     Stats: _CacheServiceStatsType
     """Returns counts and sizes of the calling tenant's entries, and counters of the process."""
+
+    Adopt: _CacheServiceAdoptType
+    """Claims the object store for the index of this cache, for all tenants: later sweeps delete what this index
+    does not name. Needed only where a cache does not claim the store itself, see StoreOwnership. Idempotent.
+    """
 
 CacheServiceAsyncStub: typing_extensions.TypeAlias = CacheServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
@@ -193,6 +222,10 @@ CacheServiceAsyncStub: typing_extensions.TypeAlias = CacheServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
         chorus.cache.v1.cache_pb2.StatsRequest,
         chorus.cache.v1.cache_pb2.StatsResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        chorus.cache.v1.cache_pb2.AdoptRequest,
+        chorus.cache.v1.cache_pb2.AdoptResponse,
     ],
 ]
 
@@ -240,5 +273,15 @@ class CacheServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[chorus.cache.v1.cache_pb2.StatsResponse, collections.abc.Awaitable[chorus.cache.v1.cache_pb2.StatsResponse]]:
         """Returns counts and sizes of the calling tenant's entries, and counters of the process."""
+
+    @abc.abstractmethod
+    def Adopt(
+        self,
+        request: chorus.cache.v1.cache_pb2.AdoptRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[chorus.cache.v1.cache_pb2.AdoptResponse, collections.abc.Awaitable[chorus.cache.v1.cache_pb2.AdoptResponse]]:
+        """Claims the object store for the index of this cache, for all tenants: later sweeps delete what this index
+        does not name. Needed only where a cache does not claim the store itself, see StoreOwnership. Idempotent.
+        """
 
 def add_CacheServiceServicer_to_server(servicer: CacheServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -52,6 +52,18 @@ class _ErrorReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     """The server is draining before it shuts down."""
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 13
     """An internal error of the server; the metadata contains the trace id under which to look for its cause."""
+    ERROR_REASON_DISK_FULL: _ErrorReason.ValueType  # 14
+    """The disk of a service is full; the message names the directory and what to do."""
+    ERROR_REASON_TIME_LIMIT_EXCEEDED: _ErrorReason.ValueType  # 15
+    """A time limit of a service, which is no deadline of the caller, passed before the work was complete; metadata
+    "setting" names the setting that raises it.
+    """
+    ERROR_REASON_FIELD_IGNORED: _ErrorReason.ValueType  # 16
+    """Only in warnings: a field of the request had no effect, in whole or in part; metadata "field" names it."""
+    ERROR_REASON_MODEL_DIVERGED: _ErrorReason.ValueType  # 17
+    """A model gave NaN or infinity, for instance because values exceed the type it computes in; metadata "dtype"
+    and "model_id", "backend" and, for a step of a run, "step", or "encoder_id".
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Reason for the failure of a call or a job. Every error status of every service carries one
@@ -85,6 +97,18 @@ ERROR_REASON_SHUTTING_DOWN: ErrorReason.ValueType  # 12
 """The server is draining before it shuts down."""
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 13
 """An internal error of the server; the metadata contains the trace id under which to look for its cause."""
+ERROR_REASON_DISK_FULL: ErrorReason.ValueType  # 14
+"""The disk of a service is full; the message names the directory and what to do."""
+ERROR_REASON_TIME_LIMIT_EXCEEDED: ErrorReason.ValueType  # 15
+"""A time limit of a service, which is no deadline of the caller, passed before the work was complete; metadata
+"setting" names the setting that raises it.
+"""
+ERROR_REASON_FIELD_IGNORED: ErrorReason.ValueType  # 16
+"""Only in warnings: a field of the request had no effect, in whole or in part; metadata "field" names it."""
+ERROR_REASON_MODEL_DIVERGED: ErrorReason.ValueType  # 17
+"""A model gave NaN or infinity, for instance because values exceed the type it computes in; metadata "dtype"
+and "model_id", "backend" and, for a step of a run, "step", or "encoder_id".
+"""
 Global___ErrorReason: typing_extensions.TypeAlias = ErrorReason
 
 @typing.final

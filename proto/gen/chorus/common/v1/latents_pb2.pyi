@@ -170,6 +170,7 @@ class LatentIdentity(google.protobuf.message.Message):
     LATENT_DTYPE_FIELD_NUMBER: builtins.int
     CODEC_ID_FIELD_NUMBER: builtins.int
     CONDITIONING_ENCODER_ID_FIELD_NUMBER: builtins.int
+    MODEL_DIGEST_FIELD_NUMBER: builtins.int
     model_id: builtins.str
     weights_digest: builtins.str
     """SHA-256 of the weights, lower-case hex."""
@@ -177,6 +178,8 @@ class LatentIdentity(google.protobuf.message.Message):
     codec_id: builtins.str
     conditioning_encoder_id: builtins.str
     """Encoder that produced the token states which condition the model."""
+    model_digest: builtins.str
+    """Digest of all other properties of the model that change its latents, see ModelInfo.model_digest."""
     @property
     def adapters(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Adapter]: ...
     @property
@@ -196,9 +199,10 @@ class LatentIdentity(google.protobuf.message.Message):
         latent_dtype: Global___DType.ValueType = ...,
         codec_id: builtins.str = ...,
         conditioning_encoder_id: builtins.str = ...,
+        model_digest: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["schedule", b"schedule"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["adapters", b"adapters", "codec_id", b"codec_id", "conditioning_encoder_id", b"conditioning_encoder_id", "latent_dtype", b"latent_dtype", "latent_shape", b"latent_shape", "model_id", b"model_id", "schedule", b"schedule", "weights_digest", b"weights_digest"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["adapters", b"adapters", "codec_id", b"codec_id", "conditioning_encoder_id", b"conditioning_encoder_id", "latent_dtype", b"latent_dtype", "latent_shape", b"latent_shape", "model_digest", b"model_digest", "model_id", b"model_id", "schedule", b"schedule", "weights_digest", b"weights_digest"]) -> None: ...
 
 Global___LatentIdentity: typing_extensions.TypeAlias = LatentIdentity
 

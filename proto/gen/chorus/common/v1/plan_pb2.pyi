@@ -202,6 +202,7 @@ class DonorRef(google.protobuf.message.Message):
     PROMPT_FIELD_NUMBER: builtins.int
     TRACEPARENT_FIELD_NUMBER: builtins.int
     GENERATION_ID_FIELD_NUMBER: builtins.int
+    SEED_FIELD_NUMBER: builtins.int
     entry_id: builtins.str
     score: builtins.float
     """Cosine similarity of the two retrieval vectors, −1 to 1."""
@@ -211,6 +212,10 @@ class DonorRef(google.protobuf.message.Message):
     """W3C traceparent of the request that produced the entry; the spans that reuse it link to it."""
     generation_id: builtins.str
     """Generation that produced the entry."""
+    seed: builtins.int
+    """Seed of the request that produced the entry. Unset if it is unknown. Required for a plan with a stage 2 on a
+    model that adds fresh noise after each step.
+    """
     def __init__(
         self,
         *,
@@ -219,8 +224,11 @@ class DonorRef(google.protobuf.message.Message):
         prompt: builtins.str = ...,
         traceparent: builtins.str = ...,
         generation_id: builtins.str = ...,
+        seed: builtins.int | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["entry_id", b"entry_id", "generation_id", b"generation_id", "prompt", b"prompt", "score", b"score", "traceparent", b"traceparent"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_seed", b"_seed", "seed", b"seed"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_seed", b"_seed", "entry_id", b"entry_id", "generation_id", b"generation_id", "prompt", b"prompt", "score", b"score", "seed", b"seed", "traceparent", b"traceparent"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_seed", b"_seed"]) -> typing.Literal["seed"] | None: ...
 
 Global___DonorRef: typing_extensions.TypeAlias = DonorRef
 

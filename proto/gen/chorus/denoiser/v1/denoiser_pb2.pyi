@@ -359,6 +359,10 @@ class ModelInfo(google.protobuf.message.Message):
     SECONDS_PER_STEP_FIELD_NUMBER: builtins.int
     BACKEND_FIELD_NUMBER: builtins.int
     FALLBACK_STEPS_FIELD_NUMBER: builtins.int
+    MODEL_DIGEST_FIELD_NUMBER: builtins.int
+    SAMPLER_FIELD_NUMBER: builtins.int
+    LAYERS_FIELD_NUMBER: builtins.int
+    MAX_TEXT_TOKENS_FIELD_NUMBER: builtins.int
     model_id: builtins.str
     weights_digest: builtins.str
     conditioning_encoder_id: builtins.str
@@ -373,6 +377,17 @@ class ModelInfo(google.protobuf.message.Message):
     """Configured backend."""
     fallback_steps: builtins.int
     """Number of predictions that fell back to torch since the process started."""
+    model_digest: builtins.str
+    """SHA-256 of all fields of the model file that change latents, lower-case hex: sizes of the network, text
+    conditioning, codec, sampling, and whether the backend computes in 8-bit floats. Part of the identity of
+    latents. Location of files, bounds, defaults of requests, and the type of the computation are excluded.
+    """
+    sampler: builtins.str
+    """Sampler of the model: "euler", or "renoise", which adds fresh noise after each step."""
+    layers: builtins.int
+    """Number of transformer blocks. 0 if unknown."""
+    max_text_tokens: builtins.int
+    """Maximum number of tokens of a prompt that condition the model; further ones are dropped. 0 if unknown."""
     @property
     def adapters(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[chorus.common.v1.latents_pb2.Adapter]: ...
     @property
@@ -408,9 +423,13 @@ class ModelInfo(google.protobuf.message.Message):
         seconds_per_step: builtins.float = ...,
         backend: builtins.str = ...,
         fallback_steps: builtins.int = ...,
+        model_digest: builtins.str = ...,
+        sampler: builtins.str = ...,
+        layers: builtins.int = ...,
+        max_text_tokens: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["codec", b"codec", "default_schedule", b"default_schedule", "default_shape", b"default_shape", "frames", b"frames", "height", b"height", "steps", b"steps", "width", b"width"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["adapters", b"adapters", "backend", b"backend", "codec", b"codec", "conditioning_encoder_id", b"conditioning_encoder_id", "default_schedule", b"default_schedule", "default_shape", b"default_shape", "fallback_steps", b"fallback_steps", "frames", b"frames", "height", b"height", "latent_dtype", b"latent_dtype", "model_id", b"model_id", "schedule_shift", b"schedule_shift", "seconds_per_step", b"seconds_per_step", "steps", b"steps", "weights_digest", b"weights_digest", "width", b"width"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["adapters", b"adapters", "backend", b"backend", "codec", b"codec", "conditioning_encoder_id", b"conditioning_encoder_id", "default_schedule", b"default_schedule", "default_shape", b"default_shape", "fallback_steps", b"fallback_steps", "frames", b"frames", "height", b"height", "latent_dtype", b"latent_dtype", "layers", b"layers", "max_text_tokens", b"max_text_tokens", "model_digest", b"model_digest", "model_id", b"model_id", "sampler", b"sampler", "schedule_shift", b"schedule_shift", "seconds_per_step", b"seconds_per_step", "steps", b"steps", "weights_digest", b"weights_digest", "width", b"width"]) -> None: ...
 
 Global___ModelInfo: typing_extensions.TypeAlias = ModelInfo
 

@@ -65,7 +65,7 @@ class EmbedRequest(google.protobuf.message.Message):
     PROMPT_FIELD_NUMBER: builtins.int
     CONDITIONING_ENCODER_ID_FIELD_NUMBER: builtins.int
     prompt: builtins.str
-    """1 to 2,000 characters after trimming."""
+    """1 to 8,192 bytes of UTF-8 after trimming, with at least one visible character once HTML entities are resolved."""
     conditioning_encoder_id: builtins.str
     """Encoder whose token states the model was trained on; see DescribeEncoders."""
     def __init__(
@@ -152,12 +152,12 @@ class AlignRequest(google.protobuf.message.Message):
     CONDITIONING_ENCODER_ID_FIELD_NUMBER: builtins.int
     TARGET_STATES_FIELD_NUMBER: builtins.int
     target_prompt: builtins.str
-    """1 to 2,000 characters after trimming."""
+    """Bounded like EmbedRequest.prompt."""
     conditioning_encoder_id: builtins.str
     """Encoder whose token positions the answer uses. Empty selects the retrieval encoder."""
     @property
     def donor_prompts(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """1 to 16 prompts to compare the target with, each of 1 to 2,000 characters after trimming."""
+        """1 to 16 prompts to compare the target with, each bounded like EmbedRequest.prompt."""
 
     @property
     def target_states(self) -> chorus.common.v1.latents_pb2.Tensor:

@@ -26,70 +26,73 @@ from chorus.common.v1 import errors_pb2 as chorus_dot_common_dot_v1_dot_errors__
 from chorus.common.v1 import latents_pb2 as chorus_dot_common_dot_v1_dot_latents__pb2
 from chorus.common.v1 import plan_pb2 as chorus_dot_common_dot_v1_dot_plan__pb2
 from chorus.common.v1 import video_pb2 as chorus_dot_common_dot_v1_dot_video__pb2
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#chorus/scheduler/v1/scheduler.proto\x12\x13\x63horus.scheduler.v1\x1a\x1d\x63horus/common/v1/errors.proto\x1a\x1e\x63horus/common/v1/latents.proto\x1a\x1b\x63horus/common/v1/plan.proto\x1a\x1c\x63horus/common/v1/video.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf3\x02\n\x0eGenerationSpec\x12\x0e\n\x06prompt\x18\x01 \x01(\t\x12\x10\n\x08model_id\x18\x02 \x01(\t\x12+\n\x05shape\x18\x03 \x01(\x0b\x32\x1c.chorus.common.v1.VideoShape\x12\x0f\n\x05steps\x18\x04 \x01(\rH\x00\x12.\n\x08schedule\x18\x05 \x01(\x0b\x32\x1a.chorus.common.v1.ScheduleH\x00\x12\x11\n\x04seed\x18\x06 \x01(\x04H\x01\x88\x01\x01\x12,\n\x05reuse\x18\x07 \x01(\x0e\x32\x1d.chorus.common.v1.ReusePolicy\x12\x10\n\x08no_store\x18\x08 \x01(\x08\x12,\n\x08\x64\x65\x61\x64line\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12:\n\x0e\x65xplicit_reuse\x18\n \x01(\x0b\x32\".chorus.scheduler.v1.ExplicitReuseB\x0b\n\tdenoisingB\x07\n\x05_seed\"\xc3\x01\n\rExplicitReuse\x12\x13\n\x0breuse_steps\x18\x01 \x01(\r\x12\x12\n\nregion_end\x18\x02 \x01(\r\x12,\n\x06region\x18\x03 \x01(\x0b\x32\x1c.chorus.common.v1.RegionPlan\x12\x36\n\ramplification\x18\x04 \x01(\x0b\x32\x1f.chorus.common.v1.Amplification\x12\x11\n\tmin_score\x18\x05 \x01(\x01\x12\x10\n\x08renoised\x18\x06 \x01(\x08\"\xaf\x01\n\x07Timings\x12\x16\n\x0equeued_seconds\x18\x01 \x01(\x01\x12\x15\n\rembed_seconds\x18\x02 \x01(\x01\x12\x16\n\x0elookup_seconds\x18\x03 \x01(\x01\x12\x15\n\rfetch_seconds\x18\x04 \x01(\x01\x12\x17\n\x0f\x64\x65noise_seconds\x18\x05 \x01(\x01\x12\x16\n\x0e\x64\x65\x63ode_seconds\x18\x06 \x01(\x01\x12\x15\n\rtotal_seconds\x18\x07 \x01(\x01\"\x82\x05\n\nGeneration\x12\x15\n\rgeneration_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x31\n\x04spec\x18\x03 \x01(\x0b\x32#.chorus.scheduler.v1.GenerationSpec\x12\x33\n\x05state\x18\x04 \x01(\x0e\x32$.chorus.scheduler.v1.GenerationState\x12\x16\n\x0equeue_position\x18\x05 \x01(\r\x12$\n\x04plan\x18\x06 \x01(\x0b\x32\x16.chorus.common.v1.Plan\x12)\n\x05\x64onor\x18\x07 \x01(\x0b\x32\x1a.chorus.common.v1.DonorRef\x12\x11\n\tsteps_run\x18\x08 \x01(\r\x12\x17\n\x0fsteps_completed\x18\t \x01(\r\x12,\n\x08warnings\x18\n \x03(\x0b\x32\x1a.chorus.common.v1.JobError\x12)\n\x05\x65rror\x18\x0b \x01(\x0b\x32\x1a.chorus.common.v1.JobError\x12*\n\x05video\x18\x0c \x01(\x0b\x32\x1b.chorus.common.v1.VideoInfo\x12-\n\x07timings\x18\r \x01(\x0b\x32\x1c.chorus.scheduler.v1.Timings\x12/\n\x0b\x63reate_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rlast_sequence\x18\x10 \x01(\x04\x12\x10\n\x08trace_id\x18\x11 \x01(\t\x12\x10\n\x08\x61ttempts\x18\x12 \x01(\r\"%\n\x0bQueuedEvent\x12\x16\n\x0equeue_position\x18\x01 \x01(\r\"9\n\x0cWaitingEvent\x12)\n\x05\x63\x61use\x18\x01 \x01(\x0b\x32\x1a.chorus.common.v1.JobError\"4\n\x0cPlannedEvent\x12$\n\x04plan\x18\x01 \x01(\x0b\x32\x16.chorus.common.v1.Plan\"t\n\x0cStartedEvent\x12\x13\n\x0breuse_steps\x18\x01 \x01(\r\x12\x13\n\x0btotal_steps\x18\x02 \x01(\r\x12)\n\x05\x64onor\x18\x03 \x01(\x0b\x32\x1a.chorus.common.v1.DonorRef\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\r\"\xde\x01\n\x12StepCompletedEvent\x12\'\n\x04step\x18\x01 \x01(\x0b\x32\x19.chorus.common.v1.StepRef\x12\x13\n\x0btotal_steps\x18\x02 \x01(\r\x12\x0f\n\x07seconds\x18\x03 \x01(\x01\x12\x13\n\x0b\x65ta_seconds\x18\x04 \x01(\x01\x12\x16\n\x0e\x63omputed_share\x18\x05 \x01(\x01\x12\x15\n\ractive_tokens\x18\x06 \x01(\x0c\x12\x12\n\ntoken_grid\x18\x07 \x03(\r\x12\x0f\n\x07\x62\x61\x63kend\x18\x08 \x01(\t\x12\x10\n\x08\x66\x61llback\x18\t \x01(\t\";\n\x0cWarningEvent\x12+\n\x07warning\x18\x01 \x01(\x0b\x32\x1a.chorus.common.v1.JobError\"\x95\x01\n\x0eSucceededEvent\x12*\n\x05video\x18\x01 \x01(\x0b\x32\x1b.chorus.common.v1.VideoInfo\x12\x11\n\tsteps_run\x18\x02 \x01(\r\x12-\n\x07timings\x18\x03 \x01(\x0b\x32\x1c.chorus.scheduler.v1.Timings\x12\x15\n\rseconds_saved\x18\x04 \x01(\x01\"8\n\x0b\x46\x61iledEvent\x12)\n\x05\x65rror\x18\x01 \x01(\x0b\x32\x1a.chorus.common.v1.JobError\"\x10\n\x0e\x43\x61ncelledEvent\"\xcd\x04\n\x0fGenerationEvent\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x06queued\x18\x03 \x01(\x0b\x32 .chorus.scheduler.v1.QueuedEventH\x00\x12\x34\n\x07waiting\x18\x04 \x01(\x0b\x32!.chorus.scheduler.v1.WaitingEventH\x00\x12\x34\n\x07planned\x18\x05 \x01(\x0b\x32!.chorus.scheduler.v1.PlannedEventH\x00\x12\x34\n\x07started\x18\x06 \x01(\x0b\x32!.chorus.scheduler.v1.StartedEventH\x00\x12\x41\n\x0estep_completed\x18\x07 \x01(\x0b\x32\'.chorus.scheduler.v1.StepCompletedEventH\x00\x12\x34\n\x07warning\x18\x08 \x01(\x0b\x32!.chorus.scheduler.v1.WarningEventH\x00\x12\x38\n\tsucceeded\x18\t \x01(\x0b\x32#.chorus.scheduler.v1.SucceededEventH\x00\x12\x32\n\x06\x66\x61iled\x18\n \x01(\x0b\x32 .chorus.scheduler.v1.FailedEventH\x00\x12\x38\n\tcancelled\x18\x0b \x01(\x0b\x32#.chorus.scheduler.v1.CancelledEventH\x00\x42\x07\n\x05\x65vent\"`\n\x17SubmitGenerationRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x31\n\x04spec\x18\x02 \x01(\x0b\x32#.chorus.scheduler.v1.GenerationSpec\"`\n\x18SubmitGenerationResponse\x12\x33\n\ngeneration\x18\x01 \x01(\x0b\x32\x1f.chorus.scheduler.v1.Generation\x12\x0f\n\x07\x63reated\x18\x02 \x01(\x08\"-\n\x14GetGenerationRequest\x12\x15\n\rgeneration_id\x18\x01 \x01(\t\"L\n\x15GetGenerationResponse\x12\x33\n\ngeneration\x18\x01 \x01(\x0b\x32\x1f.chorus.scheduler.v1.Generation\"G\n\x16WatchGenerationRequest\x12\x15\n\rgeneration_id\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x04\"N\n\x17WatchGenerationResponse\x12\x33\n\x05\x65vent\x18\x01 \x01(\x0b\x32$.chorus.scheduler.v1.GenerationEvent\"0\n\x17\x43\x61ncelGenerationRequest\x12\x15\n\rgeneration_id\x18\x01 \x01(\t\"O\n\x18\x43\x61ncelGenerationResponse\x12\x33\n\ngeneration\x18\x01 \x01(\x0b\x32\x1f.chorus.scheduler.v1.Generation\"t\n\x16ListGenerationsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x33\n\x05state\x18\x03 \x01(\x0e\x32$.chorus.scheduler.v1.GenerationState\"h\n\x17ListGenerationsResponse\x12\x34\n\x0bgenerations\x18\x01 \x03(\x0b\x32\x1f.chorus.scheduler.v1.Generation\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"(\n\x0fGetVideoRequest\x12\x15\n\rgeneration_id\x18\x01 \x01(\t\"Z\n\x10GetVideoResponse\x12-\n\x06header\x18\x01 \x01(\x0b\x32\x1b.chorus.common.v1.VideoInfoH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part*\xe9\x01\n\x0fGenerationState\x12 \n\x1cGENERATION_STATE_UNSPECIFIED\x10\x00\x12\x1b\n\x17GENERATION_STATE_QUEUED\x10\x01\x12\x1c\n\x18GENERATION_STATE_WAITING\x10\x02\x12\x1c\n\x18GENERATION_STATE_RUNNING\x10\x03\x12\x1e\n\x1aGENERATION_STATE_SUCCEEDED\x10\x04\x12\x1b\n\x17GENERATION_STATE_FAILED\x10\x05\x12\x1e\n\x1aGENERATION_STATE_CANCELLED\x10\x06\x32\x95\x05\n\x10SchedulerService\x12o\n\x10SubmitGeneration\x12,.chorus.scheduler.v1.SubmitGenerationRequest\x1a-.chorus.scheduler.v1.SubmitGenerationResponse\x12\x66\n\rGetGeneration\x12).chorus.scheduler.v1.GetGenerationRequest\x1a*.chorus.scheduler.v1.GetGenerationResponse\x12n\n\x0fWatchGeneration\x12+.chorus.scheduler.v1.WatchGenerationRequest\x1a,.chorus.scheduler.v1.WatchGenerationResponse0\x01\x12o\n\x10\x43\x61ncelGeneration\x12,.chorus.scheduler.v1.CancelGenerationRequest\x1a-.chorus.scheduler.v1.CancelGenerationResponse\x12l\n\x0fListGenerations\x12+.chorus.scheduler.v1.ListGenerationsRequest\x1a,.chorus.scheduler.v1.ListGenerationsResponse\x12Y\n\x08GetVideo\x12$.chorus.scheduler.v1.GetVideoRequest\x1a%.chorus.scheduler.v1.GetVideoResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#chorus/scheduler/v1/scheduler.proto\x12\x13\x63horus.scheduler.v1\x1a\x1d\x63horus/common/v1/errors.proto\x1a\x1e\x63horus/common/v1/latents.proto\x1a\x1b\x63horus/common/v1/plan.proto\x1a\x1c\x63horus/common/v1/video.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa3\x03\n\x0eGenerationSpec\x12\x0e\n\x06prompt\x18\x01 \x01(\t\x12\x10\n\x08model_id\x18\x02 \x01(\t\x12+\n\x05shape\x18\x03 \x01(\x0b\x32\x1c.chorus.common.v1.VideoShape\x12\x0f\n\x05steps\x18\x04 \x01(\rH\x00\x12.\n\x08schedule\x18\x05 \x01(\x0b\x32\x1a.chorus.common.v1.ScheduleH\x00\x12\x11\n\x04seed\x18\x06 \x01(\x04H\x01\x88\x01\x01\x12,\n\x05reuse\x18\x07 \x01(\x0e\x32\x1d.chorus.common.v1.ReusePolicy\x12\x10\n\x08no_store\x18\x08 \x01(\x08\x12\x30\n\x08\x64\x65\x61\x64line\x18\t \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x02\x18\x01\x12:\n\x0e\x65xplicit_reuse\x18\n \x01(\x0b\x32\".chorus.scheduler.v1.ExplicitReuse\x12*\n\x07timeout\x18\x0b \x01(\x0b\x32\x19.google.protobuf.DurationB\x0b\n\tdenoisingB\x07\n\x05_seed\"\xc3\x01\n\rExplicitReuse\x12\x13\n\x0breuse_steps\x18\x01 \x01(\r\x12\x12\n\nregion_end\x18\x02 \x01(\r\x12,\n\x06region\x18\x03 \x01(\x0b\x32\x1c.chorus.common.v1.RegionPlan\x12\x36\n\ramplification\x18\x04 \x01(\x0b\x32\x1f.chorus.common.v1.Amplification\x12\x11\n\tmin_score\x18\x05 \x01(\x01\x12\x10\n\x08renoised\x18\x06 \x01(\x08\"\xaf\x01\n\x07Timings\x12\x16\n\x0equeued_seconds\x18\x01 \x01(\x01\x12\x15\n\rembed_seconds\x18\x02 \x01(\x01\x12\x16\n\x0elookup_seconds\x18\x03 \x01(\x01\x12\x15\n\rfetch_seconds\x18\x04 \x01(\x01\x12\x17\n\x0f\x64\x65noise_seconds\x18\x05 \x01(\x01\x12\x16\n\x0e\x64\x65\x63ode_seconds\x18\x06 \x01(\x01\x12\x15\n\rtotal_seconds\x18\x07 \x01(\x01\"\x97\x05\n\nGeneration\x12\x15\n\rgeneration_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x31\n\x04spec\x18\x03 \x01(\x0b\x32#.chorus.scheduler.v1.GenerationSpec\x12\x33\n\x05state\x18\x04 \x01(\x0e\x32$.chorus.scheduler.v1.GenerationState\x12\x16\n\x0equeue_position\x18\x05 \x01(\r\x12$\n\x04plan\x18\x06 \x01(\x0b\x32\x16.chorus.common.v1.Plan\x12)\n\x05\x64onor\x18\x07 \x01(\x0b\x32\x1a.chorus.common.v1.DonorRef\x12\x11\n\tsteps_run\x18\x08 \x01(\r\x12\x17\n\x0fsteps_completed\x18\t \x01(\r\x12,\n\x08warnings\x18\n \x03(\x0b\x32\x1a.chorus.common.v1.JobError\x12)\n\x05\x65rror\x18\x0b \x01(\x0b\x32\x1a.chorus.common.v1.JobError\x12*\n\x05video\x18\x0c \x01(\x0b\x32\x1b.chorus.common.v1.VideoInfo\x12-\n\x07timings\x18\r \x01(\x0b\x32\x1c.chorus.scheduler.v1.Timings\x12/\n\x0b\x63reate_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rlast_sequence\x18\x10 \x01(\x04\x12\x10\n\x08trace_id\x18\x11 \x01(\t\x12\x10\n\x08\x61ttempts\x18\x12 \x01(\r\x12\x13\n\x0bseed_chosen\x18\x13 \x01(\x08\"%\n\x0bQueuedEvent\x12\x16\n\x0equeue_position\x18\x01 \x01(\r\"9\n\x0cWaitingEvent\x12)\n\x05\x63\x61use\x18\x01 \x01(\x0b\x32\x1a.chorus.common.v1.JobError\"4\n\x0cPlannedEvent\x12$\n\x04plan\x18\x01 \x01(\x0b\x32\x16.chorus.common.v1.Plan\"t\n\x0cStartedEvent\x12\x13\n\x0breuse_steps\x18\x01 \x01(\r\x12\x13\n\x0btotal_steps\x18\x02 \x01(\r\x12)\n\x05\x64onor\x18\x03 \x01(\x0b\x32\x1a.chorus.common.v1.DonorRef\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\r\"\xde\x01\n\x12StepCompletedEvent\x12\'\n\x04step\x18\x01 \x01(\x0b\x32\x19.chorus.common.v1.StepRef\x12\x13\n\x0btotal_steps\x18\x02 \x01(\r\x12\x0f\n\x07seconds\x18\x03 \x01(\x01\x12\x13\n\x0b\x65ta_seconds\x18\x04 \x01(\x01\x12\x16\n\x0e\x63omputed_share\x18\x05 \x01(\x01\x12\x15\n\ractive_tokens\x18\x06 \x01(\x0c\x12\x12\n\ntoken_grid\x18\x07 \x03(\r\x12\x0f\n\x07\x62\x61\x63kend\x18\x08 \x01(\t\x12\x10\n\x08\x66\x61llback\x18\t \x01(\t\";\n\x0cWarningEvent\x12+\n\x07warning\x18\x01 \x01(\x0b\x32\x1a.chorus.common.v1.JobError\"\x95\x01\n\x0eSucceededEvent\x12*\n\x05video\x18\x01 \x01(\x0b\x32\x1b.chorus.common.v1.VideoInfo\x12\x11\n\tsteps_run\x18\x02 \x01(\r\x12-\n\x07timings\x18\x03 \x01(\x0b\x32\x1c.chorus.scheduler.v1.Timings\x12\x15\n\rseconds_saved\x18\x04 \x01(\x01\"8\n\x0b\x46\x61iledEvent\x12)\n\x05\x65rror\x18\x01 \x01(\x0b\x32\x1a.chorus.common.v1.JobError\"\x10\n\x0e\x43\x61ncelledEvent\"\xcd\x04\n\x0fGenerationEvent\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x06queued\x18\x03 \x01(\x0b\x32 .chorus.scheduler.v1.QueuedEventH\x00\x12\x34\n\x07waiting\x18\x04 \x01(\x0b\x32!.chorus.scheduler.v1.WaitingEventH\x00\x12\x34\n\x07planned\x18\x05 \x01(\x0b\x32!.chorus.scheduler.v1.PlannedEventH\x00\x12\x34\n\x07started\x18\x06 \x01(\x0b\x32!.chorus.scheduler.v1.StartedEventH\x00\x12\x41\n\x0estep_completed\x18\x07 \x01(\x0b\x32\'.chorus.scheduler.v1.StepCompletedEventH\x00\x12\x34\n\x07warning\x18\x08 \x01(\x0b\x32!.chorus.scheduler.v1.WarningEventH\x00\x12\x38\n\tsucceeded\x18\t \x01(\x0b\x32#.chorus.scheduler.v1.SucceededEventH\x00\x12\x32\n\x06\x66\x61iled\x18\n \x01(\x0b\x32 .chorus.scheduler.v1.FailedEventH\x00\x12\x38\n\tcancelled\x18\x0b \x01(\x0b\x32#.chorus.scheduler.v1.CancelledEventH\x00\x42\x07\n\x05\x65vent\"`\n\x17SubmitGenerationRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x31\n\x04spec\x18\x02 \x01(\x0b\x32#.chorus.scheduler.v1.GenerationSpec\"`\n\x18SubmitGenerationResponse\x12\x33\n\ngeneration\x18\x01 \x01(\x0b\x32\x1f.chorus.scheduler.v1.Generation\x12\x0f\n\x07\x63reated\x18\x02 \x01(\x08\"-\n\x14GetGenerationRequest\x12\x15\n\rgeneration_id\x18\x01 \x01(\t\"L\n\x15GetGenerationResponse\x12\x33\n\ngeneration\x18\x01 \x01(\x0b\x32\x1f.chorus.scheduler.v1.Generation\"G\n\x16WatchGenerationRequest\x12\x15\n\rgeneration_id\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x04\"N\n\x17WatchGenerationResponse\x12\x33\n\x05\x65vent\x18\x01 \x01(\x0b\x32$.chorus.scheduler.v1.GenerationEvent\"0\n\x17\x43\x61ncelGenerationRequest\x12\x15\n\rgeneration_id\x18\x01 \x01(\t\"O\n\x18\x43\x61ncelGenerationResponse\x12\x33\n\ngeneration\x18\x01 \x01(\x0b\x32\x1f.chorus.scheduler.v1.Generation\"t\n\x16ListGenerationsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x33\n\x05state\x18\x03 \x01(\x0e\x32$.chorus.scheduler.v1.GenerationState\"h\n\x17ListGenerationsResponse\x12\x34\n\x0bgenerations\x18\x01 \x03(\x0b\x32\x1f.chorus.scheduler.v1.Generation\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"(\n\x0fGetVideoRequest\x12\x15\n\rgeneration_id\x18\x01 \x01(\t\"Z\n\x10GetVideoResponse\x12-\n\x06header\x18\x01 \x01(\x0b\x32\x1b.chorus.common.v1.VideoInfoH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part*\xe9\x01\n\x0fGenerationState\x12 \n\x1cGENERATION_STATE_UNSPECIFIED\x10\x00\x12\x1b\n\x17GENERATION_STATE_QUEUED\x10\x01\x12\x1c\n\x18GENERATION_STATE_WAITING\x10\x02\x12\x1c\n\x18GENERATION_STATE_RUNNING\x10\x03\x12\x1e\n\x1aGENERATION_STATE_SUCCEEDED\x10\x04\x12\x1b\n\x17GENERATION_STATE_FAILED\x10\x05\x12\x1e\n\x1aGENERATION_STATE_CANCELLED\x10\x06\x32\x95\x05\n\x10SchedulerService\x12o\n\x10SubmitGeneration\x12,.chorus.scheduler.v1.SubmitGenerationRequest\x1a-.chorus.scheduler.v1.SubmitGenerationResponse\x12\x66\n\rGetGeneration\x12).chorus.scheduler.v1.GetGenerationRequest\x1a*.chorus.scheduler.v1.GetGenerationResponse\x12n\n\x0fWatchGeneration\x12+.chorus.scheduler.v1.WatchGenerationRequest\x1a,.chorus.scheduler.v1.WatchGenerationResponse0\x01\x12o\n\x10\x43\x61ncelGeneration\x12,.chorus.scheduler.v1.CancelGenerationRequest\x1a-.chorus.scheduler.v1.CancelGenerationResponse\x12l\n\x0fListGenerations\x12+.chorus.scheduler.v1.ListGenerationsRequest\x1a,.chorus.scheduler.v1.ListGenerationsResponse\x12Y\n\x08GetVideo\x12$.chorus.scheduler.v1.GetVideoRequest\x1a%.chorus.scheduler.v1.GetVideoResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'chorus.scheduler.v1.scheduler_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_GENERATIONSTATE']._serialized_start=3950
-  _globals['_GENERATIONSTATE']._serialized_end=4183
-  _globals['_GENERATIONSPEC']._serialized_start=216
-  _globals['_GENERATIONSPEC']._serialized_end=587
-  _globals['_EXPLICITREUSE']._serialized_start=590
-  _globals['_EXPLICITREUSE']._serialized_end=785
-  _globals['_TIMINGS']._serialized_start=788
-  _globals['_TIMINGS']._serialized_end=963
-  _globals['_GENERATION']._serialized_start=966
-  _globals['_GENERATION']._serialized_end=1608
-  _globals['_QUEUEDEVENT']._serialized_start=1610
-  _globals['_QUEUEDEVENT']._serialized_end=1647
-  _globals['_WAITINGEVENT']._serialized_start=1649
-  _globals['_WAITINGEVENT']._serialized_end=1706
-  _globals['_PLANNEDEVENT']._serialized_start=1708
-  _globals['_PLANNEDEVENT']._serialized_end=1760
-  _globals['_STARTEDEVENT']._serialized_start=1762
-  _globals['_STARTEDEVENT']._serialized_end=1878
-  _globals['_STEPCOMPLETEDEVENT']._serialized_start=1881
-  _globals['_STEPCOMPLETEDEVENT']._serialized_end=2103
-  _globals['_WARNINGEVENT']._serialized_start=2105
-  _globals['_WARNINGEVENT']._serialized_end=2164
-  _globals['_SUCCEEDEDEVENT']._serialized_start=2167
-  _globals['_SUCCEEDEDEVENT']._serialized_end=2316
-  _globals['_FAILEDEVENT']._serialized_start=2318
-  _globals['_FAILEDEVENT']._serialized_end=2374
-  _globals['_CANCELLEDEVENT']._serialized_start=2376
-  _globals['_CANCELLEDEVENT']._serialized_end=2392
-  _globals['_GENERATIONEVENT']._serialized_start=2395
-  _globals['_GENERATIONEVENT']._serialized_end=2984
-  _globals['_SUBMITGENERATIONREQUEST']._serialized_start=2986
-  _globals['_SUBMITGENERATIONREQUEST']._serialized_end=3082
-  _globals['_SUBMITGENERATIONRESPONSE']._serialized_start=3084
-  _globals['_SUBMITGENERATIONRESPONSE']._serialized_end=3180
-  _globals['_GETGENERATIONREQUEST']._serialized_start=3182
-  _globals['_GETGENERATIONREQUEST']._serialized_end=3227
-  _globals['_GETGENERATIONRESPONSE']._serialized_start=3229
-  _globals['_GETGENERATIONRESPONSE']._serialized_end=3305
-  _globals['_WATCHGENERATIONREQUEST']._serialized_start=3307
-  _globals['_WATCHGENERATIONREQUEST']._serialized_end=3378
-  _globals['_WATCHGENERATIONRESPONSE']._serialized_start=3380
-  _globals['_WATCHGENERATIONRESPONSE']._serialized_end=3458
-  _globals['_CANCELGENERATIONREQUEST']._serialized_start=3460
-  _globals['_CANCELGENERATIONREQUEST']._serialized_end=3508
-  _globals['_CANCELGENERATIONRESPONSE']._serialized_start=3510
-  _globals['_CANCELGENERATIONRESPONSE']._serialized_end=3589
-  _globals['_LISTGENERATIONSREQUEST']._serialized_start=3591
-  _globals['_LISTGENERATIONSREQUEST']._serialized_end=3707
-  _globals['_LISTGENERATIONSRESPONSE']._serialized_start=3709
-  _globals['_LISTGENERATIONSRESPONSE']._serialized_end=3813
-  _globals['_GETVIDEOREQUEST']._serialized_start=3815
-  _globals['_GETVIDEOREQUEST']._serialized_end=3855
-  _globals['_GETVIDEORESPONSE']._serialized_start=3857
-  _globals['_GETVIDEORESPONSE']._serialized_end=3947
-  _globals['_SCHEDULERSERVICE']._serialized_start=4186
-  _globals['_SCHEDULERSERVICE']._serialized_end=4847
+  _globals['_GENERATIONSPEC'].fields_by_name['deadline']._loaded_options = None
+  _globals['_GENERATIONSPEC'].fields_by_name['deadline']._serialized_options = b'\030\001'
+  _globals['_GENERATIONSTATE']._serialized_start=4051
+  _globals['_GENERATIONSTATE']._serialized_end=4284
+  _globals['_GENERATIONSPEC']._serialized_start=248
+  _globals['_GENERATIONSPEC']._serialized_end=667
+  _globals['_EXPLICITREUSE']._serialized_start=670
+  _globals['_EXPLICITREUSE']._serialized_end=865
+  _globals['_TIMINGS']._serialized_start=868
+  _globals['_TIMINGS']._serialized_end=1043
+  _globals['_GENERATION']._serialized_start=1046
+  _globals['_GENERATION']._serialized_end=1709
+  _globals['_QUEUEDEVENT']._serialized_start=1711
+  _globals['_QUEUEDEVENT']._serialized_end=1748
+  _globals['_WAITINGEVENT']._serialized_start=1750
+  _globals['_WAITINGEVENT']._serialized_end=1807
+  _globals['_PLANNEDEVENT']._serialized_start=1809
+  _globals['_PLANNEDEVENT']._serialized_end=1861
+  _globals['_STARTEDEVENT']._serialized_start=1863
+  _globals['_STARTEDEVENT']._serialized_end=1979
+  _globals['_STEPCOMPLETEDEVENT']._serialized_start=1982
+  _globals['_STEPCOMPLETEDEVENT']._serialized_end=2204
+  _globals['_WARNINGEVENT']._serialized_start=2206
+  _globals['_WARNINGEVENT']._serialized_end=2265
+  _globals['_SUCCEEDEDEVENT']._serialized_start=2268
+  _globals['_SUCCEEDEDEVENT']._serialized_end=2417
+  _globals['_FAILEDEVENT']._serialized_start=2419
+  _globals['_FAILEDEVENT']._serialized_end=2475
+  _globals['_CANCELLEDEVENT']._serialized_start=2477
+  _globals['_CANCELLEDEVENT']._serialized_end=2493
+  _globals['_GENERATIONEVENT']._serialized_start=2496
+  _globals['_GENERATIONEVENT']._serialized_end=3085
+  _globals['_SUBMITGENERATIONREQUEST']._serialized_start=3087
+  _globals['_SUBMITGENERATIONREQUEST']._serialized_end=3183
+  _globals['_SUBMITGENERATIONRESPONSE']._serialized_start=3185
+  _globals['_SUBMITGENERATIONRESPONSE']._serialized_end=3281
+  _globals['_GETGENERATIONREQUEST']._serialized_start=3283
+  _globals['_GETGENERATIONREQUEST']._serialized_end=3328
+  _globals['_GETGENERATIONRESPONSE']._serialized_start=3330
+  _globals['_GETGENERATIONRESPONSE']._serialized_end=3406
+  _globals['_WATCHGENERATIONREQUEST']._serialized_start=3408
+  _globals['_WATCHGENERATIONREQUEST']._serialized_end=3479
+  _globals['_WATCHGENERATIONRESPONSE']._serialized_start=3481
+  _globals['_WATCHGENERATIONRESPONSE']._serialized_end=3559
+  _globals['_CANCELGENERATIONREQUEST']._serialized_start=3561
+  _globals['_CANCELGENERATIONREQUEST']._serialized_end=3609
+  _globals['_CANCELGENERATIONRESPONSE']._serialized_start=3611
+  _globals['_CANCELGENERATIONRESPONSE']._serialized_end=3690
+  _globals['_LISTGENERATIONSREQUEST']._serialized_start=3692
+  _globals['_LISTGENERATIONSREQUEST']._serialized_end=3808
+  _globals['_LISTGENERATIONSRESPONSE']._serialized_start=3810
+  _globals['_LISTGENERATIONSRESPONSE']._serialized_end=3914
+  _globals['_GETVIDEOREQUEST']._serialized_start=3916
+  _globals['_GETVIDEOREQUEST']._serialized_end=3956
+  _globals['_GETVIDEORESPONSE']._serialized_start=3958
+  _globals['_GETVIDEORESPONSE']._serialized_end=4048
+  _globals['_SCHEDULERSERVICE']._serialized_start=4287
+  _globals['_SCHEDULERSERVICE']._serialized_end=4948
 # @@protoc_insertion_point(module_scope)

@@ -10,6 +10,7 @@ import chorus.common.v1.plan_pb2
 import chorus.common.v1.video_pb2
 import collections.abc
 import google.protobuf.descriptor
+import google.protobuf.duration_pb2
 import google.protobuf.internal.containers
 import google.protobuf.internal.enum_type_wrapper
 import google.protobuf.message
@@ -68,13 +69,19 @@ class GenerationSpec(google.protobuf.message.Message):
     NO_STORE_FIELD_NUMBER: builtins.int
     DEADLINE_FIELD_NUMBER: builtins.int
     EXPLICIT_REUSE_FIELD_NUMBER: builtins.int
+    TIMEOUT_FIELD_NUMBER: builtins.int
     prompt: builtins.str
-    """1 to 2,000 characters after trimming."""
+    """1 to 8,192 bytes of UTF-8 after trimming, with at least one visible character once HTML entities are resolved.
+    Tokens beyond the limit of a text encoder are dropped, with a warning.
+    """
     model_id: builtins.str
     """Empty selects the server's default model."""
     steps: builtins.int
     seed: builtins.int
-    """Equal seed, prompt and model without reuse produce the same video. If unset, the server chooses a seed."""
+    """Equal seed, prompt and model without reuse produce the same video. If unset, the server chooses a seed.
+    Latents that are reused carry the noise of their donor's seed; where that overrides this field, a warning
+    with reason FIELD_IGNORED contains both seeds.
+    """
     reuse: chorus.common.v1.plan_pb2.ReusePolicy.ValueType
     no_store: builtins.bool
     """Whether to keep the latents of this request out of the cache."""
@@ -86,13 +93,22 @@ class GenerationSpec(google.protobuf.message.Message):
     def schedule(self) -> chorus.common.v1.latents_pb2.Schedule: ...
     @property
     def deadline(self) -> google.protobuf.timestamp_pb2.Timestamp:
-        """Time at which the generation fails if it has not ended. Must be in the future, by at most 24 hours. If
-        unset, the server's default.
+        """In a request: use `timeout` instead, because a deadline is wrong by the difference between the clocks of
+        client and server. Must be in the future on the server's clock, by at most 24 hours.
+        In an accepted specification: time on the server's clock at which the generation fails if it has not
+        ended; always set.
         """
 
     @property
     def explicit_reuse(self) -> Global___ExplicitReuse:
         """Explicit plan for experiments; takes precedence over `reuse`. If unset, the planner decides."""
+
+    @property
+    def timeout(self) -> google.protobuf.duration_pb2.Duration:
+        """Time from the acceptance of the request, on the server's clock, after which the generation fails if it has
+        not ended. Above 0, at most 24 hours. If unset, the server's default. Excludes `deadline`. Unset in an
+        accepted specification, which has the deadline that results.
+        """
 
     def __init__(
         self,
@@ -107,9 +123,10 @@ class GenerationSpec(google.protobuf.message.Message):
         no_store: builtins.bool = ...,
         deadline: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         explicit_reuse: Global___ExplicitReuse | None = ...,
+        timeout: google.protobuf.duration_pb2.Duration | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_seed", b"_seed", "deadline", b"deadline", "denoising", b"denoising", "explicit_reuse", b"explicit_reuse", "schedule", b"schedule", "seed", b"seed", "shape", b"shape", "steps", b"steps"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_seed", b"_seed", "deadline", b"deadline", "denoising", b"denoising", "explicit_reuse", b"explicit_reuse", "model_id", b"model_id", "no_store", b"no_store", "prompt", b"prompt", "reuse", b"reuse", "schedule", b"schedule", "seed", b"seed", "shape", b"shape", "steps", b"steps"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_seed", b"_seed", "deadline", b"deadline", "denoising", b"denoising", "explicit_reuse", b"explicit_reuse", "schedule", b"schedule", "seed", b"seed", "shape", b"shape", "steps", b"steps", "timeout", b"timeout"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_seed", b"_seed", "deadline", b"deadline", "denoising", b"denoising", "explicit_reuse", b"explicit_reuse", "model_id", b"model_id", "no_store", b"no_store", "prompt", b"prompt", "reuse", b"reuse", "schedule", b"schedule", "seed", b"seed", "shape", b"shape", "steps", b"steps", "timeout", b"timeout"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_seed", b"_seed"]) -> typing.Literal["seed"] | None: ...
     @typing.overload
@@ -230,6 +247,7 @@ class Generation(google.protobuf.message.Message):
     LAST_SEQUENCE_FIELD_NUMBER: builtins.int
     TRACE_ID_FIELD_NUMBER: builtins.int
     ATTEMPTS_FIELD_NUMBER: builtins.int
+    SEED_CHOSEN_FIELD_NUMBER: builtins.int
     generation_id: builtins.str
     request_id: builtins.str
     state: Global___GenerationState.ValueType
@@ -245,6 +263,8 @@ class Generation(google.protobuf.message.Message):
     """Trace id of the request in hex, to find it in a tracing UI."""
     attempts: builtins.int
     """Number of times the run was started. More than 1 if a service failed during a run."""
+    seed_chosen: builtins.bool
+    """Whether the server chose the seed, because the request stated none."""
     @property
     def spec(self) -> Global___GenerationSpec:
         """The accepted specification, with defaults filled in."""
@@ -259,7 +279,9 @@ class Generation(google.protobuf.message.Message):
 
     @property
     def warnings(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[chorus.common.v1.errors_pb2.JobError]:
-        """Conditions that prevented reuse but not the video, for instance an unavailable cache."""
+        """Conditions that prevented reuse but not the video, for instance an unavailable cache, and fields of the
+        request that had no effect.
+        """
 
     @property
     def error(self) -> chorus.common.v1.errors_pb2.JobError:
@@ -294,9 +316,10 @@ class Generation(google.protobuf.message.Message):
         last_sequence: builtins.int = ...,
         trace_id: builtins.str = ...,
         attempts: builtins.int = ...,
+        seed_chosen: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["create_time", b"create_time", "donor", b"donor", "end_time", b"end_time", "error", b"error", "plan", b"plan", "spec", b"spec", "timings", b"timings", "video", b"video"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["attempts", b"attempts", "create_time", b"create_time", "donor", b"donor", "end_time", b"end_time", "error", b"error", "generation_id", b"generation_id", "last_sequence", b"last_sequence", "plan", b"plan", "queue_position", b"queue_position", "request_id", b"request_id", "spec", b"spec", "state", b"state", "steps_completed", b"steps_completed", "steps_run", b"steps_run", "timings", b"timings", "trace_id", b"trace_id", "video", b"video", "warnings", b"warnings"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["attempts", b"attempts", "create_time", b"create_time", "donor", b"donor", "end_time", b"end_time", "error", b"error", "generation_id", b"generation_id", "last_sequence", b"last_sequence", "plan", b"plan", "queue_position", b"queue_position", "request_id", b"request_id", "seed_chosen", b"seed_chosen", "spec", b"spec", "state", b"state", "steps_completed", b"steps_completed", "steps_run", b"steps_run", "timings", b"timings", "trace_id", b"trace_id", "video", b"video", "warnings", b"warnings"]) -> None: ...
 
 Global___Generation: typing_extensions.TypeAlias = Generation
 
@@ -435,7 +458,7 @@ Global___StepCompletedEvent: typing_extensions.TypeAlias = StepCompletedEvent
 
 @typing.final
 class WarningEvent(google.protobuf.message.Message):
-    """A condition prevented reuse but not the video."""
+    """A condition prevented reuse but not the video, or a field of the request had no effect."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 

@@ -75,7 +75,7 @@ class SchedulerServiceServicer(object):
 
     def SubmitGeneration(self, request, context):
         """Accepts a generation. Idempotent by request_id: the same id with the same body returns the first
-        response. The comparison ignores the deadline; the deadline of the first request stays in force.
+        response. The comparison ignores timeout and deadline; the deadline of the first request stays in force.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -184,7 +184,7 @@ class SchedulerServiceStub(typing.Generic[_SchedulerServiceSubmitGenerationType,
 
     SubmitGeneration: _SchedulerServiceSubmitGenerationType
     """Accepts a generation. Idempotent by request_id: the same id with the same body returns the first
-    response. The comparison ignores the deadline; the deadline of the first request stays in force.
+    response. The comparison ignores timeout and deadline; the deadline of the first request stays in force.
     """
 
     GetGeneration: _SchedulerServiceGetGenerationType
@@ -241,7 +241,7 @@ class SchedulerServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[chorus.scheduler.v1.scheduler_pb2.SubmitGenerationResponse, collections.abc.Awaitable[chorus.scheduler.v1.scheduler_pb2.SubmitGenerationResponse]]:
         """Accepts a generation. Idempotent by request_id: the same id with the same body returns the first
-        response. The comparison ignores the deadline; the deadline of the first request stays in force.
+        response. The comparison ignores timeout and deadline; the deadline of the first request stays in force.
         """
 
     @abc.abstractmethod

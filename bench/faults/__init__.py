@@ -1,0 +1,1 @@
+"""Behaviour under faults: chaos scenarios under load, and the marked tests, in figures."""

@@ -1,0 +1,171 @@
+"""Verifies that a generation reports the fields of its request that reuse overrides or cannot honour."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import grpc.aio
+import pytest
+import pytest_asyncio
+from chorus.common.v1 import errors_pb2, latents_pb2, plan_pb2
+from chorus.scheduler.v1 import scheduler_pb2 as pb
+from chorus_rpc import errors
+from chorus_rpc.errors import from_rpc_error
+from chorus_rpc.plan_bounds import DEFAULT_REGION
+
+from tests.integration.scheduler.world import World, kinds
+
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.fault("seed-reuse")]
+
+REGIONAL = pb.ExplicitReuse(reuse_steps=1, region_end=3)
+BIAS = plan_pb2.Amplification(form=plan_pb2.AMPLIFICATION_FORM_BIAS, strength=1.0)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World]:
+    async with World(tmp_path_factory.mktemp("overrides")) as world:
+        yield world
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def world(running: World) -> World:
+    await running.refresh()
+    return running
+
+
+def _contrast(*, end_step: int = 0, first_layer: int = 0) -> plan_pb2.Amplification:
+    return plan_pb2.Amplification(
+        form=plan_pb2.AMPLIFICATION_FORM_CONTRAST,
+        strength=1,
+        end_step=end_step,
+        first_layer=first_layer,
+    )
+
+
+async def ended(world: World, **spec: object) -> pb.Generation:
+    accepted = await world.submit(**spec)  # type: ignore[arg-type]
+    await world.events(accepted)
+    generation = await world.get(accepted)
+    assert generation.state == pb.GENERATION_STATE_SUCCEEDED
+    return generation
+
+
+def ignored(generation: pb.Generation) -> dict[str, errors_pb2.JobError]:
+    """Returns the warnings about ignored fields, by field."""
+    return {
+        warning.metadata["field"]: warning
+        for warning in generation.warnings
+        if warning.reason == errors.FIELD_IGNORED
+    }
+
+
+async def test_seed_that_a_donor_overrides_is_a_warning(world: World) -> None:
+    world.cache.hold(0.9992, 1, 2, 3)
+    world.cache.donors[0].entry.seed = 2
+    found = await ended(world, seed=3)
+    warning = ignored(found)["spec.seed"]
+    assert dict(warning.metadata) == {
+        "field": "spec.seed",
+        "seed": "3",
+        "donor_seed": "2",
+        "donor_entry_id": "e" * 64,
+        "reuse_steps": "3",
+        "total_steps": "4",
+    }
+    assert "3 has no effect: the video continues a donor of seed 2 after 3 of 4 steps" in warning.message
+    assert found.donor.seed == 2
+    events = await world.events(found)
+    assert kinds(events).index("warning") > kinds(events).index("started")
+
+
+async def test_seed_of_an_entry_without_one_is_reported_as_unknown(world: World) -> None:
+    world.cache.hold(0.9992, 1, 2, 3)
+    assert ignored(await ended(world, seed=3))["spec.seed"].metadata["donor_seed"] == "unknown"
+
+
+async def test_seed_that_nothing_overrides_is_no_warning(world: World) -> None:
+    assert not (await ended(world, seed=3)).warnings  # a miss
+    world.cache.hold(0.9992, 1, 2, 3)
+    world.cache.donors[0].entry.seed = 3
+    assert not (await ended(world, seed=3)).warnings  # the donor's own
+    chosen = await ended(world)
+    assert chosen.seed_chosen
+    assert not chosen.warnings
+    world.cache.donors[0].entry.seed = 4
+    assert not (await ended(world, seed=3, reuse=plan_pb2.REUSE_POLICY_OFF)).warnings
+    world.cache.hold(0.9, 4)
+    renoised = pb.ExplicitReuse(reuse_steps=2, renoised=True)
+    assert not (await ended(world, seed=3, explicit_reuse=renoised)).warnings
+
+
+async def test_donor_that_is_lost_leaves_the_seed_in_force(world: World) -> None:
+    world.cache.hold(0.9992, 1, 2, 3)
+    world.denoiser.degraded = True
+    found = await ended(world, seed=3)
+    assert found.warnings
+    assert not ignored(found)
+
+
+async def test_explicit_plan_that_no_donor_fits_is_a_warning(world: World) -> None:
+    world.cache.hold(0.9992, 1, 2)
+    found = await ended(world, explicit_reuse=pb.ExplicitReuse(reuse_steps=3))
+    assert found.plan.reuse_steps == 0
+    assert "latents after steps 3 to 3" in ignored(found)["spec.explicit_reuse"].message
+
+
+async def test_amplification_without_a_gained_token_is_a_warning(world: World) -> None:
+    world.cache.hold(0.9992, 1, 2, 3)
+    found = await ended(world, explicit_reuse=pb.ExplicitReuse(reuse_steps=1, amplification=BIAS))
+    assert list(ignored(found)) == ["spec.explicit_reuse.amplification"]
+
+
+async def test_region_by_attention_without_a_lost_token_is_a_warning(world: World) -> None:
+    world.cache.hold(0.9992, 1, 2, 3)
+    blob = world.cache.donors[0].entry.blobs.add()
+    blob.kind = latents_pb2.BLOB_KIND_SIDE_DATA
+    own = pb.ExplicitReuse(reuse_steps=1, region_end=3)
+    own.region.CopyFrom(
+        plan_pb2.RegionPlan(
+            source=plan_pb2.REGION_SOURCE_ATTENTION,
+            context=plan_pb2.REGION_CONTEXT_NONE,
+            threshold=0.3,
+            budget=0.6,
+        )
+    )
+    world.embedder.cannot_align = True
+    found = await ended(world, explicit_reuse=own)
+    assert "the prompts were not compared" in ignored(found)["spec.explicit_reuse.region"].message
+
+
+@pytest.mark.parametrize("declined", [True, False])
+async def test_region_above_its_budget_is_a_warning(world: World, declined: bool) -> None:
+    world.cache.hold(0.9992, 1, 2, 3)
+    world.denoiser.active_tokens = b"" if declined else b"\x01"
+    found = ignored(await ended(world, explicit_reuse=REGIONAL))
+    assert list(found) == (["spec.explicit_reuse.region_end"] if declined else [])
+    if declined:
+        assert "exceeds its budget of 0.6" in found["spec.explicit_reuse.region_end"].message
+
+
+@pytest.mark.parametrize(
+    ("own", "field"),
+    [
+        (pb.ExplicitReuse(reuse_steps=1, region=DEFAULT_REGION), "region"),
+        (
+            pb.ExplicitReuse(reuse_steps=2, amplification=_contrast(end_step=2)),
+            "amplification.end_step",
+        ),
+        (
+            pb.ExplicitReuse(reuse_steps=1, amplification=_contrast(first_layer=6)),
+            "amplification.first_layer",
+        ),
+    ],
+)
+async def test_parameter_that_can_have_no_effect_is_refused(
+    world: World, own: pb.ExplicitReuse, field: str
+) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await world.submit(explicit_reuse=own)
+    error = from_rpc_error(caught.value, "scheduler")
+    assert error.reason == errors.INVALID_FIELD
+    assert [violation.field for violation in error.violations] == [f"spec.explicit_reuse.{field}"]
