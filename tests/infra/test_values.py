@@ -355,6 +355,14 @@ def test_ipv6_endpoints_open_their_ports(chart: Chart, version: str) -> None:
     assert environment(workloads(manifests)["cache"])["CHORUS_CACHE_S3_ENDPOINT"] == "[fd00::1]:9443"
 
 
+@pytest.mark.parametrize("resource", ["nvidia.com/mig-1g.10gb", "amd.com/gpu", "gpu.intel.com/i915"])
+def test_gpu_resource_of_any_vendor_is_requested(chart: Chart, version: str, resource: str) -> None:
+    values = {"denoiser": {"gpu": {"enabled": True, "resource": resource, "count": 2}}}
+    workload = workloads(chart.template_valid(values, version))["denoiser"]
+    assert container(workload)["resources"]["limits"][resource] == 2
+    assert [each["key"] for each in pod_spec(workload)["tolerations"]] == [resource]
+
+
 def test_storage_class_is_default_none_or_named(chart: Chart, version: str) -> None:
     for given, rendered in (("", None), ("-", ""), ("1e3", "1e3")):
         values = {
@@ -407,6 +415,7 @@ def test_service_account_can_exist_already(chart: Chart, version: str) -> None:
         ({"objectStore": {"external": {"endpoint": "s3.example:0443"}}}, "objectStore.external.endpoint"),
         ({"milvus": {"external": {"uri": "https://user:secret@m:19530"}}}, "milvus.external.uri"),
         ({"objectStore": {"credentials": "iam"}}, "objectStore.credentials"),
+        ({"denoiser": {"gpu": {"resource": "gpu"}}}, "denoiser.gpu.resource"),
     ],
 )
 def test_value_of_another_type_or_name_is_rejected(chart: Chart, values: dict[str, Any], named: str) -> None:
