@@ -158,6 +158,7 @@ class Guard:
         self._cause = cause
         log.warning("calls suspended", dependency=self._name, reason=cause)
         self._recovery = asyncio.create_task(self._recover(), name=f"probe {self._name}")
+        self._recovery.add_done_callback(self._handle_end)
         self._on_change()
 
     async def close(self) -> None:
@@ -173,6 +174,10 @@ class Guard:
                 self._breaker.end_probe(await self._answers())
         log.info("calls resumed", dependency=self._name)
         self._on_change()
+
+    def _handle_end(self, recovery: asyncio.Task[None]) -> None:
+        if not recovery.cancelled() and (cause := recovery.exception()) is not None:
+            log.error("probes ended", dependency=self._name, exc_info=cause)
 
     async def _answers(self) -> bool:
         try:
