@@ -62,6 +62,10 @@ class Breaker:
         self._open(self._first_pause)
         return True
 
+    def reset(self) -> None:
+        """Closes the breaker without a probe."""
+        self.state = State.CLOSED
+
     def seconds_until_probe(self) -> float:
         """Returns the time until the next probe, in seconds; 0 when one is due."""
         return max(0.0, self._probe_time - self._clock())
@@ -158,6 +162,7 @@ class Guard:
         self._cause = cause
         log.warning("calls suspended", dependency=self._name, reason=cause)
         self._recovery = asyncio.create_task(self._recover(), name=f"probe {self._name}")
+        self._recovery.add_done_callback(self._handle_end)
         self._on_change()
 
     async def close(self) -> None:
@@ -165,6 +170,12 @@ class Guard:
         if self._recovery is not None:
             self._recovery.cancel()
             await asyncio.wait((self._recovery,))
+
+    def _handle_end(self, recovery: asyncio.Task[None]) -> None:
+        """Permits calls again when the probes have ended with an error: nothing else would."""
+        if not recovery.cancelled() and (cause := recovery.exception()) is not None:
+            log.error("probes ended; calls resumed", dependency=self._name, exc_info=cause)
+            self._breaker.reset()
 
     async def _recover(self) -> None:
         while self.is_open:
