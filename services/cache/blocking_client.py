@@ -67,10 +67,12 @@ class BlockingClient:
 
     async def _run(self, call: Callable[[], T], limit: float) -> T:
         timer = asyncio.timeout(limit)
+        # A timeout of the client itself is one of its faults.
+        faults: tuple[type[Exception], ...] = (TimeoutError, *self._faults)
         try:
             async with timer:
                 return await asyncio.get_running_loop().run_in_executor(self._pool, call)
-        except (TimeoutError, *self._faults) as error:
+        except faults as error:
             if timer.expired():
                 setting = self._setting if limit == self._seconds else ""
                 raise unavailable(self.service, f"no answer within {limit:g} s", setting=setting) from error

@@ -168,14 +168,19 @@ class Guard:
     async def close(self) -> None:
         """Ends the probes."""
         if self._recovery is not None:
+            self._recovery.remove_done_callback(self._handle_end)
             self._recovery.cancel()
             await asyncio.wait((self._recovery,))
 
     def _handle_end(self, recovery: asyncio.Task[None]) -> None:
-        """Permits calls again when the probes have ended with an error: nothing else would."""
-        if not recovery.cancelled() and (cause := recovery.exception()) is not None:
-            log.error("probes ended; calls resumed", dependency=self._name, exc_info=cause)
+        """Permits calls again when the probes have ended without an answer: nothing else would."""
+        cause = None if recovery.cancelled() else recovery.exception()
+        if recovery is self._recovery and self.is_open:
+            log.error("probes ended early; calls resumed", dependency=self._name, exc_info=cause)
             self._breaker.reset()
+            self._on_change()
+        elif cause is not None:
+            log.error("probes failed", dependency=self._name, exc_info=cause)
 
     async def _recover(self) -> None:
         while self.is_open:
