@@ -66,13 +66,16 @@ class BlockingClient:
             return await self._run(call, limit)
 
     async def _run(self, call: Callable[[], T], limit: float) -> T:
+        timer = asyncio.timeout(limit)
+        # A timeout of the client itself is one of its faults.
+        faults: tuple[type[Exception], ...] = (TimeoutError, *self._faults)
         try:
-            async with asyncio.timeout(limit):
+            async with timer:
                 return await asyncio.get_running_loop().run_in_executor(self._pool, call)
-        except TimeoutError as error:
-            setting = self._setting if limit == self._seconds else ""
-            raise unavailable(self.service, f"no answer within {limit:g} s", setting=setting) from error
-        except self._faults as error:
+        except faults as error:
+            if timer.expired():
+                setting = self._setting if limit == self._seconds else ""
+                raise unavailable(self.service, f"no answer within {limit:g} s", setting=setting) from error
             log.warning("call failed", dependency=self.service, error=str(error)[:500])
             raise unavailable(self.service, f"{type(error).__name__}, see the cache's log") from error
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import AsyncExitStack
 from threading import Event
 
 # Threads that wait for each other sleep instead of spinning: the other services share the cores, and a step
@@ -27,18 +26,20 @@ from services.denoiser.servicer import DenoiserServicer
 from services.denoiser.settings import DenoiserSettings
 from services.runtime.breaker import Guard
 from services.runtime.health import make_probe
+from services.runtime.resources import Resources
 from services.runtime.server import run
 from services.runtime.settings import load_settings
 
 _CACHE_SERVICE = cache_pb2.DESCRIPTOR.services_by_name["CacheService"].full_name
 
 
-async def start(settings: DenoiserSettings, resources: AsyncExitStack, server: grpc.aio.Server) -> None:
+async def start(settings: DenoiserSettings, resources: Resources, server: grpc.aio.Server) -> None:
     """Loads and warms the models off the event loop, so that health checks are answered meanwhile."""
     channel = open_channel(settings.cache_target, settings.max_message_bytes)
     resources.push_async_callback(channel.close)
     device_thread = DeviceThread(settings.queue_limit)
     resources.push_async_callback(device_thread.close)
+    resources.start_task(device_thread.watch(), "device")
     stopping = Event()
     resources.callback(stopping.set)
     registry = await load_models(settings, device_thread, stopping)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import time
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -16,6 +14,7 @@ from torch import Tensor
 
 from services.denoiser.checkpoint.weights import is_finite
 from services.denoiser.codec.mp4 import encode_mp4, to_frames
+from services.denoiser.device_thread import DeviceFailed
 from services.denoiser.latent_cache import DonorData
 from services.denoiser.model.loaded import LoadedModel
 from services.denoiser.model.predictor import Predictor
@@ -245,6 +244,4 @@ def _synchronize(model: LoadedModel) -> None:
             torch.cuda.synchronize(model.device)
         except torch.AcceleratorError as error:
             # No further work can run on the device in this process: it ends, and its supervisor restarts it.
-            log.critical("device failed; this process ends", error=str(error))
-            os.kill(os.getpid(), signal.SIGTERM)
-            raise
+            raise DeviceFailed(str(error)) from error

@@ -17,6 +17,18 @@ T = TypeVar("T")
 E = TypeVar("E")
 
 
+class DeviceFailed(ChorusError):
+    """Failure of the device after which no further work can run on it in this process."""
+
+    def __init__(self, cause: str) -> None:
+        super().__init__(
+            errors.DEPENDENCY_UNAVAILABLE,
+            f"the device failed, and the denoiser restarts: {cause}",
+            metadata={"service": "denoiser"},
+            retry_after=1.0,
+        )
+
+
 class _Mark:
     """Marks the beginning and the end of a task among its events."""
 
@@ -64,9 +76,9 @@ class DeviceTask(Generic[E]):
             yield event
         self._raise_error()
 
-    def start(self, thread: ThreadPoolExecutor) -> None:
-        """Queues the task. Called once, by `DeviceThread`."""
-        self._future = thread.submit(self._execute)
+    def start(self, submit: Callable[[Callable[[], None]], Future[None]]) -> None:
+        """Queues the task with `submit`. Called once, by `DeviceThread`."""
+        self._future = submit(self._execute)
         self._future.add_done_callback(lambda _: self._put(_ENDED))
 
     def _execute(self) -> None:
@@ -106,6 +118,11 @@ class DeviceThread:
         self._places_taken = 0
         self._seconds_per_place = 1.0  # moving average of a run's duration, in seconds
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="device")
+        self._failed: Future[None] = Future()
+
+    async def watch(self) -> None:
+        """Raises DeviceFailed once work has failed with it; runs until then, or until it is cancelled."""
+        await asyncio.wrap_future(self._failed)
 
     def reserve_place(self) -> Callable[[], None]:
         """Reserves a place for one run. Returns a function that releases it; further calls have no effect.
@@ -142,12 +159,22 @@ class DeviceThread:
             deadline, late: As for `DeviceTask`.
         """
         task = DeviceTask(work, deadline, late, asyncio.get_running_loop())
-        task.start(self._thread)
+        task.start(self._submit)
         return task
 
     async def call(self, function: Callable[[], T]) -> T:
         """Calls `function` on the thread and returns its result."""
-        return await asyncio.wrap_future(self._thread.submit(function))
+        return await asyncio.wrap_future(self._submit(function))
+
+    def _submit(self, function: Callable[[], T]) -> Future[T]:
+        future = self._thread.submit(function)
+        future.add_done_callback(self._check_device)
+        return future
+
+    def _check_device(self, future: Future[T]) -> None:
+        failure = None if future.cancelled() else future.exception()
+        if isinstance(failure, DeviceFailed) and not self._failed.done():
+            self._failed.set_exception(failure)
 
     async def close(self) -> None:
         """Ends the thread after the current task; waiting tasks are cancelled."""

@@ -62,6 +62,10 @@ class Breaker:
         self._open(self._first_pause)
         return True
 
+    def reset(self) -> None:
+        """Closes the breaker without a probe."""
+        self.state = State.CLOSED
+
     def seconds_until_probe(self) -> float:
         """Returns the time until the next probe, in seconds; 0 when one is due."""
         return max(0.0, self._probe_time - self._clock())
@@ -164,8 +168,19 @@ class Guard:
     async def close(self) -> None:
         """Ends the probes."""
         if self._recovery is not None:
+            self._recovery.remove_done_callback(self._handle_end)
             self._recovery.cancel()
             await asyncio.wait((self._recovery,))
+
+    def _handle_end(self, recovery: asyncio.Task[None]) -> None:
+        """Permits calls again when the probes have ended without an answer: nothing else would."""
+        cause = None if recovery.cancelled() else recovery.exception()
+        if recovery is self._recovery and self.is_open:
+            log.error("probes ended early; calls resumed", dependency=self._name, exc_info=cause)
+            self._breaker.reset()
+            self._on_change()
+        elif cause is not None:
+            log.error("probes failed", dependency=self._name, exc_info=cause)
 
     async def _recover(self) -> None:
         while self.is_open:
@@ -174,10 +189,6 @@ class Guard:
                 self._breaker.end_probe(await self._answers())
         log.info("calls resumed", dependency=self._name)
         self._on_change()
-
-    def _handle_end(self, recovery: asyncio.Task[None]) -> None:
-        if not recovery.cancelled() and (cause := recovery.exception()) is not None:
-            log.error("probes ended", dependency=self._name, exc_info=cause)
 
     async def _answers(self) -> bool:
         try:

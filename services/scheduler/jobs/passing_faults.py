@@ -37,7 +37,7 @@ _RETRY_SECONDS = 1.0
 _RETRY_FULL_SECONDS = 5.0
 # Pauses of `wait_out`, in seconds; each is twice as long as the one before.
 _FIRST_PAUSE = 0.1
-_MAX_PAUSE = 2.0
+_LONGEST_PAUSE = 2.0
 
 
 class PassingFault(ChorusError):
@@ -115,4 +115,4 @@ async def wait_out(
                 late.reason, f"{late.message}; it waited, because {fault.message}", metadata=late.metadata
             ) from fault
         await asyncio.sleep(min(pause, left))
-        pause = min(2 * pause, _MAX_PAUSE)
+        pause = min(2 * pause, _LONGEST_PAUSE)

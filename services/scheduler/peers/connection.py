@@ -61,7 +61,7 @@ class PeerConnection:
             if deadline is not None and left <= max_seconds:
                 raise deadline.exceeded() from error
             cause = f"no answer in {max_seconds:g} s"
-            self.health.report_silence(cause)
+            self.health.report_silence(f"{cause} ({setting})")
             raise errors.unavailable(self.name, cause, setting=setting) from error
 
 

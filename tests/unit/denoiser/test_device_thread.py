@@ -11,7 +11,7 @@ import pytest
 from chorus_rpc import errors
 from chorus_rpc.errors import ChorusError
 
-from services.denoiser.device_thread import DeviceTask, DeviceThread
+from services.denoiser.device_thread import DeviceFailed, DeviceTask, DeviceThread
 
 WAIT = 20.0
 LATE = errors.time_limit_exceeded("CHORUS_DENOISER_RUN_SECONDS", "the run took too long")
@@ -137,6 +137,22 @@ async def test_error_ends_only_its_own_task(device_thread: DeviceThread) -> None
     with pytest.raises(ZeroDivisionError, match="broken"):
         await anext(events)
     assert await collect(device_thread.submit(counting(2, []), later(), LATE)) == [0, 1]
+
+
+@pytest.mark.fault("logging")
+async def test_failed_device_ends_the_watch(device_thread: DeviceThread) -> None:
+    """The watch is an essential task, so that its end ends the process."""
+
+    def fail() -> Generator[int]:
+        yield 0
+        raise DeviceFailed("an illegal memory access")
+
+    watch = asyncio.create_task(device_thread.watch())
+    assert await collect(device_thread.submit(counting(1, []), later(), LATE)) == [0]
+    assert not watch.done()
+    assert await failure_reason(device_thread.submit(fail(), later(), LATE)) == errors.DEPENDENCY_UNAVAILABLE
+    with pytest.raises(DeviceFailed, match="an illegal memory access"):
+        await asyncio.wait_for(watch, WAIT)
 
 
 async def test_places_are_limited_and_released(device_thread: DeviceThread) -> None:

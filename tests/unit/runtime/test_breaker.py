@@ -109,6 +109,26 @@ async def test_guard_refuses_calls_until_a_probe_is_answered() -> None:
     await guard.close()
 
 
+@pytest.mark.fault("logging")
+async def test_early_end_of_the_probes_permits_calls_again() -> None:
+    """gRPC raises CancelledError in a call that its channel cancels, which ends the task of the probes."""
+    resumed = asyncio.Event()
+
+    async def probe() -> None:
+        raise asyncio.CancelledError
+
+    guard = Guard("cache", probe, on_change=lambda: None if guard.is_open else resumed.set(), max_pause=0.01)
+    guard.report_silence("no answer in 2 s")
+    assert guard.is_open
+    async with asyncio.timeout(10):
+        await resumed.wait()
+    with guard.call():
+        pass
+    guard.report_silence("no answer in 3 s")
+    assert guard.is_open, "a later silence is noticed"
+    await guard.close()
+
+
 async def test_probe_that_hangs_ends_with_the_guard() -> None:
     started = asyncio.Event()
 

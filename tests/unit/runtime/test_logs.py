@@ -41,7 +41,6 @@ def run(body: str, stderr: Any = subprocess.PIPE, **options: Any) -> subprocess.
     return subprocess.run(
         [sys.executable, "-c", _SCRIPT + body],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=stderr,
         text=True,
