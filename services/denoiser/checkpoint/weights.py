@@ -10,11 +10,11 @@ from pathlib import Path
 
 import torch
 from chorus_rpc.chunks import BlobFault
+from chorus_rpc.file_kinds import SAFETENSORS, describe_file, describe_folder
 from safetensors import safe_open
 from torch import Tensor
 
 from services.contract import safetensors_header
-from services.contract.file_kinds import SAFETENSORS, describe_file, describe_folder
 from services.contract.safetensors_header import SafetensorsHeader, TensorHeader
 from services.denoiser.checkpoint.names import describe_foreign_network
 

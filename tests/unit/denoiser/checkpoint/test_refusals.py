@@ -246,5 +246,18 @@ def test_folder_given_as_the_model_file_names_the_file_in_it(tmp_path: Path) -> 
     path = save_tiny_model(tmp_path / "tiny")
     with pytest.raises(SpecError, match=rf"tiny: is a folder; name the model file in it, {path}"):
         LoadedModel.load(path.parent)
-    with pytest.raises(SpecError, match=r"is a folder; it is the folder of a diffusers pipeline.*; a model"):
+    with pytest.raises(SpecError, match=r"is a folder that is the folder of a diffusers pipeline.*; a model"):
         LoadedModel.load(write_pipeline(tmp_path / "pipeline"))
+
+
+def test_autoencoder_of_the_original_release_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"_class_name": "WanModel"}))
+    with pytest.raises(
+        ValueError, match=r"must be AutoencoderKLWan, not 'WanModel'; .*original release of Wan"
+    ):
+        read_geometry(tmp_path / "config.json")
+    file = tmp_path / "Wan2.1_VAE.safetensors"
+    save_file({"decoder.upsamples.0.residual.0.gamma": torch.ones(1)}, file)
+    expected = {"decoder.up_blocks.0.resnets.0.norm1.gamma": torch.Size([1])}
+    with pytest.raises(WeightsError, match="an autoencoder in the names of Wan's original release"):
+        check_weights(file, expected)
