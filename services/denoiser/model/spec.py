@@ -70,7 +70,10 @@ class Weights(Source):
 
 
 class Adapter(Source):
-    """A LoRA, merged into the weights at load time; part of the identity of latents."""
+    """A LoRA, merged into the weights at load time; part of the identity of latents.
+
+    `file` may also be the folder in which PEFT or diffusers saved it; its settings next to the weights are read.
+    """
 
     id: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
     scale: Annotated[float, Field(allow_inf_nan=False)] = 1.0

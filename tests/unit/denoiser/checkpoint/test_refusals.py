@@ -149,6 +149,7 @@ def test_folder_of_an_adapter_without_weights_is_named(tmp_path: Path) -> None:
             "type I8, .*quantised weights are not",
         ),
         ({f"{Q}.qweight": torch.ones(2, 2, dtype=torch.int32)}, "type I32, .*quantised weights are not"),
+        ({"scaled_fp8": torch.ones(0)}, "tensor scaled_fp8: .*quantised weights are not supported"),
         ({f"{Q}.weight.absmax": torch.ones(2)}, "no such parameter .*: quantised weights are not supported"),
         (
             {f"{Q}.scale_weight": torch.ones(1)},
@@ -261,3 +262,14 @@ def test_autoencoder_of_the_original_release_is_named(tmp_path: Path) -> None:
     expected = {"decoder.up_blocks.0.resnets.0.norm1.gamma": torch.Size([1])}
     with pytest.raises(WeightsError, match="an autoencoder in the names of Wan's original release"):
         check_weights(file, expected)
+
+
+@pytest.mark.parametrize("dtype", ["F8_E8M0", "F4", "F6_E2M3"])
+def test_types_of_new_quantisations_are_named(tmp_path: Path, dtype: str) -> None:
+    """Types that only quantised weights have; the file is whole, so fetching it again would not help."""
+    header = json.dumps({"a": {"dtype": dtype, "shape": [4], "data_offsets": [0, 4]}}).encode()
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    with pytest.raises(WeightsError, match=rf"unknown type {dtype}: quantised weights are") as caught:
+        check_weights(file, {"a": torch.Size([4])})
+    assert "again" not in str(caught.value)
