@@ -72,7 +72,7 @@ class Weights(Source):
 class Adapter(Source):
     """A LoRA, merged into the weights at load time; part of the identity of latents.
 
-    `file` may also be the folder in which PEFT or diffusers saved it; its settings next to the weights are read.
+    `file` may also be the folder in which PEFT or diffusers saved it, with its settings next to the weights.
     """
 
     id: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
