@@ -25,14 +25,6 @@ BATCH = 64  # prompts per forward pass
 WEIGHTS = "model.safetensors"
 
 
-def _read_shards(index: Path) -> list[str]:
-    """Returns the names of the shards in an index."""
-    try:
-        return sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{index}: not an index of safetensors shards; it {describe_file(index)}") from error
-
-
 def find_weight_files(directory: Path) -> list[Path]:
     """Returns the safetensors files that transformers loads from a directory: one, or the shards of its
     index.
@@ -57,6 +49,14 @@ def find_weight_files(directory: Path) -> list[Path]:
         if (kind := describe_file(file)) not in (None, SAFETENSORS):
             raise ValueError(f"{file}: {kind} (expected safetensors)")
     return files
+
+
+def _read_shards(index: Path) -> list[str]:
+    """Returns the names of the shards in an index."""
+    try:
+        return sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{index}: not an index of safetensors shards; it {describe_file(index)}") from error
 
 
 def compute_weights_digest(directory: Path) -> str:
