@@ -10,7 +10,7 @@ import grpc.aio
 from chorus.embedder.v1 import embedder_pb2, embedder_pb2_grpc
 
 from services.embedder.aligner import Aligner
-from services.embedder.encoder_thread import EncoderError, EncoderThread, load_encoders
+from services.embedder.encoder_thread import EncoderThread, load_encoders
 from services.embedder.lexicon import Lexicon, load_lexicon
 from services.embedder.servicer import EmbedderServicer
 from services.embedder.settings import EmbedderSettings
@@ -48,16 +48,12 @@ def main() -> None:
     except ValueError as error:
         print(f"CHORUS_EMBEDDER_LEXICONS: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    try:
-        run(
-            "embedder",
-            embedder_pb2.DESCRIPTOR.services_by_name["EmbedderService"].full_name,
-            settings,
-            lambda resources, server: start(settings, lexicon, resources, server),
-        )
-    except EncoderError as error:
-        print(f"CHORUS_EMBEDDER_RETRIEVAL, CHORUS_EMBEDDER_CONDITIONING: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    run(
+        "embedder",
+        embedder_pb2.DESCRIPTOR.services_by_name["EmbedderService"].full_name,
+        settings,
+        lambda resources, server: start(settings, lexicon, resources, server),
+    )
 
 
 if __name__ == "__main__":

@@ -33,10 +33,6 @@ T = TypeVar("T")
 RETRY_SECONDS = 0.5
 
 
-class EncoderError(ValueError):
-    """Fault of an encoder's files or device; no later try can succeed."""
-
-
 def load_encoder(spec: EncoderSpec, dtype: torch.dtype, device: str) -> Encoder:
     """Loads an encoder and runs it once. Raises OSError or ValueError that names the fault.
 
@@ -198,18 +194,15 @@ def load_encoders(
     Args:
         dtype: name of a torch dtype.
 
-    Raises EncoderError that names the directory, or the device, that cannot be used.
+    Raises OSError or ValueError that names the directory, or the device, that cannot be used.
     """
     if device.startswith("cuda") and not torch.cuda.is_available():
-        raise EncoderError(f"device {device}: torch finds no CUDA device; use cpu")
+        raise ValueError(f"device {device}: torch finds no CUDA device; use cpu")
     torch.set_num_threads(threads)
-    try:
-        loaded = {
-            spec: load_encoder(spec, getattr(torch, dtype), device)
-            for spec in dict.fromkeys((retrieval, *conditioning))
-        }
-    except (OSError, ValueError) as error:
-        raise EncoderError(str(error)) from error
+    loaded = {
+        spec: load_encoder(spec, getattr(torch, dtype), device)
+        for spec in dict.fromkeys((retrieval, *conditioning))
+    }
     return EncoderThread(
         loaded[retrieval],
         [loaded[spec] for spec in conditioning],

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
+from chorus_rpc.file_kinds import describe_file
 from pydantic import BeforeValidator, Field, FilePath
 from pydantic_settings import NoDecode, SettingsConfigDict
 
@@ -47,7 +48,11 @@ def parse_encoder(value: object) -> object:
     except FileNotFoundError as error:
         raise ValueError(str(error)) from None
     if not path.is_dir():
-        raise ValueError(f"{path} is not a directory: name the one that holds the {kind} model")
+        found = describe_file(path)
+        raise ValueError(
+            f"{path} is not a directory{f'; it {found}' if found else ''}: name the directory that holds the "
+            f"{kind} model and its tokenizer"
+        )
     return EncoderSpec(kind, path)
 
 

@@ -27,7 +27,6 @@ def up(
         list[Path] | None,
         typer.Option(
             metavar="FILE",
-            dir_okay=False,
             help="Model file to serve instead of the shipped one; repeatable. The first is the default.",
         ),
     ] = None,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from chorus_rpc.errors import invalid
+from chorus_rpc.file_kinds import describe_wrong_model_file
 from chorus_rpc.locations import HUB_SCHEME
 
 MODELS: Final = "CHORUS_DENOISER_MODELS"
@@ -46,10 +47,11 @@ def _read_text_section(file: Path) -> dict[str, object]:
     try:
         with file.open("rb") as stream:
             text = tomllib.load(stream).get("text", {})
-    except OSError as error:
-        raise invalid("model", f"{file}: cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise invalid("model", f"{file}: not TOML: {error}") from error
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        if kind := describe_wrong_model_file(file):
+            raise invalid("model", f"{file}: {kind}") from error
+        reason = f"cannot be read: {error.strerror}" if isinstance(error, OSError) else f"not TOML: {error}"
+        raise invalid("model", f"{file}: {reason}") from error
     if not isinstance(text, dict):
         raise invalid("model", f"{file}: text: must be a table")
     return text

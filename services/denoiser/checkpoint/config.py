@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from services.contract.file_kinds import describe_file, describe_folder
+from chorus_rpc.file_kinds import describe_file, describe_folder
 
 # Keys by which other networks differ from text-to-video Wan2.1, and the only value supported.
 _DIFFUSERS_ONLY = {

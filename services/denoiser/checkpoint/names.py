@@ -46,7 +46,11 @@ _FOREIGN = tuple(
         (r"lora_te\d?|text_encoder|text_model|encoder\.block|shared", "a text encoder"),
         (r"double_blocks|single_blocks|single_transformer_blocks", "FLUX or HunyuanVideo"),
         (
-            r"input_blocks|output_blocks|middle_block|down_blocks|up_blocks|mid_block|downsamples|upsamples",
+            r"downsamples|upsamples",
+            "an autoencoder in the names of Wan's original release; use the one in diffusers' format",
+        ),
+        (
+            r"input_blocks|output_blocks|middle_block|down_blocks|up_blocks|mid_block",
             "a convolutional network, such as an autoencoder or Stable Diffusion",
         ),
         (r"transformer_blocks", "another transformer of diffusers"),

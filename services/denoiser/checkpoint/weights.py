@@ -10,11 +10,11 @@ from pathlib import Path
 
 import torch
 from chorus_rpc.chunks import BlobFault
+from chorus_rpc.file_kinds import SAFETENSORS, describe_file, describe_folder
 from safetensors import safe_open
 from torch import Tensor
 
 from services.contract import safetensors_header
-from services.contract.file_kinds import SAFETENSORS, describe_file, describe_folder
 from services.contract.safetensors_header import SafetensorsHeader, TensorHeader
 from services.denoiser.checkpoint.names import describe_foreign_network
 
@@ -24,7 +24,7 @@ _QUANTISED = "quantised weights are not supported; use the release in bfloat16 o
 # Tensors of adapters, and the scales of quantised weights, by a part of their names.
 _ADAPTER_PART = re.compile(r"[._]lora[._]|\.(hada_|lokr_|diff(_[bm])?$|dora_scale)")
 _QUANTISED_PART = re.compile(
-    r"[._](qweight|qzeros|g_idx|absmax|quant_map|quant_state|scale_weight|weight_scale|input_scale|scaled_fp8)\b"
+    r"(?:^|[._])(qweight|qzeros|g_idx|absmax|quant_map|quant_state|scale_weight|weight_scale|input_scale|scaled_fp8)\b"
 )
 _MAX_HEADER = 64 << 20  # bytes; Wan's 14B index is a few hundred kB
 
@@ -50,8 +50,15 @@ def read_header(path: Path) -> SafetensorsHeader:
     except BlobFault as fault:
         kind = describe_file(path)
         if kind is None or kind == SAFETENSORS:
-            raise WeightsError(path, f"{fault}; fetch it again") from fault
+            raise WeightsError(path, _explain_fault(str(fault))) from fault
         raise WeightsError(path, f"{kind} (expected safetensors)") from fault
+
+
+def _explain_fault(fault: str) -> str:
+    """Returns the fault of a header with what to do about it."""
+    if "truncated" in fault:
+        return f"{fault}; fetch it again"
+    return f"{fault}: {_QUANTISED}" if re.search(r"unknown type F[468]", fault) else fault
 
 
 def check_types(path: Path, tensor: TensorHeader, types: Collection[str] = NETWORK_TYPES) -> None:

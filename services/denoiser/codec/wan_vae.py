@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from chorus_rpc.file_kinds import describe_folder
 from torch import Tensor
 
 from services.denoiser.checkpoint.config import read_config
@@ -20,7 +21,9 @@ def read_geometry(path: Path) -> Geometry:
     """Reads the geometry of an autoencoder from its `config.json`. Raises ValueError naming file and key."""
     config = read_config(path)
     if (kind := config.get("_class_name")) != "AutoencoderKLWan":
-        raise ValueError(f"{path}: _class_name: must be AutoencoderKLWan, not {kind!r}")
+        found = describe_folder(path.parent)
+        hint = f"; {path.parent} {found}" if found else ""
+        raise ValueError(f"{path}: _class_name: must be AutoencoderKLWan, not {kind!r}{hint}")
     channels = config.get("z_dim", 16)
     for key in ("latents_mean", "latents_std"):
         if len(config.get(key, ())) != channels:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
+from chorus_rpc.file_kinds import describe_wrong_model_file
 from chorus_rpc.limits import MAX_ADAPTERS, MAX_ENCODER_ID_CHARACTERS, MAX_STEPS, SHA256_PATTERN
 from pydantic import (
     BaseModel,
@@ -20,7 +21,6 @@ from pydantic import (
     model_validator,
 )
 
-from services.contract.file_kinds import TEXT, describe_file, describe_folder
 from services.contract.schedule import find_schedule_fault
 from services.denoiser.checkpoint.config import read_network_sizes
 from services.denoiser.codec import Geometry, SpaceToDepthCodec
@@ -73,7 +73,10 @@ class Weights(Source):
 
 
 class Adapter(Source):
-    """A LoRA, merged into the weights at load time; part of the identity of latents."""
+    """A LoRA, merged into the weights at load time; part of the identity of latents.
+
+    `file` may also be the folder in which PEFT or diffusers saved it, with its settings next to the weights.
+    """
 
     id: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
     scale: Annotated[float, Field(allow_inf_nan=False)] = 1.0
@@ -306,26 +309,14 @@ def load_spec(path: Path) -> ModelSpec:
         return ModelSpec.model_validate(
             tomllib.loads(path.read_text("utf-8")), context={"folder": path.parent}
         )
-    except IsADirectoryError as error:
-        found = sorted(path.glob("*.toml"))
-        hint = f"name the model file in it, {found[0]}" if found else _describe(describe_folder(path))
-        raise SpecError(f"{path}: is a folder; {hint}") from error
-    except OSError as error:
-        raise SpecError(f"{path}: cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        kind = describe_file(path)
-        if kind in (None, TEXT):
-            raise SpecError(f"{path}: not TOML: {error}") from error
-        raise SpecError(f"{path}: not TOML; {_describe(kind)}") from error
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        if kind := describe_wrong_model_file(path):
+            raise SpecError(f"{path}: {kind}") from error
+        reason = f"cannot be read: {error.strerror}" if isinstance(error, OSError) else f"not TOML: {error}"
+        raise SpecError(f"{path}: {reason}") from error
     except ValidationError as error:
         faults = (f"{'.'.join(map(str, e['loc'])) or 'model'}: {e['msg']}" for e in error.errors())
         raise SpecError(f"{path}: {'; '.join(faults)}") from error
-
-
-def _describe(kind: str | None) -> str:
-    """Returns the sentence that leads from a released file or folder to a model file."""
-    own = f"it {kind}; " if kind else ""
-    return f"{own}a model is described by a TOML file that names its weights, as in examples/models"
 
 
 def _folder(info: ValidationInfo) -> Path:

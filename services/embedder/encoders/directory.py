@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from chorus_rpc.file_kinds import describe_file, describe_folder
 from torch import Tensor
 from transformers import CLIPTextModelWithProjection, UMT5EncoderModel
 
-from services.contract.file_kinds import describe_file, describe_folder
 from services.embedder.encoders.cleaning import clean_prompt
 from services.embedder.encoders.huggingface import HuggingFaceEncoder, load_model, mean_pool
 

@@ -16,10 +16,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch
 from chorus_rpc import errors
 from chorus_rpc.errors import ChorusError
+from chorus_rpc.file_kinds import SAFETENSORS, describe_file, describe_folder
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
-from services.contract.file_kinds import SAFETENSORS, describe_file, describe_folder
 from services.contract.identity import canonical_digest
 from services.embedder.encoders.base import Encoder, Encoding, Tokens
 from services.embedder.encoders.cleaning import map_to_prompt

@@ -190,6 +190,28 @@ def test_command_rejects_a_model_file_that_does_not_exist(tmp_path: Path) -> Non
     assert f"{missing}: cannot be read" in json.loads(done.stdout)["error"]["message"]
 
 
+@pytest.mark.fault("misleading-refusals")
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            b"\x10\0\0\0\0\0\0\0{}              \xff",
+            "it is a safetensors file; a model is described by a TOML file",
+        ),
+        (b"GGUF\x03\0\0\0\xff", "it is a GGUF file"),
+        (None, "is a folder; a model is described by a TOML file"),
+    ],
+)
+def test_weights_in_the_place_of_a_model_file_are_named(
+    tmp_path: Path, content: bytes | None, message: str
+) -> None:
+    given = tmp_path / "given"
+    given.mkdir() if content is None else given.write_bytes(content)
+    done = CliRunner().invoke(app, ["up", "--dir", str(tmp_path), "--model", str(given), "--json"])
+    assert done.exit_code == BAD_INPUT
+    assert message in json.loads(done.stdout)["error"]["message"]
+
+
 def test_second_up_in_the_same_directory_is_rejected(tmp_path: Path) -> None:
     with (
         up.locked(tmp_path),

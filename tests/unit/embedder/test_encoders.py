@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModelWithProjection, UMT5EncoderModel
 
 from services.embedder.encoders import CLIPEncoder, Encoder, MiniLMEncoder, UMT5Encoder
+from services.embedder.settings import parse_encoder
 from tests.tiny_encoders import save_clip, save_tokenizer, save_umt5
 
 
@@ -211,3 +212,11 @@ def test_pipeline_without_text_encoder_is_named(tmp_path: Path) -> None:
     (tmp_path / "model_index.json").write_text("{}")
     with pytest.raises(FileNotFoundError, match=r"holds no model: .*; it is the folder of a diffusers"):
         UMT5Encoder(tmp_path)
+
+
+@pytest.mark.fault("misleading-refusals")
+def test_file_given_as_the_directory_of_an_encoder_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "models_t5_umt5-xxl-enc-bf16.pth"
+    torch.save({"token_embedding.weight": torch.ones(2)}, file)
+    with pytest.raises(ValueError, match=r"is not a directory; it is a pickled.*: name the directory"):
+        parse_encoder(f"umt5:{file}")

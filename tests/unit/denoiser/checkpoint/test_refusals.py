@@ -149,6 +149,7 @@ def test_folder_of_an_adapter_without_weights_is_named(tmp_path: Path) -> None:
             "type I8, .*quantised weights are not",
         ),
         ({f"{Q}.qweight": torch.ones(2, 2, dtype=torch.int32)}, "type I32, .*quantised weights are not"),
+        ({"scaled_fp8": torch.ones(0)}, "tensor scaled_fp8: .*quantised weights are not supported"),
         ({f"{Q}.weight.absmax": torch.ones(2)}, "no such parameter .*: quantised weights are not supported"),
         (
             {f"{Q}.scale_weight": torch.ones(1)},
@@ -246,5 +247,29 @@ def test_folder_given_as_the_model_file_names_the_file_in_it(tmp_path: Path) -> 
     path = save_tiny_model(tmp_path / "tiny")
     with pytest.raises(SpecError, match=rf"tiny: is a folder; name the model file in it, {path}"):
         LoadedModel.load(path.parent)
-    with pytest.raises(SpecError, match=r"is a folder; it is the folder of a diffusers pipeline.*; a model"):
+    with pytest.raises(SpecError, match=r"is a folder that is the folder of a diffusers pipeline.*; a model"):
         LoadedModel.load(write_pipeline(tmp_path / "pipeline"))
+
+
+def test_autoencoder_of_the_original_release_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"_class_name": "WanModel"}))
+    with pytest.raises(
+        ValueError, match=r"must be AutoencoderKLWan, not 'WanModel'; .*original release of Wan"
+    ):
+        read_geometry(tmp_path / "config.json")
+    file = tmp_path / "Wan2.1_VAE.safetensors"
+    save_file({"decoder.upsamples.0.residual.0.gamma": torch.ones(1)}, file)
+    expected = {"decoder.up_blocks.0.resnets.0.norm1.gamma": torch.Size([1])}
+    with pytest.raises(WeightsError, match="an autoencoder in the names of Wan's original release"):
+        check_weights(file, expected)
+
+
+@pytest.mark.parametrize("dtype", ["F8_E8M0", "F4", "F6_E2M3"])
+def test_types_of_new_quantisations_are_named(tmp_path: Path, dtype: str) -> None:
+    """Types that only quantised weights have; the file is whole, so fetching it again would not help."""
+    header = json.dumps({"a": {"dtype": dtype, "shape": [4], "data_offsets": [0, 4]}}).encode()
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    with pytest.raises(WeightsError, match=rf"unknown type {dtype}: quantised weights are") as caught:
+        check_weights(file, {"a": torch.Size([4])})
+    assert "again" not in str(caught.value)

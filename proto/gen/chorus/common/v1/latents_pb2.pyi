@@ -140,7 +140,7 @@ class Adapter(google.protobuf.message.Message):
     SCALE_FIELD_NUMBER: builtins.int
     adapter_id: builtins.str
     digest: builtins.str
-    """SHA-256 of the adapter's weights, lower-case hex."""
+    """SHA-256 of the adapter's weights and of the factors with which they are applied, lower-case hex."""
     scale: builtins.float
     """Factor of the adapter's contribution to the weights."""
     def __init__(

@@ -55,6 +55,7 @@ _KINDS: tuple[tuple[Callable[[bytes], bool], str], ...] = (
     (_starts(b"{", b"["), "is a JSON file"),
     (_is_text, TEXT),
 )
+_MODEL_FILE = "a model is described by a TOML file that names its weights, as in examples/models"
 _PICKLED_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx")
 
 
@@ -86,6 +87,18 @@ def describe_folder(path: Path) -> str | None:
     if (path / "adapter_config.json").is_file():
         return "holds the settings of an adapter of PEFT, which a model file names under [[adapters]]"
     return None
+
+
+def describe_wrong_model_file(path: Path) -> str | None:
+    """Describes what was given in the place of a model file (TOML); None for text and for an unknown file."""
+    if path.is_dir():
+        found = sorted(path.glob("*.toml"))
+        if found:
+            return f"is a folder; name the model file in it, {found[0]}"
+        kind = describe_folder(path)
+        return f"is a folder{f' that {kind}' if kind else ''}; {_MODEL_FILE}"
+    kind = describe_file(path)
+    return None if kind in (None, TEXT) else f"not TOML; it {kind}; {_MODEL_FILE}"
 
 
 def _read_class(folder: Path) -> str | None:

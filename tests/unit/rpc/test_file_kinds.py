@@ -11,11 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from chorus_rpc.file_kinds import describe_file, describe_folder
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
-
-from services.contract.file_kinds import describe_file, describe_folder
 
 pytestmark = pytest.mark.fault("misleading-refusals")
 
