@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated
@@ -15,7 +16,7 @@ from chorus_cli.commands.generate import generate, retry
 from chorus_cli.commands.generations import cancel, get, jobs, watch
 from chorus_cli.commands.up import up
 from chorus_cli.explain.command import explain
-from chorus_cli.output import EXIT_STATUSES, Output
+from chorus_cli.output import EXIT_STATUSES, Output, one_line
 from chorus_cli.variables import check_variables
 
 DISTRIBUTION = "chorus-client"
@@ -62,11 +63,18 @@ def configure(
 ) -> None:
     for warning in check_variables(os.environ):
         Output(as_json=False).status(f"warning: {warning}")
+    # One warning at the end replaces the log lines of a command whose traces cannot be exported.
+    logging.getLogger("chorus_rpc.telemetry").disabled = True
     try:
         telemetry.configure("client")
-    except ImportError as error:
+    except (ImportError, ValueError) as error:
         raise typer.BadParameter(str(error)) from None
-    context.call_on_close(telemetry.shutdown)
+    context.call_on_close(_export_spans)
+
+
+def _export_spans() -> None:
+    if fault := telemetry.shutdown():
+        Output(as_json=False).status(f"warning: {one_line(fault)}")
 
 
 def main() -> None:

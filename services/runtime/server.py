@@ -54,16 +54,22 @@ def run(name: str, service: str, settings: ServerSettings, start: Start, drain: 
         name: short name, for instance "cache".
         service: full protobuf name, for instance "chorus.cache.v1.CacheService".
 
-    Raises OSError when the port is taken, TimeoutError when `start` takes longer than `startup_seconds`.
+    Raises OSError when the port is taken, TimeoutError when `start` takes longer than `startup_seconds`,
+    SystemExit when an `OTEL_*` variable cannot be honoured.
     """
     configure_logs(name, settings.log_level, settings.log_format)
     for variable, nearest in find_unknown_variables(type(settings), os.environ).items():
         log.warning("unknown setting ignored", variable=variable, did_you_mean=nearest)
-    telemetry.configure(name)
+    try:
+        telemetry.configure(name)
+    except (ImportError, ValueError) as error:
+        log.critical("tracing cannot be set up", error=str(error))
+        raise SystemExit(2) from None
     try:
         asyncio.run(_serve(name, service, settings, start, drain))
     finally:
-        telemetry.shutdown()
+        if fault := telemetry.shutdown():
+            log.warning(fault)
 
 
 def build_server_options(max_message_bytes: int) -> list[tuple[str, int]]:
@@ -83,8 +89,7 @@ async def _serve(
 ) -> None:
     gate = Gate(name)
     server = grpc.aio.server(
-        # Tracing is outermost, so that it also records refused calls.
-        interceptors=[*telemetry.server_interceptors(), ServiceInterceptor(gate, settings.call_seconds)],
+        interceptors=[ServiceInterceptor(gate, settings.call_seconds)],
         maximum_concurrent_rpcs=settings.max_concurrent_calls,
         options=build_server_options(settings.max_message_bytes),
     )
