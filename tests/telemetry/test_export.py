@@ -76,6 +76,31 @@ def test_dead_collector_delays_a_command_by_a_second_at_most(
     assert others == []
 
 
+def test_dead_collector_does_not_delay_the_end_of_a_program(
+    deployment: FakeDeployment, silent_endpoint: str
+) -> None:
+    """A program that uses the SDK and shuts down nothing itself."""
+    begin = time.monotonic()
+    done = subprocess.run(
+        [
+            *(sys.executable, "-c"),
+            "import sys, time; from chorus_client import ChorusClient\n"
+            "with ChorusClient(sys.argv[1]) as client: client.list()\n"
+            "print(time.monotonic())",
+            deployment.target,
+        ],
+        env={**os.environ, "OTEL_EXPORTER_OTLP_ENDPOINT": silent_endpoint},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert time.monotonic() - max(begin, float(done.stdout)) < EXPORT_SECONDS + SLACK_SECONDS
+    assert "Traceback" not in done.stderr
+
+
 class HttpCollector:
     """OTLP receiver over HTTP; keeps path, headers and message of each request."""
 
