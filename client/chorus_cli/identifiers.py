@@ -30,16 +30,26 @@ def shorten(ids: Sequence[str]) -> list[str]:
 async def find_generation(client: AsyncChorusClient, text: str) -> Generation:
     """Returns the generation with the id `text`, or the one of the newest SEARCHED whose id begins with it.
 
+    Upper and lower case are the same.
+
     Raises ChorusError: NOT_FOUND, or INVALID_FIELD that names the candidates if there are several.
     """
-    try:
-        return await client.handle(text).status()
-    except ChorusError as error:
-        if error.reason != errors.NOT_FOUND or len(text) < MIN_PREFIX:
-            raise
-        unknown = error
+    text = text.strip()
+    if not text:
+        raise invalid("id", "must not be empty; `chorus jobs` lists the ids")
+    # As given first: ids are lower-case, but a server may choose others.
+    for candidate in dict.fromkeys((text, text.lower())):
+        try:
+            return await client.handle(candidate).status()
+        except ChorusError as error:
+            if error.reason != errors.NOT_FOUND:
+                raise
+            unknown = error
+    if len(text) < MIN_PREFIX:
+        raise unknown
+    text = text.lower()
     newest = await client.list(None, SEARCHED)
-    matches = [generation for generation in newest if generation.id.startswith(text)]
+    matches = [generation for generation in newest if generation.id.lower().startswith(text)]
     if not matches:
         raise unknown
     if len(matches) > 1:

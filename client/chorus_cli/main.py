@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from importlib.metadata import PackageNotFoundError, version
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from chorus_rpc import telemetry
+from typer.core import TyperGroup
 
 from chorus_cli import plugins
 from chorus_cli.commands import cache
@@ -15,7 +17,7 @@ from chorus_cli.commands.generate import generate, retry
 from chorus_cli.commands.generations import cancel, get, jobs, watch
 from chorus_cli.commands.up import up
 from chorus_cli.explain.command import explain
-from chorus_cli.output import EXIT_STATUSES, Output
+from chorus_cli.output import EXIT_STATUSES, Output, ending_at_closed_pipe, one_line
 from chorus_cli.variables import check_variables
 
 DISTRIBUTION = "chorus-client"
@@ -23,7 +25,21 @@ _EPILOG = "\n".join(
     ["\b", "Exit status:", *(f"{status}: {meaning}" for status, meaning in EXIT_STATUSES.items())]
 )
 
+
+class _Commands(TyperGroup):
+    """Group that ends with PIPE_CLOSED, not with typer's status 1, if nobody reads its help."""
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        with ending_at_closed_pipe():
+            return super().make_context(info_name, args, parent, **extra)
+
+    def invoke(self, ctx: Any) -> Any:
+        with ending_at_closed_pipe():
+            return super().invoke(ctx)
+
+
 app = typer.Typer(
+    cls=_Commands,
     help="Text-to-video by few-step diffusion, faster by reusing what similar requests computed.",
     epilog=_EPILOG,
     no_args_is_help=True,
@@ -62,12 +78,15 @@ def configure(
 ) -> None:
     for warning in check_variables(os.environ):
         Output(as_json=False).status(f"warning: {warning}")
+    # One warning at the end replaces the log lines of a command whose traces cannot be exported.
+    logging.getLogger("chorus_rpc.telemetry").disabled = True
     try:
         telemetry.configure("client")
-    except ImportError as error:
+    except (ImportError, ValueError) as error:
         raise typer.BadParameter(str(error)) from None
-    context.call_on_close(telemetry.shutdown)
+    context.call_on_close(_export_spans)
 
 
-def main() -> None:
-    app(prog_name="chorus")
+def _export_spans() -> None:
+    if fault := telemetry.shutdown():
+        Output(as_json=False).status(f"warning: {one_line(fault)}")

@@ -118,12 +118,8 @@ class Output:
     def faults(self) -> Iterator[None]:
         """Converts the errors of a command to a line and an exit status, never a traceback."""
         try:
-            with self._reported_errors():
+            with ending_at_closed_pipe(), self._reported_errors():
                 yield
-        except BrokenPipeError:
-            # Later writes, such as the interpreter's flush at exit, must not fail again.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise typer.Exit(PIPE_CLOSED) from None
         except KeyboardInterrupt:
             raise typer.Exit(INTERRUPTED) from None
 
@@ -180,6 +176,17 @@ def _drop_unwritable(stream: TextIO) -> Iterator[None]:
         return
 
 
+@contextmanager
+def ending_at_closed_pipe() -> Iterator[None]:
+    """Ends the command with PIPE_CLOSED if the reader of stdout has closed the pipe."""
+    try:
+        yield
+    except BrokenPipeError:
+        # Later writes, such as the interpreter's flush at exit, must not fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(PIPE_CLOSED) from None
+
+
 def _write_line(text: str) -> None:
     """Writes a line to stdout, if it is open. A character that its encoding lacks is written as an escape."""
     try:
@@ -200,11 +207,18 @@ def exit_code(error: ChorusError) -> int:
     return UNREACHABLE if error.reason in _UNREACHABLE or silent else FAILED
 
 
+def reject_stdout(path: Path | None, field: str) -> None:
+    """Raises ChorusError that names `field` if `path` is "-", which would become the name of a file."""
+    if path == Path("-"):
+        raise errors.invalid(field, "must be a path, not -: stdout carries the messages of the command")
+
+
 def check_folder(path: Path | None, field: str) -> None:
-    """Raises ChorusError that names `field` if `path` lies in a folder that does not exist.
+    """Raises ChorusError that names `field` if `path` is "-" or lies in a folder that does not exist.
 
     Called before anything is computed.
     """
+    reject_stdout(path, field)
     if path is not None and not path.absolute().parent.is_dir():
         raise errors.invalid(field, f"the folder {path.absolute().parent} does not exist")
 

@@ -7,7 +7,7 @@ the command's name, in the distribution that registers it, installs its dependen
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import entry_points
 from typing import Any, Final
 
 import typer
@@ -21,12 +21,19 @@ _CHECKOUT_COMMANDS: Final = {
     "chorus-client": "pip install './client[{extra}]'",
     "chorus-serving": "pip install -e ./client -e '.[{extra}]'",
 }
+# Commands of the other distribution, for whoever installed the client alone.
+_OTHER_COMMANDS: Final = {"engine": "chorus-serving", "eval": "chorus-serving"}
 _ANY_ARGUMENTS: Final = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
 def add_commands(app: typer.Typer) -> None:
     """Adds every registered command. A command that cannot be loaded prints the package to install."""
-    for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
+    entries = sorted(entry_points(group=GROUP), key=lambda entry: entry.name)
+    for name in sorted(_OTHER_COMMANDS.keys() - {entry.name for entry in entries}):
+        package = _OTHER_COMMANDS[name]
+        missing = ImportError(f"it belongs to {package}, which is not installed")
+        app.command(name, context_settings=_ANY_ARGUMENTS)(_placeholder(name, package, missing))
+    for entry in entries:
         try:
             command = entry.load()
             if isinstance(command, typer.Typer):
@@ -34,7 +41,9 @@ def add_commands(app: typer.Typer) -> None:
             else:
                 app.command(entry.name)(command)
         except ImportError as error:
-            app.command(entry.name, context_settings=_ANY_ARGUMENTS)(_placeholder(entry, error))
+            app.command(entry.name, context_settings=_ANY_ARGUMENTS)(
+                _placeholder(entry.name, entry.dist.name if entry.dist else "chorus-serving", error)
+            )
 
 
 def format_install_command(package: str, extra: str) -> str:
@@ -48,12 +57,11 @@ def not_installed(command: str, package: str, error: ImportError) -> ChorusError
     return invalid(command, f"{error}; install its dependencies: {install}")
 
 
-def _placeholder(entry: EntryPoint, error: ImportError) -> Callable[[], Any]:
-    package = entry.dist.name if entry.dist else "chorus-serving"
-    fault = not_installed(entry.name, package, error)
+def _placeholder(name: str, package: str, error: ImportError) -> Callable[[], Any]:
+    fault = not_installed(name, package, error)
 
     def command() -> None:
         raise Output(as_json=False).stop(fault)
 
-    command.__doc__ = f"Not installed: {format_install_command(package, entry.name)}"
+    command.__doc__ = f"Not installed: {format_install_command(package, name)}"
     return command

@@ -14,7 +14,7 @@ from chorus.scheduler.v1.scheduler_pb2_grpc import SchedulerServiceStub
 from chorus_rpc import semconv, telemetry
 from chorus_rpc.errors import ChorusError, invalid
 
-from chorus_client.connection import CALL_SECONDS, Connection, Metadata
+from chorus_client.connection import CALL_SECONDS, Connection, Metadata, check_seconds
 from chorus_client.endpoints import VARIABLES, resolve
 from chorus_client.events import Event
 from chorus_client.handles import PATIENCE_SECONDS, WATCH_SECONDS, AsyncGenerationHandle
@@ -112,6 +112,8 @@ class AsyncChorusClient:
             on_event: called with each event.
             options: as of `submit`.
         """
+        check_seconds("timeout", timeout)
+        check_seconds("patience", patience)
         request = build_request(prompt, options)
         attributes = {
             semconv.GEN_AI_OPERATION: "generate_content",
@@ -136,7 +138,12 @@ class AsyncChorusClient:
             return video
 
     def handle(self, generation_id: str) -> AsyncGenerationHandle:
-        """Returns the handle of a generation that was submitted before; makes no call."""
+        """Returns the handle of a generation that was submitted before; makes no call.
+
+        Raises ChorusError (INVALID_FIELD) for an id that is no text, or empty.
+        """
+        if not isinstance(generation_id, str) or not generation_id:
+            raise invalid("generation_id", f"must be text, as `submit` returned it, not {generation_id!r}")
         return AsyncGenerationHandle(self._connection, generation_id)
 
     async def list(
@@ -149,8 +156,8 @@ class AsyncChorusClient:
             limit: upper bound on the number of generations, at least 1.
             timeout: deadline of each page, in seconds.
         """
-        if limit < 1:
-            raise invalid("limit", f"must be at least 1, not {limit}")
+        if not isinstance(limit, int) or limit < 1:
+            raise invalid("limit", f"must be at least 1, not {limit!r}")
         request = scheduler_pb2.ListGenerationsRequest(state=parse_state(state))
         generations: tuple[Generation, ...] = ()
         while len(generations) < limit:

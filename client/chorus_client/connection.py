@@ -6,7 +6,7 @@ import asyncio
 import re
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Final, Generic, TypeAlias, TypeVar
+from typing import Final, Generic, SupportsFloat, TypeAlias, TypeVar
 
 import grpc
 import grpc.aio
@@ -18,6 +18,8 @@ from grpc_status import rpc_status
 from chorus_client.lifetime import ClientClosed, Lifetime
 
 CALL_SECONDS: Final = 30.0
+MAX_SECONDS: Final = 31_536_000
+"""Upper bound on a time limit, in seconds (a year): gRPC cannot represent any number."""
 _METADATA_KEY: Final = re.compile(r"[a-z0-9_.-]+")
 
 Metadata: TypeAlias = Sequence[tuple[str, str | bytes]]
@@ -52,6 +54,7 @@ class Connection(Generic[Stub]):
         interceptors: Sequence[grpc.aio.ClientInterceptor],
         timeout: float,
     ) -> None:
+        check_seconds("timeout", timeout)
         metadata = check_metadata(metadata)
         self._lifetime = Lifetime()
         telemetry.configure("client")
@@ -90,7 +93,7 @@ class Connection(Generic[Stub]):
         timeout: float | None,
     ) -> Response:
         """Makes a unary call. Raises ChorusError."""
-        seconds = self._timeout if timeout is None else timeout
+        seconds = self._timeout if timeout is None else check_seconds("timeout", timeout)
         with self._raising():
             return await method(request, timeout=seconds, metadata=self._metadata)
 
@@ -148,6 +151,15 @@ class Connection(Generic[Stub]):
             metadata={"service": self._service, "target": self.target, "detail": error.details() or ""},
             retry_after=1.0,
         )
+
+
+def check_seconds(field: str, value: object) -> float:
+    """Returns a time limit in seconds. Raises ChorusError (INVALID_FIELD) that names `field`."""
+    if isinstance(value, SupportsFloat) and not isinstance(value, bool):
+        seconds = float(value)
+        if 0 <= seconds <= MAX_SECONDS:
+            return seconds
+    raise invalid(field, f"must be a number of seconds, 0 to {MAX_SECONDS:,}, not {value!r}")
 
 
 def check_metadata(metadata: Metadata) -> Metadata:

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
+from chorus_rpc.errors import invalid
+
 from chorus_client.files import write_atomically
 
 FILE: Final = "endpoints.json"
@@ -59,8 +61,10 @@ def resolve(service: str, target: str | None = None, directory: Path = DIRECTORY
     """Returns the target of a service.
 
     It is the first of these: `target`; the service's environment variable; the `chorus up` of `directory`;
-    the default port on this machine.
+    the default port on this machine. Raises ChorusError (INVALID_FIELD) for a target that is no text.
     """
+    if target is not None and not isinstance(target, str):
+        raise invalid("target", f"must be text, host:port, not {target!r}")
     if target := target or os.environ.get(VARIABLES.get(service, "")):
         return target
     endpoints = running(directory)

@@ -14,7 +14,7 @@ from chorus_rpc import errors
 from chorus_rpc.chunks import BlobAssembler, BlobFault
 from chorus_rpc.errors import ChorusError
 
-from chorus_client.connection import Connection
+from chorus_client.connection import Connection, check_seconds
 from chorus_client.events import Event
 from chorus_client.files import write_atomically
 from chorus_client.loop_thread import LoopThread
@@ -87,7 +87,7 @@ class AsyncGenerationHandle:
         Args:
             on_event: callback that receives each event, past and live.
         """
-        end = asyncio.get_running_loop().time() + timeout
+        end = asyncio.get_running_loop().time() + check_seconds("timeout", timeout)
         saved = 0.0
         async with contextlib.aclosing(self.events(timeout=timeout, patience=patience)) as events:
             async for event in events:
@@ -115,8 +115,10 @@ class AsyncGenerationHandle:
         A stream that breaks is resumed after the last event. To stop early, close the iterator
         (`contextlib.aclosing`); the generation continues.
         """
-        if not 0 <= after_sequence < 1 << 64:
-            raise errors.invalid("after_sequence", f"must be 0 to 2^64 − 1, not {after_sequence}")
+        if not isinstance(after_sequence, int) or not 0 <= after_sequence < 1 << 64:
+            raise errors.invalid("after_sequence", f"must be 0 to 2^64 − 1, not {after_sequence!r}")
+        check_seconds("timeout", timeout)
+        check_seconds("patience", patience)
         clock = asyncio.get_running_loop().time
         end, silent_since, failures, last = clock() + timeout, clock(), 0, after_sequence
         while True:

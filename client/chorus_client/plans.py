@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any, Final, SupportsFloat
 
 from chorus.common.v1 import plan_pb2
 from chorus.common.v1.plan_pb2 import Amplification, RegionPlan
@@ -82,6 +82,17 @@ def explicit_reuse(
     violations = Violations()
     integers = {"reuse_steps": reuse_steps, "region_end": region_end, "dilation": dilation or 0}
     integers |= {"first_step": first_step, "end_step": end_step, "first_layer": first_layer}
+    numbers = {"threshold": threshold, "budget": budget, "min_score": min_score}
+    words = {"region": region, "context": context, "amplify": amplify}
+    typed: tuple[tuple[Mapping[str, object], type, str], ...] = (
+        (integers, int, "a whole number"),
+        (numbers, SupportsFloat, "a number"),
+        (words, str, "text"),
+    )
+    for parts, kind, noun in typed:
+        for name, part in parts.items():
+            violations.require(part is None or isinstance(part, kind), name, f"must be {noun}, not {part!r}")
+    violations.raise_if_any()  # the bounds below compare values of the right types
     for name, value in integers.items():
         low, high = _INTEGERS[name]
         violations.require(low <= value <= high, name, f"must be {low} to {high}, not {value}")
@@ -224,10 +235,14 @@ def _parse_word(violations: Violations, field: str, word: str, known: Mapping[st
 
 
 def _parse_amplification(violations: Violations, text: str) -> Amplification:
-    word, _, strength = text.partition(":")
-    form = _parse_word(violations, "amplify", word, FORMS)
+    word, separator, strength = text.partition(":")
+    if separator and word not in FORMS:
+        _parse_word(violations, "amplify", word, FORMS)
+        return Amplification()
     try:
-        return Amplification(form=form, strength=float(strength))
+        return Amplification(
+            form=FORMS.get(word, plan_pb2.AMPLIFICATION_FORM_UNSPECIFIED), strength=float(strength)
+        )
     except ValueError:
         violations.require(
             False,

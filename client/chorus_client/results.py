@@ -42,9 +42,9 @@ def format_state(state: scheduler_pb2.GenerationState.ValueType) -> State:
 
 def parse_state(name: str | None) -> scheduler_pb2.GenerationState.ValueType:
     """Returns the state called `name`; None and "" mean every state. Raises ChorusError."""
-    if not name:
+    if name is None or name == "":
         return scheduler_pb2.GENERATION_STATE_UNSPECIFIED
-    if name not in STATES:
+    if not isinstance(name, str) or name not in STATES:
         raise invalid("state", f"must be one of {', '.join(STATES)}, not {name!r}")
     return STATES[cast(State, name)]
 

@@ -112,12 +112,19 @@ def build_request(prompt: str, options: SpecOptions) -> scheduler_pb2.SubmitGene
         legal = not any("\ud800" <= character <= "\udfff" for character in value)
         return value if violations.require(legal, name, "must be UTF-8") else ""
 
+    def optional_text(name: str, value: str | None) -> str:
+        return "" if value is None else text(name, value)
+
     spec = scheduler_pb2.GenerationSpec(
         prompt=text("prompt", prompt),
-        model_id=text("model", options.get("model") or ""),
-        no_store=bool(options.get("no_store")),
+        model_id=optional_text("model", options.get("model")),
     )
-    request_id = text("request_id", options.get("request_id") or str(uuid.uuid4()))
+    request_id = optional_text("request_id", options.get("request_id")) or str(uuid.uuid4())
+    no_store = options.get("no_store")
+    if violations.require(
+        no_store is None or isinstance(no_store, bool), "no_store", f"must be True or False, not {no_store!r}"
+    ):
+        spec.no_store = bool(no_store)
 
     def integer(name: str, value: int | None, bits: int) -> int | None:
         if value is None:
@@ -148,9 +155,10 @@ def build_request(prompt: str, options: SpecOptions) -> scheduler_pb2.SubmitGene
     seed = integer("seed", options.get("seed"), 64)
     if seed is not None:
         spec.seed = seed
-    reuse = options.get("reuse") or ""
+    reuse = "" if (policy := options.get("reuse")) is None else policy
     words = ", ".join(word for word in REUSE_POLICIES if word)
-    if violations.require(reuse in REUSE_POLICIES, "reuse", f"must be one of {words}, not {reuse!r}"):
+    known = isinstance(reuse, str) and reuse in REUSE_POLICIES
+    if violations.require(known, "reuse", f"must be one of {words}, not {reuse!r}"):
         spec.reuse = REUSE_POLICIES[reuse]
     plan = options.get("explicit_reuse")
     if plan is not None and violations.require(

@@ -2,17 +2,21 @@
 
 It is on when `OTEL_EXPORTER_OTLP_ENDPOINT` (or `…_TRACES_ENDPOINT`) is set, or `OTEL_TRACES_EXPORTER=otlp`,
 and `OTEL_SDK_DISABLED` is not true. A context crosses a queue or a thread as a `traceparent` string, because
-context variables do not.
+context variables do not. A span that is current begins and ends in one task or thread.
 """
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import grpc
 
 from chorus_rpc import proxies
+from chorus_rpc.otlp import SpanExport, is_requested
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
@@ -43,66 +47,62 @@ class _NoSpan:
 
 
 _NO_SPAN = _NoSpan()
+# Statuses that are the fault of a server, in OpenTelemetry's conventions for gRPC.
+_SERVER_FAULTS: Final = frozenset(
+    {
+        grpc.StatusCode.UNKNOWN,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.UNIMPLEMENTED,
+        grpc.StatusCode.INTERNAL,
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.DATA_LOSS,
+    }
+)
+# Time that the end of a process waits for a collector.
+EXPORT_SECONDS: Final = 1.0
+
 _enabled = False
-_owned = False
-
-
-def is_requested() -> bool:
-    """Returns whether the environment requests tracing."""
-    if os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
-        return False
-    exporter = os.environ.get("OTEL_TRACES_EXPORTER", "").lower()
-    if exporter == "none":
-        return False
-    return exporter == "otlp" or any(
-        os.environ.get(name) for name in ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
-    )
+_export: SpanExport | None = None
 
 
 def configure(service: str) -> bool:
     """Configures tracing; call it once per process, before servers and channels are created.
 
     Returns whether tracing is on. Raises ImportError that names the extra when tracing is requested but not
-    installed.
+    installed, and ValueError that names the variable `OTEL_*` whose value cannot be honoured.
     """
-    global _enabled, _owned
-    if _enabled or not is_requested():
+    global _enabled, _export
+    if _enabled or not is_requested(os.environ):
         return _enabled
     # Exporters read the environment; a collector on this machine is reached without a proxy.
     proxies.exempt_loopback(os.environ)
     try:
-        import opentelemetry.instrumentation.grpc  # noqa: F401  # used later, by the interceptors
-        from opentelemetry import trace
-        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
-        from opentelemetry.sdk.resources import Resource
-        from opentelemetry.sdk.trace import TracerProvider
-        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+        try:
+            import opentelemetry.instrumentation.grpc  # noqa: F401  # used later, by the interceptors
+            from opentelemetry import trace
+        except ValueError as error:  # raised by the import, for OTEL_PROPAGATORS
+            raise ValueError(f"OTEL_PROPAGATORS cannot be honoured: {error}") from error
+        # A provider that the embedding program has set up gets our spans.
+        if isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
+            _export = SpanExport(f"chorus-{service}")
+            trace.set_tracer_provider(_export.provider)
+            atexit.register(shutdown)
     except ImportError as error:
         raise ImportError(
             "OTEL_* requests tracing: pip install './client[telemetry]' in a checkout, or unset it"
         ) from error
-    if not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
-        # The embedding program has set up its own provider: our spans go there.
-        _enabled = True
-        return True
-    # Resource.create prefers OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES only when we set no name.
-    name = os.environ.get("OTEL_SERVICE_NAME") or f"chorus-{service}"
-    provider = TracerProvider(resource=Resource.create({"service.name": name}))
-    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
-    trace.set_tracer_provider(provider)
-    _enabled = _owned = True
+    _enabled = True
     return True
 
 
-def shutdown() -> None:
-    """Exports buffered spans. Call it last."""
-    global _enabled, _owned
-    if _owned:
-        from opentelemetry import trace
+def shutdown() -> str | None:
+    """Exports buffered spans, for at most EXPORT_SECONDS. Call it last; further calls have no effect.
 
-        provider: Any = trace.get_tracer_provider()
-        provider.shutdown()
-    _enabled = _owned = False
+    Returns why spans were lost, None if none were.
+    """
+    global _enabled, _export
+    export, _export, _enabled = _export, None, False
+    return None if export is None else export.close(EXPORT_SECONDS)
 
 
 def client_interceptors() -> list[Any]:
@@ -115,14 +115,36 @@ def client_interceptors() -> list[Any]:
     return make(filter_=filters.negate(filters.health_check()))
 
 
-def server_interceptors() -> list[Any]:
-    """Returns the interceptors of `grpc.aio` servers; none when off. Health checks are not traced."""
-    if not _enabled:
-        return []
-    from opentelemetry.instrumentation.grpc import aio_server_interceptor, filters
+@contextmanager
+def server_span(method: str, context: grpc.aio.ServicerContext[Any, Any]) -> Iterator[None]:
+    """Opens the span of a call that this server answers, in the trace of the caller.
 
-    make: Callable[..., Any] = aio_server_interceptor
-    return [make(filter_=filters.negate(filters.health_check()))]
+    Used instead of OpenTelemetry's interceptor, which keeps the span of a stream current in a generator: a
+    client that disconnects leaves the generator to another task, where its context cannot be detached.
+    """
+    if not _enabled:
+        yield
+        return
+    from opentelemetry import propagate, trace
+
+    service, _, name = method.removeprefix("/").rpartition("/")
+    attributes = {"rpc.system": "grpc", "rpc.service": service, "rpc.method": name}
+    carrier = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
+    with trace.get_tracer("chorus").start_as_current_span(
+        method,
+        context=propagate.extract(carrier),
+        kind=trace.SpanKind.SERVER,
+        attributes=attributes,
+        record_exception=False,
+        set_status_on_exception=False,
+    ) as current:
+        try:
+            yield
+        finally:
+            code = _to_status_code(context.code())
+            current.set_attribute("rpc.grpc.status_code", code.value[0])
+            if code in _SERVER_FAULTS:
+                current.set_status(trace.StatusCode.ERROR, f"{code.name}: {context.details()}")
 
 
 @contextmanager
@@ -172,6 +194,11 @@ def parse_trace_id(parent: str) -> str:
 def current_trace_id() -> str:
     """Returns the trace id of the current span; empty when tracing is off."""
     return parse_trace_id(traceparent()) if _enabled else ""
+
+
+def _to_status_code(code: Any) -> grpc.StatusCode:
+    """Returns the status of a call; `code` is its number, which gRPC has instead of the status, or unset."""
+    return next((known for known in grpc.StatusCode if code in (known, known.value[0])), grpc.StatusCode.OK)
 
 
 def _context(parent: str) -> Context:

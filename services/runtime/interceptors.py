@@ -1,4 +1,4 @@
-"""Server interceptor of every service: readiness, undecodable requests, error mapping, deadlines.
+"""Server interceptor of every service: tracing, readiness, undecodable requests, error mapping, deadlines.
 
 It is implemented here because grpc-interceptor has had no release since 2023.
 """
@@ -112,17 +112,18 @@ class ServiceInterceptor(grpc.aio.ServerInterceptor):
             except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 -- the one place that maps them
                 await _abort(error, context, method)
 
-        async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
+        # Not a generator: gRPC leaves one whose caller disconnects to the garbage collector.
+        async def stream(request: Any, context: Any) -> None:
             try:
                 # Closed as soon as the caller disconnects, which releases the generator's resources.
                 async with aclosing(behaviour(check(request), context)) as responses:
                     async for response in responses:
-                        yield response
+                        await context.write(response)
             except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 -- the one place that maps them
                 await _abort(error, context, method)
 
         return _FACTORIES[handler.request_streaming, handler.response_streaming](
-            stream if handler.response_streaming else respond,
+            _trace(method, stream if handler.response_streaming else respond),
             _make_decoder(handler.request_deserializer, method),
             handler.response_serializer,
         )
@@ -132,6 +133,16 @@ class ServiceInterceptor(grpc.aio.ServerInterceptor):
             f"CHORUS_{self._gate.service.upper()}_CALL_SECONDS",
             f"{method} took longer than {self._call_seconds:g} s",
         )
+
+
+def _trace(method: str, answer: Callable[[Any, Any], Awaitable[Any]]) -> Callable[[Any, Any], Awaitable[Any]]:
+    """Returns `answer` inside the span of its call, which begins and ends in the task of the call."""
+
+    async def answer_in_span(request: Any, context: Any) -> Any:
+        with telemetry.server_span(method, context):
+            return await answer(request, context)
+
+    return answer_in_span
 
 
 async def _abort(error: BaseException, context: Any, method: str) -> None:
@@ -160,15 +171,11 @@ def _refuse(error: ChorusError, method: str) -> Handler:
     async def respond(_: Any, context: Any) -> None:
         await context.abort_with_status(errors.to_status(error))
 
-    async def stream(_: Any, context: Any) -> AsyncIterator[Any]:
-        await context.abort_with_status(errors.to_status(error))
-        yield
-
     # The servicer is not registered yet, so the method's kind comes from its descriptor.
     found = _find_method(method)
     request_streaming = found is not None and found.client_streaming
     response_streaming = found is not None and found.server_streaming
-    return _FACTORIES[request_streaming, response_streaming](stream if response_streaming else respond)
+    return _FACTORIES[request_streaming, response_streaming](_trace(method, respond))
 
 
 def _find_method(path: str) -> MethodDescriptor | None:

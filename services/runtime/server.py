@@ -61,12 +61,17 @@ def run(name: str, service: str, settings: ServerSettings, start: Start, drain: 
         service: full protobuf name, for instance "chorus.cache.v1.CacheService".
 
     Ends the process with status 1, and a line that names the setting, if the address cannot be listened on.
-    Raises TimeoutError when `start` takes longer than `startup_seconds`.
+    Raises TimeoutError when `start` takes longer than `startup_seconds`, SystemExit when an `OTEL_*` variable
+    cannot be honoured.
     """
     configure_logs(name, settings.log_level, settings.log_format)
     for variable, nearest in find_unknown_variables(type(settings), os.environ).items():
         log.warning("unknown setting ignored", variable=variable, did_you_mean=nearest)
-    telemetry.configure(name)
+    try:
+        telemetry.configure(name)
+    except (ImportError, ValueError) as error:
+        log.critical("tracing cannot be set up", error=str(error))
+        raise SystemExit(2) from None
     try:
         check_address(settings)
         asyncio.run(_serve(name, service, settings, start, drain))
@@ -76,7 +81,8 @@ def run(name: str, service: str, settings: ServerSettings, start: Start, drain: 
         print(error, file=sys.stderr)
         raise SystemExit(1) from None
     finally:
-        telemetry.shutdown()
+        if fault := telemetry.shutdown():
+            log.warning(fault)
 
 
 def build_server_options(max_message_bytes: int) -> list[tuple[str, int]]:
@@ -96,8 +102,7 @@ async def _serve(
 ) -> None:
     gate = Gate(name)
     server = grpc.aio.server(
-        # Tracing is outermost, so that it also records refused calls.
-        interceptors=[*telemetry.server_interceptors(), ServiceInterceptor(gate, settings.call_seconds)],
+        interceptors=[ServiceInterceptor(gate, settings.call_seconds)],
         maximum_concurrent_rpcs=settings.max_concurrent_calls,
         options=build_server_options(settings.max_message_bytes),
     )

@@ -19,7 +19,7 @@ from chorus_cli.connect import connect_scheduler
 from chorus_cli.following import generate_and_save, options_from_spec, run
 from chorus_cli.identifiers import find_generation
 from chorus_cli.options import GenerationId, Json, OutFile, RegionChoice, ReuseChoice, Target
-from chorus_cli.output import FAILED, UNREACHABLE, Output, check_folder, exit_code, one_line
+from chorus_cli.output import FAILED, UNREACHABLE, Output, check_folder, exit_code, one_line, reject_stdout
 from chorus_cli.prompt_files import name_videos, read_prompts
 
 _VIDEOS = Path("out")
@@ -153,6 +153,7 @@ def generate(
             "deadline": deadline,
             "request_id": request_id,
         }
+        reject_stdout(output, "output")
         if file is not None:
             if prompt is not None:
                 raise invalid("file", "give PROMPT or --file, not both")

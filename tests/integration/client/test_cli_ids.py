@@ -7,15 +7,26 @@ import os
 import pty
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from chorus.scheduler.v1 import scheduler_pb2
+from chorus_cli import plugins
 from chorus_cli.commands import cache as cache_commands
 from chorus_cli.main import app
-from chorus_cli.output import BAD_INPUT, EXIT_STATUSES, FAILED, OK, PIPE_CLOSED, UNREACHABLE, Output
+from chorus_cli.output import (
+    BAD_INPUT,
+    EXIT_STATUSES,
+    FAILED,
+    INTERRUPTED,
+    OK,
+    PIPE_CLOSED,
+    UNREACHABLE,
+    Output,
+)
 from typer.testing import CliRunner
 
 from services.cache.settings import CacheSettings
@@ -112,6 +123,30 @@ def test_jobs_on_a_terminal_cuts_the_prompt_only(deployment: FakeDeployment, col
     assert all(row.endswith("…") for row in rows)
     if columns == 80:
         assert all(len(row) <= 80 for row in rows)
+
+
+def test_ids_are_found_in_upper_case_and_with_spaces(deployment: FakeDeployment) -> None:
+    add(deployment, FIRST, THIRD)
+    for text in (THIRD.upper(), THIRD[:8].upper(), f" {THIRD} "):
+        result = chorus(deployment, "cancel", text)
+        assert (result.exit_code, result.stdout) == (OK, f"{THIRD} succeeded\n"), result.output
+
+
+def test_empty_id_is_refused_by_name(deployment: FakeDeployment) -> None:
+    for text in ("", " "):
+        result = chorus(deployment, "get", text)
+        assert result.exit_code == BAD_INPUT
+        assert result.stderr == "error: id: must not be empty; `chorus jobs` lists the ids\n"
+
+
+@pytest.mark.parametrize("arguments", [("get", FIRST), ("retry", FIRST), ("generate", "x"), ("watch", FIRST)])
+def test_output_to_stdout_is_refused(deployment: FakeDeployment, arguments: Sequence[str]) -> None:
+    add(deployment, FIRST)
+    result = chorus(deployment, *arguments, "-o", "-")
+    assert result.exit_code == BAD_INPUT
+    assert "error: output: must be a path, not -" in result.stderr
+    assert not Path("-").exists()
+    assert len(deployment.scheduler.requests) == 1, "nothing but the one added was submitted"
 
 
 @pytest.mark.parametrize("command", ["get", "watch", "cancel", "explain", "retry"])
@@ -263,11 +298,15 @@ def test_reader_that_closes_the_pipe_ends_the_command_without_a_traceback(
     deployment: FakeDeployment,
 ) -> None:
     add(deployment, FIRST)
-    for arguments in (("jobs",), ("jobs", "--json"), ("cache", "stats")):
+    target = ("--target", deployment.target)
+    for arguments in (
+        ("jobs", *target), ("jobs", "--json", *target), ("cache", "stats", *target),
+        ("--help",), ("jobs", "--help"), ("--version",),
+    ):  # fmt: skip
         read, write = os.pipe()
         os.close(read)
         done = subprocess.run(
-            [sys.executable, "-m", "chorus_cli", *arguments, "--target", deployment.target],
+            [sys.executable, "-m", "chorus_cli", *arguments],
             stdout=write,
             stderr=subprocess.PIPE,
             text=True,
@@ -275,6 +314,38 @@ def test_reader_that_closes_the_pipe_ends_the_command_without_a_traceback(
         )
         os.close(write)
         assert (done.returncode, done.stderr) == (PIPE_CLOSED, "")
+
+
+@pytest.mark.parametrize("name", ["eval", "engine"])
+def test_command_of_the_other_distribution_says_what_to_install(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plugins, "entry_points", lambda group: [])  # the client is installed alone
+    alone = typer.Typer()
+    alone.command("other")(lambda: None)
+    plugins.add_commands(alone)
+    result = CliRunner().invoke(alone, [name, "--pairs", "3"])
+    assert result.exit_code == BAD_INPUT
+    assert f"pip install -e ./client -e '.[{name}]'" in result.stderr
+    assert "chorus-serving, which is not installed" in result.stderr
+
+
+_INTERRUPTED_LOADING = """
+import os, runpy, signal, sys
+class Interrupt:  # Ctrl-C while the named module is loaded
+    def find_spec(self, name, path, target=None):
+        if name == "chorus_cli.output":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupt())
+runpy.run_module("chorus_cli", run_name="__main__")
+"""
+
+
+def test_interrupt_while_the_command_is_loaded_ends_it_without_a_traceback() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _INTERRUPTED_LOADING, "jobs"], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (INTERRUPTED, "")
 
 
 def test_help_lists_the_exit_statuses_and_the_choices() -> None:

@@ -74,7 +74,7 @@ def test_client_wheel_needs_neither_models_nor_stores(wheel: zipfile.ZipFile) ->
     assert metadata["Name"] == "chorus-client"
     [entry_points] = [name for name in wheel.namelist() if name.endswith("entry_points.txt")]
     assert wheel.read(entry_points).decode().split() == [
-        "[console_scripts]", "chorus", "=", "chorus_cli.main:main"
+        "[console_scripts]", "chorus", "=", "chorus_cli.__main__:main"
     ]  # fmt: skip
     [license_file] = [name for name in wheel.namelist() if name.endswith("licenses/LICENSE")]
     assert wheel.read(license_file) == (ROOT / "LICENSE").read_bytes()

@@ -157,3 +157,24 @@ def test_descriptions_use_the_words_of_the_plan_text() -> None:
     )
     assert describe_amplification(plan.amplification) == "value-gain 1.5, steps 2–3, from layer 2"
     assert describe_region(plan_pb2.RegionPlan(source=9)).startswith("unknown (9)")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"reuse_steps": "1"}, "reuse_steps: must be a whole number, not '1'"),
+        ({"reuse_steps": 1, "region_end": 2.5}, "region_end: must be a whole number, not 2.5"),
+        ({"reuse_steps": 1, "min_score": "high"}, "min_score: must be a number, not 'high'"),
+        ({"reuse_steps": 1, "amplify": 5}, "amplify: must be text, not 5"),
+    ],
+)
+def test_argument_of_another_type_is_refused_by_name(arguments: Any, message: str) -> None:
+    with pytest.raises(ChorusError, match=message):
+        explicit_reuse(**arguments)
+
+
+@pytest.mark.parametrize("amplify", ["foo", "foo:1", "contrast", "contrast:much", "bias:"])
+def test_amplification_that_cannot_be_read_is_one_error(amplify: str) -> None:
+    with pytest.raises(ChorusError) as caught:
+        explicit_reuse(1, amplify=amplify)
+    assert [violation.field for violation in caught.value.violations] == ["amplify"]

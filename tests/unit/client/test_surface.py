@@ -116,6 +116,11 @@ def test_seed_that_is_no_seed_is_refused(value: Any) -> None:
         ("deadline", 0, "deadline: must be .* above 0"),
         ("deadline", 86_401, "deadline: must be .* at most 86400, not 86401"),
         ("deadline", float("inf"), "deadline: must be .* not inf"),
+        ("model", [], r"model: must be text, not \[\]"),
+        ("request_id", 0, "request_id: must be text, not 0"),
+        ("reuse", [], r"reuse: must be one of off, safe, balanced, fast, not \[\]"),
+        ("reuse", 0, "reuse: must be one of .* not 0"),
+        ("no_store", "false", "no_store: must be True or False, not 'false'"),
         ("explicit_reuse", "reuse_steps:1", r"explicit_reuse: must be a plan of explicit_reuse\(\)"),
     ],
 )
@@ -136,3 +141,41 @@ def test_options_that_are_none_are_left_to_the_server() -> None:
     request = build_request("x", options)
     assert request.request_id
     assert request.spec == build_request("x", {}).spec
+
+
+@pytest.mark.parametrize(
+    ("use", "message"),
+    [
+        (lambda client: client.handle(5), "generation_id: must be text, .* not 5"),
+        (lambda client: client.handle(""), "generation_id: must be text"),
+        (lambda client: client.submit("x", timeout="5"), "timeout: must be a number of seconds, .* not '5'"),
+        (lambda client: client.generate("x", timeout=float("nan")), "timeout: must be a number of seconds"),
+        (lambda client: client.handle("a").result(timeout="5"), "timeout: must be a number of seconds"),
+        (
+            lambda client: client.handle("a").result(timeout=float("inf")),
+            "timeout: .* 0 to 31,536,000, not inf",
+        ),
+        (lambda client: client.handle("a").result(patience=None), "patience: must be a number of seconds"),
+        (lambda client: client.handle("a").status(timeout=[]), "timeout: must be a number of seconds"),
+        (
+            lambda client: next(client.handle("a").events("1")),
+            r"after_sequence: must be 0 to 2\^64 − 1, not '1'",
+        ),
+        (lambda client: client.list(limit="5"), "limit: must be at least 1, not '5'"),
+        (lambda client: client.list([]), r"state: must be one of .* not \[\]"),
+    ],
+)
+def test_argument_of_another_type_is_refused_by_name(use: Callable[[Any], object], message: str) -> None:
+    with (
+        chorus_client.ChorusClient("127.0.0.1:1") as client,
+        pytest.raises(chorus_client.ChorusError, match=message),
+    ):
+        use(client)
+
+
+@pytest.mark.parametrize("make", [chorus_client.ChorusClient, chorus_client.CacheClient])
+def test_client_refuses_arguments_of_another_type(make: Any) -> None:
+    with pytest.raises(chorus_client.ChorusError, match="target: must be text, host:port, not 5"):
+        make(5)
+    with pytest.raises(chorus_client.ChorusError, match="timeout: must be a number of seconds"):
+        make("127.0.0.1:1", timeout="5")
