@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from chorus_rpc.limits import SHA256_PATTERN
+from chorus_rpc.limits import MAX_FPS, MAX_STEPS, MIN_FPS, SHA256_PATTERN
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -19,7 +19,7 @@ from pydantic import (
     model_validator,
 )
 
-from services.contract.schedule import find_schedule_fault
+from services.contract.schedule import find_schedule_fault, shifted_schedule
 from services.denoiser.checkpoint.config import read_network_sizes
 from services.denoiser.codec import Geometry, SpaceToDepthCodec
 from services.denoiser.codec.wan_vae import read_geometry
@@ -28,7 +28,7 @@ from services.denoiser.network.sampler import Sampler
 from services.denoiser.network.wan import WanConfig
 from services.runtime.hub import local_path
 
-Positive = Annotated[int, Field(gt=0)]
+Positive = Annotated[int, Field(gt=0, lt=2**32)]  # uint32 in the API
 
 
 class SpecError(ValueError):
@@ -190,7 +190,7 @@ class Schedule(_Section):
     """
 
     sigmas: tuple[float, ...]
-    shift: Annotated[float, Field(gt=0)]
+    shift: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     sampler: Sampler = "euler"
 
     @model_validator(mode="after")
@@ -240,7 +240,7 @@ class Video(_Section):
     frames: Positive
     height: Positive
     width: Positive
-    fps: Annotated[float, Field(gt=0, le=240)]
+    fps: Annotated[float, Field(ge=MIN_FPS, le=MAX_FPS)]
     upscale: Annotated[int, Field(gt=0, le=32)] = 1
 
 
@@ -270,6 +270,11 @@ class ModelSpec(_Section):
                 raise ValueError(f"video.{name} {fault}")
         if fault := self.bounds.steps.describe_fault(len(self.schedule.sigmas) - 1):
             raise ValueError(f"schedule.sigmas: its number of steps {fault}")
+        steps, shift = self.bounds.steps, self.schedule.shift
+        if steps.max > MAX_STEPS:
+            raise ValueError(f"bounds.steps.max must be at most {MAX_STEPS}, not {steps.max}")
+        if fault := find_schedule_fault(shifted_schedule(steps.max, shift)):
+            raise ValueError(f"schedule.shift: {shift:g} gives no schedule of {steps.max} steps: it {fault}")
         shape = codec.latent_shape(self.video.frames, self.video.height, self.video.width)
         for axis, size, patch in zip(("frames", "height", "width"), shape[1:], net.patch_size, strict=True):
             if size % patch:
