@@ -270,9 +270,9 @@ class ModelSpec(_Section):
                 raise ValueError(f"video.{name} {fault}")
         if fault := self.bounds.steps.describe_fault(len(self.schedule.sigmas) - 1):
             raise ValueError(f"schedule.sigmas: its number of steps {fault}")
+        if self.bounds.steps.max > MAX_STEPS:
+            raise ValueError(f"bounds.steps.max: must be at most {MAX_STEPS}, not {self.bounds.steps.max}")
         steps, shift = self.bounds.steps, self.schedule.shift
-        if steps.max > MAX_STEPS:
-            raise ValueError(f"bounds.steps.max must be at most {MAX_STEPS}, not {steps.max}")
         if fault := find_schedule_fault(shifted_schedule(steps.max, shift)):
             raise ValueError(f"schedule.shift: {shift:g} gives no schedule of {steps.max} steps: it {fault}")
         shape = codec.latent_shape(self.video.frames, self.video.height, self.video.width)

@@ -156,7 +156,7 @@ def test_only_a_commit_needs_no_digest(file: str, fixed: bool) -> None:
     [
         ("fps = 8", "fps = 0.001", "fps = 0.0009", r"video\.fps: .* 0\.001"),
         ("fps = 8", "fps = 240", "fps = 240.1", r"video\.fps: .* 240"),
-        ("max = 8 }}", "max = 200 }}", "max = 201 }}", r"bounds\.steps\.max must be at most 200"),
+        ("max = 8 }}", "max = 200 }}", "max = 201 }}", r"bounds\.steps\.max: must be at most 200"),
         ("shift = 5.0", "shift = 1e9", "shift = inf", r"schedule\.shift"),
         ("shift = 5.0", "shift = 1e-9", "shift = nan", r"schedule\.shift"),
         (
