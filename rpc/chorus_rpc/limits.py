@@ -9,6 +9,13 @@ MAX_PROMPT_BYTES: Final = 8_192
 """Upper bound on the length of a prompt without surrounding space, in bytes of UTF-8: 512 tokens, the most
 that Wan reads, of 16 bytes. The cache's index stores prompts of this length."""
 
+MIN_FPS: Final = 0.001
+"""Lower bound on the frames per second of a video: an mp4 states them as a fraction with a denominator of at
+most 1,000."""
+
+MAX_FPS: Final = 240.0
+"""Upper bound on the frames per second of a video."""
+
 MAX_VECTOR_DIM: Final = 4_096
 """Upper bound on the dimension of a retrieval vector, in values."""
 

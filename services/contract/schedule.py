@@ -15,8 +15,9 @@ def shifted_schedule(steps: int, shift: float) -> list[float]:
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, not {steps}")
-    times = [1 - i / steps for i in range(steps + 1)]
-    return [shift * t / (1 + (shift - 1) * t) for t in times]
+    times = [1 - i / steps for i in range(1, steps + 1)]
+    # The first value is stated, because rounding moves the formula's above 1 for some shifts.
+    return [1.0, *(shift * t / (1 + (shift - 1) * t) for t in times)]
 
 
 def find_schedule_fault(sigmas: Sequence[float]) -> str | None:

@@ -87,7 +87,7 @@ async def test_repeated_request_id_returns_the_first_generation(scheduler: Any) 
     [
         ({"prompt": ""}, "spec.prompt"),
         ({"prompt": "   \n"}, "spec.prompt"),
-        ({"prompt": "x" * 2001}, "spec.prompt"),
+        ({"prompt": "x" * 8193}, "spec.prompt"),
         ({"prompt": "x", "model_id": "no-such-model"}, "spec.model_id"),
         (
             {"prompt": "x", "shape": video_pb2.VideoShape(frames=9999, height=32, width=32)},

@@ -15,6 +15,7 @@ from av.video.reformatter import (
     Interpolation,
     VideoReformatter,
 )
+from chorus_rpc.limits import MAX_FPS, MIN_FPS
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -45,7 +46,7 @@ def encode_mp4(frames: NDArray[np.uint8], fps: float, upscale: int = 1) -> bytes
     that has to guess takes BT.601 or BT.709 by the size of the video.
 
     Args:
-        fps: Frames per second, above 0 and at most 240.
+        fps: Frames per second, MIN_FPS to MAX_FPS.
         upscale: Number of times that each pixel is repeated along rows and columns.
 
     Raises ValueError for other frames, and if the enlarged height or width is odd.
@@ -55,8 +56,8 @@ def encode_mp4(frames: NDArray[np.uint8], fps: float, upscale: int = 1) -> bytes
     height, width = upscale * frames.shape[1], upscale * frames.shape[2]
     if height % 2 or width % 2:
         raise ValueError(f"frames: H.264 in yuv420p needs even height and width, not {height} x {width}")
-    if not 0 < fps <= 240:
-        raise ValueError(f"fps: must be above 0 and at most 240, not {fps}")
+    if not MIN_FPS <= fps <= MAX_FPS:
+        raise ValueError(f"fps: must be {MIN_FPS:g} to {MAX_FPS:g}, not {fps}")
     buffer = io.BytesIO()
     # The index goes first, into space reserved for it: +faststart would need a real file to read back.
     reserved = {"moov_size": str(4096 + 64 * len(frames))}

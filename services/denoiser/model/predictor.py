@@ -23,8 +23,10 @@ class Predictor:
         model = LoadedModel.load(Path("models/movingshapes/model.toml"))
         predictor = Predictor.eager(model)
         text = model.prepare_text(token_states)                       # float32 [L, text_dim]
-        noise = model.noise(seed, model.latent_shape(frames, height, width))
-        *_, clean = sample(lambda x, s: predictor.latent_velocity(x, s, text), noise, sigmas)
+        shape = model.latent_shape(frames, height, width)
+        noise, fresh_noise = model.noise(seed, shape), model.fresh_noise(seed, shape)
+        velocity = lambda x, sigma: predictor.latent_velocity(x, sigma, text)
+        *_, clean = sample(velocity, noise, sigmas, fresh_noise=fresh_noise)
         video = model.decode(clean)                                   # [3, frames, height, width]
 
     Attributes:

@@ -10,7 +10,14 @@ from typing import Annotated, Any, Literal
 
 import torch
 from chorus_rpc.file_kinds import describe_wrong_model_file
-from chorus_rpc.limits import MAX_ADAPTERS, MAX_ENCODER_ID_CHARACTERS, MAX_STEPS, SHA256_PATTERN
+from chorus_rpc.limits import (
+    MAX_ADAPTERS,
+    MAX_ENCODER_ID_CHARACTERS,
+    MAX_FPS,
+    MAX_STEPS,
+    MIN_FPS,
+    SHA256_PATTERN,
+)
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -21,7 +28,7 @@ from pydantic import (
     model_validator,
 )
 
-from services.contract.schedule import find_schedule_fault
+from services.contract.schedule import find_schedule_fault, shifted_schedule
 from services.denoiser.checkpoint.config import read_network_sizes
 from services.denoiser.codec import Geometry, SpaceToDepthCodec
 from services.denoiser.codec.wan_vae import read_geometry
@@ -31,7 +38,7 @@ from services.denoiser.network.sampler import Sampler
 from services.denoiser.network.wan import WanConfig
 from services.runtime.hub import local_path
 
-Positive = Annotated[int, Field(gt=0)]
+Positive = Annotated[int, Field(gt=0, lt=2**32)]  # uint32 in the API
 
 
 class SpecError(ValueError):
@@ -196,7 +203,7 @@ class Schedule(_Section):
     """
 
     sigmas: tuple[float, ...]
-    shift: Annotated[float, Field(gt=0)]
+    shift: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     sampler: Sampler = "euler"
 
     @model_validator(mode="after")
@@ -246,7 +253,7 @@ class Video(_Section):
     frames: Positive
     height: Positive
     width: Positive
-    fps: Annotated[float, Field(gt=0, le=240)]
+    fps: Annotated[float, Field(ge=MIN_FPS, le=MAX_FPS)]
     upscale: Annotated[int, Field(gt=0, le=32)] = 1
 
 
@@ -284,6 +291,9 @@ class ModelSpec(_Section):
             raise ValueError(f"schedule.sigmas: its number of steps {fault}")
         if self.bounds.steps.max > MAX_STEPS:
             raise ValueError(f"bounds.steps.max: must be at most {MAX_STEPS}, not {self.bounds.steps.max}")
+        steps, shift = self.bounds.steps, self.schedule.shift
+        if fault := find_schedule_fault(shifted_schedule(steps.max, shift)):
+            raise ValueError(f"schedule.shift: {shift:g} gives no schedule of {steps.max} steps: it {fault}")
         return self
 
     @property

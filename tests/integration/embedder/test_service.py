@@ -131,6 +131,24 @@ def test_prompt_outside_its_bound_is_rejected(
     assert "1 to 8192" in violation.description
 
 
+@pytest.mark.fault("number-promises")
+@pytest.mark.parametrize("prompt", ["&nbsp;", "\u200b", "\x07"], ids=ascii)
+def test_prompt_without_text_is_rejected_for_every_encoder(
+    stub: embedder_pb2_grpc.EmbedderServiceStub, prompt: str
+) -> None:
+    for encoder in list_encoders(stub):
+        request = embedder_pb2.EmbedRequest(prompt=prompt, conditioning_encoder_id=encoder.encoder_id)
+        error = failure(stub.Embed, request)
+        assert error.reason == errors.INVALID_FIELD
+        assert "holds no text" in error.message
+
+
+@pytest.mark.fault("number-promises")
+def test_longest_prompt_is_encoded(stub: embedder_pb2_grpc.EmbedderServiceStub) -> None:
+    assert len(embed(stub, "abcdefgh " * 910).tokens) == 256
+    assert embed(stub, "赤" * 2730).truncated
+
+
 @pytest.mark.parametrize(
     ("donors", "target", "fields"),
     [

@@ -14,6 +14,12 @@ def test_shifted_schedules_are_valid(steps: int, shift: float) -> None:
     assert schedule.find_schedule_fault(schedule.shifted_schedule(steps, shift)) is None
 
 
+@pytest.mark.fault("number-promises")
+@given(st.integers(1, 200), st.floats(1e-6, 1e6))
+def test_every_usual_shift_gives_a_valid_schedule(steps: int, shift: float) -> None:
+    assert schedule.find_schedule_fault(schedule.shifted_schedule(steps, shift)) is None
+
+
 def test_shift_5_gives_the_published_four_step_schedule() -> None:
     assert schedule.shifted_schedule(4, 5) == pytest.approx([1, 0.9375, 5 / 6, 0.625, 0])
 

@@ -119,3 +119,16 @@ def test_colours_are_tagged_in_the_stream_and_in_the_file(size: tuple[int, int])
     assert frames[0].color_primaries == 1
     assert frames[0].color_trc == 1
     assert frames[0].color_range == 1
+
+
+@pytest.mark.fault("number-promises")
+def test_frame_rate_holds_at_both_edges() -> None:
+    frames = np.zeros((2, 16, 16, 3), np.uint8)
+    for fps in (0.001, 23.976, 240.0):
+        with av.open(io.BytesIO(encode_mp4(frames, fps)), mode="r") as container:
+            rate = container.streams.video[0].average_rate
+            assert rate is not None
+            assert float(rate) == pytest.approx(fps)
+    for fps in (0.0009, 240.1, float("nan")):
+        with pytest.raises(ValueError, match=r"fps: must be 0\.001 to 240"):
+            encode_mp4(frames, fps)

@@ -151,6 +151,39 @@ def test_only_a_commit_needs_no_digest(file: str, fixed: bool) -> None:
             Source(file=file)
 
 
+@pytest.mark.fault("number-promises")
+@pytest.mark.parametrize(
+    ("old", "valid", "invalid", "message"),
+    [
+        ("fps = 8", "fps = 0.001", "fps = 0.0009", r"video\.fps: .* 0\.001"),
+        ("fps = 8", "fps = 240", "fps = 240.1", r"video\.fps: .* 240"),
+        ("max = 8 }}", "max = 200 }}", "max = 201 }}", r"bounds\.steps\.max: must be at most 200"),
+        ("shift = 5.0", "shift = 1e9", "shift = inf", r"schedule\.shift"),
+        ("shift = 5.0", "shift = 1e-9", "shift = nan", r"schedule\.shift"),
+        (
+            "shift = 5.0",
+            "shift = 1.0",
+            "shift = 1e18",
+            r"schedule\.shift: 1e\+18 gives no schedule of 8 steps",
+        ),
+        ("max_tokens = 6", "max_tokens = 4294967295", "max_tokens = 4294967296", r"text\.max_tokens"),
+        ("max_tokens = 6", "max_tokens = 1", "max_tokens = 0", r"text\.max_tokens"),
+    ],
+)
+def test_numbers_of_a_model_file_hold_at_both_edges(
+    tmp_path: Path, old: str, valid: str, invalid: str, message: str
+) -> None:
+    old, valid, invalid = (part.replace("}}", "}") for part in (old, valid, invalid))
+    if old.startswith("max"):
+        old, valid, invalid = (
+            f"steps = {{ min = 1, {part}" if "}" in part else part for part in (old, valid, invalid)
+        )
+    assert old in text()
+    parse(tmp_path, text().replace(old, valid))
+    with pytest.raises(SpecError, match=message):
+        parse(tmp_path, text().replace(old, invalid))
+
+
 @pytest.mark.fault("sampler")
 def test_sampler_is_stated_by_the_model_file(tmp_path: Path) -> None:
     assert parse(tmp_path, text()).schedule.sampler == "euler"
