@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,19 @@ class Up:
         return subprocess.run(
             [*CHORUS, *arguments], cwd=self.folder, capture_output=True, text=True, timeout=300
         )
+
+    def wait_for_entries(self, count: str) -> None:
+        """Waits until the cache holds `count` entries: a video is ready before its latents are admitted."""
+        end = time.monotonic() + 60
+        while json.loads(self.chorus("cache", "stats", "--json").stdout)["cache"]["entries"] != count:
+            assert time.monotonic() < end, self.logs()
+
+    def logs(self) -> str:
+        """Returns the ends of the logs of the services that handle donors."""
+        logs = (
+            self.folder / ".chorus" / "logs" / f"{name}.log" for name in ("cache", "denoiser", "scheduler")
+        )
+        return "\n".join(f"{log.name}:\n{log.read_text()[-3_000:]}" for log in logs)
 
     def generation(self, prompt: str) -> dict[str, Any]:
         done = self.chorus("generate", prompt, "-o", "again.mp4", "--json")
@@ -83,7 +97,7 @@ def test_up_starts_restarts_and_stops_the_services(up: Up, tmp_path: Path) -> No
     assert first.returncode == 0, first.stderr
     assert "miss, 4 of 4 steps computed" in first.stdout
     assert (tmp_path / "first.mp4").read_bytes()[4:8] == b"ftyp"
-    assert json.loads(up.chorus("cache", "stats", "--json").stdout)["cache"]["entries"] == "1"
+    up.wait_for_entries("1")
 
     refused = up.chorus("up")
     assert refused.returncode == 1
@@ -97,7 +111,7 @@ def test_up_starts_restarts_and_stops_the_services(up: Up, tmp_path: Path) -> No
         if not generation.get("warnings"):
             break
         generation = up.generation(prompt)
-    assert generation.get("donor", {}).get("prompt") == prompt, generation
+    assert generation.get("donor", {}).get("prompt") == prompt, f"{generation}\n{up.logs()}"
     assert generation["steps_run"] < 4
 
     pids = endpoints.running(tmp_path / ".chorus")
