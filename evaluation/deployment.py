@@ -12,8 +12,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from chorus_cli.local.addresses import HOST, SERVICES
 from chorus_cli.local.supervise import tethered
-from chorus_cli.local.up import HOST, SERVICES, locked
+from chorus_cli.local.up import locked
 
 _STOP_SECONDS = 60.0
 _NO_EMBEDDING_CACHE = {"CHORUS_EMBEDDER_RECENT_BYTES": "0"}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import grpc.aio
 import pytest
-from chorus_cli.local import up
+from chorus_cli.local import addresses, up
 from chorus_cli.local.reservation import reserve_ports
 from chorus_cli.local.supervise import Child
 from chorus_rpc.errors import ChorusError
@@ -36,7 +36,7 @@ async def serving(servicer: health.aio.HealthServicer) -> AsyncIterator[str]:
 
 
 def make_child(directory: Path) -> Child:
-    ports = dict.fromkeys(up.SERVICES, 1)
+    ports = dict.fromkeys(addresses.SERVICES, 1)
     return Child("cache", (), up.build_environment({}, directory, ports), directory / "cache.log")
 
 
@@ -64,14 +64,16 @@ async def test_child_is_ready_once_it_serves(tmp_path: Path) -> None:
 
 
 def test_instances_are_new_for_each_start(tmp_path: Path) -> None:
-    inherited = {f"CHORUS_{service.upper()}_INSTANCE_ID": "inherited" for service in up.SERVICES}
-    started = [up.build_environment(inherited, tmp_path, dict.fromkeys(up.SERVICES, 1)) for _ in range(2)]
+    inherited = {f"CHORUS_{service.upper()}_INSTANCE_ID": "inherited" for service in addresses.SERVICES}
+    started = [
+        up.build_environment(inherited, tmp_path, dict.fromkeys(addresses.SERVICES, 1)) for _ in range(2)
+    ]
     assert len({environment[name] for environment in started for name in inherited} | {"inherited"}) == 9
 
 
 def test_two_starts_at_the_same_time_take_different_ports() -> None:
     with contextlib.ExitStack() as first, contextlib.ExitStack() as second:
-        ports = reserve_ports(up.choose_ports({}), (), first)
+        ports = reserve_ports(addresses.choose_ports({}), (), first)
         # No service of the first start has bound its port yet.
         others = reserve_ports(ports, (), second)
         assert set(others) == set(ports)
@@ -81,4 +83,4 @@ def test_two_starts_at_the_same_time_take_different_ports() -> None:
         ):
             reserve_ports({"cache": ports["cache"]}, ["cache"], second)
     with contextlib.ExitStack() as third:
-        assert reserve_ports(ports, up.SERVICES, third) == ports
+        assert reserve_ports(ports, addresses.SERVICES, third) == ports

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from chorus_cli.local import up
+from chorus_cli.local import addresses
 from chorus_rpc.addresses import join_host_port, parse_host
 
 from tests.processes import ROOT, free_port, wait_until_serving
@@ -67,7 +67,7 @@ def test_service_serves_on_the_address(host: str, reached: tuple[str, ...], tmp_
         for each in reached:
             wait_until_serving(join_host_port(each, port), 20, process)
         # The address at which `chorus up` looks for a service that listens there.
-        wait_until_serving(join_host_port(up.reach(parse_host(host)), port), 20, process)
+        wait_until_serving(join_host_port(addresses.reach(parse_host(host)), port), 20, process)
 
 
 def test_address_that_is_not_a_host_is_named(tmp_path: Path) -> None:

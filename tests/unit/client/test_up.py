@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from chorus_cli.local import model_files, supervise, up
+from chorus_cli.local import addresses, model_files, supervise, up
 from chorus_cli.main import app
 from chorus_cli.output import BAD_INPUT, Output
 from chorus_client import endpoints
@@ -24,9 +24,9 @@ from typer.testing import CliRunner
 def default_ports(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """Default ports that are free on this machine."""
     with contextlib.ExitStack() as bound:
-        free = [up._bind(bound, 0) for _ in up.SERVICES]
-    ports = {service: port for service, port in zip(up.SERVICES, free, strict=True) if port}
-    monkeypatch.setattr(up, "DEFAULT_PORTS", ports)
+        free = [addresses.bind_port(bound, 0) for _ in addresses.SERVICES]
+    ports = {service: port for service, port in zip(addresses.SERVICES, free, strict=True) if port}
+    monkeypatch.setattr(addresses, "DEFAULT_PORTS", ports)
     return ports
 
 
@@ -35,46 +35,46 @@ def test_default_ports_are_those_of_the_client() -> None:
 
 
 def test_services_take_their_default_ports_if_they_are_free(default_ports: dict[str, int]) -> None:
-    ports = up.choose_ports({})
+    ports = addresses.choose_ports({})
     assert ports == default_ports
-    assert up.describe_moved_ports({}, ports) == []
+    assert addresses.describe_moved_ports({}, ports) == []
 
 
 def test_port_in_use_is_replaced_by_a_free_one_and_reported(default_ports: dict[str, int]) -> None:
     with socket.create_server(("127.0.0.1", default_ports["scheduler"])):
-        ports = up.choose_ports({})
+        ports = addresses.choose_ports({})
     assert len(set(ports.values())) == 4
     assert {name for name in ports if ports[name] != default_ports[name]} == {"scheduler"}
     used, taken = default_ports["scheduler"], ports["scheduler"]
-    assert up.describe_moved_ports({}, ports) == [
+    assert addresses.describe_moved_ports({}, ports) == [
         f"port {used} is in use: the scheduler listens at 127.0.0.1:{taken}"
     ]
 
 
 def test_ports_differ_and_the_environment_takes_precedence(default_ports: dict[str, int]) -> None:
     given = {"CHORUS_CACHE_PORT": str(default_ports["scheduler"])}
-    ports = up.choose_ports(given)
+    ports = addresses.choose_ports(given)
     assert len(set(ports.values())) == 4
     assert ports["cache"] == default_ports["scheduler"] != ports["scheduler"]
-    assert len(up.describe_moved_ports(given, ports)) == 1
+    assert len(addresses.describe_moved_ports(given, ports)) == 1
 
 
 @pytest.mark.parametrize("text", ["", "0", "65536", "http", "-1", "7.5"])
 def test_variable_that_is_not_a_port_is_named(text: str) -> None:
     with pytest.raises(ChorusError, match=r"CHORUS_DENOISER_PORT: must be a port, 1 to 65535"):
-        up.choose_ports({"CHORUS_DENOISER_PORT": text})
+        addresses.choose_ports({"CHORUS_DENOISER_PORT": text})
 
 
 def test_port_of_two_services_is_refused() -> None:
     with pytest.raises(ChorusError, match=r"CHORUS_SCHEDULER_PORT: must differ .* not be 7505, too"):
-        up.choose_ports({"CHORUS_CACHE_PORT": "7505", "CHORUS_SCHEDULER_PORT": "7505"})
+        addresses.choose_ports({"CHORUS_CACHE_PORT": "7505", "CHORUS_SCHEDULER_PORT": "7505"})
 
 
 def test_requested_port_in_use_is_refused() -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         with pytest.raises(ChorusError, match=f"CHORUS_CACHE_PORT: port {port} of 127.0.0.1 is in use"):
-            up.choose_ports({"CHORUS_CACHE_PORT": str(port)})
+            addresses.choose_ports({"CHORUS_CACHE_PORT": str(port)})
 
 
 @pytest.mark.fault("helm")
@@ -84,8 +84,8 @@ def test_services_are_reached_where_they_listen(tmp_path: Path) -> None:
         "CHORUS_CACHE_HOST": "::1",
         "CHORUS_DENOISER_HOST": "[::1]",
     }
-    ports = up.choose_ports(given)
-    assert up.build_targets(given, ports) == {
+    ports = addresses.choose_ports(given)
+    assert addresses.build_targets(given, ports) == {
         "embedder": f"127.0.0.1:{ports['embedder']}",
         "cache": f"[::1]:{ports['cache']}",
         "denoiser": f"[::1]:{ports['denoiser']}",
@@ -102,14 +102,14 @@ def test_port_in_use_on_the_address_of_the_service_is_refused() -> None:
         port = other.getsockname()[1]
         given = {"CHORUS_CACHE_PORT": str(port), "CHORUS_CACHE_HOST": "::1"}
         with pytest.raises(ChorusError, match=f"CHORUS_CACHE_PORT: port {port} of ::1 is in use"):
-            up.choose_ports(given)
+            addresses.choose_ports(given)
 
 
 @pytest.mark.fault("helm")
 @pytest.mark.parametrize("host", ["", "127.0.0.1:7402", "192.0.2.1", "no-such-host.invalid"])
 def test_address_at_which_no_service_can_listen_is_named(host: str) -> None:
     with pytest.raises(ChorusError, match="CHORUS_CACHE_HOST: "):
-        up.choose_ports({"CHORUS_CACHE_HOST": host})
+        addresses.choose_ports({"CHORUS_CACHE_HOST": host})
 
 
 def test_services_find_each_other_and_keep_everything_in_the_directory(tmp_path: Path) -> None:
@@ -130,14 +130,14 @@ def test_services_find_each_other_and_keep_everything_in_the_directory(tmp_path:
 
 def test_variables_of_the_user_take_precedence(tmp_path: Path) -> None:
     given = {"CHORUS_CACHE_MILVUS_URI": "http://milvus:19530", "CHORUS_DENOISER_DRAIN_SECONDS": "90"}
-    variables = up.build_environment(given, tmp_path, up.choose_ports({}))
+    variables = up.build_environment(given, tmp_path, addresses.choose_ports({}))
     assert variables["CHORUS_CACHE_MILVUS_URI"] == "http://milvus:19530"
     assert up.longest_drain(variables) == 90
 
 
 def test_variables_of_the_command_line_are_not_passed_to_the_services(tmp_path: Path) -> None:
     given = {"CHORUS_CACHE_TARGET": "there:1", "CHORUS_TARGET": "there:2", "CHORUS_CACHE_LOG_LEVEL": "debug"}
-    variables = up.build_environment(given, tmp_path, up.choose_ports({}))
+    variables = up.build_environment(given, tmp_path, addresses.choose_ports({}))
     assert not {"CHORUS_CACHE_TARGET", "CHORUS_TARGET"} & set(variables)
     assert variables["CHORUS_CACHE_LOG_LEVEL"] == "debug"
 
@@ -153,7 +153,9 @@ def test_encoders_of_the_models_are_loaded(tmp_path: Path, monkeypatch: pytest.M
     hub = model_file(tmp_path / "hub.toml", '[text]\nencoder = "umt5:hf://team/wan@main"')
     small = model_file(tmp_path / "small.toml", '[text]\nencoder_id = "all-minilm-l6-v2@0"')
     monkeypatch.chdir(tmp_path)
-    found = up.build_environment({}, tmp_path, up.choose_ports({}), [Path("own/model.toml"), hub, small, own])
+    found = up.build_environment(
+        {}, tmp_path, addresses.choose_ports({}), [Path("own/model.toml"), hub, small, own]
+    )
     assert found["CHORUS_DENOISER_MODELS"] == f"{own},{hub},{small},{own}"
     assert (
         found["CHORUS_EMBEDDER_CONDITIONING"]
@@ -164,7 +166,7 @@ def test_encoders_of_the_models_are_loaded(tmp_path: Path, monkeypatch: pytest.M
 
 def test_encoders_of_models_in_the_environment_are_loaded_unless_it_names_others(tmp_path: Path) -> None:
     file = model_file(tmp_path / "model.toml", '[text]\nencoder = "clip:/encoders/clip"')
-    base, ports = {"CHORUS_DENOISER_MODELS": str(file)}, up.choose_ports({})
+    base, ports = {"CHORUS_DENOISER_MODELS": str(file)}, addresses.choose_ports({})
     assert (
         up.build_environment(base, tmp_path, ports)["CHORUS_EMBEDDER_CONDITIONING"] == "clip:/encoders/clip"
     )

@@ -115,7 +115,7 @@ def test_encoders_are_parsed_with_their_directory(tmp_path: Path, monkeypatch: p
         ("minilm:/x", "use minilm"),
         ("clip:", "use minilm"),
         ("umt5:/no/such/directory", "/no/such/directory: no such file or directory"),
-        (f"umt5:{__file__}", "name the one that holds the umt5 model"),
+        (f"umt5:{__file__}", "name the directory that holds the umt5 model"),
         ("umt5:hf://team/wan@v1", "fetch it first: hf download team/wan --revision v1"),
         ("umt5:hf://wan", "must be hf://owner/name"),
     ],

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from chorus_cli.local.up import DEFAULT_PORTS
+from chorus_cli.local.addresses import DEFAULT_PORTS
 
 from evaluation import deployment
 
