@@ -31,7 +31,7 @@ def default_ports(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
 
 
 def test_default_ports_are_those_of_the_client() -> None:
-    assert up.DEFAULT_PORTS == {"scheduler": 7400, "embedder": 7401, "cache": 7402, "denoiser": 7403}
+    assert addresses.DEFAULT_PORTS == {"scheduler": 7400, "embedder": 7401, "cache": 7402, "denoiser": 7403}
 
 
 def test_services_take_their_default_ports_if_they_are_free(default_ports: dict[str, int]) -> None:
