@@ -10,6 +10,7 @@ from typing import TypeVar
 from chorus_rpc.errors import ChorusError, unavailable
 
 from services.runtime.logs import get_logger
+from services.runtime.startup import StartupError, progress
 
 log = get_logger("cache.client")
 
@@ -56,16 +57,28 @@ class BlockingClient:
         await asyncio.to_thread(self._pool.shutdown, wait=True, cancel_futures=True)
 
 
-async def retry_until_up(client: BlockingClient, call: Callable[[], T], seconds: float) -> T:
+async def retry_until_up(
+    client: BlockingClient,
+    call: Callable[[], T],
+    seconds: float,
+    describe_fault: Callable[[BaseException], str | None],
+) -> T:
     """Returns the result of `call`, retried with growing pauses: a dependency may start after the cache.
 
-    Stops when its caller is cancelled, which the server does after `startup_seconds`.
+    Stops when its caller is cancelled, which the server does after `startup_seconds`. Raises StartupError for
+    a fault that no retry can cure.
+
+    Args:
+        describe_fault: returns the message about such a fault, None for any other error.
     """
     pause = 0.2
     while True:
         try:
             return await client.run(call, seconds)
         except ChorusError as error:
+            if (fault := describe_fault(error)) is not None:
+                raise StartupError(fault) from error
+            progress.waiting_for = error.message
             log.warning(
                 "dependency not ready",
                 dependency=client.service,

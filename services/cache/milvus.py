@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import grpc
+from chorus_rpc.errors import ChorusError
 from chorus_rpc.limits import MAX_ID_CHARACTERS, MAX_PROMPT_BYTES
 from pymilvus import DataType, MilvusClient
 from pymilvus.exceptions import ErrorCode, MilvusException
@@ -24,6 +25,9 @@ from services.cache.blocking_client import BlockingClient, retry_until_up
 from services.cache.certificates import TlsFault, find_tls_fault
 from services.cache.entries import PLAIN_TEXT, Blob, Entry, Space
 from services.cache.index import Hit, Index, Selection
+from services.cache.lite_faults import describe_lite_fault
+from services.cache.store_faults import describe_milvus_fault
+from services.runtime.startup import StartupError
 
 _PREFIX = "chorus_"
 _LAYOUT = "_v1"
@@ -101,6 +105,9 @@ class MilvusIndex(Index):
     async def open(cls, uri: str, token: str, *, seconds: float, threads: int, ca: str = "") -> MilvusIndex:
         """Connects, retrying until it succeeds or its caller is cancelled.
 
+        Raises StartupError for a fault that no retry can cure: every fault of Milvus Lite, which runs in this
+        process.
+
         Args:
             uri: a path that ends in ".db" for Milvus Lite, whose single thread serialises all operations.
             seconds: upper bound on one operation, in seconds.
@@ -109,18 +116,19 @@ class MilvusIndex(Index):
                 "": those of gRPC.
         """
         # pymilvus logs every failed call with a traceback, even expected ones; our errors carry the cause.
-        logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
+        for name in ("pymilvus", "milvus_lite"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         lite = uri.endswith(".db")
         faults = (MilvusException, grpc.RpcError, grpc.FutureTimeoutError, OSError)
         client = BlockingClient("milvus", 1 if lite else threads, seconds, faults)
-        if lite:
-            Path(uri).parent.mkdir(parents=True, exist_ok=True)
 
         def connect() -> tuple[MilvusClient, str]:
             # If scipy is installed, pymilvus imports it during its first search, which then exceeds the time
             # limit of a lookup.
             with contextlib.suppress(ImportError):
                 importlib.import_module("scipy.sparse")
+            if lite:
+                Path(uri).parent.mkdir(parents=True, exist_ok=True)
             try:
                 milvus = MilvusClient(
                     uri=uri, token=token, timeout=seconds, dedicated=True, server_pem_path=ca
@@ -135,11 +143,33 @@ class MilvusIndex(Index):
 
         try:
             # Importing and recovering Milvus Lite takes longer than any operation.
-            milvus, index_id = await retry_until_up(client, connect, max(seconds, 60.0) if lite else seconds)
+            milvus, index_id = await retry_until_up(
+                client,
+                connect,
+                max(seconds, 60.0) if lite else seconds,
+                lambda error: (describe_lite_fault if lite else describe_milvus_fault)(error, uri),
+            )
         except BaseException:
             await client.close()
             raise
-        return cls(milvus, client, uri, index_id, seconds)
+        index = cls(milvus, client, uri, index_id, seconds)
+        if lite:
+            await index._read_every_space()
+        return index
+
+    async def _read_every_space(self) -> None:
+        """Opens the files of Milvus Lite, which otherwise happens at the first request.
+
+        Raises StartupError for a damaged one.
+        """
+        try:
+            for space in await self.spaces():
+                async for _ in self.every_entry(space):
+                    break
+        except ChorusError as error:
+            if (fault := describe_lite_fault(error, self._uri)) is not None:
+                await self.close()
+                raise StartupError(fault) from error
 
     async def close(self) -> None:
         await self._client.close()

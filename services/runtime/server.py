@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 from collections.abc import Awaitable, Callable
 from typing import cast
 
@@ -19,6 +20,7 @@ from services.runtime.interceptors import Gate, ServiceInterceptor
 from services.runtime.logs import configure_logs, get_logger
 from services.runtime.resources import EssentialTaskEnded, Resources
 from services.runtime.settings import ServerSettings, find_unknown_variables
+from services.runtime.startup import StartupError, find_bind_fault, limit_start
 
 # Runs once the port is bound: loads what the service needs, registers every resource with the stack and adds
 # the servicer to the server. Calls are refused with UNAVAILABLE until it returns.
@@ -52,7 +54,8 @@ def run(name: str, service: str, settings: ServerSettings, start: Start, drain: 
         name: short name, for instance "cache".
         service: full protobuf name, for instance "chorus.cache.v1.CacheService".
 
-    Raises OSError when the port is taken, TimeoutError when `start` takes longer than `startup_seconds`.
+    Ends the process with status 1 and one line on stderr when the address cannot be used, when `start` raises
+    StartupError, or when it takes longer than `startup_seconds`.
     """
     configure_logs(name, settings.log_level, settings.log_format)
     for variable, nearest in find_unknown_variables(type(settings), os.environ).items():
@@ -61,6 +64,9 @@ def run(name: str, service: str, settings: ServerSettings, start: Start, drain: 
     try:
         asyncio.run(_serve(name, service, settings, start, drain))
     except EssentialTaskEnded:
+        raise SystemExit(1) from None
+    except StartupError as error:
+        print(f"{name}: {error}", file=sys.stderr)
         raise SystemExit(1) from None
     finally:
         telemetry.shutdown()
@@ -88,7 +94,10 @@ async def _serve(
     await status.set(service, health_pb2.HealthCheckResponse.NOT_SERVING)
     await status.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
     reflection.enable_server_reflection((service, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
-    port = server.add_insecure_port(join_host_port(settings.host, settings.port))
+    try:
+        port = server.add_insecure_port(join_host_port(settings.host, settings.port))
+    except RuntimeError:
+        raise find_bind_fault(settings) from None
     await server.start()
     running = cast(grpc.aio.Server, _StartedServer(server))
     log.info("port bound", host=settings.host, port=port)
@@ -99,13 +108,15 @@ async def _serve(
         loop.add_signal_handler(number, stop.set)
 
     async with Resources() as resources:
-        loading = asyncio.ensure_future(asyncio.wait_for(start(resources, running), settings.startup_seconds))
+        loading = asyncio.ensure_future(limit_start(start(resources, running), settings))
         stopping = asyncio.ensure_future(stop.wait())
+        serving = False
         try:
             ends = (stopping, resources.ended_task)
             await asyncio.wait((loading, *ends), return_when=asyncio.FIRST_COMPLETED)
             if loading.done():
                 loading.result()
+                serving = True
                 gate.open()
                 await status.set(service, health_pb2.HealthCheckResponse.SERVING)
                 await status.set("", health_pb2.HealthCheckResponse.SERVING)
@@ -121,7 +132,8 @@ async def _serve(
                 if drain is not None:
                     await drain()
             finally:
-                await server.stop(settings.drain_seconds)
+                # Before the process serves, only health streams are open; they do not delay its end.
+                await server.stop(settings.drain_seconds if serving else None)
         if resources.ended_task.done():
             raise EssentialTaskEnded(resources.ended_task.result())
     log.info("stopped")

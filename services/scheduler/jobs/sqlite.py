@@ -310,7 +310,9 @@ def _open(path: Path) -> tuple[sqlite3.Connection, int]:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = _take_lock(path)
     except OSError as error:
-        raise StoreError(f"the job database {path} cannot be opened: {error}") from error
+        raise StoreError(
+            f"CHORUS_SCHEDULER_DATABASE: the job database {path} cannot be opened: {error}"
+        ) from error
     try:
         connection = sqlite3.connect(path, isolation_level=None)
         try:
@@ -320,7 +322,9 @@ def _open(path: Path) -> tuple[sqlite3.Connection, int]:
             raise
     except sqlite3.Error as error:
         os.close(lock)
-        raise StoreError(f"the job database {path} cannot be opened: {error}") from error
+        raise StoreError(
+            f"CHORUS_SCHEDULER_DATABASE: the job database {path} cannot be opened: {error}"
+        ) from error
     except BaseException:
         os.close(lock)
         raise
