@@ -105,9 +105,12 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
                 admission = self._admissions.start(job, tenant, event) if job.admission is not None else None
                 for response in _to_video_responses(event.video):
                     yield response
+                refused = admission is not None and _is_refused(admission)
+                if admission is not None and refused:  # reported before the end of the job
+                    yield denoiser_pb2.DenoiseResponse(admission=admission.result())
                 yield denoiser_pb2.DenoiseResponse(completed=_to_completed(event))
                 log.info("denoised", generation_id=job.generation_id, steps_run=event.steps_run)
-                if admission is not None:
+                if admission is not None and not refused:
                     yield denoiser_pb2.DenoiseResponse(admission=await asyncio.shield(admission))
 
     async def DescribeModels(
@@ -138,6 +141,11 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
             log.warning("donor not usable", generation_id=job.generation_id, reason=error.message)
             return _Fetched(degraded=errors.to_job_error(error), seconds=time.perf_counter() - begin)
         return _Fetched(donor, seconds=time.perf_counter() - begin)
+
+
+def _is_refused(admission: asyncio.Future[denoiser_pb2.Admission]) -> bool:
+    """Returns whether an admission is known to have failed."""
+    return admission.done() and not admission.cancelled() and admission.result().HasField("error")
 
 
 def _call_when_ended(context: Any, action: Callable[[], None]) -> None:

@@ -259,7 +259,9 @@ class Generation(google.protobuf.message.Message):
 
     @property
     def warnings(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[chorus.common.v1.errors_pb2.JobError]:
-        """Conditions that prevented reuse but not the video, for instance an unavailable cache."""
+        """Conditions that prevented reuse, or the storing of the latents, but not the video, for instance an
+        unavailable cache. A warning about the storing may be added after the end.
+        """
 
     @property
     def error(self) -> chorus.common.v1.errors_pb2.JobError:
@@ -435,7 +437,7 @@ Global___StepCompletedEvent: typing_extensions.TypeAlias = StepCompletedEvent
 
 @typing.final
 class WarningEvent(google.protobuf.message.Message):
-    """A condition prevented reuse but not the video."""
+    """A condition prevented reuse, or the storing of the latents, but not the video. May follow a SucceededEvent."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
