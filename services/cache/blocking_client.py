@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from chorus_rpc.errors import ChorusError, unavailable
 
+from services.cache.disk_space import disk_full, is_full
 from services.runtime.logs import get_logger
 from services.runtime.startup import StartupError, progress
 
@@ -37,7 +38,7 @@ class BlockingClient:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix=f"cache-{service}")
 
     async def run(self, call: Callable[[], T], seconds: float | None = None) -> T:
-        """Returns the result of `call`; raises DEPENDENCY_UNAVAILABLE that names the service.
+        """Returns the result of `call`; raises DEPENDENCY_UNAVAILABLE or DISK_FULL that names the service.
 
         Args:
             seconds: overrides the usual upper bound.
@@ -50,6 +51,8 @@ class BlockingClient:
             raise unavailable(self.service, f"no answer within {limit:g} s") from error
         except self._faults as error:
             log.warning("call failed", dependency=self.service, error=str(error)[:500])
+            if is_full(error):
+                raise disk_full(self.service) from error
             raise unavailable(self.service, f"{type(error).__name__}, see the cache's log") from error
 
     async def close(self) -> None:

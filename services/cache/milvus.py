@@ -16,18 +16,22 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import grpc
-from chorus_rpc.errors import ChorusError
+from chorus_rpc.errors import DISK_FULL, ChorusError
 from chorus_rpc.limits import MAX_ID_CHARACTERS, MAX_PROMPT_BYTES
 from pymilvus import DataType, MilvusClient
 from pymilvus.exceptions import ErrorCode, MilvusException
 
 from services.cache.blocking_client import BlockingClient, retry_until_up
 from services.cache.certificates import TlsFault, find_tls_fault
+from services.cache.disk_space import DiskReserve, disk_full
 from services.cache.entries import PLAIN_TEXT, Blob, Entry, Space
 from services.cache.index import Hit, Index, Selection
 from services.cache.lite_faults import describe_lite_fault
 from services.cache.store_faults import describe_milvus_fault
+from services.runtime.logs import get_logger
 from services.runtime.startup import StartupError
+
+log = get_logger("cache.milvus")
 
 _PREFIX = "chorus_"
 _LAYOUT = "_v1"
@@ -100,6 +104,11 @@ class MilvusIndex(Index):
         self._uri = uri
         self._seconds = seconds
         self._ready: set[str] = set()
+        # A deletion needs room for its log. A server has its own disk.
+        self._reserve = DiskReserve(Path(f"{uri}.reserve")) if self.kind == "milvus-lite" else None
+        # Spaces whose log may end in part of a row. Milvus Lite would append to it, and lose at the next
+        # start what it acknowledged since.
+        self._torn: set[str] = set()
 
     @classmethod
     async def open(cls, uri: str, token: str, *, seconds: float, threads: int, ca: str = "") -> MilvusIndex:
@@ -155,6 +164,7 @@ class MilvusIndex(Index):
         index = cls(milvus, client, uri, index_id, seconds)
         if lite:
             await index._read_every_space()
+            await index._fill_reserve()
         return index
 
     async def _read_every_space(self) -> None:
@@ -170,6 +180,21 @@ class MilvusIndex(Index):
             if (fault := describe_lite_fault(error, self._uri)) is not None:
                 await self.close()
                 raise StartupError(fault) from error
+
+    async def _fill_reserve(self) -> bool:
+        """Allocates the reserve of Milvus Lite, which new rows have to leave; returns whether they have
+        room."""
+        return self._reserve is None or await self._client.run(self._reserve.fill)
+
+    def _note_torn_log(self, space: str, error: Exception) -> None:
+        if self._reserve is not None and isinstance(error, ChorusError) and error.reason == DISK_FULL:
+            self._torn.add(space)
+
+    async def _mend_log(self, space: str) -> None:
+        """Starts a new log, after writing the rows of a torn one to a segment. Needs free space."""
+        if space in self._torn:
+            await self._client.run(lambda: self._milvus.flush(space, timeout=self._seconds))
+            self._torn.discard(space)
 
     async def close(self) -> None:
         await self._client.close()
@@ -219,11 +244,15 @@ class MilvusIndex(Index):
 
     async def upsert(self, space: Space, entry: Entry, vector: Sequence[float]) -> None:
         row = {**asdict(entry), "vector": list(vector), "blobs": {"blobs": [asdict(b) for b in entry.blobs]}}
+        if not await self._fill_reserve():
+            raise disk_full(self._client.service)
         if space.name not in self._ready:
             await self._client.run(lambda: self._create(space))
         try:
+            await self._mend_log(space.name)
             await self._client.run(lambda: self._milvus.upsert(space.name, [row], timeout=self._seconds))
-        except Exception:
+        except Exception as error:
+            self._note_torn_log(space.name, error)
             # The collection may have been dropped: the next call checks again.
             self._ready.discard(space.name)
             raise
@@ -237,7 +266,18 @@ class MilvusIndex(Index):
             self._milvus.delete(space, filter=where, timeout=self._seconds)
             self._settle(space, where)
 
-        await self._read(space, remove)
+        reserve = self._reserve
+        if reserve is not None:
+            await self._client.run(reserve.release_if_full)
+        try:
+            await self._read(space, remove)
+        except ChorusError as error:
+            self._note_torn_log(space, error)
+            # A quota does not show in the free space.
+            if error.reason != DISK_FULL or reserve is None or not await self._client.run(reserve.release):
+                raise
+            log.warning("index deletes on a full disk: its reserve is released")
+            await self._read(space, remove)
 
     async def spaces(self) -> list[str]:
         names = await self._client.run(lambda: self._milvus.list_collections(timeout=self._seconds))
