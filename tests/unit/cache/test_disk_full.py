@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +26,8 @@ from services.cache.store import LatentStore
 from services.cache.sweeper import claim_if_empty
 from services.cache.upload import Upload
 from services.cache.validation import Limits
-from tests.contract.samples import SPACE, admission, entry, latents, new_entry, unit
+from tests.contract.samples import SPACE, admission, latents, new_entry, unit
+from tests.processes import ROOT
 
 pytestmark = pytest.mark.fault("logging")
 
@@ -147,27 +151,44 @@ def test_reserve_that_does_not_fit_leaves_no_file(tmp_path: Path, monkeypatch: p
     assert not reserve.release()
 
 
-async def test_rows_after_a_torn_write_survive_a_crash(
-    store: LatentStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    index: Any = store.index
+# A row that the limit on the size of files cuts off, further rows, and a crash.
+_TEAR = """
+import asyncio, os, resource, sys
+from pathlib import Path
+from services.cache.milvus import MilvusIndex
+from tests.contract.samples import SPACE, entry, unit
+
+async def main(path):
+    index = await MilvusIndex.open(path, "", seconds=30, threads=1)
     await index.upsert(SPACE, entry("before"), unit(1))
-
-    def tear(*_: Any, **__: Any) -> None:
-        """Writes a part of a row, as far as the disk has room."""
-        [log] = (tmp_path / "index.db").rglob("wal_data_*.arrow")
-        with log.open("ab") as file:
-            file.write(b"\xff\xff\xff\xff\x40\x02\x00\x00part")
-        raise FULL
-
-    with monkeypatch.context() as patch:
-        patch.setattr(index._milvus, "upsert", tear)
-        with pytest.raises(ChorusError):
-            await index.upsert(SPACE, entry("torn"), unit(2))
+    [log] = Path(path).rglob("wal_data_*.arrow")
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (log.stat().st_size + 1_000, unlimited[1]))
+    try:
+        await index.upsert(SPACE, entry("torn" + "y" * 3_000), unit(2))
+    except Exception as error:
+        print(error.message)
+    resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
     await index.upsert(SPACE, entry("after"), unit(3))
-    # The files as a process leaves them that is killed now.
-    shutil.copytree(tmp_path / "index.db", tmp_path / "crashed.db")
-    crashed = await MilvusIndex.open(str(tmp_path / "crashed.db"), "", seconds=30, threads=1)
-    rows = [each.prompt async for page in crashed.every_entry(SPACE.name) for each in page]
-    await crashed.close()
-    assert sorted(rows) == ["after", "before"]
+    os._exit(9)
+
+asyncio.run(main(sys.argv[1]))
+"""
+
+
+async def test_rows_after_a_torn_write_survive_a_crash(tmp_path: Path) -> None:
+    path = str(tmp_path / "index.db")
+    crashed = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-c", _TEAR, path],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert crashed.returncode == 9, crashed.stderr
+    assert "milvus is full" in crashed.stdout
+    index = await MilvusIndex.open(path, "", seconds=30, threads=1)
+    rows = [each.prompt async for page in index.every_entry(SPACE.name) for each in page]
+    await index.close()
+    assert [row for row in sorted(rows) if len(row) < 10] == ["after", "before"]
