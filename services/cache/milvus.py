@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import logging
-import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -24,8 +23,10 @@ from pymilvus.exceptions import ErrorCode, MilvusException
 from services.cache.blocking_client import BlockingClient, retry_until_up
 from services.cache.certificates import TlsFault, find_tls_fault
 from services.cache.disk_space import DiskReserve, disk_full
-from services.cache.entries import PLAIN_TEXT, Blob, Entry, Space
+from services.cache.entries import Blob, Entry, Space
+from services.cache.filters import make_filter
 from services.cache.index import Hit, Index, Selection
+from services.cache.index_id import read_or_create_id
 from services.cache.lite_faults import describe_lite_fault
 from services.cache.store_faults import describe_milvus_fault
 from services.runtime.logs import get_logger
@@ -35,10 +36,6 @@ log = get_logger("cache.milvus")
 
 _PREFIX = "chorus_"
 _LAYOUT = "_v1"
-# Holds no rows. The name of its primary key is this prefix and the id of the index: the creation of a
-# collection is atomic, and Milvus Lite keeps the names of fields but no descriptions.
-_ID_COLLECTION = "chorus_index"
-_ID_FIELD_PREFIX = "id_"
 _PAGE = 500
 # Writes are visible to the next call of this process, at a hundredth of the cost of "Strong" on a server.
 _READ_YOUR_WRITES = "Session"
@@ -59,36 +56,6 @@ _COLUMNS: tuple[tuple[str, Any, dict[str, int]], ...] = (
     ("generation_id", DataType.VARCHAR, {"max_length": MAX_ID_CHARACTERS}),
 )
 _FIELDS = ["entry_id", *(name for name, _, _ in _COLUMNS)]
-
-
-def make_filter(
-    tenant: str, selection: Selection | None = None, entry_ids: Sequence[str] | None = None
-) -> str:
-    """Builds a filter of the index, from the tenant and the requested fields. Every filter is built here.
-
-    Milvus Lite does not support filter templates, so values are part of the text. Raises ValueError for a
-    value that could be parsed as more than a value.
-    """
-    chosen = selection or Selection()
-    terms = [f"tenant == {_literal(tenant)}"]
-    for field, value in (
-        ("entry_id", chosen.entry_id),
-        ("identity", chosen.identity),
-        ("model_id", chosen.model_id),
-    ):
-        if value is not None:
-            terms.append(f"{field} == {_literal(value)}")
-    if chosen.created_before_ms is not None:
-        terms.append(f"created_ms < {int(chosen.created_before_ms)}")
-    if entry_ids is not None:
-        terms.append(f"entry_id in [{', '.join(_literal(each) for each in entry_ids)}]")
-    return " and ".join(terms)
-
-
-def _literal(value: str) -> str:
-    if not PLAIN_TEXT.fullmatch(value):
-        raise ValueError(f"{value!r} is not allowed in a filter")
-    return f'"{value}"'
 
 
 class MilvusIndex(Index):
@@ -148,7 +115,7 @@ class MilvusIndex(Index):
                 if fault is None:
                     raise
                 raise TlsFault(f"CHORUS_CACHE_MILVUS_URI, CHORUS_CACHE_MILVUS_CA: {fault}") from None
-            return milvus, _read_or_create_id(milvus, seconds)
+            return milvus, read_or_create_id(milvus, seconds)
 
         try:
             # Importing and recovering Milvus Lite takes longer than any operation.
@@ -381,25 +348,6 @@ class MilvusIndex(Index):
         self._milvus.load_collection(collection, timeout=self._seconds)
         self._ready.add(space)
         return True
-
-
-def _read_or_create_id(milvus: MilvusClient, seconds: float) -> str:
-    """Returns the id of the index. Of several processes that create it concurrently, one succeeds."""
-    if not milvus.has_collection(_ID_COLLECTION, timeout=seconds):
-        schema = MilvusClient.create_schema(auto_id=False, enable_dynamic_field=False)
-        schema.add_field(
-            _ID_FIELD_PREFIX + uuid.uuid4().hex, DataType.VARCHAR, is_primary=True, max_length=64
-        )
-        # A server requires a vector field of at least two dimensions.
-        schema.add_field("vector", DataType.FLOAT_VECTOR, dim=2)
-        try:
-            milvus.create_collection(_ID_COLLECTION, schema=schema, timeout=seconds)
-        except MilvusException:
-            if not milvus.has_collection(_ID_COLLECTION, timeout=seconds):
-                raise
-    described: Any = milvus.describe_collection(_ID_COLLECTION, timeout=seconds)
-    [name] = [field["name"] for field in described["fields"] if field["name"].startswith(_ID_FIELD_PREFIX)]
-    return str(name.removeprefix(_ID_FIELD_PREFIX))
 
 
 def _to_entry(row: dict[str, Any]) -> Entry:
