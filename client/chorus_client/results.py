@@ -193,7 +193,8 @@ class Generation:
         steps_run: denoising steps that were computed.
         steps_completed: denoising steps completed, reused ones included.
         attempts: number of starts; above 1 if a service died during the run.
-        warnings: conditions that prevented reuse but not the video, and fields of the request without effect.
+        warnings: conditions that prevented reuse, or the storing of the latents, but not the video, and
+            fields of the request without effect.
         error: cause of the failure; None unless failed.
         video: properties of the video; None unless succeeded.
         created, ended: times in UTC; `ended` is None until the generation ends.

@@ -9,8 +9,10 @@ from typing import TypeVar
 
 from chorus_rpc.errors import ChorusError, unavailable
 
+from services.cache.disk_space import disk_full, is_full
 from services.runtime.breaker import PROBE_SECONDS, Guard
 from services.runtime.logs import get_logger
+from services.runtime.startup import StartupError, progress
 
 log = get_logger("cache.client")
 
@@ -54,7 +56,7 @@ class BlockingClient:
         self._guard = Guard(self.service, lambda: self._run(probe, PROBE_SECONDS))
 
     async def run(self, call: Callable[[], T], seconds: float | None = None) -> T:
-        """Returns the result of `call`; raises DEPENDENCY_UNAVAILABLE that names the service.
+        """Returns the result of `call`; raises DEPENDENCY_UNAVAILABLE or DISK_FULL that names the service.
 
         Args:
             seconds: overrides the usual upper bound.
@@ -77,6 +79,8 @@ class BlockingClient:
                 setting = self._setting if limit == self._seconds else ""
                 raise unavailable(self.service, f"no answer within {limit:g} s", setting=setting) from error
             log.warning("call failed", dependency=self.service, error=str(error)[:500])
+            if is_full(error):
+                raise disk_full(self.service) from error
             raise unavailable(self.service, f"{type(error).__name__}, see the cache's log") from error
 
     async def close(self) -> None:
@@ -86,16 +90,28 @@ class BlockingClient:
         await asyncio.to_thread(self._pool.shutdown, wait=True, cancel_futures=True)
 
 
-async def retry_until_up(client: BlockingClient, call: Callable[[], T], seconds: float) -> T:
+async def retry_until_up(
+    client: BlockingClient,
+    call: Callable[[], T],
+    seconds: float,
+    describe_fault: Callable[[BaseException], str | None],
+) -> T:
     """Returns the result of `call`, retried with growing pauses: a dependency may start after the cache.
 
-    Stops when its caller is cancelled, which the server does after `startup_seconds`.
+    Stops when its caller is cancelled, which the server does after `startup_seconds`. Raises StartupError for
+    a fault that no retry can cure.
+
+    Args:
+        describe_fault: returns the message about such a fault, None for any other error.
     """
     pause = 0.2
     while True:
         try:
             return await client.run(call, seconds)
         except ChorusError as error:
+            if (fault := describe_fault(error)) is not None:
+                raise StartupError(fault) from error
+            progress.waiting_for = error.message
             log.warning(
                 "dependency not ready",
                 dependency=client.service,

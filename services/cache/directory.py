@@ -8,9 +8,12 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
+from chorus_rpc.errors import ChorusError
+
 from services.cache.blobs import Blobs, BlobStat
 from services.cache.blocking_client import BlockingClient
 from services.cache.entries import BLOB_ROOT
+from services.runtime.startup import StartupError
 
 _PAGE = 500
 
@@ -33,9 +36,19 @@ class DirectoryBlobs(Blobs):
 
     @classmethod
     async def open(cls, root: Path, *, seconds: float, threads: int) -> DirectoryBlobs:
-        """Opens a directory. Raises DEPENDENCY_UNAVAILABLE when it cannot be created."""
+        """Opens a directory. Raises StartupError when it cannot be created or written to."""
         blobs = cls(root, seconds=seconds, threads=threads)
-        await blobs._client.run(lambda: (blobs._root / BLOB_ROOT).mkdir(parents=True, exist_ok=True))
+        folder = blobs._root / BLOB_ROOT
+        try:
+            await blobs._client.run(lambda: folder.mkdir(parents=True, exist_ok=True))
+        except ChorusError as error:
+            await blobs.close()
+            cause = error.__cause__
+            reason = cause.strerror if isinstance(cause, OSError) and cause.strerror else error.message
+            raise StartupError(f"CHORUS_CACHE_BLOB_DIR: {folder} cannot be created: {reason}") from error
+        if not os.access(folder, os.W_OK | os.X_OK):
+            await blobs.close()
+            raise StartupError(f"CHORUS_CACHE_BLOB_DIR: {folder} is not writable for this process")
         blobs._client.suspend_when_silent(blobs._root.stat)
         return blobs
 

@@ -9,29 +9,34 @@ from __future__ import annotations
 import contextlib
 import importlib
 import logging
-import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
 import grpc
+from chorus_rpc.errors import DISK_FULL, ChorusError
 from chorus_rpc.limits import MAX_ID_CHARACTERS, MAX_PROMPT_BYTES
 from pymilvus import DataType, MilvusClient
 from pymilvus.exceptions import ErrorCode, MilvusException
 
 from services.cache.blocking_client import BlockingClient, retry_until_up
 from services.cache.certificates import TlsFault, find_tls_fault
-from services.cache.entries import PLAIN_TEXT, Blob, Entry, Space
+from services.cache.disk_space import DiskReserve, disk_full
+from services.cache.entries import Blob, Entry, Space
+from services.cache.filters import make_filter
 from services.cache.index import Hit, Index, Selection
+from services.cache.index_id import read_or_create_id
+from services.cache.lite_faults import describe_lite_fault
+from services.cache.store_faults import describe_milvus_fault
 from services.runtime.breaker import PROBE_SECONDS
+from services.runtime.logs import get_logger
+from services.runtime.startup import StartupError
+
+log = get_logger("cache.milvus")
 
 _PREFIX = "chorus_"
 _LAYOUT = "_v1"
-# Holds no rows. The name of its primary key is this prefix and the id of the index: the creation of a
-# collection is atomic, and Milvus Lite keeps the names of fields but no descriptions.
-_ID_COLLECTION = "chorus_index"
-_ID_FIELD_PREFIX = "id_"
 _PAGE = 500
 # Writes are visible to the next call of this process, at a hundredth of the cost of "Strong" on a server.
 _READ_YOUR_WRITES = "Session"
@@ -57,36 +62,6 @@ _COLUMNS: tuple[tuple[str, Any, dict[str, int]], ...] = (
 _FIELDS = ["entry_id", *(name for name, _, _ in _COLUMNS)]
 
 
-def make_filter(
-    tenant: str, selection: Selection | None = None, entry_ids: Sequence[str] | None = None
-) -> str:
-    """Builds a filter of the index, from the tenant and the requested fields. Every filter is built here.
-
-    Milvus Lite does not support filter templates, so values are part of the text. Raises ValueError for a
-    value that could be parsed as more than a value.
-    """
-    chosen = selection or Selection()
-    terms = [f"tenant == {_literal(tenant)}"]
-    for field, value in (
-        ("entry_id", chosen.entry_id),
-        ("identity", chosen.identity),
-        ("model_id", chosen.model_id),
-    ):
-        if value is not None:
-            terms.append(f"{field} == {_literal(value)}")
-    if chosen.created_before_ms is not None:
-        terms.append(f"created_ms < {int(chosen.created_before_ms)}")
-    if entry_ids is not None:
-        terms.append(f"entry_id in [{', '.join(_literal(each) for each in entry_ids)}]")
-    return " and ".join(terms)
-
-
-def _literal(value: str) -> str:
-    if not PLAIN_TEXT.fullmatch(value):
-        raise ValueError(f"{value!r} is not allowed in a filter")
-    return f'"{value}"'
-
-
 class MilvusIndex(Index):
     """Index in Milvus. Create it with `open`, which waits for the server."""
 
@@ -100,10 +75,18 @@ class MilvusIndex(Index):
         self._uri = uri
         self._seconds = seconds
         self._ready: set[str] = set()
+        # A deletion needs room for its log. A server has its own disk.
+        self._reserve = DiskReserve(Path(f"{uri}.reserve")) if self.kind == "milvus-lite" else None
+        # Spaces whose log may end in part of a row. Milvus Lite would append to it, and lose at the next
+        # start what it acknowledged since.
+        self._torn: set[str] = set()
 
     @classmethod
     async def open(cls, uri: str, token: str, *, seconds: float, threads: int, ca: str = "") -> MilvusIndex:
         """Connects, retrying until it succeeds or its caller is cancelled.
+
+        Raises StartupError for a fault that no retry can cure: every fault of Milvus Lite, which runs in this
+        process.
 
         Args:
             uri: a path that ends in ".db" for Milvus Lite, whose single thread serialises all operations.
@@ -113,20 +96,21 @@ class MilvusIndex(Index):
                 "": those of gRPC.
         """
         # pymilvus logs every failed call with a traceback, even expected ones; our errors carry the cause.
-        logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
+        for name in ("pymilvus", "milvus_lite"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         lite = uri.endswith(".db")
         faults = (MilvusException, grpc.RpcError, grpc.FutureTimeoutError, OSError)
         client = BlockingClient(
             "milvus", 1 if lite else threads, seconds, faults, "CHORUS_CACHE_MILVUS_SECONDS"
         )
-        if lite:
-            Path(uri).parent.mkdir(parents=True, exist_ok=True)
 
         def connect() -> tuple[MilvusClient, str]:
             # If scipy is installed, pymilvus imports it during its first search, which then exceeds the time
             # limit of a lookup.
             with contextlib.suppress(ImportError):
                 importlib.import_module("scipy.sparse")
+            if lite:
+                Path(uri).parent.mkdir(parents=True, exist_ok=True)
             try:
                 milvus = MilvusClient(
                     uri=uri,
@@ -143,16 +127,54 @@ class MilvusIndex(Index):
                     raise
                 raise TlsFault(f"CHORUS_CACHE_MILVUS_URI, CHORUS_CACHE_MILVUS_CA: {fault}") from None
             milvus.list_collections(timeout=seconds)
-            return milvus, _read_or_create_id(milvus, seconds)
+            return milvus, read_or_create_id(milvus, seconds)
 
         try:
             # Importing and recovering Milvus Lite takes longer than any operation.
-            milvus, index_id = await retry_until_up(client, connect, max(seconds, 60.0) if lite else seconds)
+            milvus, index_id = await retry_until_up(
+                client,
+                connect,
+                max(seconds, 60.0) if lite else seconds,
+                lambda error: (describe_lite_fault if lite else describe_milvus_fault)(error, uri),
+            )
         except BaseException:
             await client.close()
             raise
+        index = cls(milvus, client, uri, index_id, seconds)
+        if lite:
+            await index._read_every_space()
+            await index._fill_reserve()
         client.suspend_when_silent(lambda: milvus.list_collections(timeout=PROBE_SECONDS))
-        return cls(milvus, client, uri, index_id, seconds)
+        return index
+
+    async def _read_every_space(self) -> None:
+        """Opens the files of Milvus Lite, which otherwise happens at the first request.
+
+        Raises StartupError for a damaged one.
+        """
+        try:
+            for space in await self.spaces():
+                async for _ in self.every_entry(space):
+                    break
+        except ChorusError as error:
+            if (fault := describe_lite_fault(error, self._uri)) is not None:
+                await self.close()
+                raise StartupError(fault) from error
+
+    async def _fill_reserve(self) -> bool:
+        """Allocates the reserve of Milvus Lite, which new rows have to leave; returns whether they have
+        room."""
+        return self._reserve is None or await self._client.run(self._reserve.fill)
+
+    def _note_torn_log(self, space: str, error: Exception) -> None:
+        if self._reserve is not None and isinstance(error, ChorusError) and error.reason == DISK_FULL:
+            self._torn.add(space)
+
+    async def _mend_log(self, space: str) -> None:
+        """Starts a new log, after writing the rows of a torn one to a segment. Needs free space."""
+        if space in self._torn:
+            await self._client.run(lambda: self._milvus.flush(space, timeout=self._seconds))
+            self._torn.discard(space)
 
     async def close(self) -> None:
         await self._client.close()
@@ -202,11 +224,15 @@ class MilvusIndex(Index):
 
     async def upsert(self, space: Space, entry: Entry, vector: Sequence[float]) -> None:
         row = _to_row(entry, vector)
+        if not await self._fill_reserve():
+            raise disk_full(self._client.service)
         if space.name not in self._ready:
             await self._client.run(lambda: self._create(space))
         try:
+            await self._mend_log(space.name)
             await self._client.run(lambda: self._milvus.upsert(space.name, [row], timeout=self._seconds))
-        except Exception:
+        except Exception as error:
+            self._note_torn_log(space.name, error)
             # The collection may have been dropped: the next call checks again.
             self._ready.discard(space.name)
             raise
@@ -220,7 +246,18 @@ class MilvusIndex(Index):
             self._milvus.delete(space, filter=where, timeout=self._seconds)
             self._settle(space, where)
 
-        await self._read(space, remove)
+        reserve = self._reserve
+        if reserve is not None:
+            await self._client.run(reserve.release_if_full)
+        try:
+            await self._read(space, remove)
+        except ChorusError as error:
+            self._note_torn_log(space, error)
+            # A quota does not show in the free space.
+            if error.reason != DISK_FULL or reserve is None or not await self._client.run(reserve.release):
+                raise
+            log.warning("index deletes on a full disk: its reserve is released")
+            await self._read(space, remove)
 
     async def spaces(self) -> list[str]:
         names = await self._client.run(lambda: self._milvus.list_collections(timeout=self._seconds))
@@ -324,25 +361,6 @@ class MilvusIndex(Index):
         self._milvus.load_collection(collection, timeout=self._seconds)
         self._ready.add(space)
         return True
-
-
-def _read_or_create_id(milvus: MilvusClient, seconds: float) -> str:
-    """Returns the id of the index. Of several processes that create it concurrently, one succeeds."""
-    if not milvus.has_collection(_ID_COLLECTION, timeout=seconds):
-        schema = MilvusClient.create_schema(auto_id=False, enable_dynamic_field=False)
-        schema.add_field(
-            _ID_FIELD_PREFIX + uuid.uuid4().hex, DataType.VARCHAR, is_primary=True, max_length=64
-        )
-        # A server requires a vector field of at least two dimensions.
-        schema.add_field("vector", DataType.FLOAT_VECTOR, dim=2)
-        try:
-            milvus.create_collection(_ID_COLLECTION, schema=schema, timeout=seconds)
-        except MilvusException:
-            if not milvus.has_collection(_ID_COLLECTION, timeout=seconds):
-                raise
-    described: Any = milvus.describe_collection(_ID_COLLECTION, timeout=seconds)
-    [name] = [field["name"] for field in described["fields"] if field["name"].startswith(_ID_FIELD_PREFIX)]
-    return str(name.removeprefix(_ID_FIELD_PREFIX))
 
 
 def _to_row(entry: Entry, vector: Sequence[float]) -> dict[str, Any]:

@@ -6,16 +6,19 @@ import io
 from collections.abc import AsyncIterator, Iterator, Sequence
 from itertools import islice
 from typing import Any
+from xml.etree.ElementTree import ParseError
 
 import urllib3
 from minio import Minio
 from minio.credentials.providers import Provider, StaticProvider
 from minio.deleteobjects import DeleteObject
-from minio.error import MinioException, S3Error
+from minio.error import InvalidResponseError, MinioException, S3Error
 
 from services.cache.blobs import Blobs, BlobStat
 from services.cache.blocking_client import BlockingClient, retry_until_up
 from services.cache.entries import BLOB_ROOT
+from services.cache.store_faults import describe_s3_fault
+from services.runtime.startup import StartupError
 
 _PAGE = 500
 _ABSENT = ("NoSuchKey", "NoSuchObject")
@@ -56,6 +59,8 @@ class S3Blobs(Blobs):
     ) -> S3Blobs:
         """Connects, retrying until it succeeds or its caller is cancelled.
 
+        Raises StartupError for a fault that no retry can cure.
+
         Args:
             session_token: token of temporary keys.
             provider: source of credentials in place of the keys.
@@ -76,27 +81,40 @@ class S3Blobs(Blobs):
                 respect_retry_after_header=False,  # the server could ask for any time
             ),
         )
-        minio = Minio(
-            endpoint,
-            credentials=provider or StaticProvider(access_key, secret_key, session_token or None),
-            secure=secure,
-            region=region or None,
-            http_client=pool,
-        )
+        try:
+            minio = Minio(
+                endpoint,
+                credentials=provider or StaticProvider(access_key, secret_key, session_token or None),
+                secure=secure,
+                region=region or None,
+                http_client=pool,
+            )
+        except ValueError as error:
+            raise StartupError(f"CHORUS_CACHE_S3_ENDPOINT, CHORUS_CACHE_S3_REGION: {error}") from None
         faults = (MinioException, urllib3.exceptions.HTTPError, OSError)
         client = BlockingClient("s3", threads, seconds, faults, "CHORUS_CACHE_BLOB_SECONDS")
 
         def make_bucket() -> None:
-            if not minio.bucket_exists(bucket):
+            try:
+                # Not a HEAD request, whose answer has no body: it would not say what is wrong.
+                next(iter(minio.list_objects(bucket, prefix=f"{BLOB_ROOT}/")), None)
+            except (ValueError, ParseError) as error:
+                # A page, not a list of objects.
+                raise InvalidResponseError(200, None, str(error)) from None
+            except S3Error as error:
+                if error.code != "NoSuchBucket":
+                    raise
                 try:
                     minio.make_bucket(bucket)
-                except S3Error as error:
+                except S3Error as refusal:
                     # Another replica may have created it first.
-                    if error.code not in ("BucketAlreadyOwnedByYou", "BucketAlreadyExists"):
+                    if refusal.code not in ("BucketAlreadyOwnedByYou", "BucketAlreadyExists"):
                         raise
 
         try:
-            await retry_until_up(client, make_bucket, seconds)
+            await retry_until_up(
+                client, make_bucket, seconds, lambda error: describe_s3_fault(error, endpoint, bucket)
+            )
         except BaseException:
             await client.close()
             raise

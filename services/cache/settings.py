@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from chorus_rpc.limits import DEFAULT_MAX_BLOB_BYTES, MAX_PROMPT_BYTES
 from pydantic import Field, SecretStr, ValidationInfo, field_validator
@@ -18,6 +19,17 @@ _ENVIRONMENT_KEYS = (
     ("AWS_ACCESS_KEY_ID", "AWS_ACCESS_KEY"),
     ("AWS_SECRET_ACCESS_KEY", "AWS_SECRET_KEY"),
 )
+
+
+def _check_url(value: str) -> None:
+    """Raises ValueError unless `value` names a host, and a valid port if any."""
+    try:
+        parts = urlsplit(value)
+        valid = bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        valid = False
+    if not valid:
+        raise ValueError("must be http(s)://host:port, with a port from 1 to 65535")
 
 
 class CacheSettings(ServerSettings):
@@ -94,6 +106,8 @@ class CacheSettings(ServerSettings):
     def _check_uri(cls, value: str) -> str:
         if not value.endswith(".db") and not value.startswith(("http://", "https://")):
             raise ValueError("must be a path that ends in .db (Milvus Lite) or http(s)://host:port")
+        if not value.endswith(".db"):
+            _check_url(value)
         if "://[" in value:
             # pymilvus 3.0 joins host and port without brackets.
             raise ValueError("must name the host, not its IPv6 address, to which pymilvus cannot connect")
@@ -113,6 +127,8 @@ class CacheSettings(ServerSettings):
             raise ValueError("must be set when CHORUS_CACHE_BLOBS is s3")
         if "://" in value:
             raise ValueError("must be host:port without a scheme; CHORUS_CACHE_S3_SECURE selects TLS")
+        if any(character in value for character in "/?#@ "):
+            raise ValueError("must be host:port alone: no path, credentials or spaces")
         if value.count(":") > 1 and not value.startswith("["):
             raise ValueError("must have brackets around an IPv6 address, for instance [::1]:9000")
         return value

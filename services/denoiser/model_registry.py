@@ -20,6 +20,7 @@ from services.denoiser.model.spec import Bound, ModelSpec, SpecError, load_spec
 from services.denoiser.request import describe_adapters, unknown_model
 from services.denoiser.settings import DenoiserSettings
 from services.runtime.logs import get_logger
+from services.runtime.startup import StartupError, progress
 
 log = get_logger("denoiser.models")
 
@@ -119,7 +120,8 @@ async def load_models(
         stopping: Event that is set when the process must end, so that no engine build delays it.
 
     Raises SpecError or WeightsError for a file that cannot be served or a model that diverges, BackendError
-    for a backend that cannot run and may not fall back, ValueError for a device that is missing.
+    for a backend that cannot run and may not fall back, StartupError for a device that is missing or too
+    small.
     """
 
     def report(words: str) -> bool:
@@ -132,11 +134,20 @@ async def load_models(
         if settings.threads:
             torch.set_num_threads(settings.threads)
         if settings.device.startswith("cuda") and not torch.cuda.is_available():
-            raise ValueError(f"device {settings.device}: torch finds no CUDA device; use cpu")
-        models = [
-            LoadedModel.load(path, settings.device, fp8=settings.computes_in_fp8) for path in settings.models
-        ]
-        return [Predictor(model, choose_backend(model, settings, report)) for model in models]
+            raise StartupError(
+                f"CHORUS_DENOISER_DEVICE: {settings.device}: torch finds no CUDA device; use cpu"
+            )
+        predictors = []
+        try:
+            for path in settings.models:
+                progress.waiting_for = f"the model {path}"
+                model = LoadedModel.load(path, settings.device, fp8=settings.computes_in_fp8)
+                predictors.append(Predictor(model, choose_backend(model, settings, report)))
+        except torch.OutOfMemoryError:
+            raise StartupError(
+                f"CHORUS_DENOISER_DEVICE: {settings.device} has too little memory for the models"
+            ) from None
+        return predictors
 
     predictors = await device_thread.call(load)
     for predictor in predictors:

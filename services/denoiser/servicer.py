@@ -105,9 +105,12 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
                 admission = self._admissions.start(job, tenant, event) if job.admission is not None else None
                 for response in _to_video_responses(event.video):
                     yield response
+                refused = admission is not None and _is_refused(admission)
+                if admission is not None and refused:  # reported before the end of the job
+                    yield denoiser_pb2.DenoiseResponse(admission=admission.result())
                 yield denoiser_pb2.DenoiseResponse(completed=_to_completed(event))
                 log.info("denoised", generation_id=job.generation_id, steps_run=event.steps_run)
-                if admission is not None:
+                if admission is not None and not refused:
                     yield denoiser_pb2.DenoiseResponse(admission=await asyncio.shield(admission))
 
     async def DescribeModels(
@@ -152,6 +155,11 @@ def _limit_run(remaining: float | None, run_seconds: float) -> tuple[float, Chor
         "CHORUS_DENOISER_RUN_SECONDS",
         f"the run, with its wait for the device, took longer than {run_seconds:g} s",
     )
+
+
+def _is_refused(admission: asyncio.Future[denoiser_pb2.Admission]) -> bool:
+    """Returns whether an admission is known to have failed."""
+    return admission.done() and not admission.cancelled() and admission.result().HasField("error")
 
 
 def _call_when_ended(context: Any, action: Callable[[], None]) -> None:

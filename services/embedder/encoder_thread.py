@@ -13,6 +13,7 @@ from typing import TypeVar
 import torch
 from chorus_rpc import errors, semconv, telemetry
 from chorus_rpc.errors import ChorusError
+from safetensors import SafetensorError
 
 from services.embedder.encoders import (
     CLIPEncoder,
@@ -24,6 +25,7 @@ from services.embedder.encoders import (
 )
 from services.embedder.settings import EncoderSpec
 from services.runtime.logs import get_logger
+from services.runtime.startup import StartupError, progress
 
 log = get_logger("encoder")
 
@@ -194,15 +196,24 @@ def load_encoders(
     Args:
         dtype: name of a torch dtype.
 
-    Raises OSError or ValueError that names the directory, or the device, that cannot be used.
+    Raises StartupError for a device that is missing or too small, and for a directory that holds no usable
+    encoder.
     """
     if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"device {device}: torch finds no CUDA device; use cpu")
+        raise StartupError(f"CHORUS_EMBEDDER_DEVICE: {device}: torch finds no CUDA device; use cpu")
     torch.set_num_threads(threads)
-    loaded = {
-        spec: load_encoder(spec, getattr(torch, dtype), device)
-        for spec in dict.fromkeys((retrieval, *conditioning))
-    }
+    loaded = {}
+    for spec in dict.fromkeys((retrieval, *conditioning)):
+        variable = "CHORUS_EMBEDDER_RETRIEVAL" if spec == retrieval else "CHORUS_EMBEDDER_CONDITIONING"
+        progress.waiting_for = f"the encoder {spec}"
+        try:
+            loaded[spec] = load_encoder(spec, getattr(torch, dtype), device)
+        except torch.OutOfMemoryError:
+            raise StartupError(f"CHORUS_EMBEDDER_DEVICE: {device} has too little memory for {spec}") from None
+        except ImportError as error:
+            raise StartupError(f"{variable}: {spec} needs a package that is not installed: {error}") from None
+        except (OSError, ValueError, SafetensorError) as error:
+            raise StartupError(f"{variable}: {spec} cannot be loaded: {error}") from error
     return EncoderThread(
         loaded[retrieval],
         [loaded[spec] for spec in conditioning],

@@ -22,6 +22,7 @@ from services.runtime.interceptors import Gate, ServiceInterceptor
 from services.runtime.logs import configure_logs, get_logger
 from services.runtime.resources import EssentialTaskEnded, Resources
 from services.runtime.settings import ServerSettings, find_unknown_variables
+from services.runtime.startup import StartupError, limit_start
 
 # Runs once the port is bound: loads what the service needs, registers every resource with the stack and adds
 # the servicer to the server. Calls are refused with UNAVAILABLE until it returns.
@@ -60,9 +61,9 @@ def run(name: str, service: str, settings: ServerSettings, start: Start, drain: 
         name: short name, for instance "cache".
         service: full protobuf name, for instance "chorus.cache.v1.CacheService".
 
-    Ends the process with status 1, and a line that names the setting, if the address cannot be listened on.
-    Raises TimeoutError when `start` takes longer than `startup_seconds`, SystemExit when an `OTEL_*` variable
-    cannot be honoured.
+    Ends the process with status 1 and one line on stderr when the address cannot be listened on, when `start`
+    raises StartupError, or when it takes longer than `startup_seconds`; with status 2 when an `OTEL_*`
+    variable cannot be honoured.
     """
     configure_logs(name, settings.log_level, settings.log_format)
     for variable, nearest in find_unknown_variables(type(settings), os.environ).items():
@@ -79,6 +80,9 @@ def run(name: str, service: str, settings: ServerSettings, start: Start, drain: 
         raise SystemExit(1) from None
     except CannotListen as error:
         print(error, file=sys.stderr)
+        raise SystemExit(1) from None
+    except StartupError as error:
+        print(f"{name}: {error}", file=sys.stderr)
         raise SystemExit(1) from None
     finally:
         if fault := telemetry.shutdown():
@@ -122,13 +126,15 @@ async def _serve(
         loop.add_signal_handler(number, stop.set)
 
     async with Resources() as resources:
-        loading = asyncio.ensure_future(_load(name, start(resources, running), settings.startup_seconds))
+        loading = asyncio.ensure_future(limit_start(start(resources, running), settings))
         stopping = asyncio.ensure_future(stop.wait())
+        serving = False
         try:
             ends = (stopping, resources.ended_task)
             await asyncio.wait((loading, *ends), return_when=asyncio.FIRST_COMPLETED)
             if loading.done():
                 loading.result()
+                serving = True
                 gate.open()
                 await status.set(service, health_pb2.HealthCheckResponse.SERVING)
                 await status.set("", health_pb2.HealthCheckResponse.SERVING)
@@ -144,20 +150,8 @@ async def _serve(
                 if drain is not None:
                     await drain()
             finally:
-                await server.stop(settings.drain_seconds)
+                # Before the process serves, only health streams are open; they do not delay its end.
+                await server.stop(settings.drain_seconds if serving else None)
         if resources.ended_task.done():
             raise EssentialTaskEnded(resources.ended_task.result())
     log.info("stopped")
-
-
-async def _load(name: str, start: Awaitable[object], seconds: float) -> None:
-    """Awaits `start`. Raises TimeoutError that names the setting when it takes longer than `seconds`."""
-    limit = asyncio.timeout(seconds)
-    try:
-        async with limit:
-            await start
-    except TimeoutError as error:
-        if not limit.expired():
-            raise
-        setting = f"CHORUS_{name.upper()}_STARTUP_SECONDS"
-        raise TimeoutError(f"{name} was not ready within {seconds:g} s ({setting})") from error

@@ -13,8 +13,9 @@ from chorus_rpc.errors import DEPENDENCY_UNAVAILABLE, ChorusError
 from milvus_lite.adapter.grpc.server import start_server_in_thread
 
 from services.cache.entries import Blob, Entry, Space
+from services.cache.filters import make_filter
 from services.cache.index import Index, Selection
-from services.cache.milvus import MilvusIndex, make_filter
+from services.cache.milvus import MilvusIndex
 from services.contract.identity import identity_digest
 from tests.contract.conftest import OpenIndex
 from tests.contract.samples import DIMENSION, SPACE, digest, entry, identity, unit

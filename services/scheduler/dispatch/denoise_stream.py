@@ -30,6 +30,7 @@ from services.scheduler.peers.denoiser import DenoiserClient
 log = get_logger("denoise_stream")
 
 _RUNNING: Collection[State] = frozenset({State.RUNNING})
+_SUCCEEDED: Collection[State] = frozenset({State.SUCCEEDED})
 
 
 class JobNoLongerRunning(Exception):
@@ -90,6 +91,8 @@ class DenoiseStream:
                 self._video.add(reply.video_chunk)
             case "completed":
                 self.completed = reply.completed
+            case "admission":
+                return _convert_admission(reply.admission)
             case _:
                 pass
         return []
@@ -228,7 +231,7 @@ class DenoiseRunner:
                         admits = parameters.request.HasField("admission")
                         self._admissions.follow(
                             parameters.identity if admits else None,
-                            _follow_admission(replies, resources.pop_all()),
+                            self._follow_admission(parameters.job, replies, resources.pop_all()),
                         )
                         return
             raise errors.unavailable("denoiser", "its stream ended before the video was complete")
@@ -300,19 +303,36 @@ class DenoiseRunner:
         with suppress(PassingFault):
             await self._store.advance(job.job_id, _RUNNING, [pb.GenerationEvent(warning=warning)])
 
+    async def _follow_admission(
+        self, job: Job, replies: AsyncGenerator[denoiser_pb2.DenoiseResponse, None], stream: AsyncExitStack
+    ) -> None:
+        """Reads the rest of a stream, after the video was complete; a refused admission becomes a warning.
 
-async def _follow_admission(
-    replies: AsyncGenerator[denoiser_pb2.DenoiseResponse, None], stream: AsyncExitStack
-) -> None:
-    """Reads the rest of a stream, after the video was complete, and logs the outcome of the admission.
+        Args:
+            stream: closes `replies`.
+        """
+        events: list[pb.GenerationEvent] = []
+        async with stream:
+            try:
+                async for reply in replies:
+                    events += _convert_admission(reply.admission)
+            except ChorusError as error:
+                log.warning("stream broke after the video was complete", error=error.message)
+                events += _make_admission_warning(errors.to_job_error(error))
+        if events:
+            await wait_out(lambda: self._store.advance(job.job_id, _SUCCEEDED, events), job.deadline)
 
-    Args:
-        stream: closes `replies`.
-    """
-    async with stream:
-        try:
-            async for reply in replies:
-                if reply.admission.HasField("error"):
-                    log.warning("latents not admitted to the cache", error=reply.admission.error.message)
-        except ChorusError as error:
-            log.warning("stream broke after the video was complete", error=error.message)
+
+def _convert_admission(admission: denoiser_pb2.Admission) -> list[pb.GenerationEvent]:
+    return _make_admission_warning(admission.error) if admission.HasField("error") else []
+
+
+def _make_admission_warning(error: errors_pb2.JobError) -> list[pb.GenerationEvent]:
+    """Returns the warning that the latents were not stored, or may not have been."""
+    log.warning("latents not admitted to the cache", error=error.message)
+    warning = errors_pb2.JobError()
+    warning.CopyFrom(error)
+    warning.message = f"the latents were not stored for later requests: {error.message}"
+    if "service" not in warning.metadata:
+        warning.metadata["service"] = "cache"
+    return [pb.GenerationEvent(warning=pb.WarningEvent(warning=warning))]

@@ -64,7 +64,9 @@ def open_database(path: Path) -> tuple[sqlite3.Connection, int]:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = _take_lock(path)
     except OSError as error:
-        raise StoreError(f"the job database {path} cannot be opened: {error}") from error
+        raise StoreError(
+            f"CHORUS_SCHEDULER_DATABASE: the job database {path} cannot be opened: {error}"
+        ) from error
     try:
         connection = sqlite3.connect(path, isolation_level=None, timeout=_BUSY_SECONDS)
         try:
@@ -74,7 +76,9 @@ def open_database(path: Path) -> tuple[sqlite3.Connection, int]:
             raise
     except sqlite3.Error as error:
         os.close(lock)
-        raise StoreError(f"the job database {path} cannot be opened: {error}") from error
+        raise StoreError(
+            f"CHORUS_SCHEDULER_DATABASE: the job database {path} cannot be opened: {error}"
+        ) from error
     except BaseException:
         os.close(lock)
         raise

@@ -23,7 +23,7 @@ IN_QUEUE = frozenset({State.QUEUED, State.WAITING})
 UNFINISHED = IN_QUEUE | {State.RUNNING}
 ENDED = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED})
 
-# Ended jobs do not change. A state may follow itself: the queue moved, or another service is unavailable now.
+# An ended job keeps its state. A state may follow itself: the queue moved, or another service is unavailable.
 TRANSITIONS: Mapping[State, frozenset[State]] = {
     State.QUEUED: frozenset({State.QUEUED, State.WAITING, State.RUNNING, State.FAILED, State.CANCELLED}),
     State.WAITING: frozenset({State.WAITING, State.RUNNING, State.FAILED, State.CANCELLED}),
@@ -42,7 +42,13 @@ _LEADS_TO: Mapping[str, State] = {
     "failed": State.FAILED,
     "cancelled": State.CANCELLED,
 }
-_WHILE_RUNNING = frozenset({"started", "step_completed", "warning"})
+# Events that do not change the state, by the states in which they can happen. What becomes of the latents may
+# be known only after the end.
+_HAPPENS_IN: Mapping[str, frozenset[State]] = {
+    "started": frozenset({State.RUNNING}),
+    "step_completed": frozenset({State.RUNNING}),
+    "warning": frozenset({State.RUNNING, State.SUCCEEDED}),
+}
 
 
 class IllegalTransition(ValueError):
@@ -52,7 +58,7 @@ class IllegalTransition(ValueError):
 def state_after(state: State, event: pb.GenerationEvent) -> State:
     """Returns the state after an event. Raises IllegalTransition if the event cannot happen in `state`."""
     kind = event.WhichOneof("event") or ""
-    if kind in _WHILE_RUNNING and state is State.RUNNING:
+    if state in _HAPPENS_IN.get(kind, ()):
         return state
     following = _LEADS_TO.get(kind)
     if following is None or following not in TRANSITIONS[state]:
@@ -89,7 +95,7 @@ def apply(generation: pb.Generation, event: pb.GenerationEvent) -> None:
         generation.steps_run = event.succeeded.steps_run
     elif kind == "failed":
         generation.error.CopyFrom(event.failed.error)
-    if State(generation.state) in ENDED:
+    if _LEADS_TO.get(kind or "") in ENDED:
         generation.end_time.CopyFrom(event.time)
 
 

@@ -14,6 +14,7 @@ from chorus_rpc import errors
 from chorus_rpc.chunks import CHUNK_BYTES
 from chorus_rpc.errors import ChorusError
 
+from services.runtime.startup import StartupError
 from services.scheduler.jobs.passing_faults import find_passing_fault
 
 _SUFFIX = ".mp4"
@@ -30,9 +31,18 @@ class VideoFiles:
         self._directory = directory
 
     async def open(self) -> None:
-        """Creates the directory. Raises OSError that names it."""
-        with _passing_faults():
-            await asyncio.to_thread(self._directory.mkdir, parents=True, exist_ok=True)
+        """Creates the directory. Raises StartupError if it cannot be created or written to."""
+        try:
+            with _passing_faults():
+                await asyncio.to_thread(self._directory.mkdir, parents=True, exist_ok=True)
+        except OSError as error:
+            raise StartupError(
+                f"CHORUS_SCHEDULER_VIDEO_DIR: {self._directory} cannot be created: {error.strerror}"
+            ) from error
+        if not os.access(self._directory, os.W_OK | os.X_OK):
+            raise StartupError(
+                f"CHORUS_SCHEDULER_VIDEO_DIR: {self._directory} is not writable for this process"
+            )
 
     async def save(self, generation_id: str, data: bytes) -> None:
         """Writes a video durably. Raises OSError, and keeps nothing, if it cannot be written."""

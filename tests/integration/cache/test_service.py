@@ -40,7 +40,7 @@ from tests.integration.cache.calls import (
     fetched,
     files,
 )
-from tests.processes import ServiceProcess, free_port, start_service, wait_until_serving
+from tests.processes import ServiceProcess, free_port, start_service
 
 if TYPE_CHECKING:
     from tests.integration.cache.calls import Stub
@@ -345,22 +345,6 @@ async def test_every_donor_can_be_fetched_after_kill_9_during_admissions(tmp_pat
                             found[entry] = await fetched(stub, CRASH, fetch(entry, 1, 2))
             # No acknowledged entry is lost; any other is complete or absent.
             assert {entry: found.get(entry) for entry in writers.acknowledged} == writers.acknowledged
-
-
-def test_second_process_on_the_same_index_waits(
-    service: ServiceProcess, directory: Path, tmp_path: Path
-) -> None:
-    second = ServiceProcess("cache", environment(directory), free_port(), tmp_path / "second.log")
-    second.start(wait=False)
-    try:
-        end = time.monotonic() + 120
-        while "dependency not ready" not in second.tail(200):
-            assert time.monotonic() < end, second.tail()
-            time.sleep(0.1)
-        with pytest.raises(TimeoutError):
-            wait_until_serving(second.target, 1)
-    finally:
-        second.stop()
 
 
 def test_misspelt_variable_is_reported_at_start(tmp_path: Path) -> None:

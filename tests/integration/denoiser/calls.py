@@ -80,6 +80,9 @@ class FakeCache(cache_pb2_grpc.CacheServiceServicer):
     def Stats(self, request: cache_pb2.StatsRequest, context: Any) -> Any:
         context.abort(grpc.StatusCode.UNIMPLEMENTED, "the denoiser reads no statistics")
 
+    def Adopt(self, request: cache_pb2.AdoptRequest, context: Any) -> Any:
+        context.abort(grpc.StatusCode.UNIMPLEMENTED, "the denoiser adopts no store")
+
 
 def blob_parts(index: int, sigma: float, data: bytes) -> Parts:
     header = latents_pb2.BlobHeader(

@@ -11,7 +11,7 @@ from typing import Any
 import grpc.aio
 import numpy as np
 from chorus.cache.v1 import cache_pb2, cache_pb2_grpc
-from chorus.common.v1 import latents_pb2, video_pb2
+from chorus.common.v1 import errors_pb2, latents_pb2, video_pb2
 from chorus.denoiser.v1 import denoiser_pb2, denoiser_pb2_grpc
 from chorus.embedder.v1 import embedder_pb2, embedder_pb2_grpc
 from chorus_rpc.chunks import chunks
@@ -183,6 +183,9 @@ class FakeCache(Fake, cache_pb2_grpc.CacheServiceServicer):
     async def Stats(self, request: Any, context: Any) -> Any:
         raise AssertionError("the scheduler does not call this")
 
+    async def Adopt(self, request: Any, context: Any) -> Any:
+        raise AssertionError("the scheduler does not call this")
+
 
 class FakeDenoiser(Fake, denoiser_pb2_grpc.DenoiserServiceServicer):
     """Runs without delay, except for a pause that a test sets."""
@@ -203,6 +206,9 @@ class FakeDenoiser(Fake, denoiser_pb2_grpc.DenoiserServiceServicer):
         self.go = asyncio.Event()
         self.degraded = False
         self.active_tokens = b""
+        # Error of every admission, sent before or after Completed.
+        self.refusal: errors_pb2.JobError | None = None
+        self.refuses_early = False
         # Raised once.
         self.fault: Exception | None = None
         self.damage = False
@@ -260,14 +266,19 @@ class FakeDenoiser(Fake, denoiser_pb2_grpc.DenoiserServiceServicer):
         yield denoiser_pb2.DenoiseResponse(video_header=video_info())
         for chunk in chunks(VIDEO[:-1] + b"!" if self.damage else VIDEO):
             yield denoiser_pb2.DenoiseResponse(video_chunk=chunk)
+        admission = denoiser_pb2.Admission(entry_id="n" * 64)
+        if self.refusal is not None:
+            admission = denoiser_pb2.Admission(error=self.refusal)
+        if self.refuses_early:
+            yield denoiser_pb2.DenoiseResponse(admission=admission)
         yield denoiser_pb2.DenoiseResponse(
             completed=denoiser_pb2.Completed(
                 steps_run=total - first, denoise_seconds=0.2 * (total - first), decode_seconds=0.05
             )
         )
         await self._pause(-1)
-        if request.HasField("admission"):
-            yield denoiser_pb2.DenoiseResponse(admission=denoiser_pb2.Admission(entry_id="n" * 64))
+        if request.HasField("admission") and not self.refuses_early:
+            yield denoiser_pb2.DenoiseResponse(admission=admission)
 
     async def _pause(self, step: int) -> None:
         if step == self.pause_before:

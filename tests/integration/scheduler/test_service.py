@@ -128,6 +128,31 @@ async def test_donor_that_could_not_be_used_is_a_warning(world: World) -> None:
     assert (ended.steps_run, ended.HasField("donor")) == (STEPS, False)
 
 
+@pytest.mark.fault("swallowed-errors")
+@pytest.mark.parametrize("early", [False, True])
+async def test_refused_admission_is_a_warning(world: World, early: bool) -> None:
+    world.denoiser.refusal = errors_pb2.JobError(
+        reason=errors_pb2.ERROR_REASON_DISK_FULL, message="the disk is full", metadata={"service": "cache"}
+    )
+    world.denoiser.refuses_early = early
+    job = await _ended(world)
+    end = time.monotonic() + 20
+    # The outcome of the admission may come after the end of the job.
+    while not (ended := await world.get(job)).warnings:
+        assert time.monotonic() < end
+        await asyncio.sleep(0.05)
+    [warning] = ended.warnings
+    assert warning.reason == errors_pb2.ERROR_REASON_DISK_FULL
+    assert warning.message == "the latents were not stored for later requests: the disk is full"
+    assert warning.metadata["service"] == "cache"
+    assert ended.state == pb.GENERATION_STATE_SUCCEEDED
+    events = await world.events(job)
+    assert [event.sequence for event in events] == list(range(1, len(events) + 1))
+    assert kinds(events)[-2:] == (["warning", "succeeded"] if early else ["succeeded", "warning"])
+    assert ended.last_sequence == events[-1].sequence
+    assert ended.end_time == next(event.time for event in events if event.HasField("succeeded"))
+
+
 @pytest.mark.fault("silent-dependency")
 async def test_next_job_does_not_wait_for_the_admission_of_the_latents(world: World) -> None:
     world.denoiser.pause_before = -1

@@ -17,8 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.cache.entries import Admission, Space
+from services.cache.filters import make_filter
 from services.cache.index import Selection
-from services.cache.milvus import make_filter
 from services.cache.settings import CacheSettings
 from services.cache.upload import Upload
 from services.cache.validation import Limits, check_fetch, check_lookup, check_purge

@@ -7,14 +7,18 @@ from typing import Any
 
 import pytest
 
-from services.runtime.server import _load
+from services.cache.settings import CacheSettings
+from services.runtime.startup import StartupError, limit_start
 
 pytestmark = pytest.mark.fault("named-limit")
 
 
 async def test_start_that_takes_too_long_names_the_setting() -> None:
-    with pytest.raises(TimeoutError, match=r"cache .* within 0\.05 s \(CHORUS_CACHE_STARTUP_SECONDS\)"):
-        await _load("cache", asyncio.Event().wait(), 0.05)
+    async def start() -> None:
+        await asyncio.Event().wait()
+
+    with pytest.raises(StartupError, match=r"within 0\.05 s \(CHORUS_CACHE_STARTUP_SECONDS\)"):
+        await limit_start(start(), CacheSettings(startup_seconds=0.05))
 
 
 async def test_timeout_inside_the_start_is_not_the_limit_of_the_start() -> None:
@@ -22,4 +26,4 @@ async def test_timeout_inside_the_start_is_not_the_limit_of_the_start() -> None:
         raise TimeoutError("the store did not answer")
 
     with pytest.raises(TimeoutError, match="the store did not answer"):
-        await _load("cache", start(), 60)
+        await limit_start(start(), CacheSettings(startup_seconds=60))

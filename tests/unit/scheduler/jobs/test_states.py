@@ -55,9 +55,10 @@ def test_any_sequence_of_events_ends_a_job_at_most_once(kinds: list[str]) -> Non
         except IllegalTransition:
             assert generation == before
             continue
-        assert State(before.state) in UNFINISHED
+        late_warning = kind == "warning" and before.state == pb.GENERATION_STATE_SUCCEEDED
+        assert State(before.state) in UNFINISHED or late_warning
         assert generation.last_sequence == sequence
-        ends += State(generation.state) in ENDED
+        ends += State(generation.state) in ENDED and not late_warning
     assert ends <= 1
     assert generation.HasField("end_time") == (ends == 1)
 
@@ -95,3 +96,14 @@ def test_new_attempt_clears_the_results_of_the_previous_one() -> None:
     assert not view.warnings
     again = fold("planned", "started", "waiting", "planned")
     assert (again.attempts, again.state) == (2, pb.GENERATION_STATE_RUNNING)
+
+
+@pytest.mark.fault("swallowed-errors")
+def test_warning_may_follow_a_success_and_leaves_its_end_time() -> None:
+    generation = fold("planned", "succeeded", "warning")
+    assert generation.state == pb.GENERATION_STATE_SUCCEEDED
+    assert [warning.message for warning in generation.warnings] == ["w"]
+    assert (generation.end_time.seconds, generation.last_sequence) == (102, 3)
+    for end in ("failed", "cancelled"):
+        with pytest.raises(IllegalTransition):
+            fold("planned", end, "warning")

@@ -210,7 +210,9 @@ Global___Completed: typing_extensions.TypeAlias = Completed
 
 @typing.final
 class Admission(google.protobuf.message.Message):
-    """Outcome of storing the result. Sent after Completed, so that an unavailable cache does not delay the video."""
+    """Outcome of storing the result. Completed does not wait for it, so that an unavailable cache does not delay the
+    video.
+    """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 

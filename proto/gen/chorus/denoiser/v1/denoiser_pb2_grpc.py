@@ -58,8 +58,8 @@ class DenoiserServiceServicer(object):
 
     def Denoise(self, request, context):
         """Runs a plan and streams its events in order: Started, StepCompleted for each computed step, video header,
-        video chunks, Completed, and Admission if the request stores its result. Cancelling the call stops the
-        run at the next step.
+        video chunks, Completed, and Admission if the request stores its result; a refused Admission comes
+        before Completed if it is known by then. Cancelling the call stops the run at the next step.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -110,8 +110,8 @@ class DenoiserServiceStub(typing.Generic[_DenoiserServiceDenoiseType, _DenoiserS
 
     Denoise: _DenoiserServiceDenoiseType
     """Runs a plan and streams its events in order: Started, StepCompleted for each computed step, video header,
-    video chunks, Completed, and Admission if the request stores its result. Cancelling the call stops the
-    run at the next step.
+    video chunks, Completed, and Admission if the request stores its result; a refused Admission comes
+    before Completed if it is known by then. Cancelling the call stops the run at the next step.
     """
 
     DescribeModels: _DenoiserServiceDescribeModelsType
@@ -145,8 +145,8 @@ class DenoiserServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[chorus.denoiser.v1.denoiser_pb2.DenoiseResponse], collections.abc.AsyncIterator[chorus.denoiser.v1.denoiser_pb2.DenoiseResponse]]:
         """Runs a plan and streams its events in order: Started, StepCompleted for each computed step, video header,
-        video chunks, Completed, and Admission if the request stores its result. Cancelling the call stops the
-        run at the next step.
+        video chunks, Completed, and Admission if the request stores its result; a refused Admission comes
+        before Completed if it is known by then. Cancelling the call stops the run at the next step.
         """
 
     @abc.abstractmethod

@@ -279,8 +279,9 @@ class Generation(google.protobuf.message.Message):
 
     @property
     def warnings(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[chorus.common.v1.errors_pb2.JobError]:
-        """Conditions that prevented reuse but not the video, for instance an unavailable cache, and fields of the
-        request that had no effect.
+        """Conditions that prevented reuse, or the storing of the latents, but not the video, for instance an
+        unavailable cache, and fields of the request that had no effect. A warning about the storing may be added
+        after the end.
         """
 
     @property
@@ -458,7 +459,9 @@ Global___StepCompletedEvent: typing_extensions.TypeAlias = StepCompletedEvent
 
 @typing.final
 class WarningEvent(google.protobuf.message.Message):
-    """A condition prevented reuse but not the video, or a field of the request had no effect."""
+    """A condition prevented reuse, or the storing of the latents, but not the video, or a field of the request had no
+    effect. May follow a SucceededEvent.
+    """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
