@@ -16,6 +16,7 @@ from minio.error import InvalidResponseError, S3Error
 from pymilvus.exceptions import ConnectionConfigException, MilvusException, ParamError
 
 from services.cache.certificates import TlsFault
+from services.cache.s3_credentials import CredentialsRefused
 
 _NO_S3 = "CHORUS_CACHE_S3_ENDPOINT: the server there does not speak the protocol of S3"
 _KEYS = "CHORUS_CACHE_S3_ACCESS_KEY, CHORUS_CACHE_S3_SECRET_KEY"
@@ -45,6 +46,8 @@ _REFUSED_TOKEN = re.compile(r"auth check failure|not authenticated|unauthenticat
 def describe_s3_fault(error: BaseException, endpoint: str, bucket: str) -> str | None:
     """Returns why no retry of the first call can succeed; None for an error that time may cure."""
     for cause in _causes(error):
+        if isinstance(cause, CredentialsRefused):
+            return str(cause)
         if isinstance(cause, S3Error):
             return _describe_answer(cause, endpoint, bucket)
         if isinstance(cause, InvalidResponseError) and _NOT_XML.search(str(cause)):

@@ -16,6 +16,8 @@ import pytest
 
 from services.cache.milvus import MilvusIndex
 from services.cache.s3 import S3Blobs
+from services.cache.s3_credentials import CredentialsRefused, CredentialsUnavailable
+from services.cache.store_faults import describe_s3_fault
 from services.runtime.startup import StartupError
 from tests.processes import free_port
 from tests.tls import make_certificates, serve_tls
@@ -181,3 +183,11 @@ async def test_damaged_index_ends_the_start(tmp_path: Path, damaged: str) -> Non
     (path / damaged).write_text("{garbage")
     with pytest.raises(StartupError, match=r"CHORUS_CACHE_MILVUS_URI: .* is damaged"):
         await MilvusIndex.open(str(path), "", seconds=30, threads=1)
+
+
+@pytest.mark.fault("permanent-faults")
+def test_refused_role_ends_the_start() -> None:
+    refused = CredentialsRefused("CHORUS_CACHE_S3_CREDENTIALS: no credentials: 403")
+    unavailable = CredentialsUnavailable("CHORUS_CACHE_S3_CREDENTIALS: no credentials: timeout")
+    assert describe_s3_fault(refused, "s3:443", "chorus") == str(refused)
+    assert describe_s3_fault(unavailable, "s3:443", "chorus") is None
