@@ -37,7 +37,8 @@ _S3_REMEDIES: Mapping[str, str] = {
 # Answers of status 4xx that a repetition may not meet again.
 _PASSING_S3_CODES = ("RequestTimeout", "OperationAborted", "SlowDown")
 _PASSING_STATUSES = (408, 429)
-_NOT_XML = re.compile(r"Response code: [1-4]\d\d")
+_NOT_IMPLEMENTED = 501  # the only status of a server's fault that repeats
+_NOT_XML = re.compile(r"Response code: ([1-4]\d\d|501)")
 
 _MILVUS_TOKEN = "CHORUS_CACHE_MILVUS_TOKEN: the server refuses it"
 _REFUSED_TOKEN = re.compile(r"auth check failure|not authenticated|unauthenticated", re.IGNORECASE)
@@ -83,7 +84,7 @@ def describe_milvus_fault(error: BaseException, uri: str) -> str | None:
 
 def _describe_answer(error: S3Error, endpoint: str, bucket: str) -> str | None:
     status = error.response.status
-    if status >= 500 or status in _PASSING_STATUSES or error.code in _PASSING_S3_CODES:
+    if (status >= 500 and status != _NOT_IMPLEMENTED) or status in _PASSING_STATUSES or error.code in _PASSING_S3_CODES:
         return None
     remedy = _S3_REMEDIES.get(error.code or "", "CHORUS_CACHE_S3_ENDPOINT, CHORUS_CACHE_S3_BUCKET: refused")
     return f"{remedy} (bucket {bucket} at {endpoint}: {error.code or status}, {error.message})"
