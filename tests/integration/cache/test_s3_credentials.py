@@ -25,6 +25,9 @@ ANSWER = """<AssumeRoleWithWebIdentityResponse xmlns="https://sts.amazonaws.com/
 <SessionToken>session-{number}</SessionToken><Expiration>{expiration}</Expiration>
 </Credentials></AssumeRoleWithWebIdentityResult></AssumeRoleWithWebIdentityResponse>"""
 
+# Answer to the list of objects by which the cache checks its access.
+EMPTY_BUCKET = b"<ListBucketResult><Name>chorus</Name><IsTruncated>false</IsTruncated></ListBucketResult>"
+
 
 @dataclass
 class Server:
@@ -50,7 +53,9 @@ def serve() -> Iterator[Server]:
         def do_HEAD(self) -> None:
             key = self.headers["Authorization"].partition("Credential=")[2].partition("/")[0]
             state.keys.append((key, self.headers.get("X-Amz-Security-Token", "")))
-            self.answer(200, b"")
+            self.answer(200, EMPTY_BUCKET if self.command == "GET" else b"")
+
+        do_GET = do_HEAD
 
         def do_POST(self) -> None:
             state.roles.append(parse_qs(urlsplit(self.path).query))
