@@ -25,16 +25,16 @@ class ForkedClient(ChorusError, RuntimeError):
 class Lifetime:
     """Process that owns a client, and whether the client is closed.
 
-    Creating one raises ForkedClient in a process that was forked while a client was open: gRPC does not work
-    there.
+    Creating one raises ForkedClient in a process that was forked from one that had used a client: gRPC does
+    not work there.
     """
 
     def __init__(self) -> None:
         parent = forks.find_parent_with_channels()
         if parent is not None:
             raise ForkedClient(
-                f"this process ({os.getpid()}) was forked from process {parent} while a client was open"
-                " there; close it before the fork, or start processes with spawn"
+                f"this process ({os.getpid()}) was forked from process {parent} after a client was created"
+                " there; fork before the first client, or start processes with spawn"
             )
         self._pid = os.getpid()
         self.closed = False

@@ -84,7 +84,11 @@ def describe_milvus_fault(error: BaseException, uri: str) -> str | None:
 
 def _describe_answer(error: S3Error, endpoint: str, bucket: str) -> str | None:
     status = error.response.status
-    if (status >= 500 and status != _NOT_IMPLEMENTED) or status in _PASSING_STATUSES or error.code in _PASSING_S3_CODES:
+    if (
+        (status >= 500 and status != _NOT_IMPLEMENTED)
+        or status in _PASSING_STATUSES
+        or error.code in _PASSING_S3_CODES
+    ):
         return None
     remedy = _S3_REMEDIES.get(error.code or "", "CHORUS_CACHE_S3_ENDPOINT, CHORUS_CACHE_S3_BUCKET: refused")
     return f"{remedy} (bucket {bucket} at {endpoint}: {error.code or status}, {error.message})"

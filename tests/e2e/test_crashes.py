@@ -72,7 +72,8 @@ async def test_generation_without_the_cache_succeeds_with_a_warning(scheduler: A
         events = await watch_to_end(scheduler, job.generation_id)
     finally:
         stack["cache"].start()
-    assert kinds(events)[-1] == "succeeded"
+    # The warning about the admission may come before or after the success.
+    assert "succeeded" in kinds(events)[-2:]
     ended = await get(scheduler, job.generation_id)
     assert [r.code for r in ended.plan.reasons] == [plan_pb2.PLAN_REASON_CODE_CACHE_UNAVAILABLE]
     assert {w.metadata["service"] for w in ended.warnings} == {"cache"}

@@ -102,11 +102,12 @@ async def use_async(target: str) -> None:
     await client.close()
 
 
-def create_in_child(target: str, parent_open: bool) -> None:
-    client = ChorusClient(target)
-    client.list()
-    if not parent_open:
-        client.close()
+def create_in_child(target: str, parent: str) -> None:
+    if parent != "unused":
+        client = ChorusClient(target)
+        client.list()
+        if parent == "closed":
+            client.close()
 
     def child() -> None:
         def create() -> None:
@@ -147,7 +148,8 @@ def main(case: str, target: str) -> None:
     elif case == "exit":
         exit_of_child(target)
     else:
-        create_in_child(target, parent_open=case == "new-while-open")
+        parents = {"new-in-child": "unused", "new-while-open": "open", "new-after-close": "closed"}
+        create_in_child(target, parents[case])
 
 
 if __name__ == "__main__":

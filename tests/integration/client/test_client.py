@@ -136,7 +136,7 @@ async def test_close_ends_what_waits_with_an_error(deployment: FakeDeployment) -
     handle = await client.submit("slow circle")
     waiting = [
         asyncio.create_task(work)
-        for work in (handle.result(), client.generate("slow square"), anext(handle.events(3)))
+        for work in (handle.result(), client.generate("slow square"), anext(handle.events(4)))
     ]
     await asyncio.to_thread(deployment.scheduler.watching.wait, 10)
     await client.close()

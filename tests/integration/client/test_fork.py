@@ -57,18 +57,19 @@ def test_inherited_client_is_refused_at_once(case: str, deployment: FakeDeployme
     assert parent["parent"] == ["gen-1"], "the parent's client still works"
 
 
-def test_new_client_works_in_a_child_of_a_process_whose_clients_are_closed(
-    deployment: FakeDeployment,
+@pytest.mark.parametrize("case", ["new-while-open", "new-after-close"])
+def test_new_client_is_refused_in_a_child_of_a_process_that_used_one(
+    case: str, deployment: FakeDeployment
 ) -> None:
-    created, child = run("new-after-close", deployment.target)
-    assert created == {"action": "create", "outcome": "returned"}
+    created, child = run(case, deployment.target)
+    assert created["outcome"] == "ForkedClient"
+    assert "spawn" in created["message"]
     assert child == {"child": 0}
 
 
-def test_new_client_is_refused_in_a_child_of_a_process_with_an_open_one(deployment: FakeDeployment) -> None:
-    created, child = run("new-while-open", deployment.target)
-    assert created["outcome"] == "ForkedClient"
-    assert "spawn" in created["message"]
+def test_new_client_works_in_a_child_of_a_process_that_used_none(deployment: FakeDeployment) -> None:
+    created, child = run("new-in-child", deployment.target)
+    assert created == {"action": "create", "outcome": "returned"}
     assert child == {"child": 0}
 
 
