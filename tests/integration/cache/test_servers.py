@@ -55,6 +55,8 @@ async def test_entry_is_admitted_found_fetched_lost_and_purged(tmp_path: Path) -
                 reply = await stub.Lookup(lookup(vector, limit=16), metadata=metadata)
                 return [donor.entry.entry_id for donor in reply.donors]
 
+            # The index holds rows of other tests, whose blobs are not in this bucket.
+            await stub.Adopt(cache_pb2.AdoptRequest(), metadata=metadata)
             first, second = await admit("first", 1), await admit("second", 2)
             assert (await admit("first", 1)).created is False
             assert await found(1) == [first.entry_id, second.entry_id]
