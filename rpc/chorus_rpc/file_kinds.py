@@ -37,6 +37,8 @@ def _is_text(head: bytes) -> bool:
 # The first that fits describes a file, as the predicate of a sentence.
 _KINDS: tuple[tuple[Callable[[bytes], bool], str], ...] = (
     (lambda head: not head, "is empty: its download was interrupted; fetch it again"),
+    # Before the others: the length at its start may look like the magic number of another kind.
+    (_is_safetensors, SAFETENSORS),
     (
         _starts(b"version https://git-lfs"),
         "is a Git LFS pointer to the file, not the file: run `git lfs pull`, or fetch it with `hf download`",
@@ -51,7 +53,6 @@ _KINDS: tuple[tuple[Callable[[bytes], bool], str], ...] = (
     (lambda head: head[257:262] == b"ustar", _ARCHIVE),
     (_starts(b"\x89PNG", b"\xff\xd8\xff", b"RIFF"), "is an image or a video, not a model"),
     (lambda head: head[4:8] == b"ftyp", "is a video, not a model"),
-    (_is_safetensors, SAFETENSORS),
     (_starts(b"{", b"["), "is a JSON file"),
     (_is_text, TEXT),
 )

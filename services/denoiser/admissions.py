@@ -39,7 +39,7 @@ class Admissions:
         Await it through `asyncio.shield`: cancelling it ends the admission.
         """
         size = _count_bytes(result)
-        refusal = self._refuse(size)
+        refusal = _find_foreign_precision(job, result) or self._refuse(size)
         if refusal is None:
             task = asyncio.create_task(self._admit(job, tenant, result))
             self._pending[task] = size
@@ -92,6 +92,18 @@ class Admissions:
             fault = ChorusError(errors.INTERNAL, "internal error; the denoiser's log has its cause")
             return denoiser_pb2.Admission(error=errors.to_job_error(fault))
         return denoiser_pb2.Admission(entry_id=entry_id)
+
+
+def _find_foreign_precision(job: DenoiseJob, result: Result) -> ChorusError | None:
+    """Returns the error of a result whose identity states 8-bit floats that another backend did not use."""
+    if not (job.model.fp8 and result.fell_back):
+        return None
+    return ChorusError(
+        errors.WRONG_STATE,
+        "the result was not admitted: torch ran a step in place of the engine, whose 8-bit floats are part of "
+        "the identity of the latents",
+        metadata={"service": "denoiser"},
+    )
 
 
 def _count_bytes(result: Result) -> int:

@@ -58,6 +58,7 @@ class Result:
             unless they were requested.
         side: Attention maps and token states of the prompt; None if no step recorded attention.
         computed_steps: Tokens that went through the network, in units of a full step.
+        fell_back: Whether another backend than the configured one ran a step.
     """
 
     video: Video
@@ -65,6 +66,7 @@ class Result:
     side: SideData | None
     steps_run: int
     computed_steps: float
+    fell_back: bool
     denoise_seconds: float
     decode_seconds: float
 
@@ -83,6 +85,7 @@ def denoise(
     model = predictor.model
     kept: dict[int, Tensor] = {}
     denoise_seconds = computed_steps = 0.0
+    fell_back = False
     reuse_steps = job.reuse_steps if donor else 0
     last = job.total_steps - 1
     # With one step left there is no intermediate latent of our own to store; storing the donor's again would
@@ -126,6 +129,7 @@ def denoise(
                     log.warning("step fell back", generation_id=job.generation_id, **asdict(step.backend))
             denoise_seconds += step.seconds
             computed_steps += step.computed_share
+            fell_back = fell_back or bool(step.backend.fallback)
             if keep:
                 kept[step.boundary] = step.latents
             try:
@@ -148,6 +152,7 @@ def denoise(
         side=_side_data(job, attention, latents),
         steps_run=job.total_steps - reuse_steps,
         computed_steps=computed_steps,
+        fell_back=fell_back,
         denoise_seconds=denoise_seconds,
         decode_seconds=decode_seconds,
     )

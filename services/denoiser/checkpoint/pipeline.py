@@ -30,7 +30,9 @@ def check_pipeline(weights: Path) -> None:
     folder = weights if weights.is_dir() else weights.parent
     for name in dict.fromkeys((weights.name, folder.name)):
         if _EXPERT.search(name):
-            raise WeightsError(weights, f"{name} is {_ONE_OF_TWO}")
+            raise WeightsError(
+                weights, f"{name} is, by its name, {_ONE_OF_TWO}; rename it if it is a whole model"
+            )
     if folder.name == "transformer" and (folder.parent / "transformer_2").is_dir():
         raise WeightsError(folder, f"next to transformer_2: {_ONE_OF_TWO}")
     try:
@@ -55,7 +57,10 @@ def _check_index(path: Path, index: dict[str, Any]) -> None:
         raise WeightsError(path, f"transformer_2: the model is {_ONE_OF_TWO}")
     if index.get("boundary_ratio") is not None:
         raise WeightsError(path, f"boundary_ratio: the model is {_ONE_OF_TWO}")
-    if (kind := index.get("_class_name")) not in _PIPELINES:
+    kind = index.get("_class_name")
+    if isinstance(kind, str) and "Causal" in kind:
+        raise WeightsError(path, f"_class_name: {kind} attends causally in time, which is not supported")
+    if kind not in _PIPELINES:
         raise WeightsError(path, f"_class_name: must be {' or '.join(_PIPELINES)}, not {kind!r}")
     if _names_part(index.get("image_encoder")):
         raise WeightsError(path, "image_encoder: must be null: image-to-video is not supported")

@@ -99,7 +99,8 @@ def _take_steps(
 ) -> Iterator[Tensor]:
     for i in range(start, len(sigmas) - 1):
         here, there = sigmas[i], sigmas[i + 1]
-        if fresh_noise is None:
+        # At sigma 0 no noise is left, and both samplers take the same step.
+        if fresh_noise is None or there == 0:
             x = euler_step(x, velocity(x, here), here, there)
         else:
             x = renoise_step(x, velocity(x, here), here, there, fresh_noise(i + 1))

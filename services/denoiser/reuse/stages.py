@@ -158,7 +158,8 @@ class Stages:
 
     def _take_step(self, step: int, tokens: Tensor, velocity: Tensor) -> Tensor:
         sigma, sigma_next = self._sigmas[step], self._sigmas[step + 1]
-        if self._fresh_noise is None:
+        # At sigma 0 no noise is left, and both samplers take the same step.
+        if self._fresh_noise is None or sigma_next == 0:
             return euler_step(tokens, velocity, sigma, sigma_next)
         noise = self._model.to_tokens(self._fresh_noise(step + 1))
         return renoise_step(tokens, velocity, sigma, sigma_next, noise)

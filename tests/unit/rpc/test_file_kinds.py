@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from chorus_rpc.file_kinds import describe_file, describe_folder
+from chorus_rpc.file_kinds import SAFETENSORS, describe_file, describe_folder
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
@@ -68,6 +68,14 @@ def test_file_is_recognised_by_its_content(tmp_path: Path, kind: str) -> None:
     found = describe_file(path)
     assert found is not None
     assert re.search(expected, found)
+
+
+def test_safetensors_file_whose_length_looks_like_a_pickle_is_recognised(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    header = b"{}".ljust(0x280)
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    assert path.read_bytes().startswith(b"\x80\x02")
+    assert describe_file(path) == SAFETENSORS
 
 
 def test_unknown_and_missing_files_are_not_described(tmp_path: Path) -> None:
