@@ -100,8 +100,8 @@ def _find_foreign_precision(job: DenoiseJob, result: Result) -> ChorusError | No
         return None
     return ChorusError(
         errors.WRONG_STATE,
-        "the result was not admitted: torch ran a step in place of the engine, whose 8-bit floats are part of "
-        "the identity of the latents",
+        "the result was not admitted: torch ran a step in place of the engine, whose 8-bit floats are part "
+        "of the identity of the latents",
         metadata={"service": "denoiser"},
     )
 
