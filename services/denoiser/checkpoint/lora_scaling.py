@@ -11,6 +11,9 @@ A factor is alpha / rank, or alpha / sqrt(rank) if rank-stabilised (rsLoRA, arXi
 
 Places that contradict each other are refused, and so are unknown settings that may change the result. Without
 any place, the factor is 1, as in every tool that saves none; PEFT always saves one.
+
+The `ss_` notes describe the training; the alpha tensors are what tools apply. musubi-tuner's converter
+multiplies both factors by the square root of alpha / rank, drops the tensors and keeps the notes.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -44,10 +47,15 @@ _IRRELEVANT = frozenset(
         *("qalora_group_size", "runtime_config", "ensure_weight_tying"),
     }
 )
-# Initial values of the factors that leave the base weights as they are; PiSSA, OLoRA and others change them.
+# Initial values of the factors that leave the base weights as they are; prefixes of those that change them.
 _PLAIN_STARTS = (True, False, "gaussian", "orthogonal", "eva")
+_STARTS_CHANGING_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 _NOTES_OF_ALPHA = ("lora_alpha", "network_alpha", "alpha")
 _NOTES_OF_RANK = ("lora_rank", "network_dim", "rank", "r")
+_STATE_ALPHA = (
+    f"state r and lora_alpha in an {_CONFIG} next to it (the same number if the factors contain alpha), "
+    "or convert the original file again, with its alpha tensors"
+)
 # Arguments of sd-scripts and LyCORIS that give modules an alpha of their own.
 _OWN_ALPHA = re.compile(r"alpha|rs_lora|dims?$")
 
@@ -105,7 +113,10 @@ class Declaration(BaseModel):
         """Returns whether the file has the trained values of a parameter, not their change."""
         if self.bias != "none" and parameter.endswith(".bias"):
             return True
-        return any(f".{module}".endswith(f".{saved}") for saved in self.modules_to_save or ())
+        ends = tuple(self.modules_to_save or ())
+        parts = module.split(".")
+        # PEFT compares the ends of names, also within a word, and saves every parameter below a match.
+        return any(".".join(parts[: depth + 1]).endswith(ends) for depth in range(len(parts)))
 
 
 class Scaling:
@@ -122,14 +133,18 @@ class Scaling:
             notes: Metadata of its header.
             has_alphas: Whether the file has tensors with the alpha of modules.
         """
-        readers: tuple[Callable[[], Declaration | None], ...] = (
-            lambda: _read_config(file),
-            lambda: _read_json_note(notes, "lora_adapter_metadata"),
-            lambda: _read_json_note(notes, "lora_config"),
-            lambda: _read_kohya_notes(notes, has_alphas),
-            lambda: _read_plain_notes(notes, has_alphas),
+        places = (
+            _read_config(file),
+            _read_json_note(notes, "lora_adapter_metadata"),
+            _read_json_note(notes, "lora_config"),
+            _read_plain_notes(notes, has_alphas),
         )
-        return cls(found for read in readers if (found := read()) is not None)
+        declarations = [found for found in places if found is not None]
+        # Without alpha tensors, the factors may already contain the alpha of these notes.
+        if has_alphas or all(each.lora_alpha is None for each in declarations):
+            kohya = _read_kohya_notes(notes, has_alphas)
+            declarations += [kohya] if kohya is not None else []
+        return cls(declarations)
 
     @property
     def is_declared(self) -> bool:
@@ -161,6 +176,12 @@ class Scaling:
         }
         if stored is not None and not any(_rounds_to(alpha, stored) for alpha in alphas.values()):
             alphas["its alpha in the file"] = float(stored)
+        for name, alpha in alphas.items():
+            if not 0 < alpha < math.inf:
+                raise ValueError(
+                    f"{name}: alpha is {alpha:g}, but must be positive and finite; "
+                    "a negative effect is stated as the `scale` of the adapter"
+                )
         if len(set(alphas.values())) > 1:
             listed = ", ".join(f"{place}: {alpha:g}" for place, alpha in alphas.items())
             raise ValueError(f"places contradict each other about alpha ({listed}): correct the wrong one")
@@ -185,6 +206,8 @@ def _look_up(patterns: Mapping[str, T] | None, module: str, default: T | None) -
 
 def _rounds_to(declared: float, stored: Tensor) -> bool:
     """Returns whether a number is the stored one but for the rounding to its type."""
+    if not stored.is_floating_point():  # nothing is rounded to an integer
+        return declared == float(stored)
     return bool(tensor(declared, dtype=stored.dtype) == stored.reshape(()))
 
 
@@ -199,10 +222,12 @@ def _parse(place: str, settings: Mapping[str, Any]) -> Declaration:
         raise ValueError(f"{place}: the kind of adapter is not supported: {found.peft_type}, expected LORA")
     if found.bias not in ("none", "all", "lora_only"):
         raise ValueError(f"{place}: bias: must be none, all or lora_only, not {found.bias!r}")
-    if found.init_lora_weights not in _PLAIN_STARTS:
+    if (start := found.init_lora_weights) not in _PLAIN_STARTS:
+        changes_base = str(start).lower().startswith(_STARTS_CHANGING_BASE)
+        effect = "changes" if changes_base else "is not known here and may change"
         raise ValueError(
-            f"{place}: init_lora_weights is {found.init_lora_weights!r}, which changes the base weights as "
-            "well; save it as a plain LoRA with PEFT's path_initial_model_for_weight_conversion"
+            f"{place}: init_lora_weights is {start!r}, which {effect} the base weights as well; "
+            "save it as a plain LoRA with PEFT's path_initial_model_for_weight_conversion"
         )
     known = (*Declaration.model_fields, *_IRRELEVANT)
     for key, value in (found.model_extra or {}).items():
@@ -248,7 +273,10 @@ def _read_json_note(notes: Mapping[str, str], key: str) -> Declaration | None:
 
 
 def _read_kohya_notes(notes: Mapping[str, str], has_alphas: bool) -> Declaration | None:
-    """Reads the notes of sd-scripts, unless its arguments give modules an alpha of their own."""
+    """Reads the notes of sd-scripts, unless its arguments give modules an alpha of their own.
+
+    Raises ValueError if only alpha tensors could show whether the factors already contain alpha.
+    """
     try:
         arguments = json.loads(notes.get("ss_network_args") or "{}") or {}
         own = [name for name in arguments if _OWN_ALPHA.search(name)]
@@ -257,12 +285,21 @@ def _read_kohya_notes(notes: Mapping[str, str], has_alphas: bool) -> Declaration
     if own and not has_alphas:
         raise ValueError(
             f"header note ss_network_args: {own[0]} gives modules an alpha of their own, "
-            "but the file has no alpha tensors"
+            f"but the file has no alpha tensors; {_STATE_ALPHA}"
         )
     if own:
         return None
     numbers = _parse_numbers(notes, ("ss_network_alpha",), ("ss_network_dim",))
-    return _parse("header note ss_network_alpha", numbers) if numbers else None
+    if not numbers:
+        return None
+    found = _parse("header note ss_network_alpha", numbers)
+    if not has_alphas and found.lora_alpha != found.r:
+        raise ValueError(
+            f"{found.place}: the notes state alpha {found.lora_alpha:g} and "
+            f"{'no dim' if found.r is None else f'dim {found.r}'}, but the file has no alpha tensors, "
+            f"so its factors may already contain alpha; {_STATE_ALPHA}"
+        )
+    return found
 
 
 def _read_plain_notes(notes: Mapping[str, str], has_alphas: bool) -> Declaration | None:

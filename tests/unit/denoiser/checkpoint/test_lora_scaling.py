@@ -84,7 +84,11 @@ def read_factor(path: Path) -> float:
         (None, {"lora_adapter_metadata": json.dumps(PEFT | {"use_rslora": True})}, {}, 8),
         (None, {"lora_adapter_metadata": "{}"}, {}, 1),
         (None, {"lora_config": json.dumps({"r": 4, "lora_alpha": 8, "init_lora_weights": True})}, {}, 2),
-        (None, {"ss_network_dim": "4", "ss_network_alpha": "1.0"}, {}, 0.25),
+        (None, {"ss_network_dim": "4", "ss_network_alpha": "4.0"}, {}, 1),
+        # Notes without alpha tensors do not say whether the factors contain alpha; a place that does counts.
+        (PEFT, {"ss_network_dim": "4", "ss_network_alpha": "1"}, {}, 4),
+        (PEFT, {"ss_network_args": OWN, "ss_network_alpha": "1"}, {}, 4),
+        (None, {"lora_alpha": "8", "rank": "4", "ss_network_alpha": "1"}, {}, 2),
         (None, {"ss_network_dim": "Dynamic", "ss_network_alpha": "Dynamic"}, {}, 1),
         (None, {"ss_network_dim": "4", "ss_network_alpha": "None"}, {}, 1),
         (None, {"lora_alpha": "2", "rank": "4"}, {}, 0.5),
@@ -95,6 +99,7 @@ def read_factor(path: Path) -> float:
         (None, {"ss_network_alpha": "2", "ss_network_dim": "4"}, {"alpha": torch.tensor(2.0)}, 0.5),
         # Rounded to the tensor's type, so no contradiction; the exact number counts.
         (PEFT | {"lora_alpha": 2.7}, None, {"alpha": torch.tensor(2.7).bfloat16()}, 2.7 / RANK),
+        (PEFT | {"lora_alpha": 200}, None, {"alpha": torch.tensor(200, dtype=torch.uint8)}, 50),
         # The arguments give some modules an alpha of their own, which only the tensors know.
         (
             None,
@@ -131,6 +136,30 @@ def test_scale_is_read_wherever_tools_write_it(
         (PEFT | {"r": 8}, None, {}, "rank 8, but the stored factors have rank 4"),
         (None, {"ss_network_dim": "16", "ss_network_alpha": "16"}, {}, "rank 16, but the stored"),
         (None, {"ss_network_args": OWN, "ss_network_alpha": "8"}, {}, "no alpha tensors"),
+        (
+            None,
+            {"ss_network_dim": "4", "ss_network_alpha": "1.0"},
+            {},
+            r"the notes state alpha 1 and dim 4, but .* no alpha tensors.*adapter_config\.json",
+        ),
+        (None, {"ss_network_alpha": "8"}, {}, "the notes state alpha 8 and no dim, but"),
+        (
+            PEFT | {"lora_alpha": 300},
+            None,
+            {"alpha": torch.tensor(44, dtype=torch.uint8)},
+            "contradict each other about alpha .*: 300, .*: 44",
+        ),
+        (
+            PEFT | {"lora_alpha": 4.5},
+            None,
+            {"alpha": torch.tensor(4)},
+            "contradict each other about alpha .*: 4.5, .*: 4",
+        ),
+        (PEFT | {"lora_alpha": -16}, None, {}, rf"change of {Q}\.weight: adapter_config\.json: alpha is -16"),
+        (PEFT | {"alpha_pattern": {"to_q": 0}}, None, {}, rf"{Q}\.weight: adapter_config\.json: alpha is 0"),
+        (None, {"lora_alpha": "-1"}, {}, rf"{Q}\.weight: header note lora_alpha: alpha is -1"),
+        (None, None, {"alpha": torch.tensor(-2.0)}, rf"{Q}\.weight: its alpha in the file: alpha is -2"),
+        (None, None, {"alpha": torch.tensor(0)}, r"must be positive.*`scale` of the adapter"),
         (None, {"ss_network_args": "["}, {}, "ss_network_args: cannot be read"),
         (None, {"lora_scale": "0.5"}, {}, "lora_scale: is not supported"),
         (None, {"use_rslora": "true"}, {}, "no place declares alpha"),
@@ -144,7 +173,13 @@ def test_scale_is_read_wherever_tools_write_it(
         (PEFT | {"fan_in_fan_out": True}, None, {}, "fan_in_fan_out"),
         (PEFT | {"use_rs_lora": True}, None, {}, "did you mean use_rslora"),
         (PEFT | {"init_lora_weights": "pissa_niter_4"}, None, {}, "path_initial_model_for_weight_conversion"),
-        (PEFT | {"init_lora_weights": "olora"}, None, {}, "changes the base weights"),
+        (PEFT | {"init_lora_weights": "olora"}, None, {}, "'olora', which changes the base weights"),
+        (
+            PEFT | {"init_lora_weights": "novel"},
+            None,
+            {},
+            "'novel', which is not known here and may change the base weights as well",
+        ),
         (PEFT | {"peft_type": "LOHA"}, None, {}, "kind of adapter is not supported: LOHA"),
         (PEFT | {"bias": "some"}, None, {}, "bias: must be none, all or lora_only"),
         (PEFT | {"lora_bias": False}, None, {"lora_B.bias": torch.ones(12)}, "lora_bias is false"),
@@ -232,6 +267,27 @@ def test_parameters_trained_in_full_replace_the_base(tmp_path: Path) -> None:
     lora = Lora.load(save_whole(tmp_path / "a", WHOLE, *names), SHAPES, id="style")
     base = torch.full(SHAPES["proj_out.weight"], 0.1)
     assert torch.equal(lora.merge("proj_out.weight", base), torch.ones_like(base))
+
+
+@pytest.mark.parametrize("saved", ["out", "proj_out"])
+def test_end_of_a_name_declares_a_module_trained_in_full(tmp_path: Path, saved: str) -> None:
+    """PEFT compares the ends of names, also within a word."""
+    folder = save_whole(tmp_path / "a", PEFT | {"modules_to_save": [saved]}, "proj_out.weight")
+    assert Lora.load(folder, SHAPES, id="style").replaces("proj_out.weight")
+
+
+@pytest.mark.parametrize("saved", ["attn2", "tn2", "blocks.0.attn2", "0"])
+def test_parameters_below_a_module_trained_in_full_replace_the_base(tmp_path: Path, saved: str) -> None:
+    name = "blocks.0.attn2.to_k.weight"
+    folder = save_whole(tmp_path / "a", PEFT | {"modules_to_save": [saved]}, name)
+    assert Lora.load(folder, SHAPES, id="style").replaces(name)
+
+
+@pytest.mark.parametrize("saved", ["attn1", "attn", "to_q", "to_k.weight"])
+def test_other_module_trained_in_full_declares_nothing(tmp_path: Path, saved: str) -> None:
+    folder = save_whole(tmp_path / "a", PEFT | {"modules_to_save": [saved]}, "blocks.0.attn2.to_k.weight")
+    with pytest.raises(WeightsError, match="no place declares it as trained in full"):
+        Lora.load(folder, SHAPES, id="style")
 
 
 def test_parameters_trained_in_full_must_be_declared(tmp_path: Path) -> None:
