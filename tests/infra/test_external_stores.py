@@ -135,3 +135,32 @@ def test_keys_of_the_environment_come_from_a_secret(
 )
 def test_contradiction_is_named(chart: Chart, values: dict[str, Any], message: str) -> None:
     assert message in chart.render_invalid(values)
+
+
+@pytest.mark.parametrize(
+    ("names", "missing"),
+    [
+        (["FOO"], "AWS_ACCESS_KEY_ID"),
+        (["AWS_ACCESS_KEY_ID"], "AWS_SECRET_ACCESS_KEY"),
+        (["AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"], "AWS_ACCESS_KEY_ID"),
+    ],
+)
+def test_keys_of_the_environment_must_be_complete(chart: Chart, names: list[str], missing: str) -> None:
+    values = external({}, {}, credentials="environment")
+    values["cache"] = {"extraEnv": [{"name": name, "value": "x"} for name in names]}
+    assert f"objectStore.credentials is environment, but {missing} is missing" in chart.render_invalid(values)
+
+
+@pytest.mark.parametrize(
+    "names", [("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), ("AWS_ACCESS_KEY", "AWS_SECRET_KEY")]
+)
+def test_keys_of_the_environment_may_be_variables(
+    chart: Chart, version: str, monkeypatch: pytest.MonkeyPatch, names: tuple[str, str]
+) -> None:
+    """Verifies both names of each key, because the cache reads either."""
+    values = external({}, {}, credentials="environment")
+    values["cache"] = {"extraEnv": [{"name": name, "value": "x"} for name in names]}
+    cache = workloads(chart.template_valid(values, version))["cache"]
+    for name in names:
+        monkeypatch.setenv(name, environment(cache)[name])
+    assert load(cache, monkeypatch).s3_credentials == "environment"

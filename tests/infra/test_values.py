@@ -280,6 +280,64 @@ def test_variable_of_the_chart_cannot_be_set_again(chart: Chart, component: str,
     assert f"{component}.extraEnv: {variable} is set twice, or by the chart" in error
 
 
+def _volume(*names: str) -> dict[str, Any]:
+    return {"extraVolumes": [{"name": name, "emptyDir": {}} for name in names]}
+
+
+def _mount(*paths: str) -> dict[str, Any]:
+    return {"extraVolumeMounts": [{"name": "more", "mountPath": path} for path in paths]}
+
+
+def _containers(field: str, *names: str) -> dict[str, Any]:
+    return {field: [{"name": name, "image": "more:1"} for name in names]}
+
+
+@pytest.mark.parametrize(
+    ("component", "values", "field", "value"),
+    [
+        *[(name, _volume("tmp"), "extraVolumes", "tmp") for name in (*SERVICES, "minio", "jaeger")],
+        ("scheduler", _volume("state"), "extraVolumes", "state"),
+        ("cache", {"blobs": "directory", **_volume("state")}, "extraVolumes", "state"),
+        ("denoiser", _volume("engines"), "extraVolumes", "engines"),
+        ("milvus", _volume("etcd-config"), "extraVolumes", "etcd-config"),
+        ("milvus", _volume("data"), "extraVolumes", "data"),  # a claim template of the set
+        ("minio", _volume("data"), "extraVolumes", "data"),
+        ("collector", _volume("config"), "extraVolumes", "config"),
+        ("cache", _volume("more", "more"), "extraVolumes", "more"),
+        *[(name, _mount("/tmp"), "extraVolumeMounts", "/tmp") for name in (*SERVICES, "minio", "jaeger")],
+        ("cache", _mount("/tmp/"), "extraVolumeMounts", "/tmp"),
+        ("scheduler", _mount("/var/lib/chorus"), "extraVolumeMounts", "/var/lib/chorus"),
+        ("milvus", _mount("/var/lib/milvus"), "extraVolumeMounts", "/var/lib/milvus"),
+        ("collector", _mount("/etc/otel"), "extraVolumeMounts", "/etc/otel"),
+        ("cache", _mount("/more", "/more"), "extraVolumeMounts", "/more"),
+        *[
+            (name, _containers(field, name), field, name)
+            for name in COMPONENTS
+            for field in ("extraContainers", "extraInitContainers")
+        ],
+        ("cache", _containers("extraContainers", "a", "a"), "extraContainers", "a"),
+        (
+            "cache",
+            {**_containers("extraContainers", "a"), **_containers("extraInitContainers", "a")},
+            "extraInitContainers",
+            "a",
+        ),
+    ],
+)
+def test_name_or_path_of_the_chart_cannot_be_used_again(
+    chart: Chart, component: str, values: dict[str, Any], field: str, value: str
+) -> None:
+    error = chart.render_invalid({component: values})
+    assert f"{component}.{field}: {value} is set twice, or by the chart: choose another" in error
+
+
+def test_name_that_the_chart_does_not_use_here_is_free(chart: Chart, version: str) -> None:
+    """Verifies it with names that the chart gives to volumes of other components or configurations."""
+    extra = {**_volume("state", "weights", "config"), **_mount("/var/lib/chorus", "/weights", "/tmp/more")}
+    manifests = chart.template_valid({"embedder": extra}, version)
+    assert find(manifests, "embedder")["spec"]["volumes"][-3:] == extra["extraVolumes"]
+
+
 def test_openshift_assigns_the_user_ids(chart: Chart, version: str) -> None:
     values = yaml.safe_load((ROOT / "infra/helm/openshift.yaml").read_text())
     manifests = chart.template_valid(values, version)

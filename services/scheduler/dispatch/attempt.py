@@ -92,7 +92,7 @@ class AttemptRunner:
         donors = await self._add_edits(job, encoded, donors, warnings)
         plan = self._plan(spec, model, donors, cache_error)
         if cache_error is None:
-            warnings += find_unused_plan(spec, plan)
+            warnings += find_unused_plan(spec, plan, model.max_text_tokens)
         timings.embed_seconds = embedded - dequeued
         timings.lookup_seconds = time.monotonic() - embedded
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 from chorus.common.v1 import errors_pb2, plan_pb2
 from chorus.denoiser.v1 import denoiser_pb2
 from chorus.scheduler.v1 import scheduler_pb2 as pb
@@ -15,33 +17,66 @@ def warn_field_ignored(field: str, message: str, **metadata: str) -> errors_pb2.
     )
 
 
-def find_unused_plan(spec: pb.GenerationSpec, plan: plan_pb2.Plan) -> list[errors_pb2.JobError]:
-    """Returns the warnings about a request's own plan that `plan`, made from it, does not honour."""
+def find_unused_plan(
+    spec: pb.GenerationSpec, plan: plan_pb2.Plan, max_text_tokens: int
+) -> list[errors_pb2.JobError]:
+    """Returns the warnings about a request's own plan that `plan`, made from it, does not honour.
+
+    Args:
+        max_text_tokens: maximum number of tokens of a prompt that condition the model, the donor's included;
+            0 if unknown.
+    """
     if not spec.HasField("explicit_reuse"):
         return []
-    reuse, field = spec.explicit_reuse, "spec.explicit_reuse"
+    field = "spec.explicit_reuse"
     if not plan.reuse_steps:
         return [warn_field_ignored(field, f"every step is computed: {plan.reasons[-1].text}")]
     warnings = []
-    cause = (
-        f"the donor's prompt differs in no token ({plan.edit})"
-        if plan.edit
-        else "the prompts were not compared"
-    )
-    by_token = (plan_pb2.AMPLIFICATION_FORM_BIAS, plan_pb2.AMPLIFICATION_FORM_VALUE_GAIN)
-    if reuse.amplification.form in by_token and not plan.gained:
-        warnings.append(
-            warn_field_ignored(f"{field}.amplification", f"no gained token is known to amplify: {cause}")
-        )
-    if plan.region.source == plan_pb2.REGION_SOURCE_ATTENTION and not plan.lost:
+    if cause := _explain_unused_amplification(spec, plan, max_text_tokens):
+        warnings.append(warn_field_ignored(f"{field}.amplification", cause))
+    if plan.region.source == plan_pb2.REGION_SOURCE_ATTENTION and not _has_effective_token(
+        plan.lost, max_text_tokens
+    ):
         warnings.append(
             warn_field_ignored(
                 f"{field}.region",
                 f"the region is empty and the donor's latents are taken unchanged up to step"
-                f" {plan.region_end}, because no lost token is known: {cause}",
+                f" {plan.region_end}, because no lost token locates it:"
+                f" {_explain_missing_token(plan.lost, plan.edit, max_text_tokens)}",
             )
         )
     return warnings
+
+
+def _explain_unused_amplification(
+    spec: pb.GenerationSpec, plan: plan_pb2.Plan, max_text_tokens: int
+) -> str | None:
+    """Returns the reason why an amplification has no effect, or None.
+
+    A donor whose prompt is not stored has an unknown prompt, which may differ from the target's.
+    """
+    if plan.amplification.strength == 0:
+        return None
+    if plan.amplification.form == plan_pb2.AMPLIFICATION_FORM_CONTRAST:
+        # Token states depend on the whole prompt, so only equal prompts are certain to have equal states.
+        equal = plan.donor.prompt.strip() == spec.prompt.strip()
+        return "contrast adds nothing: the donor's prompt is the same" if equal else None
+    if _has_effective_token(plan.gained, max_text_tokens):
+        return None
+    missing = _explain_missing_token(plan.gained, plan.edit, max_text_tokens)
+    return f"no gained token is known to amplify: {missing}"
+
+
+def _has_effective_token(tokens: Iterable[plan_pb2.WeightedToken], max_text_tokens: int) -> bool:
+    """Returns whether the model reads any of the tokens: it drops those at `max_text_tokens` and beyond."""
+    return any(not max_text_tokens or token.index < max_text_tokens for token in tokens)
+
+
+def _explain_missing_token(tokens: Sequence[plan_pb2.WeightedToken], edit: str, max_text_tokens: int) -> str:
+    """Returns the reason why none of the tokens has an effect."""
+    if tokens:
+        return f"the tokens that differ are beyond the first {max_text_tokens}, which the model reads"
+    return f"the donor's prompt differs in no token ({edit})" if edit else "the prompts were not compared"
 
 
 def find_overrides(

@@ -104,6 +104,7 @@ class FakeEmbedder(Fake, embedder_pb2_grpc.EmbedderServiceServicer):
         self.encoders = [ENCODER]
         self.aligned: list[embedder_pb2.AlignRequest] = []
         self.cannot_align = False
+        self.alignment = embedder_pb2.Alignment()
         self.tokens = 3
         self.answering = asyncio.Event()
         self.answering.set()
@@ -128,9 +129,7 @@ class FakeEmbedder(Fake, embedder_pb2_grpc.EmbedderServiceServicer):
         self.aligned.append(request)
         if self.cannot_align:
             raise RuntimeError("scripted failure")
-        return embedder_pb2.AlignResponse(
-            alignments=[embedder_pb2.Alignment() for _ in request.donor_prompts]
-        )
+        return embedder_pb2.AlignResponse(alignments=[self.alignment for _ in request.donor_prompts])
 
     async def DescribeEncoders(self, request: Any, context: Any) -> Any:
         return embedder_pb2.DescribeEncodersResponse(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 import grpc.aio
 import pytest
 import pytest_asyncio
 from chorus.common.v1 import errors_pb2, latents_pb2, plan_pb2
+from chorus.embedder.v1 import embedder_pb2
 from chorus.scheduler.v1 import scheduler_pb2 as pb
 from chorus_rpc import errors
 from chorus_rpc.errors import from_rpc_error
@@ -19,6 +20,14 @@ pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.fault("seed-
 
 REGIONAL = pb.ExplicitReuse(reuse_steps=1, region_end=3)
 BIAS = plan_pb2.Amplification(form=plan_pb2.AMPLIFICATION_FORM_BIAS, strength=1.0)
+VALUE_GAIN = plan_pb2.Amplification(form=plan_pb2.AMPLIFICATION_FORM_VALUE_GAIN, strength=1.0)
+BY_ATTENTION = plan_pb2.RegionPlan(
+    source=plan_pb2.REGION_SOURCE_ATTENTION,
+    context=plan_pb2.REGION_CONTEXT_NONE,
+    threshold=0.3,
+    budget=0.6,
+)
+LIMIT = 8  # tokens that the model reads
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -40,6 +49,21 @@ def _contrast(*, end_step: int = 0, first_layer: int = 0) -> plan_pb2.Amplificat
         end_step=end_step,
         first_layer=first_layer,
     )
+
+
+def _align(*, gained: Sequence[int] = (), lost: Sequence[int] = ()) -> embedder_pb2.Alignment:
+    """Returns the alignment of prompts that differ in the tokens at these positions."""
+    tokens = [
+        [embedder_pb2.AlignedToken(index=index, weight=0.9) for index in positions]
+        for positions in (gained, lost)
+    ]
+    return embedder_pb2.Alignment(gained=tokens[0], lost=tokens[1])
+
+
+def hold_side_data(world: World) -> None:
+    """Makes the cache return a donor with attention maps and token states."""
+    world.cache.hold(0.9992, 1, 2, 3)
+    world.cache.donors[0].entry.blobs.add().kind = latents_pb2.BLOB_KIND_SIDE_DATA
 
 
 async def ended(world: World, **spec: object) -> pb.Generation:
@@ -120,21 +144,68 @@ async def test_amplification_without_a_gained_token_is_a_warning(world: World) -
 
 
 async def test_region_by_attention_without_a_lost_token_is_a_warning(world: World) -> None:
-    world.cache.hold(0.9992, 1, 2, 3)
-    blob = world.cache.donors[0].entry.blobs.add()
-    blob.kind = latents_pb2.BLOB_KIND_SIDE_DATA
-    own = pb.ExplicitReuse(reuse_steps=1, region_end=3)
-    own.region.CopyFrom(
-        plan_pb2.RegionPlan(
-            source=plan_pb2.REGION_SOURCE_ATTENTION,
-            context=plan_pb2.REGION_CONTEXT_NONE,
-            threshold=0.3,
-            budget=0.6,
-        )
-    )
+    hold_side_data(world)
+    own = pb.ExplicitReuse(reuse_steps=1, region_end=3, region=BY_ATTENTION)
     world.embedder.cannot_align = True
     found = await ended(world, explicit_reuse=own)
     assert "the prompts were not compared" in ignored(found)["spec.explicit_reuse.region"].message
+
+
+@pytest.mark.parametrize("amplification", [BIAS, VALUE_GAIN])
+@pytest.mark.parametrize(("gained", "reported"), [((LIMIT, LIMIT + 3), True), ((LIMIT - 1, LIMIT), False)])
+async def test_amplification_of_tokens_that_the_model_drops_is_a_warning(
+    world: World, amplification: plan_pb2.Amplification, gained: tuple[int, ...], reported: bool
+) -> None:
+    world.cache.hold(0.9992, 1, 2, 3)
+    world.embedder.tokens = LIMIT + 4
+    world.embedder.alignment = _align(gained=gained, lost=(0,))
+    own = pb.ExplicitReuse(reuse_steps=1, amplification=amplification)
+    found = ignored(await ended(world, explicit_reuse=own))
+    field = "spec.explicit_reuse.amplification"
+    assert (field in found) == reported
+    if reported:
+        assert f"beyond the first {LIMIT}, which the model reads" in found[field].message
+
+
+@pytest.mark.parametrize(("lost", "reported"), [((LIMIT,), True), ((LIMIT - 1, LIMIT), False)])
+async def test_region_of_tokens_beyond_the_maps_is_a_warning(
+    world: World, lost: tuple[int, ...], reported: bool
+) -> None:
+    hold_side_data(world)
+    world.embedder.alignment = _align(gained=(0,), lost=lost)
+    own = pb.ExplicitReuse(reuse_steps=1, region_end=3, region=BY_ATTENTION)
+    found = ignored(await ended(world, explicit_reuse=own))
+    field = "spec.explicit_reuse.region"
+    assert (field in found) == reported
+    if reported:
+        assert f"beyond the first {LIMIT}, which the model reads" in found[field].message
+
+
+@pytest.mark.parametrize(
+    ("donor_prompt", "reported"), [("a red car", True), ("a blue car", False), ("", False)]
+)
+async def test_contrast_with_an_equal_prompt_is_a_warning(
+    world: World, donor_prompt: str, reported: bool
+) -> None:
+    """Verifies also that a donor whose prompt is not stored gives no warning: it may differ."""
+    hold_side_data(world)
+    world.cache.donors[0].entry.prompt = donor_prompt
+    own = pb.ExplicitReuse(reuse_steps=1, amplification=_contrast())
+    found = ignored(await ended(world, explicit_reuse=own))
+    assert list(found) == (["spec.explicit_reuse.amplification"] if reported else [])
+    if reported:
+        assert "the donor's prompt is the same" in found["spec.explicit_reuse.amplification"].message
+
+
+@pytest.mark.parametrize("form", [BIAS.form, _contrast().form])
+async def test_amplification_of_strength_0_is_no_warning(
+    world: World, form: plan_pb2.AmplificationForm.ValueType
+) -> None:
+    """Verifies it with an equal prompt: a request for no amplification is honoured."""
+    hold_side_data(world)
+    world.cache.donors[0].entry.prompt = "a red car"
+    own = pb.ExplicitReuse(reuse_steps=1, amplification=plan_pb2.Amplification(form=form))
+    assert not ignored(await ended(world, explicit_reuse=own))
 
 
 @pytest.mark.parametrize("declined", [True, False])

@@ -103,9 +103,30 @@ securityContext:
 {{- end }}
 
 {{/*
-Environment of a component's container: (list $ "cache" <YAML list of the chart's variables>). Rejects a variable
-of the values that the chart sets, because Kubernetes would silently take one of the two.
+Rejects items of the values that the chart or an earlier item sets: the API server refuses two volumes, mounts or
+containers of one name or path, and silently takes one of two variables. Expects a dict:
+  path, items   the list of the values and its path
+  key           field that distinguishes the items
+  taken         list of the chart's own values of that field
+  remedy
 */}}
+{{- define "chorus.rejectDuplicates" -}}
+{{- $key := .key -}}
+{{- $taken := list -}}
+{{- range .taken -}}
+{{- $taken = append $taken (clean .) -}}
+{{- end -}}
+{{- range .items -}}
+{{- /* A path with a trailing slash is the same path; names contain no slash. */ -}}
+{{- $value := get . $key | clean -}}
+{{- if has $value $taken -}}
+{{- fail (printf "%s: %s is set twice, or by the chart: %s" $.path $value $.remedy) -}}
+{{- end -}}
+{{- $taken = append $taken $value -}}
+{{- end -}}
+{{- end }}
+
+{{/* Environment of a component's container: (list $ "cache" <YAML list of the chart's variables>). */}}
 {{- define "chorus.containerEnv" -}}
 {{- $component := index . 1 -}}
 {{- $values := get (index . 0).Values $component -}}
@@ -113,12 +134,12 @@ of the values that the chart sets, because Kubernetes would silently take one of
 {{- range fromYamlArray (index . 2) -}}
 {{- $names = append $names .name -}}
 {{- end -}}
-{{- range $values.extraEnv -}}
-{{- if has .name $names -}}
-{{- fail (printf "%s.extraEnv: %s is set twice, or by the chart: use %s.settings, or the value from which the chart derives it" $component .name $component) -}}
-{{- end -}}
-{{- $names = append $names .name -}}
-{{- end -}}
+{{- include "chorus.rejectDuplicates" (dict
+  "path" (printf "%s.extraEnv" $component)
+  "items" $values.extraEnv
+  "key" "name"
+  "taken" $names
+  "remedy" (printf "use %s.settings, or the value from which the chart derives it" $component)) -}}
 env:
   {{- index . 2 | trim | nindent 2 }}
   {{- with $values.extraEnv }}
@@ -130,7 +151,54 @@ envFrom:
 {{- end }}
 {{- end }}
 
-{{/* Items of the values for a list that the chart begins: (list .Values.cache.extraVolumes 8), with the indent. */}}
+{{/*
+The chart's items of a list and those of the values. Expects a dict:
+  root, component
+  field, key    such as "extraVolumes", and the field that distinguishes the items
+  own           YAML list of the chart's items
+  taken         further values of `key` that the chart sets elsewhere, or nil
+*/}}
+{{- define "chorus.extend" -}}
+{{- $key := .key -}}
+{{- $items := get (get .root.Values .component) .field -}}
+{{- $taken := default list .taken -}}
+{{- range fromYamlArray .own -}}
+{{- $taken = append $taken (get . $key) -}}
+{{- end -}}
+{{- include "chorus.rejectDuplicates" (dict
+  "path" (printf "%s.%s" .component .field)
+  "items" $items
+  "key" $key
+  "taken" $taken
+  "remedy" (printf "choose another %s" $key)) -}}
+{{- .own | trim }}
+{{- with $items }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{/* Further containers of a pod, after the component's own: (list $ "cache"). */}}
+{{- define "chorus.extraContainers" -}}
+{{- $component := index . 1 -}}
+{{- $values := get (index . 0).Values $component -}}
+{{- $names := list $component -}}
+{{- range $field := list "extraContainers" "extraInitContainers" -}}
+{{- /* Containers and init containers share one namespace. */ -}}
+{{- $items := get $values $field -}}
+{{- include "chorus.rejectDuplicates" (dict
+  "path" (printf "%s.%s" $component $field)
+  "items" $items
+  "key" "name"
+  "taken" $names
+  "remedy" "choose another name") -}}
+{{- range $items -}}
+{{- $names = append $names .name -}}
+{{- end -}}
+{{- end -}}
+{{- with $values.extraContainers }}{{ toYaml . }}{{ end -}}
+{{- end }}
+
+{{/* Items of the values for a list that the chart begins: (list .Values.cache.extraEgress 4), with the indent. */}}
 {{- define "chorus.items" -}}
 {{- $indent := index . 1 -}}
 {{- with index . 0 }}

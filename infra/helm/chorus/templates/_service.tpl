@@ -60,20 +60,22 @@ spec:
         {{- toYaml $resources | nindent 8 }}
       {{- include "chorus.containerSecurityContext" (list .root .service) | nindent 6 }}
       volumeMounts:
-        - name: tmp
-          mountPath: /tmp
-        {{- with .mounts }}
-        {{- . | nindent 8 }}
-        {{- end }}
-        {{- include "chorus.items" (list $values.extraVolumeMounts 8) }}
-    {{- include "chorus.items" (list $values.extraContainers 4) }}
-  volumes:
-    - name: tmp
-      emptyDir: {}
-    {{- with .volumes }}
+        {{- include "chorus.extend" (dict
+          "root" .root
+          "component" .service
+          "field" "extraVolumeMounts"
+          "key" "mountPath"
+          "own" (printf "- name: tmp\n  mountPath: /tmp\n%s" .mounts)) | nindent 8 }}
+    {{- with include "chorus.extraContainers" (list .root .service) }}
     {{- . | nindent 4 }}
     {{- end }}
-    {{- include "chorus.items" (list $values.extraVolumes 4) }}
+  volumes:
+    {{- include "chorus.extend" (dict
+      "root" .root
+      "component" .service
+      "field" "extraVolumes"
+      "key" "name"
+      "own" (printf "- name: tmp\n  emptyDir: {}\n%s" .volumes)) | nindent 4 }}
 {{- end }}
 
 {{- define "chorus.env" -}}
