@@ -72,8 +72,12 @@ def main(
     seconds: Annotated[float, typer.Option(min=1, help="Duration of each fault.")] = 60.0,
     scenario: Annotated[list[str], typer.Option(help="Scenarios to run; default: all.")] = [],  # noqa: B006
     tests: Annotated[bool, typer.Option(help="Run the marked tests and measure adapters.")] = True,
+    chaos: Annotated[bool, typer.Option(help="Run the scenarios.")] = True,
+    keep: Annotated[
+        bool, typer.Option(help="Keep the figures of the result file that this run does not measure.")
+    ] = False,
 ) -> None:
-    names = scenario or list(SCENARIOS)
+    names = (scenario or list(SCENARIOS)) if chaos else []
     if unknown := set(names) - set(SCENARIOS):
         raise typer.BadParameter(f"unknown scenario {', '.join(unknown)}; known: {', '.join(SCENARIOS)}")
     for name in names:
@@ -99,10 +103,13 @@ def main(
         figures["silent_cache_overhead_ms"] = figures["cache_silent.overhead_ms_p95"]
     if recoveries := [figure.value for name, figure in figures.items() if name.endswith(".recovery_seconds")]:
         figures["recovery_seconds"] = Figure(max(recoveries), "s", len(recoveries))
-    command = f"infra/testservers/run .venv/bin/python -m bench.faults {shlex.join(sys.argv[1:])}".strip()
-    results.write(out, command, figures)
     for name, figure in figures.items():
         print(f"{name}: {figure.value:.4g} {figure.unit} {figure.ci95 or ''}, n = {figure.n}")
+    # The command redraws every figure of the file, those that are kept as well.
+    arguments = "" if keep else shlex.join(sys.argv[1:])
+    kept = results.read(out)["figures"] if keep else {}
+    command = f"infra/testservers/run .venv/bin/python -m bench.faults {arguments}".strip()
+    results.write(out, command, {**kept, **figures})
 
 
 if __name__ == "__main__":
