@@ -312,13 +312,16 @@ class DenoiseRunner:
             stream: closes `replies`.
         """
         events: list[pb.GenerationEvent] = []
+        known = False
         async with stream:
             try:
                 async for reply in replies:
                     events += _convert_admission(reply.admission)
+                    known = True
             except ChorusError as error:
                 log.warning("stream broke after the video was complete", error=error.message)
-                events += _make_admission_warning(errors.to_job_error(error))
+                if not known:
+                    events.append(_make_unknown_admission_warning())
         if events:
             await wait_out(lambda: self._store.advance(job.job_id, _SUCCEEDED, events), job.deadline)
 
@@ -328,7 +331,7 @@ def _convert_admission(admission: denoiser_pb2.Admission) -> list[pb.GenerationE
 
 
 def _make_admission_warning(error: errors_pb2.JobError) -> list[pb.GenerationEvent]:
-    """Returns the warning that the latents were not stored, or may not have been."""
+    """Returns the warning that the latents were not stored."""
     log.warning("latents not admitted to the cache", error=error.message)
     warning = errors_pb2.JobError()
     warning.CopyFrom(error)
@@ -336,3 +339,11 @@ def _make_admission_warning(error: errors_pb2.JobError) -> list[pb.GenerationEve
     if "service" not in warning.metadata:
         warning.metadata["service"] = "cache"
     return [pb.GenerationEvent(warning=pb.WarningEvent(warning=warning))]
+
+
+def _make_unknown_admission_warning() -> pb.GenerationEvent:
+    """Returns the warning of a stream that ended early, whether by its time limit or with the denoiser."""
+    cause = errors.unavailable("denoiser", "its stream ended before the outcome of the admission")
+    warning = errors.to_job_error(cause)
+    warning.message = f"it is not known whether the latents were stored for later requests: {cause.message}"
+    return pb.GenerationEvent(warning=pb.WarningEvent(warning=warning))

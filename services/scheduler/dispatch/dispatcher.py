@@ -168,10 +168,11 @@ class Dispatcher:
         self._pauses = {job_id: pause for job_id, pause in self._pauses.items() if job_id in unfinished}
         now = time.time()
         for queued in idle:
-            if queued.state is State.RUNNING:
-                await self._recover(queued.job_id)
-            elif queued.deadline <= now:
+            # A run whose failure could not be recorded before the deadline is no crash.
+            if queued.deadline <= now:
                 await self._expire(queued.job_id)
+            elif queued.state is State.RUNNING:
+                await self._recover(queued.job_id)
         queue = sort_queue(job for job in idle if job.state in IN_QUEUE and job.deadline > now)
         await self._start(queue)
         queue = self._idle(queue)
@@ -276,7 +277,7 @@ class Dispatcher:
         job = await self._store.get(job_id)
         if job is None or job.state is not State.RUNNING:
             return
-        await self._videos.remove([job_id])
+        await self._discard_video(job_id)
         if job.crashes + 1 >= self._settings.max_crashes:
             await self._fail(job_id, _too_many_crashes(job.crashes + 1))
             return
@@ -287,7 +288,16 @@ class Dispatcher:
     async def _expire(self, job_id: str) -> None:
         job = await self._store.get(job_id)
         if job is not None:
+            if job.state is State.RUNNING:
+                await self._discard_video(job_id)
             await self._fail(job_id, job.deadline.exceeded())
+
+    async def _discard_video(self, job_id: str) -> None:
+        """Removes what an interrupted run wrote. A file that stays is overwritten, and delays no job."""
+        try:
+            await self._videos.remove([job_id])
+        except (ChorusError, OSError) as error:
+            log.warning("video of an interrupted run not removed", generation_id=job_id, error=str(error))
 
     async def _fail(self, job_id: str, error: ChorusError) -> None:
         failed = pb.GenerationEvent(failed=pb.FailedEvent(error=errors.to_job_error(error)))

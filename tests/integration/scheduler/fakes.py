@@ -14,7 +14,9 @@ from chorus.cache.v1 import cache_pb2, cache_pb2_grpc
 from chorus.common.v1 import errors_pb2, latents_pb2, video_pb2
 from chorus.denoiser.v1 import denoiser_pb2, denoiser_pb2_grpc
 from chorus.embedder.v1 import embedder_pb2, embedder_pb2_grpc
+from chorus_rpc import errors
 from chorus_rpc.chunks import chunks
+from chorus_rpc.errors import ChorusError
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from services.contract.tensors import encode_tensor
@@ -208,6 +210,7 @@ class FakeDenoiser(Fake, denoiser_pb2_grpc.DenoiserServiceServicer):
         # Error of every admission, sent before or after Completed.
         self.refusal: errors_pb2.JobError | None = None
         self.refuses_early = False
+        self.ends_before_admission = False
         # Raised once.
         self.fault: Exception | None = None
         self.damage = False
@@ -276,6 +279,8 @@ class FakeDenoiser(Fake, denoiser_pb2_grpc.DenoiserServiceServicer):
             )
         )
         await self._pause(-1)
+        if self.ends_before_admission:
+            raise ChorusError(errors.DEADLINE_EXCEEDED, "the deadline passed")
         if request.HasField("admission") and not self.refuses_early:
             yield denoiser_pb2.DenoiseResponse(admission=admission)
 

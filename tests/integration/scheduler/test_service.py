@@ -153,6 +153,20 @@ async def test_refused_admission_is_a_warning(world: World, early: bool) -> None
     assert ended.end_time == next(event.time for event in events if event.HasField("succeeded"))
 
 
+@pytest.mark.fault("swallowed-errors")
+async def test_unknown_outcome_of_the_admission_is_a_warning(world: World) -> None:
+    world.denoiser.ends_before_admission = True
+    job = await _ended(world)
+    end = time.monotonic() + 20
+    while not (ended := await world.get(job)).warnings:
+        assert time.monotonic() < end
+        await asyncio.sleep(0.05)
+    [warning] = ended.warnings
+    assert warning.message.startswith("it is not known whether the latents were stored for later requests: ")
+    assert "deadline" not in warning.message
+    assert ended.state == pb.GENERATION_STATE_SUCCEEDED
+
+
 @pytest.mark.fault("silent-dependency")
 async def test_next_job_does_not_wait_for_the_admission_of_the_latents(world: World) -> None:
     world.denoiser.pause_before = -1
