@@ -24,7 +24,8 @@ class Admissions:
 
     Args:
         max_count: Number of admissions under way; further results are not admitted.
-        max_bytes: Upper bound on the latents and side data of all admissions under way, in bytes.
+        max_bytes: Upper bound on the latents and side data of all admissions under way, in bytes. A result
+            that waits for no other is exempt: the cache has its own bound on an entry.
     """
 
     def __init__(self, latent_cache: LatentCache, *, max_count: int, max_bytes: int) -> None:
@@ -65,7 +66,7 @@ class Admissions:
         """Returns the error of a result for which there is no room, or None."""
         if len(self._pending) >= self._max_count:
             reason, setting = f"{len(self._pending)} results", "CHORUS_DENOISER_MAX_ADMISSIONS"
-        elif sum(self._pending.values()) + size > self._max_bytes:
+        elif self._pending and sum(self._pending.values()) + size > self._max_bytes:
             pending = sum(self._pending.values())
             reason = f"{pending} bytes of results, besides its own {size} bytes,"
             setting = "CHORUS_DENOISER_MAX_ADMISSION_BYTES"

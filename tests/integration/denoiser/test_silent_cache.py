@@ -97,12 +97,18 @@ async def test_admissions_under_way_are_bounded_in_bytes(
     model: Path, cache: FakeCache, cache_server: tuple[FakeCache, str], tmp_path: Path
 ) -> None:
     settings = {"CHORUS_DENOISER_MAX_ADMISSION_BYTES": "1024"}
-    async with denoiser_behind_relay(model, cache_server[1], tmp_path, **settings) as (stub, _, process):
-        admission = (await run(stub, request())).admission
+    async with denoiser_behind_relay(model, cache_server[1], tmp_path, **settings) as (stub, relay, process):
+        assert (await run(stub, request(seed=1))).admission is not None, "nothing else waits"
+        relay.freeze()
+        waiting = stub.Denoise(request(seed=2), timeout=SECONDS)
+        await read_until(waiting, "completed")
+        admission = (await run(stub, request(seed=3))).admission
         assert admission is not None
         assert admission.error.reason == errors.QUEUE_FULL
         assert "CHORUS_DENOISER_MAX_ADMISSION_BYTES" in admission.error.message
-        assert not cache.entries
+        relay.thaw()
+        assert (await read_until(waiting, "admission")).admission.entry_id
+        assert len(cache.entries) == 2
         assert "latents not admitted" in process.tail()
 
 

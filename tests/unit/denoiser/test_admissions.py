@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import cast
 from unittest.mock import Mock
 
@@ -50,4 +51,18 @@ async def test_latents_of_another_precision_than_the_identity_states_are_not_adm
     if not admitted:
         assert outcome.error.reason == errors.WRONG_STATE
         assert "8-bit floats" in outcome.error.message
+    await admissions.close()
+
+
+@pytest.mark.fault("swallowed-errors")
+async def test_large_result_is_refused_only_while_another_waits() -> None:
+    job = cast(DenoiseJob, Mock(generation_id="g", model=Mock(fp8=False)))
+    admissions = Admissions(cast(LatentCache, RecordingCache()), max_count=8, max_bytes=1)
+    first = admissions.start(job, "tenant", make_result(fell_back=False))
+    refused = await admissions.start(job, "tenant", make_result(fell_back=False))
+    assert refused.error.reason == errors.QUEUE_FULL
+    assert "4 bytes of results, besides its own 4 bytes, already wait" in refused.error.message
+    assert (await first).entry_id == "entry"
+    await asyncio.sleep(0)  # its place is free once its callbacks have run
+    assert (await admissions.start(job, "tenant", make_result(fell_back=False))).entry_id == "entry"
     await admissions.close()

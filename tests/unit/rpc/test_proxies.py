@@ -20,6 +20,13 @@ pytestmark = pytest.mark.fault("proxy")
         ("dns://8.8.8.8/localhost:7400", True),
         ("ipv4:127.0.0.1:7400", True),
         ("unix:/run/chorus.sock", True),
+        ("0.0.0.0:7400", True),
+        ("[::]:7400", True),
+        ("localhost.:7400", True),
+        ("localhost.", True),
+        ("::ffff:127.0.0.1", True),
+        ("[::ffff:127.0.0.1]:7400", True),
+        ("[::ffff:10.0.0.1]:7400", False),
         ("chorus.example:7400", False),
         ("dns:///chorus.example:443", False),
         ("10.0.0.1:7400", False),
@@ -42,3 +49,10 @@ def test_loopback_is_added_to_the_exemptions_once() -> None:
     assert environment == expected
     exempt_loopback(environment)
     assert environment == expected
+
+
+def test_wildcard_is_left_alone() -> None:
+    """urllib exempts every host only if the variable is exactly "*"."""
+    environment = {"no_proxy": "*", "NO_PROXY": "*"}
+    exempt_loopback(environment)
+    assert environment == {"no_proxy": "*", "NO_PROXY": "*"}
