@@ -64,6 +64,7 @@ class BlockingClient:
         limit = seconds or self._seconds
         if self._guard is None:
             return await self._run(call, limit)
+        await self._guard.settled()
         with self._guard.call(limit):
             return await self._run(call, limit)
 

@@ -116,6 +116,7 @@ class Guard:
         self._breaker = Breaker(min(_FIRST_PAUSE, max_pause), max_pause)
         self._cause = ""
         self._recovery: asyncio.Task[None] | None = None
+        self._suspicion: asyncio.Task[None] | None = None
 
     @property
     def is_open(self) -> bool:
@@ -134,7 +135,8 @@ class Guard:
     def call(self, limit: float = math.inf) -> Iterator[None]:
         """Guards one call: refused while calls are suspended, and a sign of silence if it fails slowly.
 
-        A call that its caller abandons counts as failed.
+        A call that its caller abandons long before the limit may have been under way on a healthy
+        dependency: a probe decides, and calls continue until it fails.
 
         Args:
             limit: time limit of the call, in seconds; a call that reached it was not answered.
@@ -152,8 +154,23 @@ class Guard:
             )
             # gRPC rounds its time limits.
             if unanswered and seconds >= min(SILENCE_SECONDS, 0.9 * limit):
-                self.report_silence(f"no answer in {seconds:.1f} s")
+                cause = f"no answer in {seconds:.1f} s"
+                if isinstance(error, ChorusError) or seconds >= 0.9 * limit:
+                    self.report_silence(cause)
+                else:
+                    self.suspect(cause)
             raise
+
+    def suspect(self, cause: str) -> None:
+        """Probes once in the background; suspends calls only if that probe is not answered."""
+        if self.is_open or (self._suspicion is not None and not self._suspicion.done()):
+            return
+        self._suspicion = asyncio.create_task(self._verify(cause), name=f"verify {self._name}")
+
+    async def settled(self) -> None:
+        """Waits for the probe of a suspicion, at most PROBE_SECONDS; returns at once if there is none."""
+        if self._suspicion is not None:
+            await asyncio.wait((self._suspicion,))
 
     def report_silence(self, cause: str) -> None:
         """Suspends calls, and probes until the dependency answers. Call it on the event loop."""
@@ -167,6 +184,9 @@ class Guard:
 
     async def close(self) -> None:
         """Ends the probes."""
+        if self._suspicion is not None:
+            self._suspicion.cancel()
+            await asyncio.wait((self._suspicion,))
         if self._recovery is not None:
             self._recovery.remove_done_callback(self._handle_end)
             self._recovery.cancel()
@@ -181,6 +201,10 @@ class Guard:
             self._on_change()
         elif cause is not None:
             log.error("probes failed", dependency=self._name, exc_info=cause)
+
+    async def _verify(self, cause: str) -> None:
+        if not await self._answers():
+            self.report_silence(cause)
 
     async def _recover(self) -> None:
         while self.is_open:

@@ -149,7 +149,7 @@ async def test_probe_that_hangs_ends_with_the_guard() -> None:
     [
         (ChorusError(errors.DEADLINE_EXCEEDED, "late"), True),
         (errors.unavailable("cache", "no connection"), True),
-        (asyncio.CancelledError(), True),
+        (asyncio.CancelledError(), False),
         (errors.not_found("entry", "e"), False),
         (errors.invalid("steps", "must be sorted"), False),
     ],
@@ -167,3 +167,40 @@ async def test_call_that_fails_at_once_suspends_nothing() -> None:
     with pytest.raises(ChorusError), guard.call():
         raise errors.unavailable("cache", "connection refused")
     assert not guard.is_open
+
+
+@pytest.mark.usefixtures("sensitive")
+@pytest.mark.parametrize("answering", [True, False])
+async def test_call_that_its_caller_abandons_suspends_calls_only_after_a_failed_probe(
+    answering: bool,
+) -> None:
+    probes = 0
+
+    async def probe() -> None:
+        nonlocal probes
+        probes += 1
+        if not answering:
+            raise OSError("silent")
+
+    guard = Guard("cache", probe, max_pause=60)
+    for _ in range(3):
+        with pytest.raises(asyncio.CancelledError), guard.call(600):
+            raise asyncio.CancelledError
+        assert not guard.is_open
+    await guard.settled()
+    assert probes == 1
+    assert guard.is_open != answering
+    await guard.close()
+
+
+async def test_abandoned_call_that_used_up_its_limit_suspends_calls_at_once() -> None:
+    guard = Guard("cache", asyncio.Event().wait)
+
+    async def wait() -> None:
+        with guard.call(0.01):
+            await asyncio.Event().wait()
+
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(wait(), 0.02)
+    assert guard.is_open
+    await guard.close()
