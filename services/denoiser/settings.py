@@ -75,7 +75,7 @@ class DenoiserSettings(ServerSettings):
     """Upper bound on the results that are being admitted to the cache; further results are not admitted."""
     max_admission_bytes: Annotated[int, Field(ge=1024, le=65_536 * MIB)] = 512 * MIB
     """Upper bound on the latents and side data of all results that are being admitted, in bytes; further
-    results are not admitted."""
+    results are not admitted. One result alone may be larger."""
     max_blob_bytes: Annotated[int, Field(ge=1024, le=1024 * MIB)] = DEFAULT_MAX_BLOB_BYTES
     """Upper bound on the latents of one step boundary, in bytes."""
     run_seconds: Seconds = 3_600.0
