@@ -69,7 +69,10 @@ class Index(ABC):
 
     @abstractmethod
     def every_entry(self, space: str) -> AsyncIterator[list[Entry]]:
-        """Yields the rows of every tenant, in pages: for maintenance only, never to answer a caller."""
+        """Yields the rows of every tenant, in pages: for maintenance only, never to answer a caller.
+
+        Raises DEPENDENCY_UNAVAILABLE for a missing space: without its rows, its blobs would look orphaned.
+        """
 
     @abstractmethod
     async def close(self) -> None:

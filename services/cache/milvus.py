@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import grpc
-from chorus_rpc.errors import DISK_FULL, ChorusError
+from chorus_rpc.errors import DISK_FULL, ChorusError, unavailable
 from chorus_rpc.limits import MAX_ID_CHARACTERS, MAX_PROMPT_BYTES
 from pymilvus import DataType, MilvusClient
 from pymilvus.exceptions import ErrorCode, MilvusException
@@ -154,7 +154,7 @@ class MilvusIndex(Index):
         """
         try:
             for space in await self.spaces():
-                async for _ in self.every_entry(space):
+                async for _ in self._pages(space, ""):
                     break
         except ChorusError as error:
             if (fault := describe_lite_fault(error, self._uri)) is not None:
@@ -271,10 +271,13 @@ class MilvusIndex(Index):
         return self._pages(space, make_filter(tenant, selection))
 
     def every_entry(self, space: str) -> AsyncIterator[list[Entry]]:
-        return self._pages(space, "")
+        return self._pages(space, "", must_exist=True)
 
-    async def _pages(self, space: str, where: str) -> AsyncIterator[list[Entry]]:
-        """Yields page by page through the queue, so that a long walk does not delay a lookup."""
+    async def _pages(self, space: str, where: str, *, must_exist: bool = False) -> AsyncIterator[list[Entry]]:
+        """Yields page by page through the queue, so that a long walk does not delay a lookup.
+
+        Raises DEPENDENCY_UNAVAILABLE for a missing space that must exist.
+        """
 
         def walk() -> Any:
             self._settle(space, where)
@@ -289,6 +292,8 @@ class MilvusIndex(Index):
 
         pages: Any = await self._read(space, walk)
         if pages is None:
+            if must_exist:
+                raise unavailable(self._client.service, f"it does not find the collection of {space}")
             return
         try:
             while rows := await self._client.run(pages.next):

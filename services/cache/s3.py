@@ -94,10 +94,22 @@ class S3Blobs(Blobs):
         faults = (MinioException, urllib3.exceptions.HTTPError, OSError)
         client = BlockingClient("s3", threads, seconds, faults, "CHORUS_CACHE_BLOB_SECONDS")
 
+        def list_first() -> None:
+            # Not a HEAD request, whose answer has no body: it would not say what is wrong. Permissions may be
+            # limited to the prefix.
+            next(iter(minio.list_objects(bucket, prefix=f"{BLOB_ROOT}/")), None)
+
+        def probe() -> None:
+            try:
+                list_first()
+            except S3Error as error:
+                # A refusal is an answer.
+                if error.response.status >= 500:
+                    raise
+
         def make_bucket() -> None:
             try:
-                # Not a HEAD request, whose answer has no body: it would not say what is wrong.
-                next(iter(minio.list_objects(bucket, prefix=f"{BLOB_ROOT}/")), None)
+                list_first()
             except (ValueError, ParseError) as error:
                 # A page, not a list of objects.
                 raise InvalidResponseError(200, None, str(error)) from None
@@ -118,7 +130,7 @@ class S3Blobs(Blobs):
         except BaseException:
             await client.close()
             raise
-        client.suspend_when_silent(lambda: minio.bucket_exists(bucket))
+        client.suspend_when_silent(probe)
         return cls(minio, bucket, client)
 
     async def close(self) -> None:

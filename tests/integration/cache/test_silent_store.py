@@ -8,13 +8,17 @@ import sys
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import grpc
 import grpc.aio
 import pytest
 from chorus_rpc.errors import ChorusError
 from chorus_rpc.tenancy import tenant_metadata
+from minio import Minio
+from minio.error import S3Error
 from moto.server import ThreadedMotoServer
+from urllib3 import HTTPResponse
 
 from services.cache.entries import make_blob_key
 from services.cache.milvus import MilvusIndex
@@ -68,6 +72,48 @@ async def test_object_store_that_never_answers_is_called_once(relay: Relay) -> N
         for _ in range(10):
             with pytest.raises(ChorusError, match=r"s3 is not available: .*calls are suspended"):
                 await blobs.get(KEY, 7)
+        relay.thaw()
+        async with asyncio.timeout(20):
+            while True:
+                try:
+                    assert await blobs.get(KEY, 7) == b"latents"
+                except ChorusError:
+                    await asyncio.sleep(0.01)
+                else:
+                    break
+    finally:
+        relay.thaw()
+        await blobs.close()
+
+
+@pytest.mark.parametrize("listing_status", [200, 403])
+async def test_object_store_that_refuses_the_probe_is_called_again(
+    relay: Relay, monkeypatch: pytest.MonkeyPatch, listing_status: int
+) -> None:
+    blobs = await S3Blobs.open(
+        endpoint=relay.target,
+        bucket=make_bucket_name(),
+        access_key="access",
+        secret_key="secret",
+        secure=False,
+        region="us-east-1",
+        seconds=1.5,
+        threads=2,
+    )
+
+    def refuse(*_: object, **__: object) -> NoReturn:
+        response = HTTPResponse(status=403)
+        raise S3Error(response, "AccessDenied", "refused", "/b", "request", "host")
+
+    # A policy that is limited to the prefix forbids a HEAD request for the bucket.
+    monkeypatch.setattr(Minio, "bucket_exists", refuse)
+    if listing_status == 403:
+        monkeypatch.setattr(Minio, "list_objects", refuse)
+    try:
+        await blobs.put(KEY, b"latents")
+        relay.freeze()
+        with pytest.raises(ChorusError):
+            await blobs.get(KEY, 7)
         relay.thaw()
         async with asyncio.timeout(20):
             while True:

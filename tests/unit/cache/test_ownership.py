@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
-from chorus_rpc.errors import BLOB_CORRUPT, WRONG_STATE, ChorusError
+from chorus_rpc.errors import BLOB_CORRUPT, DEPENDENCY_UNAVAILABLE, WRONG_STATE, ChorusError
 
 from services.cache.directory import DirectoryBlobs
 from services.cache.entries import Admission
@@ -205,3 +205,23 @@ async def test_sweep_stops_when_the_store_is_adopted_during_its_survey(
     monkeypatch.setattr(first.index, "spaces", adopt_meanwhile)
     assert await sweep(first, GRACE) == SweepResult(0, 0)
     assert len(files(tmp_path)) == 1
+
+
+async def test_sweep_fails_while_the_index_does_not_find_a_listed_space(
+    open_store: OpenStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = await open_store("index", "blobs")
+    await store.admit(offered("one"))
+    age(tmp_path / "blobs")
+    kept = files(tmp_path)
+
+    async def find_nothing(space: str, call: object) -> None:
+        return None
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store.index, "_read", find_nothing)
+        with pytest.raises(ChorusError) as failed:
+            await sweep(store, GRACE)
+    assert failed.value.reason == DEPENDENCY_UNAVAILABLE
+    assert files(tmp_path) == kept
+    assert await sweep(store, GRACE) == SweepResult(0, 0)

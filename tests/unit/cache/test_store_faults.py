@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,9 @@ from typing import Any
 
 import grpc
 import pytest
+from pymilvus.exceptions import MilvusException
 
+from services.cache.lite_faults import describe_lite_fault
 from services.cache.milvus import MilvusIndex
 from services.cache.s3 import S3Blobs
 from services.cache.s3_credentials import CredentialsRefused, CredentialsUnavailable
@@ -191,3 +194,19 @@ def test_refused_role_ends_the_start() -> None:
     unavailable = CredentialsUnavailable("CHORUS_CACHE_S3_CREDENTIALS: no credentials: timeout")
     assert describe_s3_fault(refused, "s3:443", "chorus") == str(refused)
     assert describe_s3_fault(unavailable, "s3:443", "chorus") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "remedy"),
+    [
+        ("[Errno 28] No space left on device", "free space on the disk of CHORUS_CACHE_MILVUS_URI"),
+        ("[Errno 24] Too many open files", "cannot be opened: .*Too many open files"),
+        ("[Errno 12] Cannot allocate memory", "cannot be opened: .*Cannot allocate memory"),
+    ],
+)
+def test_lack_of_a_resource_is_not_a_damaged_index(text: str, remedy: str) -> None:
+    fault = describe_lite_fault(MilvusException(message=f"log replay failed: {text}"), "/data/index.db")
+    assert fault is not None
+    assert re.search(remedy, fault)
+    assert "damaged" not in fault
+    assert "adopt" not in fault
