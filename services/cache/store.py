@@ -202,9 +202,9 @@ class LatentStore:
 
     async def _commit(self, admission: Admission) -> bool:
         entry, space = admission.entry, admission.space
-        # Checked again, because another process of this index may have adopted the store.
-        foreign = self.claim.ownership is Ownership.FOREIGN
-        if foreign and await self.claim.check() is Ownership.FOREIGN:
+        # Checked again, because a process of this index or of another one may have claimed the store since.
+        unowned = self.claim.ownership is not Ownership.OWNED
+        if unowned and await self.claim.check() is Ownership.FOREIGN:
             raise ChorusError(
                 WRONG_STATE,
                 "the cache's object store belongs to another index; `chorus cache adopt` claims it",

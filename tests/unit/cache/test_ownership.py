@@ -225,3 +225,16 @@ async def test_sweep_fails_while_the_index_does_not_find_a_listed_space(
     assert failed.value.reason == DEPENDENCY_UNAVAILABLE
     assert files(tmp_path) == kept
     assert await sweep(store, GRACE) == SweepResult(0, 0)
+
+
+async def test_store_that_another_index_claims_later_takes_no_blobs(
+    open_store: OpenStore, tmp_path: Path
+) -> None:
+    first, second = await open_store("first", "blobs"), await open_store("second", "blobs")
+    forget_markers(tmp_path / "blobs")
+    assert await second.claim.check() is Ownership.UNCLAIMED
+    await adopt(first, validate_only=False)
+    with pytest.raises(ChorusError) as failed:
+        await second.admit(offered("one"))
+    assert failed.value.reason == WRONG_STATE
+    assert files(tmp_path) == []
