@@ -29,6 +29,8 @@ OUT: Final = results.RESULTS / "faults.json"
 PROMPTS: Final = 12
 # Time after which a breaker has opened, in seconds: one time limit and what the first jobs take.
 SETTLED_SECONDS: Final = 5.0
+# End of the name of each scenario's time of recovery.
+RECOVERY: Final = ".recovery_seconds"
 # Scenarios in which jobs go on while the resource is away, so that the delay of each job is measured.
 PASSABLE: Final = ("cache_silent", "s3_silent", "log_sink_closed")
 
@@ -51,7 +53,7 @@ def build_figures(name: str, result: Result) -> dict[str, Figure]:
                 figures[f"{name}.{label}"] = figure
         figures[f"{name}.slowest_seconds"] = single(max(job.seconds for job in jobs), "s")
     if result.recovery_seconds is not None:
-        figures[f"{name}.recovery_seconds"] = single(result.recovery_seconds, "s")
+        figures[name + RECOVERY] = single(result.recovery_seconds, "s")
     return figures
 
 
@@ -101,13 +103,15 @@ def main(
         figures |= build_figures(name, result)
     if "cache_silent.overhead_ms_p95" in figures:
         figures["silent_cache_overhead_ms"] = figures["cache_silent.overhead_ms_p95"]
-    if recoveries := [figure.value for name, figure in figures.items() if name.endswith(".recovery_seconds")]:
-        figures["recovery_seconds"] = Figure(max(recoveries), "s", len(recoveries))
+    kept = results.read(out)["figures"] if keep else {}
+    recoveries = {name: figure["value"] for name, figure in kept.items() if name.endswith(RECOVERY)}
+    recoveries |= {name: figure.value for name, figure in figures.items() if name.endswith(RECOVERY)}
+    if recoveries:
+        figures["recovery_seconds"] = Figure(max(recoveries.values()), "s", len(recoveries))
     for name, figure in figures.items():
         print(f"{name}: {figure.value:.4g} {figure.unit} {figure.ci95 or ''}, n = {figure.n}")
     # The command redraws every figure of the file, those that are kept as well.
     arguments = "" if keep else shlex.join(sys.argv[1:])
-    kept = results.read(out)["figures"] if keep else {}
     command = f"infra/testservers/run .venv/bin/python -m bench.faults {arguments}".strip()
     results.write(out, command, {**kept, **figures})
 
