@@ -43,14 +43,16 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
             self.changed.notify_all()
         return trace_service_pb2.ExportTraceServiceResponse()
 
-    async def trace(self, trace_id: str, count: int, name: str) -> list[trace_pb2.Span]:
-        """Returns the spans of a trace once `count` of a name are among them."""
+    async def trace(self, trace_id: str, count: int, *names: str) -> list[trace_pb2.Span]:
+        """Returns the spans of a trace once `count` of each name are among them."""
 
         def received() -> list[trace_pb2.Span]:
             return [span for span in self.spans if span.trace_id.hex() == trace_id]
 
         async with asyncio.timeout(60), self.changed:
-            await self.changed.wait_for(lambda: sum(span.name == name for span in received()) >= count)
+            await self.changed.wait_for(
+                lambda: all(sum(span.name == name for span in received()) >= count for name in names)
+            )
         return received()
 
 
@@ -102,7 +104,8 @@ async def test_generation_is_one_trace_with_a_link_to_the_donors(
     world.cache.donors[0].entry.traceparent = f"00-{DONOR_TRACE}-{'e' * 16}-01"
     job, trace_id = await submit(world)
     check_sequence(await world.events(job))
-    spans = await collector[0].trace(trace_id, 1, semconv.SPAN_GENERATION)
+    # The call of the denoiser ends after the generation, with the admission.
+    spans = await collector[0].trace(trace_id, 1, semconv.SPAN_GENERATION, DENOISE)
     by_id = {span.span_id: span for span in spans}
     parent = {span.name: by_id[span.parent_span_id].name for span in spans if span.parent_span_id in by_id}
     # Called within the first Submit if no model was known before.
