@@ -27,7 +27,7 @@ _EPILOG = "\n".join(
 
 
 class _Commands(TyperGroup):
-    """Group that ends with PIPE_CLOSED, not with typer's status 1, if nobody reads its help."""
+    """Group that ends with PIPE_CLOSED, not with typer's status 1, if the reader of its help has gone."""
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
         with ending_at_closed_pipe():

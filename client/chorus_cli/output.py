@@ -149,7 +149,7 @@ class Output:
 
 
 class LastingOutput(Output):
-    """Output of a command that goes on when nobody reads it: what cannot be written is dropped."""
+    """Output of a command that continues without a reader: what cannot be written is dropped."""
 
     def json_line(self, **fields: Any) -> None:
         with _drop_unwritable(sys.stdout):

@@ -1,7 +1,7 @@
 """Faults of the two stores at start: those that time cannot cure, as one line with setting and remedy.
 
 A store that is not up yet refuses connections, does not answer, has no address yet, or answers that it is
-unavailable. What remains is wrong until somebody changes it.
+unavailable. Any other fault needs a change of the configuration.
 """
 
 from __future__ import annotations

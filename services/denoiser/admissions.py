@@ -68,7 +68,7 @@ class Admissions:
             reason, setting = f"{len(self._pending)} results", "CHORUS_DENOISER_MAX_ADMISSIONS"
         elif self._pending and sum(self._pending.values()) + size > self._max_bytes:
             pending = sum(self._pending.values())
-            reason = f"{pending} bytes of results, besides its own {size} bytes,"
+            reason = f"{pending} bytes of results, in addition to its own {size} bytes,"
             setting = "CHORUS_DENOISER_MAX_ADMISSION_BYTES"
         else:
             return None

@@ -24,7 +24,7 @@ from services.runtime.startup import StartupError, progress
 
 log = get_logger("denoiser.models")
 
-# Upper bound on the fields of a request besides the token states, in bytes.
+# Upper bound on the fields of a request other than the token states, in bytes.
 _OTHER_FIELDS_BYTES = 256 << 10
 
 

@@ -1,4 +1,4 @@
-"""Verifies the export of spans: variables are honoured, and a collector that is down harms nobody."""
+"""Verifies the export of spans: variables are honoured, and a collector that is down delays no command."""
 
 from __future__ import annotations
 

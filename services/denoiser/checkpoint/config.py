@@ -111,7 +111,7 @@ def _require_text_to_video(sizes: Mapping[str, Any]) -> None:
     if found != expected:
         raise ValueError(
             f"in_channels: must be out_channels = {expected}, not {found}: networks that read an image or a "
-            f"control video besides the latents (image-to-video) are not supported"
+            f"control video in addition to the latents (image-to-video) are not supported"
         )
 
 

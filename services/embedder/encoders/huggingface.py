@@ -86,7 +86,7 @@ def compute_content_digest(model_dir: Path, tokenizer_dir: Path, procedure: str)
     10 GB.
 
     Args:
-        procedure: Description of what is done besides running the model.
+        procedure: Description of the processing before and after the model.
     """
     weights = hashlib.sha256()
     for file in find_weight_files(model_dir):

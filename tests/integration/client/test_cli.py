@@ -222,7 +222,7 @@ def test_cache_stats_lists_the_rejected_admissions(deployment: FakeDeployment) -
 @pytest.mark.fault("store-ownership")
 def test_cache_adopt_asks_and_reports_what_is_deleted(deployment: FakeDeployment) -> None:
     assert f"owned by another index ({'2' * 32})" in chorus("cache", "stats", target=deployment.target).stdout
-    # Without a terminal nobody can answer.
+    # Without a terminal the question cannot be answered.
     assert chorus("cache", "adopt", target=deployment.target).exit_code == 2
     assert chorus("cache", "adopt", "--json", target=deployment.target).exit_code == 2
     assert deployment.cache.adoptions == []

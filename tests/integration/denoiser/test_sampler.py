@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.numpy
-from chorus.common.v1 import latents_pb2, plan_pb2
+from chorus.common.v1 import plan_pb2
 from chorus.denoiser.v1 import denoiser_pb2, denoiser_pb2_grpc
 from chorus_rpc import errors
 from chorus_rpc.channels import open_channel
@@ -142,10 +142,6 @@ async def clean_latents(stub: Any, cache: FakeCache) -> Any:
     return safetensors.numpy.load(latents(cache, outcome.admission.entry_id)[4])["latents"]
 
 
-@pytest.mark.skipif(
-    "model_digest" not in latents_pb2.LatentIdentity.DESCRIPTOR.fields_by_name,
-    reason="the identity does not cover the model file yet",
-)
 def test_sampler_is_part_of_the_identity(renoising: Path, model: Path) -> None:
     identities = [
         identity_digest(parse_request(request(), {"tiny": LoadedModel.load(path)}).identity)

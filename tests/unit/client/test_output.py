@@ -80,7 +80,7 @@ def test_error_on_a_closed_pipe_ends_with_its_status() -> None:
 @pytest.mark.fault("logging")
 @pytest.mark.parametrize("form", ["text", "json"])
 @pytest.mark.parametrize("sink", ["closed pipe", "full disk"])
-def test_lasting_command_goes_on_when_nobody_reads_it(form: str, sink: str, tmp_path: Path) -> None:
+def test_lasting_command_continues_without_a_reader(form: str, sink: str, tmp_path: Path) -> None:
     if sink == "full disk":
         write = os.open("/dev/full", os.O_WRONLY)
     else:

@@ -61,7 +61,7 @@ async def test_large_result_is_refused_only_while_another_waits() -> None:
     first = admissions.start(job, "tenant", make_result(fell_back=False))
     refused = await admissions.start(job, "tenant", make_result(fell_back=False))
     assert refused.error.reason == errors.QUEUE_FULL
-    assert "4 bytes of results, besides its own 4 bytes, already wait" in refused.error.message
+    assert "4 bytes of results, in addition to its own 4 bytes, already wait" in refused.error.message
     assert (await first).entry_id == "entry"
     await asyncio.sleep(0)  # its place is free once its callbacks have run
     assert (await admissions.start(job, "tenant", make_result(fell_back=False))).entry_id == "entry"

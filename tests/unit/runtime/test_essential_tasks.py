@@ -77,7 +77,7 @@ _NOTICED = {
 _STARTERS = ("create_task", "ensure_future", "Thread", "ThreadPoolExecutor", "Timer")
 
 
-def test_somebody_notices_the_end_of_every_background_task() -> None:
+def test_end_of_every_background_task_is_noticed() -> None:
     found = set()
     for path in (ROOT / "services").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
