@@ -202,7 +202,7 @@ def load_codec(spec: ModelSpec, folder: Path, device: str | torch.device) -> Cod
     """Loads the codec of a model; `folder` holds the model file. Raises SpecError, WeightsError."""
     codec = spec.codec
     if isinstance(codec, SpaceToDepth):
-        return SpaceToDepthCodec(codec.temporal, codec.spatial)
+        return SpaceToDepthCodec(codec.temporal, codec.spatial, codec.scale)
     return WanVaeCodec.load(
         codec.find(folder), codec.config_file(folder), sha256=codec.sha256, tile=codec.tile, device=device
     )

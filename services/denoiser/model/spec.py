@@ -159,10 +159,11 @@ class SpaceToDepth(_Section):
     kind: Literal["space-to-depth"]
     temporal: Positive
     spatial: Positive
+    scale: Annotated[float, Field(ge=0.01, le=100)] = 1.0
 
     @property
     def geometry(self) -> Geometry:
-        return SpaceToDepthCodec(self.temporal, self.spatial)
+        return SpaceToDepthCodec(self.temporal, self.spatial, self.scale)
 
 
 class WanVae(Source):

@@ -1,0 +1,110 @@
+"""Captions with the token states that condition the model."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from models.shapes.captions import Phrasing, caption, training_caption
+from models.shapes.world import Scene, Split, draw_scenes, scene_table
+
+TEXT_DIM: Final = 384
+MAX_TOKENS: Final = 48  # longest caption in training; longer ones are cut
+_CHUNK: Final = 20_000  # captions per file
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Captions with their scenes and token states.
+
+    Attributes:
+        texts: Captions, n of them.
+        table: Rows of `scene_table`, [n, COLUMNS].
+        states: Token states of all captions, one after the other, float16 [total, TEXT_DIM].
+        offsets: Caption i has the states offsets[i] to offsets[i + 1], int64 [n + 1].
+    """
+
+    texts: list[str]
+    table: Tensor
+    states: Tensor
+    offsets: Tensor
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def text(self, index: Tensor, length: int | None = None) -> tuple[Tensor, Tensor]:
+        """Returns the states [B, L, TEXT_DIM] float32 and the key bias [B, L] of captions.
+
+        L is `length`, or by default the length of the longest caption.
+        """
+        parts = [self.states[self.offsets[i] : self.offsets[i + 1]] for i in index.tolist()]
+        longest = length or max(len(p) for p in parts)
+        states = torch.zeros(len(parts), longest, TEXT_DIM)
+        bias = torch.full((len(parts), longest), float("-inf"))
+        for i, part in enumerate(parts):
+            kept = min(len(part), longest)
+            states[i, :kept] = part[:kept].float()
+            bias[i, :kept] = 0.0
+        return states, bias
+
+
+def blur_text(states: Tensor, bias: Tensor, blur: float, generator: torch.Generator) -> Tensor:
+    """Adds normal noise of `blur` times the states' spread to token states [B, L, TEXT_DIM].
+
+    The noise imitates the effect of unseen words, and of known words in unfamiliar contexts.
+    """
+    spread = states[bias == 0].std()
+    return states + blur * spread * torch.randn(states.shape, generator=generator)
+
+
+def encode_prompts(scenes: Sequence[Scene], texts: list[str]) -> Prompts:
+    """Encodes captions with MiniLM."""
+    from services.embedder.encoders import MiniLMEncoder  # imported here because training needs no encoder
+
+    encoder = MiniLMEncoder()
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # batches of about equal length
+    parts: list[Tensor] = [torch.empty(0)] * len(texts)
+    for begin in range(0, len(order), 256):
+        some = order[begin : begin + 256]
+        for i, encoded in zip(some, encoder.encode([texts[j] for j in some]), strict=True):
+            parts[i] = torch.from_numpy(encoded.states).half()
+    offsets = torch.tensor([0, *(len(p) for p in parts)]).cumsum(0)
+    return Prompts(texts, scene_table(list(scenes)), torch.cat(parts), offsets)
+
+
+def draw_prompts(
+    split: Split, count: int, seed: int, phrasing: Phrasing = "unseen", unseen_words: bool = False
+) -> Prompts:
+    """Draws prompts of a split that name every attribute, half of them with two objects, and encodes them."""
+    scenes = draw_scenes(split, count, seed)
+    rng = random.Random(seed)
+    return encode_prompts(scenes, [caption(s, rng, phrasing, unseen_words) for s in scenes])
+
+
+def load_training_prompts(folder: Path, count: int, seed: int) -> Prompts:
+    """Reads training captions from `folder`; the files that are missing are computed and written there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    chunks = []
+    for part in range(-(-count // _CHUNK)):
+        path = folder / f"train-{seed}-{part:02}.pt"
+        if not path.exists():
+            scenes = draw_scenes("train", _CHUNK, 1000 * seed + part)
+            rng = random.Random(1000 * seed + part)
+            prompts = encode_prompts(scenes, [training_caption(s, rng) for s in scenes])
+            torch.save(prompts.__dict__, path.with_suffix(".tmp"))
+            path.with_suffix(".tmp").replace(path)
+        chunks.append(Prompts(**torch.load(path)))
+    starts = torch.tensor([0, *(len(c.states) for c in chunks)]).cumsum(0)
+    return Prompts(
+        [t for c in chunks for t in c.texts],
+        torch.cat([c.table for c in chunks]),
+        torch.cat([c.states for c in chunks]),
+        torch.cat([torch.zeros(1, dtype=torch.int64)]
+                  + [c.offsets[1:] + s for c, s in zip(chunks, starts[:-1], strict=True)]),
+    )  # fmt: skip

@@ -1,0 +1,82 @@
+"""Trains the teacher: `python -m models.shapes.train --out build/shapes/teacher-32 --side 32`.
+
+Flow matching on videos rendered on the fly, conditioned on MiniLM token states that are computed once per
+caption. The network predicts the clean data, and the loss is on the velocity that follows, (x - data) /
+sigma, so that the network need not carry the noise through its few channels (arXiv 2511.13720). Training
+starts on videos of a quarter of the pixels, whose latents have twice the scale so that a noise level hides as
+much of the layout as at full size, and continues at full size: `--start-from` the first run's weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Final
+
+import torch
+
+from models.shapes.layout import draw_layout
+from models.shapes.network import SCALE, SHIFT, Network, encode, to_tokens
+from models.shapes.prompts import MAX_TOKENS, Prompts, blur_text, load_training_prompts
+from models.shapes.render import render
+from models.shapes.training import Batch, Trainer, add_arguments, start_from
+from models.shapes.world import SIDE
+
+PURE_NOISE_SHARE: Final = 0.15  # share of samples at sigma = 1, where a run starts
+
+
+def draw_sigmas(n: int, generator: torch.Generator) -> torch.Tensor:
+    """Draws noise levels [n]: a share at pure noise, the rest from the shifted continuum."""
+    t = torch.rand(n, generator=generator)
+    continuum = SHIFT * t / (1 + (SHIFT - 1) * t)
+    return torch.where(torch.rand(n, generator=generator) < PURE_NOISE_SHARE, torch.ones(n), continuum)
+
+
+class Teacher(Trainer):
+    """Trainer of flow matching at all noise levels."""
+
+    def __init__(self, args: argparse.Namespace, network: Network, prompts: Prompts) -> None:
+        super().__init__(args, network)
+        self.prompts = prompts
+        self.detail = SIDE / network.side  # factor on latents of smaller videos
+        self.scale = SCALE * self.detail
+
+    def batch(self) -> Batch:
+        """Renders new videos and returns them noised, with their captions."""
+        g, n = self.generator, self.args.batch
+        pick = torch.randint(len(self.prompts), (n,), generator=g)
+        table = self.prompts.table[pick]
+        data = self.detail * to_tokens(encode(render(table, draw_layout(table, g), self.network.side)))
+        sigma = draw_sigmas(n, g)
+        s = sigma.view(-1, 1, 1)
+        x = (1 - s) * data + s * torch.randn(data.shape, generator=g)
+        text, bias = self.prompts.text(pick, MAX_TOKENS)
+        return x, sigma, blur_text(text, bias, self.args.blur, g), bias, data
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    add_arguments(parser)
+    parser.add_argument(
+        "--side", type=int, choices=(16, 32, 64), default=64, help="pixels per row of a video"
+    )
+    parser.add_argument("--start-from", type=Path, help="weights to begin with instead of random ones")
+    parser.add_argument("--start-side", type=int, default=64, help="size of the videos of these weights")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)
+    args.out.mkdir(parents=True, exist_ok=True)
+    prompts = load_training_prompts(args.prompts, args.prompt_count, args.seed)
+    network = Network(args.side)
+    if args.start_from:
+        start_from(network, args.start_from, args.start_side / args.side)
+    teacher = Teacher(args, network, prompts)
+    if args.resume:
+        teacher.load(args.out)
+    parameters = sum(p.numel() for p in network.parameters())
+    print(f"{parameters:,} parameters, {len(prompts):,} captions", flush=True)
+    teacher.run(args.out, teacher.batch)
+
+
+if __name__ == "__main__":
+    main()
