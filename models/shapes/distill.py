@@ -67,7 +67,7 @@ class Student(Trainer):
         if level and self.update >= self.args.own_from * self.args.updates:
             half = self.args.batch // 2
             steps = self.network.trajectory(
-                draw_noise(half, g), text[:half], bias[:half], self.sigmas[: level + 1]
+                draw_noise(half, g), text[:half], bias[:half], self.sigmas, end_step=level
             )
             *_, x[:half] = steps
         target = self.teach(x, text, bias, level)
@@ -78,8 +78,9 @@ class Student(Trainer):
         """Returns the data with which one step from `x` leads to where the teacher's small steps lead."""
         start, end = self.sigmas[level : level + 2]
         fine = subdivide(start, end, self.args.substeps * 4 // (len(self.sigmas) - 1))
+        whole = fine if end == 0 else (*fine, 0.0)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.args.bf16):
-            *_, last = self.teacher.trajectory(x, text, bias, fine)
+            *_, last = self.teacher.trajectory(x, text, bias, whole, end_step=len(fine) - 1)
         return x - start * (last - x) / (end - start)
 
 

@@ -63,11 +63,14 @@ class Layout:
         return Layout(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
 
 
-def draw_layout(table: Tensor, generator: torch.Generator) -> Layout:
+def draw_layout(table: Tensor, generator: torch.Generator, like: Tensor | None = None) -> Layout:
     """Draws the layout of rows of `scene_table`, int64 [B, COLUMNS].
 
-    The number of random values depends on B only. So two scenes drawn with one generator state share
-    everything that their attributes allow.
+    The number of random values depends on B only. So two tables drawn with one generator state share
+    everything that their attributes allow, if `like` is the same.
+
+    Args:
+        like: Rows for which the placement of two objects is chosen among random ones; `table` by default.
     """
     n = len(table)
 
@@ -80,15 +83,17 @@ def draw_layout(table: Tensor, generator: torch.Generator) -> Layout:
     things = objects_of(table)
     sizes = torch.tensor(list(SIZES.values()))[things[..., 3].clamp_min(0)]
     radius = sizes * between(1 - RADIUS_JITTER, 1 + RADIUS_JITTER, MAX_OBJECTS)
-    middle, travel = _draw_paths(table, radius, uniform(MAX_OBJECTS, 2), uniform(_CANDIDATES, MAX_OBJECTS, 2),
-                                 uniform())  # fmt: skip
+    course, places, overlap = uniform(MAX_OBJECTS, 2), uniform(_CANDIDATES, MAX_OBJECTS, 2), uniform()
+    candidates, travel = _draw_paths(table, radius, course, places)
+    reference = (candidates, travel) if like is None else _draw_paths(like, radius, course, places)
+    chosen = _choose_placement(table if like is None else like, radius, *reference, overlap)
     texture = table[:, 1]
     period = torch.tensor([PERIODS[t] for t in TEXTURES])[texture]
     angle = torch.tensor([ANGLES[t] for t in TEXTURES])[texture]
     speck_angle = between(0, 2 * math.pi)
     direction = torch.stack([speck_angle.cos(), speck_angle.sin()], -1)
     return Layout(
-        middle=middle,
+        middle=candidates[torch.arange(n), chosen],
         travel=travel,
         radius=radius,
         front=(uniform() < 0.5).long(),
@@ -101,11 +106,9 @@ def draw_layout(table: Tensor, generator: torch.Generator) -> Layout:
     )
 
 
-def _draw_paths(
-    table: Tensor, radius: Tensor, course: Tensor, places: Tensor, overlap: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Computes middles and travels [B, 2, 2] from random values: `course` [B, 2, 2], `places` [B, K, 2, 2]
-    and `overlap` [B], all in 0..1."""
+def _draw_paths(table: Tensor, radius: Tensor, course: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+    """Computes candidates for the middles [B, K, 2, 2], and the travels [B, 2, 2], from random values in
+    0..1: `course` [B, 2, 2] and `places` [B, K, 2, 2]."""
     things = objects_of(table)
     direction = torch.tensor(list(MOTIONS.values()))[things[..., 2].clamp_min(0)]  # [B, 2, 2]
     turn = (2 * course[..., 0] - 1) * HEADING_SPREAD
@@ -120,17 +123,22 @@ def _draw_paths(
     half = torch.tensor(list(PLACES.values()))[things[..., 4].clamp_min(0)] * (things[..., 4:] >= 0)
     low = torch.where(half > 0, low.clamp_min(SIDE / 2 + PLACE_MARGIN), low)
     high = torch.where(half < 0, high.clamp_max(SIDE / 2 - PLACE_MARGIN), high)
-    candidates = low[:, None] + (high - low).clamp_min(0)[:, None] * places  # [B, K, 2, 2]
+    return low[:, None] + (high - low).clamp_min(0)[:, None] * places, travel
 
+
+def _choose_placement(
+    table: Tensor, radius: Tensor, candidates: Tensor, travel: Tensor, overlap: Tensor
+) -> Tensor:
+    """Returns the first candidate [B] whose objects are far enough apart, or else the one where they are
+    furthest apart. `overlap` [B] in 0..1 varies the distance that is enough."""
+    things = objects_of(table)
     time = torch.linspace(-0.5, 0.5, 5).view(1, 1, -1, 1)
     apart = (candidates[:, :, 0] - candidates[:, :, 1])[:, :, None] + (travel[:, 0] - travel[:, 1])[
         :, None, None
     ] * time
     gap = apart.norm(dim=-1).amin(-1) / radius.sum(1, keepdim=True)  # [B, K]
-    least = _OVERLAP[0] + (_OVERLAP[1] - _OVERLAP[0]) * overlap
-    least = torch.where(things[:, 0, 1] == things[:, 1, 1], _APART, least)[:, None]
-    # The first candidate that is far enough apart, or else the one that is furthest apart.
+    enough = _OVERLAP[0] + (_OVERLAP[1] - _OVERLAP[0]) * overlap
+    enough = torch.where(things[:, 0, 1] == things[:, 1, 1], _APART, enough)[:, None]
     order = torch.arange(gap.shape[1], 0, -1)
-    chosen = torch.where(gap >= least, 1e3 + order, gap).argmax(1)
-    chosen = torch.where(things[:, 1, 0] >= 0, chosen, 0)
-    return candidates[torch.arange(len(table)), chosen], travel
+    chosen = torch.where(gap >= enough, 1e3 + order, gap).argmax(1)
+    return torch.where(things[:, 1, 0] >= 0, chosen, 0)

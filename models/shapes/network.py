@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import islice
 from typing import Final
 
 import torch
@@ -148,6 +149,7 @@ class Network(torch.nn.Module):
         bias: Tensor,
         sigmas: Sequence[float] = FEW_STEPS,
         start_step: int = 0,
+        end_step: int | None = None,
     ) -> Iterator[Tensor]:
         """Yields the latents after every step from latents [B, C, T, H, W], without gradients.
 
@@ -156,7 +158,8 @@ class Network(torch.nn.Module):
             text: Token states of the prompts, [B, L, D].
             bias: Key bias of the prompts, [B, L].
             sigmas: Noise levels of the schedule.
-            start_step: Number of steps of the schedule that are not computed.
+            start_step, end_step: First step of the schedule that is computed, and the one before which the
+                computation ends; by default the whole schedule is computed.
         """
         with torch.no_grad():
             kv = self.transformer.encode_text(text)
@@ -169,7 +172,8 @@ class Network(torch.nn.Module):
             data = self.transformer(tokens, self.cos, self.sin, kv, bias, timestep)
             return (x - unpatchify(data.float(), self.grid, PATCH)) / sigma
 
-        return sample(velocity, start, sigmas, start_step)
+        steps = sample(velocity, start, sigmas, start_step)
+        return steps if end_step is None else islice(steps, end_step - start_step)
 
 
 def encode(videos: Tensor) -> Tensor:

@@ -1,0 +1,183 @@
+"""Trains the host adapter: `python -m models.shapes.host --out build/shapes/host --student WEIGHTS`.
+
+A distilled model follows the latents that it continues from, and has never seen latents that contradict the
+prompt. So it keeps the donor's colours and motions. The adapter is a LoRA on the frozen student, switched on
+for reused steps only, that resolves such conflicts: from a donor's latents at level K1 it predicts the video
+of the new prompt in the donor's layout.
+
+Half of the rows are such edit rows; the others are plain rows, which keep the adapter near the student. The
+donors are computed by the student itself. Where the edit opens something that the donor does not show, the
+target is drawn by the same noise: the student's own steps from the donor's first level, with the new prompt.
+A clean render would teach the mean of all possible layouts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from models.shapes.distill import noised_renders
+from models.shapes.layout import draw_layout
+from models.shapes.network import FEW_STEPS, SCALE, Network, encode, to_tokens
+from models.shapes.network import noise as draw_noise
+from models.shapes.pairs import Pairs, load_training_pairs
+from models.shapes.prompts import MAX_TOKENS, Prompts, blur_text, load_training_prompts
+from models.shapes.render import render
+from models.shapes.training import Batch, Trainer, add_arguments, start_from
+
+LEVEL_SHARES: Final = {1: 0.15, 2: 0.35, 3: 0.5}  # of edit rows, by the level that is reused
+
+
+class LowRank(nn.Module):
+    """Adds a product of low rank to a weight matrix."""
+
+    def __init__(self, weight: Tensor, rank: int) -> None:
+        super().__init__()
+        rows, columns = weight.shape
+        self.lora_down = nn.Parameter(torch.randn(rank, columns) / math.sqrt(columns))
+        self.lora_up = nn.Parameter(torch.zeros(rows, rank))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight + self.lora_up @ self.lora_down
+
+
+def adapted_layers(network: Network) -> Iterator[tuple[str, nn.Linear]]:
+    """Yields the layers that the adapter changes: all attention and feed-forward matrices of the blocks."""
+    for name, module in network.transformer.named_modules():
+        if name.startswith("blocks.") and isinstance(module, nn.Linear):
+            yield name, module
+
+
+def add_adapter(network: Network, rank: int) -> list[str]:
+    """Adds an adapter without effect to a network. Returns the names of its parameters."""
+    for _, layer in list(adapted_layers(network)):
+        parametrize.register_parametrization(layer, "weight", LowRank(layer.weight, rank))
+    return [name for name, _ in network.transformer.named_parameters() if "lora_" in name]
+
+
+def adapter_tensors(parameters: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Renames an adapter's parameters as diffusers saves them."""
+    ends = {"lora_down": "lora_A", "lora_up": "lora_B"}
+    renamed = {}
+    for name, tensor in parameters.items():
+        layer, _, end = name.partition(".parametrizations.weight.0.")
+        renamed[f"transformer.{layer}.{ends[end]}.weight"] = tensor.cpu().contiguous()
+    return renamed
+
+
+class Host(Trainer):
+    """Trainer of an adapter, or of all weights."""
+
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        network: Network,
+        student: Network,
+        prompts: Prompts,
+        pairs: Pairs,
+        trained: list[str] | None,
+    ) -> None:
+        super().__init__(args, network, trained)
+        self.student, self.prompts, self.pairs = student.to(self.device).eval(), prompts, pairs
+        self.scale = SCALE
+
+    def batch(self) -> Batch:
+        """Returns plain rows and edit rows, in the shares that the options name."""
+        edits = round(self.args.edit_share * self.args.batch)
+        parts = [self.plain_rows(self.args.batch - edits), self.edit_rows(edits)]
+        x, sigma, text, bias, target = (torch.cat(p) for p in zip(*parts, strict=True))
+        return x, sigma, blur_text(text, bias, self.args.blur, self.generator), bias, target
+
+    def plain_rows(self, n: int) -> Batch:
+        """Returns rows in which the student itself is the target, from the levels of its schedule."""
+        g = self.generator
+        level = int(torch.randint(4, (1,), generator=g))
+        pick = torch.randint(len(self.prompts), (n,), generator=g)
+        text, bias = self.prompts.text(pick, MAX_TOKENS)
+        x = noised_renders(self.prompts.table[pick], FEW_STEPS[level], g)
+        target = self.predict(x, text, bias, level)
+        return to_tokens(x), torch.full((n,), FEW_STEPS[level]), text, bias, to_tokens(target)
+
+    def edit_rows(self, n: int) -> Batch:
+        """Returns rows that start from a donor's latents and lead to the new prompt's video."""
+        g = self.generator
+        level = int(torch.multinomial(torch.tensor(list(LEVEL_SHARES.values())), 1, generator=g)) + 1
+        pick = torch.randint(len(self.pairs), (n,), generator=g)
+        donor_text, donor_bias = self.pairs.donors.text(pick, MAX_TOKENS)
+        text, bias = self.pairs.targets.text(pick, MAX_TOKENS)
+        donor, wanted = self.pairs.donors.table[pick], self.pairs.targets.table[pick]
+
+        # A donor whose layout is known: the student's own steps from a noised render. At the second level the
+        # render's layout is settled, at the first it is not.
+        state = g.get_state()
+        clean = encode(render(donor, draw_layout(donor, g)))
+        after = g.get_state()
+        g.set_state(state)
+        goal = encode(render(wanted, draw_layout(wanted, g, like=donor)))
+        g.set_state(after)
+        noise = draw_noise(n, g)
+        first = (1 - FEW_STEPS[1]) * clean + FEW_STEPS[1] * noise
+        second = (1 - FEW_STEPS[2]) * clean + FEW_STEPS[2] * noise
+        levels = {1: first, 2: second}
+        if level == 3:
+            levels[3] = self.advance(second, donor_text, donor_bias, 2, 3)
+        opening = self.pairs.opening[pick]
+        if opening.any():
+            rerun = self.advance(first[opening], text[opening], bias[opening], 1, 4)
+            goal[opening] = rerun
+        return to_tokens(levels[level]), torch.full((n,), FEW_STEPS[level]), text, bias, to_tokens(goal)
+
+    def predict(self, x: Tensor, text: Tensor, bias: Tensor, level: int) -> Tensor:
+        """Returns the data that the student predicts at a level."""
+        after = self.advance(x, text, bias, level, level + 1)
+        start, end = FEW_STEPS[level : level + 2]
+        return x - start * (after - x) / (end - start)
+
+    def advance(self, x: Tensor, text: Tensor, bias: Tensor, level: int, end: int) -> Tensor:
+        """Takes the student's steps from one level to another."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.args.bf16):
+            *_, last = self.student.trajectory(x, text, bias, FEW_STEPS, level, end)
+        return last
+
+    def save(self, out: Path) -> None:
+        """Writes the checkpoint, the averaged weights and, for an adapter, its file in diffusers' names."""
+        super().save(out)
+        if self.args.rank:
+            metadata = {"format": "pt"}
+            save_file(adapter_tensors(self.averaged_weights()), out / "adapter.safetensors", metadata)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    add_arguments(parser)
+    parser.set_defaults(updates=430, batch=32, lr=2e-3, muon_lr=2e-3, warm_up=20, decay=0.5, ema=0.98)
+    parser.add_argument("--student", type=Path, required=True, help="averaged weights of the student")
+    parser.add_argument("--rank", type=int, default=16, help="rank of the adapter; 0 trains all weights")
+    parser.add_argument("--edit-share", type=float, default=0.5, help="share of edit rows")
+    parser.add_argument("--pair-count", type=int, default=12_000, help="number of pairs of prompts")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)
+    args.out.mkdir(parents=True, exist_ok=True)
+    prompts = load_training_prompts(args.prompts, args.prompt_count, args.seed)
+    pairs = load_training_pairs(args.prompts, args.pair_count, args.seed)
+    student, network = Network(), Network()
+    start_from(student, args.student)
+    start_from(network, args.student)
+    trained = add_adapter(network, args.rank) if args.rank else None
+    host = Host(args, network, student, prompts, pairs, trained)
+    if args.resume:
+        host.load(args.out)
+    host.run(args.out, host.batch)
+
+
+if __name__ == "__main__":
+    main()
