@@ -38,21 +38,18 @@ EDITS: Final[tuple[Edit, ...]] = (
 OPENING: Final[frozenset[Edit]] = frozenset({"texture", "place", "count"})
 
 
-def draw_edit(scene: Scene, edit: Edit, split: Split, rng: random.Random, attempts: int = 200) -> Scene:
+def draw_edit(scene: Scene, edit: Edit, split: Split, rng: random.Random, attempts: int = 50) -> Scene | None:
     """Draws a scene that differs from `scene` in one respect, and whose combinations belong to a split.
 
     The edit `count` adds an object to a scene of one, and removes one from a scene of two; `texture` may also
-    remove a texture.
-
-    Raises:
-        ValueError: No such scene was found in `attempts` draws.
+    remove a texture. Returns None if `attempts` draws found no such scene: there may be none.
     """
     for _ in range(attempts):
         edited = _edit(scene, edit, rng)
         differs = all(t.colour != edited.background for t in edited.things)
         if differs and all(find_split(combination(edited, t)) == split for t in edited.things):
             return edited
-    raise ValueError(f"edit: no scene of the split {split} found that differs from {scene} in its {edit}")
+    return None
 
 
 def _edit(scene: Scene, edit: Edit, rng: random.Random) -> Scene:

@@ -45,12 +45,17 @@ def draw_pairs(split: Split, count: int, seed: int) -> list[tuple[Scene, Scene]]
     for donor, stranger, relation in zip(donors, strangers, relations, strict=True):
         target = stranger
         if relation != "unrelated":
-            edits = rng.sample(EDITS, 1 if relation == "one edit" else 2)
-            target = donor
-            for edit in edits:
-                target = draw_edit(target, edit, split, rng)
+            target = edit_scene(donor, 1 if relation == "one edit" else 2, split, rng)
         pairs.append((donor, target))
     return pairs
+
+
+def edit_scene(scene: Scene, count: int, split: Split, rng: random.Random) -> Scene:
+    """Draws a scene that differs from `scene` in `count` respects that its split has scenes for."""
+    for edit in rng.sample(EDITS, len(EDITS)):
+        if count and (edited := draw_edit(scene, edit, split, rng)):
+            scene, count = edited, count - 1
+    return scene
 
 
 def load_training_pairs(folder: Path, count: int, seed: int) -> Pairs:
