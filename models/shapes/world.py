@@ -19,7 +19,7 @@ from torch import Tensor
 FRAMES, SIDE = 16, 64  # pixels; videos are square
 MAX_OBJECTS: Final = 2
 
-COLOURS: Final = {  # name -> RGB in 0..255; every two are at least 88 apart
+COLOURS: Final = {  # name -> RGB in 0..255; every two are at least 87 apart
     "red": (220, 35, 35),
     "orange": (250, 135, 25),
     "yellow": (250, 225, 50),
