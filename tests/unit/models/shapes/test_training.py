@@ -1,0 +1,197 @@
+"""Tests that training is seeded, resumable and learns, and that rows have the right starts and targets."""
+
+import argparse
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from models.shapes.distill import SCHEDULES, Student, subdivide
+from models.shapes.edits import opens
+from models.shapes.host import Host, adapted_layers, add_adapter
+from models.shapes.muon import Muon, orthogonalise
+from models.shapes.network import FEW_STEPS, Network, model_config
+from models.shapes.pairs import Pairs, draw_pairs
+from models.shapes.prompts import Prompts
+from models.shapes.train import Teacher, draw_sigmas
+from models.shapes.training import start_from
+from models.shapes.world import Scene, draw_scenes, scene_table
+from services.contract.schedule import shifted_schedule
+
+
+def training_arguments(**changes: object) -> argparse.Namespace:
+    values = {
+        "seed": 0, "device": "cpu", "batch": 2, "updates": 8, "compile": False, "bf16": False, "lr": 2e-3,
+        "muon_lr": 3e-3, "warm_up": 1, "decay": 0.4, "ema": 0.9, "blur": 0.3, "save_every": 4,
+        "substeps": 2, "own_from": 0.0, "rank": 2, "edit_share": 0.5,
+    }  # fmt: skip
+    return argparse.Namespace(**(values | changes))
+
+
+def small_network(side: int = 64, seed: int = 0) -> Network:
+    torch.manual_seed(seed)
+    return Network(side, model_config(32, 1, 1))
+
+
+def fake_prompts(scenes: list[Scene]) -> Prompts:
+    """Builds prompts with random token states."""
+    lengths = [4 + i % 3 for i in range(len(scenes))]
+    states = torch.randn(sum(lengths), 384, generator=torch.Generator().manual_seed(0)).half()
+    offsets = torch.tensor([0, *lengths]).cumsum(0)
+    return Prompts(["a caption"] * len(scenes), scene_table(scenes), states, offsets)
+
+
+@pytest.fixture(scope="module")
+def prompts() -> Prompts:
+    return fake_prompts(draw_scenes("train", 6, 0))
+
+
+@pytest.fixture(scope="module")
+def pairs() -> Pairs:
+    scenes = draw_pairs("train", 8, 0)
+    donors, targets = (fake_prompts([pair[i] for pair in scenes]) for i in (0, 1))
+    return Pairs(donors, targets, torch.tensor([opens(d, t) for d, t in scenes]))
+
+
+def train(teacher: Teacher, updates: int) -> dict[str, torch.Tensor]:
+    for _ in range(updates):
+        teacher.step(teacher.batch())
+    return {k: v.clone() for k, v in (teacher.network.state_dict() | teacher.ema).items()}
+
+
+def test_resumed_run_equals_an_uninterrupted_one(prompts: Prompts, tmp_path: Path) -> None:
+    args = training_arguments()
+    uninterrupted = train(Teacher(args, small_network(16), prompts), 6)
+    first = Teacher(args, small_network(16), prompts)
+    train(first, 3)
+    first.save(tmp_path)
+    second = Teacher(args, small_network(16, seed=5), prompts)
+    second.load(tmp_path)
+    assert second.update == 3
+    resumed = train(second, 3)
+    assert all(torch.equal(uninterrupted[k], resumed[k]) for k in uninterrupted)
+
+
+def test_other_seed_gives_other_weights(prompts: Prompts) -> None:
+    one, other = (train(Teacher(training_arguments(seed=s), small_network(16), prompts), 1) for s in (0, 1))
+    assert not torch.equal(one["proj_out.weight"], other["proj_out.weight"])
+
+
+def test_loss_decreases(prompts: Prompts) -> None:
+    teacher = Teacher(training_arguments(updates=80, batch=8), small_network(16), prompts)
+    losses = [float(teacher.step(teacher.batch())[0].mean()) for _ in range(40)]
+    assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
+
+
+def test_run_writes_curve_and_averaged_weights(prompts: Prompts, tmp_path: Path) -> None:
+    teacher = Teacher(training_arguments(), small_network(16), prompts)
+    teacher.run(tmp_path, teacher.batch)
+    rows = [json.loads(line) for line in (tmp_path / "curve.jsonl").read_text().splitlines()]
+    assert rows[-1]["update"] == 8
+    weights = load_file(tmp_path / "ema.safetensors")
+    assert set(weights) == set(teacher.network.transformer.state_dict())
+
+
+def test_weights_of_small_videos_serve_larger_ones(prompts: Prompts, tmp_path: Path) -> None:
+    teacher = Teacher(training_arguments(), small_network(16), prompts)
+    teacher.save(tmp_path)
+    full = small_network(64)
+    start_from(full, tmp_path / "ema.safetensors", 16 / 64)
+    small = load_file(tmp_path / "ema.safetensors")["proj_out.weight"]
+    assert torch.allclose(full.transformer.proj_out.weight, small / 4)
+
+
+def test_small_network_has_the_angles_of_the_same_places() -> None:
+    full, small = small_network(64), small_network(16)
+    kept = full.cos.view(4, 16, 16, -1)[:, ::4, ::4].flatten(0, 2)
+    assert torch.equal(small.cos, kept)
+    assert small.positions.shape[0] == 64
+
+
+def test_noise_levels_include_pure_noise() -> None:
+    sigmas = draw_sigmas(4000, torch.Generator().manual_seed(0))
+    assert float((sigmas == 1).float().mean()) == pytest.approx(0.15, abs=0.02)
+    assert float(sigmas.min()) >= 0
+
+
+def test_segments_divide_the_shifted_schedule() -> None:
+    whole = [s for a, b in pairwise(FEW_STEPS) for s in subdivide(a, b, 3)[:-1]]
+    assert [*whole, 0.0] == pytest.approx(shifted_schedule(12, 5.0))
+
+
+@pytest.mark.parametrize("steps", SCHEDULES)
+def test_student_learns_the_levels_of_its_schedule(steps: int, prompts: Prompts) -> None:
+    args, schedule = training_arguments(substeps=steps), SCHEDULES[steps]
+    student = Student(args, small_network(), small_network(), prompts, schedule)
+    seen = set()
+    for _ in range(6):
+        x, sigma, text, bias, target = student.batch()
+        assert x.shape == target.shape == (2, 1024, 192)
+        assert text.shape == (2, 48, 384)
+        assert bias.shape == (2, 48)
+        seen.add(round(float(sigma[0]), 4))
+    assert seen <= {round(s, 4) for s in schedule[:-1]}
+    assert steps == 1 or len(seen) > 1
+
+
+def test_one_teacher_step_is_its_prediction(prompts: Prompts) -> None:
+    network, teacher = small_network(), small_network()
+    student = Student(training_arguments(substeps=1), network, teacher, prompts, FEW_STEPS)
+    text, bias = prompts.text(torch.arange(2))
+    x = torch.randn(2, 48, 4, 32, 32)
+    target = student.teach(x, text, bias, 1)
+    *_, moved = teacher.trajectory(x, text, bias, FEW_STEPS, 1, 2)
+    a, b = FEW_STEPS[1:3]
+    assert torch.allclose(target, x - a * (moved - x) / (b - a), atol=1e-5)
+
+
+def test_adapter_without_training_has_no_effect(prompts: Prompts) -> None:
+    plain, adapted = small_network(), small_network()
+    names = add_adapter(adapted, 2)
+    assert len(names) == 2 * len(list(adapted_layers(plain)))
+    x, sigma = torch.randn(1, 1024, 192), torch.tensor([0.8])
+    text, bias = prompts.text(torch.arange(1))
+    assert torch.allclose(plain(x, sigma, text, bias), adapted(x, sigma, text, bias), atol=1e-6)
+
+
+def test_host_trains_only_the_adapter(prompts: Prompts, pairs: Pairs, tmp_path: Path) -> None:
+    network, student = small_network(), small_network()
+    host = Host(training_arguments(batch=4), network, student, prompts, pairs, add_adapter(network, 2))
+    before = {k: p.clone() for k, p in network.transformer.named_parameters()}
+    host.step(host.batch())
+    changed = {k for k, p in network.transformer.named_parameters() if not torch.equal(p, before[k])}
+    assert changed
+    assert all("lora_" in k for k in changed)
+    host.save(tmp_path)
+    tensors = load_file(tmp_path / "adapter.safetensors")
+    assert tensors["transformer.blocks.0.attn1.to_q.lora_A.weight"].shape == (2, 32)
+    assert tensors["transformer.blocks.0.ffn.net.0.proj.lora_B.weight"].shape == (128, 2)
+
+
+def test_edit_rows_start_from_donors_and_end_in_the_target(prompts: Prompts, pairs: Pairs) -> None:
+    network, student = small_network(), small_network()
+    host = Host(training_arguments(batch=4), network, student, prompts, pairs, add_adapter(network, 2))
+    x, sigma, text, bias, target = host.edit_rows(3)
+    assert x.shape == target.shape == (3, 1024, 192)
+    assert any(float(sigma[0]) == pytest.approx(s) for s in FEW_STEPS[1:4])
+    assert len(text) == len(bias) == 3
+
+
+def test_orthogonalised_matrices_have_singular_values_near_one() -> None:
+    values = torch.linalg.svdvals(orthogonalise(torch.randn(2, 16, 48)))
+    assert float(values.min()) > 0.5
+    assert float(values.max()) < 1.4
+
+
+def test_muon_minimises_a_quadratic() -> None:
+    weight = torch.nn.Parameter(torch.randn(8, 8, generator=torch.Generator().manual_seed(0)))
+    optimiser = Muon([weight], lr=0.05, weight_decay=0.0)
+    first = float(weight.detach().square().sum())
+    for _ in range(200):
+        optimiser.zero_grad()
+        weight.square().sum().backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+    assert float(weight.detach().square().sum()) < 0.1 * first
