@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 from torch import Tensor
@@ -99,6 +100,13 @@ def test_second_start_loads_the_graph_of_the_first(model: LoadedModel, folder: P
     backend, progress = choose(model, folder)
     assert (backend.name, progress) == ("onnxruntime", [])
     backend.close()
+
+
+def test_self_attention_of_every_block_is_one_node(folder: Path) -> None:
+    [path] = folder.glob("*/part-00.onnx")
+    nodes = [node.op_type for node in onnx.load(path, load_external_data=False).graph.node]
+    assert nodes.count("MultiHeadAttention") == 2
+    assert nodes.count("Softmax") == 2  # cross-attention
 
 
 def test_damaged_graph_is_exported_again(model: LoadedModel, folder: Path, tmp_path: Path) -> None:
