@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -21,6 +21,8 @@ from torch import Tensor
 
 from bench.checkpoints import TEXT_DIM, save_wan_pipeline, write_model_file
 from bench.results import Figure, write
+from services.denoiser.engines.build import ONNX, ensure_engine, load_engine
+from services.denoiser.engines.store import EngineStore
 from services.denoiser.model.loaded import LoadedModel
 from services.denoiser.model.predictor import Predictor
 from services.denoiser.network.sampler import sample
@@ -66,13 +68,17 @@ def measure_rounding(model_file: Path, dtype: torch.dtype) -> float:
     )
 
 
-def measure_loop_errors(model_file: Path, dtype: torch.dtype) -> dict[str, float]:
+def measure_loop_errors(
+    model_file: Path,
+    dtype: torch.dtype,
+    make_predictor: Callable[[LoadedModel], Predictor] = Predictor.eager,
+) -> dict[str, float]:
     """Measures the error of four steps against `WanPipeline` by video: latents, and pixels after the codec.
 
     The pipeline runs both prompts in one batch; the denoiser runs each as a separate request.
     """
     model, pipeline = LoadedModel.load(model_file, dtype=dtype), _load_pipeline(model_file, dtype)
-    sigmas = model.spec.schedule.sigmas
+    predictor, sigmas = make_predictor(model), model.spec.schedule.sigmas
     _set_sigmas(pipeline, sigmas)
     errors = {}
     for video in VIDEOS:
@@ -90,7 +96,7 @@ def measure_loop_errors(model_file: Path, dtype: torch.dtype) -> dict[str, float
             guidance_scale=1.0,
         )
         latents, pixels = call(output_type="latent").frames, call(output_type="pt").frames
-        own = torch.stack([_run_loop(model, x, prompt) for x, prompt in zip(noise, prompts, strict=True)])
+        own = torch.stack([_run_loop(predictor, x, prompt) for x, prompt in zip(noise, prompts, strict=True)])
         errors[f"{_label(video)} latents"] = relative_error(own, latents)
         decoded = torch.stack([model.decode(x) for x in own])  # [2, 3, frames, height, width] in [-1, 1]
         errors[f"{_label(video)} pixels"] = relative_error(decoded, pixels.transpose(1, 2) * 2 - 1)
@@ -109,9 +115,17 @@ def measure_figures() -> dict[str, Figure]:
             figures[f"parity_{name}_rel"] = Figure(max(both), "relative", len(both))
             figures[f"parity_{name}_network_rel"] = Figure(max(network.values()), "relative", len(network))
             figures[f"parity_{name}_loop_rel"] = Figure(max(loop.values()), "relative", len(loop))
+        loop = measure_loop_errors(model_file, torch.float32, partial(run_on_onnxruntime, Path(directory)))
+        figures["parity_onnxruntime_loop_rel"] = Figure(max(loop.values()), "relative", len(loop))
         bf16 = measure_rounding(model_file, torch.bfloat16)
         figures["diffusers_bf16_to_fp32_rel"] = Figure(bf16, "relative", len(VIDEOS))
     return figures
+
+
+def run_on_onnxruntime(directory: Path, model: LoadedModel) -> Predictor:
+    """Returns a predictor on the backend `onnxruntime`; the graph is exported to `directory`."""
+    engine = ensure_engine(model, ONNX, EngineStore(directory / "engines"), lambda _: None)
+    return Predictor(model, load_engine(model, engine, ONNX))
 
 
 def relative_error(got: Tensor, want: Tensor) -> float:
@@ -173,9 +187,9 @@ def _run_reference(reference: Any, latents: Tensor, text: Tensor, timestep: Tens
     return out
 
 
-def _run_loop(model: LoadedModel, noise: Tensor, prompt: Tensor) -> Tensor:
-    text = model.prepare_text(prompt)
-    predictor, sigmas = Predictor.eager(model), model.spec.schedule.sigmas
+def _run_loop(predictor: Predictor, noise: Tensor, prompt: Tensor) -> Tensor:
+    text = predictor.model.prepare_text(prompt)
+    sigmas = predictor.model.spec.schedule.sigmas
     *_, last = sample(lambda x, sigma: predictor.latent_velocity(x, sigma, text), noise, sigmas)
     return last
 

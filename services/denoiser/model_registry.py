@@ -125,6 +125,7 @@ async def load_models(
     """
 
     def report(words: str) -> bool:
+        progress.waiting_for = words
         log.info("engine build progress", progress=words)
         return not stopping.is_set()
 

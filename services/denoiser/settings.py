@@ -33,10 +33,11 @@ class DenoiserSettings(ServerSettings):
     """Model files, comma separated. All are loaded at start; the first is the default model."""
     device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")] = "cpu"
     """Device that runs the models: cpu, cuda or cuda:N."""
-    backend: Literal["torch", "compiled", "onnxruntime", "tensorrt"] = "torch"
-    """Backend that runs a denoising step; see docs/backends.md. "compiled" is torch's compiler and adds about
-    a minute to the start; "onnxruntime" runs on the CPU; "tensorrt" is TensorRT or TensorRT-RTX and requires
-    a CUDA device."""
+    backend: Literal["auto", "torch", "compiled", "onnxruntime", "tensorrt"] = "auto"
+    """Backend that runs a denoising step; see docs/backends.md. "auto" is onnxruntime on a CPU and torch on a
+    CUDA device; "onnxruntime" exports the model at its first start, which takes about 15 seconds; "compiled"
+    is torch's compiler and adds about a minute to the start; "tensorrt" is TensorRT or TensorRT-RTX and
+    requires a CUDA device."""
     backend_fallback: bool = True
     """Whether torch runs the steps that the backend cannot run. If false, such a request fails. Every step
     event names the backend used."""

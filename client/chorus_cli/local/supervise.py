@@ -38,6 +38,7 @@ class Limits:
 
     Attributes:
         startup_seconds: upper bound on the time until a child is ready.
+        slow_seconds: time after which a child that is not ready is reported once.
         stop_seconds: time from SIGTERM to SIGKILL.
         restarts: upper bound on the restarts of a child within `window_seconds`.
         window_seconds: length of the window in which restarts are counted.
@@ -47,6 +48,7 @@ class Limits:
     """
 
     startup_seconds: float = 300.0
+    slow_seconds: float = 8.0
     stop_seconds: float = 25.0
     restarts: int = 5
     window_seconds: float = 300.0
@@ -59,6 +61,8 @@ class Reporter(Protocol):
     """Callbacks for the events of the children."""
 
     def started(self, child: Child, pid: int) -> None: ...
+
+    def slow(self, child: Child) -> None: ...
 
     def ready(self, child: Child, seconds: float) -> None: ...
 
@@ -172,7 +176,7 @@ class Supervisor:
     async def _until_ready(self, kept: _Kept, exited: asyncio.Future[int]) -> None:
         """Waits until the child is ready or has ended."""
         clock = asyncio.get_running_loop().time
-        begin = clock()
+        begin, reported = clock(), False
         while not exited.done():
             if await self._ready(kept.child):
                 self._reporter.ready(kept.child, clock() - begin)
@@ -182,6 +186,9 @@ class Supervisor:
                 raise GaveUp(
                     kept.child, f"{kept.child.name} was not ready within {self._limits.startup_seconds:g} s"
                 )
+            if not reported and clock() - begin > self._limits.slow_seconds:
+                self._reporter.slow(kept.child)
+                reported = True
             await asyncio.wait((exited,), timeout=self._limits.poll_seconds)
 
     async def _spawn(self, child: Child) -> asyncio.subprocess.Process:

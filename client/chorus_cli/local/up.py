@@ -259,6 +259,12 @@ class _Report:
     def started(self, child: Child, pid: int) -> None:
         self._out.json_line(started={"service": child.name, "pid": pid})
 
+    def slow(self, child: Child) -> None:
+        lines = supervise.tail(child.log, lines=1)
+        self._out.json_line(starting={"service": child.name, "log": lines})
+        detail = f": {one_line(lines[0])}" if lines else ""
+        self._out.status(f"{child.name} is still starting{detail}")
+
     def ready(self, child: Child, seconds: float) -> None:
         self._out.status(f"{child.name} ready after {seconds:.1f} s")
         self._out.json_line(ready={"service": child.name, "seconds": round(seconds, 3)})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +21,21 @@ from services.runtime.logs import get_logger
 
 # Increase it when the graph or its export changes, so that older engines are no longer found.
 GRAPH_VERSION: Final = "1"
+OPSET: Final = 20  # of the exported graph; onnx_export.py has the reason
+
+_DENOISER = Path(__file__).resolve().parents[1]
+# Code that determines the graph for onnxruntime. Its digest is part of the key, because that backend is the
+# default on a CPU and an export takes seconds: no change can be forgotten.
+_GRAPH_SOURCES: Final = tuple(
+    _DENOISER / name
+    for name in (
+        "network/wan.py",
+        "backends/graph.py",
+        "backends/tensorrt/onnx_domain.py",
+        "engines/onnx_export.py",
+        "engines/onnx_fusion.py",
+    )
+)
 
 log = get_logger("denoiser.engines")
 
@@ -89,7 +105,7 @@ def build_engine_key(model: LoadedModel, options: EngineOptions) -> EngineKey:
         weights_digest=model.weights_digest,
         adapters=tuple((adapter.digest, adapter.scale) for adapter in model.adapters),
         network=asdict(model.transformer.config),
-        graph=f"{GRAPH_VERSION}, opset {_get_opset()}, torch {torch.__version__.partition('+')[0]}",
+        graph=_describe_graph(options),
         runtime=_describe_runtime(options),
         target=_resolve_target(model, options),
         precision=options.precision,
@@ -192,6 +208,7 @@ def _build(
         report,
         fp8_ranges=ranges,
         plugin=options.plugin,
+        fused=options.runtime == "onnxruntime",
     )
     facts: dict[str, Any] = {"export_seconds": round(time.perf_counter() - begin, 3)}
     if options.runtime == "onnxruntime":
@@ -263,13 +280,18 @@ def _register_plugin(module: ModuleType, folder: Path, report: Progress) -> None
 def _compute_kernel_digest() -> str:
     from services.denoiser.kernels.aot import SOURCES
 
-    return hashlib.sha256(b"".join(path.read_bytes() for path in SOURCES)).hexdigest()
+    return _digest_files(SOURCES)
 
 
-def _get_opset() -> int:
-    from services.denoiser.engines.onnx_export import OPSET
+def _digest_files(paths: Iterable[Path]) -> str:
+    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
 
-    return OPSET
+
+def _describe_graph(options: EngineOptions) -> str:
+    words = f"{GRAPH_VERSION}, opset {OPSET}, torch {torch.__version__.partition('+')[0]}"
+    if options.runtime != "onnxruntime":
+        return words
+    return f"{words}, code {_digest_files(_GRAPH_SOURCES)[:16]}"
 
 
 def _describe_runtime(options: EngineOptions) -> str:
@@ -277,7 +299,7 @@ def _describe_runtime(options: EngineOptions) -> str:
         try:
             import onnxruntime
         except ImportError as error:
-            raise BackendError(f"{error}: install it (pip install -e ./client -e '.[onnx]')") from error
+            raise BackendError(f"{error}: install it (pip install -e ./client -e '.[denoiser]')") from error
         return f"onnxruntime {onnxruntime.__version__}"
     from services.denoiser.backends.tensorrt.module import describe_module, load_module
 

@@ -19,10 +19,11 @@ from services.denoiser.backends.base import BackendError, Progress
 from services.denoiser.backends.graph import GraphPart, split_into_parts
 from services.denoiser.backends.tensorrt.onnx_domain import add_function as add_plugin_function
 from services.denoiser.backends.tensorrt.onnx_domain import build_translation_table
+from services.denoiser.engines.build import OPSET
 from services.denoiser.engines.fp8 import quantise
+from services.denoiser.engines.onnx_fusion import fuse_self_attention
 from services.denoiser.network.wan import WanTransformer, parameter_dtype
 
-OPSET = 20
 # Upper bounds on the dynamic dimensions of the graph, for any profile.
 _MAX_TOKENS, _MAX_KEYS, _MAX_TEXTS = 1 << 20, 1 << 14, 2
 # Sizes of the example inputs. All exceed 1, because the exporter treats sizes 0 and 1 as constants.
@@ -38,6 +39,7 @@ def export(
     *,
     fp8_ranges: Mapping[str, float] | None = None,
     plugin: bool = False,
+    fused: bool = False,
 ) -> list[Path]:
     """Writes part-00.onnx, part-00.onnx.data, … to `folder`. Returns the .onnx files.
 
@@ -47,8 +49,11 @@ def export(
         report: Progress callback. Return False to cancel before the next part.
         fp8_ranges: Ranges from `fp8.measure_input_ranges`, for 8-bit matrices in the blocks.
         plugin: Whether cross-attention is one node of the domain `chorus` (`tensorrt/onnx_domain.py`).
+        fused: Whether self-attention uses operators that only onnxruntime has.
     """
     network = _copy(transformer, dtype)
+    if fused:
+        fuse_self_attention(network)
     if fp8_ranges is not None:
         quantise(network, fp8_ranges)
     parts, paths = split_into_parts(network, blocks_each, plugin=plugin), []

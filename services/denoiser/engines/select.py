@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import replace
+from typing import Final
 
 import torch
 
@@ -19,6 +21,29 @@ from services.runtime.logs import get_logger
 
 log = get_logger("denoiser.backends")
 
+# Packages that export the graph and run it.
+_ONNX_PACKAGES: Final = ("onnx", "onnxruntime", "onnxscript")
+# Largest weights for which "auto" selects onnxruntime, in bytes: its session holds a copy of them, and the
+# export of larger ones takes minutes.
+_AUTO_MAX_BYTES: Final = 1 << 30
+# Graphs of a model that stay in the store in addition to the one in use, for other versions of its weights or
+# of the code.
+_KEPT_GRAPHS: Final = 7
+
+
+def select_backend(model: LoadedModel) -> tuple[str, str]:
+    """Returns the backend that "auto" stands for, and the reason."""
+    if model.device.type != "cpu":
+        return "torch", f"the device is {model.device}"
+    if model.dtype != torch.float32:
+        return "torch", f"the model computes in {str(model.dtype).removeprefix('torch.')}"
+    size = sum(parameter.nbytes for parameter in model.transformer.parameters())
+    if size > _AUTO_MAX_BYTES:
+        return "torch", f"the weights have {size} bytes, more than {_AUTO_MAX_BYTES}"
+    if missing := [name for name in _ONNX_PACKAGES if importlib.util.find_spec(name) is None]:
+        return "torch", f"not installed: {', '.join(missing)}"
+    return "onnxruntime", "the device is a CPU"
+
 
 def choose_backend(model: LoadedModel, settings: DenoiserSettings, report: Progress) -> Backend:
     """Creates the configured backend and builds the engine it needs.
@@ -31,17 +56,21 @@ def choose_backend(model: LoadedModel, settings: DenoiserSettings, report: Progr
     Raises:
         BackendError: The backend is not available and fallback is disabled.
     """
+    name: str = settings.backend
+    if name == "auto":
+        name, reason = select_backend(model)
+        log.info("backend selected", model_id=model.spec.id, backend=name, reason=reason)
     eager = EagerBackend(model.transformer, kernel=_should_use_kernel(model, settings))
-    if settings.backend == "torch":
+    if name == "torch":
         return eager
     try:
-        with as_backend_error(settings.backend):
-            primary = _create_backend(model, settings, report)
+        with as_backend_error(name):
+            primary = _create_backend(name, model, settings, report)
     except BackendError as error:
         if not settings.backend_fallback:
             raise
-        log.warning("backend not available", backend=settings.backend, reason=str(error))
-        primary = Unavailable(settings.backend, str(error))
+        log.warning("backend not available; torch runs every step", backend=name, reason=str(error))
+        primary = Unavailable(name, str(error))
     return Fallback(primary, eager, allowed=settings.backend_fallback)
 
 
@@ -64,12 +93,12 @@ def _should_use_kernel(model: LoadedModel, settings: DenoiserSettings) -> bool:
     return True
 
 
-def _create_backend(model: LoadedModel, settings: DenoiserSettings, report: Progress) -> Backend:
-    if settings.backend == "compiled":
+def _create_backend(name: str, model: LoadedModel, settings: DenoiserSettings, report: Progress) -> Backend:
+    if name == "compiled":
         from services.denoiser.backends.compiled import compiled_backend
 
         return compiled_backend(model.transformer)
-    if settings.backend == "onnxruntime":
+    if name == "onnxruntime":
         if model.device.type != "cpu":
             raise BackendError("onnxruntime: runs on the CPU; set CHORUS_DENOISER_DEVICE=cpu")
         options = replace(ONNX, blocks_each=settings.engine_blocks)
@@ -86,4 +115,7 @@ def _create_backend(model: LoadedModel, settings: DenoiserSettings, report: Prog
         engine = ensure_engine(model, options, store, report)
     else:
         engine = find_engine(model, options, store)
-    return load_engine(model, engine, options)
+    backend = load_engine(model, engine, options)
+    if settings.engine_build and name == "onnxruntime":  # a graph is exported again within seconds
+        store.prune(engine, _KEPT_GRAPHS)
+    return backend

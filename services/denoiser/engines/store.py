@@ -139,14 +139,55 @@ class EngineStore:
             BackendError: Another process is still building the engine after `wait_seconds`.
         """
         digest = key.digest
-        self.root.mkdir(parents=True, exist_ok=True)
-        with self._locked(digest, report):
-            if not rebuild and (self.root / digest).exists():
-                try:
-                    return self.read(digest)
-                except EngineError as error:
-                    log.warning("engine rejected; building it again", reason=str(error))
-            return self._build(key, build)
+        # Without the lock first: a prebuilt engine may be in a folder that cannot be written.
+        if not rebuild and (engine := self._find(digest)) is not None:
+            return engine
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            with self._locked(digest, report):
+                if not rebuild and (engine := self._find(digest)) is not None:
+                    return engine  # another process built it in the meantime
+                return self._build(key, build)
+        except OSError as error:
+            raise BackendError(
+                f"{self.root}: cannot be written: {error}: "
+                "let CHORUS_DENOISER_ENGINES name a writable directory with free space"
+            ) from error
+
+    def _find(self, digest: str) -> BuiltEngine | None:
+        """Returns an engine; None if it is missing or damaged."""
+        if not (self.root / digest).exists():
+            return None
+        try:
+            return self.read(digest)
+        except (EngineError, OSError) as error:
+            log.warning("engine rejected; building it again", reason=str(error))
+            return None
+
+    def prune(self, used: BuiltEngine, keep: int) -> None:
+        """Deletes what interrupted builds left, and old engines of the same model and runtime.
+
+        Folders that another process is building, and those that cannot be deleted, stay.
+
+        Args:
+            used: Engine in use, which stays.
+            keep: Number of other engines to keep, the newest ones.
+        """
+        model, runtime = used.key["model_id"], _runtime_name(used.key)
+        old = [
+            digest
+            for digest, manifest in self.manifests()
+            if digest != used.digest
+            and manifest["key"]["model_id"] == model
+            and _runtime_name(manifest["key"]) == runtime
+        ][keep:]
+        for folder in (*(self.root / digest for digest in old), *self.root.glob(f"{'[0-9a-f]' * 32}.part")):
+            try:
+                with FileLock(self.root / f"{folder.stem}.lock", timeout=0):
+                    shutil.rmtree(folder)
+            except (Timeout, OSError):
+                continue
+            log.info("engine deleted", folder=str(folder))
 
     @contextmanager
     def _locked(self, digest: str, report: Progress) -> Iterator[None]:
@@ -234,6 +275,11 @@ class EngineStore:
             shutil.rmtree(partial, ignore_errors=True)
             raise
         return self.read(key.digest)
+
+
+def _runtime_name(key: Mapping[str, Any]) -> str:
+    """Returns the module of a key's runtime without its version."""
+    return str(key["runtime"]).partition(" ")[0]
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:

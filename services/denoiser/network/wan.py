@@ -159,6 +159,11 @@ class Attention(nn.Module):
         projected: Tensor = self.to_out[0](out.transpose(1, 2).flatten(2))
         return projected
 
+    def attend_to_itself(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+        """Runs self-attention with rotary positions, as in `Block.forward`: x [B, N, D] -> [B, N, D]."""
+        k, v = self.key_value(x)
+        return self.attend(_rotate(self.query(x), *rope), _rotate(k, *rope), v)
+
 
 class _Projection(nn.Module):
     def __init__(self, dim: int, inner: int) -> None:
@@ -204,8 +209,7 @@ class Block(nn.Module):
     ) -> Tensor:
         shift1, scale1, gate1, shift2, scale2, gate2 = (self.scale_shift_table + modulation).chunk(6, dim=1)
         y: Tensor = _modulate(x, shift1, scale1, self.eps)
-        k, v = self.attn1.key_value(y)
-        y = self.attn1.attend(_rotate(self.attn1.query(y), *rope), _rotate(k, *rope), v)
+        y = self.attn1.attend_to_itself(y, rope)
         x = (x.float() + y * gate1).type_as(x)
         y = F.layer_norm(
             x.float(), x.shape[-1:], self.norm2.weight.float(), self.norm2.bias.float(), self.eps

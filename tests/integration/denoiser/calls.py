@@ -103,6 +103,8 @@ def environment(model: Path, cache_target: str) -> dict[str, str]:
     return {
         "CHORUS_DENOISER_MODELS": str(model),
         "CHORUS_DENOISER_CACHE_TARGET": cache_target,
+        # The default exports the graph of each test's model, which takes longer than most tests.
+        "CHORUS_DENOISER_BACKEND": "torch",
         "CHORUS_DENOISER_THREADS": "1",
         "CHORUS_DENOISER_QUEUE_LIMIT": "1",
         "CHORUS_DENOISER_LOG_FORMAT": "json",

@@ -43,16 +43,16 @@ async def test_torch_replaces_an_engine_without_a_gpu_and_reports_it(
             assert found.fallback_steps >= len(outcome.steps)
 
 
-async def test_onnxruntime_generates_the_same_video(
+async def test_default_on_a_cpu_is_onnxruntime(
     model: Path, cache_server: tuple[FakeCache, str], tmp_path: Path
 ) -> None:
     pytest.importorskip("onnxruntime")
     env = {
         **environment(model, cache_server[1]),
-        "CHORUS_DENOISER_BACKEND": "onnxruntime",
         "CHORUS_DENOISER_BACKEND_FALLBACK": "false",
         "CHORUS_DENOISER_ENGINES": str(tmp_path / "engines"),
     }
+    del env["CHORUS_DENOISER_BACKEND"]
     with start_service("denoiser", env, tmp_path) as process:
         async with open_channel(process.target) as channel:
             stub = denoiser_pb2_grpc.DenoiserServiceStub(channel)
@@ -60,6 +60,10 @@ async def test_onnxruntime_generates_the_same_video(
             assert {step.backend for step in outcome.steps} == {"onnxruntime"}
             assert outcome.completed.steps_run == 4
             assert len(outcome.video) == outcome.header.size_bytes > 0
+            [found] = (
+                await stub.DescribeModels(denoiser_pb2.DescribeModelsRequest(), timeout=SECONDS)
+            ).models
+            assert (found.backend, found.fallback_steps) == ("onnxruntime", 0)
 
 
 def test_start_fails_if_torch_may_not_replace_the_backend(model: Path, tmp_path: Path) -> None:

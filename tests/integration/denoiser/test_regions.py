@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,10 +12,40 @@ from chorus.common.v1 import plan_pb2
 from chorus.denoiser.v1 import denoiser_pb2
 from chorus_rpc import errors
 
-from tests.integration.denoiser.calls import SIDE, FakeCache, failure, latents, request, reusing, run
+from tests.integration.denoiser.calls import (
+    SIDE,
+    FakeCache,
+    environment,
+    failure,
+    latents,
+    request,
+    reusing,
+    run,
+)
+from tests.processes import ServiceProcess, start_service
 from tests.tiny_model import TEXT_DIM
 
 CONTRAST = plan_pb2.Amplification(form=plan_pb2.AMPLIFICATION_FORM_CONTRAST, strength=0.5)
+
+
+@pytest.fixture(scope="module", params=["torch", "onnxruntime"])
+def service(
+    request: pytest.FixtureRequest,
+    model: Path,
+    cache_server: tuple[FakeCache, str],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[ServiceProcess]:
+    """Runs the denoiser on each backend of a CPU. No other backend replaces it."""
+    pytest.importorskip(request.param)
+    folder = tmp_path_factory.mktemp("denoiser")
+    env = {
+        **environment(model, cache_server[1]),
+        "CHORUS_DENOISER_BACKEND": request.param,
+        "CHORUS_DENOISER_BACKEND_FALLBACK": "false",
+        "CHORUS_DENOISER_ENGINES": str(folder / "engines"),
+    }
+    with start_service("denoiser", env, folder) as process:
+        yield process
 
 
 def wanted(seed: int = 2) -> denoiser_pb2.DenoiseRequest:

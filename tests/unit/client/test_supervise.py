@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -39,10 +40,15 @@ class Notes:
         self.pids: dict[str, list[int]] = {}
         self.crashes: list[tuple[str, int]] = []
         self.ready_names: list[str] = []
+        self.slow_names: list[str] = []
         self.changed = asyncio.Event()
 
     def started(self, child: Child, pid: int) -> None:
         self.pids.setdefault(child.name, []).append(pid)
+        self.changed.set()
+
+    def slow(self, child: Child) -> None:
+        self.slow_names.append(child.name)
         self.changed.set()
 
     def ready(self, child: Child, seconds: float) -> None:
@@ -110,6 +116,18 @@ async def test_all_become_ready_and_stop_drains_each(tmp_path: Path) -> None:
     assert [c.log.read_text() for c in children] == ["drained\n", "drained\n"]
     assert not any(lives(pid) for pid in pids.values())
     assert run.notes.crashes == []
+
+
+async def test_slow_start_is_reported_once(tmp_path: Path) -> None:
+    slow = child(tmp_path, "slow", "import time; time.sleep(60)")
+    run = Run([child(tmp_path, "quick", STEADY), slow], replace(QUICK, slow_seconds=0.5, stop_seconds=0.1))
+    await run.notes.until(lambda: run.notes.slow_names == ["slow"])
+    await asyncio.sleep(0.3)  # some polls later
+    Notes.marker(slow).touch()
+    await run.notes.until(lambda: "slow" in run.notes.ready_names)
+    run.stop.set()
+    await run.ended()
+    assert run.notes.slow_names == ["slow"]
 
 
 async def test_killed_child_is_reported_and_started_again(tmp_path: Path) -> None:

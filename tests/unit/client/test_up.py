@@ -317,6 +317,19 @@ def test_unknown_setting_of_a_service_is_reported_when_it_is_ready(
         )
 
 
+def test_slow_start_is_reported_with_the_last_line_of_the_log(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = tmp_path / "denoiser.log"
+    log.write_text("[info] backend selected\n[info] exporting part 1 of 1\n")
+    child = supervise.Child("denoiser", (), {}, log)
+    up._Report(Output(False)).slow(child)
+    assert capsys.readouterr().err == "denoiser is still starting: [info] exporting part 1 of 1\n"
+    up._Report(Output(True)).slow(child)
+    record = json.loads(capsys.readouterr().out)
+    assert record == {"starting": {"service": "denoiser", "log": ["[info] exporting part 1 of 1"]}}
+
+
 def test_unknown_settings_are_read_from_json_logs_and_without_a_suggestion() -> None:
     line = '{"variable": "CHORUS_CACHE_XY", "did_you_mean": null, "event": "unknown setting ignored"}'
     described = up.describe_unknown_setting("cache", line)

@@ -199,3 +199,54 @@ def test_two_processes_build_an_engine_once(tmp_path: Path) -> None:
         process.join(60)
         assert process.exitcode == 0
     assert (tmp_path / "builds").read_text() == "x"
+
+
+def test_engine_in_a_folder_that_cannot_be_written_is_found(
+    store: EngineStore, builds: Builds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = store.ensure(KEY, builds)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError("read-only file system")
+
+    monkeypatch.setattr("services.denoiser.engines.store.FileLock", refuse)
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    assert store.ensure(KEY, builds) == engine
+    with pytest.raises(BackendError, match=r"engines: cannot be written: .*CHORUS_DENOISER_ENGINES"):
+        store.ensure(replace(KEY, graph="2"), builds)
+    assert builds.count == 1
+
+
+def test_full_disk_is_an_error_that_names_the_setting(store: EngineStore) -> None:
+    def fail(folder: Path) -> tuple[list[Path], dict[str, Any]]:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(BackendError, match="No space left on device: let CHORUS_DENOISER_ENGINES"):
+        store.ensure(KEY, fail)
+    assert not list(store.root.glob("*.part"))
+
+
+def test_prune_keeps_the_newest_engines_of_a_model_and_runtime(store: EngineStore, builds: Builds) -> None:
+    keys = [replace(KEY, runtime=f"onnxruntime 1.{number}") for number in range(5)]
+    others = [KEY, replace(KEY, model_id="other", runtime="onnxruntime 1.0")]
+    for second, key in enumerate([*keys, *others]):
+        manifest = store.ensure(key, builds).folder / MANIFEST
+        content = json.loads(manifest.read_text())
+        manifest.write_text(json.dumps(content | {"built": f"2026-01-01T00:00:0{second}"}))
+    used = store.read(keys[0].digest)  # the oldest one
+    store.prune(used, keep=2)
+    left = {digest for digest, _ in store.manifests()}
+    assert left == {key.digest for key in (keys[0], keys[3], keys[4], *others)}
+
+
+def test_prune_deletes_interrupted_builds_but_not_running_ones(store: EngineStore, builds: Builds) -> None:
+    used = store.ensure(KEY, builds)
+    interrupted, running = (store.root / f"{digit * 32}.part" for digit in "ab")
+    for folder in (interrupted, running):
+        folder.mkdir()
+        (folder / "part-00.onnx").touch()
+    with FileLock(store.root / f"{running.stem}.lock"):
+        store.prune(used, keep=0)
+    assert not interrupted.exists()
+    assert running.exists()
+    assert store.read(used.digest) == used

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,16 @@ def test_four_steps_and_codec_equal_the_pipeline(model_file: Path, dtype: torch.
     errors = parity.measure_loop_errors(model_file, dtype)
     assert len(errors) == 2 * len(parity.VIDEOS)
     assert max(errors.values()) <= BOUNDS[dtype], errors
+
+
+def test_four_steps_on_onnxruntime_equal_the_pipeline(model_file: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    errors = parity.measure_loop_errors(
+        model_file, torch.float32, partial(parity.run_on_onnxruntime, tmp_path)
+    )
+    assert max(errors.values()) <= BOUNDS[torch.float32], errors
+    eager = parity.measure_loop_errors(model_file, torch.float32)
+    assert errors != eager  # onnxruntime did run
 
 
 @pytest.mark.fault("partial-model")
