@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from services.denoiser.checkpoint.weights import weights_digest
 from services.denoiser.model.spec import load_spec
 from services.denoiser.network.wan import WanTransformer
 
@@ -100,13 +101,14 @@ def save_host_adapter(model: Path, size: float = 0.3, seed: int = 1, rank: int =
     return file
 
 
-def write_host_section(model: Path, file: Path, **fields: str) -> None:
+def write_host_section(model: Path, adapter: Path, /, **fields: str) -> None:
     """Names a host adapter in a model file, in place of another.
 
     Args:
+        adapter: File or folder of the adapter, in the model's folder.
         fields: Further fields, or others than the adapter has, in TOML.
     """
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    section = {"id": '"host"', "file": f'"{file.name}"', "sha256": f'"{digest}"'} | fields
+    digest = weights_digest(adapter) if adapter.exists() else "0" * 64
+    section = {"id": '"host"', "file": f'"{adapter.name}"', "sha256": f'"{digest}"'} | fields
     lines = "".join(f"{name} = {value}\n" for name, value in section.items())
     model.write_text(f"{model.read_text().partition('[host]')[0].rstrip()}\n\n[host]\n{lines}")
