@@ -237,6 +237,7 @@ def _diverged(predictor: Predictor, operation: str, **metadata: str) -> ChorusEr
     """Returns the error of an operation whose result holds NaN or infinity."""
     model, backend = predictor.model, predictor.backend.name
     dtype = str(model.dtype).removeprefix("torch.")
+    subject = " + ".join([model.spec.id, *(adapter.id for adapter in model.adapters)])
     if dtype == "float16":
         advice = "use bfloat16 or float32: transformer.dtype of the model file"
     elif backend == "tensorrt":
@@ -245,7 +246,7 @@ def _diverged(predictor: Predictor, operation: str, **metadata: str) -> ChorusEr
         advice = "check that the weights and adapters belong to this network and are intact"
     return ChorusError(
         errors.MODEL_DIVERGED,
-        f"{model.spec.id}: {operation} gave NaN or infinity in {dtype} on backend {backend}; {advice}",
+        f"{subject}: {operation} gave NaN or infinity in {dtype} on backend {backend}; {advice}",
         metadata={"model_id": model.spec.id, "dtype": dtype, "backend": backend, **metadata},
     )
 
