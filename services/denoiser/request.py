@@ -71,8 +71,8 @@ class DenoiseJob:
     @property
     def host_adapter(self) -> str:
         """Id of the adapter that computes the steps after the donor; empty if the model has none."""
-        host = self.model.spec.host
-        return "" if host is None else host.id
+        host = self.model.host
+        return "" if host is None else host.adapters[-1].id
 
     @property
     def region_end(self) -> int:
