@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from services.denoiser.checkpoint.weights import weights_digest
 from services.denoiser.model.spec import load_spec
 from services.denoiser.network.wan import WanTransformer
 
@@ -77,3 +78,37 @@ def save_tiny_model(
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()
     path.write_text(_SPEC.format(model_id=model_id, sha256=digest, layers=layers, sampler=sampler))
     return path
+
+
+def save_host_adapter(model: Path, size: float = 0.3, seed: int = 1, rank: int = 2) -> Path:
+    """Writes a random host adapter next to a model file and names it there; returns the path of its weights.
+
+    Args:
+        size: Standard deviation of the factors; 0 for an adapter that changes nothing.
+    """
+    network = WanTransformer(load_spec(model).transformer.config())
+    generator = torch.Generator().manual_seed(seed)
+    factors = {}
+    for name, module in network.named_modules():
+        if isinstance(module, torch.nn.Linear) and name.startswith("blocks."):
+            rows, columns = module.weight.shape
+            for part, shape in (("A", (rank, columns)), ("B", (rows, rank))):
+                value = size * torch.randn(shape, generator=generator)
+                factors[f"transformer.{name}.lora_{part}.weight"] = value
+    file = model.parent / "host.safetensors"
+    save_file(factors, file)
+    write_host_section(model, file)
+    return file
+
+
+def write_host_section(model: Path, adapter: Path, /, **fields: str) -> None:
+    """Names a host adapter in a model file, in place of another.
+
+    Args:
+        adapter: File or folder of the adapter, in the model's folder.
+        fields: Further fields, or others than the adapter has, in TOML.
+    """
+    digest = weights_digest(adapter) if adapter.exists() else "0" * 64
+    section = {"id": '"host"', "file": f'"{adapter.name}"', "sha256": f'"{digest}"'} | fields
+    lines = "".join(f"{name} = {value}\n" for name, value in section.items())
+    model.write_text(f"{model.read_text().partition('[host]')[0].rstrip()}\n\n[host]\n{lines}")

@@ -45,6 +45,7 @@ STEP_INDEX: Final = "chorus.step.index"
 STEP_SIGMA: Final = "chorus.step.sigma"
 BACKEND: Final = "chorus.step.backend"
 FALLBACK: Final = "chorus.step.fallback"  # reason why the configured backend did not run the step
+HOST_ADAPTER: Final = "chorus.host_adapter"  # id of the adapter that computed the steps after the donor
 COMPUTED_SHARE: Final = "chorus.step.computed_share"
 BYTES: Final = "chorus.bytes"
 TOKENS: Final = "chorus.tokens"

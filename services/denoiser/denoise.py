@@ -76,13 +76,19 @@ def denoise(
 ) -> Generator[Step | Result]:
     """Runs a job on the device thread. Yields every step, with its mask on the CPU, and finally the result.
 
+    If the model has a host adapter, a run with a donor computes every step with it and stores nothing: donors
+    are computations of the plain model only, which the adapter was trained to continue, and the faults of one
+    edit are not handed on to the next.
+
     Args:
         predictor: Predictor of the job's model.
         donor: Data that the plan takes from its donor. None means that the run starts from noise.
         keep: Whether the result contains latents and side data.
         parent: traceparent of the span under which the run's spans are recorded.
     """
+    predictor = predictor.select(continues_donor=donor is not None)
     model = predictor.model
+    host = job.host_adapter if donor else ""
     kept: dict[int, Tensor] = {}
     denoise_seconds = computed_steps = 0.0
     fell_back = False
@@ -91,13 +97,15 @@ def denoise(
     # With one step left there is no intermediate latent of our own to store; storing the donor's again would
     # displace the donor. And what this run did not compute is not stored under its prompt: x_{K1}, even under
     # noise of its own, shows what the donor's prompt describes.
-    keep = keep and reuse_steps < last
+    keep = keep and reuse_steps < last and not host
     attributes: dict[str, str | bool | int | float] = {
         semconv.GENERATION_ID: job.generation_id,
         semconv.TOTAL_STEPS: job.total_steps,
         semconv.REUSE_STEPS: reuse_steps,
         semconv.REGION_STEPS: job.region_end - reuse_steps if donor else 0,
     }
+    if host:
+        attributes[semconv.HOST_ADAPTER] = host
     predictor.backend.drain()  # discards reports left over from an aborted run or a warm-up
     with telemetry.span(semconv.SPAN_DENOISE, attributes, parent=parent):
         text = model.prepare_text(job.token_states)
@@ -110,7 +118,7 @@ def denoise(
             job.sigmas,
             text,
             noise,
-            _move_to_device(job, donor),
+            _move_to_device(job, donor, model),
             fresh_noise=model.fresh_noise(job.seed, job.latent_shape),
         )
         steps = stages.steps({last: attention.observe} if keep else None)
@@ -170,10 +178,10 @@ def _run_step(steps: Iterator[Step], model: LoadedModel) -> Step:
     )
 
 
-def _move_to_device(job: DenoiseJob, donor: DonorData | None) -> DonorLatents | None:
+def _move_to_device(job: DenoiseJob, donor: DonorData | None, model: LoadedModel) -> DonorLatents | None:
     if donor is None:
         return None
-    model, side, origin = job.model, donor.side, job.plan.donor
+    side, origin = donor.side, job.plan.donor
     return DonorLatents(
         steps={index: latents.to(model.device) for index, latents in donor.latents.items()},
         maps=None if side is None else unpool_maps(side.maps, job.token_grid).to(model.device),
@@ -229,15 +237,16 @@ def _diverged(predictor: Predictor, operation: str, **metadata: str) -> ChorusEr
     """Returns the error of an operation whose result holds NaN or infinity."""
     model, backend = predictor.model, predictor.backend.name
     dtype = str(model.dtype).removeprefix("torch.")
+    subject = " + ".join([model.spec.id, *(adapter.id for adapter in model.adapters)])
     if dtype == "float16":
         advice = "use bfloat16 or float32: transformer.dtype of the model file"
     elif backend == "tensorrt":
         advice = "use bfloat16 without 8-bit floats: CHORUS_DENOISER_ENGINE_PRECISION, …_ENGINE_FP8"
     else:
-        advice = "check that the weights belong to this network and are intact"
+        advice = "check that the weights and adapters belong to this network and are intact"
     return ChorusError(
         errors.MODEL_DIVERGED,
-        f"{model.spec.id}: {operation} gave NaN or infinity in {dtype} on backend {backend}; {advice}",
+        f"{subject}: {operation} gave NaN or infinity in {dtype} on backend {backend}; {advice}",
         metadata={"model_id": model.spec.id, "dtype": dtype, "backend": backend, **metadata},
     )
 

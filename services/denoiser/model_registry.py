@@ -53,13 +53,15 @@ class ModelRegistry:
         if predictor is None:
             raise unknown_model(model_id, self.models)
         self._seconds_per_step[model_id] = await self._device_thread.call(lambda: measure_step(predictor))
+        if (host := predictor.host) is not None:
+            await self._device_thread.call(lambda: measure_step(host))
         return self._describe(predictor)
 
     def describe(self) -> list[denoiser_pb2.ModelInfo]:
         return [self._describe(predictor) for predictor in self.predictors.values()]
 
     def _describe(self, predictor: Predictor) -> denoiser_pb2.ModelInfo:
-        model, backend = predictor.model, predictor.backend
+        model, backend, host = predictor.model, predictor.backend, predictor.host
         spec, codec = model.spec, model.codec
         return denoiser_pb2.ModelInfo(
             model_id=spec.id,
@@ -86,10 +88,11 @@ class ModelRegistry:
             schedule_shift=spec.schedule.shift,
             seconds_per_step=self._seconds_per_step.get(spec.id, 0.0),
             backend=backend.name,
-            fallback_steps=backend.fallback_steps,
+            fallback_steps=backend.fallback_steps + (host.backend.fallback_steps if host else 0),
             sampler=spec.schedule.sampler,
             layers=spec.transformer.layers,
             max_text_tokens=spec.text.max_tokens,
+            host_adapter=None if host is None else describe_adapters(host.model)[-1],
         )
 
 
@@ -143,7 +146,9 @@ async def load_models(
             for path in settings.models:
                 progress.waiting_for = f"the model {path}"
                 model = LoadedModel.load(path, settings.device, fp8=settings.computes_in_fp8)
-                predictors.append(Predictor(model, choose_backend(model, settings, report)))
+                predictors.append(
+                    Predictor.create(model, lambda each: choose_backend(each, settings, report))
+                )
         except torch.OutOfMemoryError:
             raise StartupError(
                 f"CHORUS_DENOISER_DEVICE: {settings.device} has too little memory for the models"
@@ -152,7 +157,12 @@ async def load_models(
 
     predictors = await device_thread.call(load)
     for predictor in predictors:
-        log.info("model loaded", model_id=predictor.model.spec.id, backend=predictor.backend.name)
+        log.info(
+            "model loaded",
+            model_id=predictor.model.spec.id,
+            backend=predictor.backend.name,
+            host_adapter=predictor.host.model.adapters[-1].id if predictor.host else None,
+        )
     registry = ModelRegistry(predictors, device_thread)
     if len(registry.predictors) < len(predictors):
         ids = [predictor.model.spec.id for predictor in predictors]

@@ -69,6 +69,12 @@ class DenoiseJob:
         return self.plan.donor if self.reuse_steps else None
 
     @property
+    def host_adapter(self) -> str:
+        """Id of the adapter that computes the steps after the donor; empty if the model has none."""
+        host = self.model.host
+        return "" if host is None else host.adapters[-1].id
+
+    @property
     def region_end(self) -> int:
         """K2: at least K1, and equal to it if there is no stage 2."""
         return effective_region_end(self.plan)
@@ -91,7 +97,10 @@ class DenoiseJob:
 
     @property
     def identity(self) -> latents_pb2.LatentIdentity:
-        """Identity under which the latents of the result may be reused."""
+        """Identity of the model's latents: those of the donor, and those of the result if it is stored.
+
+        The host adapter is not part of it, because its results are not stored (`denoise.denoise`).
+        """
         spec = self.model.spec
         return latents_pb2.LatentIdentity(
             model_id=spec.id,

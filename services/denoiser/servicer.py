@@ -178,6 +178,7 @@ def _to_started(job: DenoiseJob, fetched: _Fetched) -> denoiser_pb2.Started:
         donor=job.donor if fetched.donor else None,
         degraded=fetched.degraded,
         fetch_seconds=fetched.seconds,
+        host_adapter=job.host_adapter if fetched.donor else "",
     )
 
 

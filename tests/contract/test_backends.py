@@ -19,7 +19,7 @@ from services.denoiser.engines.store import EngineStore
 from services.denoiser.model.loaded import LoadedModel
 from services.denoiser.network.text import AmplifiedText
 from services.denoiser.reuse.amplification import amplify_text
-from tests.tiny_model import TEXT_DIM, save_tiny_model
+from tests.tiny_model import TEXT_DIM, save_host_adapter, save_tiny_model
 
 SHAPE = (12, 2, 16, 16)
 TOLERANCE = 1e-5
@@ -37,6 +37,15 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
     return LoadedModel.load(save_tiny_model(tmp_path_factory.mktemp("model"), layers=3))
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    path = save_tiny_model(tmp_path_factory.mktemp("hosted"), layers=3)
+    save_host_adapter(path)
+    found = LoadedModel.load(path).host
+    assert found is not None
+    return found
 
 
 def build_onnx_backend(model: LoadedModel, folder: Path, blocks: int, plugin: bool = False) -> Backend:
@@ -137,6 +146,27 @@ def test_predictions_equal_the_network_for_any_tokens_and_form(backend: Backend,
             assert actual.dtype == expected.dtype
             error = float((actual - expected).abs().max() / expected.abs().max())
             assert error <= TOLERANCE, (name, count, error)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("name", ["torch with the operator", "compiled", "onnxruntime"])
+def test_host_predicts_and_is_observed_alike_on_every_backend(
+    name: str, host: LoadedModel, model: LoadedModel, tmp_path: Path
+) -> None:
+    plain, network = EagerBackend(model.transformer), EagerBackend(host.transformer)
+    backend = FACTORIES[name](host, tmp_path)
+    for text in texts(host).values():
+        seen: list[Tensor] = []
+        expected_seen: list[Tensor] = []
+        actual = backend.predict(inputs(host, text, 5, seen))
+        expected = network.predict(inputs(host, text, 5, expected_seen))
+        largest = expected.abs().max()
+        assert float((actual - expected).abs().max() / largest) <= TOLERANCE
+        assert float((plain.predict(inputs(model, text, 5)) - expected).abs().max() / largest) > 0.01
+        assert len(seen) == len(expected_seen) > 0
+        for found, wanted in zip(seen, expected_seen, strict=True):
+            assert torch.allclose(found, wanted, atol=1e-4)
+    backend.close()
 
 
 @torch.inference_mode()

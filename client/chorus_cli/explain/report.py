@@ -53,19 +53,21 @@ class GenerationReport:
         generation: the generation, as the scheduler returns it.
         steps: every step of its plan.
         seconds_saved: measured saving in seconds; 0 if the generation did not succeed.
+        host_adapter: id of the adapter that computed the steps; empty if the plain model did.
     """
 
     generation: Generation
     steps: tuple[Step, ...]
     seconds_saved: float
+    host_adapter: str = ""
 
 
 def build_report(generation: Generation, events: Iterable[GenerationEvent]) -> GenerationReport:
     """Builds the report from all events of a generation. Only the last of several attempts counts."""
-    reused, saved, done = 0, 0.0, dict[int, Step]()
+    reused, saved, done, host_adapter = 0, 0.0, dict[int, Step](), ""
     for event in events:
         if event.HasField("started"):
-            reused, done = event.started.reuse_steps, {}
+            reused, done, host_adapter = event.started.reuse_steps, {}, event.started.host_adapter
         elif event.HasField("step_completed"):
             step = _build_step(event.step_completed)
             done[step.number] = step
@@ -73,7 +75,7 @@ def build_report(generation: Generation, events: Iterable[GenerationEvent]) -> G
             saved = event.succeeded.seconds_saved
     numbers = range(1, generation.plan.total_steps + 1)
     steps = [done.get(n) or Step(n, "reused" if n <= reused else "not run") for n in numbers]
-    return GenerationReport(generation, tuple(steps), saved)
+    return GenerationReport(generation, tuple(steps), saved, host_adapter)
 
 
 def _build_step(event: StepCompletedEvent) -> Step:
@@ -122,6 +124,7 @@ def report_fields(report: GenerationReport) -> dict[str, Any]:
         "timings": _timings(report.generation),
         "predicted_seconds_saved": report.generation.plan.predicted_seconds_saved,
         "seconds_saved": report.seconds_saved,
+        "host_adapter": report.host_adapter,
     }
 
 
@@ -156,6 +159,8 @@ def _facts(report: GenerationReport) -> Iterable[tuple[str, str]]:
     if end > reused:
         steps = f"step {end}" if end == reused + 1 else f"steps {reused + 1}–{end}"
         yield "region", f"{steps}: {describe_region(plan.region)}"
+    if report.host_adapter:
+        yield "host", f"adapter {one_line(report.host_adapter)} computed the other steps"
     if plan.HasField("amplification"):
         yield "amplified", describe_amplification(plan.amplification)
     for reason in plan.reasons:

@@ -210,7 +210,10 @@ def _build(
         plugin=options.plugin,
         fused=options.runtime == "onnxruntime",
     )
-    facts: dict[str, Any] = {"export_seconds": round(time.perf_counter() - begin, 3)}
+    facts: dict[str, Any] = {
+        "adapters": [adapter.id for adapter in model.adapters],
+        "export_seconds": round(time.perf_counter() - begin, 3),
+    }
     if options.runtime == "onnxruntime":
         if options.plugin:
             for graph in graphs:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -80,7 +80,7 @@ def build(
     keys: str | None,
     rebuild: bool,
 ) -> None:
-    """Builds an engine of a model unless it exists.
+    """Builds the engine of a model, and that of its host if it has one, unless they exist.
 
     Args:
         model: Model file; None for the shipped model.
@@ -92,8 +92,9 @@ def build(
     with _handle_errors(out):
         loaded = LoadedModel.load(model or SHIPPED_MODEL)
         options = replace(options, profile=_parse_profile(loaded, tokens, keys))
-        engine = ensure_engine(loaded, options, EngineStore(folder), out.status, rebuild=rebuild)
-        out.print(f"{engine.digest}  {_summarise(engine)}", engine=_to_json(engine))
+        for each in loaded.variants:
+            engine = ensure_engine(each, options, EngineStore(folder), out.status, rebuild=rebuild)
+            out.print(f"{engine.digest}  {_summarise(engine)}", engine=_to_json(engine))
 
 
 def list_engines(out: Output, folder: Path) -> None:
@@ -104,7 +105,8 @@ def list_engines(out: Output, folder: Path) -> None:
         megabytes = sum(file["bytes"] for file in files) / 1e6
         line = (
             f"{digest[:_SHORT]}  {key['model_id']}  {key['runtime']} for {key['target']}  {key['precision']}"
-            f"{' fp8' if key['fp8'] else ''}  {megabytes:.1f} MB  {manifest['built']}"
+            f"{' fp8' if key['fp8'] else ''}{_describe_adapters(manifest['facts'])}  "
+            f"{megabytes:.1f} MB  {manifest['built']}"
         )
         out.print(line, engine=digest, built=manifest["built"], megabytes=round(megabytes, 3), key=key)
     if not manifests:
@@ -132,9 +134,9 @@ def verify(out: Output, folder: Path, prefix: str, model: Path | None) -> None:
         on_gpu = not str(engine.key["runtime"]).startswith("onnxruntime")
         can_run = torch.cuda.is_available() or not on_gpu
         path = model or SHIPPED_MODEL
-        loaded = LoadedModel.load(path, "cuda" if on_gpu and can_run else "cpu")
-        adapters = [[adapter.digest, adapter.scale] for adapter in loaded.adapters]
-        if engine.key["weights_digest"] != loaded.weights_digest or engine.key["adapters"] != adapters:
+        variants = LoadedModel.load(path, "cuda" if on_gpu and can_run else "cpu").variants
+        loaded = next((each for each in variants if _is_built_from(engine, each)), None)
+        if loaded is None:
             raise BackendError(f"{engine.digest} was built from other weights or adapters than {path} has")
         if can_run:
             ran = str(engine.key["runtime"])
@@ -163,6 +165,11 @@ def verify(out: Output, folder: Path, prefix: str, model: Path | None) -> None:
             ran=ran,
             relative_error={str(n): e.relative for n, e in errors_by_tokens.items()},
         )
+
+
+def _is_built_from(engine: BuiltEngine, model: LoadedModel) -> bool:
+    adapters = [[adapter.digest, adapter.scale] for adapter in model.adapters]
+    return (engine.key["weights_digest"], engine.key["adapters"]) == (model.weights_digest, adapters)
 
 
 def _find_by_prefix(store: EngineStore, prefix: str) -> BuiltEngine:
@@ -198,11 +205,19 @@ def _parse_sizes(name: str, text: str | None) -> Sizes | None:
 
 def _summarise(engine: BuiltEngine) -> str:
     key, facts = engine.key, engine.facts
-    summary = f"{key['runtime']} for {key['target']}, {key['precision']}, {engine.size_bytes / 1e6:.1f} MB"
+    summary = (
+        f"{key['runtime']} for {key['target']}, {key['precision']}{_describe_adapters(facts)}, "
+        f"{engine.size_bytes / 1e6:.1f} MB"
+    )
     if layers := facts.get("layers"):
         fused = "unknown" if layers["fused"] is None else layers["fused"]
         summary += f", {fused} of {layers['attentions']} attentions fused"
     return summary
+
+
+def _describe_adapters(facts: Mapping[str, Any]) -> str:
+    adapters = ", ".join(facts.get("adapters", ()))
+    return f" with {adapters}" if adapters else ""
 
 
 def _to_json(engine: BuiltEngine) -> dict[str, Any]:

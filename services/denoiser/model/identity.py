@@ -21,6 +21,7 @@ IRRELEVANT: Mapping[str, str] = {
     "weights.sha256": _CONTENT,
     "adapters.file": _CONTENT,
     "adapters.sha256": _CONTENT,
+    "host": "computes only runs that start from a donor, whose latents are not stored",
     "transformer.sizes": "location of values that are fields themselves",
     "transformer.dtype": "changes latents by rounding, as another device or backend does, not in content",
     "text.encoder": "location of the encoder; its id holds the digest of its content",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
 
@@ -25,12 +25,14 @@ from services.denoiser.checkpoint.weights import (
 from services.denoiser.codec import Codec, SpaceToDepthCodec
 from services.denoiser.codec.wan_vae import WanVaeCodec
 from services.denoiser.model.identity import model_digest
+from services.denoiser.model.spec import Adapter as AdapterSpec
 from services.denoiser.model.spec import ModelSpec, SpaceToDepth, load_spec
 from services.denoiser.network.positions import position_channels
 from services.denoiser.network.sampler import BoundaryNoise, seeded_noise
 from services.denoiser.network.wan import (
     Grid,
     TextKV,
+    WanConfig,
     WanTransformer,
     parameter_dtype,
     patchify,
@@ -65,6 +67,9 @@ class LoadedModel:
         transformer: Network on `device`, without gradients.
         weights_digest: SHA-256 of the weights; with `adapters`, those merged, part of the latents' identity.
         fp8: Whether the backend computes the network's products in 8-bit floats; also part of it.
+        host: The same model with its host adapter merged as the last of `adapters`, which runs the steps
+            after a donor; None without one. Both share the codec and every parameter that the adapter does
+            not change.
     """
 
     spec: ModelSpec
@@ -74,6 +79,7 @@ class LoadedModel:
     weights_digest: str
     adapters: tuple[Adapter, ...]
     fp8: bool = False
+    host: LoadedModel | None = None
 
     @classmethod
     def load(
@@ -93,41 +99,54 @@ class LoadedModel:
         Raises SpecError, WeightsError.
         """
         spec, folder = load_spec(path), path.parent
+        config = spec.transformer.config()
         with torch.device("meta"):
-            network = WanTransformer(spec.transformer.config())
-        expected = {name: tensor.shape for name, tensor in network.state_dict().items()}
+            expected = {name: tensor.shape for name, tensor in WanTransformer(config).state_dict().items()}
         weights = spec.weights.find(folder)
-        loras = [
-            Lora.load(a.find(folder), expected, id=a.id, scale=a.scale, sha256=a.sha256)
-            for a in spec.adapters
-        ]
-        check_overlap(loras, list(expected))
+
+        def load_lora(adapter: AdapterSpec) -> Lora:
+            file = adapter.find(folder)
+            return Lora.load(file, expected, id=adapter.id, scale=adapter.scale, sha256=adapter.sha256)
+
+        loras = [load_lora(adapter) for adapter in spec.adapters]
+        host = None if spec.host is None else load_lora(spec.host)
+        check_overlap(loras if host is None else [*loras, host], list(expected))
         target = dtype or spec.transformer.torch_dtype
+        hosted: dict[str, Tensor] = {}  # parameters that the host adapter changes
 
         def convert(name: str, tensor: Tensor) -> Tensor:
             for lora in loras:
-                merged = lora.merge(name, tensor)
-                if merged is not tensor and is_finite(tensor) and not is_finite(merged):
-                    fault = f"adapter {lora.adapter.id}: merged, tensor {name} holds NaN or infinity"
-                    raise WeightsError(weights, fault)
-                tensor = merged
-            return tensor.to(parameter_dtype(name, target))
+                tensor = _merge(lora, name, tensor, weights)
+            stored = parameter_dtype(name, target)
+            if host is not None and host.changes(name):
+                hosted[name] = _merge(host, name, tensor, weights, stored)
+            return tensor.to(stored)
 
         rename = build_renamer(expected)
         check_pipeline(weights)
         check_weights(weights, expected, rename)  # before the digest, which takes longer and is less specific
         digest = verify_digest(weights, spec.weights.sha256)
         state = load_weights(weights, expected, rename=rename, convert=convert, device=device)
-        network.load_state_dict(state, assign=True)
-        return cls(
+        model = cls(
             spec=spec,
-            transformer=network.to(device).eval().requires_grad_(False),
+            transformer=_build_network(config, state, device),
             codec=load_codec(spec, folder, device),
             device=torch.device(device),
             weights_digest=digest,
             adapters=tuple(lora.adapter for lora in loras),
             fp8=fp8,
         )
+        if host is None:
+            return model
+        network = _build_network(config, state | hosted, device)
+        return replace(
+            model, host=replace(model, transformer=network, adapters=(*model.adapters, host.adapter))
+        )
+
+    @property
+    def variants(self) -> tuple[LoadedModel, ...]:
+        """The model, and its host if it has one: the networks that a backend runs."""
+        return (self,) if self.host is None else (self, self.host)
 
     @cached_property
     def model_digest(self) -> str:
@@ -196,6 +215,31 @@ class LoadedModel:
     def decode(self, latents: Tensor) -> Tensor:
         """Decodes latents [C, T, H, W] to RGB [3, frames, height, width], about [-1, 1]."""
         return self.codec.decode(latents)
+
+
+def _build_network(
+    config: WanConfig, state: Mapping[str, Tensor], device: str | torch.device
+) -> WanTransformer:
+    """Returns a network whose parameters are the tensors of `state`, not copies of them."""
+    with torch.device("meta"):
+        network = WanTransformer(config)
+    network.load_state_dict(state, assign=True)
+    return network.to(device).eval().requires_grad_(False)
+
+
+def _merge(lora: Lora, name: str, tensor: Tensor, weights: Path, dtype: torch.dtype | None = None) -> Tensor:
+    """Merges an adapter into a parameter. Raises WeightsError if that makes it infinite or not a number.
+
+    Args:
+        dtype: Type of the result. Default: float32 if the adapter changes the parameter, else its own.
+    """
+    merged = lora.merge(name, tensor)
+    if dtype is not None:
+        tensor, merged = tensor.to(dtype), merged.to(dtype)
+    if merged is not tensor and is_finite(tensor) and not is_finite(merged):
+        fault = f"adapter {lora.adapter.id}: merged, tensor {name} holds NaN or infinity"
+        raise WeightsError(weights, fault if merged.dtype == torch.float32 else f"{fault} in {merged.dtype}")
+    return merged
 
 
 def load_codec(spec: ModelSpec, folder: Path, device: str | torch.device) -> Codec:

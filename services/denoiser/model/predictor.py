@@ -31,15 +31,32 @@ class Predictor:
 
     Attributes:
         backend: Runs the network of `model`; closed by `close`.
+        host: Predictor of `model.host`; closed by `close`.
     """
 
     model: LoadedModel
     backend: Backend
+    host: Predictor | None = None
+
+    @classmethod
+    def create(cls, model: LoadedModel, create_backend: Callable[[LoadedModel], Backend]) -> Predictor:
+        """Returns a predictor of a model and of its host, each on a backend of its own."""
+        backend = create_backend(model)
+        host = None if model.host is None else cls.create(model.host, create_backend)
+        return cls(model, backend, host)
 
     @classmethod
     def eager(cls, model: LoadedModel) -> Predictor:
         """Returns a predictor on the reference backend."""
-        return cls(model, EagerBackend(model.transformer))
+        return cls.create(model, lambda each: EagerBackend(each.transformer))
+
+    def select(self, *, continues_donor: bool) -> Predictor:
+        """Returns the predictor of all steps of a run: that of the host if the run starts from a donor.
+
+        The text of the run must be prepared by the returned predictor's model: the host adapter may change
+        keys and values of the text, too.
+        """
+        return self.host if continues_donor and self.host is not None else self
 
     @torch.inference_mode()
     def velocity(
@@ -82,6 +99,8 @@ class Predictor:
     def close(self) -> None:
         """Releases the backend's resources. The predictor is unusable afterwards. Idempotent."""
         self.backend.close()
+        if self.host is not None:
+            self.host.close()
 
     @cached_property
     def _grid_inputs(self) -> Callable[[tuple[int, ...]], GridInputs]:

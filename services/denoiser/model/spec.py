@@ -89,6 +89,14 @@ class Adapter(Source):
     scale: Annotated[float, Field(allow_inf_nan=False)] = 1.0
 
 
+class HostAdapter(Adapter):
+    """A LoRA for reused steps: merged on top of the other adapters, it computes all steps after a donor.
+
+    Runs without a donor never use it. It is not part of the identity of latents, because what it computes is
+    not stored.
+    """
+
+
 class Transformer(_Section):
     """Sizes of the network, as in `WanConfig`.
 
@@ -264,6 +272,7 @@ class ModelSpec(_Section):
     id: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
     weights: Weights
     adapters: Annotated[tuple[Adapter, ...], Field(max_length=MAX_ADAPTERS)] = ()
+    host: HostAdapter | None = None
     transformer: Transformer
     text: Text
     codec: Annotated[SpaceToDepth | WanVae, Field(discriminator="kind")]

@@ -60,7 +60,12 @@ class Step:
 class Stages:
     """Runs one plan. `finder`, `text` and `edge_weights` exist for the experiments in bench/.
 
+    All steps run on one predictor. If the model has a host adapter, a run with a donor takes the host's
+    (`Predictor.select`) from its first computed step to its last: those of stage 3 as well, because what
+    they refine is still the donor's, edited, and the probes for a region.
+
     Args:
+        predictor: Predictor of every step, whose model prepared `text_kv`.
         plan: Plan that is valid for the schedule and for the data of the donor.
         noise: The target's noise x_0. A run without a donor starts from it; a renoised run adds it.
         donor: Latents of the donor; None means full computation, and the plan is ignored.
@@ -91,6 +96,8 @@ class Stages:
             raise ValueError(
                 f"fresh_noise: must be set exactly for renoise; the model's sampler is {sampler}"
             )
+        if donor is not None and predictor.model.host is not None:
+            raise ValueError("predictor: a run with a donor must run on the host: Predictor.select")
         if donor is None:
             plan, donor = plan_pb2.Plan(), DonorLatents({})
         self._plan, self._shape, self._sigmas, self._noise = plan, shape, sigmas, noise

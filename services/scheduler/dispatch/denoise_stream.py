@@ -109,7 +109,10 @@ class DenoiseStream:
         self.reuse_steps = started.reuse_steps
         self.fetch_seconds = started.fetch_seconds
         event = pb.StartedEvent(
-            reuse_steps=started.reuse_steps, total_steps=started.total_steps, attempt=self._attempt
+            reuse_steps=started.reuse_steps,
+            total_steps=started.total_steps,
+            attempt=self._attempt,
+            host_adapter=started.host_adapter,
         )
         if started.HasField("donor"):
             event.donor.CopyFrom(started.donor)

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from services.denoiser.engines.cli import app
-from tests.tiny_model import save_tiny_model
+from tests.tiny_model import save_host_adapter, save_tiny_model
 
 pytest.importorskip("onnxruntime")
 
@@ -61,6 +61,26 @@ def test_verify_rejects_an_engine_of_other_weights(folder: Path, tmp_path: Path)
     [listed] = engine("list", "--engines", folder)
     [line] = engine("verify", listed["engine"], other, "--engines", folder, status=2)
     assert "other weights" in line["error"]["message"]
+
+
+def test_model_with_a_host_adapter_has_two_engines(tmp_path: Path) -> None:
+    path, folder = save_tiny_model(tmp_path / "model", layers=2), tmp_path / "engines"
+    save_host_adapter(path)
+    plain, host = engine("build", path, "--runtime", "onnxruntime", "--engines", folder)
+    assert [line["engine"]["facts"]["adapters"] for line in (plain, host)] == [[], ["host"]]
+    assert engine("build", path, "--runtime", "onnxruntime", "--engines", folder) == [plain, host]
+    for line in (plain, host):
+        [verified] = engine("verify", line["engine"]["digest"], path, "--engines", folder)
+        assert max(verified["relative_error"].values()) <= 1e-5
+    listed = CliRunner().invoke(app, ["list", "--engines", str(folder)]).stdout.splitlines()
+    assert sorted("float32 with host" in line for line in listed) == [False, True]
+    # Another adapter needs another engine for the host only.
+    save_host_adapter(path, seed=2)
+    rebuilt = engine("build", path, "--runtime", "onnxruntime", "--engines", folder)
+    assert rebuilt[0] == plain
+    assert rebuilt[1]["engine"]["digest"] != host["engine"]["digest"]
+    [line] = engine("verify", host["engine"]["digest"], path, "--engines", folder, status=2)
+    assert "other weights or adapters" in line["error"]["message"]
 
 
 @pytest.mark.parametrize(

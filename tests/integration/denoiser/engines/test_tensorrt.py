@@ -19,7 +19,7 @@ from services.denoiser.engines.verify import compare
 from services.denoiser.model.loaded import LoadedModel
 from services.denoiser.network.wan import WanConfig, WanTransformer
 from services.denoiser.settings import SHIPPED_MODEL
-from tests.tiny_model import save_tiny_model
+from tests.tiny_model import save_host_adapter, save_tiny_model
 
 trt: ModuleType = pytest.importorskip(
     "tensorrt_rtx", reason="no wheel of TensorRT-RTX exists for this machine"
@@ -120,6 +120,20 @@ def test_engines_of_the_shipped_model_are_built_and_found(shipped: LoadedModel, 
         find_engine(shipped, replace(options, target="sm_80"), store)
     with pytest.raises(BackendError, match="needs a CUDA device"):
         load_engine(shipped, engine, options)
+
+
+def test_model_and_host_have_engines_of_their_own(tmp_path: Path) -> None:
+    path, store = save_tiny_model(tmp_path / "model", layers=2), EngineStore(tmp_path / "engines")
+    save_host_adapter(path)
+    model = LoadedModel.load(path)
+    options = EngineOptions(runtime="tensorrt_rtx", target="sm_89")
+    plain, host = (ensure_engine(each, options, store, lambda _: None) for each in model.variants)
+    assert plain.files[0].read_bytes() != host.files[0].read_bytes()
+    assert [each.facts["layers"]["fused"] for each in (plain, host)] == [4, 4]
+    assert [find_engine(each, options, store).digest for each in model.variants] == [
+        plain.digest,
+        host.digest,
+    ]
 
 
 def test_fp8_engine_is_close_to_torch_and_fused(tmp_path: Path) -> None:

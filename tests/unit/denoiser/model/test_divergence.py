@@ -19,7 +19,7 @@ from services.denoiser.model.loaded import LoadedModel
 from services.denoiser.model.spec import SpecError
 from services.denoiser.model_registry import load_models
 from services.denoiser.settings import DenoiserSettings
-from tests.tiny_model import save_tiny_model
+from tests.tiny_model import save_tiny_model, write_host_section
 
 Weights = dict[str, Tensor]
 
@@ -101,3 +101,12 @@ async def test_model_that_overflows_in_float16_is_refused_at_start(tmp_path: Pat
         await start(path)
     path.write_text(path.read_text().replace("float16", "float32"))
     await start(path)
+
+
+@pytest.mark.fault("diverging-model")
+async def test_host_adapter_that_diverges_is_refused_at_start(tmp_path: Path) -> None:
+    path, file = save_tiny_model(tmp_path), tmp_path / "host.safetensors"
+    save_file({"diffusion_model.blocks.0.ffn.2.diff": torch.full((24, 32), 3e38)}, file)
+    write_host_section(path, file)
+    with pytest.raises(SpecError, match=r"model\.toml: tiny \+ host: a step from noise gave NaN or infinity"):
+        await start(path)

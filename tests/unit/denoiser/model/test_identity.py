@@ -26,7 +26,7 @@ from services.denoiser.model_registry import ModelRegistry
 from services.denoiser.request import DenoiseJob
 from services.denoiser.settings import DenoiserSettings
 from services.scheduler.peers.messages import build_latent_identity
-from tests.tiny_model import save_tiny_model
+from tests.tiny_model import save_host_adapter, save_tiny_model, write_host_section
 
 Identify = Callable[[str, str], str]
 
@@ -113,6 +113,22 @@ def test_every_field_of_a_model_file_is_part_of_the_digest_unless_listed(tmp_pat
             listed |= found
             assert (model_digest(changed, fp8=False) == digest) == bool(found), path
     assert listed == set(IRRELEVANT)  # no entry without a field
+
+
+@pytest.mark.fault("identity")
+def test_host_adapter_keeps_the_identity_and_is_described(tmp_path: Path) -> None:
+    path = save_tiny_model(tmp_path)
+    plain = identify(path)
+    file = save_host_adapter(path)
+    assert identify(path) == plain
+    model = LoadedModel.load(path)
+    [info] = ModelRegistry([Predictor.eager(model)], DeviceThread(1)).describe()
+    assert model.host is not None
+    [adapter] = model.host.adapters
+    described = info.host_adapter
+    assert (described.adapter_id, described.digest, described.scale) == ("host", adapter.digest, 1.0)
+    write_host_section(path, file, scale="0.5")
+    assert identify(path) == plain
 
 
 @pytest.mark.fault("identity")

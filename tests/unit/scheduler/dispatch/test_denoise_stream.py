@@ -28,10 +28,15 @@ def test_started_reports_the_donor_and_the_reused_steps() -> None:
     stream = make_stream()
     assert (stream.began, stream.reuse_steps) == (False, 0)
     started = denoiser_pb2.Started(
-        reuse_steps=3, total_steps=4, fetch_seconds=0.25, donor=plan_pb2.DonorRef(entry_id="e")
+        reuse_steps=3,
+        total_steps=4,
+        fetch_seconds=0.25,
+        donor=plan_pb2.DonorRef(entry_id="e"),
+        host_adapter="host",
     )
     [event] = stream.convert(denoiser_pb2.DenoiseResponse(started=started))
     assert (event.started.reuse_steps, event.started.attempt, event.started.donor.entry_id) == (3, 2, "e")
+    assert event.started.host_adapter == "host"
     assert (stream.began, stream.reuse_steps, stream.fetch_seconds) == (True, 3, 0.25)
 
 

@@ -112,11 +112,14 @@ class Started(google.protobuf.message.Message):
     DONOR_FIELD_NUMBER: builtins.int
     DEGRADED_FIELD_NUMBER: builtins.int
     FETCH_SECONDS_FIELD_NUMBER: builtins.int
+    HOST_ADAPTER_FIELD_NUMBER: builtins.int
     reuse_steps: builtins.int
     """Number of leading steps that are reused instead of computed; 0 without a donor."""
     total_steps: builtins.int
     fetch_seconds: builtins.float
     """Time to fetch the donor's latents."""
+    host_adapter: builtins.str
+    """Id of the model's host adapter, if it computes the steps of the run. Empty without a donor or an adapter."""
     @property
     def donor(self) -> chorus.common.v1.plan_pb2.DonorRef: ...
     @property
@@ -131,9 +134,10 @@ class Started(google.protobuf.message.Message):
         donor: chorus.common.v1.plan_pb2.DonorRef | None = ...,
         degraded: chorus.common.v1.errors_pb2.JobError | None = ...,
         fetch_seconds: builtins.float = ...,
+        host_adapter: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["degraded", b"degraded", "donor", b"donor"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["degraded", b"degraded", "donor", b"donor", "fetch_seconds", b"fetch_seconds", "reuse_steps", b"reuse_steps", "total_steps", b"total_steps"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["degraded", b"degraded", "donor", b"donor", "fetch_seconds", b"fetch_seconds", "host_adapter", b"host_adapter", "reuse_steps", b"reuse_steps", "total_steps", b"total_steps"]) -> None: ...
 
 Global___Started: typing_extensions.TypeAlias = Started
 
@@ -365,6 +369,7 @@ class ModelInfo(google.protobuf.message.Message):
     SAMPLER_FIELD_NUMBER: builtins.int
     LAYERS_FIELD_NUMBER: builtins.int
     MAX_TEXT_TOKENS_FIELD_NUMBER: builtins.int
+    HOST_ADAPTER_FIELD_NUMBER: builtins.int
     model_id: builtins.str
     weights_digest: builtins.str
     conditioning_encoder_id: builtins.str
@@ -406,6 +411,12 @@ class ModelInfo(google.protobuf.message.Message):
     def default_shape(self) -> chorus.common.v1.video_pb2.VideoShape: ...
     @property
     def default_schedule(self) -> chorus.common.v1.latents_pb2.Schedule: ...
+    @property
+    def host_adapter(self) -> chorus.common.v1.latents_pb2.Adapter:
+        """Adapter whose weights compute the steps of runs that start from a donor. Not part of the identity of
+        latents: results of such runs are not stored. Unset for a model without one.
+        """
+
     def __init__(
         self,
         *,
@@ -429,9 +440,10 @@ class ModelInfo(google.protobuf.message.Message):
         sampler: builtins.str = ...,
         layers: builtins.int = ...,
         max_text_tokens: builtins.int = ...,
+        host_adapter: chorus.common.v1.latents_pb2.Adapter | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["codec", b"codec", "default_schedule", b"default_schedule", "default_shape", b"default_shape", "frames", b"frames", "height", b"height", "steps", b"steps", "width", b"width"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["adapters", b"adapters", "backend", b"backend", "codec", b"codec", "conditioning_encoder_id", b"conditioning_encoder_id", "default_schedule", b"default_schedule", "default_shape", b"default_shape", "fallback_steps", b"fallback_steps", "frames", b"frames", "height", b"height", "latent_dtype", b"latent_dtype", "layers", b"layers", "max_text_tokens", b"max_text_tokens", "model_digest", b"model_digest", "model_id", b"model_id", "sampler", b"sampler", "schedule_shift", b"schedule_shift", "seconds_per_step", b"seconds_per_step", "steps", b"steps", "weights_digest", b"weights_digest", "width", b"width"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["codec", b"codec", "default_schedule", b"default_schedule", "default_shape", b"default_shape", "frames", b"frames", "height", b"height", "host_adapter", b"host_adapter", "steps", b"steps", "width", b"width"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["adapters", b"adapters", "backend", b"backend", "codec", b"codec", "conditioning_encoder_id", b"conditioning_encoder_id", "default_schedule", b"default_schedule", "default_shape", b"default_shape", "fallback_steps", b"fallback_steps", "frames", b"frames", "height", b"height", "host_adapter", b"host_adapter", "latent_dtype", b"latent_dtype", "layers", b"layers", "max_text_tokens", b"max_text_tokens", "model_digest", b"model_digest", "model_id", b"model_id", "sampler", b"sampler", "schedule_shift", b"schedule_shift", "seconds_per_step", b"seconds_per_step", "steps", b"steps", "weights_digest", b"weights_digest", "width", b"width"]) -> None: ...
 
 Global___ModelInfo: typing_extensions.TypeAlias = ModelInfo
 

@@ -391,11 +391,14 @@ class StartedEvent(google.protobuf.message.Message):
     TOTAL_STEPS_FIELD_NUMBER: builtins.int
     DONOR_FIELD_NUMBER: builtins.int
     ATTEMPT_FIELD_NUMBER: builtins.int
+    HOST_ADAPTER_FIELD_NUMBER: builtins.int
     reuse_steps: builtins.int
     """Number of leading steps that are reused instead of computed; 0 on a miss."""
     total_steps: builtins.int
     attempt: builtins.int
     """Number of the run, starting at 1."""
+    host_adapter: builtins.str
+    """Id of the model's host adapter, if it computes the steps of the run. Empty on a miss."""
     @property
     def donor(self) -> chorus.common.v1.plan_pb2.DonorRef: ...
     def __init__(
@@ -405,9 +408,10 @@ class StartedEvent(google.protobuf.message.Message):
         total_steps: builtins.int = ...,
         donor: chorus.common.v1.plan_pb2.DonorRef | None = ...,
         attempt: builtins.int = ...,
+        host_adapter: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["donor", b"donor"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["attempt", b"attempt", "donor", b"donor", "reuse_steps", b"reuse_steps", "total_steps", b"total_steps"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["attempt", b"attempt", "donor", b"donor", "host_adapter", b"host_adapter", "reuse_steps", b"reuse_steps", "total_steps", b"total_steps"]) -> None: ...
 
 Global___StartedEvent: typing_extensions.TypeAlias = StartedEvent
 

@@ -1,0 +1,23 @@
+"""Tests of the report of `chorus explain`: it names the adapter that computed the steps after a donor."""
+
+from __future__ import annotations
+
+import pytest
+from chorus.scheduler.v1.scheduler_pb2 import Generation, GenerationEvent, StartedEvent
+from chorus_cli.explain.report import build_report, render_report, report_fields
+
+
+@pytest.mark.parametrize("adapter", ["", "host"])
+def test_report_names_the_host_adapter(adapter: str) -> None:
+    generation = Generation(generation_id="gen-1")
+    generation.plan.total_steps, generation.plan.reuse_steps = 4, 3
+    started = StartedEvent(reuse_steps=3, total_steps=4, host_adapter=adapter)
+    report = build_report(generation, [GenerationEvent(started=started)])
+    assert report_fields(report)["host_adapter"] == adapter
+    assert ("adapter host computed the other steps" in render_report(report)) == bool(adapter)
+
+
+def test_report_of_a_retry_without_the_donor_names_no_adapter() -> None:
+    attempts = [StartedEvent(reuse_steps=3, host_adapter="host"), StartedEvent(attempt=2)]
+    report = build_report(Generation(), [GenerationEvent(started=each) for each in attempts])
+    assert report.host_adapter == ""

@@ -1,0 +1,214 @@
+"""Property tests of the steps that the host adapter computes: all that follow a donor, and no others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from chorus.common.v1 import plan_pb2
+from chorus_rpc import semconv, telemetry
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from services.denoiser.backends.base import Backend, StepInputs
+from services.denoiser.backends.eager import EagerBackend
+from services.denoiser.denoise import Result, denoise
+from services.denoiser.latent_cache import DonorData
+from services.denoiser.model.loaded import LoadedModel
+from services.denoiser.model.predictor import Predictor
+from services.denoiser.request import DenoiseJob
+from services.denoiser.reuse.donor import DonorLatents
+from services.denoiser.reuse.side_data import SideData
+from services.denoiser.reuse.stages import Stages, Step
+from tests.tiny_model import TEXT_DIM, save_host_adapter, save_tiny_model
+
+STEPS = 4
+SHAPE = (12, 2, 8, 8)
+SOURCES = [plan_pb2.REGION_SOURCE_PROBE, plan_pb2.REGION_SOURCE_FULL_STEP, plan_pb2.REGION_SOURCE_ATTENTION]
+
+FORMS = [
+    plan_pb2.AMPLIFICATION_FORM_CONTRAST,
+    plan_pb2.AMPLIFICATION_FORM_BIAS,
+    plan_pb2.AMPLIFICATION_FORM_VALUE_GAIN,
+]
+
+
+class RecordingBackend(EagerBackend):
+    """Counts its predictions, and records the text keys that they read."""
+
+    def __init__(self, model: LoadedModel) -> None:
+        super().__init__(model.transformer)
+        self.keys: list[Tensor] = []
+
+    def predict(self, inputs: StepInputs) -> Tensor:
+        self.keys.append(inputs.text.kv[0][0])
+        for layer in inputs.text.layers or ():
+            if layer is not None and layer.other is not None:
+                self.keys.append(layer.other[0])
+        return super().predict(inputs)
+
+
+class Setting:
+    """Tiny models with and without a host adapter, and the data of a donor."""
+
+    def __init__(self, folder: Path) -> None:
+        path = save_tiny_model(folder)
+        self.without = LoadedModel.load(path)
+        save_host_adapter(path)
+        self.model = LoadedModel.load(path)
+        generator = torch.Generator().manual_seed(0)
+        self.states = torch.randn(5, TEXT_DIM, generator=generator).numpy()
+        self.donor_states = torch.randn(4, TEXT_DIM, generator=generator)
+        latents = {i: torch.randn(SHAPE, generator=generator) for i in range(1, STEPS + 1)}
+        side = SideData(torch.rand(4, 2, 4, 4, generator=generator), self.donor_states.half())
+        self.donor = DonorData(latents, side)
+
+    def run(
+        self, predictor: Predictor, plan: plan_pb2.Plan, donor: DonorData | None
+    ) -> tuple[list[Step], Result]:
+        model = predictor.model
+        sigmas = model.spec.schedule.sigmas
+        job = DenoiseJob("g", model, SHAPE, sigmas, 7, self.states, plan, "r", 1, None)
+        *steps, result = denoise(predictor, job, donor, keep=True, parent="")
+        assert isinstance(result, Result)
+        return [step for step in steps if isinstance(step, Step)], result
+
+
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
+    return Setting(tmp_path_factory.mktemp("model"))
+
+
+@st.composite
+def plans(draw: st.DrawFn) -> plan_pb2.Plan:
+    """Draws valid plans that reuse steps: every stage, source of a region, and form of amplification."""
+    reuse_steps = draw(st.integers(1, STEPS - 1))
+    plan = plan_pb2.Plan(total_steps=STEPS, reuse_steps=reuse_steps)
+    plan.donor.entry_id = "0" * 64
+    plan.renoised = draw(st.booleans())
+    if not plan.renoised and draw(st.booleans()):
+        plan.region_end = draw(st.integers(reuse_steps + 1, STEPS))
+        plan.region.CopyFrom(
+            plan_pb2.RegionPlan(
+                source=draw(st.sampled_from(SOURCES)),
+                threshold=draw(st.sampled_from([0.0, 0.5, 1.0])),
+                budget=draw(st.sampled_from([0.0, 0.5, 1.0])),
+                context=draw(
+                    st.sampled_from([plan_pb2.REGION_CONTEXT_NONE, plan_pb2.REGION_CONTEXT_STRIDED])
+                ),
+            )
+        )
+    if draw(st.booleans()):
+        plan.amplification.form = draw(st.sampled_from(FORMS))
+        plan.amplification.strength = 0.5
+    plan.gained.add(index=1, weight=1.0)
+    plan.lost.add(index=2, weight=1.0)
+    return plan
+
+
+@settings(max_examples=60, deadline=None)
+@given(plan=plans())
+def test_every_step_after_a_donor_runs_on_the_host_and_stores_nothing(
+    setting: Setting, plan: plan_pb2.Plan
+) -> None:
+    backends: dict[LoadedModel, RecordingBackend] = {}
+
+    def create(model: LoadedModel) -> Backend:
+        return backends.setdefault(model, RecordingBackend(model))
+
+    predictor = Predictor.create(setting.model, create)
+    steps, result = setting.run(predictor, plan, setting.donor)
+    assert setting.model.host is not None
+    plain, host = backends[setting.model], backends[setting.model.host]
+    assert plain.keys == []
+    assert [step.boundary for step in steps] == list(range(plan.reuse_steps + 1, STEPS + 1))
+    # A region may be empty: then no step of stage 2 runs the network.
+    assert host.keys or all(step.computed_share == 0 for step in steps)
+    own, other = (
+        setting.model.host.prepare_text(states)[0][0] for states in (setting.states, setting.donor_states)
+    )
+    assert all(torch.equal(keys, own) or torch.allclose(keys, other, atol=1e-2) for keys in host.keys), (
+        "text of the plain network"
+    )
+    assert result.latents == {}
+    assert result.side is None
+
+
+@settings(max_examples=20, deadline=None)
+@given(plan=plans(), plans_reuse=st.booleans())
+def test_run_without_a_donor_equals_that_of_a_model_without_the_adapter(
+    setting: Setting, plan: plan_pb2.Plan, plans_reuse: bool
+) -> None:
+    """Includes runs whose planned donor could not be fetched."""
+    wanted = plan if plans_reuse else plan_pb2.Plan(total_steps=STEPS)
+    backends: dict[LoadedModel, RecordingBackend] = {}
+    predictor = Predictor.create(setting.model, lambda m: backends.setdefault(m, RecordingBackend(m)))
+    steps, result = setting.run(predictor, wanted, None)
+    expected_steps, expected = setting.run(Predictor.eager(setting.without), wanted, None)
+    assert setting.model.host is not None
+    assert backends[setting.model.host].keys == []
+    for found, step in zip(steps, expected_steps, strict=True):
+        assert torch.equal(found.latents, step.latents)
+    assert result.latents.keys() == expected.latents.keys() == set(range(1, STEPS + 1))
+    assert all(torch.equal(result.latents[i], expected.latents[i]) for i in expected.latents)
+    assert result.side is not None
+    assert expected.side is not None
+    assert torch.equal(result.side.maps, expected.side.maps)
+
+
+def test_result_after_a_donor_is_that_of_a_model_that_merges_the_adapter(setting: Setting) -> None:
+    plan = plan_pb2.Plan(total_steps=STEPS, reuse_steps=1)
+    plan.donor.entry_id = "0" * 64
+    assert setting.model.host is not None
+    hosted, _ = setting.run(Predictor.eager(setting.model), plan, setting.donor)
+    merged, _ = setting.run(Predictor.eager(setting.model.host), plan, setting.donor)
+    plain, _ = setting.run(Predictor.eager(setting.without), plan, setting.donor)
+    assert all(torch.equal(a.latents, b.latents) for a, b in zip(hosted, merged, strict=True))
+    assert not torch.allclose(hosted[-1].latents, plain[-1].latents, atol=1e-2)
+
+
+@pytest.mark.parametrize("fetched", [True, False])
+def test_span_of_a_run_names_the_adapter_if_it_computed_the_steps(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch, fetched: bool
+) -> None:
+    spans: dict[str, Mapping[str, object]] = {}
+    original = telemetry.span
+
+    def record(name: str, attributes: Any = None, **options: Any) -> Any:
+        spans[name] = attributes or {}
+        return original(name, attributes, **options)
+
+    monkeypatch.setattr(telemetry, "span", record)
+    plan = plan_pb2.Plan(total_steps=STEPS, reuse_steps=2)
+    setting.run(Predictor.eager(setting.model), plan, setting.donor if fetched else None)
+    assert spans[semconv.SPAN_DENOISE].get(semconv.HOST_ADAPTER) == ("host" if fetched else None)
+
+
+def test_donor_on_the_plain_predictor_is_refused(setting: Setting) -> None:
+    predictor, text = Predictor.eager(setting.model), setting.model.prepare_text(torch.ones(2, TEXT_DIM))
+    arguments = (plan_pb2.Plan(reuse_steps=1), SHAPE, setting.model.spec.schedule.sigmas, text)
+    noise, donor = setting.model.noise(0, SHAPE), DonorLatents(setting.donor.latents)
+    with pytest.raises(ValueError, match="must run on the host"):
+        Stages(predictor, *arguments, noise, donor)
+    Stages(predictor.select(continues_donor=True), *arguments, noise, donor)
+    Stages(predictor.select(continues_donor=False), *arguments, noise, None)
+
+
+def test_select_returns_the_predictor_itself_without_a_host(setting: Setting) -> None:
+    predictor = Predictor.eager(setting.without)
+    assert predictor.select(continues_donor=True) is predictor
+
+
+def test_close_closes_the_backends_of_model_and_host(setting: Setting) -> None:
+    closed = []
+
+    class Closing(EagerBackend):
+        def close(self) -> None:
+            closed.append(self)
+
+    Predictor.create(setting.model, lambda model: Closing(model.transformer)).close()
+    assert len(set(closed)) == 2
