@@ -55,12 +55,16 @@ def tones(colour: int) -> tuple[Tensor, Tensor]:
 def distance_to_tones(pixels: Tensor, colour: int, textured: bool = True) -> Tensor:
     """Computes the squared distance of pixels [3, ...] to the line between the two tones, or to the first."""
     tone, shade = tones(colour)
-    offset = pixels - tone.view(3, *[1] * (pixels.ndim - 1))
-    if not textured:
-        return offset.square().sum(0)
-    axis = shade - tone
-    along = (torch.tensordot(axis, offset, 1) / axis.square().sum()).clamp(0, 1)
-    return (offset - axis.view(3, *[1] * (pixels.ndim - 1)) * along).square().sum(0)
+    return distance_to_line(pixels, tone, shade if textured else tone)
+
+
+def distance_to_line(pixels: Tensor, start: Tensor, end: Tensor) -> Tensor:
+    """Computes the squared distance of pixels [3, ...] to the line between two colours [3]."""
+    shape = (3, *[1] * (pixels.ndim - 1))
+    offset = pixels - start.view(shape)
+    axis = end - start
+    along = (torch.tensordot(axis, offset, 1) / axis.square().sum().clamp_min(1e-6)).clamp(0, 1)
+    return (offset - axis.view(shape) * along).square().sum(0)
 
 
 def fit_background(picture: Tensor, weight: Tensor | None = None) -> Background:

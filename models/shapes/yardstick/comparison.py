@@ -51,7 +51,7 @@ def compare(shown: Scene, wanted: Scene | Wanted) -> dict[str, bool]:
 def match(
     shown: Sequence[Thing], wanted: Sequence[WantedThing | Thing]
 ) -> tuple[dict[str, bool], tuple[int, ...]]:
-    """Matches objects. Returns which of OBJECT_FIELDS agree, and the index of each wanted object in `shown`."""
+    """Returns which of OBJECT_FIELDS agree, and the index in `shown` of each wanted object, or ()."""
 
     def agreement(chosen: Sequence[int]) -> tuple[int, dict[str, bool]]:
         agreed = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Final
 
 import numpy as np
@@ -14,17 +14,23 @@ from torch import Tensor
 
 from models.shapes.render import unit_rgb
 from models.shapes.world import COLOURS, FRAMES, SIDE
-from models.shapes.yardstick.background import Background, distance_to_tones
-from models.shapes.yardstick.outlines import Outline, centres, fit_outlines, outline_share
+from models.shapes.yardstick.background import Background, distance_to_line, distance_to_tones, tones
+from models.shapes.yardstick.outlines import centres, fit_outlines, outline_share
 
 MAX_CANDIDATES: Final = 8  # regions that are compared with outlines, the largest ones
 MIN_REGION: Final = 12 * FRAMES  # pixels of a region in all frames; the smallest object has 80 in each
 MIN_RADIUS: Final = 4.0  # pixels; the smallest object has 5.06, the speck 2
-MIN_SHOWN: Final = 0.33  # share of an object's outline that shows its colour; other objects may cover the rest
+MIN_SHOWN: Final = (
+    0.33  # share of an object's outline that shows its colour; other objects may cover the rest
+)
 MIN_FRAMES: Final = 8  # frames that show an object
 _MIN_CONTRAST: Final = 0.25  # distance of an object's pixel to the background's tones, in [-1, 1] RGB
 _OFF_LINE: Final = 0.35  # a pixel further from the line between background and object shows something else
 _OPENED: Final = 6 / 9  # share of the 3 x 3 pixels around a pixel of a region's inside
+_RIM: Final = (
+    4  # pixels from a region, in which mixtures of its colour and the background are its blurred rim
+)
+_RIM_SHARE: Final = 0.7  # share of a region that is such a mixture, from which on it is no object
 _SAME: Final = 0.6  # share of a region that lies inside an outline of its colour, and belongs to that object
 _TOUCHING: Final = 0.15  # share of a region outside the fitted outline from which on two objects are tried
 
@@ -66,13 +72,15 @@ def find_objects(video: Tensor, background: Background) -> Objects:
     colours, regions = _find_regions(label)
     if not colours:
         return _none()
-    colour, mask = torch.tensor(colours), torch.stack(regions)
-    share, weight = _shares(video, background, colour, label, mask)
+    colour, mask = _drop_rims(video, background, torch.tensor(colours), torch.stack(regions))
     path, radius = _first_guess(mask)
-    outline = fit_outlines(share, weight, path, radius)
-    found = Objects(outline.shape, colour, outline.path, outline.radius)
-    found, mask = _split_touching(found, mask, share, weight)
-    return _order(_choose(found, mask, label), video, label)
+    found, share, weight = _fit(video, background, colour, mask, path, radius)
+    core = _core_colours(video, background, found, mask)
+    if not torch.equal(core, colour):
+        found, share, weight = _fit(video, background, core, mask, found.path, found.radius)
+    shown = mask | ((share > 0.5) & (weight > 0))
+    found, mask, shown = _split_touching(found, mask, shown, share, weight)
+    return _order(_choose(found, mask, shown), label)
 
 
 def _none() -> Objects:
@@ -102,21 +110,62 @@ def _find_regions(label: Tensor) -> tuple[list[int], list[Tensor]]:
         inside = mask & (F.avg_pool2d(mask.float(), 3, stride=1, padding=1) > _OPENED - 0.01)
         parts, number = ndimage.label(inside.numpy(), structure=np.ones((3, 3, 3)))
         sizes = np.bincount(parts.ravel(), minlength=number + 1)
-        grown, _ = ndimage.label(mask.numpy(), structure=np.ones((3, 3, 3))) if number == 1 else (parts, 0)
         for i in range(1, number + 1):
             if sizes[i] >= MIN_REGION / 2:
-                region = torch.from_numpy(parts == i)
-                region = mask & (F.max_pool2d(region.float(), 3, stride=1, padding=1) > 0)
+                region = mask & _dilate(torch.from_numpy(parts == i), 1)
                 found.append((int(region.sum()), colour, region))
-        del grown
     found.sort(key=lambda f: -f[0])
     found = [f for f in found[:MAX_CANDIDATES] if f[0] >= MIN_REGION]
     return [f[1] for f in found], [f[2] for f in found]
 
 
-def _shares(
-    video: Tensor, background: Background, colour: Tensor, label: Tensor, mask: Tensor
-) -> tuple[Tensor, Tensor]:
+def _dilate(mask: Tensor, pixels: int) -> Tensor:
+    """Returns masks [..., H, W] enlarged by some pixels."""
+    return F.max_pool2d(mask.float(), 2 * pixels + 1, stride=1, padding=pixels) > 0
+
+
+def _drop_rims(video: Tensor, background: Background, colour: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Drops blurred rims of other regions: mixtures of their colour and the background, near them."""
+    tone, shade = tones(background.colour)
+    behind = (tone, (tone + shade) / 2, shade) if background.texture else (tone,)
+    near = _dilate(mask, _RIM)
+    rims = torch.zeros_like(mask)
+    for i, c in enumerate(colour.tolist()):
+        others = colour != c
+        if (near[i] & mask[others]).any():
+            own = unit_rgb(COLOURS)[c]
+            distance = torch.stack([distance_to_line(video, b, own) for b in behind]).amin(0)
+            rims[others] |= mask[others] & near[i] & (distance < _OFF_LINE**2)
+    keep = rims.sum((1, 2, 3)) <= _RIM_SHARE * mask.sum((1, 2, 3))
+    return colour[keep], mask[keep]
+
+
+def _fit(
+    video: Tensor, background: Background, colour: Tensor, mask: Tensor, path: Tensor, radius: Tensor
+) -> tuple[Objects, Tensor, Tensor]:
+    """Fits outlines to regions. Returns them with the shares and weights of pixels."""
+    share, weight = _shares(video, background, colour, mask)
+    outline = fit_outlines(share, weight, path, radius)
+    return Objects(outline.shape, colour, outline.path, outline.radius), share, weight
+
+
+def _core_colours(video: Tensor, background: Background, found: Objects, mask: Tensor) -> Tensor:
+    """Returns the colours [N] in the middle of objects, where blur changes them least."""
+    palette = unit_rgb(COLOURS)
+    circle = torch.zeros(len(found), dtype=torch.int64)
+    middle = outline_share(circle, centres(found.path), 0.35 * found.radius) > 0.5
+    colours = found.colour.clone()
+    for i in range(len(found)):
+        others = mask[torch.arange(len(mask)) != i].any(0)
+        core = video[:, middle[i] & ~others]
+        if core.shape[1] >= FRAMES:
+            distance = (palette - core.median(1).values).norm(dim=1)
+            distance[background.colour] = math.inf
+            colours[i] = distance.argmin()
+    return colours
+
+
+def _shares(video: Tensor, background: Background, colour: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Computes the share of each candidate in each pixel, and the weight of the pixel, [N, T, H, W].
 
     Pixels that show something other than background and candidate have no weight.
@@ -127,7 +176,7 @@ def _shares(
     share = torch.einsum("cthw,nchw->nthw", offset, axis) / contrast[:, None]
     size = offset.square().sum(0)  # [T, H, W]
     off_line = size - share.square() * contrast[:, None]  # squared
-    taken = torch.zeros(len(colour), *label.shape, dtype=torch.bool)
+    taken = torch.zeros_like(mask)
     for i, c in enumerate(colour.tolist()):
         for j, d in enumerate(colour.tolist()):
             if c != d:
@@ -165,32 +214,27 @@ def fit_lines(x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
 
 
 def _split_touching(
-    found: Objects, mask: Tensor, share: Tensor, weight: Tensor
-) -> tuple[Objects, Tensor]:
-    """Replaces a candidate whose region one outline does not explain by two candidates, if they do."""
+    found: Objects, mask: Tensor, shown: Tensor, share: Tensor, weight: Tensor
+) -> tuple[Objects, Tensor, Tensor]:
+    """Replaces each candidate whose region one outline does not explain by two, if they explain it better."""
     left = (mask & ~found.grown(1.0)).sum((1, 2, 3)) / mask.sum((1, 2, 3))
-    for i in (left > _TOUCHING).nonzero()[:, 0].tolist():
-        halves = _halve(mask[i])
-        if min(int(h.sum()) for h in halves) < MIN_REGION:
-            continue
-        parts = torch.stack(halves)
-        path, radius = _first_guess(parts)
-        own = weight[i : i + 1] * ~parts.flip(0)
-        outline = fit_outlines(share[i].expand(2, -1, -1, -1), own, path, radius)
-        both = Objects(outline.shape, found.colour[i].expand(2), outline.path, outline.radius)
-        rest = (mask[i] & ~both.grown(1.0).any(0)).sum() / mask[i].sum()
-        if rest < 0.5 * left[i] and bool((both.radius >= MIN_RADIUS).all()):
-            keep = torch.arange(len(found)) != i
-            kept = found.select(keep)
-            found = Objects(*(torch.cat([getattr(kept, f), getattr(both, f)])
-                              for f in ("shape", "colour", "path", "radius")))  # fmt: skip
-            mask = torch.cat([mask[keep], parts])
-            return _split_touching_rest(found, mask)
-    return found, mask
-
-
-def _split_touching_rest(found: Objects, mask: Tensor) -> tuple[Objects, Tensor]:
-    return found, mask
+    objects, masks, index = [], [], []
+    for i in range(len(found)):
+        chosen, parts = found.select(torch.tensor([i])), mask[i : i + 1]
+        if left[i] > _TOUCHING:
+            halves = torch.stack(_halve(mask[i]))
+            if halves.sum((1, 2, 3)).min() >= MIN_REGION:
+                own = weight[i] * ~halves.flip(0)
+                outline = fit_outlines(share[i].expand(2, -1, -1, -1), own, *_first_guess(halves))
+                both = Objects(outline.shape, found.colour[i].expand(2), outline.path, outline.radius)
+                rest = (mask[i] & ~both.grown(1.0).any(0)).sum() / mask[i].sum()
+                if rest < 0.5 * left[i] and bool((both.radius >= MIN_RADIUS).all()):
+                    chosen, parts = both, halves
+        objects.append(chosen)
+        masks.append(parts)
+        index += [i] * len(parts)
+    columns = (torch.cat([getattr(o, f.name) for o in objects]) for f in fields(Objects))
+    return Objects(*columns), torch.cat(masks), shown[index]
 
 
 def _halve(mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -222,8 +266,11 @@ def _halve(mask: Tensor) -> tuple[Tensor, Tensor]:
     return first, mask & ~first
 
 
-def _choose(found: Objects, mask: Tensor, label: Tensor) -> Objects:
-    """Drops candidates that are too small, that belong to larger ones, or that hardly show their colour."""
+def _choose(found: Objects, mask: Tensor, shown: Tensor) -> Objects:
+    """Drops candidates that are too small, that belong to larger ones, or that hardly show their colour.
+
+    `mask` and `shown` are the candidates' regions, and the pixels that show their colour, [N, T, H, W].
+    """
     outlines = found.shares() > 0.5
     grown = found.grown(2.0)
     chosen: list[int] = []
@@ -234,18 +281,16 @@ def _choose(found: Objects, mask: Tensor, label: Tensor) -> Objects:
             inside |= grown[j]
         if same and (mask[i] & inside).sum() > _SAME * mask[i].sum():
             continue
-        shown = (label == found.colour[i]) & outlines[i]
-        frames = int((shown.sum((1, 2)) > 0.25 * MIN_SHOWN * outlines[i].sum((1, 2))).sum())
-        if (
-            found.radius[i] >= MIN_RADIUS
-            and shown.sum() >= MIN_SHOWN * outlines[i].sum().clamp_min(1)
-            and frames >= MIN_FRAMES
-        ):
+        seen = (shown[i] & outlines[i]).sum((1, 2))
+        area = outlines[i].sum((1, 2)).clamp_min(1)
+        frames = int((seen > 0.25 * MIN_SHOWN * area).sum())
+        large = float(found.radius[i]) >= MIN_RADIUS
+        if large and float(seen.sum()) >= MIN_SHOWN * float(area.sum()) and frames >= MIN_FRAMES:
             chosen.append(i)
     return found.select(torch.tensor(chosen, dtype=torch.int64))
 
 
-def _order(found: Objects, video: Tensor, label: Tensor) -> Objects:
+def _order(found: Objects, label: Tensor) -> Objects:
     """Sorts objects, the ones behind first."""
     n = len(found)
     outlines = found.shares() > 0.5
@@ -256,6 +301,3 @@ def _order(found: Objects, video: Tensor, label: Tensor) -> Objects:
                 both = outlines[i] & outlines[j]
                 before[i, j] = (label[both] == found.colour[i]).sum()
     return found.select((before > before.T).sum(1).argsort(stable=True))
-
-
-__all__ = ["Objects", "Outline", "find_objects", "fit_lines"]

@@ -14,7 +14,7 @@ from models.shapes.world import FRAMES, SHAPES, SIDE
 
 WINDOW: Final = 40  # pixels, side of the pictures that are compared, around the first guess of the path
 _STEPS: Final = ((5.0, 4), (2.5, 4), (1.5, 4))  # widths of edges in pixels, with the numbers of iterations
-_WIDTHS: Final = (1.0, 2.0, 3.0)  # widths of edges at which shapes are compared
+_BLURS: Final = (0.0, 0.8, 1.5, 2.5)  # pixels, standard deviations of the blur at which shapes are compared
 _HUBER: Final = 0.5  # residual of a share from which on it counts linearly
 _LARGEST_CHANGE: Final = torch.tensor([2.0, 2.0, 4.0, 4.0, 1.0])  # pixels per iteration
 _RADII: Final = (3.0, 14.0)  # pixels
@@ -58,7 +58,7 @@ def fit_outlines(share: Tensor, weight: Tensor, path: Tensor, radius: Tensor) ->
     kind = torch.arange(shapes).repeat(n)
     parameters = torch.cat([path, radius[:, None]], 1).repeat_interleave(shapes, 0)
     parameters = _descend(window, kind, parameters, _STEPS, movable=5)
-    errors = torch.stack([window.error(kind, parameters, width) for width in _WIDTHS]).amin(0).view(n, shapes)
+    errors = window.error(kind, parameters).view(n, shapes)
     shape = errors.argmin(1)
     best = parameters.view(n, shapes, 5)[torch.arange(n), shape]
     area = math.pi * best[:, 4].square() * FRAMES
@@ -69,7 +69,9 @@ def fit_speck(share: Tensor, weight: Tensor, path: Tensor) -> Tensor:
     """Fits the path [4] of a speck to shares [T, H, W]."""
     window = _Window(share[None], weight[None], centres(path[None]), 1)
     parameters = torch.cat([path, torch.tensor([SPECK_RADIUS])])[None]
-    return _descend(window, torch.zeros(1, dtype=torch.int64), parameters, ((3.0, 5), (1.5, 5)), movable=4)[0, :4]
+    return _descend(window, torch.zeros(1, dtype=torch.int64), parameters, ((3.0, 5), (1.5, 5)), movable=4)[
+        0, :4
+    ]
 
 
 def outline_share(shape: Tensor, centre: Tensor, radius: Tensor, width: float = 1.0) -> Tensor:
@@ -81,6 +83,8 @@ def outline_share(shape: Tensor, centre: Tensor, radius: Tensor, width: float = 
         radius: Radii of the circles of equal area, [N].
         width: Width of edges in pixels.
     """
+    if not len(shape):
+        return torch.zeros(0, FRAMES, SIDE, SIDE)
     at = torch.arange(SIDE) + 0.5
     x = (at - centre[..., :1])[:, :, None, :]
     y = (at - centre[..., 1:])[..., None]
@@ -88,8 +92,6 @@ def outline_share(shape: Tensor, centre: Tensor, radius: Tensor, width: float = 
     parts = []
     for dx, dy, rr, s in zip(x.split(1), y.split(1), r.split(1), shape.tolist(), strict=True):
         parts.append(_distance(s, dx, dy, rr))
-    if not parts:
-        return torch.zeros(0, FRAMES, SIDE, SIDE)
     return (0.5 - torch.cat(parts) / width).clamp(0, 1)
 
 
@@ -106,7 +108,7 @@ class _Window:
     """Pictures around a path, in which outlines are compared with shares."""
 
     def __init__(self, share: Tensor, weight: Tensor, centre: Tensor, copies: int) -> None:
-        """Cuts windows around `centre` [N, T, 2] out of pictures [N, T, H, W], and repeats each `copies` times."""
+        """Cuts windows around `centre` [N, T, 2] out of pictures [N, T, H, W], for `copies` outlines each."""
         n = len(share)
         corner = (centre - WINDOW / 2).round().long().clamp(0, SIDE - WINDOW)  # [N, T, 2]
         steps = torch.arange(WINDOW)
@@ -119,7 +121,7 @@ class _Window:
         self.time = torch.linspace(-0.5, 0.5, FRAMES).view(1, -1)
 
     def compare(self, kind: Tensor, parameters: Tensor, width: float) -> tuple[Tensor, ...]:
-        """Returns residual and weight [N, S, T, P], and the share's slopes by x, y, radius [N, S, T, 3, P]."""
+        """Returns residuals and weights [N, S, T, P], and slopes by x, y, radius [N, S, T, 3, P]."""
         mx, my, tx, ty, r = parameters.unbind(1)
         cx, cy = (m[:, None] + t[:, None] * self.time for m, t in ((mx, tx), (my, ty)))
         shape = (self.n, self.copies, FRAMES, 1)
@@ -152,12 +154,29 @@ class _Window:
         residual = self.share[:, None] - torch.stack(shares, 1)
         return residual, self.weight[:, None], torch.stack(slopes, 1)
 
-    def error(self, kind: Tensor, parameters: Tensor, width: float) -> Tensor:
-        """Returns the weighted error of each outline, [N * copies]."""
-        residual, weight, _ = self.compare(kind, parameters, width)
-        size = residual.abs()
-        bounded = torch.where(size < _HUBER, size.square(), _HUBER * (2 * size - _HUBER))
-        return (bounded * weight).sum((2, 3)).flatten()
+    def error(self, kind: Tensor, parameters: Tensor) -> Tensor:
+        """Returns the weighted error of each outline at its best degree of blur, [N * copies]."""
+        residual, weight, _ = self.compare(kind, parameters, 1.0)
+        shares = self.share[:, None] - residual
+        errors = []
+        for sigma in _BLURS:
+            size = (self.share[:, None] - _blur(shares, sigma)).abs()
+            bounded = torch.where(size < _HUBER, size.square(), _HUBER * (2 * size - _HUBER))
+            errors.append((bounded * weight).sum((2, 3)).flatten())
+        return torch.stack(errors).amin(0)
+
+
+def _blur(shares: Tensor, sigma: float) -> Tensor:
+    """Blurs windows [..., P] with a Gaussian of standard deviation `sigma` pixels."""
+    if sigma == 0:
+        return shares
+    at = torch.arange(-WINDOW, WINDOW + 1)
+    weights = torch.exp(-at.square() / (2 * sigma**2))
+    weights = weights / weights.sum()
+    steps = torch.arange(WINDOW)
+    matrix = weights[(steps[:, None] - steps) + WINDOW]  # [WINDOW, WINDOW]
+    pictures = shares.unflatten(-1, (WINDOW, WINDOW))
+    return (matrix @ pictures @ matrix).flatten(-2)
 
 
 def _descend(

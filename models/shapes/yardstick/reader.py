@@ -1,7 +1,7 @@
 """Reads scene and layout from a video by fitting the world's renderer to it (analysis by synthesis).
 
-`read(video)` returns a `Reading`: the scene as shown, its layout, and the best fit, a video rendered from both.
-All other measures use this one fit.
+`read(video)` returns a `Reading`: the scene as shown, its layout, and the best fit, a video rendered from
+both. All other measures use this one fit.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from models.shapes.world import (
     COLOURS,
     FRAMES,
     MAX_OBJECTS,
-    MOTIONS,
     PLACES,
     SHAPES,
     SIDE,
