@@ -93,7 +93,7 @@ class Classifier(nn.Module):
 
 
 def label_videos(table: Tensor, layout: Layout) -> dict[str, Tensor]:
-    """Returns the labels of rendered rows of `scene_table`: [B] per attribute, [B, values] counts of objects."""
+    """Returns labels of renders: indices [B] for the video's attributes, counts [B, values] for objects'."""
     things = objects_of(table)
     exists = things[..., 0] >= 0  # [B, MAX_OBJECTS]
     halves = torch.tensor(list(PLACES.values()))
@@ -134,9 +134,10 @@ def embed_videos(videos: Tensor | Sequence[Tensor], classifier: Classifier | Non
 def frechet_distance(first: Tensor, second: Tensor) -> float:
     """Computes the Fréchet distance of two sets of features [n, d], in units of the first set's variance.
 
-    Features are scaled so that the first set, which should be that of rendered videos, has a mean variance of
-    1 per dimension, and the distance is divided by d. Finite sets of one distribution have a distance above 0,
-    about proportional to 1 / n: compare distances of equal n only, and give that of two sets of renders.
+    Features are scaled so that the first set, which should be that of rendered videos, has a mean variance
+    of 1 per dimension, and the distance is divided by d. Finite sets of one distribution have a distance
+    above 0, about proportional to 1 / n: compare distances of equal n only, and report that of two sets of
+    renders with them.
     """
     first, second = first.double(), second.double()
     scale = first.var(0).mean().clamp_min(1e-12).sqrt()

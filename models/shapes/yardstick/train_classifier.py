@@ -38,7 +38,7 @@ def draw_videos(table: Tensor, generator: torch.Generator) -> tuple[Tensor, Layo
 
 
 def compute_loss(logits: dict[str, Tensor], labels: dict[str, Tensor]) -> Tensor:
-    """Returns the sum of the attributes' cross entropies. Values of objects that are rare weigh as the rest."""
+    """Returns the sum of the cross entropies of all attributes."""
     losses = []
     for name, label in labels.items():
         if name in OBJECT_SIZES:
@@ -91,11 +91,11 @@ def train(updates: int, batch: int, rate: float, seed: int) -> Classifier:
         with torch.no_grad():
             for p, q in zip(averaged.parameters(), classifier.parameters(), strict=True):
                 p.lerp_(q, 1 - decay)
-        kept.append(float(loss))
+        kept.append(float(loss.detach()))
         if (update + 1) % 50 == 0:
             seconds = round(time.monotonic() - start, 1)
-            print(json.dumps({"update": update + 1, "seconds": seconds, "loss": round(sum(kept) / len(kept), 4)}),
-                  flush=True)  # fmt: skip
+            row = {"update": update + 1, "seconds": seconds, "loss": round(sum(kept) / len(kept), 4)}
+            print(json.dumps(row), flush=True)
             kept = []
     return averaged
 
@@ -103,7 +103,7 @@ def train(updates: int, batch: int, rate: float, seed: int) -> Classifier:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--out", type=Path, default=WEIGHTS, help="file to write")
-    parser.add_argument("--updates", type=int, default=2000, help="number of updates")
+    parser.add_argument("--updates", type=int, default=1200, help="number of updates")
     parser.add_argument("--batch", type=int, default=48, help="videos per update")
     parser.add_argument("--lr", type=float, default=2e-3, help="learning rate")
     parser.add_argument("--seed", type=int, default=0, help="seed of weights and videos")
