@@ -64,7 +64,8 @@ def distance_to_line(pixels: Tensor, start: Tensor, end: Tensor) -> Tensor:
     offset = pixels - start.view(shape)
     axis = end - start
     along = (torch.tensordot(axis, offset, 1) / axis.square().sum().clamp_min(1e-6)).clamp(0, 1)
-    return (offset - axis.view(shape) * along).square().sum(0)
+    distance: Tensor = (offset - axis.view(shape) * along).square().sum(0)
+    return distance
 
 
 def fit_background(picture: Tensor, weight: Tensor | None = None) -> Background:

@@ -86,10 +86,8 @@ class Classifier(nn.Module):
         """
         out: Tensor = self.head(self.embed(videos))
         sizes = [*SCENE_SIZES.values(), *((1 + MAX_OBJECTS) * n for n in OBJECT_SIZES.values())]
-        parts = dict(zip((*SCENE_SIZES, *OBJECT_SIZES), out.split(sizes, 1), strict=True))
-        return {
-            k: v.unflatten(1, (OBJECT_SIZES[k], -1)) if k in OBJECT_SIZES else v for k, v in parts.items()
-        }
+        parts = dict(zip((*SCENE_SIZES, *OBJECT_SIZES), torch.split(out, sizes, 1), strict=True))
+        return {k: v.view(len(v), OBJECT_SIZES[k], -1) if k in OBJECT_SIZES else v for k, v in parts.items()}
 
 
 def label_videos(table: Tensor, layout: Layout) -> dict[str, Tensor]:

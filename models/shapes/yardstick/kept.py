@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 import torch
@@ -66,7 +66,7 @@ def match_scenes(donor: Scene, target: Scene) -> list[int | None]:
     n, m = len(donor.things), len(target.things)
     slots: list[int | None] = [*range(n), *[None] * max(0, m - n)]
 
-    def agreement(chosen: Sequence[int | None]) -> int:
+    def agreement(chosen: Iterable[int | None]) -> int:
         pairs = [(donor.things[d], t) for d, t in zip(chosen, target.things, strict=True) if d is not None]
         return sum(getattr(a, f) == getattr(b, f) for a, b in pairs for f in (*_ATTRIBUTES, "place"))
 
@@ -85,7 +85,7 @@ def _assign(
     shown = [reading.scene.things[reading.order.index(i)] for i in range(len(reading.objects))]
     slots = [*range(len(shown)), *[None] * len(things)]
 
-    def quality(chosen: Sequence[int | None]) -> float:
+    def quality(chosen: Iterable[int | None]) -> float:
         total = 0.0
         for number, (i, thing) in enumerate(zip(chosen, things, strict=True)):
             if i is None:

@@ -32,7 +32,7 @@ _RIM: Final = (
 )
 _RIM_SHARE: Final = 0.7  # share of a region that is such a mixture, from which on it is no object
 _SAME: Final = 0.6  # share of a region that lies inside an outline of its colour, and belongs to that object
-_TOUCHING: Final = 0.15  # share of a region outside the fitted outline from which on two objects are tried
+_TOUCHING: Final = 0.15  # part of a region that one outline does not explain, from which on two are tried
 
 
 @dataclass(frozen=True)
@@ -217,18 +217,24 @@ def _split_touching(
     found: Objects, mask: Tensor, shown: Tensor, share: Tensor, weight: Tensor
 ) -> tuple[Objects, Tensor, Tensor]:
     """Replaces each candidate whose region one outline does not explain by two, if they explain it better."""
-    left = (mask & ~found.grown(1.0)).sum((1, 2, 3)) / mask.sum((1, 2, 3))
+    size = mask.sum((1, 2, 3))
+    # Pixels of the region outside the outline, and visible background inside it.
+    left = (mask & ~found.grown(1.0)) | (found.grown(-1.0) & ~shown & (weight > 0))
+    unexplained = left.sum((1, 2, 3)) / size
     objects, masks, index = [], [], []
     for i in range(len(found)):
         chosen, parts = found.select(torch.tensor([i])), mask[i : i + 1]
-        if left[i] > _TOUCHING:
+        if unexplained[i] > _TOUCHING:
             halves = torch.stack(_halve(mask[i]))
             if halves.sum((1, 2, 3)).min() >= MIN_REGION:
                 own = weight[i] * ~halves.flip(0)
                 outline = fit_outlines(share[i].expand(2, -1, -1, -1), own, *_first_guess(halves))
                 both = Objects(outline.shape, found.colour[i].expand(2), outline.path, outline.radius)
-                rest = (mask[i] & ~both.grown(1.0).any(0)).sum() / mask[i].sum()
-                if rest < 0.5 * left[i] and bool((both.radius >= MIN_RADIUS).all()):
+                rest = (mask[i] & ~both.grown(1.0).any(0)) | (
+                    both.grown(-1.0).any(0) & ~shown[i] & (weight[i] > 0)
+                )
+                better = rest.sum() < 0.5 * unexplained[i] * size[i]
+                if better and bool((both.radius >= MIN_RADIUS).all()):
                     chosen, parts = both, halves
         objects.append(chosen)
         masks.append(parts)

@@ -86,13 +86,12 @@ def outline_share(shape: Tensor, centre: Tensor, radius: Tensor, width: float = 
     if not len(shape):
         return torch.zeros(0, FRAMES, SIDE, SIDE)
     at = torch.arange(SIDE) + 0.5
-    x = (at - centre[..., :1])[:, :, None, :]
-    y = (at - centre[..., 1:])[..., None]
-    r = radius.view(-1, 1, 1, 1)
-    parts = []
-    for dx, dy, rr, s in zip(x.split(1), y.split(1), r.split(1), shape.tolist(), strict=True):
-        parts.append(_distance(s, dx, dy, rr))
-    return (0.5 - torch.cat(parts) / width).clamp(0, 1)
+    x, y = at.view(1, -1), at.view(-1, 1)
+    distances = [
+        _distance(s, x - c[:, 0].view(-1, 1, 1), y - c[:, 1].view(-1, 1, 1), r)
+        for s, c, r in zip(shape.tolist(), centre, radius, strict=True)
+    ]
+    return (0.5 - torch.stack(distances) / width).clamp(0, 1)
 
 
 def _distance(shape: int, dx: Tensor, dy: Tensor, radius: Tensor) -> Tensor:
@@ -175,8 +174,8 @@ def _blur(shares: Tensor, sigma: float) -> Tensor:
     weights = weights / weights.sum()
     steps = torch.arange(WINDOW)
     matrix = weights[(steps[:, None] - steps) + WINDOW]  # [WINDOW, WINDOW]
-    pictures = shares.unflatten(-1, (WINDOW, WINDOW))
-    return (matrix @ pictures @ matrix).flatten(-2)
+    blurred: Tensor = matrix @ shares.view(*shares.shape[:-1], WINDOW, WINDOW) @ matrix
+    return blurred.flatten(-2)
 
 
 def _descend(

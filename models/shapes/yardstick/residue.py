@@ -12,7 +12,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from models.shapes.render import unit_rgb
-from models.shapes.world import COLOURS
+from models.shapes.world import COLOURS, MAX_OBJECTS
 from models.shapes.yardstick.background import tones
 from models.shapes.yardstick.reader import Reading, compose
 
@@ -74,20 +74,27 @@ class Artefacts:
         distance: Mean absolute difference to the best fit in the world's colours, over the full range.
         share: Share of pixels that are part of an artefact.
         area: Pixels of the largest connected artefact in one frame.
+        surplus: Number of objects more than the video should show; a strong ghost is read as an object.
     """
 
     distance: float
     share: float
     area: int
+    surplus: int
 
     @property
     def found(self) -> bool:
         """Returns whether the video has a visible artefact."""
-        return self.area >= MIN_AREA
+        return self.area >= MIN_AREA or self.surplus > 0
 
 
-def measure_artefacts(reading: Reading) -> Artefacts:
-    """Measures distance to the best fit, and artefacts: connected regions that it does not explain."""
+def measure_artefacts(reading: Reading, count: int = MAX_OBJECTS) -> Artefacts:
+    """Measures the distance to the best fit, and artefacts: connected regions that it does not explain.
+
+    Args:
+        reading: What the video shows.
+        count: Number of objects that the video should show at most.
+    """
     contrast = compute_residue(reading).abs().amax(0) / 2
     mask = contrast > CONTRAST
     # Regions of one frame: no connection between frames.
@@ -98,7 +105,8 @@ def measure_artefacts(reading: Reading) -> Artefacts:
     areas[0] = 0
     large = areas >= MIN_AREA
     distance = float((reading.video - reading.best_fit).abs().mean()) / 2
-    return Artefacts(distance, float(large[labels].mean()), int(areas.max()))
+    surplus = max(0, len(reading.objects) - count)
+    return Artefacts(distance, float(large[labels].mean()), int(areas.max()), surplus)
 
 
 def donor_share(residue: Tensor, donor: Tensor, best_fit: Tensor) -> float:

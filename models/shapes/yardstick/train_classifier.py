@@ -54,7 +54,7 @@ def measure_accuracy(classifier: Classifier, split: Split, count: int, seed: int
     table = scene_table(draw_scenes(split, count, seed))
     generator = torch.Generator().manual_seed(seed)
     hits: dict[str, int] = {}
-    for rows in table.split(50):
+    for rows in torch.split(table, 50):
         videos, layout = draw_videos(rows, generator)
         logits = classifier(videos)
         for name, label in label_videos(rows, layout).items():
