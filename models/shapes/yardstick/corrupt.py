@@ -38,8 +38,9 @@ def paste_ghost(
         rng: Random generator.
 
     Returns:
-        The video, and the ghost's opacity in each pixel [T, H, W]; None if no ghost drawn was visible, that
-        is MIN_GHOST_AREA pixels with MIN_GHOST_CONTRAST in half of the frames.
+        The video, and the same with an opaque object instead of the ghost, as the donor may have looked; None
+        if no ghost drawn was visible, that is MIN_GHOST_AREA pixels with MIN_GHOST_CONTRAST in half of the
+        frames.
     """
     for _ in range(_TRIES):
         table = scene_table([draw_scene("train", rng, 1)])
@@ -50,11 +51,11 @@ def paste_ghost(
             inside = inside[rng.randrange(len(inside))].expand_as(inside)
         elif kind == "streak":
             inside = inside.amax(0).expand_as(inside)
-        alpha = opacity * inside
-        ghosted = torch.lerp(video, unit_rgb(COLOURS)[colour].view(3, 1, 1, 1), alpha)
+        solid = torch.lerp(video, unit_rgb(COLOURS)[colour].view(3, 1, 1, 1), inside)
+        ghosted = torch.lerp(video, solid, opacity)
         visible = (ghosted - video).abs().amax(0) / 2 >= MIN_GHOST_CONTRAST
         if (visible.sum((1, 2)) >= MIN_GHOST_AREA).float().mean() >= 0.5:
-            return ghosted, alpha
+            return ghosted, solid
     return None
 
 
