@@ -31,6 +31,11 @@ _RIM: Final = (
     4  # pixels from a region, in which mixtures of its colour and the background are its blurred rim
 )
 _RIM_SHARE: Final = 0.7  # share of a region that is such a mixture, from which on it is no object
+_MAX_COLOUR_ERROR: Final = 0.5  # of an object's middle, in [-1, 1] RGB
+_MAX_TRANSPARENCY: Final = (
+    0.3  # contrast of the background's texture in an object's middle, over that outside
+)
+_MIN_TEXTURE: Final = 0.04  # variance of the texture's share behind an object that allows to measure it
 _SAME: Final = 0.6  # share of a region that lies inside an outline of its colour, and belongs to that object
 _TOUCHING: Final = 0.15  # part of a region that one outline does not explain, from which on two are tried
 
@@ -80,7 +85,8 @@ def find_objects(video: Tensor, background: Background) -> Objects:
         found, share, weight = _fit(video, background, core, mask, found.path, found.radius)
     shown = mask | ((share > 0.5) & (weight > 0))
     found, mask, shown = _split_touching(found, mask, shown, share, weight)
-    return _order(_choose(found, mask, shown), label)
+    opaque = _are_opaque(video, background, found, mask)
+    return _order(_choose(found.select(opaque), mask[opaque], shown[opaque]), label)
 
 
 def _none() -> Objects:
@@ -149,11 +155,16 @@ def _fit(
     return Objects(outline.shape, colour, outline.path, outline.radius), share, weight
 
 
+def _middles(found: Objects) -> Tensor:
+    """Returns masks of the middle of objects, bool [N, T, H, W]."""
+    circle = torch.zeros(len(found), dtype=torch.int64)
+    return outline_share(circle, centres(found.path), 0.35 * found.radius) > 0.5
+
+
 def _core_colours(video: Tensor, background: Background, found: Objects, mask: Tensor) -> Tensor:
     """Returns the colours [N] in the middle of objects, where blur changes them least."""
     palette = unit_rgb(COLOURS)
-    circle = torch.zeros(len(found), dtype=torch.int64)
-    middle = outline_share(circle, centres(found.path), 0.35 * found.radius) > 0.5
+    middle = _middles(found)
     colours = found.colour.clone()
     for i in range(len(found)):
         others = mask[torch.arange(len(mask)) != i].any(0)
@@ -270,6 +281,28 @@ def _halve(mask: Tensor) -> tuple[Tensor, Tensor]:
     if best is not None:
         first[mask.nonzero()[best].unbind(1)] = True
     return first, mask & ~first
+
+
+def _are_opaque(video: Tensor, background: Background, found: Objects, mask: Tensor) -> Tensor:
+    """Returns whether objects [N] have a colour of the world and hide the background; ghosts do not."""
+    tone, shade = tones(background.colour)
+    axis = shade - tone
+    observed = torch.tensordot(axis, video, 1) / axis.square().sum()  # [T, H, W], as the texture's share
+    cores, middles = found.grown(-1.5), _middles(found)
+    opaque = torch.zeros(len(found), dtype=torch.bool)
+    for i in range(len(found)):
+        free = ~mask[torch.arange(len(mask)) != i].any(0)
+        core = cores[i] & free
+        middle = core & middles[i] if (core & middles[i]).any() else core
+        if not core.any():
+            continue
+        colour = unit_rgb(COLOURS)[found.colour[i]]
+        opaque[i] = (video[:, middle].median(1).values - colour).norm() <= _MAX_COLOUR_ERROR
+        share = background.share.expand_as(core)[core]
+        centred = share - share.mean()
+        if background.texture and centred.square().mean() > _MIN_TEXTURE:
+            opaque[i] &= (centred * observed[core]).mean() / centred.square().mean() < _MAX_TRANSPARENCY
+    return opaque
 
 
 def _choose(found: Objects, mask: Tensor, shown: Tensor) -> Objects:
