@@ -118,7 +118,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=WEIGHTS, help="file to write")
     parser.add_argument("--updates", type=int, default=700, help="number of updates")
     parser.add_argument("--batch", type=int, default=32, help="videos per update")
-    parser.add_argument("--lr", type=float, default=2e-3, help="learning rate")
+    parser.add_argument("--lr", type=float, default=3e-3, help="learning rate")
     parser.add_argument("--seed", type=int, default=0, help="seed of weights and videos")
     args = parser.parse_args()
     torch.set_num_threads(1)
