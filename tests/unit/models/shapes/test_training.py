@@ -26,7 +26,7 @@ def training_arguments(**changes: object) -> argparse.Namespace:
     values = {
         "seed": 0, "device": "cpu", "batch": 2, "updates": 8, "compile": False, "bf16": False, "lr": 2e-3,
         "muon_lr": 3e-3, "warm_up": 1, "decay": 0.4, "ema": 0.9, "blur": 0.3, "save_every": 4,
-        "substeps": 2, "own_from": 0.0, "rank": 2, "edit_share": 0.5,
+        "substeps": 2, "own_from": 0.0, "parts": 1, "rank": 2, "edit_share": 0.5,
     }  # fmt: skip
     return argparse.Namespace(**(values | changes))
 
@@ -84,6 +84,18 @@ def test_loss_decreases(prompts: Prompts) -> None:
     teacher = Teacher(training_arguments(updates=80, batch=8), small_network(16), prompts)
     losses = [float(teacher.step(teacher.batch())[0].mean()) for _ in range(40)]
     assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
+
+
+def test_parts_of_videos_have_the_positions_of_their_tokens(prompts: Prompts) -> None:
+    teacher = Teacher(training_arguments(parts=4), small_network(32), prompts)
+    x, sigma, text, bias, data, index = teacher.batch()
+    assert x.shape == data.shape == (2, 64, 192)
+    assert all(len(set(row)) == 64 for row in index.tolist())
+    whole = torch.arange(256).expand(2, -1)
+    inputs = torch.randn(2, 256, 192)
+    network = teacher.network
+    all_tokens = network(inputs, sigma, text, bias)
+    assert torch.allclose(all_tokens, network(inputs, sigma, text, bias, whole), atol=1e-5)
 
 
 def test_run_writes_curve_and_averaged_weights(prompts: Prompts, tmp_path: Path) -> None:
