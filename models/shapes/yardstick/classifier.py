@@ -32,7 +32,7 @@ from models.shapes.world import (
 )
 
 WEIGHTS: Final = Path(__file__).parents[1] / "weights" / "yardstick.safetensors"
-SHA256: Final = "c689803e208f29151c1bfa613475eebe9caf4543e4333923ffdbe32bfee53025"
+SHA256: Final = "2f703134cbb2856746a3006c2bf600290c93f43aee68f806ca229c2caafb9780"
 FEATURES: Final = 48  # fewer than a tenth of the 500 videos whose covariance is estimated
 # Attributes of a video, and those of objects, with the numbers of their values.
 SCENE_SIZES: Final = {"background": len(COLOURS), "texture": len(TEXTURES), "count": MAX_OBJECTS}
