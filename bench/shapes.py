@@ -110,7 +110,7 @@ def measure_cells(
 ) -> dict[str, list[Measurement]]:
     """Measures all cells, and prints the progress."""
     columns: dict[str, list[Measurement]] = {cell: [] for cell in cells}
-    cache = CACHE / f"{split}-{name}-{digest(models)}"
+    cache = CACHE / f"{split}-{name}-{digest(models, cases)}"
     for i, row in enumerate(evaluate(cases, cells, models["student"], cache)):
         for cell, measurement in row.items():
             columns[cell].append(measurement)
@@ -119,9 +119,9 @@ def measure_cells(
     return columns
 
 
-def digest(models: dict[str, Generator]) -> str:
-    """Returns a name for these weights and this yardstick, under which their measurements are kept."""
-    parts = [SHA256]
+def digest(models: dict[str, Generator], cases: Sequence[Case]) -> str:
+    """Returns a name for these weights and prompts, under which their measurements are kept."""
+    parts = [SHA256, *(f"{case.seed} {case.donor_scene} {case.scene}" for case in cases)]
     for name, generator in sorted(models.items()):
         host = generator.model.host
         parts += [name, generator.model.weights_digest, host.weights_digest if host else ""]
@@ -250,7 +250,7 @@ PARTS: Final = ("prompts", "words", "edits", "diversity", "speed")
 
 
 def main(
-    out: Annotated[Path, typer.Option(help="Result file.")] = results.RESULTS / "model.json",
+    out: Annotated[Path, typer.Option(help="Result file.")] = results.RESULTS / "shapes.json",
     split: Annotated[str, typer.Option(help="test (final reports only) or calibration.")] = "calibration",
     count: Annotated[int, typer.Option(help="Number of prompts, half of them with two objects.")] = 500,
     per_kind: Annotated[int, typer.Option(help="Number of pairs of prompts for each kind of edit.")] = 64,
@@ -268,6 +268,11 @@ def main(
     torch.set_num_threads(threads)
     files = {k: v for k, v in find_models(folder).items() if k in ("student", "student-2", "student-1")}
     files |= {} if host_full is None else {"host-full": host_full}
+    if "student" not in files:
+        raise typer.BadParameter(f"folder: {folder} has no {MODELS['student'].name}")
+    for name in ("student-2", "student-1"):
+        if name not in files and "prompts" in (only or PARTS):
+            print(f"{name}: {folder / MODELS[name].name} is missing; its figures are left out", flush=True)
     models = {name: Generator(LoadedModel.load(path)) for name, path in files.items()}
     parts: dict[str, Callable[[], Figures]] = {
         "prompts": lambda: prompt_figures(chosen, count, models),
