@@ -22,7 +22,7 @@ from models.shapes.network import FEW_STEPS, SCALE, SHIFT, Network, encode, to_t
 from models.shapes.network import noise as draw_noise
 from models.shapes.prompts import MAX_TOKENS, Prompts, blur_text, load_training_prompts
 from models.shapes.render import render
-from models.shapes.training import Batch, Trainer, add_arguments, start_from
+from models.shapes.training import Batch, Trainer, add_arguments, prepare, start_from
 
 SCHEDULES: Final = {4: FEW_STEPS, 2: (1.0, FEW_STEPS[2], 0.0), 1: (1.0, 0.0)}
 
@@ -54,8 +54,10 @@ class Student(Trainer):
         sigmas: Sequence[float],
     ) -> None:
         super().__init__(args, network)
-        self.teacher, self.prompts, self.sigmas = teacher.to(self.device).eval(), prompts, tuple(sigmas)
+        self.teacher, self.prompts, self.sigmas = teacher.to(self.device), prompts, tuple(sigmas)
         self.scale = SCALE
+        if args.compile:
+            self.teacher.compile_blocks()
 
     def batch(self) -> Batch:
         """Returns rows of one level each for a batch: all rows of a level are computed together."""
@@ -95,10 +97,8 @@ def main() -> None:
     parser.add_argument("--own-from", type=float, default=0.5, help="share of the run after which half of "
                         "the rows continue the student's own steps")  # fmt: skip
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(args.seed)
-    args.out.mkdir(parents=True, exist_ok=True)
-    prompts = load_training_prompts(args.prompts, args.prompt_count, args.seed)
+    prompts = load_training_prompts(args.prompts, args.prompt_count, args.seed).to(args.device)
+    prepare(args)
     teacher, network = Network(), Network()
     start_from(teacher, args.teacher)
     start_from(network, args.start_from or args.teacher)

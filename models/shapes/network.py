@@ -85,7 +85,8 @@ def latent_grid(side: int = SIDE) -> tuple[int, int, int]:
 
 def noise(n: int, generator: torch.Generator, side: int = SIDE) -> Tensor:
     """Draws latents of pure noise, [n, C, T, H, W]."""
-    return torch.randn(n, CODEC.latent_channels, *latent_grid(side), generator=generator)
+    shape = (n, CODEC.latent_channels, *latent_grid(side))
+    return torch.randn(shape, generator=generator, device=generator.device)
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -125,10 +126,15 @@ class Network(torch.nn.Module):
             self.register_buffer(name, kept.contiguous(), persistent=False)
         positions = to_tokens(position_channels(POSITIONS, grid)[None])[0]
         self.register_buffer("positions", positions, persistent=False)  # [N, F*P]
-        if math.prod(self.grid) // parts <= _SHORT:
+        if self.positions.device.type == "cpu" and math.prod(self.grid) // parts <= _SHORT:
             for name, module in self.transformer.named_modules():
                 if isinstance(module, Attention) and name.endswith("attn1"):
                     module.attend = partial(module.attend, rule=_attend)  # type: ignore[method-assign]
+
+    def compile_blocks(self) -> None:
+        """Compiles the blocks for training. All have the same code, so that one compilation serves all."""
+        for block in self.transformer.blocks:
+            block.compile(dynamic=False)
 
     def forward(
         self, x: Tensor, sigma: Tensor, text: Tensor, bias: Tensor, index: Tensor | None = None

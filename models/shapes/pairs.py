@@ -34,6 +34,10 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.opening)
 
+    def to(self, device: torch.device | str) -> Pairs:
+        """Returns the pairs with their tensors on a device."""
+        return Pairs(self.donors.to(device), self.targets.to(device), self.opening.to(device))
+
 
 def draw_pairs(split: Split, count: int, seed: int) -> list[tuple[Scene, Scene]]:
     """Draws pairs of scenes in the relations of SHARES."""
@@ -59,7 +63,10 @@ def edit_scene(scene: Scene, count: int, split: Split, rng: random.Random) -> Sc
 
 
 def load_training_pairs(folder: Path, count: int, seed: int) -> Pairs:
-    """Reads pairs of training prompts from `folder`, or computes them and writes them there."""
+    """Reads pairs of training prompts from `folder`, or computes them and writes them there.
+
+    The tensors are on the CPU.
+    """
     path = folder / f"pairs-{seed}-{count}.pt"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,7 @@ from models.shapes.layout import draw_layout
 from models.shapes.network import SCALE, SHIFT, Network, encode, to_tokens
 from models.shapes.prompts import MAX_TOKENS, Prompts, blur_text, load_training_prompts
 from models.shapes.render import render
-from models.shapes.training import Batch, Trainer, add_arguments, start_from
+from models.shapes.training import Batch, Trainer, add_arguments, prepare, start_from
 from models.shapes.world import SIDE
 
 PURE_NOISE_SHARE: Final = 0.15  # share of samples at sigma = 1, where a run starts
@@ -27,9 +27,9 @@ PURE_NOISE_SHARE: Final = 0.15  # share of samples at sigma = 1, where a run sta
 
 def draw_sigmas(n: int, generator: torch.Generator) -> torch.Tensor:
     """Draws noise levels [n]: a share at pure noise, the rest from the shifted continuum."""
-    t = torch.rand(n, generator=generator)
+    t, chance = torch.rand(2, n, generator=generator, device=generator.device)
     continuum = SHIFT * t / (1 + (SHIFT - 1) * t)
-    return torch.where(torch.rand(n, generator=generator) < PURE_NOISE_SHARE, torch.ones(n), continuum)
+    return torch.where(chance < PURE_NOISE_SHARE, 1.0, continuum)
 
 
 class Teacher(Trainer):
@@ -72,10 +72,8 @@ def main() -> None:
     parser.add_argument("--start-from", type=Path, help="weights to begin with instead of random ones")
     parser.add_argument("--start-side", type=int, default=64, help="size of the videos of these weights")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(args.seed)
-    args.out.mkdir(parents=True, exist_ok=True)
-    prompts = load_training_prompts(args.prompts, args.prompt_count, args.seed)
+    prompts = load_training_prompts(args.prompts, args.prompt_count, args.seed).to(args.device)
+    prepare(args)
     network = Network(args.side, parts=args.parts)
     if args.start_from:
         start_from(network, args.start_from, args.start_side / args.side)

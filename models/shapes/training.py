@@ -53,6 +53,8 @@ class Trainer:
             trained: Names of the transformer's parameters to train; all by default.
         """
         self.args, self.device = args, torch.device(args.device)
+        if args.compile:
+            network.compile_blocks()
         self.network = network.to(self.device)
         chosen = None if trained is None else set(trained)
         self.parameters = {
@@ -62,12 +64,9 @@ class Trainer:
             p.requires_grad_(k in self.parameters)
         self.ema = {k: p.detach().clone() for k, p in self.parameters.items()}
         self.optimisers = self._optimisers()
-        self.generator = torch.Generator().manual_seed(args.seed + 1)
+        self.generator = torch.Generator(self.device).manual_seed(args.seed + 1)
         self.update, self.seconds = 0, 0.0
         self.scale = 1.0
-        self.loss: Callable[..., Tensor] = (
-            torch.compile(self._loss, dynamic=False) if args.compile else self._loss
-        )
 
     def _optimisers(self) -> list[torch.optim.Optimizer]:
         matrices: list[Tensor] = []
@@ -111,7 +110,7 @@ class Trainer:
         for optimiser in self.optimisers:
             for group in optimiser.param_groups:
                 group["lr"] = factor * group.setdefault("base_lr", group["lr"])
-        losses = self.loss(*(t.to(self.device) for t in batch))
+        losses = self._loss(*batch)
         torch.autograd.backward(losses.mean())
         torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), 1.0)
         for optimiser in self.optimisers:
@@ -119,10 +118,9 @@ class Trainer:
             optimiser.zero_grad(set_to_none=True)
         decay = min(self.args.ema, (1 + self.update) / (10 + self.update))
         with torch.no_grad():
-            for k, p in self.parameters.items():
-                self.ema[k].lerp_(p, 1 - decay)
+            torch._foreach_lerp_(list(self.ema.values()), list(self.parameters.values()), 1 - decay)
         self.update += 1
-        return losses.detach().cpu(), batch[1]
+        return losses.detach(), batch[1]
 
     def averaged_weights(self) -> dict[str, Tensor]:
         """Returns the averaged weights of the trained parameters."""
@@ -178,7 +176,7 @@ class Trainer:
 
 def summarise_losses(kept: list[tuple[Tensor, Tensor]]) -> dict[str, float]:
     """Returns the mean loss, and the mean losses between the noise levels of LEVELS."""
-    losses, sigmas = (torch.cat(parts) for parts in zip(*kept, strict=True))
+    losses, sigmas = (torch.cat(parts).cpu() for parts in zip(*kept, strict=True))
     row = {"loss": round(float(losses.mean()), 5)}
     for low, high in pairwise(LEVELS):
         inside = (sigmas >= low) & (sigmas < high)
@@ -193,6 +191,17 @@ def start_from(network: Network, weights: Path, scale: float = 1.0) -> None:
     with torch.no_grad():
         network.transformer.proj_out.weight.mul_(scale)
         network.transformer.proj_out.bias.mul_(scale)
+
+
+def prepare(args: argparse.Namespace) -> None:
+    """Applies the options that all trainings share: threads, seed, device of new tensors, output folder.
+
+    Call it after the files are read, whose tensors are on the CPU.
+    """
+    torch.set_num_threads(args.threads)
+    torch.set_default_device(args.device)
+    torch.manual_seed(args.seed)
+    args.out.mkdir(parents=True, exist_ok=True)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

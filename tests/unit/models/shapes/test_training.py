@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,14 +11,15 @@ import torch
 from safetensors.torch import load_file
 
 from models.shapes.distill import SCHEDULES, Student, subdivide
-from models.shapes.donors import Donors, donor_noise, make_donors
+from models.shapes.donors import Donors, donor_noise, load_donors, make_donors, write_donors
 from models.shapes.edits import opens
 from models.shapes.host import Host, adapted_layers, add_adapter
 from models.shapes.layout import draw_layout
 from models.shapes.muon import Muon, orthogonalise
-from models.shapes.network import FEW_STEPS, Network, model_config, to_tokens
+from models.shapes.network import FEW_STEPS, Network, encode, model_config, to_tokens
 from models.shapes.pairs import Pairs, draw_pairs
 from models.shapes.prompts import Prompts
+from models.shapes.render import render
 from models.shapes.train import Teacher, draw_sigmas
 from models.shapes.training import start_from
 from models.shapes.world import Scene, draw_scenes, scene_table
@@ -218,6 +220,29 @@ def test_donors_that_do_not_show_their_prompt_are_left_out(pairs: Pairs) -> None
     donors = make_donors(small_network(), pairs, [0, 1])  # an untrained network shows no prompt
     assert len(donors) == 0
     assert donors.layout.middle.shape == (0, 2, 2)
+
+
+def test_donors_that_show_their_prompt_keep_their_layout(pairs: Pairs) -> None:
+    layout = draw_layout(pairs.donors.table, torch.Generator().manual_seed(1))
+    videos = render(pairs.donors.table, layout)
+
+    class Renderer(Network):
+        def trajectory(self, *_: object, **__: object) -> Iterator[torch.Tensor]:
+            yield encode(videos)
+
+    donors = make_donors(Renderer(config=model_config(32, 1, 1)), pairs, range(len(pairs)))
+    same = pairs.donors.table[donors.pair, 1] == pairs.targets.table[donors.pair, 1]  # the texture
+    assert len(donors) >= len(pairs) // 2
+    assert same.any()
+    phases = donors.layout.phase[same] - layout.phase[donors.pair[same]]
+    assert ((phases - phases.round()).abs() < 0.1).float().mean() > 0.5
+
+
+def test_donors_of_another_kind_of_device_are_refused(pairs: Pairs, tmp_path: Path) -> None:
+    write_donors(small_network(), pairs, tmp_path, "cpu")
+    assert len(load_donors(tmp_path)) == 0
+    with pytest.raises(ValueError, match="made on cpu, not meta"):
+        load_donors(tmp_path, "meta")
 
 
 def test_orthogonalised_matrices_have_singular_values_near_one() -> None:
