@@ -41,7 +41,7 @@ _CORE: Final = 0.98  # share of a pixel from which on it shows one tone only
 STILL: Final = 6.0  # pixels; an object that travels less is still, others travel 12 to 20
 MIN_SPECK: Final = 0.4  # opacity; less is not a speck
 _SPECK_AREA: Final = (3.0, 30.0)  # pixels in a frame; a speck has 12.6
-_MIN_SPECK_FRAMES: Final = 4
+_MIN_SPECK_PIXELS: Final = 8  # in all frames; objects may hide the speck in all frames but one
 _SPECK_CONTRAST: Final = 0.5  # distance of the speck's tone to what is behind it, below which it is invisible
 
 
@@ -216,14 +216,13 @@ def _find_speck(video: Tensor, fit: Tensor, objects: Objects, colour: int) -> Te
     for i in sizes.argsort(descending=True)[:4].tolist():
         mask = labels == i
         area = mask.sum((1, 2)).float()
-        frames = int((area >= _SPECK_AREA[0]).sum())
-        if i == 0 or frames < _MIN_SPECK_FRAMES or area.max() > _SPECK_AREA[1]:
+        if i == 0 or not _SPECK_AREA[0] <= float(area.max()) <= _SPECK_AREA[1]:
             continue
         at = torch.arange(SIDE) + 0.5
         x, y = ((mask.sum(d) * at).sum(1) / area.clamp_min(1) for d in (1, 2))
         path = fit_speck(share.clamp(-0.5, 1.5), weight, fit_lines(x[None], y[None], area[None])[0])
         inside = (speck_share(path) > 0.9) & (weight > 0)
-        shown = float(share[inside].mean()) if int(inside.sum()) >= 8 * _MIN_SPECK_FRAMES else 0.0
+        shown = float(share[inside].mean()) if int(inside.sum()) >= _MIN_SPECK_PIXELS else 0.0
         if shown > best_share:
             best, best_share = path, shown
     return best
