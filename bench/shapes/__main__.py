@@ -65,7 +65,7 @@ def main(
     split: Annotated[str, typer.Option(help="test (final reports only) or calibration.")] = "calibration",
     count: Annotated[int, typer.Option(min=2, help="Prompts, half of them with two objects.")] = 500,
     per_kind: Annotated[int, typer.Option(min=1, help="Pairs of prompts for each kind of edit.")] = 64,
-    few: Annotated[int, typer.Option(min=2, help="Prompts of the parts extra, other and artefacts.")] = 64,
+    few: Annotated[int, typer.Option(min=2, help="Prompts of the parts extra, other and artefacts.")] = 48,
     renders: Annotated[int, typer.Option(min=1, help="Clean renders of the part artefacts.")] = 400,
     only: Annotated[list[str] | None, typer.Option(help="Parts to run; all by default.")] = None,
     host_full: Annotated[Path | None, typer.Option(help="Model file of a fully trained host.")] = None,
