@@ -65,7 +65,7 @@ def main(
     split: Annotated[str, typer.Option(help="test (final reports only) or calibration.")] = "calibration",
     count: Annotated[int, typer.Option(min=2, help="Prompts, half of them with two objects.")] = 500,
     per_kind: Annotated[int, typer.Option(min=1, help="Pairs of prompts for each kind of edit.")] = 64,
-    few: Annotated[int, typer.Option(min=2, help="Prompts of the parts extra, other and artefacts.")] = 48,
+    few: Annotated[int, typer.Option(min=2, help="Prompts of the parts extra, other and artefacts.")] = 64,
     renders: Annotated[int, typer.Option(min=1, help="Clean renders of the part artefacts.")] = 400,
     only: Annotated[list[str] | None, typer.Option(help="Parts to run; all by default.")] = None,
     host_full: Annotated[Path | None, typer.Option(help="Model file of a fully trained host.")] = None,
@@ -113,20 +113,20 @@ def main(
         }
         for name in only or PARTS:
             start = time.monotonic()
-            write(out, command, run[name](), verdict)
+            write(out, command, run[name](), verdict if name == "edits" else [])
             print(f"{name}: {time.monotonic() - start:.0f} s", flush=True)
 
 
 def write(out: Path, command: str, figures: Figures, verdict: list[str]) -> None:
     """Adds figures to a result file, and a verdict if there is one; prints both."""
     report: dict[str, Any] = results.read(out) if out.exists() else {"figures": {}}
-    verdict = verdict or report.get("verdict", [])
-    results.write(out, command, report["figures"] | figures, verdict=verdict)
+    sentences = verdict or report.get("verdict", [])
+    results.write(out, command, report["figures"] | figures, verdict=sentences)
     kept = results.read(out)["figures"]
     shares = [kept.get(name, {}).get("value") for name in ("artefact_share", "artefact_share_renders")]
     if all(shares):
         ratio = single(shares[0] / shares[1], "x")
-        results.write(out, command, kept | {"artefact_ratio": ratio}, verdict=verdict)
+        results.write(out, command, kept | {"artefact_ratio": ratio}, verdict=sentences)
     for label, figure in figures.items():
         interval = f" ({figure.ci95[0]:.4g} to {figure.ci95[1]:.4g})" if figure.ci95 else ""
         print(f"{label}: {figure.value:.4g} {figure.unit}, n = {figure.n}{interval}")
