@@ -53,7 +53,7 @@ def check_video(video: Tensor, scene: Scene, seed: int, ghosts: bool) -> Check:
     outcomes = []
     for kind in GHOSTS if ghosts else ():
         pasted = None
-        while pasted is None:  # a ghost that nobody can see is not pasted
+        while pasted is None:  # an invisible ghost is not pasted
             pasted = paste_ghost(video, kind, rng.uniform(*OPACITIES), rng)
         outcomes.append(measure_artefacts(read(pass_codec(pasted[0])), len(scene.things)).found)
     return Check(compare(reading.scene, scene)["all"], clean.found, clean.share, tuple(outcomes))
