@@ -82,7 +82,9 @@ class Student(Trainer):
         fine = subdivide(start, end, self.args.substeps * 4 // (len(self.sigmas) - 1))
         whole = fine if end == 0 else (*fine, 0.0)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.args.bf16):
-            *_, last = self.teacher.trajectory(x, text, bias, whole, end_step=len(fine) - 1)
+            *_, last = self.teacher.trajectory(
+                x, text, bias, whole, end_step=len(fine) - 1, guidance=self.args.guidance
+            )
         return x - start * (last - x) / (end - start)
 
 
@@ -94,6 +96,8 @@ def main() -> None:
     parser.add_argument("--start-from", type=Path, help="weights to begin with instead of the teacher's")
     parser.add_argument("--steps", type=int, choices=tuple(SCHEDULES), default=4, help="steps of the student")
     parser.add_argument("--substeps", type=int, default=6, help="teacher's steps for a quarter of a video")
+    parser.add_argument("--guidance", type=float, default=2.0, help="scale of guidance in the teacher's "
+                        "steps; the student takes it over at no cost")  # fmt: skip
     parser.add_argument("--own-from", type=float, default=0.5, help="share of the run after which half of "
                         "the rows continue the student's own steps")  # fmt: skip
     args = parser.parse_args()

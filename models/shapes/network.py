@@ -6,18 +6,22 @@ import math
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Final
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
-from models.shapes.prompts import TEXT_DIM
+from models.shapes.prompts import TEXT_DIM, no_text
 from models.shapes.world import FRAMES, SIDE
 from services.denoiser.codec import SpaceToDepthCodec
 from services.denoiser.network.positions import position_channels, position_count
+from services.denoiser.network.refiner import TextRefiner
 from services.denoiser.network.sampler import sample
 from services.denoiser.network.wan import (
     Attention,
+    TextKV,
     WanConfig,
     WanTransformer,
     patchify,
@@ -37,6 +41,7 @@ LAYERS: Final = 7
 # The published 4-step schedule of Wan2.1 (LightX2V).
 FEW_STEPS: Final = (1.0, 0.9375, 0.8333333333333334, 0.625, 0.0)
 SHIFT: Final = 5.0
+REFINER: Final = Path(__file__).parent / "weights" / "refiner.safetensors"
 _SHORT: Final = 512  # number of tokens up to which plain products train faster than fused attention
 
 
@@ -51,6 +56,18 @@ def model_config(dim: int = DIM, heads: int = HEADS, layers: int = LAYERS) -> Wa
         layers=layers,
         text_dim=TEXT_DIM,
     )
+
+
+def new_refiner() -> TextRefiner:
+    """Returns a text refiner with random weights."""
+    return TextRefiner(TEXT_DIM, dim=256, heads=4, layers=2)
+
+
+def load_refiner() -> TextRefiner:
+    """Returns the trained text refiner, without gradients."""
+    refiner = new_refiner()
+    refiner.load_state_dict({k: v.float() for k, v in load_file(REFINER).items()})
+    return refiner.eval().requires_grad_(False)
 
 
 def initialise(model: WanTransformer) -> None:
@@ -96,7 +113,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tens
 
 
 class Network(torch.nn.Module):
-    """Transformer with its fixed inputs for videos of one size: rotary angles and position channels.
+    """Transformer with what is fixed for videos of one size: text refiner, rotary angles, position channels.
 
     A network for smaller videos has every second (or fourth, ...) rotary angle along height and width, so
     that its tokens have the positions of the same parts of the full frame.
@@ -116,6 +133,7 @@ class Network(torch.nn.Module):
         config = config or model_config()
         self.transformer = WanTransformer(config)
         initialise(self.transformer)
+        self.refiner = load_refiner()
         grid, full = latent_grid(side), latent_grid()
         self.side = side
         self.grid = (grid[0], grid[1] // PATCH[1], grid[2] // PATCH[2])
@@ -136,6 +154,10 @@ class Network(torch.nn.Module):
         for block in self.transformer.blocks:
             block.compile(dynamic=False)
 
+    def encode_text(self, text: Tensor, bias: Tensor) -> TextKV:
+        """Returns the keys and values of every block for token states [B, L, D] and key bias [B, L]."""
+        return self.transformer.encode_text(self.refiner(text, bias < 0))
+
     def forward(
         self, x: Tensor, sigma: Tensor, text: Tensor, bias: Tensor, index: Tensor | None = None
     ) -> Tensor:
@@ -155,7 +177,7 @@ class Network(torch.nn.Module):
             positions, cos, sin = self.positions.expand(len(x), -1, -1), self.cos, self.sin
         else:
             positions, cos, sin = self.positions[index], self.cos[index], self.sin[index]
-        kv = self.transformer.encode_text(text)
+        kv = self.encode_text(text, bias)
         tokens = torch.cat((x, positions), dim=-1)
         out: Tensor = self.transformer(tokens, cos, sin, kv, bias, 1000 * sigma)
         return out
@@ -168,6 +190,7 @@ class Network(torch.nn.Module):
         sigmas: Sequence[float] = FEW_STEPS,
         start_step: int = 0,
         end_step: int | None = None,
+        guidance: float = 1.0,
     ) -> Iterator[Tensor]:
         """Yields the latents after every step from latents [B, C, T, H, W], without gradients.
 
@@ -178,16 +201,24 @@ class Network(torch.nn.Module):
             sigmas: Noise levels of the schedule.
             start_step, end_step: First step of the schedule that is computed, and the one before which the
                 computation ends; by default the whole schedule is computed.
+            guidance: Scale of classifier-free guidance (arXiv 2207.12598), which computes every step a
+                second time without a prompt; 1 is none.
         """
+        n = len(start)
+        if guidance != 1:
+            text, bias = (torch.cat(pair) for pair in zip((text, bias), no_text(text, bias), strict=True))
         with torch.no_grad():
-            kv = self.transformer.encode_text(text)
-        positions = self.positions.expand(len(start), -1, -1)
+            kv = self.encode_text(text, bias)
+        positions = self.positions.expand(len(text), -1, -1)
 
         @torch.no_grad()  # needed here, because the steps run after this function has returned
         def velocity(x: Tensor, sigma: float) -> Tensor:
-            tokens = torch.cat((to_tokens(x), positions), dim=-1)
-            timestep = torch.full((len(x),), 1000 * sigma, device=x.device)
+            noisy = to_tokens(x).repeat(len(text) // n, 1, 1)
+            tokens = torch.cat((noisy, positions), dim=-1)
+            timestep = torch.full((len(text),), 1000 * sigma, device=x.device)
             data = self.transformer(tokens, self.cos, self.sin, kv, bias, timestep)
+            if guidance != 1:
+                data = torch.lerp(data[n:], data[:n], guidance)
             return (x - unpatchify(data.float(), self.grid, PATCH)) / sigma
 
         steps = sample(velocity, start, sigmas, start_step)

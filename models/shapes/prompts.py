@@ -65,6 +65,26 @@ def blur_text(states: Tensor, bias: Tensor, blur: float, generator: torch.Genera
     return states + blur * spread * torch.randn(states.shape, generator=generator, device=states.device)
 
 
+def drop_text(
+    states: Tensor, bias: Tensor, share: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Replaces the text of a random share of the samples by `no_text`."""
+    dropped = torch.rand(len(states), generator=generator, device=generator.device) < share
+    none, none_bias = no_text(states, bias)
+    return torch.where(dropped[:, None, None], none, states), torch.where(dropped[:, None], none_bias, bias)
+
+
+def no_text(states: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the states and key bias of samples without a prompt: one token, whose state is zero.
+
+    Args:
+        states, bias: Those of any text, whose shapes the result has.
+    """
+    none = torch.full_like(bias, float("-inf"))
+    none[:, 0] = 0
+    return torch.zeros_like(states), none
+
+
 def encode_prompts(scenes: Sequence[Scene], texts: list[str]) -> Prompts:
     """Encodes captions with MiniLM."""
     from services.embedder.encoders import MiniLMEncoder  # imported here because training needs no encoder

@@ -17,7 +17,7 @@ import torch
 
 from models.shapes.layout import draw_layout
 from models.shapes.network import SCALE, SHIFT, Network, encode, to_tokens
-from models.shapes.prompts import MAX_TOKENS, Prompts, blur_text, load_training_prompts
+from models.shapes.prompts import MAX_TOKENS, Prompts, blur_text, drop_text, load_training_prompts
 from models.shapes.render import render
 from models.shapes.training import Batch, Trainer, add_arguments, prepare, start_from
 from models.shapes.world import SIDE
@@ -50,7 +50,7 @@ class Teacher(Trainer):
         sigma = draw_sigmas(n, g)
         s = sigma.view(-1, 1, 1)
         text, bias = self.prompts.text(pick, MAX_TOKENS)
-        text = blur_text(text, bias, self.args.blur, g)
+        text, bias = drop_text(blur_text(text, bias, self.args.blur, g), bias, self.args.no_text, g)
         if self.args.parts == 1:
             x = (1 - s) * data + s * torch.randn(data.shape, generator=g)
             return x, sigma, text, bias, data
@@ -69,6 +69,8 @@ def main() -> None:
     )
     parser.add_argument("--parts", type=int, default=1, help="use a random one in this number of a "
                         "video's tokens, of more videos for the same time")  # fmt: skip
+    parser.add_argument("--no-text", type=float, default=0.1, help="share of samples without a prompt, which "
+                        "guidance in the distillation needs")  # fmt: skip
     parser.add_argument("--start-from", type=Path, help="weights to begin with instead of random ones")
     parser.add_argument("--start-side", type=int, default=64, help="size of the videos of these weights")
     args = parser.parse_args()

@@ -21,7 +21,8 @@ class Words:
 SHAPES: Final = {
     "circle": Words(
         ("circle", "circle", "disc", "ball", "round shape", "circular shape", "orb", "sphere", "round object",
-         "round disc", "round thing", "globe", "circular figure"),
+         "round disc", "round thing", "globe", "circular figure", "round tile", "circular block",
+         "round patch", "circular piece", "balloon", "marble", "pearl", "bead", "round drop"),
         ("disk", "bubble"),
     ),
     "square": Words(
@@ -31,7 +32,8 @@ SHAPES: Final = {
     ),
     "triangle": Words(
         ("triangle", "triangle", "triangular shape", "pyramid", "wedge", "triangular piece", "triangle shape",
-         "three-sided shape", "triangular object", "triangular figure", "cone"),
+         "three-sided shape", "triangular object", "triangular figure", "cone", "triangular patch",
+         "triangular thing", "triangle piece"),
         ("triangular block", "triangular tile"),
     ),
 }  # fmt: skip
@@ -92,11 +94,18 @@ PLACES: Final = {
     ),
 }  # fmt: skip
 TEXTURES: Final = {  # before the noun
-    "plain": Words(("", "", "", "plain", "plain", "solid", "uniform", "flat"), ("", "unpatterned")),
-    "striped": Words(("striped", "striped", "stripy", "banded", "lined"), ("streaky", "stripe-patterned")),
-    "checkered": Words(("checkered", "checkered", "chequered", "checked", "checkerboard"),
+    "plain": Words(("", "", "", "plain", "plain", "solid", "uniform", "flat", "patternless", "pattern-free",
+                    "untextured", "undecorated", "unadorned", "blank", "without pattern", "non-patterned"),
+                   ("", "unpatterned")),
+    "striped": Words(("striped", "striped", "stripy", "banded", "lined", "streaked", "pinstriped",
+                      "line-patterned", "ribbed"),
+                     ("streaky", "stripe-patterned")),
+    "checkered": Words(("checkered", "checkered", "chequered", "checked", "checkerboard", "chess-style",
+                        "gingham"),
                        ("chessboard", "check-patterned")),
-    "dotted": Words(("dotted", "dotted", "spotted", "polka dot", "dappled"), ("speckled", "dot-patterned")),
+    "dotted": Words(("dotted", "dotted", "spotted", "polka dot", "dappled", "flecked", "stippled", "spotty",
+                     "freckled", "mottled", "dotty", "sprinkled"),
+                    ("speckled", "dot-patterned")),
 }  # fmt: skip
 PATTERNS: Final = {  # after the noun
     "striped": Words(("with stripes", "with bands", "covered in stripes", "full of stripes",
@@ -123,17 +132,20 @@ DOING: Final = {  # after "a circle ..."
     ),
     "up": Words(
         ("moving up", "moving up", "moving upwards", "rising", "floating up", "going up", "travelling up",
-         "heading up", "flying upwards", "that moves up"),
+         "heading up", "flying upwards", "that moves up", "climbing", "soaring", "lifting off",
+         "going higher"),
         ("climbing upwards", "ascending"),
     ),
     "down": Words(
         ("moving down", "moving down", "moving downwards", "falling", "sinking down", "going down",
-         "travelling down", "heading down", "dropping", "that moves down"),
+         "travelling down", "heading down", "dropping", "that moves down", "plunging",
+         "going lower", "coming down"),
         ("descending", "falling downwards"),
     ),
     "still": Words(
         ("standing still", "standing still", "staying still", "not moving", "resting", "staying in place",
-         "at rest", "fixed in place", "without motion", "that does not move"),
+         "at rest", "fixed in place", "without motion", "that does not move", "unmoving", "frozen",
+         "immobile"),
         ("motionless", "stationary"),
     ),
 }  # fmt: skip
@@ -152,17 +164,17 @@ DOES: Final = {  # the same as finite verbs
     ),
     "up": Words(
         ("moves up", "moves up", "moves upwards", "rises", "floats up", "goes up", "travels up", "heads up",
-         "flies upwards"),
+         "flies upwards", "climbs", "soars", "lifts off", "goes higher"),
         ("climbs upwards", "ascends"),
     ),
     "down": Words(
         ("moves down", "moves down", "moves downwards", "falls", "sinks down", "goes down", "travels down",
-         "heads down", "drops"),
+         "heads down", "drops", "plunges", "goes lower", "comes down"),
         ("descends", "falls downwards"),
     ),
     "still": Words(
         ("stands still", "stands still", "stays still", "does not move", "rests", "stays in place",
-         "is at rest", "remains in place"),
+         "is at rest", "remains in place", "is immobile", "stays put"),
         ("remains motionless", "is stationary"),
     ),
 }  # fmt: skip

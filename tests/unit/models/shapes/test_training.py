@@ -18,7 +18,7 @@ from models.shapes.layout import draw_layout
 from models.shapes.muon import Muon, orthogonalise
 from models.shapes.network import FEW_STEPS, Network, encode, model_config, to_tokens
 from models.shapes.pairs import Pairs, draw_pairs
-from models.shapes.prompts import Prompts
+from models.shapes.prompts import Prompts, drop_text, no_text
 from models.shapes.render import render
 from models.shapes.train import Teacher, draw_sigmas
 from models.shapes.training import start_from
@@ -30,7 +30,8 @@ def training_arguments(**changes: object) -> argparse.Namespace:
     values = {
         "seed": 0, "device": "cpu", "batch": 2, "updates": 8, "compile": False, "bf16": False, "lr": 2e-3,
         "muon_lr": 3e-3, "warm_up": 1, "decay": 0.4, "ema": 0.9, "blur": 0.3, "save_every": 4,
-        "substeps": 2, "own_from": 0.0, "parts": 1, "rank": 2, "edit_share": 0.5, "targets": "renders",
+        "substeps": 2, "own_from": 0.0, "parts": 1, "no_text": 0.1,
+        "guidance": 1.0, "rank": 2, "edit_share": 0.5, "targets": "renders",
     }  # fmt: skip
     return argparse.Namespace(**(values | changes))
 
@@ -168,6 +169,29 @@ def test_one_teacher_step_is_its_prediction(prompts: Prompts) -> None:
     *_, moved = teacher.trajectory(x, text, bias, FEW_STEPS, 1, 2)
     a, b = FEW_STEPS[1:3]
     assert torch.allclose(target, x - a * (moved - x) / (b - a), atol=1e-5)
+
+
+def test_guidance_moves_steps_away_from_those_without_a_prompt(prompts: Prompts) -> None:
+    teacher = small_network()
+    text, bias = prompts.text(torch.arange(2))
+    x = torch.randn(2, 48, 4, 32, 32)
+
+    def step(text: torch.Tensor, bias: torch.Tensor, guidance: float) -> torch.Tensor:
+        *_, moved = teacher.trajectory(x, text, bias, FEW_STEPS, 1, 2, guidance)
+        return moved
+
+    with_text, without = step(text, bias, 1.0), step(*no_text(text, bias), 1.0)
+    assert not torch.allclose(with_text, without, atol=1e-4)
+    assert torch.allclose(step(text, bias, 3.0), without + 3 * (with_text - without), atol=1e-4)
+
+
+def test_a_share_of_the_samples_has_no_text(prompts: Prompts) -> None:
+    text, bias = prompts.text(torch.arange(6).repeat(100))
+    dropped, dropped_bias = drop_text(text, bias, 0.3, torch.Generator().manual_seed(0))
+    none = (dropped == 0).all(2).all(1)
+    assert float(none.float().mean()) == pytest.approx(0.3, abs=0.06)
+    assert torch.equal(dropped[~none], text[~none])
+    assert (dropped_bias[none] == 0).sum(1).eq(1).all()
 
 
 def test_adapter_without_training_has_no_effect(prompts: Prompts) -> None:
