@@ -219,7 +219,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--muon-lr", type=float, default=3e-3, help="learning rate of Muon")
     parser.add_argument("--warm-up", type=int, default=100, help="updates of warm-up")
     parser.add_argument("--decay", type=float, default=0.3, help="share of the run in which rates decay")
-    parser.add_argument("--blur", type=float, default=0.3, help="noise on token states, over their spread")
+    parser.add_argument("--blur", type=float, default=0.1, help="noise on token states, over their spread")
     parser.add_argument("--ema", type=float, default=0.998, help="decay of the averaged weights")
     parser.add_argument("--save-every", type=int, default=100, help="updates between checkpoints")
     parser.add_argument("--no-bf16", dest="bf16", action="store_false", help="compute in float32")
