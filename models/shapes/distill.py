@@ -74,7 +74,8 @@ class Student(Trainer):
             *_, x[:half] = steps
         target = self.teach(x, text, bias, level)
         sigma = torch.full((len(x),), self.sigmas[level])
-        return to_tokens(x), sigma, blur_text(text, bias, self.args.blur, g), bias, to_tokens(target)
+        text = blur_text(text, bias, self.args.blur, g)
+        return Batch(to_tokens(x), sigma, text, bias, to_tokens(target))
 
     def teach(self, x: Tensor, text: Tensor, bias: Tensor, level: int) -> Tensor:
         """Returns the data with which one step from `x` leads to where the teacher's small steps lead."""

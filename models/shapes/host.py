@@ -100,9 +100,9 @@ class Host(Trainer):
         edits = round(self.args.edit_share * self.args.batch)
         parts = [self.plain_rows(self.args.batch - edits), self.edit_rows(edits)]
         x, sigma, text, bias, target = (torch.cat(p) for p in zip(*parts, strict=True))
-        return x, sigma, blur_text(text, bias, self.args.blur, self.generator), bias, target
+        return Batch(x, sigma, blur_text(text, bias, self.args.blur, self.generator), bias, target)
 
-    def plain_rows(self, n: int) -> Batch:
+    def plain_rows(self, n: int) -> tuple[Tensor, ...]:
         """Returns rows in which the student itself is the target, from the levels of its schedule."""
         g = self.generator
         level = int(torch.randint(4, (1,), generator=g))
@@ -112,7 +112,7 @@ class Host(Trainer):
         target = self.predict(x, text, bias, level)
         return to_tokens(x), torch.full((n,), FEW_STEPS[level]), text, bias, to_tokens(target)
 
-    def edit_rows(self, n: int) -> Batch:
+    def edit_rows(self, n: int) -> tuple[Tensor, ...]:
         """Returns rows that start from a donor's latents and lead to the new prompt's video."""
         g = self.generator
         shares = torch.tensor(list(LEVEL_SHARES.values()))

@@ -21,6 +21,7 @@ from services.denoiser.network.refiner import TextRefiner
 from services.denoiser.network.sampler import sample
 from services.denoiser.network.wan import (
     Attention,
+    CrossAttention,
     TextKV,
     WanConfig,
     WanTransformer,
@@ -144,7 +145,9 @@ class Network(torch.nn.Module):
             self.register_buffer(name, kept.contiguous(), persistent=False)
         positions = to_tokens(position_channels(POSITIONS, grid)[None])[0]
         self.register_buffer("positions", positions, persistent=False)  # [N, F*P]
+        self._cross: list[CrossAttention | None] | None = None
         if self.positions.device.type == "cpu" and math.prod(self.grid) // parts <= _SHORT:
+            self._cross = [_attend] * config.layers
             for name, module in self.transformer.named_modules():
                 if isinstance(module, Attention) and name.endswith("attn1"):
                     module.attend = partial(module.attend, rule=_attend)  # type: ignore[method-assign]
@@ -160,7 +163,7 @@ class Network(torch.nn.Module):
 
     def forward(
         self, x: Tensor, sigma: Tensor, text: Tensor, bias: Tensor, index: Tensor | None = None
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         """Predicts the clean data of noisy latents, or of some of their tokens.
 
         Args:
@@ -171,16 +174,26 @@ class Network(torch.nn.Module):
             index: Positions of these tokens, [B, n]; all tokens by default.
 
         Returns:
-            Clean tokens, [B, n, C*P].
+            Clean tokens, [B, n, C*P], and the hidden states half-way through the network, [B, n, dim].
         """
         if index is None:
             positions, cos, sin = self.positions.expand(len(x), -1, -1), self.cos, self.sin
         else:
             positions, cos, sin = self.positions[index], self.cos[index], self.sin[index]
         kv = self.encode_text(text, bias)
-        tokens = torch.cat((x, positions), dim=-1)
-        out: Tensor = self.transformer(tokens, cos, sin, kv, bias, 1000 * sigma)
-        return out
+        hidden, modulation, embedding = self.transformer.begin(
+            torch.cat((x, positions), dim=-1), 1000 * sigma
+        )
+        rope, key_bias = (cos.unsqueeze(-3), sin.unsqueeze(-3)), bias[:, None, None].to(hidden.dtype)
+        layers = self.transformer.config.layers
+        middle = (layers + 1) // 2
+        parts = []
+        for blocks in (range(middle), range(middle, layers)):
+            hidden = self.transformer.run_blocks(
+                blocks, hidden, modulation, rope, kv[blocks.start : blocks.stop], key_bias, self._cross
+            )
+            parts.append(hidden)
+        return self.transformer.end(hidden, embedding), parts[0]
 
     def trajectory(
         self,

@@ -30,7 +30,7 @@ def training_arguments(**changes: object) -> argparse.Namespace:
     values = {
         "seed": 0, "device": "cpu", "batch": 2, "updates": 8, "compile": False, "bf16": False, "lr": 2e-3,
         "muon_lr": 3e-3, "warm_up": 1, "decay": 0.4, "ema": 0.9, "blur": 0.3, "save_every": 4,
-        "substeps": 2, "own_from": 0.0, "parts": 1, "no_text": 0.1,
+        "substeps": 2, "own_from": 0.0, "parts": 1, "no_text": 0.1, "pure_noise": 0.15, "contents": 0.1,
         "guidance": 1.0, "rank": 2, "edit_share": 0.5, "targets": "renders",
     }  # fmt: skip
     return argparse.Namespace(**(values | changes))
@@ -99,14 +99,16 @@ def test_loss_decreases(prompts: Prompts) -> None:
 
 def test_parts_of_videos_have_the_positions_of_their_tokens(prompts: Prompts) -> None:
     teacher = Teacher(training_arguments(parts=4), small_network(32), prompts)
-    x, sigma, text, bias, data, index = teacher.batch()
-    assert x.shape == data.shape == (2, 64, 192)
-    assert all(len(set(row)) == 64 for row in index.tolist())
+    batch = teacher.batch()
+    sigma, text, bias = batch.sigma, batch.text, batch.bias
+    assert batch.x.shape == batch.target.shape == (2, 64, 192)
+    assert batch.index is not None
+    assert all(len(set(row)) == 64 for row in batch.index.tolist())
     whole = torch.arange(256).expand(2, -1)
     inputs = torch.randn(2, 256, 192)
     network = teacher.network
-    all_tokens = network(inputs, sigma, text, bias)
-    assert torch.allclose(all_tokens, network(inputs, sigma, text, bias, whole), atol=1e-5)
+    all_tokens, _ = network(inputs, sigma, text, bias)
+    assert torch.allclose(all_tokens, network(inputs, sigma, text, bias, whole)[0], atol=1e-5)
 
 
 def test_run_writes_curve_and_averaged_weights(prompts: Prompts, tmp_path: Path) -> None:
@@ -135,7 +137,7 @@ def test_small_network_has_the_angles_of_the_same_places() -> None:
 
 
 def test_noise_levels_include_pure_noise() -> None:
-    sigmas = draw_sigmas(4000, torch.Generator().manual_seed(0))
+    sigmas = draw_sigmas(4000, torch.Generator().manual_seed(0), 0.15)
     assert float((sigmas == 1).float().mean()) == pytest.approx(0.15, abs=0.02)
     assert float(sigmas.min()) >= 0
 
@@ -151,11 +153,11 @@ def test_student_learns_the_levels_of_its_schedule(steps: int, prompts: Prompts)
     student = Student(args, small_network(), small_network(), prompts, schedule)
     seen = set()
     for _ in range(6):
-        x, sigma, text, bias, target = student.batch()
-        assert x.shape == target.shape == (2, 1024, 192)
-        assert text.shape == (2, 48, 384)
-        assert bias.shape == (2, 48)
-        seen.add(round(float(sigma[0]), 4))
+        batch = student.batch()
+        assert batch.x.shape == batch.target.shape == (2, 1024, 192)
+        assert batch.text.shape == (2, 48, 384)
+        assert batch.bias.shape == (2, 48)
+        seen.add(round(float(batch.sigma[0]), 4))
     assert seen <= {round(s, 4) for s in schedule[:-1]}
     assert steps == 1 or len(seen) > 1
 
@@ -200,7 +202,7 @@ def test_adapter_without_training_has_no_effect(prompts: Prompts) -> None:
     assert len(names) == 2 * len(list(adapted_layers(plain)))
     x, sigma = torch.randn(1, 1024, 192), torch.tensor([0.8])
     text, bias = prompts.text(torch.arange(1))
-    assert torch.allclose(plain(x, sigma, text, bias), adapted(x, sigma, text, bias), atol=1e-6)
+    assert torch.allclose(plain(x, sigma, text, bias)[0], adapted(x, sigma, text, bias)[0], atol=1e-6)
 
 
 def test_host_trains_only_adapter(prompts: Prompts, pairs: Pairs, donors: Donors, tmp_path: Path) -> None:
