@@ -143,9 +143,10 @@ class Transformer(_Section):
 
 
 class Refiner(Source):
-    """A `TextRefiner` that the token states pass before the model reads them; part of the identity of latents.
+    """A `TextRefiner` that the token states pass before the model reads them.
 
-    `sha256` is required, also for a pinned revision.
+    It is part of the identity of latents, so `sha256` is required, also for a pinned
+    revision.
     """
 
     sha256: Annotated[str, Field(pattern=f"^{SHA256_PATTERN}$")]
