@@ -82,6 +82,8 @@ async def connect(
         options: further options of pymilvus, such as `uri`.
     """
     uri, ca = options["uri"], options.get("server_pem_path", "")
+    # The server of Milvus Lite, in this process, closes a connection that sends pings while it is idle.
+    idle_pings = {} if "://" in uri else {"grpc.keepalive_permit_without_calls": 0}
 
     def attempt() -> tuple[MilvusClient, str]:
         # If scipy is installed, pymilvus imports it during its first search, which then exceeds the time
@@ -89,7 +91,9 @@ async def connect(
         with contextlib.suppress(ImportError):
             importlib.import_module("scipy.sparse")
         try:
-            milvus = MilvusClient(timeout=seconds, dedicated=True, grpc_options=_CHANNEL_OPTIONS, **options)
+            milvus = MilvusClient(
+                timeout=seconds, dedicated=True, grpc_options=_CHANNEL_OPTIONS | idle_pings, **options
+            )
         except MilvusException:
             # pymilvus reports every failed connection as a timeout.
             fault = find_tls_fault(uri, ca, seconds) if uri.startswith("https://") else None
