@@ -48,7 +48,8 @@ def describe_tokens(table: Tensor, layout: Layout, side: int) -> Contents:
     front = torch.stack([layout.front == i for i in range(MAX_OBJECTS)], 1)[..., None, None, None]
     seen = alone * torch.where(front, 1.0, 1 - alone.flip(1))
     t, h, w = latent_grid(side)
-    cover = F.adaptive_avg_pool3d(seen, (t // PATCH[0], h // PATCH[1], w // PATCH[2])).flatten(2).mT  # [B, N, 2]
+    grid = t // PATCH[0], h // PATCH[1], w // PATCH[2]
+    cover = F.adaptive_avg_pool3d(seen, grid).flatten(2).mT  # [B, N, 2]
     shown = cover.argmax(2)[..., None].expand(-1, -1, len(_VALUES))
     return Contents(cover, objects_of(table)[..., : len(_VALUES)].gather(1, shown))
 

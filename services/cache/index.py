@@ -1,4 +1,4 @@
-"""Port of the vector index. Implemented by `embedded` with Milvus Lite and by `milvus` for a Milvus server."""
+"""Port of the vector index, implemented by `embedded` (Milvus Lite) and `milvus` (a Milvus server)."""
 
 from __future__ import annotations
 
