@@ -332,6 +332,7 @@ def test_command_of_the_other_distribution_says_what_to_install(
 
 _INTERRUPTED_LOADING = """
 import os, runpy, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background ignores it
 class Interrupt:  # Ctrl-C while the named module is loaded
     def find_spec(self, name, path, target=None):
         if name == "chorus_cli.output":
