@@ -24,7 +24,7 @@ SPECK_SHARE: Final = 0.5  # share of videos with a speck
 SPECK_TRAVEL: Final = 24.0  # largest length of its path, in pixels
 # Distance of a shape's outline from its centroid to the left or right, up, and down, over the radius of the
 # circle of equal area.
-_EXTENTS: Final = ((1.0, 1.0, 1.0), (0.886, 0.886, 0.886), (1.347, 1.555, 0.778))
+EXTENTS: Final = ((1.0, 1.0, 1.0), (0.886, 0.886, 0.886), (1.347, 1.555, 0.778))
 _CANDIDATES: Final = 16  # placements drawn for two objects, of which one without much overlap is chosen
 # Smallest distance of two objects over the sum of their radii, drawn per video; those of one colour must
 # stay apart, because nothing else separates them.
@@ -116,7 +116,7 @@ def _draw_paths(table: Tensor, radius: Tensor, course: Tensor, places: Tensor) -
     turned = torch.stack([x * turn.cos() - y * turn.sin(), x * turn.sin() + y * turn.cos()], -1)
     travel = turned * (TRAVEL[0] + (TRAVEL[1] - TRAVEL[0]) * course[..., 1:])
 
-    extents = torch.tensor(_EXTENTS)[things[..., 0].clamp_min(0)] * radius[..., None]  # [B, 2, 3]
+    extents = torch.tensor(EXTENTS)[things[..., 0].clamp_min(0)] * radius[..., None]  # [B, 2, 3]
     reach = travel.abs() / 2
     low = torch.stack([extents[..., 0], extents[..., 1]], -1) + reach  # [B, 2, 2], from the left and the top
     high = SIDE - torch.stack([extents[..., 0], extents[..., 2]], -1) - reach

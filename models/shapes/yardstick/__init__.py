@@ -1,0 +1,1 @@
+"""Measures of generated videos: contents, artefacts, sharpness, diversity, distance to rendered ones."""
