@@ -17,12 +17,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from models.shapes.layout import Layout
+from models.shapes.render import unit_rgb
 from models.shapes.world import (
     COLOURS,
-    FRAMES,
     MAX_OBJECTS,
     MOTIONS,
     PLACES,
+    SHADES,
     SHAPES,
     SIDE,
     SIZES,
@@ -31,7 +32,7 @@ from models.shapes.world import (
 )
 
 WEIGHTS: Final = Path(__file__).parents[1] / "weights" / "yardstick.safetensors"
-SHA256: Final = ""
+SHA256: Final = "c689803e208f29151c1bfa613475eebe9caf4543e4333923ffdbe32bfee53025"
 FEATURES: Final = 48  # fewer than a tenth of the 500 videos whose covariance is estimated
 # Attributes of a video, and those of objects, with the numbers of their values.
 SCENE_SIZES: Final = {"background": len(COLOURS), "texture": len(TEXTURES), "count": MAX_OBJECTS}
@@ -42,56 +43,113 @@ OBJECT_SIZES: Final = {
     "size": len(SIZES),
     "place": len(PLACES),
 }
-_CHANNELS: Final = (32, 64, 96, 128)
-_SPATIAL: Final = 16  # channels of the 4 x 4 map from which places are read
+SEEN: Final = (0, 5, 10, 15)  # frames that the classifier sees
+PLANES: Final = 6  # colours of a video that it sees, those with most pixels
+_SOFTNESS: Final = 0.08  # squared distance of colours, in [-1, 1] RGB, over which membership falls
+_OFF_PALETTE: Final = 0.02  # added to the sum of memberships: colours far from the world's have none
+_CHANNELS: Final = (16, 32, 64)
+# Labels of a plane: numbers of objects of its colour with each value of the other attributes.
+PLANE_FIELDS: Final = ("shape", "motion", "size", "place")
+PLANE_OUTPUTS: Final = sum(OBJECT_SIZES[f] for f in PLANE_FIELDS)
+_SPATIAL: Final = 8  # channels of the 4 x 4 map from which places are read
+_HIDDEN: Final = 96
 _BATCH: Final = 32
 _RIDGE: Final = 1e-6  # added to covariances, over their mean variance
 
 
+def split_colours(videos: Tensor) -> Tensor:
+    """Computes each pixel's membership in the world's colours, [B, len(COLOURS) + 1, frames, H, W], in 0..1.
+
+    The last plane is that of the shades, the second tones of textures.
+    """
+    palette = torch.cat([unit_rgb(COLOURS), unit_rgb(SHADES)])  # [n, 3]
+    norm = palette.square().sum(1, keepdim=True)
+    planes = torch.empty(len(videos), len(COLOURS) + 1, *videos.shape[2:])
+    for video, plane in zip(videos, planes, strict=True):  # one by one, so that the distances fit the cache
+        pixels = video.flatten(1)  # [3, P]
+        near = torch.addmm(norm + pixels.square().sum(0), palette, pixels, alpha=-2).div_(-_SOFTNESS).exp_()
+        near /= near.sum(0) + _OFF_PALETTE
+        plane[:-1] = near[: len(COLOURS)].view_as(plane[:-1])
+        plane[-1] = near[len(COLOURS) :].sum(0).view_as(plane[-1])
+    return planes
+
+
 class Classifier(nn.Module):
-    """Convolutions over all frames at once, from [B, 3, FRAMES, SIDE, SIDE] to FEATURES and their labels."""
+    """Convolutions over the planes of a video's colours, from [B, 3, FRAMES, SIDE, SIDE] to labels.
+
+    The same weights see each plane, so shapes and motions of all colours are learned together.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        a, b, c, d = _CHANNELS
+        a, b, c = _CHANNELS
         self.body = nn.Sequential(
-            nn.Conv2d(3 * FRAMES, a, 5, stride=2, padding=2),  # [B, a, 32, 32]
+            nn.Conv2d(len(SEEN), a, 5, stride=2, padding=2),  # [B, a, 32, 32]
             nn.GELU(),
-            nn.Conv2d(a, b, 3, stride=1, padding=1),
+            nn.Conv2d(a, b, 3, stride=2, padding=1),  # [B, b, 16, 16]
             nn.GELU(),
-            nn.MaxPool2d(2),  # [B, b, 16, 16]
             nn.Conv2d(b, c, 3, padding=1),
             nn.GELU(),
             nn.MaxPool2d(2),  # [B, c, 8, 8]
-            nn.Conv2d(c, d, 3, padding=1),
+            nn.Conv2d(c, c, 3, padding=1),
             nn.GELU(),
         )
-        self.spatial = nn.Conv2d(d, _SPATIAL, 1)
-        self.norm = nn.LayerNorm(2 * d + 16 * _SPATIAL)
-        self.features = nn.Linear(2 * d + 16 * _SPATIAL, FEATURES)
+        self.spatial = nn.Conv2d(c, _SPATIAL, 1)
+        self.colour = nn.Embedding(len(COLOURS) + 1, _HIDDEN)
+        self.plane = nn.Sequential(
+            nn.LayerNorm(2 * c + 16 * _SPATIAL), nn.Linear(2 * c + 16 * _SPATIAL, _HIDDEN)
+        )
+        self.mixed = nn.Sequential(nn.GELU(), nn.Linear(_HIDDEN, _HIDDEN), nn.GELU())
+        self.features = nn.Linear(_HIDDEN, FEATURES)
         outputs = sum(SCENE_SIZES.values()) + (1 + MAX_OBJECTS) * sum(OBJECT_SIZES.values())
-        self.head = nn.Sequential(nn.GELU(), nn.Linear(FEATURES, outputs))
+        self.head = nn.Sequential(
+            nn.GELU(), nn.Linear(FEATURES, _HIDDEN), nn.GELU(), nn.Linear(_HIDDEN, outputs)
+        )
+        self.plane_head = nn.Linear(_HIDDEN, (1 + MAX_OBJECTS) * PLANE_OUTPUTS)  # for training only
+
+    def planes(self, videos: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns hidden states of planes [B, PLANES, _HIDDEN], and their indices [B, PLANES]."""
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+            shares = split_colours(videos[:, :, list(SEEN)])
+            index = shares.sum((2, 3, 4)).topk(PLANES, dim=1).indices
+            chosen = shares[torch.arange(len(videos))[:, None], index]  # [B, PLANES, T, H, W]
+        x = self.body(chosen.flatten(0, 1))
+        spatial = F.avg_pool2d(self.spatial(x), 2).flatten(1)
+        pooled = torch.cat([x.mean((2, 3)), x.amax((2, 3)), spatial], 1)
+        return self.plane(pooled).view(*index.shape, _HIDDEN) + self.colour(index), index
 
     def embed(self, videos: Tensor) -> Tensor:
         """Computes the features [B, FEATURES] of videos."""
-        x = self.body(videos.flatten(1, 2))
-        spatial = F.avg_pool2d(self.spatial(x), 2).flatten(1)
-        pooled = torch.cat([x.mean((2, 3)), x.amax((2, 3)), spatial], 1)
-        return self.features(self.norm(pooled))  # type: ignore[no-any-return]
+        return self._mix(self.planes(videos)[0])
+
+    def _mix(self, hidden: Tensor) -> Tensor:
+        features: Tensor = self.features(self.mixed(hidden).sum(1))
+        return features
+
+    def predict_planes(self, videos: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Computes features [B, FEATURES], logits of planes [B, PLANES, PLANE_OUTPUTS, 1 + MAX_OBJECTS], and
+        the planes' indices [B, PLANES]."""
+        hidden, index = self.planes(videos)
+        logits = self.plane_head(F.gelu(hidden)).view(*index.shape, PLANE_OUTPUTS, 1 + MAX_OBJECTS)
+        return self._mix(hidden), logits, index
 
     def forward(self, videos: Tensor) -> dict[str, Tensor]:
         """Computes logits: [B, values] of attributes of the video, [B, values, 1 + MAX_OBJECTS] of objects.
 
         Objects have no order, so the classifier predicts how many objects have each value.
         """
-        out: Tensor = self.head(self.embed(videos))
+        return self.predict(self.embed(videos))
+
+    def predict(self, features: Tensor) -> dict[str, Tensor]:
+        """Computes the logits from features."""
+        out: Tensor = self.head(features)
         sizes = [*SCENE_SIZES.values(), *((1 + MAX_OBJECTS) * n for n in OBJECT_SIZES.values())]
         parts = dict(zip((*SCENE_SIZES, *OBJECT_SIZES), torch.split(out, sizes, 1), strict=True))
         return {k: v.view(len(v), OBJECT_SIZES[k], -1) if k in OBJECT_SIZES else v for k, v in parts.items()}
 
 
-def label_videos(table: Tensor, layout: Layout) -> dict[str, Tensor]:
-    """Returns labels of renders: indices [B] for the video's attributes, counts [B, values] for objects'."""
+def label_objects(table: Tensor, layout: Layout) -> dict[str, Tensor]:
+    """Returns each object's value of each attribute as [B, MAX_OBJECTS, values]; 0 without an object."""
     things = objects_of(table)
     exists = things[..., 0] >= 0  # [B, MAX_OBJECTS]
     halves = torch.tensor(list(PLACES.values()))
@@ -99,10 +157,22 @@ def label_videos(table: Tensor, layout: Layout) -> dict[str, Tensor]:
     place = (where[:, :, None] == halves).all(-1).long().argmax(-1)
     columns = {"shape": things[..., 0], "colour": things[..., 1], "motion": things[..., 2],
                "size": things[..., 3], "place": place}  # fmt: skip
-    counts = {
-        k: (F.one_hot(v.clamp_min(0), OBJECT_SIZES[k]) * exists[..., None]).sum(1) for k, v in columns.items()
-    }
-    return {"background": table[:, 0], "texture": table[:, 1], "count": exists.sum(1) - 1, **counts}
+    return {k: F.one_hot(v.clamp_min(0), OBJECT_SIZES[k]) * exists[..., None] for k, v in columns.items()}
+
+
+def label_videos(table: Tensor, layout: Layout) -> dict[str, Tensor]:
+    """Returns labels of renders: indices [B] for the video's attributes, counts [B, values] for objects'."""
+    counts = {k: v.sum(1) for k, v in label_objects(table, layout).items()}
+    count = counts["shape"].sum(1) - 1
+    return {"background": table[:, 0], "texture": table[:, 1], "count": count, **counts}
+
+
+def label_planes(table: Tensor, layout: Layout) -> Tensor:
+    """Returns the labels of planes, [B, len(COLOURS) + 1, PLANE_OUTPUTS]."""
+    labels = label_objects(table, layout)
+    others = torch.cat([labels[f] for f in PLANE_FIELDS], -1)  # [B, MAX_OBJECTS, PLANE_OUTPUTS]
+    colour = F.pad(labels["colour"], (0, 1))  # no object has the shades' plane
+    return torch.einsum("boc,bof->bcf", colour, others)
 
 
 @cache

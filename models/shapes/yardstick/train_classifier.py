@@ -21,11 +21,19 @@ from torch import Tensor
 
 from models.shapes.layout import Layout, draw_layout
 from models.shapes.render import render
-from models.shapes.world import Split, draw_scenes, scene_table
-from models.shapes.yardstick.classifier import OBJECT_SIZES, WEIGHTS, Classifier, label_videos
+from models.shapes.world import FRAMES, SIDE, Split, draw_scenes, scene_table
+from models.shapes.yardstick.classifier import (
+    OBJECT_SIZES,
+    SEEN,
+    WEIGHTS,
+    Classifier,
+    label_planes,
+    label_videos,
+)
 
 SCENES: Final = 20_000  # scenes that batches are drawn from, each time with a new layout
 MAX_NOISE: Final = 0.04  # largest standard deviation of the noise, in [-1, 1]
+PLANE_WEIGHT: Final = 40.0  # of the planes' mean cross entropy; most planes have no object
 WARM_UP: Final = 100  # updates
 HELD_OUT: Final = 1_000  # videos of the final accuracy
 EMA: Final = 0.995  # decay of the averaged weights
@@ -78,11 +86,16 @@ def train(updates: int, batch: int, rate: float, seed: int) -> Classifier:
             group["lr"] = rate * min(1.0, (update + 1) / WARM_UP, 0.02 + 1.6 * left)
         rows = table[torch.randint(len(table), (batch,), generator=generator)]
         videos, layout = draw_videos(rows, generator)
-        noise = torch.randn(videos.shape, generator=generator)
-        videos = videos + MAX_NOISE * torch.rand(batch, 1, 1, 1, 1, generator=generator) * noise
+        videos = videos[:, :, list(SEEN)]
+        noise = MAX_NOISE * torch.rand(batch, 1, 1, 1, 1, generator=generator)
+        seen = torch.zeros(batch, 3, FRAMES, SIDE, SIDE)
+        seen[:, :, list(SEEN)] = videos + noise * torch.randn(videos.shape, generator=generator)
         with torch.autocast("cpu", torch.bfloat16):
-            logits = classifier(videos)
+            features, planes, index = classifier.predict_planes(seen)
+            logits = classifier.predict(features)
         loss = compute_loss({k: v.float() for k, v in logits.items()}, label_videos(rows, layout))
+        plane_labels = label_planes(rows, layout)[torch.arange(batch)[:, None], index]
+        loss = loss + PLANE_WEIGHT * F.cross_entropy(planes.float().flatten(0, 2), plane_labels.flatten())
         optimiser.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(classifier.parameters(), 1.0)
@@ -103,9 +116,9 @@ def train(updates: int, batch: int, rate: float, seed: int) -> Classifier:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--out", type=Path, default=WEIGHTS, help="file to write")
-    parser.add_argument("--updates", type=int, default=1200, help="number of updates")
-    parser.add_argument("--batch", type=int, default=48, help="videos per update")
-    parser.add_argument("--lr", type=float, default=2e-3, help="learning rate")
+    parser.add_argument("--updates", type=int, default=700, help="number of updates")
+    parser.add_argument("--batch", type=int, default=32, help="videos per update")
+    parser.add_argument("--lr", type=float, default=3e-3, help="learning rate")
     parser.add_argument("--seed", type=int, default=0, help="seed of weights and videos")
     args = parser.parse_args()
     torch.set_num_threads(1)
