@@ -21,9 +21,8 @@ import typer
 
 from bench import results
 from bench.results import median, share
-from evaluation.scenes import SINGLE_EDITS, Pool, make_groups
-from models.movingshapes.captions import Phrasing, caption
-from models.movingshapes.world import Split
+from evaluation.scenes import SINGLE_EDITS, Phrasing, make_groups, write_prompt
+from models.shapes.world import Split, draw_scene
 from services.embedder.aligner import Aligner
 from services.embedder.alignment import Alignment, EncodedPrompt, align
 from services.embedder.encoder_thread import EncoderThread
@@ -46,8 +45,9 @@ _CATEGORIES: Final = {
     "shape": {"OTHER"},
     "motion": {"MOTION"},
     "size": {"SIZE"},
-    "added": _OBJECT,
-    "removed": _OBJECT,
+    "texture": {"BACKGROUND"},
+    "place": {"OTHER"},
+    "count": _OBJECT,
 }
 _BATCH: Final = 8
 
@@ -63,13 +63,13 @@ def make_comparison(encoder: Encoder) -> Compare:
 
 
 def recognise_paraphrases(
-    compare: Compare, split: Split, count: int, seed: int, phrasing: Phrasing, unseen_words: bool = False
+    compare: Compare, split: Split, count: int, seed: int, phrasing: Phrasing
 ) -> list[bool]:
     """Returns for each of `count` scenes whether a training phrasing and `phrasing` align as the same."""
-    pool, draw, recognised = Pool(split, seed), random.Random(seed), []
+    rng, recognised = random.Random(seed), []
     for number in range(count):
-        scene = pool.draw(1 + number % 2)
-        alignment = compare(caption(scene, draw), caption(scene, draw, phrasing, unseen_words))
+        scene = draw_scene(split, rng, 1 + number % 2)
+        alignment = compare(write_prompt(scene, rng, "seen"), write_prompt(scene, rng, phrasing))
         changes = (*alignment.gained, *alignment.lost)
         changed = any(change.weight > MAX_UNCHANGED_WEIGHT for change in changes)
         recognised.append(not (changed or alignment.things_added or alignment.reordered))
@@ -87,8 +87,12 @@ def recognise_edits(compare: Compare, split: Split, count: int, seed: int, phras
                 for change in (*alignment.gained, *alignment.lost)
                 if change.weight >= MIN_CHANGED_WEIGHT
             }
-            added = {"added": 1, "removed": -1}.get(group.kind, 0)
-            recognised.append(changed == _CATEGORIES[group.kind] and alignment.things_added == added)
+            assert group.donor.scene is not None
+            assert group.targets[0].scene is not None
+            added = len(group.targets[0].scene.things) - len(group.donor.scene.things)
+            expected = _CATEGORIES[group.kind]
+            exact = changed <= expected if group.kind == "count" else changed == expected
+            recognised.append(exact and bool(changed) and alignment.things_added == added)
     return recognised
 
 
@@ -132,9 +136,10 @@ async def measure_calls(encoder: Encoder, calls: Sequence[Sequence[str]]) -> tup
 
 def _captions(count: int, seed: int) -> list[str]:
     """Returns `count` different captions."""
-    pool, captions = Pool("calibration", seed), dict[str, None]()
+    rng, captions = random.Random(seed), dict[str, None]()
     while len(captions) < count:
-        captions[caption(pool.draw(1 + len(captions) % 2), pool.rng)] = None
+        scene = draw_scene("calibration", rng, 1 + len(captions) % 2)
+        captions[write_prompt(scene, rng, "seen")] = None
     return list(captions)
 
 
@@ -165,7 +170,7 @@ def main(
         shares = {
             "same_seen": recognise_paraphrases(compare, split, count, 1, "seen"),
             "same_unseen": recognise_paraphrases(compare, split, count, 1, "unseen"),
-            "same_unseen_words": recognise_paraphrases(compare, split, count, 1, "unseen", unseen_words=True),
+            "same_unseen_words": recognise_paraphrases(compare, split, count, 1, "unseen-words"),
             "edit_seen": recognise_edits(compare, split, count, 1, "seen"),
             "edit_unseen": recognise_edits(compare, split, count, 1, "unseen"),
         }

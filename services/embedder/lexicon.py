@@ -120,18 +120,23 @@ this these those it its itself they them their he him his she her we us our i me
 be is are was were been being am do does did have has had will would can could
 of to there all only just very whole everything everywhere around behind across together front along away
 colour colours color colors coloured colored painted filled size sized
+fairly very
 """
 # Words that request a display, its style or some thing, but not which. Little depends on them.
 _MEDIA = "video film clip movie animation cartoon footage shot picture image scene graphic style quality"
-_FRAMING = "test simple plain flat minimal 2d 4k 8k please make look place background backdrop surrounding"
+_FRAMING = """
+test simple plain flat solid uniform minimal 2d 4k 8k please make look place background backdrop surrounding
+pattern patterned unpatterned design covered
+"""
 # Words that name a thing only together with an attribute: "a red shape".
 _PLACEHOLDERS = "shape piece patch object thing form figure"
 # Words that before a colour name a shade of it; hardly another colour, except for the pale ones.
 _SHADES = """
-bright vivid deep dark plain pure jet pitch royal neon light pale pastel
-snow ash stone grass leaf chocolate coffee midnight
+bright vivid deep dark plain pure jet pitch royal neon light pale pastel baby
+snow ash stone grass leaf chocolate coffee midnight fire coal canary carrot plum pumpkin mid medium concrete
+wood chalk milky ink darkest
 """
-_PALE = "light pale pastel"
+_PALE = "light pale pastel baby"
 
 
 @dataclass(frozen=True)
@@ -147,6 +152,10 @@ ARTICLES = frozenset(_ARTICLES.split())
 MEDIA = frozenset(_MEDIA.split())
 PLACEHOLDERS = frozenset(_PLACEHOLDERS.split())
 FRAMING = MEDIA | PLACEHOLDERS | frozenset(_FRAMING.split())
+# Half of the frame, by the word before "left" or "right": "in the upper left".
+HALVES = {"upper": "upper", "top": "upper", "lower": "lower", "bottom": "lower"}
+# Words that after a place in the frame request nothing else.
+REGIONS = frozenset({"corner", "side", "part"})
 RELATIVES = frozenset({"that", "which", "who"})
 SHADES = frozenset(_SHADES.split())
 PALE = frozenset(_PALE.split())

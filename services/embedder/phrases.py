@@ -16,12 +16,14 @@ from services.embedder.lexicon import (
     BACKDROPS,
     DIVIDERS,
     FRAMING,
+    HALVES,
     MEDIA,
     MOVE,
     ON,
     OPPOSITE,
     PALE,
     PLACEHOLDERS,
+    REGIONS,
     RELATIVES,
     SHADES,
     STILL,
@@ -128,7 +130,7 @@ class _Clause:
         """Words that name things. After an article even "building" does."""
         named = [word for word in self.content if word.names]
         if not named and self.article:
-            named = [word for word in self.content if word.category is Category.OTHER][-1:]
+            named = [w for w in self.content if w.category is Category.OTHER and not w.known][-1:]
         if not named and (self.article or self.content):
             named = [word for word in self.words if word.text in PLACEHOLDERS]
         return named
@@ -139,7 +141,10 @@ class _Clause:
             return True
         if self.names:
             return self.names[-1].category is Category.BACKGROUND
-        only_colour = self.categories - {Category.MOTION} == {Category.COLOUR}
+        described = self.categories - {Category.MOTION}
+        if described == {Category.BACKGROUND}:
+            return True  # adjectives, such as those of a texture
+        only_colour = Category.COLOUR in described <= {Category.COLOUR, Category.BACKGROUND}
         return only_colour and (self.opener in ON or bool(self.all_words & AROUND))
 
 
@@ -173,7 +178,7 @@ def _make_word(text: str, entry: Entry, start: int, end: int) -> Word:
 
 def _resolve(clause: _Clause) -> _Clause:
     """Resolves meanings that depend on neighbouring words; returns the clause."""
-    words = clause.words = _apply_negations(clause.words)
+    words = clause.words = _join_places(_apply_negations(clause.words))
     if clause.opener == "from":
         clause.words = words = [_reverse_direction(words[0]), *words[1:]] if words else []
     for i in reversed(range(len(words) - 1)):
@@ -187,6 +192,23 @@ def _resolve(clause: _Clause) -> _Clause:
         elif _is_known_thing(word) and _is_known_thing(after):
             words[i + 1] = replace(after, slight=True)  # a triangular block
     return clause
+
+
+def _join_places(words: list[Word]) -> list[Word]:
+    """Joins the words of a place in the frame, such as "upper left corner", where "left" is no motion."""
+    joined: list[Word] = []
+    for word in words:
+        before = joined[-1] if joined else None
+        if before is not None and before.text in HALVES and word.text in ("left", "right"):
+            text = f"{HALVES[before.text]} {word.text}"
+            joined[-1] = replace(
+                before, end=word.end, text=text, category=Category.OTHER, sense=text, known=True, names=False
+            )
+        elif before is not None and " " in before.text and word.text in REGIONS:
+            joined[-1] = replace(before, end=word.end)
+        else:
+            joined.append(word)
+    return joined
 
 
 def _apply_negations(words: list[Word]) -> list[Word]:
