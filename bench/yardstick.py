@@ -17,7 +17,7 @@ from torch import Tensor
 
 from bench import results
 from bench.results import RESULTS, Figure, mean, median, share, single
-from models.shapes.yardstick.classifier import embed_videos, frechet_distance
+from models.shapes.yardstick.classifier import embed_videos, frechet_distance, load_classifier
 from models.shapes.yardstick.corrupt import blur, pass_codec
 from models.shapes.yardstick.diversity import diversity_ratios, measure_variances, render_readings
 from models.shapes.yardstick.reader import read
@@ -34,7 +34,7 @@ from models.shapes.yardstick.validate import (
 
 OUT: Final = RESULTS / "yardstick.json"
 READ: Final = 500  # videos that are read
-CORRUPTED: Final = 120  # videos that are corrupted in every way
+CORRUPTED: Final = 60  # videos that are corrupted in every way; three ghosts each
 DISTANCE: Final = 500  # videos in each set of a distribution distance
 PROMPTS, SEEDS = 8, 16  # of the diversity
 BLURS: Final = (0.5, 1.0, 2.0)  # pixels, of the distribution distances
@@ -95,7 +95,9 @@ def measure_distances() -> Figures:
     reference = embed_videos(first)
 
     def distance(videos: Sequence[Tensor] | Tensor) -> Figure:
-        return Figure(frechet_distance(reference, embed_videos(videos)), "variances", DISTANCE)
+        return Figure(
+            frechet_distance(reference, embed_videos(videos)), "squared standard deviations", DISTANCE
+        )
 
     figures = {"distance_renders": distance(second)}
     for sigma in BLURS:
@@ -105,8 +107,6 @@ def measure_distances() -> Figures:
 
 def measure_accuracy_figures() -> Figures:
     """Measures the classifier's accuracy on renders of the split `test`."""
-    from models.shapes.yardstick.classifier import load_classifier
-
     accuracy = measure_accuracy(load_classifier(), "test", DISTANCE, 8)
     return {f"classifier_{k}": share(round(v * DISTANCE), DISTANCE) for k, v in accuracy.items()}
 

@@ -26,9 +26,9 @@ from torch import Tensor
 
 from models.movingshapes.analyzer import accuracy
 from models.movingshapes.data import CODEC, GRID, Captions, latents, load_captions, near_paths
-from models.movingshapes.muon import Muon
 from models.movingshapes.network import FEW_STEPS, SHIFT, Network, noise, to_tokens
 from models.movingshapes.world import Scene, parse_scene
+from models.shapes.muon import Muon
 
 TOKENS = GRID[0] * GRID[1] * GRID[2]
 PURE_NOISE_SHARE = 0.3  # share of samples at sigma = 1, the level that decides objects and motions

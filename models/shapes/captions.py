@@ -88,7 +88,7 @@ _TWO: Final = {
         "{av} and {bv} on a {bg}", "{a} with {b} over a {bg}",
     ),
     "unseen": (
-        "an animation of {a} beside {b}, everything behind them is {is}",
+        "an animation of {a} alongside {b}, everything behind them is {is}",
         "a clip with a {bg} showing {a} and {b}",
         "{av}, {bv}, and the whole background is {is}",
         "in front of a {bg} we see {a} and also {b}",

@@ -6,9 +6,11 @@ for reused steps only, that resolves such conflicts: from a donor's latents at l
 of the new prompt in the donor's layout.
 
 Half of the rows are such edit rows; the others are plain rows, which keep the adapter near the student. The
-donors are computed by the student itself. Where the edit opens something that the donor does not show, the
-target is drawn by the same noise: the student's own steps from the donor's first level, with the new prompt.
-A clean render would teach the mean of all possible layouts.
+donors are computed by the student itself (`donors.py`); the target is a render of the new scene in the layout
+that was read from the donor's video. Where the edit opens something that the donor does not show, the target
+is drawn by the same noise: the student's own steps from the donor's first level, with the new prompt. A
+render would teach the mean of all possible layouts. `--targets reruns` does so for all edits, which needs no
+renderer.
 """
 
 from __future__ import annotations
@@ -25,9 +27,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from models.shapes.distill import noised_renders
-from models.shapes.layout import draw_layout
+from models.shapes.donors import Donors, donor_noise, load_donors
 from models.shapes.network import FEW_STEPS, SCALE, Network, encode, to_tokens
-from models.shapes.network import noise as draw_noise
 from models.shapes.pairs import Pairs, load_training_pairs
 from models.shapes.prompts import MAX_TOKENS, Prompts, blur_text, load_training_prompts
 from models.shapes.render import render
@@ -83,10 +84,12 @@ class Host(Trainer):
         student: Network,
         prompts: Prompts,
         pairs: Pairs,
+        donors: Donors,
         trained: list[str] | None,
     ) -> None:
         super().__init__(args, network, trained)
-        self.student, self.prompts, self.pairs = student.to(self.device).eval(), prompts, pairs
+        self.student = student.to(self.device).eval()
+        self.prompts, self.pairs, self.donors = prompts, pairs, donors
         self.scale = SCALE
 
     def batch(self) -> Batch:
@@ -110,42 +113,31 @@ class Host(Trainer):
         """Returns rows that start from a donor's latents and lead to the new prompt's video."""
         g = self.generator
         level = int(torch.multinomial(torch.tensor(list(LEVEL_SHARES.values())), 1, generator=g)) + 1
-        pick = torch.randint(len(self.pairs), (n,), generator=g)
+        row = torch.randint(len(self.donors), (n,), generator=g)
+        pick = self.donors.pair[row]
         donor_text, donor_bias = self.pairs.donors.text(pick, MAX_TOKENS)
         text, bias = self.pairs.targets.text(pick, MAX_TOKENS)
-        donor, wanted = self.pairs.donors.table[pick], self.pairs.targets.table[pick]
-
-        # A donor whose layout is known: the student's own steps from a noised render. At the second level the
-        # render's layout is settled, at the first it is not.
-        state = g.get_state()
-        clean = encode(render(donor, draw_layout(donor, g)))
-        after = g.get_state()
-        g.set_state(state)
-        goal = encode(render(wanted, draw_layout(wanted, g, like=donor)))
-        g.set_state(after)
-        noise = draw_noise(n, g)
-        first = (1 - FEW_STEPS[1]) * clean + FEW_STEPS[1] * noise
-        second = (1 - FEW_STEPS[2]) * clean + FEW_STEPS[2] * noise
-        levels = {1: first, 2: second}
-        if level == 3:
-            levels[3] = self.advance(second, donor_text, donor_bias, 2, 3)
+        start = donor_noise(pick.tolist())
+        levels = [start, *self.steps(start, donor_text, donor_bias, 0, level)]
+        goal = encode(render(self.pairs.targets.table[pick], self.donors.layout.select(row)))
         opening = self.pairs.opening[pick]
+        if self.args.targets == "reruns":
+            opening = torch.ones_like(opening)
         if opening.any():
-            rerun = self.advance(first[opening], text[opening], bias[opening], 1, 4)
+            *_, rerun = self.steps(levels[1][opening], text[opening], bias[opening], 1, 4)
             goal[opening] = rerun
         return to_tokens(levels[level]), torch.full((n,), FEW_STEPS[level]), text, bias, to_tokens(goal)
 
     def predict(self, x: Tensor, text: Tensor, bias: Tensor, level: int) -> Tensor:
         """Returns the data that the student predicts at a level."""
-        after = self.advance(x, text, bias, level, level + 1)
+        *_, after = self.steps(x, text, bias, level, level + 1)
         start, end = FEW_STEPS[level : level + 2]
         return x - start * (after - x) / (end - start)
 
-    def advance(self, x: Tensor, text: Tensor, bias: Tensor, level: int, end: int) -> Tensor:
-        """Takes the student's steps from one level to another."""
+    def steps(self, x: Tensor, text: Tensor, bias: Tensor, level: int, end: int) -> list[Tensor]:
+        """Takes the student's steps from one level to another. Returns the latents after each."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.args.bf16):
-            *_, last = self.student.trajectory(x, text, bias, FEW_STEPS, level, end)
-        return last
+            return list(self.student.trajectory(x, text, bias, FEW_STEPS, level, end))
 
     def save(self, out: Path) -> None:
         """Writes the checkpoint, the averaged weights and, for an adapter, its file in diffusers' names."""
@@ -162,7 +154,10 @@ def main() -> None:
     parser.add_argument("--student", type=Path, required=True, help="averaged weights of the student")
     parser.add_argument("--rank", type=int, default=16, help="rank of the adapter; 0 trains all weights")
     parser.add_argument("--edit-share", type=float, default=0.5, help="share of edit rows")
-    parser.add_argument("--pair-count", type=int, default=12_000, help="number of pairs of prompts")
+    parser.add_argument("--donors", type=Path, default=Path("build/shapes/donors"), help="donors' folder")
+    parser.add_argument("--pair-count", type=int, default=6000, help="number of pairs of prompts")
+    parser.add_argument("--targets", choices=("renders", "reruns"), default="renders",
+                        help="targets of edits that open nothing")  # fmt: skip
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
@@ -173,7 +168,7 @@ def main() -> None:
     start_from(student, args.student)
     start_from(network, args.student)
     trained = add_adapter(network, args.rank) if args.rank else None
-    host = Host(args, network, student, prompts, pairs, trained)
+    host = Host(args, network, student, prompts, pairs, load_donors(args.donors), trained)
     if args.resume:
         host.load(args.out)
     host.run(args.out, host.batch)

@@ -116,14 +116,21 @@ def _draw_paths(table: Tensor, radius: Tensor, course: Tensor, places: Tensor) -
     turned = torch.stack([x * turn.cos() - y * turn.sin(), x * turn.sin() + y * turn.cos()], -1)
     travel = turned * (TRAVEL[0] + (TRAVEL[1] - TRAVEL[0]) * course[..., 1:])
 
+    low, high = middle_bounds(table, radius, travel)
+    return low[:, None] + (high - low).clamp_min(0)[:, None] * places, travel
+
+
+def middle_bounds(table: Tensor, radius: Tensor, travel: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the lowest and highest middles [B, 2, 2] at which objects stay in the frame and in their
+    place."""
+    things = objects_of(table)
     extents = torch.tensor(EXTENTS)[things[..., 0].clamp_min(0)] * radius[..., None]  # [B, 2, 3]
     reach = travel.abs() / 2
-    low = torch.stack([extents[..., 0], extents[..., 1]], -1) + reach  # [B, 2, 2], from the left and the top
+    low = torch.stack([extents[..., 0], extents[..., 1]], -1) + reach  # from the left and the top
     high = SIDE - torch.stack([extents[..., 0], extents[..., 2]], -1) - reach
     half = torch.tensor(list(PLACES.values()))[things[..., 4].clamp_min(0)] * (things[..., 4:] >= 0)
     low = torch.where(half > 0, low.clamp_min(SIDE / 2 + PLACE_MARGIN), low)
-    high = torch.where(half < 0, high.clamp_max(SIDE / 2 - PLACE_MARGIN), high)
-    return low[:, None] + (high - low).clamp_min(0)[:, None] * places, travel
+    return low, torch.where(half < 0, high.clamp_max(SIDE / 2 - PLACE_MARGIN), high)
 
 
 def _choose_placement(

@@ -105,7 +105,12 @@ class Network(torch.nn.Module):
     sin: Tensor
     positions: Tensor
 
-    def __init__(self, side: int = SIDE, config: WanConfig | None = None) -> None:
+    def __init__(self, side: int = SIDE, config: WanConfig | None = None, parts: int = 1) -> None:
+        """Creates the network for videos of `side` x `side` pixels.
+
+        Args:
+            parts: Training passes one in this number of a video's tokens.
+        """
         super().__init__()
         config = config or model_config()
         self.transformer = WanTransformer(config)
@@ -120,26 +125,33 @@ class Network(torch.nn.Module):
             self.register_buffer(name, kept.contiguous(), persistent=False)
         positions = to_tokens(position_channels(POSITIONS, grid)[None])[0]
         self.register_buffer("positions", positions, persistent=False)  # [N, F*P]
-        if math.prod(self.grid) <= _SHORT:
+        if math.prod(self.grid) // parts <= _SHORT:
             for name, module in self.transformer.named_modules():
                 if isinstance(module, Attention) and name.endswith("attn1"):
                     module.attend = partial(module.attend, rule=_attend)  # type: ignore[method-assign]
 
-    def forward(self, x: Tensor, sigma: Tensor, text: Tensor, bias: Tensor) -> Tensor:
-        """Predicts the clean data of noisy latents.
+    def forward(
+        self, x: Tensor, sigma: Tensor, text: Tensor, bias: Tensor, index: Tensor | None = None
+    ) -> Tensor:
+        """Predicts the clean data of noisy latents, or of some of their tokens.
 
         Args:
-            x: Noisy tokens, [B, N, C*P].
+            x: Noisy tokens, [B, n, C*P].
             sigma: Noise levels, [B].
             text: Token states of the prompts, [B, L, D].
             bias: Key bias of the prompts, [B, L].
+            index: Positions of these tokens, [B, n]; all tokens by default.
 
         Returns:
-            Clean tokens, [B, N, C*P].
+            Clean tokens, [B, n, C*P].
         """
-        tokens = torch.cat((x, self.positions.expand(len(x), -1, -1)), dim=-1)
+        if index is None:
+            positions, cos, sin = self.positions.expand(len(x), -1, -1), self.cos, self.sin
+        else:
+            positions, cos, sin = self.positions[index], self.cos[index], self.sin[index]
         kv = self.transformer.encode_text(text)
-        out: Tensor = self.transformer(tokens, self.cos, self.sin, kv, bias, 1000 * sigma)
+        tokens = torch.cat((x, positions), dim=-1)
+        out: Tensor = self.transformer(tokens, cos, sin, kv, bias, 1000 * sigma)
         return out
 
     def trajectory(

@@ -49,9 +49,16 @@ class Teacher(Trainer):
         data = self.detail * to_tokens(encode(render(table, draw_layout(table, g), self.network.side)))
         sigma = draw_sigmas(n, g)
         s = sigma.view(-1, 1, 1)
-        x = (1 - s) * data + s * torch.randn(data.shape, generator=g)
         text, bias = self.prompts.text(pick, MAX_TOKENS)
-        return x, sigma, blur_text(text, bias, self.args.blur, g), bias, data
+        text = blur_text(text, bias, self.args.blur, g)
+        if self.args.parts == 1:
+            x = (1 - s) * data + s * torch.randn(data.shape, generator=g)
+            return x, sigma, text, bias, data
+        tokens = data.shape[1]
+        index = torch.rand(n, tokens, generator=g).argsort(1)[:, : tokens // self.args.parts]
+        data = data.gather(1, index[..., None].expand(-1, -1, data.shape[2]))
+        x = (1 - s) * data + s * torch.randn(data.shape, generator=g)
+        return x, sigma, text, bias, data, index
 
 
 def main() -> None:
@@ -60,6 +67,8 @@ def main() -> None:
     parser.add_argument(
         "--side", type=int, choices=(16, 32, 64), default=64, help="pixels per row of a video"
     )
+    parser.add_argument("--parts", type=int, default=1, help="use a random one in this number of a "
+                        "video's tokens, of more videos for the same time")  # fmt: skip
     parser.add_argument("--start-from", type=Path, help="weights to begin with instead of random ones")
     parser.add_argument("--start-side", type=int, default=64, help="size of the videos of these weights")
     args = parser.parse_args()
@@ -67,7 +76,7 @@ def main() -> None:
     torch.manual_seed(args.seed)
     args.out.mkdir(parents=True, exist_ok=True)
     prompts = load_training_prompts(args.prompts, args.prompt_count, args.seed)
-    network = Network(args.side)
+    network = Network(args.side, parts=args.parts)
     if args.start_from:
         start_from(network, args.start_from, args.start_side / args.side)
     teacher = Teacher(args, network, prompts)

@@ -35,7 +35,8 @@ def velocity_loss(data: Tensor, target: Tensor, sigma: Tensor, scale: float) -> 
     return error / sigma.clamp_min(0.25).square()
 
 
-Batch = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]  # x, sigma, text, bias, target
+# Arguments of the loss: x, sigma, text, bias, target, and positions if the tokens are not all of a video's.
+Batch = tuple[Tensor, ...]
 
 
 class Trainer:
@@ -83,9 +84,17 @@ class Trainer:
     def _muon(self, matrices: list[Tensor]) -> Muon:
         return Muon(matrices, lr=self.args.muon_lr, dtype=torch.bfloat16 if self.args.bf16 else torch.float32)
 
-    def _loss(self, x: Tensor, sigma: Tensor, text: Tensor, bias: Tensor, target: Tensor) -> Tensor:
+    def _loss(
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        text: Tensor,
+        bias: Tensor,
+        target: Tensor,
+        index: Tensor | None = None,
+    ) -> Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.args.bf16):
-            data = self.network(x, sigma, text, bias)
+            data = self.network(x, sigma, text, bias, index)
         return velocity_loss(data, target, sigma, self.scale)
 
     def lr_scale(self) -> float:

@@ -32,7 +32,7 @@ from models.shapes.world import (
 )
 
 WEIGHTS: Final = Path(__file__).parents[1] / "weights" / "yardstick.safetensors"
-SHA256: Final = "c689803e208f29151c1bfa613475eebe9caf4543e4333923ffdbe32bfee53025"
+SHA256: Final = "2f703134cbb2856746a3006c2bf600290c93f43aee68f806ca229c2caafb9780"
 FEATURES: Final = 48  # fewer than a tenth of the 500 videos whose covariance is estimated
 # Attributes of a video, and those of objects, with the numbers of their values.
 SCENE_SIZES: Final = {"background": len(COLOURS), "texture": len(TEXTURES), "count": MAX_OBJECTS}
@@ -199,20 +199,19 @@ def embed_videos(videos: Tensor | Sequence[Tensor], classifier: Classifier | Non
     return torch.cat(parts)
 
 
-def frechet_distance(first: Tensor, second: Tensor) -> float:
-    """Computes the Fréchet distance of two sets of features [n, d], in units of the first set's variance.
+def frechet_distance(rendered: Tensor, other: Tensor) -> float:
+    """Computes the Fréchet distance of features [n, d] of videos to those of rendered ones.
 
-    Features are scaled so that the first set, which should be that of rendered videos, has a mean variance
-    of 1 per dimension, and the distance is divided by d. Finite sets of one distribution have a distance
-    above 0, about proportional to 1 / n: compare distances of equal n only, and report that of two sets of
-    renders with them.
+    Features are whitened with the covariance of the rendered videos, so that a fault that hardly changes
+    them, but never occurs in renders, counts as much as a change of colours. The distance is divided by d.
+    Finite sets of one distribution have a distance above 0, about proportional to 1 / n: compare distances of
+    equal n only, and report that of two sets of renders with them.
     """
-    first, second = first.double(), second.double()
-    scale = first.var(0).mean().clamp_min(1e-12).sqrt()
-    first, second = first / scale, second / scale
-    a, b = (torch.cov(x.T) + _RIDGE * torch.eye(x.shape[1], dtype=x.dtype) for x in (first, second))
-    values, vectors = torch.linalg.eigh(a)
-    root = vectors * values.clamp_min(0).sqrt() @ vectors.T
-    cross = torch.linalg.eigvalsh(root @ b @ root).clamp_min(0).sqrt().sum()
-    gap = (first.mean(0) - second.mean(0)).square().sum()
-    return float((gap + a.trace() + b.trace() - 2 * cross).clamp_min(0)) / first.shape[1]
+    rendered, other = rendered.double(), other.double()
+    mean = rendered.mean(0)
+    values, axes = torch.linalg.eigh(torch.cov(rendered.T))
+    whiten = axes / (values + _RIDGE * values.mean()).clamp_min(1e-12).sqrt()
+    offset = (other - mean) @ whiten
+    spread = torch.linalg.eigvalsh(torch.cov(offset.T)).clamp_min(0)
+    # The rendered covariance is now the identity, with which every matrix commutes.
+    return float((offset.mean(0).square().sum() + (spread.sqrt() - 1).square().sum()) / len(mean))

@@ -116,7 +116,7 @@ def train(updates: int, batch: int, rate: float, seed: int) -> Classifier:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--out", type=Path, default=WEIGHTS, help="file to write")
-    parser.add_argument("--updates", type=int, default=700, help="number of updates")
+    parser.add_argument("--updates", type=int, default=3000, help="number of updates")
     parser.add_argument("--batch", type=int, default=32, help="videos per update")
     parser.add_argument("--lr", type=float, default=3e-3, help="learning rate")
     parser.add_argument("--seed", type=int, default=0, help="seed of weights and videos")

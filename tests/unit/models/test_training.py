@@ -12,11 +12,11 @@ from safetensors.torch import load_file
 from models.movingshapes.data import Captions, draw_scenes
 from models.movingshapes.distill import Student, fine_schedule, write_trajectories
 from models.movingshapes.distill import main as distill_main
-from models.movingshapes.muon import Muon, orthogonalise
 from models.movingshapes.network import FEW_STEPS, Network, noise
 from models.movingshapes.train import TOKENS, Trainer, draw_sigmas
 from models.movingshapes.train import main as train_main
 from models.movingshapes.world import scene_table
+from models.shapes.muon import Muon, orthogonalise
 from services.contract.schedule import shifted_schedule
 
 

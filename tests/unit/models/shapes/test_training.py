@@ -10,10 +10,12 @@ import torch
 from safetensors.torch import load_file
 
 from models.shapes.distill import SCHEDULES, Student, subdivide
+from models.shapes.donors import Donors, donor_noise, make_donors
 from models.shapes.edits import opens
 from models.shapes.host import Host, adapted_layers, add_adapter
+from models.shapes.layout import draw_layout
 from models.shapes.muon import Muon, orthogonalise
-from models.shapes.network import FEW_STEPS, Network, model_config
+from models.shapes.network import FEW_STEPS, Network, model_config, to_tokens
 from models.shapes.pairs import Pairs, draw_pairs
 from models.shapes.prompts import Prompts
 from models.shapes.train import Teacher, draw_sigmas
@@ -26,7 +28,7 @@ def training_arguments(**changes: object) -> argparse.Namespace:
     values = {
         "seed": 0, "device": "cpu", "batch": 2, "updates": 8, "compile": False, "bf16": False, "lr": 2e-3,
         "muon_lr": 3e-3, "warm_up": 1, "decay": 0.4, "ema": 0.9, "blur": 0.3, "save_every": 4,
-        "substeps": 2, "own_from": 0.0, "rank": 2, "edit_share": 0.5,
+        "substeps": 2, "own_from": 0.0, "parts": 1, "rank": 2, "edit_share": 0.5, "targets": "renders",
     }  # fmt: skip
     return argparse.Namespace(**(values | changes))
 
@@ -54,6 +56,12 @@ def pairs() -> Pairs:
     scenes = draw_pairs("train", 8, 0)
     donors, targets = (fake_prompts([pair[i] for pair in scenes]) for i in (0, 1))
     return Pairs(donors, targets, torch.tensor([opens(d, t) for d, t in scenes]))
+
+
+@pytest.fixture(scope="module")
+def donors(pairs: Pairs) -> Donors:
+    chosen = torch.tensor([0, 2, 5])
+    return Donors(chosen, draw_layout(pairs.targets.table[chosen], torch.Generator().manual_seed(0)))
 
 
 def train(teacher: Teacher, updates: int) -> dict[str, torch.Tensor]:
@@ -84,6 +92,18 @@ def test_loss_decreases(prompts: Prompts) -> None:
     teacher = Teacher(training_arguments(updates=80, batch=8), small_network(16), prompts)
     losses = [float(teacher.step(teacher.batch())[0].mean()) for _ in range(40)]
     assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
+
+
+def test_parts_of_videos_have_the_positions_of_their_tokens(prompts: Prompts) -> None:
+    teacher = Teacher(training_arguments(parts=4), small_network(32), prompts)
+    x, sigma, text, bias, data, index = teacher.batch()
+    assert x.shape == data.shape == (2, 64, 192)
+    assert all(len(set(row)) == 64 for row in index.tolist())
+    whole = torch.arange(256).expand(2, -1)
+    inputs = torch.randn(2, 256, 192)
+    network = teacher.network
+    all_tokens = network(inputs, sigma, text, bias)
+    assert torch.allclose(all_tokens, network(inputs, sigma, text, bias, whole), atol=1e-5)
 
 
 def test_run_writes_curve_and_averaged_weights(prompts: Prompts, tmp_path: Path) -> None:
@@ -157,9 +177,11 @@ def test_adapter_without_training_has_no_effect(prompts: Prompts) -> None:
     assert torch.allclose(plain(x, sigma, text, bias), adapted(x, sigma, text, bias), atol=1e-6)
 
 
-def test_host_trains_only_the_adapter(prompts: Prompts, pairs: Pairs, tmp_path: Path) -> None:
+def test_host_trains_only_adapter(prompts: Prompts, pairs: Pairs, donors: Donors, tmp_path: Path) -> None:
     network, student = small_network(), small_network()
-    host = Host(training_arguments(batch=4), network, student, prompts, pairs, add_adapter(network, 2))
+    host = Host(
+        training_arguments(batch=4), network, student, prompts, pairs, donors, add_adapter(network, 2)
+    )
     before = {k: p.clone() for k, p in network.transformer.named_parameters()}
     host.step(host.batch())
     changed = {k for k, p in network.transformer.named_parameters() if not torch.equal(p, before[k])}
@@ -171,13 +193,31 @@ def test_host_trains_only_the_adapter(prompts: Prompts, pairs: Pairs, tmp_path: 
     assert tensors["transformer.blocks.0.ffn.net.0.proj.lora_B.weight"].shape == (128, 2)
 
 
-def test_edit_rows_start_from_donors_and_end_in_the_target(prompts: Prompts, pairs: Pairs) -> None:
+@pytest.mark.parametrize("targets", ["renders", "reruns"])
+def test_edit_rows_start_from_the_students_own_donors(
+    prompts: Prompts, pairs: Pairs, donors: Donors, targets: str
+) -> None:
     network, student = small_network(), small_network()
-    host = Host(training_arguments(batch=4), network, student, prompts, pairs, add_adapter(network, 2))
+    args = training_arguments(batch=4, targets=targets)
+    host = Host(args, network, student, prompts, pairs, donors, add_adapter(network, 2))
     x, sigma, text, bias, target = host.edit_rows(3)
-    assert x.shape == target.shape == (3, 1024, 192)
-    assert any(float(sigma[0]) == pytest.approx(s) for s in FEW_STEPS[1:4])
+    level = next(i for i, s in enumerate(FEW_STEPS) if float(sigma[0]) == pytest.approx(s))
+    assert 1 <= level <= 3
+    starts = {}
+    for i in donors.pair.tolist():
+        own, own_bias = pairs.donors.text(torch.tensor([i]), 48)
+        *_, latents = student.trajectory(donor_noise([i]), own, own_bias, FEW_STEPS, 0, level)
+        starts[i] = to_tokens(latents)[0]
+    for row in x:
+        assert any(torch.allclose(row, start, atol=1e-4) for start in starts.values())
+    assert target.shape == (3, 1024, 192)
     assert len(text) == len(bias) == 3
+
+
+def test_donors_that_do_not_show_their_prompt_are_left_out(pairs: Pairs) -> None:
+    donors = make_donors(small_network(), pairs, [0, 1])  # an untrained network shows no prompt
+    assert len(donors) == 0
+    assert donors.layout.middle.shape == (0, 2, 2)
 
 
 def test_orthogonalised_matrices_have_singular_values_near_one() -> None:

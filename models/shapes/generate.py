@@ -1,0 +1,79 @@
+"""Generates videos as the denoiser does, in this process: plain runs, and runs from a donor's latents."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from chorus.common.v1 import plan_pb2
+from torch import Tensor
+
+from services.contract.schedule import shifted_schedule
+from services.denoiser.model.loaded import LoadedModel
+from services.denoiser.model.predictor import Predictor
+from services.denoiser.network.sampler import sample
+from services.denoiser.reuse.amplification import amplify_text
+
+HERE: Final = Path(__file__).parent
+MODELS: Final = {  # model files by the name of the network
+    "student": HERE / "model.toml",
+    "teacher": HERE / "teacher.toml",
+    "student-2": HERE / "student-2.toml",
+    "student-1": HERE / "student-1.toml",
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A plain run.
+
+    Attributes:
+        states: Token states of its prompt, [L, D].
+        latents: Latents before the first step and after each, [C, T, H, W].
+    """
+
+    states: Tensor
+    latents: tuple[Tensor, ...]
+
+
+class Generator:
+    """One model in its default video size."""
+
+    def __init__(self, model: LoadedModel) -> None:
+        self.model, self.predictor = model, Predictor.eager(model)
+        video = model.spec.video
+        self.shape = model.latent_shape(video.frames, video.height, video.width)
+        self.sigmas = tuple(model.spec.schedule.sigmas)
+
+    def run(self, states: Tensor, seed: int, steps: int | None = None) -> Run:
+        """Runs without a donor, in `steps` steps of the shifted schedule; by default in the model's own."""
+        sigmas = self.sigmas if steps is None else shifted_schedule(steps, self.model.spec.schedule.shift)
+        text, start = self.model.prepare_text(states), self.model.noise(seed, self.shape)
+        latents = sample(lambda x, s: self.predictor.latent_velocity(x, s, text), start, sigmas)
+        return Run(states, (start, *latents))
+
+    def reuse(
+        self, donor: Run, states: Tensor, level: int, host: bool = True, contrast: float = 0.0
+    ) -> Tensor:
+        """Continues from a donor's latents at a level of the schedule. Returns clean latents.
+
+        Args:
+            donor: Run of this model with its own schedule.
+            states: Token states of the new prompt.
+            level: Number of reused steps, K1.
+            host: Whether the host adapter, if the model has one, computes the steps.
+            contrast: Strength of the amplification towards the new prompt.
+        """
+        predictor = self.predictor.select(continues_donor=host)
+        text = predictor.model.prepare_text(states)
+        amplification = plan_pb2.Amplification(form=plan_pb2.AMPLIFICATION_FORM_CONTRAST, strength=contrast)
+        amplified = amplify_text(text, amplification, donor=predictor.model.prepare_text(donor.states))
+        velocity: Callable[[Tensor, float], Tensor] = lambda x, s: predictor.latent_velocity(x, s, amplified)  # noqa: E731
+        *_, clean = sample(velocity, donor.latents[level], self.sigmas, level)
+        return clean
+
+    def video(self, latents: Tensor) -> Tensor:
+        """Decodes clean latents to a video [3, frames, height, width]."""
+        return self.model.decode(latents)
