@@ -28,6 +28,7 @@ from models.shapes.yardstick.reader import read
 RED = Scene("white", "plain", (Thing("circle", "red", "left", "large"),))
 BLUE = Scene("white", "plain", (Thing("circle", "blue", "left", "large"),))
 GOOD, DRIFTED = judge(RED, RED, BLUE), judge(BLUE, RED, BLUE)
+ENOUGH = 500  # videos that determine the covariance of the features
 LAYOUT = {"place": True, "heading": True, "texture": True, "objects": True, "all": True}
 
 
@@ -76,21 +77,21 @@ def targets(n: int, kind: str = "colour") -> list[TargetResult]:
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (quality_figures, comparisons):
-        monkeypatch.setattr(module, "MIN_VIDEOS", 60)
+        monkeypatch.setattr(module, "MIN_VIDEOS", ENOUGH)
     monkeypatch.setattr(distances, "_RESAMPLES", 30)
 
 
 @pytest.mark.usefixtures("few")
 def test_figures_contain_every_measure_with_intervals() -> None:
-    figures = build_figures([GroupResult(None, tuple(targets(60)))], ["fast"])
-    assert figures["fast.artefact_rate"] == results.share(30, 60)
+    figures = build_figures([GroupResult(None, tuple(targets(ENOUGH)))], ["fast"])
+    assert figures["fast.artefact_rate"] == results.share(ENOUGH // 2, ENOUGH)
     assert figures["fast.artefact_share"].value == pytest.approx(0.005)
     assert figures["fast.donor_share_of_residue"].value == 0.25
     assert figures["fast.sharpness"].value == pytest.approx(0.9)
     assert "full.sharpness" not in figures
     assert "fast.texture_sharpness" not in figures
-    assert figures["fast.layout_kept_all"] == results.share(60, 60)
-    assert figures["full.layout_kept_all"] == results.share(0, 60)
+    assert figures["fast.layout_kept_all"] == results.share(ENOUGH, ENOUGH)
+    assert figures["full.layout_kept_all"] == results.share(0, ENOUGH)
     assert figures["fast.single_edit_layout_kept"].value == 1
     assert figures["fast.single_edit_full_layout_kept"].value == 0
     assert figures["steps_1.single_edit_alignment_ratio"].value == 0
@@ -115,25 +116,28 @@ def test_layout_of_unrelated_prompts_is_not_counted() -> None:
 
 @pytest.mark.usefixtures("few")
 def test_comparisons_are_paired_over_hits() -> None:
-    some = targets(60)
+    some = targets(ENOUGH)
     some[0].measurements["fast"] = measurement(9, quality(0), "none")
+    hits = ENOUGH - 1
     figures = comparison_figures(some, ["fast"], ["steps_1"])
     assert figures["versus.fast.steps_1.speedup"].value == pytest.approx(1.1)
-    assert figures["versus.fast.steps_1.alignment_points"] == results.mean([100.0] * 59, "percentage points")
-    assert figures["versus.fast.steps_1.colour.alignment_points"].n == 59
+    assert figures["versus.fast.steps_1.alignment_points"] == results.mean(
+        [100.0] * hits, "percentage points"
+    )
+    assert figures["versus.fast.steps_1.colour.alignment_points"].n == hits
     assert figures["versus.fast.full.layout_points"].value == 100
-    assert figures["versus.fast.full.artefact_points"].value == pytest.approx(-100 * 29 / 59)
+    assert figures["versus.fast.full.artefact_points"].value == pytest.approx(-100 * (ENOUGH // 2 - 1) / hits)
     assert "versus.fast.full.sharpness" not in figures  # full's videos have no rims
-    assert "versus.fast.steps_1.distance" not in figures  # of 59 hits
-    more = comparison_figures(targets(60), ["fast"], ["steps_1"])
+    assert "versus.fast.steps_1.distance" not in figures  # one hit is missing
+    more = comparison_figures(targets(ENOUGH), ["fast"], ["steps_1"])
     assert more["versus.fast.steps_1.distance"].value > 0.5
 
 
 def test_distance_has_an_interval_around_its_value(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distances, "_RESAMPLES", 50)
     g = torch.Generator().manual_seed(0)
-    renders, near = (torch.randn(100, FEATURES, generator=g).tolist() for _ in range(2))
-    far = (torch.randn(100, FEATURES, generator=g) + 0.7).tolist()
+    renders, near = (torch.randn(ENOUGH, FEATURES, generator=g).tolist() for _ in range(2))
+    far = (torch.randn(ENOUGH, FEATURES, generator=g) + 0.7).tolist()
     one, other = distance(near, renders), distance(far, renders)
     for figure in (one, other):
         assert figure.ci95 is not None
@@ -172,7 +176,7 @@ def test_rival_is_a_model_without_reuse() -> None:
 
 @pytest.mark.usefixtures("few")
 def test_table_of_methods_shows_speed_next_to_quality(tmp_path: Path) -> None:
-    figures = build_figures([GroupResult(None, tuple(targets(60)))], ["fast"])
+    figures = build_figures([GroupResult(None, tuple(targets(ENOUGH)))], ["fast"])
     console = Console(width=80)
     with console.capture() as capture:
         console.print(build_tables(figures, [FULL, "fast", "steps_1"], ["colour"]))
