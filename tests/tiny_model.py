@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from services.denoiser.checkpoint.weights import weights_digest
 from services.denoiser.model.spec import load_spec
+from services.denoiser.network.refiner import TextRefiner
 from services.denoiser.network.wan import WanTransformer
 
 ENCODER_ID = "test-encoder@0123456789abcdef"
@@ -98,6 +99,20 @@ def save_host_adapter(model: Path, size: float = 0.3, seed: int = 1, rank: int =
     file = model.parent / "host.safetensors"
     save_file(factors, file)
     write_host_section(model, file)
+    return file
+
+
+def save_refiner(model: Path, *, seed: int = 0, dim: int = 16) -> Path:
+    """Writes a random text refiner next to a model file and names it there; returns the path of its weights.
+
+    Args:
+        dim: Size of the network; the model file says 16.
+    """
+    torch.manual_seed(seed)
+    file = model.parent / f"refiner-{seed}.safetensors"
+    save_file(TextRefiner(TEXT_DIM, dim, 2, 1).state_dict(), file)
+    section = f'\n[text.refiner]\nfile = "{file.name}"\nsha256 = "{weights_digest(file)}"\n'
+    model.write_text(model.read_text() + section + "dim = 16\nheads = 2\nlayers = 1\n")
     return file
 
 

@@ -1,7 +1,8 @@
 """Plots the training curves: `python -m models.shapes.curves` writes curves/curves.png.
 
 Shows the loss by time spent, for each run in curves/ (copies of the runs' curve.jsonl), at pure noise, where
-a run decides what the prompt leaves open, and at the levels at which edges are drawn.
+a run decides what the prompt leaves open, and at the levels at which edges are drawn. The time is that of the
+device that the run was on: two threads of a CPU, or a GPU.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def main() -> None:
         for path in sorted(FOLDER.glob("*.jsonl")):
             rows = [row for row in read_curve(path) if key in row]
             axes.plot([r["seconds"] / 60 for r in rows], [r[key] for r in rows], label=path.stem)
-        axes.set(xlabel="minutes", ylabel=label, yscale="log")
+        axes.set(xlabel="minutes", ylabel=label, xscale="log", yscale="log")
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
     figure.savefig(FOLDER / "curves.png", dpi=110)

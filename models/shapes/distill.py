@@ -22,7 +22,7 @@ from models.shapes.network import FEW_STEPS, SCALE, SHIFT, Network, encode, to_t
 from models.shapes.network import noise as draw_noise
 from models.shapes.prompts import MAX_TOKENS, Prompts, blur_text, load_training_prompts
 from models.shapes.render import render
-from models.shapes.training import Batch, Trainer, add_arguments, start_from
+from models.shapes.training import Batch, Trainer, add_arguments, prepare, start_from
 
 SCHEDULES: Final = {4: FEW_STEPS, 2: (1.0, FEW_STEPS[2], 0.0), 1: (1.0, 0.0)}
 
@@ -54,8 +54,10 @@ class Student(Trainer):
         sigmas: Sequence[float],
     ) -> None:
         super().__init__(args, network)
-        self.teacher, self.prompts, self.sigmas = teacher.to(self.device).eval(), prompts, tuple(sigmas)
+        self.teacher, self.prompts, self.sigmas = teacher.to(self.device), prompts, tuple(sigmas)
         self.scale = SCALE
+        if args.compile:
+            self.teacher.compile_blocks()
 
     def batch(self) -> Batch:
         """Returns rows of one level each for a batch: all rows of a level are computed together."""
@@ -72,7 +74,8 @@ class Student(Trainer):
             *_, x[:half] = steps
         target = self.teach(x, text, bias, level)
         sigma = torch.full((len(x),), self.sigmas[level])
-        return to_tokens(x), sigma, blur_text(text, bias, self.args.blur, g), bias, to_tokens(target)
+        text = blur_text(text, bias, self.args.blur, g)
+        return Batch(to_tokens(x), sigma, text, bias, to_tokens(target))
 
     def teach(self, x: Tensor, text: Tensor, bias: Tensor, level: int) -> Tensor:
         """Returns the data with which one step from `x` leads to where the teacher's small steps lead."""
@@ -80,7 +83,9 @@ class Student(Trainer):
         fine = subdivide(start, end, self.args.substeps * 4 // (len(self.sigmas) - 1))
         whole = fine if end == 0 else (*fine, 0.0)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.args.bf16):
-            *_, last = self.teacher.trajectory(x, text, bias, whole, end_step=len(fine) - 1)
+            *_, last = self.teacher.trajectory(
+                x, text, bias, whole, end_step=len(fine) - 1, guidance=self.args.guidance
+            )
         return x - start * (last - x) / (end - start)
 
 
@@ -92,13 +97,13 @@ def main() -> None:
     parser.add_argument("--start-from", type=Path, help="weights to begin with instead of the teacher's")
     parser.add_argument("--steps", type=int, choices=tuple(SCHEDULES), default=4, help="steps of the student")
     parser.add_argument("--substeps", type=int, default=6, help="teacher's steps for a quarter of a video")
+    parser.add_argument("--guidance", type=float, default=2.0, help="scale of guidance in the teacher's "
+                        "steps; the student takes it over at no cost")  # fmt: skip
     parser.add_argument("--own-from", type=float, default=0.5, help="share of the run after which half of "
                         "the rows continue the student's own steps")  # fmt: skip
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(args.seed)
-    args.out.mkdir(parents=True, exist_ok=True)
-    prompts = load_training_prompts(args.prompts, args.prompt_count, args.seed)
+    prompts = load_training_prompts(args.prompts, args.prompt_count, args.seed).to(args.device)
+    prepare(args)
     teacher, network = Network(), Network()
     start_from(teacher, args.teacher)
     start_from(network, args.start_from or args.teacher)

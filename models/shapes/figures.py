@@ -13,7 +13,7 @@ from evaluation.results import Figure, ratio, share
 from models.shapes.measure import Measurement
 from models.shapes.yardstick.classifier import frechet_distance
 
-_RESAMPLES: Final = 200  # of the distance, whose every draw takes milliseconds
+_RESAMPLES: Final = 100  # of the distance, whose every draw takes milliseconds
 
 Cell = Sequence[Measurement]
 

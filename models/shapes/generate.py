@@ -41,17 +41,22 @@ class Run:
 class Generator:
     """One model in its default video size."""
 
-    def __init__(self, model: LoadedModel) -> None:
-        self.model, self.predictor = model, Predictor.eager(model)
+    def __init__(self, model: LoadedModel, predictor: Predictor | None = None) -> None:
+        """Uses the reference backend unless a predictor of the model is given."""
+        self.model, self.predictor = model, predictor or Predictor.eager(model)
         video = model.spec.video
         self.shape = model.latent_shape(video.frames, video.height, video.width)
         self.sigmas = tuple(model.spec.schedule.sigmas)
 
-    def run(self, states: Tensor, seed: int, steps: int | None = None) -> Run:
-        """Runs without a donor, in `steps` steps of the shifted schedule; by default in the model's own."""
+    def run(self, states: Tensor, seed: int, steps: int | None = None, host: bool = False) -> Run:
+        """Runs without a donor, in `steps` steps of the shifted schedule; by default in the model's own.
+
+        `host` switches the host adapter on, which plain runs do not use when they are served.
+        """
         sigmas = self.sigmas if steps is None else shifted_schedule(steps, self.model.spec.schedule.shift)
-        text, start = self.model.prepare_text(states), self.model.noise(seed, self.shape)
-        latents = sample(lambda x, s: self.predictor.latent_velocity(x, s, text), start, sigmas)
+        predictor = self.predictor.select(continues_donor=host)
+        text, start = predictor.model.prepare_text(states), self.model.noise(seed, self.shape)
+        latents = sample(lambda x, s: predictor.latent_velocity(x, s, text), start, sigmas)
         return Run(states, (start, *latents))
 
     def reuse(

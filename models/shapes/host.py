@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Final
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from models.shapes.distill import noised_renders
 from models.shapes.donors import Donors, donor_noise, load_donors
@@ -32,22 +32,23 @@ from models.shapes.network import FEW_STEPS, SCALE, Network, encode, to_tokens
 from models.shapes.pairs import Pairs, load_training_pairs
 from models.shapes.prompts import MAX_TOKENS, Prompts, blur_text, load_training_prompts
 from models.shapes.render import render
-from models.shapes.training import Batch, Trainer, add_arguments, start_from
+from models.shapes.training import Batch, Trainer, add_arguments, prepare, start_from
 
 LEVEL_SHARES: Final = {1: 0.15, 2: 0.35, 3: 0.5}  # of edit rows, by the level that is reused
 
 
-class LowRank(nn.Module):
-    """Adds a product of low rank to a weight matrix."""
+class AdaptedLinear(nn.Module):
+    """Linear layer with a product of low rank added to its weight matrix."""
 
-    def __init__(self, weight: Tensor, rank: int) -> None:
+    def __init__(self, base: nn.Linear, rank: int) -> None:
         super().__init__()
-        rows, columns = weight.shape
+        self.weight, self.bias = base.weight, base.bias
+        rows, columns = base.weight.shape
         self.lora_down = nn.Parameter(torch.randn(rank, columns) / math.sqrt(columns))
         self.lora_up = nn.Parameter(torch.zeros(rows, rank))
 
-    def forward(self, weight: Tensor) -> Tensor:
-        return weight + self.lora_up @ self.lora_down
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight + self.lora_up @ self.lora_down, self.bias)
 
 
 def adapted_layers(network: Network) -> Iterator[tuple[str, nn.Linear]]:
@@ -59,8 +60,8 @@ def adapted_layers(network: Network) -> Iterator[tuple[str, nn.Linear]]:
 
 def add_adapter(network: Network, rank: int) -> list[str]:
     """Adds an adapter without effect to a network. Returns the names of its parameters."""
-    for _, layer in list(adapted_layers(network)):
-        parametrize.register_parametrization(layer, "weight", LowRank(layer.weight, rank))
+    for name, layer in list(adapted_layers(network)):
+        network.transformer.set_submodule(name, AdaptedLinear(layer, rank))
     return [name for name, _ in network.transformer.named_parameters() if "lora_" in name]
 
 
@@ -69,7 +70,7 @@ def adapter_tensors(parameters: dict[str, Tensor]) -> dict[str, Tensor]:
     ends = {"lora_down": "lora_A", "lora_up": "lora_B"}
     renamed = {}
     for name, tensor in parameters.items():
-        layer, _, end = name.partition(".parametrizations.weight.0.")
+        layer, _, end = name.rpartition(".")
         renamed[f"transformer.{layer}.{ends[end]}.weight"] = tensor.cpu().contiguous()
     return renamed
 
@@ -88,18 +89,20 @@ class Host(Trainer):
         trained: list[str] | None,
     ) -> None:
         super().__init__(args, network, trained)
-        self.student = student.to(self.device).eval()
+        self.student = student.to(self.device)
         self.prompts, self.pairs, self.donors = prompts, pairs, donors
         self.scale = SCALE
+        if args.compile:
+            self.student.compile_blocks()
 
     def batch(self) -> Batch:
         """Returns plain rows and edit rows, in the shares that the options name."""
         edits = round(self.args.edit_share * self.args.batch)
         parts = [self.plain_rows(self.args.batch - edits), self.edit_rows(edits)]
         x, sigma, text, bias, target = (torch.cat(p) for p in zip(*parts, strict=True))
-        return x, sigma, blur_text(text, bias, self.args.blur, self.generator), bias, target
+        return Batch(x, sigma, blur_text(text, bias, self.args.blur, self.generator), bias, target)
 
-    def plain_rows(self, n: int) -> Batch:
+    def plain_rows(self, n: int) -> tuple[Tensor, ...]:
         """Returns rows in which the student itself is the target, from the levels of its schedule."""
         g = self.generator
         level = int(torch.randint(4, (1,), generator=g))
@@ -109,23 +112,21 @@ class Host(Trainer):
         target = self.predict(x, text, bias, level)
         return to_tokens(x), torch.full((n,), FEW_STEPS[level]), text, bias, to_tokens(target)
 
-    def edit_rows(self, n: int) -> Batch:
+    def edit_rows(self, n: int) -> tuple[Tensor, ...]:
         """Returns rows that start from a donor's latents and lead to the new prompt's video."""
         g = self.generator
-        level = int(torch.multinomial(torch.tensor(list(LEVEL_SHARES.values())), 1, generator=g)) + 1
+        shares = torch.tensor(list(LEVEL_SHARES.values()))
+        level = int(torch.multinomial(shares, 1, generator=g)) + 1
         row = torch.randint(len(self.donors), (n,), generator=g)
         pick = self.donors.pair[row]
         donor_text, donor_bias = self.pairs.donors.text(pick, MAX_TOKENS)
         text, bias = self.pairs.targets.text(pick, MAX_TOKENS)
-        start = donor_noise(pick.tolist())
+        start = donor_noise(pick.tolist(), self.device)
         levels = [start, *self.steps(start, donor_text, donor_bias, 0, level)]
         goal = encode(render(self.pairs.targets.table[pick], self.donors.layout.select(row)))
-        opening = self.pairs.opening[pick]
-        if self.args.targets == "reruns":
-            opening = torch.ones_like(opening)
-        if opening.any():
-            *_, rerun = self.steps(levels[1][opening], text[opening], bias[opening], 1, 4)
-            goal[opening] = rerun
+        reruns = self.pairs.opening[pick] | (self.args.targets == "reruns")
+        *_, rerun = self.steps(levels[1], text, bias, 1, 4)
+        goal = torch.where(reruns.view(-1, 1, 1, 1, 1), rerun, goal)
         return to_tokens(levels[level]), torch.full((n,), FEW_STEPS[level]), text, bias, to_tokens(goal)
 
     def predict(self, x: Tensor, text: Tensor, bias: Tensor, level: int) -> Tensor:
@@ -159,16 +160,15 @@ def main() -> None:
     parser.add_argument("--targets", choices=("renders", "reruns"), default="renders",
                         help="targets of edits that open nothing")  # fmt: skip
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(args.seed)
-    args.out.mkdir(parents=True, exist_ok=True)
-    prompts = load_training_prompts(args.prompts, args.prompt_count, args.seed)
-    pairs = load_training_pairs(args.prompts, args.pair_count, args.seed)
+    prompts = load_training_prompts(args.prompts, args.prompt_count, args.seed).to(args.device)
+    pairs = load_training_pairs(args.prompts, args.pair_count, args.seed).to(args.device)
+    donors = load_donors(args.donors, args.device)
+    prepare(args)
     student, network = Network(), Network()
     start_from(student, args.student)
     start_from(network, args.student)
     trained = add_adapter(network, args.rank) if args.rank else None
-    host = Host(args, network, student, prompts, pairs, load_donors(args.donors), trained)
+    host = Host(args, network, student, prompts, pairs, donors, trained)
     if args.resume:
         host.load(args.out)
     host.run(args.out, host.batch)

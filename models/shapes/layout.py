@@ -62,6 +62,10 @@ class Layout:
         """Returns the layouts of some videos."""
         return Layout(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
 
+    def to(self, device: torch.device | str) -> Layout:
+        """Returns the layouts on a device."""
+        return Layout(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+
 
 def draw_layout(table: Tensor, generator: torch.Generator, like: Tensor | None = None) -> Layout:
     """Draws the layout of rows of `scene_table`, int64 [B, COLUMNS].

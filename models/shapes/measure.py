@@ -7,7 +7,7 @@ of a comparison use the same prompts and seeds, so that they can be compared pai
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -89,13 +89,13 @@ class Case:
     Attributes:
         states: Token states of the prompt, [L, D].
         seed: Seed of the plain run; the donor's run has `seed + DONOR_SEED`.
-        kind: Kind of edit; None without a donor.
+        kind: Kind of edit, or of another pair of prompts; None without a donor.
     """
 
     scene: Scene
     states: Tensor
     seed: int
-    kind: Edit | None = None
+    kind: str | None = None
     donor_scene: Scene | None = None
     donor_states: Tensor | None = None
 
@@ -106,8 +106,35 @@ class Case:
 
 
 DONOR_SEED: Final = 1_000_000
-# Generates the clean latents of a case, given the donor's run if the case has a donor.
-Cell = Callable[[Case, Run | None], Tensor]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A way to generate videos.
+
+    Attributes:
+        identity: Digest of the weights, by which kept measurements are found again.
+        generate: Returns the clean latents of a case, given the donor's run if the case has a donor.
+    """
+
+    identity: str
+    generate: Callable[[Case, Run | None], Tensor]
+
+
+def draw_other_pairs(split: Split, per_kind: int, seed: int) -> list[tuple[str, Scene, Scene]]:
+    """Draws donors and targets that differ by two edits (`two_edits`), and `unrelated` ones."""
+    rng = random.Random(seed)
+    pairs: list[tuple[str, Scene, Scene]] = []
+    while len(pairs) < per_kind:
+        donor = draw_scene(split, rng, rng.choice((1, 2)))
+        first, second = rng.sample(EDITS, 2)
+        between = draw_edit(donor, first, split, rng)
+        if between and (target := draw_edit(between, second, split, rng)):
+            pairs.append(("two_edits", donor, target))
+    for _ in range(per_kind):
+        donor, target = (draw_scene(split, rng, rng.choice((1, 2))) for _ in range(2))
+        pairs.append(("unrelated", donor, target))
+    return pairs
 
 
 def draw_edited_scenes(split: Split, per_kind: int, seed: int) -> list[tuple[Edit, Scene, Scene]]:
@@ -124,37 +151,40 @@ def draw_edited_scenes(split: Split, per_kind: int, seed: int) -> list[tuple[Edi
     return pairs
 
 
-def evaluate(
-    cases: Sequence[Case], cells: dict[str, Cell], generator: Generator, cache: Path | None = None
-) -> Iterator[dict[str, Measurement]]:
-    """Yields the measurements of all cells for each case.
+def measure_case(
+    case: Case, cells: dict[str, Cell], generator: Generator, path: Path | None = None
+) -> dict[str, Measurement]:
+    """Measures one case in all cells.
 
     Args:
-        cases: Prompts.
         cells: Ways to generate a video, by name.
-        generator: Generates the donors, and decodes.
-        cache: Folder in which results are kept, so that an interrupted evaluation continues.
+        generator: Generates the donor, and decodes.
+        path: File in which measurements are kept; what it contains is not measured again.
     """
-    for i, case in enumerate(cases):
-        path = None if cache is None else cache / f"{i:05}.pt"
-        if path is not None and path.exists():
-            kept = torch.load(path, weights_only=False)
-            if set(kept) >= set(cells):
-                yield {name: kept[name] for name in cells}
-                continue
+    kept: dict[str, Measurement] = {}
+    if path is not None and path.exists():
+        kept = torch.load(path, weights_only=False)
+    keys = {name: f"{name} {cell.identity}" for name, cell in cells.items()}
+    missing = [name for name, key in keys.items() if key not in kept]
+    if missing:
         run, donor = None, None
         if case.donor_scene is not None and case.donor_states is not None:
             run = generator.run(case.donor_states, case.seed + DONOR_SEED)
             donor = DonorView(case.donor_scene, read(generator.video(run.latents[-1])))
-        row = {
-            name: measure_video(generator.video(cell(case, run)), case.scene, donor)
-            for name, cell in cells.items()
-        }
+        for name in missing:
+            video = generator.video(cells[name].generate(case, run))
+            kept[keys[name]] = measure_video(video, case.scene, donor)
         if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            torch.save(row, path.with_suffix(".tmp"))
-            path.with_suffix(".tmp").replace(path)
-        yield row
+            save(path, kept)
+    return {name: kept[key] for name, key in keys.items()}
+
+
+def save(path: Path, value: object) -> None:
+    """Writes a file that appears only when it is complete."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".tmp")
+    torch.save(value, part)
+    part.replace(path)
 
 
 def embed_truth(cases: Sequence[Case], seed: int) -> Tensor:

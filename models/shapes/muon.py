@@ -57,6 +57,6 @@ class Muon(torch.optim.Optimizer):
                 momenta.lerp_(grads, 1 - group["momentum"])
                 update = orthogonalise(grads.lerp(momenta, group["momentum"]), dtype=self.dtype)
                 scale = 0.2 * max(shape) ** 0.5
-                for p, m, u in zip(params, momenta, update, strict=True):
-                    self.state[p]["momentum"].copy_(m)
-                    p.mul_(1 - group["lr"] * group["weight_decay"]).add_(u, alpha=-group["lr"] * scale)
+                torch._foreach_copy_([self.state[p]["momentum"] for p in params], list(momenta))
+                torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+                torch._foreach_add_(params, list(update), alpha=-group["lr"] * scale)

@@ -6,18 +6,23 @@ import math
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Final
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
-from models.shapes.prompts import TEXT_DIM
+from models.shapes.prompts import TEXT_DIM, no_text
 from models.shapes.world import FRAMES, SIDE
 from services.denoiser.codec import SpaceToDepthCodec
 from services.denoiser.network.positions import position_channels, position_count
+from services.denoiser.network.refiner import TextRefiner
 from services.denoiser.network.sampler import sample
 from services.denoiser.network.wan import (
     Attention,
+    CrossAttention,
+    TextKV,
     WanConfig,
     WanTransformer,
     patchify,
@@ -37,6 +42,7 @@ LAYERS: Final = 7
 # The published 4-step schedule of Wan2.1 (LightX2V).
 FEW_STEPS: Final = (1.0, 0.9375, 0.8333333333333334, 0.625, 0.0)
 SHIFT: Final = 5.0
+REFINER: Final = Path(__file__).parent / "weights" / "refiner.safetensors"
 _SHORT: Final = 512  # number of tokens up to which plain products train faster than fused attention
 
 
@@ -51,6 +57,18 @@ def model_config(dim: int = DIM, heads: int = HEADS, layers: int = LAYERS) -> Wa
         layers=layers,
         text_dim=TEXT_DIM,
     )
+
+
+def new_refiner() -> TextRefiner:
+    """Returns a text refiner with random weights."""
+    return TextRefiner(TEXT_DIM, dim=256, heads=4, layers=2)
+
+
+def load_refiner() -> TextRefiner:
+    """Returns the trained text refiner, without gradients."""
+    refiner = new_refiner()
+    refiner.load_state_dict({k: v.float() for k, v in load_file(REFINER).items()})
+    return refiner.eval().requires_grad_(False)
 
 
 def initialise(model: WanTransformer) -> None:
@@ -85,7 +103,8 @@ def latent_grid(side: int = SIDE) -> tuple[int, int, int]:
 
 def noise(n: int, generator: torch.Generator, side: int = SIDE) -> Tensor:
     """Draws latents of pure noise, [n, C, T, H, W]."""
-    return torch.randn(n, CODEC.latent_channels, *latent_grid(side), generator=generator)
+    shape = (n, CODEC.latent_channels, *latent_grid(side))
+    return torch.randn(shape, generator=generator, device=generator.device)
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -95,7 +114,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tens
 
 
 class Network(torch.nn.Module):
-    """Transformer with its fixed inputs for videos of one size: rotary angles and position channels.
+    """Transformer with what is fixed for videos of one size: text refiner, rotary angles, position channels.
 
     A network for smaller videos has every second (or fourth, ...) rotary angle along height and width, so
     that its tokens have the positions of the same parts of the full frame.
@@ -115,6 +134,7 @@ class Network(torch.nn.Module):
         config = config or model_config()
         self.transformer = WanTransformer(config)
         initialise(self.transformer)
+        self.refiner = load_refiner()
         grid, full = latent_grid(side), latent_grid()
         self.side = side
         self.grid = (grid[0], grid[1] // PATCH[1], grid[2] // PATCH[2])
@@ -125,14 +145,25 @@ class Network(torch.nn.Module):
             self.register_buffer(name, kept.contiguous(), persistent=False)
         positions = to_tokens(position_channels(POSITIONS, grid)[None])[0]
         self.register_buffer("positions", positions, persistent=False)  # [N, F*P]
-        if math.prod(self.grid) // parts <= _SHORT:
+        self._cross: list[CrossAttention | None] | None = None
+        if self.positions.device.type == "cpu" and math.prod(self.grid) // parts <= _SHORT:
+            self._cross = [_attend] * config.layers
             for name, module in self.transformer.named_modules():
                 if isinstance(module, Attention) and name.endswith("attn1"):
                     module.attend = partial(module.attend, rule=_attend)  # type: ignore[method-assign]
 
+    def compile_blocks(self) -> None:
+        """Compiles the blocks for training. All have the same code, so that one compilation serves all."""
+        for block in self.transformer.blocks:
+            block.compile(dynamic=False)
+
+    def encode_text(self, text: Tensor, bias: Tensor) -> TextKV:
+        """Returns the keys and values of every block for token states [B, L, D] and key bias [B, L]."""
+        return self.transformer.encode_text(self.refiner(text, bias < 0))
+
     def forward(
         self, x: Tensor, sigma: Tensor, text: Tensor, bias: Tensor, index: Tensor | None = None
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         """Predicts the clean data of noisy latents, or of some of their tokens.
 
         Args:
@@ -143,16 +174,26 @@ class Network(torch.nn.Module):
             index: Positions of these tokens, [B, n]; all tokens by default.
 
         Returns:
-            Clean tokens, [B, n, C*P].
+            Clean tokens, [B, n, C*P], and the hidden states half-way through the network, [B, n, dim].
         """
         if index is None:
             positions, cos, sin = self.positions.expand(len(x), -1, -1), self.cos, self.sin
         else:
             positions, cos, sin = self.positions[index], self.cos[index], self.sin[index]
-        kv = self.transformer.encode_text(text)
-        tokens = torch.cat((x, positions), dim=-1)
-        out: Tensor = self.transformer(tokens, cos, sin, kv, bias, 1000 * sigma)
-        return out
+        kv = self.encode_text(text, bias)
+        hidden, modulation, embedding = self.transformer.begin(
+            torch.cat((x, positions), dim=-1), 1000 * sigma
+        )
+        rope, key_bias = (cos.unsqueeze(-3), sin.unsqueeze(-3)), bias[:, None, None].to(hidden.dtype)
+        layers = self.transformer.config.layers
+        middle = (layers + 1) // 2
+        parts = []
+        for blocks in (range(middle), range(middle, layers)):
+            hidden = self.transformer.run_blocks(
+                blocks, hidden, modulation, rope, kv[blocks.start : blocks.stop], key_bias, self._cross
+            )
+            parts.append(hidden)
+        return self.transformer.end(hidden, embedding), parts[0]
 
     def trajectory(
         self,
@@ -162,6 +203,7 @@ class Network(torch.nn.Module):
         sigmas: Sequence[float] = FEW_STEPS,
         start_step: int = 0,
         end_step: int | None = None,
+        guidance: float = 1.0,
     ) -> Iterator[Tensor]:
         """Yields the latents after every step from latents [B, C, T, H, W], without gradients.
 
@@ -172,16 +214,24 @@ class Network(torch.nn.Module):
             sigmas: Noise levels of the schedule.
             start_step, end_step: First step of the schedule that is computed, and the one before which the
                 computation ends; by default the whole schedule is computed.
+            guidance: Scale of classifier-free guidance (arXiv 2207.12598), which computes every step a
+                second time without a prompt; 1 is none.
         """
+        n = len(start)
+        if guidance != 1:
+            text, bias = (torch.cat(pair) for pair in zip((text, bias), no_text(text, bias), strict=True))
         with torch.no_grad():
-            kv = self.transformer.encode_text(text)
-        positions = self.positions.expand(len(start), -1, -1)
+            kv = self.encode_text(text, bias)
+        positions = self.positions.expand(len(text), -1, -1)
 
         @torch.no_grad()  # needed here, because the steps run after this function has returned
         def velocity(x: Tensor, sigma: float) -> Tensor:
-            tokens = torch.cat((to_tokens(x), positions), dim=-1)
-            timestep = torch.full((len(x),), 1000 * sigma, device=x.device)
+            noisy = to_tokens(x).repeat(len(text) // n, 1, 1)
+            tokens = torch.cat((noisy, positions), dim=-1)
+            timestep = torch.full((len(text),), 1000 * sigma, device=x.device)
             data = self.transformer(tokens, self.cos, self.sin, kv, bias, timestep)
+            if guidance != 1:
+                data = torch.lerp(data[n:], data[:n], guidance)
             return (x - unpatchify(data.float(), self.grid, PATCH)) / sigma
 
         steps = sample(velocity, start, sigmas, start_step)

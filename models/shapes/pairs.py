@@ -10,7 +10,7 @@ from typing import Final, Literal
 import torch
 from torch import Tensor
 
-from models.shapes.captions import training_caption
+from models.shapes.captions import caption
 from models.shapes.edits import EDITS, draw_edit, opens
 from models.shapes.prompts import Prompts, encode_prompts
 from models.shapes.world import Scene, Split, draw_scenes
@@ -33,6 +33,10 @@ class Pairs:
 
     def __len__(self) -> int:
         return len(self.opening)
+
+    def to(self, device: torch.device | str) -> Pairs:
+        """Returns the pairs with their tensors on a device."""
+        return Pairs(self.donors.to(device), self.targets.to(device), self.opening.to(device))
 
 
 def draw_pairs(split: Split, count: int, seed: int) -> list[tuple[Scene, Scene]]:
@@ -59,16 +63,20 @@ def edit_scene(scene: Scene, count: int, split: Split, rng: random.Random) -> Sc
 
 
 def load_training_pairs(folder: Path, count: int, seed: int) -> Pairs:
-    """Reads pairs of training prompts from `folder`, or computes them and writes them there."""
+    """Reads pairs of training prompts from `folder`, or computes them and writes them there.
+
+    Their captions name every attribute: what a prompt leaves open, no donor can be checked against, and no
+    edit can change.
+
+    The tensors are on the CPU.
+    """
     path = folder / f"pairs-{seed}-{count}.pt"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         scenes = draw_pairs("train", count, seed)
         rng = random.Random(seed)
         donors, targets = ([pair[i] for pair in scenes] for i in (0, 1))
-        encoded = [
-            encode_prompts(part, [training_caption(s, rng) for s in part]) for part in (donors, targets)
-        ]
+        encoded = [encode_prompts(part, [caption(s, rng) for s in part]) for part in (donors, targets)]
         state = {"donors": encoded[0].__dict__, "targets": encoded[1].__dict__}
         torch.save(state | {"opening": torch.tensor([opens(d, t) for d, t in scenes])}, path)
     state = torch.load(path)

@@ -43,15 +43,17 @@ class Prompts:
 
         L is `length`, or by default the length of the longest caption.
         """
-        parts = [self.states[self.offsets[i] : self.offsets[i + 1]] for i in index.tolist()]
-        longest = length or max(len(p) for p in parts)
-        states = torch.zeros(len(parts), longest, TEXT_DIM)
-        bias = torch.full((len(parts), longest), float("-inf"))
-        for i, part in enumerate(parts):
-            kept = min(len(part), longest)
-            states[i, :kept] = part[:kept].float()
-            bias[i, :kept] = 0.0
-        return states, bias
+        first = self.offsets[index]
+        count = self.offsets[index + 1] - first
+        at = torch.arange(length or int(count.max()), device=index.device)
+        inside = at < count[:, None]  # [B, L]
+        rows = (first[:, None] + at).clamp_max(len(self.states) - 1)
+        states = self.states[rows].float() * inside[..., None]
+        return states, torch.where(inside, 0.0, float("-inf"))
+
+    def to(self, device: torch.device | str) -> Prompts:
+        """Returns the prompts with their tensors on a device."""
+        return Prompts(self.texts, self.table.to(device), self.states.to(device), self.offsets.to(device))
 
 
 def blur_text(states: Tensor, bias: Tensor, blur: float, generator: torch.Generator) -> Tensor:
@@ -60,7 +62,27 @@ def blur_text(states: Tensor, bias: Tensor, blur: float, generator: torch.Genera
     The noise imitates the effect of unseen words, and of known words in unfamiliar contexts.
     """
     spread = states[bias == 0].std()
-    return states + blur * spread * torch.randn(states.shape, generator=generator)
+    return states + blur * spread * torch.randn(states.shape, generator=generator, device=states.device)
+
+
+def drop_text(
+    states: Tensor, bias: Tensor, share: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Replaces the text of a random share of the samples by `no_text`."""
+    dropped = torch.rand(len(states), generator=generator, device=generator.device) < share
+    none, none_bias = no_text(states, bias)
+    return torch.where(dropped[:, None, None], none, states), torch.where(dropped[:, None], none_bias, bias)
+
+
+def no_text(states: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the states and key bias of samples without a prompt: one token, whose state is zero.
+
+    Args:
+        states, bias: Those of any text, whose shapes the result has.
+    """
+    none = torch.full_like(bias, float("-inf"))
+    none[:, 0] = 0
+    return torch.zeros_like(states), none
 
 
 def encode_prompts(scenes: Sequence[Scene], texts: list[str]) -> Prompts:
@@ -88,7 +110,10 @@ def draw_prompts(
 
 
 def load_training_prompts(folder: Path, count: int, seed: int) -> Prompts:
-    """Reads training captions from `folder`; the files that are missing are computed and written there."""
+    """Reads training captions from `folder`; the files that are missing are computed and written there.
+
+    The tensors are on the CPU.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     chunks = []
     for part in range(-(-count // _CHUNK)):

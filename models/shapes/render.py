@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from models.shapes.layout import SPECK_RADIUS, Layout
-from models.shapes.world import COLOURS, FRAMES, MAX_OBJECTS, SHADES, SHAPES, SIDE, TEXTURES, objects_of
+from models.shapes.world import COLOURS, FRAMES, SHADES, SHAPES, SIDE, TEXTURES, objects_of
 
 
 def unit_rgb(table: dict[str, tuple[int, int, int]]) -> Tensor:
@@ -89,6 +89,17 @@ def render_background(table: Tensor, layout: Layout, side: int = SIDE) -> Tensor
     return torch.lerp(tone[..., None, None], shade[..., None, None], share[:, None])
 
 
+def cover_objects(table: Tensor, layout: Layout, side: int = SIDE) -> Tensor:
+    """Computes the share of each pixel that each object covers, as if it were alone, [B, 2, T, side, side].
+
+    It is 0 for an object that does not exist.
+    """
+    things, where = objects_of(table), centres(layout)
+    shape, exists = things[..., 0].clamp_min(0), things[..., 0] >= 0
+    flat = coverage(shape.flatten(), layout.radius.flatten(), where.flatten(0, 1), side)
+    return flat.view(*shape.shape, *flat.shape[1:]) * exists[..., None, None, None]
+
+
 def render(table: Tensor, layout: Layout, side: int = SIDE) -> Tensor:
     """Renders rows of `scene_table` to videos, float32 [B, 3, T, side, side] in [-1, 1]."""
     video = render_background(table, layout, side)[:, :, None].expand(-1, -1, FRAMES, -1, -1)
@@ -99,16 +110,10 @@ def render(table: Tensor, layout: Layout, side: int = SIDE) -> Tensor:
     alpha = coverage(circles, torch.full((len(table),), SPECK_RADIUS), path, side)
     video = torch.lerp(video, speck_tone(table), (alpha * layout.speck.view(-1, 1, 1, 1))[:, None])
 
-    things, where = objects_of(table), centres(layout)
-    rows = torch.arange(len(table))
-    for behind in (True, False):
-        i = 1 - layout.front if behind else layout.front
-        thing = things[rows, i]
-        exists = (thing[:, 0] >= 0).float().view(-1, 1, 1, 1)
-        alpha = coverage(thing[:, 0].clamp_min(0), layout.radius[rows, i], where[rows, i], side) * exists
-        colour = unit_rgb(COLOURS)[thing[:, 1].clamp_min(0)].view(-1, 3, 1, 1, 1)
-        video = torch.lerp(video, colour, alpha[:, None])
-    assert MAX_OBJECTS == 2
+    alphas, rows = cover_objects(table, layout, side), torch.arange(len(table))
+    colours = unit_rgb(COLOURS)[objects_of(table)[..., 1].clamp_min(0)]  # [B, 2, 3]
+    for i in (1 - layout.front, layout.front):
+        video = torch.lerp(video, colours[rows, i].view(-1, 3, 1, 1, 1), alphas[rows, i][:, None])
     return video
 
 

@@ -21,17 +21,22 @@ class Words:
 SHAPES: Final = {
     "circle": Words(
         ("circle", "circle", "disc", "ball", "round shape", "circular shape", "orb", "sphere", "round object",
-         "round disc", "round thing", "globe", "circular figure"),
+         "round disc", "round thing", "globe", "circular figure", "round tile", "circular block",
+         "round patch", "circular piece", "balloon", "marble", "pearl", "bead", "round drop",
+         "coin", "button", "moon", "berry", "pebble", "plate", "wheel", "drop"),
         ("disk", "bubble"),
     ),
     "square": Words(
         ("square", "square", "box", "block", "cube", "square shape", "square piece", "square block", "tile",
-         "square object", "four-sided shape", "square patch", "square figure"),
+         "square object", "four-sided shape", "square patch", "square figure", "box-like thing", "crate",
+         "square panel", "square card", "brick", "dice"),
         ("square tile", "boxy shape"),
     ),
     "triangle": Words(
         ("triangle", "triangle", "triangular shape", "pyramid", "wedge", "triangular piece", "triangle shape",
-         "three-sided shape", "triangular object", "triangular figure", "cone"),
+         "three-sided shape", "triangular object", "triangular figure", "cone", "triangular patch",
+         "triangular thing", "triangle piece", "triangular panel", "triangular card", "triangular brick",
+         "triangular box", "arrowhead"),
         ("triangular block", "triangular tile"),
     ),
 }  # fmt: skip
@@ -72,41 +77,53 @@ SIZES: Final = {
 PLACES: Final = {
     "upper left": Words(
         ("in the upper left", "at the top left", "in the top left corner", "in the upper left corner",
-         "on the upper left", "in the upper left part"),
+         "on the upper left", "in the upper left part",
+         "close to the top left corner", "towards the upper left"),
         ("near the top left corner", "at the upper left side"),
     ),
     "upper right": Words(
         ("in the upper right", "at the top right", "in the top right corner", "in the upper right corner",
-         "on the upper right", "in the upper right part"),
+         "on the upper right", "in the upper right part",
+         "close to the top right corner", "towards the upper right"),
         ("near the top right corner", "at the upper right side"),
     ),
     "lower left": Words(
         ("in the lower left", "at the bottom left", "in the bottom left corner", "in the lower left corner",
-         "on the lower left", "in the lower left part"),
+         "on the lower left", "in the lower left part",
+         "close to the bottom left corner", "towards the lower left"),
         ("near the bottom left corner", "at the lower left side"),
     ),
     "lower right": Words(
         ("in the lower right", "at the bottom right", "in the bottom right corner",
-         "in the lower right corner", "on the lower right", "in the lower right part"),
+         "in the lower right corner", "on the lower right", "in the lower right part",
+         "close to the bottom right corner", "towards the lower right"),
         ("near the bottom right corner", "at the lower right side"),
     ),
 }  # fmt: skip
 TEXTURES: Final = {  # before the noun
-    "plain": Words(("", "", "", "plain", "plain", "solid", "uniform", "flat"), ("", "unpatterned")),
-    "striped": Words(("striped", "striped", "stripy", "banded", "lined"), ("streaky", "stripe-patterned")),
-    "checkered": Words(("checkered", "checkered", "chequered", "checked", "checkerboard"),
+    "plain": Words(("", "", "", "plain", "plain", "solid", "uniform", "flat", "patternless", "pattern-free",
+                    "untextured", "undecorated", "unadorned", "blank", "without pattern", "non-patterned",
+                    "featureless", "unmarked"),
+                   ("", "unpatterned")),
+    "striped": Words(("striped", "striped", "stripy", "banded", "lined", "streaked", "pinstriped",
+                      "line-patterned", "ribbed", "stripe-covered", "lined with stripes"),
+                     ("streaky", "stripe-patterned")),
+    "checkered": Words(("checkered", "checkered", "chequered", "checked", "checkerboard", "chess-style",
+                        "gingham", "check-covered", "chequerboard", "chess-patterned"),
                        ("chessboard", "check-patterned")),
-    "dotted": Words(("dotted", "dotted", "spotted", "polka dot", "dappled"), ("speckled", "dot-patterned")),
+    "dotted": Words(("dotted", "dotted", "spotted", "polka dot", "dappled", "flecked", "stippled", "spotty",
+                     "freckled", "mottled", "dotty", "sprinkled", "dot-covered", "peppered"),
+                    ("speckled", "dot-patterned")),
 }  # fmt: skip
 PATTERNS: Final = {  # after the noun
     "striped": Words(("with stripes", "with bands", "covered in stripes", "full of stripes",
-                      "with a striped pattern"),
+                      "with a striped pattern", "with a striped look", "striped all across"),
                      ("with stripes all over", "with a banded design")),
     "checkered": Words(("with checks", "with a checkerboard pattern", "covered in checks",
-                        "with a checkered pattern"),
+                        "with a checkered pattern", "with a chequered look", "checked all across"),
                        ("with checks all over", "with a chequered design")),
     "dotted": Words(("with dots", "with polka dots", "covered in dots", "full of spots",
-                     "with a dotted pattern"),
+                     "with a dotted pattern", "with a spotted look", "dotted all across"),
                     ("with dots all over", "with a spotted design")),
 }  # fmt: skip
 DOING: Final = {  # after "a circle ..."
@@ -123,17 +140,20 @@ DOING: Final = {  # after "a circle ..."
     ),
     "up": Words(
         ("moving up", "moving up", "moving upwards", "rising", "floating up", "going up", "travelling up",
-         "heading up", "flying upwards", "that moves up"),
+         "heading up", "flying upwards", "that moves up", "climbing", "soaring", "lifting off",
+         "going higher"),
         ("climbing upwards", "ascending"),
     ),
     "down": Words(
         ("moving down", "moving down", "moving downwards", "falling", "sinking down", "going down",
-         "travelling down", "heading down", "dropping", "that moves down"),
+         "travelling down", "heading down", "dropping", "that moves down", "plunging",
+         "going lower", "coming down"),
         ("descending", "falling downwards"),
     ),
     "still": Words(
         ("standing still", "standing still", "staying still", "not moving", "resting", "staying in place",
-         "at rest", "fixed in place", "without motion", "that does not move"),
+         "at rest", "fixed in place", "without motion", "that does not move", "unmoving", "frozen",
+         "immobile"),
         ("motionless", "stationary"),
     ),
 }  # fmt: skip
@@ -152,17 +172,17 @@ DOES: Final = {  # the same as finite verbs
     ),
     "up": Words(
         ("moves up", "moves up", "moves upwards", "rises", "floats up", "goes up", "travels up", "heads up",
-         "flies upwards"),
+         "flies upwards", "climbs", "soars", "lifts off", "goes higher"),
         ("climbs upwards", "ascends"),
     ),
     "down": Words(
         ("moves down", "moves down", "moves downwards", "falls", "sinks down", "goes down", "travels down",
-         "heads down", "drops"),
+         "heads down", "drops", "plunges", "goes lower", "comes down"),
         ("descends", "falls downwards"),
     ),
     "still": Words(
         ("stands still", "stands still", "stays still", "does not move", "rests", "stays in place",
-         "is at rest", "remains in place"),
+         "is at rest", "remains in place", "is immobile", "stays put"),
         ("remains motionless", "is stationary"),
     ),
 }  # fmt: skip

@@ -10,6 +10,8 @@ from minio.credentials.providers import Provider
 
 from services.cache.blobs import Blobs
 from services.cache.directory import DirectoryBlobs
+from services.cache.embedded import EmbeddedIndex
+from services.cache.index import Index
 from services.cache.milvus import MilvusIndex
 from services.cache.s3 import S3Blobs
 from services.cache.s3_credentials import open_environment_provider, open_role_provider
@@ -37,6 +39,18 @@ def open_provider(settings: CacheSettings) -> Provider | None:
     return None
 
 
+async def open_index(settings: CacheSettings) -> Index:
+    if settings.milvus_uri.endswith(".db"):
+        return await EmbeddedIndex.open_path(settings.milvus_uri, seconds=settings.milvus_seconds)
+    return await MilvusIndex.open(
+        settings.milvus_uri,
+        settings.milvus_token.get_secret_value(),
+        ca=settings.milvus_ca,
+        seconds=settings.milvus_seconds,
+        threads=settings.milvus_threads,
+    )
+
+
 async def open_blobs(settings: CacheSettings) -> Blobs:
     if settings.blobs == "directory":
         return await DirectoryBlobs.open(
@@ -59,13 +73,7 @@ async def open_blobs(settings: CacheSettings) -> Blobs:
 
 async def start(settings: CacheSettings, resources: Resources, server: grpc.aio.Server) -> None:
     """Waits for index and object store; resources close in reverse order."""
-    index = await MilvusIndex.open(
-        settings.milvus_uri,
-        settings.milvus_token.get_secret_value(),
-        ca=settings.milvus_ca,
-        seconds=settings.milvus_seconds,
-        threads=settings.milvus_threads,
-    )
+    index = await open_index(settings)
     resources.push_async_callback(index.close)
     blobs = await open_blobs(settings)
     resources.push_async_callback(blobs.close)

@@ -1,4 +1,4 @@
-"""Port of the vector index. Implemented by `milvus` for Milvus Lite and for any Milvus server."""
+"""Port of the vector index, implemented by `embedded` (Milvus Lite) and `milvus` (a Milvus server)."""
 
 from __future__ import annotations
 

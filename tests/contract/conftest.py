@@ -17,6 +17,7 @@ from moto.server import ThreadedMotoServer
 
 from services.cache.blobs import Blobs
 from services.cache.directory import DirectoryBlobs
+from services.cache.embedded import EmbeddedIndex
 from services.cache.index import Index
 from services.cache.milvus import MilvusIndex
 from services.cache.s3 import S3Blobs
@@ -38,15 +39,15 @@ def require_variable(name: str) -> str:
 @pytest.fixture(params=["milvus-lite", pytest.param("milvus", marks=pytest.mark.servers)])
 async def open_index(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[OpenIndex]:
     """Opens the same index at every call. Tests share a server's index, so each uses its own tenant."""
-    uri = (
-        str(tmp_path / "index.db")
-        if request.param == "milvus-lite"
-        else require_variable("CHORUS_TEST_MILVUS_URI")
-    )
+    lite = request.param == "milvus-lite"
+    uri = str(tmp_path / "index.db") if lite else require_variable("CHORUS_TEST_MILVUS_URI")
     opened: list[Index] = []
 
     async def open_one() -> Index:
-        opened.append(await MilvusIndex.open(uri, "", seconds=SECONDS, threads=4))
+        if lite:
+            opened.append(await EmbeddedIndex.open_path(uri, seconds=SECONDS))
+        else:
+            opened.append(await MilvusIndex.open(uri, "", seconds=SECONDS, threads=4))
         return opened[-1]
 
     yield open_one

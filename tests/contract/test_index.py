@@ -204,6 +204,9 @@ async def test_unwritten_space_is_empty(index: Index, tenant: str) -> None:
     assert [page async for page in index.select(space, tenant, Selection())] == []
     await index.delete(space, tenant, [digest("x")])
     assert space not in await index.spaces()
+    with pytest.raises(ChorusError) as failed:
+        [page async for page in index.every_entry(space)]
+    assert failed.value.reason == DEPENDENCY_UNAVAILABLE
 
 
 @pytest.mark.parametrize("text", INJECTIONS)

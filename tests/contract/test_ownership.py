@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from services.cache.blobs import Blobs
+from services.cache.embedded import EmbeddedIndex
 from services.cache.entries import make_blob_key
-from services.cache.milvus import MilvusIndex
 from services.cache.ownership import MARKER_ROOT, Ownership, StoreClaim
 from tests.contract.conftest import OpenBlobs, OpenIndex
 from tests.contract.samples import digest
@@ -40,7 +40,7 @@ async def test_index_id_is_the_same_for_every_process_and_after_a_restart(open_i
 async def test_every_index_has_an_id_of_its_own(tmp_path: Path) -> None:
     ids = set()
     for name in ("first.db", "second.db"):
-        index = await MilvusIndex.open(str(tmp_path / name), "", seconds=30, threads=1)
+        index = await EmbeddedIndex.open_path(str(tmp_path / name), seconds=30)
         ids.add(index.index_id)
         await index.close()
     assert len(ids) == 2

@@ -8,6 +8,7 @@ from functools import cache
 from typing import Final
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from models.shapes.layout import ANGLES, PERIODS
@@ -20,6 +21,7 @@ MIN_CONTRAST: Final = 0.3  # lowest contrast of a texture, of the world's; less 
 _RIVAL_COLOURS: Final = 1.5  # a second colour is fitted too if its error is at most this multiple of the best
 _STEPS: Final = ((4.0, 4), (2.0, 3), (1.0, 3))  # widths of edges in pixels, with the numbers of iterations
 _LARGEST_CHANGE: Final = torch.tensor([0.5, 0.05, 0.1, 0.1])  # per iteration: period, angle, phases
+_CONVERGED: Final = torch.tensor([0.02, 0.001, 0.002, 0.002])  # iterations end when nothing changes by more
 _SPECTRUM_PERIODS: Final = (-0.055, 0.0, 0.055)  # relative deviations from PERIODS
 _PLAIN_ERROR: Final = 0.002  # a plain background with a lower error is not compared with textures
 _HUBER: Final = 0.35  # residual of a share from which on it counts linearly
@@ -192,8 +194,8 @@ def _regress(share: Tensor, observed: Tensor, weight: Tensor) -> tuple[Tensor, T
 
 
 def _huber(residual: Tensor) -> Tensor:
-    size = residual.abs()
-    return torch.where(size < _HUBER, size.square(), _HUBER * (2 * size - _HUBER))
+    # torch's Huber loss is half of the square.
+    return 2 * F.huber_loss(residual, torch.zeros_like(residual), reduction="none", delta=_HUBER)
 
 
 def _plain_error(observed: Tensor, weight: Tensor) -> float:
@@ -256,20 +258,20 @@ def _refine(
             share, slopes = _soft_share(kind, parameters, width)
             offset, gain = _regress(share, observed, weight)
             residual = observed - offset[:, None] - gain[:, None] * share
-            size = residual.abs()
-            bounded = torch.where(size < _HUBER, size.square(), _HUBER * (2 * size - _HUBER))
-            tried = (bounded * weight).sum(1) / total
+            tried = _huber(residual) @ weight / total
             better = tried < error
             best = torch.where(better[:, None], parameters, best)
             error, contrast = torch.where(better, tried, error), torch.where(better, gain, contrast)
             if i == iterations:
                 break
             slopes = slopes * gain.clamp_min(0.1).view(-1, 1, 1)
-            weighted = slopes * (weight * (_HUBER / size.clamp_min(_HUBER)))[:, None]
+            weighted = slopes * (weight * (_HUBER / residual.abs().clamp_min(_HUBER)))[:, None]
             normal = weighted @ slopes.mT
             scale = normal.diagonal(dim1=1, dim2=2)
             normal = normal + torch.diag_embed(0.02 * scale + 1e-6 * scale.amax(1, keepdim=True) + 1e-6)
             change = torch.linalg.solve(normal, weighted @ residual[..., None])[..., 0]
+            if bool((change.abs() < _CONVERGED).all()):
+                break
             parameters = parameters + change.clamp(-_LARGEST_CHANGE, _LARGEST_CHANGE)
         parameters = best
     return best, error, contrast

@@ -127,7 +127,9 @@ def _find_regions(label: Tensor) -> tuple[list[int], list[Tensor]]:
 
 def _dilate(mask: Tensor, pixels: int) -> Tensor:
     """Returns masks [..., H, W] enlarged by some pixels."""
-    return F.max_pool2d(mask.float(), 2 * pixels + 1, stride=1, padding=pixels) > 0
+    side = 2 * pixels + 1
+    rows = F.max_pool2d(mask.float(), (1, side), stride=1, padding=(0, pixels))
+    return F.max_pool2d(rows, (side, 1), stride=1, padding=(pixels, 0)) > 0
 
 
 def _drop_rims(video: Tensor, background: Background, colour: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -273,8 +275,10 @@ def _halve(mask: Tensor) -> tuple[Tensor, Tensor]:
             for chosen in (near, ~near):
                 line = torch.linalg.lstsq(design[chosen], at[chosen]).solution
                 squares.append((at - design @ line).square().sum(1))
-            near = squares[0] < squares[1]
+            before, near = near, squares[0] < squares[1]
             error = float(torch.minimum(*squares).sum())
+            if torch.equal(near, before):
+                break
         if error < best_error:
             best, best_error = near, error
     first = torch.zeros_like(mask)

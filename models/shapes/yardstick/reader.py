@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final
 
 import torch
@@ -29,14 +30,18 @@ from models.shapes.world import (
     Scene,
     Thing,
 )
-from models.shapes.yardstick.background import Background, fit_background
+from models.shapes.yardstick.background import Background, fit_background, tones
 from models.shapes.yardstick.objects import Objects, find_objects, fit_lines
 from models.shapes.yardstick.outlines import centres, fit_speck, outline_share
 
+# Offset of a whole tone or object's colour up to which it is no residue; largest difference of a channel over
+# the full range, 0..1.
+TONE_LIMIT: Final = 0.06
+_CORE: Final = 0.98  # share of a pixel from which on it shows one tone only
 STILL: Final = 6.0  # pixels; an object that travels less is still, others travel 12 to 20
 MIN_SPECK: Final = 0.4  # opacity; less is not a speck
 _SPECK_AREA: Final = (3.0, 30.0)  # pixels in a frame; a speck has 12.6
-_MIN_SPECK_FRAMES: Final = 4
+_MIN_SPECK_PIXELS: Final = 8  # in all frames; objects may hide the speck in all frames but one
 _SPECK_CONTRAST: Final = 0.5  # distance of the speck's tone to what is behind it, below which it is invisible
 
 
@@ -83,6 +88,35 @@ class Reading:
             speck_middle=speck[None, :2],
             speck_travel=speck[None, 2:],
         )
+
+    @cached_property
+    def adjusted_fit(self) -> Tensor:
+        """Best fit in the video's own colours, [3, T, H, W].
+
+        Each of the background's tones and each object's colour moves by the median difference to the video,
+        by at most TONE_LIMIT of the range. So an inexact colour is not an artefact.
+        """
+        video, background, objects = self.video, self.background, self.objects
+        shares, grown = objects.shares(), objects.grown(1.5)
+        free = ~grown.any(0) if len(objects) else torch.ones(video.shape[1:], dtype=torch.bool)
+        tone, shade = tones(background.colour)
+        second = background.share.expand_as(free)
+        tone = tone + _offset(video, free & (second < 1 - _CORE), tone)
+        if background.texture:
+            shade = shade + _offset(video, free & (second > _CORE), shade)
+        picture = torch.lerp(tone.view(3, 1, 1), shade.view(3, 1, 1), background.share)
+        colours = unit_rgb(COLOURS)[objects.colour].clone()
+        for i in range(len(objects)):
+            hidden = grown[i + 1 :].any(0) if i + 1 < len(objects) else torch.zeros_like(free)
+            colours[i] += _offset(video, (shares[i] > _CORE) & ~hidden, colours[i])
+        return compose(background, objects, self.speck, picture, colours)
+
+
+def _offset(video: Tensor, mask: Tensor, colour: Tensor) -> Tensor:
+    """Returns the median difference [3] of some pixels to a colour, within bounds."""
+    if not mask.any():
+        return torch.zeros(3)
+    return (video[:, mask].median(1).values - colour).clamp(-2 * TONE_LIMIT, 2 * TONE_LIMIT)
 
 
 @torch.no_grad()
@@ -182,14 +216,13 @@ def _find_speck(video: Tensor, fit: Tensor, objects: Objects, colour: int) -> Te
     for i in sizes.argsort(descending=True)[:4].tolist():
         mask = labels == i
         area = mask.sum((1, 2)).float()
-        frames = int((area >= _SPECK_AREA[0]).sum())
-        if i == 0 or frames < _MIN_SPECK_FRAMES or area.max() > _SPECK_AREA[1]:
+        if i == 0 or not _SPECK_AREA[0] <= float(area.max()) <= _SPECK_AREA[1]:
             continue
         at = torch.arange(SIDE) + 0.5
         x, y = ((mask.sum(d) * at).sum(1) / area.clamp_min(1) for d in (1, 2))
         path = fit_speck(share.clamp(-0.5, 1.5), weight, fit_lines(x[None], y[None], area[None])[0])
         inside = (speck_share(path) > 0.9) & (weight > 0)
-        shown = float(share[inside].mean()) if int(inside.sum()) >= 8 * _MIN_SPECK_FRAMES else 0.0
+        shown = float(share[inside].mean()) if int(inside.sum()) >= _MIN_SPECK_PIXELS else 0.0
         if shown > best_share:
             best, best_share = path, shown
     return best

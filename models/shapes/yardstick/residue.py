@@ -11,47 +11,14 @@ import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor
 
-from models.shapes.render import unit_rgb
-from models.shapes.world import COLOURS, MAX_OBJECTS
-from models.shapes.yardstick.background import tones
-from models.shapes.yardstick.reader import Reading, compose
+from models.shapes.world import MAX_OBJECTS
+from models.shapes.yardstick.reader import Reading
 
 # Contrasts are the largest difference of a channel over the full range, 0..1.
-TONE_LIMIT: Final = 0.06  # offset of a whole tone or object's colour up to which it is no residue
 # A pixel whose residue has at least this contrast is part of an artefact. A ghost of contrast 0.1 must be
 # found in spite of the codec, whose errors on renders hardly reach 0.05 outside of edges.
 CONTRAST: Final = 0.06
 MIN_AREA: Final = 14  # pixels of an artefact; less than the 20 that must be found, because edges hide a part
-_CORE: Final = 0.98  # share of a pixel from which on it shows one tone only
-
-
-def adjust_tones(reading: Reading) -> Tensor:
-    """Renders the best fit in the video's own colours, [3, T, H, W].
-
-    Each of the background's tones and each object's colour moves by the median difference to the video, by at
-    most TONE_LIMIT of the range. So an inexact colour is not an artefact.
-    """
-    video, background, objects = reading.video, reading.background, reading.objects
-    shares = objects.shares()
-    free = ~objects.grown(1.5).any(0) if len(objects) else torch.ones(video.shape[1:], dtype=torch.bool)
-    tone, shade = tones(background.colour)
-    second = background.share.expand_as(free)
-    tone = tone + _offset(video, free & (second < 1 - _CORE), tone)
-    if background.texture:
-        shade = shade + _offset(video, free & (second > _CORE), shade)
-    picture = torch.lerp(tone.view(3, 1, 1), shade.view(3, 1, 1), background.share)
-    colours = unit_rgb(COLOURS)[objects.colour].clone()
-    for i in range(len(objects)):
-        hidden = objects.grown(1.5)[i + 1 :].any(0) if i + 1 < len(objects) else torch.zeros_like(free)
-        colours[i] += _offset(video, (shares[i] > _CORE) & ~hidden, colours[i])
-    return compose(background, objects, reading.speck, picture, colours)
-
-
-def _offset(video: Tensor, mask: Tensor, colour: Tensor) -> Tensor:
-    """Returns the median difference [3] of some pixels to a colour, within bounds."""
-    if not mask.any():
-        return torch.zeros(3)
-    return (video[:, mask].median(1).values - colour).clamp(-2 * TONE_LIMIT, 2 * TONE_LIMIT)
 
 
 def compute_residue(reading: Reading) -> Tensor:
@@ -60,7 +27,7 @@ def compute_residue(reading: Reading) -> Tensor:
     A pixel is explained if each channel is between the lowest and the highest value that the best fit in the
     video's own colours has within one pixel. So edges may be displaced by a pixel, or blurred.
     """
-    fit = adjust_tones(reading)
+    fit = reading.adjusted_fit
     highest = F.max_pool2d(fit, 3, stride=1, padding=1)
     lowest = -F.max_pool2d(-fit, 3, stride=1, padding=1)
     return reading.video - torch.minimum(torch.maximum(reading.video, lowest), highest)

@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.shapes.yardstick.reader import Reading
-from models.shapes.yardstick.residue import adjust_tones
 
 _RIM = 1.5  # pixels on either side of an outline
 _MIN_STEP = 0.1  # difference to a neighbour, in [-1, 1] RGB, from which on the best fit has an edge
@@ -22,7 +21,7 @@ def measure_sharpness(reading: Reading) -> dict[str, float]:
     Returns:
         Ratios at the `rims` of objects and at the edges of the `texture`; NaN if there are none.
     """
-    fit = adjust_tones(reading)
+    fit = reading.adjusted_fit
     shown, rendered = _gradients(reading.video), _gradients(fit)
     edges = rendered > _MIN_STEP
     rims = torch.zeros_like(edges)

@@ -26,6 +26,7 @@ IRRELEVANT: Mapping[str, str] = {
     "transformer.dtype": "changes latents by rounding, as another device or backend does, not in content",
     "text.encoder": "location of the encoder; its id holds the digest of its content",
     "text.lexicon": "changes which donors are chosen, not which latents a model computes",
+    "text.refiner.file": "location; the digest of its content is a field itself",
     "codec.file": _CONTENT,
     "codec.sha256": _CONTENT,
     "codec.tile": _PIXELS,

@@ -28,6 +28,7 @@ from services.denoiser.model.identity import model_digest
 from services.denoiser.model.spec import Adapter as AdapterSpec
 from services.denoiser.model.spec import ModelSpec, SpaceToDepth, load_spec
 from services.denoiser.network.positions import position_channels
+from services.denoiser.network.refiner import TextRefiner
 from services.denoiser.network.sampler import BoundaryNoise, seeded_noise
 from services.denoiser.network.wan import (
     Grid,
@@ -65,6 +66,7 @@ class LoadedModel:
 
     Attributes:
         transformer: Network on `device`, without gradients.
+        refiner: Network in float32 that the token states pass first, without gradients; None without one.
         weights_digest: SHA-256 of the weights; with `adapters`, those merged, part of the latents' identity.
         fp8: Whether the backend computes the network's products in 8-bit floats; also part of it.
         host: The same model with its host adapter merged as the last of `adapters`, which runs the steps
@@ -74,6 +76,7 @@ class LoadedModel:
 
     spec: ModelSpec
     transformer: WanTransformer
+    refiner: TextRefiner | None
     codec: Codec
     device: torch.device
     weights_digest: str
@@ -130,6 +133,7 @@ class LoadedModel:
         model = cls(
             spec=spec,
             transformer=_build_network(config, state, device),
+            refiner=load_refiner(spec, folder, device),
             codec=load_codec(spec, folder, device),
             device=torch.device(device),
             weights_digest=digest,
@@ -186,10 +190,12 @@ class LoadedModel:
         x = torch.as_tensor(states)
         if x.ndim != 2 or x.shape[0] < 1 or x.shape[1] != dim:
             raise ValueError(f"token_states: must be [L, {dim}] with L at least 1, not {list(x.shape)}")
-        x = x[:limit]
+        x = x[None, :limit].to(self.device)
+        if self.refiner is not None:
+            x = self.refiner(x.float())
         if text.attend_padding:
-            x = torch.nn.functional.pad(x, (0, 0, 0, limit - x.shape[0]))
-        return self.transformer.encode_text(x[None].to(self.device, self.dtype))
+            x = torch.nn.functional.pad(x, (0, 0, 0, limit - x.shape[1]))
+        return self.transformer.encode_text(x.to(self.dtype))
 
     def to_tokens(self, latents: Tensor) -> Tensor:
         """Converts latents [C, T, H, W] to tokens [N, C*P]."""
@@ -240,6 +246,21 @@ def _merge(lora: Lora, name: str, tensor: Tensor, weights: Path, dtype: torch.dt
         fault = f"adapter {lora.adapter.id}: merged, tensor {name} holds NaN or infinity"
         raise WeightsError(weights, fault if merged.dtype == torch.float32 else f"{fault} in {merged.dtype}")
     return merged
+
+
+def load_refiner(spec: ModelSpec, folder: Path, device: str | torch.device) -> TextRefiner | None:
+    """Loads the text refiner of a model, if it has one. Raises SpecError, WeightsError."""
+    described = spec.text.refiner
+    if described is None:
+        return None
+    with torch.device("meta"):
+        refiner = TextRefiner(spec.transformer.text_dim, described.dim, described.heads, described.layers)
+    expected = {name: tensor.shape for name, tensor in refiner.state_dict().items()}
+    weights = described.find(folder)
+    check_weights(weights, expected)  # before the digest, which is less specific
+    verify_digest(weights, described.sha256)
+    refiner.load_state_dict(load_weights(weights, expected, device=device), assign=True)
+    return refiner.eval().requires_grad_(False)
 
 
 def load_codec(spec: ModelSpec, folder: Path, device: str | torch.device) -> Codec:

@@ -142,6 +142,25 @@ class Transformer(_Section):
         return WanConfig(**self.model_dump(exclude=others))
 
 
+class Refiner(Source):
+    """A `TextRefiner` that the token states pass before the model reads them.
+
+    It is part of the identity of latents, so `sha256` is required, also for a pinned
+    revision.
+    """
+
+    sha256: Annotated[str, Field(pattern=f"^{SHA256_PATTERN}$")]
+    dim: Annotated[int, Field(gt=0, le=2**14)]
+    heads: Annotated[int, Field(gt=0, le=2**14)]
+    layers: Annotated[int, Field(gt=0, le=64)]
+
+    @model_validator(mode="after")
+    def _divisible(self) -> Refiner:
+        if self.dim % self.heads:
+            raise ValueError(f"dim: must be a multiple of heads = {self.heads}, not {self.dim}")
+        return self
+
+
 class Text(_Section):
     """Text conditioning of the model.
 
@@ -154,6 +173,7 @@ class Text(_Section):
         max_tokens: Upper bound on the tokens of a prompt; further ones are dropped.
         attend_padding: Whether the text is padded to `max_tokens` with zeros that the model attends to, as in
             Wan; other models never see padding.
+        refiner: Network that refines the token states; None for models that read the encoder's own.
     """
 
     encoder_id: Annotated[str, Field(min_length=1, max_length=MAX_ENCODER_ID_CHARACTERS)]
@@ -161,6 +181,7 @@ class Text(_Section):
     lexicon: Annotated[str | None, Field(min_length=1)] = None
     max_tokens: Positive
     attend_padding: bool
+    refiner: Refiner | None = None
 
 
 class SpaceToDepth(_Section):

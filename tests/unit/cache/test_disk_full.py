@@ -19,9 +19,9 @@ from pymilvus.exceptions import MilvusException
 
 from services.cache.directory import DirectoryBlobs
 from services.cache.disk_space import DiskReserve, is_full
+from services.cache.embedded import EmbeddedIndex
 from services.cache.entries import Admission
 from services.cache.index import Selection
-from services.cache.milvus import MilvusIndex
 from services.cache.store import LatentStore
 from services.cache.sweeper import claim_if_empty
 from services.cache.upload import Upload
@@ -36,7 +36,7 @@ FULL = MilvusException(message=f"[Errno {errno.ENOSPC}] No space left on device"
 
 @pytest.fixture
 async def store(tmp_path: Path) -> AsyncIterator[LatentStore]:
-    index = await MilvusIndex.open(str(tmp_path / "index.db"), "", seconds=30, threads=1)
+    index = await EmbeddedIndex.open_path(str(tmp_path / "index.db"), seconds=30)
     blobs = await DirectoryBlobs.open(tmp_path / "blobs", seconds=30, threads=2)
     store = LatentStore(index, blobs)
     await claim_if_empty(store)
@@ -155,11 +155,11 @@ def test_reserve_that_does_not_fit_leaves_no_file(tmp_path: Path, monkeypatch: p
 _TEAR = """
 import asyncio, os, resource, sys
 from pathlib import Path
-from services.cache.milvus import MilvusIndex
+from services.cache.embedded import EmbeddedIndex
 from tests.contract.samples import SPACE, entry, unit
 
 async def main(path):
-    index = await MilvusIndex.open(path, "", seconds=30, threads=1)
+    index = await EmbeddedIndex.open_path(path, seconds=30)
     await index.upsert(SPACE, entry("before"), unit(1))
     [log] = Path(path).rglob("wal_data_*.arrow")
     unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -188,7 +188,7 @@ async def test_rows_after_a_torn_write_survive_a_crash(tmp_path: Path) -> None:
     )
     assert crashed.returncode == 9, crashed.stderr
     assert "milvus is full" in crashed.stdout
-    index = await MilvusIndex.open(path, "", seconds=30, threads=1)
+    index = await EmbeddedIndex.open_path(path, seconds=30)
     rows = [each.prompt async for page in index.every_entry(SPACE.name) for each in page]
     await index.close()
     assert [row for row in sorted(rows) if len(row) < 10] == ["after", "before"]

@@ -11,9 +11,9 @@ import pytest
 from chorus_rpc.errors import BLOB_CORRUPT, DEPENDENCY_UNAVAILABLE, WRONG_STATE, ChorusError
 
 from services.cache.directory import DirectoryBlobs
+from services.cache.embedded import EmbeddedIndex
 from services.cache.entries import Admission
 from services.cache.index import Selection
-from services.cache.milvus import MilvusIndex
 from services.cache.ownership import Ownership
 from services.cache.store import LatentStore
 from services.cache.sweeper import SweepResult, adopt, claim_if_empty, sweep
@@ -33,7 +33,7 @@ async def open_store(tmp_path: Path) -> AsyncIterator[OpenStore]:
     async with AsyncExitStack() as resources:
 
         async def open_one(index_name: str, blobs_name: str) -> LatentStore:
-            index = await MilvusIndex.open(str(tmp_path / f"{index_name}.db"), "", seconds=30, threads=1)
+            index = await EmbeddedIndex.open_path(str(tmp_path / f"{index_name}.db"), seconds=30)
             resources.push_async_callback(index.close)
             blobs = await DirectoryBlobs.open(tmp_path / blobs_name, seconds=30, threads=2)
             resources.push_async_callback(blobs.close)
@@ -215,11 +215,11 @@ async def test_sweep_fails_while_the_index_does_not_find_a_listed_space(
     age(tmp_path / "blobs")
     kept = files(tmp_path)
 
-    async def find_nothing(space: str, call: object) -> None:
-        return None
+    async def list_a_lost_one() -> list[str]:
+        return ["chorus_lost"]
 
     with monkeypatch.context() as patch:
-        patch.setattr(store.index, "_read", find_nothing)
+        patch.setattr(store.index, "spaces", list_a_lost_one)
         with pytest.raises(ChorusError) as failed:
             await sweep(store, GRACE)
     assert failed.value.reason == DEPENDENCY_UNAVAILABLE

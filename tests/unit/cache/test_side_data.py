@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.cache.directory import DirectoryBlobs
+from services.cache.embedded import EmbeddedIndex
 from services.cache.entries import Admission, Blob
 from services.cache.index import Selection
-from services.cache.milvus import MilvusIndex
 from services.cache.store import LatentStore
 from services.cache.sweeper import SweepResult, claim_if_empty, sweep
 from services.cache.upload import Upload
@@ -157,7 +157,7 @@ def test_side_data_holds_1_to_16_tensors(tensors: int) -> None:
 
 @pytest.fixture
 async def store(tmp_path: Path) -> AsyncIterator[LatentStore]:
-    index = await MilvusIndex.open(str(tmp_path / "index.db"), "", seconds=30, threads=1)
+    index = await EmbeddedIndex.open_path(str(tmp_path / "index.db"), seconds=30)
     blobs = await DirectoryBlobs.open(tmp_path / "blobs", seconds=30, threads=4)
     store = LatentStore(index, blobs)
     await claim_if_empty(store)

@@ -26,9 +26,9 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from services.cache.directory import DirectoryBlobs
+from services.cache.embedded import EmbeddedIndex
 from services.cache.entries import Admission, Entry, Space
 from services.cache.index import Hit, Selection
-from services.cache.milvus import MilvusIndex
 from services.cache.store import LatentStore
 from services.cache.sweeper import Sweeper, SweepResult, claim_if_empty, sweep
 from services.cache.upload import Upload
@@ -92,7 +92,7 @@ class FaultyBlobs(DirectoryBlobs):
         await self.fault.note("deleted blobs")
 
 
-class FaultyIndex(MilvusIndex):
+class FaultyIndex(EmbeddedIndex):
     """Real Milvus Lite whose operations can fail or wait."""
 
     fault: Interruption
@@ -117,7 +117,7 @@ async def fault() -> Interruption:
 
 @pytest.fixture
 async def store(tmp_path: Path, fault: Interruption) -> AsyncIterator[LatentStore]:
-    index = await FaultyIndex.open(str(tmp_path / "index.db"), "", seconds=30, threads=1)
+    index = await FaultyIndex.open_path(str(tmp_path / "index.db"), seconds=30)
     blobs = await FaultyBlobs.open(tmp_path / "blobs", seconds=30, threads=4)
     assert isinstance(index, FaultyIndex)
     assert isinstance(blobs, FaultyBlobs)

@@ -16,6 +16,7 @@ import grpc
 import pytest
 from pymilvus.exceptions import MilvusException
 
+from services.cache.embedded import EmbeddedIndex
 from services.cache.lite_faults import describe_lite_fault
 from services.cache.milvus import MilvusIndex
 from services.cache.s3 import S3Blobs
@@ -182,10 +183,10 @@ async def test_index_that_is_not_ready_is_waited_for() -> None:
 @pytest.mark.parametrize("damaged", ["aliases.json", "collections/chorus_index/schema.json"])
 async def test_damaged_index_ends_the_start(tmp_path: Path, damaged: str) -> None:
     path = tmp_path / "index.db"
-    await (await MilvusIndex.open(str(path), "", seconds=30, threads=1)).close()
+    await (await EmbeddedIndex.open_path(str(path), seconds=30)).close()
     (path / damaged).write_text("{garbage")
     with pytest.raises(StartupError, match=r"CHORUS_CACHE_MILVUS_URI: .* is damaged"):
-        await MilvusIndex.open(str(path), "", seconds=30, threads=1)
+        await EmbeddedIndex.open_path(str(path), seconds=30)
 
 
 @pytest.mark.fault("permanent-faults")

@@ -26,7 +26,7 @@ from services.denoiser.model_registry import ModelRegistry
 from services.denoiser.request import DenoiseJob
 from services.denoiser.settings import DenoiserSettings
 from services.scheduler.peers.messages import build_latent_identity
-from tests.tiny_model import save_host_adapter, save_tiny_model, write_host_section
+from tests.tiny_model import save_host_adapter, save_refiner, save_tiny_model, write_host_section
 
 Identify = Callable[[str, str], str]
 
@@ -145,8 +145,9 @@ def test_8_bit_floats_change_the_digest(tmp_path: Path) -> None:
 
 
 def save_adapted_model(folder: Path) -> Path:
-    """Writes a model with one adapter."""
+    """Writes a model with one adapter and a text refiner."""
     path, file = save_tiny_model(folder), folder / "style.safetensors"
+    save_refiner(path)
     save_file({"diffusion_model.head.head.diff_b": torch.ones(48)}, file)
     adapter = f'\n[[adapters]]\nid = "style"\nfile = "style.safetensors"\nsha256 = "{weights_digest(file)}"\n'
     path.write_text(path.read_text() + adapter)

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,14 +11,15 @@ import torch
 from safetensors.torch import load_file
 
 from models.shapes.distill import SCHEDULES, Student, subdivide
-from models.shapes.donors import Donors, donor_noise, make_donors
+from models.shapes.donors import Donors, donor_noise, load_donors, make_donors, write_donors
 from models.shapes.edits import opens
 from models.shapes.host import Host, adapted_layers, add_adapter
 from models.shapes.layout import draw_layout
 from models.shapes.muon import Muon, orthogonalise
-from models.shapes.network import FEW_STEPS, Network, model_config, to_tokens
+from models.shapes.network import FEW_STEPS, Network, encode, model_config, to_tokens
 from models.shapes.pairs import Pairs, draw_pairs
-from models.shapes.prompts import Prompts
+from models.shapes.prompts import Prompts, drop_text, no_text
+from models.shapes.render import render
 from models.shapes.train import Teacher, draw_sigmas
 from models.shapes.training import start_from
 from models.shapes.world import Scene, draw_scenes, scene_table
@@ -28,7 +30,8 @@ def training_arguments(**changes: object) -> argparse.Namespace:
     values = {
         "seed": 0, "device": "cpu", "batch": 2, "updates": 8, "compile": False, "bf16": False, "lr": 2e-3,
         "muon_lr": 3e-3, "warm_up": 1, "decay": 0.4, "ema": 0.9, "blur": 0.3, "save_every": 4,
-        "substeps": 2, "own_from": 0.0, "parts": 1, "rank": 2, "edit_share": 0.5, "targets": "renders",
+        "substeps": 2, "own_from": 0.0, "parts": 1, "no_text": 0.1, "pure_noise": 0.15, "contents": 0.1,
+        "guidance": 1.0, "rank": 2, "edit_share": 0.5, "targets": "renders",
     }  # fmt: skip
     return argparse.Namespace(**(values | changes))
 
@@ -96,14 +99,16 @@ def test_loss_decreases(prompts: Prompts) -> None:
 
 def test_parts_of_videos_have_the_positions_of_their_tokens(prompts: Prompts) -> None:
     teacher = Teacher(training_arguments(parts=4), small_network(32), prompts)
-    x, sigma, text, bias, data, index = teacher.batch()
-    assert x.shape == data.shape == (2, 64, 192)
-    assert all(len(set(row)) == 64 for row in index.tolist())
+    batch = teacher.batch()
+    sigma, text, bias = batch.sigma, batch.text, batch.bias
+    assert batch.x.shape == batch.target.shape == (2, 64, 192)
+    assert batch.index is not None
+    assert all(len(set(row)) == 64 for row in batch.index.tolist())
     whole = torch.arange(256).expand(2, -1)
     inputs = torch.randn(2, 256, 192)
     network = teacher.network
-    all_tokens = network(inputs, sigma, text, bias)
-    assert torch.allclose(all_tokens, network(inputs, sigma, text, bias, whole), atol=1e-5)
+    all_tokens, _ = network(inputs, sigma, text, bias)
+    assert torch.allclose(all_tokens, network(inputs, sigma, text, bias, whole)[0], atol=1e-5)
 
 
 def test_run_writes_curve_and_averaged_weights(prompts: Prompts, tmp_path: Path) -> None:
@@ -132,7 +137,7 @@ def test_small_network_has_the_angles_of_the_same_places() -> None:
 
 
 def test_noise_levels_include_pure_noise() -> None:
-    sigmas = draw_sigmas(4000, torch.Generator().manual_seed(0))
+    sigmas = draw_sigmas(4000, torch.Generator().manual_seed(0), 0.15)
     assert float((sigmas == 1).float().mean()) == pytest.approx(0.15, abs=0.02)
     assert float(sigmas.min()) >= 0
 
@@ -148,11 +153,11 @@ def test_student_learns_the_levels_of_its_schedule(steps: int, prompts: Prompts)
     student = Student(args, small_network(), small_network(), prompts, schedule)
     seen = set()
     for _ in range(6):
-        x, sigma, text, bias, target = student.batch()
-        assert x.shape == target.shape == (2, 1024, 192)
-        assert text.shape == (2, 48, 384)
-        assert bias.shape == (2, 48)
-        seen.add(round(float(sigma[0]), 4))
+        batch = student.batch()
+        assert batch.x.shape == batch.target.shape == (2, 1024, 192)
+        assert batch.text.shape == (2, 48, 384)
+        assert batch.bias.shape == (2, 48)
+        seen.add(round(float(batch.sigma[0]), 4))
     assert seen <= {round(s, 4) for s in schedule[:-1]}
     assert steps == 1 or len(seen) > 1
 
@@ -168,13 +173,36 @@ def test_one_teacher_step_is_its_prediction(prompts: Prompts) -> None:
     assert torch.allclose(target, x - a * (moved - x) / (b - a), atol=1e-5)
 
 
+def test_guidance_moves_steps_away_from_those_without_a_prompt(prompts: Prompts) -> None:
+    teacher = small_network()
+    text, bias = prompts.text(torch.arange(2))
+    x = torch.randn(2, 48, 4, 32, 32)
+
+    def step(text: torch.Tensor, bias: torch.Tensor, guidance: float) -> torch.Tensor:
+        *_, moved = teacher.trajectory(x, text, bias, FEW_STEPS, 1, 2, guidance)
+        return moved
+
+    with_text, without = step(text, bias, 1.0), step(*no_text(text, bias), 1.0)
+    assert not torch.allclose(with_text, without, atol=1e-4)
+    assert torch.allclose(step(text, bias, 3.0), without + 3 * (with_text - without), atol=1e-4)
+
+
+def test_a_share_of_the_samples_has_no_text(prompts: Prompts) -> None:
+    text, bias = prompts.text(torch.arange(6).repeat(100))
+    dropped, dropped_bias = drop_text(text, bias, 0.3, torch.Generator().manual_seed(0))
+    none = (dropped == 0).all(2).all(1)
+    assert float(none.float().mean()) == pytest.approx(0.3, abs=0.06)
+    assert torch.equal(dropped[~none], text[~none])
+    assert (dropped_bias[none] == 0).sum(1).eq(1).all()
+
+
 def test_adapter_without_training_has_no_effect(prompts: Prompts) -> None:
     plain, adapted = small_network(), small_network()
     names = add_adapter(adapted, 2)
     assert len(names) == 2 * len(list(adapted_layers(plain)))
     x, sigma = torch.randn(1, 1024, 192), torch.tensor([0.8])
     text, bias = prompts.text(torch.arange(1))
-    assert torch.allclose(plain(x, sigma, text, bias), adapted(x, sigma, text, bias), atol=1e-6)
+    assert torch.allclose(plain(x, sigma, text, bias)[0], adapted(x, sigma, text, bias)[0], atol=1e-6)
 
 
 def test_host_trains_only_adapter(prompts: Prompts, pairs: Pairs, donors: Donors, tmp_path: Path) -> None:
@@ -218,6 +246,29 @@ def test_donors_that_do_not_show_their_prompt_are_left_out(pairs: Pairs) -> None
     donors = make_donors(small_network(), pairs, [0, 1])  # an untrained network shows no prompt
     assert len(donors) == 0
     assert donors.layout.middle.shape == (0, 2, 2)
+
+
+def test_donors_that_show_their_prompt_keep_their_layout(pairs: Pairs) -> None:
+    layout = draw_layout(pairs.donors.table, torch.Generator().manual_seed(1))
+    videos = render(pairs.donors.table, layout)
+
+    class Renderer(Network):
+        def trajectory(self, *_: object, **__: object) -> Iterator[torch.Tensor]:
+            yield encode(videos)
+
+    donors = make_donors(Renderer(config=model_config(32, 1, 1)), pairs, range(len(pairs)))
+    same = pairs.donors.table[donors.pair, 1] == pairs.targets.table[donors.pair, 1]  # the texture
+    assert len(donors) >= len(pairs) // 2
+    assert same.any()
+    phases = donors.layout.phase[same] - layout.phase[donors.pair[same]]
+    assert ((phases - phases.round()).abs() < 0.1).float().mean() > 0.5
+
+
+def test_donors_of_another_kind_of_device_are_refused(pairs: Pairs, tmp_path: Path) -> None:
+    write_donors(small_network(), pairs, tmp_path, "cpu")
+    assert len(load_donors(tmp_path)) == 0
+    with pytest.raises(ValueError, match="made on cpu, not meta"):
+        load_donors(tmp_path, "meta")
 
 
 def test_orthogonalised_matrices_have_singular_values_near_one() -> None:
