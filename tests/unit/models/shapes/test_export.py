@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from models.shapes.export import export
+from models.shapes.export import export, write_digests
 from services.denoiser.checkpoint.weights import weights_digest
 
 MODEL = """id = "shapes"
@@ -46,3 +46,15 @@ def test_export_refuses_a_section_without_digest(folder: Path) -> None:
     (folder / "model.toml").write_text(MODEL.replace('sha256 = "11"\n', ""))
     with pytest.raises(ValueError, match="host"):
         export(folder / "ema.safetensors", "host", folder)
+
+
+def test_digests_of_other_files_follow_their_contents(folder: Path) -> None:
+    (folder / "weights").mkdir()
+    refiner = folder / "weights" / "refiner.safetensors"
+    refiner.write_bytes(b"weights")
+    section = '\n[text.refiner]\nfile = "weights/refiner.safetensors"\nsha256 = "22"\nlayers = 2\n'
+    (folder / "model.toml").write_text(MODEL + section)
+    assert write_digests(folder) == {"weights/refiner.safetensors"}
+    text = (folder / "model.toml").read_text()
+    assert f'sha256 = "{weights_digest(refiner)}"\nlayers = 2' in text
+    assert 'sha256 = "00"' in text  # of weights that are not there
