@@ -61,8 +61,8 @@ _MEANINGS = {
     Category.MOTION: """
         left leftward leftwards westward
         right rightward rightwards eastward
-        up upward upwards rise ascend climb
-        down downward downwards fall sink descend drop
+        up upward upwards higher rise ascend climb soar
+        down downward downwards lower fall sink descend drop plunge
         forward forwards
         backward backwards
         clockwise
@@ -71,7 +71,7 @@ _MEANINGS = {
         fast quick quickly rapid rapidly swift swiftly
         slow slowly leisurely
         move slide drift go glide travel float motion
-        still static motionless stationary immobile unmoving stand rest stay remain
+        still static motionless stationary immobile unmoving frozen stand rest stay remain put
     """,
     Category.NUMBER: """
         two 2 pair couple
@@ -129,7 +129,7 @@ mountain hill valley street road city town village park garden room kitchen stud
 # Words that separate the words of one thing from those of another, as articles also do.
 _DIVIDERS = """
 and or but while whilst with full_of without then plus also next beside besides near by as for
-alongside among amid in on at over against upon onto into through from above below under underneath beneath
+alongside among amid close towards toward in on at over against upon onto into through from above below under underneath beneath
 inside outside which that who whose where when show shows showing shown see sees
 """
 # Dividers that are visible themselves.
@@ -146,7 +146,8 @@ fairly very
 _MEDIA = "video film clip movie animation cartoon footage shot picture image scene graphic style quality"
 _FRAMING = """
 test simple plain flat solid uniform minimal 2d 4k 8k please make look place background backdrop surrounding
-pattern patterned unpatterned design covered frame cinematic hd
+pattern patterned unpatterned patternless design covered frame cinematic hd
+untextured undecorated unadorned unmarked featureless blank non free
 """
 # Words that name a thing only together with an attribute: "a red shape".
 _PLACEHOLDERS = "shape piece patch object thing form figure something"
