@@ -23,7 +23,7 @@ SHAPES: Final = {
         ("circle", "circle", "disc", "ball", "round shape", "circular shape", "orb", "sphere", "round object",
          "round disc", "round thing", "globe", "circular figure", "round tile", "circular block",
          "round patch", "circular piece", "balloon", "marble", "pearl", "bead", "round drop",
-         "coin", "button", "moon", "berry", "pebble", "plate", "wheel", "drop"),
+         "coin", "button", "moon", "berry", "pebble", "plate", "wheel"),
         ("disk", "bubble"),
     ),
     "square": Words(

@@ -61,8 +61,8 @@ _MEANINGS = {
     Category.MOTION: """
         left leftward leftwards westward
         right rightward rightwards eastward
-        up upward upwards higher rise ascend climb soar
-        down downward downwards lower fall sink descend drop plunge
+        up upward upwards rise ascend climb soar
+        down downward downwards fall sink descend drop plunge
         forward forwards
         backward backwards
         clockwise
@@ -70,7 +70,7 @@ _MEANINGS = {
         spin rotate revolve twirl
         fast quick quickly rapid rapidly swift swiftly
         slow slowly leisurely
-        move slide drift go glide travel float motion
+        move slide drift go come glide travel float motion
         still static motionless stationary immobile unmoving frozen stand rest stay remain put
     """,
     Category.NUMBER: """
@@ -147,7 +147,7 @@ _MEDIA = "video film clip movie animation cartoon footage shot picture image sce
 _FRAMING = """
 test simple plain flat solid uniform minimal 2d 4k 8k please make look place background backdrop surrounding
 pattern patterned unpatterned patternless design covered frame cinematic hd
-untextured undecorated unadorned unmarked featureless blank non free
+without_pattern untextured undecorated unadorned unmarked featureless blank non free
 """
 # Words that name a thing only together with an attribute: "a red shape".
 _PLACEHOLDERS = "shape piece patch object thing form figure something"
