@@ -110,6 +110,7 @@ class Network:
         video = model.spec.video
         # All networks share the weights in memory: copies would compete for the processor's caches.
         self._network = build_diffusers_network(model.transformer)
+        self._condition = model.condition
         self._predicts_data = model.spec.transformer.prediction == "data"
         self.shape = model.latent_shape(video.frames, video.height, video.width)
         self._positions = position_channels(model.spec.transformer.position_order, self.shape[1:])
@@ -126,6 +127,7 @@ class Network:
     @torch.inference_mode()
     def run(self, states: Tensor, noise: Tensor, sigmas: Sequence[float]) -> Output:
         """Samples at the given noise levels from noise and token states [1, L, text_dim]."""
+        states = self._condition(states[0])
 
         def velocity(x: Tensor, sigma: float) -> Tensor:
             inputs = torch.cat((x, self._positions))[None]

@@ -185,6 +185,12 @@ class LoadedModel:
 
         States past the model's `text.max_tokens` are dropped. Raises ValueError for another shape.
         """
+        return self.transformer.encode_text(self.condition(states).to(self.dtype))
+
+    @torch.inference_mode()
+    def condition(self, states: NDArray[np.float32] | Tensor) -> Tensor:
+        """Returns the states [1, L, text_dim] that the transformer reads: refined and padded as the model
+        says. Arguments and errors are those of `prepare_text`."""
         text, limit = self.spec.text, self.spec.text.max_tokens
         dim = self.transformer.config.text_dim
         x = torch.as_tensor(states)
@@ -195,7 +201,7 @@ class LoadedModel:
             x = self.refiner(x.float())
         if text.attend_padding:
             x = torch.nn.functional.pad(x, (0, 0, 0, limit - x.shape[1]))
-        return self.transformer.encode_text(x.to(self.dtype))
+        return x
 
     def to_tokens(self, latents: Tensor) -> Tensor:
         """Converts latents [C, T, H, W] to tokens [N, C*P]."""
