@@ -19,6 +19,7 @@ from typing import Annotated, Final
 import numpy as np
 import typer
 from chorus.common.v1 import latents_pb2
+from numpy.typing import NDArray
 
 from bench import results
 from bench.results import Figure
@@ -56,9 +57,10 @@ def make_entry(number: int) -> Entry:
     )
 
 
-def draw_vectors(count: int, seed: int) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
-    vectors = np.random.default_rng(seed).standard_normal((count, SPACE.dimension)).astype(np.float32)
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+def draw_vectors(count: int, seed: int) -> NDArray[np.float32]:
+    vectors = np.random.default_rng(seed).standard_normal((count, SPACE.dimension), np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors
 
 
 async def time_calls(call: Callable[[int], Awaitable[object]], count: int) -> list[float]:

@@ -40,6 +40,7 @@ class GenerationView:
             transient=True,
         )
         self._task = self._progress.add_task("submitting", total=None, steps="", eta="")
+        self._seed = 0
 
     def __enter__(self) -> Self:
         if self._progress.console.is_terminal:
@@ -53,7 +54,8 @@ class GenerationView:
             self._progress.stop()
 
     def accepted(self, generation: Generation) -> None:
-        self._line(f"{generation.generation_id} accepted, seed {generation.spec.seed}")
+        self._seed = generation.spec.seed
+        self._line(f"{generation.generation_id} accepted, seed {self._seed}")
         self._progress.update(self._task, description="queued")
 
     def event(self, event: GenerationEvent) -> None:
@@ -67,6 +69,10 @@ class GenerationView:
             case "waiting":
                 self._progress.update(self._task, description="waiting")
             case "planned":
+                plan = event.planned.plan
+                if plan.HasField("seed") and plan.seed != self._seed:
+                    self._seed = plan.seed
+                    self._line(f"seed {plan.seed}, the donor's, because the request states none")
                 self._progress.update(self._task, description="planned")
             case "started":
                 first, total = event.started.reuse_steps, event.started.total_steps

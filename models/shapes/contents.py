@@ -67,10 +67,11 @@ class ContentsHead(nn.Module):
 
         The attributes count in the share in which an object is seen.
         """
-        cover, *values = self.out(self.norm(hidden)).float().split((MAX_OBJECTS, *_VALUES), dim=-1)
-        value = F.binary_cross_entropy_with_logits(cover, contents.cover)
-        weight = contents.cover.amax(2)
-        for logits, wanted in zip(values, contents.values.unbind(2), strict=True):
-            entropy = F.cross_entropy(logits.mT, wanted.clamp_min(0), reduction="none")
+        logits = self.out(self.norm(hidden)).float().flatten(0, 1)
+        cover, *values = logits.split((MAX_OBJECTS, *_VALUES), dim=-1)
+        value = F.binary_cross_entropy_with_logits(cover, contents.cover.flatten(0, 1))
+        weight = contents.cover.amax(2).flatten()
+        for some, wanted in zip(values, contents.values.flatten(0, 1).unbind(1), strict=True):
+            entropy = F.cross_entropy(some, wanted.clamp_min(0), reduction="none")
             value = value + (weight * entropy).sum() / weight.sum().clamp_min(1) / len(_VALUES)
         return value

@@ -32,6 +32,7 @@ from services.scheduler.peers.messages import (
 from services.scheduler.peers.model_registry import ModelRegistry
 from services.scheduler.planning import planner
 from services.scheduler.planning.calibration import Policy, load_calibration
+from services.scheduler.planning.plan_message import choose_seed, to_message
 
 log = get_logger("attempt")
 
@@ -90,7 +91,7 @@ class AttemptRunner:
         embedded = time.monotonic()
         donors, cache_error = await self._look_up(job, identity, encoded, warnings)
         donors = await self._add_edits(job, encoded, donors, warnings)
-        plan = self._plan(spec, model, donors, cache_error)
+        plan = self._plan(job.generation, model, donors, cache_error)
         if cache_error is None:
             warnings += find_unused_plan(spec, plan, model.max_text_tokens)
         timings.embed_seconds = embedded - dequeued
@@ -188,11 +189,12 @@ class AttemptRunner:
 
     def _plan(
         self,
-        spec: pb.GenerationSpec,
+        generation: pb.Generation,
         model: denoiser_pb2.ModelInfo,
         donors: Sequence[planner.Donor],
         cache_error: ChorusError | None,
     ) -> plan_pb2.Plan:
+        spec, seed_chosen = generation.spec, generation.seed_chosen
         sigmas = tuple(spec.schedule.sigmas)
         total_steps = len(sigmas) - 1
         step_seconds = self._throughput.seconds_per_step(spec, model)
@@ -203,7 +205,8 @@ class AttemptRunner:
                 plan = planner.plan_explicit(spec.explicit_reuse, total_steps, donors, step_seconds)
             else:
                 calibration = load_calibration(model.model_id)
-                plan = planner.plan(POLICIES[spec.reuse], sigmas, donors, step_seconds, calibration)
+                seed = None if seed_chosen else spec.seed
+                plan = planner.plan(POLICIES[spec.reuse], sigmas, donors, step_seconds, calibration, seed)
             code = plan_pb2.PlanReasonCode.Name(plan.reasons[-1].code)
             span.set_attribute(semconv.REUSE_STEPS, plan.reuse_steps)
             span.set_attribute(semconv.PLAN_REASON, code.removeprefix("PLAN_REASON_CODE_"))
@@ -212,7 +215,9 @@ class AttemptRunner:
                 span.set_attribute(semconv.DONOR_SCORE, plan.donor.score)
                 if plan.donor.edit is not None:
                     span.set_attribute(semconv.EDIT, plan.donor.edit.kind)
-        return planner.to_message(plan)
+        message = to_message(plan)
+        message.seed = choose_seed(message, spec.seed, seed_chosen)
+        return message
 
 
 def _make_truncation_warning(cause: str, service: str) -> errors_pb2.JobError:

@@ -79,6 +79,8 @@ def apply(generation: pb.Generation, event: pb.GenerationEvent) -> None:
     elif kind == "planned":
         _clear_attempt(generation)
         generation.plan.CopyFrom(event.planned.plan)
+        if generation.seed_chosen and event.planned.plan.HasField("seed"):
+            generation.spec.seed = event.planned.plan.seed
         generation.attempts += 1
     elif kind == "started":
         if event.started.HasField("donor"):

@@ -83,7 +83,7 @@ def build_denoise_request(
         model_id=spec.model_id,
         shape=spec.shape,
         schedule=spec.schedule,
-        seed=spec.seed,
+        seed=plan.seed if plan.HasField("seed") else spec.seed,
         conditioning_encoder_id=encoded.conditioning_encoder_id,
         token_states=encoded.token_states,
         plan=plan,

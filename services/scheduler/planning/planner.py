@@ -95,14 +95,18 @@ def plan(
     donors: Sequence[Donor],
     seconds_per_step: float,
     calibration: Calibration | None = None,
+    seed: int | None = None,
 ) -> Plan:
     """Chooses the donor and the depth that save most among those that the policy allows.
+
+    Among donors of equal use, those of the same seed come first: their latents started from the same noise.
 
     Args:
         sigmas: the schedule, N + 1 values.
         donors: donors in any order; all under the identity of the request.
         seconds_per_step: seconds of a full step of the model at this shape; 0 if unknown.
         calibration: calibration of the model.
+        seed: seed that the request states; None if it states none.
     """
     total_steps = len(sigmas) - 1
     if policy == "off":
@@ -116,8 +120,8 @@ def plan(
             "the cache holds no similar entry for this model, schedule and shape",
         )
     if calibration is not None and any(donor.edit for donor in donors):
-        return _plan_by_calibration(policy, sigmas, donors, seconds_per_step, calibration)
-    return _plan_by_score(policy, total_steps, donors, seconds_per_step)
+        return _plan_by_calibration(policy, sigmas, donors, seconds_per_step, calibration, seed)
+    return _plan_by_score(policy, total_steps, donors, seconds_per_step, seed)
 
 
 def plan_without_cache(total_steps: int, cause: str) -> Plan:
@@ -194,6 +198,7 @@ def _plan_by_calibration(
     donors: Sequence[Donor],
     seconds_per_step: float,
     calibration: Calibration,
+    seed: int | None,
 ) -> Plan:
     """Returns the plan that saves most among the measured rows within the policy's limit."""
     total_steps = len(sigmas) - 1
@@ -214,10 +219,10 @@ def _plan_by_calibration(
     if not usable:
         return _decline(policy, total_steps, donors, calibration, bool(options))
 
-    def rank(option: tuple[Donor, Row, int]) -> tuple[float, float, float, str]:
+    def rank(option: tuple[Donor, Row, int]) -> tuple[float, float, bool, float, str]:
         donor, row, reuse_steps = option
         computed = _computed_steps(row, total_steps, reuse_steps)
-        return -computed, -row.drift_points, donor.score, donor.entry_id
+        return -computed, -row.drift_points, _has_seed(donor, seed), *_by_similarity(donor)
 
     donor, row, reuse_steps = max(usable, key=rank)
     assert donor.edit is not None
@@ -288,9 +293,10 @@ def _row_reason(policy: Policy, row: Row, reuse_steps: int, total_steps: int, co
 
 
 def _plan_by_score(
-    policy: Policy, total_steps: int, donors: Sequence[Donor], seconds_per_step: float
+    policy: Policy, total_steps: int, donors: Sequence[Donor], seconds_per_step: float, seed: int | None
 ) -> Plan:
-    """Returns the plan with the deepest reuse by the table, and among equals with the most similar donor."""
+    """Returns the plan with the deepest reuse by the table, among equals with a donor of the same seed, and
+    then with the most similar one."""
     most_similar = max(donors, key=_by_similarity)
     lowest = TABLE[policy][-1][0]
     if most_similar.score < lowest:
@@ -302,7 +308,11 @@ def _plan_by_score(
         )
     best = max(
         donors,
-        key=lambda donor: (_reusable_steps(policy, total_steps, donor), *_by_similarity(donor)),
+        key=lambda donor: (
+            _reusable_steps(policy, total_steps, donor),
+            _has_seed(donor, seed),
+            *_by_similarity(donor),
+        ),
     )
     reuse_steps = _reusable_steps(policy, total_steps, best)
     allowed = _allowed_steps(policy, total_steps, best)
@@ -330,38 +340,6 @@ def _plan_by_score(
     )
 
 
-def to_message(plan: Plan) -> plan_pb2.Plan:
-    """Returns the protobuf message of a plan."""
-    message = plan_pb2.Plan(
-        total_steps=plan.total_steps,
-        reuse_steps=plan.reuse_steps,
-        reasons=[plan_pb2.PlanReason(code=reason.code, text=reason.text) for reason in plan.reasons],
-        predicted_seconds_saved=plan.predicted_seconds_saved,
-        region_end=plan.region_end,
-        region=plan.region,
-        amplification=plan.amplification,
-        predicted_drift_points=plan.predicted_drift_points or 0.0,
-        renoised=plan.renoised,
-    )
-    if plan.donor is not None:
-        message.donor.CopyFrom(
-            plan_pb2.DonorRef(
-                entry_id=plan.donor.entry_id,
-                score=plan.donor.score,
-                prompt=plan.donor.prompt,
-                traceparent=plan.donor.traceparent,
-                generation_id=plan.donor.generation_id,
-                seed=plan.donor.seed,
-            )
-        )
-        if plan.donor.edit is not None:
-            edit = plan.donor.edit
-            message.edit = edit.kind
-            message.gained.extend(plan_pb2.WeightedToken(index=i, weight=w) for i, w in edit.gained)
-            message.lost.extend(plan_pb2.WeightedToken(index=i, weight=w) for i, w in edit.lost)
-    return message
-
-
 def _compute_in_full(total_steps: int, code: plan_pb2.PlanReasonCode.ValueType, text: str) -> Plan:
     """Returns the plan that computes every step, with its reason."""
     return Plan(total_steps, 0, None, (Reason(code, text),), 0.0)
@@ -372,7 +350,15 @@ def _by_similarity(donor: Donor) -> tuple[float, str]:
     return donor.score, donor.entry_id
 
 
+<<<<<<< HEAD
 def _allowed_share(policy: Policy, donor: Donor) -> float:
+=======
+def _has_seed(donor: Donor, seed: int | None) -> bool:
+    return seed is not None and donor.seed == seed
+
+
+def _allowed_share(policy: Policy, score: float) -> float:
+>>>>>>> main
     """Returns the share of the steps that the table allows to reuse, 0 to 1."""
     share = next((share for threshold, share in TABLE[policy] if donor.score >= threshold), 0.0)
     opens = donor.edit is not None and donor.edit.kind in OPENING

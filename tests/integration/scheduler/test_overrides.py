@@ -122,6 +122,20 @@ async def test_seed_that_nothing_overrides_is_no_warning(world: World) -> None:
     assert not (await ended(world, seed=3, explicit_reuse=renoised)).warnings
 
 
+async def test_seed_that_the_server_chose_gives_way_to_the_donors(world: World) -> None:
+    world.cache.hold(0.9992, 1, 2, 3)
+    world.cache.donors[0].entry.seed = 12
+    found = await ended(world)
+    assert found.seed_chosen
+    assert (found.spec.seed, found.plan.seed, world.denoiser.requests[-1].seed) == (12, 12, 12)
+    stated = await ended(world, seed=3)
+    assert (stated.spec.seed, stated.plan.seed, world.denoiser.requests[-1].seed) == (3, 3, 3)
+    world.cache.hold(0.9, 4)
+    world.cache.donors[0].entry.seed = 12
+    renoised = await ended(world, explicit_reuse=pb.ExplicitReuse(reuse_steps=2, renoised=True))
+    assert renoised.spec.seed == world.denoiser.requests[-1].seed != 12  # it starts from noise of its own
+
+
 async def test_donor_that_is_lost_leaves_the_seed_in_force(world: World) -> None:
     world.cache.hold(0.9992, 1, 2, 3)
     world.denoiser.degraded = True

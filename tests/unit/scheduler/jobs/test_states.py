@@ -41,6 +41,16 @@ def fold(*kinds: str) -> pb.Generation:
     return generation
 
 
+@pytest.mark.parametrize(("seed_chosen", "seed"), [(True, 9), (False, 5)])
+def test_planned_seed_takes_the_place_of_a_chosen_one(seed_chosen: bool, seed: int) -> None:
+    generation = pb.Generation(
+        state=pb.GENERATION_STATE_QUEUED, spec=pb.GenerationSpec(seed=5), seed_chosen=seed_chosen
+    )
+    planned = pb.PlannedEvent(plan=plan_pb2.Plan(total_steps=4, seed=9))
+    apply(generation, pb.GenerationEvent(sequence=1, planned=planned))
+    assert generation.spec.seed == seed
+
+
 @given(st.lists(st.sampled_from(sorted(EVENTS)), max_size=30))
 def test_any_sequence_of_events_ends_a_job_at_most_once(kinds: list[str]) -> None:
     generation = pb.Generation(state=pb.GENERATION_STATE_QUEUED)

@@ -43,5 +43,6 @@ def test_denoise_request_asks_for_admission_unless_the_spec_forbids_storing() ->
     assert (request.generation_id, request.seed, request.vector_dim) == ("g", 7, 2)
     assert request.admission.prompt == "x"
     assert list(request.admission.retrieval_vector) == [0.5, 0.5]
+    assert build_denoise_request("g", spec, encoded, plan_pb2.Plan(seed=8)).seed == 8
     spec.no_store = True
     assert not build_denoise_request("g", spec, encoded, plan_pb2.Plan()).HasField("admission")

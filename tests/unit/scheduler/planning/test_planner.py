@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from services.contract.schedule import shifted_schedule
 from services.scheduler.planning.calibration import Policy
 from services.scheduler.planning.edits import Edit, EditKind
-from services.scheduler.planning.planner import TABLE, Donor, Plan, plan, to_message
+from services.scheduler.planning.plan_message import to_message
+from services.scheduler.planning.planner import TABLE, Donor, Plan, plan
 
 POLICIES: tuple[Policy, ...] = ("off", "safe", "balanced", "fast")
 EVERY_STEP = frozenset(range(1, 4))
@@ -68,6 +69,19 @@ def test_policies_are_ordered_by_the_steps_they_reuse(
     assert off == 0
     assert safe <= fast
     assert balanced <= fast
+
+
+def test_donors_of_the_same_seed_come_first_among_equals() -> None:
+    near, same = Donor("a", 0.9999, EVERY_STEP, seed=1), Donor("b", 0.9991, EVERY_STEP, seed=2)
+    shallow = Donor("c", 0.9999, frozenset({1}), seed=2)
+
+    def chosen(seed: int | None, *candidates: Donor) -> Donor | None:
+        return plan("balanced", sigmas(4), candidates, 1.0, seed=seed).donor
+
+    assert chosen(2, near, same) is same
+    assert chosen(3, near, same) is near
+    assert chosen(None, near, same) is near
+    assert chosen(2, near, shallow) is near  # deeper reuse comes before the seed
 
 
 @given(policies, totals, st.lists(donors, max_size=6), donors)

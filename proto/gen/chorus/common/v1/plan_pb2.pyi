@@ -369,6 +369,7 @@ class Plan(google.protobuf.message.Message):
     PREDICTED_DRIFT_POINTS_FIELD_NUMBER: builtins.int
     EDIT_FIELD_NUMBER: builtins.int
     RENOISED_FIELD_NUMBER: builtins.int
+    SEED_FIELD_NUMBER: builtins.int
     total_steps: builtins.int
     """N."""
     reuse_steps: builtins.int
@@ -386,6 +387,10 @@ class Plan(google.protobuf.message.Message):
     renoised: builtins.bool
     """Whether the target starts from (1 − s) · x_N + s · e: the donor's clean latents x_N with the target's own
     noise e at the noise level s of step reuse_steps. Requires a donor and no stage 2.
+    """
+    seed: builtins.int
+    """Seed of the full computation that the run performs or, with a donor, approximates: the donor's if the request
+    stated none, otherwise the request's. Unset in plans of earlier versions.
     """
     @property
     def donor(self) -> Global___DonorRef: ...
@@ -423,8 +428,10 @@ class Plan(google.protobuf.message.Message):
         predicted_drift_points: builtins.float = ...,
         edit: builtins.str = ...,
         renoised: builtins.bool = ...,
+        seed: builtins.int | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["amplification", b"amplification", "donor", b"donor", "region", b"region"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["amplification", b"amplification", "donor", b"donor", "edit", b"edit", "gained", b"gained", "lost", b"lost", "predicted_drift_points", b"predicted_drift_points", "predicted_seconds_saved", b"predicted_seconds_saved", "reasons", b"reasons", "region", b"region", "region_end", b"region_end", "renoised", b"renoised", "reuse_steps", b"reuse_steps", "total_steps", b"total_steps"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_seed", b"_seed", "amplification", b"amplification", "donor", b"donor", "region", b"region", "seed", b"seed"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_seed", b"_seed", "amplification", b"amplification", "donor", b"donor", "edit", b"edit", "gained", b"gained", "lost", b"lost", "predicted_drift_points", b"predicted_drift_points", "predicted_seconds_saved", b"predicted_seconds_saved", "reasons", b"reasons", "region", b"region", "region_end", b"region_end", "renoised", b"renoised", "reuse_steps", b"reuse_steps", "seed", b"seed", "total_steps", b"total_steps"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_seed", b"_seed"]) -> typing.Literal["seed"] | None: ...
 
 Global___Plan: typing_extensions.TypeAlias = Plan

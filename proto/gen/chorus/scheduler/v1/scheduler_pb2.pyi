@@ -78,7 +78,8 @@ class GenerationSpec(google.protobuf.message.Message):
     """Empty selects the server's default model."""
     steps: builtins.int
     seed: builtins.int
-    """Equal seed, prompt and model without reuse produce the same video. If unset, the server chooses a seed.
+    """Equal seed, prompt and model without reuse produce the same video. If unset, the server chooses a seed, and
+    takes the donor's instead if it reuses one; an accepted specification has the seed that is in force.
     Latents that are reused carry the noise of their donor's seed; where that overrides this field, a warning
     with reason FIELD_IGNORED contains both seeds.
     """

@@ -1,0 +1,53 @@
+"""The message of a plan, and the seed of its run. All functions are pure."""
+
+from __future__ import annotations
+
+from chorus.common.v1 import plan_pb2
+
+from services.scheduler.planning.planner import Plan
+
+
+def to_message(plan: Plan) -> plan_pb2.Plan:
+    """Returns the protobuf message of a plan."""
+    message = plan_pb2.Plan(
+        total_steps=plan.total_steps,
+        reuse_steps=plan.reuse_steps,
+        reasons=[plan_pb2.PlanReason(code=reason.code, text=reason.text) for reason in plan.reasons],
+        predicted_seconds_saved=plan.predicted_seconds_saved,
+        region_end=plan.region_end,
+        region=plan.region,
+        amplification=plan.amplification,
+        predicted_drift_points=plan.predicted_drift_points or 0.0,
+        renoised=plan.renoised,
+    )
+    if plan.donor is not None:
+        message.donor.CopyFrom(
+            plan_pb2.DonorRef(
+                entry_id=plan.donor.entry_id,
+                score=plan.donor.score,
+                prompt=plan.donor.prompt,
+                traceparent=plan.donor.traceparent,
+                generation_id=plan.donor.generation_id,
+                seed=plan.donor.seed,
+            )
+        )
+        if plan.donor.edit is not None:
+            edit = plan.donor.edit
+            message.edit = edit.kind
+            message.gained.extend(plan_pb2.WeightedToken(index=i, weight=w) for i, w in edit.gained)
+            message.lost.extend(plan_pb2.WeightedToken(index=i, weight=w) for i, w in edit.lost)
+    return message
+
+
+def choose_seed(plan: plan_pb2.Plan, seed: int, chosen: bool) -> int:
+    """Returns the seed of the full computation that a run of `plan` performs or approximates.
+
+    It is the donor's if the server chose the seed itself: the result continues the donor's noise. A renoised
+    run starts from noise of its own.
+
+    Args:
+        seed: seed of the accepted specification.
+        chosen: whether the server chose it.
+    """
+    takes_donors = chosen and plan.reuse_steps > 0 and not plan.renoised and plan.donor.HasField("seed")
+    return plan.donor.seed if takes_donors else seed
