@@ -350,15 +350,11 @@ def _by_similarity(donor: Donor) -> tuple[float, str]:
     return donor.score, donor.entry_id
 
 
-<<<<<<< HEAD
-def _allowed_share(policy: Policy, donor: Donor) -> float:
-=======
 def _has_seed(donor: Donor, seed: int | None) -> bool:
     return seed is not None and donor.seed == seed
 
 
-def _allowed_share(policy: Policy, score: float) -> float:
->>>>>>> main
+def _allowed_share(policy: Policy, donor: Donor) -> float:
     """Returns the share of the steps that the table allows to reuse, 0 to 1."""
     share = next((share for threshold, share in TABLE[policy] if donor.score >= threshold), 0.0)
     opens = donor.edit is not None and donor.edit.kind in OPENING
