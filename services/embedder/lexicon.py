@@ -129,7 +129,8 @@ mountain hill valley street road city town village park garden room kitchen stud
 # Words that separate the words of one thing from those of another, as articles also do.
 _DIVIDERS = """
 and or but while whilst with full_of without then plus also next beside besides near by as for
-alongside among amid close towards toward in on at over against upon onto into through from above below under underneath beneath
+alongside among amid close towards toward in on at over against upon onto into through from above below
+under underneath beneath
 inside outside which that who whose where when show shows showing shown see sees
 """
 # Dividers that are visible themselves.
