@@ -1,8 +1,8 @@
 """Speed and accuracy of prompt alignment: `python -m bench.align` writes bench/results/align.json.
 
 Uses MiniLM and the shipped model's world without its split `test`. Measures milliseconds in the embedder's
-process, how often two phrasings of one scene are recognised as the same, and how often a single edit is
-reported as exactly the attribute that changed.
+process, and how often the scheduler recognises the kind of an edit: in pairs of prompts that differ only in
+the words for the edit, and in pairs that are worded independently.
 """
 
 from __future__ import annotations
@@ -12,24 +12,28 @@ import random
 import shlex
 import sys
 import time
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, get_args
 
 import torch
 import typer
 
 from bench import results
 from bench.results import median, share
-from evaluation.scenes import SINGLE_EDITS, Pool, make_groups
-from models.movingshapes.captions import Phrasing, caption
-from models.movingshapes.world import Split
-from services.embedder.aligner import Aligner
+from evaluation.prompts import Group, PromptCase
+from evaluation.scenes import PARAPHRASE, SINGLE_EDITS, TWO_EDITS, Phrasing, make_groups, write_prompt
+from models.shapes.edits import opens
+from models.shapes.world import Scene, Split, draw_scene
+from services.embedder.aligner import AlignedDonor, AlignedPrompts, Aligner
 from services.embedder.alignment import Alignment, EncodedPrompt, align
 from services.embedder.encoder_thread import EncoderThread
 from services.embedder.encoders import Encoder, MiniLMEncoder
 from services.embedder.lexicon import load_lexicon
+from services.embedder.servicer import make_align_response
 from services.embedder.settings import SHIPPED_LEXICON
+from services.scheduler.planning.edits import EditKind, classify_edit
 
 Compare = Callable[[str, str], Alignment]
 
@@ -37,18 +41,17 @@ LEXICON: Final = load_lexicon([SHIPPED_LEXICON])
 
 LONG_PROMPT_CHARACTERS: Final = 2_000
 SPLITS: Final[tuple[Split, ...]] = ("train", "calibration")
-MAX_UNCHANGED_WEIGHT: Final = 0.3  # upper bound on the weight of a word between prompts of the same meaning
-MIN_CHANGED_WEIGHT: Final = 0.5  # lower bound on the weight of a word of the edited attribute
-_OBJECT: Final = {"COLOUR", "SIZE", "MOTION", "OTHER"}
-_CATEGORIES: Final = {
-    "colour": {"COLOUR"},
-    "background": {"BACKGROUND"},
-    "shape": {"OTHER"},
-    "motion": {"MOTION"},
-    "size": {"SIZE"},
-    "added": _OBJECT,
-    "removed": _OBJECT,
+# Kinds of edit of a prompt set -> the kind that the scheduler assigns; other kinds depend on the scenes.
+_ASSIGNED: Final[dict[str, EditKind]] = {
+    "colour": "colour",
+    "background": "background",
+    "shape": "other",
+    "size": "size",
+    "motion": "motion",
+    "place": "place",
+    "unrelated": "unrelated",
 }
+_UNCHANGED: Final[frozenset[EditKind]] = frozenset({"same", "paraphrase"})
 _BATCH: Final = 8
 
 
@@ -62,34 +65,61 @@ def make_comparison(encoder: Encoder) -> Compare:
     return lambda donor, target: align(encode(donor), encode(target), LEXICON)
 
 
-def recognise_paraphrases(
-    compare: Compare, split: Split, count: int, seed: int, phrasing: Phrasing, unseen_words: bool = False
-) -> list[bool]:
-    """Returns for each of `count` scenes whether a training phrasing and `phrasing` align as the same."""
-    pool, draw, recognised = Pool(split, seed), random.Random(seed), []
-    for number in range(count):
-        scene = pool.draw(1 + number % 2)
-        alignment = compare(caption(scene, draw), caption(scene, draw, phrasing, unseen_words))
-        changes = (*alignment.gained, *alignment.lost)
-        changed = any(change.weight > MAX_UNCHANGED_WEIGHT for change in changes)
-        recognised.append(not (changed or alignment.things_added or alignment.reordered))
-    return recognised
+def classify_groups(encoder: Encoder, groups: Sequence[Group]) -> list[EditKind]:
+    """Returns the kind of edit that the scheduler assigns to the donor and the first target of each group."""
+    prompts = [prompt for group in groups for prompt in (group.donor.prompt, group.targets[0].prompt)]
+    encodings = [
+        encoding
+        for i in range(0, len(prompts), _BATCH)
+        for encoding in encoder.encode(prompts[i : i + _BATCH])
+    ]
+    kinds = []
+    for i in range(0, len(prompts), 2):
+        donor, target = (
+            EncodedPrompt(prompt, encoding.states, encoding.offsets)
+            for prompt, encoding in zip(prompts[i : i + 2], encodings[i : i + 2], strict=True)
+        )
+        compared = AlignedPrompts(
+            encodings[i + 1], (AlignedDonor(align(donor, target, LEXICON), encodings[i]),)
+        )
+        reply = make_align_response(compared, target.prompt, [donor.prompt])
+        kinds.append(classify_edit(reply.alignments[0], len(encodings[i + 1].tokens)).kind)
+    return kinds
 
 
-def recognise_edits(compare: Compare, split: Split, count: int, seed: int, phrasing: Phrasing) -> list[bool]:
-    """Returns for each single edit among `count` groups whether only the edited category is reported."""
-    recognised = []
-    for group in make_groups(split, count, seed, phrasing):
-        if group.kind in SINGLE_EDITS:
-            alignment = compare(group.donor.prompt, group.targets[0].prompt)
-            changed = {
-                change.category.name
-                for change in (*alignment.gained, *alignment.lost)
-                if change.weight >= MIN_CHANGED_WEIGHT
-            }
-            added = {"added": 1, "removed": -1}.get(group.kind, 0)
-            recognised.append(changed == _CATEGORIES[group.kind] and alignment.things_added == added)
-    return recognised
+def reword_groups(groups: Sequence[Group], seed: int, phrasing: Phrasing) -> list[Group]:
+    """Returns the scenes of groups in other words: donors in a training phrasing, targets in `phrasing`."""
+    rng = random.Random(seed)
+    return [
+        Group(
+            group.kind,
+            PromptCase(write_prompt(donor, rng, "seen"), donor),
+            (PromptCase(write_prompt(target, rng, phrasing), target),),
+        )
+        for group in groups
+        for donor, target in [_get_scenes(group)]
+    ]
+
+
+def is_recognised(group: Group, assigned: EditKind) -> bool:
+    """Returns whether the scheduler's kind is that of the group, or of two edits, whether it sees any."""
+    donor, target = _get_scenes(group)
+    if group.kind == PARAPHRASE:
+        return assigned in _UNCHANGED
+    if group.kind == TWO_EDITS:
+        return assigned not in _UNCHANGED
+    if group.kind == "texture":
+        return assigned == ("texture" if opens(donor, target) else "texture_removed")
+    if group.kind == "count":
+        return assigned == ("added" if opens(donor, target) else "removed")
+    return assigned == _ASSIGNED[group.kind]
+
+
+def _get_scenes(group: Group) -> tuple[Scene, Scene]:
+    donor, target = group.donor.scene, group.targets[0].scene
+    assert donor is not None
+    assert target is not None
+    return donor, target
 
 
 def measure_align(encoder: Encoder, pairs: Sequence[tuple[str, str]]) -> list[float]:
@@ -132,15 +162,26 @@ async def measure_calls(encoder: Encoder, calls: Sequence[Sequence[str]]) -> tup
 
 def _captions(count: int, seed: int) -> list[str]:
     """Returns `count` different captions."""
-    pool, captions = Pool("calibration", seed), dict[str, None]()
+    rng, captions = random.Random(seed), dict[str, None]()
     while len(captions) < count:
-        captions[caption(pool.draw(1 + len(captions) % 2), pool.rng)] = None
+        scene = draw_scene("calibration", rng, 1 + len(captions) % 2)
+        captions[write_prompt(scene, rng, "seen")] = None
     return list(captions)
+
+
+def print_confusion(title: str, groups: Sequence[Group], assigned: Sequence[EditKind]) -> None:
+    """Prints how often the scheduler assigned each kind to the groups of a kind."""
+    print(title)
+    counts: dict[str, Counter[EditKind]] = defaultdict(Counter)
+    for group, kind in zip(groups, assigned, strict=True):
+        counts[group.kind][kind] += 1
+    for name, found in counts.items():
+        print(f"  {name:11}", ", ".join(f"{kind} {n}" for kind, n in found.most_common()))
 
 
 def main(
     out: Annotated[Path, typer.Option(help="Result file.")] = results.RESULTS / "align.json",
-    count: Annotated[int, typer.Option(min=16, help="Number of prompt pairs per measurement.")] = 200,
+    count: Annotated[int, typer.Option(min=16, help="Number of prompt pairs per measurement.")] = 220,
     threads: Annotated[int, typer.Option(help="Number of CPU threads.")] = 2,
 ) -> None:
     """Measures the alignment of prompts and writes the result file."""
@@ -160,16 +201,17 @@ def main(
         measure_calls(encoder, batches)
     )
     figures = {name: median([1000 * s for s in seconds], "ms") for name, seconds in timed.items()}
-    compare = make_comparison(encoder)
     for split in SPLITS:
-        shares = {
-            "same_seen": recognise_paraphrases(compare, split, count, 1, "seen"),
-            "same_unseen": recognise_paraphrases(compare, split, count, 1, "unseen"),
-            "same_unseen_words": recognise_paraphrases(compare, split, count, 1, "unseen", unseen_words=True),
-            "edit_seen": recognise_edits(compare, split, count, 1, "seen"),
-            "edit_unseen": recognise_edits(compare, split, count, 1, "unseen"),
-        }
-        figures |= {f"{split}_{name}": share(sum(hits), len(hits)) for name, hits in shares.items()}
+        for phrasing in get_args(Phrasing):
+            name = f"{split}_{phrasing.replace('-', '_')}"
+            groups = make_groups(split, count, 1, phrasing)
+            for wording, worded in (("edited", groups), ("reworded", reword_groups(groups, 1, phrasing))):
+                assigned = classify_groups(encoder, worded)
+                print_confusion(f"{split}, {phrasing}, {wording}", worded, assigned)
+                right = list(map(is_recognised, worded, assigned))
+                for rows, of in (("same", {PARAPHRASE}), ("edit", {*SINGLE_EDITS})):
+                    hits = [hit for hit, group in zip(right, worded, strict=True) if group.kind in of]
+                    figures[f"{name}_{wording}_{rows}"] = share(sum(hits), len(hits))
     results.write(out, f"python -m bench.align {shlex.join(sys.argv[1:])}".strip(), figures)
     for name, figure in figures.items():
         interval = f" ({figure.ci95[0]:.4g} to {figure.ci95[1]:.4g})" if figure.ci95 else ""

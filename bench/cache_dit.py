@@ -27,13 +27,14 @@ from bench import results
 from bench.gpu.networks import build_diffusers_network
 from bench.results import Figure
 from evaluation.scenes import make_groups
-from models.movingshapes.analyzer import compare, read_scene
-from models.movingshapes.evaluate import STUDENT
+from models.shapes.yardstick.comparison import compare
+from models.shapes.yardstick.reader import read
 from services.contract.schedule import shifted_schedule
 from services.denoiser.model.loaded import LoadedModel
 from services.denoiser.model.predictor import Predictor
 from services.denoiser.network.positions import position_channels
 from services.denoiser.network.sampler import sample
+from services.denoiser.settings import SHIPPED_MODEL
 from services.embedder.encoders import MiniLMEncoder
 
 FEWER: Final = (3, 2, 1)
@@ -199,7 +200,7 @@ class Harness:
 
     def __init__(self, settings: Mapping[str, Setting] = SETTINGS) -> None:
         torch.set_num_threads(1)
-        self.model = LoadedModel.load(STUDENT)
+        self.model = LoadedModel.load(SHIPPED_MODEL)
         self.encoder = MiniLMEncoder()
         sigmas, shift = self.model.spec.schedule.sigmas, self.model.spec.schedule.shift
         self.network = Network(self.model)
@@ -233,7 +234,7 @@ class Harness:
         states = torch.as_tensor(self.encoder.encode([prompt])[0].states)[None]
 
         def is_correct(latents: Tensor) -> bool:
-            return compare(read_scene(self.model.decode(latents)), scene)["all"]
+            return compare(read(self.model.decode(latents)).scene, scene)["all"]
 
         reference = self._plain(states, noise)
         correct = is_correct(reference.latents)

@@ -1,4 +1,4 @@
-"""Calibrates the planner: `python -m bench.calibrate` writes planning/calibrations/movingshapes.json.
+"""Calibrates the planner: `python -m bench.calibrate` writes planning/calibrations/MODEL.json.
 
 For pairs of prompts from the calibration split, runs every reuse depth that a plan may have, and records its
 loss of alignment and its donor drift by kind of edit, as classified by the embedder. The scheduler's planner
@@ -26,11 +26,13 @@ from bench import results
 from bench.in_process import FULL, Trial, run_trials
 from evaluation.prompts import Group
 from evaluation.scenes import make_groups
-from models.movingshapes.network import FEW_STEPS
+from services.denoiser.model.spec import load_spec
+from services.denoiser.settings import SHIPPED_MODEL
 from services.scheduler.planning.calibration import LIMITS, Calibration, Depth, Row, to_plain
 from services.scheduler.planning.edits import EditKind
 
-OUT: Final = results.ROOT / "services" / "scheduler" / "planning" / "calibrations" / "movingshapes.json"
+MODEL: Final = load_spec(SHIPPED_MODEL)
+OUT: Final = results.ROOT / "services" / "scheduler" / "planning" / "calibrations" / f"{MODEL.id}.json"
 # Lower bound on the pairs of an edit; fewer are too few for an estimate.
 MIN_PAIRS: Final = 16
 # Upper bound on drift and loss, in points: the planner cannot use rows that no policy allows.
@@ -51,13 +53,13 @@ def _region(source: plan_pb2.RegionSource.ValueType) -> plan_pb2.RegionPlan:
 def list_depths() -> dict[str, Depth]:
     """Returns every depth to measure, by name: noise level, source of the region, amplification."""
     depths = {}
-    for step, sigma in ((1, 0.9375), (2, 0.8333), (3, 0.625)):
+    for step, sigma in enumerate(MODEL.schedule.sigmas[1:-1], start=1):
         for name, region in (
             ("full", None),
             ("probe", _region(plan_pb2.REGION_SOURCE_PROBE)),
             ("full-step", _region(plan_pb2.REGION_SOURCE_FULL_STEP)),
         ):
-            if name == "full-step" and step == 3:  # step 4 is the last, and would be that full step
+            if name == "full-step" and step == len(MODEL.schedule.sigmas) - 2:  # the last step would be it
                 continue
             for strength in (0.0, 0.5, 1.0)[: 3 if region is None or name == "probe" else 1]:
                 if step == 1 and strength == 1.0:
@@ -83,7 +85,7 @@ def build_rows(completed: Sequence[Trial], plans: Mapping[str, Depth]) -> list[R
             pairs = [(t.videos[FULL], t.videos[name]) for t in of_edit if name in t.videos]
             loss = [100.0 * (full.right - this.right) for full, this in pairs]
             drift = [100.0 * (this.followed - full.followed) for full, this in pairs]
-            remaining_steps = len(FEW_STEPS) - 1 - depth.reuse_steps(FEW_STEPS)
+            remaining_steps = len(MODEL.schedule.sigmas) - 1 - depth.reuse_steps(MODEL.schedule.sigmas)
             row = Row(
                 edit=edit,
                 depth=depth,
@@ -128,7 +130,7 @@ def main(
     groups += make_identical_groups(groups)
     plans = list_depths()
     completed = list(track(run_trials(groups, plans, seed, processes), "calibrating", len(groups)))
-    calibration = Calibration("movingshapes", tuple(build_rows(completed, plans)))
+    calibration = Calibration(MODEL.id, tuple(build_rows(completed, plans)))
     report = {
         "command": f"python -m bench.calibrate {shlex.join(sys.argv[1:])}".strip(),
         "commit": results.commit(),

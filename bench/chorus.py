@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, get_args
 
 import torch
 import typer
@@ -29,26 +29,18 @@ from bench.in_process import Harness, Variant, run_trials
 from bench.results import Figure
 from evaluation import run as evaluation
 from evaluation.methods import build_methods
-from evaluation.scenes import KINDS, UNRELATED, make_groups
-from models.movingshapes.network import FEW_STEPS
+from evaluation.scenes import KINDS, SINGLE_EDITS, UNRELATED, make_groups
+from services.denoiser.model.spec import load_spec
 from services.denoiser.reuse.attention_maps import AttentionMaps
 from services.denoiser.reuse.side_data import SideData, pack_side_data, pool_maps
+from services.denoiser.settings import SHIPPED_MODEL
 from services.scheduler.planning.calibration import Policy, load_calibration
 from services.scheduler.planning.edits import EditKind
 
+MODEL: Final = load_spec(SHIPPED_MODEL)
 POLICIES: Final[tuple[Policy, ...]] = ("safe", "balanced", "fast")
 BASELINES: Final = ("nirvana", "threshold", "modm")
 FEWER: Final = (3, 2, 1)
-# Kind of a prompt pair → kind of edit that the embedder should report.
-EDITS: Final[Mapping[str, EditKind]] = {
-    "colour": "colour",
-    "background": "background",
-    "shape": "other",
-    "motion": "motion",
-    "size": "size",
-    "added": "added",
-    "removed": "removed",
-}
 REGION_SHARE: Final = 0.3  # share of the tokens in the measured region step
 # Figures of the methods that the policies are compared with.
 _COMPARED_FIGURES: Final = (
@@ -56,8 +48,13 @@ _COMPARED_FIGURES: Final = (
     "single_edit_speedup_p50",
     "single_edit_alignment_ratio",
     "single_edit_drift_points",
+    "single_edit_layout_kept",
     "speedup_p50",
     "alignment_all",
+    "artefact_rate",
+    "sharpness",
+    "distance",
+    "distance_excess",
 )
 
 
@@ -87,6 +84,9 @@ def select_headlines(measured: Mapping[str, Any]) -> dict[str, Any]:
             ("alignment_ratio", "single_edit_alignment_ratio"),
             ("drift_points", "single_edit_drift_points"),
             ("hit_share", "single_edit_hit_share"),
+            ("layout_kept", "single_edit_layout_kept"),
+            ("artefact_rate", "artefact_rate"),
+            ("distance_excess", "distance_excess"),
         ):
             if f"{policy}.{figure}" in measured:
                 headlines[f"{policy}_{name}"] = measured[f"{policy}.{figure}"]
@@ -152,7 +152,7 @@ def measure_step_costs(harness: Harness, repeats: int = 40) -> dict[str, Figure]
 
 def measure_false_reuse(harness: Harness, pairs: int, seed: int) -> dict[str, Figure]:
     """Computes the share of unrelated pairs that any policy would reuse. Builds only plans."""
-    calibration = load_calibration("movingshapes")
+    calibration = load_calibration(MODEL.id)
     assert calibration is not None
     groups = [g for g in make_groups("test", pairs * len(KINDS), seed, "unseen") if g.kind == UNRELATED]
     planned = 0
@@ -165,25 +165,31 @@ def measure_false_reuse(harness: Harness, pairs: int, seed: int) -> dict[str, Fi
 
 def measure_amplification_gain(pairs: int, seed: int, processes: int) -> dict[str, Figure]:
     """Measures how much alignment amplification adds at the deepest reuse that `fast` allows each kind."""
-    calibration = load_calibration("movingshapes")
+    calibration = load_calibration(MODEL.id)
     assert calibration is not None
     deepest = {
-        edit: min(rows, key=lambda row: row.computed_share * (4 - row.depth.reuse_steps(FEW_STEPS))).depth
-        for edit in EDITS.values()
+        edit: min(
+            rows,
+            key=lambda row: (
+                row.computed_share
+                * (len(MODEL.schedule.sigmas) - 1 - row.depth.reuse_steps(MODEL.schedule.sigmas))
+            ),
+        ).depth
+        for edit in get_args(EditKind)
         if (rows := [row for row in calibration.allowed(edit, "fast") if row.depth.amplification])
     }
     plans: dict[str, Variant] = {}
     for edit, depth in deepest.items():
         plans[f"{edit} on"] = depth
         plans[f"{edit} off"] = replace(depth, amplification=None)
-    groups = [g for g in make_groups("test", pairs, seed, "unseen") if EDITS.get(g.kind) in deepest]
+    groups = [g for g in make_groups("test", pairs, seed, "unseen") if g.kind in SINGLE_EDITS]
     completed = list(track(run_trials(groups, plans, seed, processes), "amplification", len(groups)))
     figures, gains = {}, []
-    for kind, edit in EDITS.items():
+    for kind in SINGLE_EDITS:
         points = [
-            100.0 * (t.videos[f"{edit} on"].right - t.videos[f"{edit} off"].right)
+            100.0 * (t.videos[f"{t.edit} on"].right - t.videos[f"{t.edit} off"].right)
             for t in completed
-            if t.kind == kind and edit in deepest
+            if t.kind == kind and t.edit in deepest
         ]
         gains += points
         if points:
@@ -223,7 +229,9 @@ def main(
     figures: dict[str, Any] = {**select_headlines(measured), **in_process}
     command = f"python -m bench.chorus {shlex.join(sys.argv[1:])}".strip()
     out = results.RESULTS / "chorus.json"
-    results.write(out, command, figures, by_kind=group_by_kind(measured))
+    verdict = results.read(folder / evaluation.FIGURES).get("verdict", [])
+    results.write(out, command, figures, by_kind=group_by_kind(measured), verdict=verdict)
+    print(*verdict, sep="\n")
     for name, figure in results.read(out)["figures"].items():
         print(name, figure["value"], figure["unit"], figure["ci95"], f"n = {figure['n']}")
 

@@ -10,19 +10,20 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TypeAlias
 
+import numpy as np
 import torch
 from chorus.common.v1 import plan_pb2
+from numpy.typing import NDArray
 from torch import Tensor
 
 from evaluation.prompts import Group
 from evaluation.scenes import judge
-from models.movingshapes.analyzer import read_scene
-from models.movingshapes.evaluate import STUDENT
+from models.shapes.yardstick.reader import read
 from services.contract.schedule import shifted_schedule
 from services.denoiser.model.loaded import LoadedModel
 from services.denoiser.model.predictor import Predictor
@@ -32,6 +33,7 @@ from services.denoiser.reuse.attention_maps import AttentionMaps
 from services.denoiser.reuse.donor import DonorLatents
 from services.denoiser.reuse.side_data import pool_maps, unpool_maps
 from services.denoiser.reuse.stages import Stages
+from services.denoiser.settings import SHIPPED_MODEL
 from services.embedder.aligner import Aligner
 from services.embedder.encoder_thread import EncoderThread
 from services.embedder.encoders import Encoding, MiniLMEncoder
@@ -40,6 +42,8 @@ from services.embedder.servicer import make_align_response
 from services.embedder.settings import SHIPPED_LEXICON
 from services.scheduler.planning.calibration import Depth
 from services.scheduler.planning.edits import Edit, classify_edit
+
+Floats: TypeAlias = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -101,7 +105,7 @@ class Pair:
     Attributes:
         edit: Edit from donor to target.
         donor: Latents of the donor's full computation.
-        own: Latents of the target's full computation, from another seed.
+        own: Latents of the target's full computation, from another seed, with its text prepared for reuse.
         tokens: Number of tokens of the target's prompt.
         runs: Clean latents shared by the custom variants of the pair, by plan.
     """
@@ -140,19 +144,29 @@ Variant: TypeAlias = Depth | Fewer | Renoised | CustomVariant
 
 
 class Harness:
-    """Shipped model and encoder in this process, on one thread."""
+    """Shipped model and encoder in this process, on one thread.
 
-    def __init__(self, model: Path = STUDENT) -> None:
+    Args:
+        model: Model file.
+        host: Whether reuse runs on the model's host adapter, if it has one.
+    """
+
+    def __init__(self, model: Path = SHIPPED_MODEL, *, host: bool = True) -> None:
         torch.set_num_threads(1)
-        self.predictor = Predictor.eager(LoadedModel.load(model))
-        self.model = self.predictor.model
+        loaded = LoadedModel.load(model)
+        self.set_model(loaded if host else replace(loaded, host=None))
         self.encoder = MiniLMEncoder()
         engine = EncoderThread(self.encoder, [self.encoder], queue_limit=4, recent_bytes=1 << 24)
         self._aligner = Aligner(engine, load_lexicon([SHIPPED_LEXICON]))
-        video = self.model.spec.video
-        self.shape = self.model.latent_shape(video.frames, video.height, video.width)
-        self.sigmas = self.model.spec.schedule.sigmas
-        self.grid = self.model.token_grid(self.shape)
+
+    def set_model(self, model: LoadedModel) -> None:
+        """Sets the model of full computations, and of reuse: its host, if it has one."""
+        self.predictor = Predictor.eager(model)
+        self.reusing = self.predictor.select(continues_donor=True)
+        self.model, video = model, model.spec.video
+        self.shape = model.latent_shape(video.frames, video.height, video.width)
+        self.sigmas = model.spec.schedule.sigmas
+        self.grid = model.token_grid(self.shape)
 
     def find_edit(self, donor: str, target: Encoding, prompt: str) -> Edit:
         """Returns the edit from a donor's prompt to the target's, as the scheduler classifies it."""
@@ -160,8 +174,15 @@ class Harness:
         reply = make_align_response(compared, prompt, [donor])
         return classify_edit(reply.alignments[0], len(target.tokens))
 
-    def run_full(self, text: TextKV, seed: int, tokens: int) -> DonorLatents:
-        """Runs without a donor and returns the latents as a later run would find them in the cache."""
+    def run_full(self, states: Floats, seed: int) -> DonorLatents:
+        """Runs without a donor and returns the latents as a later run would find them in the cache.
+
+        Their text is prepared for reuse: by the model's host, if it has one.
+
+        Args:
+            states: Token states of the prompt, [L, text_dim].
+        """
+        text, tokens = self.model.prepare_text(states), len(states)
         noise, plan = self.model.noise(seed, self.shape), plan_pb2.Plan(total_steps=len(self.sigmas) - 1)
         maps = AttentionMaps(tokens)
         run = Stages(self.predictor, plan, self.shape, self.sigmas, text, noise, None)
@@ -170,7 +191,7 @@ class Harness:
         assert attention is not None
         pooled = pool_maps(attention, self.grid, 1 << 30)
         assert pooled is not None
-        return DonorLatents(steps, unpool_maps(pooled, self.grid), text)
+        return DonorLatents(steps, unpool_maps(pooled, self.grid), self.reusing.model.prepare_text(states))
 
     def build_plan(self, variant: Depth | Renoised, edit: Edit) -> plan_pb2.Plan | None:
         """Returns the plan of a variant; None if it reuses no step."""
@@ -192,26 +213,31 @@ class Harness:
     def run_plan(
         self, plan: plan_pb2.Plan, text: TextKV, noise: Tensor, donor: DonorLatents
     ) -> tuple[Tensor, float]:
-        """Runs a plan. Returns the clean latents and the computation in full steps."""
-        steps = list(Stages(self.predictor, plan, self.shape, self.sigmas, text, noise, donor).steps())
+        """Runs a plan. Returns the clean latents and the computation in full steps.
+
+        Args:
+            text: The target's, prepared for reuse.
+        """
+        steps = list(Stages(self.reusing, plan, self.shape, self.sigmas, text, noise, donor).steps())
         return steps[-1].latents, sum(step.computed_share for step in steps)
 
     def run_variant(
-        self,
-        variant: Depth | Fewer | Renoised,
-        edit: Edit,
-        text: TextKV,
-        donor: DonorLatents,
-        seed: int,
+        self, variant: Depth | Fewer | Renoised, pair: Pair, states: Floats, seed: int
     ) -> tuple[Tensor, float] | None:
-        """Runs a variant. Returns the clean latents and the computation in full steps; None without reuse."""
+        """Runs a variant. Returns the clean latents and the computation in full steps; None without reuse.
+
+        Args:
+            states: Token states of the target's prompt, [L, text_dim].
+        """
         noise = self.model.noise(seed, self.shape)
         if isinstance(variant, Fewer):
+            text = self.model.prepare_text(states)
             sigmas = shifted_schedule(variant.steps, self.model.spec.schedule.shift)
             *_, last = sample(lambda x, s: self.predictor.latent_velocity(x, s, text), noise, sigmas)
             return last, float(variant.steps)
-        plan = self.build_plan(variant, edit)
-        return None if plan is None else self.run_plan(plan, text, noise, donor)
+        plan = self.build_plan(variant, pair.edit)
+        assert pair.own.text is not None
+        return None if plan is None else self.run_plan(plan, pair.own.text, noise, pair.donor)
 
     def run_trial(self, group: Group, seed: int, variants: Mapping[str, Variant]) -> Trial:
         """Generates donor and first target of a group with different seeds, and runs every variant."""
@@ -221,16 +247,14 @@ class Harness:
         assert target_scene is not None
         donor_encoding, encoding = (self.encoder.encode([c.prompt])[0] for c in (donor_case, target_case))
         edit = self.find_edit(donor_case.prompt, encoding, target_case.prompt)
-        donor_text = self.model.prepare_text(donor_encoding.states)
-        donor = self.run_full(donor_text, 2 * seed, len(donor_encoding.tokens))
-        text = self.model.prepare_text(encoding.states)
-        own = self.run_full(text, 2 * seed + 1, len(encoding.tokens))
+        donor = self.run_full(donor_encoding.states, 2 * seed)
+        own = self.run_full(encoding.states, 2 * seed + 1)
         total = len(self.sigmas) - 1
         full_latents, pair = own.steps[total], Pair(edit, donor, own, len(encoding.tokens))
 
         def judge_output(output: Output) -> Outcome:
-            shown = read_scene(self.model.decode(output.latents))
-            verdict = judge(shown, target_scene, donor_scene)
+            shown = read(self.model.decode(output.latents))
+            verdict = judge(shown.scene, target_scene, donor_scene)
             fidelity = float((output.latents - full_latents).square().mean())
             followed = any(verdict.followed.values())
             return Outcome(verdict.right["all"], followed, output.computed, fidelity, output.measurements)
@@ -239,7 +263,7 @@ class Harness:
         for name, variant in variants.items():
             if isinstance(variant, CustomVariant):
                 videos[name] = judge_output(variant.generate(self, pair))
-            elif generated := self.run_variant(variant, edit, text, donor, 2 * seed + 1):
+            elif generated := self.run_variant(variant, pair, encoding.states, 2 * seed + 1):
                 videos[name] = judge_output(Output(*generated))
         return Trial(group.kind, edit.kind, videos)
 

@@ -96,7 +96,7 @@ class Alternative(CustomVariant):
             raise ValueError(f"sigma {self.depth.sigma:g} is no reuse on this schedule")
         gate, gate_share = self._find_gate(harness, pair, plan) if self.terms else (None, 0.0)
         stages = Stages(
-            harness.predictor,
+            harness.reusing,
             plan,
             harness.shape,
             harness.sigmas,
@@ -153,7 +153,7 @@ class Alternative(CustomVariant):
             step = plan.reuse_steps
             donor = DonorTrajectory(harness.model, pair.donor, harness.sigmas)
             text = self._mix_text(pair, plan, None)
-            target = Target(harness.predictor, harness.shape, harness.sigmas, text)
+            target = Target(harness.reusing, harness.shape, harness.sigmas, text)
             region = ProbeFinder(GATE_REGION).find(step, donor.tokens(step), target, donor)
             return region.float(), target.take_computed_share()
         if self.gate == "lost":

@@ -14,16 +14,18 @@ from chorus_rpc.tenancy import DEFAULT_TENANT
 
 from evaluation.baselines import BASELINES
 from evaluation.methods import FULL, build_methods
-from evaluation.plans import parse_named_plans
+from evaluation.plans import parse_named_plans, parse_rivals
 
 T = TypeVar("T")
 
 SPLITS: Final = ("train", "calibration", "test")
-PHRASINGS: Final = ("seen", "unseen")
+PHRASINGS: Final = ("seen", "unseen", "unseen-words")
 POLICIES: Final = ("safe", "balanced", "fast")
 NO_POLICY: Final = "none"
 # Names that a plan must not have.
-RESERVED_NAMES: Final = frozenset({*POLICIES, NO_POLICY, *BASELINES, FULL, "miss", "off"})
+RESERVED_NAMES: Final = frozenset(
+    {*POLICIES, NO_POLICY, *BASELINES, FULL, "miss", "off", "renders", "versus"}
+)
 
 
 def evaluate(
@@ -47,8 +49,8 @@ def evaluate(
     phrasing: Annotated[
         str,
         typer.Option(
-            metavar="seen|unseen",
-            help="Sentence patterns of the built prompts: seen in training, or not.",
+            metavar="seen|unseen|unseen-words",
+            help="Sentence patterns of the built prompts: seen in training, or not; or also unseen words.",
         ),
     ] = "unseen",
     prompts: Annotated[
@@ -86,6 +88,17 @@ def evaluate(
             min=1, metavar="STEPS", help="Also measure this number of steps without reuse; repeatable."
         ),
     ] = None,
+    rival: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=MODEL",
+            help="Also measure this model without reuse, such as a student of fewer steps; repeatable.",
+        ),
+    ] = None,
+    seeds: Annotated[
+        int,
+        typer.Option(min=1, max=64, help="Number of seeds per target; diversity requires at least 2."),
+    ] = 1,
     model: Annotated[str | None, typer.Option(help="Model id. Default: the server's.")] = None,
     token_pixels: Annotated[
         int, typer.Option(min=1, help="Side of a token in pixels of the model's output, for the seam score.")
@@ -110,14 +123,16 @@ def evaluate(
         bool, typer.Option("--json", help="Print the figures as one JSON object on stdout.")
     ] = False,
 ) -> None:
-    """Measure how reuse changes speed and quality: alignment, donor drift, fidelity, seams, seconds."""
+    """Measure how reuse changes speed and quality, compared with rivals; ends with a verdict in words."""
     output = Output(as_json)
     policies = _unique(policy or POLICIES)
     baselines = _unique(baseline or ())
     with output.faults():
         violations = Violations()
         violations.require(split in SPLITS, "split", f"must be one of {', '.join(SPLITS)}, not {split!r}")
-        violations.require(phrasing in PHRASINGS, "phrasing", f"must be seen or unseen, not {phrasing!r}")
+        violations.require(
+            phrasing in PHRASINGS, "phrasing", f"must be one of {', '.join(PHRASINGS)}, not {phrasing!r}"
+        )
         if policies == (NO_POLICY,):
             policies = ()
         for name in policies:
@@ -137,6 +152,7 @@ def evaluate(
         )
         violations.raise_if_any()
         plans = parse_named_plans(plan or (), reserved=RESERVED_NAMES)
+        rivals = parse_rivals(rival or (), reserved={*RESERVED_NAMES, *plans})
         try:
             from evaluation.run import EvalOptions, load_groups, run_evaluation
         except ImportError as error:
@@ -146,10 +162,11 @@ def evaluate(
             cache_target=cache_target if empty_cache else None,
             tenant=tenant,
             groups=load_groups(prompts, split, pairs, seed, phrasing),
-            methods=build_methods(policies, plans, baselines, _unique(fewer or ())),
+            methods=build_methods(policies, plans, baselines, _unique(fewer or ()), rivals),
             seed=seed,
             model=model,
             token_pixels=token_pixels,
+            seeds_per_target=seeds,
         )
         run_evaluation(options, out, output)
 

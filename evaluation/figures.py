@@ -10,11 +10,14 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from evaluation import results
+from evaluation.comparisons import comparison_figures
 from evaluation.measure import GroupResult, Measurement, TargetResult
 from evaluation.methods import FULL
+from evaluation.prompts import OPENING
+from evaluation.quality_figures import diversity_figures, quality_figures, render_figures
 from evaluation.results import Figure
 from evaluation.scenes import SINGLE_EDITS, UNRELATED, Verdict
-from models.movingshapes.analyzer import FIELDS
+from models.shapes.yardstick.comparison import FIELDS
 
 MISS: Final = "miss"
 ATTRIBUTES: Final = (*FIELDS, "all")
@@ -27,15 +30,24 @@ def build_figures(group_results: Sequence[GroupResult], reusing: Sequence[str]) 
         reusing: Names of the methods that search the cache.
     """
     targets = [target for result in group_results for target in result.targets]
-    figures = _misses(group_results, reusing)
+    methods = list_methods(targets)
+    rivals = [method for method in methods if method not in reusing and method != FULL]
+    figures = _misses(group_results, reusing) | render_figures(targets)
+    figures |= diversity_figures([spread for result in group_results for spread in result.spreads])
+    figures |= comparison_figures(targets, reusing, rivals)
     by_prefix = {"": targets, **{f"{kind}.": filter_kind(targets, kind) for kind in list_kinds(targets)}}
+    if opening := [target for target in targets if target.opens and target.kind in SINGLE_EDITS]:
+        by_prefix[f"{OPENING}."] = opening
     for prefix, subset in by_prefix.items():
-        for method in list_methods(targets):
+        for method in methods:
             of_method = _reuse_figures(subset, method) if method in reusing else _figures(subset, method)
             figures |= {f"{method}.{prefix}{key}": figure for key, figure in of_method.items()}
     for method in reusing:
         of_method = _single_edits(targets, method) | _false_reuse(targets, method)
         figures |= {f"{method}.{key}": figure for key, figure in of_method.items()}
+    edits = [target for target in targets if target.kind in SINGLE_EDITS]
+    for method in rivals if edits else ():
+        figures |= {f"{method}.{key}": figure for key, figure in _single_edit_quality(edits, method).items()}
     return figures
 
 
@@ -93,8 +105,13 @@ def _single_edits(targets: Sequence[TargetResult], method: str) -> dict[str, Fig
     figures = {"single_edit_hit_share": results.share(len(hits), len(known))}
     if not hits:
         return figures
-    figures["single_edit_speedup_p50"] = _median_speedup(hits, method)
-    both = _verdicts(hits, method)
+    return figures | _single_edit_quality(hits, method)
+
+
+def _single_edit_quality(edits: Sequence[TargetResult], method: str) -> dict[str, Figure]:
+    """Compares single edits with the full computation of the same requests. Requires at least one."""
+    figures = {"single_edit_speedup_p50": _median_speedup(edits, method)}
+    both = _verdicts(edits, method)
     if any(full.right["all"] for full, _ in both):
         figures["single_edit_alignment_ratio"] = results.ratio(
             [this.right["all"] for _, this in both], [full.right["all"] for full, _ in both], "1"
@@ -106,6 +123,11 @@ def _single_edits(targets: Sequence[TargetResult], method: str) -> dict[str, Fig
     ]
     if drifts:
         figures["single_edit_drift_points"] = results.mean(drifts, "percentage points")
+    pairs = [(target.measurements[FULL].quality, target.measurements[method].quality) for target in edits]
+    layouts = [(full.layout["all"], this.layout["all"]) for full, this in pairs if full and this]
+    if layouts:
+        for name, kept in zip(("full_layout_kept", "layout_kept"), zip(*layouts, strict=True), strict=True):
+            figures[f"single_edit_{name}"] = results.share(sum(kept), len(layouts))
     return figures
 
 
@@ -125,6 +147,7 @@ def _figures(targets: Sequence[TargetResult], method: str) -> dict[str, Figure]:
         "steps_run": results.mean([m.steps_run for m in measurements], "steps"),
         **_alignment(measurements),
         **_drift(measurements),
+        **quality_figures(targets, method),
     }
     if method == FULL:
         return figures

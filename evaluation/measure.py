@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Literal, TypeAlias
 
-import torch
 from chorus.scheduler.v1.scheduler_pb2 import Generation
 from chorus_client import ChorusClient, SpecOptions
 from chorus_rpc.errors import WRONG_STATE, ChorusError
@@ -15,12 +14,13 @@ from chorus_rpc.errors import WRONG_STATE, ChorusError
 from evaluation.methods import FULL, FULL_METHOD, PROBE, Method
 from evaluation.pixels import Video, decode, psnr, seam_score, ssim, token_grid
 from evaluation.prompts import Group, PromptCase
+from evaluation.quality import Quality, embed_renders, inspect, measure_spread, read_video, render_scene
 from evaluation.scenes import Verdict, judge
 from evaluation.timing import TimedGeneration, generate_timed
-from models.movingshapes import world
-from models.movingshapes.analyzer import read_scene
+from models.shapes.edits import opens
+from models.shapes.world import Scene
+from models.shapes.yardstick.reader import Reading, read
 
-SCENE_SHAPE: Final = (world.FRAMES, world.HEIGHT, world.WIDTH)
 # Policy of donors that search an emptied cache; the cost of a miss is the same for every policy.
 _MISS_POLICY: Final = "balanced"
 # Origin of the latents that a generation started from: noise, its group's donor, or another request.
@@ -39,6 +39,7 @@ class Measurement:
         score: Similarity of the entry that was reused; None if nothing was reused.
         verdict: Comparison of the video with its prompt; None if it cannot be determined.
         psnr, ssim, seam: Comparison with the full computation; None for the full computation itself.
+        quality: Further measures; None if the video's scene cannot be read.
     """
 
     seconds: float
@@ -50,6 +51,7 @@ class Measurement:
     psnr: float | None
     ssim: float | None
     seam: float | None
+    quality: Quality | None = None
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,8 @@ class TargetResult:
         prompt: Prompt of the target.
         seed: Seed of the target.
         measurements: Measurements by name of the method, the full computation included.
+        opens: Whether the target names something whose layout the donor does not show.
+        renders: Features of two renders of the target's scene; none if no video could be read.
     """
 
     kind: str
@@ -69,6 +73,26 @@ class TargetResult:
     prompt: str
     seed: int
     measurements: dict[str, Measurement]
+    opens: bool = False
+    renders: tuple[tuple[float, ...], ...] = ()
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Variances over the seeds of one prompt, by measure; None for what the scene does not have.
+
+    Attributes:
+        prompt: Prompt of the target.
+        seeds: Number of seeds.
+        rendered: Variances over renders of the scene.
+        methods: By method, the variances over its videos. Methods with reuse are present only if every video
+            reused the group's donor.
+    """
+
+    prompt: str
+    seeds: int
+    rendered: dict[str, float | None]
+    methods: dict[str, dict[str, float | None]]
 
 
 @dataclass(frozen=True)
@@ -77,11 +101,33 @@ class GroupResult:
 
     Attributes:
         miss_seconds: Duration of the donor's generation; None if it did not search the cache.
-        targets: Results of the targets, in the group's order.
+        targets: Results of the targets, in the group's order, each with all its seeds.
+        spreads: Spread over seeds of each target; empty with one seed.
     """
 
     miss_seconds: float | None
     targets: tuple[TargetResult, ...]
+    spreads: tuple[Spread, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Donor:
+    """Donor of a group; `reading` is None if no video can be compared with a scene."""
+
+    generation: Generation
+    case: PromptCase
+    reading: Reading | None
+
+
+@dataclass(frozen=True)
+class _Readings:
+    """Readings of one target's videos, by method."""
+
+    by_method: dict[str, list[Reading]] = field(default_factory=dict)
+
+    def add(self, method: str, reading: Reading | None) -> None:
+        if reading is not None:
+            self.by_method.setdefault(method, []).append(reading)
 
 
 def measure(
@@ -92,6 +138,7 @@ def measure(
     model: str | None,
     token_pixels: int,
     empty_cache: Callable[[], None] | None,
+    seeds_per_target: int = 1,
 ) -> Iterator[GroupResult]:
     """Runs the groups one after the other. Every donor and every target has its own seed, from `seed` on.
 
@@ -101,43 +148,55 @@ def measure(
         token_pixels: Side of a token in pixels, for the seam score.
         empty_cache: Function called before each group. None keeps the entries of the cache; donors are then
             generated without a cache lookup.
+        seeds_per_target: Number of seeds with which each target is generated.
     """
     seeds = itertools.count(seed)
     reuse = "off" if empty_cache is None else _MISS_POLICY
     for group in groups:
         if empty_cache is not None:
             empty_cache()
-        donor = generate_timed(client, group.donor.prompt, seed=next(seeds), model=model, reuse=reuse)
-        if donor.generation.HasField("donor"):
+        made = generate_timed(client, group.donor.prompt, seed=next(seeds), model=model, reuse=reuse)
+        if made.generation.HasField("donor"):
             raise ChorusError(
                 WRONG_STATE, "another client fills the cache: measure a cache that no one else uses"
             )
-        if donor.generation.plan.total_steps > 1:
+        if made.generation.plan.total_steps > 1:
             # This request is not measured. A run keeps the device until the cache has its latents: without
             # this request the first method would wait for the donor's admission, and all others would look
             # faster.
-            donor_seed = donor.generation.spec.seed
+            donor_seed = made.generation.spec.seed
             probe: SpecOptions = {**PROBE.options, "seed": donor_seed, "model": model, "no_store": True}
             generate_timed(client, group.donor.prompt, **probe)
-        targets = [
-            _measure_target(
-                client, group, target, donor.generation, methods, next(seeds), model, token_pixels
-            )
-            for target in group.targets
-        ]
-        yield GroupResult(None if empty_cache is None else donor.seconds, tuple(targets))
+        reading = None if group.donor.scene is None else read_video(_decode_to_model_pixels(made))
+        donor = _Donor(made.generation, group.donor, reading)
+        targets: list[TargetResult] = []
+        spreads: list[Spread] = []
+        for case in group.targets:
+            readings = _Readings()
+            results = [
+                _measure_target(
+                    client, group.kind, case, donor, methods, next(seeds), model, token_pixels, readings
+                )
+                for _ in range(seeds_per_target)
+            ]
+            targets += results
+            if seeds_per_target > 1 and case.scene is not None and readings.by_method:
+                spreads.append(_measure_spread(case.prompt, case.scene, results, readings, methods))
+        yield GroupResult(None if empty_cache is None else made.seconds, tuple(targets), tuple(spreads))
 
 
 def _measure_target(
     client: ChorusClient,
-    group: Group,
+    kind: str,
     target: PromptCase,
-    donor: Generation,
+    donor: _Donor,
     methods: Sequence[Method],
     seed: int,
     model: str | None,
     token_pixels: int,
+    readings: _Readings,
 ) -> TargetResult:
+    """Generates a target with every method, and adds what the videos show to `readings`."""
     common: SpecOptions = {"seed": seed, "model": model, "no_store": True}
     measurements: dict[str, Measurement] = {}
     reference: Video | None = None
@@ -148,25 +207,79 @@ def _measure_target(
             if score is None:
                 score = _donor_score(client, target.prompt, measurements, common)
             reuse_options = method.by_score(score, measurements[FULL].total_steps)
-        options: SpecOptions = {**reuse_options, **common}
+        options: SpecOptions = {**common, **reuse_options}
         run = generate_timed(client, vary_spacing(target.prompt, number), **options)
         video = _decode_to_model_pixels(run)
-        likeness = None if reference is None else (psnr(video, reference), ssim(video, reference))
-        seam = None if reference is None else seam_score(video, reference, token_grid(video, token_pixels))
+        comparable = reference is not None and reference.shape == video.shape
+        likeness = (
+            (psnr(video, reference), ssim(video, reference)) if reference is not None and comparable else None
+        )
+        seam = (
+            seam_score(video, reference, token_grid(video, token_pixels))
+            if reference is not None and comparable
+            else None
+        )
         reference = video if reference is None else reference
-        source = _source(run.generation, donor, group.donor.prompt)
+        reading = None if target.scene is None or donor.reading is None else read_video(video)
+        readings.add(method.name, reading)
+        verdict, quality = _assess(reading, target, donor)
+        source = _source(run.generation, donor.generation, donor.case.prompt)
         measurements[method.name] = Measurement(
             seconds=run.seconds,
             steps_run=run.generation.steps_run,
             total_steps=run.generation.plan.total_steps,
             source=source,
             score=None if source == "none" else run.generation.donor.score,
-            verdict=_verdict(video, target, group.donor),
+            verdict=verdict,
             psnr=likeness[0] if likeness else None,
             ssim=likeness[1] if likeness else None,
             seam=seam,
+            quality=quality,
         )
-    return TargetResult(group.kind, group.donor.prompt, target.prompt, seed, measurements)
+    renders: tuple[tuple[float, ...], ...] = ()
+    if target.scene is not None and measurements[FULL].quality is not None:
+        renders = tuple(embed_renders(target.scene, (2 * seed, 2 * seed + 1)))
+    return TargetResult(
+        kind,
+        donor.case.prompt,
+        target.prompt,
+        seed,
+        measurements,
+        opens=bool(target.scene and donor.case.scene and opens(donor.case.scene, target.scene)),
+        renders=renders,
+    )
+
+
+def _assess(
+    reading: Reading | None, target: PromptCase, donor: _Donor
+) -> tuple[Verdict | None, Quality | None]:
+    if reading is None or donor.reading is None or target.scene is None or donor.case.scene is None:
+        return None, None
+    verdict = judge(reading.scene, target.scene, donor.case.scene)
+    return verdict, inspect(reading, target.scene, donor.reading, donor.case.scene)
+
+
+def _measure_spread(
+    prompt: str,
+    scene: Scene,
+    targets: Sequence[TargetResult],
+    readings: _Readings,
+    methods: Sequence[Method],
+) -> Spread:
+    """Computes the spread over a target's seeds for every method whose videos are comparable."""
+    reusing = {method.name for method in methods if method.reuses}
+    missed = {name for name in reusing if any(t.measurements[name].source != "donor" for t in targets)}
+    rendered = [read(render_scene(scene, target.seed)) for target in targets]
+    return Spread(
+        prompt,
+        len(targets),
+        measure_spread(rendered, scene),
+        {
+            name: measure_spread(shown, scene)
+            for name, shown in readings.by_method.items()
+            if name not in missed and len(shown) == len(targets)
+        },
+    )
 
 
 def vary_spacing(prompt: str, number: int) -> str:
@@ -212,10 +325,3 @@ def _source(generation: Generation, donor: Generation, prompt: str) -> Source:
         return "none"
     used = generation.donor
     return "donor" if used.generation_id == donor.generation_id or used.prompt == prompt else "other"
-
-
-def _verdict(video: Video, target: PromptCase, donor: PromptCase) -> Verdict | None:
-    if target.scene is None or donor.scene is None or video.shape[:3] != SCENE_SHAPE:
-        return None
-    pixels = torch.from_numpy(video / 127.5 - 1).permute(3, 0, 1, 2)  # [3, T, H, W]
-    return judge(read_scene(pixels), target.scene, donor.scene)

@@ -45,8 +45,12 @@ def build_methods(
     plans: Mapping[str, ExplicitReuse],
     baselines: Sequence[str],
     fewer: Sequence[int],
+    rivals: Mapping[str, str] | None = None,
 ) -> list[Method]:
     """Builds all methods except the full computation.
+
+    Args:
+        rivals: By name of the method, the id of a model that is measured without reuse.
 
     Baselines come after policies and plans, because a hit of one of these already reports the score.
     """
@@ -55,6 +59,7 @@ def build_methods(
         *(Method(name, {"explicit_reuse": plan}) for name, plan in plans.items()),
         *(Method(name, {}, partial(_baseline, BASELINES[name])) for name in baselines),
         *(Method(f"steps_{steps}", {"reuse": "off", "steps": steps}) for steps in fewer),
+        *(Method(name, {"reuse": "off", "model": model}) for name, model in (rivals or {}).items()),
     ]
 
 

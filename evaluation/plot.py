@@ -12,8 +12,9 @@ from matplotlib.figure import Figure as Picture
 from matplotlib.ticker import PercentFormatter
 
 from evaluation.methods import FULL
+from evaluation.prompts import ALL_KINDS
 from evaluation.results import Figure
-from evaluation.tables import ALL_KINDS, figure_name
+from evaluation.tables import figure_name
 
 # Palette of Okabe and Ito, distinguishable with colour blindness. The first colour is for the full
 # computation.
@@ -24,6 +25,9 @@ _SPEEDUP: Final = "speed-up (×), median"
 _PANELS: Final = (
     ("alignment_all", "alignment: video matches its prompt", _SHARE),
     ("donor_drift_any", "drift: video follows the donor's prompt", _SHARE),
+    ("artefact_rate", "videos with a visible artefact", _SHARE),
+    ("layout_kept_all", "the donor's layout is kept", _SHARE),
+    ("sharpness", "sharpness of objects' rims", "of renders"),
     ("ssim", "similarity to full computation", "SSIM"),
     ("speedup_p50", "speed-up over full computation", _SPEEDUP),
 )

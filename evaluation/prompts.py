@@ -5,7 +5,10 @@ A file holds one group per line (JSON Lines):
     {"kind": "colour", "donor": {"prompt": …, "scene": …}, "targets": [{"prompt": …, "scene": …}, …]}
 
 `kind` names the difference between donor and targets. The optional `scene` is a scene of the shipped model's
-world: {"background": …, "things": [{"shape": …, "colour": …, "motion": …, "size": …}, …]}.
+world; without a `place`, the prompt leaves it open:
+
+    {"background": …, "texture": …,
+     "things": [{"shape": …, "colour": …, "motion": …, "size": …, "place": …}, …]}
 """
 
 from __future__ import annotations
@@ -19,15 +22,19 @@ from typing import Any, Final
 
 from chorus_rpc.errors import invalid
 
-from models.movingshapes import world
-from models.movingshapes.world import Scene, Thing
+from models.shapes import world
+from models.shapes.world import Scene, Thing
 
+# Names of rows that summarise several kinds.
+ALL_KINDS: Final = "all"
+OPENING: Final = "opening"
 _KIND: Final = re.compile(r"[a-z][a-z0-9_-]{0,31}")
-_TABLES: Final = {
+_TABLES: Final[dict[str, tuple[str | None, ...]]] = {
     "shape": world.SHAPES,
     "colour": tuple(world.COLOURS),
     "motion": tuple(world.MOTIONS),
     "size": tuple(world.SIZES),
+    "place": (*world.PLACES, None),
 }
 
 
@@ -80,9 +87,10 @@ def read_groups(path: Path) -> list[Group]:
 
 def _parse_group(plain: dict[str, Any]) -> Group:
     kind, targets = plain["kind"], plain["targets"]
-    if not _KIND.fullmatch(kind) or kind == "all":
+    if not _KIND.fullmatch(kind) or kind in (ALL_KINDS, OPENING):
         raise ValueError(
-            f"kind: must be a lower-case word of at most 32 letters other than all, not {kind!r}"
+            "kind: must be a lower-case word of at most 32 letters other than "
+            f"{ALL_KINDS} and {OPENING}, not {kind!r}"
         )
     if not isinstance(targets, list) or not targets:
         raise ValueError("targets: must be a list of at least one prompt")
@@ -100,13 +108,14 @@ def _parse_scene(plain: dict[str, Any]) -> Scene:
     things = tuple(Thing(**thing) for thing in plain["things"])
     if not 1 <= len(things) <= world.MAX_OBJECTS:
         raise ValueError(f"things: must be 1 to {world.MAX_OBJECTS}, not {len(things)}")
-    _check_choice("background", plain["background"], tuple(world.BACKGROUNDS))
+    _check_choice("background", plain["background"], tuple(world.COLOURS))
+    _check_choice("texture", plain["texture"], world.TEXTURES)
     for thing in things:
         for field, known in _TABLES.items():
             _check_choice(field, getattr(thing, field), known)
-    return Scene(plain["background"], things)
+    return Scene(plain["background"], plain["texture"], things)
 
 
-def _check_choice(field: str, value: object, known: tuple[str, ...]) -> None:
+def _check_choice(field: str, value: object, known: tuple[object, ...]) -> None:
     if value not in known:
-        raise ValueError(f"{field}: must be one of {', '.join(known)}, not {value!r}")
+        raise ValueError(f"{field}: must be one of {', '.join(map(str, known))}, not {value!r}")

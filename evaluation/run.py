@@ -17,20 +17,23 @@ from chorus_client import AsyncCacheClient, ChorusClient, SpecOptions
 from chorus_client.files import write_atomically
 from chorus_rpc.errors import invalid
 from chorus_rpc.tenancy import DEFAULT_TENANT
+from rich.console import Group as RichGroup
 from rich.progress import Progress
+from rich.text import Text
 
 from evaluation import results
 from evaluation.deployment import local_deployment
 from evaluation.figures import build_figures, list_kinds, list_methods
-from evaluation.measure import SCENE_SHAPE, GroupResult, TargetResult, measure
+from evaluation.measure import GroupResult, TargetResult, measure
 from evaluation.methods import Method
 from evaluation.plot import plot
 from evaluation.prompts import Group, read_groups, write_groups
-from evaluation.scenes import make_groups
+from evaluation.quality import SCENE_SHAPE
+from evaluation.scenes import Phrasing, make_groups
 from evaluation.tables import build_tables
 from evaluation.timing import WARM_UP_PROMPT, generate_timed, warm_up
-from models.movingshapes.captions import Phrasing
-from models.movingshapes.world import Split
+from evaluation.verdict import write_verdict
+from models.shapes.world import Split
 
 FIGURES: Final = "eval.json"
 PLOT: Final = "eval.png"
@@ -51,6 +54,7 @@ class EvalOptions:
         seed: Seed of the first video; each later donor and target has the next one.
         model: Model id. None uses the server's default.
         token_pixels: Side of a token, in pixels of the model's output, for the seam score.
+        seeds_per_target: Number of seeds with which each target is generated; diversity requires at least 2.
     """
 
     target: str | None
@@ -61,6 +65,7 @@ class EvalOptions:
     seed: int
     model: str | None
     token_pixels: int
+    seeds_per_target: int = 1
 
 
 def load_groups(path: Path | None, split: str, pairs: int, seed: int, phrasing: str) -> list[Group]:
@@ -98,6 +103,7 @@ def run_evaluation(options: EvalOptions, folder: Path, out: Output) -> None:
             options.model,
             options.token_pixels,
             empty_cache,
+            options.seeds_per_target,
         )
         with Progress(console=out.notes, transient=True, disable=out.as_json) as progress:
             group_results = list(progress.track(measuring, len(options.groups), description="generating"))
@@ -108,7 +114,7 @@ def _warm_up(client: ChorusClient, options: EvalOptions, no_store: bool) -> None
     """Runs every method once, since each may run code that others skip; most hit the first one's latents."""
     warm_up(client, model=options.model, no_store=no_store)
     for method in options.methods:
-        spec: SpecOptions = {**method.options, "model": options.model, "no_store": True}
+        spec: SpecOptions = {"model": options.model, **method.options, "no_store": True}
         generate_timed(client, WARM_UP_PROMPT, **spec)
 
 
@@ -116,11 +122,15 @@ def _report(group_results: Sequence[GroupResult], options: EvalOptions, folder: 
     lines = [json.dumps(asdict(result)) + "\n" for result in group_results]
     write_atomically(folder / MEASUREMENTS, "".join(lines).encode())
     targets = [target for result in group_results for target in result.targets]
-    figures = build_figures(group_results, [method.name for method in options.methods if method.reuses])
-    results.write(folder / FIGURES, f"chorus {shlex.join(sys.argv[1:])}", figures)
+    reusing = [method.name for method in options.methods if method.reuses]
+    rivals = [method.name for method in options.methods if not method.reuses]
+    figures = build_figures(group_results, reusing)
+    verdict = write_verdict(figures, reusing, rivals)
+    results.write(folder / FIGURES, f"chorus {shlex.join(sys.argv[1:])}", figures, verdict=verdict)
     kinds, methods = list_kinds(targets), list_methods(targets)
     plot(folder / PLOT, figures, methods, kinds)
-    out.print(build_tables(figures, methods, kinds), eval=results.read(folder / FIGURES))
+    shown = RichGroup(build_tables(figures, methods, kinds), Text("\nverdict", "bold"), *map(Text, verdict))
+    out.print(shown, eval=results.read(folder / FIGURES))
     for note in list_exclusions(options.groups, targets):
         out.status(note)
     out.status(f"wrote {folder / FIGURES}, {folder / PLOT}, {folder / MEASUREMENTS} and {folder / PROMPTS}")

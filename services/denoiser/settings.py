@@ -11,7 +11,7 @@ from pydantic_settings import NoDecode, SettingsConfigDict
 
 from services.runtime.settings import MIB, ROOT, Port, Seconds, ServerSettings, Target
 
-SHIPPED_MODEL = ROOT / "models" / "movingshapes" / "model.toml"
+SHIPPED_MODEL = ROOT / "models" / "shapes" / "model.toml"
 
 
 def _split(value: object) -> object:

@@ -1,9 +1,10 @@
 """Word knowledge that embeddings lack: synonyms within one attribute, and words that request nothing visible.
 
 Sentence encoders place words by their contexts, and the values of one attribute share their contexts: for
-MiniLM, red is nearer to blue than to crimson. The lexicon decides colours, sizes, motion, numbers and
-negation, which a video visibly gets right or wrong; embeddings decide everything else. Synonyms that hold in
-the world of one model only, such as "ball" and "circle", belong to that model's lexicon file.
+MiniLM, red is nearer to blue than to crimson. The lexicon decides colours, sizes, motion, numbers, negation,
+textures and places in the frame, which a video visibly gets right or wrong; embeddings decide everything
+else. Synonyms that hold in the world of one model only, such as "ball" and "circle", belong to that model's
+lexicon file.
 """
 
 from __future__ import annotations
@@ -25,10 +26,13 @@ class Category(Enum):
     NUMBER = auto()
     NEGATION = auto()
     BACKGROUND = auto()
+    TEXTURE = auto()
+    PLACE = auto()
     OTHER = auto()
 
 
-# One line for each meaning, named by its first word. Verbs and nouns in their base form.
+# One line for each meaning, named by its first word. Verbs and nouns in their base form. An underscore joins
+# the words of a compound, which is known as a whole: spaces or hyphens may separate its words in a prompt.
 _MEANINGS = {
     Category.COLOUR: """
         red crimson scarlet ruby cherry vermilion maroon
@@ -57,8 +61,8 @@ _MEANINGS = {
     Category.MOTION: """
         left leftward leftwards westward
         right rightward rightwards eastward
-        up upward upwards rise ascend climb
-        down downward downwards fall sink descend drop
+        up upward upwards rise ascend climb soar
+        down downward downwards fall sink descend drop plunge
         forward forwards
         backward backwards
         clockwise
@@ -66,8 +70,8 @@ _MEANINGS = {
         spin rotate revolve twirl
         fast quick quickly rapid rapidly swift swiftly
         slow slowly leisurely
-        move slide drift go glide travel float motion
-        still static motionless stationary immobile unmoving stand rest stay remain
+        move slide drift go come glide travel float motion
+        still static motionless stationary immobile unmoving frozen stand rest stay remain put
     """,
     Category.NUMBER: """
         two 2 pair couple
@@ -91,6 +95,22 @@ _MEANINGS = {
         dawn sunrise daybreak
         dusk sunset twilight
     """,
+    Category.TEXTURE: """
+        striped stripe stripy
+        checkered chequered checkerboard
+        dotted polka_dot
+    """,
+    Category.PLACE: """
+        upper_left top_left
+        upper_right top_right
+        lower_left bottom_left
+        lower_right bottom_right
+        upper_half top_half
+        lower_half bottom_half
+        left_side left_half on_the_left at_the_left
+        right_side right_half on_the_right at_the_right
+        center centre middle
+    """,
     Category.OTHER: """
         above
         below under underneath beneath
@@ -108,9 +128,10 @@ mountain hill valley street road city town village park garden room kitchen stud
 """
 # Words that separate the words of one thing from those of another, as articles also do.
 _DIVIDERS = """
-and or but while whilst with without then plus also next beside besides near by as for
-in on at over against upon onto into through from above below under underneath beneath inside outside
-which that who whose where when show shows showing shown see sees
+and or but while whilst with full_of without then plus also next beside besides near by as for
+alongside among amid close towards toward in on at over against upon onto into through from above below
+under underneath beneath
+inside outside which that who whose where when show shows showing shown see sees
 """
 # Dividers that are visible themselves.
 _RELATIONS = "above below under underneath beneath inside outside"
@@ -119,19 +140,25 @@ _FUNCTION_WORDS = """
 this these those it its itself they them their he him his she her we us our i me my you your
 be is are was were been being am do does did have has had will would can could
 of to there all only just very whole everything everywhere around behind across together front along away
-colour colours color colors coloured colored painted filled size sized
+colour colours color colors coloured colored painted filled wearing wears size sized
+fairly very
 """
 # Words that request a display, its style or some thing, but not which. Little depends on them.
 _MEDIA = "video film clip movie animation cartoon footage shot picture image scene graphic style quality"
-_FRAMING = "test simple plain flat minimal 2d 4k 8k please make look place background backdrop surrounding"
+_FRAMING = """
+test simple plain flat solid uniform minimal 2d 4k 8k please make look place background backdrop surrounding
+pattern patterned unpatterned patternless design covered frame cinematic hd
+without_pattern untextured undecorated unadorned unmarked featureless blank non free
+"""
 # Words that name a thing only together with an attribute: "a red shape".
-_PLACEHOLDERS = "shape piece patch object thing form figure"
+_PLACEHOLDERS = "shape piece patch object thing form figure something"
 # Words that before a colour name a shade of it; hardly another colour, except for the pale ones.
 _SHADES = """
-bright vivid deep dark plain pure jet pitch royal neon light pale pastel
-snow ash stone grass leaf chocolate coffee midnight
+bright vivid deep dark plain pure jet pitch royal neon light pale pastel baby
+snow ash stone grass leaf chocolate coffee midnight fire coal canary carrot plum pumpkin mid medium concrete
+wood chalk milky ink darkest
 """
-_PALE = "light pale pastel"
+_PALE = "light pale pastel baby"
 
 
 @dataclass(frozen=True)
@@ -142,11 +169,19 @@ class Entry:
     meaning: str | None = None
 
 
-DIVIDERS = frozenset(_DIVIDERS.split())
+def _split(words: str) -> list[str]:
+    return [word.replace("_", " ") for word in words.split()]
+
+
+DIVIDERS = frozenset(_split(_DIVIDERS))
 ARTICLES = frozenset(_ARTICLES.split())
 MEDIA = frozenset(_MEDIA.split())
 PLACEHOLDERS = frozenset(_PLACEHOLDERS.split())
-FRAMING = MEDIA | PLACEHOLDERS | frozenset(_FRAMING.split())
+FRAMING = MEDIA | PLACEHOLDERS | frozenset(_split(_FRAMING))
+# Dividers that separate clauses, not the parts of one.
+CONJUNCTIONS = frozenset({"and", "or", "but", "while", "whilst", "then"})
+# Words that after a place in the frame request nothing else.
+REGIONS = frozenset({"corner", "side", "part"})
 RELATIVES = frozenset({"that", "which", "who"})
 SHADES = frozenset(_SHADES.split())
 PALE = frozenset(_PALE.split())
@@ -164,7 +199,7 @@ def _inflect(word: str, category: Category) -> set[str]:
     """Returns the inflected forms of a word, and some impossible ones. Adjectives have none."""
     # "shorts" is not a form of "short".
     nouns = {word + "s", word + "es", word[:-1] + "ies"}
-    if category in (Category.OTHER, Category.BACKGROUND):
+    if category in (Category.OTHER, Category.BACKGROUND, Category.TEXTURE):
         return nouns
     if category is not Category.MOTION:
         return set()
@@ -187,7 +222,7 @@ class Lexicon:
 
     def __init__(self, synonyms: Iterable[Meaning] = ()) -> None:
         general: list[Meaning] = [
-            (category, line.split())
+            (category, _split(line))
             for category, lines in _MEANINGS.items()
             for line in lines.strip().split("\n")
         ]
@@ -199,6 +234,20 @@ class Lexicon:
             {form: word for word in FRAMING for form in _inflect(word, Category.MOTION)}
             | {form: word for word, known in entries.items() for form in _inflect(word, known.category)}
             | {word: word for word in (*entries, *_MUTE, *FRAMING)}
+        )
+        compounds = [tuple(form.split()) for form in self._plain if " " in form]
+        self._compounds: dict[str, list[tuple[str, ...]]] = {}
+        for compound in sorted(compounds, key=len, reverse=True):
+            self._compounds.setdefault(compound[0], []).append(compound)
+
+    def match_compound(self, words: Sequence[str], at: int) -> int:
+        """Returns the number of words of the longest compound at a position; 1 if there is none.
+
+        Args:
+            words: words in case-folded form.
+        """
+        return next(
+            (len(c) for c in self._compounds.get(words[at], ()) if tuple(words[at : at + len(c)]) == c), 1
         )
 
     def to_plain(self, word: str) -> str:
@@ -228,8 +277,8 @@ def is_mute(plain_word: str) -> bool:
 def load_lexicon(paths: Iterable[Path]) -> Lexicon:
     """Reads the lexicon files of models and returns their union with the general lexicon.
 
-    A file holds a table `synonyms`: for each attribute, lists of words of one meaning. Raises ValueError that
-    names the file and the fault.
+    A file holds a table `synonyms`: for each attribute, lists of words or compounds of one meaning. Raises
+    ValueError that names the file and the fault.
     """
     return Lexicon(meaning for path in paths for meaning in _read_synonyms(path))
 
@@ -257,5 +306,10 @@ def _is_word_list(value: object) -> bool:
     return (
         isinstance(value, list)
         and bool(value)
-        and all(isinstance(word, str) and word and word == word.casefold().strip() for word in value)
+        and all(isinstance(word, str) and _is_word(word) for word in value)
     )
+
+
+def _is_word(text: str) -> bool:
+    """Returns whether a text is a lower-case word, or several with one space between them."""
+    return bool(text) and text == " ".join(text.casefold().split())

@@ -9,11 +9,13 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from itertools import pairwise
 
 from services.embedder.lexicon import (
     AROUND,
     ARTICLES,
     BACKDROPS,
+    CONJUNCTIONS,
     DIVIDERS,
     FRAMING,
     MEDIA,
@@ -22,6 +24,7 @@ from services.embedder.lexicon import (
     OPPOSITE,
     PALE,
     PLACEHOLDERS,
+    REGIONS,
     RELATIVES,
     SHADES,
     STILL,
@@ -38,6 +41,8 @@ time to match phrases grows with the cube of their number."""
 # A word of letters and digits, with an apostrophe inside; or a mark that ends a clause.
 _PIECE = re.compile(r"(?P<word>[^\W_]+(?:['’][^\W_]+)*)|[.,;:!?()\[\]{}…—–\"“”/|&+\n]")
 _TRAITS = frozenset({Category.COLOUR, Category.SIZE, Category.NUMBER})
+# Attributes that surroundings have, too.
+_LOOKS = frozenset({Category.COLOUR, Category.TEXTURE})
 
 
 @dataclass(frozen=True)
@@ -87,8 +92,9 @@ class Reading:
 def read_prompt(prompt: str, lexicon: Lexicon) -> Reading:
     """Divides a prompt into phrases."""
     reader = _Reader()
-    for clause in _split_clauses(prompt, lexicon):
-        reader.add(clause)
+    clauses = [*_split_clauses(prompt, lexicon), _Clause()]
+    for clause, following in pairwise(clauses):
+        reader.add(clause, following)
     return reader.finish()
 
 
@@ -98,14 +104,16 @@ class _Clause:
 
     Attributes:
         opener: the divider before it.
+        detached: whether a mark or a conjunction separates it from the clause before it.
         article: whether it begins with an article.
-        all_words: all its words in their base form.
+        senses: all its words in their base form, and their meanings.
         words: its words that carry meaning.
     """
 
     opener: str = ""
+    detached: bool = False
     article: bool = False
-    all_words: set[str] = field(default_factory=set)
+    senses: set[str] = field(default_factory=set)
     words: list[Word] = field(default_factory=list)
 
     @property
@@ -128,52 +136,76 @@ class _Clause:
         """Words that name things. After an article even "building" does."""
         named = [word for word in self.content if word.names]
         if not named and self.article:
-            named = [word for word in self.content if word.category is Category.OTHER][-1:]
+            named = [w for w in self.content if w.category is Category.OTHER and not w.known][-1:]
         if not named and (self.article or self.content):
             named = [word for word in self.words if word.text in PLACEHOLDERS]
         return named
 
     @property
     def about_surroundings(self) -> bool:
-        if self.all_words & BACKDROPS:
+        if self.senses & BACKDROPS:
             return True
         if self.names:
             return self.names[-1].category is Category.BACKGROUND
-        only_colour = self.categories - {Category.MOTION} == {Category.COLOUR}
-        return only_colour and (self.opener in ON or bool(self.all_words & AROUND))
+        described = self.categories - {Category.MOTION}
+        only_looks = bool(described & _LOOKS) and described <= {*_LOOKS, Category.BACKGROUND}
+        return only_looks and (self.opener in ON or bool(self.senses & AROUND))
 
 
 def _split_clauses(prompt: str, lexicon: Lexicon) -> Iterator[_Clause]:
+    """Returns the clauses that contain words with a meaning."""
     clause = _Clause()
-    for match in _PIECE.finditer(prompt):
-        text = lexicon.to_plain(match[0].casefold())
-        if not match["word"] or text in DIVIDERS or (text in ARTICLES and clause.begun):
-            yield _resolve(clause)
-            clause = _Clause(opener=text)
+    for text, start, end in _split_words(prompt, lexicon):
+        is_mark = not text[0].isalnum()
+        if is_mark or text in DIVIDERS or (text in ARTICLES and clause.begun):
+            if clause.words:
+                yield _resolve(clause)
+            detached = is_mark or text in CONJUNCTIONS or (clause.detached and not clause.words)
+            clause = _Clause(opener=text, detached=detached)
         if text in ARTICLES:
             clause.article = True  # the article of another thing would have opened a new clause
-        if match["word"]:
-            clause.all_words.add(text)
+        if not is_mark:
+            entry = lexicon.look_up(text)
+            clause.senses |= {text, entry.meaning or text}
             if not is_mute(text):
-                clause.words.append(_make_word(text, lexicon.look_up(text), *match.span()))
-    yield _resolve(clause)
+                clause.words.append(_make_word(text, entry, start, end))
+    if clause.words:
+        yield _resolve(clause)
+
+
+def _split_words(prompt: str, lexicon: Lexicon) -> Iterator[tuple[str, int, int]]:
+    """Returns words and compounds in their base form, and marks, with their characters [start, end).
+
+    The characters of "on the left" are those of "left".
+    """
+    pieces = [*_PIECE.finditer(prompt)]
+    texts = [piece[0].casefold() for piece in pieces]
+    at = 0
+    while at < len(pieces):
+        after = at + lexicon.match_compound(texts, at)
+        text = lexicon.to_plain(" ".join(texts[at:after]))
+        while at < after - 1 and is_mute(texts[at]):
+            at += 1
+        yield text, pieces[at].start(), pieces[after - 1].end()
+        at = after
 
 
 def _make_word(text: str, entry: Entry, start: int, end: int) -> Word:
-    framing = text in FRAMING
+    sense = entry.meaning or text
+    known = entry.meaning is not None
+    framing = bool({text, sense} & FRAMING)
     names = (
         entry.category in (Category.OTHER, Category.BACKGROUND)
         and not framing
         and text not in DIVIDERS
-        and not (text.endswith(("ing", "ly", "ed")) and len(text) > 4)
+        and (known or not (text.endswith(("ing", "ly", "ed")) and len(text) > 4))
     )
-    known = entry.meaning is not None
-    return Word(start, end, text, entry.category, entry.meaning or text, known, names, framing, framing)
+    return Word(start, end, text, entry.category, sense, known, names, framing, framing)
 
 
 def _resolve(clause: _Clause) -> _Clause:
     """Resolves meanings that depend on neighbouring words; returns the clause."""
-    words = clause.words = _apply_negations(clause.words)
+    words = clause.words = _join_regions(_apply_negations(clause.words))
     if clause.opener == "from":
         clause.words = words = [_reverse_direction(words[0]), *words[1:]] if words else []
     for i in reversed(range(len(words) - 1)):
@@ -187,6 +219,17 @@ def _resolve(clause: _Clause) -> _Clause:
         elif _is_known_thing(word) and _is_known_thing(after):
             words[i + 1] = replace(after, slight=True)  # a triangular block
     return clause
+
+
+def _join_regions(words: list[Word]) -> list[Word]:
+    """Joins a place in the frame with a word that adds nothing to it: "upper left corner"."""
+    joined: list[Word] = []
+    for word in words:
+        if joined and joined[-1].category is Category.PLACE and word.text in REGIONS:
+            joined[-1] = replace(joined[-1], end=word.end)
+        else:
+            joined.append(word)
+    return joined
 
 
 def _apply_negations(words: list[Word]) -> list[Word]:
@@ -230,7 +273,12 @@ class _Reader:
         self._pending: list[Word] = []  # words that describe the next thing
         self._at_background = False
 
-    def add(self, clause: _Clause) -> None:
+    def add(self, clause: _Clause, following: _Clause) -> None:
+        """Adds a clause.
+
+        Args:
+            following: the clause after it; one without words at the end of the prompt.
+        """
         names = set(clause.names)
         content = [word for word in clause.words if not word.framing or word in names]
         self._framing += [word for word in clause.words if word.framing and word not in names]
@@ -245,9 +293,9 @@ class _Reader:
             self._things += any(not word.negated for word in names)
             self._pending = []
             self._at_background = False
-        elif self._colours_background(clause):
+        elif self._continues_background(clause):
             self._background += map(_to_background, content)
-        elif self._is_relative(clause) or self._describes_last(clause):
+        elif self._is_relative(clause) or self._describes_last(clause, following):
             self._extend(content)
         else:
             self._pending += content
@@ -273,27 +321,30 @@ class _Reader:
         relative = clause.opener in RELATIVES and not clause.article
         return relative and bool(self._phrases) and not self._at_background
 
-    def _colours_background(self, clause: _Clause) -> bool:
-        """Returns whether a clause continues after "background:"."""
-        return (
-            self._at_background
-            and clause.categories == {Category.COLOUR}
-            and not any(word.known for word in self._background)
-        )
+    def _continues_background(self, clause: _Clause) -> bool:
+        """Returns whether a clause describes the surroundings before it: "background: red", "with dots"."""
+        if not self._at_background or not clause.categories or not clause.categories <= _LOOKS:
+            return False
+        described = any(word.known for word in self._background)
+        return not described or clause.categories == {Category.TEXTURE}
 
-    def _describes_last(self, clause: _Clause) -> bool:
+    def _describes_last(self, clause: _Clause, following: _Clause) -> bool:
         """Returns whether a clause that names nothing describes the thing before it, not the one after it.
 
-        The traits of a thing precede its motion, and it has one colour and one size.
+        The traits of a thing precede its motion, and it has one colour and one size. A place after a pause
+        belongs to the thing that follows directly: "a cat sits, and in the upper left a dog runs".
         """
         if not self._phrases:
             return False
+        if clause.detached and clause.categories == {Category.PLACE}:
+            thing_follows = following.names and not following.about_surroundings
+            return not (thing_follows and following.opener in (",", *ARTICLES))
         traits = clause.categories & _TRAITS
         described = {word.category for word in self._phrases[-1]}
         return not traits or not (clause.article or Category.MOTION in described or traits & described)
 
 
 def _to_background(word: Word) -> Word:
-    if word.category is Category.NEGATION:
+    if word.category in (Category.NEGATION, Category.TEXTURE):
         return word
     return replace(word, category=Category.BACKGROUND)

@@ -14,7 +14,7 @@ from services.runtime.hub import local_path
 from services.runtime.settings import MIB, ROOT, Port, ServerSettings
 
 KINDS_WITH_PATH = ("clip", "umt5")
-SHIPPED_LEXICON = ROOT / "models" / "movingshapes" / "lexicon.toml"
+SHIPPED_LEXICON = ROOT / "models" / "shapes" / "lexicon.toml"
 
 
 @dataclass(frozen=True)

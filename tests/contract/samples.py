@@ -25,7 +25,7 @@ def digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def identity(model: str = "movingshapes") -> latents_pb2.LatentIdentity:
+def identity(model: str = "shapes") -> latents_pb2.LatentIdentity:
     return latents_pb2.LatentIdentity(
         model_id=model,
         weights_digest=digest("weights"),
@@ -61,7 +61,7 @@ def entry(
     *,
     tenant: str = "default",
     seed: int = 0,
-    model: str = "movingshapes",
+    model: str = "shapes",
     blobs: Sequence[Blob] = (),
     created_ms: int = 1_700_000_000_000,
 ) -> Entry:
@@ -84,7 +84,7 @@ def entry(
 
 
 def new_entry(
-    prompt: str = "a red circle moves left", *, seed: int = 0, vector: int = 0, model: str = "movingshapes"
+    prompt: str = "a red circle moves left", *, seed: int = 0, vector: int = 0, model: str = "shapes"
 ) -> cache_pb2.NewEntry:
     return cache_pb2.NewEntry(
         identity=identity(model),
@@ -138,7 +138,7 @@ def admission(
 
 
 def lookup(
-    vector: int = 0, *, limit: int = 4, min_score: float = -1.0, model: str = "movingshapes"
+    vector: int = 0, *, limit: int = 4, min_score: float = -1.0, model: str = "shapes"
 ) -> cache_pb2.LookupRequest:
     return cache_pb2.LookupRequest(
         identity=identity(model),

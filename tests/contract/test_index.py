@@ -133,7 +133,7 @@ async def test_selection_matches_every_set_field(index: Index, tenant: str) -> N
         await index.upsert(SPACE, each, unit(i))
     assert await found(index, tenant) == [old, young, other]
     assert await found(index, tenant, Selection(created_before_ms=2_000)) == [old]
-    assert await found(index, tenant, Selection(model_id="movingshapes")) == [old, young]
+    assert await found(index, tenant, Selection(model_id="shapes")) == [old, young]
     assert await found(index, tenant, Selection(model_id="Wan-AI/Wan2.1-T2V-1.3B")) == [other]
     assert await found(index, tenant, Selection(entry_id=young.entry_id)) == [young]
     assert await found(index, tenant, Selection(entry_id=young.entry_id, created_before_ms=2_000)) == []

@@ -67,9 +67,9 @@ async def test_explicit_plan_computes_a_region_from_each_source(
     assert [r.code for r in hit.plan.reasons] == [plan_pb2.PLAN_REASON_CODE_EXPLICIT]
     steps = [event.step_completed for event in events if event.HasField("step_completed")]
     assert [step.step.index for step in steps] == [2, 3, 4]
-    assert list(steps[0].token_grid) == [4, 12, 12]
+    assert list(steps[0].token_grid) == [4, 16, 16]
     active = [sum(byte.bit_count() for byte in step.active_tokens) for step in steps]
-    assert 0 < active[1] < 576
+    assert 0 < active[1] < 1024
     assert active[2] == 0, "the last step computes every token"
     assert not steps[2].active_tokens
     assert steps[2].computed_share == 1

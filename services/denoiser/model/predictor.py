@@ -20,7 +20,7 @@ from services.denoiser.network.wan import AttentionObserver, TextKV
 class Predictor:
     """Predicts velocities. It is not thread-safe: the device thread owns it.
 
-        model = LoadedModel.load(Path("models/movingshapes/model.toml"))
+        model = LoadedModel.load(Path("models/shapes/model.toml"))
         predictor = Predictor.eager(model)
         text = model.prepare_text(token_states)                       # float32 [L, text_dim]
         shape = model.latent_shape(frames, height, width)

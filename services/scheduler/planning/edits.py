@@ -20,11 +20,15 @@ EditKind: TypeAlias = Literal[
     "number",
     "negation",
     "background",
+    "texture",  # the target names a pattern that the donor lacks
+    "texture_removed",
+    "place",  # a thing is elsewhere in the frame
     "other",  # one thing was replaced by another, or has another shape
     "added",  # the target has one more thing
     "removed",  # the target has one thing less
     "reordered",  # the same things in another order
     "several",  # two of these kinds
+    "several_opening",  # two of these kinds, at least one of which opens something
     "unrelated",  # more than two, or most of the prompt, or a thing added or removed along with another edit
 ]
 
@@ -42,7 +46,12 @@ _KINDS: dict[embedder_pb2.TokenCategory.ValueType, EditKind] = {
     embedder_pb2.TOKEN_CATEGORY_NUMBER: "number",
     embedder_pb2.TOKEN_CATEGORY_NEGATION: "negation",
     embedder_pb2.TOKEN_CATEGORY_BACKGROUND: "background",
+    embedder_pb2.TOKEN_CATEGORY_TEXTURE: "texture",
+    embedder_pb2.TOKEN_CATEGORY_PLACE: "place",
 }
+# Kinds of edit that open something: the target names what the donor's layout does not show, such as where the
+# new stripes are. They are separate kinds because they allow less reuse than other edits.
+OPENING: frozenset[EditKind] = frozenset({"texture", "place", "added", "several_opening"})
 
 
 @dataclass(frozen=True)
@@ -95,12 +104,18 @@ def _classify(
         return "added" if alignment.things_added > 0 else "removed"
     if max(len(gained), len(lost)) > _MAX_CHANGED * max(tokens, 1):
         return "unrelated"
-    kinds = {_KINDS.get(each.category, "other") for each in (*gained, *lost)}
+    kinds = _name_kinds(gained) | _name_kinds(lost)
     if len(kinds) > _MAX_KINDS:
         return "unrelated"
+    opens = not OPENING.isdisjoint(_name_kinds(gained))
     if len(kinds) > 1 or alignment.reordered:
-        return "several"
-    return kinds.pop()
+        return "several_opening" if opens else "several"
+    kind = kinds.pop()
+    return "texture_removed" if kind == "texture" and not opens else kind
+
+
+def _name_kinds(tokens: list[embedder_pb2.AlignedToken]) -> set[EditKind]:
+    return {_KINDS.get(each.category, "other") for each in tokens}
 
 
 def _describe(gained: list[embedder_pb2.AlignedToken], lost: list[embedder_pb2.AlignedToken]) -> str:

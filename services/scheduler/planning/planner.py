@@ -17,7 +17,7 @@ from chorus_rpc.plan_bounds import DEFAULT_REGION
 
 from services.contract.reuse import effective_region_end, needs_side_data
 from services.scheduler.planning.calibration import LIMITS, Calibration, Policy, Row
-from services.scheduler.planning.edits import Edit
+from services.scheduler.planning.edits import OPENING, Edit
 
 # Score at and above which this share of the steps is reused, best first. Text similarity alone is a coarse
 # guide: with MiniLM a changed word of motion or size scores up to 0.993, a changed colour about 0.83, a true
@@ -28,6 +28,8 @@ TABLE: Mapping[Policy, tuple[tuple[float, float], ...]] = {
     "balanced": ((0.999, 0.75), (0.75, 0.25)),
     "fast": ((0.999, 0.75), (0.75, 0.5), (0.60, 0.25)),
 }
+# Upper bound on that share for edits that open something: beyond it nothing is left to decide where it is.
+_MAX_OPENING_SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -313,8 +315,10 @@ def _plan_by_score(
         ),
     )
     reuse_steps = _reusable_steps(policy, total_steps, best)
-    allowed = _allowed_steps(policy, total_steps, best.score)
-    reasons = [_table_reason(policy, total_steps, best.score, allowed)]
+    allowed = _allowed_steps(policy, total_steps, best)
+    reasons = [_table_reason(policy, total_steps, best, allowed)]
+    if best.edit is not None and best.edit.kind in OPENING:
+        reasons.insert(0, _edit_reason(best.edit))
     if reuse_steps < allowed:
         reasons.append(
             Reason(
@@ -350,25 +354,27 @@ def _has_seed(donor: Donor, seed: int | None) -> bool:
     return seed is not None and donor.seed == seed
 
 
-def _allowed_share(policy: Policy, score: float) -> float:
+def _allowed_share(policy: Policy, donor: Donor) -> float:
     """Returns the share of the steps that the table allows to reuse, 0 to 1."""
-    return next((share for threshold, share in TABLE[policy] if score >= threshold), 0.0)
+    share = next((share for threshold, share in TABLE[policy] if donor.score >= threshold), 0.0)
+    opens = donor.edit is not None and donor.edit.kind in OPENING
+    return min(share, _MAX_OPENING_SHARE) if opens else share
 
 
-def _allowed_steps(policy: Policy, total_steps: int, score: float) -> int:
+def _allowed_steps(policy: Policy, total_steps: int, donor: Donor) -> int:
     """Returns the largest K1 that the table allows: at least one step is always computed."""
-    return min(math.floor(_allowed_share(policy, score) * total_steps), total_steps - 1)
+    return min(math.floor(_allowed_share(policy, donor) * total_steps), total_steps - 1)
 
 
 def _reusable_steps(policy: Policy, total_steps: int, donor: Donor) -> int:
     """Returns the deepest cached step boundary that the table allows; 0 if the donor has none."""
-    allowed = _allowed_steps(policy, total_steps, donor.score)
+    allowed = _allowed_steps(policy, total_steps, donor)
     return max((step for step in donor.steps if 1 <= step <= allowed), default=0)
 
 
-def _table_reason(policy: Policy, total_steps: int, score: float, allowed: int) -> Reason:
+def _table_reason(policy: Policy, total_steps: int, donor: Donor, allowed: int) -> Reason:
     return Reason(
         plan_pb2.PLAN_REASON_CODE_SCORE_TABLE,
-        f"similarity {score:.3f} allows {policy!r} to reuse {_allowed_share(policy, score):.0%} of the steps:"
-        f" {allowed} of {total_steps}",
+        f"similarity {donor.score:.3f} allows {policy!r} to reuse {_allowed_share(policy, donor):.0%}"
+        f" of the steps: {allowed} of {total_steps}",
     )

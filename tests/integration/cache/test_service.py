@@ -108,7 +108,7 @@ async def test_entry_is_admitted_found_fetched_and_purged(
     assert stats.fetches - before.fetches == 1
     assert stats.admissions - before.admissions == 1
 
-    purge = cache_pb2.PurgeRequest(entry_id=reply.entry_id, model_id="movingshapes")
+    purge = cache_pb2.PurgeRequest(entry_id=reply.entry_id, model_id="shapes")
     purged = await stub.Purge(purge, metadata=tenant)
     assert (purged.entries, purged.bytes) == (1, len(blobs[1]) + len(blobs[3]))
     assert (await stub.Purge(purge, metadata=tenant)).entries == 0

@@ -20,7 +20,7 @@ from chorus_client import ChorusClient, explicit_reuse
 from PIL import Image
 from typer.testing import CliRunner
 
-from models.movingshapes import world
+from models.shapes import world
 from tests.integration.client.fakes import deployment_in_thread
 from tests.integration.evaluation.fakes import GROUPS, UPSCALE, WorldDeployment
 
@@ -67,7 +67,7 @@ def test_explain_shows_plan_edit_words_reasons_steps_and_seconds(deployment: Wor
         "amplified contrast 0.5",
         "because blue instead of red",
         "+1.5 points predicted",
-        "gained orange lost cyan plan",
+        "gained tangerine lost mid gray plan",
         "0.30 s predicted, 0.25 s measured",
         "1 reused 2 region 62% 50% 0.100 3 region 62% 50% 0.100 4 full 100% 100% 0.100",
     ):
@@ -244,5 +244,4 @@ def test_without_the_extra_text_is_printed_and_a_picture_is_refused(
 
 
 def test_sizes_of_this_file_equal_those_of_the_world() -> None:
-    assert (world.HEIGHT, world.WIDTH) == (48, 48)  # square tiles
-    assert TILE >= world.WIDTH * UPSCALE  # enlarged, not averaged
+    assert TILE >= world.SIDE * UPSCALE  # enlarged, not averaged

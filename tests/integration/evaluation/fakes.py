@@ -7,15 +7,15 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import numpy as np
-import torch
 from chorus.cache.v1 import cache_pb2
 from chorus.common.v1 import plan_pb2, video_pb2
 from chorus.scheduler.v1 import scheduler_pb2
 from chorus_rpc.chunks import chunks
 
+from evaluation.quality import render_scene
 from evaluation.scenes import KINDS, make_groups
-from models.movingshapes import world
-from models.movingshapes.world import Scene
+from models.shapes import world
+from models.shapes.world import Scene
 from services.denoiser.codec.mp4 import encode_mp4, to_frames
 from tests.integration.client.fakes import STEPS, FakeCache, FakeDeployment, FakeScheduler
 
@@ -35,10 +35,10 @@ def normalise_spacing(prompt: str) -> str:
 
 
 class WorldScheduler(FakeScheduler):
-    """Renders the scene of a prompt, or the donor's scene after deep reuse.
+    """Renders the scene of a prompt, or the donor's video after deep reuse.
 
     `balanced` and `fast` reuse one step of the last entry; explicit plans state their number of steps. With
-    `fast`, and with two or more reused steps, the video shows the scene of that entry.
+    `fast`, and with two or more reused steps, the video shows the scene of that entry with its layout.
     """
 
     def __init__(self) -> None:
@@ -49,13 +49,13 @@ class WorldScheduler(FakeScheduler):
 
     async def _play(self, generation: scheduler_pb2.Generation) -> None:
         spec = generation.spec
-        spec.shape.CopyFrom(video_pb2.VideoShape(frames=world.FRAMES, height=world.HEIGHT, width=world.WIDTH))
-        plan, prompt = self._plan(spec), normalise_spacing(spec.prompt)
+        spec.shape.CopyFrom(video_pb2.VideoShape(frames=world.FRAMES, height=world.SIDE, width=world.SIDE))
+        plan, prompt, seed = self._plan(spec), normalise_spacing(spec.prompt), spec.seed
         generation.plan.CopyFrom(plan)
         if plan.reuse_steps:
             generation.donor.CopyFrom(plan.donor)
             if spec.reuse == FAST or plan.reuse_steps > 1:
-                prompt = plan.donor.prompt
+                prompt, seed = plan.donor.prompt, self.entries[-1].spec.seed
         generation.steps_run = plan.total_steps - plan.reuse_steps
         await self.emit(generation, planned=scheduler_pb2.PlannedEvent(plan=plan))
         started = scheduler_pb2.StartedEvent(
@@ -71,7 +71,7 @@ class WorldScheduler(FakeScheduler):
                 step.computed_share = 0.625
                 step.active_tokens = np.packbits(LEFT, bitorder="little").tobytes()
             await self.emit(generation, step_completed=step)
-        self._keep(generation, self._render(SCENES.get(prompt), spec.seed))
+        self._keep(generation, self._render(SCENES.get(prompt), seed))
         generation.state = scheduler_pb2.GENERATION_STATE_SUCCEEDED
         generation.timings.total_seconds = 0.1 * generation.steps_run
         await self.emit(
@@ -108,8 +108,8 @@ class WorldScheduler(FakeScheduler):
                 size_bytes=len(video),
                 digest=hashlib.sha256(video).hexdigest(),
                 frames=world.FRAMES,
-                height=world.HEIGHT * UPSCALE,
-                width=world.WIDTH * UPSCALE,
+                height=world.SIDE * UPSCALE,
+                width=world.SIDE * UPSCALE,
                 frames_per_second=8,
             )
         )
@@ -117,8 +117,7 @@ class WorldScheduler(FakeScheduler):
             self.entries.append(generation)
 
     def _render(self, scene: Scene | None, seed: int) -> bytes:
-        table = world.scene_table([scene or Scene("navy", ())])
-        video = world.render(table, torch.Generator().manual_seed(seed))[0]
+        video = render_scene(scene or Scene("navy", "plain", ()), seed)
         return encode_mp4(to_frames(video, UPSCALE), 8)
 
     async def GetVideo(self, request: Any, context: Any) -> AsyncIterator[Any]:

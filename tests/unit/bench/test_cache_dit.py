@@ -11,7 +11,7 @@ import typer
 from bench import cache_dit
 
 PROMPT = "a large red circle moving right on a black background"
-BLOCKS, STEPS = 6, 4
+BLOCKS, STEPS = 7, 4
 
 
 @pytest.fixture(scope="module")

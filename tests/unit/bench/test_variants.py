@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -17,11 +18,10 @@ from bench.in_process import Harness, Pair, Trial
 from bench.results import Figure
 from bench.variants import Alternative, Term, Where, edge_jump, limit_change, mixed
 from services.denoiser.model.loaded import LoadedModel
-from services.denoiser.model.predictor import Predictor
 from services.denoiser.reuse.amplification import amplify_text
 from services.scheduler.planning.calibration import Depth
 from services.scheduler.planning.edits import Edit
-from tests.tiny_model import TEXT_DIM, save_tiny_model
+from tests.tiny_model import TEXT_DIM, save_host_adapter, save_tiny_model
 
 CONTRAST: Final = plan_pb2.AMPLIFICATION_FORM_CONTRAST
 BIAS: Final = plan_pb2.AMPLIFICATION_FORM_BIAS
@@ -115,18 +115,16 @@ def test_single_term_equals_the_plans_amplification_and_two_are_combined(tmp_pat
 
 @pytest.fixture
 def tiny(tmp_path: Path) -> tuple[Harness, Pair]:
+    return make_harness(LoadedModel.load(save_tiny_model(tmp_path, layers=3)))
+
+
+def make_harness(model: LoadedModel) -> tuple[Harness, Pair]:
     harness = Harness.__new__(Harness)  # without the shipped model and the encoder
-    harness.predictor = Predictor.eager(LoadedModel.load(save_tiny_model(tmp_path, layers=3)))
-    harness.model = harness.predictor.model
-    harness.sigmas = harness.model.spec.schedule.sigmas
+    harness.set_model(model)
     harness.shape = harness.model.latent_shape(4, 32, 32)
     harness.grid = harness.model.token_grid(harness.shape)
     donor, own = (
-        harness.run_full(
-            harness.model.prepare_text(torch.randn(5, TEXT_DIM, generator=torch.Generator().manual_seed(s))),
-            s,
-            5,
-        )
+        harness.run_full(torch.randn(5, TEXT_DIM, generator=torch.Generator().manual_seed(s)).numpy(), s)
         for s in (1, 2)
     )
     return harness, Pair(Edit("colour", ((1, 1.0),), ((2, 1.0),)), donor, own, 5)
@@ -159,6 +157,29 @@ def test_alternative_without_changes_equals_the_plan(tiny: tuple[Harness, Pair])
         output = same.generate(harness, pair)
         assert torch.allclose(output.latents, expected, atol=1e-6)
         assert output.computed == computed
+
+
+def test_reuse_runs_on_the_host_adapter_unless_it_is_dropped(tmp_path: Path) -> None:
+    path = save_tiny_model(tmp_path, layers=3)
+    save_host_adapter(path)
+    hosted = LoadedModel.load(path)
+    assert hosted.host is not None
+    outputs, full = [], []
+    for model in (hosted, replace(hosted, host=None), hosted.host):
+        harness, pair = make_harness(model)
+        output = Alternative(Depth(harness.sigmas[1])).generate(harness, pair)
+        outputs.append(output.latents)
+        full.append(pair.own.steps[len(harness.sigmas) - 1])
+    assert torch.equal(full[0], full[1])
+    assert not torch.allclose(outputs[0], outputs[1], atol=1e-2)
+    harness, pair = make_harness(hosted)
+    assert pair.own.text is not None
+    plan = harness.build_plan(Depth(harness.sigmas[1]), pair.edit)
+    assert plan is not None
+    again, _ = harness.run_plan(plan, pair.own.text, harness.model.noise(0, harness.shape), pair.donor)
+    assert torch.allclose(again, outputs[0], atol=1e-6)
+    expected = hosted.host.prepare_text(torch.randn(5, TEXT_DIM, generator=torch.Generator().manual_seed(2)))
+    assert torch.equal(pair.own.text[0][0], expected[0][0])
 
 
 def test_hard_edge_keeps_the_targets_latents_up_to_the_edge(tiny: tuple[Harness, Pair]) -> None:

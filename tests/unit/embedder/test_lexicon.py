@@ -12,6 +12,7 @@ import pytest
 
 from services.embedder.alignment import EncodedPrompt, align
 from services.embedder.lexicon import Category, Lexicon, load_lexicon
+from services.embedder.phrases import read_prompt
 from services.embedder.settings import SHIPPED_LEXICON
 from tests.processes import ROOT
 
@@ -53,6 +54,24 @@ def test_union_of_lexicons_prefers_the_first_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("prompt", "sense"),
+    [
+        ("dark blue", "navy"),
+        ("dark-blue", "navy"),
+        ("Dark  Blue", "navy"),
+        ("dark, blue", None),
+        ("dark", None),
+    ],
+)
+def test_words_of_a_compound_are_one_word(prompt: str, sense: str | None) -> None:
+    lexicon = Lexicon([(Category.COLOUR, ["navy", "dark blue"])])
+    [phrase] = read_prompt(prompt, lexicon).phrases
+    found = {word.sense: prompt[word.start : word.end] for word in phrase}
+    assert found.get("navy") == (prompt if sense else None)
+    assert len(found) == 1 or sense is None
+
+
+@pytest.mark.parametrize(
     ("text", "fault"),
     [
         ("synonyms = 3", "one table"),
@@ -61,6 +80,7 @@ def test_union_of_lexicons_prefers_the_first_file(tmp_path: Path) -> None:
         ("[synonyms]\nother = ['a']", "must be lists of lower-case words"),
         ("[synonyms]\nother = [[]]", "must be lists of lower-case words"),
         ("[synonyms]\nother = [['Ball']]", "must be lists of lower-case words"),
+        ("[synonyms]\nother = [['red  ball']]", "must be lists of lower-case words"),
         ("[synonyms", "cannot be read"),
         (None, "cannot be read"),
     ],

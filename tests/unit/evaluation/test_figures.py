@@ -21,10 +21,10 @@ from evaluation.prompts import Group, PromptCase
 from evaluation.run import list_exclusions
 from evaluation.scenes import Verdict, judge
 from evaluation.tables import build_tables
-from models.movingshapes.world import Scene, Thing
+from models.shapes.world import Scene, Thing
 
-RED = Scene("navy", (Thing("circle", "red", "left", "small"),))
-BLUE = Scene("navy", (Thing("circle", "blue", "left", "small"),))
+RED = Scene("navy", "plain", (Thing("circle", "red", "left", "small"),))
+BLUE = Scene("navy", "plain", (Thing("circle", "blue", "left", "small"),))
 GOOD, DRIFTED = judge(RED, RED, BLUE), judge(BLUE, RED, BLUE)
 
 
@@ -107,6 +107,7 @@ def test_method_without_reuse_counts_every_target() -> None:
     figures = build_figures([GroupResult(None, tuple(targets))], [])
     assert figures["steps_3.psnr_db"].n == 2
     assert figures["steps_3.speedup_p50"].value == pytest.approx(4 / 3)
+    assert figures["steps_3.single_edit_speedup_p50"].n == 2
     assert "steps_3.hit_share" not in figures
     assert "miss.seconds_p50" not in figures
 
@@ -114,7 +115,7 @@ def test_method_without_reuse_counts_every_target() -> None:
 def test_single_edits_are_compared_with_the_full_computation_of_the_same_requests() -> None:
     targets = [
         target("colour", measurement(1, 2, "donor", DRIFTED)),
-        target("added", measurement(0.5, 2, "donor", GOOD)),
+        target("count", measurement(0.5, 2, "donor", GOOD)),
         target("size", measurement(1, 2, "donor", DRIFTED), full=DRIFTED),  # the model's own mistake
         target("motion", measurement(2.2, 4, "none", GOOD)),
         target("shape", measurement(0.1, 2, "other", DRIFTED)),
@@ -132,6 +133,7 @@ def test_single_edits_are_compared_with_the_full_computation_of_the_same_request
     assert drift == results.mean([100, 0, 0], "percentage points")
     assert figures["fast.false_reuse_rate"] == results.share(1, 1)
     assert not [name for name in figures if name.startswith("full.single_edit")]
+    assert figures["versus.fast.full.alignment_points"].n == 3
 
 
 def test_single_edit_and_false_reuse_figures_are_omitted_without_such_requests() -> None:
@@ -165,7 +167,7 @@ def test_exclusions_are_listed_with_their_reason() -> None:
         [Group("colour", PromptCase("a", RED), (PromptCase("b", BLUE),))],
         [target("colour", measurement(1, 3, "donor", None), None)],
     )
-    assert "16 frames of 48 × 48" in line
+    assert "16 frames of 64 × 64" in line
     [line] = list_exclusions(nameless, TARGETS)
     assert line.startswith("1 requests reused another donor")
 

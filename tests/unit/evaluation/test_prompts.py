@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -13,86 +14,100 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evaluation.prompts import Group, PromptCase, read_groups, write_groups
-from evaluation.scenes import KINDS, Pool, judge, list_differences, make_groups
-from models.movingshapes import world
-from models.movingshapes.world import Scene, Split, Thing
+from evaluation.scenes import (
+    KINDS,
+    SINGLE_EDITS,
+    Phrasing,
+    count_changes,
+    draw_pair,
+    judge,
+    list_differences,
+    make_groups,
+)
+from models.shapes import world
+from models.shapes.world import Scene, Split, Thing, combination, find_split
 
 SPLITS: tuple[Split, ...] = ("train", "calibration", "test")
 RED = Thing("circle", "red", "left", "small")
 BLUE = Thing("square", "blue", "up", "large")
-things = st.sampled_from(world.things())
+things = st.builds(
+    Thing,
+    *(
+        st.sampled_from(list(values))
+        for values in (world.SHAPES, world.COLOURS, world.MOTIONS, world.SIZES, [*world.PLACES, None])
+    ),
+)
 scenes = st.builds(
     Scene,
-    st.sampled_from(list(world.BACKGROUNDS)),
+    st.sampled_from(list(world.COLOURS)),
+    st.sampled_from(world.TEXTURES),
     st.one_of(st.tuples(things), st.tuples(things, things)),
 )
 
-
 OF_OBJECTS = ("shape", "colour", "motion", "size")
-# Attributes in which donor and target of a kind may differ; for all other kinds the attribute of that name.
-DIFFER: dict[str, list[set[str]]] = {
-    "unrelated": [{"background", *OF_OBJECTS}],
-    "paraphrase": [set()],
-    "added": [{"count"}],
-    "removed": [{"count"}],
-    "two_edits": [{one, other} for one in OF_OBJECTS for other in OF_OBJECTS],
-}
+
+
+def scenes_of(group: Group) -> tuple[Scene, Scene]:
+    donor, target = group.donor.scene, group.targets[0].scene
+    assert donor is not None
+    assert target is not None
+    return donor, target
 
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_pairs_differ_according_to_their_kind_and_belong_to_the_split(split: Split) -> None:
     groups = make_groups(split, 4 * len(KINDS), 0, "unseen")
     assert Counter(group.kind for group in groups) == dict.fromkeys(KINDS, 4)
-    pool = Pool(split, 0)
     for group in groups:
-        donor, target = group.donor.scene, group.targets[0].scene
-        assert donor is not None
-        assert target is not None
-        assert donor in pool
-        assert target in pool
+        donor, target = scenes_of(group)
+        for scene in (donor, target):
+            assert all(find_split(combination(scene, thing)) == split for thing in scene.things)
         assert group.donor.prompt != group.targets[0].prompt
-        assert set(list_differences(donor, target)) in DIFFER.get(group.kind, [{group.kind}]), group
+        differences = set(list_differences(donor, target))
+        if group.kind in SINGLE_EDITS:
+            assert differences <= {group.kind}
+            assert donor != target
+        elif group.kind == "unrelated":
+            assert differences >= {"background", "texture", *OF_OBJECTS}
+        elif group.kind == "paraphrase":
+            assert donor == target
     assert {len(g.targets[0].scene.things) for g in groups if g.targets[0].scene} == {1, 2}
 
 
-def test_added_and_removed_change_one_object_and_keep_the_others() -> None:
+def test_count_adds_or_removes_one_object_and_keeps_the_others() -> None:
+    changes = set()
     for group in make_groups("train", 4 * len(KINDS), 3, "unseen"):
-        donor, target = group.donor.scene, group.targets[0].scene
-        assert donor is not None
-        assert target is not None
-        change = len(target.things) - len(donor.things)
-        assert change == {"added": 1, "removed": -1}.get(group.kind, 0)
-        if change:
+        donor, target = scenes_of(group)
+        if group.kind == "count":
+            changes.add(len(target.things) - len(donor.things))
             fewer, more = sorted((donor.things, target.things), key=len)
             assert set(fewer) <= set(more)
+    assert changes == {-1, 1}
 
 
-def test_two_edits_change_two_attributes_of_one_object_or_of_two() -> None:
-    seen = set()
-    for i in range(60):
-        donor, target = Pool("train", i).pair("two_edits", 1 + i % 2)
-        changed = [
-            (place, name)
-            for place, (a, b) in enumerate(zip(donor.things, target.things, strict=True))
-            for name in OF_OBJECTS
-            if getattr(a, name) != getattr(b, name)
-        ]
-        assert len(changed) == 2
-        assert donor.background == target.background
-        seen.add(len({place for place, _ in changed}))
-    assert seen == {1, 2}
+def test_two_edits_differ_in_two_places() -> None:
+    for seed in range(20):
+        donor, target = draw_pair("two_edits", "train", random.Random(seed), 1 + seed % 2)
+        assert donor != target
 
 
-def test_pool_contains_only_scenes_of_its_split() -> None:
-    test, train = Pool("test", 0), Pool("train", 0)
-    assert all(scene in test and scene not in train for scene in world.single_scenes("test"))
+@pytest.mark.parametrize("phrasing", ["seen", "unseen", "unseen-words"])
+def test_edit_changes_the_words_in_one_place(phrasing: Phrasing) -> None:
+    changes = {kind: [0] for kind in SINGLE_EDITS}
+    for group in make_groups("train", 4 * len(KINDS), 1, phrasing):
+        if group.kind in SINGLE_EDITS:
+            changes[group.kind].append(count_changes(group.donor.prompt, group.targets[0].prompt))
+    for kind in ("colour", "background", "shape", "size", "motion", "texture"):
+        assert max(changes[kind]) == 1, kind
+    assert sum(changes["place"]) <= 6
+    assert sum(changes["count"]) <= 8
 
 
-def test_edit_changes_the_words_of_only_one_attribute() -> None:
-    for group in make_groups("train", 64, 1, "unseen"):
-        if group.kind in ("colour", "background", "shape", "size"):
-            donor, target = (Counter(case.prompt.split()) for case in (group.donor, group.targets[0]))
-            assert sum((donor - target).values()) <= 2, group  # "navy blue", "round shape"
+def test_kind_that_no_split_contains_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("evaluation.scenes._SCENE_ATTEMPTS", 3)
+    monkeypatch.setattr("evaluation.scenes.draw_edit", lambda *_: None)
+    with pytest.raises(ValueError, match="no two scenes of 1 objects that differ in size"):
+        draw_pair("size", "test", random.Random(0), 1)
 
 
 def test_same_seed_builds_the_same_set() -> None:
@@ -112,6 +127,7 @@ def test_written_groups_are_read_back(tmp_path: Path) -> None:
 GOOD = {"kind": "colour", "donor": {"prompt": "a"}, "targets": [{"prompt": "b"}]}
 SCENE = {
     "background": "navy",
+    "texture": "striped",
     "things": [{"shape": "circle", "colour": "red", "motion": "up", "size": "small"}],
 }
 
@@ -125,7 +141,9 @@ SCENE = {
         (json.dumps({"kind": "colour", "donor": {"prompt": "a"}}), "'targets' is missing"),
         (json.dumps(GOOD | {"targets": []}), "at least one"),
         (json.dumps(GOOD | {"donor": {"prompt": " "}}), "non-empty"),
-        (json.dumps(GOOD | {"donor": {"prompt": "a", "scene": SCENE | {"background": "pink"}}}), "'pink'"),
+        (json.dumps(GOOD | {"donor": {"prompt": "a", "scene": SCENE | {"background": "puce"}}}), "'puce'"),
+        (json.dumps(GOOD | {"donor": {"prompt": "a", "scene": SCENE | {"texture": "wavy"}}}), "'wavy'"),
+        (json.dumps(GOOD | {"kind": "opening"}), "other than all and opening"),
         (json.dumps(GOOD | {"donor": {"prompt": "a", "scene": SCENE | {"things": []}}}), "1 to 2"),
         (
             json.dumps(GOOD | {"donor": {"prompt": "a", "scene": SCENE | {"things": [{"shape": "x"}]}}}),
@@ -160,7 +178,8 @@ def test_video_of_the_donor_follows_it_in_every_difference(donor: Scene, target:
     verdict = judge(donor, target, donor)
     assert tuple(verdict.followed) == list_differences(donor, target)
     assert all(verdict.followed.values())
-    assert verdict.right["all"] == (donor == target)
+    if donor == target:
+        assert verdict.right["all"]
 
 
 @given(scenes)
@@ -169,16 +188,24 @@ def test_equal_scenes_have_no_differences(scene: Scene) -> None:
 
 
 def test_verdict_is_separate_for_each_attribute() -> None:
-    target, donor = Scene("navy", (RED,)), Scene("white", (replace(RED, motion="up"),))
-    shown = Scene("white", (replace(RED, colour="cyan"),))
+    target, donor = Scene("navy", "plain", (RED,)), Scene("white", "dotted", (replace(RED, motion="up"),))
+    shown = Scene("white", "plain", (replace(RED, colour="cyan"),))
     verdict = judge(shown, target, donor)
-    assert verdict.followed == {"background": True, "motion": False}
+    assert verdict.followed == {"background": True, "texture": False, "motion": False}
     wrong = {name for name, right in verdict.right.items() if not right}
     assert wrong == {"background", "colour", "all"}
 
 
-def test_scenes_with_different_numbers_of_objects_compare_only_count_and_background() -> None:
-    assert list_differences(Scene("navy", (RED, BLUE)), Scene("white", (RED,))) == ("background", "count")
-    assert judge(Scene("navy", (RED, BLUE)), Scene("navy", (RED,)), Scene("navy", (RED, BLUE))).followed == {
-        "count": True
-    }
+def test_places_differ_only_if_both_scenes_name_one() -> None:
+    left, right, free = (
+        Scene("navy", "plain", (replace(RED, place=p),)) for p in ("upper left", "upper right", None)
+    )
+    assert list_differences(left, right) == ("place",)
+    assert list_differences(left, free) == list_differences(free, left) == ()
+    assert judge(left, right, left).followed == {"place": True}
+
+
+def test_scenes_with_different_numbers_of_objects_compare_count_and_background() -> None:
+    one, two = Scene("navy", "plain", (RED,)), Scene("navy", "plain", (RED, BLUE))
+    assert list_differences(two, replace(one, background="white")) == ("background", "count")
+    assert judge(two, one, two).followed == {"count": True}

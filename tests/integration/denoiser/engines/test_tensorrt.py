@@ -112,11 +112,9 @@ def test_engines_of_the_shipped_model_are_built_and_found(shipped: LoadedModel, 
         "part-01.engine",
     ]
     layers = engine.facts["layers"]
-    assert (layers["attentions"], layers["fused"], layers["masks_expanded"]) == (12, 12, 0)
+    assert (layers["attentions"], layers["fused"], layers["masks_expanded"]) == (14, 14, 0)
     assert find_engine(shipped, options, store).digest == engine.digest
-    with pytest.raises(
-        BackendError, match=r"no engine of movingshapes for .* on sm_80 .*chorus engine build"
-    ):
+    with pytest.raises(BackendError, match=r"no engine of shapes for .* on sm_80 .*chorus engine build"):
         find_engine(shipped, replace(options, target="sm_80"), store)
     with pytest.raises(BackendError, match="needs a CUDA device"):
         load_engine(shipped, engine, options)

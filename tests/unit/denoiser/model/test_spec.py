@@ -97,8 +97,8 @@ def make(tmp_path: Path) -> Make:
 
 
 def test_shipped_model_file_is_valid() -> None:
-    spec = load_spec(ROOT / "models" / "movingshapes" / "model.toml")
-    assert spec.id == "movingshapes"
+    spec = load_spec(ROOT / "models" / "shapes" / "model.toml")
+    assert spec.id == "shapes"
     assert spec.schedule.sigmas == pytest.approx((1.0, 0.9375, 0.8333, 0.625, 0.0), abs=1e-4)
 
 

@@ -135,8 +135,8 @@ def test_broken_calibration_is_rejected_with_its_row_and_field(change: dict[str,
 
 
 def test_shipped_calibration_covers_the_shipped_model() -> None:
-    calibration = load_calibration("movingshapes")
-    assert calibration is not None, "planning/calibrations/movingshapes.json was not found"
+    calibration = load_calibration("shapes")
+    assert calibration is not None, "planning/calibrations/shapes.json was not found"
     assert len(calibration.rows) > 100
     assert calibration.covers("same")
     assert calibration.covers("colour")

@@ -33,6 +33,7 @@ def alignment(
 
 BLUE, RED = token("blue", "COLOUR", index=3), token("red", "COLOUR", index=2)
 LEFT, BOX = token("left", "MOTION"), token("box", "OTHER")
+STRIPES, CORNER = token("striped", "TEXTURE"), token("upper left", "PLACE")
 
 
 @pytest.mark.parametrize(
@@ -47,7 +48,14 @@ LEFT, BOX = token("left", "MOTION"), token("box", "OTHER")
         (alignment([token("three", "NUMBER")], [token("two", "NUMBER")]), "number"),
         (alignment([token("no", "NEGATION")], []), "negation"),
         (alignment([token("navy", "BACKGROUND")], [token("black", "BACKGROUND")]), "background"),
+        (alignment([STRIPES], []), "texture"),
+        (alignment([STRIPES], [token("dotted", "TEXTURE")]), "texture"),
+        (alignment([], [STRIPES]), "texture_removed"),
+        (alignment([CORNER], [token("center", "PLACE")]), "place"),
         (alignment([BOX], [token("ball", "OTHER")]), "other"),
+        (alignment([STRIPES, BLUE], [RED]), "several_opening"),
+        (alignment([LEFT], [CORNER]), "several"),
+        (alignment([CORNER], [], reordered=True), "several_opening"),
         (alignment([BLUE, LEFT], [RED]), "several"),
         (alignment([BLUE], [RED], reordered=True), "several"),
         (alignment([BOX, BLUE], [], things=1), "added"),

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from services.contract.schedule import shifted_schedule
 from services.scheduler.planning.calibration import Policy
+from services.scheduler.planning.edits import Edit, EditKind
 from services.scheduler.planning.plan_message import to_message
 from services.scheduler.planning.planner import TABLE, Donor, Plan, plan
 
@@ -110,6 +111,16 @@ def test_another_donor_never_makes_the_plan_shallower(
 )
 def test_table_gives_the_expected_steps_at_four_steps(policy: Policy, score: float, steps: int) -> None:
     assert plan(policy, sigmas(4), [Donor("a", score, EVERY_STEP)], 1.0).reuse_steps == steps
+
+
+@pytest.mark.parametrize(
+    ("kind", "steps"), [("place", 2), ("added", 2), ("texture_removed", 3), ("other", 3)]
+)
+def test_edit_that_opens_something_reuses_at_most_half_of_the_steps(kind: EditKind, steps: int) -> None:
+    chosen = plan("fast", sigmas(4), [Donor("a", 0.9995, EVERY_STEP, edit=Edit(kind))], 1.0)
+    assert chosen.reuse_steps == steps
+    assert codes(chosen) == (["EDIT", "SCORE_TABLE"] if steps == 2 else ["SCORE_TABLE"])
+    assert ("50%" in chosen.reasons[-1].text) == (steps == 2)
 
 
 def test_deepest_reuse_wins_then_the_score() -> None:

@@ -36,9 +36,15 @@ class _TokenCategoryEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._
     TOKEN_CATEGORY_NEGATION: _TokenCategory.ValueType  # 5
     """Absence of a thing or of a property."""
     TOKEN_CATEGORY_BACKGROUND: _TokenCategory.ValueType  # 6
-    """Surroundings, such as backdrop or time of day, and words that describe them, such as their colour."""
+    """Surroundings, such as backdrop or time of day, and words that describe them, such as their colour. Their
+    texture has a category of its own.
+    """
     TOKEN_CATEGORY_OTHER: _TokenCategory.ValueType  # 7
     """Everything else, such as shapes, things, actions and styles."""
+    TOKEN_CATEGORY_TEXTURE: _TokenCategory.ValueType  # 8
+    """Pattern of the surroundings or of a thing, such as stripes."""
+    TOKEN_CATEGORY_PLACE: _TokenCategory.ValueType  # 9
+    """Place of a thing in the frame, such as the upper left."""
 
 class TokenCategory(_TokenCategory, metaclass=_TokenCategoryEnumTypeWrapper):
     """Subject of a token. Embeddings do not reveal it: in their space, red is closer to blue than to crimson."""
@@ -53,9 +59,15 @@ TOKEN_CATEGORY_NUMBER: TokenCategory.ValueType  # 4
 TOKEN_CATEGORY_NEGATION: TokenCategory.ValueType  # 5
 """Absence of a thing or of a property."""
 TOKEN_CATEGORY_BACKGROUND: TokenCategory.ValueType  # 6
-"""Surroundings, such as backdrop or time of day, and words that describe them, such as their colour."""
+"""Surroundings, such as backdrop or time of day, and words that describe them, such as their colour. Their
+texture has a category of its own.
+"""
 TOKEN_CATEGORY_OTHER: TokenCategory.ValueType  # 7
 """Everything else, such as shapes, things, actions and styles."""
+TOKEN_CATEGORY_TEXTURE: TokenCategory.ValueType  # 8
+"""Pattern of the surroundings or of a thing, such as stripes."""
+TOKEN_CATEGORY_PLACE: TokenCategory.ValueType  # 9
+"""Place of a thing in the frame, such as the upper left."""
 Global___TokenCategory: typing_extensions.TypeAlias = TokenCategory
 
 @typing.final
