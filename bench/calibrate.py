@@ -24,6 +24,7 @@ from rich.progress import track
 
 from bench import results
 from bench.in_process import FULL, Trial, run_trials
+from bench.pooling import Estimate, pool
 from evaluation.prompts import Group
 from evaluation.scenes import make_groups
 from services.denoiser.model.spec import load_spec
@@ -51,65 +52,63 @@ def _region(source: plan_pb2.RegionSource.ValueType) -> plan_pb2.RegionPlan:
 
 
 def list_depths() -> dict[str, Depth]:
-    """Returns every depth to measure, by name: noise level, source of the region, amplification."""
+    """Returns every depth to measure, by name: noise level, source of the region, amplification.
+
+    Contrast is measured for the last step only: on the host adapter it lowers alignment where more steps
+    follow (`bench.shapes`, cells host_contrast_k2 and host_contrast_k3). A region from a full step is left
+    out because it costs four times the probe.
+    """
     depths = {}
-    for step, sigma in enumerate(MODEL.schedule.sigmas[1:-1], start=1):
-        for name, region in (
-            ("full", None),
-            ("probe", _region(plan_pb2.REGION_SOURCE_PROBE)),
-            ("full-step", _region(plan_pb2.REGION_SOURCE_FULL_STEP)),
-        ):
-            if name == "full-step" and step == len(MODEL.schedule.sigmas) - 2:  # the last step would be it
-                continue
-            for strength in (0.0, 0.5, 1.0)[: 3 if region is None or name == "probe" else 1]:
-                if step == 1 and strength == 1.0:
-                    continue
-                amplified = f" contrast {strength:g}" if strength else ""
-                depths[f"{step} {name}{amplified}"] = Depth(
-                    sigma, region, _contrast(strength) if strength else None
-                )
+    levels = MODEL.schedule.sigmas[1:-1]
+    for step, sigma in enumerate(levels, start=1):
+        depths[f"{step} full"] = Depth(sigma, None, None)
+        depths[f"{step} probe"] = Depth(sigma, _region(plan_pb2.REGION_SOURCE_PROBE), None)
+    depths[f"{len(levels)} full contrast 0.5"] = Depth(levels[-1], None, _contrast(0.5))
     return depths
 
 
 def build_rows(completed: Sequence[Trial], plans: Mapping[str, Depth]) -> list[Row]:
-    """Builds a row for each kind of edit and depth with enough pairs, except those that no policy allows."""
+    """Builds a row for each kind of edit and depth with enough pairs, except those that no policy allows.
+
+    Loss and drift of one depth are estimated for all kinds together (`pooling`).
+    """
     by_edit: dict[EditKind, list[Trial]] = defaultdict(list)
     for trial in completed:
         by_edit[trial.edit].append(trial)  # type: ignore[index]  # classify_edit returns no other string
+    # Unrelated donors must never be reused.
+    edits = [e for e in get_args(EditKind) if len(by_edit[e]) >= MIN_PAIRS and e != "unrelated"]
     rows = []
-    for edit in get_args(EditKind):
-        of_edit = by_edit[edit]
-        if len(of_edit) < MIN_PAIRS or edit == "unrelated":  # unrelated donors must never be reused
-            continue
-        for name, depth in plans.items():
-            pairs = [(t.videos[FULL], t.videos[name]) for t in of_edit if name in t.videos]
-            loss = [100.0 * (full.right - this.right) for full, this in pairs]
-            drift = [100.0 * (this.followed - full.followed) for full, this in pairs]
-            remaining_steps = len(MODEL.schedule.sigmas) - 1 - depth.reuse_steps(MODEL.schedule.sigmas)
+    for name, depth in plans.items():
+        pairs = {e: [(t.videos[FULL], t.videos[name]) for t in by_edit[e] if name in t.videos] for e in edits}
+        losses = pool([_estimate([full.right - this.right for full, this in pairs[e]]) for e in edits])
+        drifts = pool([_estimate([this.followed - full.followed for full, this in pairs[e]]) for e in edits])
+        remaining_steps = len(MODEL.schedule.sigmas) - 1 - depth.reuse_steps(MODEL.schedule.sigmas)
+        for edit, loss, drift in zip(edits, losses, drifts, strict=True):
             row = Row(
                 edit=edit,
                 depth=depth,
                 computed_share=round(
-                    float(np.mean([this.computed for _, this in pairs])) / remaining_steps, 4
+                    float(np.mean([this.computed for _, this in pairs[edit]])) / remaining_steps, 4
                 ),
-                drift_points=round(float(np.mean(drift)), 2),
-                alignment_loss_points=round(float(np.mean(loss)), 2),
-                error_points=round(max(_error(loss), _error(drift)), 2),
-                n=len(pairs),
+                drift_points=round(drift.mean, 2),
+                alignment_loss_points=round(loss.mean, 2),
+                error_points=round(max(loss.error, drift.error), 2),
+                n=len(pairs[edit]),
             )
             if max(row.drift_points, row.alignment_loss_points) <= MAX_POINTS:
                 rows.append(row)
-    return rows
+    return sorted(rows, key=lambda row: edits.index(row.edit))
 
 
-def _error(values: Sequence[float]) -> float:
-    """Computes the standard error of a mean, with one additional failing pair.
+def _estimate(differences: Sequence[int]) -> Estimate:
+    """Estimates the mean of differences in percentage points.
 
-    Without it, an edit that never failed in the sample would have an error of 0.
+    The standard error counts one additional failing pair. Without it, an edit that never failed in the sample
+    would have an error of 0.
     """
-    n = len(values)
-    with_failure = [*values, 100.0]
-    return float(np.std(with_failure)) / math.sqrt(n + 1)
+    points = 100.0 * np.array(differences)
+    with_failure = np.append(points, 100.0)
+    return Estimate(float(points.mean()), float(with_failure.std()) / math.sqrt(len(with_failure)))
 
 
 def make_identical_groups(groups: Sequence[Group]) -> list[Group]:
