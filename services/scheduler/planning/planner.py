@@ -348,10 +348,7 @@ def _compute_in_full(total_steps: int, code: plan_pb2.PlanReasonCode.ValueType, 
 
 
 def _is_repeat(donor: Donor, prompt: str, seed: int | None, total_steps: int) -> bool:
-    """Returns whether an entry is the full computation of a prompt and seed, and holds its result.
-
-    An entry with x_1 is a full computation: a run that reuses steps keeps only what it computed after them.
-    """
+    """Returns whether an entry is a full computation, which alone keeps x_1, of this prompt and seed."""
     same = _has_seed(donor, seed) and donor.prompt == prompt != ""
     return same and donor.steps.issuperset((1, total_steps))
 
