@@ -76,7 +76,7 @@ class GenerationView:
                 self._progress.update(self._task, description="planned")
             case "started":
                 first, total = event.started.reuse_steps, event.started.total_steps
-                self._steps("denoising", first, total)
+                self._steps("decoding" if first == total else "denoising", first, total)
             case "step_completed":
                 done = event.step_completed
                 word = "decoding" if done.step.index >= done.total_steps else "denoising"
@@ -120,6 +120,8 @@ def describe_plan(plan: Plan) -> str:
     if not plan.reuse_steps:
         return f"cache miss: all {plan.total_steps} steps are computed"
     donor = describe_donor(plan.donor, _DONOR_WIDTH)
+    if plan.reuse_steps == plan.total_steps:
+        return f"exact repeat, no step is computed: the result of {donor}"
     return f"cache hit: {plan.reuse_steps} of {plan.total_steps} steps reused from {donor}"
 
 

@@ -76,7 +76,8 @@ class Plan:
 
     Attributes:
         total_steps: denoising steps of the schedule.
-        reuse_steps: leading steps taken from the donor instead of computed; 0 on a miss.
+        reuse_steps: leading steps taken from the donor instead of computed; 0 on a miss, all of them for an
+            exact repeat of the donor's request.
         region_end: end of the steps from `reuse_steps` on that compute only a region; 0 for none.
         renoised: whether the run starts from the donor's clean latents, noised again.
         donor: donor of the plan; None on a miss.
@@ -228,6 +229,11 @@ class Generation:
     def hit(self) -> bool:
         """Whether latents of an earlier request were reused."""
         return self.donor is not None
+
+    @property
+    def exact(self) -> bool:
+        """Whether it repeats the full computation of the same prompt and seed, without computing a step."""
+        return self.donor is not None and self.plan is not None and self.steps_run == 0 and self.done
 
     @property
     def done(self) -> bool:

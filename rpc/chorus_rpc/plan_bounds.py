@@ -32,14 +32,20 @@ DEFAULT_REGION = plan_pb2.RegionPlan(
 
 
 def check_depth(
-    violations: Violations, field: str, first: int, end: int, steps: int, renoised: bool = False
+    violations: Violations,
+    field: str,
+    first: int,
+    end: int,
+    steps: int,
+    renoised: bool = False,
+    exact: bool = False,
 ) -> None:
     """Validates reuse_steps (K1) and region_end (K2) of a plan of `steps` steps, and whether it may renoise.
 
-    `field` is a prefix with its dot.
+    `field` is a prefix with its dot. `exact` permits a plan that reuses every step, without renoising.
     """
-    limit = max(steps - 1, 0)
-    bound = f"must be 0 to {limit}, one less than the steps, not {first}"
+    limit = steps if exact and not renoised else max(steps - 1, 0)
+    bound = f"must be 0 to {limit}, {'the' if limit == steps else 'one less than the'} steps, not {first}"
     if violations.require(first <= limit, f"{field}reuse_steps", bound):
         violations.require(
             end == 0 or 0 < first <= end <= steps,

@@ -111,6 +111,7 @@ def denoise(
         text = model.prepare_text(job.token_states)
         noise = model.noise(job.seed, job.latent_shape)
         attention = AttentionMaps(len(job.token_states))
+        moved = _move_to_device(job, donor, model)
         stages = Stages(
             predictor,
             job.plan,
@@ -118,10 +119,12 @@ def denoise(
             job.sigmas,
             text,
             noise,
-            _move_to_device(job, donor, model),
+            moved,
             fresh_noise=model.fresh_noise(job.seed, job.latent_shape),
         )
         steps = stages.steps({last: attention.observe} if keep else None)
+        # A plan that reuses every step has x_N already.
+        clean = moved.steps[job.total_steps] if moved and reuse_steps == job.total_steps else noise
         for number in range(reuse_steps, job.total_steps):
             with telemetry.span(
                 semconv.SPAN_STEP, {semconv.STEP_INDEX: number, semconv.STEP_SIGMA: job.sigmas[number]}
@@ -135,6 +138,7 @@ def denoise(
                 if step.backend.fallback:
                     span.set_attribute(semconv.FALLBACK, step.backend.fallback)
                     log.warning("step fell back", generation_id=job.generation_id, **asdict(step.backend))
+            clean = step.latents
             denoise_seconds += step.seconds
             computed_steps += step.computed_share
             fell_back = fell_back or bool(step.backend.fallback)
@@ -149,7 +153,7 @@ def denoise(
                 raise
     with telemetry.span(semconv.SPAN_DECODE, parent=parent) as span:
         begin = time.perf_counter()
-        video = _encode(predictor, step.latents)
+        video = _encode(predictor, clean)
         decode_seconds = time.perf_counter() - begin
         span.set_attribute(semconv.BYTES, len(video.data))
     # With more steps than an entry may hold, the earliest are kept.

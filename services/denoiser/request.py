@@ -70,9 +70,9 @@ class DenoiseJob:
 
     @property
     def host_adapter(self) -> str:
-        """Id of the adapter that computes the steps after the donor; empty if the model has none."""
+        """Id of the adapter that computes the steps after the donor; empty if there is none, or no step."""
         host = self.model.host
-        return "" if host is None else host.adapters[-1].id
+        return "" if host is None or self.reuse_steps == self.total_steps else host.adapters[-1].id
 
     @property
     def region_end(self) -> int:
@@ -240,7 +240,7 @@ def _check_plan(violations: Violations, plan: plan_pb2.Plan, steps: int) -> None
         "plan.total_steps",
         f"must be {steps}, the schedule's number of steps, not {plan.total_steps}",
     )
-    check_depth(violations, "plan.", plan.reuse_steps, plan.region_end, steps, plan.renoised)
+    check_depth(violations, "plan.", plan.reuse_steps, plan.region_end, steps, plan.renoised, exact=True)
     regional = plan.region_end > plan.reuse_steps
     if (
         violations.require(

@@ -18,8 +18,8 @@ class DonorLatents:
     """Cached data of a donor, on the model's device.
 
     Attributes:
-        steps: Latents by step boundary, float32 [C, T, H, W]: x_{K1} … x_{K2}, or only x_N for a renoised
-            plan.
+        steps: Latents by step boundary, float32 [C, T, H, W]: x_{K1} … x_{K2}, or only x_N for a plan
+            that renoises or reuses every step.
         maps: Places where each token of the donor's prompt acted, [L, N] in 0 to 1; used by regions from
             attention.
         text: Encoded prompt of the donor; used by contrast.

@@ -206,7 +206,8 @@ class AttemptRunner:
             else:
                 calibration = load_calibration(model.model_id)
                 seed = None if seed_chosen else spec.seed
-                plan = planner.plan(POLICIES[spec.reuse], sigmas, donors, step_seconds, calibration, seed)
+                policy = POLICIES[spec.reuse]
+                plan = planner.plan(policy, sigmas, donors, step_seconds, calibration, seed, spec.prompt)
             code = plan_pb2.PlanReasonCode.Name(plan.reasons[-1].code)
             span.set_attribute(semconv.REUSE_STEPS, plan.reuse_steps)
             span.set_attribute(semconv.PLAN_REASON, code.removeprefix("PLAN_REASON_CODE_"))

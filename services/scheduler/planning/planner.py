@@ -70,7 +70,7 @@ class Plan:
     """Plan of a run.
 
     Attributes:
-        reuse_steps: K1; 0 if and only if `donor` is None.
+        reuse_steps: K1; 0 if and only if `donor` is None, `total_steps` for an exact repeat.
         region_end: K2; 0 without a stage 2.
         renoised: whether the run starts from the donor's clean latents, noised again to the level of step K1.
         predicted_seconds_saved: predicted saving, in seconds; 0 while the seconds of a step are unknown.
@@ -96,9 +96,11 @@ def plan(
     seconds_per_step: float,
     calibration: Calibration | None = None,
     seed: int | None = None,
+    prompt: str = "",
 ) -> Plan:
     """Chooses the donor and the depth that save most among those that the policy allows.
 
+    A donor that is the full computation of the same prompt and seed is repeated exactly, without a step.
     Among donors of equal use, those of the same seed come first: their latents started from the same noise.
 
     Args:
@@ -106,7 +108,8 @@ def plan(
         donors: donors in any order; all under the identity of the request.
         seconds_per_step: seconds of a full step of the model at this shape; 0 if unknown.
         calibration: calibration of the model.
-        seed: seed that the request states; None if it states none.
+        seed: seed that the request states; None if it states none, which is a wish for another video.
+        prompt: prompt of the request.
     """
     total_steps = len(sigmas) - 1
     if policy == "off":
@@ -119,6 +122,9 @@ def plan(
             plan_pb2.PLAN_REASON_CODE_NO_DONOR,
             "the cache holds no similar entry for this model, schedule and shape",
         )
+    repeated = [donor for donor in donors if _is_repeat(donor, prompt, seed, total_steps)]
+    if repeated:
+        return _repeat(total_steps, max(repeated, key=_by_similarity), seconds_per_step)
     if calibration is not None and any(donor.edit for donor in donors):
         return _plan_by_calibration(policy, sigmas, donors, seconds_per_step, calibration, seed)
     return _plan_by_score(policy, total_steps, donors, seconds_per_step, seed)
@@ -343,6 +349,26 @@ def _plan_by_score(
 def _compute_in_full(total_steps: int, code: plan_pb2.PlanReasonCode.ValueType, text: str) -> Plan:
     """Returns the plan that computes every step, with its reason."""
     return Plan(total_steps, 0, None, (Reason(code, text),), 0.0)
+
+
+def _is_repeat(donor: Donor, prompt: str, seed: int | None, total_steps: int) -> bool:
+    """Returns whether an entry is a full computation, which alone keeps x_1, of this prompt and seed."""
+    same = _has_seed(donor, seed) and donor.prompt == prompt != ""
+    return same and donor.steps.issuperset((1, total_steps))
+
+
+def _repeat(total_steps: int, donor: Donor, seconds_per_step: float) -> Plan:
+    """Returns the plan that decodes the donor's clean latents."""
+    text = (
+        "the same prompt was computed in full with the same seed before; its result is exactly this request's"
+    )
+    return Plan(
+        total_steps=total_steps,
+        reuse_steps=total_steps,
+        donor=donor,
+        reasons=(Reason(plan_pb2.PLAN_REASON_CODE_EXACT, text),),
+        predicted_seconds_saved=total_steps * seconds_per_step,
+    )
 
 
 def _by_similarity(donor: Donor) -> tuple[float, str]:

@@ -62,6 +62,13 @@ def with_vector(*values: float) -> Callable[[denoiser_pb2.DenoiseRequest], None]
     return change
 
 
+def with_renoised_steps(steps: int) -> Callable[[denoiser_pb2.DenoiseRequest], None]:
+    def change(what: denoiser_pb2.DenoiseRequest) -> None:
+        what.plan.reuse_steps, what.plan.renoised = steps, True
+
+    return change
+
+
 @pytest.mark.parametrize(
     ("change", "field_name", "bound"),
     [
@@ -77,7 +84,8 @@ def with_vector(*values: float) -> Callable[[denoiser_pb2.DenoiseRequest], None]
         (with_sigmas(), "schedule.sigmas", "2 to"),
         (with_sigmas(*shifted_schedule(151, 5.0)), "schedule.sigmas", "1 to 150"),
         (with_field("plan.total_steps", 5), "plan.total_steps", "must be 4"),
-        (with_field("plan.reuse_steps", 4), "plan.reuse_steps", "0 to 3"),
+        (with_field("plan.reuse_steps", 5), "plan.reuse_steps", "0 to 4"),
+        (with_renoised_steps(4), "plan.reuse_steps", "0 to 3"),
         (with_field("plan.reuse_steps", 1), "plan.donor", "must be set"),
         (with_field("plan.renoised", True), "plan.renoised", "reuse_steps of at least 1"),
         (with_field("plan.donor.entry_id", "0" * 64), "plan.donor", "must be set exactly if"),

@@ -71,6 +71,9 @@ async def test_adapter_computes_hits_only(
         assert hit.admission is not None
         assert (hit.admission.entry_id, hit.admission.HasField("error")) == ("", False)
         assert len(cache.entries) == entries
+        repeat = await run(host_stub, reusing(request(), entry_id, 4))
+        assert (repeat.started.host_adapter, repeat.completed.steps_run) == ("", 0)
+        assert repeat.video == plain.video
         lost = await run(host_stub, reusing(request(seed=7, admit=False), "0" * 64, 2))
         assert lost.started.degraded.reason == errors.NOT_FOUND
         assert (lost.started.host_adapter, lost.video) == ("", plain.video)

@@ -97,6 +97,20 @@ async def test_hit_continues_from_the_donors_latents(stub: Any, cache: FakeCache
     assert after == {index: before[index] for index in admitted}
 
 
+async def test_plan_that_reuses_every_step_decodes_the_donors_result(stub: Any, cache: FakeCache) -> None:
+    full = await run(stub, request())
+    assert full.admission is not None
+    before = latents(cache, full.admission.entry_id)
+    repeat = await run(stub, reusing(request(), full.admission.entry_id, 4))
+    assert (repeat.started.reuse_steps, repeat.steps, repeat.completed.steps_run) == (4, [], 0)
+    assert repeat.video == full.video
+    assert repeat.admission == denoiser_pb2.Admission()
+    assert latents(cache, full.admission.entry_id) == before
+    lost = await run(stub, reusing(request(), "0" * 64, 4))
+    assert (lost.started.reuse_steps, lost.completed.steps_run) == (0, 4)
+    assert lost.video == full.video
+
+
 async def test_hit_stores_only_latents_that_it_computed(stub: Any, cache: FakeCache) -> None:
     donor = await run(stub, request(seed=1))
     assert donor.admission is not None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from chorus.common.v1 import plan_pb2
 from hypothesis import given
@@ -82,6 +84,37 @@ def test_donors_of_the_same_seed_come_first_among_equals() -> None:
     assert chosen(3, near, same) is near
     assert chosen(None, near, same) is near
     assert chosen(2, near, shallow) is near  # deeper reuse comes before the seed
+
+
+REPEATED = Donor("a", 1.0, frozenset({1, 2, 3, 4}), prompt="a red circle", seed=7)
+
+
+def test_full_computation_of_the_same_prompt_and_seed_is_repeated_without_a_step() -> None:
+    near = replace(REPEATED, entry_id="b", seed=8)
+    chosen = plan("safe", sigmas(4), [near, REPEATED], 0.5, seed=7, prompt="a red circle")
+    assert (chosen.donor, chosen.reuse_steps, chosen.region_end) == (REPEATED, 4, 0)
+    assert codes(chosen) == ["EXACT"]
+    assert chosen.predicted_seconds_saved == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize(
+    ("policy", "seed", "prompt", "donor"),
+    [
+        ("off", 7, "a red circle", REPEATED),
+        ("fast", 8, "a red circle", REPEATED),
+        ("fast", None, "a red circle", REPEATED),
+        ("fast", 7, "a red  circle", REPEATED),
+        ("fast", 7, "", replace(REPEATED, prompt="")),  # the cache keeps no prompts of this tenant
+        ("fast", 7, "a red circle", replace(REPEATED, steps=frozenset({2, 3, 4}))),  # itself a hit
+        ("fast", 7, "a red circle", replace(REPEATED, steps=frozenset({1, 2, 3}))),  # without its result
+    ],
+)
+def test_anything_else_is_not_an_exact_repeat(
+    policy: Policy, seed: int | None, prompt: str, donor: Donor
+) -> None:
+    chosen = plan(policy, sigmas(4), [donor], 0.5, seed=seed, prompt=prompt)
+    assert chosen.reuse_steps < 4
+    assert "EXACT" not in codes(chosen)
 
 
 @given(policies, totals, st.lists(donors, max_size=6), donors)

@@ -78,6 +78,8 @@ class _PlanReasonCodeEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper.
     """Every row of the calibration exceeds the drift that the policy allows for this kind of edit."""
     PLAN_REASON_CODE_EXPLICIT: _PlanReasonCode.ValueType  # 10
     """The request contained an explicit plan."""
+    PLAN_REASON_CODE_EXACT: _PlanReasonCode.ValueType  # 11
+    """The same prompt was computed in full with the same seed before: every step is reused."""
 
 class PlanReasonCode(_PlanReasonCode, metaclass=_PlanReasonCodeEnumTypeWrapper):
     """Rule of the planner that led to a plan."""
@@ -103,6 +105,8 @@ PLAN_REASON_CODE_DRIFT_TOO_HIGH: PlanReasonCode.ValueType  # 9
 """Every row of the calibration exceeds the drift that the policy allows for this kind of edit."""
 PLAN_REASON_CODE_EXPLICIT: PlanReasonCode.ValueType  # 10
 """The request contained an explicit plan."""
+PLAN_REASON_CODE_EXACT: PlanReasonCode.ValueType  # 11
+"""The same prompt was computed in full with the same seed before: every step is reused."""
 Global___PlanReasonCode: typing_extensions.TypeAlias = PlanReasonCode
 
 class _RegionSource:
@@ -352,6 +356,8 @@ class Plan(google.protobuf.message.Message):
     2. Steps reuse_steps … region_end − 1 compute active tokens only. Inactive tokens take the donor's latents.
     3. Steps region_end … N − 1 compute every token.
     With `renoised`, the target starts from the donor's clean latents with new noise instead.
+    If reuse_steps is N, no step is run: the donor is the full computation of the same request, and the target
+    is decoded from its clean latents x_N.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
