@@ -359,9 +359,7 @@ def _is_repeat(donor: Donor, prompt: str, seed: int | None, total_steps: int) ->
 
 def _repeat(total_steps: int, donor: Donor, seconds_per_step: float) -> Plan:
     """Returns the plan that decodes the donor's clean latents."""
-    text = (
-        "the same prompt was computed in full with the same seed before; its result is exactly this request's"
-    )
+    text = "the same prompt was computed in full with the same seed before: its result is repeated"
     return Plan(
         total_steps=total_steps,
         reuse_steps=total_steps,

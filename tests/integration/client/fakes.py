@@ -90,8 +90,10 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
             plan.amplification.CopyFrom(explicit.amplification)
             plan.edit, plan.predicted_drift_points = "colour", 1.5
             plan.renoised = explicit.renoised
-        generation.plan.CopyFrom(plan)
         prompt = generation.spec.prompt
+        if prompt.startswith("repeat"):
+            plan.reuse_steps = STEPS
+        generation.plan.CopyFrom(plan)
         await self.emit(generation, queued=scheduler_pb2.QueuedEvent(queue_position=1))
         await self.emit(generation, planned=scheduler_pb2.PlannedEvent(plan=plan))
         await self.emit(
@@ -126,7 +128,7 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
             await self.emit(generation, failed=scheduler_pb2.FailedEvent(error=fault))
             return
         generation.state = scheduler_pb2.GENERATION_STATE_SUCCEEDED
-        generation.steps_run = 2
+        generation.steps_run = STEPS - plan.reuse_steps
         generation.donor.CopyFrom(donor)
         generation.video.CopyFrom(self._video_info())
         generation.timings.total_seconds = 1.5

@@ -65,6 +65,17 @@ def test_generate_writes_the_video_and_reports_the_hit_in_one_line(
     ]
 
 
+def test_generate_reports_an_exact_repeat(deployment: FakeDeployment, tmp_path: Path) -> None:
+    result = chorus("generate", "repeat a red circle", "-o", "out.mp4", target=deployment.target)
+    assert result.exit_code == 0, result.output
+    assert "0 of 4 steps computed" in result.stdout
+    reported = result.stderr.splitlines()
+    assert reported[1] == "exact repeat, no step is computed: the result of “a [red] circle”, score 0.910"
+    assert [line for line in reported if line.startswith("step ")] == [
+        f"step {number} of 4: reused" for number in range(1, 5)
+    ]
+
+
 @pytest.mark.fault("logging")
 @pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="the system has no /dev/full")
 def test_video_that_does_not_fit_on_the_disk_can_be_downloaded_again(deployment: FakeDeployment) -> None:

@@ -65,6 +65,14 @@ async def test_generate_returns_the_video_and_every_event_in_order(client: Async
     assert seen[-1].kind == "succeeded"
 
 
+async def test_result_reports_an_exact_repeat(client: AsyncChorusClient) -> None:
+    repeated, hit = [
+        (await client.generate(prompt, seed=7)).generation for prompt in ("repeat it", "another")
+    ]
+    assert (repeated.exact, repeated.hit, repeated.steps_run) == (True, True, 0)
+    assert (hit.exact, hit.hit) == (False, True)
+
+
 async def test_result_reports_the_reuse(client: AsyncChorusClient) -> None:
     handle = await client.submit("warn me", seed=7)
     assert handle.accepted is not None

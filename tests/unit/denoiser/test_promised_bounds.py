@@ -66,7 +66,7 @@ CASES: list[tuple[str, Build, list[Any], list[Any]]] = [
     ("schedule.sigmas", lambda n: request(sigmas=shifted_schedule(n, 5.0)), [1, 150], [151, 201]),
     ("plan.gained", lambda n: gained(count=n), [0, 2048], [2049]),
     ("plan.gained", lambda x: gained(weight=x), [0.0, 1.0], [-0.001, 1.001, NAN]),
-    ("plan.reuse_steps", lambda n: reusing(request(), "a" * 64, n), [1, 3], [4]),
+    ("plan.reuse_steps", lambda n: reusing(request(), "a" * 64, n), [1, 4], [5]),
     ("plan.donor.entry_id", lambda n: reusing(request(), "a" * n, 1), [64], [0, 63, 65]),
     ("admission.prompt", lambda n: admitted(prompt="x" * n), [1, 8192], [0, 8193]),
     ("admission.retrieval_vector", lambda x: admitted(norm=x), [0.9991, 1.0009], [0.9989, 1.0011, NAN]),
