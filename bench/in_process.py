@@ -32,7 +32,7 @@ from services.denoiser.network.wan import TextKV
 from services.denoiser.reuse.attention_maps import AttentionMaps
 from services.denoiser.reuse.donor import DonorLatents
 from services.denoiser.reuse.side_data import pool_maps, unpool_maps
-from services.denoiser.reuse.stages import Stages
+from services.denoiser.reuse.stages import PlainNetwork, Stages
 from services.denoiser.settings import SHIPPED_MODEL
 from services.embedder.aligner import Aligner
 from services.embedder.encoder_thread import EncoderThread
@@ -107,6 +107,7 @@ class Pair:
         donor: Latents of the donor's full computation.
         own: Latents of the target's full computation, from another seed, with its text prepared for reuse.
         tokens: Number of tokens of the target's prompt.
+        then: Network of the steps after the first; None for a model without a host adapter.
         runs: Clean latents shared by the custom variants of the pair, by plan.
     """
 
@@ -114,6 +115,7 @@ class Pair:
     donor: DonorLatents
     own: DonorLatents
     tokens: int
+    then: PlainNetwork | None = None
     runs: dict[bytes, Tensor] = field(default_factory=dict)
 
 
@@ -193,6 +195,13 @@ class Harness:
         assert pooled is not None
         return DonorLatents(steps, unpool_maps(pooled, self.grid), self.reusing.model.prepare_text(states))
 
+    def prepare_plain(self, states: Floats, donor_states: Floats) -> PlainNetwork | None:
+        """Prepares the network of the steps after the host's; None for a model without a host adapter."""
+        if self.reusing is self.predictor:
+            return None
+        prepare = self.model.prepare_text
+        return PlainNetwork(self.predictor, prepare(states), prepare(donor_states))
+
     def build_plan(self, variant: Depth | Renoised, edit: Edit) -> plan_pb2.Plan | None:
         """Returns the plan of a variant; None if it reuses no step."""
         depth = Depth(variant.sigma) if isinstance(variant, Renoised) else variant
@@ -211,14 +220,21 @@ class Harness:
         )
 
     def run_plan(
-        self, plan: plan_pb2.Plan, text: TextKV, noise: Tensor, donor: DonorLatents
+        self,
+        plan: plan_pb2.Plan,
+        text: TextKV,
+        noise: Tensor,
+        donor: DonorLatents,
+        then: PlainNetwork | None = None,
     ) -> tuple[Tensor, float]:
         """Runs a plan. Returns the clean latents and the computation in full steps.
 
         Args:
             text: The target's, prepared for reuse.
+            then: Network of the steps after the first.
         """
-        steps = list(Stages(self.reusing, plan, self.shape, self.sigmas, text, noise, donor).steps())
+        stages = Stages(self.reusing, plan, self.shape, self.sigmas, text, noise, donor, then=then)
+        steps = list(stages.steps())
         return steps[-1].latents, sum(step.computed_share for step in steps)
 
     def run_variant(
@@ -237,7 +253,7 @@ class Harness:
             return last, float(variant.steps)
         plan = self.build_plan(variant, pair.edit)
         assert pair.own.text is not None
-        return None if plan is None else self.run_plan(plan, pair.own.text, noise, pair.donor)
+        return None if plan is None else self.run_plan(plan, pair.own.text, noise, pair.donor, pair.then)
 
     def run_trial(self, group: Group, seed: int, variants: Mapping[str, Variant]) -> Trial:
         """Generates donor and first target of a group with different seeds, and runs every variant."""
@@ -250,7 +266,8 @@ class Harness:
         donor = self.run_full(donor_encoding.states, 2 * seed)
         own = self.run_full(encoding.states, 2 * seed + 1)
         total = len(self.sigmas) - 1
-        full_latents, pair = own.steps[total], Pair(edit, donor, own, len(encoding.tokens))
+        then = self.prepare_plain(encoding.states, donor_encoding.states)
+        full_latents, pair = own.steps[total], Pair(edit, donor, own, len(encoding.tokens), then)
 
         def judge_output(output: Output) -> Outcome:
             shown = read(self.model.decode(output.latents))

@@ -106,6 +106,7 @@ class Alternative(CustomVariant):
             finder=self._create_finder(harness, pair, plan),
             text=self._mix_text(pair, plan, gate) if self.terms else None,
             edge_weights=compute_edge_weights if self.blended else replace_hard,
+            then=pair.then,
         )
         *_, last = steps = list(stages.steps())
         computed = gate_share + sum(step.computed_share for step in steps)
@@ -344,6 +345,6 @@ def _without_region(harness: Harness, pair: Pair, depth: Depth) -> Tensor:
     key = plan.SerializeToString(deterministic=True)
     if key not in pair.runs:
         pair.runs[key] = harness.run_plan(
-            plan, pair.own.text, harness.model.noise(0, harness.shape), pair.donor
+            plan, pair.own.text, harness.model.noise(0, harness.shape), pair.donor, pair.then
         )[0]
     return pair.runs[key]

@@ -24,6 +24,8 @@ MODELS: Final = {  # model files by the name of the network
     "student-1": HERE / "student-1.toml",
 }
 
+Velocity = Callable[[Tensor, float], Tensor]
+
 
 @dataclass(frozen=True)
 class Run:
@@ -68,14 +70,22 @@ class Generator:
             donor: Run of this model with its own schedule.
             states: Token states of the new prompt.
             level: Number of reused steps, K1.
-            host: Whether the host adapter, if the model has one, computes the steps.
+            host: Whether the host adapter, if the model has one, computes the first step.
             contrast: Strength of the amplification towards the new prompt.
         """
-        predictor = self.predictor.select(continues_donor=host)
-        text = predictor.model.prepare_text(states)
         amplification = plan_pb2.Amplification(form=plan_pb2.AMPLIFICATION_FORM_CONTRAST, strength=contrast)
-        amplified = amplify_text(text, amplification, donor=predictor.model.prepare_text(donor.states))
-        velocity: Callable[[Tensor, float], Tensor] = lambda x, s: predictor.latent_velocity(x, s, amplified)  # noqa: E731
+
+        def create_velocity(predictor: Predictor) -> Velocity:
+            text, other = (predictor.model.prepare_text(s) for s in (states, donor.states))
+            amplified = amplify_text(text, amplification, donor=other)
+            return lambda x, s: predictor.latent_velocity(x, s, amplified)
+
+        first = create_velocity(self.predictor.select(continues_donor=host))
+        then = create_velocity(self.predictor)
+
+        def velocity(x: Tensor, sigma: float) -> Tensor:
+            return (first if sigma == self.sigmas[level] else then)(x, sigma)
+
         *_, clean = sample(velocity, donor.latents[level], self.sigmas, level)
         return clean
 

@@ -23,7 +23,7 @@ from services.denoiser.request import DenoiseJob
 from services.denoiser.reuse.attention_maps import AttentionMaps
 from services.denoiser.reuse.donor import DonorLatents
 from services.denoiser.reuse.side_data import SideData, pool_maps, unpool_maps
-from services.denoiser.reuse.stages import Stages, Step
+from services.denoiser.reuse.stages import PlainNetwork, Stages, Step
 from services.runtime.logs import get_logger
 
 log = get_logger("denoiser.run")
@@ -76,9 +76,9 @@ def denoise(
 ) -> Generator[Step | Result]:
     """Runs a job on the device thread. Yields every step, with its mask on the CPU, and finally the result.
 
-    If the model has a host adapter, a run with a donor computes every step with it and stores nothing: donors
-    are computations of the plain model only, which the adapter was trained to continue, and the faults of one
-    edit are not handed on to the next.
+    If the model has a host adapter, a run with a donor computes its first step with it and stores nothing:
+    donors are computations of the plain model only, which the adapter was trained to continue, and the faults
+    of one edit are not handed on to the next.
 
     Args:
         predictor: Predictor of the job's model.
@@ -86,7 +86,7 @@ def denoise(
         keep: Whether the result contains latents and side data.
         parent: traceparent of the span under which the run's spans are recorded.
     """
-    predictor = predictor.select(continues_donor=donor is not None)
+    plain, predictor = predictor, predictor.select(continues_donor=donor is not None)
     model = predictor.model
     host = job.host_adapter if donor else ""
     kept: dict[int, Tensor] = {}
@@ -106,7 +106,8 @@ def denoise(
     }
     if host:
         attributes[semconv.HOST_ADAPTER] = host
-    predictor.backend.drain()  # discards reports left over from an aborted run or a warm-up
+    for each in (plain, predictor):
+        each.backend.drain()  # discards reports left over from an aborted run or a warm-up
     with telemetry.span(semconv.SPAN_DENOISE, attributes, parent=parent):
         text = model.prepare_text(job.token_states)
         noise = model.noise(job.seed, job.latent_shape)
@@ -121,6 +122,7 @@ def denoise(
             noise,
             moved,
             fresh_noise=model.fresh_noise(job.seed, job.latent_shape),
+            then=None if plain is predictor else _prepare_plain(plain, job, donor),
         )
         steps = stages.steps({last: attention.observe} if keep else None)
         # A plan that reuses every step has x_N already.
@@ -132,7 +134,7 @@ def denoise(
                 step = _run_step(steps, model)
                 if not is_finite(step.latents):
                     name = f"step {number + 1} of {job.total_steps}"
-                    raise _diverged(predictor, name, step=str(number + 1))
+                    raise _diverged(predictor if number == reuse_steps else plain, name, step=str(number + 1))
                 span.set_attribute(semconv.COMPUTED_SHARE, step.computed_share)
                 span.set_attribute(semconv.BACKEND, step.backend.backend)
                 if step.backend.fallback:
@@ -191,6 +193,15 @@ def _move_to_device(job: DenoiseJob, donor: DonorData | None, model: LoadedModel
         maps=None if side is None else unpool_maps(side.maps, job.token_grid).to(model.device),
         text=None if side is None else model.prepare_text(side.text.float()),
         fresh_noise=model.fresh_noise(origin.seed, job.latent_shape) if origin.HasField("seed") else None,
+    )
+
+
+def _prepare_plain(predictor: Predictor, job: DenoiseJob, donor: DonorData | None) -> PlainNetwork:
+    """Prepares the network of the steps after the host adapter's."""
+    prepare = predictor.model.prepare_text
+    side = donor.side if donor else None
+    return PlainNetwork(
+        predictor, prepare(job.token_states), None if side is None else prepare(side.text.float())
     )
 
 

@@ -160,7 +160,7 @@ def _facts(report: GenerationReport) -> Iterable[tuple[str, str]]:
         steps = f"step {end}" if end == reused + 1 else f"steps {reused + 1}–{end}"
         yield "region", f"{steps}: {describe_region(plan.region)}"
     if report.host_adapter:
-        yield "host", f"adapter {one_line(report.host_adapter)} computed the other steps"
+        yield "host", f"adapter {one_line(report.host_adapter)} computed the first step after the donor's"
     if plan.HasField("amplification"):
         yield "amplified", describe_amplification(plan.amplification)
     for reason in plan.reasons:

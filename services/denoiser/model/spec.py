@@ -90,7 +90,7 @@ class Adapter(Source):
 
 
 class HostAdapter(Adapter):
-    """A LoRA for reused steps: merged on top of the other adapters, it computes all steps after a donor.
+    """A LoRA for reused steps: merged on top of the other adapters, it computes the first step after a donor.
 
     Runs without a donor never use it. It is not part of the identity of latents, because what it computes is
     not stored.

@@ -57,15 +57,31 @@ class Step:
     seconds: float = 0.0
 
 
+@dataclass(frozen=True)
+class PlainNetwork:
+    """Network of the steps after the first, in a run whose first step the host adapter computes.
+
+    Attributes:
+        predictor: Predictor of the model without the adapter.
+        text: The target's prompt, prepared by that model.
+        donor_text: The donor's prompt, prepared by that model; needed for contrast.
+    """
+
+    predictor: Predictor
+    text: TextKV
+    donor_text: TextKV | None = None
+
+
 class Stages:
     """Runs one plan. `finder`, `text` and `edge_weights` exist for the experiments in bench/.
 
-    All steps run on one predictor. If the model has a host adapter, a run with a donor takes the host's
-    (`Predictor.select`) from its first computed step to its last: those of stage 3 as well, because what
-    they refine is still the donor's, edited, and the probes for a region.
+    If the model has a host adapter, a run with a donor computes its first step on the host's predictor
+    (`Predictor.select`), with the search for a region, and the others on the plain one (`then`): after the
+    first step the latents agree with the prompt, and the plain network draws sharper edges.
 
     Args:
-        predictor: Predictor of every step, whose model prepared `text_kv`.
+        predictor: Predictor of the first computed step, whose model prepared `text_kv`; of all steps without
+            `then`.
         plan: Plan that is valid for the schedule and for the data of the donor.
         noise: The target's noise x_0. A run without a donor starts from it; a renoised run adds it.
         donor: Latents of the donor; None means full computation, and the plan is ignored.
@@ -74,6 +90,7 @@ class Stages:
         finder: Finder of the region of stage 2. Default: the finder for the plan's source.
         text: Text that cross-attention reads in each step. Default: `text_kv`, amplified as planned.
         edge_weights: Share of the target's own result that each token takes, [N], from the active tokens.
+        then: Network of the steps after the first.
     """
 
     def __init__(
@@ -90,6 +107,7 @@ class Stages:
         finder: RegionFinder | None = None,
         text: StepText | None = None,
         edge_weights: Callable[[Tensor, Grid], Tensor] = compute_edge_weights,
+        then: PlainNetwork | None = None,
     ) -> None:
         sampler = predictor.model.spec.schedule.sampler
         if (sampler == "renoise") != (fresh_noise is not None):
@@ -108,6 +126,10 @@ class Stages:
         self._fresh_noise = fresh_noise
         self._finder = finder
         self._edge_weights = edge_weights
+        self._then = (self._predictor, self._target)
+        if then is not None:
+            later = text or plan_text(then.text, plan, then.donor_text)
+            self._then = (then.predictor, Target(then.predictor, shape, sigmas, later))
 
     def steps(self, observers: Mapping[int, AttentionObserver] | None = None) -> Iterator[Step]:
         """Yields x_{K1 + 1} … x_N. Iterate once; a caller may stop early.
@@ -189,7 +211,8 @@ class Stages:
         return torch.lerp(self._continue_donor(boundary), own, weight)
 
     def _build_step(self, boundary: int, tokens: Tensor, active: Tensor | None) -> Step:
-        return Step(
+        """Returns a finished step, and continues with the network of the steps after the first."""
+        step = Step(
             boundary=boundary,
             sigma=self._sigmas[boundary],
             latents=self._model.to_latents(tokens, self._shape),
@@ -197,3 +220,5 @@ class Stages:
             active=active,
             backend=self._predictor.backend.drain(),
         )
+        self._predictor, self._target = self._then
+        return step

@@ -1,4 +1,4 @@
-"""Tests of the report of `chorus explain`: it names the adapter that computed the steps after a donor."""
+"""Tests of the report of `chorus explain`: it names the adapter that computed the first step."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ def test_report_names_the_host_adapter(adapter: str) -> None:
     started = StartedEvent(reuse_steps=3, total_steps=4, host_adapter=adapter)
     report = build_report(generation, [GenerationEvent(started=started)])
     assert report_fields(report)["host_adapter"] == adapter
-    assert ("adapter host computed the other steps" in render_report(report)) == bool(adapter)
+    assert ("adapter host computed the first step after the donor's" in render_report(report)) == bool(
+        adapter
+    )
 
 
 def test_report_of_a_retry_without_the_donor_names_no_adapter() -> None:
