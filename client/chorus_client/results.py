@@ -233,7 +233,7 @@ class Generation:
     @property
     def exact(self) -> bool:
         """Whether it repeats the full computation of the same prompt and seed, without computing a step."""
-        return self.donor is not None and self.plan is not None and self.steps_run == 0 and self.done
+        return self.hit and self.plan is not None and self.plan.reuse_steps == self.plan.total_steps
 
     @property
     def done(self) -> bool:

@@ -23,16 +23,18 @@ def read_curve(path: Path) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    from matplotlib.figure import Figure  # part of the extra `eval`
+    from matplotlib import colormaps  # part of the extra `eval`
+    from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    figure = Figure(figsize=(11, 3.8), layout="constrained")
     for axes, (key, label) in zip(figure.subplots(1, len(PANELS)), PANELS.items(), strict=True):
-        for path in sorted(FOLDER.glob("*.jsonl")):
+        for i, path in enumerate(sorted(FOLDER.glob("*.jsonl"))):
             rows = [row for row in read_curve(path) if key in row]
-            axes.plot([r["seconds"] / 60 for r in rows], [r[key] for r in rows], label=path.stem)
+            colour, name = colormaps["tab20"](i % 20), path.stem
+            axes.plot([r["seconds"] / 60 for r in rows], [r[key] for r in rows], label=name, color=colour)
         axes.set(xlabel="minutes", ylabel=label, xscale="log", yscale="log")
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", fontsize=8)
     figure.savefig(FOLDER / "curves.png", dpi=110)
 
 

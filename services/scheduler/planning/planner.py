@@ -108,7 +108,7 @@ def plan(
         donors: donors in any order; all under the identity of the request.
         seconds_per_step: seconds of a full step of the model at this shape; 0 if unknown.
         calibration: calibration of the model.
-        seed: seed that the request states; None if it states none, which is a wish for another video.
+        seed: seed that the request states; None if it states none.
         prompt: prompt of the request.
     """
     total_steps = len(sigmas) - 1
