@@ -18,8 +18,6 @@ from typing import Annotated, Final, get_args
 
 import numpy as np
 import typer
-from chorus.common.v1 import plan_pb2
-from chorus_rpc.plan_bounds import DEFAULT_REGION
 from rich.progress import track
 
 from bench import results
@@ -40,31 +38,15 @@ MIN_PAIRS: Final = 16
 MAX_POINTS: Final = max(LIMITS.values())
 
 
-def _contrast(strength: float) -> plan_pb2.Amplification:
-    return plan_pb2.Amplification(form=plan_pb2.AMPLIFICATION_FORM_CONTRAST, strength=strength)
-
-
-def _region(source: plan_pb2.RegionSource.ValueType) -> plan_pb2.RegionPlan:
-    region = plan_pb2.RegionPlan()
-    region.CopyFrom(DEFAULT_REGION)
-    region.source = source
-    return region
-
-
 def list_depths() -> dict[str, Depth]:
-    """Returns every depth to measure, by name: noise level, source of the region, amplification.
+    """Returns every depth to measure, by name.
 
-    Contrast is measured for the last step only: on the host adapter it lowers alignment where more steps
-    follow (`bench.shapes`, cells host_contrast_k2 and host_contrast_k3). A region from a full step is left
-    out because it costs four times the probe.
+    Each reuses every token. On a model with a host adapter neither a region nor contrast is worth a
+    measurement: a region that keeps the alignment computes as much as a full step, probes included, and
+    contrast lowers alignment (`bench.shapes`, cells host_contrast_k2 and host_contrast_k3).
     """
-    depths = {}
     levels = MODEL.schedule.sigmas[1:-1]
-    for step, sigma in enumerate(levels, start=1):
-        depths[f"{step} full"] = Depth(sigma, None, None)
-        depths[f"{step} probe"] = Depth(sigma, _region(plan_pb2.REGION_SOURCE_PROBE), None)
-    depths[f"{len(levels)} full contrast 0.5"] = Depth(levels[-1], None, _contrast(0.5))
-    return depths
+    return {f"{step} full": Depth(sigma, None, None) for step, sigma in enumerate(levels, start=1)}
 
 
 def build_rows(completed: Sequence[Trial], plans: Mapping[str, Depth]) -> list[Row]:

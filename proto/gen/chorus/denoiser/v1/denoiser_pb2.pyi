@@ -119,7 +119,7 @@ class Started(google.protobuf.message.Message):
     fetch_seconds: builtins.float
     """Time to fetch the donor's latents."""
     host_adapter: builtins.str
-    """Id of the model's host adapter, if it computes the steps of the run. Empty without a donor or an adapter."""
+    """Id of the model's host adapter, if it computes the first step of the run. Empty without a donor or an adapter."""
     @property
     def donor(self) -> chorus.common.v1.plan_pb2.DonorRef: ...
     @property
@@ -413,7 +413,7 @@ class ModelInfo(google.protobuf.message.Message):
     def default_schedule(self) -> chorus.common.v1.latents_pb2.Schedule: ...
     @property
     def host_adapter(self) -> chorus.common.v1.latents_pb2.Adapter:
-        """Adapter whose weights compute the steps of runs that start from a donor. Not part of the identity of
+        """Adapter whose weights compute the first step of runs that start from a donor. Not part of the identity of
         latents: results of such runs are not stored. Unset for a model without one.
         """
 

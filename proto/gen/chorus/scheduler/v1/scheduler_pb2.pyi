@@ -399,7 +399,7 @@ class StartedEvent(google.protobuf.message.Message):
     attempt: builtins.int
     """Number of the run, starting at 1."""
     host_adapter: builtins.str
-    """Id of the model's host adapter, if it computes the steps of the run. Empty on a miss."""
+    """Id of the model's host adapter, if it computes the first step of the run. Empty on a miss."""
     @property
     def donor(self) -> chorus.common.v1.plan_pb2.DonorRef: ...
     def __init__(
