@@ -30,7 +30,7 @@ from services.scheduler.peers.messages import (
     truncate_tokens,
 )
 from services.scheduler.peers.model_registry import ModelRegistry
-from services.scheduler.planning import planner
+from services.scheduler.planning import explicit, planner
 from services.scheduler.planning.calibration import Policy, load_calibration
 from services.scheduler.planning.plan_message import choose_seed, to_message
 
@@ -172,7 +172,7 @@ class AttemptRunner:
         If the embedder fails, returns the donors unchanged: the planner then decides by their similarity.
         """
         spec = job.generation.spec
-        edits_unused = spec.HasField("explicit_reuse") and not planner.needs_edit(spec.explicit_reuse)
+        edits_unused = spec.HasField("explicit_reuse") and not explicit.needs_edit(spec.explicit_reuse)
         if edits_unused or not donors or not self._compare_prompts:
             return donors
         try:
@@ -202,7 +202,7 @@ class AttemptRunner:
             if cache_error is not None:
                 plan = planner.plan_without_cache(total_steps, cache_error.message)
             elif spec.HasField("explicit_reuse"):
-                plan = planner.plan_explicit(spec.explicit_reuse, total_steps, donors, step_seconds)
+                plan = explicit.plan_explicit(spec.explicit_reuse, total_steps, donors, step_seconds)
             else:
                 calibration = load_calibration(model.model_id)
                 seed = None if seed_chosen else spec.seed

@@ -12,10 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from chorus.common.v1 import plan_pb2
-from chorus.scheduler.v1 import scheduler_pb2 as pb
-from chorus_rpc.plan_bounds import DEFAULT_REGION
 
-from services.contract.reuse import effective_region_end, needs_side_data
 from services.scheduler.planning.calibration import LIMITS, Calibration, Policy, Row
 from services.scheduler.planning.edits import OPENING, Edit
 
@@ -113,18 +110,16 @@ def plan(
     """
     total_steps = len(sigmas) - 1
     if policy == "off":
-        return _compute_in_full(
-            total_steps, plan_pb2.PLAN_REASON_CODE_REUSE_OFF, "the request disabled reuse"
-        )
+        return compute_in_full(total_steps, plan_pb2.PLAN_REASON_CODE_REUSE_OFF, "the request disabled reuse")
     if not donors:
-        return _compute_in_full(
+        return compute_in_full(
             total_steps,
             plan_pb2.PLAN_REASON_CODE_NO_DONOR,
             "the cache holds no similar entry for this model, schedule and shape",
         )
     repeated = [donor for donor in donors if _is_repeat(donor, prompt, seed, total_steps)]
     if repeated:
-        return _repeat(total_steps, max(repeated, key=_by_similarity), seconds_per_step)
+        return _repeat(total_steps, max(repeated, key=by_similarity), seconds_per_step)
     if calibration is not None and any(donor.edit for donor in donors):
         return _plan_by_calibration(policy, sigmas, donors, seconds_per_step, calibration, seed)
     return _plan_by_score(policy, total_steps, donors, seconds_per_step, seed)
@@ -132,70 +127,11 @@ def plan(
 
 def plan_without_cache(total_steps: int, cause: str) -> Plan:
     """Returns the plan of a job for which the cache could not be used."""
-    return _compute_in_full(
+    return compute_in_full(
         total_steps,
         plan_pb2.PLAN_REASON_CODE_CACHE_UNAVAILABLE,
         f"computed in full, because the cache could not be used: {cause}",
     )
-
-
-def plan_explicit(
-    reuse: pb.ExplicitReuse, total_steps: int, donors: Sequence[Donor], seconds_per_step: float
-) -> Plan:
-    """Returns the plan that the request itself states, with the most similar donor that fits it.
-
-    Args:
-        reuse: a valid explicit reuse.
-    """
-    reuse_steps = reuse.reuse_steps
-    region_end = effective_region_end(reuse)
-    has_region = region_end > reuse_steps
-    region = (reuse.region if reuse.HasField("region") else DEFAULT_REGION) if has_region else None
-    amplification = reuse.amplification if reuse.HasField("amplification") else None
-    side_data = needs_side_data(region, amplification)
-    first, last = (total_steps, total_steps) if reuse.renoised else (reuse_steps, region_end)
-    fitting = [
-        donor for donor in donors if donor.score >= reuse.min_score and donor.holds(first, last, side_data)
-    ]
-    if not fitting:
-        latents = (
-            f"the clean latents, those after step {total_steps}"
-            if reuse.renoised
-            else f"latents after steps {reuse_steps} to {region_end}"
-        )
-        return _compute_in_full(
-            total_steps,
-            plan_pb2.PLAN_REASON_CODE_NO_DONOR,
-            f"no entry has a score of at least {reuse.min_score:.3f} and holds what the request's own plan"
-            f" needs: {latents}" + (", and side data" if side_data else ""),
-        )
-    return Plan(
-        total_steps=total_steps,
-        reuse_steps=reuse_steps,
-        donor=max(fitting, key=_by_similarity),
-        reasons=(
-            Reason(
-                plan_pb2.PLAN_REASON_CODE_EXPLICIT,
-                f"the request asked to reuse {reuse_steps} of {total_steps} steps"
-                + (", from the donor's clean latents, noised again" if reuse.renoised else "")
-                + (f" and to compute a region up to step {region_end}" if region else ""),
-            ),
-        ),
-        predicted_seconds_saved=reuse_steps * seconds_per_step,
-        region_end=region_end if region else 0,
-        region=region,
-        amplification=amplification,
-        renoised=reuse.renoised,
-    )
-
-
-def needs_edit(reuse: pb.ExplicitReuse) -> bool:
-    """Returns whether a request's own plan depends on the tokens that the target gained or lost."""
-    by_token = reuse.amplification.form in (
-        plan_pb2.AMPLIFICATION_FORM_BIAS,
-        plan_pb2.AMPLIFICATION_FORM_VALUE_GAIN,
-    )
-    return by_token or reuse.region.source == plan_pb2.REGION_SOURCE_ATTENTION
 
 
 def _plan_by_calibration(
@@ -228,7 +164,7 @@ def _plan_by_calibration(
     def rank(option: tuple[Donor, Row, int]) -> tuple[float, float, bool, float, str]:
         donor, row, reuse_steps = option
         computed = _computed_steps(row, total_steps, reuse_steps)
-        return -computed, -row.drift_points, _has_seed(donor, seed), *_by_similarity(donor)
+        return -computed, -row.drift_points, _has_seed(donor, seed), *by_similarity(donor)
 
     donor, row, reuse_steps = max(usable, key=rank)
     assert donor.edit is not None
@@ -259,7 +195,7 @@ def _decline(
     Args:
         allowed: whether the policy allows any depth for the edits at all.
     """
-    nearest = max((donor for donor in donors if donor.edit), key=_by_similarity)
+    nearest = max((donor for donor in donors if donor.edit), key=by_similarity)
     assert nearest.edit is not None
     kind = nearest.edit.kind
     if allowed:
@@ -274,7 +210,7 @@ def _decline(
             f"no depth measured for edits of the kind {kind!r} stays within the"
             f" {LIMITS.get(policy, 0):g} points of drift and of lost alignment that {policy!r} allows"
         )
-    declined = _compute_in_full(total_steps, code, text)
+    declined = compute_in_full(total_steps, code, text)
     return replace(declined, reasons=(_edit_reason(nearest.edit), *declined.reasons))
 
 
@@ -303,10 +239,10 @@ def _plan_by_score(
 ) -> Plan:
     """Returns the plan with the deepest reuse by the table, among equals with a donor of the same seed, and
     then with the most similar one."""
-    most_similar = max(donors, key=_by_similarity)
+    most_similar = max(donors, key=by_similarity)
     lowest = TABLE[policy][-1][0]
     if most_similar.score < lowest:
-        return _compute_in_full(
+        return compute_in_full(
             total_steps,
             plan_pb2.PLAN_REASON_CODE_SCORE_TOO_LOW,
             f"the best donor's similarity {most_similar.score:.3f} is below {lowest:.2f},"
@@ -317,7 +253,7 @@ def _plan_by_score(
         key=lambda donor: (
             _reusable_steps(policy, total_steps, donor),
             _has_seed(donor, seed),
-            *_by_similarity(donor),
+            *by_similarity(donor),
         ),
     )
     reuse_steps = _reusable_steps(policy, total_steps, best)
@@ -346,7 +282,7 @@ def _plan_by_score(
     )
 
 
-def _compute_in_full(total_steps: int, code: plan_pb2.PlanReasonCode.ValueType, text: str) -> Plan:
+def compute_in_full(total_steps: int, code: plan_pb2.PlanReasonCode.ValueType, text: str) -> Plan:
     """Returns the plan that computes every step, with its reason."""
     return Plan(total_steps, 0, None, (Reason(code, text),), 0.0)
 
@@ -369,7 +305,7 @@ def _repeat(total_steps: int, donor: Donor, seconds_per_step: float) -> Plan:
     )
 
 
-def _by_similarity(donor: Donor) -> tuple[float, str]:
+def by_similarity(donor: Donor) -> tuple[float, str]:
     """Returns a sort key; the id breaks ties, so that a plan does not depend on the order of the donors."""
     return donor.score, donor.entry_id
 

@@ -13,8 +13,9 @@ from chorus_rpc.plan_bounds import DEFAULT_REGION
 from services.contract.reuse import effective_region_end, needs_side_data
 from services.denoiser.request import DenoiseJob
 from services.scheduler.planning.calibration import Depth
+from services.scheduler.planning.explicit import plan_explicit
 from services.scheduler.planning.plan_message import to_message
-from services.scheduler.planning.planner import Donor, plan_explicit
+from services.scheduler.planning.planner import Donor
 
 CONTRAST = plan_pb2.AMPLIFICATION_FORM_CONTRAST
 BIAS = plan_pb2.AMPLIFICATION_FORM_BIAS

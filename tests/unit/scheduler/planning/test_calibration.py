@@ -23,8 +23,9 @@ from services.scheduler.planning.calibration import (
     to_plain,
 )
 from services.scheduler.planning.edits import Edit
+from services.scheduler.planning.explicit import plan_explicit
 from services.scheduler.planning.plan_message import to_message
-from services.scheduler.planning.planner import Donor, Plan, plan, plan_explicit
+from services.scheduler.planning.planner import Donor, Plan, plan
 
 CONTRAST = plan_pb2.Amplification(form=plan_pb2.AMPLIFICATION_FORM_CONTRAST, strength=0.5)
 SIGMAS = shifted_schedule(4, 5.0)
