@@ -1,4 +1,4 @@
-"""Carries a donor's layout over to an edited scene, as read from the donor's video."""
+"""Carries a donor's layout over to an edited scene: as read from the donor's video, or as drawn."""
 
 from __future__ import annotations
 
@@ -9,7 +9,16 @@ import torch
 from torch import Tensor
 
 from models.shapes.layout import Layout, draw_layout, middle_bounds
-from models.shapes.world import MOTIONS, SIZES, Scene, Thing, scene_table
+from models.shapes.world import (
+    MAX_OBJECTS,
+    MOTIONS,
+    SIZES,
+    Scene,
+    Thing,
+    objects_of,
+    parse_scene,
+    scene_table,
+)
 from models.shapes.yardstick.comparison import compare, match
 from models.shapes.yardstick.kept import match_scenes
 from models.shapes.yardstick.reader import Reading
@@ -68,3 +77,66 @@ def _turn(travel: Tensor, before: Thing, after: Thing, fresh: Tensor) -> Tensor:
     old, new = (torch.tensor(MOTIONS[m]) for m in (before.motion, after.motion))
     along, across = travel @ old, travel @ torch.stack([-old[1], old[0]])
     return along * new + across * torch.stack([-new[1], new[0]])
+
+
+def match_tables(donors: Tensor, targets: Tensor) -> Tensor:
+    """Returns for each object of each target the donor's object that it comes from, -1 for none, [n, 2]."""
+    matches = torch.full((len(donors), MAX_OBJECTS), -1, device="cpu")
+    for row, donor, target in zip(matches, donors.cpu(), targets.cpu(), strict=True):
+        for number, match_ in enumerate(match_scenes(parse_scene(donor), parse_scene(target))):
+            row[number] = -1 if match_ is None else match_
+    return matches
+
+
+def carry_drawn(donor: Tensor, target: Tensor, layout: Layout, drawn: Layout, matches: Tensor) -> Layout:
+    """Returns the layouts of edited scenes that keep drawn ones, by the rules of `carry_layout`.
+
+    Args:
+        donor, target: Rows of `scene_table`, [B, COLUMNS].
+        layout: Layouts of the donors.
+        drawn: Layouts drawn for the targets, which decide what the donors do not show.
+        matches: The targets' objects in the donors, see `match_tables`.
+    """
+    kept, index = matches >= 0, matches.clamp_min(0)
+    pairs = index[..., None].expand(-1, -1, 2)
+    after = objects_of(target)
+    before = objects_of(donor).gather(1, index[..., None].expand(-1, -1, after.shape[-1]))
+    sizes = torch.tensor(list(SIZES.values()))
+    growth = sizes[after[..., 3].clamp_min(0)] / sizes[before[..., 3].clamp_min(0)]
+    radius = torch.where(kept, layout.radius.gather(1, index) * growth, drawn.radius)
+    turned = _turn_drawn(
+        layout.travel.gather(1, pairs), before[..., 2].clamp_min(0), after[..., 2].clamp_min(0), drawn.travel
+    )
+    travel = torch.where(kept[..., None], turned, drawn.travel)
+    middle = torch.where(kept[..., None], layout.middle.gather(1, pairs), drawn.middle)
+    low, high = middle_bounds(target, radius, travel)
+    same = donor[:, 1] == target[:, 1]
+    return Layout(
+        middle=torch.minimum(torch.maximum(middle, low), torch.maximum(low, high)),
+        travel=travel,
+        radius=radius,
+        front=torch.where(kept.all(1), (matches == layout.front[:, None]).long().argmax(1), drawn.front),
+        period=torch.where(same, layout.period, drawn.period),
+        angle=torch.where(same, layout.angle, drawn.angle),
+        phase=torch.where(same[:, None], layout.phase, drawn.phase),
+        speck=layout.speck,
+        speck_middle=layout.speck_middle,
+        speck_travel=layout.speck_travel,
+    )
+
+
+def _turn_drawn(travel: Tensor, before: Tensor, after: Tensor, fresh: Tensor) -> Tensor:
+    """Returns the travels [B, 2, 2] of objects whose motions, indices [B, 2], may change: see `_turn`."""
+    directions = torch.tensor(list(MOTIONS.values()), dtype=travel.dtype)
+    still = list(MOTIONS).index("still")
+    old, new = directions[before], directions[after]
+    along = (travel * old).sum(-1, keepdim=True)
+    across = (travel * _turn_left(old)).sum(-1, keepdim=True)
+    turned = along * new + across * _turn_left(new)
+    unknown = (before == still) | (after == still) | (travel.norm(dim=-1) < _SLOW)
+    changed = torch.where(unknown[..., None], fresh, turned)
+    return torch.where((before == after)[..., None], travel, changed)
+
+
+def _turn_left(vector: Tensor) -> Tensor:
+    return torch.stack([-vector[..., 1], vector[..., 0]], -1)

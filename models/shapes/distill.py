@@ -3,8 +3,9 @@
 Trajectory regression, segment by segment: each row starts at a level of the student's schedule, the teacher
 takes several small steps to the next level, and the student learns the one step that leads there. Rows start
 from noised renders at first; later half of them start from where the student's own steps lead, which are the
-latents that it meets in use. Students of one and of two steps are the honest rivals of reuse: the same rows,
-updates and teacher, other levels.
+latents that it meets in use. With `--trajectories` the teacher's steps are computed once for all updates, from
+noise (`trajectories.py`), which is much faster. Students of one and of two steps are the honest rivals of
+reuse: the same rows, updates and teacher, other levels.
 """
 
 from __future__ import annotations
@@ -18,20 +19,14 @@ import torch
 from torch import Tensor
 
 from models.shapes.layout import draw_layout
-from models.shapes.network import FEW_STEPS, SCALE, SHIFT, Network, encode, to_tokens
+from models.shapes.network import FEW_STEPS, SCALE, Network, encode, subdivide, to_tokens
 from models.shapes.network import noise as draw_noise
 from models.shapes.prompts import MAX_TOKENS, Prompts, blur_text, load_training_prompts
 from models.shapes.render import render
 from models.shapes.training import Batch, Trainer, add_arguments, prepare, start_from
+from models.shapes.trajectories import Trajectories, TrajectoryStudent
 
 SCHEDULES: Final = {4: FEW_STEPS, 2: (1.0, FEW_STEPS[2], 0.0), 1: (1.0, 0.0)}
-
-
-def subdivide(start: float, end: float, count: int) -> tuple[float, ...]:
-    """Divides a segment of the schedule into `count` steps that are equal before the shift."""
-    a, b = (s / (SHIFT - (SHIFT - 1) * s) for s in (start, end))
-    inner = [a + (b - a) * k / count for k in range(1, count)]
-    return (start, *(SHIFT * t / (1 + (SHIFT - 1) * t) for t in inner), end)
 
 
 def noised_renders(table: Tensor, sigma: float, g: torch.Generator) -> Tensor:
@@ -101,13 +96,21 @@ def main() -> None:
                         "steps; the student takes it over at no cost")  # fmt: skip
     parser.add_argument("--own-from", type=float, default=0.5, help="share of the run after which half of "
                         "the rows continue the student's own steps")  # fmt: skip
+    parser.add_argument("--trajectories", type=int, default=0, help="number of trajectories of the teacher "
+                        "that are computed beforehand; 0 takes its steps in every update")  # fmt: skip
     args = parser.parse_args()
     prompts = load_training_prompts(args.prompts, args.prompt_count, args.seed).to(args.device)
     prepare(args)
     teacher, network = Network(), Network()
     start_from(teacher, args.teacher)
     start_from(network, args.start_from or args.teacher)
-    student = Student(args, network, teacher, prompts, SCHEDULES[args.steps])
+    sigmas = SCHEDULES[args.steps]
+    student: Student | TrajectoryStudent
+    if args.trajectories:
+        rows = Trajectories(teacher.to(args.device), prompts, args.trajectories, args)
+        student = TrajectoryStudent(args, network, rows, prompts, sigmas)
+    else:
+        student = Student(args, network, teacher, prompts, sigmas)
     if args.resume:
         student.load(args.out)
     student.run(args.out, student.batch)

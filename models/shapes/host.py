@@ -5,21 +5,22 @@ prompt. So it keeps the donor's colours and motions. The adapter is a LoRA on th
 for reused steps only, that resolves such conflicts: from a donor's latents at level K1 it predicts the video
 of the new prompt in the donor's layout.
 
-Half of the rows are such edit rows; the others are plain rows, which keep the adapter near the student. The
-donors are computed by the student itself (`donors.py`); the target is a render of the new scene in the layout
-that was read from the donor's video. Where the edit opens something that the donor does not show, the target
+Most rows are such edit rows (`edit_rows.py`); the others are plain rows, which keep the adapter near the
+student. Half of the edit rows start from donors that the student itself computed (`donors.py`); the target is
+a render of the new scene in the layout that was read from the donor's video. The other half start from noised
+renders, so that few donors suffice. Where the edit opens something that the donor does not show, the target
 is drawn by the same noise: the student's own steps from the donor's first level, with the new prompt. A
-render would teach the mean of all possible layouts. `--targets reruns` does so for all edits, which needs no
-renderer.
+render would teach the mean of all possible layouts. `--targets reruns` does so for all edits, which with
+`--rendered 0` needs no renderer.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+import random
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
 
 import torch
 import torch.nn.functional as F
@@ -27,14 +28,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from models.shapes.distill import noised_renders
-from models.shapes.donors import Donors, donor_noise, load_donors
-from models.shapes.network import FEW_STEPS, SCALE, Network, encode, to_tokens
+from models.shapes.donors import Donors, load_donors
+from models.shapes.edit_rows import DonorRows, RenderedRows, Rows, draw_level, join_rows
+from models.shapes.network import FEW_STEPS, SCALE, Network, to_tokens
 from models.shapes.pairs import Pairs, load_training_pairs
 from models.shapes.prompts import MAX_TOKENS, Prompts, blur_text, load_training_prompts
-from models.shapes.render import render
 from models.shapes.training import Batch, Trainer, add_arguments, prepare, start_from
-
-LEVEL_SHARES: Final = {1: 0.15, 2: 0.35, 3: 0.5}  # of edit rows, by the level that is reused
 
 
 class AdaptedLinear(nn.Module):
@@ -90,19 +89,25 @@ class Host(Trainer):
     ) -> None:
         super().__init__(args, network, trained)
         self.student = student.to(self.device)
-        self.prompts, self.pairs, self.donors = prompts, pairs, donors
-        self.scale = SCALE
+        self.prompts, self.scale = prompts, SCALE
+        self.rendered = RenderedRows(pairs)
+        self.from_donors = DonorRows(self.student, pairs, donors, args.targets, bf16=args.bf16)
         if args.compile:
             self.student.compile_blocks()
 
     def batch(self) -> Batch:
-        """Returns plain rows and edit rows, in the shares that the options name."""
+        """Returns plain rows and both kinds of edit rows, in the shares that the options name."""
+        g, rng = self.generator, random.Random(f"{self.args.seed} {self.update}")
         edits = round(self.args.edit_share * self.args.batch)
-        parts = [self.plain_rows(self.args.batch - edits), self.edit_rows(edits)]
-        x, sigma, text, bias, target = (torch.cat(p) for p in zip(*parts, strict=True))
-        return Batch(x, sigma, blur_text(text, bias, self.args.blur, self.generator), bias, target)
+        rendered = round(self.args.rendered * edits)
+        parts = [self.plain_rows(self.args.batch - edits)]
+        parts.append(self.from_donors.draw(edits - rendered, draw_level(rng), g))
+        if rendered:
+            parts.append(self.rendered.draw(rendered, draw_level(rng), g))
+        x, sigma, text, bias, target = join_rows(parts)
+        return Batch(x, sigma, blur_text(text, bias, self.args.blur, g), bias, target)
 
-    def plain_rows(self, n: int) -> tuple[Tensor, ...]:
+    def plain_rows(self, n: int) -> Rows:
         """Returns rows in which the student itself is the target, from the levels of its schedule."""
         g = self.generator
         level = int(torch.randint(4, (1,), generator=g))
@@ -112,33 +117,12 @@ class Host(Trainer):
         target = self.predict(x, text, bias, level)
         return to_tokens(x), torch.full((n,), FEW_STEPS[level]), text, bias, to_tokens(target)
 
-    def edit_rows(self, n: int) -> tuple[Tensor, ...]:
-        """Returns rows that start from a donor's latents and lead to the new prompt's video."""
-        g = self.generator
-        shares = torch.tensor(list(LEVEL_SHARES.values()))
-        level = int(torch.multinomial(shares, 1, generator=g)) + 1
-        row = torch.randint(len(self.donors), (n,), generator=g)
-        pick = self.donors.pair[row]
-        donor_text, donor_bias = self.pairs.donors.text(pick, MAX_TOKENS)
-        text, bias = self.pairs.targets.text(pick, MAX_TOKENS)
-        start = donor_noise(pick.tolist(), self.device)
-        levels = [start, *self.steps(start, donor_text, donor_bias, 0, level)]
-        goal = encode(render(self.pairs.targets.table[pick], self.donors.layout.select(row)))
-        reruns = self.pairs.opening[pick] | (self.args.targets == "reruns")
-        *_, rerun = self.steps(levels[1], text, bias, 1, 4)
-        goal = torch.where(reruns.view(-1, 1, 1, 1, 1), rerun, goal)
-        return to_tokens(levels[level]), torch.full((n,), FEW_STEPS[level]), text, bias, to_tokens(goal)
-
     def predict(self, x: Tensor, text: Tensor, bias: Tensor, level: int) -> Tensor:
         """Returns the data that the student predicts at a level."""
-        *_, after = self.steps(x, text, bias, level, level + 1)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.args.bf16):
+            *_, after = self.student.trajectory(x, text, bias, FEW_STEPS, level, level + 1)
         start, end = FEW_STEPS[level : level + 2]
         return x - start * (after - x) / (end - start)
-
-    def steps(self, x: Tensor, text: Tensor, bias: Tensor, level: int, end: int) -> list[Tensor]:
-        """Takes the student's steps from one level to another. Returns the latents after each."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.args.bf16):
-            return list(self.student.trajectory(x, text, bias, FEW_STEPS, level, end))
 
     def save(self, out: Path) -> None:
         """Writes the checkpoint, the averaged weights and, for an adapter, its file in diffusers' names."""
@@ -151,10 +135,11 @@ class Host(Trainer):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     add_arguments(parser)
-    parser.set_defaults(updates=430, batch=32, lr=2e-3, muon_lr=2e-3, warm_up=20, decay=0.5, ema=0.98)
+    parser.set_defaults(updates=2000, batch=32, lr=2e-3, muon_lr=1e-3, warm_up=20, decay=0.5, ema=0.98)
     parser.add_argument("--student", type=Path, required=True, help="averaged weights of the student")
-    parser.add_argument("--rank", type=int, default=16, help="rank of the adapter; 0 trains all weights")
-    parser.add_argument("--edit-share", type=float, default=0.5, help="share of edit rows")
+    parser.add_argument("--rank", type=int, default=32, help="rank of the adapter; 0 trains all weights")
+    parser.add_argument("--edit-share", type=float, default=0.85, help="share of edit rows")
+    parser.add_argument("--rendered", type=float, default=0.5, help="share of them that are renders")
     parser.add_argument("--donors", type=Path, default=Path("build/shapes/donors"), help="donors' folder")
     parser.add_argument("--pair-count", type=int, default=6000, help="number of pairs of prompts")
     parser.add_argument("--targets", choices=("renders", "reruns"), default="renders",

@@ -18,8 +18,7 @@ import torch
 from torch import Tensor
 
 from models.shapes.captions import caption
-from models.shapes.distill import subdivide
-from models.shapes.network import FEW_STEPS, Network, decode, noise
+from models.shapes.network import FEW_STEPS, Network, decode, noise, subdivide
 from models.shapes.prompts import MAX_TOKENS, encode_prompts
 from models.shapes.training import start_from
 from models.shapes.world import Scene, draw_scenes

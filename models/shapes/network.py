@@ -113,6 +113,13 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tens
     return torch.softmax(logits.float(), -1).to(v.dtype) @ v
 
 
+def subdivide(start: float, end: float, count: int) -> tuple[float, ...]:
+    """Divides a segment of the schedule into `count` steps that are equal before the shift."""
+    a, b = (s / (SHIFT - (SHIFT - 1) * s) for s in (start, end))
+    inner = [a + (b - a) * k / count for k in range(1, count)]
+    return (start, *(SHIFT * t / (1 + (SHIFT - 1) * t) for t in inner), end)
+
+
 class Network(torch.nn.Module):
     """Transformer with what is fixed for videos of one size: text refiner, rotary angles, position channels.
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from models.shapes.carry import carry_layout
+from models.shapes.carry import carry_drawn, carry_layout, match_tables
 from models.shapes.layout import draw_layout
 from models.shapes.render import render
 from models.shapes.world import Scene, Thing, scene_table
@@ -27,7 +27,7 @@ def first(**changes: str) -> Scene:
     return replace(DONOR, things=(replace(DONOR.things[0], **changes), DONOR.things[1]))
 
 
-@pytest.mark.parametrize(
+edits = pytest.mark.parametrize(
     "target",
     [
         first(colour="green"),
@@ -39,6 +39,9 @@ def first(**changes: str) -> Scene:
         replace(DONOR, texture="plain"),
     ],
 )
+
+
+@edits
 def test_carried_layout_keeps_what_the_edit_leaves(target: Scene) -> None:
     table = scene_table([DONOR])
     donor = read(render(table, draw_layout(table, generator(4)))[0])
@@ -52,3 +55,12 @@ def test_donor_that_does_not_show_its_scene_is_refused() -> None:
     table = scene_table([DONOR])
     donor = read(render(table, draw_layout(table, generator(4)))[0])
     assert carry_layout(donor, first(colour="green"), DONOR, generator(1)) is None
+
+
+@edits
+def test_drawn_layout_keeps_what_the_edit_leaves(target: Scene) -> None:
+    before, after = scene_table([DONOR]), scene_table([target])
+    layout, drawn = draw_layout(before, generator(4)), draw_layout(after, generator(5))
+    carried = carry_drawn(before, after, layout, drawn, match_tables(before, after))
+    donor, edited = read(render(before, layout)[0]), read(render(after, carried)[0])
+    assert compare_layouts(donor, edited, DONOR, target)["all"]
