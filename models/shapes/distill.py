@@ -3,8 +3,8 @@
 Trajectory regression, segment by segment: each row starts at a level of the student's schedule, the teacher
 takes several small steps to the next level, and the student learns the one step that leads there. Rows start
 from noised renders at first; later half of them start from where the student's own steps lead, which are the
-latents that it meets in use. With `--trajectories` the teacher's steps are computed once for all updates, from
-noise (`trajectories.py`), which is much faster. Students of one and of two steps are the honest rivals of
+latents that it meets in use. With `--trajectories` the teacher's steps are computed once, from noise, for all
+updates (`trajectories.py`), which is much faster. Students of one and of two steps are the honest rivals of
 reuse: the same rows, updates and teacher, other levels.
 """
 

@@ -175,9 +175,8 @@ def test_student_of_stored_trajectories_learns_where_the_teacher_goes(steps: int
     for student.update in range(6):
         batch = student.batch()
         level = next(i for i, s in enumerate(schedule) if s == pytest.approx(float(batch.sigma[0])))
-        reached = (
-            batch.x + (schedule[level + 1] - schedule[level]) * (batch.x - batch.target) / schedule[level]
-        )
+        start, end = schedule[level : level + 2]
+        reached = batch.x + (end - start) * (batch.x - batch.target) / start
         ends = to_tokens(rows.latents[:, FEW_STEPS.index(end)].float())
         assert all(any(torch.allclose(x, stored, atol=5e-3) for stored in ends) for x in reached)
 
