@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Callable, Sequence
-from multiprocessing.pool import Pool
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Final, TypeVar
@@ -55,9 +55,11 @@ class Workers:
 
     def __init__(self, files: dict[str, Path], count: int) -> None:
         self._models: Models = {}
-        self._pool: Pool | None = None
+        self._pool: ProcessPoolExecutor | None = None
         if count:
-            self._pool = multiprocessing.get_context("spawn").Pool(count, _start, (files,))
+            # Unlike multiprocessing.Pool, it ends with an error when a process cannot load its models.
+            spawn = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(count, spawn, _start, (files,))
         else:
             self._models = load_models(files)
 
@@ -71,7 +73,7 @@ class Workers:
         results: list[R] = []
         tasks = [(function, item) for item in items]
         calls = (
-            self._pool.imap(_call, tasks) if self._pool else (function(self._models, item) for item in items)
+            self._pool.map(_call, tasks) if self._pool else (function(self._models, item) for item in items)
         )
         for result in calls:
             results.append(result)
@@ -86,5 +88,4 @@ class Workers:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._pool is not None:
-            self._pool.terminate()
-            self._pool.join()
+            self._pool.shutdown(cancel_futures=True)
