@@ -53,9 +53,9 @@ async def test_explicit_plan_computes_a_region_from_each_source(
         region_end=3,
         region=plan_pb2.RegionPlan(
             source=plan_pb2.RegionSource.Value(f"REGION_SOURCE_{source}"),
-            threshold=0.3 if source == "ATTENTION" else 0.02,
+            threshold=0.6 if source == "ATTENTION" else 0.3,
             dilation=1,
-            budget=0.9,
+            budget=1,
             context=plan_pb2.REGION_CONTEXT_NONE,
         ),
         amplification=plan_pb2.Amplification(form=plan_pb2.AMPLIFICATION_FORM_CONTRAST, strength=0.5),

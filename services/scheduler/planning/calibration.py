@@ -22,8 +22,9 @@ from services.scheduler.planning.edits import EditKind
 Policy: TypeAlias = Literal["off", "safe", "balanced", "fast"]
 
 # Upper bound, in percentage points against computing in full, on the loss of alignment and on the drift: the
-# share of results that follow the donor instead of the request.
-LIMITS: dict[Policy, float] = {"safe": 1.0, "balanced": 3.0, "fast": 12.0}
+# share of results that follow the donor instead of the request. The standard error counts in full, and it is
+# 3 to 5 points for the seventy pairs of a kind that a calibration can afford: a limit below 5 allows nothing.
+LIMITS: dict[Policy, float] = {"safe": 5.0, "balanced": 8.0, "fast": 12.0}
 # Upper bound on the rows of a model: a broken file must not occupy the planner.
 _MAX_ROWS = 1_000
 _MEASURED = ("computed_share", "drift_points", "alignment_loss_points", "error_points")
