@@ -31,7 +31,7 @@ CONTRAST = plan_pb2.Amplification(form=plan_pb2.AMPLIFICATION_FORM_CONTRAST, str
 SIGMAS = shifted_schedule(4, 5.0)
 ALL = frozenset(range(1, 5))
 SHALLOW = Row("colour", Depth(0.9375), 1.0, 0.0, 0.0, 0.0, 100)
-REGION = Row("colour", Depth(0.9375, DEFAULT_REGION), 0.3, 1.5, 0.5, 0.5, 100)
+REGION = Row("colour", Depth(0.9375, DEFAULT_REGION), 0.3, 5.5, 0.5, 0.5, 100)
 DEEP = Row("colour", Depth(0.625, DEFAULT_REGION, CONTRAST), 0.4, 8.0, 2.0, 1.0, 100)
 COLOURS = Calibration("model", (SHALLOW, REGION, DEEP))
 BLUE = Edit("colour", ((3, 1.0),), ((2, 1.0),), 'gains "blue", loses "red"')
