@@ -2,7 +2,7 @@
 
 For pairs of prompts from the calibration split, runs every reuse depth that a plan may have, and records its
 loss of alignment and its donor drift by kind of edit, as classified by the embedder. The scheduler's planner
-reads the file. Takes about twenty minutes on two cores.
+reads the file. Takes about thirty-five minutes on two cores.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ MAX_POINTS: Final = max(LIMITS.values())
 def list_depths() -> dict[str, Depth]:
     """Returns every depth to measure, by name.
 
-    Each reuses every token. On a model with a host adapter neither a region nor contrast is worth a
-    measurement: a region that keeps the alignment computes as much as a full step, probes included, and
-    contrast lowers alignment (`bench.shapes`, cells host_contrast_k2 and host_contrast_k3).
+    Each reuses every token. Regions are left out until their threshold is tuned to this model, and contrast
+    because with the host adapter it lowers alignment at the depth that saves most (`bench.shapes`, cells
+    host_k3 and host_contrast_k3).
     """
     levels = MODEL.schedule.sigmas[1:-1]
     return {f"{step} full": Depth(sigma, None, None) for step, sigma in enumerate(levels, start=1)}
