@@ -20,8 +20,8 @@ MAX_LAYER = 256
 DEFAULT_ATTENTION_THRESHOLD = 0.3
 """Default threshold of regions by attention maps, as a share of the largest attention."""
 
-# Measured on an earlier model, without a host adapter: the source, probing every fourth token, by bench/ablation; threshold and
-# dilation by bench/alternatives.
+# Measured on an earlier model, without a host adapter: the source, probing every fourth token, by
+# bench/ablation; threshold and dilation by bench/alternatives.
 DEFAULT_REGION = plan_pb2.RegionPlan(
     source=plan_pb2.REGION_SOURCE_PROBE,
     threshold=0.02,
