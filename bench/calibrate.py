@@ -46,7 +46,14 @@ def list_depths() -> dict[str, Depth]:
     host_k3 and host_contrast_k3).
     """
     levels = MODEL.schedule.sigmas[1:-1]
-    return {f"{step} full": Depth(sigma, None, None) for step, sigma in enumerate(levels, start=1)}
+    last = len(levels)
+    full = {f"{step} full": Depth(sigma) for step, sigma in enumerate(levels, start=1)}
+    drafts = {
+        f"{step} draft": Depth(sigma, draft_sigma=levels[-1])
+        for step, sigma in enumerate(levels, start=1)
+        if step >= last - 1
+    }
+    return full | drafts
 
 
 def build_rows(completed: Sequence[Trial], plans: Mapping[str, Depth]) -> list[Row]:
@@ -64,13 +71,13 @@ def build_rows(completed: Sequence[Trial], plans: Mapping[str, Depth]) -> list[R
         pairs = {e: [(t.videos[FULL], t.videos[name]) for t in by_edit[e] if name in t.videos] for e in edits}
         losses = pool([_estimate([full.right - this.right for full, this in pairs[e]]) for e in edits])
         drifts = pool([_estimate([this.followed - full.followed for full, this in pairs[e]]) for e in edits])
-        remaining_steps = len(MODEL.schedule.sigmas) - 1 - depth.reuse_steps(MODEL.schedule.sigmas)
+        steps_run = depth.steps_run(MODEL.schedule.sigmas)
         for edit, loss, drift in zip(edits, losses, drifts, strict=True):
             row = Row(
                 edit=edit,
                 depth=depth,
                 computed_share=round(
-                    float(np.mean([this.computed for _, this in pairs[edit]])) / remaining_steps, 4
+                    float(np.mean([this.computed for _, this in pairs[edit]])) / steps_run, 4
                 ),
                 drift_points=round(drift.mean, 2),
                 alignment_loss_points=round(loss.mean, 2),

@@ -168,13 +168,7 @@ def measure_amplification_gain(pairs: int, seed: int, processes: int) -> dict[st
     calibration = load_calibration(MODEL.id)
     assert calibration is not None
     deepest = {
-        edit: min(
-            rows,
-            key=lambda row: (
-                row.computed_share
-                * (len(MODEL.schedule.sigmas) - 1 - row.depth.reuse_steps(MODEL.schedule.sigmas))
-            ),
-        ).depth
+        edit: min(rows, key=lambda row: row.computed_steps(MODEL.schedule.sigmas)).depth
         for edit in get_args(EditKind)
         if (rows := [row for row in calibration.allowed(edit, "fast") if row.depth.amplification])
     }

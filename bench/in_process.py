@@ -217,6 +217,7 @@ class Harness:
             gained=[plan_pb2.WeightedToken(index=i, weight=w) for i, w in edit.gained],
             lost=[plan_pb2.WeightedToken(index=i, weight=w) for i, w in edit.lost],
             renoised=isinstance(variant, Renoised),
+            draft_step=depth.draft_step(self.sigmas),
         )
 
     def run_plan(

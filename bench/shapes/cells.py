@@ -15,7 +15,7 @@ from torch import Tensor
 from bench import results
 from bench.shapes.workers import Models, Workers
 from models.shapes.captions import caption
-from models.shapes.generate import Generator, Run
+from models.shapes.generate import Draft, Generator, Run
 from models.shapes.measure import (
     DONOR_SEED,
     Case,
@@ -87,12 +87,15 @@ def plain(
     )
 
 
-def reused(generator: Generator, level: int, host: bool, contrast: float = 0.0) -> Cell:
-    """Returns the cell of runs that continue from the donor's latents at a level."""
+def reused(
+    generator: Generator, level: int, host: bool, contrast: float = 0.0, draft_step: int | None = None
+) -> Cell:
+    """Returns the cell of runs that continue from the donor's latents at a level, or from a draft."""
 
     def generate(case: Case, donor: Run | None) -> Tensor:
         assert donor is not None
-        return generator.reuse(donor, case.states, level, host, contrast)
+        draft = None if draft_step is None else Draft(draft_step, case.seed)
+        return generator.reuse(donor, case.states, level, host, contrast, draft)
 
     return Cell(_identify(generator), generate)
 
@@ -134,6 +137,8 @@ def edit_cells(models: Models) -> Cells:
     if student.model.host is not None:
         cells |= {f"host_k{k}": reused(student, k, True) for k in (1, 2, 3)}
         cells |= {f"host_contrast_k{k}": reused(student, k, True, CONTRAST) for k in (2, 3)}
+        cells |= {f"draft_k{k}": reused(student, k, True, draft_step=3) for k in (2, 3)}
+        cells["draft_contrast_k3"] = reused(student, 3, True, CONTRAST, draft_step=3)
     if "host-full" in models:
         cells["host_full_k3"] = reused(models["host-full"], 3, False)
     return cells
@@ -145,6 +150,7 @@ def other_cells(models: Models) -> Cells:
     cells = {"own": plain(student)} | {f"base_k{k}": reused(student, k, False) for k in (1, 3)}
     if student.model.host is not None:
         cells |= {f"host_k{k}": reused(student, k, True) for k in (1, 2, 3)}
+        cells["draft_k3"] = reused(student, 3, True, draft_step=3)
     return cells
 
 

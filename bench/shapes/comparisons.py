@@ -17,6 +17,8 @@ from models.shapes.measure import Measurement
 RIVALS: Final = (
     ("host_k3", "rerun_one_step"),
     ("host_k2", "rerun_two_step"),
+    ("draft_k3", "rerun_two_step"),
+    ("draft_k3", "host_k2"),
     ("host_k3", "plain_one_step"),
     ("host_k3", "base_k3"),
     ("host_k3", "host_full_k3"),
@@ -24,6 +26,7 @@ RIVALS: Final = (
 NAMES: Final = {
     "host_k3": "the host at K1 = 3",
     "host_k2": "the host at K1 = 2",
+    "draft_k3": "a draft of step 4, repeated",
     "rerun_one_step": "the student distilled for one step",
     "rerun_two_step": "the student distilled for two steps",
     "plain_one_step": "one step of the plain student",

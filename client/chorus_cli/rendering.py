@@ -122,7 +122,8 @@ def describe_plan(plan: Plan) -> str:
     donor = describe_donor(plan.donor, _DONOR_WIDTH)
     if plan.reuse_steps == plan.total_steps:
         return f"exact repeat, no step is computed: the result of {donor}"
-    return f"cache hit: {plan.reuse_steps} of {plan.total_steps} steps reused from {donor}"
+    source = "a draft from " if plan.draft_step else ""
+    return f"cache hit: {plan.reuse_steps} of {plan.total_steps} steps reused from {source}{donor}"
 
 
 def describe_start(started: StartedEvent) -> list[str]:
@@ -133,10 +134,11 @@ def describe_start(started: StartedEvent) -> list[str]:
 
 
 def describe_step(done: StepCompletedEvent) -> str:
-    """Describes a computed step: region or full, its seconds, and the backend if it is a fallback."""
+    """Describes a computed step: draft, region or full, its seconds, and the backend if it is a fallback."""
     # A share of 0 without a region comes from a server that does not report it: the step is full.
     share = done.computed_share if done.computed_share or done.active_tokens else 1.0
     kind = "full" if share >= 1 else f"region, {share:.0%} of the tokens computed"
+    kind = "draft" if done.draft else kind
     fallback = f"; ran on {one_line(done.backend)}: {one_line(done.fallback)}" if done.fallback else ""
     return f"step {done.step.index} of {done.total_steps}: {kind}, {done.seconds:.2f} s{fallback}"
 

@@ -36,6 +36,7 @@ class Step:
         computed_share: share of the tokens that went through the model, 0 to 1.
         backend: backend that computed the step; may be empty.
         fallback: reason why the configured backend did not compute it; empty if it did.
+        draft: whether it computed the draft that the run starts from.
     """
 
     number: int
@@ -45,6 +46,7 @@ class Step:
     computed_share: float
     backend: str
     fallback: str
+    draft: bool
 
     @classmethod
     def from_proto(cls, message: scheduler_pb2.StepCompletedEvent) -> Self:
@@ -58,6 +60,7 @@ class Step:
             computed_share=share if share or message.active_tokens else 1.0,
             backend=message.backend,
             fallback=message.fallback,
+            draft=message.draft,
         )
 
 

@@ -35,6 +35,7 @@ FORMS: Final = {
 _INTEGERS: Final = {  # bounds of whole numbers, both included
     "reuse_steps": (1, MAX_STEPS - 1),
     "region_end": (0, MAX_STEPS),
+    "draft_step": (0, MAX_STEPS - 1),
     "dilation": (0, MAX_DILATION),
     "first_step": (0, MAX_STEPS),
     "end_step": (0, MAX_STEPS),
@@ -57,6 +58,7 @@ def explicit_reuse(
     first_layer: int = 0,
     min_score: float = 0.0,
     renoised: bool = False,
+    draft_step: int = 0,
 ) -> ExplicitReuse:
     """Builds a plan for the option `explicit_reuse` of `submit` and `generate`.
 
@@ -75,12 +77,16 @@ def explicit_reuse(
         min_score: lowest similarity of a donor that is reused, −1 to 1.
         renoised: whether to start from the donor's clean latents, noised again to the level of `reuse_steps`,
             instead of its latents of that step; without `region_end`.
+        draft_step: step that is computed first, from the donor's latents at it, `reuse_steps` to the number
+            of steps − 1: the run starts from its prediction, noised again to the level of `reuse_steps`. 0
+            for none; without `region_end` and `renoised`.
 
     Raises ChorusError (INVALID_FIELD) that names each invalid argument and its bound. The server checks
     whether the plan suits the number of steps.
     """
     violations = Violations()
     integers = {"reuse_steps": reuse_steps, "region_end": region_end, "dilation": dilation or 0}
+    integers["draft_step"] = draft_step
     integers |= {"first_step": first_step, "end_step": end_step, "first_layer": first_layer}
     numbers = {"threshold": threshold, "budget": budget, "min_score": min_score}
     words = {"region": region, "context": context, "amplify": amplify}
@@ -118,6 +124,12 @@ def explicit_reuse(
         "renoised",
         f"must not be given with region_end = {region_end}: no step may compute a region",
     )
+    violations.require(
+        not draft_step or (reuse_steps <= draft_step and region_end <= reuse_steps and not renoised),
+        "draft_step",
+        f"must be 0, or at least reuse_steps = {reuse_steps} without region_end and renoised,"
+        f" not {draft_step}",
+    )
     source = _parse_word(violations, "region", region or "probe", SOURCES)
     context_value = (
         _parse_word(violations, "context", context, CONTEXTS) if context else DEFAULT_REGION.context
@@ -126,7 +138,11 @@ def explicit_reuse(
     violations.raise_if_any()
 
     plan = ExplicitReuse(
-        reuse_steps=reuse_steps, region_end=region_end, min_score=min_score, renoised=renoised
+        reuse_steps=reuse_steps,
+        region_end=region_end,
+        min_score=min_score,
+        renoised=renoised,
+        draft_step=draft_step,
     )
     if regional:
         plan.region.CopyFrom(DEFAULT_REGION)
@@ -149,6 +165,7 @@ def explicit_reuse(
 _PARSERS: Final[Mapping[str, Callable[[str], Any]]] = {
     "reuse_steps": int,
     "region_end": int,
+    "draft_step": int,
     "region": str,
     "threshold": float,
     "dilation": int,

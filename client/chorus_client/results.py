@@ -80,6 +80,8 @@ class Plan:
             exact repeat of the donor's request.
         region_end: end of the steps from `reuse_steps` on that compute only a region; 0 for none.
         renoised: whether the run starts from the donor's clean latents, noised again.
+        draft_step: step that is computed first, as a draft that is noised again to the level of
+            `reuse_steps`; 0 without a draft.
         donor: donor of the plan; None on a miss.
         edit: kind of edit that leads from the donor's prompt to this one, such as "colour"; may be empty.
         reasons: sentences that explain the decision.
@@ -92,6 +94,7 @@ class Plan:
     reuse_steps: int
     region_end: int
     renoised: bool
+    draft_step: int
     donor: Donor | None
     edit: str
     reasons: tuple[str, ...]
@@ -106,6 +109,7 @@ class Plan:
             reuse_steps=message.reuse_steps,
             region_end=message.region_end,
             renoised=message.renoised,
+            draft_step=message.draft_step,
             donor=Donor.from_proto(message.donor) if message.HasField("donor") else None,
             edit=message.edit,
             reasons=tuple(reason.text for reason in message.reasons),

@@ -13,7 +13,7 @@ from torch import Tensor
 from services.contract.schedule import shifted_schedule
 from services.denoiser.model.loaded import LoadedModel
 from services.denoiser.model.predictor import Predictor
-from services.denoiser.network.sampler import sample
+from services.denoiser.network.sampler import add_noise, sample
 from services.denoiser.reuse.amplification import amplify_text
 
 HERE: Final = Path(__file__).parent
@@ -40,6 +40,14 @@ class Run:
     latents: tuple[Tensor, ...]
 
 
+@dataclass(frozen=True)
+class Draft:
+    """Start of a run with a donor: clean latents, predicted by step `step`, with the noise of a seed."""
+
+    step: int
+    seed: int
+
+
 class Generator:
     """One model in its default video size."""
 
@@ -62,7 +70,13 @@ class Generator:
         return Run(states, (start, *latents))
 
     def reuse(
-        self, donor: Run, states: Tensor, level: int, host: bool = True, contrast: float = 0.0
+        self,
+        donor: Run,
+        states: Tensor,
+        level: int,
+        host: bool = True,
+        contrast: float = 0.0,
+        draft: Draft | None = None,
     ) -> Tensor:
         """Continues from a donor's latents at a level of the schedule. Returns clean latents.
 
@@ -72,6 +86,7 @@ class Generator:
             level: Number of reused steps, K1.
             host: Whether the host adapter, if the model has one, computes the first step.
             contrast: Strength of the amplification towards the new prompt.
+            draft: Draft to start from, instead of the donor's latents.
         """
         amplification = plan_pb2.Amplification(form=plan_pb2.AMPLIFICATION_FORM_CONTRAST, strength=contrast)
 
@@ -82,6 +97,13 @@ class Generator:
 
         first = create_velocity(self.predictor.select(continues_donor=host))
         then = create_velocity(self.predictor)
+
+        if draft is not None:
+            sigma, latents = self.sigmas[draft.step], donor.latents[draft.step]
+            clean = latents - sigma * first(latents, sigma)
+            start = add_noise(clean, self.model.noise(draft.seed, self.shape), self.sigmas[level])
+            *_, clean = sample(then, start, self.sigmas, level)
+            return clean
 
         def velocity(x: Tensor, sigma: float) -> Tensor:
             return (first if sigma == self.sigmas[level] else then)(x, sigma)

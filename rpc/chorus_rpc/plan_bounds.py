@@ -38,13 +38,14 @@ def check_depth(
     end: int,
     steps: int,
     renoised: bool = False,
+    draft: int = 0,
     exact: bool = False,
 ) -> None:
-    """Validates reuse_steps (K1) and region_end (K2) of a plan of `steps` steps, and whether it may renoise.
+    """Validates reuse_steps (K1), region_end (K2), draft_step and `renoised` of a plan of `steps` steps.
 
     `field` is a prefix with its dot. `exact` permits a plan that reuses every step, without renoising.
     """
-    limit = steps if exact and not renoised else max(steps - 1, 0)
+    limit = steps if exact and not renoised and not draft else max(steps - 1, 0)
     bound = f"must be 0 to {limit}, {'the' if limit == steps else 'one less than the'} steps, not {first}"
     if violations.require(first <= limit, f"{field}reuse_steps", bound):
         violations.require(
@@ -58,6 +59,12 @@ def check_depth(
             f"{field}renoised",
             "may be set only with reuse_steps of at least 1 and without region steps:"
             f" region_end must be 0 or reuse_steps = {first}, not {end}",
+        )
+        violations.require(
+            not draft or (1 <= first <= draft < steps and end <= first and not renoised),
+            f"{field}draft_step",
+            f"must be 0, or reuse_steps = {first} (at least 1) to {limit}, one less than the steps,"
+            f" without region steps and without renoised; not {draft}",
         )
 
 

@@ -11,6 +11,16 @@ def effective_region_end(plan: plan_pb2.Plan | scheduler_pb2.ExplicitReuse) -> i
     return max(plan.reuse_steps, plan.region_end)
 
 
+def donor_boundaries(plan: plan_pb2.Plan | scheduler_pb2.ExplicitReuse, total_steps: int) -> range:
+    """Returns the step boundaries whose latents a plan takes from its donor: K1 … K2, or a single one."""
+    if plan.reuse_steps == 0:
+        return range(0)
+    if plan.renoised or plan.draft_step:
+        only = plan.draft_step or total_steps
+        return range(only, only + 1)
+    return range(plan.reuse_steps, effective_region_end(plan) + 1)
+
+
 def needs_side_data(region: plan_pb2.RegionPlan | None, amplification: plan_pb2.Amplification | None) -> bool:
     """Returns whether a plan reads the donor's attention maps or the token states of its prompt.
 

@@ -98,12 +98,15 @@ def denoise(
     # displace the donor. And what this run did not compute is not stored under its prompt: x_{K1}, even under
     # noise of its own, shows what the donor's prompt describes.
     keep = keep and reuse_steps < last and not host
+    numbers = job.step_numbers if donor else tuple(range(job.total_steps))
     attributes: dict[str, str | bool | int | float] = {
         semconv.GENERATION_ID: job.generation_id,
         semconv.TOTAL_STEPS: job.total_steps,
         semconv.REUSE_STEPS: reuse_steps,
         semconv.REGION_STEPS: job.region_end - reuse_steps if donor else 0,
     }
+    if donor and job.plan.draft_step:
+        attributes[semconv.DRAFT_STEP] = job.plan.draft_step
     if host:
         attributes[semconv.HOST_ADAPTER] = host
     for each in (plain, predictor):
@@ -127,14 +130,14 @@ def denoise(
         steps = stages.steps({last: attention.observe} if keep else None)
         # A plan that reuses every step has x_N already.
         clean = moved.steps[job.total_steps] if moved and reuse_steps == job.total_steps else noise
-        for number in range(reuse_steps, job.total_steps):
+        for order, number in enumerate(numbers):
             with telemetry.span(
                 semconv.SPAN_STEP, {semconv.STEP_INDEX: number, semconv.STEP_SIGMA: job.sigmas[number]}
             ) as span:
                 step = _run_step(steps, model)
                 if not is_finite(step.latents):
                     name = f"step {number + 1} of {job.total_steps}"
-                    raise _diverged(predictor if number == reuse_steps else plain, name, step=str(number + 1))
+                    raise _diverged(predictor if order == 0 else plain, name, step=str(number + 1))
                 span.set_attribute(semconv.COMPUTED_SHARE, step.computed_share)
                 span.set_attribute(semconv.BACKEND, step.backend.backend)
                 if step.backend.fallback:
@@ -144,14 +147,12 @@ def denoise(
             denoise_seconds += step.seconds
             computed_steps += step.computed_share
             fell_back = fell_back or bool(step.backend.fallback)
-            if keep:
+            if keep and step.boundary > reuse_steps:
                 kept[step.boundary] = step.latents
             try:
                 yield step
             except GeneratorExit:
-                log.info(
-                    "run stopped", generation_id=job.generation_id, steps_run=step.boundary - reuse_steps
-                )
+                log.info("run stopped", generation_id=job.generation_id, steps_run=order + 1)
                 raise
     with telemetry.span(semconv.SPAN_DECODE, parent=parent) as span:
         begin = time.perf_counter()
@@ -164,7 +165,7 @@ def denoise(
         video=video,
         latents=latents,
         side=_side_data(job, attention, latents),
-        steps_run=job.total_steps - reuse_steps,
+        steps_run=len(numbers),
         computed_steps=computed_steps,
         fell_back=fell_back,
         denoise_seconds=denoise_seconds,

@@ -24,7 +24,7 @@ from chorus_rpc.plan_bounds import check_amplification, check_depth, check_regio
 from numpy.typing import NDArray
 
 from services.contract.prompts import find_prompt_fault
-from services.contract.reuse import effective_region_end, needs_side_data
+from services.contract.reuse import donor_boundaries, effective_region_end, needs_side_data
 from services.contract.schedule import find_schedule_fault
 from services.contract.tensors import decode_tensor
 from services.denoiser.model.loaded import LatentShape, LoadedModel
@@ -81,10 +81,14 @@ class DenoiseJob:
 
     @property
     def donor_steps(self) -> tuple[int, ...]:
-        """Step boundaries whose latents the plan takes from the donor: K1 … K2, or only N."""
-        if self.reuse_steps and self.plan.renoised:
-            return (self.total_steps,)
-        return tuple(range(self.reuse_steps, self.region_end + 1)) if self.reuse_steps else ()
+        """Step boundaries whose latents the plan takes from the donor."""
+        return tuple(donor_boundaries(self.plan, self.total_steps))
+
+    @property
+    def step_numbers(self) -> tuple[int, ...]:
+        """Steps that a run with the plan's donor computes, in order: the draft, then K1 … N − 1."""
+        draft = (self.plan.draft_step,) if self.plan.draft_step else ()
+        return (*draft, *range(self.reuse_steps, self.total_steps))
 
     @property
     def needs_side_data(self) -> bool:
@@ -240,7 +244,16 @@ def _check_plan(violations: Violations, plan: plan_pb2.Plan, steps: int) -> None
         "plan.total_steps",
         f"must be {steps}, the schedule's number of steps, not {plan.total_steps}",
     )
-    check_depth(violations, "plan.", plan.reuse_steps, plan.region_end, steps, plan.renoised, exact=True)
+    check_depth(
+        violations,
+        "plan.",
+        plan.reuse_steps,
+        plan.region_end,
+        steps,
+        plan.renoised,
+        plan.draft_step,
+        exact=True,
+    )
     regional = plan.region_end > plan.reuse_steps
     if (
         violations.require(

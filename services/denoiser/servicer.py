@@ -191,6 +191,7 @@ def _to_step_completed(step: Step, job: DenoiseJob) -> denoiser_pb2.StepComplete
         token_grid=job.token_grid,
         backend=step.backend.backend,
         fallback=step.backend.fallback[:MAX_FALLBACK_CHARACTERS],
+        draft=step.draft,
     )
 
 

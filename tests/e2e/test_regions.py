@@ -83,6 +83,15 @@ async def test_explicit_plan_out_of_bounds_names_its_field(scheduler: Any) -> No
     assert [v.field for v in error.violations] == ["spec.explicit_reuse.reuse_steps"]
 
 
+async def test_explicit_plan_starts_from_a_draft(scheduler: Any, stack: Stack) -> None:
+    await run_to_end(scheduler, stack, DONOR, seed=11)
+    plan = pb.ExplicitReuse(reuse_steps=3, min_score=0.5, draft_step=3)
+    hit, _ = await run_to_end(scheduler, stack, TARGET, seed=12, no_store=True, explicit_reuse=plan)
+    assert not hit.warnings, "the noise of the requested seed is added to the draft"
+    assert hit.donor.prompt == DONOR
+    assert (hit.plan.reuse_steps, hit.plan.draft_step, hit.steps_run) == (3, 3, 2)
+
+
 async def test_explicit_plan_reuses_renoised_clean_latents(scheduler: Any, stack: Stack) -> None:
     await run_to_end(scheduler, stack, DONOR, seed=11)
     plan = pb.ExplicitReuse(reuse_steps=2, min_score=0.5, renoised=True)

@@ -107,6 +107,13 @@ def generate(
             "--renoised", help="Explicit plan: start from the donor's clean latents with new noise added."
         ),
     ] = None,
+    draft_step: Annotated[
+        int | None,
+        typer.Option(
+            help="Explicit plan: step that is computed first, from the donor's latents at it, as a draft"
+            " to start from; at least --reuse-steps. Default: none."
+        ),
+    ] = None,
     no_store: Annotated[
         bool, typer.Option("--no-store", help="Do not keep the latents for later requests.")
     ] = False,
@@ -148,6 +155,7 @@ def generate(
                 amplify=amplify,
                 min_score=min_score,
                 renoised=renoised,
+                draft_step=draft_step,
             ),
             "no_store": no_store,
             "deadline": deadline,

@@ -17,8 +17,9 @@ from chorus_cli.explain.words import compare_words
 from chorus_cli.output import as_dict, one_line
 from chorus_cli.rendering import align_columns, describe_donor, summarize
 
-# "reused": taken from the donor; "region": some tokens computed; "full": every token computed.
-StepKind: TypeAlias = Literal["reused", "region", "full", "not run"]
+# "reused": taken from the donor; "draft": replaced by a draft, computed from the donor's latents; "region":
+# some tokens computed; "full": every token computed.
+StepKind: TypeAlias = Literal["reused", "draft", "region", "full", "not run"]
 _PARTS: Final = ("queued", "embed", "lookup", "fetch", "denoise", "decode", "total")
 
 
@@ -83,7 +84,7 @@ def _build_step(event: StepCompletedEvent) -> Step:
     # A share of 0 without a region comes from a server that does not report it: the step is full.
     computed = event.computed_share if event.computed_share or active else 1.0
     own = int.from_bytes(active, "little").bit_count() / max(1, math.prod(grid)) if active else 1.0
-    kind: StepKind = "region" if active or computed < 1 else "full"
+    kind: StepKind = "draft" if event.draft else "region" if active or computed < 1 else "full"
     return Step(event.step.index, kind, computed, own, event.seconds, active, grid)
 
 
@@ -155,6 +156,7 @@ def _facts(report: GenerationReport) -> Iterable[tuple[str, str]]:
         yield "edit", one_line(plan.edit)
     yield from _words(generation, plan)
     how = ", the donor's clean latents noised again" if plan.renoised else ""
+    how = f", from a draft by step {plan.draft_step + 1}, noised again" if plan.draft_step else how
     yield "plan", f"{reused} of {total} steps reused{how}" if reused else f"all {total} steps computed"
     if end > reused:
         steps = f"step {end}" if end == reused + 1 else f"steps {reused + 1}–{end}"
@@ -202,7 +204,7 @@ def _count_tokens(tokens: Sequence[WeightedToken]) -> str:
 def _steps_table(steps: Sequence[Step]) -> str:
     rows = [("step", "kind", "computed", "own", "seconds")]
     for step in steps:
-        ran = step.kind in ("region", "full")
+        ran = step.kind in ("draft", "region", "full")
         shown = (f"{step.computed:.0%}", f"{step.own:.0%}", f"{step.seconds:.3f}") if ran else ("", "", "")
         rows.append((str(step.number), step.kind, *shown))
     return align_columns(rows, right=(2, 3, 4))

@@ -1,9 +1,11 @@
 """Runs the three stages of a plan: full reuse, region, and repair.
 
 Stage 1, full reuse, sets the start: the donor's x_{K1} or, for a renoised plan, the donor's clean latents
-with the target's noise added. In stage 2, the region steps K1 to K2 − 1, the network computes only the active
-tokens; the others take the donor's next latents. Stage 3, repair, computes every token. A full computation
-has K1 = K2 = 0 and is the plain sampler's loop.
+with the target's noise added. A plan with a draft adds that noise to a prediction of the target's clean
+latents, computed from the donor's x_d with d >= K1: the steps after it then start from latents that already
+show the target. In stage 2, the region steps K1 to K2 − 1, the network computes only the active tokens; the
+others take the donor's next latents. Stage 3, repair, computes every token. A full computation has
+K1 = K2 = 0 and is the plain sampler's loop.
 
 With a sampler that adds fresh noise, every boundary after K1 carries the target's noise, also where the clean
 data is the donor's. So the latents of a run and its seed always belong together, noise is never blended with
@@ -46,6 +48,7 @@ class Step:
         active: bool [N], tokens that this step computed; the others are the donor's. None means all.
         backend: Backend that ran the network.
         seconds: Duration of the step on the device; 0 until the caller has measured it.
+        draft: Whether the step computed the draft that a run starts from.
     """
 
     boundary: int
@@ -55,6 +58,7 @@ class Step:
     active: Tensor | None
     backend: StepReport
     seconds: float = 0.0
+    draft: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,8 @@ class Stages:
         predictor: Predictor of the first computed step, whose model prepared `text_kv`; of all steps without
             `then`.
         plan: Plan that is valid for the schedule and for the data of the donor.
-        noise: The target's noise x_0. A run without a donor starts from it; a renoised run adds it.
+        noise: The target's noise x_0. A run without a donor starts from it; a renoised run, and one with a
+            draft, add it.
         donor: Latents of the donor; None means full computation, and the plan is ignored.
         fresh_noise: Noise that the sampler adds to reach a boundary (`LoadedModel.fresh_noise`); None if it
             adds none.
@@ -132,13 +137,17 @@ class Stages:
             self._then = (then.predictor, Target(then.predictor, shape, sigmas, later))
 
     def steps(self, observers: Mapping[int, AttentionObserver] | None = None) -> Iterator[Step]:
-        """Yields x_{K1 + 1} … x_N. Iterate once; a caller may stop early.
+        """Yields x_{K1 + 1} … x_N, and x_{K1} before them if it is a draft.
+
+        Iterate once; a caller may stop early.
 
         Args:
             observers: By step number, called with the cross-attention of that step if stage 3 computes it.
         """
         # Stage 1: steps 0 … K1 − 1 are the donor's.
         tokens, full_from = self._start_tokens(), self._reuse_steps
+        if self._plan.draft_step:
+            yield self._build_step(self._reuse_steps, tokens, None, draft=True)
 
         # Stage 2: steps K1 … K2 − 1 compute the active tokens. A region above its budget is not used.
         if self._reuse_steps < self._region_end:
@@ -162,10 +171,16 @@ class Stages:
         if self._reuse_steps == 0:
             return self._model.to_tokens(self._noise)
         if self._plan.renoised:
-            clean = self._donor.tokens(len(self._sigmas) - 1)
-            noise = self._noise if self._fresh_noise is None else self._fresh_noise(self._reuse_steps)
-            return add_noise(clean, self._model.to_tokens(noise), self._sigmas[self._reuse_steps])
+            return self._noise_again(self._donor.tokens(len(self._sigmas) - 1))
+        if step := self._plan.draft_step:
+            tokens = self._donor.tokens(step)
+            return self._noise_again(tokens - self._sigmas[step] * self._target.velocity(step, tokens))
         return self._donor.tokens(self._reuse_steps)
+
+    def _noise_again(self, clean: Tensor) -> Tensor:
+        """Returns clean tokens with the target's noise at the level of step K1."""
+        noise = self._noise if self._fresh_noise is None else self._fresh_noise(self._reuse_steps)
+        return add_noise(clean, self._model.to_tokens(noise), self._sigmas[self._reuse_steps])
 
     def _region_step(
         self, step: int, tokens: Tensor, active: Tensor, finder: RegionFinder
@@ -210,7 +225,7 @@ class Stages:
         weight = self._edge_weights(active, self._target.grid)[:, None]
         return torch.lerp(self._continue_donor(boundary), own, weight)
 
-    def _build_step(self, boundary: int, tokens: Tensor, active: Tensor | None) -> Step:
+    def _build_step(self, boundary: int, tokens: Tensor, active: Tensor | None, draft: bool = False) -> Step:
         """Returns a finished step, and continues with the network of the steps after the first."""
         step = Step(
             boundary=boundary,
@@ -219,6 +234,7 @@ class Stages:
             computed_share=self._target.take_computed_share(),
             active=active,
             backend=self._predictor.backend.drain(),
+            draft=draft,
         )
         self._predictor, self._target = self._then
         return step

@@ -220,7 +220,15 @@ def _check_explicit(reuse: pb.ExplicitReuse, steps: int, layers: int) -> Sequenc
             f"{field}.reuse_steps",
             "must be at least 1; to reuse nothing, leave explicit_reuse unset",
         )
-        check_depth(violations, f"{field}.", reuse.reuse_steps, reuse.region_end, steps, reuse.renoised)
+        check_depth(
+            violations,
+            f"{field}.",
+            reuse.reuse_steps,
+            reuse.region_end,
+            steps,
+            reuse.renoised,
+            reuse.draft_step,
+        )
         if reuse.HasField("amplification"):
             check_amplification(violations, f"{field}.amplification", reuse.amplification, steps)
             amplification = reuse.amplification

@@ -100,6 +100,8 @@ class AttemptRunner:
         span.set_attribute(semconv.TOTAL_STEPS, plan.total_steps)
         span.set_attribute(semconv.REUSE_STEPS, plan.reuse_steps)
         span.set_attribute(semconv.REGION_STEPS, max(0, plan.region_end - plan.reuse_steps))
+        if plan.draft_step:
+            span.set_attribute(semconv.DRAFT_STEP, plan.draft_step)
         span.set_attribute(semconv.CACHE_DECISION, "hit" if plan.reuse_steps else "miss")
         events = [pb.GenerationEvent(planned=pb.PlannedEvent(plan=plan))]
         events += [pb.GenerationEvent(warning=pb.WarningEvent(warning=warning)) for warning in warnings]

@@ -142,6 +142,7 @@ class DenoiseStream:
                 token_grid=step.token_grid,
                 backend=step.backend,
                 fallback=step.fallback,
+                draft=step.draft,
             )
         )
 

@@ -108,11 +108,13 @@ def _find_overridden_seed(
 ) -> list[errors_pb2.JobError]:
     """Returns the warning that the donor's noise is used instead of the noise of the requested seed.
 
-    None is due if the server chose the seed, if the donor's seed is the same, and for a renoised plan, which
-    adds the noise of the requested seed to the donor's clean latents.
+    None is due if the server chose the seed, if the donor's seed is the same, and for a plan that adds the
+    noise of the requested seed to clean latents: one with a draft, or a renoised one.
     """
-    seed, donor = generation.spec.seed, started.donor
-    if generation.seed_chosen or generation.plan.renoised or (donor.HasField("seed") and donor.seed == seed):
+    seed, donor, plan = generation.spec.seed, started.donor, generation.plan
+    if generation.seed_chosen or (donor.HasField("seed") and donor.seed == seed):
+        return []
+    if plan.renoised or plan.draft_step:
         return []
     donor_seed = str(donor.seed) if donor.HasField("seed") else "unknown"
     extent = f"{started.reuse_steps} of {started.total_steps} steps"

@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeAlias, get_args
 from chorus.common.v1 import plan_pb2
 from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
 
-from services.contract.reuse import needs_side_data
+from services.contract.reuse import donor_boundaries, needs_side_data
 from services.scheduler.planning.edits import EditKind
 
 Policy: TypeAlias = Literal["off", "safe", "balanced", "fast"]
@@ -40,19 +40,45 @@ class Depth:
         region: rule by which stage 2, which lasts to the end of the run, finds the tokens that it computes;
             None for no stage 2.
         amplification: amplification of the computed steps; None for none.
+        draft_sigma: noise level of the donor's latents from which a draft is computed first, at most `sigma`:
+            the run starts from the draft, noised again to K1. None for no draft; only without a region.
     """
 
     sigma: float
     region: plan_pb2.RegionPlan | None = None
     amplification: plan_pb2.Amplification | None = None
+    draft_sigma: float | None = None
 
     def reuse_steps(self, sigmas: Sequence[float]) -> int:
         """Returns K1 for a schedule; 0 if its first step already goes below `sigma`."""
-        return max((i for i, s in enumerate(sigmas[:-1]) if s >= self.sigma - 1e-9), default=0)
+        return _last_boundary(sigmas, self.sigma)
+
+    def draft_step(self, sigmas: Sequence[float]) -> int:
+        """Returns the step of the draft for a schedule; 0 without a draft."""
+        return 0 if self.draft_sigma is None else _last_boundary(sigmas, self.draft_sigma)
+
+    def donor_boundaries(self, sigmas: Sequence[float]) -> range:
+        """Returns the step boundaries whose latents the donor must hold."""
+        total = len(sigmas) - 1
+        plan = plan_pb2.Plan(
+            reuse_steps=self.reuse_steps(sigmas),
+            region_end=total if self.region else 0,
+            draft_step=self.draft_step(sigmas),
+        )
+        return donor_boundaries(plan, total)
+
+    def steps_run(self, sigmas: Sequence[float]) -> int:
+        """Returns the number of steps that are run, in full or in part, the draft included."""
+        return len(sigmas) - 1 - self.reuse_steps(sigmas) + (self.draft_sigma is not None)
 
     @property
     def needs_side_data(self) -> bool:
         return needs_side_data(self.region, self.amplification)
+
+
+def _last_boundary(sigmas: Sequence[float], sigma: float) -> int:
+    """Returns the last boundary before x_N that is not below a noise level."""
+    return max((i for i, s in enumerate(sigmas[:-1]) if s >= sigma - 1e-9), default=0)
 
 
 @dataclass(frozen=True)
@@ -77,6 +103,10 @@ class Row:
     alignment_loss_points: float
     error_points: float
     n: int
+
+    def computed_steps(self, sigmas: Sequence[float]) -> float:
+        """Returns the tokens that are computed, in multiples of a full step."""
+        return self.computed_share * self.depth.steps_run(sigmas)
 
     def within(self, policy: Policy) -> bool:
         """Returns whether the cost stays within the policy's limit."""
@@ -132,12 +162,18 @@ def _parse_row(plain: dict[str, Any]) -> Row:
     if not 0 < sigma <= 1:
         raise ValueError(f"sigma: must be above 0 and at most 1, not {sigma:g}")
     region, amplification = plain.get("region"), plain.get("amplification")
+    draft_sigma = plain.get("draft_sigma")
+    if draft_sigma is not None and (region is not None or not 0 < float(draft_sigma) <= sigma):
+        raise ValueError(
+            f"draft_sigma: must be above 0 and at most sigma = {sigma:g}, without a region; not {draft_sigma}"
+        )
     return Row(
         edit=edit,
         depth=Depth(
             sigma,
             None if region is None else ParseDict(region, plan_pb2.RegionPlan()),
             None if amplification is None else ParseDict(amplification, plan_pb2.Amplification()),
+            None if draft_sigma is None else float(draft_sigma),
         ),
         **{name: float(plain[name]) for name in _MEASURED},
         n=int(plain["n"]),
@@ -150,6 +186,7 @@ def to_plain(row: Row) -> dict[str, Any]:
     return {
         "edit": row.edit,
         "sigma": row.depth.sigma,
+        **({} if row.depth.draft_sigma is None else {"draft_sigma": row.depth.draft_sigma}),
         **{
             name: MessageToDict(message, preserving_proto_field_name=True)
             for name, message in messages.items()

@@ -8,7 +8,7 @@ from chorus.common.v1 import plan_pb2
 from chorus.scheduler.v1 import scheduler_pb2 as pb
 from chorus_rpc.plan_bounds import DEFAULT_REGION
 
-from services.contract.reuse import effective_region_end, needs_side_data
+from services.contract.reuse import donor_boundaries, effective_region_end, needs_side_data
 from services.scheduler.planning.planner import Donor, Plan, Reason, by_similarity, compute_in_full
 
 
@@ -26,15 +26,13 @@ def plan_explicit(
     region = (reuse.region if reuse.HasField("region") else DEFAULT_REGION) if has_region else None
     amplification = reuse.amplification if reuse.HasField("amplification") else None
     side_data = needs_side_data(region, amplification)
-    first, last = (total_steps, total_steps) if reuse.renoised else (reuse_steps, region_end)
-    fitting = [
-        donor for donor in donors if donor.score >= reuse.min_score and donor.holds(first, last, side_data)
-    ]
+    needed = donor_boundaries(reuse, total_steps)
+    fitting = [donor for donor in donors if donor.score >= reuse.min_score and donor.holds(needed, side_data)]
     if not fitting:
         latents = (
             f"the clean latents, those after step {total_steps}"
             if reuse.renoised
-            else f"latents after steps {reuse_steps} to {region_end}"
+            else f"latents after steps {needed[0]} to {needed[-1]}"
         )
         return compute_in_full(
             total_steps,
@@ -51,14 +49,16 @@ def plan_explicit(
                 plan_pb2.PLAN_REASON_CODE_EXPLICIT,
                 f"the request asked to reuse {reuse_steps} of {total_steps} steps"
                 + (", from the donor's clean latents, noised again" if reuse.renoised else "")
+                + (f", from a draft by step {reuse.draft_step + 1}, noised again" if reuse.draft_step else "")
                 + (f" and to compute a region up to step {region_end}" if region else ""),
             ),
         ),
-        predicted_seconds_saved=reuse_steps * seconds_per_step,
+        predicted_seconds_saved=(reuse_steps - bool(reuse.draft_step)) * seconds_per_step,
         region_end=region_end if region else 0,
         region=region,
         amplification=amplification,
         renoised=reuse.renoised,
+        draft_step=reuse.draft_step,
     )
 
 

@@ -19,6 +19,7 @@ def to_message(plan: Plan) -> plan_pb2.Plan:
         amplification=plan.amplification,
         predicted_drift_points=plan.predicted_drift_points or 0.0,
         renoised=plan.renoised,
+        draft_step=plan.draft_step,
     )
     if plan.donor is not None:
         message.donor.CopyFrom(

@@ -51,9 +51,9 @@ class Donor:
     edit: Edit | None = None
     seed: int | None = None
 
-    def holds(self, first: int, last: int, side_data: bool) -> bool:
-        """Returns whether the entry has x_first … x_last, and side data if `side_data` is true."""
-        return self.steps.issuperset(range(first, last + 1)) and (self.side_data or not side_data)
+    def holds(self, boundaries: range, side_data: bool) -> bool:
+        """Returns whether the entry has the latents of `boundaries`, and side data if `side_data` is true."""
+        return self.steps.issuperset(boundaries) and (self.side_data or not side_data)
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,8 @@ class Plan:
         reuse_steps: K1; 0 if and only if `donor` is None, `total_steps` for an exact repeat.
         region_end: K2; 0 without a stage 2.
         renoised: whether the run starts from the donor's clean latents, noised again to the level of step K1.
+        draft_step: step that is computed first, as a draft that is noised again to the level of step K1; 0
+            without a draft.
         predicted_seconds_saved: predicted saving, in seconds; 0 while the seconds of a step are unknown.
         predicted_drift_points: predicted drift, in percentage points; None without a calibration.
     """
@@ -84,6 +86,7 @@ class Plan:
     amplification: plan_pb2.Amplification | None = None
     predicted_drift_points: float | None = None
     renoised: bool = False
+    draft_step: int = 0
 
 
 def plan(
@@ -145,30 +148,29 @@ def _plan_by_calibration(
     """Returns the plan that saves most among the measured rows within the policy's limit."""
     total_steps = len(sigmas) - 1
     options = [
-        (donor, row, reuse_steps)
+        (donor, row)
         for donor in donors
         if donor.edit is not None
         for row in calibration.allowed(donor.edit.kind, policy)
-        if (reuse_steps := row.depth.reuse_steps(sigmas)) > 0
+        if row.depth.reuse_steps(sigmas) > 0
     ]
     usable = [
-        (donor, row, reuse_steps)
-        for donor, row, reuse_steps in options
-        if donor.holds(
-            reuse_steps, total_steps if row.depth.region else reuse_steps, row.depth.needs_side_data
-        )
+        (donor, row)
+        for donor, row in options
+        if donor.holds(row.depth.donor_boundaries(sigmas), row.depth.needs_side_data)
     ]
     if not usable:
         return _decline(policy, total_steps, donors, calibration, bool(options))
 
-    def rank(option: tuple[Donor, Row, int]) -> tuple[float, float, bool, float, str]:
-        donor, row, reuse_steps = option
-        computed = _computed_steps(row, total_steps, reuse_steps)
+    def rank(option: tuple[Donor, Row]) -> tuple[float, float, bool, float, str]:
+        donor, row = option
+        computed = row.computed_steps(sigmas)
         return -computed, -row.drift_points, _has_seed(donor, seed), *by_similarity(donor)
 
-    donor, row, reuse_steps = max(usable, key=rank)
+    donor, row = max(usable, key=rank)
     assert donor.edit is not None
-    computed = _computed_steps(row, total_steps, reuse_steps)
+    reuse_steps = row.depth.reuse_steps(sigmas)
+    computed = row.computed_steps(sigmas)
     return Plan(
         total_steps=total_steps,
         reuse_steps=reuse_steps,
@@ -179,12 +181,8 @@ def _plan_by_calibration(
         region=row.depth.region,
         amplification=row.depth.amplification,
         predicted_drift_points=row.drift_points,
+        draft_step=row.depth.draft_step(sigmas),
     )
-
-
-def _computed_steps(row: Row, total_steps: int, reuse_steps: int) -> float:
-    """Returns the tokens that a row computes after K1, in multiples of a full step."""
-    return row.computed_share * (total_steps - reuse_steps)
 
 
 def _decline(
@@ -223,6 +221,8 @@ def _edit_reason(edit: Edit) -> Reason:
 
 def _row_reason(policy: Policy, row: Row, reuse_steps: int, total_steps: int, computed: float) -> Reason:
     then = "computing the region that differs" if row.depth.region else "computing in full"
+    if row.depth.draft_sigma is not None:
+        then = f"computing a draft, noising it again and {then}"
     if row.depth.amplification is not None:
         then += ", amplified"
     return Reason(

@@ -89,7 +89,7 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
             plan.region.CopyFrom(explicit.region)
             plan.amplification.CopyFrom(explicit.amplification)
             plan.edit, plan.predicted_drift_points = "colour", 1.5
-            plan.renoised = explicit.renoised
+            plan.renoised, plan.draft_step = explicit.renoised, explicit.draft_step
         prompt = generation.spec.prompt
         if prompt.startswith("repeat"):
             plan.reuse_steps = STEPS
@@ -102,8 +102,9 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
                 reuse_steps=plan.reuse_steps, total_steps=STEPS, donor=donor, attempt=1
             ),
         )
-        for index in range(plan.reuse_steps + 1, STEPS + 1):
+        for index in range(plan.reuse_steps + (not plan.draft_step), STEPS + 1):
             step = scheduler_pb2.StepCompletedEvent(total_steps=STEPS, seconds=0.1, eta_seconds=0.5)
+            step.draft = plan.draft_step > 0 and index == plan.reuse_steps
             step.step.index = index
             if index <= plan.region_end:
                 step.computed_share, step.active_tokens = 0.375, b"\x07"

@@ -155,6 +155,22 @@ def test_renoised_plan_is_requested_and_explained(deployment: FakeDeployment) ->
     assert "reuse_steps: must be given with renoised" in refused.stderr
 
 
+def test_plan_with_a_draft_is_requested_and_explained(deployment: FakeDeployment) -> None:
+    result = chorus("generate", "x", "--reuse-steps", "2", "--draft-step", "3", target=deployment.target)
+    assert result.exit_code == 0, result.output
+    assert deployment.scheduler.requests[0].spec.explicit_reuse.draft_step == 3
+    assert "2 of 4 steps reused from a draft from" in result.stderr
+    assert "step 2 of 4: draft, 0.10 s" in result.stderr
+    explained = chorus("explain", "gen-1", target=deployment.target).stdout
+    assert "2 of 4 steps reused, from a draft by step 4, noised again" in explained
+    assert [line.split()[:2] for line in explained.splitlines() if line.strip()[:1].isdigit()][:4] == [
+        ["1", "reused"],
+        ["2", "draft"],
+        ["3", "full"],
+        ["4", "full"],
+    ]
+
+
 def test_step_on_a_fallback_backend_names_it(deployment: FakeDeployment) -> None:
     shown = chorus("generate", "x without a GPU", target=deployment.target).stderr
     assert "step 4 of 4: full, 0.10 s; ran on torch: needs a CUDA device" in shown

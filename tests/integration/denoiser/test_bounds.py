@@ -69,6 +69,13 @@ def with_renoised_steps(steps: int) -> Callable[[denoiser_pb2.DenoiseRequest], N
     return change
 
 
+def with_draft(reuse_steps: int, draft_step: int) -> Callable[[denoiser_pb2.DenoiseRequest], None]:
+    def change(what: denoiser_pb2.DenoiseRequest) -> None:
+        what.plan.reuse_steps, what.plan.draft_step = reuse_steps, draft_step
+
+    return change
+
+
 @pytest.mark.parametrize(
     ("change", "field_name", "bound"),
     [
@@ -86,6 +93,10 @@ def with_renoised_steps(steps: int) -> Callable[[denoiser_pb2.DenoiseRequest], N
         (with_field("plan.total_steps", 5), "plan.total_steps", "must be 4"),
         (with_field("plan.reuse_steps", 5), "plan.reuse_steps", "0 to 4"),
         (with_renoised_steps(4), "plan.reuse_steps", "0 to 3"),
+        (with_draft(0, 1), "plan.draft_step", "reuse_steps = 0 (at least 1) to 3"),
+        (with_draft(2, 1), "plan.draft_step", "reuse_steps = 2 (at least 1) to 3"),
+        (with_draft(2, 4), "plan.draft_step", "reuse_steps = 2 (at least 1) to 3"),
+        (with_draft(4, 4), "plan.reuse_steps", "0 to 3"),
         (with_field("plan.reuse_steps", 1), "plan.donor", "must be set"),
         (with_field("plan.renoised", True), "plan.renoised", "reuse_steps of at least 1"),
         (with_field("plan.donor.entry_id", "0" * 64), "plan.donor", "must be set exactly if"),

@@ -144,6 +144,23 @@ async def test_renoised_plan_fetches_clean_latents_and_stores_its_own(stub: Any,
     assert (await run(stub, what)).video == found.video
 
 
+async def test_draft_needs_the_latents_of_its_step_and_uses_the_seed(stub: Any, cache: FakeCache) -> None:
+    entry = await donor(stub)
+    for step in (1, 2, 4):
+        del latents(cache, entry)[step]
+    what = reusing(wanted(), entry, 2)
+    what.plan.draft_step = 3
+    found = await run(stub, what)
+    assert not found.started.HasField("degraded"), found.started.degraded
+    assert (found.started.reuse_steps, found.completed.steps_run) == (2, 3)
+    assert [(s.step.index, s.draft) for s in found.steps] == [(2, True), (3, False), (4, False)]
+    assert found.admission is not None
+    assert set(latents(cache, found.admission.entry_id)) == {3, 4, SIDE}, "x_2 is the draft's"
+    assert (await run(stub, what)).video == found.video
+    what.seed += 1
+    assert (await run(stub, what)).video != found.video
+
+
 async def test_missing_side_data_leads_to_full_computation(stub: Any, cache: FakeCache) -> None:
     entry = await donor(stub)
     del latents(cache, entry)[SIDE]
@@ -162,6 +179,7 @@ async def test_missing_side_data_leads_to_full_computation(stub: Any, cache: Fak
         ({"region_end": 1}, "plan.region_end"),
         ({"region_end": 0}, "plan.region"),
         ({"renoised": True}, "plan.renoised"),
+        ({"draft_step": 3}, "plan.draft_step"),
         ({"region": {"threshold": 1.5}}, "plan.region.threshold"),
         ({"region": {"budget": float("nan")}}, "plan.region.budget"),
         ({"region": {"dilation": 9}}, "plan.region.dilation"),

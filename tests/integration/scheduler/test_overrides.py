@@ -120,6 +120,9 @@ async def test_seed_that_nothing_overrides_is_no_warning(world: World) -> None:
     world.cache.hold(0.9, 4)
     renoised = pb.ExplicitReuse(reuse_steps=2, renoised=True)
     assert not (await ended(world, seed=3, explicit_reuse=renoised)).warnings
+    world.cache.hold(0.9, 3)
+    draft = pb.ExplicitReuse(reuse_steps=3, draft_step=3)
+    assert not (await ended(world, seed=3, explicit_reuse=draft)).warnings
 
 
 async def test_seed_that_the_server_chose_gives_way_to_the_donors(world: World) -> None:

@@ -101,6 +101,18 @@ async def test_renoised_plan_uses_a_donor_that_holds_its_clean_latents(world: Wo
     assert (plan.reuse_steps, plan.region_end, plan.renoised) == (2, 0, True)
 
 
+async def test_plan_with_a_draft_uses_a_donor_that_holds_the_latents_of_its_step(world: World) -> None:
+    own = pb.ExplicitReuse(reuse_steps=2, draft_step=3)
+    world.cache.hold(0.6, 1, 2, 4)
+    accepted = await world.submit(explicit_reuse=own)
+    await world.events(accepted)
+    assert [r.code for r in (await world.get(accepted)).plan.reasons] == [plan_pb2.PLAN_REASON_CODE_NO_DONOR]
+    world.cache.hold(0.6, 3)
+    await world.events(await world.submit(explicit_reuse=own))
+    plan = world.denoiser.requests[-1].plan
+    assert (plan.reuse_steps, plan.draft_step) == (2, 3)
+
+
 async def test_requests_own_plan_without_a_fitting_donor_computes_in_full(world: World) -> None:
     world.cache.hold(0.6, 1)
     accepted = await world.submit(explicit_reuse=OWN)
@@ -118,6 +130,10 @@ async def test_requests_own_plan_without_a_fitting_donor_computes_in_full(world:
         (pb.ExplicitReuse(reuse_steps=2, region_end=1), "region_end"),
         (pb.ExplicitReuse(reuse_steps=2, region_end=5), "region_end"),
         (pb.ExplicitReuse(reuse_steps=1, region_end=2, renoised=True), "renoised"),
+        (pb.ExplicitReuse(reuse_steps=2, draft_step=1), "draft_step"),
+        (pb.ExplicitReuse(reuse_steps=2, draft_step=4), "draft_step"),
+        (pb.ExplicitReuse(reuse_steps=2, draft_step=2, renoised=True), "draft_step"),
+        (pb.ExplicitReuse(reuse_steps=2, region_end=3, draft_step=2), "draft_step"),
         (pb.ExplicitReuse(reuse_steps=1, min_score=1.5), "min_score"),
         (pb.ExplicitReuse(reuse_steps=1, region=plan_pb2.RegionPlan()), "region.source"),
         (

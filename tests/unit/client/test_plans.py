@@ -39,6 +39,8 @@ def arguments(draw: st.DrawFn) -> dict[str, Any]:
         }
     elif draw(st.booleans()):
         found["renoised"] = True
+    elif draw(st.booleans()):
+        found["draft_step"] = draw(st.integers(reuse_steps, 199))
     if draw(st.booleans()):
         first = draw(st.integers(0, 199))
         found |= {
@@ -57,6 +59,7 @@ def test_parse_plan_equals_explicit_reuse_with_the_same_arguments(given_: dict[s
     assert parse_plan(text) == plan
     assert (plan.reuse_steps, plan.region_end) == (given_["reuse_steps"], given_.get("region_end", 0))
     assert plan.renoised == ("renoised" in given_)
+    assert plan.draft_step == given_.get("draft_step", 0)
     assert plan.HasField("region") == ("region" in given_)
     assert plan.HasField("amplification") == ("amplify" in given_)
     if "region" in given_:
@@ -117,6 +120,9 @@ def test_explicit_reuse_leaves_defaults_to_the_server() -> None:
         ("reuse_steps:1,region_end:2,renoised", "renoised", "must not be given with region_end = 2"),
         ("reuse_steps:1,renoised:yes", "renoised", "takes no value, not 'yes'"),
         ("reuse_steps:1,renoised,renoised", "renoised", "must not be repeated"),
+        ("reuse_steps:2,draft_step:1", "draft_step", "0, or at least reuse_steps = 2"),
+        ("reuse_steps:2,draft_step:2,renoised", "draft_step", "without region_end and renoised, not 2"),
+        ("reuse_steps:2,draft_step:200", "draft_step", "0 to 199"),
         ("reuse_steps:1,min_score:1.1", "min_score", "−1 to 1, not 1.1"),
         ("reuse_steps:1,min_score:nan", "min_score", "−1 to 1"),
     ],

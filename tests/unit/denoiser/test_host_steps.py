@@ -91,6 +91,8 @@ def plans(draw: st.DrawFn) -> plan_pb2.Plan:
     plan.donor.entry_id = "0" * 64
     plan.renoised = draw(st.booleans())
     if not plan.renoised and draw(st.booleans()):
+        plan.draft_step = draw(st.integers(reuse_steps, STEPS - 1))
+    elif not plan.renoised and draw(st.booleans()):
         plan.region_end = draw(st.integers(reuse_steps + 1, STEPS))
         plan.region.CopyFrom(
             plan_pb2.RegionPlan(
@@ -124,7 +126,9 @@ def test_first_step_after_a_donor_runs_on_the_host_and_others_on_the_plain_netwo
     steps, result = setting.run(predictor, plan, setting.donor)
     assert setting.model.host is not None
     plain, host = backends[setting.model], backends[setting.model.host]
-    assert [step.boundary for step in steps] == list(range(plan.reuse_steps + 1, STEPS + 1))
+    begin = plan.reuse_steps + (not plan.draft_step)
+    assert [step.boundary for step in steps] == list(range(begin, STEPS + 1))
+    assert result.steps_run == len(steps)
     # A region may be empty: then no step of stage 2 runs the network.
     assert host.keys or steps[0].computed_share == 0
     assert bool(plain.keys) == any(step.computed_share for step in steps[1:])

@@ -192,6 +192,17 @@ def test_renoised_plan_adds_the_noise_of_its_boundary(bench: Bench) -> None:
     assert all(torch.allclose(f.latents, e, atol=1e-5) for f, e in zip(found, expected, strict=True))
 
 
+def test_draft_takes_the_noise_of_its_boundary(bench: Bench) -> None:
+    wanted = plan(2)
+    wanted.draft_step = 3
+    theirs, sigma = bench.donor.steps[3], bench.sigmas[3]
+    clean = theirs - sigma * bench.predictor.latent_velocity(theirs, sigma, bench.text)
+    start = (1 - bench.sigmas[2]) * clean + bench.sigmas[2] * bench.model.noise(TARGET_SEED, bench.shape, 2)
+    expected = [start, *bench.full(bench.text, TARGET_SEED, 2, start)]
+    found = bench.run(wanted, bench.text, TARGET_SEED, DonorLatents({3: theirs}))
+    assert all(torch.allclose(f.latents, e, atol=1e-5) for f, e in zip(found, expected, strict=True))
+
+
 def test_run_without_the_noise_of_its_sampler_is_rejected(bench: Bench) -> None:
     noise = bench.model.noise(0, bench.shape)
     with pytest.raises(ValueError, match="fresh_noise: must be set exactly for renoise"):

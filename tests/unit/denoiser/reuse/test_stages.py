@@ -122,6 +122,30 @@ def test_renoised_plan_adds_the_targets_noise_to_clean_latents(bench: Bench) -> 
     assert not torch.equal(next(iter(other.steps())).latents, found[0].latents)
 
 
+@pytest.mark.parametrize(("first", "draft"), [(1, 1), (1, 3), (3, 3)])
+def test_draft_is_predicted_from_the_donors_latents_and_noised_again(
+    bench: Bench, first: int, draft: int
+) -> None:
+    wanted = plan(first)
+    wanted.draft_step = draft
+    needed = DonorLatents({draft: bench.donor.steps[draft]})  # the plan needs nothing else of the donor
+    *_, clean = sample(  # one step from the donor's latents to noise level 0
+        lambda x, sigma: bench.predictor.latent_velocity(x, sigma, bench.text),
+        needed.steps[draft],
+        (bench.sigmas[draft], 0.0),
+    )
+    start = (1 - bench.sigmas[first]) * clean + bench.sigmas[first] * bench.noise
+    expected = [start, *bench.full(bench.text, first, start)]
+    found = list(
+        Stages(bench.predictor, wanted, bench.shape, bench.sigmas, bench.text, bench.noise, needed).steps()
+    )
+    assert [(s.boundary, s.draft) for s in found] == [
+        (boundary, boundary == first) for boundary in range(first, STEPS + 1)
+    ]
+    assert all(torch.allclose(f.latents, e, atol=1e-5) for f, e in zip(found, expected, strict=True))
+    assert [s.computed_share for s in found] == [1.0] * len(expected)
+
+
 @pytest.mark.parametrize("source", ["PROBE", "FULL_STEP", "ATTENTION"])
 def test_region_of_all_tokens_equals_full_steps_bit_for_bit(bench: Bench, source: str) -> None:
     wanted = plan(1, 4, source, dilation=8)

@@ -34,6 +34,7 @@ SHALLOW = Row("colour", Depth(0.9375), 1.0, 0.0, 0.0, 0.0, 100)
 REGION = Row("colour", Depth(0.9375, DEFAULT_REGION), 0.3, 5.5, 0.5, 0.5, 100)
 DEEP = Row("colour", Depth(0.625, DEFAULT_REGION, CONTRAST), 0.4, 8.0, 2.0, 1.0, 100)
 COLOURS = Calibration("model", (SHALLOW, REGION, DEEP))
+DRAFT = Row("colour", Depth(0.8333, draft_sigma=0.625), 1.0, 1.0, 1.0, 1.0, 100)
 BLUE = Edit("colour", ((3, 1.0),), ((2, 1.0),), 'gains "blue", loses "red"')
 
 
@@ -60,6 +61,17 @@ def test_each_policy_chooses_the_deepest_row_within_its_limit(
     assert chosen.predicted_drift_points == row.drift_points
     assert codes(chosen) == ["EDIT", "CALIBRATION"]
     assert 'gains "blue", loses "red"' in chosen.reasons[0].text
+
+
+def test_draft_counts_as_a_computed_step_and_needs_the_latents_of_its_step_alone() -> None:
+    rows = Calibration("model", (SHALLOW, DRAFT))
+    sparse = donor(steps=frozenset({3}))
+    chosen = plan("safe", SIGMAS, [sparse], 1.0, rows)
+    assert (chosen.donor, chosen.reuse_steps, chosen.draft_step) == (sparse, 2, 3)
+    assert chosen.predicted_seconds_saved == 1.0  # 3 of 4 steps are computed
+    assert "computing a draft" in chosen.reasons[1].text
+    assert to_message(chosen).draft_step == 3
+    assert plan("safe", SIGMAS, [donor(steps=frozenset({1, 2, 4}))], 1.0, rows).draft_step == 0
 
 
 def test_donor_that_lacks_data_of_a_row_is_reused_by_another_row() -> None:
@@ -116,7 +128,8 @@ def test_stricter_policy_allows_only_what_a_laxer_one_allows(drift: float, loss:
 
 
 def test_rows_round_trip_through_json() -> None:
-    assert parse_calibration("model", {"rows": [to_plain(row) for row in COLOURS.rows]}) == COLOURS
+    rows = Calibration("model", (*COLOURS.rows, DRAFT))
+    assert parse_calibration("model", {"rows": [to_plain(row) for row in rows.rows]}) == rows
 
 
 @pytest.mark.parametrize(
@@ -126,6 +139,7 @@ def test_rows_round_trip_through_json() -> None:
         ({"sigma": 0}, r"rows\[0\]: sigma: must be above 0"),
         ({"region": {"source": "GUESS"}}, r"rows\[0\]"),
         ({"n": None}, r"rows\[0\]"),
+        ({"draft_sigma": 0.95}, r"rows\[0\]: draft_sigma: must be above 0 and at most sigma = 0.9375"),
     ],
 )
 def test_broken_calibration_is_rejected_with_its_row_and_field(change: dict[str, object], fault: str) -> None:
@@ -186,6 +200,14 @@ def test_renoised_plan_needs_the_clean_latents_and_no_others() -> None:
     none = plan_explicit(wanted, 4, [early], 1.0)
     assert (none.donor, none.renoised, codes(none)) == (None, False, ["NO_DONOR"])
     assert "the clean latents, those after step 4" in none.reasons[0].text
+
+
+def test_explicit_plan_with_a_draft_needs_the_latents_of_its_step() -> None:
+    wanted = pb.ExplicitReuse(reuse_steps=2, draft_step=3)
+    chosen = plan_explicit(wanted, 4, [donor(steps=frozenset({1, 2, 4})), donor("b", 0.5)], 1.0)
+    assert (chosen.donor, chosen.draft_step) == (donor("b", 0.5), 3)
+    assert chosen.predicted_seconds_saved == 1.0
+    assert "from a draft by step 4, noised again" in chosen.reasons[0].text
 
 
 def test_message_carries_everything_that_stage_2_needs() -> None:

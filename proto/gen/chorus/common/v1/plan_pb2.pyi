@@ -356,6 +356,8 @@ class Plan(google.protobuf.message.Message):
     2. Steps reuse_steps … region_end − 1 compute active tokens only. Inactive tokens take the donor's latents.
     3. Steps region_end … N − 1 compute every token.
     With `renoised`, the target starts from the donor's clean latents with new noise instead.
+    With `draft_step`, it starts from a draft of its own clean latents with new noise: one step, computed first from
+    the donor's latents.
     If reuse_steps is N, no step is run: the donor is the full computation of the same request, and the target
     is decoded from its clean latents x_N.
     """
@@ -376,6 +378,7 @@ class Plan(google.protobuf.message.Message):
     EDIT_FIELD_NUMBER: builtins.int
     RENOISED_FIELD_NUMBER: builtins.int
     SEED_FIELD_NUMBER: builtins.int
+    DRAFT_STEP_FIELD_NUMBER: builtins.int
     total_steps: builtins.int
     """N."""
     reuse_steps: builtins.int
@@ -397,6 +400,12 @@ class Plan(google.protobuf.message.Message):
     seed: builtins.int
     """Seed of the full computation that the run performs or, with a donor, approximates: the donor's if the request
     stated none, otherwise the request's. Unset in plans of earlier versions.
+    """
+    draft_step: builtins.int
+    """d, reuse_steps to total_steps − 1; 0 means no draft. Step d is computed first, from the donor's x_d, by the
+    model's host adapter if it has one. Its prediction c of the clean latents is the draft: the target starts from
+    (1 − s) · c + s · e, where e is the target's own noise and s the noise level of step reuse_steps. Requires a
+    donor, no stage 2 and no `renoised`.
     """
     @property
     def donor(self) -> Global___DonorRef: ...
@@ -435,9 +444,10 @@ class Plan(google.protobuf.message.Message):
         edit: builtins.str = ...,
         renoised: builtins.bool = ...,
         seed: builtins.int | None = ...,
+        draft_step: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_seed", b"_seed", "amplification", b"amplification", "donor", b"donor", "region", b"region", "seed", b"seed"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_seed", b"_seed", "amplification", b"amplification", "donor", b"donor", "edit", b"edit", "gained", b"gained", "lost", b"lost", "predicted_drift_points", b"predicted_drift_points", "predicted_seconds_saved", b"predicted_seconds_saved", "reasons", b"reasons", "region", b"region", "region_end", b"region_end", "renoised", b"renoised", "reuse_steps", b"reuse_steps", "seed", b"seed", "total_steps", b"total_steps"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_seed", b"_seed", "amplification", b"amplification", "donor", b"donor", "draft_step", b"draft_step", "edit", b"edit", "gained", b"gained", "lost", b"lost", "predicted_drift_points", b"predicted_drift_points", "predicted_seconds_saved", b"predicted_seconds_saved", "reasons", b"reasons", "region", b"region", "region_end", b"region_end", "renoised", b"renoised", "reuse_steps", b"reuse_steps", "seed", b"seed", "total_steps", b"total_steps"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_seed", b"_seed"]) -> typing.Literal["seed"] | None: ...
 
 Global___Plan: typing_extensions.TypeAlias = Plan

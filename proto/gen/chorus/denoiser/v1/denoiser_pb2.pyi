@@ -154,6 +154,7 @@ class StepCompleted(google.protobuf.message.Message):
     TOKEN_GRID_FIELD_NUMBER: builtins.int
     BACKEND_FIELD_NUMBER: builtins.int
     FALLBACK_FIELD_NUMBER: builtins.int
+    DRAFT_FIELD_NUMBER: builtins.int
     seconds: builtins.float
     computed_share: builtins.float
     """Share of all tokens that this step computed, including the ones computed to find the region. 0 to 1."""
@@ -165,6 +166,10 @@ class StepCompleted(google.protobuf.message.Message):
     """Backend that ran the network: torch, compiled, onnxruntime or tensorrt."""
     fallback: builtins.str
     """Reason why the configured backend did not run the step. Empty if it did."""
+    draft: builtins.bool
+    """Whether the step computed the draft of a plan with `draft_step`: the latents reached are the draft, noised again
+    to the level of step reuse_steps.
+    """
     @property
     def step(self) -> chorus.common.v1.latents_pb2.StepRef:
         """Step boundary that was reached: x_{i+1} after step i."""
@@ -183,9 +188,10 @@ class StepCompleted(google.protobuf.message.Message):
         token_grid: collections.abc.Iterable[builtins.int] | None = ...,
         backend: builtins.str = ...,
         fallback: builtins.str = ...,
+        draft: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["step", b"step"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["active_tokens", b"active_tokens", "backend", b"backend", "computed_share", b"computed_share", "fallback", b"fallback", "seconds", b"seconds", "step", b"step", "token_grid", b"token_grid"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["active_tokens", b"active_tokens", "backend", b"backend", "computed_share", b"computed_share", "draft", b"draft", "fallback", b"fallback", "seconds", b"seconds", "step", b"step", "token_grid", b"token_grid"]) -> None: ...
 
 Global___StepCompleted: typing_extensions.TypeAlias = StepCompleted
 

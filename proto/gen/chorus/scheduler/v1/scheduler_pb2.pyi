@@ -149,6 +149,7 @@ class ExplicitReuse(google.protobuf.message.Message):
     AMPLIFICATION_FIELD_NUMBER: builtins.int
     MIN_SCORE_FIELD_NUMBER: builtins.int
     RENOISED_FIELD_NUMBER: builtins.int
+    DRAFT_STEP_FIELD_NUMBER: builtins.int
     reuse_steps: builtins.int
     """K1 of the method, 1 to the number of steps − 1."""
     region_end: builtins.int
@@ -158,6 +159,11 @@ class ExplicitReuse(google.protobuf.message.Message):
     renoised: builtins.bool
     """Whether to start from the donor's clean latents with new noise at the level of step reuse_steps, instead
     of the donor's latents at that step. Requires a plan without a stage 2.
+    """
+    draft_step: builtins.int
+    """Step that is computed first, from the donor's latents at it, as a draft of the target's clean latents:
+    reuse_steps to the number of steps − 1; 0 means no draft. The target starts from the draft with its own noise
+    at the level of step reuse_steps. Requires a plan without a stage 2 and without `renoised`.
     """
     @property
     def region(self) -> chorus.common.v1.plan_pb2.RegionPlan:
@@ -176,9 +182,10 @@ class ExplicitReuse(google.protobuf.message.Message):
         amplification: chorus.common.v1.plan_pb2.Amplification | None = ...,
         min_score: builtins.float = ...,
         renoised: builtins.bool = ...,
+        draft_step: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["amplification", b"amplification", "region", b"region"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["amplification", b"amplification", "min_score", b"min_score", "region", b"region", "region_end", b"region_end", "renoised", b"renoised", "reuse_steps", b"reuse_steps"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["amplification", b"amplification", "draft_step", b"draft_step", "min_score", b"min_score", "region", b"region", "region_end", b"region_end", "renoised", b"renoised", "reuse_steps", b"reuse_steps"]) -> None: ...
 
 Global___ExplicitReuse: typing_extensions.TypeAlias = ExplicitReuse
 
@@ -431,6 +438,7 @@ class StepCompletedEvent(google.protobuf.message.Message):
     TOKEN_GRID_FIELD_NUMBER: builtins.int
     BACKEND_FIELD_NUMBER: builtins.int
     FALLBACK_FIELD_NUMBER: builtins.int
+    DRAFT_FIELD_NUMBER: builtins.int
     total_steps: builtins.int
     seconds: builtins.float
     eta_seconds: builtins.float
@@ -440,6 +448,7 @@ class StepCompletedEvent(google.protobuf.message.Message):
     active_tokens: builtins.bytes
     backend: builtins.str
     fallback: builtins.str
+    draft: builtins.bool
     @property
     def step(self) -> chorus.common.v1.latents_pb2.StepRef: ...
     @property
@@ -456,9 +465,10 @@ class StepCompletedEvent(google.protobuf.message.Message):
         token_grid: collections.abc.Iterable[builtins.int] | None = ...,
         backend: builtins.str = ...,
         fallback: builtins.str = ...,
+        draft: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["step", b"step"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["active_tokens", b"active_tokens", "backend", b"backend", "computed_share", b"computed_share", "eta_seconds", b"eta_seconds", "fallback", b"fallback", "seconds", b"seconds", "step", b"step", "token_grid", b"token_grid", "total_steps", b"total_steps"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["active_tokens", b"active_tokens", "backend", b"backend", "computed_share", b"computed_share", "draft", b"draft", "eta_seconds", b"eta_seconds", "fallback", b"fallback", "seconds", b"seconds", "step", b"step", "token_grid", b"token_grid", "total_steps", b"total_steps"]) -> None: ...
 
 Global___StepCompletedEvent: typing_extensions.TypeAlias = StepCompletedEvent
 
