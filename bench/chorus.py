@@ -69,6 +69,7 @@ def run_evaluation(folder: Path, pairs: int, seed: int) -> dict[str, Any]:
         seed=seed,
         model=None,
         token_pixels=4,
+        target_seed="mixed",
     )
     evaluation.run_evaluation(options, folder, Output(as_json=False))
     figures: dict[str, Any] = results.read(folder / evaluation.FIGURES)["figures"]
@@ -81,15 +82,19 @@ def select_headlines(measured: Mapping[str, Any]) -> dict[str, Any]:
     for policy in POLICIES:
         for name, figure in (
             ("hit_speedup", "single_edit_speedup_p50"),
+            ("all_pairs_speedup", "whole_set_speedup"),
             ("alignment_ratio", "single_edit_alignment_ratio"),
             ("drift_points", "single_edit_drift_points"),
             ("hit_share", "single_edit_hit_share"),
             ("layout_kept", "single_edit_layout_kept"),
-            ("artefact_rate", "artefact_rate"),
-            ("distance_excess", "distance_excess"),
+            ("artefact_ratio", "single_edit_artefact_ratio"),
         ):
-            if f"{policy}.{figure}" in measured:
-                headlines[f"{policy}_{name}"] = measured[f"{policy}.{figure}"]
+            # Requests that keep the donor's seed, and those that ask for another video.
+            for prefix, seeds in (("", "seed_kept"), ("other_seed_", "seed_other")):
+                if (key := f"{policy}.{seeds}.{figure}") in measured:
+                    headlines[f"{policy}_{prefix}{name}"] = measured[key]
+        if f"{policy}.distance_excess" in measured:
+            headlines[f"{policy}_distance_excess"] = measured[f"{policy}.distance_excess"]
     for method in (*BASELINES, *(f"steps_{steps}" for steps in FEWER), "full"):
         for figure in _COMPARED_FIGURES:
             if f"{method}.{figure}" in measured:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -23,7 +24,9 @@ from torch import Tensor
 
 from evaluation.prompts import Group
 from evaluation.scenes import judge
+from models.shapes.yardstick.kept import compare_layouts
 from models.shapes.yardstick.reader import read
+from models.shapes.yardstick.residue import measure_artefacts
 from services.contract.schedule import shifted_schedule
 from services.denoiser.model.loaded import LoadedModel
 from services.denoiser.model.predictor import Predictor
@@ -44,6 +47,8 @@ from services.scheduler.planning.calibration import Depth
 from services.scheduler.planning.edits import Edit, classify_edit
 
 Floats: TypeAlias = NDArray[np.float32]
+Job = TypeVar("Job")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,8 @@ class Outcome:
         followed: True if the video follows the donor in an attribute in which the two prompts differ.
         computed: Computation, in full steps.
         fidelity: Mean square difference between its latents and those of the full computation.
+        artefact_share: Share of its pixels that are part of an artefact.
+        kept: Whether it keeps the donor's layout wherever the prompt did not change.
         measurements: Additional measurements of the variant, by name.
     """
 
@@ -62,6 +69,8 @@ class Outcome:
     followed: bool
     computed: float
     fidelity: float
+    artefact_share: float
+    kept: bool
     measurements: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -106,7 +115,7 @@ class Pair:
         edit: Edit from donor to target.
         donor: Latents of the donor's full computation.
         own: Latents of the target's full computation, from another seed, with its text prepared for reuse.
-        tokens: Number of tokens of the target's prompt.
+        states: Token states of the target's prompt, [L, text_dim].
         then: Network of the steps after the first; None for a model without a host adapter.
         runs: Clean latents shared by the custom variants of the pair, by plan.
     """
@@ -114,9 +123,14 @@ class Pair:
     edit: Edit
     donor: DonorLatents
     own: DonorLatents
-    tokens: int
+    states: Floats
     then: PlainNetwork | None = None
     runs: dict[bytes, Tensor] = field(default_factory=dict)
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens of the target's prompt."""
+        return len(self.states)
 
 
 @dataclass(frozen=True)
@@ -239,16 +253,12 @@ class Harness:
         return steps[-1].latents, sum(step.computed_share for step in steps)
 
     def run_variant(
-        self, variant: Depth | Fewer | Renoised, pair: Pair, states: Floats, seed: int
+        self, variant: Depth | Fewer | Renoised, pair: Pair, seed: int
     ) -> tuple[Tensor, float] | None:
-        """Runs a variant. Returns the clean latents and the computation in full steps; None without reuse.
-
-        Args:
-            states: Token states of the target's prompt, [L, text_dim].
-        """
+        """Runs a variant. Returns the clean latents and the computation in full steps; None without reuse."""
         noise = self.model.noise(seed, self.shape)
         if isinstance(variant, Fewer):
-            text = self.model.prepare_text(states)
+            text = self.model.prepare_text(pair.states)
             sigmas = shifted_schedule(variant.steps, self.model.spec.schedule.shift)
             *_, last = sample(lambda x, s: self.predictor.latent_velocity(x, s, text), noise, sigmas)
             return last, float(variant.steps)
@@ -256,43 +266,69 @@ class Harness:
         assert pair.own.text is not None
         return None if plan is None else self.run_plan(plan, pair.own.text, noise, pair.donor, pair.then)
 
+    def run_pair(self, group: Group, seed: int) -> Pair:
+        """Generates donor and first target of a group in full, with different seeds."""
+        prompts = group.donor.prompt, group.targets[0].prompt
+        donor_encoding, encoding = (self.encoder.encode([prompt])[0] for prompt in prompts)
+        return Pair(
+            edit=self.find_edit(prompts[0], encoding, prompts[1]),
+            donor=self.run_full(donor_encoding.states, 2 * seed),
+            own=self.run_full(encoding.states, 2 * seed + 1),
+            states=encoding.states,
+            then=self.prepare_plain(encoding.states, donor_encoding.states),
+        )
+
     def run_trial(self, group: Group, seed: int, variants: Mapping[str, Variant]) -> Trial:
         """Generates donor and first target of a group with different seeds, and runs every variant."""
-        donor_case, target_case = group.donor, group.targets[0]
-        donor_scene, target_scene = donor_case.scene, target_case.scene
+        donor_scene, target_scene = group.donor.scene, group.targets[0].scene
         assert donor_scene is not None
         assert target_scene is not None
-        donor_encoding, encoding = (self.encoder.encode([c.prompt])[0] for c in (donor_case, target_case))
-        edit = self.find_edit(donor_case.prompt, encoding, target_case.prompt)
-        donor = self.run_full(donor_encoding.states, 2 * seed)
-        own = self.run_full(encoding.states, 2 * seed + 1)
-        total = len(self.sigmas) - 1
-        then = self.prepare_plain(encoding.states, donor_encoding.states)
-        full_latents, pair = own.steps[total], Pair(edit, donor, own, len(encoding.tokens), then)
+        pair, total = self.run_pair(group, seed), len(self.sigmas) - 1
+        full_latents = pair.own.steps[total]
+        shown_donor = read(self.model.decode(pair.donor.steps[total]))
 
         def judge_output(output: Output) -> Outcome:
             shown = read(self.model.decode(output.latents))
             verdict = judge(shown.scene, target_scene, donor_scene)
             fidelity = float((output.latents - full_latents).square().mean())
-            followed = any(verdict.followed.values())
-            return Outcome(verdict.right["all"], followed, output.computed, fidelity, output.measurements)
+            return Outcome(
+                right=verdict.right["all"],
+                followed=any(verdict.followed.values()),
+                computed=output.computed,
+                fidelity=fidelity,
+                artefact_share=measure_artefacts(shown, len(target_scene.things)).share,
+                kept=compare_layouts(shown_donor, shown, donor_scene, target_scene)["all"],
+                measurements=output.measurements,
+            )
 
         videos = {FULL: judge_output(Output(full_latents, float(total)))}
         for name, variant in variants.items():
             if isinstance(variant, CustomVariant):
                 videos[name] = judge_output(variant.generate(self, pair))
-            elif generated := self.run_variant(variant, pair, encoding.states, 2 * seed + 1):
+            elif generated := self.run_variant(variant, pair, 2 * seed + 1):
                 videos[name] = judge_output(Output(*generated))
-        return Trial(group.kind, edit.kind, videos)
+        return Trial(group.kind, pair.edit.kind, videos)
 
 
 _harness: Harness | None = None  # one for each process of the pool
 
 
-def _run_job(job: tuple[Group, int, Mapping[str, Variant]]) -> Trial:
+def _call(function: Callable[[Harness, Job], Result], job: Job) -> Result:
     global _harness
     _harness = _harness or Harness()
-    return _harness.run_trial(*job)
+    return function(_harness, job)
+
+
+def map_jobs(
+    function: Callable[[Harness, Job], Result], jobs: Sequence[Job], processes: int
+) -> Iterator[Result]:
+    """Calls a function of a module for every job, in order, in `processes` processes of one thread each."""
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        yield from pool.map(partial(_call, function), jobs, chunksize=4)
+
+
+def _run_trial(harness: Harness, job: tuple[Group, int, Mapping[str, Variant]]) -> Trial:
+    return harness.run_trial(*job)
 
 
 def run_trials(
@@ -300,5 +336,4 @@ def run_trials(
 ) -> Iterator[Trial]:
     """Runs a trial of every group, in order, in `processes` processes of one thread each."""
     jobs = [(group, seed + number, variants) for number, group in enumerate(groups)]
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        yield from pool.map(_run_job, jobs, chunksize=4)
+    return map_jobs(_run_trial, jobs, processes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Final, TypeVar
+from typing import Annotated, Final, TypeVar, cast
 
 import typer
 from chorus_cli.output import Output
@@ -13,7 +13,7 @@ from chorus_rpc.errors import Violations
 from chorus_rpc.tenancy import DEFAULT_TENANT
 
 from evaluation.baselines import BASELINES
-from evaluation.methods import FULL, build_methods
+from evaluation.methods import FULL, TARGET_SEEDS, TargetSeed, build_methods
 from evaluation.plans import parse_named_plans, parse_rivals
 
 T = TypeVar("T")
@@ -97,8 +97,20 @@ def evaluate(
     ] = None,
     seeds: Annotated[
         int,
-        typer.Option(min=1, max=64, help="Number of seeds per target; diversity requires at least 2."),
+        typer.Option(
+            min=1,
+            max=64,
+            help="Number of seeds per target; diversity requires at least 2, and --target-seed other.",
+        ),
     ] = 1,
+    target_seed: Annotated[
+        str,
+        typer.Option(
+            metavar="same|none|other|mixed",
+            help="Seed of the targets: the donor's, none (the server may take the donor's), another one, or"
+            " each of these for a third of the groups.",
+        ),
+    ] = "same",
     model: Annotated[str | None, typer.Option(help="Model id. Default: the server's.")] = None,
     token_pixels: Annotated[
         int, typer.Option(min=1, help="Side of a token in pixels of the model's output, for the seam score.")
@@ -135,6 +147,16 @@ def evaluate(
         )
         if policies == (NO_POLICY,):
             policies = ()
+        violations.require(
+            target_seed in TARGET_SEEDS,
+            "target_seed",
+            f"must be one of {', '.join(TARGET_SEEDS)}, not {target_seed!r}",
+        )
+        violations.require(
+            seeds == 1 or target_seed == "other",
+            "seeds",
+            f"must be 1 unless target_seed is other, not {seeds}: the donor has one seed",
+        )
         for name in policies:
             violations.require(
                 name in POLICIES,
@@ -166,6 +188,7 @@ def evaluate(
             seed=seed,
             model=model,
             token_pixels=token_pixels,
+            target_seed=cast(TargetSeed, target_seed),
             seeds_per_target=seeds,
         )
         run_evaluation(options, out, output)

@@ -12,7 +12,7 @@ from typing import Final
 from evaluation import results
 from evaluation.comparisons import comparison_figures
 from evaluation.measure import GroupResult, Measurement, TargetResult
-from evaluation.methods import FULL
+from evaluation.methods import FULL, SEED_CHOICES
 from evaluation.prompts import OPENING
 from evaluation.quality_figures import diversity_figures, quality_figures, render_figures
 from evaluation.results import Figure
@@ -46,9 +46,27 @@ def build_figures(group_results: Sequence[GroupResult], reusing: Sequence[str]) 
         of_method = _single_edits(targets, method) | _false_reuse(targets, method)
         figures |= {f"{method}.{key}": figure for key, figure in of_method.items()}
     edits = [target for target in targets if target.kind in SINGLE_EDITS]
+    for name, chosen in _split_by_seed(edits).items():
+        for method in reusing:
+            of_method = _single_edits(chosen, method)
+            of_method["whole_set_speedup"] = _total_speedup(chosen, method)
+            figures |= {f"{method}.{name}.{key}": figure for key, figure in of_method.items()}
     for method in rivals if edits else ():
         figures |= {f"{method}.{key}": figure for key, figure in _single_edit_quality(edits, method).items()}
     return figures
+
+
+def _split_by_seed(targets: Sequence[TargetResult]) -> dict[str, list[TargetResult]]:
+    """Splits targets by the seed that their requests stated; empty if all made the same choice.
+
+    `seed_kept` contains those whose results approximate the full computation with the donor's seed.
+    """
+    choices = {target.seed_choice for target in targets}
+    if len(choices) < 2:
+        return {}
+    found = {f"seed_{c}": [t for t in targets if t.seed_choice == c] for c in SEED_CHOICES if c in choices}
+    found["seed_kept"] = [target for target in targets if target.seed_choice != "other"]
+    return {name: chosen for name, chosen in found.items() if chosen}
 
 
 def list_kinds(targets: Iterable[TargetResult]) -> list[str]:
@@ -124,6 +142,9 @@ def _single_edit_quality(edits: Sequence[TargetResult], method: str) -> dict[str
     if drifts:
         figures["single_edit_drift_points"] = results.mean(drifts, "percentage points")
     pairs = [(target.measurements[FULL].quality, target.measurements[method].quality) for target in edits]
+    shares = [(full.artefact_share, this.artefact_share) for full, this in pairs if full and this]
+    if any(full for full, _ in shares):
+        figures["single_edit_artefact_ratio"] = results.ratio([t for _, t in shares], [f for f, _ in shares])
     layouts = [(full.layout["all"], this.layout["all"]) for full, this in pairs if full and this]
     if layouts:
         for name, kept in zip(("full_layout_kept", "layout_kept"), zip(*layouts, strict=True), strict=True):

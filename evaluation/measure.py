@@ -11,7 +11,7 @@ from chorus.scheduler.v1.scheduler_pb2 import Generation
 from chorus_client import ChorusClient, SpecOptions
 from chorus_rpc.errors import WRONG_STATE, ChorusError
 
-from evaluation.methods import FULL, FULL_METHOD, PROBE, Method
+from evaluation.methods import FULL, FULL_METHOD, PROBE, SEED_CHOICES, Method, SeedChoice, TargetSeed
 from evaluation.pixels import Video, decode, psnr, seam_score, ssim, token_grid
 from evaluation.prompts import Group, PromptCase
 from evaluation.quality import Quality, embed_renders, inspect, measure_spread, read_video, render_scene
@@ -62,9 +62,10 @@ class TargetResult:
         kind: Kind of edit between donor and target.
         donor: Prompt of the donor.
         prompt: Prompt of the target.
-        seed: Seed of the target.
+        seed: Seed of the target's full computation.
         measurements: Measurements by name of the method, the full computation included.
         opens: Whether the target names something whose layout the donor does not show.
+        seed_choice: Seed that its requests stated.
         renders: Features of two renders of the target's scene; none if no video could be read.
     """
 
@@ -74,6 +75,7 @@ class TargetResult:
     seed: int
     measurements: dict[str, Measurement]
     opens: bool = False
+    seed_choice: SeedChoice = "same"
     renders: tuple[tuple[float, ...], ...] = ()
 
 
@@ -138,9 +140,10 @@ def measure(
     model: str | None,
     token_pixels: int,
     empty_cache: Callable[[], None] | None,
+    target_seed: TargetSeed = "same",
     seeds_per_target: int = 1,
 ) -> Iterator[GroupResult]:
-    """Runs the groups one after the other. Every donor and every target has its own seed, from `seed` on.
+    """Runs the groups one after the other. Every donor has its own seed, from `seed` on.
 
     Only donors are stored. Raises the errors of `client.generate`.
 
@@ -148,11 +151,13 @@ def measure(
         token_pixels: Side of a token in pixels, for the seam score.
         empty_cache: Function called before each group. None keeps the entries of the cache; donors are then
             generated without a cache lookup.
-        seeds_per_target: Number of seeds with which each target is generated.
+        target_seed: Seed of the targets, see TargetSeed.
+        seeds_per_target: Number of seeds with which each target is generated; above 1 only with "other".
     """
     seeds = itertools.count(seed)
     reuse = "off" if empty_cache is None else _MISS_POLICY
-    for group in groups:
+    for number, group in enumerate(groups):
+        choice = SEED_CHOICES[number % len(SEED_CHOICES)] if target_seed == "mixed" else target_seed
         if empty_cache is not None:
             empty_cache()
         made = generate_timed(client, group.donor.prompt, seed=next(seeds), model=model, reuse=reuse)
@@ -160,11 +165,11 @@ def measure(
             raise ChorusError(
                 WRONG_STATE, "another client fills the cache: measure a cache that no one else uses"
             )
+        donor_seed = made.generation.spec.seed
         if made.generation.plan.total_steps > 1:
             # This request is not measured. A run keeps the device until the cache has its latents: without
             # this request the first method would wait for the donor's admission, and all others would look
             # faster.
-            donor_seed = made.generation.spec.seed
             probe: SpecOptions = {**PROBE.options, "seed": donor_seed, "model": model, "no_store": True}
             generate_timed(client, group.donor.prompt, **probe)
         reading = None if group.donor.scene is None else read_video(_decode_to_model_pixels(made))
@@ -175,7 +180,16 @@ def measure(
             readings = _Readings()
             results = [
                 _measure_target(
-                    client, group.kind, case, donor, methods, next(seeds), model, token_pixels, readings
+                    client,
+                    group.kind,
+                    case,
+                    donor,
+                    methods,
+                    next(seeds) if choice == "other" else donor_seed,
+                    model,
+                    token_pixels,
+                    readings,
+                    choice,
                 )
                 for _ in range(seeds_per_target)
             ]
@@ -195,8 +209,13 @@ def _measure_target(
     model: str | None,
     token_pixels: int,
     readings: _Readings,
+    seed_choice: SeedChoice,
 ) -> TargetResult:
-    """Generates a target with every method, and adds what the videos show to `readings`."""
+    """Generates a target with every method, and adds what the videos show to `readings`.
+
+    Args:
+        seed: Seed of the full computation, and of other requests that state one.
+    """
     common: SpecOptions = {"seed": seed, "model": model, "no_store": True}
     measurements: dict[str, Measurement] = {}
     reference: Video | None = None
@@ -208,6 +227,8 @@ def _measure_target(
                 score = _donor_score(client, target.prompt, measurements, common)
             reuse_options = method.by_score(score, measurements[FULL].total_steps)
         options: SpecOptions = {**common, **reuse_options}
+        if method.reuses and seed_choice == "none":
+            options["seed"] = None
         run = generate_timed(client, vary_spacing(target.prompt, number), **options)
         video = _decode_to_model_pixels(run)
         comparable = reference is not None and reference.shape == video.shape
@@ -246,6 +267,7 @@ def _measure_target(
         seed,
         measurements,
         opens=bool(target.scene and donor.case.scene and opens(donor.case.scene, target.scene)),
+        seed_choice=seed_choice,
         renders=renders,
     )
 

@@ -5,13 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Final
+from typing import Final, Literal, TypeAlias, get_args
 
 from chorus_client import ExplicitReuse, SpecOptions, explicit_reuse
 
 from evaluation.baselines import BASELINES, Baseline, baseline_plan
 
 FULL: Final = "full"
+# Seed that the request of a target states: the donor's, as people who edit a prompt send it; none, so that
+# the server may take the donor's; or another one, which asks for a video of its own. The full computation of
+# a target without a stated seed has the donor's.
+SeedChoice: TypeAlias = Literal["same", "none", "other"]
+SEED_CHOICES: Final[tuple[SeedChoice, ...]] = get_args(SeedChoice)
+# The choice for all groups of an evaluation; "mixed" gives each of the three to every third group.
+TargetSeed: TypeAlias = SeedChoice | Literal["mixed"]
+TARGET_SEEDS: Final[tuple[TargetSeed, ...]] = (*SEED_CHOICES, "mixed")
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from evaluation import results
 from evaluation.deployment import local_deployment
 from evaluation.figures import build_figures, list_kinds, list_methods
 from evaluation.measure import GroupResult, TargetResult, measure
-from evaluation.methods import Method
+from evaluation.methods import Method, TargetSeed
 from evaluation.plot import plot
 from evaluation.prompts import Group, read_groups, write_groups
 from evaluation.quality import SCENE_SHAPE
@@ -51,10 +51,13 @@ class EvalOptions:
         tenant: Tenant whose entries are deleted from `cache_target`.
         groups: Prompt set.
         methods: Methods to measure in addition to the full computation.
-        seed: Seed of the first video; each later donor and target has the next one.
+        seed: Seed of the first donor; each later one, and with `target_seed` "other" each target, has the
+            next.
         model: Model id. None uses the server's default.
         token_pixels: Side of a token, in pixels of the model's output, for the seam score.
-        seeds_per_target: Number of seeds with which each target is generated; diversity requires at least 2.
+        target_seed: Seed of the targets.
+        seeds_per_target: Number of seeds with which each target is generated; diversity requires at least 2,
+            and `target_seed` "other".
     """
 
     target: str | None
@@ -65,6 +68,7 @@ class EvalOptions:
     seed: int
     model: str | None
     token_pixels: int
+    target_seed: TargetSeed = "same"
     seeds_per_target: int = 1
 
 
@@ -103,6 +107,7 @@ def run_evaluation(options: EvalOptions, folder: Path, out: Output) -> None:
             options.model,
             options.token_pixels,
             empty_cache,
+            options.target_seed,
             options.seeds_per_target,
         )
         with Progress(console=out.notes, transient=True, disable=out.as_json) as progress:

@@ -15,7 +15,8 @@ def main(prompts: list[str]) -> None:
     saved = 0.0
     with ChorusClient() as chorus:
         # Submitted at once, so that the scheduler can order them; a handle is waited for when it is needed.
-        handles = [chorus.submit(prompt, seed=seed) for seed, prompt in enumerate(prompts)]
+        # No seed: an edited prompt may then take its donor's.
+        handles = [chorus.submit(prompt) for prompt in prompts]
         for prompt, handle in zip(prompts, handles, strict=True):
             try:
                 result = handle.result()

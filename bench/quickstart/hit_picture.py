@@ -49,8 +49,8 @@ def measure_rows(client: ChorusClient) -> list[PictureRow]:
     donor = generate_timed(client, DONOR, seed=SEED)
     hits, full = list[TimedGeneration](), list[TimedGeneration]()
     for _ in range(REPEATS):
-        full.append(generate_timed(client, PROMPT, seed=SEED + 1, reuse="off", no_store=True))
-        hits.append(generate_timed(client, PROMPT, seed=SEED + 1, no_store=True))
+        full.append(generate_timed(client, PROMPT, seed=SEED, reuse="off", no_store=True))
+        hits.append(generate_timed(client, PROMPT, seed=SEED, no_store=True))
     if any(run.generation.donor.generation_id != donor.generation.generation_id for run in hits):
         raise SystemExit("the edited prompt did not reuse its donor")
     return [

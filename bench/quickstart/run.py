@@ -64,12 +64,12 @@ def measure(client: ChorusClient, prompts: Sequence[str], seed: int, reuse: str 
     load.
 
     The full run neither reads nor writes the cache, so only runs with reuse store donors (and the warm-up,
-    which resembles no prompt). Prompt i uses the seed `seed` + i, as requests of different users would.
+    which resembles no prompt). All have the same seed, as requests of a user who edits a prompt do.
     """
     warm_up(client, reuse=reuse)
-    for number, prompt in enumerate(prompts):
-        full = generate_timed(client, prompt, seed=seed + number, reuse="off", no_store=True)
-        reused = generate_timed(client, prompt, seed=seed + number, reuse=reuse)
+    for prompt in prompts:
+        full = generate_timed(client, prompt, seed=seed, reuse="off", no_store=True)
+        reused = generate_timed(client, prompt, seed=seed, reuse=reuse)
         yield Row(prompt, full, reused)
 
 
@@ -174,7 +174,7 @@ def main(
     reuse: Annotated[
         str | None, typer.Option(help="Reuse policy: safe, balanced or fast. Default: the server's.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the first prompt; later ones count up.")] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of every prompt.")] = 1000,
     install_seconds: Annotated[
         float | None, typer.Option(help="Duration of the installation in seconds, to include in the figures.")
     ] = None,

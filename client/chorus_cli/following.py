@@ -110,6 +110,7 @@ def options_from_spec(spec: GenerationSpec) -> SpecOptions:
         "model": spec.model_id,
         "seed": spec.seed,
         "reuse": words.get(spec.reuse, ""),
+        "max_reuse_steps": spec.max_reuse_steps,
         "no_store": spec.no_store,
     }
     if spec.HasField("shape"):

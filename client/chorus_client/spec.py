@@ -35,6 +35,8 @@ class SpecOptions(TypedDict, total=False):
         sigmas: noise levels instead of `steps`: N + 1 strictly decreasing values, from at most 1 to 0.
         seed: seed of the noise, 0 to 2⁶⁴ − 1.
         reuse: policy: "off", "safe", "balanced" or "fast".
+        max_reuse_steps: upper bound on the steps that a policy takes from a donor, 1 to the number of
+            steps − 1; 0 for none.
         explicit_reuse: plan to use instead of `reuse`, from `chorus_client.explicit_reuse`.
         no_store: whether none of this request's latents are stored for later requests.
         deadline: time from the acceptance of the request after which the generation fails, in seconds: above
@@ -51,6 +53,7 @@ class SpecOptions(TypedDict, total=False):
     sigmas: Sequence[float] | None
     seed: int | None
     reuse: str | None
+    max_reuse_steps: int | None
     explicit_reuse: scheduler_pb2.ExplicitReuse | None
     no_store: bool | None
     deadline: float | None
@@ -160,6 +163,7 @@ def build_request(prompt: str, options: SpecOptions) -> scheduler_pb2.SubmitGene
     known = isinstance(reuse, str) and reuse in REUSE_POLICIES
     if violations.require(known, "reuse", f"must be one of {words}, not {reuse!r}"):
         spec.reuse = REUSE_POLICIES[reuse]
+    spec.max_reuse_steps = integer("max_reuse_steps", options.get("max_reuse_steps"), 32) or 0
     plan = options.get("explicit_reuse")
     if plan is not None and violations.require(
         isinstance(plan, scheduler_pb2.ExplicitReuse),

@@ -79,8 +79,8 @@ class ChorusClient:
 
         Args:
             timeout: deadline of the submission, in seconds.
-            options: model, frames, height, width, steps, sigmas, seed, reuse, explicit_reuse, no_store,
-                deadline, request_id; SpecOptions describes them.
+            options: model, frames, height, width, steps, sigmas, seed, reuse, max_reuse_steps,
+                explicit_reuse, no_store, deadline, request_id; SpecOptions describes them.
         """
         return GenerationHandle(
             self._loop.run(self._client.submit(prompt, timeout=timeout, **options)), self._loop

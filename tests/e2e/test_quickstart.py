@@ -23,7 +23,7 @@ from tests.processes import ROOT
 from tests.stack import Stack
 
 
-async def test_second_request_reuses_the_first_ones_latents(scheduler: Any, stack: Stack) -> None:
+async def test_edited_request_reuses_the_first_ones_latents(scheduler: Any, stack: Stack) -> None:
     prompt = "a large red circle moving left on a black background"
     first = await submit(scheduler, prompt, seed=1)
     events = await watch_to_end(scheduler, first.generation_id)
@@ -34,16 +34,16 @@ async def test_second_request_reuses_the_first_ones_latents(scheduler: Any, stac
     assert (missed.steps_run, missed.HasField("donor")) == (4, False)
     assert missed.plan.reasons[0].code == plan_pb2.PLAN_REASON_CODE_NO_DONOR
 
-    second = await submit(scheduler, prompt, seed=2)
+    second = await submit(scheduler, prompt.replace("red", "purple"), seed=1)
     events = await watch_to_end(scheduler, second.generation_id)
     assert kinds(events)[-1] == "succeeded", stack.logs()
     hit = await get(scheduler, second.generation_id)
     assert hit.donor.generation_id == first.generation_id
-    assert hit.donor.score == pytest.approx(1, abs=1e-3)
+    assert 0.5 < hit.donor.score < 1
     assert hit.plan.reuse_steps >= 1
-    assert hit.steps_run == 4 - hit.plan.reuse_steps == kinds(events).count("step_completed")
-    [warning] = hit.warnings
-    assert (warning.metadata["seed"], warning.metadata["donor_seed"]) == ("2", "1")
+    drafts = int(hit.plan.draft_step > 0)
+    assert hit.steps_run == 4 - hit.plan.reuse_steps + drafts == kinds(events).count("step_completed")
+    assert not hit.warnings
 
     header, data = await video(scheduler, second.generation_id)
     assert header.header.size_bytes == len(data)

@@ -89,12 +89,12 @@ def stack(otel: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Ite
         yield running
 
 
-def generate(stack: Stack, otel: dict[str, str], out: Path, seed: int) -> str:
+def generate(stack: Stack, otel: dict[str, str], out: Path, color: str) -> str:
     """Runs `chorus generate`; returns the generation's trace id in hex."""
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "chorus_cli", "generate", "a red circle moving left", "--json"),
-            *("--target", stack.target, "--seed", str(seed), "-o", str(out)),
+            *(sys.executable, "-m", "chorus_cli", "generate", f"a {color} circle moving left", "--json"),
+            *("--target", stack.target, "--seed", "1", "-o", str(out)),
         ],
         env={**os.environ, **otel},
         cwd=ROOT,
@@ -128,7 +128,7 @@ async def test_generation_has_one_trace_with_a_link_to_the_donors(
         "/chorus.cache.v1.CacheService/Lookup",
         "/chorus.denoiser.v1.DenoiserService/Denoise",
     }
-    donor_trace = await asyncio.to_thread(generate, stack, otel, tmp_path / "a.mp4", 1)
+    donor_trace = await asyncio.to_thread(generate, stack, otel, tmp_path / "a.mp4", "red")
     donor = await asyncio.to_thread(received.trace, bytes.fromhex(donor_trace), always)
     assert {service for service, _ in donor} == {
         "chorus-client", "chorus-scheduler", "chorus-embedder", "chorus-cache", "chorus-denoiser",
@@ -147,9 +147,9 @@ async def test_generation_has_one_trace_with_a_link_to_the_donors(
     assert parents(semconv.SPAN_STEP) == {semconv.SPAN_DENOISE}
     assert parents("/chorus.cache.v1.CacheService/Admit") >= {semconv.SPAN_ADMIT}
 
-    hit_trace = await asyncio.to_thread(generate, stack, otel, tmp_path / "b.mp4", 2)
+    hit_trace = await asyncio.to_thread(generate, stack, otel, tmp_path / "b.mp4", "blue")
     assert hit_trace != donor_trace
-    # A repetition of the prompt runs one step and has nothing new to admit.
+    # A hit on a model with a host adapter stores nothing.
     admitting = {semconv.SPAN_ADMIT, semconv.SPAN_INDEX_UPSERT, semconv.SPAN_BLOB_PUT}
     fetching = {semconv.SPAN_FETCH_DONOR, semconv.SPAN_BLOB_GET}
     hit = await asyncio.to_thread(received.trace, bytes.fromhex(hit_trace), (always - admitting) | fetching)

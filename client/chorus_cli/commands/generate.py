@@ -78,6 +78,12 @@ def generate(
         ReuseChoice | None,
         typer.Option(help="Policy: how far quality may be traded for speed. Default: the server's."),
     ] = None,
+    max_reuse_steps: Annotated[
+        int | None,
+        typer.Option(
+            help="Upper bound on the steps that a policy reuses, at least 1. Default: the policy's."
+        ),
+    ] = None,
     reuse_steps: Annotated[
         int | None,
         typer.Option(help="Explicit plan: number of steps reused from the most similar donor, at least 1."),
@@ -148,6 +154,7 @@ def generate(
             "height": height,
             "width": width,
             "reuse": reuse,
+            "max_reuse_steps": max_reuse_steps,
             "explicit_reuse": plan_from_options(
                 reuse_steps,
                 region_end=region_end,

@@ -85,6 +85,7 @@ def encode_mp4(frames: NDArray[np.uint8], fps: float, upscale: int = 1) -> bytes
                 dst_color_range=ColorRange.MPEG,
                 dst_color_primaries=ColorPrimaries.BT709,
                 dst_color_trc=ColorTrc.BT709,
+                threads=1,  # more cost more to wake than they save
             )
             container.mux(stream.encode(picture))
         container.mux(stream.encode())

@@ -78,6 +78,7 @@ def validate_spec(
         seed=spec.seed if spec.HasField("seed") else choose_seed(),
         reuse=_reuse(spec, defaults, violations),
         no_store=spec.no_store,
+        max_reuse_steps=spec.max_reuse_steps,
         deadline=_deadline(spec, defaults, now, violations),
     )
     fault = find_schedule_fault(spec.schedule.sigmas) if spec.HasField("schedule") else None
@@ -102,6 +103,7 @@ def validate_spec(
     if spec.HasField("explicit_reuse"):
         accepted.explicit_reuse.CopyFrom(spec.explicit_reuse)
         violations += _check_explicit(spec.explicit_reuse, len(accepted.schedule.sigmas) - 1, model.layers)
+    violations += _check_max_reuse(accepted)
     if violations:
         raise errors.invalid_fields(violations)
     return accepted
@@ -124,6 +126,22 @@ def _reuse(
         )
         return defaults.reuse
     return spec.reuse or defaults.reuse
+
+
+def _check_max_reuse(accepted: pb.GenerationSpec) -> list[Violation]:
+    """Returns the violations of `max_reuse_steps`. A bound that could have no effect is a violation."""
+    field, limit = "spec.max_reuse_steps", accepted.max_reuse_steps
+    if limit == 0:
+        return []
+    if accepted.HasField("explicit_reuse"):
+        return [Violation(field, "must be 0 with explicit_reuse, whose reuse_steps state the depth")]
+    if accepted.reuse == plan_pb2.REUSE_POLICY_OFF:
+        return [Violation(field, "must be 0 with the policy OFF, which reuses nothing")]
+    last = len(accepted.schedule.sigmas) - 2
+    if 0 <= last < limit:
+        bound = f", or 1 to {last}, one less than the steps" if last else " for a single step"
+        return [Violation(field, f"must be 0{bound}, not {limit}")]
+    return []
 
 
 def _deadline(

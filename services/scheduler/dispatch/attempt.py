@@ -33,6 +33,7 @@ from services.scheduler.peers.model_registry import ModelRegistry
 from services.scheduler.planning import explicit, planner
 from services.scheduler.planning.calibration import Policy, load_calibration
 from services.scheduler.planning.plan_message import choose_seed, to_message
+from services.scheduler.planning.plans import Donor
 
 log = get_logger("attempt")
 
@@ -145,7 +146,7 @@ class AttemptRunner:
         identity: latents_pb2.LatentIdentity,
         encoded: embedder_pb2.EmbedResponse,
         warnings: list[errors_pb2.JobError],
-    ) -> tuple[list[planner.Donor], ChorusError | None]:
+    ) -> tuple[list[Donor], ChorusError | None]:
         """Returns the donors, or the error of a cache that cannot be used: the job then runs without it."""
         spec = job.generation.spec
         if POLICIES[spec.reuse] == "off" and not spec.HasField("explicit_reuse"):
@@ -166,9 +167,9 @@ class AttemptRunner:
         self,
         job: Job,
         encoded: embedder_pb2.EmbedResponse,
-        donors: list[planner.Donor],
+        donors: list[Donor],
         warnings: list[errors_pb2.JobError],
-    ) -> list[planner.Donor]:
+    ) -> list[Donor]:
         """Adds to each donor the edit from its prompt to the target's, if the plan needs it.
 
         If the embedder fails, returns the donors unchanged: the planner then decides by their similarity.
@@ -193,7 +194,7 @@ class AttemptRunner:
         self,
         generation: pb.Generation,
         model: denoiser_pb2.ModelInfo,
-        donors: Sequence[planner.Donor],
+        donors: Sequence[Donor],
         cache_error: ChorusError | None,
     ) -> plan_pb2.Plan:
         spec, seed_chosen = generation.spec, generation.seed_chosen
@@ -208,8 +209,16 @@ class AttemptRunner:
             else:
                 calibration = load_calibration(model.model_id)
                 seed = None if seed_chosen else spec.seed
-                policy = POLICIES[spec.reuse]
-                plan = planner.plan(policy, sigmas, donors, step_seconds, calibration, seed, spec.prompt)
+                plan = planner.plan(
+                    POLICIES[spec.reuse],
+                    sigmas,
+                    donors,
+                    step_seconds,
+                    calibration,
+                    seed,
+                    spec.prompt,
+                    spec.max_reuse_steps,
+                )
             code = plan_pb2.PlanReasonCode.Name(plan.reasons[-1].code)
             span.set_attribute(semconv.REUSE_STEPS, plan.reuse_steps)
             span.set_attribute(semconv.PLAN_REASON, code.removeprefix("PLAN_REASON_CODE_"))
@@ -219,7 +228,7 @@ class AttemptRunner:
                 if plan.donor.edit is not None:
                     span.set_attribute(semconv.EDIT, plan.donor.edit.kind)
         message = to_message(plan)
-        message.seed = choose_seed(message, spec.seed, seed_chosen)
+        message.seed = choose_seed(message, spec.seed, seed_chosen, spec.prompt)
         return message
 
 

@@ -11,7 +11,7 @@ from chorus_rpc import semconv, telemetry
 from services.scheduler.jobs.deadline import Deadline
 from services.scheduler.peers.embedder import EmbedderClient
 from services.scheduler.planning.edits import classify_edit
-from services.scheduler.planning.planner import Donor
+from services.scheduler.planning.plans import Donor
 
 
 async def compare_prompts(

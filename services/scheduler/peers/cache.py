@@ -11,7 +11,7 @@ from chorus.embedder.v1 import embedder_pb2
 from services.scheduler.jobs.deadline import Deadline
 from services.scheduler.peers.connection import PeerConnection
 from services.scheduler.peers.messages import build_lookup_request
-from services.scheduler.planning.planner import Donor
+from services.scheduler.planning.plans import Donor
 
 if TYPE_CHECKING:
     from chorus.cache.v1.cache_pb2_grpc import CacheServiceAsyncStub

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Final, Literal, TypeAlias, get_args
 
 from chorus.common.v1 import plan_pb2
 from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
@@ -21,13 +21,38 @@ from services.scheduler.planning.edits import EditKind
 
 Policy: TypeAlias = Literal["off", "safe", "balanced", "fast"]
 
-# Upper bound, in percentage points against computing in full, on the loss of alignment and on the drift: the
-# share of results that follow the donor instead of the request. The standard error counts in full, and it is
-# 3 to 5 points for the seventy pairs of a kind that a calibration can afford: a limit below 5 allows nothing.
-LIMITS: dict[Policy, float] = {"safe": 5.0, "balanced": 8.0, "fast": 12.0}
+
+@dataclass(frozen=True)
+class Limit:
+    """Upper bounds of a policy on what reuse may cost against computing in full, in percentage points.
+
+    The standard error counts in full. For alignment and drift it is 3 to 5 points for the seventy pairs of a
+    kind that a calibration can afford, so a limit below 5 would allow nothing.
+
+    Attributes:
+        points: Loss of alignment, and drift: the share of results that follow the donor, not the request.
+        artefact_points: Increase of the share of pixels in artefacts.
+    """
+
+    points: float
+    artefact_points: float
+
+
+LIMITS: dict[Policy, Limit] = {"safe": Limit(5, 0.5), "balanced": Limit(8, 1), "fast": Limit(12, 3)}
 # Upper bound on the rows of a model: a broken file must not occupy the planner.
 _MAX_ROWS = 1_000
-_MEASURED = ("computed_share", "drift_points", "alignment_loss_points", "error_points")
+# Lower bound on the diversity of a depth for requests that ask for a seed of their own.
+MIN_DIVERSITY: Final = 0.6
+_MEASURED = (
+    "computed_share",
+    "drift_points",
+    "alignment_loss_points",
+    "error_points",
+    "artefact_points",
+    "artefact_error_points",
+    "layout_kept",
+    "diversity",
+)
 
 
 @dataclass(frozen=True)
@@ -93,6 +118,11 @@ class Row:
         alignment_loss_points: decrease of the share of results that show the request, in percentage points.
         error_points: the larger of the two standard errors; counted against the row, so that a row measured
             on few pairs is not trusted.
+        artefact_points: increase of the share of pixels in artefacts, in percentage points.
+        artefact_error_points: its standard error.
+        layout_kept: share of results that keep the donor's layout wherever the prompt did not change, 0 to 1.
+        diversity: how much results of one donor differ over seeds in what the prompt leaves open, over how
+            much full computations do; 0 if the seed has no effect. Measured for all kinds of edit together.
         n: number of pairs of prompts.
     """
 
@@ -102,6 +132,10 @@ class Row:
     drift_points: float
     alignment_loss_points: float
     error_points: float
+    artefact_points: float
+    artefact_error_points: float
+    layout_kept: float
+    diversity: float
     n: int
 
     def computed_steps(self, sigmas: Sequence[float]) -> float:
@@ -110,9 +144,12 @@ class Row:
 
     def within(self, policy: Policy) -> bool:
         """Returns whether the cost stays within the policy's limit."""
-        limit = LIMITS.get(policy)
+        if policy == "off":
+            return False
+        limit = LIMITS[policy]
         cost = max(self.drift_points, self.alignment_loss_points) + self.error_points
-        return limit is not None and cost <= limit
+        artefacts = self.artefact_points + self.artefact_error_points
+        return cost <= limit.points and artefacts <= limit.artefact_points
 
 
 @dataclass(frozen=True)

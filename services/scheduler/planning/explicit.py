@@ -9,7 +9,7 @@ from chorus.scheduler.v1 import scheduler_pb2 as pb
 from chorus_rpc.plan_bounds import DEFAULT_REGION
 
 from services.contract.reuse import donor_boundaries, effective_region_end, needs_side_data
-from services.scheduler.planning.planner import Donor, Plan, Reason, by_similarity, compute_in_full
+from services.scheduler.planning.plans import Donor, Plan, Reason, by_similarity, compute_in_full
 
 
 def plan_explicit(

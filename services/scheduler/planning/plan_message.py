@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from chorus.common.v1 import plan_pb2
 
-from services.scheduler.planning.planner import Plan
+from services.scheduler.planning.plans import Plan
 
 
 def to_message(plan: Plan) -> plan_pb2.Plan:
@@ -40,15 +40,18 @@ def to_message(plan: Plan) -> plan_pb2.Plan:
     return message
 
 
-def choose_seed(plan: plan_pb2.Plan, seed: int, chosen: bool) -> int:
+def choose_seed(plan: plan_pb2.Plan, seed: int, chosen: bool, prompt: str) -> int:
     """Returns the seed of the full computation that a run of `plan` performs or approximates.
 
     It is the donor's if the server chose the seed itself: the result continues the donor's noise. A renoised
-    run starts from noise of its own.
+    run starts from noise of its own, and so does another video of the donor's own prompt.
 
     Args:
         seed: seed of the accepted specification.
         chosen: whether the server chose it.
+        prompt: prompt of the request.
     """
-    takes_donors = chosen and plan.reuse_steps > 0 and not plan.renoised and plan.donor.HasField("seed")
+    same = plan.donor.prompt == prompt or plan.edit == "same"
+    has_donor = plan.reuse_steps > 0 and plan.donor.HasField("seed")
+    takes_donors = chosen and has_donor and not plan.renoised and not same
     return plan.donor.seed if takes_donors else seed

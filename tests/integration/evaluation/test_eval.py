@@ -92,7 +92,7 @@ def test_figures_match_the_videos_that_were_served(
             "--fewer",
             "2",
         ),
-        *("--seed", "100"),
+        *("--seed", "100", "--target-seed", "other"),
     )
     assert result.exit_code == 0, result.output
     figures = read_figures(tmp_path)
@@ -154,6 +154,29 @@ def test_figures_match_the_videos_that_were_served(
     assert "donor" not in result.stderr  # nothing was excluded
 
 
+@pytest.mark.parametrize(
+    ("choice", "seeds"),
+    [
+        ("same", [(100, True), (100, True)]),
+        ("none", [(100, True), (0, False)]),
+        ("other", [(101, True), (101, True)]),
+    ],
+)
+def test_targets_state_the_donors_seed_none_or_another(
+    deployment: WorldDeployment, choice: str, seeds: list[tuple[int, bool]]
+) -> None:
+    """First of the full computation, then of a policy."""
+    address = deployment.target
+    result = run_eval(
+        *("--prompts", "few.jsonl", "--target", address, "--cache-target", address, "--empty-cache"),
+        *("--policy", "fast", "--seed", "100", "--target-seed", choice),
+    )
+    assert result.exit_code == 0, result.output
+    prompt = FEW[0].targets[0].prompt
+    specs = [r.spec for r in deployment.scheduler.requests if normalise_spacing(r.spec.prompt) == prompt]
+    assert [(s.seed, s.HasField("seed")) for s in specs] == seeds
+
+
 def test_donors_and_targets_have_separate_seeds_and_only_donors_are_stored(
     deployment: WorldDeployment,
 ) -> None:
@@ -168,6 +191,8 @@ def test_donors_and_targets_have_separate_seeds_and_only_donors_are_stored(
         "--empty-cache",
         "--seed",
         "100",
+        "--target-seed",
+        "other",
     )
     specs = [r.spec for r in deployment.scheduler.requests if normalise_spacing(r.spec.prompt) in SCENES]
     assert len(specs) == 6 * len(FEW)
@@ -300,6 +325,7 @@ def test_diversity_is_that_over_seeds_and_rivals_are_other_models(
     result = run_eval(
         *("--prompts", "few.jsonl", "--target", address, "--cache-target", address, "--empty-cache"),
         *("--policy", "fast", "--rival", "one-step=student-1", "--seeds", "2", "--seed", "100"),
+        *("--target-seed", "other"),
     )
     assert result.exit_code == 0, result.output
     figures = read_figures(tmp_path)
@@ -320,6 +346,8 @@ def test_diversity_is_that_over_seeds_and_rivals_are_other_models(
     [
         (("--policy", "off"), "policy: must be one of safe, balanced, fast, or only none, not 'off'"),
         (("--policy", "none", "--policy", "fast"), "or only none, not 'none'"),
+        (("--target-seed", "mine"), "target_seed: must be one of same, none, other, mixed, not 'mine'"),
+        (("--seeds", "2"), "seeds: must be 1 unless target_seed is other, not 2"),
         (("--baseline", "chai"), "baseline: must be one of nirvana, threshold, modm, not 'chai'"),
         (
             ("--plan", "reuse_steps:2"),

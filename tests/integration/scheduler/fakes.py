@@ -106,7 +106,8 @@ class FakeEmbedder(Fake, embedder_pb2_grpc.EmbedderServiceServicer):
         self.encoders = [ENCODER]
         self.aligned: list[embedder_pb2.AlignRequest] = []
         self.cannot_align = False
-        self.alignment = embedder_pb2.Alignment()
+        # Prompts that differ in the wording only.
+        self.alignment = embedder_pb2.Alignment(gained=[embedder_pb2.AlignedToken(index=0, weight=0.1)])
         self.tokens = 3
         self.answering = asyncio.Event()
         self.answering.set()

@@ -86,7 +86,7 @@ def ignored(generation: pb.Generation) -> dict[str, errors_pb2.JobError]:
 async def test_seed_that_a_donor_overrides_is_a_warning(world: World) -> None:
     world.cache.hold(0.9992, 1, 2, 3)
     world.cache.donors[0].entry.seed = 2
-    found = await ended(world, seed=3)
+    found = await ended(world, seed=3, explicit_reuse=pb.ExplicitReuse(reuse_steps=3))
     warning = ignored(found)["spec.seed"]
     assert dict(warning.metadata) == {
         "field": "spec.seed",
@@ -104,7 +104,29 @@ async def test_seed_that_a_donor_overrides_is_a_warning(world: World) -> None:
 
 async def test_seed_of_an_entry_without_one_is_reported_as_unknown(world: World) -> None:
     world.cache.hold(0.9992, 1, 2, 3)
-    assert ignored(await ended(world, seed=3))["spec.seed"].metadata["donor_seed"] == "unknown"
+    found = await ended(world, seed=3, explicit_reuse=pb.ExplicitReuse(reuse_steps=3))
+    assert ignored(found)["spec.seed"].metadata["donor_seed"] == "unknown"
+
+
+async def test_policy_never_overrides_a_stated_seed(world: World) -> None:
+    world.cache.hold(0.9992, 1, 2, 3)
+    world.cache.donors[0].entry.seed = 2
+    found = await ended(world, seed=3)
+    assert not found.HasField("donor")
+    assert [r.code for r in found.plan.reasons] == [plan_pb2.PLAN_REASON_CODE_OTHER_SEED]
+    assert (found.steps_run, list(found.warnings)) == (4, [])
+    reused = await ended(world, seed=2)
+    assert (reused.donor.seed, reused.steps_run) == (2, 1)
+
+
+async def test_same_prompt_without_a_seed_gives_another_video(world: World) -> None:
+    world.cache.hold(0.9992, 1, 2, 3)
+    world.cache.donors[0].entry.prompt = "a red car"
+    world.cache.donors[0].entry.seed = 2
+    found = await ended(world)
+    assert found.seed_chosen
+    assert found.spec.seed != 2
+    assert [r.code for r in found.plan.reasons] == [plan_pb2.PLAN_REASON_CODE_OTHER_SEED]
 
 
 async def test_seed_that_nothing_overrides_is_no_warning(world: World) -> None:
@@ -131,7 +153,7 @@ async def test_seed_that_the_server_chose_gives_way_to_the_donors(world: World) 
     found = await ended(world)
     assert found.seed_chosen
     assert (found.spec.seed, found.plan.seed, world.denoiser.requests[-1].seed) == (12, 12, 12)
-    stated = await ended(world, seed=3)
+    stated = await ended(world, seed=3, explicit_reuse=pb.ExplicitReuse(reuse_steps=3))
     assert (stated.spec.seed, stated.plan.seed, world.denoiser.requests[-1].seed) == (3, 3, 3)
     world.cache.hold(0.9, 4)
     world.cache.donors[0].entry.seed = 12
@@ -156,6 +178,7 @@ async def test_explicit_plan_that_no_donor_fits_is_a_warning(world: World) -> No
 
 async def test_amplification_without_a_gained_token_is_a_warning(world: World) -> None:
     world.cache.hold(0.9992, 1, 2, 3)
+    world.embedder.alignment = embedder_pb2.Alignment()
     found = await ended(world, explicit_reuse=pb.ExplicitReuse(reuse_steps=1, amplification=BIAS))
     assert list(ignored(found)) == ["spec.explicit_reuse.amplification"]
 

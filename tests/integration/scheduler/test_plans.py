@@ -113,6 +113,32 @@ async def test_plan_with_a_draft_uses_a_donor_that_holds_the_latents_of_its_step
     assert (plan.reuse_steps, plan.draft_step) == (2, 3)
 
 
+async def test_request_limits_the_steps_that_the_planner_reuses(world: World) -> None:
+    world.cache.hold(0.9992, 1, 2, 3)
+    accepted = await world.submit(max_reuse_steps=1)
+    await world.events(accepted)
+    assert world.denoiser.requests[-1].plan.reuse_steps == 1
+
+
+@pytest.mark.parametrize(
+    ("spec", "bound"),
+    [
+        ({"max_reuse_steps": 4}, "1 to 3, one less than the steps, not 4"),
+        ({"max_reuse_steps": 1, "steps": 1}, "must be 0 for a single step, not 1"),
+        ({"max_reuse_steps": 1, "reuse": plan_pb2.REUSE_POLICY_OFF}, "must be 0 with the policy OFF"),
+        ({"max_reuse_steps": 1, "explicit_reuse": OWN}, "must be 0 with explicit_reuse"),
+    ],
+)
+async def test_limit_that_is_out_of_bounds_or_has_no_effect_is_rejected(
+    world: World, spec: dict[str, object], bound: str
+) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await world.submit(**spec)  # type: ignore[arg-type]
+    [violation] = from_rpc_error(caught.value, "scheduler").violations
+    assert violation.field == "spec.max_reuse_steps"
+    assert bound in violation.description
+
+
 async def test_requests_own_plan_without_a_fitting_donor_computes_in_full(world: World) -> None:
     world.cache.hold(0.6, 1)
     accepted = await world.submit(explicit_reuse=OWN)

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 import pytest
 import torch
 from chorus.common.v1 import plan_pb2
@@ -127,7 +128,7 @@ def make_harness(model: LoadedModel) -> tuple[Harness, Pair]:
         harness.run_full(torch.randn(5, TEXT_DIM, generator=torch.Generator().manual_seed(s)).numpy(), s)
         for s in (1, 2)
     )
-    return harness, Pair(Edit("colour", ((1, 1.0),), ((2, 1.0),)), donor, own, 5)
+    return harness, Pair(Edit("colour", ((1, 1.0),), ((2, 1.0),)), donor, own, np.zeros((5, 1), np.float32))
 
 
 def region(threshold: float) -> plan_pb2.RegionPlan:

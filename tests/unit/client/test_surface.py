@@ -120,6 +120,7 @@ def test_seed_that_is_no_seed_is_refused(value: Any) -> None:
         ("request_id", 0, "request_id: must be text, not 0"),
         ("reuse", [], r"reuse: must be one of off, safe, balanced, fast, not \[\]"),
         ("reuse", 0, "reuse: must be one of .* not 0"),
+        ("max_reuse_steps", -1, r"max_reuse_steps: must be 0 to 2\^32 − 1, not -1"),
         ("no_store", "false", "no_store: must be True or False, not 'false'"),
         ("explicit_reuse", "reuse_steps:1", r"explicit_reuse: must be a plan of explicit_reuse\(\)"),
     ],

@@ -15,7 +15,7 @@ from services.denoiser.request import DenoiseJob
 from services.scheduler.planning.calibration import Depth
 from services.scheduler.planning.explicit import plan_explicit
 from services.scheduler.planning.plan_message import to_message
-from services.scheduler.planning.planner import Donor
+from services.scheduler.planning.plans import Donor
 
 CONTRAST = plan_pb2.AMPLIFICATION_FORM_CONTRAST
 BIAS = plan_pb2.AMPLIFICATION_FORM_BIAS

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,22 @@ def test_whole_set_speedup_includes_misses() -> None:
     figures = build_figures(GROUP_RESULTS, ["fast"])
     assert figures["fast.whole_set_speedup"].value == pytest.approx(6 / 4.2)
     assert figures["miss.seconds_p50"] == results.median([2.4, 2.2], "s")
+
+
+def test_single_edits_are_split_by_the_seed_that_requests_stated() -> None:
+    hit, miss = measurement(1, 2, "donor"), measurement(2.2, 4)
+    split = [
+        replace(target("colour", hit), seed_choice="same"),
+        replace(target("shape", miss), seed_choice="none"),
+        replace(target("shape", miss), seed_choice="other"),
+        replace(target("unrelated", hit), seed_choice="other"),
+    ]
+    figures = build_figures([GroupResult(None, tuple(split))], ["fast"])
+    shares = {name: figures[f"fast.seed_{name}.single_edit_hit_share"] for name in ("same", "none", "other")}
+    assert shares == {"same": results.share(1, 1), "none": results.share(0, 1), "other": results.share(0, 1)}
+    assert figures["fast.seed_kept.single_edit_hit_share"] == results.share(1, 2)
+    assert figures["fast.seed_kept.whole_set_speedup"].value == pytest.approx(4 / 3.2)
+    assert not [name for name in build_figures(GROUP_RESULTS, ["fast"]) if ".seed_" in name]
 
 
 def test_full_computation_counts_every_target_and_has_no_likeness_to_itself() -> None:

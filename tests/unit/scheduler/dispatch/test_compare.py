@@ -10,7 +10,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from services.scheduler.dispatch.compare import compare_prompts
 from services.scheduler.jobs.deadline import Deadline
 from services.scheduler.peers.embedder import EmbedderClient
-from services.scheduler.planning.planner import Donor
+from services.scheduler.planning.plans import Donor
 
 STEPS = frozenset({1, 2})
 NEAR = Donor("near", 0.99, STEPS, "a red ball going left")

@@ -24,17 +24,28 @@ from services.scheduler.planning.calibration import (
 )
 from services.scheduler.planning.edits import Edit, EditKind
 from services.scheduler.planning.explicit import plan_explicit
-from services.scheduler.planning.plan_message import to_message
-from services.scheduler.planning.planner import Donor, Plan, plan
+from services.scheduler.planning.plan_message import choose_seed, to_message
+from services.scheduler.planning.planner import plan
+from services.scheduler.planning.plans import Donor, Plan
 
 CONTRAST = plan_pb2.Amplification(form=plan_pb2.AMPLIFICATION_FORM_CONTRAST, strength=0.5)
 SIGMAS = shifted_schedule(4, 5.0)
 ALL = frozenset(range(1, 5))
-SHALLOW = Row("colour", Depth(0.9375), 1.0, 0.0, 0.0, 0.0, 100)
-REGION = Row("colour", Depth(0.9375, DEFAULT_REGION), 0.3, 5.5, 0.5, 0.5, 100)
-DEEP = Row("colour", Depth(0.625, DEFAULT_REGION, CONTRAST), 0.4, 8.0, 2.0, 1.0, 100)
+
+
+def make_row(
+    edit: EditKind, depth: Depth, computed: float, drift: float, loss: float, error: float, n: int
+) -> Row:
+    """Returns a row without artefacts."""
+    return Row(edit, depth, computed, drift, loss, error, 0.0, 0.1, 0.9, 0.0, n)
+
+
+SHALLOW = make_row("colour", Depth(0.9375), 1.0, 0.0, 0.0, 0.0, 100)
+REGION = make_row("colour", Depth(0.9375, DEFAULT_REGION), 0.3, 5.5, 0.5, 0.5, 100)
+DEEP = make_row("colour", Depth(0.625, DEFAULT_REGION, CONTRAST), 0.4, 8.0, 2.0, 1.0, 100)
 COLOURS = Calibration("model", (SHALLOW, REGION, DEEP))
-DRAFT = Row("colour", Depth(0.8333, draft_sigma=0.625), 1.0, 1.0, 1.0, 1.0, 100)
+VARIED = replace(make_row("colour", Depth(0.8333, draft_sigma=0.625), 1.0, 0.0, 0.0, 0.0, 9), diversity=0.7)
+DRAFT = make_row("colour", Depth(0.8333, draft_sigma=0.625), 1.0, 1.0, 1.0, 1.0, 100)
 BLUE = Edit("colour", ((3, 1.0),), ((2, 1.0),), 'gains "blue", loses "red"')
 
 
@@ -74,6 +85,35 @@ def test_draft_counts_as_a_computed_step_and_needs_the_latents_of_its_step_alone
     assert plan("safe", SIGMAS, [donor(steps=frozenset({1, 2, 4}))], 1.0, rows).draft_step == 0
 
 
+def test_stated_seed_is_followed_by_rows_of_enough_diversity_only() -> None:
+    rows = Calibration("model", (make_row("colour", Depth(0.625), 1.0, 0.0, 0.0, 0.0, 9), VARIED))
+    theirs = donor(seed=1)
+    assert plan("safe", SIGMAS, [theirs], 1.0, rows, seed=1).draft_step == 0
+    assert plan("safe", SIGMAS, [theirs], 1.0, rows).draft_step == 0
+    assert plan("safe", SIGMAS, [theirs], 1.0, rows, seed=2).draft_step == 3
+    declined = plan("safe", SIGMAS, [theirs], 1.0, Calibration("model", rows.rows[:1]), seed=2)
+    assert (declined.donor, codes(declined)) == (None, ["OTHER_SEED"])
+
+
+def test_same_prompt_without_a_seed_is_computed_from_another_one() -> None:
+    rows = Calibration("model", (replace(SHALLOW, edit="same"), replace(VARIED, edit="same")))
+    same = donor(edit=Edit("same"), seed=1)
+    chosen = plan("safe", SIGMAS, [same], 1.0, rows, prompt="a red ball")
+    assert chosen.draft_step == 3
+    assert choose_seed(to_message(chosen), 5, True, "a red ball") == 5
+    edited = plan("safe", SIGMAS, [donor(seed=1)], 1.0, COLOURS, prompt="a blue ball")
+    assert choose_seed(to_message(edited), 5, True, "a blue ball") == 1
+    assert choose_seed(to_message(edited), 5, False, "a blue ball") == 5
+
+
+def test_request_limits_the_reused_steps() -> None:
+    chosen = plan("fast", SIGMAS, [donor()], 1.0, COLOURS, max_reuse_steps=1)
+    assert (chosen.reuse_steps, chosen.region) == (1, REGION.depth.region)
+    declined = plan("fast", SIGMAS, [donor()], 1.0, Calibration("model", (DEEP,)), max_reuse_steps=2)
+    assert codes(declined) == ["EDIT", "DRIFT_TOO_HIGH"]
+    assert "the request at most 2 reused steps" in declined.reasons[1].text
+
+
 def test_donor_that_lacks_data_of_a_row_is_reused_by_another_row() -> None:
     without_side = donor(side_data=False)
     assert plan("fast", SIGMAS, [without_side], 1.0, COLOURS).region == REGION.depth.region
@@ -93,8 +133,8 @@ def test_edits_that_drift_too_far_or_were_not_measured_are_declined() -> None:
 
 
 def test_donor_that_saves_most_wins_over_more_similar_ones() -> None:
-    rows = (*COLOURS.rows, Row("same", Depth(0.625), 1.0, 0.0, 0.0, 0.0, 100))
-    same = donor("same", 0.7, Edit("same"))
+    rows = (*COLOURS.rows, make_row("paraphrase", Depth(0.625), 1.0, 0.0, 0.0, 0.0, 100))
+    same = donor("same", 0.7, Edit("paraphrase"))
     chosen = plan("safe", SIGMAS, [donor("near", 0.99), same], 1.0, Calibration("model", rows))
     assert (chosen.donor, chosen.reuse_steps) == (same, 3)
 
@@ -111,7 +151,7 @@ def test_depths_are_noise_levels_for_any_number_of_steps(steps: int, policy: Pol
     assert 0 <= reuse_steps < steps
     assert reuse_steps == 0 or sigmas[reuse_steps] >= sigma - 1e-9
     assert reuse_steps == steps - 1 or sigmas[reuse_steps + 1] < sigma
-    row = Row("colour", Depth(sigma, DEFAULT_REGION), 0.5, 0.0, 0.0, 0.0, 9)
+    row = make_row("colour", Depth(sigma, DEFAULT_REGION), 0.5, 0.0, 0.0, 0.0, 9)
     chosen = plan(
         policy, sigmas, [donor(steps=frozenset(range(1, steps + 1)))], 1.0, Calibration("m", (row,))
     )
@@ -119,12 +159,43 @@ def test_depths_are_noise_levels_for_any_number_of_steps(steps: int, policy: Pol
     assert chosen.region_end == (steps if reuse_steps else 0)
 
 
-@given(st.floats(-5, 30), st.floats(-5, 30), st.floats(0, 5))
-def test_stricter_policy_allows_only_what_a_laxer_one_allows(drift: float, loss: float, error: float) -> None:
-    row = replace(REGION, drift_points=drift, alignment_loss_points=loss, error_points=error)
+@given(st.integers(1, 60), st.floats(0.01, 1), st.floats(0.01, 1))
+def test_draft_is_planned_only_where_it_saves_a_step(steps: int, sigma: float, share: float) -> None:
+    depth, sigmas = Depth(sigma, draft_sigma=share * sigma), shifted_schedule(steps, 5.0)
+    first, draft = depth.reuse_steps(sigmas), depth.draft_step(sigmas)
+    assert first <= draft < steps
+    row = make_row("colour", depth, 1.0, 0.0, 0.0, 0.0, 9)
+    candidates = [donor(steps=frozenset(range(1, steps + 1)))]
+    chosen = plan("safe", sigmas, candidates, 1.0, Calibration("m", (row,)))
+    assert chosen.predicted_seconds_saved == max(0, first - 1)
+    assert (chosen.reuse_steps, chosen.draft_step) == ((first, draft) if first > 1 else (0, 0))
+
+
+@given(st.floats(-5, 30), st.floats(-5, 30), st.floats(0, 5), st.floats(-1, 5))
+def test_stricter_policy_allows_only_what_a_laxer_one_allows(
+    drift: float, loss: float, error: float, artefacts: float
+) -> None:
+    row = replace(
+        REGION,
+        drift_points=drift,
+        alignment_loss_points=loss,
+        error_points=error,
+        artefact_points=artefacts,
+    )
     allowed = [row.within(policy) for policy in ("off", "safe", "balanced", "fast")]
     assert allowed == sorted(allowed)
     assert not allowed[0]
+
+
+@pytest.mark.parametrize("cost", ["drift_points", "alignment_loss_points", "artefact_points"])
+def test_each_cost_alone_excludes_a_row(cost: str) -> None:
+    assert SHALLOW.within("safe")
+    assert not replace(SHALLOW, **{cost: 20.0}).within("fast")  # type: ignore[arg-type]
+    declined = plan("fast", SIGMAS, [donor()], 1.0, Calibration("m", (replace(SHALLOW, **{cost: 20.0}),)))  # type: ignore[arg-type]
+    assert codes(declined) == ["EDIT", "DRIFT_TOO_HIGH"]
+    assert (
+        "12 points of drift and of lost alignment, 3 of the pixels in artefacts" in declined.reasons[1].text
+    )
 
 
 def test_rows_round_trip_through_json() -> None:

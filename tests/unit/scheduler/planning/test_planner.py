@@ -10,10 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.contract.schedule import shifted_schedule
+from services.scheduler.planning.by_score import TABLE
 from services.scheduler.planning.calibration import Policy
 from services.scheduler.planning.edits import Edit, EditKind
 from services.scheduler.planning.plan_message import to_message
-from services.scheduler.planning.planner import TABLE, Donor, Plan, plan
+from services.scheduler.planning.planner import plan
+from services.scheduler.planning.plans import Donor, Plan
 
 POLICIES: tuple[Policy, ...] = ("off", "safe", "balanced", "fast")
 EVERY_STEP = frozenset(range(1, 4))
@@ -73,17 +75,29 @@ def test_policies_are_ordered_by_the_steps_they_reuse(
     assert balanced <= fast
 
 
-def test_donors_of_the_same_seed_come_first_among_equals() -> None:
-    near, same = Donor("a", 0.9999, EVERY_STEP, seed=1), Donor("b", 0.9991, EVERY_STEP, seed=2)
-    shallow = Donor("c", 0.9999, frozenset({1}), seed=2)
+def test_stated_seed_is_never_answered_with_the_video_of_another() -> None:
+    near, same = Donor("a", 0.9999, EVERY_STEP, seed=1), Donor("b", 0.9991, frozenset({1}), seed=2)
 
-    def chosen(seed: int | None, *candidates: Donor) -> Donor | None:
-        return plan("balanced", sigmas(4), candidates, 1.0, seed=seed).donor
+    def chosen(seed: int | None) -> Plan:
+        return plan("balanced", sigmas(4), [near, same], 1.0, seed=seed)
 
-    assert chosen(2, near, same) is same
-    assert chosen(3, near, same) is near
-    assert chosen(None, near, same) is near
-    assert chosen(2, near, shallow) is near  # deeper reuse comes before the seed
+    assert chosen(2).donor is same
+    assert chosen(None).donor is near
+    declined = chosen(3)
+    assert (declined.donor, codes(declined)) == (None, ["OTHER_SEED"])
+    assert "of seed 1" in declined.reasons[0].text
+    assert "state its seed, or none" in declined.reasons[0].text
+    unknown = plan("fast", sigmas(4), [Donor("a", 0.9999, EVERY_STEP)], 1.0, seed=3)
+    assert "of unknown seed" in unknown.reasons[0].text
+
+
+def test_same_prompt_without_a_seed_asks_for_another_video() -> None:
+    theirs = Donor("a", 1.0, EVERY_STEP, prompt="a red circle", seed=1)
+    declined = plan("fast", sigmas(4), [theirs], 1.0, prompt="a red circle")
+    assert codes(declined) == ["OTHER_SEED"]
+    respelt = replace(theirs, edit=Edit("same"))
+    assert codes(plan("fast", sigmas(4), [respelt], 1.0, prompt="A red circle!")) == ["OTHER_SEED"]
+    assert plan("fast", sigmas(4), [theirs], 1.0, prompt="a red square").donor is theirs
 
 
 REPEATED = Donor("a", 1.0, frozenset({1, 2, 3, 4}), prompt="a red circle", seed=7)
@@ -154,6 +168,15 @@ def test_edit_that_opens_something_reuses_at_most_half_of_the_steps(kind: EditKi
     assert chosen.reuse_steps == steps
     assert codes(chosen) == (["EDIT", "SCORE_TABLE"] if steps == 2 else ["SCORE_TABLE"])
     assert ("50%" in chosen.reasons[-1].text) == (steps == 2)
+
+
+def test_request_limits_the_reused_steps_but_not_exact_repeats() -> None:
+    near = Donor("a", 0.9995, EVERY_STEP)
+    chosen = plan("balanced", sigmas(4), [near], 1.0, max_reuse_steps=2)
+    assert chosen.reuse_steps == 2
+    assert "the request allows 2: 2 of 4" in chosen.reasons[0].text
+    chosen = plan("safe", sigmas(4), [REPEATED], 1.0, seed=7, prompt="a red circle", max_reuse_steps=1)
+    assert codes(chosen) == ["EXACT"]
 
 
 def test_deepest_reuse_wins_then_the_score() -> None:

@@ -80,6 +80,10 @@ class _PlanReasonCodeEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper.
     """The request contained an explicit plan."""
     PLAN_REASON_CODE_EXACT: _PlanReasonCode.ValueType  # 11
     """The same prompt was computed in full with the same seed before: every step is reused."""
+    PLAN_REASON_CODE_OTHER_SEED: _PlanReasonCode.ValueType  # 12
+    """Reuse would have given the donor's video instead of that of the seed: the request states another seed than the
+    donor's, or no seed and the donor's own prompt, which asks for another video.
+    """
 
 class PlanReasonCode(_PlanReasonCode, metaclass=_PlanReasonCodeEnumTypeWrapper):
     """Rule of the planner that led to a plan."""
@@ -107,6 +111,10 @@ PLAN_REASON_CODE_EXPLICIT: PlanReasonCode.ValueType  # 10
 """The request contained an explicit plan."""
 PLAN_REASON_CODE_EXACT: PlanReasonCode.ValueType  # 11
 """The same prompt was computed in full with the same seed before: every step is reused."""
+PLAN_REASON_CODE_OTHER_SEED: PlanReasonCode.ValueType  # 12
+"""Reuse would have given the donor's video instead of that of the seed: the request states another seed than the
+donor's, or no seed and the donor's own prompt, which asks for another video.
+"""
 Global___PlanReasonCode: typing_extensions.TypeAlias = PlanReasonCode
 
 class _RegionSource:

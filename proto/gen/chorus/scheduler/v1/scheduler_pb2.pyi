@@ -70,6 +70,7 @@ class GenerationSpec(google.protobuf.message.Message):
     DEADLINE_FIELD_NUMBER: builtins.int
     EXPLICIT_REUSE_FIELD_NUMBER: builtins.int
     TIMEOUT_FIELD_NUMBER: builtins.int
+    MAX_REUSE_STEPS_FIELD_NUMBER: builtins.int
     prompt: builtins.str
     """1 to 8,192 bytes of UTF-8 after trimming, with at least one visible character once HTML entities are resolved.
     Tokens beyond the limit of a text encoder are dropped, with a warning.
@@ -79,13 +80,17 @@ class GenerationSpec(google.protobuf.message.Message):
     steps: builtins.int
     seed: builtins.int
     """Equal seed, prompt and model without reuse produce the same video. If unset, the server chooses a seed, and
-    takes the donor's instead if it reuses one; an accepted specification has the seed that is in force.
-    Latents that are reused carry the noise of their donor's seed; where that overrides this field, a warning
-    with reason FIELD_IGNORED contains both seeds.
+    takes the donor's instead if it reuses one for an edited prompt; an accepted specification has the seed that
+    is in force. The planner never gives the video of another seed than a stated one: PLAN_REASON_CODE_OTHER_SEED.
+    Where an explicit plan overrides this field, a warning with reason FIELD_IGNORED contains both seeds.
     """
     reuse: chorus.common.v1.plan_pb2.ReusePolicy.ValueType
     no_store: builtins.bool
     """Whether to keep the latents of this request out of the cache."""
+    max_reuse_steps: builtins.int
+    """Upper bound on the steps that the planner takes from a donor, 1 to the number of steps − 1; 0 means none but the
+    policy's. It does not concern exact repeats. Excludes `explicit_reuse` and the policy OFF.
+    """
     @property
     def shape(self) -> chorus.common.v1.video_pb2.VideoShape:
         """Dimensions of the video, within the model's bounds. If unset, the model's default."""
@@ -125,9 +130,10 @@ class GenerationSpec(google.protobuf.message.Message):
         deadline: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         explicit_reuse: Global___ExplicitReuse | None = ...,
         timeout: google.protobuf.duration_pb2.Duration | None = ...,
+        max_reuse_steps: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_seed", b"_seed", "deadline", b"deadline", "denoising", b"denoising", "explicit_reuse", b"explicit_reuse", "schedule", b"schedule", "seed", b"seed", "shape", b"shape", "steps", b"steps", "timeout", b"timeout"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_seed", b"_seed", "deadline", b"deadline", "denoising", b"denoising", "explicit_reuse", b"explicit_reuse", "model_id", b"model_id", "no_store", b"no_store", "prompt", b"prompt", "reuse", b"reuse", "schedule", b"schedule", "seed", b"seed", "shape", b"shape", "steps", b"steps", "timeout", b"timeout"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_seed", b"_seed", "deadline", b"deadline", "denoising", b"denoising", "explicit_reuse", b"explicit_reuse", "max_reuse_steps", b"max_reuse_steps", "model_id", b"model_id", "no_store", b"no_store", "prompt", b"prompt", "reuse", b"reuse", "schedule", b"schedule", "seed", b"seed", "shape", b"shape", "steps", b"steps", "timeout", b"timeout"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_seed", b"_seed"]) -> typing.Literal["seed"] | None: ...
     @typing.overload
