@@ -23,6 +23,7 @@ ROWS: Final = {
     "host_k1": "host, K1 = 1",
     "host_k2": "host, K1 = 2",
     "host_k3": "host, K1 = 3",
+    "draft_k3": "draft, K1 = 3",
     "rerun_two_step": "two-step student",
     "rerun_one_step": "one-step student",
 }

@@ -22,7 +22,7 @@ from bench.shapes.comparisons import MEASURES, compare_rivals, describe_outcome,
 from bench.shapes.figures import reuse_figures
 from bench.shapes.sheet import ROWS, describe_edit, draw_sheet
 from bench.shapes.workers import Models, Workers
-from models.shapes.generate import Generator, Run
+from models.shapes.generate import Draft, Generator, Run
 from models.shapes.layout import draw_layout
 from models.shapes.measure import Case, Cell, Measurement, draw_other_pairs, measure_case
 from models.shapes.render import render
@@ -52,7 +52,9 @@ class Renderer:
         video = draw(scene, seed) if steps != 1 else torch.zeros(3, 16, 64, 64)
         return Run(torch.tensor([[float(seed)]]), (video,))
 
-    def reuse(self, donor: Run, states: Tensor, level: int, host: bool, contrast: float) -> Tensor:
+    def reuse(
+        self, donor: Run, states: Tensor, level: int, host: bool, contrast: float, draft: Draft | None = None
+    ) -> Tensor:
         # Without the adapter the donor stays visible, as a faint copy of the red object.
         seed = int(donor.states[0, 0])
         clean = draw(TARGET, seed)
