@@ -44,14 +44,17 @@ def choose_seed(plan: plan_pb2.Plan, seed: int, chosen: bool, prompt: str) -> in
     """Returns the seed of the full computation that a run of `plan` performs or approximates.
 
     It is the donor's if the server chose the seed itself: the result continues the donor's noise. A renoised
-    run starts from noise of its own, and so does another video of the donor's own prompt.
+    run starts from noise of its own, and so does another video of the donor's own prompt, which only a plan
+    with a draft or one of the planner gives: other explicit plans continue the donor's noise.
 
     Args:
         seed: seed of the accepted specification.
         chosen: whether the server chose it.
         prompt: prompt of the request.
     """
-    same = plan.donor.prompt == prompt or plan.edit == "same"
+    explicit = any(reason.code == plan_pb2.PLAN_REASON_CODE_EXPLICIT for reason in plan.reasons)
+    continues = explicit and not plan.draft_step
+    same = not continues and (plan.donor.prompt == prompt or plan.edit == "same")
     has_donor = plan.reuse_steps > 0 and plan.donor.HasField("seed")
     takes_donors = chosen and has_donor and not plan.renoised and not same
     return plan.donor.seed if takes_donors else seed

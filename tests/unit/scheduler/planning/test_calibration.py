@@ -106,6 +106,13 @@ def test_same_prompt_without_a_seed_is_computed_from_another_one() -> None:
     assert choose_seed(to_message(edited), 5, False, "a blue ball") == 5
 
 
+def test_explicit_plan_reports_the_seed_whose_noise_it_carries() -> None:
+    theirs, prompt = donor(edit=None, seed=1), "a red ball"  # the donor's own prompt
+    plain, drafted = (pb.ExplicitReuse(reuse_steps=2, draft_step=d) for d in (0, 3))
+    assert choose_seed(to_message(plan_explicit(plain, 4, [theirs], 1.0)), 5, True, prompt) == 1
+    assert choose_seed(to_message(plan_explicit(drafted, 4, [theirs], 1.0)), 5, True, prompt) == 5
+
+
 def test_request_limits_the_reused_steps() -> None:
     chosen = plan("fast", SIGMAS, [donor()], 1.0, COLOURS, max_reuse_steps=1)
     assert (chosen.reuse_steps, chosen.region) == (1, REGION.depth.region)

@@ -407,7 +407,7 @@ class Plan(google.protobuf.message.Message):
     """
     seed: builtins.int
     """Seed of the full computation that the run performs or, with a donor, approximates: the donor's if the request
-    stated none, otherwise the request's. Unset in plans of earlier versions.
+    stated none and continues the donor's noise, otherwise the request's. Unset in plans of earlier versions.
     """
     draft_step: builtins.int
     """d, reuse_steps to total_steps − 1; 0 means no draft. Step d is computed first, from the donor's x_d, by the
