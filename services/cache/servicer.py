@@ -20,8 +20,8 @@ from services.cache.ownership import Ownership
 from services.cache.store import LatentStore, now_ms
 from services.cache.sweeper import adopt
 from services.cache.upload import Upload
-from services.cache.validation import Limits, check_fetch, check_lookup, check_purge
-from services.contract.identity import identity_digest
+from services.cache.validation import Limits, check_fetch, check_find, check_lookup, check_purge
+from services.contract.identity import entry_id, identity_digest
 
 # The caller ends a call at its deadline, a little before the deadline passes here.
 _CLOCK_TOLERANCE_SECONDS = 0.1
@@ -57,6 +57,17 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
         return cache_pb2.LookupResponse(
             donors=[cache_pb2.Donor(entry=_to_entry(hit.entry), score=hit.score) for hit in hits]
         )
+
+    async def Find(
+        self,
+        request: cache_pb2.FindRequest,
+        context: grpc.aio.ServicerContext[cache_pb2.FindRequest, cache_pb2.FindResponse],
+    ) -> cache_pb2.FindResponse:
+        tenant = read_tenant(context.invocation_metadata())
+        space = check_find(request, self._limits)
+        wanted = entry_id(tenant, identity_digest(request.identity), request.prompt, request.seed)
+        entry = await self._store.find(space, tenant, wanted)
+        return cache_pb2.FindResponse(entry=None if entry is None else _to_entry(entry))
 
     async def Fetch(
         self,

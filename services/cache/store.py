@@ -102,6 +102,15 @@ class LatentStore:
         self.counters.lookups_with_donor += bool(donors)
         return donors
 
+    async def find(self, space: Space, tenant: str, entry_id: str) -> Entry | None:
+        """Returns the entry with an id, or None if it does not exist."""
+        deleted = self._looked_up.deletions
+        with span(semconv.SPAN_INDEX_GET, {semconv.ENTRY_ID: entry_id}):
+            entry = await self.index.get(space.name, tenant, entry_id)
+        if entry is not None and deleted == self._looked_up.deletions:
+            self._looked_up.put(space.name, entry)
+        return entry
+
     async def fetch(
         self,
         space: Space,

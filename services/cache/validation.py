@@ -26,6 +26,7 @@ from google.protobuf import duration_pb2
 
 from services.cache.entries import PLAIN_TEXT, SHA256_HEX, Space
 from services.cache.index import Selection
+from services.contract.identity import find_approximation_fault
 from services.contract.safetensors_header import parse_tensor_headers
 from services.contract.schedule import find_schedule_fault
 
@@ -73,17 +74,24 @@ def check_lookup(request: cache_pb2.LookupRequest) -> Space:
     return Space(request.retrieval_encoder_id, len(request.vector))
 
 
+def check_find(request: cache_pb2.FindRequest, limits: Limits) -> Space:
+    """Validates a request; returns the space of its entry."""
+    violations = Violations()
+    _check_identity(violations, "identity", request.identity)
+    _check_encoder(violations, "retrieval_encoder_id", request.retrieval_encoder_id)
+    _check_vector_dim(violations, request.vector_dim)
+    _check_prompt(violations, "prompt", request.prompt, limits)
+    violations.raise_if_any()
+    return Space(request.retrieval_encoder_id, request.vector_dim)
+
+
 def check_fetch(request: cache_pb2.FetchRequest) -> Space:
     """Validates a request; returns the space of its entry."""
     violations = Violations()
     _check_identity(violations, "identity", request.identity)
     _check_sha256(violations, "entry_id", request.entry_id)
     _check_encoder(violations, "retrieval_encoder_id", request.retrieval_encoder_id)
-    violations.require(
-        1 <= request.vector_dim <= MAX_VECTOR_DIM,
-        "vector_dim",
-        f"must be 1 to {MAX_VECTOR_DIM}, not {request.vector_dim}",
-    )
+    _check_vector_dim(violations, request.vector_dim)
     _check_steps(violations, "steps", request.steps)
     violations.raise_if_any()
     return Space(request.retrieval_encoder_id, request.vector_dim)
@@ -118,12 +126,7 @@ def check_new_entry(entry: cache_pb2.NewEntry, limits: Limits) -> None:
     _check_identity(violations, "entry.identity", entry.identity)
     _check_encoder(violations, "entry.retrieval_encoder_id", entry.retrieval_encoder_id)
     _check_vector(violations, "entry.vector", entry.vector)
-    size = len(entry.prompt.encode())
-    violations.require(
-        0 < size <= limits.prompt,
-        "entry.prompt",
-        f"must be 1 to {limits.prompt} bytes of UTF-8 (CHORUS_CACHE_MAX_PROMPT_BYTES), not {size}",
-    )
+    _check_prompt(violations, "entry.prompt", entry.prompt, limits)
     violations.require(
         0 <= entry.cost_seconds <= _MAX_COST_SECONDS,
         "entry.cost_seconds",
@@ -236,6 +239,9 @@ def _check_identity(violations: Violations, field: str, identity: latents_pb2.La
         "must be D_TYPE_FLOAT32, D_TYPE_FLOAT16 or D_TYPE_BFLOAT16",
     )
     _check_text(violations, f"{field}.codec_id", identity.codec_id)
+    if identity.HasField("approximation"):
+        fault = find_approximation_fault(identity.approximation)
+        violations.require(fault is None, f"{field}.approximation", fault or "")
     _check_encoder(violations, f"{field}.conditioning_encoder_id", identity.conditioning_encoder_id)
 
 
@@ -305,6 +311,21 @@ def _check_plain(violations: Violations, field: str, value: str) -> None:
         PLAIN_TEXT.fullmatch(value) is not None,
         field,
         f"must be 1 to {MAX_ID_CHARACTERS} of A-Z a-z 0-9 . _ : / @ + -, starting with a letter or digit",
+    )
+
+
+def _check_prompt(violations: Violations, field: str, prompt: str, limits: Limits) -> None:
+    size = len(prompt.encode())
+    violations.require(
+        0 < size <= limits.prompt,
+        field,
+        f"must be 1 to {limits.prompt} bytes of UTF-8 (CHORUS_CACHE_MAX_PROMPT_BYTES), not {size}",
+    )
+
+
+def _check_vector_dim(violations: Violations, dimension: int) -> None:
+    violations.require(
+        1 <= dimension <= MAX_VECTOR_DIM, "vector_dim", f"must be 1 to {MAX_VECTOR_DIM}, not {dimension}"
     )
 
 

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+from typing import Final
 
 from chorus.common.v1 import latents_pb2
+from chorus_rpc.limits import MAX_STEPS, SHA256_PATTERN
 from google.protobuf.json_format import MessageToDict
+
+APPROXIMATING_POLICIES: Final = ("safe", "balanced", "fast")
 
 
 def canonical_digest(value: object) -> str:
@@ -40,6 +45,31 @@ def identity_digest(identity: latents_pb2.LatentIdentity) -> str:
     return canonical_digest(
         MessageToDict(identity, always_print_fields_with_no_presence=True, preserving_proto_field_name=True)
     )
+
+
+def approximate(
+    identity: latents_pb2.LatentIdentity, approximation: latents_pb2.Approximation | None
+) -> latents_pb2.LatentIdentity:
+    """Returns the identity of approximations of the latents of `identity`; `identity` itself for None."""
+    if approximation is None:
+        return identity
+    approximated = latents_pb2.LatentIdentity()
+    approximated.CopyFrom(identity)
+    approximated.approximation.CopyFrom(approximation)
+    return approximated
+
+
+def find_approximation_fault(approximation: latents_pb2.Approximation) -> str | None:
+    """Returns what is wrong with the description of approximated latents, or None."""
+    if approximation.policy not in APPROXIMATING_POLICIES:
+        known = ", ".join(APPROXIMATING_POLICIES)
+        return f"its policy must be one of {known}, not {approximation.policy[:40]!r}"
+    if approximation.max_reuse_steps > MAX_STEPS:
+        return f"its max_reuse_steps must be 0 to {MAX_STEPS}, not {approximation.max_reuse_steps}"
+    digest = approximation.host_digest
+    if digest and re.fullmatch(SHA256_PATTERN, digest) is None:
+        return "its host_digest must be 64 lower-case hex digits, or empty"
+    return None
 
 
 def prompt_hash(prompt: str) -> str:

@@ -84,7 +84,9 @@ class Admissions:
         # Without a donor the same latents would have cost every step that leads to them.
         cost = result.denoise_seconds / max(result.computed_steps, 1e-3) * max(result.latents)
         try:
-            entry_id = await self._latent_cache.admit(job, tenant, result.latents, cost, result.side)
+            entry_id = await self._latent_cache.admit(
+                job, tenant, result.latents, cost, result.side, result.approximation
+            )
         except ChorusError as error:
             log.warning("latents not admitted", generation_id=job.generation_id, reason=error.message)
             return denoiser_pb2.Admission(error=errors.to_job_error(error))

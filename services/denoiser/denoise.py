@@ -7,6 +7,7 @@ from collections.abc import Generator, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 
 import torch
+from chorus.common.v1 import latents_pb2
 from chorus_rpc import errors, semconv, telemetry
 from chorus_rpc.errors import ChorusError
 from chorus_rpc.limits import MAX_BLOBS, SIDE_DATA_SHARE
@@ -56,6 +57,7 @@ class Result:
     Attributes:
         latents: By step boundary, float32 [C, T, H, W] on the CPU: those that this run computed; empty
             unless they were requested.
+        approximation: What the latents are stored as; None for those of a full computation.
         side: Attention maps and token states of the prompt; None if no step recorded attention.
         computed_steps: Tokens that went through the network, in units of a full step.
         fell_back: Whether another backend than the configured one ran a step.
@@ -69,6 +71,7 @@ class Result:
     fell_back: bool
     denoise_seconds: float
     decode_seconds: float
+    approximation: latents_pb2.Approximation | None = None
 
 
 def denoise(
@@ -76,9 +79,10 @@ def denoise(
 ) -> Generator[Step | Result]:
     """Runs a job on the device thread. Yields every step, with its mask on the CPU, and finally the result.
 
-    If the model has a host adapter, a run with a donor computes its first step with it and stores nothing:
-    donors are computations of the plain model only, which the adapter was trained to continue, and the faults
-    of one edit are not handed on to the next.
+    If the model has a host adapter, a run with a donor computes its first step with it. A run with a donor
+    stores nothing but its clean latents, as the approximation that the job names: donors are computations of
+    the plain model only, which the adapter was trained to continue, and the faults of one edit are not handed
+    on to the next.
 
     Args:
         predictor: Predictor of the job's model.
@@ -97,7 +101,8 @@ def denoise(
     # With one step left there is no intermediate latent of our own to store; storing the donor's again would
     # displace the donor. And what this run did not compute is not stored under its prompt: x_{K1}, even under
     # noise of its own, shows what the donor's prompt describes.
-    keep = keep and reuse_steps < last and not host
+    approximation = job.approximation if 0 < reuse_steps < job.total_steps else None
+    keep = keep and reuse_steps < last and not host and approximation is None
     numbers = job.step_numbers if donor else tuple(range(job.total_steps))
     attributes: dict[str, str | bool | int | float] = {
         semconv.GENERATION_ID: job.generation_id,
@@ -161,6 +166,8 @@ def denoise(
         span.set_attribute(semconv.BYTES, len(video.data))
     # With more steps than an entry may hold, the earliest are kept.
     latents = {i: x.cpu() for i, x in sorted(kept.items())[:MAX_BLOBS]}
+    if approximation is not None:
+        latents = {job.total_steps: clean.cpu()}
     yield Result(
         video=video,
         latents=latents,
@@ -170,6 +177,7 @@ def denoise(
         fell_back=fell_back,
         denoise_seconds=denoise_seconds,
         decode_seconds=decode_seconds,
+        approximation=approximation,
     )
 
 

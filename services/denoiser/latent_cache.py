@@ -18,6 +18,7 @@ from chorus_rpc.errors import ChorusError
 from chorus_rpc.tenancy import tenant_metadata
 from torch import Tensor
 
+from services.contract.identity import approximate
 from services.denoiser.request import DenoiseJob
 from services.denoiser.reuse.latent_blob import pack_latents, unpack_latents
 from services.denoiser.reuse.side_data import SideData, pack_side_data, unpack_side_data
@@ -97,7 +98,7 @@ class LatentCache:
             retrieval_encoder_id=job.retrieval_encoder_id,
             vector_dim=job.vector_dim,
             steps=job.donor_steps,
-            identity=job.identity,
+            identity=job.donor_identity,
             side_data=job.needs_side_data,
         )
         delivery = _Delivery(job, self._max_blob_bytes)
@@ -115,19 +116,21 @@ class LatentCache:
         latents: Mapping[int, Tensor],
         cost_seconds: float,
         side: SideData | None,
+        approximation: latents_pb2.Approximation | None = None,
     ) -> str:
         """Stores latents and side data in the cache; returns the id of the entry.
 
         Args:
             latents: Latents by index of the step boundary, on the CPU.
             cost_seconds: Time that computing these latents from noise would take.
+            approximation: What the latents are stored as; None for those of a full computation.
 
         Raises ChorusError.
         """
         assert job.admission is not None
         with telemetry.span(semconv.SPAN_ADMIT, {semconv.GENERATION_ID: job.generation_id}) as span:
             entry = cache_pb2.NewEntry(
-                identity=job.identity,
+                identity=approximate(job.identity, approximation),
                 retrieval_encoder_id=job.retrieval_encoder_id,
                 vector=job.admission.retrieval_vector,
                 prompt=job.admission.prompt,

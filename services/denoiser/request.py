@@ -23,6 +23,7 @@ from chorus_rpc.limits import (
 from chorus_rpc.plan_bounds import check_amplification, check_depth, check_region
 from numpy.typing import NDArray
 
+from services.contract.identity import approximate, find_approximation_fault
 from services.contract.prompts import find_prompt_fault
 from services.contract.reuse import donor_boundaries, effective_region_end, needs_side_data
 from services.contract.schedule import find_schedule_fault
@@ -100,11 +101,21 @@ class DenoiseJob:
         return self.model.token_grid(self.latent_shape)
 
     @property
-    def identity(self) -> latents_pb2.LatentIdentity:
-        """Identity of the model's latents: those of the donor, and those of the result if it is stored.
+    def approximation(self) -> latents_pb2.Approximation | None:
+        """What the result is stored as if it reuses a donor; None if such a result is not stored so."""
+        admission = self.admission
+        return admission.approximation if admission and admission.HasField("approximation") else None
 
-        The host adapter is not part of it, because its results are not stored (`denoise.denoise`).
-        """
+    @property
+    def donor_identity(self) -> latents_pb2.LatentIdentity:
+        """Identity of the donor's latents."""
+        donor = self.donor
+        reused = donor is not None and donor.HasField("approximation")
+        return approximate(self.identity, self.plan.donor.approximation if reused else None)
+
+    @property
+    def identity(self) -> latents_pb2.LatentIdentity:
+        """Identity of the latents that the model computes without a donor."""
         spec = self.model.spec
         return latents_pb2.LatentIdentity(
             model_id=spec.id,
@@ -277,6 +288,14 @@ def _check_plan(violations: Violations, plan: plan_pb2.Plan, steps: int) -> None
         "plan.donor",
         "must be set exactly if plan.reuse_steps is above 0",
     )
+    if plan.donor.HasField("approximation"):
+        fault = find_approximation_fault(plan.donor.approximation)
+        violations.require(fault is None, "plan.donor.approximation", fault or "")
+        violations.require(
+            plan.reuse_steps == steps,
+            "plan.donor.approximation",
+            f"must be unset unless plan.reuse_steps is {steps}: such an entry holds clean latents only",
+        )
     if plan.HasField("donor"):
         violations.require(
             re.fullmatch(SHA256_PATTERN, plan.donor.entry_id) is not None,
@@ -303,6 +322,9 @@ def _check_admission(
 ) -> None:
     fault = find_prompt_fault(admission.prompt)
     violations.require(fault is None, "admission.prompt", fault or "")
+    if admission.HasField("approximation"):
+        fault = find_approximation_fault(admission.approximation)
+        violations.require(fault is None, "admission.approximation", fault or "")
     vector = admission.retrieval_vector
     if violations.require(
         len(vector) == vector_dim,

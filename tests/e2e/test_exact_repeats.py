@@ -14,8 +14,8 @@ PROMPT = "a large green triangle moving down on a white background"
 
 
 async def test_same_request_is_answered_by_its_earlier_result(scheduler: Any, stack: Stack) -> None:
-    async def run(**spec: Any) -> tuple[pb.Generation, bytes]:
-        job = await submit(scheduler, PROMPT, **spec)
+    async def run(prompt: str = PROMPT, **spec: Any) -> tuple[pb.Generation, bytes]:
+        job = await submit(scheduler, prompt, **spec)
         events = await watch_to_end(scheduler, job.generation_id)
         assert kinds(events)[-1] == "succeeded", stack.logs()
         _, data = await video(scheduler, job.generation_id)
@@ -32,6 +32,18 @@ async def test_same_request_is_answered_by_its_earlier_result(scheduler: Any, st
 
     off, computed = await run(seed=41, reuse=plan_pb2.REUSE_POLICY_OFF, no_store=True)
     assert (off.steps_run, computed) == (4, original)
-    for spec in ({"seed": 42}, {}):
+    edited = PROMPT.replace("green", "red")
+    hit, shown = await run(edited, seed=41)
+    assert 0 < hit.steps_run < 4, hit.plan
+    repeat, same = await run(edited, seed=41)
+    assert (repeat.steps_run, same, repeat.donor.generation_id) == (0, shown, hit.generation_id)
+    assert "by reusing another donor" in repeat.plan.reasons[0].text
+    full, exact = await run(edited, seed=41, reuse=plan_pb2.REUSE_POLICY_OFF)
+    assert (full.steps_run, exact == shown) == (4, False)
+    better, best = await run(edited, seed=41)
+    assert (better.steps_run, best) == (0, exact), "the full computation comes before the approximation"
+
+    other_seeds: list[dict[str, Any]] = [{"seed": 42}, {}]
+    for spec in other_seeds:
         other, _ = await run(**spec, no_store=True)
         assert other.steps_run > 0

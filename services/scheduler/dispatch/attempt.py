@@ -13,6 +13,7 @@ from chorus_rpc import errors, semconv, telemetry
 from chorus_rpc.errors import ChorusError
 from chorus_rpc.telemetry import Span
 
+from services.contract.identity import approximate
 from services.runtime.logs import get_logger
 from services.scheduler.dispatch.admissions import PendingAdmissions
 from services.scheduler.dispatch.compare import compare_prompts
@@ -25,6 +26,7 @@ from services.scheduler.jobs.store import Job, JobStore
 from services.scheduler.peers.cache import CacheClient
 from services.scheduler.peers.embedder import EmbedderClient
 from services.scheduler.peers.messages import (
+    build_approximation,
     build_denoise_request,
     build_latent_identity,
     truncate_tokens,
@@ -90,8 +92,13 @@ class AttemptRunner:
 
         encoded = await self._embed(job, model, warnings)
         embedded = time.monotonic()
-        donors, cache_error = await self._look_up(job, identity, encoded, warnings)
-        donors = await self._add_edits(job, encoded, donors, warnings)
+        approximation = self._build_approximation(job, model)
+        repeat = await self._find_repeat(job, identity, approximation, encoded)
+        if repeat is not None:
+            donors, cache_error = [repeat], None
+        else:
+            donors, cache_error = await self._look_up(job, identity, encoded, warnings)
+            donors = await self._add_edits(job, encoded, donors, warnings)
         plan = self._plan(job.generation, model, donors, cache_error)
         if cache_error is None:
             warnings += find_unused_plan(spec, plan, model.max_text_tokens)
@@ -112,7 +119,7 @@ class AttemptRunner:
         log.info("planned", reuse_steps=plan.reuse_steps, reason=plan.reasons[0].text)
         span.set_attribute(semconv.ATTEMPT, running.generation.attempts)
         request = build_denoise_request(
-            job.job_id, spec, truncate_tokens(encoded, model.max_text_tokens), plan
+            job.job_id, spec, truncate_tokens(encoded, model.max_text_tokens), plan, approximation
         )
         parameters = DenoiseParameters(running, model, identity, request, timings, dequeued)
         await self._denoise_runner.run(parameters, span)
@@ -139,6 +146,43 @@ class AttemptRunner:
                 )
             )
         return encoded
+
+    def _build_approximation(
+        self, job: Job, model: denoiser_pb2.ModelInfo
+    ) -> latents_pb2.Approximation | None:
+        """Returns what the job's result is stored as if it reuses a donor; None for plans of the request."""
+        spec = job.generation.spec
+        policy = POLICIES[spec.reuse]
+        if policy == "off" or spec.HasField("explicit_reuse"):
+            return None
+        return build_approximation(spec, model, policy)
+
+    async def _find_repeat(
+        self,
+        job: Job,
+        identity: latents_pb2.LatentIdentity,
+        approximation: latents_pb2.Approximation | None,
+        encoded: embedder_pb2.EmbedResponse,
+    ) -> Donor | None:
+        """Returns the earlier result of the same request, if the cache has it.
+
+        A request without a seed asks for another video than before. An error of the cache is ignored: the
+        lookup that follows reports it.
+        """
+        spec = job.generation.spec
+        if approximation is None or job.generation.seed_chosen:
+            return None
+        try:
+            for each in (identity, approximate(identity, approximation)):
+                self._cache.require_available()
+                await self._admissions.wait(each)
+                found = await self._cache.find(each, encoded, spec.prompt, spec.seed, job.deadline)
+                if found is not None and planner.is_repeat(found, len(spec.schedule.sigmas) - 1):
+                    return found
+        except ChorusError as error:
+            if error.reason == errors.DEADLINE_EXCEEDED:
+                raise
+        return None
 
     async def _look_up(
         self,

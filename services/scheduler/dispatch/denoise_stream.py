@@ -15,6 +15,7 @@ from chorus_rpc.chunks import BlobAssembler, BlobFault
 from chorus_rpc.errors import ChorusError
 from chorus_rpc.telemetry import Span
 
+from services.contract.identity import approximate
 from services.runtime.logs import get_logger
 from services.scheduler.dispatch import throughput
 from services.scheduler.dispatch.admissions import PendingAdmissions
@@ -153,7 +154,7 @@ class DenoiseParameters:
 
     Attributes:
         job: a job in state RUNNING.
-        identity: identity of the latents that the run computes.
+        identity: identity of the latents that the run computes without a donor.
         timings: timings known before the run; completed by it.
         dequeued: monotonic seconds at which the job left the queue.
     """
@@ -232,9 +233,8 @@ class DenoiseRunner:
                         await self._advance(parameters.job, events)
                     if stream.completed is not None:
                         await self._complete(parameters, stream, stream.completed)
-                        admits = parameters.request.HasField("admission")
                         self._admissions.follow(
-                            parameters.identity if admits else None,
+                            _find_admitted(parameters, stream),
                             self._follow_admission(parameters.job, replies, resources.pop_all()),
                         )
                         return
@@ -328,6 +328,15 @@ class DenoiseRunner:
                     events.append(_make_unknown_admission_warning())
         if events:
             await wait_out(lambda: self._store.advance(job.job_id, _SUCCEEDED, events), job.deadline)
+
+
+def _find_admitted(parameters: DenoiseParameters, stream: DenoiseStream) -> latents_pb2.LatentIdentity | None:
+    """Returns the identity under which a run's latents are admitted; None if nothing is admitted."""
+    request = parameters.request
+    if not request.HasField("admission") or stream.reuse_steps == request.plan.total_steps:
+        return None
+    reused = stream.reuse_steps > 0 and request.admission.HasField("approximation")
+    return approximate(parameters.identity, request.admission.approximation if reused else None)
 
 
 def _convert_admission(admission: denoiser_pb2.Admission) -> list[pb.GenerationEvent]:

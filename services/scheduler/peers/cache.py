@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from chorus.cache.v1 import cache_pb2, cache_pb2_grpc
@@ -51,18 +52,46 @@ class CacheClient:
         with self._connection.limit(deadline, self._lookup_seconds, _LOOKUP_SETTING) as timeout:
             self.require_available()
             reply = await self._stub.Lookup(request, timeout=timeout, metadata=self._connection.metadata)
-        return [_parse_donor(donor) for donor in reply.donors]
+        return [_parse_entry(donor.entry, donor.score) for donor in reply.donors]
+
+    async def find(
+        self,
+        identity: latents_pb2.LatentIdentity,
+        encoded: embedder_pb2.EmbedResponse,
+        prompt: str,
+        seed: int,
+        deadline: Deadline,
+    ) -> Donor | None:
+        """Returns the entry of a prompt and seed under an identity, or None. Raises as `lookup` does."""
+        request = cache_pb2.FindRequest(
+            identity=identity,
+            retrieval_encoder_id=encoded.retrieval_encoder_id,
+            vector_dim=len(encoded.retrieval_vector),
+            prompt=prompt,
+            seed=seed,
+        )
+        with self._connection.limit(deadline, self._lookup_seconds, _LOOKUP_SETTING) as timeout:
+            self.require_available()
+            reply = await self._stub.Find(request, timeout=timeout, metadata=self._connection.metadata)
+        if not reply.HasField("entry"):
+            return None
+        found = replace(_parse_entry(reply.entry, score=1.0), prompt=prompt, seed=seed)
+        return (
+            replace(found, approximation=identity.approximation)
+            if identity.HasField("approximation")
+            else found
+        )
 
 
-def _parse_donor(donor: cache_pb2.Donor) -> Donor:
+def _parse_entry(entry: cache_pb2.Entry, score: float) -> Donor:
     side_data = latents_pb2.BLOB_KIND_SIDE_DATA
     return Donor(
-        entry_id=donor.entry.entry_id,
-        score=donor.score,
-        steps=frozenset(blob.step.index for blob in donor.entry.blobs if blob.kind != side_data),
-        side_data=any(blob.kind == side_data for blob in donor.entry.blobs),
-        prompt=donor.entry.prompt,
-        traceparent=donor.entry.traceparent,
-        generation_id=donor.entry.generation_id,
-        seed=donor.entry.seed if donor.entry.HasField("seed") else None,
+        entry_id=entry.entry_id,
+        score=score,
+        steps=frozenset(blob.step.index for blob in entry.blobs if blob.kind != side_data),
+        side_data=any(blob.kind == side_data for blob in entry.blobs),
+        prompt=entry.prompt,
+        traceparent=entry.traceparent,
+        generation_id=entry.generation_id,
+        seed=entry.seed if entry.HasField("seed") else None,
     )

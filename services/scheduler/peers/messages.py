@@ -9,6 +9,7 @@ from chorus.embedder.v1 import embedder_pb2
 from chorus.scheduler.v1 import scheduler_pb2 as pb
 
 from services.contract.identity import latent_shape
+from services.scheduler.planning.calibration import Policy
 
 # Entries with a lower score are opposite or unrelated, so they are never donors.
 _MIN_SCORE = 0.0
@@ -40,6 +41,15 @@ def build_latent_identity(
         codec_id=model.codec.codec_id,
         conditioning_encoder_id=model.conditioning_encoder_id,
         model_digest=model.model_digest,
+    )
+
+
+def build_approximation(
+    spec: pb.GenerationSpec, model: denoiser_pb2.ModelInfo, policy: Policy
+) -> latents_pb2.Approximation:
+    """Returns what the latents of this request are stored as if they reuse a donor."""
+    return latents_pb2.Approximation(
+        policy=policy, max_reuse_steps=spec.max_reuse_steps, host_digest=model.host_adapter.digest
     )
 
 
@@ -75,9 +85,17 @@ def build_lookup_request(
 
 
 def build_denoise_request(
-    generation_id: str, spec: pb.GenerationSpec, encoded: embedder_pb2.EmbedResponse, plan: plan_pb2.Plan
+    generation_id: str,
+    spec: pb.GenerationSpec,
+    encoded: embedder_pb2.EmbedResponse,
+    plan: plan_pb2.Plan,
+    approximation: latents_pb2.Approximation | None = None,
 ) -> denoiser_pb2.DenoiseRequest:
-    """Returns the request that runs `plan`; without `no_store` it requests the admission of the latents."""
+    """Returns the request that runs `plan`; without `no_store` it requests the admission of the latents.
+
+    Args:
+        approximation: what the result is stored as if it reuses a donor; None if only full computations are.
+    """
     request = denoiser_pb2.DenoiseRequest(
         generation_id=generation_id,
         model_id=spec.model_id,
@@ -92,6 +110,8 @@ def build_denoise_request(
     )
     if not spec.no_store:
         request.admission.CopyFrom(
-            denoiser_pb2.AdmissionContext(prompt=spec.prompt, retrieval_vector=encoded.retrieval_vector)
+            denoiser_pb2.AdmissionContext(
+                prompt=spec.prompt, retrieval_vector=encoded.retrieval_vector, approximation=approximation
+            )
         )
     return request

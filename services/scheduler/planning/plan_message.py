@@ -30,6 +30,7 @@ def to_message(plan: Plan) -> plan_pb2.Plan:
                 traceparent=plan.donor.traceparent,
                 generation_id=plan.donor.generation_id,
                 seed=plan.donor.seed,
+                approximation=plan.donor.approximation,
             )
         )
         if plan.donor.edit is not None:

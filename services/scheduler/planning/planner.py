@@ -29,7 +29,8 @@ def plan(
 ) -> Plan:
     """Chooses the donor and the depth that save most among those that the policy allows.
 
-    A donor that is the full computation of the same prompt and seed is repeated exactly, without a step.
+    A donor that is the full computation of the same prompt and seed is repeated exactly, without a step; so
+    is the earlier result of the same request.
     Among donors of equal use, those of the same seed come first: their latents started from the same noise.
     Other donors are reused only as far as the seed still matters, because a seed asks for a video of its own;
     so does a request without a seed for its donor's own prompt. A request without a seed for an edited prompt
@@ -55,7 +56,7 @@ def plan(
             plan_pb2.PLAN_REASON_CODE_NO_DONOR,
             "the cache holds no similar entry for this model, schedule and shape",
         )
-    repeated = [donor for donor in donors if _is_repeat(request, donor)]
+    repeated = [donor for donor in donors if _answers(request, donor) and is_repeat(donor, total_steps)]
     if repeated:
         return _repeat(request, max(repeated, key=by_similarity))
     if calibration is not None and any(donor.edit for donor in donors):
@@ -72,15 +73,25 @@ def plan_without_cache(total_steps: int, cause: str) -> Plan:
     )
 
 
-def _is_repeat(request: Request, donor: Donor) -> bool:
-    """Returns whether an entry is a full computation, which alone keeps x_1, of this prompt and seed."""
-    same = request.has_seed_of(donor) and donor.prompt == request.prompt != ""
-    return same and donor.steps.issuperset((1, request.total_steps))
+def _answers(request: Request, donor: Donor) -> bool:
+    """Returns whether an entry was computed for the prompt and the seed that the request states."""
+    return request.has_seed_of(donor) and donor.prompt == request.prompt != ""
+
+
+def is_repeat(donor: Donor, total_steps: int) -> bool:
+    """Returns whether an entry of the same prompt and seed holds the result.
+
+    It is that of a full computation, which alone keeps x_1, or the approximation of the same request.
+    """
+    needed = (total_steps,) if donor.approximation is not None else (1, total_steps)
+    return donor.steps.issuperset(needed)
 
 
 def _repeat(request: Request, donor: Donor) -> Plan:
     """Returns the plan that decodes the donor's clean latents."""
     text = "the same prompt was computed in full with the same seed before: its result is repeated"
+    if donor.approximation is not None:
+        text = "the same request was answered before, by reusing another donor: its result is repeated"
     return Plan(
         total_steps=request.total_steps,
         reuse_steps=request.total_steps,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from chorus.common.v1 import plan_pb2
+from chorus.common.v1 import latents_pb2, plan_pb2
 
 from services.scheduler.planning.calibration import Policy
 from services.scheduler.planning.edits import Edit
@@ -21,6 +21,8 @@ class Donor:
         side_data: whether the entry holds attention maps and token states.
         edit: difference between the target and the entry; None if unknown.
         seed: seed of the request that produced the entry; None if unknown.
+        approximation: request that the entry answers, if its result reused a donor itself; such an entry is
+            no donor for other requests.
     """
 
     entry_id: str
@@ -32,6 +34,7 @@ class Donor:
     side_data: bool = False
     edit: Edit | None = None
     seed: int | None = None
+    approximation: latents_pb2.Approximation | None = None
 
     def holds(self, boundaries: range, side_data: bool) -> bool:
         """Returns whether the entry has the latents of `boundaries`, and side data if `side_data` is true."""

@@ -7,7 +7,7 @@ import itertools
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import grpc
 import grpc.aio
@@ -113,6 +113,45 @@ async def test_entry_is_admitted_found_fetched_and_purged(
     assert (purged.entries, purged.bytes) == (1, len(blobs[1]) + len(blobs[3]))
     assert (await stub.Purge(purge, metadata=tenant)).entries == 0
     assert await donors(stub, tenant) == []
+
+
+async def test_result_of_a_prompt_and_seed_is_found_under_its_identity_only(
+    stub: Stub, tenant: tuple[tuple[str, str], ...]
+) -> None:
+    entry = new_entry("a circle")
+    entry.identity.approximation.policy = "balanced"
+    reply = await admitted(stub, tenant, admission(entry, BLOBS))
+    request = cache_pb2.FindRequest(
+        identity=entry.identity,
+        retrieval_encoder_id=entry.retrieval_encoder_id,
+        vector_dim=len(entry.vector),
+        prompt="a circle",
+        seed=entry.seed,
+    )
+
+    async def find(of: tuple[tuple[str, str], ...] = tenant, **changed: Any) -> str:
+        other = cache_pb2.FindRequest()
+        other.CopyFrom(request)
+        other.MergeFrom(cache_pb2.FindRequest(**changed))
+        found = await stub.Find(other, metadata=of, timeout=SECONDS)
+        return found.entry.entry_id if found.HasField("entry") else ""
+
+    assert await find() == reply.entry_id
+    assert await find(tenant_metadata("stranger")) == ""
+    for changed in ({"seed": entry.seed + 1}, {"prompt": "a square"}, {"vector_dim": len(entry.vector) + 1}):
+        assert await find(**changed) == ""
+    fast = latents_pb2.LatentIdentity(approximation=latents_pb2.Approximation(policy="fast"))
+    assert await find(identity=fast) == ""
+    assert await donors(stub, tenant) == [], "an approximation is no donor"
+    for field, wrong in (
+        ("identity.approximation", {"identity": latents_pb2.LatentIdentity(
+            approximation=latents_pb2.Approximation(policy="off"))}),
+        ("prompt", {"prompt": "x" * 2001}),
+        ("vector_dim", {"vector_dim": 5000}),
+    ):  # fmt: skip
+        with pytest.raises(grpc.aio.AioRpcError) as failed:
+            await find(**wrong)
+        assert details(failed.value)[1] == [field]
 
 
 async def test_latents_of_many_chunks_arrive_complete(

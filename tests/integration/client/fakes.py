@@ -222,6 +222,9 @@ class FakeCache(cache_pb2_grpc.CacheServiceServicer):
     async def Lookup(self, request: Any, context: Any) -> Any:
         raise NotImplementedError
 
+    async def Find(self, request: Any, context: Any) -> Any:
+        raise NotImplementedError
+
     def Fetch(self, request: Any, context: Any) -> AsyncIterator[Any]:
         raise NotImplementedError
 

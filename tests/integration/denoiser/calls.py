@@ -74,6 +74,9 @@ class FakeCache(cache_pb2_grpc.CacheServiceServicer):
     def Lookup(self, request: cache_pb2.LookupRequest, context: Any) -> Any:
         context.abort(grpc.StatusCode.UNIMPLEMENTED, "the denoiser does not look up donors")
 
+    def Find(self, request: cache_pb2.FindRequest, context: Any) -> Any:
+        context.abort(grpc.StatusCode.UNIMPLEMENTED, "the denoiser finds no results")
+
     def Purge(self, request: cache_pb2.PurgeRequest, context: Any) -> Any:
         context.abort(grpc.StatusCode.UNIMPLEMENTED, "the denoiser does not purge entries")
 

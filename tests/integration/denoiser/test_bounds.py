@@ -100,6 +100,7 @@ def with_draft(reuse_steps: int, draft_step: int) -> Callable[[denoiser_pb2.Deno
         (with_field("plan.reuse_steps", 1), "plan.donor", "must be set"),
         (with_field("plan.renoised", True), "plan.renoised", "reuse_steps of at least 1"),
         (with_field("plan.donor.entry_id", "0" * 64), "plan.donor", "must be set exactly if"),
+        (with_field("admission.approximation.policy", "off"), "admission.approximation", "one of safe"),
         (with_field("plan.donor.entry_id", "../x"), "plan.donor.entry_id", "64 lower-case hex"),
         (with_field("conditioning_encoder_id", "clip@1"), "conditioning_encoder_id", ENCODER_ID),
         (with_states((5, TEXT_DIM + 1)), "token_states.shape", f"[L, {TEXT_DIM}]"),

@@ -121,6 +121,36 @@ async def test_hit_stores_only_latents_that_it_computed(stub: Any, cache: FakeCa
     assert ours[3] != theirs[3]
 
 
+@pytest.mark.parametrize("depth", [2, 3])
+async def test_hit_is_stored_as_the_approximation_that_the_request_names(
+    stub: Any, cache: FakeCache, depth: int
+) -> None:
+    donor = await run(stub, request(seed=1))
+    assert donor.admission is not None
+    approximation = latents_pb2.Approximation(policy="balanced", max_reuse_steps=3)
+    hit = reusing(request(seed=2), donor.admission.entry_id, depth)
+    hit.admission.approximation.CopyFrom(approximation)
+    first = await run(stub, hit)
+    assert first.admission is not None
+    entry, blobs = cache.entries[first.admission.entry_id]
+    assert entry.identity.approximation == approximation
+    assert sorted(blobs) == [4], "what a hit computed on the way is no donor"
+
+    repeat = reusing(request(seed=2), first.admission.entry_id, 4)
+    repeat.plan.donor.approximation.CopyFrom(approximation)
+    again = await run(stub, repeat)
+    assert (again.started.reuse_steps, again.completed.steps_run) == (4, 0)
+    assert again.video == first.video
+
+    lost = reusing(request(seed=2), "0" * 64, depth)
+    lost.admission.approximation.CopyFrom(approximation)
+    full = await run(stub, lost)
+    assert full.admission is not None
+    entry, blobs = cache.entries[full.admission.entry_id]
+    assert not entry.identity.HasField("approximation"), "without its donor the run is a full computation"
+    assert sorted(blobs) == [1, 2, 3, 4]
+
+
 async def test_nothing_is_stored_unless_requested(stub: Any, cache: FakeCache) -> None:
     found = await run(stub, request(admit=False))
     assert found.kinds[-1] == "completed"

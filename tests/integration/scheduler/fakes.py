@@ -151,6 +151,8 @@ class FakeCache(Fake, cache_pb2_grpc.CacheServiceServicer):
         self.metadata = []
         self.donors: list[cache_pb2.Donor] = []
         self.lookups: list[cache_pb2.LookupRequest] = []
+        self.finds: list[cache_pb2.FindRequest] = []
+        self.results: dict[str, cache_pb2.Entry] = {}  # by policy of the approximation; "" for full ones
         self.answering = asyncio.Event()
         self.answering.set()
 
@@ -172,6 +174,10 @@ class FakeCache(Fake, cache_pb2_grpc.CacheServiceServicer):
         self.lookups.append(request)
         await self.answering.wait()
         return cache_pb2.LookupResponse(donors=self.donors)
+
+    async def Find(self, request: Any, context: Any) -> Any:
+        self.finds.append(request)
+        return cache_pb2.FindResponse(entry=self.results.get(request.identity.approximation.policy))
 
     def Fetch(self, request: Any, context: Any) -> Any:
         raise AssertionError("the scheduler does not call this")

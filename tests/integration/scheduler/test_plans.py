@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import grpc.aio
 import pytest
 import pytest_asyncio
-from chorus.common.v1 import plan_pb2
+from chorus.cache.v1 import cache_pb2
+from chorus.common.v1 import latents_pb2, plan_pb2
 from chorus.scheduler.v1 import scheduler_pb2 as pb
 from chorus_rpc import errors
 from chorus_rpc.errors import INVALID_FIELD, from_rpc_error
@@ -118,6 +120,50 @@ async def test_request_limits_the_steps_that_the_planner_reuses(world: World) ->
     accepted = await world.submit(max_reuse_steps=1)
     await world.events(accepted)
     assert world.denoiser.requests[-1].plan.reuse_steps == 1
+
+
+def _result(*steps: int) -> cache_pb2.Entry:
+    blobs = [latents_pb2.BlobHeader(step=latents_pb2.StepRef(index=step)) for step in steps]
+    return cache_pb2.Entry(entry_id="f" * 64, prompt_hash="0" * 64, generation_id="earlier", blobs=blobs)
+
+
+@pytest.mark.parametrize(("policy", "steps"), [("", (1, 2, 3, 4)), ("balanced", (4,))])
+async def test_earlier_result_of_the_same_request_is_repeated_without_a_lookup(
+    world: World, policy: str, steps: Sequence[int]
+) -> None:
+    world.cache.hold(0.9992, 1, 2, 3)
+    world.cache.results[policy] = _result(*steps)
+    accepted = await world.submit(seed=5, max_reuse_steps=2, reuse=plan_pb2.REUSE_POLICY_BALANCED)
+    await world.events(accepted)
+    request = world.denoiser.requests[-1]
+    assert (request.plan.reuse_steps, request.plan.donor.entry_id) == (4, "f" * 64)
+    assert [r.code for r in request.plan.reasons] == [plan_pb2.PLAN_REASON_CODE_EXACT]
+    assert request.plan.donor.approximation.policy == policy
+    found = world.cache.finds[-1]
+    assert (found.prompt, found.seed) == (accepted.spec.prompt, 5)
+    assert found.identity.approximation.max_reuse_steps == (2 if policy else 0)
+    assert not world.cache.lookups
+
+
+async def test_result_without_its_last_latents_or_of_a_hit_is_not_repeated(world: World) -> None:
+    world.cache.results[""] = _result(2, 3, 4)
+    await world.events(await world.submit(seed=5))
+    assert world.denoiser.requests[-1].plan.reuse_steps == 0
+    assert len(world.cache.lookups) == 1
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [{}, {"seed": 5, "reuse": plan_pb2.REUSE_POLICY_OFF}, {"seed": 5, "explicit_reuse": OWN}],
+    ids=["no seed", "off", "own plan"],
+)
+async def test_these_requests_are_not_answered_by_earlier_results(world: World, spec: dict[str, Any]) -> None:
+    world.cache.results |= {"": _result(1, 2, 3, 4), "balanced": _result(4)}
+    await world.events(await world.submit(**spec))
+    assert not world.cache.finds
+    request = world.denoiser.requests[-1]
+    assert request.plan.reuse_steps == 0
+    assert request.admission.HasField("approximation") == (not spec)
 
 
 @pytest.mark.parametrize(

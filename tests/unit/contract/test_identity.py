@@ -22,6 +22,7 @@ def make_identity() -> latents_pb2.LatentIdentity:
         codec_id="c",
         conditioning_encoder_id="e",
         model_digest="ef",
+        approximation=latents_pb2.Approximation(policy="safe", max_reuse_steps=2, host_digest="01"),
     )
 
 
@@ -39,6 +40,24 @@ def test_every_field_of_an_adapter_changes_the_digest(field: str) -> None:
     other = make_identity()
     other.adapters[0].ClearField(field)  # type: ignore[arg-type]
     assert identity.identity_digest(other) != identity.identity_digest(make_identity())
+
+
+@pytest.mark.parametrize("field", [field.name for field in latents_pb2.Approximation.DESCRIPTOR.fields])
+def test_every_field_of_an_approximation_changes_the_digest(field: str) -> None:
+    other = make_identity()
+    other.approximation.ClearField(field)  # type: ignore[arg-type]
+    assert identity.identity_digest(other) != identity.identity_digest(make_identity())
+
+
+def test_latents_of_full_computations_keep_the_digest_of_earlier_versions() -> None:
+    full = make_identity()
+    full.ClearField("approximation")
+    assert (
+        identity.identity_digest(full) == "8b5ee7ff31802bbe918cfeebaae4dce9e179a19c6ebaf18ccbbf1dc0088c7cc8"
+    )
+    approximated = identity.approximate(full, make_identity().approximation)
+    assert approximated == make_identity()
+    assert not full.HasField("approximation")
 
 
 def test_nested_fields_change_the_digest() -> None:

@@ -101,6 +101,7 @@ def job(steps: tuple[int, ...] = (1, 2), side: bool = True, entry_id: str = "") 
         sigmas=SIGMAS,
         seed=3,
         identity=under,
+        donor_identity=under,
         donor=plan_pb2.DonorRef(entry_id=entry_id, score=0.9),
         donor_steps=steps,
         needs_side_data=side,

@@ -28,15 +28,15 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x63horus/cache/v1/cache.proto\x12\x0f\x63horus.cache.v1\x1a\x1d\x63horus/common/v1/errors.proto\x1a\x1e\x63horus/common/v1/latents.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x93\x01\n\rLookupRequest\x12\x32\n\x08identity\x18\x01 \x01(\x0b\x32 .chorus.common.v1.LatentIdentity\x12\x1c\n\x14retrieval_encoder_id\x18\x02 \x01(\t\x12\x0e\n\x06vector\x18\x03 \x03(\x02\x12\r\n\x05limit\x18\x04 \x01(\r\x12\x11\n\tmin_score\x18\x05 \x01(\x01\"\xfa\x01\n\x05\x45ntry\x12\x10\n\x08\x65ntry_id\x18\x01 \x01(\t\x12\x0e\n\x06prompt\x18\x02 \x01(\t\x12\x13\n\x0bprompt_hash\x18\x03 \x01(\t\x12+\n\x05\x62lobs\x18\x04 \x03(\x0b\x32\x1c.chorus.common.v1.BlobHeader\x12\x14\n\x0c\x63ost_seconds\x18\x05 \x01(\x01\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0btraceparent\x18\x07 \x01(\t\x12\x15\n\rgeneration_id\x18\x08 \x01(\t\x12\x11\n\x04seed\x18\t \x01(\x04H\x00\x88\x01\x01\x42\x07\n\x05_seed\"=\n\x05\x44onor\x12%\n\x05\x65ntry\x18\x01 \x01(\x0b\x32\x16.chorus.cache.v1.Entry\x12\r\n\x05score\x18\x02 \x01(\x01\"8\n\x0eLookupResponse\x12&\n\x06\x64onors\x18\x01 \x03(\x0b\x32\x16.chorus.cache.v1.Donor\"\xa8\x01\n\x0c\x46\x65tchRequest\x12\x10\n\x08\x65ntry_id\x18\x01 \x01(\t\x12\x1c\n\x14retrieval_encoder_id\x18\x02 \x01(\t\x12\x12\n\nvector_dim\x18\x03 \x01(\r\x12\r\n\x05steps\x18\x04 \x03(\r\x12\x32\n\x08identity\x18\x05 \x01(\x0b\x32 .chorus.common.v1.LatentIdentity\x12\x11\n\tside_data\x18\x06 \x01(\x08\"X\n\rFetchResponse\x12.\n\x06header\x18\x01 \x01(\x0b\x32\x1c.chorus.common.v1.BlobHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"\xee\x01\n\x08NewEntry\x12\x32\n\x08identity\x18\x01 \x01(\x0b\x32 .chorus.common.v1.LatentIdentity\x12\x1c\n\x14retrieval_encoder_id\x18\x02 \x01(\t\x12\x0e\n\x06vector\x18\x03 \x03(\x02\x12\x0e\n\x06prompt\x18\x04 \x01(\t\x12\x0c\n\x04seed\x18\x05 \x01(\x04\x12\x14\n\x0c\x63ost_seconds\x18\x06 \x01(\x01\x12\x13\n\x0btraceparent\x18\x07 \x01(\t\x12\x15\n\rgeneration_id\x18\x08 \x01(\t\x12\r\n\x05steps\x18\t \x03(\r\x12\x11\n\tside_data\x18\n \x01(\x08\"\x83\x01\n\x0c\x41\x64mitRequest\x12*\n\x05\x65ntry\x18\x01 \x01(\x0b\x32\x19.chorus.cache.v1.NewEntryH\x00\x12.\n\x06header\x18\x02 \x01(\x0b\x32\x1c.chorus.common.v1.BlobHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x03 \x01(\x0cH\x00\x42\x06\n\x04part\"2\n\rAdmitResponse\x12\x10\n\x08\x65ntry_id\x18\x01 \x01(\t\x12\x0f\n\x07\x63reated\x18\x02 \x01(\x08\"n\n\x0cPurgeRequest\x12\x10\n\x08\x65ntry_id\x18\x01 \x01(\t\x12\x10\n\x08model_id\x18\x02 \x01(\t\x12-\n\nolder_than\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0b\n\x03\x61ll\x18\x04 \x01(\x08\"/\n\rPurgeResponse\x12\x0f\n\x07\x65ntries\x18\x01 \x01(\x04\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\"\x0e\n\x0cStatsRequest\"R\n\x12RejectedAdmissions\x12-\n\x06reason\x18\x01 \x01(\x0e\x32\x1d.chorus.common.v1.ErrorReason\x12\r\n\x05\x63ount\x18\x02 \x01(\x04\"\xab\x03\n\rStatsResponse\x12\x0f\n\x07\x65ntries\x18\x01 \x01(\x04\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\x12\x0f\n\x07lookups\x18\x03 \x01(\x04\x12\x1a\n\x12lookups_with_donor\x18\x04 \x01(\x04\x12\x0f\n\x07\x66\x65tches\x18\x05 \x01(\x04\x12\x12\n\nadmissions\x18\x06 \x01(\x04\x12\x15\n\rcorrupt_blobs\x18\x07 \x01(\x04\x12.\n\nstart_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nindex_kind\x18\t \x01(\t\x12\x12\n\nblobs_kind\x18\n \x01(\t\x12\x38\n\x0fstore_ownership\x18\x0b \x01(\x0e\x32\x1f.chorus.cache.v1.StoreOwnership\x12\x10\n\x08index_id\x18\x0c \x01(\t\x12\x14\n\x0cstore_owners\x18\r \x03(\t\x12@\n\x13rejected_admissions\x18\x0e \x03(\x0b\x32#.chorus.cache.v1.RejectedAdmissions\x12\x15\n\rfailed_sweeps\x18\x0f \x01(\x04\"%\n\x0c\x41\x64optRequest\x12\x15\n\rvalidate_only\x18\x01 \x01(\x08\"\x82\x01\n\rAdoptResponse\x12\x10\n\x08index_id\x18\x01 \x01(\t\x12\x17\n\x0fprevious_owners\x18\x02 \x03(\t\x12\x16\n\x0eorphaned_blobs\x18\x03 \x01(\x04\x12\x16\n\x0eorphaned_bytes\x18\x04 \x01(\x04\x12\x16\n\x0e\x62roken_entries\x18\x05 \x01(\x04*\x88\x01\n\x0eStoreOwnership\x12\x1f\n\x1bSTORE_OWNERSHIP_UNSPECIFIED\x10\x00\x12\x19\n\x15STORE_OWNERSHIP_OWNED\x10\x01\x12\x1b\n\x17STORE_OWNERSHIP_FOREIGN\x10\x02\x12\x1d\n\x19STORE_OWNERSHIP_UNCLAIMED\x10\x03\x32\xc5\x03\n\x0c\x43\x61\x63heService\x12I\n\x06Lookup\x12\x1e.chorus.cache.v1.LookupRequest\x1a\x1f.chorus.cache.v1.LookupResponse\x12H\n\x05\x46\x65tch\x12\x1d.chorus.cache.v1.FetchRequest\x1a\x1e.chorus.cache.v1.FetchResponse0\x01\x12H\n\x05\x41\x64mit\x12\x1d.chorus.cache.v1.AdmitRequest\x1a\x1e.chorus.cache.v1.AdmitResponse(\x01\x12\x46\n\x05Purge\x12\x1d.chorus.cache.v1.PurgeRequest\x1a\x1e.chorus.cache.v1.PurgeResponse\x12\x46\n\x05Stats\x12\x1d.chorus.cache.v1.StatsRequest\x1a\x1e.chorus.cache.v1.StatsResponse\x12\x46\n\x05\x41\x64opt\x12\x1d.chorus.cache.v1.AdoptRequest\x1a\x1e.chorus.cache.v1.AdoptResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x63horus/cache/v1/cache.proto\x12\x0f\x63horus.cache.v1\x1a\x1d\x63horus/common/v1/errors.proto\x1a\x1e\x63horus/common/v1/latents.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x93\x01\n\rLookupRequest\x12\x32\n\x08identity\x18\x01 \x01(\x0b\x32 .chorus.common.v1.LatentIdentity\x12\x1c\n\x14retrieval_encoder_id\x18\x02 \x01(\t\x12\x0e\n\x06vector\x18\x03 \x03(\x02\x12\r\n\x05limit\x18\x04 \x01(\r\x12\x11\n\tmin_score\x18\x05 \x01(\x01\"\xfa\x01\n\x05\x45ntry\x12\x10\n\x08\x65ntry_id\x18\x01 \x01(\t\x12\x0e\n\x06prompt\x18\x02 \x01(\t\x12\x13\n\x0bprompt_hash\x18\x03 \x01(\t\x12+\n\x05\x62lobs\x18\x04 \x03(\x0b\x32\x1c.chorus.common.v1.BlobHeader\x12\x14\n\x0c\x63ost_seconds\x18\x05 \x01(\x01\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0btraceparent\x18\x07 \x01(\t\x12\x15\n\rgeneration_id\x18\x08 \x01(\t\x12\x11\n\x04seed\x18\t \x01(\x04H\x00\x88\x01\x01\x42\x07\n\x05_seed\"=\n\x05\x44onor\x12%\n\x05\x65ntry\x18\x01 \x01(\x0b\x32\x16.chorus.cache.v1.Entry\x12\r\n\x05score\x18\x02 \x01(\x01\"8\n\x0eLookupResponse\x12&\n\x06\x64onors\x18\x01 \x03(\x0b\x32\x16.chorus.cache.v1.Donor\"\x91\x01\n\x0b\x46indRequest\x12\x32\n\x08identity\x18\x01 \x01(\x0b\x32 .chorus.common.v1.LatentIdentity\x12\x1c\n\x14retrieval_encoder_id\x18\x02 \x01(\t\x12\x12\n\nvector_dim\x18\x03 \x01(\r\x12\x0e\n\x06prompt\x18\x04 \x01(\t\x12\x0c\n\x04seed\x18\x05 \x01(\x04\"5\n\x0c\x46indResponse\x12%\n\x05\x65ntry\x18\x01 \x01(\x0b\x32\x16.chorus.cache.v1.Entry\"\xa8\x01\n\x0c\x46\x65tchRequest\x12\x10\n\x08\x65ntry_id\x18\x01 \x01(\t\x12\x1c\n\x14retrieval_encoder_id\x18\x02 \x01(\t\x12\x12\n\nvector_dim\x18\x03 \x01(\r\x12\r\n\x05steps\x18\x04 \x03(\r\x12\x32\n\x08identity\x18\x05 \x01(\x0b\x32 .chorus.common.v1.LatentIdentity\x12\x11\n\tside_data\x18\x06 \x01(\x08\"X\n\rFetchResponse\x12.\n\x06header\x18\x01 \x01(\x0b\x32\x1c.chorus.common.v1.BlobHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"\xee\x01\n\x08NewEntry\x12\x32\n\x08identity\x18\x01 \x01(\x0b\x32 .chorus.common.v1.LatentIdentity\x12\x1c\n\x14retrieval_encoder_id\x18\x02 \x01(\t\x12\x0e\n\x06vector\x18\x03 \x03(\x02\x12\x0e\n\x06prompt\x18\x04 \x01(\t\x12\x0c\n\x04seed\x18\x05 \x01(\x04\x12\x14\n\x0c\x63ost_seconds\x18\x06 \x01(\x01\x12\x13\n\x0btraceparent\x18\x07 \x01(\t\x12\x15\n\rgeneration_id\x18\x08 \x01(\t\x12\r\n\x05steps\x18\t \x03(\r\x12\x11\n\tside_data\x18\n \x01(\x08\"\x83\x01\n\x0c\x41\x64mitRequest\x12*\n\x05\x65ntry\x18\x01 \x01(\x0b\x32\x19.chorus.cache.v1.NewEntryH\x00\x12.\n\x06header\x18\x02 \x01(\x0b\x32\x1c.chorus.common.v1.BlobHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x03 \x01(\x0cH\x00\x42\x06\n\x04part\"2\n\rAdmitResponse\x12\x10\n\x08\x65ntry_id\x18\x01 \x01(\t\x12\x0f\n\x07\x63reated\x18\x02 \x01(\x08\"n\n\x0cPurgeRequest\x12\x10\n\x08\x65ntry_id\x18\x01 \x01(\t\x12\x10\n\x08model_id\x18\x02 \x01(\t\x12-\n\nolder_than\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0b\n\x03\x61ll\x18\x04 \x01(\x08\"/\n\rPurgeResponse\x12\x0f\n\x07\x65ntries\x18\x01 \x01(\x04\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\"\x0e\n\x0cStatsRequest\"R\n\x12RejectedAdmissions\x12-\n\x06reason\x18\x01 \x01(\x0e\x32\x1d.chorus.common.v1.ErrorReason\x12\r\n\x05\x63ount\x18\x02 \x01(\x04\"\xab\x03\n\rStatsResponse\x12\x0f\n\x07\x65ntries\x18\x01 \x01(\x04\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\x12\x0f\n\x07lookups\x18\x03 \x01(\x04\x12\x1a\n\x12lookups_with_donor\x18\x04 \x01(\x04\x12\x0f\n\x07\x66\x65tches\x18\x05 \x01(\x04\x12\x12\n\nadmissions\x18\x06 \x01(\x04\x12\x15\n\rcorrupt_blobs\x18\x07 \x01(\x04\x12.\n\nstart_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nindex_kind\x18\t \x01(\t\x12\x12\n\nblobs_kind\x18\n \x01(\t\x12\x38\n\x0fstore_ownership\x18\x0b \x01(\x0e\x32\x1f.chorus.cache.v1.StoreOwnership\x12\x10\n\x08index_id\x18\x0c \x01(\t\x12\x14\n\x0cstore_owners\x18\r \x03(\t\x12@\n\x13rejected_admissions\x18\x0e \x03(\x0b\x32#.chorus.cache.v1.RejectedAdmissions\x12\x15\n\rfailed_sweeps\x18\x0f \x01(\x04\"%\n\x0c\x41\x64optRequest\x12\x15\n\rvalidate_only\x18\x01 \x01(\x08\"\x82\x01\n\rAdoptResponse\x12\x10\n\x08index_id\x18\x01 \x01(\t\x12\x17\n\x0fprevious_owners\x18\x02 \x03(\t\x12\x16\n\x0eorphaned_blobs\x18\x03 \x01(\x04\x12\x16\n\x0eorphaned_bytes\x18\x04 \x01(\x04\x12\x16\n\x0e\x62roken_entries\x18\x05 \x01(\x04*\x88\x01\n\x0eStoreOwnership\x12\x1f\n\x1bSTORE_OWNERSHIP_UNSPECIFIED\x10\x00\x12\x19\n\x15STORE_OWNERSHIP_OWNED\x10\x01\x12\x1b\n\x17STORE_OWNERSHIP_FOREIGN\x10\x02\x12\x1d\n\x19STORE_OWNERSHIP_UNCLAIMED\x10\x03\x32\x8a\x04\n\x0c\x43\x61\x63heService\x12I\n\x06Lookup\x12\x1e.chorus.cache.v1.LookupRequest\x1a\x1f.chorus.cache.v1.LookupResponse\x12\x43\n\x04\x46ind\x12\x1c.chorus.cache.v1.FindRequest\x1a\x1d.chorus.cache.v1.FindResponse\x12H\n\x05\x46\x65tch\x12\x1d.chorus.cache.v1.FetchRequest\x1a\x1e.chorus.cache.v1.FetchResponse0\x01\x12H\n\x05\x41\x64mit\x12\x1d.chorus.cache.v1.AdmitRequest\x1a\x1e.chorus.cache.v1.AdmitResponse(\x01\x12\x46\n\x05Purge\x12\x1d.chorus.cache.v1.PurgeRequest\x1a\x1e.chorus.cache.v1.PurgeResponse\x12\x46\n\x05Stats\x12\x1d.chorus.cache.v1.StatsRequest\x1a\x1e.chorus.cache.v1.StatsResponse\x12\x46\n\x05\x41\x64opt\x12\x1d.chorus.cache.v1.AdoptRequest\x1a\x1e.chorus.cache.v1.AdoptResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'chorus.cache.v1.cache_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_STOREOWNERSHIP']._serialized_start=2252
-  _globals['_STOREOWNERSHIP']._serialized_end=2388
+  _globals['_STOREOWNERSHIP']._serialized_start=2455
+  _globals['_STOREOWNERSHIP']._serialized_end=2591
   _globals['_LOOKUPREQUEST']._serialized_start=177
   _globals['_LOOKUPREQUEST']._serialized_end=324
   _globals['_ENTRY']._serialized_start=327
@@ -45,30 +45,34 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DONOR']._serialized_end=640
   _globals['_LOOKUPRESPONSE']._serialized_start=642
   _globals['_LOOKUPRESPONSE']._serialized_end=698
-  _globals['_FETCHREQUEST']._serialized_start=701
-  _globals['_FETCHREQUEST']._serialized_end=869
-  _globals['_FETCHRESPONSE']._serialized_start=871
-  _globals['_FETCHRESPONSE']._serialized_end=959
-  _globals['_NEWENTRY']._serialized_start=962
-  _globals['_NEWENTRY']._serialized_end=1200
-  _globals['_ADMITREQUEST']._serialized_start=1203
-  _globals['_ADMITREQUEST']._serialized_end=1334
-  _globals['_ADMITRESPONSE']._serialized_start=1336
-  _globals['_ADMITRESPONSE']._serialized_end=1386
-  _globals['_PURGEREQUEST']._serialized_start=1388
-  _globals['_PURGEREQUEST']._serialized_end=1498
-  _globals['_PURGERESPONSE']._serialized_start=1500
-  _globals['_PURGERESPONSE']._serialized_end=1547
-  _globals['_STATSREQUEST']._serialized_start=1549
-  _globals['_STATSREQUEST']._serialized_end=1563
-  _globals['_REJECTEDADMISSIONS']._serialized_start=1565
-  _globals['_REJECTEDADMISSIONS']._serialized_end=1647
-  _globals['_STATSRESPONSE']._serialized_start=1650
-  _globals['_STATSRESPONSE']._serialized_end=2077
-  _globals['_ADOPTREQUEST']._serialized_start=2079
-  _globals['_ADOPTREQUEST']._serialized_end=2116
-  _globals['_ADOPTRESPONSE']._serialized_start=2119
-  _globals['_ADOPTRESPONSE']._serialized_end=2249
-  _globals['_CACHESERVICE']._serialized_start=2391
-  _globals['_CACHESERVICE']._serialized_end=2844
+  _globals['_FINDREQUEST']._serialized_start=701
+  _globals['_FINDREQUEST']._serialized_end=846
+  _globals['_FINDRESPONSE']._serialized_start=848
+  _globals['_FINDRESPONSE']._serialized_end=901
+  _globals['_FETCHREQUEST']._serialized_start=904
+  _globals['_FETCHREQUEST']._serialized_end=1072
+  _globals['_FETCHRESPONSE']._serialized_start=1074
+  _globals['_FETCHRESPONSE']._serialized_end=1162
+  _globals['_NEWENTRY']._serialized_start=1165
+  _globals['_NEWENTRY']._serialized_end=1403
+  _globals['_ADMITREQUEST']._serialized_start=1406
+  _globals['_ADMITREQUEST']._serialized_end=1537
+  _globals['_ADMITRESPONSE']._serialized_start=1539
+  _globals['_ADMITRESPONSE']._serialized_end=1589
+  _globals['_PURGEREQUEST']._serialized_start=1591
+  _globals['_PURGEREQUEST']._serialized_end=1701
+  _globals['_PURGERESPONSE']._serialized_start=1703
+  _globals['_PURGERESPONSE']._serialized_end=1750
+  _globals['_STATSREQUEST']._serialized_start=1752
+  _globals['_STATSREQUEST']._serialized_end=1766
+  _globals['_REJECTEDADMISSIONS']._serialized_start=1768
+  _globals['_REJECTEDADMISSIONS']._serialized_end=1850
+  _globals['_STATSRESPONSE']._serialized_start=1853
+  _globals['_STATSRESPONSE']._serialized_end=2280
+  _globals['_ADOPTREQUEST']._serialized_start=2282
+  _globals['_ADOPTREQUEST']._serialized_end=2319
+  _globals['_ADOPTRESPONSE']._serialized_start=2322
+  _globals['_ADOPTRESPONSE']._serialized_end=2452
+  _globals['_CACHESERVICE']._serialized_start=2594
+  _globals['_CACHESERVICE']._serialized_end=3116
 # @@protoc_insertion_point(module_scope)

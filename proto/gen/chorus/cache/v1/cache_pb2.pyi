@@ -180,6 +180,55 @@ class LookupResponse(google.protobuf.message.Message):
 Global___LookupResponse: typing_extensions.TypeAlias = LookupResponse
 
 @typing.final
+class FindRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    IDENTITY_FIELD_NUMBER: builtins.int
+    RETRIEVAL_ENCODER_ID_FIELD_NUMBER: builtins.int
+    VECTOR_DIM_FIELD_NUMBER: builtins.int
+    PROMPT_FIELD_NUMBER: builtins.int
+    SEED_FIELD_NUMBER: builtins.int
+    retrieval_encoder_id: builtins.str
+    vector_dim: builtins.int
+    """Number of values in a retrieval vector of this encoder, 1 to 4,096."""
+    prompt: builtins.str
+    seed: builtins.int
+    @property
+    def identity(self) -> chorus.common.v1.latents_pb2.LatentIdentity: ...
+    def __init__(
+        self,
+        *,
+        identity: chorus.common.v1.latents_pb2.LatentIdentity | None = ...,
+        retrieval_encoder_id: builtins.str = ...,
+        vector_dim: builtins.int = ...,
+        prompt: builtins.str = ...,
+        seed: builtins.int = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["identity", b"identity"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["identity", b"identity", "prompt", b"prompt", "retrieval_encoder_id", b"retrieval_encoder_id", "seed", b"seed", "vector_dim", b"vector_dim"]) -> None: ...
+
+Global___FindRequest: typing_extensions.TypeAlias = FindRequest
+
+@typing.final
+class FindResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ENTRY_FIELD_NUMBER: builtins.int
+    @property
+    def entry(self) -> Global___Entry:
+        """Unset if the tenant has no such entry."""
+
+    def __init__(
+        self,
+        *,
+        entry: Global___Entry | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["entry", b"entry"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["entry", b"entry"]) -> None: ...
+
+Global___FindResponse: typing_extensions.TypeAlias = FindResponse
+
+@typing.final
 class FetchRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 

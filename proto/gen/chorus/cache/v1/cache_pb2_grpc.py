@@ -41,6 +41,11 @@ class CacheServiceStub(object):
                 request_serializer=chorus_dot_cache_dot_v1_dot_cache__pb2.LookupRequest.SerializeToString,
                 response_deserializer=chorus_dot_cache_dot_v1_dot_cache__pb2.LookupResponse.FromString,
                 _registered_method=True)
+        self.Find = channel.unary_unary(
+                '/chorus.cache.v1.CacheService/Find',
+                request_serializer=chorus_dot_cache_dot_v1_dot_cache__pb2.FindRequest.SerializeToString,
+                response_deserializer=chorus_dot_cache_dot_v1_dot_cache__pb2.FindResponse.FromString,
+                _registered_method=True)
         self.Fetch = channel.unary_stream(
                 '/chorus.cache.v1.CacheService/Fetch',
                 request_serializer=chorus_dot_cache_dot_v1_dot_cache__pb2.FetchRequest.SerializeToString,
@@ -75,6 +80,13 @@ class CacheServiceServicer(object):
 
     def Lookup(self, request, context):
         """Returns the entries most similar to a retrieval vector.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Find(self, request, context):
+        """Returns the entry of one prompt and seed, if there is one. Needs no retrieval vector.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -123,6 +135,11 @@ def add_CacheServiceServicer_to_server(servicer, server):
                     servicer.Lookup,
                     request_deserializer=chorus_dot_cache_dot_v1_dot_cache__pb2.LookupRequest.FromString,
                     response_serializer=chorus_dot_cache_dot_v1_dot_cache__pb2.LookupResponse.SerializeToString,
+            ),
+            'Find': grpc.unary_unary_rpc_method_handler(
+                    servicer.Find,
+                    request_deserializer=chorus_dot_cache_dot_v1_dot_cache__pb2.FindRequest.FromString,
+                    response_serializer=chorus_dot_cache_dot_v1_dot_cache__pb2.FindResponse.SerializeToString,
             ),
             'Fetch': grpc.unary_stream_rpc_method_handler(
                     servicer.Fetch,
@@ -179,6 +196,33 @@ class CacheService(object):
             '/chorus.cache.v1.CacheService/Lookup',
             chorus_dot_cache_dot_v1_dot_cache__pb2.LookupRequest.SerializeToString,
             chorus_dot_cache_dot_v1_dot_cache__pb2.LookupResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Find(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/chorus.cache.v1.CacheService/Find',
+            chorus_dot_cache_dot_v1_dot_cache__pb2.FindRequest.SerializeToString,
+            chorus_dot_cache_dot_v1_dot_cache__pb2.FindResponse.FromString,
             options,
             channel_credentials,
             insecure,

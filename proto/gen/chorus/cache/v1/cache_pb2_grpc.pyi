@@ -41,6 +41,22 @@ _CacheServiceLookupType = typing_extensions.TypeVar(
     ],
 )
 
+_CacheServiceFindType = typing_extensions.TypeVar(
+    '_CacheServiceFindType',
+    grpc.UnaryUnaryMultiCallable[
+        chorus.cache.v1.cache_pb2.FindRequest,
+        chorus.cache.v1.cache_pb2.FindResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        chorus.cache.v1.cache_pb2.FindRequest,
+        chorus.cache.v1.cache_pb2.FindResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        chorus.cache.v1.cache_pb2.FindRequest,
+        chorus.cache.v1.cache_pb2.FindResponse,
+    ],
+)
+
 _CacheServiceFetchType = typing_extensions.TypeVar(
     '_CacheServiceFetchType',
     grpc.UnaryStreamMultiCallable[
@@ -121,7 +137,7 @@ _CacheServiceAdoptType = typing_extensions.TypeVar(
     ],
 )
 
-class CacheServiceStub(typing.Generic[_CacheServiceLookupType, _CacheServiceFetchType, _CacheServiceAdmitType, _CacheServicePurgeType, _CacheServiceStatsType, _CacheServiceAdoptType]):
+class CacheServiceStub(typing.Generic[_CacheServiceLookupType, _CacheServiceFindType, _CacheServiceFetchType, _CacheServiceAdmitType, _CacheServicePurgeType, _CacheServiceStatsType, _CacheServiceAdoptType]):
     """Stores the latents of finished requests and finds those of similar prompts. The tenant of every call comes
     from the channel (metadata "chorus-tenant", set by the scheduler and the denoiser), never from a message.
     """
@@ -131,6 +147,10 @@ class CacheServiceStub(typing.Generic[_CacheServiceLookupType, _CacheServiceFetc
         grpc.UnaryUnaryMultiCallable[
             chorus.cache.v1.cache_pb2.LookupRequest,
             chorus.cache.v1.cache_pb2.LookupResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            chorus.cache.v1.cache_pb2.FindRequest,
+            chorus.cache.v1.cache_pb2.FindResponse,
         ],
         grpc.UnaryStreamMultiCallable[
             chorus.cache.v1.cache_pb2.FetchRequest,
@@ -160,6 +180,10 @@ class CacheServiceStub(typing.Generic[_CacheServiceLookupType, _CacheServiceFetc
             chorus.cache.v1.cache_pb2.LookupRequest,
             chorus.cache.v1.cache_pb2.LookupResponse,
         ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            chorus.cache.v1.cache_pb2.FindRequest,
+            chorus.cache.v1.cache_pb2.FindResponse,
+        ],
         grpc.aio.UnaryStreamMultiCallable[
             chorus.cache.v1.cache_pb2.FetchRequest,
             chorus.cache.v1.cache_pb2.FetchResponse,
@@ -185,6 +209,9 @@ class CacheServiceStub(typing.Generic[_CacheServiceLookupType, _CacheServiceFetc
     Lookup: _CacheServiceLookupType
     """Returns the entries most similar to a retrieval vector."""
 
+    Find: _CacheServiceFindType
+    """Returns the entry of one prompt and seed, if there is one. Needs no retrieval vector."""
+
     Fetch: _CacheServiceFetchType
     """Streams the stored latents of an entry: for each requested step a header, then chunks of about 1 MiB."""
 
@@ -206,6 +233,10 @@ CacheServiceAsyncStub: typing_extensions.TypeAlias = CacheServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
         chorus.cache.v1.cache_pb2.LookupRequest,
         chorus.cache.v1.cache_pb2.LookupResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        chorus.cache.v1.cache_pb2.FindRequest,
+        chorus.cache.v1.cache_pb2.FindResponse,
     ],
     grpc.aio.UnaryStreamMultiCallable[
         chorus.cache.v1.cache_pb2.FetchRequest,
@@ -241,6 +272,14 @@ class CacheServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[chorus.cache.v1.cache_pb2.LookupResponse, collections.abc.Awaitable[chorus.cache.v1.cache_pb2.LookupResponse]]:
         """Returns the entries most similar to a retrieval vector."""
+
+    @abc.abstractmethod
+    def Find(
+        self,
+        request: chorus.cache.v1.cache_pb2.FindRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[chorus.cache.v1.cache_pb2.FindResponse, collections.abc.Awaitable[chorus.cache.v1.cache_pb2.FindResponse]]:
+        """Returns the entry of one prompt and seed, if there is one. Needs no retrieval vector."""
 
     @abc.abstractmethod
     def Fetch(

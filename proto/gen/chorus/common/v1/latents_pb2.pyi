@@ -155,6 +155,32 @@ class Adapter(google.protobuf.message.Message):
 Global___Adapter: typing_extensions.TypeAlias = Adapter
 
 @typing.final
+class Approximation(google.protobuf.message.Message):
+    """Latents that a request computed by reusing a donor. They answer the same request again; they are never donors."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    POLICY_FIELD_NUMBER: builtins.int
+    MAX_REUSE_STEPS_FIELD_NUMBER: builtins.int
+    HOST_DIGEST_FIELD_NUMBER: builtins.int
+    policy: builtins.str
+    """Reuse policy of the request: safe, balanced or fast."""
+    max_reuse_steps: builtins.int
+    """Upper bound on the reused steps that the request states; 0 without one."""
+    host_digest: builtins.str
+    """Digest of the host adapter that the model had, lower-case hex; empty without one."""
+    def __init__(
+        self,
+        *,
+        policy: builtins.str = ...,
+        max_reuse_steps: builtins.int = ...,
+        host_digest: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["host_digest", b"host_digest", "max_reuse_steps", b"max_reuse_steps", "policy", b"policy"]) -> None: ...
+
+Global___Approximation: typing_extensions.TypeAlias = Approximation
+
+@typing.final
 class LatentIdentity(google.protobuf.message.Message):
     """All properties that must be equal for the latents of two requests to be interchangeable. A lookup finds
     only entries with an equal identity, so entries become unreachable when any field changes.
@@ -171,6 +197,7 @@ class LatentIdentity(google.protobuf.message.Message):
     CODEC_ID_FIELD_NUMBER: builtins.int
     CONDITIONING_ENCODER_ID_FIELD_NUMBER: builtins.int
     MODEL_DIGEST_FIELD_NUMBER: builtins.int
+    APPROXIMATION_FIELD_NUMBER: builtins.int
     model_id: builtins.str
     weights_digest: builtins.str
     """SHA-256 of the weights, lower-case hex."""
@@ -188,6 +215,10 @@ class LatentIdentity(google.protobuf.message.Message):
     def latent_shape(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """Four dimensions: channels, latent frames, latent height, latent width."""
 
+    @property
+    def approximation(self) -> Global___Approximation:
+        """Unset for latents of a full computation."""
+
     def __init__(
         self,
         *,
@@ -200,9 +231,10 @@ class LatentIdentity(google.protobuf.message.Message):
         codec_id: builtins.str = ...,
         conditioning_encoder_id: builtins.str = ...,
         model_digest: builtins.str = ...,
+        approximation: Global___Approximation | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["schedule", b"schedule"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["adapters", b"adapters", "codec_id", b"codec_id", "conditioning_encoder_id", b"conditioning_encoder_id", "latent_dtype", b"latent_dtype", "latent_shape", b"latent_shape", "model_digest", b"model_digest", "model_id", b"model_id", "schedule", b"schedule", "weights_digest", b"weights_digest"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["approximation", b"approximation", "schedule", b"schedule"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["adapters", b"adapters", "approximation", b"approximation", "codec_id", b"codec_id", "conditioning_encoder_id", b"conditioning_encoder_id", "latent_dtype", b"latent_dtype", "latent_shape", b"latent_shape", "model_digest", b"model_digest", "model_id", b"model_id", "schedule", b"schedule", "weights_digest", b"weights_digest"]) -> None: ...
 
 Global___LatentIdentity: typing_extensions.TypeAlias = LatentIdentity
 

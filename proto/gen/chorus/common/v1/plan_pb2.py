@@ -22,35 +22,36 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from chorus.common.v1 import latents_pb2 as chorus_dot_common_dot_v1_dot_latents__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x63horus/common/v1/plan.proto\x12\x10\x63horus.common.v1\"\x83\x01\n\x08\x44onorRef\x12\x10\n\x08\x65ntry_id\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x01\x12\x0e\n\x06prompt\x18\x03 \x01(\t\x12\x13\n\x0btraceparent\x18\x04 \x01(\t\x12\x15\n\rgeneration_id\x18\x05 \x01(\t\x12\x11\n\x04seed\x18\x06 \x01(\x04H\x00\x88\x01\x01\x42\x07\n\x05_seed\"J\n\nPlanReason\x12.\n\x04\x63ode\x18\x01 \x01(\x0e\x32 .chorus.common.v1.PlanReasonCode\x12\x0c\n\x04text\x18\x02 \x01(\t\"\xa3\x01\n\nRegionPlan\x12.\n\x06source\x18\x01 \x01(\x0e\x32\x1e.chorus.common.v1.RegionSource\x12\x11\n\tthreshold\x18\x02 \x01(\x01\x12\x10\n\x08\x64ilation\x18\x03 \x01(\r\x12\x0e\n\x06\x62udget\x18\x04 \x01(\x01\x12\x30\n\x07\x63ontext\x18\x05 \x01(\x0e\x32\x1f.chorus.common.v1.RegionContext\"\x8f\x01\n\rAmplification\x12\x31\n\x04\x66orm\x18\x01 \x01(\x0e\x32#.chorus.common.v1.AmplificationForm\x12\x10\n\x08strength\x18\x02 \x01(\x01\x12\x12\n\nfirst_step\x18\x03 \x01(\r\x12\x10\n\x08\x65nd_step\x18\x04 \x01(\r\x12\x13\n\x0b\x66irst_layer\x18\x05 \x01(\r\".\n\rWeightedToken\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0e\n\x06weight\x18\x02 \x01(\x01\"\xf5\x03\n\x04Plan\x12\x13\n\x0btotal_steps\x18\x01 \x01(\r\x12\x13\n\x0breuse_steps\x18\x02 \x01(\r\x12)\n\x05\x64onor\x18\x03 \x01(\x0b\x32\x1a.chorus.common.v1.DonorRef\x12-\n\x07reasons\x18\x04 \x03(\x0b\x32\x1c.chorus.common.v1.PlanReason\x12\x1f\n\x17predicted_seconds_saved\x18\x05 \x01(\x01\x12\x12\n\nregion_end\x18\x06 \x01(\r\x12,\n\x06region\x18\x07 \x01(\x0b\x32\x1c.chorus.common.v1.RegionPlan\x12\x36\n\ramplification\x18\x08 \x01(\x0b\x32\x1f.chorus.common.v1.Amplification\x12/\n\x06gained\x18\t \x03(\x0b\x32\x1f.chorus.common.v1.WeightedToken\x12-\n\x04lost\x18\n \x03(\x0b\x32\x1f.chorus.common.v1.WeightedToken\x12\x1e\n\x16predicted_drift_points\x18\x0b \x01(\x01\x12\x0c\n\x04\x65\x64it\x18\x0c \x01(\t\x12\x10\n\x08renoised\x18\r \x01(\x08\x12\x11\n\x04seed\x18\x0e \x01(\x04H\x00\x88\x01\x01\x12\x12\n\ndraft_step\x18\x0f \x01(\rB\x07\n\x05_seed*\x8a\x01\n\x0bReusePolicy\x12\x1c\n\x18REUSE_POLICY_UNSPECIFIED\x10\x00\x12\x14\n\x10REUSE_POLICY_OFF\x10\x01\x12\x15\n\x11REUSE_POLICY_SAFE\x10\x02\x12\x19\n\x15REUSE_POLICY_BALANCED\x10\x03\x12\x15\n\x11REUSE_POLICY_FAST\x10\x04*\xc3\x03\n\x0ePlanReasonCode\x12 \n\x1cPLAN_REASON_CODE_UNSPECIFIED\x10\x00\x12\x1e\n\x1aPLAN_REASON_CODE_REUSE_OFF\x10\x01\x12\x1d\n\x19PLAN_REASON_CODE_NO_DONOR\x10\x02\x12\"\n\x1ePLAN_REASON_CODE_SCORE_TOO_LOW\x10\x03\x12 \n\x1cPLAN_REASON_CODE_SCORE_TABLE\x10\x04\x12$\n PLAN_REASON_CODE_STEP_NOT_CACHED\x10\x05\x12&\n\"PLAN_REASON_CODE_CACHE_UNAVAILABLE\x10\x06\x12\x19\n\x15PLAN_REASON_CODE_EDIT\x10\x07\x12 \n\x1cPLAN_REASON_CODE_CALIBRATION\x10\x08\x12#\n\x1fPLAN_REASON_CODE_DRIFT_TOO_HIGH\x10\t\x12\x1d\n\x19PLAN_REASON_CODE_EXPLICIT\x10\n\x12\x1a\n\x16PLAN_REASON_CODE_EXACT\x10\x0b\x12\x1f\n\x1bPLAN_REASON_CODE_OTHER_SEED\x10\x0c*\x80\x01\n\x0cRegionSource\x12\x1d\n\x19REGION_SOURCE_UNSPECIFIED\x10\x00\x12\x17\n\x13REGION_SOURCE_PROBE\x10\x01\x12\x1b\n\x17REGION_SOURCE_FULL_STEP\x10\x02\x12\x1b\n\x17REGION_SOURCE_ATTENTION\x10\x03*d\n\rRegionContext\x12\x1e\n\x1aREGION_CONTEXT_UNSPECIFIED\x10\x00\x12\x17\n\x13REGION_CONTEXT_NONE\x10\x01\x12\x1a\n\x16REGION_CONTEXT_STRIDED\x10\x02*\x98\x01\n\x11\x41mplificationForm\x12\"\n\x1e\x41MPLIFICATION_FORM_UNSPECIFIED\x10\x00\x12\x1f\n\x1b\x41MPLIFICATION_FORM_CONTRAST\x10\x01\x12\x1b\n\x17\x41MPLIFICATION_FORM_BIAS\x10\x02\x12!\n\x1d\x41MPLIFICATION_FORM_VALUE_GAIN\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x63horus/common/v1/plan.proto\x12\x10\x63horus.common.v1\x1a\x1e\x63horus/common/v1/latents.proto\"\xbb\x01\n\x08\x44onorRef\x12\x10\n\x08\x65ntry_id\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x01\x12\x0e\n\x06prompt\x18\x03 \x01(\t\x12\x13\n\x0btraceparent\x18\x04 \x01(\t\x12\x15\n\rgeneration_id\x18\x05 \x01(\t\x12\x11\n\x04seed\x18\x06 \x01(\x04H\x00\x88\x01\x01\x12\x36\n\rapproximation\x18\x07 \x01(\x0b\x32\x1f.chorus.common.v1.ApproximationB\x07\n\x05_seed\"J\n\nPlanReason\x12.\n\x04\x63ode\x18\x01 \x01(\x0e\x32 .chorus.common.v1.PlanReasonCode\x12\x0c\n\x04text\x18\x02 \x01(\t\"\xa3\x01\n\nRegionPlan\x12.\n\x06source\x18\x01 \x01(\x0e\x32\x1e.chorus.common.v1.RegionSource\x12\x11\n\tthreshold\x18\x02 \x01(\x01\x12\x10\n\x08\x64ilation\x18\x03 \x01(\r\x12\x0e\n\x06\x62udget\x18\x04 \x01(\x01\x12\x30\n\x07\x63ontext\x18\x05 \x01(\x0e\x32\x1f.chorus.common.v1.RegionContext\"\x8f\x01\n\rAmplification\x12\x31\n\x04\x66orm\x18\x01 \x01(\x0e\x32#.chorus.common.v1.AmplificationForm\x12\x10\n\x08strength\x18\x02 \x01(\x01\x12\x12\n\nfirst_step\x18\x03 \x01(\r\x12\x10\n\x08\x65nd_step\x18\x04 \x01(\r\x12\x13\n\x0b\x66irst_layer\x18\x05 \x01(\r\".\n\rWeightedToken\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0e\n\x06weight\x18\x02 \x01(\x01\"\xf5\x03\n\x04Plan\x12\x13\n\x0btotal_steps\x18\x01 \x01(\r\x12\x13\n\x0breuse_steps\x18\x02 \x01(\r\x12)\n\x05\x64onor\x18\x03 \x01(\x0b\x32\x1a.chorus.common.v1.DonorRef\x12-\n\x07reasons\x18\x04 \x03(\x0b\x32\x1c.chorus.common.v1.PlanReason\x12\x1f\n\x17predicted_seconds_saved\x18\x05 \x01(\x01\x12\x12\n\nregion_end\x18\x06 \x01(\r\x12,\n\x06region\x18\x07 \x01(\x0b\x32\x1c.chorus.common.v1.RegionPlan\x12\x36\n\ramplification\x18\x08 \x01(\x0b\x32\x1f.chorus.common.v1.Amplification\x12/\n\x06gained\x18\t \x03(\x0b\x32\x1f.chorus.common.v1.WeightedToken\x12-\n\x04lost\x18\n \x03(\x0b\x32\x1f.chorus.common.v1.WeightedToken\x12\x1e\n\x16predicted_drift_points\x18\x0b \x01(\x01\x12\x0c\n\x04\x65\x64it\x18\x0c \x01(\t\x12\x10\n\x08renoised\x18\r \x01(\x08\x12\x11\n\x04seed\x18\x0e \x01(\x04H\x00\x88\x01\x01\x12\x12\n\ndraft_step\x18\x0f \x01(\rB\x07\n\x05_seed*\x8a\x01\n\x0bReusePolicy\x12\x1c\n\x18REUSE_POLICY_UNSPECIFIED\x10\x00\x12\x14\n\x10REUSE_POLICY_OFF\x10\x01\x12\x15\n\x11REUSE_POLICY_SAFE\x10\x02\x12\x19\n\x15REUSE_POLICY_BALANCED\x10\x03\x12\x15\n\x11REUSE_POLICY_FAST\x10\x04*\xc3\x03\n\x0ePlanReasonCode\x12 \n\x1cPLAN_REASON_CODE_UNSPECIFIED\x10\x00\x12\x1e\n\x1aPLAN_REASON_CODE_REUSE_OFF\x10\x01\x12\x1d\n\x19PLAN_REASON_CODE_NO_DONOR\x10\x02\x12\"\n\x1ePLAN_REASON_CODE_SCORE_TOO_LOW\x10\x03\x12 \n\x1cPLAN_REASON_CODE_SCORE_TABLE\x10\x04\x12$\n PLAN_REASON_CODE_STEP_NOT_CACHED\x10\x05\x12&\n\"PLAN_REASON_CODE_CACHE_UNAVAILABLE\x10\x06\x12\x19\n\x15PLAN_REASON_CODE_EDIT\x10\x07\x12 \n\x1cPLAN_REASON_CODE_CALIBRATION\x10\x08\x12#\n\x1fPLAN_REASON_CODE_DRIFT_TOO_HIGH\x10\t\x12\x1d\n\x19PLAN_REASON_CODE_EXPLICIT\x10\n\x12\x1a\n\x16PLAN_REASON_CODE_EXACT\x10\x0b\x12\x1f\n\x1bPLAN_REASON_CODE_OTHER_SEED\x10\x0c*\x80\x01\n\x0cRegionSource\x12\x1d\n\x19REGION_SOURCE_UNSPECIFIED\x10\x00\x12\x17\n\x13REGION_SOURCE_PROBE\x10\x01\x12\x1b\n\x17REGION_SOURCE_FULL_STEP\x10\x02\x12\x1b\n\x17REGION_SOURCE_ATTENTION\x10\x03*d\n\rRegionContext\x12\x1e\n\x1aREGION_CONTEXT_UNSPECIFIED\x10\x00\x12\x17\n\x13REGION_CONTEXT_NONE\x10\x01\x12\x1a\n\x16REGION_CONTEXT_STRIDED\x10\x02*\x98\x01\n\x11\x41mplificationForm\x12\"\n\x1e\x41MPLIFICATION_FORM_UNSPECIFIED\x10\x00\x12\x1f\n\x1b\x41MPLIFICATION_FORM_CONTRAST\x10\x01\x12\x1b\n\x17\x41MPLIFICATION_FORM_BIAS\x10\x02\x12!\n\x1d\x41MPLIFICATION_FORM_VALUE_GAIN\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'chorus.common.v1.plan_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_REUSEPOLICY']._serialized_start=1124
-  _globals['_REUSEPOLICY']._serialized_end=1262
-  _globals['_PLANREASONCODE']._serialized_start=1265
-  _globals['_PLANREASONCODE']._serialized_end=1716
-  _globals['_REGIONSOURCE']._serialized_start=1719
-  _globals['_REGIONSOURCE']._serialized_end=1847
-  _globals['_REGIONCONTEXT']._serialized_start=1849
-  _globals['_REGIONCONTEXT']._serialized_end=1949
-  _globals['_AMPLIFICATIONFORM']._serialized_start=1952
-  _globals['_AMPLIFICATIONFORM']._serialized_end=2104
-  _globals['_DONORREF']._serialized_start=50
-  _globals['_DONORREF']._serialized_end=181
-  _globals['_PLANREASON']._serialized_start=183
-  _globals['_PLANREASON']._serialized_end=257
-  _globals['_REGIONPLAN']._serialized_start=260
-  _globals['_REGIONPLAN']._serialized_end=423
-  _globals['_AMPLIFICATION']._serialized_start=426
-  _globals['_AMPLIFICATION']._serialized_end=569
-  _globals['_WEIGHTEDTOKEN']._serialized_start=571
-  _globals['_WEIGHTEDTOKEN']._serialized_end=617
-  _globals['_PLAN']._serialized_start=620
-  _globals['_PLAN']._serialized_end=1121
+  _globals['_REUSEPOLICY']._serialized_start=1212
+  _globals['_REUSEPOLICY']._serialized_end=1350
+  _globals['_PLANREASONCODE']._serialized_start=1353
+  _globals['_PLANREASONCODE']._serialized_end=1804
+  _globals['_REGIONSOURCE']._serialized_start=1807
+  _globals['_REGIONSOURCE']._serialized_end=1935
+  _globals['_REGIONCONTEXT']._serialized_start=1937
+  _globals['_REGIONCONTEXT']._serialized_end=2037
+  _globals['_AMPLIFICATIONFORM']._serialized_start=2040
+  _globals['_AMPLIFICATIONFORM']._serialized_end=2192
+  _globals['_DONORREF']._serialized_start=82
+  _globals['_DONORREF']._serialized_end=269
+  _globals['_PLANREASON']._serialized_start=271
+  _globals['_PLANREASON']._serialized_end=345
+  _globals['_REGIONPLAN']._serialized_start=348
+  _globals['_REGIONPLAN']._serialized_end=511
+  _globals['_AMPLIFICATION']._serialized_start=514
+  _globals['_AMPLIFICATION']._serialized_end=657
+  _globals['_WEIGHTEDTOKEN']._serialized_start=659
+  _globals['_WEIGHTEDTOKEN']._serialized_end=705
+  _globals['_PLAN']._serialized_start=708
+  _globals['_PLAN']._serialized_end=1209
 # @@protoc_insertion_point(module_scope)

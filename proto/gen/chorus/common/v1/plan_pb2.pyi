@@ -4,6 +4,7 @@ isort:skip_file
 """
 
 import builtins
+import chorus.common.v1.latents_pb2
 import collections.abc
 import google.protobuf.descriptor
 import google.protobuf.internal.containers
@@ -79,7 +80,9 @@ class _PlanReasonCodeEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper.
     PLAN_REASON_CODE_EXPLICIT: _PlanReasonCode.ValueType  # 10
     """The request contained an explicit plan."""
     PLAN_REASON_CODE_EXACT: _PlanReasonCode.ValueType  # 11
-    """The same prompt was computed in full with the same seed before: every step is reused."""
+    """The same prompt was computed in full with the same seed before, or the same request was answered before by
+    reusing another donor: every step is reused.
+    """
     PLAN_REASON_CODE_OTHER_SEED: _PlanReasonCode.ValueType  # 12
     """Reuse would have given the donor's video instead of that of the seed: the request states another seed than the
     donor's, or no seed and the donor's own prompt, which asks for another video.
@@ -110,7 +113,9 @@ PLAN_REASON_CODE_DRIFT_TOO_HIGH: PlanReasonCode.ValueType  # 9
 PLAN_REASON_CODE_EXPLICIT: PlanReasonCode.ValueType  # 10
 """The request contained an explicit plan."""
 PLAN_REASON_CODE_EXACT: PlanReasonCode.ValueType  # 11
-"""The same prompt was computed in full with the same seed before: every step is reused."""
+"""The same prompt was computed in full with the same seed before, or the same request was answered before by
+reusing another donor: every step is reused.
+"""
 PLAN_REASON_CODE_OTHER_SEED: PlanReasonCode.ValueType  # 12
 """Reuse would have given the donor's video instead of that of the seed: the request states another seed than the
 donor's, or no seed and the donor's own prompt, which asks for another video.
@@ -215,6 +220,7 @@ class DonorRef(google.protobuf.message.Message):
     TRACEPARENT_FIELD_NUMBER: builtins.int
     GENERATION_ID_FIELD_NUMBER: builtins.int
     SEED_FIELD_NUMBER: builtins.int
+    APPROXIMATION_FIELD_NUMBER: builtins.int
     entry_id: builtins.str
     score: builtins.float
     """Cosine similarity of the two retrieval vectors, −1 to 1."""
@@ -228,6 +234,10 @@ class DonorRef(google.protobuf.message.Message):
     """Seed of the request that produced the entry. Unset if it is unknown. Required for a plan with a stage 2 on a
     model that adds fresh noise after each step.
     """
+    @property
+    def approximation(self) -> chorus.common.v1.latents_pb2.Approximation:
+        """Set if the entry is the result of a request that reused a donor itself. Only the same request is answered by it."""
+
     def __init__(
         self,
         *,
@@ -237,9 +247,10 @@ class DonorRef(google.protobuf.message.Message):
         traceparent: builtins.str = ...,
         generation_id: builtins.str = ...,
         seed: builtins.int | None = ...,
+        approximation: chorus.common.v1.latents_pb2.Approximation | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_seed", b"_seed", "seed", b"seed"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_seed", b"_seed", "entry_id", b"entry_id", "generation_id", b"generation_id", "prompt", b"prompt", "score", b"score", "seed", b"seed", "traceparent", b"traceparent"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_seed", b"_seed", "approximation", b"approximation", "seed", b"seed"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_seed", b"_seed", "approximation", b"approximation", "entry_id", b"entry_id", "generation_id", b"generation_id", "prompt", b"prompt", "score", b"score", "seed", b"seed", "traceparent", b"traceparent"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_seed", b"_seed"]) -> typing.Literal["seed"] | None: ...
 
 Global___DonorRef: typing_extensions.TypeAlias = DonorRef

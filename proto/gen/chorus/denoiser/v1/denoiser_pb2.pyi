@@ -30,18 +30,25 @@ class AdmissionContext(google.protobuf.message.Message):
 
     PROMPT_FIELD_NUMBER: builtins.int
     RETRIEVAL_VECTOR_FIELD_NUMBER: builtins.int
+    APPROXIMATION_FIELD_NUMBER: builtins.int
     prompt: builtins.str
     @property
     def retrieval_vector(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
         """L2-normalised vector of the prompt from the request's retrieval encoder."""
+
+    @property
+    def approximation(self) -> chorus.common.v1.latents_pb2.Approximation:
+        """What the clean latents are stored as if the run reuses a donor; the latents of its other steps are not stored."""
 
     def __init__(
         self,
         *,
         prompt: builtins.str = ...,
         retrieval_vector: collections.abc.Iterable[builtins.float] | None = ...,
+        approximation: chorus.common.v1.latents_pb2.Approximation | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["prompt", b"prompt", "retrieval_vector", b"retrieval_vector"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["approximation", b"approximation"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["approximation", b"approximation", "prompt", b"prompt", "retrieval_vector", b"retrieval_vector"]) -> None: ...
 
 Global___AdmissionContext: typing_extensions.TypeAlias = AdmissionContext
 
@@ -420,7 +427,7 @@ class ModelInfo(google.protobuf.message.Message):
     @property
     def host_adapter(self) -> chorus.common.v1.latents_pb2.Adapter:
         """Adapter whose weights compute the first step of runs that start from a donor. Not part of the identity of
-        latents: results of such runs are not stored. Unset for a model without one.
+        donors: results of such runs are stored as approximations only. Unset for a model without one.
         """
 
     def __init__(
