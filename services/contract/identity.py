@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from typing import Final
 
 from chorus.common.v1 import latents_pb2
-from chorus_rpc.limits import MAX_STEPS, SHA256_PATTERN
+from chorus_rpc.limits import MAX_ID_CHARACTERS, MAX_STEPS, SHA256_PATTERN
 from google.protobuf.json_format import MessageToDict
 
 APPROXIMATING_POLICIES: Final = ("safe", "balanced", "fast")
@@ -66,9 +67,14 @@ def find_approximation_fault(approximation: latents_pb2.Approximation) -> str | 
         return f"its policy must be one of {known}, not {approximation.policy[:40]!r}"
     if approximation.max_reuse_steps > MAX_STEPS:
         return f"its max_reuse_steps must be 0 to {MAX_STEPS}, not {approximation.max_reuse_steps}"
-    digest = approximation.host_digest
-    if digest and re.fullmatch(SHA256_PATTERN, digest) is None:
-        return "its host_digest must be 64 lower-case hex digits, or empty"
+    if approximation.HasField("host_adapter"):
+        host = approximation.host_adapter
+        if not 1 <= len(host.adapter_id) <= MAX_ID_CHARACTERS:
+            return f"its host_adapter.adapter_id must have 1 to {MAX_ID_CHARACTERS} characters"
+        if re.fullmatch(SHA256_PATTERN, host.digest) is None:
+            return "its host_adapter.digest must be 64 lower-case hex digits"
+        if not math.isfinite(host.scale):
+            return "its host_adapter.scale must be finite, not NaN or infinity"
     return None
 
 

@@ -48,9 +48,8 @@ def build_approximation(
     spec: pb.GenerationSpec, model: denoiser_pb2.ModelInfo, policy: Policy
 ) -> latents_pb2.Approximation:
     """Returns what the latents of this request are stored as if they reuse a donor."""
-    return latents_pb2.Approximation(
-        policy=policy, max_reuse_steps=spec.max_reuse_steps, host_digest=model.host_adapter.digest
-    )
+    host = model.host_adapter if model.HasField("host_adapter") else None
+    return latents_pb2.Approximation(policy=policy, max_reuse_steps=spec.max_reuse_steps, host_adapter=host)
 
 
 def truncate_tokens(encoded: embedder_pb2.EmbedResponse, limit: int) -> embedder_pb2.EmbedResponse:

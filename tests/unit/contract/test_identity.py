@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 from chorus.common.v1 import latents_pb2
 
 from services.contract import identity
+
+HOST = latents_pb2.Adapter(adapter_id="h", digest="0" * 64, scale=1.0)
 
 
 def make_identity() -> latents_pb2.LatentIdentity:
@@ -22,7 +25,7 @@ def make_identity() -> latents_pb2.LatentIdentity:
         codec_id="c",
         conditioning_encoder_id="e",
         model_digest="ef",
-        approximation=latents_pb2.Approximation(policy="safe", max_reuse_steps=2, host_digest="01"),
+        approximation=latents_pb2.Approximation(policy="safe", max_reuse_steps=2, host_adapter=HOST),
     )
 
 
@@ -47,6 +50,23 @@ def test_every_field_of_an_approximation_changes_the_digest(field: str) -> None:
     other = make_identity()
     other.approximation.ClearField(field)  # type: ignore[arg-type]
     assert identity.identity_digest(other) != identity.identity_digest(make_identity())
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"policy": "off"}, "policy must be one of safe, balanced, fast, not 'off'"),
+        ({"max_reuse_steps": 201}, "max_reuse_steps must be 0 to 200, not 201"),
+        ({"host_adapter": latents_pb2.Adapter(adapter_id="h" * 999)}, "host_adapter.adapter_id"),
+        ({"host_adapter": latents_pb2.Adapter(digest="x")}, "host_adapter.digest"),
+        ({"host_adapter": latents_pb2.Adapter(scale=float("nan"))}, "host_adapter.scale"),
+    ],
+)
+def test_fault_of_an_approximation_is_named(changed: dict[str, Any], named: str) -> None:
+    approximation = make_identity().approximation
+    assert identity.find_approximation_fault(approximation) is None
+    approximation.MergeFrom(latents_pb2.Approximation(**changed))
+    assert named in (identity.find_approximation_fault(approximation) or "")
 
 
 def test_latents_of_full_computations_keep_the_digest_of_earlier_versions() -> None:

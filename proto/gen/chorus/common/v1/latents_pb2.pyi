@@ -162,21 +162,24 @@ class Approximation(google.protobuf.message.Message):
 
     POLICY_FIELD_NUMBER: builtins.int
     MAX_REUSE_STEPS_FIELD_NUMBER: builtins.int
-    HOST_DIGEST_FIELD_NUMBER: builtins.int
+    HOST_ADAPTER_FIELD_NUMBER: builtins.int
     policy: builtins.str
     """Reuse policy of the request: safe, balanced or fast."""
     max_reuse_steps: builtins.int
     """Upper bound on the reused steps that the request states; 0 without one."""
-    host_digest: builtins.str
-    """Digest of the host adapter that the model had, lower-case hex; empty without one."""
+    @property
+    def host_adapter(self) -> Global___Adapter:
+        """Host adapter of the model; unset without one."""
+
     def __init__(
         self,
         *,
         policy: builtins.str = ...,
         max_reuse_steps: builtins.int = ...,
-        host_digest: builtins.str = ...,
+        host_adapter: Global___Adapter | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["host_digest", b"host_digest", "max_reuse_steps", b"max_reuse_steps", "policy", b"policy"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["host_adapter", b"host_adapter"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["host_adapter", b"host_adapter", "max_reuse_steps", b"max_reuse_steps", "policy", b"policy"]) -> None: ...
 
 Global___Approximation: typing_extensions.TypeAlias = Approximation
 
