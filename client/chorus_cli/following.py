@@ -111,6 +111,7 @@ def options_from_spec(spec: GenerationSpec) -> SpecOptions:
         "seed": spec.seed,
         "reuse": words.get(spec.reuse, ""),
         "max_reuse_steps": spec.max_reuse_steps,
+        "donor": spec.donor_generation_id,
         "no_store": spec.no_store,
     }
     if spec.HasField("shape"):

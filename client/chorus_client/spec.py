@@ -37,6 +37,7 @@ class SpecOptions(TypedDict, total=False):
         reuse: policy: "off", "safe", "balanced" or "fast".
         max_reuse_steps: upper bound on the steps that a policy takes from a donor, 1 to the number of
             steps − 1; 0 for none.
+        donor: id of the generation that is the only possible donor; the request takes its seed.
         explicit_reuse: plan to use instead of `reuse`, from `chorus_client.explicit_reuse`.
         no_store: whether none of this request's latents are stored for later requests.
         deadline: time from the acceptance of the request after which the generation fails, in seconds: above
@@ -54,6 +55,7 @@ class SpecOptions(TypedDict, total=False):
     seed: int | None
     reuse: str | None
     max_reuse_steps: int | None
+    donor: str | None
     explicit_reuse: scheduler_pb2.ExplicitReuse | None
     no_store: bool | None
     deadline: float | None
@@ -121,6 +123,7 @@ def build_request(prompt: str, options: SpecOptions) -> scheduler_pb2.SubmitGene
     spec = scheduler_pb2.GenerationSpec(
         prompt=text("prompt", prompt),
         model_id=optional_text("model", options.get("model")),
+        donor_generation_id=optional_text("donor", options.get("donor")),
     )
     request_id = optional_text("request_id", options.get("request_id")) or str(uuid.uuid4())
     no_store = options.get("no_store")

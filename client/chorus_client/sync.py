@@ -79,7 +79,7 @@ class ChorusClient:
 
         Args:
             timeout: deadline of the submission, in seconds.
-            options: model, frames, height, width, steps, sigmas, seed, reuse, max_reuse_steps,
+            options: model, frames, height, width, steps, sigmas, seed, reuse, max_reuse_steps, donor,
                 explicit_reuse, no_store, deadline, request_id; SpecOptions describes them.
         """
         return GenerationHandle(

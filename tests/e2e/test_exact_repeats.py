@@ -43,6 +43,14 @@ async def test_same_request_is_answered_by_its_earlier_result(scheduler: Any, st
     better, best = await run(edited, seed=41)
     assert (better.steps_run, best) == (0, exact), "the full computation comes before the approximation"
 
+    recoloured = PROMPT.replace("green", "yellow")
+    named, _ = await run(recoloured, donor_generation_id=first.generation_id)
+    assert (named.plan.donor.generation_id, named.spec.seed) == (first.generation_id, 41)
+    assert 0 < named.steps_run < 4
+    hit_named, _ = await run(recoloured, donor_generation_id=named.generation_id)
+    assert hit_named.steps_run == 4
+    assert "name that one" in hit_named.warnings[0].message
+
     other_seeds: list[dict[str, Any]] = [{"seed": 42}, {}]
     for spec in other_seeds:
         other, _ = await run(**spec, no_store=True)

@@ -84,6 +84,13 @@ def generate(
             help="Upper bound on the steps that a policy reuses, at least 1. Default: the policy's."
         ),
     ] = None,
+    donor: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ID",
+            help="Generation to reuse, and no other: the video keeps what the prompts have in common.",
+        ),
+    ] = None,
     reuse_steps: Annotated[
         int | None,
         typer.Option(help="Explicit plan: number of steps reused from the most similar donor, at least 1."),
@@ -155,6 +162,7 @@ def generate(
             "width": width,
             "reuse": reuse,
             "max_reuse_steps": max_reuse_steps,
+            "donor": donor,
             "explicit_reuse": plan_from_options(
                 reuse_steps,
                 region_end=region_end,
@@ -176,6 +184,7 @@ def generate(
                 raise invalid("request_id", "cannot be given with --file: it names one request")
             prompts = read_prompts(file)
             async with connect_scheduler(target) as client:
+                await _complete_donor(client, options)
                 await _generate_all(client, prompts, options, output or _VIDEOS, detach, out)
             return
         if prompt is None:
@@ -184,6 +193,7 @@ def generate(
             raise invalid("output", f"{output} is a folder; name a file")
         check_folder(output, "output")
         async with connect_scheduler(target) as client:
+            await _complete_donor(client, options)
             await _generate_one(client, prompt, options, output, detach, out)
 
     run(main(), out)
@@ -206,6 +216,12 @@ def retry(
             await _generate_one(client, spec.prompt, options_from_spec(spec), output, detach, out)
 
     run(main(), out)
+
+
+async def _complete_donor(client: AsyncChorusClient, options: SpecOptions) -> None:
+    """Replaces the short id of a donor by the complete one."""
+    if donor := options.get("donor"):
+        options["donor"] = (await find_generation(client, donor)).id
 
 
 async def _generate_one(

@@ -174,5 +174,5 @@ def full_options(spec: GenerationSpec) -> SpecOptions:
     """Returns the options that request the same as an accepted specification, without reuse."""
     options = options_from_spec(spec)
     options["reuse"], options["explicit_reuse"], options["no_store"] = "off", None, True
-    options["max_reuse_steps"] = None
+    options["max_reuse_steps"] = options["donor"] = None
     return options

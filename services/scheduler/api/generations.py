@@ -183,8 +183,15 @@ class Generations:
             )
         except ChorusError as error:
             raise _join(id_violations, error) from None
-        if id_violations:
-            raise errors.invalid_fields(id_violations)
+        violations = list(id_violations)
+        if spec.donor_generation_id:
+            donor = await self._store.get(spec.donor_generation_id)
+            own = donor is not None and donor.tenant == self._tenant
+            violations += validation.apply_donor(
+                request.spec, spec, donor.generation if donor and own else None
+            )
+        if violations:
+            raise errors.invalid_fields(violations)
         self._encoders.require_encoder(models[spec.model_id])
         traceparent = telemetry.traceparent()
         return NewJob(
@@ -196,7 +203,7 @@ class Generations:
             deadline=to_unix_seconds(spec.deadline),
             traceparent=traceparent,
             trace_id=telemetry.parse_trace_id(traceparent),
-            seed_chosen=not request.spec.HasField("seed"),
+            seed_chosen=not request.spec.HasField("seed") and not spec.donor_generation_id,
         )
 
     async def _answer_repetition(self, job: Job, request_id: str, digest: str) -> pb.Generation:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from chorus.common.v1 import latents_pb2, plan_pb2
+from chorus.common.v1 import latents_pb2, plan_pb2, video_pb2
 from chorus.denoiser.v1 import denoiser_pb2
 from chorus.scheduler.v1 import scheduler_pb2 as pb
 from chorus_rpc import errors
@@ -27,6 +27,7 @@ DEFAULT_PAGE_SIZE = 50
 _REQUEST_ID = re.compile(rf"[A-Za-z0-9._-]{{1,{MAX_ID_CHARACTERS}}}")
 _MAX_HOURS = f"{MAX_DEADLINE_SECONDS / 3600:g} hours"
 _TIMESTAMP_SECONDS = range(-62_135_596_800, 253_402_300_800)
+_DONOR = "spec.donor_generation_id"
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ def validate_spec(
         reuse=_reuse(spec, defaults, violations),
         no_store=spec.no_store,
         max_reuse_steps=spec.max_reuse_steps,
+        donor_generation_id=spec.donor_generation_id,
         deadline=_deadline(spec, defaults, now, violations),
     )
     fault = find_schedule_fault(spec.schedule.sigmas) if spec.HasField("schedule") else None
@@ -104,9 +106,53 @@ def validate_spec(
         accepted.explicit_reuse.CopyFrom(spec.explicit_reuse)
         violations += _check_explicit(spec.explicit_reuse, len(accepted.schedule.sigmas) - 1, model.layers)
     violations += _check_max_reuse(accepted)
+    if accepted.donor_generation_id and accepted.reuse == plan_pb2.REUSE_POLICY_OFF:
+        violations.append(Violation(_DONOR, "must be empty with the policy OFF, which reuses nothing"))
     if violations:
         raise errors.invalid_fields(violations)
     return accepted
+
+
+def apply_donor(
+    requested: pb.GenerationSpec, accepted: pb.GenerationSpec, donor: pb.Generation | None
+) -> list[Violation]:
+    """Sets the seed of an accepted spec to that of the donor that it names; returns the violations.
+
+    Args:
+        requested: spec as requested.
+        donor: generation that it names; None if the tenant has no such generation.
+    """
+    name = _quote(accepted.donor_generation_id)
+    if donor is None:
+        return [Violation(_DONOR, f"there is no generation {name}")]
+    if donor.state != pb.GENERATION_STATE_SUCCEEDED:
+        state = pb.GenerationState.Name(donor.state).removeprefix("GENERATION_STATE_")
+        return [Violation(_DONOR, f"generation {name} has no video: it is {state}")]
+    theirs = donor.spec
+    different = [
+        f"{field} ({ours}, not {other})"
+        for field, ours, other in (
+            ("model_id", accepted.model_id, theirs.model_id),
+            ("schedule", list(accepted.schedule.sigmas), list(theirs.schedule.sigmas)),
+            ("shape", _describe_shape(accepted.shape), _describe_shape(theirs.shape)),
+        )
+        if ours != other
+    ]
+    if different:
+        return [Violation(_DONOR, f"must have this request's {', '.join(different)} to be its donor")]
+    seed = donor.plan.seed if donor.plan.HasField("seed") else theirs.seed
+    if requested.HasField("seed") and requested.seed != seed:
+        return [
+            Violation(
+                "spec.seed", f"must be unset, or {seed} as that of the named donor, not {requested.seed}"
+            )
+        ]
+    accepted.seed = seed
+    return []
+
+
+def _describe_shape(shape: video_pb2.VideoShape) -> str:
+    return f"{shape.frames} x {shape.height} x {shape.width}"
 
 
 def _prompt(spec: pb.GenerationSpec, violations: list[Violation]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from chorus.common.v1 import errors_pb2, latents_pb2, plan_pb2
 from chorus.denoiser.v1 import denoiser_pb2
@@ -150,10 +151,13 @@ class AttemptRunner:
     def _build_approximation(
         self, job: Job, model: denoiser_pb2.ModelInfo
     ) -> latents_pb2.Approximation | None:
-        """Returns what the job's result is stored as if it reuses a donor; None for plans of the request."""
+        """Returns what the job's result is stored as if it reuses a donor.
+
+        None if the request chooses its plan or its donor.
+        """
         spec = job.generation.spec
         policy = POLICIES[spec.reuse]
-        if policy == "off" or spec.HasField("explicit_reuse"):
+        if policy == "off" or spec.HasField("explicit_reuse") or spec.donor_generation_id:
             return None
         return build_approximation(spec, model, policy)
 
@@ -198,6 +202,8 @@ class AttemptRunner:
         try:
             self._cache.require_available()
             await self._admissions.wait(identity)
+            if spec.donor_generation_id:
+                return await self._find_named_donor(job, identity, encoded, warnings), None
             return await self._cache.lookup(identity, encoded, job.deadline), None
         except ChorusError as error:
             if error.reason == errors.DEADLINE_EXCEEDED:
@@ -206,6 +212,35 @@ class AttemptRunner:
             log.warning("cache not used", error=error.message)
             warnings.append(errors.to_job_error(error))
             return [], error
+
+    async def _find_named_donor(
+        self,
+        job: Job,
+        identity: latents_pb2.LatentIdentity,
+        encoded: embedder_pb2.EmbedResponse,
+        warnings: list[errors_pb2.JobError],
+    ) -> list[Donor]:
+        """Returns the donor that the request names.
+
+        If its latents are not in the cache, returns none and adds a warning.
+        """
+        spec = job.generation.spec
+        named = await self._store.get(spec.donor_generation_id)
+        cause = "it was removed"
+        if named is not None:
+            theirs = named.generation
+            cause = "its latents are not in the cache"
+            if theirs.plan.reuse_steps > 0:
+                cause = f"it reused generation {theirs.plan.donor.generation_id!r} itself: name that one"
+            found = await self._cache.find(identity, encoded, theirs.spec.prompt, spec.seed, job.deadline)
+            if found is not None:
+                retrieval = await self._embedder.embed(
+                    theirs.spec.prompt, encoded.conditioning_encoder_id, job.deadline
+                )
+                return [replace(found, score=_cosine(encoded, retrieval))]
+        message = f"generation {spec.donor_generation_id!r} is not reused: {cause}"
+        warnings.append(warn_field_ignored("spec.donor_generation_id", message))
+        return []
 
     async def _add_edits(
         self,
@@ -274,6 +309,11 @@ class AttemptRunner:
         message = to_message(plan)
         message.seed = choose_seed(message, spec.seed, seed_chosen, spec.prompt)
         return message
+
+
+def _cosine(first: embedder_pb2.EmbedResponse, second: embedder_pb2.EmbedResponse) -> float:
+    """Returns the similarity of two prompts, -1 to 1. Retrieval vectors have the length 1."""
+    return sum(a * b for a, b in zip(first.retrieval_vector, second.retrieval_vector, strict=True))
 
 
 def _make_truncation_warning(cause: str, service: str) -> errors_pb2.JobError:

@@ -111,6 +111,15 @@ def test_generate_passes_its_options_on(deployment: FakeDeployment) -> None:
     assert (request.spec.timeout.seconds, request.spec.HasField("deadline")) == (60, False)
 
 
+def test_named_donor_is_sent_with_its_complete_id(deployment: FakeDeployment) -> None:
+    chorus("generate", "x", "--detach", target=deployment.target)
+    chorus("generate", "y", "--detach", "--donor", "GEN-1", target=deployment.target)
+    assert [r.spec.donor_generation_id for r in deployment.scheduler.requests] == ["", "gen-1"]
+    unknown = chorus("generate", "y", "--donor", "nothing", target=deployment.target)
+    assert unknown.exit_code != 0
+    assert "nothing" in unknown.stderr
+
+
 EXPLICIT = ("--reuse-steps", "1", "--region-end", "3", "--region", "attention", "--amplify", "value-gain:0.5")
 
 

@@ -145,6 +145,63 @@ async def test_earlier_result_of_the_same_request_is_repeated_without_a_lookup(
     assert not world.cache.lookups
 
 
+async def test_named_donor_is_the_only_one_and_gives_its_seed(world: World) -> None:
+    donor = await world.submit("a red car", seed=11)
+    await world.events(donor)
+    world.cache.hold(0.9992, 1, 2, 3)
+    world.cache.results[""] = _result(1, 2, 3, 4)
+    accepted = await world.submit("a blue car", donor_generation_id=donor.generation_id)
+    assert (accepted.spec.seed, accepted.seed_chosen) == (11, False)
+    await world.events(accepted)
+    request = world.denoiser.requests[-1]
+    assert request.plan.donor.entry_id == "f" * 64
+    assert request.plan.donor.score == pytest.approx(1), "the fake embedder has one vector for all prompts"
+    assert request.seed == 11
+    found = world.cache.finds[-1]
+    assert (found.prompt, found.seed) == ("a red car", 11)
+    assert not found.identity.HasField("approximation")
+    assert not request.admission.HasField("approximation")
+    assert not (await world.get(accepted)).warnings
+
+
+async def test_named_donor_without_latents_is_reported(world: World) -> None:
+    donor = await world.submit("a red car", seed=11)
+    await world.events(donor)
+    world.cache.hold(0.9992, 1, 2, 3)
+    accepted = await world.submit("a blue car", donor_generation_id=donor.generation_id)
+    await world.events(accepted)
+    ended = await world.get(accepted)
+    assert ended.plan.reuse_steps == 0
+    assert [w.metadata["field"] for w in ended.warnings] == ["spec.donor_generation_id"]
+    assert "not in the cache" in ended.warnings[0].message
+
+
+@pytest.mark.parametrize(
+    ("spec", "field", "message"),
+    [
+        ({"donor_generation_id": "missing"}, "spec.donor_generation_id", "there is no generation 'missing'"),
+        (
+            {"reuse": plan_pb2.REUSE_POLICY_OFF},
+            "spec.donor_generation_id",
+            "must be empty with the policy OFF",
+        ),
+        ({"steps": 3}, "spec.donor_generation_id", "must have this request's schedule"),
+        ({"seed": 12}, "spec.seed", "must be unset, or 11 as that of the named donor, not 12"),
+    ],
+)
+async def test_donor_that_cannot_serve_is_rejected_by_field(
+    world: World, spec: dict[str, Any], field: str, message: str
+) -> None:
+    donor = await world.submit("a red car", seed=11)
+    await world.events(donor)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await world.submit("a blue car", **{"donor_generation_id": donor.generation_id, **spec})
+    error = from_rpc_error(caught.value, "scheduler")
+    assert error.reason == INVALID_FIELD
+    assert [v.field for v in error.violations] == [field]
+    assert message in error.violations[0].description
+
+
 async def test_result_without_its_last_latents_or_of_a_hit_is_not_repeated(world: World) -> None:
     world.cache.results[""] = _result(2, 3, 4)
     await world.events(await world.submit(seed=5))

@@ -71,6 +71,7 @@ class GenerationSpec(google.protobuf.message.Message):
     EXPLICIT_REUSE_FIELD_NUMBER: builtins.int
     TIMEOUT_FIELD_NUMBER: builtins.int
     MAX_REUSE_STEPS_FIELD_NUMBER: builtins.int
+    DONOR_GENERATION_ID_FIELD_NUMBER: builtins.int
     prompt: builtins.str
     """1 to 8,192 bytes of UTF-8 after trimming, with at least one visible character once HTML entities are resolved.
     Tokens beyond the limit of a text encoder are dropped, with a warning.
@@ -90,6 +91,12 @@ class GenerationSpec(google.protobuf.message.Message):
     max_reuse_steps: builtins.int
     """Upper bound on the steps that the planner takes from a donor, 1 to the number of steps − 1; 0 means none but the
     policy's. It does not concern exact repeats. Excludes `explicit_reuse` and the policy OFF.
+    """
+    donor_generation_id: builtins.str
+    """Generation that is the only possible donor: the video keeps what the prompts have in common, as far as the policy
+    allows. It must have succeeded with the same model, schedule and shape. The request takes its seed; another stated
+    seed is rejected. Excludes the policy OFF. If its latents are not in the cache, every step is computed, and a
+    warning with reason FIELD_IGNORED says why.
     """
     @property
     def shape(self) -> chorus.common.v1.video_pb2.VideoShape:
@@ -131,9 +138,10 @@ class GenerationSpec(google.protobuf.message.Message):
         explicit_reuse: Global___ExplicitReuse | None = ...,
         timeout: google.protobuf.duration_pb2.Duration | None = ...,
         max_reuse_steps: builtins.int = ...,
+        donor_generation_id: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_seed", b"_seed", "deadline", b"deadline", "denoising", b"denoising", "explicit_reuse", b"explicit_reuse", "schedule", b"schedule", "seed", b"seed", "shape", b"shape", "steps", b"steps", "timeout", b"timeout"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_seed", b"_seed", "deadline", b"deadline", "denoising", b"denoising", "explicit_reuse", b"explicit_reuse", "max_reuse_steps", b"max_reuse_steps", "model_id", b"model_id", "no_store", b"no_store", "prompt", b"prompt", "reuse", b"reuse", "schedule", b"schedule", "seed", b"seed", "shape", b"shape", "steps", b"steps", "timeout", b"timeout"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_seed", b"_seed", "deadline", b"deadline", "denoising", b"denoising", "donor_generation_id", b"donor_generation_id", "explicit_reuse", b"explicit_reuse", "max_reuse_steps", b"max_reuse_steps", "model_id", b"model_id", "no_store", b"no_store", "prompt", b"prompt", "reuse", b"reuse", "schedule", b"schedule", "seed", b"seed", "shape", b"shape", "steps", b"steps", "timeout", b"timeout"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_seed", b"_seed"]) -> typing.Literal["seed"] | None: ...
     @typing.overload
