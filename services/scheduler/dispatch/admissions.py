@@ -22,10 +22,12 @@ class _Pending:
 
     Attributes:
         identity: serialized identity of the latents; None if there is nothing to admit.
+        request: prompt and seed of the latents.
         deadline: time on the event loop's clock until which lookups wait for it.
     """
 
     identity: bytes | None
+    request: tuple[str, int]
     deadline: float
 
 
@@ -45,22 +47,36 @@ class PendingAdmissions:
         self._late = False
 
     def follow(
-        self, identity: latents_pb2.LatentIdentity | None, outcome: Coroutine[None, None, None]
+        self,
+        identity: latents_pb2.LatentIdentity | None,
+        request: tuple[str, int],
+        outcome: Coroutine[None, None, None],
     ) -> None:
         """Runs `outcome`, which returns once the latents of a finished run are admitted or refused.
 
         Args:
             identity: identity of the latents; None if there is nothing to admit.
+            request: prompt and seed of the latents.
         """
         task = asyncio.create_task(_follow(outcome), name="admission")
         deadline = asyncio.get_running_loop().time() + self._wait_seconds
-        self._pending[task] = _Pending(identity and _serialize(identity), deadline)
+        self._pending[task] = _Pending(identity and _serialize(identity), request, deadline)
         task.add_done_callback(self._settle)
 
-    async def wait(self, identity: latents_pb2.LatentIdentity) -> None:
-        """Waits for admissions of the same identity, unless one is late."""
+    async def wait(
+        self, identity: latents_pb2.LatentIdentity, request: tuple[str, int] | None = None
+    ) -> None:
+        """Waits for admissions of the same identity, unless one is late.
+
+        Args:
+            request: prompt and seed, to wait for an admission of these only.
+        """
         key = _serialize(identity)
-        pending = {task: each.deadline for task, each in self._pending.items() if each.identity == key}
+        pending = {
+            task: each.deadline
+            for task, each in self._pending.items()
+            if each.identity == key and request in (None, each.request)
+        }
         if not pending or self._late:
             return
         seconds = min(pending.values()) - asyncio.get_running_loop().time()

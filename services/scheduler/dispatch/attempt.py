@@ -179,7 +179,7 @@ class AttemptRunner:
         try:
             for each in (identity, approximate(identity, approximation)):
                 self._cache.require_available()
-                await self._admissions.wait(each)
+                await self._admissions.wait(each, (spec.prompt, spec.seed))
                 found = await self._cache.find(each, encoded, spec.prompt, spec.seed, job.deadline)
                 if found is not None and planner.is_repeat(found, len(spec.schedule.sigmas) - 1):
                     return found

@@ -235,6 +235,7 @@ class DenoiseRunner:
                         await self._complete(parameters, stream, stream.completed)
                         self._admissions.follow(
                             _find_admitted(parameters, stream),
+                            (parameters.job.generation.spec.prompt, parameters.request.seed),
                             self._follow_admission(parameters.job, replies, resources.pop_all()),
                         )
                         return
