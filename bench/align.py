@@ -67,7 +67,12 @@ def make_comparison(encoder: Encoder) -> Compare:
 
 def classify_groups(encoder: Encoder, groups: Sequence[Group]) -> list[EditKind]:
     """Returns the kind of edit that the scheduler assigns to the donor and the first target of each group."""
-    prompts = [prompt for group in groups for prompt in (group.donor.prompt, group.targets[0].prompt)]
+    return classify_pairs(encoder, [(group.donor.prompt, group.targets[0].prompt) for group in groups])
+
+
+def classify_pairs(encoder: Encoder, pairs: Sequence[tuple[str, str]]) -> list[EditKind]:
+    """Returns the kind of edit that the scheduler assigns to the prompts of each donor and target."""
+    prompts = [prompt for pair in pairs for prompt in pair]
     encodings = [
         encoding
         for i in range(0, len(prompts), _BATCH)

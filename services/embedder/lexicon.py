@@ -2,9 +2,9 @@
 
 Sentence encoders place words by their contexts, and the values of one attribute share their contexts: for
 MiniLM, red is nearer to blue than to crimson. The lexicon decides colours, sizes, motion, numbers, negation,
-textures and places in the frame, which a video visibly gets right or wrong; embeddings decide everything
-else. Synonyms that hold in the world of one model only, such as "ball" and "circle", belong to that model's
-lexicon file.
+textures, places in the frame, styles, views of the camera and moods, which a video visibly gets right or
+wrong; embeddings decide everything else. Synonyms that hold in the world of one model only, such as "ball"
+and "circle", belong to that model's lexicon file.
 """
 
 from __future__ import annotations
@@ -28,6 +28,9 @@ class Category(Enum):
     BACKGROUND = auto()
     TEXTURE = auto()
     PLACE = auto()
+    STYLE = auto()
+    CAMERA = auto()
+    MOOD = auto()
     OTHER = auto()
 
 
@@ -110,6 +113,60 @@ _MEANINGS = {
         left_side left_half on_the_left at_the_left
         right_side right_half on_the_right at_the_right
         center centre middle
+    """,
+    Category.STYLE: """
+        anime manga
+        watercolor watercolour
+        oil_painting oil_on_canvas
+        pencil_sketch pencil_drawing sketch
+        pixel_art 8_bit
+        claymation stop_motion
+        comic comic_book
+        photorealistic realistic photorealism lifelike
+        3d_render 3d_rendered cgi
+        monochrome
+        noir film_noir
+        vintage retro
+        cyberpunk
+        steampunk
+        impressionist impressionism
+        surreal surrealist surrealism
+        minimalist minimalistic
+        low_poly
+        cel_shaded
+        origami
+    """,
+    Category.CAMERA: """
+        close_up closeup extreme_close_up
+        wide_shot wide_angle long_shot establishing_shot
+        medium_shot
+        aerial aerial_view aerial_shot drone_shot drone_view bird's_eye_view
+        top_down overhead_view overhead_shot
+        low_angle worm's_eye_view
+        high_angle
+        panning panning_shot
+        zoom_in zooms_in zooming_in
+        zoom_out zooms_out zooming_out
+        tracking_shot dolly_shot
+        handheld hand_held
+        first_person pov point_of_view
+        time_lapse timelapse
+        macro macro_shot
+        shallow_focus bokeh shallow_depth_of_field
+    """,
+    Category.MOOD: """
+        gloomy moody somber sombre bleak dreary
+        melancholic melancholy
+        cheerful joyful joyous upbeat
+        dreamy dreamlike ethereal
+        eerie creepy spooky ominous sinister
+        dramatic epic
+        serene peaceful tranquil calm
+        mysterious
+        romantic
+        cozy cosy
+        golden_hour
+        backlit
     """,
     Category.OTHER: """
         above

@@ -23,6 +23,9 @@ EditKind: TypeAlias = Literal[
     "texture",  # the target names a pattern that the donor lacks
     "texture_removed",
     "place",  # a thing is elsewhere in the frame
+    "style",  # the whole picture looks different
+    "camera",  # another view, or another movement of the camera
+    "mood",
     "other",  # one thing was replaced by another, or has another shape
     "added",  # the target has one more thing
     "removed",  # the target has one thing less
@@ -48,10 +51,14 @@ _KINDS: dict[embedder_pb2.TokenCategory.ValueType, EditKind] = {
     embedder_pb2.TOKEN_CATEGORY_BACKGROUND: "background",
     embedder_pb2.TOKEN_CATEGORY_TEXTURE: "texture",
     embedder_pb2.TOKEN_CATEGORY_PLACE: "place",
+    embedder_pb2.TOKEN_CATEGORY_STYLE: "style",
+    embedder_pb2.TOKEN_CATEGORY_CAMERA: "camera",
+    embedder_pb2.TOKEN_CATEGORY_MOOD: "mood",
 }
 # Kinds of edit that open something: the target names what the donor's layout does not show, such as where the
-# new stripes are. They are separate kinds because they allow less reuse than other edits.
-OPENING: frozenset[EditKind] = frozenset({"texture", "place", "added", "several_opening"})
+# new stripes are, or what else a wider shot contains. They are separate kinds because they allow less reuse
+# than other edits.
+OPENING: frozenset[EditKind] = frozenset({"texture", "place", "camera", "added", "several_opening"})
 
 
 @dataclass(frozen=True)

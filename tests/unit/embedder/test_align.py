@@ -6,7 +6,14 @@ from collections.abc import Sequence
 
 import pytest
 
-from bench.align import Compare, classify_groups, is_recognised, make_comparison, reword_groups
+from bench.align import (
+    Compare,
+    classify_groups,
+    classify_pairs,
+    is_recognised,
+    make_comparison,
+    reword_groups,
+)
 from evaluation.scenes import PARAPHRASE, Phrasing, make_groups
 from services.embedder.alignment import SLIGHT, Change, to_tokens
 from services.embedder.encoders import MiniLMEncoder
@@ -192,6 +199,27 @@ def test_other_words_for_one_scene_weigh_little(compare: Compare, one: str, othe
     found = compare(one, other)
     assert (words(one, found.lost), words(other, found.gained)) == ({}, {})
     assert (found.reordered, found.things_added) == (False, 0)
+
+
+def test_style_camera_and_mood_are_kinds_of_their_own(minilm: MiniLMEncoder) -> None:
+    cat, dog = "a cat sits on a sofa", "a dog runs through a forest"
+    expected = {
+        (cat, f"{cat}, anime style"): "style",
+        (f"{cat}, watercolor", f"{cat}, anime style"): "style",
+        (f"{cat}, manga style", f"{cat}, anime style"): "paraphrase",
+        (cat, f"{cat} in the style of an anime"): "style",
+        (f"an oil painting of {cat}", cat): "style",
+        (dog, f"pixel art of {dog}"): "style",
+        (f"a close-up of {cat}", f"a wide shot of {cat}"): "camera",
+        (dog, f"a drone shot of {dog}"): "camera",
+        (f"{dog}, golden hour", dog): "mood",
+        (f"{cat}, gloomy mood", f"{cat}, cheerful mood"): "mood",
+        ("a red cat sits on a sofa", "a blue cat sits on a sofa, anime style"): "several",
+        (dog, f"a close-up of {dog}, film noir"): "several_opening",
+        (cat, f"{cat} next to a lamp"): "added",
+    }
+    found = dict(zip(expected, classify_pairs(minilm, list(expected)), strict=True))
+    assert found == expected
 
 
 @pytest.mark.parametrize("phrasing", ["seen", "unseen", "unseen-words"])

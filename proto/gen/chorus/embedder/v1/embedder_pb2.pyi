@@ -40,11 +40,17 @@ class _TokenCategoryEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._
     texture has a category of its own.
     """
     TOKEN_CATEGORY_OTHER: _TokenCategory.ValueType  # 7
-    """Everything else, such as shapes, things, actions and styles."""
+    """Everything else, such as shapes, things and actions."""
     TOKEN_CATEGORY_TEXTURE: _TokenCategory.ValueType  # 8
     """Pattern of the surroundings or of a thing, such as stripes."""
     TOKEN_CATEGORY_PLACE: _TokenCategory.ValueType  # 9
     """Place of a thing in the frame, such as the upper left."""
+    TOKEN_CATEGORY_STYLE: _TokenCategory.ValueType  # 10
+    """Style of the whole picture, such as anime or watercolour."""
+    TOKEN_CATEGORY_CAMERA: _TokenCategory.ValueType  # 11
+    """View or movement of the camera, such as a close-up."""
+    TOKEN_CATEGORY_MOOD: _TokenCategory.ValueType  # 12
+    """Mood or light of the whole picture, such as gloomy."""
 
 class TokenCategory(_TokenCategory, metaclass=_TokenCategoryEnumTypeWrapper):
     """Subject of a token. Embeddings do not reveal it: in their space, red is closer to blue than to crimson."""
@@ -63,11 +69,17 @@ TOKEN_CATEGORY_BACKGROUND: TokenCategory.ValueType  # 6
 texture has a category of its own.
 """
 TOKEN_CATEGORY_OTHER: TokenCategory.ValueType  # 7
-"""Everything else, such as shapes, things, actions and styles."""
+"""Everything else, such as shapes, things and actions."""
 TOKEN_CATEGORY_TEXTURE: TokenCategory.ValueType  # 8
 """Pattern of the surroundings or of a thing, such as stripes."""
 TOKEN_CATEGORY_PLACE: TokenCategory.ValueType  # 9
 """Place of a thing in the frame, such as the upper left."""
+TOKEN_CATEGORY_STYLE: TokenCategory.ValueType  # 10
+"""Style of the whole picture, such as anime or watercolour."""
+TOKEN_CATEGORY_CAMERA: TokenCategory.ValueType  # 11
+"""View or movement of the camera, such as a close-up."""
+TOKEN_CATEGORY_MOOD: TokenCategory.ValueType  # 12
+"""Mood or light of the whole picture, such as gloomy."""
 Global___TokenCategory: typing_extensions.TypeAlias = TokenCategory
 
 @typing.final
