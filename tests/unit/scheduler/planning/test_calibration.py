@@ -213,7 +213,7 @@ def test_rows_round_trip_through_json() -> None:
 @pytest.mark.parametrize(
     ("change", "fault"),
     [
-        ({"edit": "mood"}, r"rows\[0\]: edit: 'mood' is not a kind of edit"),
+        ({"edit": "taste"}, r"rows\[0\]: edit: 'taste' is not a kind of edit"),
         ({"sigma": 0}, r"rows\[0\]: sigma: must be above 0"),
         ({"region": {"source": "GUESS"}}, r"rows\[0\]"),
         ({"n": None}, r"rows\[0\]"),
