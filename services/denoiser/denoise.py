@@ -94,6 +94,7 @@ def denoise(
     model = predictor.model
     host = job.host_adapter if donor else ""
     kept: dict[int, Tensor] = {}
+    clean: Tensor | None = None
     denoise_seconds = computed_steps = 0.0
     fell_back = False
     reuse_steps = job.reuse_steps if donor else 0
@@ -117,24 +118,14 @@ def denoise(
     for each in (plain, predictor):
         each.backend.drain()  # discards reports left over from an aborted run or a warm-up
     with telemetry.span(semconv.SPAN_DENOISE, attributes, parent=parent):
-        text = model.prepare_text(job.token_states)
-        noise = model.noise(job.seed, job.latent_shape)
         attention = AttentionMaps(len(job.token_states))
-        moved = _move_to_device(job, donor, model)
-        stages = Stages(
-            predictor,
-            job.plan,
-            job.latent_shape,
-            job.sigmas,
-            text,
-            noise,
-            moved,
-            fresh_noise=model.fresh_noise(job.seed, job.latent_shape),
-            then=None if plain is predictor else _prepare_plain(plain, job, donor),
-        )
-        steps = stages.steps({last: attention.observe} if keep else None)
-        # A plan that reuses every step has x_N already.
-        clean = moved.steps[job.total_steps] if moved and reuse_steps == job.total_steps else noise
+        if donor and reuse_steps == job.total_steps:
+            # A plan that reuses every step has x_N already, and prepares nothing for steps.
+            clean = donor.latents[job.total_steps].to(model.device)
+            steps: Iterator[Step] = iter(())
+        else:
+            stages = _prepare_stages(predictor, plain, job, donor)
+            steps = stages.steps({last: attention.observe} if keep else None)
         for order, number in enumerate(numbers):
             with telemetry.span(
                 semconv.SPAN_STEP, {semconv.STEP_INDEX: number, semconv.STEP_SIGMA: job.sigmas[number]}
@@ -159,6 +150,7 @@ def denoise(
             except GeneratorExit:
                 log.info("run stopped", generation_id=job.generation_id, steps_run=order + 1)
                 raise
+    assert clean is not None, "a run that does not repeat a result computes at least one step"
     with telemetry.span(semconv.SPAN_DECODE, parent=parent) as span:
         begin = time.perf_counter()
         video = _encode(predictor, clean)
@@ -178,6 +170,29 @@ def denoise(
         denoise_seconds=denoise_seconds,
         decode_seconds=decode_seconds,
         approximation=approximation,
+    )
+
+
+def _prepare_stages(
+    predictor: Predictor, plain: Predictor, job: DenoiseJob, donor: DonorData | None
+) -> Stages:
+    """Prepares the texts, the noise and the donor's data for the steps of a run.
+
+    Args:
+        predictor: Predictor of the first step.
+        plain: Predictor of the steps after it.
+    """
+    model = predictor.model
+    return Stages(
+        predictor,
+        job.plan,
+        job.latent_shape,
+        job.sigmas,
+        model.prepare_text(job.token_states),
+        model.noise(job.seed, job.latent_shape),
+        _move_to_device(job, donor, model),
+        fresh_noise=model.fresh_noise(job.seed, job.latent_shape),
+        then=None if plain is predictor else _prepare_plain(plain, job, donor),
     )
 
 
