@@ -99,7 +99,9 @@ def test_field_that_does_not_change_latents_keeps_the_identity(
 @pytest.mark.fault("identity")
 def test_every_field_of_the_identity_is_set(tmp_path: Path) -> None:
     fields = {field.name for field, _ in identify(save_adapted_model(tmp_path)).ListFields()}
-    assert fields == {field.name for field in latents_pb2.LatentIdentity.DESCRIPTOR.fields}
+    # Only results that reused a donor have an approximation.
+    known = {field.name for field in latents_pb2.LatentIdentity.DESCRIPTOR.fields}
+    assert fields == known - {"approximation"}
 
 
 @pytest.mark.fault("identity")
