@@ -60,6 +60,7 @@ class Result:
         approximation: What the latents are stored as; None for those of a full computation.
         side: Attention maps and token states of the prompt; None if no step recorded attention.
         computed_steps: Tokens that went through the network, in units of a full step.
+        denoise_seconds: Duration of all steps, and of the preparation of the texts for them.
         fell_back: Whether another backend than the configured one ran a step.
     """
 
@@ -118,7 +119,7 @@ def denoise(
     for each in (plain, predictor):
         each.backend.drain()  # discards reports left over from an aborted run or a warm-up
     with telemetry.span(semconv.SPAN_DENOISE, attributes, parent=parent):
-        attention = AttentionMaps(len(job.token_states))
+        attention, begin = AttentionMaps(len(job.token_states)), time.perf_counter()
         if donor and reuse_steps == job.total_steps:
             # A plan that reuses every step has x_N already, and prepares nothing for steps.
             clean = donor.latents[job.total_steps].to(model.device)
@@ -126,6 +127,7 @@ def denoise(
         else:
             stages = _prepare_stages(predictor, plain, job, donor)
             steps = stages.steps({last: attention.observe} if keep else None)
+            denoise_seconds += time.perf_counter() - begin
         for order, number in enumerate(numbers):
             with telemetry.span(
                 semconv.SPAN_STEP, {semconv.STEP_INDEX: number, semconv.STEP_SIGMA: job.sigmas[number]}
@@ -192,7 +194,8 @@ def _prepare_stages(
         model.noise(job.seed, job.latent_shape),
         _move_to_device(job, donor, model),
         fresh_noise=model.fresh_noise(job.seed, job.latent_shape),
-        then=None if plain is predictor else _prepare_plain(plain, job, donor),
+        # A run of one step has no use for the network of the steps after it, whose text costs milliseconds.
+        then=None if plain is predictor or len(job.step_numbers) == 1 else _prepare_plain(plain, job, donor),
     )
 
 

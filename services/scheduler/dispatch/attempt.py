@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -176,17 +177,25 @@ class AttemptRunner:
         spec = job.generation.spec
         if approximation is None or job.generation.seed_chosen:
             return None
+        wanted = identity, approximate(identity, approximation)
         try:
-            for each in (identity, approximate(identity, approximation)):
-                self._cache.require_available()
-                await self._admissions.wait(each, (spec.prompt, spec.seed))
-                found = await self._cache.find(each, encoded, spec.prompt, spec.seed, job.deadline)
-                if found is not None and planner.is_repeat(found, len(spec.schedule.sigmas) - 1):
-                    return found
+            found = await asyncio.gather(*(self._find(job, each, encoded) for each in wanted))
         except ChorusError as error:
             if error.reason == errors.DEADLINE_EXCEEDED:
                 raise
-        return None
+            return None
+        # The full computation comes before the approximation.
+        total_steps = len(spec.schedule.sigmas) - 1
+        return next((each for each in found if each and planner.is_repeat(each, total_steps)), None)
+
+    async def _find(
+        self, job: Job, identity: latents_pb2.LatentIdentity, encoded: embedder_pb2.EmbedResponse
+    ) -> Donor | None:
+        """Returns the entry of the job's prompt and seed under an identity, or None."""
+        spec = job.generation.spec
+        self._cache.require_available()
+        await self._admissions.wait(identity, (spec.prompt, spec.seed))
+        return await self._cache.find(identity, encoded, spec.prompt, spec.seed, job.deadline)
 
     async def _look_up(
         self,

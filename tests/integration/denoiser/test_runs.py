@@ -45,7 +45,7 @@ async def test_miss_runs_every_step_and_is_admitted(stub: Any, cache: FakeCache)
     assert not found.started.HasField("degraded")
     assert [(s.step.index, s.step.sigma) for s in found.steps] == list(enumerate(SIGMAS))[1:]
     assert found.completed.steps_run == 4
-    assert found.completed.denoise_seconds == pytest.approx(sum(s.seconds for s in found.steps))
+    assert found.completed.denoise_seconds >= sum(s.seconds for s in found.steps) > 0
 
     assert found.header.media_type == "video/mp4"
     assert found.header.size_bytes == len(found.video)

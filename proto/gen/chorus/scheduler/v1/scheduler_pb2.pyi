@@ -225,7 +225,7 @@ class Timings(google.protobuf.message.Message):
     fetch_seconds: builtins.float
     """Time to fetch the donor's latents and side data."""
     denoise_seconds: builtins.float
-    """Time of the computed steps on the device."""
+    """Time of the computed steps on the device, and of the preparation of the prompts for them."""
     decode_seconds: builtins.float
     """Time to decode the latents and to encode the video."""
     total_seconds: builtins.float
