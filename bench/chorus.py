@@ -1,9 +1,10 @@
 """Main figures of the project, on prompts not used for tuning: `python -m bench.chorus`.
 
 Runs `chorus eval` on the whole stack over gRPC, on the split `test`: every policy, the baselines, and fewer
-steps without a cache, on the same prompts in the same run, with all overheads included. In this process it
-also measures the cost of a step on 30 % of the tokens, the cost of side data, and the gain of amplification
-at the deepest reuse. Writes bench/results/chorus.json, docs/images/eval.png, and all measurements into
+steps without a cache, on the same prompts in the same run, with all overheads included. It also measures
+exact repeats (`bench.repeats`) and, in its own processes, the cost of a step on 30 % of the tokens, the cost
+of side data, false reuse, the gain of amplification at the deepest reuse, and that of donors of the same seed
+(`bench.seed_gain`). Writes bench/results/chorus.json, docs/images/eval.png, and all measurements into
 --folder. Takes about half an hour on two cores.
 """
 
@@ -25,8 +26,12 @@ from chorus_rpc.tenancy import DEFAULT_TENANT
 from rich.progress import track
 
 from bench import results
+from bench.ablation import build_amplification
 from bench.in_process import Harness, Variant, run_trials
+from bench.languages import LANGUAGES
+from bench.repeats import measure_repeats
 from bench.results import Figure
+from bench.seed_gain import measure_seed_gain
 from evaluation import run as evaluation
 from evaluation.methods import build_methods
 from evaluation.scenes import KINDS, SINGLE_EDITS, UNRELATED, make_groups
@@ -41,6 +46,8 @@ MODEL: Final = load_spec(SHIPPED_MODEL)
 POLICIES: Final[tuple[Policy, ...]] = ("safe", "balanced", "fast")
 BASELINES: Final = ("nirvana", "threshold", "modm")
 FEWER: Final = (3, 2, 1)
+# Amplification of a depth that was calibrated without any.
+CONTRAST: Final = build_amplification("contrast", 0.5)
 REGION_SHARE: Final = 0.3  # share of the tokens in the measured region step
 # Figures of the methods that the policies are compared with.
 _COMPARED_FIGURES: Final = (
@@ -88,6 +95,7 @@ def select_headlines(measured: Mapping[str, Any]) -> dict[str, Any]:
             ("hit_share", "single_edit_hit_share"),
             ("layout_kept", "single_edit_layout_kept"),
             ("artefact_ratio", "single_edit_artefact_ratio"),
+            ("overhead_ms", "single_edit_overhead_ms_p50"),
         ):
             # Requests that keep the donor's seed, and those that ask for another video.
             for prefix, seeds in (("", "seed_kept"), ("other_seed_", "seed_other")):
@@ -100,6 +108,8 @@ def select_headlines(measured: Mapping[str, Any]) -> dict[str, Any]:
             if f"{method}.{figure}" in measured:
                 headlines[f"{method}_{figure}"] = measured[f"{method}.{figure}"]
     headlines["false_reuse_rate_served"] = measured["balanced.false_reuse_rate"]
+    if "balanced.seed_kept.single_edit_overhead_ms_p50" in measured:
+        headlines["hit_overhead_ms"] = measured["balanced.seed_kept.single_edit_overhead_ms_p50"]
     return headlines
 
 
@@ -156,32 +166,50 @@ def measure_step_costs(harness: Harness, repeats: int = 40) -> dict[str, Figure]
 
 
 def measure_false_reuse(harness: Harness, pairs: int, seed: int) -> dict[str, Figure]:
-    """Computes the share of unrelated pairs that any policy would reuse. Builds only plans."""
+    """Computes the share of unrelated pairs that any policy would reuse. Builds only plans.
+
+    The pairs are described in English, and in languages that the lexicon does not know.
+    """
     calibration = load_calibration(MODEL.id)
     assert calibration is not None
+
+    def is_reused(donor: str, target: str) -> bool:
+        edit = harness.find_edit(donor, harness.encoder.encode([target])[0], target)
+        return any(calibration.allowed(edit.kind, policy) for policy in POLICIES)
+
     groups = [g for g in make_groups("test", pairs * len(KINDS), seed, "unseen") if g.kind == UNRELATED]
-    planned = 0
-    for group in track(groups, "unrelated prompts"):
-        target = group.targets[0].prompt
-        edit = harness.find_edit(group.donor.prompt, harness.encoder.encode([target])[0], target)
-        planned += any(calibration.allowed(edit.kind, policy) for policy in POLICIES)
-    return {"false_reuse_rate": results.share(planned, len(groups))}
+    english = [(group.donor.prompt, group.targets[0].prompt) for group in groups]
+    foreign = [
+        (language.caption(donor), language.caption(target))
+        for language in LANGUAGES.values()
+        for group in groups[: max(1, pairs // len(LANGUAGES))]
+        if (donor := group.donor.scene) and (target := group.targets[0].scene)
+    ]
+    return {
+        name: results.share(sum(is_reused(*pair) for pair in track(found, "unrelated prompts")), len(found))
+        for name, found in (("false_reuse_rate", english), ("false_reuse_rate_other_languages", foreign))
+    }
 
 
 def measure_amplification_gain(pairs: int, seed: int, processes: int) -> dict[str, Figure]:
-    """Measures how much alignment amplification adds at the deepest reuse that `fast` allows each kind."""
+    """Measures how much alignment amplification adds at the deepest reuse that `fast` allows each kind.
+
+    A depth that was calibrated without amplification is amplified by contrast.
+    """
     calibration = load_calibration(MODEL.id)
     assert calibration is not None
     deepest = {
         edit: min(rows, key=lambda row: row.computed_steps(MODEL.schedule.sigmas)).depth
         for edit in get_args(EditKind)
-        if (rows := [row for row in calibration.allowed(edit, "fast") if row.depth.amplification])
+        if (rows := calibration.allowed(edit, "fast"))
     }
     plans: dict[str, Variant] = {}
     for edit, depth in deepest.items():
-        plans[f"{edit} on"] = depth
+        plans[f"{edit} on"] = replace(depth, amplification=depth.amplification or CONTRAST)
         plans[f"{edit} off"] = replace(depth, amplification=None)
     groups = [g for g in make_groups("test", pairs, seed, "unseen") if g.kind in SINGLE_EDITS]
+    if not deepest:
+        return {}
     completed = list(track(run_trials(groups, plans, seed, processes), "amplification", len(groups)))
     figures, gains = {}, []
     for kind in SINGLE_EDITS:
@@ -207,6 +235,10 @@ def main(
     unrelated: Annotated[
         int, typer.Option(min=10, help="Number of unrelated pairs that are planned, not generated.")
     ] = 1000,
+    seeded: Annotated[
+        int, typer.Option(min=10, help="Number of prompt pairs for donors of the same and of another seed.")
+    ] = 110,
+    repeated: Annotated[int, typer.Option(min=5, help="Number of prompts that are repeated.")] = 22,
     folder: Annotated[Path, typer.Option(help="Output folder of `chorus eval`.")] = Path("out/chorus"),
     measured_before: Annotated[
         bool,
@@ -225,6 +257,8 @@ def main(
     harness = Harness()
     in_process = measure_step_costs(harness) | measure_false_reuse(harness, unrelated, seed + 2)
     in_process |= measure_amplification_gain(amplified, seed + 1, 2)
+    in_process |= measure_seed_gain(seeded, seed + 3, 2)
+    in_process |= measure_repeats(folder / "repeats", repeated, seed + 4)
     figures: dict[str, Any] = {**select_headlines(measured), **in_process}
     command = f"python -m bench.chorus {shlex.join(sys.argv[1:])}".strip()
     out = results.RESULTS / "chorus.json"

@@ -128,7 +128,11 @@ def _single_edits(targets: Sequence[TargetResult], method: str) -> dict[str, Fig
 
 def _single_edit_quality(edits: Sequence[TargetResult], method: str) -> dict[str, Figure]:
     """Compares single edits with the full computation of the same requests. Requires at least one."""
-    figures = {"single_edit_speedup_p50": _median_speedup(edits, method)}
+    overheads = [1000 * target.measurements[method].overhead_seconds for target in edits]
+    figures = {
+        "single_edit_speedup_p50": _median_speedup(edits, method),
+        "single_edit_overhead_ms_p50": results.median(overheads, "ms"),
+    }
     both = _verdicts(edits, method)
     if any(full.right["all"] for full, _ in both):
         figures["single_edit_alignment_ratio"] = results.ratio(

@@ -40,6 +40,7 @@ class Measurement:
         verdict: Comparison of the video with its prompt; None if it cannot be determined.
         psnr, ssim, seam: Comparison with the full computation; None for the full computation itself.
         quality: Further measures; None if the video's scene cannot be read.
+        overhead_seconds: Part of the duration in which latents were neither denoised nor decoded.
     """
 
     seconds: float
@@ -52,6 +53,7 @@ class Measurement:
     ssim: float | None
     seam: float | None
     quality: Quality | None = None
+    overhead_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -256,6 +258,7 @@ def _measure_target(
             ssim=likeness[1] if likeness else None,
             seam=seam,
             quality=quality,
+            overhead_seconds=run.overhead_seconds,
         )
     renders: tuple[tuple[float, ...], ...] = ()
     if target.scene is not None and measurements[FULL].quality is not None:

@@ -30,6 +30,12 @@ class TimedGeneration:
     video: bytes
     seconds: float
 
+    @property
+    def overhead_seconds(self) -> float:
+        """Seconds in which latents were neither denoised nor decoded to an mp4."""
+        timings = self.generation.timings
+        return self.seconds - timings.denoise_seconds - timings.decode_seconds
+
 
 def generate_timed(client: ChorusClient, prompt: str, **options: Unpack[SpecOptions]) -> TimedGeneration:
     """Generates a video and measures its duration. Raises the errors of `client.generate`."""

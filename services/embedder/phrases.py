@@ -5,11 +5,12 @@ All functions are pure.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import pairwise
+
+import regex
 
 from services.embedder.lexicon import (
     AROUND,
@@ -38,8 +39,12 @@ MAX_PHRASES = 32
 """Upper bound on the phrases of a prompt; further ones are read as one. An enumeration has no end, and the
 time to match phrases grows with the cube of their number."""
 
-# A word of letters and digits, with an apostrophe inside; or a mark that ends a clause.
-_PIECE = re.compile(r"(?P<word>[^\W_]+(?:['’][^\W_]+)*)|[.,;:!?()\[\]{}…—–\"“”/|&+\n]")
+# Letters and digits with their diacritics, which Python's `re` takes for marks.
+_LETTERS = r"[\p{L}\p{N}][\p{L}\p{N}\p{M}]*"
+_EMOJI = r"\p{So}(?:\u200d\p{So}|[\p{M}\U0001F3FB-\U0001F3FF])*"
+_MARKS = frozenset('.,;:!?()[]{}…—–"“”/|&+\n')  # that end a clause
+# A word, with an apostrophe inside; an emoji, which says as much as a word; or a mark.
+_PIECE = regex.compile(rf"{_LETTERS}(?:['’]{_LETTERS})*|{_EMOJI}|[{regex.escape(''.join(sorted(_MARKS)))}]")
 _TRAITS = frozenset({Category.COLOUR, Category.SIZE, Category.NUMBER})
 # Attributes that surroundings have, too.
 _LOOKS = frozenset({Category.COLOUR, Category.TEXTURE})
@@ -156,7 +161,7 @@ def _split_clauses(prompt: str, lexicon: Lexicon) -> Iterator[_Clause]:
     """Returns the clauses that contain words with a meaning."""
     clause = _Clause()
     for text, start, end in _split_words(prompt, lexicon):
-        is_mark = not text[0].isalnum()
+        is_mark = text in _MARKS
         if is_mark or text in DIVIDERS or (text in ARTICLES and clause.begun):
             if clause.words:
                 yield _resolve(clause)

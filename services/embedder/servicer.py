@@ -156,6 +156,7 @@ def _make_aligned(encoding: Tokens, sent: str, changes: Sequence[Change]) -> lis
             weight=change.weight,
             index=change.index,
             category=embedder_pb2.TokenCategory.Value(f"TOKEN_CATEGORY_{change.category.name}"),
+            unknown=change.index in encoding.unknown,
         )
         for token, change in zip(tokens, changed, strict=True)
     ]

@@ -20,14 +20,16 @@ class Tokens:
         tokens: L token strings as the tokenizer writes them, special tokens included.
         offsets: L character ranges [start, end) in the prompt; start == end marks a special token.
         truncated: whether tokens past `max_tokens` were dropped.
+        unknown: positions of the tokens that stand for text outside the vocabulary.
     """
 
     tokens: tuple[str, ...]
     offsets: tuple[tuple[int, int], ...]
     truncated: bool
+    unknown: frozenset[int] = frozenset()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Encoding(Tokens):
     """Encoding of one prompt.
 

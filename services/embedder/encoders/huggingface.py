@@ -232,11 +232,17 @@ class HuggingFaceEncoder(Encoder):
 
     def _make_tokens(self, prompt: str, ids: list[int], offsets: list[list[int]]) -> Tokens:
         text = self._prepare(prompt)
-        full = len(ids) == self.max_tokens
+        full, unknown = len(ids) == self.max_tokens, self._tokenizer.unk_token_id
         return Tokens(
             tokens=tuple(self._tokenizer.convert_ids_to_tokens(ids)),
             offsets=_map_offsets(offsets, prompt, text),
             truncated=full and len(self._tokenizer(text)["input_ids"]) > self.max_tokens,
+            # CLIP's unknown token is the one that ends every prompt as well; only the latter covers no text.
+            unknown=frozenset(
+                i
+                for i, (token, (start, end)) in enumerate(zip(ids, offsets, strict=True))
+                if token == unknown and start < end
+            ),
         )
 
 

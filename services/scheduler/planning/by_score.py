@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from chorus.common.v1 import plan_pb2
 
 from services.scheduler.planning.calibration import Policy
-from services.scheduler.planning.edits import OPENING
+from services.scheduler.planning.edits import NEVER_REUSED, OPENING
 from services.scheduler.planning.plans import (
     Donor,
     Plan,
@@ -40,7 +41,10 @@ def plan_by_score(request: Request, donors: Sequence[Donor]) -> Plan:
     if not continued:
         return decline_seed(request, max(donors, key=by_similarity))
     policy = request.policy
-    most_similar = max(continued, key=by_similarity)
+    comparable = [donor for donor in continued if donor.edit is None or donor.edit.kind not in NEVER_REUSED]
+    if not comparable:
+        return _decline_edit(request, max(continued, key=by_similarity))
+    most_similar = max(comparable, key=by_similarity)
     lowest = TABLE[policy][-1][0]
     if most_similar.score < lowest:
         return compute_in_full(
@@ -49,7 +53,7 @@ def plan_by_score(request: Request, donors: Sequence[Donor]) -> Plan:
             f"the best donor's similarity {most_similar.score:.3f} is below {lowest:.2f},"
             f" the minimum of {policy!r}",
         )
-    best = max(continued, key=lambda donor: (_reusable_steps(request, donor), *by_similarity(donor)))
+    best = max(comparable, key=lambda donor: (_reusable_steps(request, donor), *by_similarity(donor)))
     reuse_steps, allowed = _reusable_steps(request, best), _allowed_steps(request, best)
     reasons = [_explain_table(request, best, allowed)]
     if best.edit is not None and best.edit.kind in OPENING:
@@ -73,6 +77,18 @@ def plan_by_score(request: Request, donors: Sequence[Donor]) -> Plan:
         reasons=tuple(reasons),
         predicted_seconds_saved=reuse_steps * request.seconds_per_step,
     )
+
+
+def _decline_edit(request: Request, nearest: Donor) -> Plan:
+    """Returns the plan without reuse for a request that no donor resembles, whatever its similarity."""
+    assert nearest.edit is not None
+    declined = compute_in_full(
+        request.total_steps,
+        plan_pb2.PLAN_REASON_CODE_DRIFT_TOO_HIGH,
+        f"edits of the kind {nearest.edit.kind!r} are not reused, whatever the similarity, here"
+        f" {nearest.score:.3f}",
+    )
+    return replace(declined, reasons=(explain_edit(nearest.edit), *declined.reasons))
 
 
 def _allowed_share(policy: Policy, donor: Donor) -> float:

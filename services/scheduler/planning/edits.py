@@ -32,6 +32,7 @@ EditKind: TypeAlias = Literal[
     "reordered",  # the same things in another order
     "several",  # two of these kinds
     "several_opening",  # two of these kinds, at least one of which opens something
+    "unreadable",  # the encoder's vocabulary lacks a word that changed, so that it is not known how much did
     "unrelated",  # more than two, or most of the prompt, or a thing added or removed along with another edit
 ]
 
@@ -41,6 +42,9 @@ _MIN_WEIGHT = 0.5
 # them the two prompts are unrelated.
 _MAX_CHANGED = 0.4
 _MAX_KINDS = 2
+# Upper bound on the places at which words of no known kind differ. In a language that the lexicon does not
+# know, words of every kind are among them.
+_MAX_PLACES = 2
 
 _KINDS: dict[embedder_pb2.TokenCategory.ValueType, EditKind] = {
     embedder_pb2.TOKEN_CATEGORY_COLOUR: "colour",
@@ -59,6 +63,8 @@ _KINDS: dict[embedder_pb2.TokenCategory.ValueType, EditKind] = {
 # new stripes are, or what else a wider shot contains. They are separate kinds because they allow less reuse
 # than other edits.
 OPENING: frozenset[EditKind] = frozenset({"texture", "place", "camera", "added", "several_opening"})
+# Kinds of edit after which little of the donor can be of use.
+NEVER_REUSED: frozenset[EditKind] = frozenset({"unreadable", "unrelated"})
 
 
 @dataclass(frozen=True)
@@ -103,6 +109,8 @@ def _classify(
         if alignment.reordered:
             return "reordered"
         return "paraphrase" if alignment.gained or alignment.lost else "same"
+    if any(each.unknown for each in (*gained, *lost)):
+        return "unreadable"
     if alignment.things_added:
         rest = lost if alignment.things_added > 0 else gained
         only_change = abs(alignment.things_added) == 1 and not rest and not alignment.reordered
@@ -112,7 +120,7 @@ def _classify(
     if max(len(gained), len(lost)) > _MAX_CHANGED * max(tokens, 1):
         return "unrelated"
     kinds = _name_kinds(gained) | _name_kinds(lost)
-    if len(kinds) > _MAX_KINDS:
+    if len(kinds) > _MAX_KINDS or max(_count_places(gained), _count_places(lost)) > _MAX_PLACES:
         return "unrelated"
     opens = not OPENING.isdisjoint(_name_kinds(gained))
     if len(kinds) > 1 or alignment.reordered:
@@ -123,6 +131,12 @@ def _classify(
 
 def _name_kinds(tokens: list[embedder_pb2.AlignedToken]) -> set[EditKind]:
     return {_KINDS.get(each.category, "other") for each in tokens}
+
+
+def _count_places(tokens: list[embedder_pb2.AlignedToken]) -> int:
+    """Returns the number of runs of adjacent tokens of the category OTHER."""
+    places = [each.index for each in tokens if each.category == embedder_pb2.TOKEN_CATEGORY_OTHER]
+    return sum(index - 1 not in places for index in places)
 
 
 def _describe(gained: list[embedder_pb2.AlignedToken], lost: list[embedder_pb2.AlignedToken]) -> str:

@@ -201,6 +201,17 @@ def test_align_returns_gained_and_lost_tokens(stub: embedder_pb2_grpc.EmbedderSe
     assert same == embedder_pb2.Alignment()
 
 
+def test_align_marks_the_tokens_that_the_vocabulary_lacks(
+    stub: embedder_pb2_grpc.EmbedderServiceStub,
+) -> None:
+    request = embedder_pb2.AlignRequest(
+        target_prompt="a 🐕 on the left", donor_prompts=["a 🐈 on the left", "a cat on the left"]
+    )
+    foreign, known = stub.Align(request, timeout=SECONDS).alignments
+    assert [token.unknown for token in (*foreign.gained, *foreign.lost)] == [True, True]
+    assert [token.unknown for token in (*known.gained, *known.lost)] == [True, False]
+
+
 def test_align_accepts_the_states_that_embed_returned(
     stub: embedder_pb2_grpc.EmbedderServiceStub,
 ) -> None:

@@ -87,6 +87,8 @@ def test_synonyms_weigh_little(compare: Compare, one: str, other: str) -> None:
         ("a red car at sunset", "a red astronaut at sunset", {"car": "OTHER"}, {"astronaut": "OTHER"}),
         ("a cat sleeping", "a dog sleeping", {"cat": "OTHER"}, {"dog": "OTHER"}),
         ("a cat above a box", "a cat below a box", {"above": "OTHER"}, {"below": "OTHER"}),
+        ("a 🐈 in the rain", "a 👩🏽‍🚀 in the rain", {"🐈": "OTHER"}, {"👩🏽‍🚀": "OTHER"}),
+        ("लाल वृत्त", "हरा वृत्त", {"लाल": "OTHER"}, {"हरा": "OTHER"}),
         ("红色的猫", "蓝色的猫", {"红色的猫": "OTHER"}, {"蓝色的猫": "OTHER"}),
     ],
 )  # fmt: skip

@@ -13,11 +13,14 @@ CATEGORIES = embedder_pb2.TokenCategory
 TOKENS = 12
 
 
-def token(text: str, category: str, weight: float = 1.0, index: int = 1) -> embedder_pb2.AlignedToken:
+def token(
+    text: str, category: str, weight: float = 1.0, index: int = 1, unknown: bool = False
+) -> embedder_pb2.AlignedToken:
     return embedder_pb2.AlignedToken(
         token=embedder_pb2.Token(text=text),
         weight=weight,
         index=index,
+        unknown=unknown,
         category=CATEGORIES.Value(f"TOKEN_CATEGORY_{category}"),
     )
 
@@ -34,6 +37,13 @@ def alignment(
 BLUE, RED = token("blue", "COLOUR", index=3), token("red", "COLOUR", index=2)
 LEFT, BOX = token("left", "MOTION"), token("box", "OTHER")
 STRIPES, CORNER = token("striped", "TEXTURE"), token("upper left", "PLACE")
+UNKNOWN = token("[UNK]", "OTHER", unknown=True)
+# Words at three places of a prompt in a language that the lexicon does not know.
+SPANISH = [
+    token("triángulo", "OTHER", index=2),
+    token("verde", "OTHER", index=4),
+    token("rosa", "OTHER", index=8),
+]
 
 
 @pytest.mark.parametrize(
@@ -64,6 +74,12 @@ STRIPES, CORNER = token("striped", "TEXTURE"), token("upper left", "PLACE")
         (alignment([BOX, BLUE], [], things=2), "unrelated"),
         (alignment([BOX] * 7, [LEFT] * 7), "unrelated"),
         (alignment([BOX, BLUE], [LEFT]), "unrelated"),
+        (alignment(SPANISH, []), "unrelated"),
+        (alignment([], SPANISH), "unrelated"),
+        (alignment(SPANISH[:2], SPANISH[1:]), "other"),
+        (alignment([token("jo", "OTHER", index=n) for n in (3, 4, 5)], []), "other"),
+        (alignment([UNKNOWN], [UNKNOWN]), "unreadable"),
+        (alignment([BLUE], [UNKNOWN]), "unreadable"),
     ],
 )
 def test_alignments_are_classified(aligned: embedder_pb2.Alignment, kind: str) -> None:

@@ -170,6 +170,17 @@ def test_edit_that_opens_something_reuses_at_most_half_of_the_steps(kind: EditKi
     assert ("50%" in chosen.reasons[-1].text) == (steps == 2)
 
 
+@pytest.mark.parametrize("kind", ["unrelated", "unreadable"])
+def test_unrelated_donor_is_not_reused_however_similar_its_vector_is(kind: EditKind) -> None:
+    foreign = Donor("a", 1.0, EVERY_STEP, edit=Edit(kind))
+    chosen = plan("fast", sigmas(4), [foreign], 1.0)
+    assert chosen.reuse_steps == 0
+    assert codes(chosen) == ["EDIT", "DRIFT_TOO_HIGH"]
+    assert kind in chosen.reasons[-1].text
+    other = Donor("b", 0.9, EVERY_STEP, edit=Edit("colour"))
+    assert plan("fast", sigmas(4), [foreign, other], 1.0).donor == other
+
+
 def test_request_limits_the_reused_steps_but_not_exact_repeats() -> None:
     near = Donor("a", 0.9995, EVERY_STEP)
     chosen = plan("balanced", sigmas(4), [near], 1.0, max_reuse_steps=2)

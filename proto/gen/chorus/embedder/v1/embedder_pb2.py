@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 from chorus.common.v1 import latents_pb2 as chorus_dot_common_dot_v1_dot_latents__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!chorus/embedder/v1/embedder.proto\x12\x12\x63horus.embedder.v1\x1a\x1e\x63horus/common/v1/latents.proto\"?\n\x0c\x45mbedRequest\x12\x0e\n\x06prompt\x18\x01 \x01(\t\x12\x1f\n\x17\x63onditioning_encoder_id\x18\x02 \x01(\t\"1\n\x05Token\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\r\n\x05start\x18\x02 \x01(\r\x12\x0b\n\x03\x65nd\x18\x03 \x01(\r\"\xd6\x01\n\rEmbedResponse\x12\x1c\n\x14retrieval_encoder_id\x18\x01 \x01(\t\x12\x18\n\x10retrieval_vector\x18\x02 \x03(\x02\x12\x1f\n\x17\x63onditioning_encoder_id\x18\x03 \x01(\t\x12.\n\x0ctoken_states\x18\x04 \x01(\x0b\x32\x18.chorus.common.v1.Tensor\x12)\n\x06tokens\x18\x05 \x03(\x0b\x32\x19.chorus.embedder.v1.Token\x12\x11\n\ttruncated\x18\x06 \x01(\x08\"\x94\x01\n\x0c\x41lignRequest\x12\x15\n\rtarget_prompt\x18\x02 \x01(\t\x12\x15\n\rdonor_prompts\x18\x03 \x03(\t\x12\x1f\n\x17\x63onditioning_encoder_id\x18\x04 \x01(\t\x12/\n\rtarget_states\x18\x05 \x01(\x0b\x32\x18.chorus.common.v1.TensorJ\x04\x08\x01\x10\x02\"\x8c\x01\n\x0c\x41lignedToken\x12(\n\x05token\x18\x01 \x01(\x0b\x32\x19.chorus.embedder.v1.Token\x12\x0e\n\x06weight\x18\x02 \x01(\x01\x12\r\n\x05index\x18\x03 \x01(\r\x12\x33\n\x08\x63\x61tegory\x18\x04 \x01(\x0e\x32!.chorus.embedder.v1.TokenCategory\"\x96\x01\n\tAlignment\x12\x30\n\x06gained\x18\x01 \x03(\x0b\x32 .chorus.embedder.v1.AlignedToken\x12.\n\x04lost\x18\x02 \x03(\x0b\x32 .chorus.embedder.v1.AlignedToken\x12\x11\n\treordered\x18\x03 \x01(\x08\x12\x14\n\x0cthings_added\x18\x04 \x01(\x05\"N\n\rAlignResponse\x12\x31\n\nalignments\x18\x03 \x03(\x0b\x32\x1d.chorus.embedder.v1.AlignmentJ\x04\x08\x01\x10\x02J\x04\x08\x02\x10\x03\"\x19\n\x17\x44\x65scribeEncodersRequest\"\x85\x01\n\x0b\x45ncoderInfo\x12\x12\n\nencoder_id\x18\x01 \x01(\t\x12\x11\n\tretrieval\x18\x02 \x01(\x08\x12\x14\n\x0c\x63onditioning\x18\x03 \x01(\x08\x12\x12\n\nvector_dim\x18\x04 \x01(\r\x12\x11\n\tstate_dim\x18\x05 \x01(\r\x12\x12\n\nmax_tokens\x18\x06 \x01(\r\"M\n\x18\x44\x65scribeEncodersResponse\x12\x31\n\x08\x65ncoders\x18\x01 \x03(\x0b\x32\x1f.chorus.embedder.v1.EncoderInfo*\xf3\x02\n\rTokenCategory\x12\x1e\n\x1aTOKEN_CATEGORY_UNSPECIFIED\x10\x00\x12\x19\n\x15TOKEN_CATEGORY_COLOUR\x10\x01\x12\x17\n\x13TOKEN_CATEGORY_SIZE\x10\x02\x12\x19\n\x15TOKEN_CATEGORY_MOTION\x10\x03\x12\x19\n\x15TOKEN_CATEGORY_NUMBER\x10\x04\x12\x1b\n\x17TOKEN_CATEGORY_NEGATION\x10\x05\x12\x1d\n\x19TOKEN_CATEGORY_BACKGROUND\x10\x06\x12\x18\n\x14TOKEN_CATEGORY_OTHER\x10\x07\x12\x1a\n\x16TOKEN_CATEGORY_TEXTURE\x10\x08\x12\x18\n\x14TOKEN_CATEGORY_PLACE\x10\t\x12\x18\n\x14TOKEN_CATEGORY_STYLE\x10\n\x12\x19\n\x15TOKEN_CATEGORY_CAMERA\x10\x0b\x12\x17\n\x13TOKEN_CATEGORY_MOOD\x10\x0c\x32\x9c\x02\n\x0f\x45mbedderService\x12L\n\x05\x45mbed\x12 .chorus.embedder.v1.EmbedRequest\x1a!.chorus.embedder.v1.EmbedResponse\x12L\n\x05\x41lign\x12 .chorus.embedder.v1.AlignRequest\x1a!.chorus.embedder.v1.AlignResponse\x12m\n\x10\x44\x65scribeEncoders\x12+.chorus.embedder.v1.DescribeEncodersRequest\x1a,.chorus.embedder.v1.DescribeEncodersResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!chorus/embedder/v1/embedder.proto\x12\x12\x63horus.embedder.v1\x1a\x1e\x63horus/common/v1/latents.proto\"?\n\x0c\x45mbedRequest\x12\x0e\n\x06prompt\x18\x01 \x01(\t\x12\x1f\n\x17\x63onditioning_encoder_id\x18\x02 \x01(\t\"1\n\x05Token\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\r\n\x05start\x18\x02 \x01(\r\x12\x0b\n\x03\x65nd\x18\x03 \x01(\r\"\xd6\x01\n\rEmbedResponse\x12\x1c\n\x14retrieval_encoder_id\x18\x01 \x01(\t\x12\x18\n\x10retrieval_vector\x18\x02 \x03(\x02\x12\x1f\n\x17\x63onditioning_encoder_id\x18\x03 \x01(\t\x12.\n\x0ctoken_states\x18\x04 \x01(\x0b\x32\x18.chorus.common.v1.Tensor\x12)\n\x06tokens\x18\x05 \x03(\x0b\x32\x19.chorus.embedder.v1.Token\x12\x11\n\ttruncated\x18\x06 \x01(\x08\"\x94\x01\n\x0c\x41lignRequest\x12\x15\n\rtarget_prompt\x18\x02 \x01(\t\x12\x15\n\rdonor_prompts\x18\x03 \x03(\t\x12\x1f\n\x17\x63onditioning_encoder_id\x18\x04 \x01(\t\x12/\n\rtarget_states\x18\x05 \x01(\x0b\x32\x18.chorus.common.v1.TensorJ\x04\x08\x01\x10\x02\"\x9d\x01\n\x0c\x41lignedToken\x12(\n\x05token\x18\x01 \x01(\x0b\x32\x19.chorus.embedder.v1.Token\x12\x0e\n\x06weight\x18\x02 \x01(\x01\x12\r\n\x05index\x18\x03 \x01(\r\x12\x33\n\x08\x63\x61tegory\x18\x04 \x01(\x0e\x32!.chorus.embedder.v1.TokenCategory\x12\x0f\n\x07unknown\x18\x05 \x01(\x08\"\x96\x01\n\tAlignment\x12\x30\n\x06gained\x18\x01 \x03(\x0b\x32 .chorus.embedder.v1.AlignedToken\x12.\n\x04lost\x18\x02 \x03(\x0b\x32 .chorus.embedder.v1.AlignedToken\x12\x11\n\treordered\x18\x03 \x01(\x08\x12\x14\n\x0cthings_added\x18\x04 \x01(\x05\"N\n\rAlignResponse\x12\x31\n\nalignments\x18\x03 \x03(\x0b\x32\x1d.chorus.embedder.v1.AlignmentJ\x04\x08\x01\x10\x02J\x04\x08\x02\x10\x03\"\x19\n\x17\x44\x65scribeEncodersRequest\"\x85\x01\n\x0b\x45ncoderInfo\x12\x12\n\nencoder_id\x18\x01 \x01(\t\x12\x11\n\tretrieval\x18\x02 \x01(\x08\x12\x14\n\x0c\x63onditioning\x18\x03 \x01(\x08\x12\x12\n\nvector_dim\x18\x04 \x01(\r\x12\x11\n\tstate_dim\x18\x05 \x01(\r\x12\x12\n\nmax_tokens\x18\x06 \x01(\r\"M\n\x18\x44\x65scribeEncodersResponse\x12\x31\n\x08\x65ncoders\x18\x01 \x03(\x0b\x32\x1f.chorus.embedder.v1.EncoderInfo*\xf3\x02\n\rTokenCategory\x12\x1e\n\x1aTOKEN_CATEGORY_UNSPECIFIED\x10\x00\x12\x19\n\x15TOKEN_CATEGORY_COLOUR\x10\x01\x12\x17\n\x13TOKEN_CATEGORY_SIZE\x10\x02\x12\x19\n\x15TOKEN_CATEGORY_MOTION\x10\x03\x12\x19\n\x15TOKEN_CATEGORY_NUMBER\x10\x04\x12\x1b\n\x17TOKEN_CATEGORY_NEGATION\x10\x05\x12\x1d\n\x19TOKEN_CATEGORY_BACKGROUND\x10\x06\x12\x18\n\x14TOKEN_CATEGORY_OTHER\x10\x07\x12\x1a\n\x16TOKEN_CATEGORY_TEXTURE\x10\x08\x12\x18\n\x14TOKEN_CATEGORY_PLACE\x10\t\x12\x18\n\x14TOKEN_CATEGORY_STYLE\x10\n\x12\x19\n\x15TOKEN_CATEGORY_CAMERA\x10\x0b\x12\x17\n\x13TOKEN_CATEGORY_MOOD\x10\x0c\x32\x9c\x02\n\x0f\x45mbedderService\x12L\n\x05\x45mbed\x12 .chorus.embedder.v1.EmbedRequest\x1a!.chorus.embedder.v1.EmbedResponse\x12L\n\x05\x41lign\x12 .chorus.embedder.v1.AlignRequest\x1a!.chorus.embedder.v1.AlignResponse\x12m\n\x10\x44\x65scribeEncoders\x12+.chorus.embedder.v1.DescribeEncodersRequest\x1a,.chorus.embedder.v1.DescribeEncodersResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'chorus.embedder.v1.embedder_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_TOKENCATEGORY']._serialized_start=1192
-  _globals['_TOKENCATEGORY']._serialized_end=1563
+  _globals['_TOKENCATEGORY']._serialized_start=1209
+  _globals['_TOKENCATEGORY']._serialized_end=1580
   _globals['_EMBEDREQUEST']._serialized_start=89
   _globals['_EMBEDREQUEST']._serialized_end=152
   _globals['_TOKEN']._serialized_start=154
@@ -43,17 +43,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ALIGNREQUEST']._serialized_start=423
   _globals['_ALIGNREQUEST']._serialized_end=571
   _globals['_ALIGNEDTOKEN']._serialized_start=574
-  _globals['_ALIGNEDTOKEN']._serialized_end=714
-  _globals['_ALIGNMENT']._serialized_start=717
-  _globals['_ALIGNMENT']._serialized_end=867
-  _globals['_ALIGNRESPONSE']._serialized_start=869
-  _globals['_ALIGNRESPONSE']._serialized_end=947
-  _globals['_DESCRIBEENCODERSREQUEST']._serialized_start=949
-  _globals['_DESCRIBEENCODERSREQUEST']._serialized_end=974
-  _globals['_ENCODERINFO']._serialized_start=977
-  _globals['_ENCODERINFO']._serialized_end=1110
-  _globals['_DESCRIBEENCODERSRESPONSE']._serialized_start=1112
-  _globals['_DESCRIBEENCODERSRESPONSE']._serialized_end=1189
-  _globals['_EMBEDDERSERVICE']._serialized_start=1566
-  _globals['_EMBEDDERSERVICE']._serialized_end=1850
+  _globals['_ALIGNEDTOKEN']._serialized_end=731
+  _globals['_ALIGNMENT']._serialized_start=734
+  _globals['_ALIGNMENT']._serialized_end=884
+  _globals['_ALIGNRESPONSE']._serialized_start=886
+  _globals['_ALIGNRESPONSE']._serialized_end=964
+  _globals['_DESCRIBEENCODERSREQUEST']._serialized_start=966
+  _globals['_DESCRIBEENCODERSREQUEST']._serialized_end=991
+  _globals['_ENCODERINFO']._serialized_start=994
+  _globals['_ENCODERINFO']._serialized_end=1127
+  _globals['_DESCRIBEENCODERSRESPONSE']._serialized_start=1129
+  _globals['_DESCRIBEENCODERSRESPONSE']._serialized_end=1206
+  _globals['_EMBEDDERSERVICE']._serialized_start=1583
+  _globals['_EMBEDDERSERVICE']._serialized_end=1867
 # @@protoc_insertion_point(module_scope)

@@ -212,11 +212,14 @@ class AlignedToken(google.protobuf.message.Message):
     WEIGHT_FIELD_NUMBER: builtins.int
     INDEX_FIELD_NUMBER: builtins.int
     CATEGORY_FIELD_NUMBER: builtins.int
+    UNKNOWN_FIELD_NUMBER: builtins.int
     weight: builtins.float
     """0 if the other prompt contains an equivalent token, 1 if it contains nothing similar."""
     index: builtins.int
     """Position in the encoder's token sequence."""
     category: Global___TokenCategory.ValueType
+    unknown: builtins.bool
+    """Whether the encoder's vocabulary lacks the text, so that the token stands for any other unknown text as well."""
     @property
     def token(self) -> Global___Token: ...
     def __init__(
@@ -226,9 +229,10 @@ class AlignedToken(google.protobuf.message.Message):
         weight: builtins.float = ...,
         index: builtins.int = ...,
         category: Global___TokenCategory.ValueType = ...,
+        unknown: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["token", b"token"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["category", b"category", "index", b"index", "token", b"token", "weight", b"weight"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["category", b"category", "index", b"index", "token", b"token", "unknown", b"unknown", "weight", b"weight"]) -> None: ...
 
 Global___AlignedToken: typing_extensions.TypeAlias = AlignedToken
 
