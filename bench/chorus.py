@@ -203,10 +203,12 @@ def measure_amplification_gain(pairs: int, seed: int, processes: int) -> dict[st
         for edit in get_args(EditKind)
         if (rows := calibration.allowed(edit, "fast"))
     }
+    depths = list(dict.fromkeys(map(repr, deepest.values())))  # several kinds share a depth
+    numbers = {edit: depths.index(repr(depth)) for edit, depth in deepest.items()}
     plans: dict[str, Variant] = {}
     for edit, depth in deepest.items():
-        plans[f"{edit} on"] = replace(depth, amplification=depth.amplification or CONTRAST)
-        plans[f"{edit} off"] = replace(depth, amplification=None)
+        plans[f"{numbers[edit]} on"] = replace(depth, amplification=depth.amplification or CONTRAST)
+        plans[f"{numbers[edit]} off"] = replace(depth, amplification=None)
     groups = [g for g in make_groups("test", pairs, seed, "unseen") if g.kind in SINGLE_EDITS]
     if not deepest:
         return {}
@@ -214,7 +216,7 @@ def measure_amplification_gain(pairs: int, seed: int, processes: int) -> dict[st
     figures, gains = {}, []
     for kind in SINGLE_EDITS:
         points = [
-            100.0 * (t.videos[f"{t.edit} on"].right - t.videos[f"{t.edit} off"].right)
+            100.0 * (t.videos[f"{numbers[t.edit]} on"].right - t.videos[f"{numbers[t.edit]} off"].right)
             for t in completed
             if t.kind == kind and t.edit in deepest
         ]
