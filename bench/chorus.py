@@ -39,7 +39,8 @@ from services.denoiser.model.spec import load_spec
 from services.denoiser.reuse.attention_maps import AttentionMaps
 from services.denoiser.reuse.side_data import SideData, pack_side_data, pool_maps
 from services.denoiser.settings import SHIPPED_MODEL
-from services.scheduler.planning.calibration import Policy, load_calibration
+from services.scheduler.planning.calibration import Policy
+from services.scheduler.planning.calibration_files import load_shipped
 from services.scheduler.planning.edits import EditKind
 
 MODEL: Final = load_spec(SHIPPED_MODEL)
@@ -170,7 +171,7 @@ def measure_false_reuse(harness: Harness, pairs: int, seed: int) -> dict[str, Fi
 
     The pairs are described in English, and in languages that the lexicon does not know.
     """
-    calibration = load_calibration(MODEL.id)
+    calibration = load_shipped(MODEL.id)
     assert calibration is not None
 
     def is_reused(donor: str, target: str) -> bool:
@@ -196,7 +197,7 @@ def measure_amplification_gain(pairs: int, seed: int, processes: int) -> dict[st
 
     A depth that was calibrated without amplification is amplified by contrast.
     """
-    calibration = load_calibration(MODEL.id)
+    calibration = load_shipped(MODEL.id)
     assert calibration is not None
     deepest = {
         edit: min(rows, key=lambda row: row.computed_steps(MODEL.schedule.sigmas)).depth

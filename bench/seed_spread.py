@@ -42,11 +42,6 @@ def measure_spread(harness: Harness, job: SpreadJob) -> Spread:
     }
 
 
-def depends_on_seed(depth: Depth, sampler: str) -> bool:
-    """Returns whether the seed of a request affects what a depth generates from a given donor."""
-    return depth.draft_sigma is not None or sampler == "renoise"
-
-
 def summarise_spread(spreads: Sequence[Spread]) -> dict[str, float]:
     """Computes for each depth the spread over seeds, over that of full computation."""
     names = spreads[0].keys() - {FULL}

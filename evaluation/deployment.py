@@ -21,12 +21,15 @@ _NO_EMBEDDING_CACHE = {"CHORUS_EMBEDDER_RECENT_BYTES": "0"}
 
 
 @contextmanager
-def local_deployment(directory: Path, *, cache_embeddings: bool = True) -> Iterator[dict[str, str]]:
+def local_deployment(
+    directory: Path, *, cache_embeddings: bool = True, model: Path | None = None
+) -> Iterator[dict[str, str]]:
     """Runs all services on an emptied `directory`; yields service → "host:port", and stops them at the end.
 
     Args:
         cache_embeddings: False to disable the embedder's cache, so that a prompt requested twice is embedded
             twice.
+        model: Model file to serve. None for the shipped model.
 
     Raises ChorusError when another `chorus up` uses the directory, SystemExit when the services do not start.
     """
@@ -38,7 +41,8 @@ def local_deployment(directory: Path, *, cache_embeddings: bool = True) -> Itera
             elif old.name != "up.lock":
                 old.unlink()
     environment = {**_free_ports(), **os.environ, **({} if cache_embeddings else _NO_EMBEDDING_CACHE)}
-    command = tethered((sys.executable, "-m", "chorus_cli", "up", "--dir", str(directory), "--json"))
+    served = () if model is None else ("--model", str(model))
+    command = tethered((sys.executable, "-m", "chorus_cli", "up", "--dir", str(directory), *served, "--json"))
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, start_new_session=True, env=environment
     ) as process:

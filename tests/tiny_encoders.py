@@ -8,8 +8,12 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
     CLIPTextConfig,
     CLIPTextModelWithProjection,
+    CLIPVisionConfig,
     PreTrainedTokenizerFast,
     UMT5Config,
     UMT5EncoderModel,
@@ -32,14 +36,34 @@ def save_tokenizer(path: Path, start: bool) -> None:
     ).save_pretrained(path)
 
 
-def save_clip(path: Path) -> Path:
-    """Saves model and tokenizer in one directory: states of 16, vectors of 12, 8 tokens."""
-    torch.manual_seed(0)
-    config = CLIPTextConfig(
+def _build_clip_text() -> CLIPTextConfig:
+    return CLIPTextConfig(
         vocab_size=len(WORDS), hidden_size=16, intermediate_size=32, projection_dim=12, num_hidden_layers=2,
         num_attention_heads=2, max_position_embeddings=8, bos_token_id=1, eos_token_id=2, pad_token_id=0,
     )  # fmt: skip
-    CLIPTextModelWithProjection(config).save_pretrained(path)
+
+
+def save_image_clip(path: Path) -> Path:
+    """Saves a CLIP model of texts and of images of 16 × 16 pixels, with its processor."""
+    torch.manual_seed(0)
+    vision = CLIPVisionConfig(
+        hidden_size=16, intermediate_size=32, projection_dim=12, num_hidden_layers=2, num_attention_heads=2,
+        image_size=16, patch_size=8,
+    )  # fmt: skip
+    text, image = _build_clip_text(), vision
+    config = CLIPConfig(text_config=text.to_dict(), vision_config=image.to_dict(), projection_dim=12)
+    CLIPModel(config).save_pretrained(path)
+    save_tokenizer(path, start=True)
+    size = {"shortest_edge": 16}
+    processor: Any = CLIPImageProcessor
+    processor(size=size, crop_size={"height": 16, "width": 16}).save_pretrained(path)
+    return path
+
+
+def save_clip(path: Path) -> Path:
+    """Saves model and tokenizer in one directory: states of 16, vectors of 12, 8 tokens."""
+    torch.manual_seed(0)
+    CLIPTextModelWithProjection(_build_clip_text()).save_pretrained(path)
     save_tokenizer(path, start=True)
     return path
 

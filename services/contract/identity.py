@@ -9,6 +9,7 @@ import re
 from typing import Final
 
 from chorus.common.v1 import latents_pb2
+from chorus.denoiser.v1 import denoiser_pb2
 from chorus_rpc.limits import MAX_ID_CHARACTERS, MAX_STEPS, SHA256_PATTERN
 from google.protobuf.json_format import MessageToDict
 
@@ -46,6 +47,18 @@ def identity_digest(identity: latents_pb2.LatentIdentity) -> str:
     return canonical_digest(
         MessageToDict(identity, always_print_fields_with_no_presence=True, preserving_proto_field_name=True)
     )
+
+
+def served_digest(model: denoiser_pb2.ModelInfo) -> str:
+    """Returns the SHA-256, lower-case hex, of all of a model that changes what reuse of its latents costs.
+
+    That is everything that the identity of its latents holds for every request, and its host adapter.
+    """
+    described = MessageToDict(
+        model, always_print_fields_with_no_presence=True, preserving_proto_field_name=True
+    )
+    names = ("weights_digest", "adapters", "model_digest", "conditioning_encoder_id", "codec", "host_adapter")
+    return canonical_digest({name: described.get(name) for name in names})
 
 
 def approximate(

@@ -55,45 +55,50 @@ class ModelRegistry:
         self._seconds_per_step[model_id] = await self._device_thread.call(lambda: measure_step(predictor))
         if (host := predictor.host) is not None:
             await self._device_thread.call(lambda: measure_step(host))
-        return self._describe(predictor)
+        return describe_model(predictor, self._seconds_per_step[model_id])
 
     def describe(self) -> list[denoiser_pb2.ModelInfo]:
-        return [self._describe(predictor) for predictor in self.predictors.values()]
+        return [
+            describe_model(predictor, self._seconds_per_step.get(model_id, 0.0))
+            for model_id, predictor in self.predictors.items()
+        ]
 
-    def _describe(self, predictor: Predictor) -> denoiser_pb2.ModelInfo:
-        model, backend, host = predictor.model, predictor.backend, predictor.host
-        spec, codec = model.spec, model.codec
-        return denoiser_pb2.ModelInfo(
-            model_id=spec.id,
-            weights_digest=model.weights_digest,
-            model_digest=model.model_digest,
-            adapters=describe_adapters(model),
-            conditioning_encoder_id=spec.text.encoder_id,
-            codec=denoiser_pb2.CodecInfo(
-                codec_id=codec.id,
-                latent_channels=codec.latent_channels,
-                temporal_factor=codec.temporal_factor,
-                spatial_factor=codec.spatial_factor,
-                causal=codec.causal,
-            ),
-            latent_dtype=latents_pb2.D_TYPE_FLOAT32,
-            frames=_bound(spec.bounds.frames),
-            height=_bound(spec.bounds.height),
-            width=_bound(spec.bounds.width),
-            steps=_bound(spec.bounds.steps),
-            default_shape=video_pb2.VideoShape(
-                frames=spec.video.frames, height=spec.video.height, width=spec.video.width
-            ),
-            default_schedule=latents_pb2.Schedule(sigmas=spec.schedule.sigmas),
-            schedule_shift=spec.schedule.shift,
-            seconds_per_step=self._seconds_per_step.get(spec.id, 0.0),
-            backend=backend.name,
-            fallback_steps=backend.fallback_steps + (host.backend.fallback_steps if host else 0),
-            sampler=spec.schedule.sampler,
-            layers=spec.transformer.layers,
-            max_text_tokens=spec.text.max_tokens,
-            host_adapter=None if host is None else describe_adapters(host.model)[-1],
-        )
+
+def describe_model(predictor: Predictor, seconds_per_step: float = 0.0) -> denoiser_pb2.ModelInfo:
+    """Returns what the denoiser tells of a model."""
+    model, backend, host = predictor.model, predictor.backend, predictor.host
+    spec, codec = model.spec, model.codec
+    return denoiser_pb2.ModelInfo(
+        model_id=spec.id,
+        weights_digest=model.weights_digest,
+        model_digest=model.model_digest,
+        adapters=describe_adapters(model),
+        conditioning_encoder_id=spec.text.encoder_id,
+        codec=denoiser_pb2.CodecInfo(
+            codec_id=codec.id,
+            latent_channels=codec.latent_channels,
+            temporal_factor=codec.temporal_factor,
+            spatial_factor=codec.spatial_factor,
+            causal=codec.causal,
+        ),
+        latent_dtype=latents_pb2.D_TYPE_FLOAT32,
+        frames=_bound(spec.bounds.frames),
+        height=_bound(spec.bounds.height),
+        width=_bound(spec.bounds.width),
+        steps=_bound(spec.bounds.steps),
+        default_shape=video_pb2.VideoShape(
+            frames=spec.video.frames, height=spec.video.height, width=spec.video.width
+        ),
+        default_schedule=latents_pb2.Schedule(sigmas=spec.schedule.sigmas),
+        schedule_shift=spec.schedule.shift,
+        seconds_per_step=seconds_per_step,
+        backend=backend.name,
+        fallback_steps=backend.fallback_steps + (host.backend.fallback_steps if host else 0),
+        sampler=spec.schedule.sampler,
+        layers=spec.transformer.layers,
+        max_text_tokens=spec.text.max_tokens,
+        host_adapter=None if host is None else describe_adapters(host.model)[-1],
+    )
 
 
 def check_message_sizes(path: Path, spec: ModelSpec, settings: DenoiserSettings) -> None:

@@ -9,15 +9,9 @@ from chorus_rpc.limits import DEFAULT_MAX_BLOB_BYTES
 from pydantic import BeforeValidator, Field, FilePath
 from pydantic_settings import NoDecode, SettingsConfigDict
 
-from services.runtime.settings import MIB, ROOT, Port, Seconds, ServerSettings, Target
+from services.runtime.settings import MIB, ROOT, Port, Seconds, ServerSettings, Target, split_list
 
 SHIPPED_MODEL = ROOT / "models" / "shapes" / "model.toml"
-
-
-def _split(value: object) -> object:
-    if not isinstance(value, str):
-        return value
-    return tuple(part.strip() for part in value.split(",") if part.strip())
 
 
 class DenoiserSettings(ServerSettings):
@@ -28,7 +22,7 @@ class DenoiserSettings(ServerSettings):
     port: Port = 7403
 
     models: Annotated[
-        tuple[FilePath, ...], NoDecode, BeforeValidator(_split), Field(min_length=1, max_length=16)
+        tuple[FilePath, ...], NoDecode, BeforeValidator(split_list), Field(min_length=1, max_length=16)
     ] = (SHIPPED_MODEL,)
     """Model files, comma separated. All are loaded at start; the first is the default model."""
     device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")] = "cpu"

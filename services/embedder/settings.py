@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, FilePath
 from pydantic_settings import NoDecode, SettingsConfigDict
 
 from services.runtime.hub import local_path
-from services.runtime.settings import MIB, ROOT, Port, ServerSettings
+from services.runtime.settings import MIB, ROOT, Port, ServerSettings, split_list
 
 KINDS_WITH_PATH = ("clip", "umt5")
 SHIPPED_LEXICON = ROOT / "models" / "shapes" / "lexicon.toml"
@@ -56,14 +56,8 @@ def parse_encoder(value: object) -> object:
     return EncoderSpec(kind, path)
 
 
-def _split(value: object) -> object:
-    if not isinstance(value, str):
-        return value
-    return tuple(part.strip() for part in value.split(",") if part.strip())
-
-
 def _parse_encoders(value: object) -> object:
-    parts = _split(value)
+    parts = split_list(value)
     return tuple(map(parse_encoder, parts)) if isinstance(parts, tuple) else parts
 
 
@@ -82,7 +76,7 @@ class EmbedderSettings(ServerSettings):
     ] = (EncoderSpec("minilm"),)
     """Encoders whose token states condition the served models, written like the retrieval encoder, comma
     separated."""
-    lexicons: Annotated[tuple[FilePath, ...], NoDecode, BeforeValidator(_split), Field(max_length=16)] = (
+    lexicons: Annotated[tuple[FilePath, ...], NoDecode, BeforeValidator(split_list), Field(max_length=16)] = (
         SHIPPED_LEXICON,
     )
     """Lexicon files of the served models, comma separated: words that mean the same to them. Their union

@@ -28,6 +28,13 @@ Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Port = Annotated[int, Field(ge=0, le=65_535)]
 
 
+def split_list(value: object) -> object:
+    """Splits the text of a comma-separated list; returns a value of another type unchanged."""
+    if not isinstance(value, str):
+        return value
+    return tuple(part.strip() for part in value.split(",") if part.strip())
+
+
 def _check_target(value: str) -> str:
     parse_target(value)
     return value

@@ -34,6 +34,7 @@ from services.scheduler.peers.embedder import EmbedderClient
 from services.scheduler.peers.encoder_registry import EncoderRegistry
 from services.scheduler.peers.health import PeerHealth
 from services.scheduler.peers.model_registry import ModelRegistry
+from services.scheduler.planning.calibration_files import Calibrations, load_calibrations
 from services.scheduler.settings import SchedulerSettings
 
 log = get_logger("scheduler")
@@ -45,8 +46,9 @@ _DRAIN_SECONDS = 5.0
 class Scheduler:
     """Wires the parts of the process."""
 
-    def __init__(self, settings: SchedulerSettings) -> None:
+    def __init__(self, settings: SchedulerSettings, calibrations: Calibrations) -> None:
         self._settings = settings
+        self._calibrations = calibrations
         self._notifier = JobNotifier()
         self._tasks: set[asyncio.Task[None]] = set()
         self._dispatcher: Dispatcher | None = None
@@ -100,6 +102,7 @@ class Scheduler:
                 max_video_bytes=settings.max_video_bytes,
             ),
             admissions,
+            self._calibrations,
             compare_prompts=settings.compare_prompts,
         )
         required_peers = (embedder_client.health, denoiser_client.health)
@@ -141,6 +144,7 @@ class Scheduler:
             log.exception("models not saved")
         if self._encoders is not None:
             self._encoders.warn_of_faults(self._models.known())
+        self._calibrations.warn_of_faults(self._models.known())
         if self._dispatcher is not None:
             self._dispatcher.handle_health_change(denoiser)
 
@@ -171,7 +175,12 @@ class Scheduler:
 
 def main() -> None:
     settings = load_settings(SchedulerSettings, sys.argv[1:])
-    scheduler = Scheduler(settings)
+    try:
+        calibrations = load_calibrations(settings.calibrations)
+    except ValueError as error:
+        print(f"CHORUS_SCHEDULER_CALIBRATIONS: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    scheduler = Scheduler(settings, calibrations)
     try:
         run(
             "scheduler",

@@ -7,10 +7,10 @@ from typing import Annotated, Literal
 
 from chorus_rpc.limits import MAX_DEADLINE_SECONDS, MAX_DONORS, TENANT_PATTERN
 from chorus_rpc.tenancy import DEFAULT_TENANT
-from pydantic import Field, StringConstraints
-from pydantic_settings import SettingsConfigDict
+from pydantic import BeforeValidator, Field, FilePath, StringConstraints
+from pydantic_settings import NoDecode, SettingsConfigDict
 
-from services.runtime.settings import MIB, Port, Seconds, ServerSettings, Target
+from services.runtime.settings import MIB, Port, Seconds, ServerSettings, Target, split_list
 
 
 class SchedulerSettings(ServerSettings):
@@ -56,6 +56,11 @@ class SchedulerSettings(ServerSettings):
     compare_prompts: bool = True
     """Whether the planner uses the edit between a donor's prompt and the request's. If false, it uses their
     similarity alone."""
+    calibrations: Annotated[
+        tuple[FilePath, ...], NoDecode, BeforeValidator(split_list), Field(max_length=64)
+    ] = ()
+    """Calibration files of served models, comma separated, in addition to those that ship; `chorus calibrate`
+    writes them."""
     lookup_seconds: Seconds = 2.0
     """Upper bound on a cache lookup, in seconds."""
     align_seconds: Seconds = 2.0

@@ -13,7 +13,19 @@ import pytest
 
 from tests.processes import ROOT
 
-OURS = ("services", "rpc", "client", "models", "evaluation", "bench", "tests", "docs", "examples", "infra")
+OURS = (
+    "services",
+    "rpc",
+    "client",
+    "models",
+    "evaluation",
+    "calibration",
+    "bench",
+    "tests",
+    "docs",
+    "examples",
+    "infra",
+)
 GENERATED = {"node_modules", "gen"}
 MAX_LINES, MAX_TEST_LINES = 400, 600
 
@@ -60,7 +72,7 @@ def find_repeated_bounds(texts: dict[str, str]) -> dict[str, list[str]]:
 
 
 def test_each_bound_is_defined_once() -> None:
-    sources = list_sources(("services", "rpc", "client", "evaluation"))
+    sources = list_sources(("services", "rpc", "client", "evaluation", "calibration"))
     texts = {str(path.relative_to(ROOT)): path.read_text() for path in sources}
     assert any("MAX_STEPS: Final" in text for text in texts.values())
     assert find_repeated_bounds(texts) == {}, "import it from chorus_rpc.limits"

@@ -1,4 +1,4 @@
-"""Reads the text encoders and lexicons that model files name; `chorus up` passes them to the embedder."""
+"""Reads the text encoders, lexicons and calibrations that model files name, for `chorus up`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from chorus_rpc.locations import HUB_SCHEME
 MODELS: Final = "CHORUS_DENOISER_MODELS"
 ENCODERS: Final = "CHORUS_EMBEDDER_CONDITIONING"
 LEXICONS: Final = "CHORUS_EMBEDDER_LEXICONS"
+CALIBRATIONS: Final = "CHORUS_SCHEDULER_CALIBRATIONS"
 SHIPPED: Final = "minilm"
 
 
@@ -29,29 +30,34 @@ def choose_models(models: Sequence[Path], base: Mapping[str, str]) -> dict[str, 
     ]
     if not files:
         return {}
-    texts = {Path(file): _read_text_section(Path(file)) for file in files}
+    contents = {Path(file): _read_file(Path(file)) for file in files}
+    texts = {file: _find_text_section(file, content) for file, content in contents.items()}
     encoders = dict.fromkeys(read_encoder(file, text) for file, text in texts.items())
     lexicons = [path for file, text in texts.items() if (path := read_lexicon(file, text))]
+    calibrations = [path for file, found in contents.items() if (path := read_calibration(file, found))]
     return {
         MODELS: ",".join(files),
         ENCODERS: ",".join(encoders),
         LEXICONS: ",".join(dict.fromkeys(lexicons)),
+        CALIBRATIONS: ",".join(dict.fromkeys(calibrations)),
     }
 
 
-def _read_text_section(file: Path) -> dict[str, object]:
-    """Reads the [text] table of a model file. The denoiser validates the rest of the file.
-
-    Raises ChorusError (INVALID_FIELD).
-    """
+def _read_file(file: Path) -> dict[str, object]:
+    """Reads a model file, which the denoiser validates. Raises ChorusError (INVALID_FIELD)."""
     try:
         with file.open("rb") as stream:
-            text = tomllib.load(stream).get("text", {})
+            return tomllib.load(stream)
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         if kind := describe_wrong_model_file(file):
             raise invalid("model", f"{file}: {kind}") from error
         reason = f"cannot be read: {error.strerror}" if isinstance(error, OSError) else f"not TOML: {error}"
         raise invalid("model", f"{file}: {reason}") from error
+
+
+def _find_text_section(file: Path, content: Mapping[str, object]) -> dict[str, object]:
+    """Returns the [text] table of a model file. Raises ChorusError (INVALID_FIELD)."""
+    text = content.get("text", {})
     if not isinstance(text, dict):
         raise invalid("model", f"{file}: text: must be a table")
     return text
@@ -74,7 +80,15 @@ def read_encoder(file: Path, text: Mapping[str, object]) -> str:
 
 def read_lexicon(file: Path, text: Mapping[str, object]) -> str:
     """Returns the absolute path of a model's lexicon; empty if none. Raises ChorusError (INVALID_FIELD)."""
-    path = text.get("lexicon", "")
+    return _locate(file, "text.lexicon", text.get("lexicon", ""))
+
+
+def read_calibration(file: Path, content: Mapping[str, object]) -> str:
+    """Returns the absolute path of a model's calibration; empty if none. Raises as `read_lexicon` does."""
+    return _locate(file, "calibration", content.get("calibration", ""))
+
+
+def _locate(file: Path, field: str, path: object) -> str:
     if not isinstance(path, str):
-        raise invalid("model", f"{file}: text.lexicon must be a path relative to the model file")
+        raise invalid("model", f"{file}: {field} must be a path relative to the model file")
     return str((file.absolute().parent / path).resolve()) if path else ""

@@ -33,6 +33,7 @@ IRRELEVANT: Mapping[str, str] = {
     "schedule.sigmas": _REQUEST,
     "schedule.shift": "changes the default of a request; the identity holds the request's noise levels",
     "bounds": "bounds on requests",
+    "calibration": "changes how much of a donor is reused, not which latents a model computes",
     "video.frames": _REQUEST,
     "video.height": _REQUEST,
     "video.width": _REQUEST,

@@ -288,9 +288,14 @@ class Video(_Section):
 
 
 class ModelSpec(_Section):
-    """Description of a model without its tensors."""
+    """Description of a model without its tensors.
+
+    Attributes:
+        calibration: File of `chorus calibrate`, a path relative to the model file; read by `chorus up` only.
+    """
 
     id: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+    calibration: Annotated[str | None, Field(min_length=1)] = None
     weights: Weights
     adapters: Annotated[tuple[Adapter, ...], Field(max_length=MAX_ADAPTERS)] = ()
     host: HostAdapter | None = None

@@ -35,7 +35,8 @@ from services.scheduler.peers.messages import (
 )
 from services.scheduler.peers.model_registry import ModelRegistry
 from services.scheduler.planning import explicit, planner
-from services.scheduler.planning.calibration import Policy, load_calibration
+from services.scheduler.planning.calibration import Policy
+from services.scheduler.planning.calibration_files import Calibrations
 from services.scheduler.planning.plan_message import choose_seed, to_message
 from services.scheduler.planning.plans import Donor
 
@@ -65,6 +66,7 @@ class AttemptRunner:
         throughput: Throughput,
         denoise_runner: DenoiseRunner,
         admissions: PendingAdmissions,
+        calibrations: Calibrations,
         *,
         compare_prompts: bool,
     ) -> None:
@@ -75,6 +77,7 @@ class AttemptRunner:
         self._throughput = throughput
         self._denoise_runner = denoise_runner
         self._admissions = admissions
+        self._calibrations = calibrations
         self._compare_prompts = compare_prompts
 
     async def run(self, job: Job, span: Span) -> None:
@@ -295,7 +298,7 @@ class AttemptRunner:
             elif spec.HasField("explicit_reuse"):
                 plan = explicit.plan_explicit(spec.explicit_reuse, total_steps, donors, step_seconds)
             else:
-                calibration = load_calibration(model.model_id)
+                calibration = self._calibrations.find(model)
                 seed = None if seed_chosen else spec.seed
                 plan = planner.plan(
                     POLICIES[spec.reuse],

@@ -1,4 +1,4 @@
-"""Measured limits of reuse: one file for each model, written by `python -m bench.calibrate`.
+"""Measured limits of reuse of one model.
 
 A row states what one depth of reuse cost in quality for one kind of edit, over pairs of prompts of the
 calibration split. Depths are noise levels, so that a row means the same for every number of steps.
@@ -6,15 +6,11 @@ calibration split. Depths are noise levels, so that a row means the same for eve
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from importlib import resources
-from typing import Any, Final, Literal, TypeAlias, get_args
+from typing import Final, Literal, TypeAlias
 
 from chorus.common.v1 import plan_pb2
-from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
 
 from services.contract.reuse import donor_boundaries, needs_side_data
 from services.scheduler.planning.edits import EditKind
@@ -39,20 +35,8 @@ class Limit:
 
 
 LIMITS: dict[Policy, Limit] = {"safe": Limit(5, 0.5), "balanced": Limit(8, 1), "fast": Limit(12, 3)}
-# Upper bound on the rows of a model: a broken file must not occupy the planner.
-_MAX_ROWS = 1_000
 # Lower bound on the diversity of a depth for requests that ask for a seed of their own.
 MIN_DIVERSITY: Final = 0.6
-_MEASURED = (
-    "computed_share",
-    "drift_points",
-    "alignment_loss_points",
-    "error_points",
-    "artefact_points",
-    "artefact_error_points",
-    "layout_kept",
-    "diversity",
-)
 
 
 @dataclass(frozen=True)
@@ -154,10 +138,16 @@ class Row:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Rows of one model."""
+    """Rows of one model.
+
+    Attributes:
+        served_digest: digest of the weights and settings on which they were measured
+            (`services.contract.identity.served_digest`).
+    """
 
     model_id: str
     rows: tuple[Row, ...]
+    served_digest: str = ""
 
     def allowed(self, edit: EditKind, policy: Policy) -> list[Row]:
         """Returns the rows for a kind of edit that stay within the policy's limit."""
@@ -166,69 +156,3 @@ class Calibration:
     def covers(self, edit: EditKind) -> bool:
         """Returns whether a kind of edit was measured at all."""
         return any(row.edit == edit for row in self.rows)
-
-
-@cache
-def load_calibration(model_id: str) -> Calibration | None:
-    """Returns the calibration that ships for a model; None if none ships."""
-    folder = resources.files("services.scheduler.planning") / "calibrations"
-    file = folder / f"{model_id}.json"
-    if "/" in model_id or not file.is_file():
-        return None
-    return parse_calibration(model_id, json.loads(file.read_text("utf-8")))
-
-
-def parse_calibration(model_id: str, plain: dict[str, Any]) -> Calibration:
-    """Returns the calibration of a JSON document. Raises ValueError that names the invalid row and field."""
-    rows = plain.get("rows")
-    if not isinstance(rows, list) or len(rows) > _MAX_ROWS:
-        raise ValueError(f"rows: must be a list of at most {_MAX_ROWS}")
-    parsed = []
-    for number, row in enumerate(rows):
-        try:
-            parsed.append(_parse_row(row))
-        except (KeyError, TypeError, ValueError, ParseError) as error:
-            raise ValueError(f"rows[{number}]: {error}") from None
-    return Calibration(model_id, tuple(parsed))
-
-
-def _parse_row(plain: dict[str, Any]) -> Row:
-    edit, sigma = plain["edit"], float(plain["sigma"])
-    if edit not in get_args(EditKind):
-        raise ValueError(f"edit: {edit!r} is not a kind of edit")
-    if not 0 < sigma <= 1:
-        raise ValueError(f"sigma: must be above 0 and at most 1, not {sigma:g}")
-    region, amplification = plain.get("region"), plain.get("amplification")
-    draft_sigma = plain.get("draft_sigma")
-    if draft_sigma is not None and (region is not None or not 0 < float(draft_sigma) <= sigma):
-        raise ValueError(
-            f"draft_sigma: must be above 0 and at most sigma = {sigma:g}, without a region; not {draft_sigma}"
-        )
-    return Row(
-        edit=edit,
-        depth=Depth(
-            sigma,
-            None if region is None else ParseDict(region, plan_pb2.RegionPlan()),
-            None if amplification is None else ParseDict(amplification, plan_pb2.Amplification()),
-            None if draft_sigma is None else float(draft_sigma),
-        ),
-        **{name: float(plain[name]) for name in _MEASURED},
-        n=int(plain["n"]),
-    )
-
-
-def to_plain(row: Row) -> dict[str, Any]:
-    """Returns the JSON form of a row, which `parse_calibration` reads, with messages in protobuf's JSON."""
-    messages = {"region": row.depth.region, "amplification": row.depth.amplification}
-    return {
-        "edit": row.edit,
-        "sigma": row.depth.sigma,
-        **({} if row.depth.draft_sigma is None else {"draft_sigma": row.depth.draft_sigma}),
-        **{
-            name: MessageToDict(message, preserving_proto_field_name=True)
-            for name, message in messages.items()
-            if message is not None
-        },
-        **{name: getattr(row, name) for name in _MEASURED},
-        "n": row.n,
-    }

@@ -7,7 +7,8 @@ import math
 import pytest
 
 from bench.in_process import FULL
-from bench.seed_spread import depends_on_seed, summarise_spread
+from bench.seed_spread import summarise_spread
+from calibration.depths import depends_on_seed
 from services.scheduler.planning.calibration import Depth
 
 

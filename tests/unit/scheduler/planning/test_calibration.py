@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from chorus.common.v1 import plan_pb2
+from chorus.denoiser.v1 import denoiser_pb2
 from chorus.scheduler.v1 import scheduler_pb2 as pb
 from chorus_rpc.plan_bounds import DEFAULT_REGION
 from hypothesis import given
 from hypothesis import strategies as st
 
+from services.contract.identity import served_digest
 from services.contract.schedule import shifted_schedule
 from services.scheduler.planning.calibration import (
     LIMITS,
@@ -18,8 +22,12 @@ from services.scheduler.planning.calibration import (
     Depth,
     Policy,
     Row,
-    load_calibration,
+)
+from services.scheduler.planning.calibration_files import (
+    load_calibrations,
+    load_shipped,
     parse_calibration,
+    read_calibration,
     to_plain,
 )
 from services.scheduler.planning.edits import Edit, EditKind
@@ -43,6 +51,8 @@ def make_row(
 SHALLOW = make_row("colour", Depth(0.9375), 1.0, 0.0, 0.0, 0.0, 100)
 REGION = make_row("colour", Depth(0.9375, DEFAULT_REGION), 0.3, 5.5, 0.5, 0.5, 100)
 DEEP = make_row("colour", Depth(0.625, DEFAULT_REGION, CONTRAST), 0.4, 8.0, 2.0, 1.0, 100)
+DIGEST = "ab" * 32
+HEAD = {"model_id": "model", "served_digest": DIGEST}
 COLOURS = Calibration("model", (SHALLOW, REGION, DEEP))
 VARIED = replace(make_row("colour", Depth(0.8333, draft_sigma=0.625), 1.0, 0.0, 0.0, 0.0, 9), diversity=0.7)
 DRAFT = make_row("colour", Depth(0.8333, draft_sigma=0.625), 1.0, 1.0, 1.0, 1.0, 100)
@@ -206,8 +216,8 @@ def test_each_cost_alone_excludes_a_row(cost: str) -> None:
 
 
 def test_rows_round_trip_through_json() -> None:
-    rows = Calibration("model", (*COLOURS.rows, DRAFT))
-    assert parse_calibration("model", {"rows": [to_plain(row) for row in rows.rows]}) == rows
+    calibration = Calibration("model", (*COLOURS.rows, DRAFT), DIGEST)
+    assert parse_calibration({**HEAD, "rows": [to_plain(row) for row in calibration.rows]}) == calibration
 
 
 @pytest.mark.parametrize(
@@ -222,13 +232,48 @@ def test_rows_round_trip_through_json() -> None:
 )
 def test_broken_calibration_is_rejected_with_its_row_and_field(change: dict[str, object], fault: str) -> None:
     with pytest.raises(ValueError, match=fault):
-        parse_calibration("model", {"rows": [{**to_plain(SHALLOW), **change}]})
-    with pytest.raises(ValueError, match="rows: must be a list"):
-        parse_calibration("model", {})
+        parse_calibration({**HEAD, "rows": [{**to_plain(SHALLOW), **change}]})
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"rows": None}, "rows: must be a list"),
+        ({"model_id": ""}, "model_id: must have 1 to"),
+        ({"served_digest": "ab"}, "served_digest: must be 64"),
+    ],
+)
+def test_broken_head_of_a_calibration_is_rejected(change: dict[str, object], fault: str) -> None:
+    with pytest.raises(ValueError, match=fault):
+        parse_calibration({**HEAD, "rows": [], **change})
+
+
+def test_broken_calibration_file_is_rejected_by_name(tmp_path: Path) -> None:
+    file = tmp_path / "broken.json"
+    for text in ("{", "[]", '{"model_id": "m"}'):
+        file.write_text(text)
+        with pytest.raises(ValueError, match=r"broken\.json: "):
+            read_calibration(file)
+    with pytest.raises(ValueError, match=r"absent\.json: cannot be read"):
+        read_calibration(tmp_path / "absent.json")
+
+
+def test_calibration_is_used_only_for_the_model_on_which_it_was_measured(tmp_path: Path) -> None:
+    model = denoiser_pb2.ModelInfo(model_id="mine", weights_digest="ab" * 32, seconds_per_step=1)
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps({"model_id": "mine", "served_digest": served_digest(model), "rows": []}))
+    calibrations = load_calibrations([file])
+    model.seconds_per_step = 2  # changes nothing that was measured
+    assert (calibrations.find(model), calibrations.find_fault(model)) == (read_calibration(file), None)
+    model.host_adapter.adapter_id = "host"
+    assert calibrations.find(model) is None
+    assert "measured on other weights" in (calibrations.find_fault(model) or "")
+    model.model_id = "other"
+    assert (calibrations.find(model), calibrations.find_fault(model)) == (None, None)
 
 
 def test_shipped_calibration_covers_the_shipped_model() -> None:
-    calibration = load_calibration("shapes")
+    calibration = load_shipped("shapes")
     assert calibration is not None, "planning/calibrations/shapes.json was not found"
     measured: tuple[EditKind, ...] = (
         "same",
@@ -248,8 +293,7 @@ def test_shipped_calibration_covers_the_shipped_model() -> None:
 
 
 def test_models_without_a_calibration_file_have_none() -> None:
-    assert load_calibration("some-other-model") is None
-    assert load_calibration("../calibration") is None
+    assert load_shipped("some-other-model") is None
 
 
 def test_explicit_plan_takes_the_most_similar_donor_that_fits_it() -> None:

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.pooling import Estimate, pool
+from calibration.pooling import Estimate, pool
 
 estimates = st.lists(st.builds(Estimate, st.floats(-100, 100), st.floats(0.1, 20)), min_size=1, max_size=12)
 
