@@ -22,7 +22,7 @@ _CHECKOUT_COMMANDS: Final = {
     "chorus-serving": "pip install -e ./client -e '.[{extra}]'",
 }
 # Commands of the other distribution, for whoever installed the client alone.
-_OTHER_COMMANDS: Final = {"engine": "chorus-serving", "eval": "chorus-serving"}
+_OTHER_COMMANDS: Final = dict.fromkeys(("calibrate", "engine", "eval"), "chorus-serving")
 _ANY_ARGUMENTS: Final = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 

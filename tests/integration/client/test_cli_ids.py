@@ -316,7 +316,7 @@ def test_reader_that_closes_the_pipe_ends_the_command_without_a_traceback(
         assert (done.returncode, done.stderr) == (PIPE_CLOSED, "")
 
 
-@pytest.mark.parametrize("name", ["eval", "engine"])
+@pytest.mark.parametrize("name", ["calibrate", "eval", "engine"])
 def test_command_of_the_other_distribution_says_what_to_install(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -295,6 +295,18 @@ def test_lexicons_of_the_models_are_loaded(tmp_path: Path) -> None:
         model_files.choose_models([wrong], {})
 
 
+def test_calibrations_of_the_models_are_used(tmp_path: Path) -> None:
+    own = model_file(tmp_path / "own" / "model.toml", 'calibration = "measured.json"')
+    none = model_file(tmp_path / "none" / "model.toml", "")
+    assert model_files.choose_models([own, none], {})["CHORUS_SCHEDULER_CALIBRATIONS"] == str(
+        tmp_path / "own/measured.json"
+    )
+    assert model_files.choose_models([none], {})["CHORUS_SCHEDULER_CALIBRATIONS"] == ""
+    wrong = model_file(tmp_path / "wrong.toml", "calibration = 3")
+    with pytest.raises(ChorusError, match="calibration must be a path"):
+        model_files.choose_models([wrong], {})
+
+
 @pytest.mark.parametrize("as_json", [False, True])
 def test_unknown_setting_of_a_service_is_reported_when_it_is_ready(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], as_json: bool
