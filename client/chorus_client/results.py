@@ -71,6 +71,29 @@ class Donor:
 
 
 @dataclass(frozen=True)
+class PassedOver:
+    """Donor that was found and not reused.
+
+    Attributes:
+        generation_id: generation whose latents it holds; may be empty.
+        score: similarity of the two prompts, −1 to 1.
+        prompt: at most its first 200 characters.
+        edit: kind of edit from its prompt to the target's; empty if the prompts were not compared.
+        reason: why another donor or none was preferred, in words.
+    """
+
+    generation_id: str
+    score: float
+    prompt: str
+    edit: str
+    reason: str
+
+    @classmethod
+    def from_proto(cls, message: plan_pb2.PassedOver) -> Self:
+        return cls(message.generation_id, message.score, message.prompt, message.edit, message.reason)
+
+
+@dataclass(frozen=True)
 class Plan:
     """Decision of the scheduler on how to compute a generation.
 
@@ -88,6 +111,7 @@ class Plan:
         predicted_seconds_saved: predicted saving against computing every step, in seconds.
         predicted_drift_points: predicted increase, against full computation, of the share of results that
             follow the donor, in percentage points.
+        passed_over: other donors that were found, the most similar first.
     """
 
     total_steps: int
@@ -100,6 +124,7 @@ class Plan:
     reasons: tuple[str, ...]
     predicted_seconds_saved: float
     predicted_drift_points: float
+    passed_over: tuple[PassedOver, ...]
     proto: plan_pb2.Plan = field(repr=False, compare=False)
 
     @classmethod
@@ -115,6 +140,7 @@ class Plan:
             reasons=tuple(reason.text for reason in message.reasons),
             predicted_seconds_saved=message.predicted_seconds_saved,
             predicted_drift_points=message.predicted_drift_points,
+            passed_over=tuple(map(PassedOver.from_proto, message.passed_over)),
             proto=message,
         )
 

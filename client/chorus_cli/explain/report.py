@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias
 
-from chorus.common.v1.plan_pb2 import Plan, WeightedToken
+from chorus.common.v1.plan_pb2 import PassedOver, Plan, WeightedToken
 from chorus.scheduler.v1.scheduler_pb2 import Generation, GenerationEvent, StepCompletedEvent
 from chorus_client.plans import describe_amplification, describe_region
 from chorus_client.results import format_state
@@ -20,6 +20,7 @@ from chorus_cli.rendering import align_columns, describe_donor, summarize
 # "reused": taken from the donor; "draft": replaced by a draft, computed from the donor's latents; "region":
 # some tokens computed; "full": every token computed.
 StepKind: TypeAlias = Literal["reused", "draft", "region", "full", "not run"]
+_MAX_PROMPT: Final = 60  # columns of a prompt that was not reused
 _PARTS: Final = ("queued", "embed", "lookup", "fetch", "denoise", "decode", "total")
 
 
@@ -167,6 +168,8 @@ def _facts(report: GenerationReport) -> Iterable[tuple[str, str]]:
         yield "amplified", describe_amplification(plan.amplification)
     for reason in plan.reasons:
         yield "because", one_line(reason.text)
+    for passed in plan.passed_over:
+        yield "passed over", _describe_passed(passed)
     if reused:
         yield "drift", f"{plan.predicted_drift_points:+.1f} points predicted"
         yield (
@@ -175,6 +178,13 @@ def _facts(report: GenerationReport) -> Iterable[tuple[str, str]]:
         )
     for warning in generation.warnings:
         yield "warning", one_line(warning.message)
+
+
+def _describe_passed(passed: PassedOver) -> str:
+    """Returns a donor that was not reused, and why."""
+    prompt = f'"{one_line(passed.prompt, _MAX_PROMPT)}"' if passed.prompt else "a prompt that is not kept"
+    facts = ", ".join(filter(None, (f"score {passed.score:.3f}", passed.edit)))
+    return f"{prompt} ({facts}): {one_line(passed.reason)}"
 
 
 def _words(generation: Generation, plan: Plan) -> Iterable[tuple[str, str]]:

@@ -9,6 +9,7 @@ from chorus.common.v1 import plan_pb2
 
 from services.scheduler.planning.calibration import LIMITS, MIN_DIVERSITY, Calibration, Row
 from services.scheduler.planning.plans import (
+    OWN_VIDEO,
     Donor,
     Plan,
     Reason,
@@ -23,26 +24,11 @@ from services.scheduler.planning.plans import (
 def plan_by_calibration(request: Request, donors: Sequence[Donor], calibration: Calibration) -> Plan:
     """Returns the plan that saves most among the measured rows within the policy's limit."""
     sigmas, total_steps = request.sigmas, request.total_steps
-    options = [
-        (donor, row)
-        for donor in donors
-        if donor.edit is not None
-        for row in calibration.allowed(donor.edit.kind, request.policy)
-        # On a short schedule a draft may cost as much as it saves.
-        if 0 < row.depth.reuse_steps(sigmas) <= request.deepest and row.computed_steps(sigmas) < total_steps
-    ]
-    followed = [
-        (donor, row)
-        for donor, row in options
-        if row.diversity >= MIN_DIVERSITY or not request.asks_for_own_video(donor)
-    ]
+    options = [(donor, row) for donor in donors for row in _allowed(request, donor, calibration)]
+    followed = [(donor, row) for donor, row in options if _follows_seed(request, donor, row)]
     if options and not followed:
         return decline_seed(request, max((donor for donor, _ in options), key=by_similarity))
-    usable = [
-        (donor, row)
-        for donor, row in followed
-        if donor.holds(row.depth.donor_boundaries(sigmas), row.depth.needs_side_data)
-    ]
+    usable = [(donor, row) for donor, row in followed if _holds(request, donor, row)]
     if not usable:
         return _decline(request, donors, calibration, bool(options))
 
@@ -66,7 +52,50 @@ def plan_by_calibration(request: Request, donors: Sequence[Donor], calibration: 
         amplification=row.depth.amplification,
         predicted_drift_points=row.drift_points,
         draft_step=row.depth.draft_step(sigmas),
+        computed_steps=computed,
     )
+
+
+def why_not_by_calibration(request: Request, donor: Donor, calibration: Calibration, chosen: Plan) -> str:
+    """Returns why a donor was not chosen, in words."""
+    if donor.edit is None:
+        return "its prompt was not compared"
+    rows = _allowed(request, donor, calibration)
+    if not rows:
+        return f"{request.policy!r} allows no depth for edits of the kind {donor.edit.kind!r}"
+    rows = [row for row in rows if _follows_seed(request, donor, row)]
+    if not rows:
+        return OWN_VIDEO
+    rows = [row for row in rows if _holds(request, donor, row)]
+    if not rows:
+        return "it does not hold the latents or the side data that the allowed depths require"
+    computed = min(row.computed_steps(request.sigmas) for row in rows)
+    least = chosen.computed_steps
+    if computed > least:
+        return f"{computed:.2f} steps' worth would be computed, with the chosen donor {least:.2f}"
+    return "it allows as much, but the chosen donor drifts less, has the request's seed or is more similar"
+
+
+def _allowed(request: Request, donor: Donor, calibration: Calibration) -> list[Row]:
+    """Returns the rows that the policy and the request allow for a donor."""
+    if donor.edit is None:
+        return []
+    return [
+        row
+        for row in calibration.allowed(donor.edit.kind, request.policy)
+        # On a short schedule a draft may cost as much as it saves.
+        if 0 < row.depth.reuse_steps(request.sigmas) <= request.deepest
+        and row.computed_steps(request.sigmas) < request.total_steps
+    ]
+
+
+def _follows_seed(request: Request, donor: Donor, row: Row) -> bool:
+    """Returns whether a depth gives the video that the request's seed asks for."""
+    return row.diversity >= MIN_DIVERSITY or not request.asks_for_own_video(donor)
+
+
+def _holds(request: Request, donor: Donor, row: Row) -> bool:
+    return donor.holds(row.depth.donor_boundaries(request.sigmas), row.depth.needs_side_data)
 
 
 def _decline(request: Request, donors: Sequence[Donor], calibration: Calibration, allowed: bool) -> Plan:

@@ -11,6 +11,7 @@ from chorus.common.v1 import plan_pb2
 from services.scheduler.planning.calibration import Policy
 from services.scheduler.planning.edits import NEVER_REUSED, OPENING
 from services.scheduler.planning.plans import (
+    OWN_VIDEO,
     Donor,
     Plan,
     Reason,
@@ -89,6 +90,20 @@ def _decline_edit(request: Request, nearest: Donor) -> Plan:
         f" {nearest.score:.3f}",
     )
     return replace(declined, reasons=(explain_edit(nearest.edit), *declined.reasons))
+
+
+def why_not_by_score(request: Request, donor: Donor, chosen: Plan) -> str:
+    """Returns why a donor was not chosen, in words."""
+    if request.asks_for_own_video(donor):
+        return OWN_VIDEO
+    if donor.edit is not None and donor.edit.kind in NEVER_REUSED:
+        return f"edits of the kind {donor.edit.kind!r} are not reused"
+    steps = _reusable_steps(request, donor)
+    if steps < _allowed_steps(request, donor):
+        return f"it holds latents for {steps} reused steps only"
+    if chosen.donor is None or steps < chosen.reuse_steps:
+        return f"its similarity allows {steps} reused steps"
+    return "it allows as much, but is less similar"
 
 
 def _allowed_share(policy: Policy, donor: Donor) -> float:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from chorus.common.v1 import plan_pb2
 
-from services.scheduler.planning.plans import Plan
+from services.scheduler.planning.plans import PassedOver, Plan
+
+# Upper bound on the prompt of a donor that is not reused: a job stores its plan.
+_MAX_PROMPT_CHARACTERS: Final = 200
 
 
 def to_message(plan: Plan) -> plan_pb2.Plan:
@@ -20,6 +25,7 @@ def to_message(plan: Plan) -> plan_pb2.Plan:
         predicted_drift_points=plan.predicted_drift_points or 0.0,
         renoised=plan.renoised,
         draft_step=plan.draft_step,
+        passed_over=map(_to_passed_over, plan.passed_over),
     )
     if plan.donor is not None:
         message.donor.CopyFrom(
@@ -39,6 +45,18 @@ def to_message(plan: Plan) -> plan_pb2.Plan:
             message.gained.extend(plan_pb2.WeightedToken(index=i, weight=w) for i, w in edit.gained)
             message.lost.extend(plan_pb2.WeightedToken(index=i, weight=w) for i, w in edit.lost)
     return message
+
+
+def _to_passed_over(passed: PassedOver) -> plan_pb2.PassedOver:
+    donor = passed.donor
+    return plan_pb2.PassedOver(
+        generation_id=donor.generation_id,
+        score=donor.score,
+        prompt=donor.prompt[:_MAX_PROMPT_CHARACTERS],
+        seed=donor.seed,
+        edit=donor.edit.kind if donor.edit else "",
+        reason=passed.reason,
+    )
 
 
 def choose_seed(plan: plan_pb2.Plan, seed: int, chosen: bool, prompt: str) -> int:

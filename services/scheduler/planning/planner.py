@@ -8,13 +8,23 @@ decides.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 
 from chorus.common.v1 import plan_pb2
 
-from services.scheduler.planning.by_calibration import plan_by_calibration
-from services.scheduler.planning.by_score import plan_by_score
+from services.scheduler.planning.by_calibration import plan_by_calibration, why_not_by_calibration
+from services.scheduler.planning.by_score import plan_by_score, why_not_by_score
 from services.scheduler.planning.calibration import Calibration, Policy
-from services.scheduler.planning.plans import Donor, Plan, Reason, Request, by_similarity, compute_in_full
+from services.scheduler.planning.plans import (
+    Donor,
+    PassedOver,
+    Plan,
+    Reason,
+    Request,
+    by_similarity,
+    compute_in_full,
+)
 
 
 def plan(
@@ -60,8 +70,14 @@ def plan(
     if repeated:
         return _repeat(request, max(repeated, key=by_similarity))
     if calibration is not None and any(donor.edit for donor in donors):
-        return plan_by_calibration(request, donors, calibration)
-    return plan_by_score(request, donors)
+        chosen = plan_by_calibration(request, donors, calibration)
+        explain = partial(why_not_by_calibration, request, calibration=calibration, chosen=chosen)
+    else:
+        chosen = plan_by_score(request, donors)
+        explain = partial(why_not_by_score, request, chosen=chosen)
+    others = [donor for donor in donors if donor != chosen.donor]
+    passed = (PassedOver(each, explain(each)) for each in sorted(others, key=by_similarity, reverse=True))
+    return replace(chosen, passed_over=tuple(passed))
 
 
 def plan_without_cache(total_steps: int, cause: str) -> Plan:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from chorus.common.v1 import latents_pb2, plan_pb2
 
 from services.scheduler.planning.calibration import Policy
 from services.scheduler.planning.edits import Edit
+
+# Why a donor is not reused by a request that asks for another video than its own.
+OWN_VIDEO: Final = "it leads to its own video, and the request asks for another one"
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,14 @@ class Reason:
 
 
 @dataclass(frozen=True)
+class PassedOver:
+    """A donor that is not reused, and why."""
+
+    donor: Donor
+    reason: str
+
+
+@dataclass(frozen=True)
 class Plan:
     """Plan of a run.
 
@@ -100,6 +112,8 @@ class Plan:
             without a draft.
         predicted_seconds_saved: predicted saving, in seconds; 0 while the seconds of a step are unknown.
         predicted_drift_points: predicted drift, in percentage points; None without a calibration.
+        computed_steps: predicted computation, in full steps; 0 if it is not predicted.
+        passed_over: the other donors, the most similar first.
     """
 
     total_steps: int
@@ -113,6 +127,8 @@ class Plan:
     predicted_drift_points: float | None = None
     renoised: bool = False
     draft_step: int = 0
+    computed_steps: float = 0.0
+    passed_over: tuple[PassedOver, ...] = ()
 
 
 def compute_in_full(total_steps: int, code: plan_pb2.PlanReasonCode.ValueType, text: str) -> Plan:

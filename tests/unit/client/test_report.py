@@ -23,3 +23,13 @@ def test_report_of_a_retry_without_the_donor_names_no_adapter() -> None:
     attempts = [StartedEvent(reuse_steps=3, host_adapter="host"), StartedEvent(attempt=2)]
     report = build_report(Generation(), [GenerationEvent(started=each) for each in attempts])
     assert report.host_adapter == ""
+
+
+def test_report_names_the_donors_that_were_passed_over() -> None:
+    generation = Generation(generation_id="gen-1")
+    generation.plan.total_steps = 4
+    generation.plan.passed_over.add(score=0.93, prompt="a red car", edit="size", reason="too little saved")
+    generation.plan.passed_over.add(score=0.8, reason="its prompt was not compared")
+    text = render_report(build_report(generation, []))
+    assert 'passed over  "a red car" (score 0.930, size): too little saved' in text
+    assert "a prompt that is not kept (score 0.800): its prompt was not compared" in text

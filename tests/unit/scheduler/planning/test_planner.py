@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from services.contract.schedule import shifted_schedule
 from services.scheduler.planning.by_score import TABLE
 from services.scheduler.planning.calibration import Policy
+from services.scheduler.planning.calibration_files import load_shipped
 from services.scheduler.planning.edits import Edit, EditKind
 from services.scheduler.planning.plan_message import to_message
 from services.scheduler.planning.planner import plan
@@ -37,6 +38,42 @@ def sigmas(total: int) -> list[float]:
 
 def codes(chosen: Plan) -> list[str]:
     return [plan_pb2.PlanReasonCode.Name(r.code).removeprefix("PLAN_REASON_CODE_") for r in chosen.reasons]
+
+
+@given(policies, totals, st.lists(donors, max_size=6), st.booleans())
+def test_every_other_donor_is_passed_over_for_a_reason(
+    policy: Policy, total: int, candidates: list[Donor], edited: bool
+) -> None:
+    if edited:
+        kinds: tuple[EditKind, ...] = ("colour", "texture", "unrelated")
+        candidates = [replace(d, edit=Edit(kinds[i % 3])) for i, d in enumerate(candidates)]
+    chosen = plan(policy, sigmas(total), candidates, 1.0, load_shipped("shapes"))
+    passed = [each.donor for each in chosen.passed_over]
+    assert all(each.reason for each in chosen.passed_over)
+    assert [donor.score for donor in passed] == sorted((donor.score for donor in passed), reverse=True)
+    if policy != "off":
+        assert all(donor in passed or donor == chosen.donor for donor in candidates)
+
+
+def test_reason_for_passing_a_donor_over_is_its_own() -> None:
+    calibration = load_shipped("shapes")
+    full, first = frozenset({1, 2, 3, 4}), frozenset({1})
+    candidates = {
+        "chosen": Donor("a", 0.9, full, edit=Edit("colour"), seed=1),
+        "with the chosen donor": Donor("b", 0.98, first, edit=Edit("colour"), seed=1),
+        "is more similar": Donor("c", 0.8, full, edit=Edit("colour"), seed=1),
+        "edits of the kind 'unrelated'": Donor("d", 0.99, full, edit=Edit("unrelated"), seed=1),
+        "does not hold the latents": Donor("e", 0.97, frozenset(), edit=Edit("colour"), seed=1),
+        "was not compared": Donor("f", 0.96, full, seed=1),
+        "its own video": Donor("g", 0.95, full, edit=Edit("texture"), seed=2),
+    }
+    chosen = plan("safe", sigmas(4), list(candidates.values()), 1.0, calibration, seed=1)
+    assert chosen.donor == candidates["chosen"]
+    reasons = {each.donor.entry_id: each.reason for each in chosen.passed_over}
+    for words, donor in candidates.items():
+        assert words == "chosen" or words in reasons[donor.entry_id], reasons
+    message = to_message(chosen)
+    assert [each.score for each in message.passed_over] == [0.99, 0.98, 0.97, 0.96, 0.95, 0.8]
 
 
 @given(policies, totals, st.lists(donors, max_size=6), st.floats(0, 100))

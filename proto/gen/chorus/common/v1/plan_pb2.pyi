@@ -398,6 +398,7 @@ class Plan(google.protobuf.message.Message):
     RENOISED_FIELD_NUMBER: builtins.int
     SEED_FIELD_NUMBER: builtins.int
     DRAFT_STEP_FIELD_NUMBER: builtins.int
+    PASSED_OVER_FIELD_NUMBER: builtins.int
     total_steps: builtins.int
     """N."""
     reuse_steps: builtins.int
@@ -446,6 +447,12 @@ class Plan(google.protobuf.message.Message):
     def lost(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___WeightedToken]:
         """Tokens of the donor's prompt without an equivalent in the target's, by position in the donor's prompt."""
 
+    @property
+    def passed_over(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___PassedOver]:
+        """The other donors that the lookup found, the most similar first. Empty for exact repeats and plans that the
+        request states.
+        """
+
     def __init__(
         self,
         *,
@@ -464,9 +471,48 @@ class Plan(google.protobuf.message.Message):
         renoised: builtins.bool = ...,
         seed: builtins.int | None = ...,
         draft_step: builtins.int = ...,
+        passed_over: collections.abc.Iterable[Global___PassedOver] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_seed", b"_seed", "amplification", b"amplification", "donor", b"donor", "region", b"region", "seed", b"seed"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_seed", b"_seed", "amplification", b"amplification", "donor", b"donor", "draft_step", b"draft_step", "edit", b"edit", "gained", b"gained", "lost", b"lost", "predicted_drift_points", b"predicted_drift_points", "predicted_seconds_saved", b"predicted_seconds_saved", "reasons", b"reasons", "region", b"region", "region_end", b"region_end", "renoised", b"renoised", "reuse_steps", b"reuse_steps", "seed", b"seed", "total_steps", b"total_steps"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_seed", b"_seed", "amplification", b"amplification", "donor", b"donor", "draft_step", b"draft_step", "edit", b"edit", "gained", b"gained", "lost", b"lost", "passed_over", b"passed_over", "predicted_drift_points", b"predicted_drift_points", "predicted_seconds_saved", b"predicted_seconds_saved", "reasons", b"reasons", "region", b"region", "region_end", b"region_end", "renoised", b"renoised", "reuse_steps", b"reuse_steps", "seed", b"seed", "total_steps", b"total_steps"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_seed", b"_seed"]) -> typing.Literal["seed"] | None: ...
 
 Global___Plan: typing_extensions.TypeAlias = Plan
+
+@typing.final
+class PassedOver(google.protobuf.message.Message):
+    """A donor that was found and not reused."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    GENERATION_ID_FIELD_NUMBER: builtins.int
+    SCORE_FIELD_NUMBER: builtins.int
+    PROMPT_FIELD_NUMBER: builtins.int
+    SEED_FIELD_NUMBER: builtins.int
+    EDIT_FIELD_NUMBER: builtins.int
+    REASON_FIELD_NUMBER: builtins.int
+    generation_id: builtins.str
+    score: builtins.float
+    """Cosine similarity of the two prompts' retrieval vectors."""
+    prompt: builtins.str
+    """At most the first 200 characters."""
+    seed: builtins.int
+    edit: builtins.str
+    """Kind of edit from its prompt to the target's. Empty if the prompts were not compared."""
+    reason: builtins.str
+    """In words, why another donor or none was preferred."""
+    def __init__(
+        self,
+        *,
+        generation_id: builtins.str = ...,
+        score: builtins.float = ...,
+        prompt: builtins.str = ...,
+        seed: builtins.int | None = ...,
+        edit: builtins.str = ...,
+        reason: builtins.str = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_seed", b"_seed", "seed", b"seed"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_seed", b"_seed", "edit", b"edit", "generation_id", b"generation_id", "prompt", b"prompt", "reason", b"reason", "score", b"score", "seed", b"seed"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_seed", b"_seed"]) -> typing.Literal["seed"] | None: ...
+
+Global___PassedOver: typing_extensions.TypeAlias = PassedOver
