@@ -88,13 +88,14 @@ class AsyncGenerationHandle:
             on_event: callback that receives each event, past and live.
         """
         end = asyncio.get_running_loop().time() + check_seconds("timeout", timeout)
-        saved = 0.0
+        saved, succeeded = 0.0, False
         async with contextlib.aclosing(self.events(timeout=timeout, patience=patience)) as events:
             async for event in events:
                 saved = event.seconds_saved or saved
+                succeeded = succeeded or event.kind == "succeeded"
                 if on_event is not None:
                     on_event(event)
-        return await self._fetch(saved, end, patience)
+        return await self._fetch(saved, succeeded, end, patience)
 
     async def save(
         self, path: Path | str, *, timeout: float = WATCH_SECONDS, patience: float = PATIENCE_SECONDS
@@ -157,11 +158,13 @@ class AsyncGenerationHandle:
             async for response in responses:
                 yield Event.from_proto(response.event)
 
-    async def _fetch(self, saved: float, end: float, patience: float) -> Video:
+    async def _fetch(self, saved: float, succeeded: bool, end: float, patience: float) -> Video:
         clock = asyncio.get_running_loop().time
         give_up = min(end, clock() + patience)
         while True:
             try:
+                if succeeded:
+                    return await self._fetch_both(saved, end - clock())
                 generation = await self.status()
                 generation.raise_for_state()
                 return Video(generation, await self._download(end - clock()), saved)
@@ -171,6 +174,19 @@ class AsyncGenerationHandle:
                 if error.reason not in _RESUMABLE or clock() >= give_up:
                     raise
             await asyncio.sleep(random.uniform(0.5, 1) * min(_MAX_BACKOFF_SECONDS, patience))
+
+    async def _fetch_both(self, saved: float, timeout: float) -> Video:
+        """Fetches state and video at the same time: a generation that succeeded has both."""
+        download = asyncio.create_task(self._download(timeout))
+        try:
+            generation = await self.status()
+            generation.raise_for_state()
+            return Video(generation, await download, saved)
+        finally:
+            download.cancel()
+            await asyncio.wait([download])
+            if not download.cancelled():
+                download.exception()  # read, because asyncio reports errors that nobody reads
 
     async def _download(self, timeout: float) -> bytes:
         """Returns the mp4, its length and digest checked."""
