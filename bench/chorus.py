@@ -49,6 +49,7 @@ BASELINES: Final = ("nirvana", "threshold", "modm")
 FEWER: Final = (3, 2, 1)
 # Amplification of a depth that was calibrated without any.
 CONTRAST: Final = build_amplification("contrast", 0.5)
+EQUAL: Final = "steps_2"  # rival of equal computation
 REGION_SHARE: Final = 0.3  # share of the tokens in the measured region step
 # Figures of the methods that the policies are compared with.
 _COMPARED_FIGURES: Final = (
@@ -108,6 +109,15 @@ def select_headlines(measured: Mapping[str, Any]) -> dict[str, Any]:
         for figure in _COMPARED_FIGURES:
             if f"{method}.{figure}" in measured:
                 headlines[f"{method}_{figure}"] = measured[f"{method}.{figure}"]
+    # Two steps without a cache take as long as hits of `balanced` and `fast`.
+    for policy in ("balanced", "fast"):
+        for name in ("alignment", "artefact", "layout"):
+            if (key := f"versus.{policy}.{EQUAL}.{name}_points") in measured:
+                gain = headlines[f"{policy}_equal_compute_{name}_gain_points"] = measured[key]
+                if name == "alignment" and policy == "balanced":
+                    headlines["equal_compute_alignment_gain_points"] = gain
+                    low = Figure(gain["ci95"][0], gain["unit"], gain["n"])
+                    headlines["equal_compute_alignment_gain_low"] = low
     headlines["false_reuse_rate_served"] = measured["balanced.false_reuse_rate"]
     if "balanced.seed_kept.single_edit_overhead_ms_p50" in measured:
         headlines["hit_overhead_ms"] = measured["balanced.seed_kept.single_edit_overhead_ms_p50"]

@@ -41,7 +41,8 @@ def local_deployment(
             elif old.name != "up.lock":
                 old.unlink()
     environment = {**_free_ports(), **os.environ, **({} if cache_embeddings else _NO_EMBEDDING_CACHE)}
-    served = () if model is None else ("--model", str(model))
+    # A model of many gigabytes takes minutes to load, the shipped one seconds.
+    served = () if model is None else ("--model", str(model), "--startup-seconds", "3600")
     command = tethered((sys.executable, "-m", "chorus_cli", "up", "--dir", str(directory), *served, "--json"))
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, start_new_session=True, env=environment
