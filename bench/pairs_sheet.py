@@ -28,7 +28,7 @@ from evaluation.timing import generate_timed, warm_up
 SHOWN: Final = (4, 12)  # frames of each video
 COLUMNS: Final = 5
 _TILE: Final = 128  # side of a frame, in pixels
-_GAP, _TEXT = 8, 46
+_GAP, _LINE, _TEXT = 12, 2, 46
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def generate_pair(client: ChorusClient, cache: CacheClient, group: Group, number
 
 def draw(tiles: list[Tile], out: Path) -> None:
     """Draws the tiles: the donor above the target."""
-    width, height = len(SHOWN) * _TILE + _GAP, 2 * _TILE + _TEXT + _GAP
+    width, height = len(SHOWN) * (_TILE + _LINE) + _GAP, 2 * (_TILE + _LINE) + _TEXT + _GAP
     rows = -(-len(tiles) // COLUMNS)
     sheet = Image.new("RGB", (COLUMNS * width + _GAP, rows * height + _GAP), "white")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
@@ -64,7 +64,8 @@ def draw(tiles: list[Tile], out: Path) -> None:
         for row, video in enumerate((tile.donor, tile.target)):
             for column, frame in enumerate(SHOWN):
                 picture = Image.fromarray(np.ascontiguousarray(video[frame])).resize((_TILE, _TILE))
-                sheet.paste(picture, (x + column * _TILE, y + _TEXT + row * _TILE))
+                place = x + column * (_TILE + _LINE), y + _TEXT + row * (_TILE + _LINE)
+                sheet.paste(picture, place)
     out.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(out, optimize=True)
 

@@ -73,11 +73,11 @@ def load_pairs(path: Path, pairs: int, seed: int) -> list[Group]:
 
 
 def describe_change(group: Group) -> str:
-    """Returns the words in which the first target's prompt differs from the donor's: "red → blue"."""
+    """Returns the words in which the first target's prompt differs from the donor's: "red -> blue"."""
     donor, target = (case.prompt.split() for case in (group.donor, group.targets[0]))
     matcher = difflib.SequenceMatcher(None, donor, target, autojunk=False)
     changes = [
-        f"{' '.join(donor[a:b]) or '–'} → {' '.join(target[c:d]) or '–'}"
+        f"{' '.join(donor[a:b]) or '(none)'} -> {' '.join(target[c:d]) or '(none)'}"
         for tag, a, b, c, d in matcher.get_opcodes()
         if tag != "equal"
     ]

@@ -31,7 +31,7 @@ def test_made_pairs_differ_as_their_kind_says() -> None:
         assert group.donor.prompt in PROMPTS
         assert (group.kind == "same") == (group.donor.prompt == group.targets[0].prompt)
     [swapped] = [g for g in groups if g.kind == "motion" and g.donor.prompt == PROMPTS[1]]
-    assert describe_change(swapped) == "left → right"
+    assert describe_change(swapped) == "left -> right"
 
 
 def test_fewer_pairs_are_made_if_the_prompts_allow_no_more() -> None:
