@@ -371,7 +371,7 @@ def test_completion_lists_the_commands() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "chorus_cli"], capture_output=True, text=True, env=environment, timeout=60
     )
-    assert done.stdout.split() == ["cancel", "cache"]
+    assert done.stdout.split() == ["cancel", "calibrate", "cache"]
     help_text = CliRunner().invoke(app, ["--help"]).output
     assert "--install-completion" in help_text
     assert "--show-completion" in help_text
