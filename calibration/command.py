@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated
 
 import typer
 from chorus_cli.output import Output
 from chorus_cli.plugins import not_installed
 from chorus_rpc.errors import Violations
 
-# Text of the option's help; the judges themselves need heavy dependencies.
-_JUDGES: Final = "reference|world|clip:FOLDER|command:COMMAND"
+from calibration import JUDGES
 
 
 def calibrate(
@@ -21,7 +20,7 @@ def calibrate(
             exists=True,
             dir_okay=False,
             metavar="FILE",
-            help="Prompts to make pairs from, one a line; or pairs (.jsonl, docs/eval.md).",
+            help="Prompts to make pairs from, one a line; or pairs (.jsonl, docs/calibration.md).",
         ),
     ],
     model: Annotated[
@@ -30,7 +29,7 @@ def calibrate(
     judge: Annotated[
         list[str] | None,
         typer.Option(
-            metavar=_JUDGES,
+            metavar=JUDGES,
             help="Judge of the videos; repeatable, the worst counts. Default: reference.",
         ),
     ] = None,

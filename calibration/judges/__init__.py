@@ -3,12 +3,11 @@
 from calibration.judges.base import Case, Judge
 from calibration.judges.clip import ClipJudge
 from calibration.judges.external import CommandJudge
-from calibration.judges.parse import KINDS, parse_judge
+from calibration.judges.parse import parse_judge
 from calibration.judges.reference import ReferenceJudge
 from calibration.judges.world import WorldJudge
 
 __all__ = [
-    "KINDS",
     "Case",
     "ClipJudge",
     "CommandJudge",

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final
 
 from chorus_rpc.errors import invalid
 
+from calibration import JUDGES
 from calibration.judges.base import Judge
 from calibration.judges.clip import ClipJudge
 from calibration.judges.external import CommandJudge
 from calibration.judges.reference import ReferenceJudge
 from calibration.judges.world import WorldJudge
-
-KINDS: Final = "reference|world|clip:FOLDER|command:COMMAND"
 
 
 def parse_judge(text: str) -> Judge:
@@ -28,4 +26,4 @@ def parse_judge(text: str) -> Judge:
             return ClipJudge(Path(argument))
         case "command", True:
             return CommandJudge(argument)
-    raise invalid("judge", f"must be one of {KINDS}, not {text!r}")
+    raise invalid("judge", f"must be one of {JUDGES}, not {text!r}")

@@ -186,7 +186,7 @@ class AsyncGenerationHandle:
             download.cancel()
             await asyncio.wait([download])
             if not download.cancelled():
-                download.exception()  # read, because asyncio reports errors that nobody reads
+                download.exception()  # asyncio logs the exception of a task that is never retrieved
 
     async def _download(self, timeout: float) -> bytes:
         """Returns the mp4, its length and digest checked."""
