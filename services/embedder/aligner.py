@@ -10,7 +10,7 @@ import numpy as np
 from chorus_rpc.errors import invalid
 from numpy.typing import NDArray
 
-from services.embedder.alignment import Alignment, EncodedPrompt, align
+from services.embedder.alignment import Alignment, EncodedPrompt, PromptWords, compare_words
 from services.embedder.encoder_thread import EncoderThread
 from services.embedder.encoders import Encoder, Tokens
 from services.embedder.lexicon import Lexicon
@@ -87,5 +87,9 @@ class Aligner:
             EncodedPrompt(prompt, encoding.states, encoding.offsets)
             for prompt, encoding in zip(missing, encodings, strict=True)
         ]
-        found = await asyncio.to_thread(lambda: [align(donor, first, self._lexicon) for donor in others])
+        found = await asyncio.to_thread(self._compare, first, others)
         return AlignedPrompts(tokens[0], tuple(map(AlignedDonor, found, tokens[1:])))
+
+    def _compare(self, target: EncodedPrompt, donors: Sequence[EncodedPrompt]) -> list[Alignment]:
+        words = PromptWords(target, self._lexicon)
+        return [compare_words(PromptWords(donor, self._lexicon), words) for donor in donors]

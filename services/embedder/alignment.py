@@ -7,7 +7,7 @@ blue circle and a red square", though the words are the same.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -96,13 +96,18 @@ def align(donor: EncodedPrompt, target: EncodedPrompt, lexicon: Lexicon) -> Alig
     meaning that the matched phrase covers: for a word of the lexicon by a synonym, for another word by one
     with a similar state. Word order within a phrase, function words and punctuation are ignored.
     """
+    return compare_words(PromptWords(donor, lexicon), PromptWords(target, lexicon))
+
+
+def compare_words(donor: PromptWords, target: PromptWords) -> Alignment:
+    """Compares two prompts as `align` does; their words are read once for several comparisons."""
     if donor.prompt > target.prompt:  # in one direction only, so that ties resolve alike
-        found = align(target, donor, lexicon)
+        found = compare_words(target, donor)
         return Alignment(found.lost, found.gained, found.reordered, -found.things_added)
-    one, other = _PromptWords(donor, lexicon), _PromptWords(target, lexicon)
+    one, other = donor, target
     cosines = one.states @ other.states.T
-    covered = _compute_coverage(one.words, other.words, cosines)
-    covered_back = _compute_coverage(other.words, one.words, cosines.T)
+    covered = _compute_coverage(one, other, cosines)
+    covered_back = _compute_coverage(other, one, cosines.T)
     similarity = _compare_phrases(one, other, covered, covered_back)
     pairs = _match_phrases(similarity)
     lost, gained = np.ones(len(one.words)), np.ones(len(other.words))
@@ -142,16 +147,21 @@ def _find_overlaps(words: Sequence[Range], offsets: Sequence[Range]) -> list[ran
     ]
 
 
-class _PromptWords:
-    """Words of a prompt, phrase after phrase.
+class PromptWords:
+    """Words of a prompt, phrase after phrase, with what a comparison reads of each.
 
     Attributes:
+        prompt: the prompt.
         states: states of the words, float32 [W, D], of length 1; 0 for a word that the encoder did not see.
         parts: slices of the words: background, framing, then each phrase.
         importance: weight of each word when phrases are matched, float64 [W].
+        senses, texts: meaning, with its negation, and text of each word.
+        negated, has_state, moves, moving: whether each word is negated, has a state that reflects its
+            meaning, is the general word for movement, and names a movement of any kind; bool [W].
     """
 
     def __init__(self, encoded: EncodedPrompt, lexicon: Lexicon) -> None:
+        self.prompt = encoded.prompt
         self.reading: Reading = read_prompt(encoded.prompt, lexicon)
         groups = (self.reading.background, self.reading.framing, *self.reading.phrases)
         self.words: list[Word] = [word for group in groups for word in group]
@@ -161,6 +171,12 @@ class _PromptWords:
         self.importance = np.array(
             [0.0 if w.slight else NAME_IMPORTANCE if w.names else 1.0 for w in self.words]
         )
+        self.senses = [(w.sense, w.negated) for w in self.words]
+        self.texts = [w.text for w in self.words]
+        self.negated = np.array([w.negated for w in self.words], dtype=bool)
+        self.has_state = np.array(list(map(_has_state, self.words)), dtype=bool)
+        self.moves = np.array([w.sense == MOVE and not w.negated for w in self.words], dtype=bool)
+        self.moving = np.array(list(map(_is_moving, self.words)), dtype=bool)
 
 
 def _average_states(words: Sequence[Word], encoded: EncodedPrompt) -> Floats:
@@ -177,15 +193,12 @@ def _average_states(words: Sequence[Word], encoded: EncodedPrompt) -> Floats:
     return unit
 
 
-def _compute_coverage(words: Sequence[Word], others: Sequence[Word], cosines: Floats) -> Matrix:
-    """Returns [W, V]: the share of the meaning of each of `words` that each of `others` covers, 0 to 1."""
-    same_sense = _equal(words, others, lambda word: (word.sense, word.negated))
-    same_text = _equal(words, others, lambda word: word.text)
-    near = _equal(words, others, lambda word: word.negated)
-    near &= np.logical_and.outer(list(map(_has_state, words)), list(map(_has_state, others)))
-    implied = np.logical_and.outer(
-        [word.sense == MOVE and not word.negated for word in words], list(map(_is_moving, others))
-    )
+def _compute_coverage(one: PromptWords, other: PromptWords, cosines: Floats) -> Matrix:
+    """Returns [W, V]: the share of the meaning of each word of `one` that each of `other` covers, 0 to 1."""
+    same_sense = _equal(one.senses, other.senses)
+    same_text = _equal(one.texts, other.texts)
+    near = np.equal.outer(one.negated, other.negated) & np.logical_and.outer(one.has_state, other.has_state)
+    implied = np.logical_and.outer(one.moves, other.moving)
     share = np.clip((cosines - UNRELATED) / (ALIKE - UNRELATED), 0, 1) * SYNONYM
     covered = np.where(near, share, 0).astype(np.float64)
     covered[same_sense | implied] = SYNONYM
@@ -202,17 +215,17 @@ def _is_moving(word: Word) -> bool:
     return word.category is Category.MOTION and word.sense != STILL and not word.negated
 
 
-def _equal(words: Sequence[Word], others: Sequence[Word], key: Callable[[Word], object]) -> NDArray[np.bool_]:
-    """Returns [W, V]: whether two words have equal keys."""
+def _equal(one: Sequence[object], other: Sequence[object]) -> NDArray[np.bool_]:
+    """Returns [W, V]: whether two keys are equal."""
     numbers: dict[object, int] = {}
     rows, columns = (
-        np.array([numbers.setdefault(key(word), len(numbers)) for word in side], dtype=np.int64)
-        for side in (words, others)
+        np.array([numbers.setdefault(key, len(numbers)) for key in side], dtype=np.int64)
+        for side in (one, other)
     )
     return np.equal.outer(rows, columns)
 
 
-def _compare_phrases(one: _PromptWords, other: _PromptWords, covered: Matrix, covered_back: Matrix) -> Matrix:
+def _compare_phrases(one: PromptWords, other: PromptWords, covered: Matrix, covered_back: Matrix) -> Matrix:
     """Returns [P, Q]: the shared importance of two phrases, in words, summed over both directions."""
     shape = len(one.reading.phrases), len(other.reading.phrases)
     if not min(shape):
@@ -220,7 +233,7 @@ def _compare_phrases(one: _PromptWords, other: _PromptWords, covered: Matrix, co
     return _sum_shared(one, other, covered) + _sum_shared(other, one, covered_back).T
 
 
-def _sum_shared(one: _PromptWords, other: _PromptWords, covered: Matrix) -> Matrix:
+def _sum_shared(one: PromptWords, other: PromptWords, covered: Matrix) -> Matrix:
     """Returns [P, Q]: the importance of the words of a phrase of `one` that a phrase of `other` covers."""
     rows, columns = ([part.start for part in side.parts[2:]] for side in (one, other))
     first_row, first_column = rows[0], columns[0]
