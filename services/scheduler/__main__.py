@@ -91,6 +91,7 @@ class Scheduler:
             store,
             models,
             embedder_client,
+            encoders,
             cache_client,
             throughput,
             DenoiseRunner(

@@ -27,6 +27,7 @@ from services.scheduler.jobs.states import IN_QUEUE
 from services.scheduler.jobs.store import Job, JobStore
 from services.scheduler.peers.cache import CacheClient
 from services.scheduler.peers.embedder import EmbedderClient
+from services.scheduler.peers.encoder_registry import EncoderRegistry
 from services.scheduler.peers.messages import (
     build_approximation,
     build_denoise_request,
@@ -62,6 +63,7 @@ class AttemptRunner:
         store: JobStore,
         models: ModelRegistry,
         embedder: EmbedderClient,
+        encoders: EncoderRegistry,
         cache: CacheClient,
         throughput: Throughput,
         denoise_runner: DenoiseRunner,
@@ -73,6 +75,7 @@ class AttemptRunner:
         self._store = store
         self._models = models
         self._embedder = embedder
+        self._encoders = encoders
         self._cache = cache
         self._throughput = throughput
         self._denoise_runner = denoise_runner
@@ -95,10 +98,9 @@ class AttemptRunner:
         identity = build_latent_identity(spec, model)
         warnings: list[errors_pb2.JobError] = []
 
-        encoded = await self._embed(job, model, warnings)
-        embedded = time.monotonic()
         approximation = self._build_approximation(job, model)
-        repeat = await self._find_repeat(job, identity, approximation, encoded)
+        encoded, repeat = await self._embed_and_find_repeat(job, model, identity, approximation, warnings)
+        embedded = time.monotonic()
         if repeat is not None:
             donors, cache_error = [repeat], None
         else:
@@ -128,6 +130,34 @@ class AttemptRunner:
         )
         parameters = DenoiseParameters(running, model, identity, request, timings, dequeued)
         await self._denoise_runner.run(parameters, span)
+
+    async def _embed_and_find_repeat(
+        self,
+        job: Job,
+        model: denoiser_pb2.ModelInfo,
+        identity: latents_pb2.LatentIdentity,
+        approximation: latents_pb2.Approximation | None,
+        warnings: list[errors_pb2.JobError],
+    ) -> tuple[embedder_pb2.EmbedResponse, Donor | None]:
+        """Returns the encoded prompt and the earlier result of the same request, if the cache has it.
+
+        Both calls run at once: the search needs the name of the embedder's encoder, not the vector.
+        """
+        known = self._encoders.retrieval
+        # Each call has a deadline. Waiting for both leaves no task whose error nobody reads.
+        encoded, repeat = await asyncio.gather(
+            self._embed(job, model, warnings),
+            self._find_repeat(job, identity, approximation, known),
+            return_exceptions=True,
+        )
+        if isinstance(encoded, BaseException):
+            raise encoded
+        if isinstance(repeat, BaseException):
+            raise repeat
+        used = _describe_retrieval(encoded)
+        if known is None or known.encoder_id != used.encoder_id:  # the embedder restarted with another one
+            repeat = await self._find_repeat(job, identity, approximation, used)
+        return encoded, repeat
 
     async def _embed(
         self, job: Job, model: denoiser_pb2.ModelInfo, warnings: list[errors_pb2.JobError]
@@ -170,7 +200,7 @@ class AttemptRunner:
         job: Job,
         identity: latents_pb2.LatentIdentity,
         approximation: latents_pb2.Approximation | None,
-        encoded: embedder_pb2.EmbedResponse,
+        retrieval: embedder_pb2.EncoderInfo | None,
     ) -> Donor | None:
         """Returns the earlier result of the same request, if the cache has it.
 
@@ -178,11 +208,11 @@ class AttemptRunner:
         lookup that follows reports it.
         """
         spec = job.generation.spec
-        if approximation is None or job.generation.seed_chosen:
+        if approximation is None or retrieval is None or job.generation.seed_chosen:
             return None
         wanted = identity, approximate(identity, approximation)
         try:
-            found = await asyncio.gather(*(self._find(job, each, encoded) for each in wanted))
+            found = await asyncio.gather(*(self._find(job, each, retrieval) for each in wanted))
         except ChorusError as error:
             if error.reason == errors.DEADLINE_EXCEEDED:
                 raise
@@ -192,13 +222,13 @@ class AttemptRunner:
         return next((each for each in found if each and planner.is_repeat(each, total_steps)), None)
 
     async def _find(
-        self, job: Job, identity: latents_pb2.LatentIdentity, encoded: embedder_pb2.EmbedResponse
+        self, job: Job, identity: latents_pb2.LatentIdentity, retrieval: embedder_pb2.EncoderInfo
     ) -> Donor | None:
         """Returns the entry of the job's prompt and seed under an identity, or None."""
         spec = job.generation.spec
         self._cache.require_available()
         await self._admissions.wait(identity, (spec.prompt, spec.seed))
-        return await self._cache.find(identity, encoded, spec.prompt, spec.seed, job.deadline)
+        return await self._cache.find(identity, retrieval, spec.prompt, spec.seed, job.deadline)
 
     async def _look_up(
         self,
@@ -244,12 +274,14 @@ class AttemptRunner:
             cause = "its latents are not in the cache"
             if theirs.plan.reuse_steps > 0:
                 cause = f"it reused generation {theirs.plan.donor.generation_id!r} itself: name that one"
-            found = await self._cache.find(identity, encoded, theirs.spec.prompt, spec.seed, job.deadline)
+            found = await self._cache.find(
+                identity, _describe_retrieval(encoded), theirs.spec.prompt, spec.seed, job.deadline
+            )
             if found is not None:
-                retrieval = await self._embedder.embed(
+                donor_encoded = await self._embedder.embed(
                     theirs.spec.prompt, encoded.conditioning_encoder_id, job.deadline
                 )
-                return [replace(found, score=_cosine(encoded, retrieval))]
+                return [replace(found, score=_cosine(encoded, donor_encoded))]
         message = f"generation {spec.donor_generation_id!r} is not reused: {cause}"
         warnings.append(warn_field_ignored("spec.donor_generation_id", message))
         return []
@@ -321,6 +353,13 @@ class AttemptRunner:
         message = to_message(plan)
         message.seed = choose_seed(message, spec.seed, seed_chosen, spec.prompt)
         return message
+
+
+def _describe_retrieval(encoded: embedder_pb2.EmbedResponse) -> embedder_pb2.EncoderInfo:
+    """Returns the encoder of the retrieval vector of a prompt."""
+    return embedder_pb2.EncoderInfo(
+        encoder_id=encoded.retrieval_encoder_id, vector_dim=len(encoded.retrieval_vector)
+    )
 
 
 def _cosine(first: embedder_pb2.EmbedResponse, second: embedder_pb2.EmbedResponse) -> float:

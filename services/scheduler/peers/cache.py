@@ -57,16 +57,20 @@ class CacheClient:
     async def find(
         self,
         identity: latents_pb2.LatentIdentity,
-        encoded: embedder_pb2.EmbedResponse,
+        retrieval: embedder_pb2.EncoderInfo,
         prompt: str,
         seed: int,
         deadline: Deadline,
     ) -> Donor | None:
-        """Returns the entry of a prompt and seed under an identity, or None. Raises as `lookup` does."""
+        """Returns the entry of a prompt and seed under an identity, or None. Raises as `lookup` does.
+
+        Args:
+            retrieval: encoder whose vectors the entries are found by.
+        """
         request = cache_pb2.FindRequest(
             identity=identity,
-            retrieval_encoder_id=encoded.retrieval_encoder_id,
-            vector_dim=len(encoded.retrieval_vector),
+            retrieval_encoder_id=retrieval.encoder_id,
+            vector_dim=retrieval.vector_dim,
             prompt=prompt,
             seed=seed,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from chorus.denoiser.v1 import denoiser_pb2
+from chorus.embedder.v1 import embedder_pb2
 from chorus_rpc import errors
 from chorus_rpc.errors import ChorusError, Violation
 
@@ -15,16 +16,22 @@ log = get_logger("encoder_registry")
 
 
 class EncoderRegistry:
-    """Conditioning encoders in the embedder's latest response to DescribeEncoders."""
+    """Encoders in the embedder's latest response to DescribeEncoders.
+
+    Attributes:
+        retrieval: encoder that finds donors; None while the embedder has not been reached.
+    """
 
     def __init__(self, embedder: EmbedderClient) -> None:
         self._embedder = embedder
+        self.retrieval: embedder_pb2.EncoderInfo | None = None
         self._served: tuple[str, ...] | None = None  # None while the embedder has not been reached
 
     async def refresh(self) -> None:
         """Requests the encoders from the embedder. On ChorusError the known encoders are kept."""
         reply = await self._embedder.describe_encoders()
         self._served = tuple(encoder.encoder_id for encoder in reply.encoders if encoder.conditioning)
+        self.retrieval = next((encoder for encoder in reply.encoders if encoder.retrieval), None)
 
     def find_fault(self, model: denoiser_pb2.ModelInfo) -> str | None:
         """Describes why requests for a model would fail; returns None if its encoder is served or unknown."""

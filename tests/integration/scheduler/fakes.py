@@ -104,6 +104,7 @@ class FakeEmbedder(Fake, embedder_pb2_grpc.EmbedderServiceServicer):
         self.metadata = []
         self.truncated = False
         self.encoders = [ENCODER]
+        self.described = "ret@1"  # retrieval encoder in the answer to DescribeEncoders
         self.aligned: list[embedder_pb2.AlignRequest] = []
         self.cannot_align = False
         # Prompts that differ in the wording only.
@@ -137,7 +138,8 @@ class FakeEmbedder(Fake, embedder_pb2_grpc.EmbedderServiceServicer):
     async def DescribeEncoders(self, request: Any, context: Any) -> Any:
         return embedder_pb2.DescribeEncodersResponse(
             encoders=[
-                embedder_pb2.EncoderInfo(encoder_id=encoder, conditioning=True) for encoder in self.encoders
+                *(embedder_pb2.EncoderInfo(encoder_id=name, conditioning=True) for name in self.encoders),
+                embedder_pb2.EncoderInfo(encoder_id=self.described, retrieval=True, vector_dim=2),
             ]
         )
 
@@ -152,6 +154,7 @@ class FakeCache(Fake, cache_pb2_grpc.CacheServiceServicer):
         self.donors: list[cache_pb2.Donor] = []
         self.lookups: list[cache_pb2.LookupRequest] = []
         self.finds: list[cache_pb2.FindRequest] = []
+        self.found = asyncio.Event()  # set by the first Find
         self.results: dict[str, cache_pb2.Entry] = {}  # by policy of the approximation; "" for full ones
         self.answering = asyncio.Event()
         self.answering.set()
@@ -177,6 +180,7 @@ class FakeCache(Fake, cache_pb2_grpc.CacheServiceServicer):
 
     async def Find(self, request: Any, context: Any) -> Any:
         self.finds.append(request)
+        self.found.set()
         return cache_pb2.FindResponse(entry=self.results.get(request.identity.approximation.policy))
 
     def Fetch(self, request: Any, context: Any) -> Any:

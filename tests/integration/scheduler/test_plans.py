@@ -145,6 +145,29 @@ async def test_earlier_result_of_the_same_request_is_repeated_without_a_lookup(
     assert not world.cache.lookups
 
 
+async def test_earlier_result_is_searched_while_the_prompt_is_embedded(world: World) -> None:
+    await world.events(await world.submit("warm up"))  # the scheduler knows the encoder from here on
+    world.cache.results[""] = _result(1, 2, 3, 4)
+    world.embedder.answering.clear()
+    accepted = await world.submit(seed=5)
+    await world.cache.found.wait()
+    world.embedder.answering.set()
+    await world.events(accepted)
+    assert world.denoiser.requests[-1].plan.reuse_steps == 4
+
+
+async def test_earlier_result_is_searched_again_if_the_embedder_has_another_encoder(world: World) -> None:
+    world.embedder.described = (
+        "earlier@1"  # as if the embedder restarted with "ret@1" since it described itself
+    )
+    await world.embedder.die()
+    await world.embedder.start()
+    await world.events(await world.submit("warm up"))  # the scheduler knows the earlier encoder from here on
+    await world.events(await world.submit(seed=5))
+    searched = [found.retrieval_encoder_id for found in world.cache.finds]
+    assert searched == ["earlier@1", "earlier@1", "ret@1", "ret@1"]
+
+
 async def test_named_donor_is_the_only_one_and_gives_its_seed(world: World) -> None:
     donor = await world.submit("a red car", seed=11)
     await world.events(donor)
