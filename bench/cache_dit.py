@@ -2,9 +2,11 @@
 
 `python -m bench.cache_dit` samples prompts of the split `test` with diffusers' `WanTransformer3DModel` and
 the model's weights, from the same noise: plain, with DBCache of the package `cache-dit`, and without a cache
-in fewer steps, the alternative to both. Every run is timed directly after a plain one, in one process on one
-thread, so the figures cover denoising only and no service. Writes cache_dit.json into --out and prints a
-table. cache-dit is part of the extra `rivals`: pip install -e ./client -e '.[rivals]'.
+in fewer steps, the alternative to both. It also runs the steps that remain after reuse of a donor (the
+donor's latents, the host adapter), plain and with DBCache within them. Every run is timed directly after a
+plain one, in one process on one thread, so the figures cover denoising only and no service. Writes
+cache_dit.json into --out and prints a table. cache-dit is part of the extra `rivals`: pip install -e ./client
+-e '.[rivals]'.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ from torch import Tensor
 from bench import results
 from bench.gpu.networks import build_diffusers_network
 from bench.results import Figure
-from evaluation.scenes import make_groups
+from evaluation.prompts import Group
+from evaluation.scenes import SINGLE_EDITS, make_groups
 from models.shapes.yardstick.comparison import compare
 from models.shapes.yardstick.reader import read
 from services.contract.schedule import shifted_schedule
@@ -78,6 +81,14 @@ SETTINGS: Final[Mapping[str, Setting]] = {
     "steps 1, 2, 4": Setting(steps_computation_mask=(1, 1, 0, 1)),
     "steps 1, 3, 4": Setting(steps_computation_mask=(1, 0, 1, 1)),
 }
+# Name -> steps reused from a donor, and the cache within the remaining steps, if any.
+AFTER_REUSE: Final[Mapping[str, tuple[int, Setting | None]]] = {
+    "reuse of 1 step": (1, None),
+    "reuse of 1 step, then steps 1, 3": (1, Setting(steps_computation_mask=(1, 0, 1))),
+    "reuse of 2 steps": (2, None),
+    "reuse of 2 steps, then step 1": (2, Setting(steps_computation_mask=(1, 0))),
+    "reuse of 3 steps": (3, None),
+}
 
 
 @dataclass(frozen=True)
@@ -85,16 +96,21 @@ class Output:
     """Result of one run.
 
     Attributes:
-        latents: Clean latents [C, T, H, W].
+        steps: Latents [C, T, H, W] after each step.
         seconds: Run time, in seconds.
         blocks: Number of blocks that ran.
         cached_steps: Steps that were reused instead of computed.
     """
 
-    latents: Tensor
+    steps: Sequence[Tensor]
     seconds: float
     blocks: int
     cached_steps: tuple[int, ...] = ()
+
+    @property
+    def latents(self) -> Tensor:
+        """Clean latents [C, T, H, W]."""
+        return self.steps[-1]
 
 
 class Network:
@@ -102,11 +118,12 @@ class Network:
 
     Args:
         setting: Configuration of DBCache; None for no cache.
+        steps: Number of steps of a run; default: those of the model's schedule.
 
     Raises ImportError if a setting is given and cache-dit is not installed.
     """
 
-    def __init__(self, model: LoadedModel, setting: Setting | None = None) -> None:
+    def __init__(self, model: LoadedModel, setting: Setting | None = None, steps: int | None = None) -> None:
         video = model.spec.video
         # All networks share the weights in memory: copies would compete for the processor's caches.
         self._network = build_diffusers_network(model.transformer)
@@ -119,14 +136,14 @@ class Network:
             block.register_forward_hook(self._count)
         self._cached = setting is not None
         if setting is not None:
-            _enable(self._network, setting, len(model.spec.schedule.sigmas) - 1)
+            _enable(self._network, setting, steps or len(model.spec.schedule.sigmas) - 1)
 
     def _count(self, *_: object) -> None:
         self._blocks_run += 1
 
     @torch.inference_mode()
-    def run(self, states: Tensor, noise: Tensor, sigmas: Sequence[float]) -> Output:
-        """Samples at the given noise levels from noise and token states [1, L, text_dim]."""
+    def run(self, states: Tensor, latents: Tensor, sigmas: Sequence[float]) -> Output:
+        """Samples at the given noise levels, from latents at the first and token states [1, L, text_dim]."""
         states = self._condition(states[0])
 
         def velocity(x: Tensor, sigma: float) -> Tensor:
@@ -143,9 +160,9 @@ class Network:
             cache_dit.refresh_context(self._network)
         self._blocks_run = 0
         begin = time.perf_counter()
-        *_, last = sample(velocity, noise, sigmas)
+        steps = list(sample(velocity, latents, sigmas))
         seconds = time.perf_counter() - begin
-        return Output(last, seconds, self._blocks_run, self._get_cached_steps())
+        return Output(steps, seconds, self._blocks_run, self._get_cached_steps())
 
     def _get_cached_steps(self) -> tuple[int, ...]:
         if not self._cached:
@@ -192,7 +209,15 @@ class Outcome:
     cached_steps: int
 
 
-Method: TypeAlias = Callable[[Tensor, Tensor], Output]
+@dataclass(frozen=True)
+class Start:
+    """What a run may start from: the noise, or a donor's latents after each step, each [C, T, H, W]."""
+
+    noise: Tensor
+    donor: Sequence[Tensor]
+
+
+Method: TypeAlias = Callable[[Tensor, Start], Output]
 
 
 class Harness:
@@ -210,39 +235,50 @@ class Harness:
         for steps in FEWER:
             schedule = shifted_schedule(steps, shift)
             self.methods[f"{steps} steps, no cache"] = self._build_method(self.network, schedule)
+        host = self.model.host or self.model
+        for name, (reused, within) in (AFTER_REUSE if settings else {}).items():
+            network = Network(host, within, len(sigmas) - 1 - reused)
+            self.methods[name] = self._build_hit(network, sigmas[reused:], reused)
         self._plain = self._build_method(self.network, sigmas)
 
     @staticmethod
     def _build_method(network: Network, sigmas: Sequence[float]) -> Method:
-        return lambda states, noise: network.run(states, noise, sigmas)
+        return lambda states, start: network.run(states, start.noise, sigmas)
+
+    @staticmethod
+    def _build_hit(network: Network, sigmas: Sequence[float], reused: int) -> Method:
+        return lambda states, start: network.run(states, start.donor[reused - 1], sigmas)
 
     def measure_difference(self, prompt: str, seed: int) -> float:
         """Measures the relative difference of diffusers' clean latents from the denoiser's."""
         noise, states = self.model.noise(seed, self.network.shape), self.encoder.encode([prompt])[0].states
+        start = Start(noise, [])
         text = self.model.prepare_text(states)
         predictor, sigmas = Predictor.eager(self.model), self.model.spec.schedule.sigmas
         *_, own = sample(lambda x, s: predictor.latent_velocity(x, s, text), noise, sigmas)
-        return _relative_error(self._plain(torch.as_tensor(states)[None], noise).latents, own)
+        return _relative_error(self._plain(torch.as_tensor(states)[None], start).latents, own)
 
-    def run_trial(self, prompt: str, scene: Any, seed: int) -> dict[str, Outcome]:
+    def run_trial(self, donor: str, prompt: str, scene: Any, seed: int) -> dict[str, Outcome]:
         """Runs one prompt with every method.
 
         Args:
-            scene: Scene that the prompt requests.
+            donor: Prompt of the donor, which has the same seed.
+            scene: Scene that `prompt` requests.
         """
         noise = self.model.noise(seed, self.network.shape)
-        states = torch.as_tensor(self.encoder.encode([prompt])[0].states)[None]
+        states, theirs = (torch.as_tensor(e.states)[None] for e in self.encoder.encode([prompt, donor]))
+        start = Start(noise, self._plain(theirs, Start(noise, [])).steps)
 
         def is_correct(latents: Tensor) -> bool:
             return compare(read(self.model.decode(latents)).scene, scene)["all"]
 
-        reference = self._plain(states, noise)
+        reference = self._plain(states, start)
         correct = is_correct(reference.latents)
         outcomes = {PLAIN: Outcome(reference.seconds, 1.0, correct, 0.0, reference.blocks, 0)}
         offset = seed % len(self.methods)  # rotates the order, so that the neighbours of a method vary
         names = list(self.methods)
         for name in names[offset:] + names[:offset]:
-            before, output = self._plain(states, noise), self.methods[name](states, noise)
+            before, output = self._plain(states, start), self.methods[name](states, start)
             outcomes[name] = Outcome(
                 output.seconds,
                 before.seconds / output.seconds,
@@ -274,6 +310,14 @@ def build_figures(trials: Sequence[Mapping[str, Outcome]]) -> dict[str, Figure]:
     return figures
 
 
+def run_trials(harness: Harness, groups: Sequence[Group], seed: int) -> list[dict[str, Outcome]]:
+    """Runs the first target of each group with every method; each group has the next seed."""
+    return [
+        harness.run_trial(group.donor.prompt, group.targets[0].prompt, group.targets[0].scene, seed + i)
+        for i, group in enumerate(track(groups, "caches within a request"))
+    ]
+
+
 def format_table(figures: Mapping[str, Figure]) -> str:
     """Formats the figures as a Markdown table with a row for each method."""
     lines = [
@@ -295,7 +339,9 @@ def format_table(figures: Mapping[str, Figure]) -> str:
 
 
 def main(
-    count: Annotated[int, typer.Option(min=2, help="Number of prompts, each run with every method.")] = 100,
+    count: Annotated[
+        int, typer.Option(min=20, help="Number of prompt pairs of all kinds; single edits are run.")
+    ] = 100,
     out: Annotated[
         Path, typer.Option(file_okay=False, help="Folder to write the result to.")
     ] = results.RESULTS,
@@ -309,13 +355,9 @@ def main(
         raise typer.BadParameter(
             "cache-dit is not installed: pip install -e ./client -e '.[rivals]'"
         ) from None
-    groups = make_groups("test", count, seed, "unseen")
-    cases = [group.targets[0] for group in groups]
-    difference = harness.measure_difference(cases[0].prompt, seed)  # also the warm-up
-    trials = [
-        harness.run_trial(case.prompt, case.scene, seed + i)
-        for i, case in enumerate(track(cases, "generating"))
-    ]
+    groups = [group for group in make_groups("test", count, seed, "unseen") if group.kind in SINGLE_EDITS]
+    difference = harness.measure_difference(groups[0].targets[0].prompt, seed)  # also the warm-up
+    trials = run_trials(harness, groups, seed)
     figures = build_figures(trials)
     figures["diffusers_to_denoiser"] = results.single(difference, "of the latents' norm")
     command = f"python -m bench.cache_dit {shlex.join(sys.argv[1:])}".strip()

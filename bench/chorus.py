@@ -1,15 +1,18 @@
 """Main figures of the project, on prompts not used for tuning: `python -m bench.chorus`.
 
-Runs `chorus eval` on the whole stack over gRPC, on the split `test`: every policy, the baselines, and fewer
-steps without a cache, on the same prompts in the same run, with all overheads included. It also measures
-exact repeats (`bench.repeats`) and, in its own processes, the cost of a step on 30 % of the tokens, the cost
-of side data, false reuse, the gain of amplification at the deepest reuse, and that of donors of the same seed
-(`bench.seed_gain`). Writes bench/results/chorus.json, docs/images/eval.png, and all measurements into
---folder. Takes about half an hour on two cores.
+Runs `chorus eval` on the whole stack over gRPC, on the split `test`: every policy, the baselines, fewer steps
+without a cache, and students distilled for two steps and for one, on the same prompts in the same run, with
+all overheads included. It also measures exact repeats (`bench.repeats`), the spread over seeds
+(`bench.diversity`) and, in its own processes, the cost of a step on 30 % of the tokens, the cost of side
+data, false reuse, the gain of amplification at the deepest reuse, that of donors of the same seed
+(`bench.seed_gain`), and caches within a request (`bench.cache_dit`, if cache-dit is installed). Writes
+bench/results/chorus.json, docs/images/eval.png, and all measurements into --folder. Takes about 80 minutes on
+two cores with the default numbers.
 """
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
 import sys
@@ -18,15 +21,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Final, get_args
+from unittest.mock import patch
 
 import torch
 import typer
+from chorus_cli.local.model_files import MODELS
 from chorus_cli.output import Output
 from chorus_rpc.tenancy import DEFAULT_TENANT
 from rich.progress import track
 
-from bench import results
+from bench import cache_dit, results
 from bench.ablation import build_amplification
+from bench.diversity import measure_diversity
 from bench.in_process import Harness, Variant, run_trials
 from bench.languages import LANGUAGES
 from bench.repeats import measure_repeats
@@ -47,6 +53,19 @@ MODEL: Final = load_spec(SHIPPED_MODEL)
 POLICIES: Final[tuple[Policy, ...]] = ("safe", "balanced", "fast")
 BASELINES: Final = ("nirvana", "threshold", "modm")
 FEWER: Final = (3, 2, 1)
+# Students distilled for fewer steps, by name of the method: their model files. The shipped model is served
+# beside them.
+STUDENTS: Final = {f"student_{n}": SHIPPED_MODEL.with_name(f"student-{n}.toml") for n in (2, 1)}
+# Methods of `bench.cache_dit` that are measured, by the prefix of their figures.
+IN_REQUEST: Final = {
+    "cache_dit_threshold": "threshold 0.24",
+    "cache_dit_steps_1_3_4": "steps 1, 3, 4",
+    "reuse_1": "reuse of 1 step",
+    "reuse_1_cache_dit": "reuse of 1 step, then steps 1, 3",
+    "reuse_2": "reuse of 2 steps",
+    "reuse_2_cache_dit": "reuse of 2 steps, then step 1",
+    "reuse_3": "reuse of 3 steps",
+}
 # Amplification of a depth that was calibrated without any.
 CONTRAST: Final = build_amplification("contrast", 0.5)
 EQUAL: Final = "steps_2"  # rival of equal computation
@@ -74,13 +93,17 @@ def run_evaluation(folder: Path, pairs: int, seed: int) -> dict[str, Any]:
         cache_target=None,
         tenant=DEFAULT_TENANT,
         groups=make_groups("test", pairs, seed, "unseen"),
-        methods=build_methods(POLICIES, {}, BASELINES, FEWER),
+        methods=build_methods(
+            POLICIES, {}, BASELINES, FEWER, {name: load_spec(file).id for name, file in STUDENTS.items()}
+        ),
         seed=seed,
         model=None,
         token_pixels=4,
         target_seed="mixed",
     )
-    evaluation.run_evaluation(options, folder, Output(as_json=False))
+    served = ",".join(map(str, (SHIPPED_MODEL, *STUDENTS.values())))
+    with patch.dict(os.environ, {MODELS: served}):
+        evaluation.run_evaluation(options, folder, Output(as_json=False))
     figures: dict[str, Any] = results.read(folder / evaluation.FIGURES)["figures"]
     return figures
 
@@ -105,7 +128,8 @@ def select_headlines(measured: Mapping[str, Any]) -> dict[str, Any]:
                     headlines[f"{policy}_{prefix}{name}"] = measured[key]
         if f"{policy}.distance_excess" in measured:
             headlines[f"{policy}_distance_excess"] = measured[f"{policy}.distance_excess"]
-    for method in (*BASELINES, *(f"steps_{steps}" for steps in FEWER), "full"):
+            headlines[f"{policy}_distance_ratio"] = _compute_distance_ratio(measured, policy)
+    for method in (*BASELINES, *(f"steps_{steps}" for steps in FEWER), *STUDENTS, "full"):
         for figure in _COMPARED_FIGURES:
             if f"{method}.{figure}" in measured:
                 headlines[f"{method}_{figure}"] = measured[f"{method}.{figure}"]
@@ -118,10 +142,31 @@ def select_headlines(measured: Mapping[str, Any]) -> dict[str, Any]:
                     headlines["equal_compute_alignment_gain_points"] = gain
                     low = Figure(gain["ci95"][0], gain["unit"], gain["n"])
                     headlines["equal_compute_alignment_gain_low"] = low
+    if f"versus.balanced.{EQUAL}.distance" in measured:
+        headlines["equal_compute_distance_ratio"] = _compute_rival_ratio(measured)
     headlines["false_reuse_rate_served"] = measured["balanced.false_reuse_rate"]
     if "balanced.seed_kept.single_edit_overhead_ms_p50" in measured:
         headlines["hit_overhead_ms"] = measured["balanced.seed_kept.single_edit_overhead_ms_p50"]
     return headlines
+
+
+def _compute_distance_ratio(measured: Mapping[str, Any], policy: str) -> Figure:
+    """Returns a policy's distance to renders divided by the full computation's, both above that of renders.
+
+    The excess is over the same requests; the full computation's distance and that of renders over all.
+    """
+    excess = measured[f"{policy}.distance_excess"]
+    scale = measured["full.distance"]["value"] - measured["renders.distance"]["value"]
+    low, high = (1 + bound / scale for bound in excess["ci95"])
+    return Figure(1 + excess["value"] / scale, "of full", excess["n"], (low, high))
+
+
+def _compute_rival_ratio(measured: Mapping[str, Any]) -> Figure:
+    """Returns the distance of `balanced` to renders divided by that of two steps, above that of renders."""
+    difference = measured[f"versus.balanced.{EQUAL}.distance"]
+    own = measured["balanced.distance"]["value"] - measured["renders.distance"]["value"]
+    high, low = (own / (own + bound) for bound in difference["ci95"])
+    return Figure(own / (own + difference["value"]), "of two steps", difference["n"], (low, high))
 
 
 def group_by_kind(measured: Mapping[str, Any]) -> dict[str, Any]:
@@ -239,6 +284,24 @@ def measure_amplification_gain(pairs: int, seed: int, processes: int) -> dict[st
     return figures
 
 
+def measure_in_request(pairs: int, seed: int) -> dict[str, Figure]:
+    """Measures caches within a request, alone and after reuse. Returns no figure if cache-dit is missing."""
+    wanted = set(IN_REQUEST.values())
+    try:
+        harness = cache_dit.Harness({k: s for k, s in cache_dit.SETTINGS.items() if k in wanted})
+    except ImportError:
+        print("cache-dit is not measured: pip install -e ./client -e '.[rivals]'")
+        return {}
+    groups = [group for group in make_groups("test", pairs, seed, "unseen") if group.kind in SINGLE_EDITS]
+    harness.measure_difference(groups[0].targets[0].prompt, seed)  # warms up
+    found = cache_dit.build_figures(cache_dit.run_trials(harness, groups, seed))
+    return {
+        f"in_request_{prefix}_{name}": found[f"{method}.{name}"]
+        for prefix, method in {**IN_REQUEST, "plain": cache_dit.PLAIN}.items()
+        for name in ("speedup", "alignment")
+    }
+
+
 def main(
     pairs: Annotated[int, typer.Option(min=10, help="Number of prompt pairs over gRPC.")] = 400,
     amplified: Annotated[
@@ -252,6 +315,12 @@ def main(
         int, typer.Option(min=10, help="Number of prompt pairs for donors of the same and of another seed.")
     ] = 110,
     repeated: Annotated[int, typer.Option(min=5, help="Number of prompts that are repeated.")] = 22,
+    spread: Annotated[
+        int, typer.Option(min=10, help="Number of prompt pairs for the spread over seeds.")
+    ] = 33,
+    in_request: Annotated[
+        int, typer.Option(min=10, help="Number of prompt pairs for caches within a request.")
+    ] = 44,
     folder: Annotated[Path, typer.Option(help="Output folder of `chorus eval`.")] = Path("out/chorus"),
     measured_before: Annotated[
         bool,
@@ -271,6 +340,8 @@ def main(
     in_process = measure_step_costs(harness) | measure_false_reuse(harness, unrelated, seed + 2)
     in_process |= measure_amplification_gain(amplified, seed + 1, 2)
     in_process |= measure_seed_gain(seeded, seed + 3, 2)
+    in_process |= measure_in_request(in_request, seed)
+    in_process |= measure_diversity(folder / "seeds", spread, seed + 5, POLICIES)
     in_process |= measure_repeats(folder / "repeats", repeated, seed + 4)
     figures: dict[str, Any] = {**select_headlines(measured), **in_process}
     command = f"python -m bench.chorus {shlex.join(sys.argv[1:])}".strip()

@@ -36,7 +36,7 @@ def test_table_has_a_row_for_each_method() -> None:
 def test_missing_cache_dit_is_reported_with_the_install_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cache_dit", None)
     with pytest.raises(typer.BadParameter, match=r"pip install -e \./client -e '\.\[rivals\]'"):
-        cache_dit.main(count=2)
+        cache_dit.main(count=20)
 
 
 def test_steps_are_reused_as_configured(harness: cache_dit.Harness) -> None:
