@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,12 @@ from chorus_rpc.errors import DISK_FULL, ChorusError, unavailable
 
 from services.cache.blocking_client import BlockingClient
 from services.cache.disk_space import DiskReserve, disk_full
-from services.cache.entries import Entry, Space
+from services.cache.entries import Entry, Space, Uses
 from services.cache.filters import make_filter
 from services.cache.index import Hit, Selection
+from services.cache.layout import FIELDS, to_entry, to_row
 from services.cache.lite_faults import describe_lite_fault
-from services.cache.milvus import FIELDS, MilvusIndex, connect, make_client, to_entry
+from services.cache.milvus import MilvusIndex, connect, make_client
 from services.cache.rows import Rows, unpack
 from services.runtime.logs import get_logger
 from services.runtime.startup import StartupError
@@ -106,7 +107,13 @@ class EmbeddedIndex(MilvusIndex):
         server_manager_instance.release_server(self._uri)
 
     async def search(
-        self, space: str, tenant: str, identity: str, vector: Sequence[float], limit: int
+        self,
+        space: str,
+        tenant: str,
+        identity: str,
+        vector: Sequence[float],
+        limit: int,
+        now_ms: int = 0,
     ) -> list[Hit]:
         make_filter(tenant, Selection(identity=identity))  # refuses the same values as a server's
         rows = self._rows.get(space)
@@ -115,7 +122,7 @@ class EmbeddedIndex(MilvusIndex):
 
         def find() -> list[Hit]:
             with self._lock:
-                return rows.search(tenant, identity, vector, limit)
+                return rows.search(tenant, identity, vector, limit, now_ms)
 
         return find() if len(rows) < _SMALL else await asyncio.to_thread(find)
 
@@ -145,6 +152,27 @@ class EmbeddedIndex(MilvusIndex):
         # In this thread, so that rows change in the order of the writes, also after a caller gave up.
         with self._lock:
             self._rows.setdefault(space.name, Rows()).put(entry, vector)
+
+    async def add_uses(self, space: str, tenant: str, uses: Mapping[str, Uses]) -> None:
+        make_filter(tenant, entry_ids=list(uses))
+        rows = self._rows.get(space)
+        if rows is None or not await self._client.run(self._reserve.fill):
+            return  # on a full disk what is kept matters more than its uses
+
+        def add() -> None:
+            with self._lock:
+                used = rows.get_used(tenant, uses)
+            if used:
+                self._milvus.upsert(space, [to_row(*each) for each in used], timeout=self._seconds)
+            with self._lock:
+                for entry, vector in used:
+                    rows.put(entry, vector)
+
+        try:
+            await self._client.run(add)
+        except ChorusError as error:
+            self._note_torn_log(space, error)
+            raise
 
     async def delete(self, space: str, tenant: str, entry_ids: Sequence[str]) -> None:
         make_filter(tenant, entry_ids=entry_ids)

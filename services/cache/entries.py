@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from chorus_rpc.limits import MAX_ID_CHARACTERS, SHA256_PATTERN
 
@@ -52,6 +53,24 @@ class Blob:
         return "side data" if self.step is None else f"step {self.step}"
 
 
+class Uses(NamedTuple):
+    """Requests that used an entry, the computation that they saved, and the time of the last one."""
+
+    hits: int = 0
+    saved_seconds: float = 0.0
+    used_ms: int = 0
+
+    def plus(self, others: Uses) -> Uses:
+        return Uses(
+            self.hits + others.hits,
+            self.saved_seconds + others.saved_seconds,
+            max(self.used_ms, others.used_ms),
+        )
+
+
+UNUSED = Uses()
+
+
 @dataclass(frozen=True)
 class Entry:
     """A row of the index, without its vector.
@@ -64,6 +83,11 @@ class Entry:
         created_ms: time of the admission, milliseconds since the epoch.
         traceparent: trace of the request that produced the entry; may be empty.
         seed: seed of that request; None if an earlier version stored the entry.
+        expires_ms: time from which the entry is no longer found, milliseconds since the epoch; 0 for never.
+        uses: the uses so far, as of the last time that they were saved.
+        similarity: cosine to the nearest entry of the same identity at the admission; 0 if there was none.
+        from_hit: whether the latents were made from another entry.
+        seed_drawn: whether the server drew the seed.
     """
 
     entry_id: str
@@ -78,6 +102,18 @@ class Entry:
     traceparent: str
     generation_id: str
     seed: int | None = None
+    expires_ms: int = 0
+    uses: Uses = UNUSED
+    similarity: float = 0.0
+    from_hit: bool = False
+    seed_drawn: bool = False
+
+    def with_uses(self, uses: Uses) -> Entry:
+        """Returns the entry with further uses."""
+        return replace(self, uses=self.uses.plus(uses))
+
+    def is_expired(self, now_ms: int) -> bool:
+        return 0 < self.expires_ms <= now_ms
 
     @property
     def size_bytes(self) -> int:

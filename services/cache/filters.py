@@ -27,6 +27,8 @@ def make_filter(
             terms.append(f"{field} == {_literal(value)}")
     if chosen.created_before_ms is not None:
         terms.append(f"created_ms < {int(chosen.created_before_ms)}")
+    if chosen.alive_at_ms is not None:
+        terms.append(f"(expires_ms == 0 or expires_ms > {int(chosen.alive_at_ms)})")
     if entry_ids is not None:
         terms.append(f"entry_id in [{', '.join(_literal(each) for each in entry_ids)}]")
     return " and ".join(terms)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from services.cache.entries import Entry, Space
+from services.cache.entries import Entry, Space, Uses
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class Selection:
     identity: str | None = None
     model_id: str | None = None
     created_before_ms: int | None = None
+    alive_at_ms: int | None = None
 
 
 class Index(ABC):
@@ -42,9 +43,19 @@ class Index(ABC):
 
     @abstractmethod
     async def search(
-        self, space: str, tenant: str, identity: str, vector: Sequence[float], limit: int
+        self,
+        space: str,
+        tenant: str,
+        identity: str,
+        vector: Sequence[float],
+        limit: int,
+        now_ms: int = 0,
     ) -> list[Hit]:
-        """Returns the rows of this tenant and identity nearest to `vector`, best first, at most `limit`."""
+        """Returns the rows of this tenant and identity nearest to `vector`, best first, at most `limit`.
+
+        Args:
+            now_ms: rows that expired before are not found.
+        """
 
     @abstractmethod
     async def get(self, space: str, tenant: str, entry_id: str) -> Entry | None:
@@ -53,6 +64,10 @@ class Index(ABC):
     @abstractmethod
     async def upsert(self, space: Space, entry: Entry, vector: Sequence[float]) -> None:
         """Writes or replaces a row; the first one creates the space."""
+
+    @abstractmethod
+    async def add_uses(self, space: str, tenant: str, uses: Mapping[str, Uses]) -> None:
+        """Adds uses to rows of this tenant, by entry id; missing rows are ignored."""
 
     @abstractmethod
     async def delete(self, space: str, tenant: str, entry_ids: Sequence[str]) -> None:

@@ -1,7 +1,6 @@
 """Vector index on a Milvus server. `embedded` extends it to Milvus Lite inside this process.
 
-A space is a collection `<space>_v1` behind the alias `<space>`, so that a later layout can be filled in
-parallel and the alias moved. The primary key is the entry id, a digest that includes the tenant.
+`layout` has the columns. The primary key is the entry id, a digest that includes the tenant.
 """
 
 from __future__ import annotations
@@ -9,27 +8,31 @@ from __future__ import annotations
 import contextlib
 import importlib
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import asdict
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import grpc
 from chorus_rpc.errors import unavailable
-from chorus_rpc.limits import MAX_ID_CHARACTERS, MAX_PROMPT_BYTES
-from pymilvus import DataType, MilvusClient
+from pymilvus import MilvusClient
 from pymilvus.exceptions import ErrorCode, MilvusException
 
 from services.cache.blocking_client import BlockingClient, retry_until_up
 from services.cache.certificates import TlsFault, find_tls_fault
-from services.cache.entries import Blob, Entry, Space
+from services.cache.entries import Entry, Space, Uses
 from services.cache.filters import make_filter
 from services.cache.index import Hit, Index, Selection
 from services.cache.index_id import read_or_create_id
+from services.cache.layout import (
+    FIELDS,
+    create_collection,
+    find_spaces,
+    load_collection,
+    to_entry,
+    to_row,
+)
 from services.cache.store_faults import describe_milvus_fault
 from services.runtime.breaker import PROBE_SECONDS
 
-_PREFIX = "chorus_"
-_LAYOUT = "_v1"
 _PAGE = 500
 # Writes are visible to the next call of this process, at a hundredth of the cost of "Strong" on a server.
 _READ_YOUR_WRITES = "Session"
@@ -38,21 +41,6 @@ _READ_YOUR_WRITES = "Session"
 _CHANNEL_OPTIONS = {"grpc.enable_http_proxy": 0}
 
 T = TypeVar("T")
-
-# Column and type; lengths are bytes on a server.
-_COLUMNS: tuple[tuple[str, Any, dict[str, int]], ...] = (
-    ("tenant", DataType.VARCHAR, {"max_length": 63}),
-    ("identity", DataType.VARCHAR, {"max_length": 64}),
-    ("model_id", DataType.VARCHAR, {"max_length": MAX_ID_CHARACTERS}),
-    ("prompt", DataType.VARCHAR, {"max_length": MAX_PROMPT_BYTES}),
-    ("prompt_hash", DataType.VARCHAR, {"max_length": 64}),
-    ("blobs", DataType.JSON, {}),
-    ("cost_seconds", DataType.DOUBLE, {}),
-    ("created_ms", DataType.INT64, {}),
-    ("traceparent", DataType.VARCHAR, {"max_length": 64}),
-    ("generation_id", DataType.VARCHAR, {"max_length": MAX_ID_CHARACTERS}),
-)
-FIELDS = ["entry_id", *(name for name, _, _ in _COLUMNS)]
 
 
 def make_client(threads: int, seconds: float) -> BlockingClient:
@@ -150,9 +138,15 @@ class MilvusIndex(Index):
         self._milvus.close()
 
     async def search(
-        self, space: str, tenant: str, identity: str, vector: Sequence[float], limit: int
+        self,
+        space: str,
+        tenant: str,
+        identity: str,
+        vector: Sequence[float],
+        limit: int,
+        now_ms: int = 0,
     ) -> list[Hit]:
-        where = make_filter(tenant, Selection(identity=identity))
+        where = make_filter(tenant, Selection(identity=identity, alive_at_ms=now_ms or None))
         found: Any = await self._read(
             space,
             lambda: self._milvus.search(
@@ -199,6 +193,25 @@ class MilvusIndex(Index):
     def _write(self, space: Space, entry: Entry, vector: Sequence[float]) -> None:
         self._milvus.upsert(space.name, [to_row(entry, vector)], timeout=self._seconds)
 
+    async def add_uses(self, space: str, tenant: str, uses: Mapping[str, Uses]) -> None:
+        if not uses:
+            return
+        where = make_filter(tenant, entry_ids=list(uses))
+
+        def add() -> None:
+            rows = self._milvus.query(
+                space,
+                filter=where,
+                output_fields=[*FIELDS, "vector"],
+                consistency_level="Strong",
+                timeout=self._seconds,
+            )
+            changed = [to_row(to_entry(row).with_uses(uses[row["entry_id"]]), row["vector"]) for row in rows]
+            if changed:
+                self._milvus.upsert(space, changed, timeout=self._seconds)
+
+        await self._read(space, add)
+
     async def delete(self, space: str, tenant: str, entry_ids: Sequence[str]) -> None:
         if not entry_ids:
             return
@@ -212,11 +225,7 @@ class MilvusIndex(Index):
 
     async def spaces(self) -> list[str]:
         names = await self._client.run(lambda: self._milvus.list_collections(timeout=self._seconds))
-        return sorted(
-            name.removesuffix(_LAYOUT)
-            for name in names
-            if name.startswith(_PREFIX) and name.endswith(_LAYOUT)
-        )
+        return find_spaces(names)
 
     def select(self, space: str, tenant: str, selection: Selection) -> AsyncIterator[list[Entry]]:
         return self._pages(space, make_filter(tenant, selection))
@@ -282,59 +291,13 @@ class MilvusIndex(Index):
             timeout=self._seconds,
         )
 
-    def _create(self, space: Space) -> None:
-        """Creates the collection, or its missing parts: another process may have created some of them."""
-        schema = MilvusClient.create_schema(auto_id=False, enable_dynamic_field=False)
-        schema.add_field("entry_id", DataType.VARCHAR, is_primary=True, max_length=64)
-        schema.add_field("vector", DataType.FLOAT_VECTOR, dim=space.dimension)
-        for name, kind, bounds in _COLUMNS:
-            schema.add_field(name, kind, **bounds)
-        collection = space.name + _LAYOUT
-        if not self._milvus.has_collection(collection, timeout=self._seconds):
-            try:
-                self._milvus.create_collection(collection, schema=schema, timeout=self._seconds)
-            except MilvusException:
-                if not self._milvus.has_collection(collection, timeout=self._seconds):
-                    raise
-        self._load(space.name)
-
     def _load(self, space: str) -> bool:
-        """Makes an existing collection searchable, completing a partial one; returns False if none exists."""
-        collection = space + _LAYOUT
-        if not self._milvus.has_collection(collection, timeout=self._seconds):
+        """Makes an existing collection searchable; returns False if none exists."""
+        if not load_collection(self._milvus, space, self._seconds):
             return False
-        if not self._milvus.list_indexes(collection, timeout=self._seconds):
-            params = self._milvus.prepare_index_params()
-            # Exact search: at the size of a cache, the search is not the bottleneck.
-            params.add_index("vector", index_type="FLAT", metric_type="COSINE")
-            self._milvus.create_index(collection, params, timeout=self._seconds)
-        if not self._milvus.has_collection(space, timeout=self._seconds):
-            try:
-                self._milvus.create_alias(collection, space, timeout=self._seconds)
-            except MilvusException:
-                if not self._milvus.has_collection(space, timeout=self._seconds):
-                    raise
-        self._milvus.load_collection(collection, timeout=self._seconds)
         self._ready.add(space)
         return True
 
-
-def to_row(entry: Entry, vector: Sequence[float]) -> dict[str, Any]:
-    # The seed is part of the JSON column, so that collections of earlier versions have a place for it. It is
-    # text, because a JSON number has 53 bits.
-    row = asdict(entry)
-    details = {
-        "blobs": row.pop("blobs"),
-        "seed": str(seed) if (seed := row.pop("seed")) is not None else None,
-    }
-    return {**row, "vector": list(vector), "blobs": details}
-
-
-def to_entry(row: dict[str, Any]) -> Entry:
-    details = row["blobs"]
-    seed = details.get("seed")
-    return Entry(
-        **{name: row[name] for name in FIELDS if name != "blobs"},
-        blobs=tuple(Blob(**blob) for blob in details["blobs"]),
-        seed=None if seed is None else int(seed),
-    )
+    def _create(self, space: Space) -> None:
+        create_collection(self._milvus, space.name, space.dimension, self._seconds)
+        self._load(space.name)

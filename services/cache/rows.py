@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from services.cache.entries import Blob, Entry
+from services.cache.entries import Blob, Entry, Uses
 from services.cache.index import Hit, Selection
 
 _FIRST = 64  # rows for which a group reserves memory at first; it doubles when they are used
@@ -57,10 +57,21 @@ class Rows:
         group = self._group_of.get(entry_id)
         return None if group is None or group.tenant != tenant else group.get(entry_id)
 
-    def search(self, tenant: str, identity: str, vector: Sequence[float], limit: int) -> list[Hit]:
-        """Returns the rows of this tenant and identity nearest to `vector`, best first."""
+    def get_used(self, tenant: str, uses: Mapping[str, Uses]) -> list[tuple[Entry, list[float]]]:
+        """Returns the rows of a tenant that have these ids, with the uses added, and their vectors."""
+        found = []
+        for entry_id in self.owned(tenant, list(uses)):
+            group = self._group_of[entry_id]
+            found.append((group.get(entry_id).with_uses(uses[entry_id]), group.vector(entry_id)))
+        return found
+
+    def search(
+        self, tenant: str, identity: str, vector: Sequence[float], limit: int, now_ms: int = 0
+    ) -> list[Hit]:
+        """Returns the rows of this tenant and identity nearest to `vector` that have not expired, best
+        first."""
         group = self._groups.get((tenant, identity))
-        return [] if group is None else group.search(vector, limit)
+        return [] if group is None else group.search(vector, limit, now_ms)
 
     def select(self, tenant: str | None, selection: Selection) -> list[bytes]:
         """Returns the matching rows of a tenant, or of all, for `unpack`. Takes about 0.1 µs a row."""
@@ -84,6 +95,7 @@ class _Group:
     def __init__(self, entry: Entry, dimension: int) -> None:
         self.tenant, self.identity = entry.tenant, entry.identity
         self._vectors: NDArray[np.float32] = np.empty((_FIRST, dimension), np.float32)  # of length 1
+        self._expiries: NDArray[np.int64] = np.zeros(_FIRST, np.int64)  # in ms since the epoch; 0 for never
         self._ids: list[str] = []
         self._rows: list[_Row] = []
         self._places: dict[str, int] = {}
@@ -95,7 +107,9 @@ class _Group:
         place = self._places.setdefault(entry.entry_id, len(self._ids))
         if place == len(self._vectors):
             self._vectors = np.concatenate([self._vectors, np.empty_like(self._vectors)])
+            self._expiries = np.concatenate([self._expiries, np.zeros_like(self._expiries)])
         self._vectors[place] = _normalise(vector)
+        self._expiries[place] = entry.expires_ms
         if place == len(self._ids):
             self._ids.append(entry.entry_id)
             self._rows.append(_Row(pack(entry), entry.model_id, entry.created_ms))
@@ -105,6 +119,7 @@ class _Group:
     def remove(self, entry_id: str) -> None:
         place, last = self._places.pop(entry_id), len(self._ids) - 1
         self._vectors[place] = self._vectors[last]
+        self._expiries[place] = self._expiries[last]
         moved, row = self._ids.pop(), self._rows.pop()
         if place != last:
             self._ids[place], self._rows[place], self._places[moved] = moved, row, place
@@ -112,12 +127,22 @@ class _Group:
     def get(self, entry_id: str) -> Entry:
         return unpack(self._rows[self._places[entry_id]].packed)
 
-    def search(self, vector: Sequence[float], limit: int) -> list[Hit]:
+    def vector(self, entry_id: str) -> list[float]:
+        return [float(value) for value in self._vectors[self._places[entry_id]]]
+
+    def search(self, vector: Sequence[float], limit: int, now_ms: int) -> list[Hit]:
         scores = self._vectors[: len(self)] @ _normalise(vector)
+        expiries = self._expiries[: len(self)]
+        expired = (expiries > 0) & (expiries <= now_ms)
+        if expired.any():
+            scores = np.where(expired, -np.inf, scores)
+            limit = min(limit, int((~expired).sum()))
+            if not limit:
+                return []
         nearest = (
             np.argpartition(-scores, limit - 1)[:limit] if limit < len(scores) else np.arange(len(scores))
         )
-        best = nearest[np.argsort(-scores[nearest], kind="stable")]
+        best = nearest[np.argsort(-scores[nearest], kind="stable")][:limit]
         # Rounding may put the cosine of equal vectors a little above 1.
         return [Hit(unpack(self._rows[i].packed), min(1.0, max(-1.0, float(scores[i])))) for i in best]
 
@@ -148,4 +173,5 @@ def pack(entry: Entry) -> bytes:
 def unpack(row: bytes) -> Entry:
     """Inverts `pack`."""
     fields: dict[str, Any] = json.loads(row.decode("utf-8", "surrogatepass"))
-    return Entry(**fields | {"blobs": tuple(Blob(**blob) for blob in fields["blobs"])})
+    blobs, uses = (Blob(**blob) for blob in fields["blobs"]), Uses(*fields["uses"])
+    return Entry(**fields | {"blobs": tuple(blobs), "uses": uses})

@@ -78,7 +78,13 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
         space = check_fetch(request)
         identity = identity_digest(request.identity)
         blobs = self._store.fetch(
-            space, tenant, identity, request.entry_id, request.steps, side_data=request.side_data
+            space,
+            tenant,
+            identity,
+            request.entry_id,
+            request.steps,
+            side_data=request.side_data,
+            total_steps=len(request.identity.schedule.sigmas) - 1,
         )
         async with aclosing(blobs):
             async for blob, data in blobs:

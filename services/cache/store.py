@@ -1,20 +1,26 @@
 """Order of writes and deletes across two stores that share no transaction.
 
-An admission writes verified blobs, then the row. A deletion removes the row; after a grace period the sweeper
-deletes its blobs, and only the sweeper deletes blobs. A crash in between therefore leaves blobs that no row
-names, never a row without blobs. If a blob of a row is missing or altered nevertheless, the fetch that finds
-it counts as a miss and deletes the row. The sweeper deletes rows too: those older than the grace period that
-name a missing blob. Neither deletes because of a missing blob while the store is not claimed by the index:
-it may be the wrong store.
+An admission reserves room, writes verified blobs, then the row. A purge removes the row; after a grace period
+the sweeper deletes its blobs. An eviction removes the row and then, at once, the blobs that no other row
+names, because it has to make room. A crash in between therefore leaves blobs that no row names, never a row
+without blobs; the sweeper deletes them. If a blob of a row is missing or altered nevertheless, the fetch that
+finds it counts as a miss and deletes the row. The sweeper deletes rows too: those older than the grace period
+that name a missing blob. None of them deletes because of a missing blob while the store is not claimed by the
+index: it may be the wrong store.
+
+Blobs and rows of one tenant and identity change under one lock in this process. Another process on the same
+stores may evict an entry while this one reads it, or write a blob that this one is about to delete: the
+reader then finds the blob missing, which is a miss.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter, OrderedDict
-from collections.abc import AsyncGenerator, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections import Counter, defaultdict
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
 from weakref import WeakValueDictionary
 
 from chorus_rpc import semconv
@@ -23,9 +29,12 @@ from chorus_rpc.errors import BLOB_CORRUPT, INTERNAL, WRONG_STATE, ChorusError, 
 from chorus_rpc.telemetry import span
 
 from services.cache.blobs import Blobs
-from services.cache.entries import Admission, Blob, Entry, Space, make_blob_key
+from services.cache.entries import UNUSED, Admission, Blob, Entry, Space, Uses, make_blob_key
+from services.cache.eviction.ledger import EntryKey, Ledger
 from services.cache.index import Hit, Index, Selection
 from services.cache.ownership import Ownership, StoreClaim
+from services.cache.recent_rows import RecentRows
+from services.cache.room import UNBOUNDED, Capacity, Room, to_held
 from services.runtime.logs import get_logger
 
 log = get_logger("cache.store")
@@ -62,10 +71,15 @@ class StorageUsage:
 
 
 class LatentStore:
-    """Latents and their index. Owns neither index nor blobs; close it first, since it waits for
-    admissions."""
+    """Latents and their index. Owns neither index nor blobs; close it first, since it waits for admissions.
 
-    def __init__(self, index: Index, blobs: Blobs) -> None:
+    Call `load` before the first call: a ledger that lacks rows cannot keep the capacity.
+
+    Args:
+        capacity: upper bounds on the blobs of all entries.
+    """
+
+    def __init__(self, index: Index, blobs: Blobs, capacity: Capacity = UNBOUNDED) -> None:
         self.index = index
         self.blobs = blobs
         self.claim = StoreClaim(blobs, index.index_id)
@@ -73,7 +87,25 @@ class LatentStore:
         self.start_ms = now_ms()
         self._locks: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
         self._commits: set[asyncio.Task[bool]] = set()
-        self._looked_up = _RecentRows()
+        self._looked_up = RecentRows()
+        self.ledger = Ledger()
+        self.room = Room(self.ledger, capacity, self._evict)
+        self._unsaved: dict[EntryKey, Uses] = {}
+
+    async def load(self) -> None:
+        """Reads every row into the ledger, which then holds what the index holds."""
+        found: set[EntryKey] = set()
+        began = now_ms()
+        for space in await self.index.spaces():
+            async for page in self.index.every_entry(space):
+                for entry in page:
+                    key = EntryKey(space, entry.tenant, entry.entry_id)
+                    found.add(key)
+                    if key not in self.ledger:
+                        self._note(key, entry)
+        for key in self.ledger:  # another process deleted these
+            if key not in found and (held := self.ledger.get(key)) and held.created_ms < began:
+                self.ledger.remove(key)
 
     def lock(self, tenant: str, identity: str) -> asyncio.Lock:
         """Returns the lock held while blobs of this tenant and identity are written with their row, or
@@ -92,7 +124,7 @@ class LatentStore:
         """Returns the entries nearest to `vector`, best first, with a score of at least `min_score`."""
         deleted = self._looked_up.deletions
         with span(semconv.SPAN_INDEX_SEARCH) as current:
-            hits = await self.index.search(space.name, tenant, identity, vector, limit)
+            hits = await self.index.search(space.name, tenant, identity, vector, limit, now_ms())
             donors = [hit for hit in hits if hit.score >= min_score]
             current.set_attribute(semconv.DONOR_COUNT, len(donors))
         if deleted == self._looked_up.deletions:  # otherwise one of these may have been deleted since
@@ -103,10 +135,12 @@ class LatentStore:
         return donors
 
     async def find(self, space: Space, tenant: str, entry_id: str) -> Entry | None:
-        """Returns the entry with an id, or None if it does not exist."""
+        """Returns the entry with an id, or None if it does not exist or has expired."""
         deleted = self._looked_up.deletions
         with span(semconv.SPAN_INDEX_GET, {semconv.ENTRY_ID: entry_id}):
             entry = await self.index.get(space.name, tenant, entry_id)
+        if entry is not None and entry.is_expired(now_ms()):
+            return None
         if entry is not None and deleted == self._looked_up.deletions:
             self._looked_up.put(space.name, entry)
         return entry
@@ -120,24 +154,45 @@ class LatentStore:
         steps: Sequence[int],
         *,
         side_data: bool = False,
+        total_steps: int = 0,
     ) -> AsyncGenerator[tuple[Blob, bytes]]:
         """Yields the verified blobs of `steps`, in that order, then the side data if requested and present.
 
         Raises NOT_FOUND for an entry that does not exist, belongs to another tenant or identity, or lacks a
         step; BLOB_CORRUPT for a blob that is missing or altered, after deleting the row, unless the blob is
         missing from a store that the index does not own.
+
+        Args:
+            total_steps: steps of the schedule. The share of them before the last of `steps` is taken for the
+                share of the computation that this use saves; 0 if unknown.
         """
         entry = self._looked_up.get(space.name, tenant, entry_id)
         if entry is None:
             with span(semconv.SPAN_INDEX_GET, {semconv.ENTRY_ID: entry_id}):
                 entry = await self.index.get(space.name, tenant, entry_id)
-        if entry is None or entry.identity != identity:
+        if entry is None or entry.identity != identity or entry.is_expired(now_ms()):
             raise not_found("entry", entry_id)
         by_step = {blob.step: blob for blob in entry.blobs}
         for step in steps:
             if step not in by_step:
                 raise not_found("step", str(step))
+        key = EntryKey(space.name, tenant, entry_id)
+        share = min(1.0, max(steps) / total_steps) if total_steps else 0.0
+        with self.room.reading(key):
+            async with aclosing(self._read_blobs(space, entry, by_step, steps, side_data)) as blobs:
+                async for each in blobs:
+                    yield each
         self.counters.fetches += 1
+        self._use(key, entry.cost_seconds * share)
+
+    async def _read_blobs(
+        self,
+        space: Space,
+        entry: Entry,
+        by_step: Mapping[int | None, Blob],
+        steps: Sequence[int],
+        side_data: bool,
+    ) -> AsyncGenerator[tuple[Blob, bytes]]:
         blobs = [by_step[step] for step in steps]
         if side_data and None in by_step:
             blobs.append(by_step[None])
@@ -193,6 +248,21 @@ class LatentStore:
             await self.index.delete(space, tenant, entry_ids)
         finally:
             self._looked_up.forget(space, tenant, entry_ids)
+        for entry_id in entry_ids:
+            self._forget(EntryKey(space, tenant, entry_id))
+
+    async def save_uses(self) -> None:
+        """Writes the uses since the last call into the rows, so that they survive a restart."""
+        unsaved, self._unsaved = self._unsaved, {}
+        grouped: dict[tuple[str, str], dict[str, Uses]] = defaultdict(dict)
+        for key, uses in unsaved.items():
+            grouped[key.space, key.tenant][key.entry_id] = uses
+        for (space, tenant), changed in grouped.items():
+            ids = list(changed)
+            for start in range(0, len(ids), _BATCH):
+                batch = {each: changed[each] for each in ids[start : start + _BATCH]}
+                await self.index.add_uses(space, tenant, batch)
+                self._looked_up.forget(space, tenant, batch)
 
     async def measure_usage(self, tenant: str) -> StorageUsage:
         """Counts the entries and bytes of a tenant."""
@@ -205,9 +275,13 @@ class LatentStore:
         return StorageUsage(entries, sum(sizes.values()))
 
     async def close(self) -> None:
-        """Waits for running admissions; each of their steps has a time limit."""
+        """Waits for running admissions and saves uses; each of their steps has a time limit."""
         if self._commits:
             await asyncio.wait(self._commits)
+        try:
+            await self.save_uses()
+        except ChorusError as error:
+            log.warning("uses not saved", error=error.message)
 
     async def _commit(self, admission: Admission) -> bool:
         entry, space = admission.entry, admission.space
@@ -218,18 +292,63 @@ class LatentStore:
                 WRONG_STATE,
                 "the cache's object store belongs to another index; `chorus cache adopt` claims it",
             )
-        async with self.lock(entry.tenant, entry.identity):
+        key = EntryKey(space.name, entry.tenant, entry.entry_id)
+        if key in self.ledger and await self.find(space, entry.tenant, entry.entry_id) is not None:
+            return False  # no entry has to make room for it
+        async with (
+            self.room.reserve(entry.tenant, entry.size_bytes),
+            self.lock(entry.tenant, entry.identity),
+        ):
             with span(semconv.SPAN_INDEX_GET, {semconv.ENTRY_ID: entry.entry_id}):
-                if await self.index.get(space.name, entry.tenant, entry.entry_id) is not None:
+                former = await self.index.get(space.name, entry.tenant, entry.entry_id)
+                if former is not None and not former.is_expired(now_ms()):
                     return False
+            nearest = await self.index.search(
+                space.name, entry.tenant, entry.identity, admission.vector, 1, now_ms()
+            )
+            if nearest:
+                entry = replace(entry, similarity=max(0.0, nearest[0].score))
             for digest, data in admission.data.items():
                 with span(semconv.SPAN_BLOB_PUT, {semconv.BYTES: len(data)}):
                     # Even if the key exists: its blob may be altered, or about to be swept.
                     await self.blobs.put(make_blob_key(entry.tenant, entry.identity, digest), data)
             with span(semconv.SPAN_INDEX_UPSERT, {semconv.ENTRY_ID: entry.entry_id}):
                 await self.index.upsert(space, entry, admission.vector)
+            self._note(key, entry)
         self.counters.admissions += 1
         return True
+
+    def _note(self, key: EntryKey, entry: Entry) -> None:
+        self.ledger.add(key, to_held(entry), [blob.digest for blob in entry.blobs])
+
+    def _use(self, key: EntryKey, saved_seconds: float) -> None:
+        now = now_ms()
+        self.ledger.use(key, now, saved_seconds)
+        self._unsaved[key] = self._unsaved.get(key, UNUSED).plus(Uses(1, saved_seconds, now))
+
+    def _forget(self, key: EntryKey) -> None:
+        self.ledger.remove(key)
+        self._unsaved.pop(key, None)
+
+    async def _evict(self, key: EntryKey) -> None:
+        """Deletes the row and blobs of an entry that the ledger no longer holds."""
+        entry = await self.index.get(key.space, key.tenant, key.entry_id)
+        if entry is None:
+            return
+        async with self.lock(key.tenant, entry.identity):
+            with span(semconv.SPAN_INDEX_DELETE, {semconv.ENTRY_ID: key.entry_id}):
+                await self.delete_rows(key.space, key.tenant, [key.entry_id])
+            if self.claim.ownership is not Ownership.OWNED:
+                return  # these may be another index's blobs
+            unshared = [
+                blob_key
+                for blob_key, blob in zip(entry.keys, entry.blobs, strict=True)
+                if not self.ledger.holds(blob.digest)
+            ]
+            try:
+                await self.blobs.delete(unshared)
+            except ChorusError as error:
+                log.warning("blobs of an evicted entry left to the sweeper", error=error.message)
 
     def _finish_commit(self, commit: asyncio.Task[bool]) -> None:
         self._commits.discard(commit)
@@ -286,32 +405,3 @@ def _map_sizes(entries: Iterable[Entry]) -> dict[str, int]:
     return {
         key: blob.size_bytes for entry in entries for key, blob in zip(entry.keys, entry.blobs, strict=True)
     }
-
-
-class _RecentRows:
-    """Rows of recent lookups, so that the fetch that follows does not query the index again.
-
-    Rows never change, and this process drops the rows that it deletes. A row that another process deletes is
-    served until it expires here, and its blobs exist for the sweeper's grace period, which is longer.
-    """
-
-    def __init__(self, seconds: float = 5.0, limit: int = 1_000) -> None:
-        self._seconds, self._limit = seconds, limit
-        self._rows: OrderedDict[tuple[str, str, str], tuple[float, Entry]] = OrderedDict()
-        self.deletions = 0
-
-    def put(self, space: str, entry: Entry) -> None:
-        key = (space, entry.tenant, entry.entry_id)
-        self._rows[key] = time.monotonic() + self._seconds, entry
-        self._rows.move_to_end(key)
-        while len(self._rows) > self._limit:
-            self._rows.popitem(last=False)
-
-    def get(self, space: str, tenant: str, entry_id: str) -> Entry | None:
-        end, entry = self._rows.get((space, tenant, entry_id), (0.0, None))
-        return entry if time.monotonic() < end else None
-
-    def forget(self, space: str, tenant: str, entry_ids: Iterable[str]) -> None:
-        self.deletions += 1
-        for entry_id in entry_ids:
-            self._rows.pop((space, tenant, entry_id), None)

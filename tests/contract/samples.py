@@ -64,6 +64,7 @@ def entry(
     model: str = "shapes",
     blobs: Sequence[Blob] = (),
     created_ms: int = 1_700_000_000_000,
+    expires_ms: int = 0,
 ) -> Entry:
     """Returns a row as the store writes it."""
     identity_hex = identity_digest(identity(model))
@@ -80,6 +81,7 @@ def entry(
         traceparent="00-" + "1" * 32 + "-" + "2" * 16 + "-01",
         generation_id="generation-1",
         seed=seed,
+        expires_ms=expires_ms,
     )
 
 

@@ -12,7 +12,7 @@ import pytest
 from chorus_rpc.errors import DEPENDENCY_UNAVAILABLE, ChorusError
 from milvus_lite.adapter.grpc.server import start_server_in_thread
 
-from services.cache.entries import Blob, Entry, Space
+from services.cache.entries import Blob, Entry, Space, Uses
 from services.cache.filters import make_filter
 from services.cache.index import Index, Selection
 from services.cache.milvus import MilvusIndex
@@ -255,3 +255,32 @@ async def test_lost_index_is_named(tmp_path: Path, tenant: str) -> None:
     assert failed.value.reason == DEPENDENCY_UNAVAILABLE
     assert failed.value.metadata == {"service": "milvus"}
     assert failed.value.retry_after is not None
+
+
+async def test_uses_add_up_and_survive_a_restart(open_index: OpenIndex, tenant: str) -> None:
+    index = await open_index()
+    kept = entry("used", tenant=tenant)
+    await index.upsert(SPACE, kept, unit(1))
+    await index.add_uses(SPACE.name, tenant, {kept.entry_id: Uses(1, 0.5, 10), "0" * 64: Uses(1, 1, 1)})
+    await index.add_uses(SPACE.name, tenant, {kept.entry_id: Uses(2, 1.0, 5)})
+    await index.add_uses(SPACE.name, "another", {kept.entry_id: Uses(9, 9, 9)})
+    expected = dataclasses.replace(kept, uses=Uses(3, 1.5, 10))
+    for each in (index, await open_index()):
+        assert await each.get(SPACE.name, tenant, kept.entry_id) == expected
+        [hit] = await each.search(SPACE.name, tenant, IDENTITY, unit(1), 4)
+        assert hit.entry == expected
+        assert hit.score == pytest.approx(1, abs=1e-5)
+    assert await found(index, tenant) == [expected]
+
+
+async def test_expired_entry_takes_no_place_among_the_nearest(index: Index, tenant: str) -> None:
+    for i, expires_ms in enumerate((100, 0, 200)):
+        await index.upsert(SPACE, entry(f"prompt {i}", tenant=tenant, expires_ms=expires_ms), unit(i))
+
+    async def search(now_ms: int, limit: int = 4) -> list[str]:
+        hits = await index.search(SPACE.name, tenant, IDENTITY, unit(0), limit, now_ms)
+        return sorted(hit.entry.prompt for hit in hits)
+
+    assert await search(0) == ["prompt 0", "prompt 1", "prompt 2"]
+    assert await search(100) == ["prompt 1", "prompt 2"]
+    assert await search(200, limit=1) == ["prompt 1"]

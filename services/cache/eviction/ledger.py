@@ -1,0 +1,172 @@
+"""What the cache holds, in memory: bytes of each tenant, and the order in which entries are evicted."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections import Counter
+from collections.abc import Container, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Final, NamedTuple
+
+from services.cache.eviction.priorities import Held, Priority, worth
+
+_STALE_LIMIT: Final = 64  # stale places that an order may have in addition to twice its entries
+
+
+class EntryKey(NamedTuple):
+    """Key of an entry in the index."""
+
+    space: str
+    tenant: str
+    entry_id: str
+
+
+@dataclass
+class _Place:
+    held: Held
+    priority: float
+    serial: int
+    digests: tuple[int, ...]
+
+
+class _Order:
+    """Entries of one tenant by priority. A place whose serial is not the entry's latest is stale."""
+
+    def __init__(self) -> None:
+        self.heap: list[tuple[float, int, EntryKey]] = []
+        self.clock = 0.0
+        self.entries = 0
+
+
+class Ledger:
+    """Accounts for entries. Not safe for concurrent use: the event loop alone changes it.
+
+    Args:
+        priority: function that ranks entries; the lowest is evicted first.
+    """
+
+    def __init__(self, priority: Priority = worth) -> None:
+        self._priority = priority
+        self._places: dict[EntryKey, _Place] = {}
+        self._orders: dict[str, _Order] = {}
+        self._bytes: Counter[str] = Counter()
+        self._serials = itertools.count()
+        # The first 64 bits of each digest. Two digests that share them are taken for one blob, so that one of
+        # the two is left to the sweeper.
+        self._digests: set[int] = set()
+        self._shared: Counter[int] = Counter()  # further entries with a blob of this digest
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __contains__(self, key: EntryKey) -> bool:
+        return key in self._places
+
+    def __iter__(self) -> Iterator[EntryKey]:
+        return iter(list(self._places))
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(self._bytes.values())
+
+    @property
+    def tenants(self) -> list[str]:
+        """Tenants that hold at least one byte, the largest first."""
+        return [tenant for tenant, size in self._bytes.most_common() if size > 0]
+
+    def bytes_of(self, tenant: str) -> int:
+        return self._bytes[tenant]
+
+    def get(self, key: EntryKey) -> Held | None:
+        place = self._places.get(key)
+        return None if place is None else place.held
+
+    def add(self, key: EntryKey, held: Held, digests: Sequence[str] = ()) -> None:
+        """Adds an entry, or replaces what is known about it.
+
+        Args:
+            digests: SHA-256 of its blobs, in hexadecimal digits.
+        """
+        self.remove(key)
+        short = tuple(int(digest[:16], 16) for digest in digests)
+        for each in short:
+            if each in self._digests:
+                self._shared[each] += 1
+            self._digests.add(each)
+        self._bytes[key.tenant] += held.size_bytes
+        order = self._orders.setdefault(key.tenant, _Order())
+        order.entries += 1
+        self._rank(key, held, order, short)
+
+    def holds(self, digest: str) -> bool:
+        """Returns whether an entry has a blob of this digest."""
+        return int(digest[:16], 16) in self._digests
+
+    def use(self, key: EntryKey, now_ms: int, saved_seconds: float) -> None:
+        """Notes that a request used an entry; one that is not held is ignored.
+
+        Args:
+            saved_seconds: computation that the request saved.
+        """
+        if (place := self._places.get(key)) is not None:
+            former = place.held
+            used = replace(
+                former,
+                hits=former.hits + 1,
+                used_ms=now_ms,
+                saved_seconds=former.saved_seconds + saved_seconds,
+            )
+            self._rank(key, used, self._orders[key.tenant], place.digests)
+
+    def remove(self, key: EntryKey) -> None:
+        """Removes an entry; one that is not held is ignored."""
+        place = self._places.pop(key, None)
+        if place is None:
+            return
+        self._bytes[key.tenant] -= place.held.size_bytes
+        for each in place.digests:
+            if self._shared.get(each):
+                self._shared -= Counter((each,))
+            else:
+                self._digests.discard(each)
+        order = self._orders[key.tenant]
+        order.entries -= 1
+        if not order.entries:
+            order.heap.clear()
+
+    def evict(self, tenant: str, busy: Container[EntryKey] = ()) -> tuple[EntryKey, Held] | None:
+        """Removes and returns a tenant's entry with the lowest priority; None if there is none.
+
+        Args:
+            busy: entries that are kept, because a request is reading them.
+        """
+        order = self._orders.get(tenant)
+        kept: list[tuple[float, int, EntryKey]] = []
+        found: tuple[EntryKey, Held] | None = None
+        while order is not None and order.heap and found is None:
+            priority, serial, key = item = heapq.heappop(order.heap)
+            place = self._places.get(key)
+            if place is None or place.serial != serial:
+                continue
+            if key in busy:
+                kept.append(item)
+                continue
+            order.clock = max(order.clock, priority)
+            found = key, place.held
+        if order is not None:
+            for item in kept:
+                heapq.heappush(order.heap, item)
+        if found is not None:
+            self.remove(found[0])
+        return found
+
+    def _rank(self, key: EntryKey, held: Held, order: _Order, digests: tuple[int, ...]) -> None:
+        place = _Place(held, self._priority(held, order.clock), next(self._serials), digests)
+        self._places[key] = place
+        heapq.heappush(order.heap, (place.priority, place.serial, key))
+        if len(order.heap) > 2 * order.entries + _STALE_LIMIT:
+            order.heap = [
+                item for item in order.heap if (p := self._places.get(item[2])) and p.serial == item[1]
+            ]
+            heapq.heapify(order.heap)

@@ -1,0 +1,158 @@
+"""Keeps the cache within its capacity: makes room before an admission, and removes what has expired.
+
+Room is reserved before the first byte is written, so that the blobs that rows name never exceed the capacity.
+A tenant that exceeds its own share loses its own entries; if all tenants together exceed the capacity, the
+largest loses its entries: nobody gains room by filling the cache. Other processes on the same index change
+what it holds; each sweep reads it anew (`LatentStore.load`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+
+from chorus_rpc.errors import invalid
+
+from services.cache.entries import Entry
+from services.cache.eviction.ledger import EntryKey, Ledger
+from services.cache.eviction.priorities import Held
+
+_SLICE = 1_000
+CAPACITY, TENANT_CAPACITY, EXPIRED = "capacity", "tenant_capacity", "expired"
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """Upper bounds on the blobs of all entries, in bytes.
+
+    Attributes:
+        total: bound for all tenants together.
+        tenant: bound for each tenant.
+        low_water: share of a bound down to which entries are evicted once it is exceeded.
+    """
+
+    total: int
+    tenant: int
+    low_water: float = 0.9
+
+
+UNBOUNDED = Capacity(1 << 62, 1 << 62)
+
+
+class Room:
+    """Reserves room in the cache.
+
+    Args:
+        evict: deletes an entry that the ledger no longer holds, from the index and the object store.
+    """
+
+    def __init__(
+        self, ledger: Ledger, capacity: Capacity, evict: Callable[[EntryKey], Awaitable[None]]
+    ) -> None:
+        self.capacity = capacity
+        self.evictions: Counter[str] = Counter()  # by reason
+        self._ledger = ledger
+        self._evict = evict
+        self._reserved: Counter[str] = Counter()  # by tenant: room of running admissions, in bytes
+        self._reading: Counter[EntryKey] = Counter()
+        self._lock = asyncio.Lock()
+
+    @contextmanager
+    def reading(self, key: EntryKey) -> Iterator[None]:
+        """Keeps an entry from being evicted while a request reads it."""
+        self._reading[key] += 1
+        try:
+            yield
+        finally:
+            self._reading -= Counter((key,))
+
+    @asynccontextmanager
+    async def reserve(self, tenant: str, size_bytes: int) -> AsyncIterator[None]:
+        """Makes room for an admission and keeps it until the block ends, when the ledger holds the entry.
+
+        Raises INVALID_FIELD for an entry that the capacity could never hold, and the errors of the stores.
+        """
+        limit = min(self.capacity.total, self.capacity.tenant)
+        if size_bytes > limit:
+            raise invalid(
+                "entry",
+                f"its blobs have {size_bytes} bytes, more than the cache may hold for a tenant ({limit},"
+                " CHORUS_CACHE_CAPACITY_BYTES, CHORUS_CACHE_TENANT_CAPACITY_BYTES)",
+            )
+        async with self._lock:
+            await self._make_room(tenant, size_bytes)
+            self._reserved[tenant] += size_bytes
+        try:
+            yield
+        finally:
+            self._reserved[tenant] -= size_bytes
+
+    async def remove_expired(self, now_ms: int) -> int:
+        """Evicts every entry that has expired; returns their number."""
+        count = 0
+        for number, key in enumerate(self._ledger):
+            if number % _SLICE == 0:
+                await asyncio.sleep(0)  # lets lookups go first
+            held = self._ledger.get(key)
+            if held is not None and 0 < held.expires_ms <= now_ms:
+                self._ledger.remove(key)
+                await self._drop(key, held, EXPIRED)
+                count += 1
+        return count
+
+    async def _make_room(self, tenant: str, size_bytes: int) -> None:
+        bounds = self.capacity
+        if self._count(tenant) + size_bytes > bounds.tenant:
+            target = bounds.tenant * bounds.low_water
+            while self._count(tenant) + size_bytes > target:
+                if not await self._evict_one(tenant, TENANT_CAPACITY):
+                    break
+        if self._count_all() + size_bytes > bounds.total:
+            target = bounds.total * bounds.low_water
+            while self._count_all() + size_bytes > target:
+                # The largest tenant first; the next if all entries of that one are being read.
+                for largest in self._ledger.tenants:
+                    if await self._evict_one(largest, CAPACITY):
+                        break
+                else:
+                    return
+
+    async def _evict_one(self, tenant: str, reason: str) -> bool:
+        found = self._ledger.evict(tenant, busy=self._reading)
+        if found is None:
+            return False
+        await self._drop(*found, reason)
+        return True
+
+    async def _drop(self, key: EntryKey, held: Held, reason: str) -> None:
+        try:
+            await self._evict(key)
+        except BaseException:
+            self._ledger.add(key, held)  # the next sweep completes what is known about it
+            raise
+        self.evictions[reason] += 1
+
+    def _count(self, tenant: str) -> int:
+        return self._ledger.bytes_of(tenant) + self._reserved[tenant]
+
+    def _count_all(self) -> int:
+        return self._ledger.total_bytes + sum(self._reserved.values())
+
+
+def to_held(entry: Entry) -> Held:
+    """Returns what the ledger keeps of an entry."""
+    return Held(
+        size_bytes=entry.size_bytes,
+        cost_seconds=entry.cost_seconds,
+        created_ms=entry.created_ms,
+        used_ms=max(entry.created_ms, entry.uses.used_ms),
+        hits=entry.uses.hits,
+        saved_seconds=entry.uses.saved_seconds,
+        similarity=entry.similarity,
+        from_hit=entry.from_hit,
+        seed_drawn=entry.seed_drawn,
+        expires_ms=entry.expires_ms,
+    )
