@@ -23,7 +23,7 @@ def test_quantile_has_an_interval_only_if_there_are_enough_values() -> None:
     assert results.quantile(range(367), 0.99, "ms").ci95 is None
     assert results.quantile(range(368), 0.99, "ms").ci95 is not None
     found = results.quantile(list(reversed(range(1000))), 0.99, "ms")
-    assert (found.value, found.unit, found.n) == (pytest.approx(989.01), "ms", 1000)
+    assert found.value == pytest.approx(989.01)
     assert found.ci95 is not None
     assert found.ci95[0] < found.value < found.ci95[1]
 
