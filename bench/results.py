@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Final
 
+import numpy as np
+
 from evaluation.results import (
     ROOT,
     Figure,
@@ -30,6 +32,7 @@ __all__ = [
     "mean",
     "median",
     "paired",
+    "quantile",
     "ratio",
     "read",
     "share",
@@ -62,6 +65,34 @@ def paired(outcomes: Sequence[tuple[bool, bool]]) -> Figure:
     low = value - math.sqrt(max(0.0, down**2 - 2 * phi * down * up2 + up2**2))
     high = value + math.sqrt(max(0.0, up**2 - 2 * phi * up * down2 + down2**2))
     return Figure(100 * value, "percentage points", n, (100 * low, 100 * high))
+
+
+def quantile(values: Sequence[float], level: float, unit: str) -> Figure:
+    """Computes a quantile and its interval between two order statistics, which assumes no distribution.
+
+    The interval is None if there are too few values for one: fewer than 368 at a level of 0.99.
+
+    Args:
+        values: n ≥ 1 independent measurements.
+        level: Level of the quantile, above 0 and below 1.
+    """
+    ordered, n = sorted(values), len(values)
+    # The k-th smallest value is at most the quantile with the probability that k or more values are.
+    counts = [
+        math.exp(
+            math.lgamma(n + 1)
+            - math.lgamma(k + 1)
+            - math.lgamma(n - k + 1)
+            + k * math.log(level)
+            + (n - k) * math.log1p(-level)
+        )
+        for k in range(n + 1)
+    ]
+    below = np.cumsum(counts)
+    low = int(np.searchsorted(below, 0.025, side="right"))
+    high = int(np.searchsorted(below, 0.975)) + 1
+    interval = (ordered[low - 1], ordered[high - 1]) if low >= 1 and high <= n else None
+    return Figure(float(np.quantile(ordered, level)), unit, n, interval)
 
 
 def _margins(figure: Figure) -> tuple[float, float]:
