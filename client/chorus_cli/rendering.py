@@ -209,11 +209,13 @@ def stats_table(stats: StatsResponse) -> str:
     """Lists the statistics of the cache."""
     rows = {
         "entries": f"{stats.entries:,}",
-        "size": _size(stats.bytes),
+        "size": _size(stats.bytes) + (f" of {_size(stats.capacity_bytes)}" if stats.capacity_bytes else ""),
+        "saved": f"{stats.seconds_saved:,.1f} s by {stats.hits:,} uses of these entries",
         "lookups": f"{stats.lookups:,}, {stats.lookups_with_donor:,} with a donor",
         "fetches": f"{stats.fetches:,}",
         "admissions": f"{stats.admissions:,}",
         "corrupt blobs": f"{stats.corrupt_blobs:,}",
+        "evictions": _evictions(stats),
         "rejected": _rejections(stats),
         "stores": f"{stats.index_kind}, {stats.blobs_kind}",
         "object store": _ownership(stats),
@@ -231,6 +233,13 @@ def adoption_text(adoption: AdoptResponse) -> str:
         f"the sweeper will delete {adoption.orphaned_blobs:,} blobs without an entry "
         f"({_size(adoption.orphaned_bytes)}) and {adoption.broken_entries:,} entries without their blobs"
     )
+
+
+def _evictions(stats: StatsResponse) -> str:
+    """Returns the number of evicted entries, and for each reason."""
+    counts = [f"{each.count:,} {each.reason}" for each in stats.evictions]
+    total = sum(each.count for each in stats.evictions)
+    return f"{total:,} entries" + (f": {', '.join(counts)}" if counts else "")
 
 
 def _rejections(stats: StatsResponse) -> str:

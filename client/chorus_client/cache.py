@@ -47,6 +47,10 @@ class CacheStats:
         store_owners: ids of the indexes whose markers the object store carries.
         rejected_admissions: number of failed admissions by the name of their reason.
         failed_sweeps: sweeps that failed.
+        capacity: upper bound on `bytes`; 0 if the cache does not report one.
+        evictions: number of entries that the cache deleted itself, by reason.
+        hits: uses of the current entries.
+        seconds_saved: estimate of the computation that these uses saved, in seconds.
     """
 
     entries: int
@@ -64,6 +68,10 @@ class CacheStats:
     store_owners: tuple[str, ...]
     rejected_admissions: Mapping[str, int]
     failed_sweeps: int
+    capacity: int
+    evictions: Mapping[str, int]
+    hits: int
+    seconds_saved: float
     proto: cache_pb2.StatsResponse = field(repr=False, compare=False)
 
     @classmethod
@@ -86,6 +94,10 @@ class CacheStats:
                 reason_name(rejected.reason): rejected.count for rejected in message.rejected_admissions
             },
             failed_sweeps=message.failed_sweeps,
+            capacity=message.capacity_bytes,
+            evictions={each.reason: each.count for each in message.evictions},
+            hits=message.hits,
+            seconds_saved=message.seconds_saved,
             proto=message,
         )
 
@@ -196,6 +208,7 @@ class AsyncCacheClient:
         model: str | None = None,
         older_than: float | None = None,
         everything: bool = False,
+        validate_only: bool = False,
         timeout: float = PURGE_SECONDS,
     ) -> Purged:
         """Drops the entries that match every argument given.
@@ -207,10 +220,13 @@ class AsyncCacheClient:
             model: model id.
             older_than: lower bound on the age of an entry, in seconds.
             everything: whether to drop every entry of the tenant.
+            validate_only: whether to count only, and to drop nothing.
         """
         if not (entry or model or older_than is not None or everything):
             raise invalid("purge", "must name an entry, a model, an age, or all entries")
-        request = cache_pb2.PurgeRequest(entry_id=entry or "", model_id=model or "", all=everything)
+        request = cache_pb2.PurgeRequest(
+            entry_id=entry or "", model_id=model or "", all=everything, validate_only=validate_only
+        )
         if older_than is not None:
             if not 0 <= older_than <= MAX_AGE_SECONDS:
                 raise invalid("older_than", f"must be 0 to {MAX_AGE_SECONDS:g} seconds, not {older_than:g}")

@@ -178,12 +178,18 @@ class CacheClient:
         model: str | None = None,
         older_than: float | None = None,
         everything: bool = False,
+        validate_only: bool = False,
         timeout: float = PURGE_SECONDS,
     ) -> Purged:
         """Drops the entries that match every argument given; see AsyncCacheClient.purge."""
         return self._loop.run(
             self._client.purge(
-                entry=entry, model=model, older_than=older_than, everything=everything, timeout=timeout
+                entry=entry,
+                model=model,
+                older_than=older_than,
+                everything=everything,
+                validate_only=validate_only,
+                timeout=timeout,
             )
         )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import shutil
 import sys
 
 import grpc.aio
@@ -13,6 +15,7 @@ from services.cache.directory import DirectoryBlobs
 from services.cache.embedded import EmbeddedIndex
 from services.cache.index import Index
 from services.cache.milvus import MilvusIndex
+from services.cache.room import Capacity
 from services.cache.s3 import S3Blobs
 from services.cache.s3_credentials import open_environment_provider, open_role_provider
 from services.cache.servicer import CacheServicer
@@ -71,20 +74,30 @@ async def open_blobs(settings: CacheSettings) -> Blobs:
     )
 
 
+async def choose_capacity(settings: CacheSettings) -> Capacity:
+    """Returns the upper bounds on the blobs; without a setting those of a directory depend on its disk."""
+    total = settings.capacity_bytes
+    if settings.blobs == "directory" and "capacity_bytes" not in settings.model_fields_set:
+        disk = await asyncio.to_thread(shutil.disk_usage, settings.blob_dir)
+        total = min(total, disk.total // 10)
+    return Capacity(total, min(total, settings.tenant_capacity_bytes or total), settings.low_water)
+
+
 async def start(settings: CacheSettings, resources: Resources, server: grpc.aio.Server) -> None:
     """Waits for index and object store; resources close in reverse order."""
     index = await open_index(settings)
     resources.push_async_callback(index.close)
     blobs = await open_blobs(settings)
     resources.push_async_callback(blobs.close)
-    store = LatentStore(index, blobs)
+    store = LatentStore(index, blobs, await choose_capacity(settings))
     resources.push_async_callback(store.close)
+    await store.load()
     await claim_if_empty(store)
     sweeper = Sweeper(store, settings.sweep_seconds, settings.grace_seconds)
     resources.start_task(sweeper.run(), "sweeper")
     limits = Limits(settings.max_prompt_bytes, settings.max_blob_bytes, settings.max_entry_bytes)
     cache_pb2_grpc.add_CacheServiceServicer_to_server(
-        CacheServicer(store, limits, settings.max_uploads), server
+        CacheServicer(store, limits, settings.max_uploads, settings.lifetime_seconds), server
     )
 
 

@@ -37,9 +37,13 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
 
     Args:
         max_uploads: number of entries received concurrently; others wait, unread, within their deadline.
+        lifetime_seconds: time after which an entry expires; 0 for never.
     """
 
-    def __init__(self, store: LatentStore, limits: Limits, max_uploads: int) -> None:
+    def __init__(
+        self, store: LatentStore, limits: Limits, max_uploads: int, lifetime_seconds: float = 0.0
+    ) -> None:
+        self._lifetime_seconds = lifetime_seconds
         self._store = store
         self._limits = limits
         self._uploads = asyncio.Semaphore(max_uploads)
@@ -103,7 +107,7 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
                 upload = Upload(read_tenant(context.invocation_metadata()), self._limits)
                 async for message in request_iterator:
                     upload.add(message)
-                admission = await asyncio.to_thread(upload.finish, now_ms())
+                admission = await asyncio.to_thread(upload.finish, now_ms(), self._lifetime_seconds)
                 created = await self._store.admit(admission)
         except (ChorusError, asyncio.CancelledError) as error:
             if admission is None:  # otherwise the store counts it, even if the caller is gone
@@ -117,7 +121,8 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
         context: grpc.aio.ServicerContext[cache_pb2.PurgeRequest, cache_pb2.PurgeResponse],
     ) -> cache_pb2.PurgeResponse:
         tenant = read_tenant(context.invocation_metadata())
-        purged = await self._store.purge(tenant, check_purge(request, now_ms()))
+        selection = check_purge(request, now_ms())
+        purged = await self._store.purge(tenant, selection, validate_only=request.validate_only)
         return cache_pb2.PurgeResponse(entries=purged.entries, bytes=purged.size_bytes)
 
     async def Stats(
@@ -125,8 +130,10 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
         request: cache_pb2.StatsRequest,
         context: grpc.aio.ServicerContext[cache_pb2.StatsRequest, cache_pb2.StatsResponse],
     ) -> cache_pb2.StatsResponse:
-        usage = await self._store.measure_usage(read_tenant(context.invocation_metadata()))
-        counters = self._store.counters
+        tenant = read_tenant(context.invocation_metadata())
+        usage = await self._store.measure_usage(tenant)
+        counters, room = self._store.counters, self._store.room
+        uses = self._store.ledger.count_uses(tenant)
         return cache_pb2.StatsResponse(
             entries=usage.entries,
             bytes=usage.size_bytes,
@@ -146,6 +153,13 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
                 for reason, count in sorted(counters.rejected_admissions.items())
             ],
             failed_sweeps=counters.failed_sweeps,
+            capacity_bytes=min(room.capacity.total, room.capacity.tenant),
+            evictions=[
+                cache_pb2.Evictions(reason=reason, count=count)
+                for reason, count in sorted(room.evictions.items())
+            ],
+            hits=uses.hits,
+            seconds_saved=uses.saved_seconds,
         )
 
     async def Adopt(

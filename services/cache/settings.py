@@ -94,6 +94,16 @@ class CacheSettings(ServerSettings):
     max_uploads: Annotated[int, Field(ge=1, le=256)] = 4
     """Number of entries received concurrently. Each is held in memory until it is complete and verified."""
 
+    capacity_bytes: Annotated[int, Field(ge=MIB, le=1 << 50)] = 10 * 1024 * MIB
+    """Upper bound on the blobs of all entries together, in bytes. Unless set, a directory holds at most a
+    tenth of its disk. Entries that save the fewest seconds per byte are evicted first."""
+    tenant_capacity_bytes: Annotated[int, Field(ge=0, le=1 << 50)] = 0
+    """Upper bound on the blobs of one tenant's entries, in bytes; 0: CHORUS_CACHE_CAPACITY_BYTES."""
+    low_water: Annotated[float, Field(ge=0.1, le=1.0)] = 0.9
+    """Share of a bound down to which entries are evicted once it would be exceeded."""
+    lifetime_seconds: Annotated[float, Field(ge=0, le=10 * 365 * 86_400)] = 0.0
+    """Time after its admission from which an entry is no longer found, in seconds; 0: for ever."""
+
     sweep_seconds: Seconds = 300.0
     """Interval between two sweeps for orphaned blobs and rows, in seconds."""
     grace_seconds: Seconds = 600.0

@@ -223,8 +223,12 @@ class LatentStore:
         commit.add_done_callback(self._finish_commit)
         return await asyncio.shield(commit)
 
-    async def purge(self, tenant: str, selection: Selection) -> StorageUsage:
-        """Deletes the matching rows of a tenant; the sweeper deletes their blobs after the grace period."""
+    async def purge(self, tenant: str, selection: Selection, *, validate_only: bool = False) -> StorageUsage:
+        """Deletes the matching rows of a tenant; the sweeper deletes their blobs after the grace period.
+
+        Args:
+            validate_only: whether to count only, and to delete nothing.
+        """
         entries = 0
         sizes: dict[str, int] = {}
         for space in await self.index.spaces():
@@ -235,8 +239,9 @@ class LatentStore:
             ]
             for start in range(0, len(found), _BATCH):
                 batch = found[start : start + _BATCH]
-                with span(semconv.SPAN_INDEX_DELETE):
-                    await self.delete_rows(space, tenant, [entry_id for entry_id, _ in batch])
+                if not validate_only:
+                    with span(semconv.SPAN_INDEX_DELETE):
+                        await self.delete_rows(space, tenant, [entry_id for entry_id, _ in batch])
                 entries += len(batch)
                 for _, each in batch:
                     sizes.update(each)
@@ -308,10 +313,12 @@ class LatentStore:
             )
             if nearest:
                 entry = replace(entry, similarity=max(0.0, nearest[0].score))
-            for digest, data in admission.data.items():
-                with span(semconv.SPAN_BLOB_PUT, {semconv.BYTES: len(data)}):
-                    # Even if the key exists: its blob may be altered, or about to be swept.
-                    await self.blobs.put(make_blob_key(entry.tenant, entry.identity, digest), data)
+            written = await asyncio.gather(
+                *(self._write(entry, digest, data) for digest, data in admission.data.items()),
+                return_exceptions=True,  # the lock is held until the last write has ended
+            )
+            for failure in filter(None, written):
+                raise failure
             with span(semconv.SPAN_INDEX_UPSERT, {semconv.ENTRY_ID: entry.entry_id}):
                 await self.index.upsert(space, entry, admission.vector)
             self._note(key, entry)
@@ -357,6 +364,11 @@ class LatentStore:
             reason = error.reason if isinstance(error, ChorusError) else INTERNAL
             self.counters.rejected_admissions[reason] += 1
             log.warning("admission failed", error=str(error))
+
+    async def _write(self, entry: Entry, digest: str, data: bytes) -> None:
+        with span(semconv.SPAN_BLOB_PUT, {semconv.BYTES: len(data)}):
+            # Even if the key exists: its blob may be altered, or about to be swept.
+            await self.blobs.put(make_blob_key(entry.tenant, entry.identity, digest), data)
 
     async def _read(self, entry: Entry, blob: Blob) -> bytes:
         """Returns a blob. Raises _CorruptBlob if it is missing or altered."""

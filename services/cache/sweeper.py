@@ -208,8 +208,16 @@ async def _drop_blobs(store: LatentStore, tenant: str, identity: str, keys: list
     return len(expired)
 
 
+async def maintain(store: LatentStore) -> None:
+    """Saves uses, learns what other processes admitted and deleted, and removes expired entries."""
+    await store.save_uses()
+    await store.load()
+    if expired := await store.room.remove_expired(now_ms()):
+        log.info("expired entries removed", entries=expired)
+
+
 class Sweeper:
-    """Sweeps at an interval."""
+    """Sweeps and maintains at an interval."""
 
     def __init__(self, store: LatentStore, interval_seconds: float, grace_seconds: float) -> None:
         self._store = store
@@ -223,6 +231,7 @@ class Sweeper:
                 result = await sweep(self._store, self._grace)
                 if result.blobs or result.rows:
                     log.info("sweep removed leftovers", blobs=result.blobs, rows=result.rows)
+                await maintain(self._store)
             except Exception as error:  # A failed sweep must not be the last one.
                 self._store.counters.failed_sweeps += 1
                 log.warning("sweep failed", exc_info=error)

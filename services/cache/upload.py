@@ -45,8 +45,12 @@ class Upload:
             case _:
                 raise invalid("part", "must be set to entry, header or chunk")
 
-    def finish(self, now_ms: int) -> Admission:
-        """Returns the entry once all messages arrived. Hashes every blob, so call it off the event loop."""
+    def finish(self, now_ms: int, lifetime_seconds: float = 0.0) -> Admission:
+        """Returns the entry once all messages arrived. Reads every blob, so call it off the event loop.
+
+        Args:
+            lifetime_seconds: time after which the entry expires; 0 for never.
+        """
         entry = self._require_entry()
         self._require_complete_blob()
         self._require_all_blobs(entry)
@@ -81,6 +85,9 @@ class Upload:
                 traceparent=entry.traceparent,
                 generation_id=entry.generation_id,
                 seed=entry.seed,
+                expires_ms=now_ms + round(1000 * lifetime_seconds) if lifetime_seconds else 0,
+                from_hit=entry.identity.HasField("approximation"),
+                seed_drawn=entry.seed_drawn,
             ),
             vector=tuple(entry.vector),
             data=data,

@@ -140,6 +140,7 @@ class LatentCache:
                 generation_id=job.generation_id,
                 steps=latents.keys(),
                 side_data=side is not None,
+                seed_drawn=job.admission.seed_drawn,
             )
             with self._call(self._admit_seconds, "CHORUS_DENOISER_ADMIT_SECONDS"):
                 reply = await self._cache.Admit(

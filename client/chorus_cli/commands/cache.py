@@ -53,6 +53,9 @@ def purge(
     everything: Annotated[
         bool, typer.Option("--all", help="Remove every entry of the tenant; asks first.")
     ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be removed, and change nothing.")
+    ] = False,
     yes: Annotated[
         bool, typer.Option("--yes", "-y", help="Do not ask; needed with --all if no terminal can answer.")
     ] = False,
@@ -68,15 +71,18 @@ def purge(
 
     async def main() -> None:
         age = None if older_than is None else parse_duration(older_than, "older-than")
-        if everything and not yes:
+        if everything and not (yes or dry_run):
             if not out.is_interactive:
                 raise invalid("all", "needs --yes without a terminal")
             address = endpoints.resolve("cache", target)
             out.confirm(f"Remove every entry of tenant {tenant!r} from the cache at {address}?")
         async with connect_cache(target, tenant) as client:
-            gone = await client.purge(entry=entry, model=model, older_than=age, everything=everything)
-        out.print(f"{gone.entries:,} entries, {gone.bytes:,} bytes removed", purged=gone.proto)
-        if gone.entries:
+            gone = await client.purge(
+                entry=entry, model=model, older_than=age, everything=everything, validate_only=dry_run
+            )
+        outcome = "would be removed" if dry_run else "removed"
+        out.print(f"{gone.entries:,} entries, {gone.bytes:,} bytes {outcome}", purged=gone.proto)
+        if gone.entries and not dry_run:
             out.status(_FREED)
 
     run(main(), out)

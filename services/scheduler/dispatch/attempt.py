@@ -126,7 +126,12 @@ class AttemptRunner:
         log.info("planned", reuse_steps=plan.reuse_steps, reason=plan.reasons[0].text)
         span.set_attribute(semconv.ATTEMPT, running.generation.attempts)
         request = build_denoise_request(
-            job.job_id, spec, truncate_tokens(encoded, model.max_text_tokens), plan, approximation
+            job.job_id,
+            spec,
+            truncate_tokens(encoded, model.max_text_tokens),
+            plan,
+            approximation,
+            seed_drawn=job.generation.seed_chosen,
         )
         parameters = DenoiseParameters(running, model, identity, request, timings, dequeued)
         await self._denoise_runner.run(parameters, span)

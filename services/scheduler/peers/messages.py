@@ -89,11 +89,14 @@ def build_denoise_request(
     encoded: embedder_pb2.EmbedResponse,
     plan: plan_pb2.Plan,
     approximation: latents_pb2.Approximation | None = None,
+    *,
+    seed_drawn: bool = False,
 ) -> denoiser_pb2.DenoiseRequest:
     """Returns the request that runs `plan`; without `no_store` it requests the admission of the latents.
 
     Args:
         approximation: what the result is stored as if it reuses a donor; None if only full computations are.
+        seed_drawn: whether the seed was not stated.
     """
     request = denoiser_pb2.DenoiseRequest(
         generation_id=generation_id,
@@ -110,7 +113,10 @@ def build_denoise_request(
     if not spec.no_store:
         request.admission.CopyFrom(
             denoiser_pb2.AdmissionContext(
-                prompt=spec.prompt, retrieval_vector=encoded.retrieval_vector, approximation=approximation
+                prompt=spec.prompt,
+                retrieval_vector=encoded.retrieval_vector,
+                approximation=approximation,
+                seed_drawn=seed_drawn,
             )
         )
     return request

@@ -304,6 +304,7 @@ class NewEntry(google.protobuf.message.Message):
     GENERATION_ID_FIELD_NUMBER: builtins.int
     STEPS_FIELD_NUMBER: builtins.int
     SIDE_DATA_FIELD_NUMBER: builtins.int
+    SEED_DRAWN_FIELD_NUMBER: builtins.int
     retrieval_encoder_id: builtins.str
     prompt: builtins.str
     seed: builtins.int
@@ -312,6 +313,8 @@ class NewEntry(google.protobuf.message.Message):
     generation_id: builtins.str
     side_data: builtins.bool
     """Whether a blob of side data follows too. Its size is at most a tenth of the total size of the latents."""
+    seed_drawn: builtins.bool
+    """Whether the server drew the seed. Such a video is rarely requested again, so that it is evicted earlier."""
     @property
     def identity(self) -> chorus.common.v1.latents_pb2.LatentIdentity: ...
     @property
@@ -335,9 +338,10 @@ class NewEntry(google.protobuf.message.Message):
         generation_id: builtins.str = ...,
         steps: collections.abc.Iterable[builtins.int] | None = ...,
         side_data: builtins.bool = ...,
+        seed_drawn: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["identity", b"identity"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["cost_seconds", b"cost_seconds", "generation_id", b"generation_id", "identity", b"identity", "prompt", b"prompt", "retrieval_encoder_id", b"retrieval_encoder_id", "seed", b"seed", "side_data", b"side_data", "steps", b"steps", "traceparent", b"traceparent", "vector", b"vector"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["cost_seconds", b"cost_seconds", "generation_id", b"generation_id", "identity", b"identity", "prompt", b"prompt", "retrieval_encoder_id", b"retrieval_encoder_id", "seed", b"seed", "seed_drawn", b"seed_drawn", "side_data", b"side_data", "steps", b"steps", "traceparent", b"traceparent", "vector", b"vector"]) -> None: ...
 
 Global___NewEntry: typing_extensions.TypeAlias = NewEntry
 
@@ -397,10 +401,13 @@ class PurgeRequest(google.protobuf.message.Message):
     MODEL_ID_FIELD_NUMBER: builtins.int
     OLDER_THAN_FIELD_NUMBER: builtins.int
     ALL_FIELD_NUMBER: builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: builtins.int
     entry_id: builtins.str
     model_id: builtins.str
     all: builtins.bool
     """Whether to select every entry of the tenant."""
+    validate_only: builtins.bool
+    """Whether to report only, and to delete nothing."""
     @property
     def older_than(self) -> google.protobuf.duration_pb2.Duration:
         """Minimum age of an entry."""
@@ -412,9 +419,10 @@ class PurgeRequest(google.protobuf.message.Message):
         model_id: builtins.str = ...,
         older_than: google.protobuf.duration_pb2.Duration | None = ...,
         all: builtins.bool = ...,
+        validate_only: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["older_than", b"older_than"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["all", b"all", "entry_id", b"entry_id", "model_id", b"model_id", "older_than", b"older_than"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["all", b"all", "entry_id", b"entry_id", "model_id", b"model_id", "older_than", b"older_than", "validate_only", b"validate_only"]) -> None: ...
 
 Global___PurgeRequest: typing_extensions.TypeAlias = PurgeRequest
 
@@ -425,7 +433,7 @@ class PurgeResponse(google.protobuf.message.Message):
     ENTRIES_FIELD_NUMBER: builtins.int
     BYTES_FIELD_NUMBER: builtins.int
     entries: builtins.int
-    """Number of deleted entries."""
+    """Number of deleted entries, or of those that would be deleted."""
     bytes: builtins.int
     """Total size of their blobs, in bytes."""
     def __init__(
@@ -469,6 +477,28 @@ class RejectedAdmissions(google.protobuf.message.Message):
 Global___RejectedAdmissions: typing_extensions.TypeAlias = RejectedAdmissions
 
 @typing.final
+class Evictions(google.protobuf.message.Message):
+    """Number of entries that the cache deleted itself, for one reason: "capacity" and "tenant_capacity" to make room,
+    "expired" at the end of their lifetime.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: builtins.int
+    COUNT_FIELD_NUMBER: builtins.int
+    reason: builtins.str
+    count: builtins.int
+    def __init__(
+        self,
+        *,
+        reason: builtins.str = ...,
+        count: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["count", b"count", "reason", b"reason"]) -> None: ...
+
+Global___Evictions: typing_extensions.TypeAlias = Evictions
+
+@typing.final
 class StatsResponse(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -487,6 +517,10 @@ class StatsResponse(google.protobuf.message.Message):
     STORE_OWNERS_FIELD_NUMBER: builtins.int
     REJECTED_ADMISSIONS_FIELD_NUMBER: builtins.int
     FAILED_SWEEPS_FIELD_NUMBER: builtins.int
+    CAPACITY_BYTES_FIELD_NUMBER: builtins.int
+    EVICTIONS_FIELD_NUMBER: builtins.int
+    HITS_FIELD_NUMBER: builtins.int
+    SECONDS_SAVED_FIELD_NUMBER: builtins.int
     entries: builtins.int
     """Number and total size of the tenant's current entries."""
     bytes: builtins.int
@@ -505,6 +539,13 @@ class StatsResponse(google.protobuf.message.Message):
     """Id of the index, created with it."""
     failed_sweeps: builtins.int
     """Sweeps that failed since start_time."""
+    capacity_bytes: builtins.int
+    """Upper bound on the bytes of the tenant's entries."""
+    hits: builtins.int
+    """Uses of the tenant's current entries, and an estimate of the computation that they saved. Both survive a
+    restart of the cache.
+    """
+    seconds_saved: builtins.float
     @property
     def start_time(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
     @property
@@ -514,6 +555,10 @@ class StatsResponse(google.protobuf.message.Message):
     @property
     def rejected_admissions(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___RejectedAdmissions]:
         """Failed admissions of the process since start_time, by reason; over all tenants, as the other counters."""
+
+    @property
+    def evictions(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Evictions]:
+        """Evictions since start_time, over all tenants."""
 
     def __init__(
         self,
@@ -533,9 +578,13 @@ class StatsResponse(google.protobuf.message.Message):
         store_owners: collections.abc.Iterable[builtins.str] | None = ...,
         rejected_admissions: collections.abc.Iterable[Global___RejectedAdmissions] | None = ...,
         failed_sweeps: builtins.int = ...,
+        capacity_bytes: builtins.int = ...,
+        evictions: collections.abc.Iterable[Global___Evictions] | None = ...,
+        hits: builtins.int = ...,
+        seconds_saved: builtins.float = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["start_time", b"start_time"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["admissions", b"admissions", "blobs_kind", b"blobs_kind", "bytes", b"bytes", "corrupt_blobs", b"corrupt_blobs", "entries", b"entries", "failed_sweeps", b"failed_sweeps", "fetches", b"fetches", "index_id", b"index_id", "index_kind", b"index_kind", "lookups", b"lookups", "lookups_with_donor", b"lookups_with_donor", "rejected_admissions", b"rejected_admissions", "start_time", b"start_time", "store_owners", b"store_owners", "store_ownership", b"store_ownership"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["admissions", b"admissions", "blobs_kind", b"blobs_kind", "bytes", b"bytes", "capacity_bytes", b"capacity_bytes", "corrupt_blobs", b"corrupt_blobs", "entries", b"entries", "evictions", b"evictions", "failed_sweeps", b"failed_sweeps", "fetches", b"fetches", "hits", b"hits", "index_id", b"index_id", "index_kind", b"index_kind", "lookups", b"lookups", "lookups_with_donor", b"lookups_with_donor", "rejected_admissions", b"rejected_admissions", "seconds_saved", b"seconds_saved", "start_time", b"start_time", "store_owners", b"store_owners", "store_ownership", b"store_ownership"]) -> None: ...
 
 Global___StatsResponse: typing_extensions.TypeAlias = StatsResponse
 

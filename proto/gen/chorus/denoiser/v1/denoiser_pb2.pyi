@@ -31,7 +31,10 @@ class AdmissionContext(google.protobuf.message.Message):
     PROMPT_FIELD_NUMBER: builtins.int
     RETRIEVAL_VECTOR_FIELD_NUMBER: builtins.int
     APPROXIMATION_FIELD_NUMBER: builtins.int
+    SEED_DRAWN_FIELD_NUMBER: builtins.int
     prompt: builtins.str
+    seed_drawn: builtins.bool
+    """Whether the server drew the seed."""
     @property
     def retrieval_vector(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
         """L2-normalised vector of the prompt from the request's retrieval encoder."""
@@ -46,9 +49,10 @@ class AdmissionContext(google.protobuf.message.Message):
         prompt: builtins.str = ...,
         retrieval_vector: collections.abc.Iterable[builtins.float] | None = ...,
         approximation: chorus.common.v1.latents_pb2.Approximation | None = ...,
+        seed_drawn: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["approximation", b"approximation"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["approximation", b"approximation", "prompt", b"prompt", "retrieval_vector", b"retrieval_vector"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["approximation", b"approximation", "prompt", b"prompt", "retrieval_vector", b"retrieval_vector", "seed_drawn", b"seed_drawn"]) -> None: ...
 
 Global___AdmissionContext: typing_extensions.TypeAlias = AdmissionContext
 
