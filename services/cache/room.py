@@ -10,17 +10,18 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from chorus_rpc.errors import invalid
+from chorus_rpc.errors import invalid, unavailable
 
 from services.cache.entries import Entry
 from services.cache.eviction.ledger import EntryKey, Ledger
 from services.cache.eviction.priorities import Held
 
-_SLICE = 1_000
+_SLICE = 1_000  # entries between which other calls get their turn
+_WAIT_SECONDS = 30.0
 CAPACITY, TENANT_CAPACITY, EXPIRED = "capacity", "tenant_capacity", "expired"
 
 
@@ -58,22 +59,26 @@ class Room:
         self._evict = evict
         self._reserved: Counter[str] = Counter()  # by tenant: room of running admissions, in bytes
         self._reading: Counter[EntryKey] = Counter()
-        self._lock = asyncio.Lock()
+        self._changed = asyncio.Condition()  # a reservation or a reading ended
 
-    @contextmanager
-    def reading(self, key: EntryKey) -> Iterator[None]:
+    @asynccontextmanager
+    async def reading(self, key: EntryKey) -> AsyncIterator[None]:
         """Keeps an entry from being evicted while a request reads it."""
         self._reading[key] += 1
         try:
             yield
         finally:
             self._reading -= Counter((key,))
+            async with self._changed:
+                self._changed.notify_all()
 
     @asynccontextmanager
     async def reserve(self, tenant: str, size_bytes: int) -> AsyncIterator[None]:
         """Makes room for an admission and keeps it until the block ends, when the ledger holds the entry.
 
-        Raises INVALID_FIELD for an entry that the capacity could never hold, and the errors of the stores.
+        Waits while what could make room is being written or read. Raises INVALID_FIELD for an entry that the
+        capacity could never hold, DEPENDENCY_UNAVAILABLE if there is no room in time, and the errors of the
+        stores.
         """
         limit = min(self.capacity.total, self.capacity.tenant)
         if size_bytes > limit:
@@ -82,13 +87,24 @@ class Room:
                 f"its blobs have {size_bytes} bytes, more than the cache may hold for a tenant ({limit},"
                 " CHORUS_CACHE_CAPACITY_BYTES, CHORUS_CACHE_TENANT_CAPACITY_BYTES)",
             )
-        async with self._lock:
-            await self._make_room(tenant, size_bytes)
-            self._reserved[tenant] += size_bytes
+        timer = asyncio.timeout(_WAIT_SECONDS)
+        try:
+            async with timer, self._changed:
+                while not await self._make_room(tenant, size_bytes):
+                    await self._changed.wait()
+                self._reserved[tenant] += size_bytes
+        except TimeoutError:
+            if not timer.expired():
+                raise
+            raise unavailable(
+                "cache", f"no room within {_WAIT_SECONDS:g} s: every entry is being read or written"
+            ) from None
         try:
             yield
         finally:
-            self._reserved[tenant] -= size_bytes
+            async with self._changed:
+                self._reserved[tenant] -= size_bytes
+                self._changed.notify_all()
 
     async def remove_expired(self, now_ms: int) -> int:
         """Evicts every entry that has expired; returns their number."""
@@ -103,7 +119,8 @@ class Room:
                 count += 1
         return count
 
-    async def _make_room(self, tenant: str, size_bytes: int) -> None:
+    async def _make_room(self, tenant: str, size_bytes: int) -> bool:
+        """Evicts until the bounds hold with `size_bytes` more; returns whether they do."""
         bounds = self.capacity
         if self._count(tenant) + size_bytes > bounds.tenant:
             target = bounds.tenant * bounds.low_water
@@ -112,13 +129,19 @@ class Room:
                     break
         if self._count_all() + size_bytes > bounds.total:
             target = bounds.total * bounds.low_water
-            while self._count_all() + size_bytes > target:
-                # The largest tenant first; the next if all entries of that one are being read.
-                for largest in self._ledger.tenants:
-                    if await self._evict_one(largest, CAPACITY):
-                        break
-                else:
-                    return
+            while self._count_all() + size_bytes > target and await self._evict_from_largest():
+                pass
+        return (
+            self._count(tenant) + size_bytes <= bounds.tenant
+            and self._count_all() + size_bytes <= bounds.total
+        )
+
+    async def _evict_from_largest(self) -> bool:
+        """Evicts from the largest tenant; from the next if all entries of that one are being read."""
+        for tenant in self._ledger.tenants:
+            if await self._evict_one(tenant, CAPACITY):
+                return True
+        return False
 
     async def _evict_one(self, tenant: str, reason: str) -> bool:
         found = self._ledger.evict(tenant, busy=self._reading)

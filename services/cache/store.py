@@ -178,10 +178,10 @@ class LatentStore:
                 raise not_found("step", str(step))
         key = EntryKey(space.name, tenant, entry_id)
         share = min(1.0, max(steps) / total_steps) if total_steps else 0.0
-        with self.room.reading(key):
-            async with aclosing(self._read_blobs(space, entry, by_step, steps, side_data)) as blobs:
-                async for each in blobs:
-                    yield each
+        reading = self._read_blobs(space, entry, by_step, steps, side_data)
+        async with self.room.reading(key), aclosing(reading) as blobs:
+            async for each in blobs:
+                yield each
         self.counters.fetches += 1
         self._use(key, entry.cost_seconds * share)
 
@@ -326,7 +326,7 @@ class LatentStore:
         return True
 
     def _note(self, key: EntryKey, entry: Entry) -> None:
-        self.ledger.add(key, to_held(entry), [blob.digest for blob in entry.blobs])
+        self.ledger.add(key, to_held(entry), entry.keys)
 
     def _use(self, key: EntryKey, saved_seconds: float) -> None:
         now = now_ms()
@@ -347,13 +347,8 @@ class LatentStore:
                 await self.delete_rows(key.space, key.tenant, [key.entry_id])
             if self.claim.ownership is not Ownership.OWNED:
                 return  # these may be another index's blobs
-            unshared = [
-                blob_key
-                for blob_key, blob in zip(entry.keys, entry.blobs, strict=True)
-                if not self.ledger.holds(blob.digest)
-            ]
             try:
-                await self.blobs.delete(unshared)
+                await self.blobs.delete([each for each in entry.keys if not self.ledger.holds(each)])
             except ChorusError as error:
                 log.warning("blobs of an evicted entry left to the sweeper", error=error.message)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import heapq
 import itertools
 from collections import Counter
@@ -40,6 +41,10 @@ class _Order:
         self.entries = 0
 
 
+def _shorten(blob: str) -> int:
+    return int.from_bytes(hashlib.blake2b(blob.encode(), digest_size=8).digest())
+
+
 class Ledger:
     """Accounts for entries. Not safe for concurrent use: the event loop alone changes it.
 
@@ -53,8 +58,8 @@ class Ledger:
         self._orders: dict[str, _Order] = {}
         self._bytes: Counter[str] = Counter()
         self._serials = itertools.count()
-        # The first 64 bits of each digest. Two digests that share them are taken for one blob, so that one of
-        # the two is left to the sweeper.
+        # A digest of 64 bits of each blob's key. Two blobs that share it are taken for one, so that one of the
+        # two is left to the sweeper.
         self._digests: set[int] = set()
         self._shared: Counter[int] = Counter()  # further entries with a blob of this digest
 
@@ -83,14 +88,14 @@ class Ledger:
         place = self._places.get(key)
         return None if place is None else place.held
 
-    def add(self, key: EntryKey, held: Held, digests: Sequence[str] = ()) -> None:
+    def add(self, key: EntryKey, held: Held, blobs: Sequence[str] = ()) -> None:
         """Adds an entry, or replaces what is known about it.
 
         Args:
-            digests: SHA-256 of its blobs, in hexadecimal digits.
+            blobs: keys of its blobs in the object store.
         """
         self.remove(key)
-        short = tuple(int(digest[:16], 16) for digest in digests)
+        short = tuple(map(_shorten, blobs))
         for each in short:
             if each in self._digests:
                 self._shared[each] += 1
@@ -108,9 +113,9 @@ class Ledger:
                 total = total.plus(Uses(place.held.hits, place.held.saved_seconds, place.held.used_ms))
         return total
 
-    def holds(self, digest: str) -> bool:
-        """Returns whether an entry has a blob of this digest."""
-        return int(digest[:16], 16) in self._digests
+    def holds(self, blob: str) -> bool:
+        """Returns whether an entry has the blob of this key."""
+        return _shorten(blob) in self._digests
 
     def use(self, key: EntryKey, now_ms: int, saved_seconds: float) -> None:
         """Notes that a request used an entry; one that is not held is ignored.
