@@ -17,18 +17,19 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from weakref import WeakValueDictionary
 
 from chorus_rpc import semconv
 from chorus_rpc.chunks import sha256
-from chorus_rpc.errors import BLOB_CORRUPT, INTERNAL, WRONG_STATE, ChorusError, Reason, not_found
+from chorus_rpc.errors import BLOB_CORRUPT, INTERNAL, WRONG_STATE, ChorusError, not_found
 from chorus_rpc.telemetry import span
 
 from services.cache.blobs import Blobs
+from services.cache.counters import Counters, StorageUsage
 from services.cache.entries import UNUSED, Admission, Blob, Entry, Space, Uses, make_blob_key
 from services.cache.eviction.ledger import EntryKey, Ledger
 from services.cache.index import Hit, Index, Selection
@@ -47,27 +48,6 @@ _MISSING, _ALTERED = "missing", "altered"
 
 class _CorruptBlob(Exception):
     """A blob that a row names is _MISSING or _ALTERED."""
-
-
-@dataclass
-class Counters:
-    """Counters since the start of the process."""
-
-    lookups: int = 0
-    lookups_with_donor: int = 0
-    fetches: int = 0
-    admissions: int = 0
-    corrupt_blobs: int = 0
-    failed_sweeps: int = 0
-    rejected_admissions: Counter[Reason] = field(default_factory=Counter)
-
-
-@dataclass(frozen=True)
-class StorageUsage:
-    """Number of entries and bytes of their blobs; a shared blob counts once."""
-
-    entries: int
-    size_bytes: int
 
 
 class LatentStore:

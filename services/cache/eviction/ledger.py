@@ -58,8 +58,8 @@ class Ledger:
         self._orders: dict[str, _Order] = {}
         self._bytes: Counter[str] = Counter()
         self._serials = itertools.count()
-        # A digest of 64 bits of each blob's key. Two blobs that share it are taken for one, so that one of the
-        # two is left to the sweeper.
+        # A digest of 64 bits of each blob's key. Two blobs that share it are taken for one, so that one of
+        # the two is left to the sweeper.
         self._digests: set[int] = set()
         self._shared: Counter[int] = Counter()  # further entries with a blob of this digest
 
