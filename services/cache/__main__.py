@@ -13,6 +13,7 @@ from minio.credentials.providers import Provider
 from services.cache.blobs import Blobs
 from services.cache.directory import DirectoryBlobs
 from services.cache.embedded import EmbeddedIndex
+from services.cache.hot import HotBlobs
 from services.cache.index import Index
 from services.cache.milvus import MilvusIndex
 from services.cache.room import Capacity
@@ -87,7 +88,9 @@ async def start(settings: CacheSettings, resources: Resources, server: grpc.aio.
     """Waits for index and object store; resources close in reverse order."""
     index = await open_index(settings)
     resources.push_async_callback(index.close)
-    blobs = await open_blobs(settings)
+    blobs: Blobs = await open_blobs(settings)
+    if settings.hot_bytes:
+        blobs = HotBlobs(blobs, settings.hot_bytes)
     resources.push_async_callback(blobs.close)
     store = LatentStore(index, blobs, await choose_capacity(settings))
     resources.push_async_callback(store.close)

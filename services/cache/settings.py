@@ -85,6 +85,9 @@ class CacheSettings(ServerSettings):
     s3_region: str = ""
     """Region of the bucket; empty: the client asks the server."""
 
+    hot_bytes: Annotated[int, Field(ge=0, le=1 << 40)] = 256 * MIB
+    """Memory for blobs that were read recently, in bytes; 0: none."""
+
     max_prompt_bytes: Annotated[int, Field(ge=1, le=MAX_PROMPT_BYTES)] = MAX_PROMPT_BYTES
     """Upper bound on the prompt of an entry, in bytes of UTF-8."""
     max_blob_bytes: Annotated[int, Field(ge=1024, le=1024 * MIB)] = DEFAULT_MAX_BLOB_BYTES

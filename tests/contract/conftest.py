@@ -18,6 +18,7 @@ from moto.server import ThreadedMotoServer
 from services.cache.blobs import Blobs
 from services.cache.directory import DirectoryBlobs
 from services.cache.embedded import EmbeddedIndex
+from services.cache.hot import HotBlobs
 from services.cache.index import Index
 from services.cache.milvus import MilvusIndex
 from services.cache.s3 import S3Blobs
@@ -94,9 +95,12 @@ def open_blobs(request: pytest.FixtureRequest, tmp_path: Path) -> OpenBlobs:
     )
 
 
-@pytest.fixture
-async def blobs(open_blobs: OpenBlobs) -> AsyncIterator[Blobs]:
+@pytest.fixture(params=[False, True], ids=["plain", "hot"])
+async def blobs(open_blobs: OpenBlobs, request: pytest.FixtureRequest) -> AsyncIterator[Blobs]:
+    """Object store, plain and behind the memory for what was read recently."""
     store = await open_blobs()
+    if request.param:
+        store = HotBlobs(store, 8 << 20)
     yield store
     await store.close()
 
