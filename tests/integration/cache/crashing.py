@@ -137,7 +137,7 @@ class Crash:
 
         def open_slowly(path: Path, mode: str = "r", *arguments: Any, **options: Any) -> Any:
             file = open_path(path, mode, *arguments, **options)
-            return _SlowFile(file, self) if path.suffix == ".part" else file
+            return _SlowFile(file, self) if path.suffix in (".part", ".safetensors") else file
 
         Path.open = open_slowly  # type: ignore[method-assign, assignment]
         slow = SimpleNamespace(**vars(os))
