@@ -353,15 +353,18 @@ class LatentStore:
             data = await self.blobs.get(key, blob.size_bytes)
             if data is not None and await asyncio.to_thread(sha256, data) == blob.digest:
                 return data
-            fault = _MISSING if data is None else _ALTERED
-            log.error("blob corrupt", entry_id=entry.entry_id, key=key, fault=fault)
         # After the span: the object store answered, so its call did not fail.
-        raise _CorruptBlob(fault)
+        raise _CorruptBlob(_MISSING if data is None else _ALTERED)
 
     async def _drop_row_of_corrupt_blob(
         self, space: Space, entry: Entry, blob: Blob, fault: _CorruptBlob
     ) -> ChorusError:
         """Deletes the row of a missing or altered blob; returns the error for its reader."""
+        if fault.args == (_MISSING,) and await self._is_replaced(space, entry):
+            self._looked_up.forget(space.name, entry.tenant, [entry.entry_id])
+            return not_found("entry", entry.entry_id)
+        key = make_blob_key(entry.tenant, entry.identity, blob.digest)
+        log.error("blob corrupt", entry_id=entry.entry_id, key=key, fault=str(fault))
         self.counters.corrupt_blobs += 1
         metadata = {"entry": entry.entry_id, **({} if blob.step is None else {"step": str(blob.step)})}
         if fault.args == (_MISSING,) and self.claim.ownership is not Ownership.OWNED:
@@ -382,6 +385,16 @@ class LatentStore:
             f"{blob.name} of entry {entry.entry_id} is {fault}; the entry was dropped",
             metadata=metadata,
         )
+
+    async def _is_replaced(self, space: Space, entry: Entry) -> bool:
+        """Returns whether a row was deleted, and perhaps admitted again, since it was read.
+
+        A sweep that followed may have deleted its blobs: their age counts from their last write.
+        """
+        try:
+            return await self.index.get(space.name, entry.tenant, entry.entry_id) != entry
+        except ChorusError:
+            return False
 
 
 def now_ms() -> int:

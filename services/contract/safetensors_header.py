@@ -13,6 +13,7 @@ from chorus_rpc.chunks import BlobFault
 
 _MAX_BLOB_HEADER_BYTES = 1 << 20
 _MAX_RANK = 8
+_FIELDS = {"dtype", "shape", "data_offsets"}
 
 # Bytes of one value, by safetensors' name of the type.
 _WIDTHS: Mapping[str, int] = {
@@ -72,8 +73,10 @@ def read_header(stream: BinaryIO, size_bytes: int, max_header_bytes: int) -> Saf
     if len(prefix) < 8 or length > min(max_header_bytes, size_bytes - 8):
         raise BlobFault(f"not a safetensors file, or truncated in its header ({size_bytes} bytes)")
     try:
-        found = json.loads(stream.read(length))
-        metadata = {str(k): str(v) for k, v in found.pop("__metadata__", {}).items()}
+        found = json.loads(
+            stream.read(length).decode(), object_pairs_hook=_to_object, parse_constant=_reject_constant
+        )
+        metadata = {name: _parse_text(value) for name, value in found.pop("__metadata__", {}).items()}
         tensors = sorted(
             (_parse_tensor(name, value, size_bytes) for name, value in found.items()),
             key=lambda each: (each.start, each.end),
@@ -99,13 +102,42 @@ def read_header(stream: BinaryIO, size_bytes: int, max_header_bytes: int) -> Saf
 
 
 def _parse_tensor(name: str, value: Any, size_bytes: int) -> TensorHeader:
-    """Parses one tensor. Raises ValueError for numbers whose product or text would take long to compute."""
-    start, end = map(int, value["data_offsets"])
+    """Parses one tensor. Raises ValueError for numbers whose product or text would take long to compute.
+
+    Accepts only what safetensors' own reader accepts: an entry that it cannot read is no donor.
+    """
+    if value.keys() != _FIELDS:
+        raise ValueError(f"tensor {name[:100]}: must have the fields {', '.join(sorted(_FIELDS))}")
+    start, end = _parse_integers(value["data_offsets"])
     if not 0 <= start <= end <= size_bytes:
         raise ValueError(f"tensor {name[:100]}: its range of bytes is outside the file")
-    if len(value["shape"]) > _MAX_RANK:
+    shape = tuple(_parse_integers(value["shape"]))
+    if len(shape) > _MAX_RANK:
         raise ValueError(f"tensor {name[:100]}: more than {_MAX_RANK} dimensions")
-    shape = tuple(map(int, value["shape"]))
     if not all(0 <= extent < 1 << 63 for extent in shape):
         raise ValueError(f"tensor {name[:100]}: its shape is out of bounds")
-    return TensorHeader(name, str(value["dtype"]), shape, start, end)
+    return TensorHeader(name, _parse_text(value["dtype"]), shape, start, end)
+
+
+def _parse_integers(value: Any) -> list[int]:
+    if not isinstance(value, list) or not all(type(each) is int for each in value):
+        raise TypeError("shape and data_offsets must be lists of integers")
+    return value
+
+
+def _parse_text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError("metadata and types must be text")
+    value.encode()  # no half of a surrogate pair, which an error status could not carry
+    return value
+
+
+def _to_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = {_parse_text(name): value for name, value in pairs}
+    if len(found) != len(pairs):
+        raise ValueError("a name is repeated")
+    return found
+
+
+def _reject_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")

@@ -285,6 +285,26 @@ async def test_recent_rows_expire(
     assert fault.rows_read == before + 1
 
 
+async def test_row_deleted_by_another_process_is_not_found_without_its_blobs(
+    store: LatentStore, tmp_path: Path
+) -> None:
+    # The age of a blob counts from its last write, so a sweep may follow a purge at once.
+    reader = LatentStore(store.index, store.blobs)
+    await reader.claim.check()
+    for again in (None, offered(blobs={1: latents(8), 2: latents(9)})):
+        await store.admit(offered())
+        [entry] = await found(reader)
+        await store.purge("default", Selection())
+        age(tmp_path)
+        assert (await sweep(store, GRACE)).blobs == 2
+        if again is not None:
+            await store.admit(again)
+        await refused(NOT_FOUND, fetched(reader, entry, 1))
+        assert await found(reader) == ([] if again is None else [again.entry])
+    assert await fetched(reader, offered().entry, 1) == [latents(8)]
+    assert reader.counters.corrupt_blobs == 0
+
+
 async def test_lookup_omits_donors_below_the_minimum_score(store: LatentStore) -> None:
     await store.admit(offered())
     identity = offered().entry.identity

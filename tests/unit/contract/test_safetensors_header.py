@@ -11,6 +11,8 @@ import pytest
 from chorus_rpc.chunks import BlobFault
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import SafetensorError
+from safetensors.numpy import load
 
 from services.contract.safetensors_header import TensorHeader, parse_tensor_headers, read_header
 
@@ -55,6 +57,45 @@ def test_inconsistent_tensors_are_rejected(entries: dict[str, Any], payload: int
     with pytest.raises(BlobFault, match=fault) as caught:
         parse_tensor_headers(make_file(entries, bytes(payload)))
     assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("[2, 3]", '"23"'),
+        ("[2, 3]", "[2.0, 3]"),
+        ("[2, 3]", '["2", 3]'),
+        ("[2, 3]", "[true, 2, 3]"),
+        ("[0, 24]", "[0, 24.5]"),
+        ("[0, 24]", '{"0": 0, "24": 0}'),
+        ("[0, 24]", "[0, 24, 24]"),
+        ('"dtype"', '"dtype": "F16", "dtype"'),
+        ('"dtype"', '"note": 0, "dtype"'),
+        ('"F32"', '["F32"]'),
+        ('"latents"', r'"\ud800"'),
+        ('{"latents"', '{"__metadata__": {"a": 1}, "latents"'),
+        ('{"latents"', r'{"__metadata__": {"a": "\udead"}, "latents"'),
+        ('{"latents"', '{"__metadata__": {"a": NaN}, "latents"'),
+        ('{"latents"', '\ufeff{"latents"'),
+    ],
+)
+def test_header_that_the_reference_reader_rejects_is_rejected(old: str, new: str) -> None:
+    text = json.dumps({"latents": make_entry(0, 24, [2, 3])})
+    raw = text.replace(old, new).encode()
+    data = struct.pack("<Q", len(raw)) + raw + bytes(24)
+    with pytest.raises(BlobFault, match="cannot be parsed") as caught:
+        parse_tensor_headers(data)
+    str(caught.value).encode()
+    if "note" not in new:
+        with pytest.raises(SafetensorError):
+            load(data)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32-be"])
+def test_header_in_another_encoding_is_rejected(encoding: str) -> None:
+    raw = json.dumps({"latents": make_entry(0, 24, [2, 3])}).encode(encoding)
+    with pytest.raises(BlobFault, match="cannot be parsed"):
+        parse_tensor_headers(struct.pack("<Q", len(raw)) + raw + bytes(24))
 
 
 def test_tensors_are_in_the_order_of_their_bytes_with_the_metadata() -> None:
