@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from chorus_rpc.errors import Reason
+
+from services.cache.entries import Entry
 
 
 @dataclass
@@ -27,3 +30,9 @@ class StorageUsage:
 
     entries: int
     size_bytes: int
+
+
+def map_sizes(entries: Iterable[Entry]) -> dict[str, int]:
+    return {
+        key: blob.size_bytes for entry in entries for key, blob in zip(entry.keys, entry.blobs, strict=True)
+    }

@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from weakref import WeakValueDictionary
@@ -29,7 +29,7 @@ from chorus_rpc.errors import BLOB_CORRUPT, INTERNAL, WRONG_STATE, ChorusError, 
 from chorus_rpc.telemetry import span
 
 from services.cache.blobs import Blobs
-from services.cache.counters import Counters, StorageUsage
+from services.cache.counters import Counters, StorageUsage, map_sizes
 from services.cache.entries import UNUSED, Admission, Blob, Entry, Space, Uses, make_blob_key
 from services.cache.eviction.ledger import EntryKey, Ledger
 from services.cache.index import Hit, Index, Selection
@@ -69,7 +69,7 @@ class LatentStore:
         self._commits: set[asyncio.Task[bool]] = set()
         self._looked_up = RecentRows()
         self.ledger = Ledger()
-        self.room = Room(self.ledger, capacity, self._evict)
+        self.room = Room(self.ledger, capacity, self.evict)
         self._unsaved: dict[EntryKey, Uses] = {}
 
     async def load(self) -> None:
@@ -213,7 +213,7 @@ class LatentStore:
         sizes: dict[str, int] = {}
         for space in await self.index.spaces():
             found = [
-                (each.entry_id, _map_sizes([each]))
+                (each.entry_id, map_sizes([each]))
                 async for page in self.index.select(space, tenant, selection)
                 for each in page
             ]
@@ -236,6 +236,21 @@ class LatentStore:
         for entry_id in entry_ids:
             self._forget(EntryKey(space, tenant, entry_id))
 
+    async def evict(self, key: EntryKey) -> None:
+        """Deletes the row and blobs of an entry that the ledger no longer holds."""
+        entry = await self.index.get(key.space, key.tenant, key.entry_id)
+        if entry is None:
+            return
+        async with self.lock(key.tenant, entry.identity):
+            with span(semconv.SPAN_INDEX_DELETE, {semconv.ENTRY_ID: key.entry_id}):
+                await self.delete_rows(key.space, key.tenant, [key.entry_id])
+            if self.claim.ownership is not Ownership.OWNED:
+                return  # these may be another index's blobs
+            try:
+                await self.blobs.delete([each for each in entry.keys if not self.ledger.holds(each)])
+            except ChorusError as error:
+                log.warning("blobs of an evicted entry left to the sweeper", error=error.message)
+
     async def save_uses(self) -> None:
         """Writes the uses since the last call into the rows, so that they survive a restart."""
         unsaved, self._unsaved = self._unsaved, {}
@@ -256,7 +271,7 @@ class LatentStore:
         for space in await self.index.spaces():
             async for page in self.index.select(space, tenant, Selection()):
                 entries += len(page)
-                sizes.update(_map_sizes(page))
+                sizes.update(map_sizes(page))
         return StorageUsage(entries, sum(sizes.values()))
 
     async def close(self) -> None:
@@ -316,21 +331,6 @@ class LatentStore:
     def _forget(self, key: EntryKey) -> None:
         self.ledger.remove(key)
         self._unsaved.pop(key, None)
-
-    async def _evict(self, key: EntryKey) -> None:
-        """Deletes the row and blobs of an entry that the ledger no longer holds."""
-        entry = await self.index.get(key.space, key.tenant, key.entry_id)
-        if entry is None:
-            return
-        async with self.lock(key.tenant, entry.identity):
-            with span(semconv.SPAN_INDEX_DELETE, {semconv.ENTRY_ID: key.entry_id}):
-                await self.delete_rows(key.space, key.tenant, [key.entry_id])
-            if self.claim.ownership is not Ownership.OWNED:
-                return  # these may be another index's blobs
-            try:
-                await self.blobs.delete([each for each in entry.keys if not self.ledger.holds(each)])
-            except ChorusError as error:
-                log.warning("blobs of an evicted entry left to the sweeper", error=error.message)
 
     def _finish_commit(self, commit: asyncio.Task[bool]) -> None:
         self._commits.discard(commit)
@@ -392,16 +392,11 @@ class LatentStore:
         A sweep that followed may have deleted its blobs: their age counts from their last write.
         """
         try:
-            return await self.index.get(space.name, entry.tenant, entry.entry_id) != entry
+            found = await self.index.get(space.name, entry.tenant, entry.entry_id)
         except ChorusError:
             return False
+        return found is None or (found.created_ms, found.blobs) != (entry.created_ms, entry.blobs)
 
 
 def now_ms() -> int:
     return time.time_ns() // 1_000_000
-
-
-def _map_sizes(entries: Iterable[Entry]) -> dict[str, int]:
-    return {
-        key: blob.size_bytes for entry in entries for key, blob in zip(entry.keys, entry.blobs, strict=True)
-    }

@@ -28,12 +28,13 @@ from services.cache.blobs import Blobs
 from services.cache.directory import DirectoryBlobs
 from services.cache.embedded import EmbeddedIndex
 from services.cache.entries import Admission
+from services.cache.eviction.ledger import EntryKey
 from services.cache.index import Index, Selection
 from services.cache.store import LatentStore
 from services.cache.sweeper import claim_if_empty, sweep
 from services.cache.upload import Upload
 from services.cache.validation import Limits
-from tests.contract.samples import admission, latents, new_entry
+from tests.contract.samples import SPACE, admission, latents, new_entry
 
 TENANT = "default"
 # A grace period that has passed for every file, also for one written in this millisecond.
@@ -83,10 +84,22 @@ def purge(prompt: str) -> Step:
     return Step(f"purge {prompt}", lambda store: store.purge(TENANT, wanted), {prompt: False})
 
 
+def evict(prompt: str) -> Step:
+    key = EntryKey(SPACE.name, TENANT, make_admission(prompt).entry.entry_id)
+
+    async def run(store: LatentStore) -> None:
+        store.ledger.remove(key)
+        await store.evict(key)
+
+    return Step(f"evict {prompt}", run, {prompt: False})
+
+
 SCRIPT: Sequence[Step] = (
     admit("a"),
     admit("b"),
     admit("a"),
+    evict("b"),
+    admit("b"),
     purge("a"),
     Step("sweep", lambda store: sweep(store, NO_GRACE), {}),
     admit("c"),
@@ -173,7 +186,9 @@ async def open_stores(folder: Path) -> tuple[Index, Blobs, LatentStore]:
     """Opens the stores of a cache as its process does at the start."""
     index = await EmbeddedIndex.open_path(str(folder / "index.db"), seconds=30)
     blobs = await DirectoryBlobs.open(folder / "blobs", seconds=30, threads=4)
-    return index, blobs, LatentStore(index, blobs)
+    store = LatentStore(index, blobs)
+    await store.load()
+    return index, blobs, store
 
 
 async def run_script(folder: Path, point: int) -> None:

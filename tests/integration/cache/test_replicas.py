@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.cache.blobs import Blobs, BlobStat
-from services.cache.entries import BLOB_ROOT, Admission, Entry, Space
+from services.cache.entries import BLOB_ROOT, Admission, Entry, Space, Uses
 from services.cache.index import Hit, Index, Selection
 from services.cache.ownership import MARKER_ROOT
 from services.cache.rows import Rows, unpack
@@ -88,10 +88,16 @@ class MemoryIndex(Index):
         self._rows = Rows()
 
     async def search(
-        self, space: str, tenant: str, identity: str, vector: Sequence[float], limit: int
+        self,
+        space: str,
+        tenant: str,
+        identity: str,
+        vector: Sequence[float],
+        limit: int,
+        now_ms: int = 0,
     ) -> list[Hit]:
         await self._turns.wait()
-        return self._rows.search(tenant, identity, vector, limit)
+        return self._rows.search(tenant, identity, vector, limit, now_ms)
 
     async def get(self, space: str, tenant: str, entry_id: str) -> Entry | None:
         await self._turns.wait()
@@ -100,6 +106,11 @@ class MemoryIndex(Index):
     async def upsert(self, space: Space, entry: Entry, vector: Sequence[float]) -> None:
         await self._turns.wait()
         self._rows.put(entry, vector)
+
+    async def add_uses(self, space: str, tenant: str, uses: Mapping[str, Uses]) -> None:
+        await self._turns.wait()
+        for entry, vector in self._rows.get_used(tenant, uses):
+            self._rows.put(entry, vector)
 
     async def delete(self, space: str, tenant: str, entry_ids: Sequence[str]) -> None:
         await self._turns.wait()
