@@ -30,7 +30,8 @@ from bench.cache_rows import (
 from bench.results import Figure
 from services.cache.filters import make_filter
 from services.cache.index import Selection
-from services.cache.milvus import FIELDS, MilvusIndex, to_row
+from services.cache.layout import FIELDS, to_row
+from services.cache.milvus import MilvusIndex
 
 URI: Final = "CHORUS_TEST_MILVUS_URI"
 SECONDS: Final = 60.0

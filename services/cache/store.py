@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import defaultdict
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
@@ -30,12 +29,13 @@ from chorus_rpc.telemetry import span
 
 from services.cache.blobs import Blobs
 from services.cache.counters import Counters, StorageUsage, map_sizes
-from services.cache.entries import UNUSED, Admission, Blob, Entry, Space, Uses, make_blob_key
+from services.cache.entries import Admission, Blob, Entry, Space, Uses, make_blob_key
 from services.cache.eviction.ledger import EntryKey, Ledger
 from services.cache.index import Hit, Index, Selection
 from services.cache.ownership import Ownership, StoreClaim
 from services.cache.recent_rows import RecentRows
 from services.cache.room import UNBOUNDED, Capacity, Room, to_held
+from services.cache.unsaved_uses import UnsavedUses
 from services.runtime.logs import get_logger
 
 log = get_logger("cache.store")
@@ -70,7 +70,7 @@ class LatentStore:
         self._looked_up = RecentRows()
         self.ledger = Ledger()
         self.room = Room(self.ledger, capacity, self.evict)
-        self._unsaved: dict[EntryKey, Uses] = {}
+        self._unsaved = UnsavedUses()
 
     async def load(self) -> None:
         """Reads every row into the ledger, which then holds what the index holds."""
@@ -253,16 +253,9 @@ class LatentStore:
 
     async def save_uses(self) -> None:
         """Writes the uses since the last call into the rows, so that they survive a restart."""
-        unsaved, self._unsaved = self._unsaved, {}
-        grouped: dict[tuple[str, str], dict[str, Uses]] = defaultdict(dict)
-        for key, uses in unsaved.items():
-            grouped[key.space, key.tenant][key.entry_id] = uses
-        for (space, tenant), changed in grouped.items():
-            ids = list(changed)
-            for start in range(0, len(ids), _BATCH):
-                batch = {each: changed[each] for each in ids[start : start + _BATCH]}
-                await self.index.add_uses(space, tenant, batch)
-                self._looked_up.forget(space, tenant, batch)
+        for space, tenant, uses in self._unsaved.take():
+            await self.index.add_uses(space, tenant, uses)
+            self._looked_up.forget(space, tenant, uses)
 
     async def measure_usage(self, tenant: str) -> StorageUsage:
         """Counts the entries and bytes of a tenant."""
@@ -326,11 +319,11 @@ class LatentStore:
     def _use(self, key: EntryKey, saved_seconds: float) -> None:
         now = now_ms()
         self.ledger.use(key, now, saved_seconds)
-        self._unsaved[key] = self._unsaved.get(key, UNUSED).plus(Uses(1, saved_seconds, now))
+        self._unsaved.add(key, Uses(1, saved_seconds, now))
 
     def _forget(self, key: EntryKey) -> None:
         self.ledger.remove(key)
-        self._unsaved.pop(key, None)
+        self._unsaved.forget(key)
 
     def _finish_commit(self, commit: asyncio.Task[bool]) -> None:
         self._commits.discard(commit)
