@@ -101,9 +101,11 @@ def replay(trace: Sequence[Request], rule: str, capacity: float) -> tuple[float,
         near = [key for key in donors[request.topic] if key in ledger]
         donors[request.topic] = {key: donors[request.topic][key] for key in near}
         if near:
-            # The same prompt with another seed is as good a donor as an edit; the newest is taken.
+            # The nearest prompt, as the planner chooses: the same one, else the edit with the next number.
+            edits = donors[request.topic]
+            nearest = min(near, key=lambda key: abs(edits[key] - request.edit))
             saved += EDIT_SAVING * cost
-            ledger.use(near[-1], now, EDIT_SAVING * cost)
+            ledger.use(nearest, now, EDIT_SAVING * cost)
             from_hit, size = True, round(LAST_STEP_SHARE * size)
         key = EntryKey("trace", "tenant", name)
         if size > capacity:

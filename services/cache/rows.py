@@ -24,7 +24,8 @@ class Rows:
 
     def __init__(self) -> None:
         self._groups: dict[tuple[str, str], _Group] = {}  # by tenant and identity
-        self._group_of: dict[str, _Group] = {}  # by entry id, which is a digest that includes the tenant
+        # By tenant and entry id: the search for another tenant's entry touches nothing of that tenant.
+        self._group_of: dict[tuple[str, str], _Group] = {}
 
     def __len__(self) -> int:
         return len(self._group_of)
@@ -32,36 +33,35 @@ class Rows:
     def put(self, entry: Entry, vector: Sequence[float]) -> None:
         """Adds or replaces a row."""
         group = self._groups.get((entry.tenant, entry.identity))
-        if (former := self._group_of.get(entry.entry_id)) not in (None, group):
+        if (former := self._group_of.get((entry.tenant, entry.entry_id))) not in (None, group):
             self.remove(former.tenant, [entry.entry_id])
         if group is None:
             group = self._groups[entry.tenant, entry.identity] = _Group(entry, len(vector))
         group.put(entry, vector)
-        self._group_of[entry.entry_id] = group
+        self._group_of[entry.tenant, entry.entry_id] = group
 
     def remove(self, tenant: str, entry_ids: Sequence[str]) -> None:
         """Removes rows of a tenant; others are ignored."""
         for entry_id in self.owned(tenant, entry_ids):
-            group = self._group_of.pop(entry_id)
+            group = self._group_of.pop((tenant, entry_id))
             group.remove(entry_id)
             if not len(group):
                 del self._groups[group.tenant, group.identity]
 
     def owned(self, tenant: str, entry_ids: Sequence[str]) -> list[str]:
         """Returns those of the ids that are rows of a tenant."""
-        found = ((each, self._group_of.get(each)) for each in dict.fromkeys(entry_ids))
-        return [each for each, group in found if group is not None and group.tenant == tenant]
+        return [each for each in dict.fromkeys(entry_ids) if (tenant, each) in self._group_of]
 
     def get(self, tenant: str, entry_id: str) -> Entry | None:
         """Returns one row of a tenant."""
-        group = self._group_of.get(entry_id)
-        return None if group is None or group.tenant != tenant else group.get(entry_id)
+        group = self._group_of.get((tenant, entry_id))
+        return None if group is None else group.get(entry_id)
 
     def get_used(self, tenant: str, uses: Mapping[str, Uses]) -> list[tuple[Entry, list[float]]]:
         """Returns the rows of a tenant that have these ids, with the uses added, and their vectors."""
         found = []
         for entry_id in self.owned(tenant, list(uses)):
-            group = self._group_of[entry_id]
+            group = self._group_of[tenant, entry_id]
             found.append((group.get(entry_id).with_uses(uses[entry_id]), group.vector(entry_id)))
         return found
 
