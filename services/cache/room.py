@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from chorus_rpc.errors import invalid, unavailable
 
+from services.cache.counters import TenantCounters
 from services.cache.entries import Entry
 from services.cache.eviction.ledger import EntryKey, Ledger
 from services.cache.eviction.priorities import Held
@@ -48,13 +49,18 @@ class Room:
 
     Args:
         evict: deletes an entry that the ledger no longer holds, from the index and the object store.
+        counters: receives the number of evictions.
     """
 
     def __init__(
-        self, ledger: Ledger, capacity: Capacity, evict: Callable[[EntryKey], Awaitable[None]]
+        self,
+        ledger: Ledger,
+        capacity: Capacity,
+        evict: Callable[[EntryKey], Awaitable[None]],
+        counters: TenantCounters,
     ) -> None:
         self.capacity = capacity
-        self.evictions: Counter[str] = Counter()  # by reason
+        self._counters = counters
         self._ledger = ledger
         self._evict = evict
         self._reserved: Counter[str] = Counter()  # by tenant: room of running admissions, in bytes
@@ -156,7 +162,7 @@ class Room:
         except BaseException:
             self._ledger.add(key, held)  # the next sweep completes what is known about it
             raise
-        self.evictions[reason] += 1
+        self._counters[key.tenant].evictions[reason] += 1
 
     def _count(self, tenant: str) -> int:
         return self._ledger.bytes_of(tenant) + self._reserved[tenant]

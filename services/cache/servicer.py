@@ -101,17 +101,19 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
         request_iterator: AsyncIterator[cache_pb2.AdmitRequest],
         context: grpc.aio.ServicerContext[cache_pb2.AdmitRequest, cache_pb2.AdmitResponse],
     ) -> cache_pb2.AdmitResponse:
+        tenant = read_tenant(context.invocation_metadata())
         admission = None
         try:
             async with self._uploads:
-                upload = Upload(read_tenant(context.invocation_metadata()), self._limits)
+                upload = Upload(tenant, self._limits)
                 async for message in request_iterator:
                     upload.add(message)
                 admission = await asyncio.to_thread(upload.finish, now_ms(), self._lifetime_seconds)
                 created = await self._store.admit(admission)
         except (ChorusError, asyncio.CancelledError) as error:
             if admission is None:  # otherwise the store counts it, even if the caller is gone
-                self._store.counters.rejected_admissions[_classify_rejection(error, context)] += 1
+                reason = _classify_rejection(error, context)
+                self._store.counters[tenant].rejected_admissions[reason] += 1
             raise
         return cache_pb2.AdmitResponse(entry_id=admission.entry.entry_id, created=created)
 
@@ -132,7 +134,7 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
     ) -> cache_pb2.StatsResponse:
         tenant = read_tenant(context.invocation_metadata())
         usage = await self._store.measure_usage(tenant)
-        counters, room = self._store.counters, self._store.room
+        counters, bounds = self._store.counters[tenant], self._store.room.capacity
         uses = self._store.ledger.count_uses(tenant)
         return cache_pb2.StatsResponse(
             entries=usage.entries,
@@ -152,11 +154,11 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
                 cache_pb2.RejectedAdmissions(reason=reason, count=count)
                 for reason, count in sorted(counters.rejected_admissions.items())
             ],
-            failed_sweeps=counters.failed_sweeps,
-            capacity_bytes=min(room.capacity.total, room.capacity.tenant),
+            failed_sweeps=self._store.failed_sweeps,
+            capacity_bytes=min(bounds.total, bounds.tenant),
             evictions=[
                 cache_pb2.Evictions(reason=reason, count=count)
-                for reason, count in sorted(room.evictions.items())
+                for reason, count in sorted(counters.evictions.items())
             ],
             hits=uses.hits,
             seconds_saved=uses.saved_seconds,

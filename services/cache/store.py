@@ -20,6 +20,7 @@ import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
+from functools import partial
 from weakref import WeakValueDictionary
 
 from chorus_rpc import semconv
@@ -28,7 +29,7 @@ from chorus_rpc.errors import BLOB_CORRUPT, INTERNAL, WRONG_STATE, ChorusError, 
 from chorus_rpc.telemetry import span
 
 from services.cache.blobs import Blobs
-from services.cache.counters import Counters, StorageUsage, map_sizes
+from services.cache.counters import StorageUsage, TenantCounters, map_sizes
 from services.cache.entries import Admission, Blob, Entry, Space, Uses, make_blob_key
 from services.cache.eviction.ledger import EntryKey, Ledger
 from services.cache.index import Hit, Index, Selection
@@ -63,13 +64,14 @@ class LatentStore:
         self.index = index
         self.blobs = blobs
         self.claim = StoreClaim(blobs, index.index_id)
-        self.counters = Counters()
+        self.counters = TenantCounters()
+        self.failed_sweeps = 0  # since the start of the process
         self.start_ms = now_ms()
         self._locks: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
         self._commits: set[asyncio.Task[bool]] = set()
         self._looked_up = RecentRows()
         self.ledger = Ledger()
-        self.room = Room(self.ledger, capacity, self.evict)
+        self.room = Room(self.ledger, capacity, self.evict, self.counters)
         self._unsaved = UnsavedUses()
 
     async def load(self) -> None:
@@ -110,8 +112,9 @@ class LatentStore:
         if deleted == self._looked_up.deletions:  # otherwise one of these may have been deleted since
             for hit in donors:
                 self._looked_up.put(space.name, hit.entry)
-        self.counters.lookups += 1
-        self.counters.lookups_with_donor += bool(donors)
+        counters = self.counters[tenant]
+        counters.lookups += 1
+        counters.lookups_with_donor += bool(donors)
         return donors
 
     async def find(self, space: Space, tenant: str, entry_id: str) -> Entry | None:
@@ -162,7 +165,7 @@ class LatentStore:
         async with self.room.reading(key), aclosing(reading) as blobs:
             async for each in blobs:
                 yield each
-        self.counters.fetches += 1
+        self.counters[tenant].fetches += 1
         self._use(key, entry.cost_seconds * share)
 
     async def _read_blobs(
@@ -200,7 +203,7 @@ class LatentStore:
         """
         commit = asyncio.create_task(self._commit(admission))
         self._commits.add(commit)
-        commit.add_done_callback(self._finish_commit)
+        commit.add_done_callback(partial(self._finish_commit, admission.entry.tenant))
         return await asyncio.shield(commit)
 
     async def purge(self, tenant: str, selection: Selection, *, validate_only: bool = False) -> StorageUsage:
@@ -310,7 +313,7 @@ class LatentStore:
             with span(semconv.SPAN_INDEX_UPSERT, {semconv.ENTRY_ID: entry.entry_id}):
                 await self.index.upsert(space, entry, admission.vector)
             self._note(key, entry)
-        self.counters.admissions += 1
+        self.counters[entry.tenant].admissions += 1
         return True
 
     def _note(self, key: EntryKey, entry: Entry) -> None:
@@ -325,12 +328,12 @@ class LatentStore:
         self.ledger.remove(key)
         self._unsaved.forget(key)
 
-    def _finish_commit(self, commit: asyncio.Task[bool]) -> None:
+    def _finish_commit(self, tenant: str, commit: asyncio.Task[bool]) -> None:
         self._commits.discard(commit)
         # Retrieved here too, because the caller may have been cancelled.
         if not commit.cancelled() and (error := commit.exception()) is not None:
             reason = error.reason if isinstance(error, ChorusError) else INTERNAL
-            self.counters.rejected_admissions[reason] += 1
+            self.counters[tenant].rejected_admissions[reason] += 1
             log.warning("admission failed", error=str(error))
 
     async def _write(self, entry: Entry, digest: str, data: bytes) -> None:
@@ -358,7 +361,7 @@ class LatentStore:
             return not_found("entry", entry.entry_id)
         key = make_blob_key(entry.tenant, entry.identity, blob.digest)
         log.error("blob corrupt", entry_id=entry.entry_id, key=key, fault=str(fault))
-        self.counters.corrupt_blobs += 1
+        self.counters[entry.tenant].corrupt_blobs += 1
         metadata = {"entry": entry.entry_id, **({} if blob.step is None else {"step": str(blob.step)})}
         if fault.args == (_MISSING,) and self.claim.ownership is not Ownership.OWNED:
             return ChorusError(

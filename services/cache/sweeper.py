@@ -190,7 +190,7 @@ async def _drop_row(store: LatentStore, space: str, entry: Entry, cutoff: int) -
         if all([await store.blobs.stat(key) for key in found.keys]):
             return False
         await store.delete_rows(space, entry.tenant, [entry.entry_id])
-    store.counters.corrupt_blobs += 1
+    store.counters[entry.tenant].corrupt_blobs += 1
     log.warning("row without blobs deleted", entry_id=entry.entry_id)
     return True
 
@@ -233,6 +233,6 @@ class Sweeper:
                     log.info("sweep removed leftovers", blobs=result.blobs, rows=result.rows)
                 await maintain(self._store)
             except Exception as error:  # A failed sweep must not be the last one.
-                self._store.counters.failed_sweeps += 1
+                self._store.failed_sweeps += 1
                 log.warning("sweep failed", exc_info=error)
             await asyncio.sleep(self._interval)

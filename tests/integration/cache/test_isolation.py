@@ -2,7 +2,7 @@
 
 Covert channel, prompt stealing and poisoning follow arXiv 2508.20424, key collisions arXiv 2601.23088. Both
 tenants call one process, and know everything about each other's requests except what is to be found out.
-Counters of the process over all tenants, and `Adopt`, are for its operator and not part of the comparison.
+`Adopt` is for the operator of the cache, and not part of the comparison.
 """
 
 from __future__ import annotations
@@ -110,6 +110,13 @@ async def refusal(stub: Stub, tenant: Metadata, request: cache_pb2.FetchRequest)
     return failed.value.code(), text, info.reason, known, tuple(fields)
 
 
+async def count(stub: Stub, tenant: Metadata) -> cache_pb2.StatsResponse:
+    """Returns the statistics that a tenant sees, without the time of the start."""
+    stats = await stub.Stats(cache_pb2.StatsRequest(), metadata=tenant, timeout=SECONDS)
+    stats.ClearField("start_time")
+    return stats
+
+
 async def observe(stub: Stub, tenant: Metadata, prompt: str, vector: int, foreign_id: str) -> list[object]:
     """Returns what a tenant sees of the cache: every answer to requests about one prompt."""
     own_id = entry_id(tenant[0][1], identity_digest(identity()), prompt, 0)
@@ -144,9 +151,11 @@ async def test_covert_channel_carries_nothing(stub: Stub, tenants: tuple[Metadat
     for number, bit in enumerate(bits):
         prompt = f"covert {number}"
         planted = entry_id(sender[0][1], identity_digest(identity()), prompt, 0)
+        before = await count(stub, receiver)
         if bit:
             reply = await admitted(stub, sender, admission(new_entry(prompt, vector=number), BLOBS))
             assert (reply.entry_id, reply.created) == (planted, True)
+        assert await count(stub, receiver) == before, "no counter of one tenant shows another's calls"
         seen.append(await observe(stub, receiver, prompt, number, planted))
     assert all(each == seen[0] for each in seen)
     # The entries are there all the time: the sender sees them.

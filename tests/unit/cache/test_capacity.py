@@ -93,7 +93,7 @@ async def test_admissions_stay_within_the_capacity_and_every_row_keeps_its_blobs
     for prompt in kept:
         number = int(prompt.removeprefix("prompt "))
         assert await fetch(store, number) == [latents(2 * number), latents(2 * number + 1)]
-    assert store.room.evictions["tenant_capacity"] == 35 - len(kept)
+    assert store.counters["default"].evictions["tenant_capacity"] == 35 - len(kept)
 
 
 async def test_concurrent_admissions_stay_within_the_capacity(open_store: OpenStore, tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ async def test_entry_above_the_capacity_is_refused_and_nothing_is_evicted(open_s
     with pytest.raises(ChorusError, match="CHORUS_CACHE_CAPACITY_BYTES") as caught:
         await store.admit(offered(0))
     assert caught.value.reason == INVALID_FIELD
-    assert store.counters.rejected_admissions == {INVALID_FIELD: 1}
+    assert store.counters["default"].rejected_admissions == {INVALID_FIELD: 1}
 
 
 async def test_admitting_an_entry_again_evicts_nothing(open_store: OpenStore) -> None:
@@ -187,7 +187,7 @@ async def test_expired_entry_is_not_found_and_leaves_no_blob(open_store: OpenSto
     assert caught.value.reason == NOT_FOUND
     await maintain(store)
     assert stored_bytes(tmp_path) == ENTRY_BYTES
-    assert store.room.evictions == {"expired": 1}
+    assert store.counters["default"].evictions == {"expired": 1}
     assert await store.admit(offered(0)), "the same request is admitted anew"
 
 

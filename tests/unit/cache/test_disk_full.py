@@ -100,7 +100,7 @@ async def test_admission_on_a_full_disk_leaves_nothing_and_lookups_work(
         patch.setattr(os, "fsync", raise_when(lambda: True, full, os.fsync))
         await assert_refused(store, "refused")
     assert sorted(tmp_path.joinpath("blobs").rglob("*")) == before
-    assert store.counters.rejected_admissions == {DISK_FULL: 1}
+    assert store.counters["default"].rejected_admissions == {DISK_FULL: 1}
     assert await found(store) == ["kept"]
     kept = offered("kept").entry
     fetched = [data async for _, data in store.fetch(SPACE, "default", kept.identity, kept.entry_id, [1])]

@@ -96,7 +96,7 @@ async def test_foreign_store_takes_no_blobs(open_store: OpenStore, tmp_path: Pat
         await second.admit(offered("one"))
     assert failed.value.reason == WRONG_STATE
     assert files(tmp_path) == []
-    assert second.counters.rejected_admissions == {WRONG_STATE: 1}
+    assert second.counters["default"].rejected_admissions == {WRONG_STATE: 1}
 
 
 async def test_empty_store_is_not_claimed_by_an_index_with_entries(

@@ -209,7 +209,7 @@ async def test_corrupt_side_data_deletes_the_row(store: LatentStore, tmp_path: P
         await fetched(store, offered(), 1, side=True)
     assert failed.value.reason == BLOB_CORRUPT
     assert failed.value.metadata == {"entry": offered().entry.entry_id}
-    assert store.counters.corrupt_blobs == 1
+    assert store.counters["default"].corrupt_blobs == 1
     with pytest.raises(ChorusError) as failed:
         await fetched(store, offered(), 1, side=False)
     assert failed.value.reason == NOT_FOUND

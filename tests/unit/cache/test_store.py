@@ -166,8 +166,8 @@ async def test_admit_writes_blobs_before_the_row(store: LatentStore, fault: Inte
     assert fault.calls == ["put", "put", "upsert"]
     assert await found(store) == [offered().entry]
     assert await fetched(store, offered().entry, 2, 1) == [latents(2), latents(1)]
-    assert (store.counters.lookups, store.counters.lookups_with_donor) == (1, 1)
-    assert (store.counters.admissions, store.counters.fetches) == (1, 1)
+    assert (store.counters["default"].lookups, store.counters["default"].lookups_with_donor) == (1, 1)
+    assert (store.counters["default"].admissions, store.counters["default"].fetches) == (1, 1)
 
 
 async def test_admit_of_an_existing_entry_writes_nothing(store: LatentStore, fault: Interruption) -> None:
@@ -175,7 +175,7 @@ async def test_admit_of_an_existing_entry_writes_nothing(store: LatentStore, fau
     assert sorted(created) == [False] * 4 + [True]
     assert fault.calls == ["put", "put", "upsert"]
     assert len(await found(store)) == 1
-    assert store.counters.admissions == 1
+    assert store.counters["default"].admissions == 1
 
 
 async def test_admit_writes_no_row_if_a_blob_fails(store: LatentStore, fault: Interruption) -> None:
@@ -226,7 +226,7 @@ async def test_corrupt_blob_deletes_the_row(store: LatentStore, tmp_path: Path, 
     entry = offered("broken", {1: latents(1)}).entry
     error = await refused(BLOB_CORRUPT, fetched(store, entry, 1))
     assert error.metadata == {"entry": entry.entry_id, "step": "1"}
-    assert store.counters.corrupt_blobs == 1
+    assert store.counters["default"].corrupt_blobs == 1
     assert [each.prompt for each in await found(store)] == ["whole"]
     await refused(NOT_FOUND, fetched(store, entry, 1))
     # The same request may be admitted again, with an intact blob.
@@ -302,7 +302,7 @@ async def test_row_deleted_by_another_process_is_not_found_without_its_blobs(
         await refused(NOT_FOUND, fetched(reader, entry, 1))
         assert await found(reader) == ([] if again is None else [again.entry])
     assert await fetched(reader, offered().entry, 1) == [latents(8)]
-    assert reader.counters.corrupt_blobs == 0
+    assert reader.counters["default"].corrupt_blobs == 0
 
 
 async def test_lookup_omits_donors_below_the_minimum_score(store: LatentStore) -> None:
@@ -311,7 +311,7 @@ async def test_lookup_omits_donors_below_the_minimum_score(store: LatentStore) -
     [hit] = await store.lookup(SPACE, "default", identity, unit(5), 4, -1.0)
     assert await store.lookup(SPACE, "default", identity, unit(5), 4, hit.score) == [hit]
     assert await store.lookup(SPACE, "default", identity, unit(5), 4, min(1.0, hit.score + 1e-3)) == []
-    assert (store.counters.lookups, store.counters.lookups_with_donor) == (3, 2)
+    assert (store.counters["default"].lookups, store.counters["default"].lookups_with_donor) == (3, 2)
 
 
 @pytest.mark.parametrize("deleted_meanwhile", [False, True])

@@ -525,7 +525,7 @@ class StatsResponse(google.protobuf.message.Message):
     """Number and total size of the tenant's current entries."""
     bytes: builtins.int
     lookups: builtins.int
-    """Counters of the process since start_time, over all tenants."""
+    """Counters of the tenant since start_time, in this process."""
     lookups_with_donor: builtins.int
     fetches: builtins.int
     admissions: builtins.int
@@ -554,11 +554,11 @@ class StatsResponse(google.protobuf.message.Message):
 
     @property
     def rejected_admissions(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___RejectedAdmissions]:
-        """Failed admissions of the process since start_time, by reason; over all tenants, as the other counters."""
+        """Failed admissions of the tenant since start_time, by reason."""
 
     @property
     def evictions(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Evictions]:
-        """Evictions since start_time, over all tenants."""
+        """Evictions of the tenant's entries since start_time."""
 
     def __init__(
         self,

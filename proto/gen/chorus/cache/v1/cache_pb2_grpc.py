@@ -114,7 +114,7 @@ class CacheServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Stats(self, request, context):
-        """Returns counts and sizes of the calling tenant's entries, and counters of the process.
+        """Returns counts and sizes of the calling tenant's entries, and counters of its calls.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

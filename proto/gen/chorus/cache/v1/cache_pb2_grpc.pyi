@@ -222,7 +222,7 @@ class CacheServiceStub(typing.Generic[_CacheServiceLookupType, _CacheServiceFind
     """Deletes entries of the calling tenant. Idempotent."""
 
     Stats: _CacheServiceStatsType
-    """Returns counts and sizes of the calling tenant's entries, and counters of the process."""
+    """Returns counts and sizes of the calling tenant's entries, and counters of its calls."""
 
     Adopt: _CacheServiceAdoptType
     """Claims the object store for the index of this cache, for all tenants: later sweeps delete what this index
@@ -311,7 +311,7 @@ class CacheServiceServicer(metaclass=abc.ABCMeta):
         request: chorus.cache.v1.cache_pb2.StatsRequest,
         context: _ServicerContext,
     ) -> typing.Union[chorus.cache.v1.cache_pb2.StatsResponse, collections.abc.Awaitable[chorus.cache.v1.cache_pb2.StatsResponse]]:
-        """Returns counts and sizes of the calling tenant's entries, and counters of the process."""
+        """Returns counts and sizes of the calling tenant's entries, and counters of its calls."""
 
     @abc.abstractmethod
     def Adopt(
