@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
 from chorus_rpc.errors import invalid, unavailable
@@ -38,7 +38,7 @@ class Capacity:
 
     total: int
     tenant: int
-    low_water: float = 0.9
+    low_water: float = 0.97
 
 
 UNBOUNDED = Capacity(1 << 62, 1 << 62)
@@ -65,18 +65,18 @@ class Room:
         self._evict = evict
         self._reserved: Counter[str] = Counter()  # by tenant: room of running admissions, in bytes
         self._reading: Counter[EntryKey] = Counter()
-        self._changed = asyncio.Condition()  # a reservation or a reading ended
+        self._deciding = asyncio.Lock()  # held by the admission that makes room; the others wait for it
+        self._changed = asyncio.Event()  # a reservation or a reading ended
 
-    @asynccontextmanager
-    async def reading(self, key: EntryKey) -> AsyncIterator[None]:
+    @contextmanager
+    def reading(self, key: EntryKey) -> Iterator[None]:
         """Keeps an entry from being evicted while a request reads it."""
         self._reading[key] += 1
         try:
             yield
         finally:
             self._reading -= Counter((key,))
-            async with self._changed:
-                self._changed.notify_all()
+            self._changed.set()
 
     @asynccontextmanager
     async def reserve(self, tenant: str, size_bytes: int) -> AsyncIterator[None]:
@@ -95,9 +95,11 @@ class Room:
             )
         timer = asyncio.timeout(_WAIT_SECONDS)
         try:
-            async with timer, self._changed:
+            async with timer, self._deciding:
+                self._changed.clear()
                 while not await self._make_room(tenant, size_bytes):
                     await self._changed.wait()
+                    self._changed.clear()
                 self._reserved[tenant] += size_bytes
         except TimeoutError:
             if not timer.expired():
@@ -108,9 +110,8 @@ class Room:
         try:
             yield
         finally:
-            async with self._changed:
-                self._reserved[tenant] -= size_bytes
-                self._changed.notify_all()
+            self._reserved[tenant] -= size_bytes
+            self._changed.set()
 
     async def remove_expired(self, now_ms: int) -> int:
         """Evicts every entry that has expired; returns their number."""

@@ -102,7 +102,7 @@ class CacheSettings(ServerSettings):
     tenth of its disk. Entries that save the fewest seconds per byte are evicted first."""
     tenant_capacity_bytes: Annotated[int, Field(ge=0, le=1 << 50)] = 0
     """Upper bound on the blobs of one tenant's entries, in bytes; 0: CHORUS_CACHE_CAPACITY_BYTES."""
-    low_water: Annotated[float, Field(ge=0.1, le=1.0)] = 0.9
+    low_water: Annotated[float, Field(ge=0.1, le=1.0)] = 0.97
     """Share of a bound down to which entries are evicted once it would be exceeded."""
     lifetime_seconds: Annotated[float, Field(ge=0, le=10 * 365 * 86_400)] = 0.0
     """Time after its admission from which an entry is no longer found, in seconds; 0: for ever."""

@@ -162,9 +162,10 @@ class LatentStore:
         key = EntryKey(space.name, tenant, entry_id)
         share = min(1.0, max(steps) / total_steps) if total_steps else 0.0
         reading = self._read_blobs(space, entry, by_step, steps, side_data)
-        async with self.room.reading(key), aclosing(reading) as blobs:
-            async for each in blobs:
-                yield each
+        with self.room.reading(key):
+            async with aclosing(reading) as blobs:
+                async for each in blobs:
+                    yield each
         self.counters[tenant].fetches += 1
         self._use(key, entry.cost_seconds * share)
 
