@@ -162,11 +162,15 @@ def _compute_distance_ratio(measured: Mapping[str, Any], policy: str) -> Figure:
 
 
 def _compute_rival_ratio(measured: Mapping[str, Any]) -> Figure:
-    """Returns the distance of `balanced` to renders divided by that of two steps, above that of renders."""
+    """Returns the distance of `balanced` to renders divided by that of two steps, above that of renders.
+
+    There is no interval if that of two steps may be as small as the distance between renders.
+    """
     difference = measured[f"versus.balanced.{EQUAL}.distance"]
     own = measured["balanced.distance"]["value"] - measured["renders.distance"]["value"]
-    high, low = (own / (own + bound) for bound in difference["ci95"])
-    return Figure(own / (own + difference["value"]), "of two steps", difference["n"], (low, high))
+    low, high = (own + bound for bound in difference["ci95"])
+    interval = (own / high, own / low) if low > 0 else None
+    return Figure(own / (own + difference["value"]), "of two steps", difference["n"], interval)
 
 
 def group_by_kind(measured: Mapping[str, Any]) -> dict[str, Any]:
