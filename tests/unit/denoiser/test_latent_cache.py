@@ -51,6 +51,7 @@ class OneEntry:
         steps: Sequence[int],
         *,
         side_data: bool,
+        total_steps: int,
     ) -> AsyncIterator[tuple[Blob, bytes]]:
         assert self.admission is not None
         entry = self.admission.entry

@@ -61,6 +61,7 @@ def test_process_ends_with_its_essential_task(end: str, tmp_path: Path) -> None:
 # Every place that starts a task or a thread, with the one that notices its end.
 _NOTICED = {
     "services/cache/blocking_client.py ThreadPoolExecutor": "the caller awaits each call",
+    "services/cache/hot.py create_task": "every reader awaits it; its end reads the error as well",
     "services/cache/store.py create_task": "fetch awaits the blob ahead; admit awaits, and logs, the commit",
     "services/denoiser/admissions.py create_task": "the call of its run awaits it",
     "services/denoiser/device_thread.py ThreadPoolExecutor": "each task has a future that its caller reads",
