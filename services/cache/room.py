@@ -122,7 +122,7 @@ class Room:
             held = self._ledger.get(key)
             if held is not None and 0 < held.expires_ms <= now_ms:
                 self._ledger.remove(key)
-                await self._drop(key, held, EXPIRED)
+                await self._drop(key, EXPIRED)
                 count += 1
         return count
 
@@ -154,15 +154,11 @@ class Room:
         found = self._ledger.evict(tenant, busy=self._reading)
         if found is None:
             return False
-        await self._drop(*found, reason)
+        await self._drop(found[0], reason)
         return True
 
-    async def _drop(self, key: EntryKey, held: Held, reason: str) -> None:
-        try:
-            await self._evict(key)
-        except BaseException:
-            self._ledger.add(key, held)  # the next sweep completes what is known about it
-            raise
+    async def _drop(self, key: EntryKey, reason: str) -> None:
+        await self._evict(key)  # if it fails, the next sweep finds the row that is left, and counts it again
         self._counters[key.tenant].evictions[reason] += 1
 
     def _count(self, tenant: str) -> int:
