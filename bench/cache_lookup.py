@@ -35,6 +35,7 @@ from bench.cache_rows import (
     to_ms,
 )
 from bench.results import Figure
+from services.cache import usage
 from services.cache.directory import DirectoryBlobs
 from services.cache.embedded import EmbeddedIndex
 from services.cache.entries import Admission
@@ -161,7 +162,7 @@ async def measure_busy(store: LatentStore, queries: NDArray[np.float32], request
         requests: Number of lookups during sweeps and counts; during purges, the share PURGE_SHARE of it.
     """
     look_up, rng, number = make_lookup(store, queries), random.Random(0), 0
-    purged = max(1, min(PURGED, (await store.measure_usage(TENANT)).entries // 10))
+    purged = max(1, min(PURGED, (await usage.measure_usage(store.index, TENANT)).entries // 10))
 
     async def prepare_purge() -> None:
         nonlocal number
@@ -176,10 +177,10 @@ async def measure_busy(store: LatentStore, queries: NDArray[np.float32], request
         await survey(store)
 
     async def count() -> None:
-        await store.measure_usage(TENANT)
+        await usage.measure_usage(store.index, TENANT)
 
     async def purge() -> None:
-        assert (await store.purge(TENANT, Selection(model_id=OTHER_MODEL))).entries == purged
+        assert (await usage.purge(store, TENANT, Selection(model_id=OTHER_MODEL))).entries == purged
 
     figures: dict[str, Figure] = {}
     for name, prepare, work, wanted in (
@@ -238,7 +239,7 @@ async def measure_embedded(folder: Path, sizes: Sequence[int], requests: int) ->
     start = time.perf_counter()
     async with open_store(folder / "growing") as store:
         figures["restart_seconds"] = results.single(time.perf_counter() - start, "s")
-        assert (await store.measure_usage(TENANT)).entries == rows.used
+        assert (await usage.measure_usage(store.index, TENANT)).entries == rows.used
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
     figures["peak_rss_mb"] = results.single(peak, "MB")
     return figures

@@ -121,6 +121,10 @@ def options_from_spec(spec: GenerationSpec) -> SpecOptions:
         options["sigmas"] = list(spec.schedule.sigmas)
     elif spec.HasField("steps"):
         options["steps"] = spec.steps
+    if spec.retention.pinned:
+        options["pin"] = True
+    if spec.retention.HasField("lifetime"):
+        options["lifetime"] = spec.retention.lifetime.ToNanoseconds() / 1e9
     if spec.HasField("explicit_reuse"):
         options["explicit_reuse"] = spec.explicit_reuse
     return options

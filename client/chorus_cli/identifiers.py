@@ -1,19 +1,23 @@
-"""Short ids: `chorus jobs` shortens ids, and the other commands find a generation by a short id."""
+"""Short ids: lists shorten ids, and other commands find a generation or a cache entry by a short id."""
 
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, TypeVar
 
-from chorus_client import AsyncChorusClient, ChorusError, Generation
+from chorus_client import AsyncCacheClient, AsyncChorusClient, CacheEntry, ChorusError, Generation
 from chorus_rpc import errors
-from chorus_rpc.errors import invalid
+from chorus_rpc.errors import invalid, not_found
+from chorus_rpc.limits import SHA256_PATTERN
 
 SHORT: Final = 8  # lower bound on the characters of a short id
 MIN_PREFIX: Final = 4  # lower bound on the characters that a command accepts
 SEARCHED: Final = 1_000  # newest generations among which a beginning is looked up
 _SHOWN: Final = 5
+
+Named = TypeVar("Named", Generation, CacheEntry)
 
 
 def shorten(ids: Sequence[str]) -> list[str]:
@@ -48,12 +52,29 @@ async def find_generation(client: AsyncChorusClient, text: str) -> Generation:
     if len(text) < MIN_PREFIX:
         raise unknown
     text = text.lower()
-    newest = await client.list(None, SEARCHED)
-    matches = [generation for generation in newest if generation.id.lower().startswith(text)]
+    return _choose(text, await client.list(None, SEARCHED), unknown)
+
+
+async def find_entry(client: AsyncCacheClient, text: str) -> CacheEntry:
+    """Returns the cache entry with the id `text`, or the one of the newest SEARCHED whose id begins with it.
+
+    Raises ChorusError: NOT_FOUND, or INVALID_FIELD that names the candidates if there are several.
+    """
+    text = text.strip().lower()
+    if re.fullmatch(SHA256_PATTERN, text):
+        return await client.entry(text)
+    if len(text) < MIN_PREFIX:
+        raise invalid("id", f"must have at least {MIN_PREFIX} characters; `chorus cache list` lists the ids")
+    return _choose(text, await client.list("newest", SEARCHED), not_found("entry", text))
+
+
+def _choose(text: str, listed: Sequence[Named], unknown: ChorusError) -> Named:
+    """Returns the one whose id begins with `text`; raises `unknown` if there is none."""
+    matches = [each for each in listed if each.id.lower().startswith(text)]
     if not matches:
         raise unknown
     if len(matches) > 1:
-        names = ", ".join(generation.id for generation in matches[:_SHOWN])
+        names = ", ".join(each.id for each in matches[:_SHOWN])
         more = f" and {len(matches) - _SHOWN} more" if len(matches) > _SHOWN else ""
         raise invalid("id", f"{text!r} begins {len(matches)} ids: {names}{more}; give more characters")
     return matches[0]

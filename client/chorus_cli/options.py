@@ -9,6 +9,7 @@ import typer
 
 ReuseChoice: TypeAlias = Literal["off", "safe", "balanced", "fast"]
 RegionChoice: TypeAlias = Literal["probe", "full-step", "attention"]
+EntryOrderChoice: TypeAlias = Literal["newest", "used", "saved", "size"]
 StateChoice: TypeAlias = Literal["queued", "waiting", "running", "succeeded", "failed", "cancelled"]
 
 Target = Annotated[
@@ -37,6 +38,10 @@ Json = Annotated[
 GenerationId = Annotated[
     str,
     typer.Argument(metavar="ID", help="Id of the generation, or its beginning (4 characters or more)."),
+]
+EntryId = Annotated[
+    str,
+    typer.Argument(metavar="ID", help="Id of the entry, or its beginning (4 characters or more)."),
 ]
 OutFile = Annotated[
     Path | None,

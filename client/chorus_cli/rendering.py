@@ -1,28 +1,23 @@
-"""Text for people: the progress of a generation, lists of generations, statistics of the cache."""
+"""Text for people: the progress of a generation, lists of generations."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
-from chorus.cache.v1 import cache_pb2
-from chorus.cache.v1.cache_pb2 import AdoptResponse, StatsResponse
 from chorus.common.v1.plan_pb2 import DonorRef, Plan
 from chorus.scheduler.v1.scheduler_pb2 import Generation, GenerationEvent, StartedEvent, StepCompletedEvent
 from chorus_client.results import format_state
-from chorus_rpc.errors import reason_name
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from chorus_cli.output import one_line
+from chorus_cli.tables import fit_last_column, format_age
 
 _PROMPT_WIDTH = 60
 _DONOR_WIDTH = 24
-# On a narrower terminal the lines of a list wrap: ids and states are never cut.
-_MIN_PROMPT_WIDTH = 16
-_GAP = "  "
 
 
 class GenerationView:
@@ -179,15 +174,7 @@ def jobs_table(generations: Sequence[Generation], ids: Sequence[str], width: int
     """
     rows: list[tuple[str, ...]] = [("id", "state", "age", "steps", "score", "seconds", "prompt")]
     rows += [_job_row(generation, id_) for generation, id_ in zip(generations, ids, strict=True)]
-    if width is None:
-        return "\n".join("\t".join(row) for row in rows)
-    table = align_columns([row[:-1] for row in rows]).splitlines()
-    size = max(map(len, table))
-    left = max(width - size - len(_GAP), _MIN_PROMPT_WIDTH)
-    return "\n".join(
-        f"{line:<{size}}{_GAP}{one_line(row[-1], left)}".rstrip()
-        for line, row in zip(table, rows, strict=True)
-    )
+    return fit_last_column(rows, width)
 
 
 def _job_row(generation: Generation, id_: str) -> tuple[str, ...]:
@@ -197,94 +184,9 @@ def _job_row(generation: Generation, id_: str) -> tuple[str, ...]:
     return (
         id_,
         format_state(generation.state),
-        _age(time.time() - generation.create_time.ToNanoseconds() / 1e9),
+        format_age(time.time() - generation.create_time.ToNanoseconds() / 1e9),
         f"{generation.steps_run}/{generation.plan.total_steps}" if planned else "",
         score if planned else "",
         f"{seconds:.2f}" if seconds else "",
         one_line(generation.spec.prompt),
     )
-
-
-def stats_table(stats: StatsResponse) -> str:
-    """Lists the statistics of the cache."""
-    rows = {
-        "entries": f"{stats.entries:,}",
-        "size": _size(stats.bytes) + (f" of {_size(stats.capacity_bytes)}" if stats.capacity_bytes else ""),
-        "saved": f"{stats.seconds_saved:,.1f} s by {stats.hits:,} uses of these entries",
-        "lookups": f"{stats.lookups:,}, {stats.lookups_with_donor:,} with a donor",
-        "fetches": f"{stats.fetches:,}",
-        "admissions": f"{stats.admissions:,}",
-        "corrupt blobs": f"{stats.corrupt_blobs:,}",
-        "evictions": _evictions(stats),
-        "rejected": _rejections(stats),
-        "stores": f"{stats.index_kind}, {stats.blobs_kind}",
-        "object store": _ownership(stats),
-        "failed sweeps": f"{stats.failed_sweeps:,}",
-        "counting for": _age(time.time() - stats.start_time.ToNanoseconds() / 1e9),
-    }
-    return align_columns(list(rows.items()))
-
-
-def adoption_text(adoption: AdoptResponse) -> str:
-    """States what sweeps delete once the object store is adopted."""
-    owners = ", ".join(adoption.previous_owners) or "none"
-    return (
-        f"previous owner: {owners}\n"
-        f"the sweeper will delete {adoption.orphaned_blobs:,} blobs without an entry "
-        f"({_size(adoption.orphaned_bytes)}) and {adoption.broken_entries:,} entries without their blobs"
-    )
-
-
-def _evictions(stats: StatsResponse) -> str:
-    """Returns the number of evicted entries, and for each reason."""
-    counts = [f"{each.count:,} {each.reason}" for each in stats.evictions]
-    total = sum(each.count for each in stats.evictions)
-    return f"{total:,} entries" + (f": {', '.join(counts)}" if counts else "")
-
-
-def _rejections(stats: StatsResponse) -> str:
-    """Returns the number of rejected admissions, and for each reason."""
-    counts = [f"{each.count:,} {reason_name(each.reason)}" for each in stats.rejected_admissions]
-    total = sum(each.count for each in stats.rejected_admissions)
-    return f"{total:,} admissions" + (f": {', '.join(counts)}" if counts else "")
-
-
-def _ownership(stats: StatsResponse) -> str:
-    remedy = "; not swept, see `chorus cache adopt`"
-    match stats.store_ownership:
-        case cache_pb2.STORE_OWNERSHIP_OWNED:
-            return "owned by this index"
-        case cache_pb2.STORE_OWNERSHIP_FOREIGN:
-            return f"owned by another index ({', '.join(stats.store_owners)}); nothing is admitted{remedy}"
-        case cache_pb2.STORE_OWNERSHIP_UNCLAIMED:
-            return f"not claimed: its blobs and the entries of this index do not match{remedy}"
-    return "not reported"
-
-
-def align_columns(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> str:
-    """Lays out rows in aligned columns, as wide as their longest cell; nothing is cut.
-
-    Args:
-        right: columns, from 0, that are aligned to the right.
-    """
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-
-    def cells(row: Iterable[str]) -> Iterable[str]:
-        for i, (cell, width) in enumerate(zip(row, widths, strict=True)):
-            yield cell.rjust(width) if i in right else cell.ljust(width)
-
-    return "\n".join(_GAP.join(cells(row)).rstrip() for row in rows)
-
-
-def _age(seconds: float) -> str:
-    for unit, length in (("d", 86_400), ("h", 3_600), ("m", 60)):
-        if seconds >= length:
-            return f"{seconds / length:.0f}{unit}"
-    return f"{max(seconds, 0):.0f}s"
-
-
-def _size(count: int) -> str:
-    for unit, length in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
-        if count >= length:
-            return f"{count / length:.1f} {unit}"
-    return f"{count} B"

@@ -14,7 +14,8 @@ from chorus.scheduler.v1.scheduler_pb2 import ExplicitReuse
 from chorus_rpc.errors import ChorusError, Violation, reason_name
 
 from chorus_client.aio import AsyncChorusClient
-from chorus_client.cache import Adoption, AsyncCacheClient, CacheStats, Purged
+from chorus_client.cache import AsyncCacheClient
+from chorus_client.cache_results import Adoption, CacheEntry, CacheStats, Damage, Purged, Verification
 from chorus_client.events import Event, EventKind, Step
 from chorus_client.handles import AsyncGenerationHandle, GenerationHandle
 from chorus_client.lifetime import ClientClosed, ForkedClient
@@ -42,10 +43,12 @@ __all__ = [
     "AsyncChorusClient",
     "AsyncGenerationHandle",
     "CacheClient",
+    "CacheEntry",
     "CacheStats",
     "ChorusClient",
     "ChorusError",
     "ClientClosed",
+    "Damage",
     "Donor",
     "Event",
     "EventKind",
@@ -64,6 +67,7 @@ __all__ = [
     "State",
     "Step",
     "Timings",
+    "Verification",
     "Video",
     "VideoInfo",
     "Violation",

@@ -1,153 +1,34 @@
-"""Client of the cache, for operators: statistics, purge and adoption. Generations do not need it."""
+"""Client of the cache, for operators: its entries and statistics. Generations do not need it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import aclosing
 from types import TracebackType
-from typing import Final, Literal, Self
+from typing import Final, Self
 
 import grpc
 import grpc.aio
 from chorus.cache.v1 import cache_pb2
 from chorus.cache.v1.cache_pb2_grpc import CacheServiceStub
-from chorus_rpc.errors import invalid, reason_name
-from chorus_rpc.limits import MAX_AGE_SECONDS
+from chorus_rpc.errors import invalid
+from chorus_rpc.limits import MAX_AGE_SECONDS, MAX_ENTRIES_PAGE
 from chorus_rpc.tenancy import DEFAULT_TENANT, check_tenant, tenant_metadata
 
+from chorus_client.cache_results import Adoption, CacheEntry, CacheStats, Damage, Purged, Verification
 from chorus_client.connection import CALL_SECONDS, Connection, Metadata
 from chorus_client.endpoints import VARIABLES, resolve
-from chorus_client.results import to_utc
 
 PURGE_SECONDS: Final = 300.0
 ADOPT_SECONDS: Final = 300.0
+VERIFY_SECONDS: Final = 3_600.0
 
-# "unknown" is the answer of a server that does not report it.
-StoreOwnership = Literal["owned", "foreign", "unclaimed", "unknown"]
-_OWNERSHIPS: Final[Mapping[cache_pb2.StoreOwnership.ValueType, StoreOwnership]] = {
-    cache_pb2.STORE_OWNERSHIP_OWNED: "owned",
-    cache_pb2.STORE_OWNERSHIP_FOREIGN: "foreign",
-    cache_pb2.STORE_OWNERSHIP_UNCLAIMED: "unclaimed",
+_ORDERS: Final[Mapping[str, cache_pb2.EntryOrder.ValueType]] = {
+    "newest": cache_pb2.ENTRY_ORDER_UNSPECIFIED,
+    "used": cache_pb2.ENTRY_ORDER_LAST_USE,
+    "saved": cache_pb2.ENTRY_ORDER_SECONDS_SAVED,
+    "size": cache_pb2.ENTRY_ORDER_SIZE,
 }
-
-
-@dataclass(frozen=True)
-class CacheStats:
-    """Contents and use of a tenant's cache.
-
-    Attributes:
-        bytes: size of the entries, in bytes.
-        lookups_with_donor: lookups that found at least one donor.
-        corrupt_blobs: blobs that were found damaged and dropped.
-        started: start of the counters, in UTC.
-        index_kind, blobs_kind: implementations of the two stores.
-        store_ownership: relation of the object store to the index; only an "owned" store is swept.
-        index_id: id of the index.
-        store_owners: ids of the indexes whose markers the object store carries.
-        rejected_admissions: number of failed admissions by the name of their reason.
-        failed_sweeps: sweeps that failed.
-        capacity: upper bound on `bytes`; 0 if the cache does not report one.
-        evictions: number of entries that the cache deleted itself, by reason.
-        hits: uses of the current entries.
-        seconds_saved: estimate of the computation that these uses saved, in seconds.
-    """
-
-    entries: int
-    bytes: int
-    lookups: int
-    lookups_with_donor: int
-    fetches: int
-    admissions: int
-    corrupt_blobs: int
-    started: datetime
-    index_kind: str
-    blobs_kind: str
-    store_ownership: StoreOwnership
-    index_id: str
-    store_owners: tuple[str, ...]
-    rejected_admissions: Mapping[str, int]
-    failed_sweeps: int
-    capacity: int
-    evictions: Mapping[str, int]
-    hits: int
-    seconds_saved: float
-    proto: cache_pb2.StatsResponse = field(repr=False, compare=False)
-
-    @classmethod
-    def from_proto(cls, message: cache_pb2.StatsResponse) -> Self:
-        return cls(
-            entries=message.entries,
-            bytes=message.bytes,
-            lookups=message.lookups,
-            lookups_with_donor=message.lookups_with_donor,
-            fetches=message.fetches,
-            admissions=message.admissions,
-            corrupt_blobs=message.corrupt_blobs,
-            started=to_utc(message.start_time),
-            index_kind=message.index_kind,
-            blobs_kind=message.blobs_kind,
-            store_ownership=_OWNERSHIPS.get(message.store_ownership, "unknown"),
-            index_id=message.index_id,
-            store_owners=tuple(message.store_owners),
-            rejected_admissions={
-                reason_name(rejected.reason): rejected.count for rejected in message.rejected_admissions
-            },
-            failed_sweeps=message.failed_sweeps,
-            capacity=message.capacity_bytes,
-            evictions={each.reason: each.count for each in message.evictions},
-            hits=message.hits,
-            seconds_saved=message.seconds_saved,
-            proto=message,
-        )
-
-
-@dataclass(frozen=True)
-class Purged:
-    """Result of a purge.
-
-    Attributes:
-        bytes: size of the dropped entries, in bytes.
-    """
-
-    entries: int
-    bytes: int
-    proto: cache_pb2.PurgeResponse = field(repr=False, compare=False)
-
-    @classmethod
-    def from_proto(cls, message: cache_pb2.PurgeResponse) -> Self:
-        return cls(message.entries, message.bytes, message)
-
-
-@dataclass(frozen=True)
-class Adoption:
-    """Result of an adoption of the object store.
-
-    Attributes:
-        index_id: id of the index that owns the store.
-        previous_owners: ids of the other indexes that owned it before.
-        orphaned_blobs, orphaned_bytes: number and size of the blobs that no entry of this index names, which
-            sweeps delete.
-        broken_entries: entries of this index whose blobs the store lacks, which sweeps delete too.
-    """
-
-    index_id: str
-    previous_owners: tuple[str, ...]
-    orphaned_blobs: int
-    orphaned_bytes: int
-    broken_entries: int
-    proto: cache_pb2.AdoptResponse = field(repr=False, compare=False)
-
-    @classmethod
-    def from_proto(cls, message: cache_pb2.AdoptResponse) -> Self:
-        return cls(
-            index_id=message.index_id,
-            previous_owners=tuple(message.previous_owners),
-            orphaned_blobs=message.orphaned_blobs,
-            orphaned_bytes=message.orphaned_bytes,
-            broken_entries=message.broken_entries,
-            proto=message,
-        )
 
 
 class AsyncCacheClient:
@@ -200,6 +81,64 @@ class AsyncCacheClient:
         return CacheStats.from_proto(
             await self._connection.call(self._connection.stub.Stats, request, timeout)
         )
+
+    async def list(
+        self, order: str = "newest", limit: int = 50, *, timeout: float | None = None
+    ) -> tuple[CacheEntry, ...]:
+        """Returns up to `limit` entries, in descending order.
+
+        Args:
+            order: "newest", "used" (latest use first), "saved" (most computation saved first) or "size".
+            limit: upper bound on the number of entries, at least 1.
+            timeout: deadline of each page, in seconds.
+        """
+        if order not in _ORDERS:
+            raise invalid("order", f"must be one of {', '.join(_ORDERS)}, not {order!r}")
+        if not isinstance(limit, int) or limit < 1:
+            raise invalid("limit", f"must be at least 1, not {limit!r}")
+        request = cache_pb2.ListEntriesRequest(order=_ORDERS[order])
+        entries: tuple[CacheEntry, ...] = ()
+        while len(entries) < limit:
+            request.page_size = min(MAX_ENTRIES_PAGE, limit - len(entries))
+            page = await self._connection.call(self._connection.stub.ListEntries, request, timeout)
+            entries += tuple(map(CacheEntry.from_proto, page.entries))
+            request.page_token = page.next_page_token
+            if not request.page_token:
+                break
+        return entries
+
+    async def entry(self, entry: str, *, timeout: float | None = None) -> CacheEntry:
+        """Returns the entry with an id. Raises ChorusError (NOT_FOUND)."""
+        request = cache_pb2.GetEntryRequest(entry_id=entry)
+        found = await self._connection.call(self._connection.stub.GetEntry, request, timeout)
+        return CacheEntry.from_proto(found.entry)
+
+    async def verify(
+        self,
+        entry: str | None = None,
+        *,
+        repair: bool = False,
+        on_progress: Callable[[Verification], None] | None = None,
+        timeout: float = VERIFY_SECONDS,
+    ) -> Verification:
+        """Compares the blobs of entries in the object store with their digests.
+
+        Args:
+            entry: id of the one entry to verify; None for all.
+            repair: whether to delete damaged entries.
+            on_progress: receives what was verified so far, about once a second.
+        """
+        request = cache_pb2.VerifyEntriesRequest(entry_id=entry or "", repair=repair)
+        done = Verification(0, 0, ())
+        async with aclosing(
+            self._connection.stream(self._connection.stub.VerifyEntries, request, timeout)
+        ) as reports:
+            async for report in reports:
+                damaged = (*done.damaged, *map(Damage.from_proto, report.damaged))
+                done = Verification(report.entries, report.bytes, damaged)
+                if on_progress is not None:
+                    on_progress(done)
+        return done
 
     async def purge(
         self,

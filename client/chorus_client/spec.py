@@ -13,7 +13,7 @@ from chorus.common.v1.latents_pb2 import Schedule
 from chorus.common.v1.video_pb2 import VideoShape
 from chorus.scheduler.v1 import scheduler_pb2
 from chorus_rpc.errors import Violations, invalid
-from chorus_rpc.limits import MAX_DEADLINE_SECONDS
+from chorus_rpc.limits import MAX_DEADLINE_SECONDS, MAX_LIFETIME_SECONDS
 from chorus_rpc.suggestions import closest
 
 REUSE_POLICIES: Final = {
@@ -40,6 +40,9 @@ class SpecOptions(TypedDict, total=False):
         donor: id of the generation that is the only possible donor; the request takes its seed.
         explicit_reuse: plan to use instead of `reuse`, from `chorus_client.explicit_reuse`.
         no_store: whether none of this request's latents are stored for later requests.
+        lifetime: time after which the cache drops them, in seconds: above 0, at most about ten years.
+            Default: the cache's own.
+        pin: whether the cache keeps them until then even if it needs room.
         deadline: time from the acceptance of the request after which the generation fails, in seconds: above
             0, at most 86,400. The server counts it, so that the clocks of client and server may differ.
         request_id: 1 to 128 characters A–Z, a–z, 0–9, '.', '_' or '-'. Repeating an id with the same request
@@ -58,6 +61,8 @@ class SpecOptions(TypedDict, total=False):
     donor: str | None
     explicit_reuse: scheduler_pb2.ExplicitReuse | None
     no_store: bool | None
+    lifetime: float | None
+    pin: bool | None
     deadline: float | None
     request_id: str | None
 
@@ -131,6 +136,23 @@ def build_request(prompt: str, options: SpecOptions) -> scheduler_pb2.SubmitGene
         no_store is None or isinstance(no_store, bool), "no_store", f"must be True or False, not {no_store!r}"
     ):
         spec.no_store = bool(no_store)
+    pin, lifetime = options.get("pin"), options.get("lifetime")
+    if (
+        violations.require(pin is None or isinstance(pin, bool), "pin", f"must be True or False, not {pin!r}")
+        and pin
+    ):
+        spec.retention.pinned = True
+    if lifetime is not None and violations.require(
+        isinstance(lifetime, SupportsFloat) and 0 < float(lifetime) <= MAX_LIFETIME_SECONDS,
+        "lifetime",
+        f"must be a number of seconds, above 0, at most {MAX_LIFETIME_SECONDS}, not {lifetime!r}",
+    ):
+        spec.retention.lifetime.FromNanoseconds(max(1, round(float(lifetime) * 1e9)))
+    violations.require(
+        not (no_store and spec.HasField("retention")),
+        "no_store",
+        "excludes lifetime and pin: it keeps no latents",
+    )
 
     def integer(name: str, value: int | None, bits: int) -> int | None:
         if value is None:

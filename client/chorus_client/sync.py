@@ -11,7 +11,8 @@ import grpc.aio
 from chorus_rpc.tenancy import DEFAULT_TENANT
 
 from chorus_client.aio import AsyncChorusClient
-from chorus_client.cache import ADOPT_SECONDS, PURGE_SECONDS, Adoption, AsyncCacheClient, CacheStats, Purged
+from chorus_client.cache import ADOPT_SECONDS, PURGE_SECONDS, VERIFY_SECONDS, AsyncCacheClient
+from chorus_client.cache_results import Adoption, CacheEntry, CacheStats, Purged, Verification
 from chorus_client.connection import CALL_SECONDS, Metadata
 from chorus_client.events import Event
 from chorus_client.handles import PATIENCE_SECONDS, WATCH_SECONDS, GenerationHandle
@@ -170,6 +171,29 @@ class CacheClient:
     def stats(self, *, timeout: float | None = None) -> CacheStats:
         """Returns the contents and the use of the cache."""
         return self._loop.run(self._client.stats(timeout=timeout))
+
+    def list(
+        self, order: str = "newest", limit: int = 50, *, timeout: float | None = None
+    ) -> tuple[CacheEntry, ...]:
+        """Returns up to `limit` entries, in descending order; see AsyncCacheClient.list."""
+        return self._loop.run(self._client.list(order, limit, timeout=timeout))
+
+    def entry(self, entry: str, *, timeout: float | None = None) -> CacheEntry:
+        """Returns the entry with an id. Raises ChorusError (NOT_FOUND)."""
+        return self._loop.run(self._client.entry(entry, timeout=timeout))
+
+    def verify(
+        self,
+        entry: str | None = None,
+        *,
+        repair: bool = False,
+        on_progress: Callable[[Verification], None] | None = None,
+        timeout: float = VERIFY_SECONDS,
+    ) -> Verification:
+        """Compares the blobs of entries with their digests; see AsyncCacheClient.verify."""
+        return self._loop.run(
+            self._client.verify(entry, repair=repair, on_progress=on_progress, timeout=timeout)
+        )
 
     def purge(
         self,

@@ -52,6 +52,13 @@ DEFAULT_MAX_BLOB_BYTES: Final = 64 << 20
 MAX_AGE_SECONDS: Final = 10 * 366 * 86_400
 """Upper bound on the age that selects the entries of a purge, in seconds (about ten years)."""
 
+MAX_LIFETIME_SECONDS: Final = 10 * 366 * 86_400
+"""Upper bound on the lifetime that a request states for its latents, in seconds (about ten years)."""
+
+DEFAULT_ENTRIES_PAGE: Final = 50
+MAX_ENTRIES_PAGE: Final = 1_000
+"""Default and upper bound of the number of cache entries in a page of a list."""
+
 MAX_DEADLINE_SECONDS: Final = 86_400
 """Upper bound on the time from a submission to its deadline, in seconds (24 hours)."""
 

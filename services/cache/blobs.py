@@ -38,6 +38,10 @@ class Blobs(ABC):
     async def get(self, key: str, size_bytes: int) -> bytes | None:
         """Returns the blob, or None if it does not exist. Reads at most one byte more than `size_bytes`."""
 
+    async def get_stored(self, key: str, size_bytes: int) -> bytes | None:
+        """As `get`, but always from the store itself."""
+        return await self.get(key, size_bytes)
+
     @abstractmethod
     async def stat(self, key: str) -> BlobStat | None:
         """Returns size and age, or None if the blob does not exist."""

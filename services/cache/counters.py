@@ -1,14 +1,11 @@
-"""Counters of the cache's process, and the storage of a tenant."""
+"""Counters of the cache's process."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from chorus_rpc.errors import Reason
-
-from services.cache.entries import Entry
 
 _TENANTS = 10_000
 
@@ -38,17 +35,3 @@ class TenantCounters(dict[str, Counters]):
             del self[next(iter(self))]
         self[tenant] = Counters()
         return self[tenant]
-
-
-@dataclass(frozen=True)
-class StorageUsage:
-    """Number of entries and bytes of their blobs; a shared blob counts once."""
-
-    entries: int
-    size_bytes: int
-
-
-def map_sizes(entries: Iterable[Entry]) -> dict[str, int]:
-    return {
-        key: blob.size_bytes for entry in entries for key, blob in zip(entry.keys, entry.blobs, strict=True)
-    }

@@ -88,6 +88,7 @@ class Entry:
         similarity: cosine to the nearest entry of the same identity at the admission; 0 if there was none.
         from_hit: whether the latents were made from another entry.
         seed_drawn: whether the server drew the seed.
+        pinned: whether the entry is kept when room is needed.
     """
 
     entry_id: str
@@ -107,10 +108,20 @@ class Entry:
     similarity: float = 0.0
     from_hit: bool = False
     seed_drawn: bool = False
+    pinned: bool = False
 
     def with_uses(self, uses: Uses) -> Entry:
         """Returns the entry with further uses."""
         return replace(self, uses=self.uses.plus(uses))
+
+    def kept_as_long_as(self, other: Entry) -> Entry:
+        """Returns the entry, kept at least as long as another one of the same request."""
+        never = 0 in (self.expires_ms, other.expires_ms)
+        return replace(
+            self,
+            pinned=self.pinned or other.pinned,
+            expires_ms=0 if never else max(self.expires_ms, other.expires_ms),
+        )
 
     def is_expired(self, now_ms: int) -> bool:
         return 0 < self.expires_ms <= now_ms

@@ -42,6 +42,12 @@ class HotBlobs(Blobs):
         # A caller that gives up must not end the read for the others.
         return await asyncio.shield(reading)
 
+    async def get_stored(self, key: str, size_bytes: int) -> bytes | None:
+        data = await self._blobs.get_stored(key, size_bytes)
+        if data != self._held.get(key, data):
+            self._drop(key)  # later reads are to find what the store has
+        return data
+
     async def stat(self, key: str) -> BlobStat | None:
         return await self._blobs.stat(key)
 

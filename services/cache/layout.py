@@ -50,7 +50,7 @@ _FORMER_FIELDS: Final = ["entry_id", *(name for name, _, _ in _FORMER_COLUMNS)]
 # Fields of an entry with a column of the same name.
 _PLAIN: Final = [name for name, _, _ in _FORMER_COLUMNS if name != "blobs"] + ["expires_ms"]
 # Fields that the JSON column holds beside the blobs. A seed is text, because a JSON number has 53 bits.
-_IN_JSON: Final = ("similarity", "from_hit", "seed_drawn")
+_IN_JSON: Final = ("similarity", "from_hit", "seed_drawn", "pinned")
 
 
 def to_row(entry: Entry, vector: Sequence[float]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
-from chorus_rpc.errors import invalid, unavailable
+from chorus_rpc.errors import WRONG_STATE, ChorusError, invalid, unavailable
 
 from services.cache.counters import TenantCounters
 from services.cache.entries import Entry
@@ -23,6 +23,7 @@ from services.cache.eviction.priorities import Held
 
 _SLICE = 1_000  # entries between which other calls get their turn
 _WAIT_SECONDS = 30.0
+_PINNED_SHARE = 0.5  # of a tenant's capacity: the rest serves its other requests
 CAPACITY, TENANT_CAPACITY, EXPIRED = "capacity", "tenant_capacity", "expired"
 
 
@@ -39,6 +40,16 @@ class Capacity:
     total: int
     tenant: int
     low_water: float = 0.97
+
+    @property
+    def smaller(self) -> int:
+        """Bound on one tenant's entries that follows from both bounds."""
+        return min(self.total, self.tenant)
+
+    @property
+    def pinned(self) -> int:
+        """Bound on the blobs of one tenant's pinned entries."""
+        return int(self.smaller * _PINNED_SHARE)
 
 
 UNBOUNDED = Capacity(1 << 62, 1 << 62)
@@ -64,6 +75,7 @@ class Room:
         self._ledger = ledger
         self._evict = evict
         self._reserved: Counter[str] = Counter()  # by tenant: room of running admissions, in bytes
+        self._pinning: Counter[str] = Counter()  # by tenant: the part of it that pinned entries take
         self._reading: Counter[EntryKey] = Counter()
         self._deciding = asyncio.Lock()  # held by the admission that makes room; the others wait for it
         self._changed = asyncio.Event()  # a reservation or a reading ended
@@ -79,20 +91,46 @@ class Room:
             self._changed.set()
 
     @asynccontextmanager
-    async def reserve(self, tenant: str, size_bytes: int) -> AsyncIterator[None]:
+    async def reserve(self, tenant: str, size_bytes: int, *, pinned: bool = False) -> AsyncIterator[None]:
         """Makes room for an admission and keeps it until the block ends, when the ledger holds the entry.
 
         Waits while what could make room is being written or read. Raises INVALID_FIELD for an entry that the
-        capacity could never hold, DEPENDENCY_UNAVAILABLE if there is no room in time, and the errors of the
-        stores.
+        capacity could never hold, WRONG_STATE for a pinned one beyond the bound on these,
+        DEPENDENCY_UNAVAILABLE if there is no room in time, and the errors of the stores.
         """
-        limit = min(self.capacity.total, self.capacity.tenant)
+        limit = self.capacity.smaller
         if size_bytes > limit:
             raise invalid(
                 "entry",
                 f"its blobs have {size_bytes} bytes, more than the cache may hold for a tenant ({limit},"
                 " CHORUS_CACHE_CAPACITY_BYTES, CHORUS_CACHE_TENANT_CAPACITY_BYTES)",
             )
+        if not pinned:
+            async with self._reserve(tenant, size_bytes):
+                yield
+            return
+        self.check_pin(tenant, size_bytes)
+        self._pinning[tenant] += size_bytes
+        try:
+            async with self._reserve(tenant, size_bytes):
+                yield
+        finally:
+            self._pinning[tenant] -= size_bytes
+
+    def check_pin(self, tenant: str, size_bytes: int) -> None:
+        """Raises WRONG_STATE if a tenant may not pin a further entry of this size."""
+        taken = self._ledger.pinned_bytes(tenant) + self._pinning[tenant]
+        if taken + size_bytes > self.capacity.pinned:
+            raise ChorusError(
+                WRONG_STATE,
+                f"the entry was not stored: it asks to be pinned and has {size_bytes} bytes, and the tenant's"
+                f" pinned entries have {taken}; together they may have {self.capacity.pinned}, a half of its"
+                " capacity (CHORUS_CACHE_CAPACITY_BYTES, CHORUS_CACHE_TENANT_CAPACITY_BYTES);"
+                " `chorus cache purge --entry ID` removes a pinned entry",
+            )
+
+    @asynccontextmanager
+    async def _reserve(self, tenant: str, size_bytes: int) -> AsyncIterator[None]:
         timer = asyncio.timeout(_WAIT_SECONDS)
         try:
             async with timer, self._deciding:
@@ -181,4 +219,5 @@ def to_held(entry: Entry) -> Held:
         from_hit=entry.from_hit,
         seed_drawn=entry.seed_drawn,
         expires_ms=entry.expires_ms,
+        pinned=entry.pinned,
     )

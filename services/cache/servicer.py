@@ -9,18 +9,34 @@ from typing import Any
 
 import grpc.aio
 from chorus.cache.v1 import cache_pb2, cache_pb2_grpc
-from chorus.common.v1 import latents_pb2
 from chorus_rpc.chunks import chunks
 from chorus_rpc.errors import CANCELLED, DEADLINE_EXCEEDED, ChorusError, Reason
 from chorus_rpc.tenancy import read_tenant
-from google.protobuf import timestamp_pb2
 
-from services.cache.entries import Blob, Entry
+from services.cache.listing import Order, get_entry, list_entries
+from services.cache.messages import (
+    to_details,
+    to_entry,
+    to_header,
+    to_model_usages,
+    to_report,
+    to_timestamp,
+)
 from services.cache.ownership import Ownership
 from services.cache.store import LatentStore, now_ms
 from services.cache.sweeper import adopt
 from services.cache.upload import Upload
-from services.cache.validation import Limits, check_fetch, check_find, check_lookup, check_purge
+from services.cache.usage import measure_usage, purge
+from services.cache.validation import (
+    Limits,
+    check_entry_id,
+    check_fetch,
+    check_find,
+    check_list,
+    check_lookup,
+    check_purge,
+)
+from services.cache.verification import verify
 from services.contract.identity import entry_id, identity_digest
 
 # The caller ends a call at its deadline, a little before the deadline passes here.
@@ -29,6 +45,12 @@ _OWNERSHIPS: Mapping[Ownership, cache_pb2.StoreOwnership.ValueType] = {
     Ownership.OWNED: cache_pb2.STORE_OWNERSHIP_OWNED,
     Ownership.FOREIGN: cache_pb2.STORE_OWNERSHIP_FOREIGN,
     Ownership.UNCLAIMED: cache_pb2.STORE_OWNERSHIP_UNCLAIMED,
+}
+_ORDERS: Mapping[cache_pb2.EntryOrder.ValueType, Order] = {
+    cache_pb2.ENTRY_ORDER_UNSPECIFIED: "newest",
+    cache_pb2.ENTRY_ORDER_LAST_USE: "used",
+    cache_pb2.ENTRY_ORDER_SECONDS_SAVED: "saved",
+    cache_pb2.ENTRY_ORDER_SIZE: "size",
 }
 
 
@@ -47,6 +69,8 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
         self._store = store
         self._limits = limits
         self._uploads = asyncio.Semaphore(max_uploads)
+        # One verification reads as fast as the store allows; further ones wait within their deadline.
+        self._verifying = asyncio.Lock()
 
     async def Lookup(
         self,
@@ -59,7 +83,7 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
             space, tenant, identity_digest(request.identity), request.vector, request.limit, request.min_score
         )
         return cache_pb2.LookupResponse(
-            donors=[cache_pb2.Donor(entry=_to_entry(hit.entry), score=hit.score) for hit in hits]
+            donors=[cache_pb2.Donor(entry=to_entry(hit.entry), score=hit.score) for hit in hits]
         )
 
     async def Find(
@@ -71,7 +95,7 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
         space = check_find(request, self._limits)
         wanted = entry_id(tenant, identity_digest(request.identity), request.prompt, request.seed)
         entry = await self._store.find(space, tenant, wanted)
-        return cache_pb2.FindResponse(entry=None if entry is None else _to_entry(entry))
+        return cache_pb2.FindResponse(entry=None if entry is None else to_entry(entry))
 
     async def Fetch(
         self,
@@ -92,7 +116,7 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
         )
         async with aclosing(blobs):
             async for blob, data in blobs:
-                yield cache_pb2.FetchResponse(header=_to_header(blob))
+                yield cache_pb2.FetchResponse(header=to_header(blob))
                 for chunk in chunks(data):
                     yield cache_pb2.FetchResponse(chunk=chunk)
 
@@ -124,8 +148,45 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
     ) -> cache_pb2.PurgeResponse:
         tenant = read_tenant(context.invocation_metadata())
         selection = check_purge(request, now_ms())
-        purged = await self._store.purge(tenant, selection, validate_only=request.validate_only)
+        purged = await purge(self._store, tenant, selection, validate_only=request.validate_only)
         return cache_pb2.PurgeResponse(entries=purged.entries, bytes=purged.size_bytes)
+
+    async def ListEntries(
+        self,
+        request: cache_pb2.ListEntriesRequest,
+        context: grpc.aio.ServicerContext[cache_pb2.ListEntriesRequest, cache_pb2.ListEntriesResponse],
+    ) -> cache_pb2.ListEntriesResponse:
+        tenant = read_tenant(context.invocation_metadata())
+        size = check_list(request)
+        page = await list_entries(self._store, tenant, _ORDERS[request.order], size, request.page_token)
+        return cache_pb2.ListEntriesResponse(
+            entries=map(to_details, page.entries), next_page_token=page.next_token
+        )
+
+    async def GetEntry(
+        self,
+        request: cache_pb2.GetEntryRequest,
+        context: grpc.aio.ServicerContext[cache_pb2.GetEntryRequest, cache_pb2.GetEntryResponse],
+    ) -> cache_pb2.GetEntryResponse:
+        tenant = read_tenant(context.invocation_metadata())
+        check_entry_id(request.entry_id)
+        return cache_pb2.GetEntryResponse(
+            entry=to_details(await get_entry(self._store, tenant, request.entry_id))
+        )
+
+    async def VerifyEntries(
+        self,
+        request: cache_pb2.VerifyEntriesRequest,
+        context: grpc.aio.ServicerContext[cache_pb2.VerifyEntriesRequest, cache_pb2.VerifyEntriesResponse],
+    ) -> AsyncIterator[cache_pb2.VerifyEntriesResponse]:
+        tenant = read_tenant(context.invocation_metadata())
+        if request.entry_id:
+            check_entry_id(request.entry_id)
+        async with self._verifying:
+            reports = verify(self._store, tenant, request.entry_id, repair=request.repair)
+            async with aclosing(reports):
+                async for report in reports:
+                    yield to_report(report)
 
     async def Stats(
         self,
@@ -133,7 +194,7 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
         context: grpc.aio.ServicerContext[cache_pb2.StatsRequest, cache_pb2.StatsResponse],
     ) -> cache_pb2.StatsResponse:
         tenant = read_tenant(context.invocation_metadata())
-        usage = await self._store.measure_usage(tenant)
+        usage = await measure_usage(self._store.index, tenant)
         counters, bounds = self._store.counters[tenant], self._store.room.capacity
         uses = self._store.ledger.count_uses(tenant)
         return cache_pb2.StatsResponse(
@@ -144,7 +205,7 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
             fetches=counters.fetches,
             admissions=counters.admissions,
             corrupt_blobs=counters.corrupt_blobs,
-            start_time=_to_timestamp(self._store.start_ms),
+            start_time=to_timestamp(self._store.start_ms),
             index_kind=self._store.index.kind,
             blobs_kind=self._store.blobs.kind,
             store_ownership=_OWNERSHIPS[self._store.claim.ownership],
@@ -155,13 +216,16 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
                 for reason, count in sorted(counters.rejected_admissions.items())
             ],
             failed_sweeps=self._store.failed_sweeps,
-            capacity_bytes=min(bounds.total, bounds.tenant),
+            capacity_bytes=bounds.smaller,
             evictions=[
                 cache_pb2.Evictions(reason=reason, count=count)
                 for reason, count in sorted(counters.evictions.items())
             ],
             hits=uses.hits,
             seconds_saved=uses.saved_seconds,
+            models=to_model_usages(usage),
+            pinned_bytes=self._store.ledger.pinned_bytes(tenant),
+            max_pinned_bytes=bounds.pinned,
         )
 
     async def Adopt(
@@ -187,32 +251,3 @@ def _classify_rejection(error: BaseException, context: Any) -> Reason:
     if context.cancelled() or not isinstance(error, ChorusError):
         return CANCELLED
     return error.reason
-
-
-def _to_entry(entry: Entry) -> cache_pb2.Entry:
-    return cache_pb2.Entry(
-        entry_id=entry.entry_id,
-        prompt=entry.prompt,
-        prompt_hash=entry.prompt_hash,
-        blobs=[_to_header(blob) for blob in entry.blobs],
-        cost_seconds=entry.cost_seconds,
-        create_time=_to_timestamp(entry.created_ms),
-        traceparent=entry.traceparent,
-        generation_id=entry.generation_id,
-        seed=entry.seed,
-    )
-
-
-def _to_header(blob: Blob) -> latents_pb2.BlobHeader:
-    header = latents_pb2.BlobHeader(size_bytes=blob.size_bytes, digest=blob.digest)
-    if blob.step is None:
-        header.kind = latents_pb2.BLOB_KIND_SIDE_DATA
-    else:
-        header.step.CopyFrom(latents_pb2.StepRef(index=blob.step, sigma=blob.sigma))
-    return header
-
-
-def _to_timestamp(milliseconds: int) -> timestamp_pb2.Timestamp:
-    stamp = timestamp_pb2.Timestamp()
-    stamp.FromMilliseconds(milliseconds)
-    return stamp

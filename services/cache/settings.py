@@ -105,7 +105,8 @@ class CacheSettings(ServerSettings):
     low_water: Annotated[float, Field(ge=0.1, le=1.0)] = 0.97
     """Share of a bound down to which entries are evicted once it would be exceeded."""
     lifetime_seconds: Annotated[float, Field(ge=0, le=10 * 365 * 86_400)] = 0.0
-    """Time after its admission from which an entry is no longer found, in seconds; 0: for ever."""
+    """Time after its admission from which an entry is no longer found, in seconds; 0: for ever. A request may
+    state less."""
 
     sweep_seconds: Seconds = 300.0
     """Interval between two sweeps for orphaned blobs and rows, in seconds."""

@@ -21,6 +21,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
+from typing import Literal, TypeAlias
 from weakref import WeakValueDictionary
 
 from chorus_rpc import semconv
@@ -29,10 +30,10 @@ from chorus_rpc.errors import BLOB_CORRUPT, INTERNAL, WRONG_STATE, ChorusError, 
 from chorus_rpc.telemetry import span
 
 from services.cache.blobs import Blobs
-from services.cache.counters import StorageUsage, TenantCounters, map_sizes
+from services.cache.counters import TenantCounters
 from services.cache.entries import Admission, Blob, Entry, Space, Uses, make_blob_key
 from services.cache.eviction.ledger import EntryKey, Ledger
-from services.cache.index import Hit, Index, Selection
+from services.cache.index import Hit, Index
 from services.cache.ownership import Ownership, StoreClaim
 from services.cache.recent_rows import RecentRows
 from services.cache.room import UNBOUNDED, Capacity, Room, to_held
@@ -41,8 +42,8 @@ from services.runtime.logs import get_logger
 
 log = get_logger("cache.store")
 
-_BATCH = 500
-
+# What became of an entry with a damaged blob.
+Outcome: TypeAlias = Literal["deleted", "kept", "replaced"]
 
 _MISSING, _ALTERED = "missing", "altered"
 
@@ -83,7 +84,8 @@ class LatentStore:
                 for entry in page:
                     key = EntryKey(space, entry.tenant, entry.entry_id)
                     found.add(key)
-                    if key not in self.ledger:
+                    held = self.ledger.get(key)
+                    if held is None or (held.pinned, held.expires_ms) != (entry.pinned, entry.expires_ms):
                         self._note(key, entry)
         for key in self.ledger:  # another process deleted these
             if key not in found and (held := self.ledger.get(key)) and held.created_ms < began:
@@ -186,7 +188,9 @@ class LatentStore:
                 try:
                     data = await (ahead or self._read(entry, blob))
                 except _CorruptBlob as fault:
-                    raise await self._drop_row_of_corrupt_blob(space, entry, blob, fault) from None
+                    missing = fault.args == (_MISSING,)
+                    outcome = await self.drop_damaged(space.name, entry, blob, missing=missing)
+                    raise _describe_damage(entry, blob, str(fault), outcome) from None
                 # Reads the next blob while this one is sent.
                 following = blobs[i + 1] if i + 1 < len(blobs) else None
                 ahead = None if following is None else asyncio.create_task(self._read(entry, following))
@@ -206,30 +210,6 @@ class LatentStore:
         self._commits.add(commit)
         commit.add_done_callback(partial(self._finish_commit, admission.entry.tenant))
         return await asyncio.shield(commit)
-
-    async def purge(self, tenant: str, selection: Selection, *, validate_only: bool = False) -> StorageUsage:
-        """Deletes the matching rows of a tenant; the sweeper deletes their blobs after the grace period.
-
-        Args:
-            validate_only: whether to count only, and to delete nothing.
-        """
-        entries = 0
-        sizes: dict[str, int] = {}
-        for space in await self.index.spaces():
-            found = [
-                (each.entry_id, map_sizes([each]))
-                async for page in self.index.select(space, tenant, selection)
-                for each in page
-            ]
-            for start in range(0, len(found), _BATCH):
-                batch = found[start : start + _BATCH]
-                if not validate_only:
-                    with span(semconv.SPAN_INDEX_DELETE):
-                        await self.delete_rows(space, tenant, [entry_id for entry_id, _ in batch])
-                entries += len(batch)
-                for _, each in batch:
-                    sizes.update(each)
-        return StorageUsage(entries, sum(sizes.values()))
 
     async def delete_rows(self, space: str, tenant: str, entry_ids: Sequence[str]) -> None:
         """Deletes rows; the sweeper deletes their blobs."""
@@ -261,16 +241,6 @@ class LatentStore:
             await self.index.add_uses(space, tenant, uses)
             self._looked_up.forget(space, tenant, uses)
 
-    async def measure_usage(self, tenant: str) -> StorageUsage:
-        """Counts the entries and bytes of a tenant."""
-        entries = 0
-        sizes: dict[str, int] = {}
-        for space in await self.index.spaces():
-            async for page in self.index.select(space, tenant, Selection()):
-                entries += len(page)
-                sizes.update(map_sizes(page))
-        return StorageUsage(entries, sum(sizes.values()))
-
     async def close(self) -> None:
         """Waits for running admissions and saves uses; each of their steps has a time limit."""
         if self._commits:
@@ -290,10 +260,12 @@ class LatentStore:
                 "the cache's object store belongs to another index; `chorus cache adopt` claims it",
             )
         key = EntryKey(space.name, entry.tenant, entry.entry_id)
-        if key in self.ledger and await self.find(space, entry.tenant, entry.entry_id) is not None:
+        if key in self.ledger and (known := await self.find(space, entry.tenant, entry.entry_id)) is not None:
+            if known.kept_as_long_as(entry) != known:
+                await self._keep_longer(key, admission)
             return False  # no entry has to make room for it
         async with (
-            self.room.reserve(entry.tenant, entry.size_bytes),
+            self.room.reserve(entry.tenant, entry.size_bytes, pinned=entry.pinned),
             self.lock(entry.tenant, entry.identity),
         ):
             with span(semconv.SPAN_INDEX_GET, {semconv.ENTRY_ID: entry.entry_id}):
@@ -316,6 +288,21 @@ class LatentStore:
             self._note(key, entry)
         self.counters[entry.tenant].admissions += 1
         return True
+
+    async def _keep_longer(self, key: EntryKey, admission: Admission) -> None:
+        """Gives an entry that exists the retention of a further admission, if that is longer."""
+        entry, space = admission.entry, admission.space
+        async with self.lock(entry.tenant, entry.identity):
+            former = await self.index.get(space.name, entry.tenant, entry.entry_id)
+            if former is None:
+                return  # purged since
+            kept = former.kept_as_long_as(entry)
+            if kept.pinned and not former.pinned:
+                self.room.check_pin(entry.tenant, former.size_bytes)
+            with span(semconv.SPAN_INDEX_UPSERT, {semconv.ENTRY_ID: entry.entry_id}):
+                await self.index.upsert(space, kept, admission.vector)
+            self._looked_up.forget(space.name, entry.tenant, [entry.entry_id])
+            self._note(key, kept)
 
     def _note(self, key: EntryKey, entry: Entry) -> None:
         self.ledger.add(key, to_held(entry), entry.keys)
@@ -353,46 +340,49 @@ class LatentStore:
         # After the span: the object store answered, so its call did not fail.
         raise _CorruptBlob(_MISSING if data is None else _ALTERED)
 
-    async def _drop_row_of_corrupt_blob(
-        self, space: Space, entry: Entry, blob: Blob, fault: _CorruptBlob
-    ) -> ChorusError:
-        """Deletes the row of a missing or altered blob; returns the error for its reader."""
-        if fault.args == (_MISSING,) and await self._is_replaced(space, entry):
-            self._looked_up.forget(space.name, entry.tenant, [entry.entry_id])
-            return not_found("entry", entry.entry_id)
+    async def drop_damaged(self, space: str, entry: Entry, blob: Blob, *, missing: bool) -> Outcome:
+        """Deletes the row of a missing or altered blob, unless another admission replaced it since, or the
+        blob is missing from a store that the index does not own."""
+        if missing and await self.is_replaced(space, entry):
+            self._looked_up.forget(space, entry.tenant, [entry.entry_id])
+            return "replaced"
         key = make_blob_key(entry.tenant, entry.identity, blob.digest)
-        log.error("blob corrupt", entry_id=entry.entry_id, key=key, fault=str(fault))
+        log.error("blob corrupt", entry_id=entry.entry_id, key=key, missing=missing)
         self.counters[entry.tenant].corrupt_blobs += 1
-        metadata = {"entry": entry.entry_id, **({} if blob.step is None else {"step": str(blob.step)})}
-        if fault.args == (_MISSING,) and self.claim.ownership is not Ownership.OWNED:
-            return ChorusError(
-                BLOB_CORRUPT,
-                f"{blob.name} of entry {entry.entry_id} is missing from the object store, which the cache's "
-                "index does not own; the entry was kept, `chorus cache stats` shows the owner",
-                metadata=metadata,
-            )
+        if missing and self.claim.ownership is not Ownership.OWNED:
+            return "kept"
         try:
             with span(semconv.SPAN_INDEX_DELETE, {semconv.ENTRY_ID: entry.entry_id}):
-                await self.delete_rows(space.name, entry.tenant, [entry.entry_id])
+                await self.delete_rows(space, entry.tenant, [entry.entry_id])
         except ChorusError as error:
-            # The error for the caller is the same; the next fetch finds the row again.
+            # The next reader finds the row again.
             log.warning("row not deleted", entry_id=entry.entry_id, error=error.message)
-        return ChorusError(
-            BLOB_CORRUPT,
-            f"{blob.name} of entry {entry.entry_id} is {fault}; the entry was dropped",
-            metadata=metadata,
-        )
+        return "deleted"
 
-    async def _is_replaced(self, space: Space, entry: Entry) -> bool:
+    async def is_replaced(self, space: str, entry: Entry) -> bool:
         """Returns whether a row was deleted, and perhaps admitted again, since it was read.
 
         A sweep that followed may have deleted its blobs: their age counts from their last write.
         """
         try:
-            found = await self.index.get(space.name, entry.tenant, entry.entry_id)
+            found = await self.index.get(space, entry.tenant, entry.entry_id)
         except ChorusError:
             return False
         return found is None or (found.created_ms, found.blobs) != (entry.created_ms, entry.blobs)
+
+
+def _describe_damage(entry: Entry, blob: Blob, fault: str, outcome: Outcome) -> ChorusError:
+    """Returns the error for the reader of a damaged blob."""
+    if outcome == "replaced":
+        return not_found("entry", entry.entry_id)
+    metadata = {"entry": entry.entry_id, **({} if blob.step is None else {"step": str(blob.step)})}
+    message = f"{blob.name} of entry {entry.entry_id} is {fault}; the entry was dropped"
+    if outcome == "kept":
+        message = (
+            f"{blob.name} of entry {entry.entry_id} is missing from the object store, which the cache's "
+            "index does not own; the entry was kept, `chorus cache stats` shows the owner"
+        )
+    return ChorusError(BLOB_CORRUPT, message, metadata=metadata)
 
 
 def now_ms() -> int:

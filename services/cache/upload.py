@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from chorus.cache.v1 import cache_pb2
 from chorus.common.v1 import latents_pb2
 from chorus_rpc.chunks import BlobAssembler, BlobFault
@@ -49,7 +51,7 @@ class Upload:
         """Returns the entry once all messages arrived. Reads every blob, so call it off the event loop.
 
         Args:
-            lifetime_seconds: time after which the entry expires; 0 for never.
+            lifetime_seconds: time after which an entry expires, unless its request states less; 0 for never.
         """
         entry = self._require_entry()
         self._require_complete_blob()
@@ -70,6 +72,9 @@ class Upload:
             except BlobFault as fault:
                 raise invalid("chunk", f"blob of {blob.name}: {fault}") from fault
             data[blob.digest] = content
+        lifetimes = [lifetime_seconds] if lifetime_seconds else []
+        if entry.retention.HasField("lifetime"):
+            lifetimes.append(entry.retention.lifetime.ToNanoseconds() / 1e9)
         return Admission(
             space=Space(entry.retrieval_encoder_id, len(entry.vector)),
             entry=Entry(
@@ -85,9 +90,10 @@ class Upload:
                 traceparent=entry.traceparent,
                 generation_id=entry.generation_id,
                 seed=entry.seed,
-                expires_ms=now_ms + round(1000 * lifetime_seconds) if lifetime_seconds else 0,
+                expires_ms=now_ms + math.ceil(1000 * min(lifetimes)) if lifetimes else 0,
                 from_hit=entry.identity.HasField("approximation"),
                 seed_drawn=entry.seed_drawn,
+                pinned=entry.retention.pinned,
             ),
             vector=tuple(entry.vector),
             data=data,

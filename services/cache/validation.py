@@ -12,11 +12,13 @@ from chorus.common.v1 import latents_pb2
 from chorus_rpc.chunks import BlobFault
 from chorus_rpc.errors import Violations, invalid
 from chorus_rpc.limits import (
+    DEFAULT_ENTRIES_PAGE,
     MAX_ADAPTERS,
     MAX_AGE_SECONDS,
     MAX_BLOBS,
     MAX_DONORS,
     MAX_ENCODER_ID_CHARACTERS,
+    MAX_ENTRIES_PAGE,
     MAX_ID_CHARACTERS,
     MAX_VECTOR_DIM,
     NORM_TOLERANCE,
@@ -27,6 +29,7 @@ from google.protobuf import duration_pb2
 from services.cache.entries import PLAIN_TEXT, SHA256_HEX, Space
 from services.cache.index import Selection
 from services.contract.identity import find_approximation_fault
+from services.contract.retention import find_retention_fault
 from services.contract.safetensors_header import parse_tensor_headers
 from services.contract.schedule import find_schedule_fault
 
@@ -120,6 +123,28 @@ def check_purge(request: cache_pb2.PurgeRequest, now_ms: int) -> Selection:
     )
 
 
+def check_list(request: cache_pb2.ListEntriesRequest) -> int:
+    """Validates a request; returns the number of entries of a page."""
+    violations = Violations()
+    violations.require(
+        request.page_size <= MAX_ENTRIES_PAGE,
+        "page_size",
+        f"must be 0 to {MAX_ENTRIES_PAGE}, not {request.page_size}",
+    )
+    violations.require(
+        request.order in cache_pb2.EntryOrder.values(), "order", f"must be an EntryOrder, not {request.order}"
+    )
+    violations.raise_if_any()
+    return request.page_size or DEFAULT_ENTRIES_PAGE
+
+
+def check_entry_id(entry_id: str) -> None:
+    """Validates a request that names one entry."""
+    violations = Violations()
+    _check_sha256(violations, "entry_id", entry_id)
+    violations.raise_if_any()
+
+
 def check_new_entry(entry: cache_pb2.NewEntry, limits: Limits) -> None:
     """Validates the first message of an admission."""
     violations = Violations()
@@ -140,6 +165,8 @@ def check_new_entry(entry: cache_pb2.NewEntry, limits: Limits) -> None:
     if entry.generation_id:
         _check_plain(violations, "entry.generation_id", entry.generation_id)
     _check_steps(violations, "entry.steps", entry.steps)
+    if (fault := find_retention_fault(entry.retention)) is not None:
+        violations.require(False, "entry.retention.lifetime", fault)
     violations.raise_if_any()
 
 

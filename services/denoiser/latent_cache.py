@@ -141,6 +141,7 @@ class LatentCache:
                 steps=latents.keys(),
                 side_data=side is not None,
                 seed_drawn=job.admission.seed_drawn,
+                retention=job.admission.retention if job.admission.HasField("retention") else None,
             )
             with self._call(self._admit_seconds, "CHORUS_DENOISER_ADMIT_SECONDS"):
                 reply = await self._cache.Admit(

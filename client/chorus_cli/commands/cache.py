@@ -1,23 +1,25 @@
-"""`chorus cache`: statistics, purge and adoption."""
+"""`chorus cache`: entries, statistics, verification, purge and adoption."""
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Annotated
 
 import typer
-from chorus_client import endpoints
+from chorus_client import Verification, endpoints
 from chorus_client.spec import parse_duration
 from chorus_rpc.errors import invalid
 from chorus_rpc.tenancy import DEFAULT_TENANT
 
-from chorus_cli import rendering
+from chorus_cli import cache_rendering as rendering
 from chorus_cli.connect import connect_cache
 from chorus_cli.following import run
-from chorus_cli.options import CacheTarget, Json, Tenant
-from chorus_cli.output import Output
+from chorus_cli.identifiers import find_entry, shorten
+from chorus_cli.options import CacheTarget, EntryId, EntryOrderChoice, Json, Tenant
+from chorus_cli.output import FAILED, Output
 
 app = typer.Typer(
-    help="Show the statistics of the cache, purge its entries, or adopt its object store.",
+    help="List, verify and purge the entries of the cache, show its statistics, or adopt its object store.",
     no_args_is_help=True,
 )
 
@@ -38,6 +40,111 @@ def stats(target: CacheTarget = None, tenant: Tenant = DEFAULT_TENANT, as_json: 
         async with connect_cache(target, tenant) as client:
             found = await client.stats()
         out.print(rendering.stats_table(found.proto), cache=found.proto)
+
+    run(main(), out)
+
+
+@app.command("list")
+def list_entries(
+    order: Annotated[EntryOrderChoice, typer.Option(help="Order of the entries, descending.")] = "newest",
+    limit: Annotated[int, typer.Option(min=1, max=100_000, help="Number of entries to show.")] = 50,
+    target: CacheTarget = None,
+    tenant: Tenant = DEFAULT_TENANT,
+    as_json: Json = False,
+) -> None:
+    """List the entries of the cache."""
+    out = Output(as_json)
+
+    async def main() -> None:
+        async with connect_cache(target, tenant) as client:
+            entries = await client.list(order, limit)
+        for entry in entries:
+            out.json_line(entry=entry.proto)
+        if as_json:
+            return
+        if not entries:
+            out.status("no entries")
+            return
+        ids = [entry.id for entry in entries]
+        if out.console.is_terminal:
+            out.print(rendering.entries_table(entries, shorten(ids), out.console.width))
+        else:
+            out.print(rendering.entries_table(entries, ids, None))
+
+    run(main(), out)
+
+
+@app.command()
+def show(
+    entry: EntryId,
+    target: CacheTarget = None,
+    tenant: Tenant = DEFAULT_TENANT,
+    as_json: Json = False,
+) -> None:
+    """Show an entry of the cache: its request, its blobs and its uses."""
+    out = Output(as_json)
+
+    async def main() -> None:
+        async with connect_cache(target, tenant) as client:
+            found = await find_entry(client, entry)
+        out.print(rendering.entry_table(found), entry=found.proto)
+
+    run(main(), out)
+
+
+@app.command()
+def verify(
+    entry: Annotated[
+        str | None, typer.Option(metavar="ID", help="The one entry to verify. Default: every entry.")
+    ] = None,
+    target: CacheTarget = None,
+    tenant: Tenant = DEFAULT_TENANT,
+    as_json: Json = False,
+) -> None:
+    """Read the blobs of the entries and compare them with their digests. Changes nothing.
+
+    The exit status is 1 if an entry is damaged.
+    """
+    _verify(entry, target, tenant, as_json, repair=False)
+
+
+@app.command()
+def repair(
+    entry: Annotated[
+        str | None, typer.Option(metavar="ID", help="The one entry to verify. Default: every entry.")
+    ] = None,
+    target: CacheTarget = None,
+    tenant: Tenant = DEFAULT_TENANT,
+    as_json: Json = False,
+) -> None:
+    """Verify the entries, and remove the damaged ones, which can serve no request."""
+    _verify(entry, target, tenant, as_json, repair=True)
+
+
+def _verify(entry: str | None, target: str | None, tenant: str, as_json: bool, *, repair: bool) -> None:
+    out = Output(as_json)
+
+    async def main() -> None:
+        reported = 0
+
+        def report(done: Verification) -> None:
+            nonlocal reported
+            for damage in done.damaged[reported:]:
+                out.print(rendering.damage_line(damage), damaged=damage.proto)
+            reported = len(done.damaged)
+            if live is not None:
+                live.update(rendering.verification_line(done))
+
+        async with connect_cache(target, tenant) as client:
+            wanted = None if entry is None else (await find_entry(client, entry)).id
+            with nullcontext() if as_json else out.notes.status("verifying") as live:
+                found = await client.verify(wanted, repair=repair, on_progress=report)
+        out.print(
+            rendering.verification_line(found),
+            verified={"entries": found.entries, "bytes": found.bytes, "damaged": len(found.damaged)},
+        )
+        if any(not damage.deleted for damage in found.damaged):
+            raise typer.Exit(FAILED)
 
     run(main(), out)
 
@@ -77,8 +184,9 @@ def purge(
             address = endpoints.resolve("cache", target)
             out.confirm(f"Remove every entry of tenant {tenant!r} from the cache at {address}?")
         async with connect_cache(target, tenant) as client:
+            wanted = None if entry is None else (await find_entry(client, entry)).id
             gone = await client.purge(
-                entry=entry, model=model, older_than=age, everything=everything, validate_only=dry_run
+                entry=wanted, model=model, older_than=age, everything=everything, validate_only=dry_run
             )
         outcome = "would be removed" if dry_run else "removed"
         out.print(f"{gone.entries:,} entries, {gone.bytes:,} bytes {outcome}", purged=gone.proto)

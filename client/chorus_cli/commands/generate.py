@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from chorus_client import AsyncChorusClient, ChorusError, SpecOptions
 from chorus_client.plans import plan_from_options
-from chorus_client.spec import parse_numbers
+from chorus_client.spec import parse_duration, parse_numbers
 from chorus_rpc.errors import invalid
 from chorus_rpc.limits import MAX_PROMPT_BYTES
 from chorus_rpc.plan_bounds import MAX_STRENGTH
@@ -130,6 +130,16 @@ def generate(
     no_store: Annotated[
         bool, typer.Option("--no-store", help="Do not keep the latents for later requests.")
     ] = False,
+    lifetime: Annotated[
+        str | None,
+        typer.Option(
+            metavar="AGE",
+            help="Age at which the cache drops the latents, such as 12h or 7d. Default: the cache's.",
+        ),
+    ] = None,
+    pin: Annotated[
+        bool, typer.Option("--pin", help="Keep the latents in the cache even if it needs room.")
+    ] = False,
     deadline: Annotated[
         float | None,
         typer.Option(
@@ -173,6 +183,8 @@ def generate(
                 draft_step=draft_step,
             ),
             "no_store": no_store,
+            "lifetime": None if lifetime is None else parse_duration(lifetime, "lifetime"),
+            "pin": pin,
             "deadline": deadline,
             "request_id": request_id,
         }

@@ -175,4 +175,5 @@ def full_options(spec: GenerationSpec) -> SpecOptions:
     options = options_from_spec(spec)
     options["reuse"], options["explicit_reuse"], options["no_store"] = "off", None, True
     options["max_reuse_steps"] = options["donor"] = None
+    options["pin"] = options["lifetime"] = None
     return options

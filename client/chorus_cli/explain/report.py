@@ -15,7 +15,8 @@ from chorus_client.results import format_state
 
 from chorus_cli.explain.words import compare_words
 from chorus_cli.output import as_dict, one_line
-from chorus_cli.rendering import align_columns, describe_donor, summarize
+from chorus_cli.rendering import describe_donor, summarize
+from chorus_cli.tables import align_columns
 
 # "reused": taken from the donor; "draft": replaced by a draft, computed from the donor's latents; "region":
 # some tokens computed; "full": every token computed.

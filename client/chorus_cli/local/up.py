@@ -34,7 +34,7 @@ from chorus_cli.local.addresses import (
 from chorus_cli.local.reservation import reserve_ports
 from chorus_cli.local.supervise import Child, GaveUp, Limits, Supervisor
 from chorus_cli.output import FAILED, OK, Output, one_line
-from chorus_cli.rendering import align_columns
+from chorus_cli.tables import align_columns
 
 DRAIN_SECONDS: Final = 10.0
 LOCK: Final = "up.lock"

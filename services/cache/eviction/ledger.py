@@ -57,6 +57,7 @@ class Ledger:
         self._places: dict[EntryKey, _Place] = {}
         self._orders: dict[str, _Order] = {}
         self._bytes: Counter[str] = Counter()
+        self._pinned: Counter[str] = Counter()
         self._serials = itertools.count()
         # A digest of 64 bits of each blob's key. Two blobs that share it are taken for one, so that one of
         # the two is left to the sweeper.
@@ -84,6 +85,9 @@ class Ledger:
     def bytes_of(self, tenant: str) -> int:
         return self._bytes[tenant]
 
+    def pinned_bytes(self, tenant: str) -> int:
+        return self._pinned[tenant]
+
     def get(self, key: EntryKey) -> Held | None:
         place = self._places.get(key)
         return None if place is None else place.held
@@ -101,6 +105,7 @@ class Ledger:
                 self._shared[each] += 1
             self._digests.add(each)
         self._bytes[key.tenant] += held.size_bytes
+        self._pinned[key.tenant] += held.size_bytes if held.pinned else 0
         order = self._orders.setdefault(key.tenant, _Order())
         order.entries += 1
         self._rank(key, held, order, short)
@@ -139,6 +144,7 @@ class Ledger:
         if place is None:
             return
         self._bytes[key.tenant] -= place.held.size_bytes
+        self._pinned[key.tenant] -= place.held.size_bytes if place.held.pinned else 0
         for each in place.digests:
             if self._shared.get(each):
                 self._shared -= Counter((each,))
@@ -150,7 +156,8 @@ class Ledger:
             order.heap.clear()
 
     def evict(self, tenant: str, busy: Container[EntryKey] = ()) -> tuple[EntryKey, Held] | None:
-        """Removes and returns a tenant's entry with the lowest priority; None if there is none.
+        """Removes and returns a tenant's entry with the lowest priority that is not pinned; None if there is
+        none.
 
         Args:
             busy: entries that are kept, because a request is reading them.
@@ -178,6 +185,8 @@ class Ledger:
     def _rank(self, key: EntryKey, held: Held, order: _Order, digests: tuple[int, ...]) -> None:
         place = _Place(held, self._priority(held, order.clock), next(self._serials), digests)
         self._places[key] = place
+        if held.pinned:
+            return
         heapq.heappush(order.heap, (place.priority, place.serial, key))
         if len(order.heap) > 2 * order.entries + _STALE_LIMIT:
             order.heap = [

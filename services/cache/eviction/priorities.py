@@ -32,6 +32,7 @@ class Held:
         from_hit: whether the latents were made from another entry.
         seed_drawn: whether the server drew the seed; people rarely request such a video again.
         expires_ms: time from which the entry is no longer found; 0 for never.
+        pinned: whether the entry is never evicted.
     """
 
     size_bytes: int
@@ -44,6 +45,7 @@ class Held:
     from_hit: bool = False
     seed_drawn: bool = False
     expires_ms: int = 0
+    pinned: bool = False
 
 
 # Takes the clock as well: the priority of the entry that was evicted last.

@@ -20,6 +20,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.contract.prompts import find_prompt_fault
+from services.contract.retention import find_retention_fault
 from services.contract.schedule import find_schedule_fault, shifted_schedule
 from services.scheduler.jobs.deadline import to_unix_seconds
 
@@ -106,6 +107,9 @@ def validate_spec(
         accepted.explicit_reuse.CopyFrom(spec.explicit_reuse)
         violations += _check_explicit(spec.explicit_reuse, len(accepted.schedule.sigmas) - 1, model.layers)
     violations += _check_max_reuse(accepted)
+    if spec.HasField("retention"):
+        accepted.retention.CopyFrom(spec.retention)
+        violations += _check_retention(spec)
     if accepted.donor_generation_id and accepted.reuse == plan_pb2.REUSE_POLICY_OFF:
         violations.append(Violation(_DONOR, "must be empty with the policy OFF, which reuses nothing"))
     if violations:
@@ -188,6 +192,13 @@ def _check_max_reuse(accepted: pb.GenerationSpec) -> list[Violation]:
         bound = f", or 1 to {last}, one less than the steps" if last else " for a single step"
         return [Violation(field, f"must be 0{bound}, not {limit}")]
     return []
+
+
+def _check_retention(spec: pb.GenerationSpec) -> list[Violation]:
+    if spec.no_store:
+        return [Violation("spec.retention", "must not be set with no_store, which keeps no latents")]
+    fault = find_retention_fault(spec.retention)
+    return [] if fault is None else [Violation("spec.retention.lifetime", fault)]
 
 
 def _deadline(

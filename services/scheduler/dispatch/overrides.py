@@ -79,6 +79,20 @@ def _explain_missing_token(tokens: Sequence[plan_pb2.WeightedToken], edit: str, 
     return f"the donor's prompt differs in no token ({edit})" if edit else "the prompts were not compared"
 
 
+def find_unused_retention(
+    spec: pb.GenerationSpec, admission: denoiser_pb2.Admission
+) -> list[pb.GenerationEvent]:
+    """Returns the warning, as an event, that no latents of a request with a retention were kept."""
+    if not spec.HasField("retention") or admission.entry_id or admission.HasField("error"):
+        return []
+    warning = warn_field_ignored(
+        "spec.retention",
+        "the run kept no latents: an exact repeat, a run of one step and some runs of an explicit plan have"
+        " none of their own; set reuse to OFF to compute and keep them",
+    )
+    return [pb.GenerationEvent(warning=pb.WarningEvent(warning=warning))]
+
+
 def find_overrides(
     generation: pb.Generation,
     model: denoiser_pb2.ModelInfo,
@@ -91,6 +105,8 @@ def find_overrides(
         generation: the running generation.
         reuse_steps: K1 as it is run.
     """
+    if reply.WhichOneof("event") == "admission":
+        return find_unused_retention(generation.spec, reply.admission)
     if not reuse_steps:
         return []
     match reply.WhichOneof("event"):

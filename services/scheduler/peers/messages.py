@@ -117,6 +117,7 @@ def build_denoise_request(
                 retrieval_vector=encoded.retrieval_vector,
                 approximation=approximation,
                 seed_drawn=seed_drawn,
+                retention=spec.retention if spec.HasField("retention") else None,
             )
         )
     return request

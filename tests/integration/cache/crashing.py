@@ -23,7 +23,7 @@ from typing import Any
 from pymilvus import MilvusClient
 from pymilvus.client import grpc_handler
 
-from services.cache import directory
+from services.cache import directory, usage
 from services.cache.blobs import Blobs
 from services.cache.directory import DirectoryBlobs
 from services.cache.embedded import EmbeddedIndex
@@ -81,7 +81,7 @@ def admit(prompt: str) -> Step:
 
 def purge(prompt: str) -> Step:
     wanted = Selection(entry_id=make_admission(prompt).entry.entry_id)
-    return Step(f"purge {prompt}", lambda store: store.purge(TENANT, wanted), {prompt: False})
+    return Step(f"purge {prompt}", lambda store: usage.purge(store, TENANT, wanted), {prompt: False})
 
 
 def evict(prompt: str) -> Step:
@@ -104,7 +104,7 @@ SCRIPT: Sequence[Step] = (
     Step("sweep", lambda store: sweep(store, NO_GRACE), {}),
     admit("c"),
     admit("a"),
-    Step("purge all", lambda store: store.purge(TENANT, Selection()), dict.fromkeys(CONTENTS, False)),
+    Step("purge all", lambda store: usage.purge(store, TENANT, Selection()), dict.fromkeys(CONTENTS, False)),
     Step("sweep all", lambda store: sweep(store, NO_GRACE), {}),
     admit("b"),
 )

@@ -27,6 +27,7 @@ from services.cache.rows import Rows, unpack
 from services.cache.store import LatentStore
 from services.cache.sweeper import claim_if_empty, sweep
 from services.cache.upload import Upload
+from services.cache.usage import purge
 from services.cache.validation import Limits
 from tests.contract.samples import SPACE, admission, latents, new_entry, unit
 
@@ -271,7 +272,7 @@ class Replicas:
                 self.start(replica, store.admit(replace(offered, entry=entry)))
             case "purge":
                 entry_id = ADMISSIONS[action.prompt, 0].entry.entry_id
-                self.start(replica, store.purge(TENANT, Selection(entry_id=entry_id)))
+                self.start(replica, purge(store, TENANT, Selection(entry_id=entry_id)))
             case "sweep":
                 self.start(replica, sweep(store, GRACE_SECONDS))
             case "read":

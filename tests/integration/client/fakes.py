@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import grpc
 import grpc.aio
 from chorus.cache.v1 import cache_pb2, cache_pb2_grpc
-from chorus.common.v1 import errors_pb2, plan_pb2, video_pb2
+from chorus.common.v1 import errors_pb2, latents_pb2, plan_pb2, video_pb2
 from chorus.scheduler.v1 import scheduler_pb2, scheduler_pb2_grpc
 from chorus_rpc import errors, tenancy
 from chorus_rpc.chunks import chunks
@@ -211,11 +211,27 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
             yield scheduler_pb2.GetVideoResponse(chunk=chunk)
 
 
+def make_details(entry_id: str) -> cache_pb2.EntryDetails:
+    """Returns an entry of the cache with latents of two steps and side data."""
+    details = cache_pb2.EntryDetails(
+        model_id="shapes", size_bytes=3 << 20, hits=2, seconds_saved=1.5, pinned=entry_id.startswith("ab")
+    )
+    details.entry.entry_id, details.entry.prompt, details.entry.seed = entry_id, "a red circle", 7
+    details.entry.create_time.GetCurrentTime()
+    for step in (1, 4):
+        details.entry.blobs.add().step.index = step
+    details.entry.blobs.add().kind = latents_pb2.BLOB_KIND_SIDE_DATA
+    return details
+
+
 class FakeCache(cache_pb2_grpc.CacheServiceServicer):
     """Records the requests that it answers."""
 
     def __init__(self) -> None:
         self.purges: list[cache_pb2.PurgeRequest] = []
+        self.lists: list[cache_pb2.ListEntriesRequest] = []
+        self.verifications: list[cache_pb2.VerifyEntriesRequest] = []
+        self.entries = [make_details("a" * 64), make_details("ab" * 32)]
         self.adoptions: list[cache_pb2.AdoptRequest] = []
         self.tenants: list[str] = []
 
@@ -255,6 +271,28 @@ class FakeCache(cache_pb2_grpc.CacheServiceServicer):
     async def Purge(self, request: Any, context: Any) -> Any:
         self.purges.append(request)
         return cache_pb2.PurgeResponse(entries=3, bytes=1_000)
+
+    async def ListEntries(self, request: Any, context: Any) -> Any:
+        self.lists.append(request)
+        begin = int(request.page_token or 0)
+        page = self.entries[begin : begin + request.page_size]
+        more = begin + len(page) < len(self.entries)
+        return cache_pb2.ListEntriesResponse(
+            entries=page, next_page_token=str(begin + len(page)) if more else ""
+        )
+
+    async def GetEntry(self, request: Any, context: Any) -> Any:
+        for details in self.entries:
+            if details.entry.entry_id == request.entry_id:
+                return cache_pb2.GetEntryResponse(entry=details)
+        raise errors.not_found("entry", request.entry_id)
+
+    async def VerifyEntries(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        self.verifications.append(request)
+        damaged = cache_pb2.DamagedEntry(entry_id="a" * 64, missing=True, deleted=request.repair)
+        damaged.blob.step.index = 2
+        yield cache_pb2.VerifyEntriesResponse(entries=1, bytes=1 << 20, damaged=[damaged])
+        yield cache_pb2.VerifyEntriesResponse(entries=2, bytes=3 << 20)
 
     async def Adopt(self, request: Any, context: Any) -> Any:
         self.adoptions.append(request)

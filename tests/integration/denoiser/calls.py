@@ -83,6 +83,15 @@ class FakeCache(cache_pb2_grpc.CacheServiceServicer):
     def Stats(self, request: cache_pb2.StatsRequest, context: Any) -> Any:
         context.abort(grpc.StatusCode.UNIMPLEMENTED, "the denoiser reads no statistics")
 
+    def ListEntries(self, request: Any, context: Any) -> Any:
+        raise AssertionError("the denoiser does not call this")
+
+    def GetEntry(self, request: Any, context: Any) -> Any:
+        raise AssertionError("the denoiser does not call this")
+
+    def VerifyEntries(self, request: Any, context: Any) -> Any:
+        raise AssertionError("the denoiser does not call this")
+
     def Adopt(self, request: cache_pb2.AdoptRequest, context: Any) -> Any:
         context.abort(grpc.StatusCode.UNIMPLEMENTED, "the denoiser adopts no store")
 

@@ -195,6 +195,15 @@ class FakeCache(Fake, cache_pb2_grpc.CacheServiceServicer):
     async def Stats(self, request: Any, context: Any) -> Any:
         raise AssertionError("the scheduler does not call this")
 
+    async def ListEntries(self, request: Any, context: Any) -> Any:
+        raise AssertionError("the scheduler does not call this")
+
+    async def GetEntry(self, request: Any, context: Any) -> Any:
+        raise AssertionError("the scheduler does not call this")
+
+    def VerifyEntries(self, request: Any, context: Any) -> Any:
+        raise AssertionError("the scheduler does not call this")
+
     async def Adopt(self, request: Any, context: Any) -> Any:
         raise AssertionError("the scheduler does not call this")
 

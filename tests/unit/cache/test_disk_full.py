@@ -25,6 +25,7 @@ from services.cache.index import Selection
 from services.cache.store import LatentStore
 from services.cache.sweeper import claim_if_empty
 from services.cache.upload import Upload
+from services.cache.usage import purge
 from services.cache.validation import Limits
 from tests.contract.samples import SPACE, admission, latents, new_entry, unit
 from tests.processes import ROOT
@@ -119,10 +120,10 @@ async def test_purge_works_on_a_full_disk(
     # As on a disk that the reserve is the last free part of.
     delete = raise_when(reserve.exists, FULL, index._milvus.delete)
     monkeypatch.setattr(index._milvus, "delete", delete)
-    purged = await store.purge("default", Selection(entry_id=offered("one").entry.entry_id))
+    purged = await purge(store, "default", Selection(entry_id=offered("one").entry.entry_id))
     assert purged.entries == 1
     assert not reserve.exists()
-    assert (await store.purge("default", Selection())).entries == 2
+    assert (await purge(store, "default", Selection())).entries == 2
     assert await found(store) == []
     # New rows leave the reserve for the next purge.
     assert await store.admit(offered("eleven"))
@@ -137,7 +138,7 @@ async def test_admission_leaves_the_reserve_on_a_nearly_full_disk(
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda _: usage)
         await assert_refused(store, "refused")
-        assert (await store.purge("default", Selection())).entries == 1
+        assert (await purge(store, "default", Selection())).entries == 1
         assert not (tmp_path / "index.db.reserve").exists()
     assert await store.admit(offered("refused"))
 

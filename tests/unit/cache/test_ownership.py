@@ -18,6 +18,7 @@ from services.cache.ownership import Ownership
 from services.cache.store import LatentStore
 from services.cache.sweeper import SweepResult, adopt, claim_if_empty, sweep
 from services.cache.upload import Upload
+from services.cache.usage import purge
 from services.cache.validation import Limits
 from tests.contract.samples import SPACE, admission, latents, new_entry, unit
 
@@ -85,7 +86,7 @@ async def test_another_index_on_the_same_store_deletes_nothing(open_store: OpenS
     assert second.claim.owners == (first.claim.index_id,)
     assert len(await fetched(first, "one")) == len(await fetched(first, "two")) == 1
     # The owner continues to sweep.
-    await first.purge("default", Selection(entry_id=offered("one").entry.entry_id))
+    await purge(first, "default", Selection(entry_id=offered("one").entry.entry_id))
     assert await sweep(first, GRACE) == SweepResult(blobs=1, rows=0)
 
 
@@ -130,7 +131,7 @@ async def test_store_of_a_version_without_markers_is_claimed_if_every_blob_has_i
     assert await store.admit(offered("two"))
     assert await sweep(store, GRACE) == SweepResult(0, 0)
     assert (unclaimed, store.claim.ownership) == (Ownership.UNCLAIMED, Ownership.OWNED)
-    await store.purge("default", Selection())
+    await purge(store, "default", Selection())
     age(tmp_path / "blobs")
     assert await sweep(store, GRACE) == SweepResult(blobs=2, rows=0)
 
@@ -193,7 +194,7 @@ async def test_sweep_stops_when_the_store_is_adopted_during_its_survey(
 ) -> None:
     first = await open_store("first", "blobs")
     await first.admit(offered("one"))
-    await first.purge("default", Selection())
+    await purge(first, "default", Selection())
     second = await open_store("second", "blobs")
     age(tmp_path / "blobs")
     spaces = first.index.spaces

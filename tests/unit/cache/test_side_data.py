@@ -21,6 +21,7 @@ from services.cache.index import Selection
 from services.cache.store import LatentStore
 from services.cache.sweeper import SweepResult, claim_if_empty, sweep
 from services.cache.upload import Upload
+from services.cache.usage import measure_usage, purge
 from services.cache.validation import Limits
 from tests.contract.samples import (
     SPACE,
@@ -231,8 +232,8 @@ async def test_side_data_is_counted_purged_and_swept_with_its_entry(
     age(tmp_path)
     assert await sweep(store, GRACE) == SweepResult(blobs=0, rows=0)
     expected = LATENTS_BYTES + len(SIDE)
-    assert (await store.measure_usage("default")).size_bytes == expected
-    assert (await store.purge("default", Selection())).size_bytes == expected
+    assert (await measure_usage(store.index, "default")).size_bytes == expected
+    assert (await purge(store, "default", Selection())).size_bytes == expected
     assert await sweep(store, GRACE) == SweepResult(blobs=4, rows=0)
 
 
@@ -241,4 +242,4 @@ async def test_sweep_deletes_a_row_without_its_side_data(store: LatentStore, tmp
     (tmp_path / "blobs" / offered().entry.keys[-1]).unlink()
     age(tmp_path)
     assert (await sweep(store, GRACE)).rows == 1
-    assert (await store.measure_usage("default")).entries == 0
+    assert (await measure_usage(store.index, "default")).entries == 0

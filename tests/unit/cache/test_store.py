@@ -32,6 +32,7 @@ from services.cache.index import Hit, Selection
 from services.cache.store import LatentStore
 from services.cache.sweeper import Sweeper, SweepResult, claim_if_empty, sweep
 from services.cache.upload import Upload
+from services.cache.usage import measure_usage, purge
 from services.cache.validation import Limits
 from tests.contract.samples import SPACE, admission, latents, new_entry, unit
 
@@ -249,7 +250,7 @@ async def test_fetch_finds_no_entry_of_another_tenant(store: LatentStore) -> Non
     entry = offered(tenant="theirs").entry
     assert await found(store, "mine") == []
     await refused(NOT_FOUND, fetched(store, entry, 1, tenant="mine"))
-    assert (await store.purge("mine", Selection(entry_id=entry.entry_id))).entries == 0
+    assert (await purge(store, "mine", Selection(entry_id=entry.entry_id))).entries == 0
     assert await fetched(store, entry, 1, tenant="theirs") == [latents(1)]
 
 
@@ -269,7 +270,7 @@ async def test_fetch_after_lookup_does_not_query_the_index(store: LatentStore, f
     # Recent rows are bound to their tenant and identity, and are dropped with the row.
     await refused(NOT_FOUND, fetched(store, entry, 1, tenant="other"))
     await refused(NOT_FOUND, fetched(store, replace(entry, identity="0" * 64), 1))
-    await store.purge("default", Selection())
+    await purge(store, "default", Selection())
     await refused(NOT_FOUND, fetched(store, entry, 1))
 
 
@@ -294,7 +295,7 @@ async def test_row_deleted_by_another_process_is_not_found_without_its_blobs(
     for again in (None, offered(blobs={1: latents(8), 2: latents(9)})):
         await store.admit(offered())
         [entry] = await found(reader)
-        await store.purge("default", Selection())
+        await purge(store, "default", Selection())
         age(tmp_path)
         assert (await sweep(store, GRACE)).blobs == 2
         if again is not None:
@@ -344,13 +345,13 @@ async def test_purge_deletes_rows_at_once_and_blobs_after_the_grace_period(
     for i in range(3):
         await store.admit(offered(f"prompt {i}", {1: latents(i)}))
     size = len(latents(0))
-    before = await store.measure_usage("default")
+    before = await measure_usage(store.index, "default")
     assert (before.entries, before.size_bytes) == (3, 3 * size)
-    gone = await store.purge("default", Selection(entry_id=offered("prompt 0").entry.entry_id))
+    gone = await purge(store, "default", Selection(entry_id=offered("prompt 0").entry.entry_id))
     assert (gone.entries, gone.size_bytes) == (1, size)
-    assert (await store.purge("default", Selection(model_id="another"))).entries == 0
-    assert (await store.purge("default", Selection())).entries == 2
-    assert (await store.purge("default", Selection())).entries == 0
+    assert (await purge(store, "default", Selection(model_id="another"))).entries == 0
+    assert (await purge(store, "default", Selection())).entries == 2
+    assert (await purge(store, "default", Selection())).entries == 0
     assert await found(store) == []
     assert len(files(tmp_path)) == 3
     age(tmp_path)
@@ -363,8 +364,8 @@ async def test_sweep_keeps_a_blob_of_another_row(store: LatentStore, tmp_path: P
     assert first.entry.keys == second.entry.keys
     assert await store.admit(first)
     assert await store.admit(second)
-    assert (await store.measure_usage("default")).size_bytes == len(latents(1))
-    await store.purge("default", Selection(entry_id=first.entry.entry_id))
+    assert (await measure_usage(store.index, "default")).size_bytes == len(latents(1))
+    await purge(store, "default", Selection(entry_id=first.entry.entry_id))
     age(tmp_path)
     assert await sweep(store, GRACE) == SweepResult(blobs=0, rows=0)
     assert await fetched(store, second.entry, 1) == [latents(1)]
@@ -392,7 +393,7 @@ async def test_entry_admitted_again_during_a_sweep_is_complete(
     store: LatentStore, fault: Interruption, tmp_path: Path
 ) -> None:
     await store.admit(offered())
-    await store.purge("default", Selection())
+    await purge(store, "default", Selection())
     age(tmp_path)
     # The sweep has selected its orphans and holds the lock; the admission must follow it or keep them.
     fault.held["delete blobs"] = asyncio.Event()
@@ -407,7 +408,7 @@ async def test_entry_admitted_again_during_a_sweep_is_complete(
 
 async def test_sweep_keeps_a_blob_that_was_written_again(store: LatentStore, tmp_path: Path) -> None:
     await store.admit(offered())
-    await store.purge("default", Selection())
+    await purge(store, "default", Selection())
     age(tmp_path)
     [lock] = [store.lock("default", offered().entry.identity)]
     async with lock:
@@ -424,7 +425,7 @@ async def test_sweeper_continues_after_a_failed_sweep(
     store: LatentStore, fault: Interruption, tmp_path: Path
 ) -> None:
     await store.admit(offered())
-    await store.purge("default", Selection())
+    await purge(store, "default", Selection())
     age(tmp_path)
     fault.failing.add("delete blobs")
     sweeping = asyncio.create_task(Sweeper(store, interval_seconds=0.01, grace_seconds=GRACE).run())

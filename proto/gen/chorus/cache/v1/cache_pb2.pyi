@@ -23,6 +23,34 @@ else:
 
 DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
 
+class _EntryOrder:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _EntryOrderEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_EntryOrder.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    ENTRY_ORDER_UNSPECIFIED: _EntryOrder.ValueType  # 0
+    """By time of the admission."""
+    ENTRY_ORDER_LAST_USE: _EntryOrder.ValueType  # 1
+    """By time of the last use; unused entries by their admission."""
+    ENTRY_ORDER_SECONDS_SAVED: _EntryOrder.ValueType  # 2
+    """By computation saved."""
+    ENTRY_ORDER_SIZE: _EntryOrder.ValueType  # 3
+    """By size."""
+
+class EntryOrder(_EntryOrder, metaclass=_EntryOrderEnumTypeWrapper):
+    """Order of a list of entries. Every order is descending."""
+
+ENTRY_ORDER_UNSPECIFIED: EntryOrder.ValueType  # 0
+"""By time of the admission."""
+ENTRY_ORDER_LAST_USE: EntryOrder.ValueType  # 1
+"""By time of the last use; unused entries by their admission."""
+ENTRY_ORDER_SECONDS_SAVED: EntryOrder.ValueType  # 2
+"""By computation saved."""
+ENTRY_ORDER_SIZE: EntryOrder.ValueType  # 3
+"""By size."""
+Global___EntryOrder: typing_extensions.TypeAlias = EntryOrder
+
 class _StoreOwnership:
     ValueType = typing.NewType("ValueType", builtins.int)
     V: typing_extensions.TypeAlias = ValueType
@@ -305,6 +333,7 @@ class NewEntry(google.protobuf.message.Message):
     STEPS_FIELD_NUMBER: builtins.int
     SIDE_DATA_FIELD_NUMBER: builtins.int
     SEED_DRAWN_FIELD_NUMBER: builtins.int
+    RETENTION_FIELD_NUMBER: builtins.int
     retrieval_encoder_id: builtins.str
     prompt: builtins.str
     seed: builtins.int
@@ -325,6 +354,10 @@ class NewEntry(google.protobuf.message.Message):
         stream looks like a complete one, so it rejects an upload that lacks one of these steps.
         """
 
+    @property
+    def retention(self) -> chorus.common.v1.latents_pb2.Retention:
+        """How long to keep the entry. If unset, as long as the settings and the capacity allow."""
+
     def __init__(
         self,
         *,
@@ -339,9 +372,10 @@ class NewEntry(google.protobuf.message.Message):
         steps: collections.abc.Iterable[builtins.int] | None = ...,
         side_data: builtins.bool = ...,
         seed_drawn: builtins.bool = ...,
+        retention: chorus.common.v1.latents_pb2.Retention | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["identity", b"identity"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["cost_seconds", b"cost_seconds", "generation_id", b"generation_id", "identity", b"identity", "prompt", b"prompt", "retrieval_encoder_id", b"retrieval_encoder_id", "seed", b"seed", "seed_drawn", b"seed_drawn", "side_data", b"side_data", "steps", b"steps", "traceparent", b"traceparent", "vector", b"vector"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["identity", b"identity", "retention", b"retention"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["cost_seconds", b"cost_seconds", "generation_id", b"generation_id", "identity", b"identity", "prompt", b"prompt", "retention", b"retention", "retrieval_encoder_id", b"retrieval_encoder_id", "seed", b"seed", "seed_drawn", b"seed_drawn", "side_data", b"side_data", "steps", b"steps", "traceparent", b"traceparent", "vector", b"vector"]) -> None: ...
 
 Global___NewEntry: typing_extensions.TypeAlias = NewEntry
 
@@ -447,6 +481,221 @@ class PurgeResponse(google.protobuf.message.Message):
 Global___PurgeResponse: typing_extensions.TypeAlias = PurgeResponse
 
 @typing.final
+class EntryDetails(google.protobuf.message.Message):
+    """What the cache knows of an entry."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ENTRY_FIELD_NUMBER: builtins.int
+    MODEL_ID_FIELD_NUMBER: builtins.int
+    SIZE_BYTES_FIELD_NUMBER: builtins.int
+    HITS_FIELD_NUMBER: builtins.int
+    SECONDS_SAVED_FIELD_NUMBER: builtins.int
+    LAST_USE_TIME_FIELD_NUMBER: builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: builtins.int
+    PINNED_FIELD_NUMBER: builtins.int
+    FROM_DONOR_FIELD_NUMBER: builtins.int
+    NEAREST_SIMILARITY_FIELD_NUMBER: builtins.int
+    COLLECTION_FIELD_NUMBER: builtins.int
+    model_id: builtins.str
+    size_bytes: builtins.int
+    """Total size of the blobs, in bytes. Entries with equal latents share their blobs."""
+    hits: builtins.int
+    """Requests that used the entry, and an estimate of the computation that they saved."""
+    seconds_saved: builtins.float
+    pinned: builtins.bool
+    """Whether the entry is kept when room is needed."""
+    from_donor: builtins.bool
+    """Whether the latents were made from another entry."""
+    nearest_similarity: builtins.float
+    """Cosine similarity to the nearest entry that the cache held at the admission; 0 if there was none."""
+    collection: builtins.str
+    """Id of the retrieval encoder's collection in the index."""
+    @property
+    def entry(self) -> Global___Entry: ...
+    @property
+    def last_use_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """Time of the last use. Unset if there was none."""
+
+    @property
+    def expire_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """Time from which the entry is no longer found. Unset if it does not expire."""
+
+    def __init__(
+        self,
+        *,
+        entry: Global___Entry | None = ...,
+        model_id: builtins.str = ...,
+        size_bytes: builtins.int = ...,
+        hits: builtins.int = ...,
+        seconds_saved: builtins.float = ...,
+        last_use_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        expire_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        pinned: builtins.bool = ...,
+        from_donor: builtins.bool = ...,
+        nearest_similarity: builtins.float = ...,
+        collection: builtins.str = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["entry", b"entry", "expire_time", b"expire_time", "last_use_time", b"last_use_time"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["collection", b"collection", "entry", b"entry", "expire_time", b"expire_time", "from_donor", b"from_donor", "hits", b"hits", "last_use_time", b"last_use_time", "model_id", b"model_id", "nearest_similarity", b"nearest_similarity", "pinned", b"pinned", "seconds_saved", b"seconds_saved", "size_bytes", b"size_bytes"]) -> None: ...
+
+Global___EntryDetails: typing_extensions.TypeAlias = EntryDetails
+
+@typing.final
+class ListEntriesRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    ORDER_FIELD_NUMBER: builtins.int
+    page_size: builtins.int
+    """Maximum number of entries to return, 1 to 1,000; 0 means 50."""
+    page_token: builtins.str
+    """next_page_token of the previous response; empty for the first page. The order must be the same."""
+    order: Global___EntryOrder.ValueType
+    def __init__(
+        self,
+        *,
+        page_size: builtins.int = ...,
+        page_token: builtins.str = ...,
+        order: Global___EntryOrder.ValueType = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["order", b"order", "page_size", b"page_size", "page_token", b"page_token"]) -> None: ...
+
+Global___ListEntriesRequest: typing_extensions.TypeAlias = ListEntriesRequest
+
+@typing.final
+class ListEntriesResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ENTRIES_FIELD_NUMBER: builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    next_page_token: builtins.str
+    """Empty on the last page. An entry that is used between two pages may be missing, or be listed twice."""
+    @property
+    def entries(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___EntryDetails]: ...
+    def __init__(
+        self,
+        *,
+        entries: collections.abc.Iterable[Global___EntryDetails] | None = ...,
+        next_page_token: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["entries", b"entries", "next_page_token", b"next_page_token"]) -> None: ...
+
+Global___ListEntriesResponse: typing_extensions.TypeAlias = ListEntriesResponse
+
+@typing.final
+class GetEntryRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ENTRY_ID_FIELD_NUMBER: builtins.int
+    entry_id: builtins.str
+    def __init__(
+        self,
+        *,
+        entry_id: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["entry_id", b"entry_id"]) -> None: ...
+
+Global___GetEntryRequest: typing_extensions.TypeAlias = GetEntryRequest
+
+@typing.final
+class GetEntryResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ENTRY_FIELD_NUMBER: builtins.int
+    @property
+    def entry(self) -> Global___EntryDetails: ...
+    def __init__(
+        self,
+        *,
+        entry: Global___EntryDetails | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["entry", b"entry"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["entry", b"entry"]) -> None: ...
+
+Global___GetEntryResponse: typing_extensions.TypeAlias = GetEntryResponse
+
+@typing.final
+class VerifyEntriesRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ENTRY_ID_FIELD_NUMBER: builtins.int
+    REPAIR_FIELD_NUMBER: builtins.int
+    entry_id: builtins.str
+    """Entry to verify; empty for every entry of the tenant."""
+    repair: builtins.bool
+    """Whether to delete damaged entries. They serve no request: the first one that reads a damaged blob is computed in
+    full and deletes the entry.
+    """
+    def __init__(
+        self,
+        *,
+        entry_id: builtins.str = ...,
+        repair: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["entry_id", b"entry_id", "repair", b"repair"]) -> None: ...
+
+Global___VerifyEntriesRequest: typing_extensions.TypeAlias = VerifyEntriesRequest
+
+@typing.final
+class DamagedEntry(google.protobuf.message.Message):
+    """An entry whose blob is missing or altered."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ENTRY_ID_FIELD_NUMBER: builtins.int
+    BLOB_FIELD_NUMBER: builtins.int
+    MISSING_FIELD_NUMBER: builtins.int
+    DELETED_FIELD_NUMBER: builtins.int
+    entry_id: builtins.str
+    missing: builtins.bool
+    """Whether the blob is missing; otherwise its content differs from its digest."""
+    deleted: builtins.bool
+    """Whether the entry was deleted."""
+    @property
+    def blob(self) -> chorus.common.v1.latents_pb2.BlobHeader:
+        """Header of the damaged blob."""
+
+    def __init__(
+        self,
+        *,
+        entry_id: builtins.str = ...,
+        blob: chorus.common.v1.latents_pb2.BlobHeader | None = ...,
+        missing: builtins.bool = ...,
+        deleted: builtins.bool = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["blob", b"blob"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["blob", b"blob", "deleted", b"deleted", "entry_id", b"entry_id", "missing", b"missing"]) -> None: ...
+
+Global___DamagedEntry: typing_extensions.TypeAlias = DamagedEntry
+
+@typing.final
+class VerifyEntriesResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ENTRIES_FIELD_NUMBER: builtins.int
+    BYTES_FIELD_NUMBER: builtins.int
+    DAMAGED_FIELD_NUMBER: builtins.int
+    entries: builtins.int
+    """Numbers of entries and of bytes verified so far."""
+    bytes: builtins.int
+    @property
+    def damaged(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___DamagedEntry]:
+        """Damaged entries since the previous message."""
+
+    def __init__(
+        self,
+        *,
+        entries: builtins.int = ...,
+        bytes: builtins.int = ...,
+        damaged: collections.abc.Iterable[Global___DamagedEntry] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["bytes", b"bytes", "damaged", b"damaged", "entries", b"entries"]) -> None: ...
+
+Global___VerifyEntriesResponse: typing_extensions.TypeAlias = VerifyEntriesResponse
+
+@typing.final
 class StatsRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -499,6 +748,56 @@ class Evictions(google.protobuf.message.Message):
 Global___Evictions: typing_extensions.TypeAlias = Evictions
 
 @typing.final
+class ModelUsage(google.protobuf.message.Message):
+    """Entries of one model."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MODEL_ID_FIELD_NUMBER: builtins.int
+    ENTRIES_FIELD_NUMBER: builtins.int
+    BYTES_FIELD_NUMBER: builtins.int
+    STEPS_FIELD_NUMBER: builtins.int
+    model_id: builtins.str
+    entries: builtins.int
+    bytes: builtins.int
+    @property
+    def steps(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___StepUsage]: ...
+    def __init__(
+        self,
+        *,
+        model_id: builtins.str = ...,
+        entries: builtins.int = ...,
+        bytes: builtins.int = ...,
+        steps: collections.abc.Iterable[Global___StepUsage] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["bytes", b"bytes", "entries", b"entries", "model_id", b"model_id", "steps", b"steps"]) -> None: ...
+
+Global___ModelUsage: typing_extensions.TypeAlias = ModelUsage
+
+@typing.final
+class StepUsage(google.protobuf.message.Message):
+    """Blobs of one step boundary."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    STEP_FIELD_NUMBER: builtins.int
+    BYTES_FIELD_NUMBER: builtins.int
+    step: builtins.int
+    """Index of the step boundary. Unset for side data."""
+    bytes: builtins.int
+    def __init__(
+        self,
+        *,
+        step: builtins.int | None = ...,
+        bytes: builtins.int = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_step", b"_step", "step", b"step"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_step", b"_step", "bytes", b"bytes", "step", b"step"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_step", b"_step"]) -> typing.Literal["step"] | None: ...
+
+Global___StepUsage: typing_extensions.TypeAlias = StepUsage
+
+@typing.final
 class StatsResponse(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -521,6 +820,9 @@ class StatsResponse(google.protobuf.message.Message):
     EVICTIONS_FIELD_NUMBER: builtins.int
     HITS_FIELD_NUMBER: builtins.int
     SECONDS_SAVED_FIELD_NUMBER: builtins.int
+    MODELS_FIELD_NUMBER: builtins.int
+    PINNED_BYTES_FIELD_NUMBER: builtins.int
+    MAX_PINNED_BYTES_FIELD_NUMBER: builtins.int
     entries: builtins.int
     """Number and total size of the tenant's current entries."""
     bytes: builtins.int
@@ -546,6 +848,9 @@ class StatsResponse(google.protobuf.message.Message):
     restart of the cache.
     """
     seconds_saved: builtins.float
+    pinned_bytes: builtins.int
+    """Total size of the pinned entries, and its upper bound, in bytes."""
+    max_pinned_bytes: builtins.int
     @property
     def start_time(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
     @property
@@ -559,6 +864,10 @@ class StatsResponse(google.protobuf.message.Message):
     @property
     def evictions(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Evictions]:
         """Evictions of the tenant's entries since start_time."""
+
+    @property
+    def models(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ModelUsage]:
+        """Entries by model, the 100 largest models."""
 
     def __init__(
         self,
@@ -582,9 +891,12 @@ class StatsResponse(google.protobuf.message.Message):
         evictions: collections.abc.Iterable[Global___Evictions] | None = ...,
         hits: builtins.int = ...,
         seconds_saved: builtins.float = ...,
+        models: collections.abc.Iterable[Global___ModelUsage] | None = ...,
+        pinned_bytes: builtins.int = ...,
+        max_pinned_bytes: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["start_time", b"start_time"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["admissions", b"admissions", "blobs_kind", b"blobs_kind", "bytes", b"bytes", "capacity_bytes", b"capacity_bytes", "corrupt_blobs", b"corrupt_blobs", "entries", b"entries", "evictions", b"evictions", "failed_sweeps", b"failed_sweeps", "fetches", b"fetches", "hits", b"hits", "index_id", b"index_id", "index_kind", b"index_kind", "lookups", b"lookups", "lookups_with_donor", b"lookups_with_donor", "rejected_admissions", b"rejected_admissions", "seconds_saved", b"seconds_saved", "start_time", b"start_time", "store_owners", b"store_owners", "store_ownership", b"store_ownership"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["admissions", b"admissions", "blobs_kind", b"blobs_kind", "bytes", b"bytes", "capacity_bytes", b"capacity_bytes", "corrupt_blobs", b"corrupt_blobs", "entries", b"entries", "evictions", b"evictions", "failed_sweeps", b"failed_sweeps", "fetches", b"fetches", "hits", b"hits", "index_id", b"index_id", "index_kind", b"index_kind", "lookups", b"lookups", "lookups_with_donor", b"lookups_with_donor", "max_pinned_bytes", b"max_pinned_bytes", "models", b"models", "pinned_bytes", b"pinned_bytes", "rejected_admissions", b"rejected_admissions", "seconds_saved", b"seconds_saved", "start_time", b"start_time", "store_owners", b"store_owners", "store_ownership", b"store_ownership"]) -> None: ...
 
 Global___StatsResponse: typing_extensions.TypeAlias = StatsResponse
 

@@ -61,6 +61,21 @@ class CacheServiceStub(object):
                 request_serializer=chorus_dot_cache_dot_v1_dot_cache__pb2.PurgeRequest.SerializeToString,
                 response_deserializer=chorus_dot_cache_dot_v1_dot_cache__pb2.PurgeResponse.FromString,
                 _registered_method=True)
+        self.ListEntries = channel.unary_unary(
+                '/chorus.cache.v1.CacheService/ListEntries',
+                request_serializer=chorus_dot_cache_dot_v1_dot_cache__pb2.ListEntriesRequest.SerializeToString,
+                response_deserializer=chorus_dot_cache_dot_v1_dot_cache__pb2.ListEntriesResponse.FromString,
+                _registered_method=True)
+        self.GetEntry = channel.unary_unary(
+                '/chorus.cache.v1.CacheService/GetEntry',
+                request_serializer=chorus_dot_cache_dot_v1_dot_cache__pb2.GetEntryRequest.SerializeToString,
+                response_deserializer=chorus_dot_cache_dot_v1_dot_cache__pb2.GetEntryResponse.FromString,
+                _registered_method=True)
+        self.VerifyEntries = channel.unary_stream(
+                '/chorus.cache.v1.CacheService/VerifyEntries',
+                request_serializer=chorus_dot_cache_dot_v1_dot_cache__pb2.VerifyEntriesRequest.SerializeToString,
+                response_deserializer=chorus_dot_cache_dot_v1_dot_cache__pb2.VerifyEntriesResponse.FromString,
+                _registered_method=True)
         self.Stats = channel.unary_unary(
                 '/chorus.cache.v1.CacheService/Stats',
                 request_serializer=chorus_dot_cache_dot_v1_dot_cache__pb2.StatsRequest.SerializeToString,
@@ -113,6 +128,29 @@ class CacheServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListEntries(self, request, context):
+        """Returns the calling tenant's entries, in pages. An entry that another process of the cache admitted is listed
+        once this process has swept.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetEntry(self, request, context):
+        """Returns one entry of the calling tenant.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def VerifyEntries(self, request, context):
+        """Reads the blobs of the calling tenant's entries from the object store and compares them with their digests.
+        Streams the progress, about once a second, and what is damaged.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Stats(self, request, context):
         """Returns counts and sizes of the calling tenant's entries, and counters of its calls.
         """
@@ -155,6 +193,21 @@ def add_CacheServiceServicer_to_server(servicer, server):
                     servicer.Purge,
                     request_deserializer=chorus_dot_cache_dot_v1_dot_cache__pb2.PurgeRequest.FromString,
                     response_serializer=chorus_dot_cache_dot_v1_dot_cache__pb2.PurgeResponse.SerializeToString,
+            ),
+            'ListEntries': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListEntries,
+                    request_deserializer=chorus_dot_cache_dot_v1_dot_cache__pb2.ListEntriesRequest.FromString,
+                    response_serializer=chorus_dot_cache_dot_v1_dot_cache__pb2.ListEntriesResponse.SerializeToString,
+            ),
+            'GetEntry': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetEntry,
+                    request_deserializer=chorus_dot_cache_dot_v1_dot_cache__pb2.GetEntryRequest.FromString,
+                    response_serializer=chorus_dot_cache_dot_v1_dot_cache__pb2.GetEntryResponse.SerializeToString,
+            ),
+            'VerifyEntries': grpc.unary_stream_rpc_method_handler(
+                    servicer.VerifyEntries,
+                    request_deserializer=chorus_dot_cache_dot_v1_dot_cache__pb2.VerifyEntriesRequest.FromString,
+                    response_serializer=chorus_dot_cache_dot_v1_dot_cache__pb2.VerifyEntriesResponse.SerializeToString,
             ),
             'Stats': grpc.unary_unary_rpc_method_handler(
                     servicer.Stats,
@@ -304,6 +357,87 @@ class CacheService(object):
             '/chorus.cache.v1.CacheService/Purge',
             chorus_dot_cache_dot_v1_dot_cache__pb2.PurgeRequest.SerializeToString,
             chorus_dot_cache_dot_v1_dot_cache__pb2.PurgeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListEntries(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/chorus.cache.v1.CacheService/ListEntries',
+            chorus_dot_cache_dot_v1_dot_cache__pb2.ListEntriesRequest.SerializeToString,
+            chorus_dot_cache_dot_v1_dot_cache__pb2.ListEntriesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetEntry(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/chorus.cache.v1.CacheService/GetEntry',
+            chorus_dot_cache_dot_v1_dot_cache__pb2.GetEntryRequest.SerializeToString,
+            chorus_dot_cache_dot_v1_dot_cache__pb2.GetEntryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def VerifyEntries(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/chorus.cache.v1.CacheService/VerifyEntries',
+            chorus_dot_cache_dot_v1_dot_cache__pb2.VerifyEntriesRequest.SerializeToString,
+            chorus_dot_cache_dot_v1_dot_cache__pb2.VerifyEntriesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -105,6 +105,54 @@ _CacheServicePurgeType = typing_extensions.TypeVar(
     ],
 )
 
+_CacheServiceListEntriesType = typing_extensions.TypeVar(
+    '_CacheServiceListEntriesType',
+    grpc.UnaryUnaryMultiCallable[
+        chorus.cache.v1.cache_pb2.ListEntriesRequest,
+        chorus.cache.v1.cache_pb2.ListEntriesResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        chorus.cache.v1.cache_pb2.ListEntriesRequest,
+        chorus.cache.v1.cache_pb2.ListEntriesResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        chorus.cache.v1.cache_pb2.ListEntriesRequest,
+        chorus.cache.v1.cache_pb2.ListEntriesResponse,
+    ],
+)
+
+_CacheServiceGetEntryType = typing_extensions.TypeVar(
+    '_CacheServiceGetEntryType',
+    grpc.UnaryUnaryMultiCallable[
+        chorus.cache.v1.cache_pb2.GetEntryRequest,
+        chorus.cache.v1.cache_pb2.GetEntryResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        chorus.cache.v1.cache_pb2.GetEntryRequest,
+        chorus.cache.v1.cache_pb2.GetEntryResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        chorus.cache.v1.cache_pb2.GetEntryRequest,
+        chorus.cache.v1.cache_pb2.GetEntryResponse,
+    ],
+)
+
+_CacheServiceVerifyEntriesType = typing_extensions.TypeVar(
+    '_CacheServiceVerifyEntriesType',
+    grpc.UnaryStreamMultiCallable[
+        chorus.cache.v1.cache_pb2.VerifyEntriesRequest,
+        chorus.cache.v1.cache_pb2.VerifyEntriesResponse,
+    ],
+    grpc.aio.UnaryStreamMultiCallable[
+        chorus.cache.v1.cache_pb2.VerifyEntriesRequest,
+        chorus.cache.v1.cache_pb2.VerifyEntriesResponse,
+    ],
+    default=grpc.UnaryStreamMultiCallable[
+        chorus.cache.v1.cache_pb2.VerifyEntriesRequest,
+        chorus.cache.v1.cache_pb2.VerifyEntriesResponse,
+    ],
+)
+
 _CacheServiceStatsType = typing_extensions.TypeVar(
     '_CacheServiceStatsType',
     grpc.UnaryUnaryMultiCallable[
@@ -137,7 +185,7 @@ _CacheServiceAdoptType = typing_extensions.TypeVar(
     ],
 )
 
-class CacheServiceStub(typing.Generic[_CacheServiceLookupType, _CacheServiceFindType, _CacheServiceFetchType, _CacheServiceAdmitType, _CacheServicePurgeType, _CacheServiceStatsType, _CacheServiceAdoptType]):
+class CacheServiceStub(typing.Generic[_CacheServiceLookupType, _CacheServiceFindType, _CacheServiceFetchType, _CacheServiceAdmitType, _CacheServicePurgeType, _CacheServiceListEntriesType, _CacheServiceGetEntryType, _CacheServiceVerifyEntriesType, _CacheServiceStatsType, _CacheServiceAdoptType]):
     """Stores the latents of finished requests and finds those of similar prompts. The tenant of every call comes
     from the channel (metadata "chorus-tenant", set by the scheduler and the denoiser), never from a message.
     """
@@ -163,6 +211,18 @@ class CacheServiceStub(typing.Generic[_CacheServiceLookupType, _CacheServiceFind
         grpc.UnaryUnaryMultiCallable[
             chorus.cache.v1.cache_pb2.PurgeRequest,
             chorus.cache.v1.cache_pb2.PurgeResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            chorus.cache.v1.cache_pb2.ListEntriesRequest,
+            chorus.cache.v1.cache_pb2.ListEntriesResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            chorus.cache.v1.cache_pb2.GetEntryRequest,
+            chorus.cache.v1.cache_pb2.GetEntryResponse,
+        ],
+        grpc.UnaryStreamMultiCallable[
+            chorus.cache.v1.cache_pb2.VerifyEntriesRequest,
+            chorus.cache.v1.cache_pb2.VerifyEntriesResponse,
         ],
         grpc.UnaryUnaryMultiCallable[
             chorus.cache.v1.cache_pb2.StatsRequest,
@@ -197,6 +257,18 @@ class CacheServiceStub(typing.Generic[_CacheServiceLookupType, _CacheServiceFind
             chorus.cache.v1.cache_pb2.PurgeResponse,
         ],
         grpc.aio.UnaryUnaryMultiCallable[
+            chorus.cache.v1.cache_pb2.ListEntriesRequest,
+            chorus.cache.v1.cache_pb2.ListEntriesResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            chorus.cache.v1.cache_pb2.GetEntryRequest,
+            chorus.cache.v1.cache_pb2.GetEntryResponse,
+        ],
+        grpc.aio.UnaryStreamMultiCallable[
+            chorus.cache.v1.cache_pb2.VerifyEntriesRequest,
+            chorus.cache.v1.cache_pb2.VerifyEntriesResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
             chorus.cache.v1.cache_pb2.StatsRequest,
             chorus.cache.v1.cache_pb2.StatsResponse,
         ],
@@ -220,6 +292,19 @@ class CacheServiceStub(typing.Generic[_CacheServiceLookupType, _CacheServiceFind
 
     Purge: _CacheServicePurgeType
     """Deletes entries of the calling tenant. Idempotent."""
+
+    ListEntries: _CacheServiceListEntriesType
+    """Returns the calling tenant's entries, in pages. An entry that another process of the cache admitted is listed
+    once this process has swept.
+    """
+
+    GetEntry: _CacheServiceGetEntryType
+    """Returns one entry of the calling tenant."""
+
+    VerifyEntries: _CacheServiceVerifyEntriesType
+    """Reads the blobs of the calling tenant's entries from the object store and compares them with their digests.
+    Streams the progress, about once a second, and what is damaged.
+    """
 
     Stats: _CacheServiceStatsType
     """Returns counts and sizes of the calling tenant's entries, and counters of its calls."""
@@ -249,6 +334,18 @@ CacheServiceAsyncStub: typing_extensions.TypeAlias = CacheServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
         chorus.cache.v1.cache_pb2.PurgeRequest,
         chorus.cache.v1.cache_pb2.PurgeResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        chorus.cache.v1.cache_pb2.ListEntriesRequest,
+        chorus.cache.v1.cache_pb2.ListEntriesResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        chorus.cache.v1.cache_pb2.GetEntryRequest,
+        chorus.cache.v1.cache_pb2.GetEntryResponse,
+    ],
+    grpc.aio.UnaryStreamMultiCallable[
+        chorus.cache.v1.cache_pb2.VerifyEntriesRequest,
+        chorus.cache.v1.cache_pb2.VerifyEntriesResponse,
     ],
     grpc.aio.UnaryUnaryMultiCallable[
         chorus.cache.v1.cache_pb2.StatsRequest,
@@ -304,6 +401,34 @@ class CacheServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[chorus.cache.v1.cache_pb2.PurgeResponse, collections.abc.Awaitable[chorus.cache.v1.cache_pb2.PurgeResponse]]:
         """Deletes entries of the calling tenant. Idempotent."""
+
+    @abc.abstractmethod
+    def ListEntries(
+        self,
+        request: chorus.cache.v1.cache_pb2.ListEntriesRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[chorus.cache.v1.cache_pb2.ListEntriesResponse, collections.abc.Awaitable[chorus.cache.v1.cache_pb2.ListEntriesResponse]]:
+        """Returns the calling tenant's entries, in pages. An entry that another process of the cache admitted is listed
+        once this process has swept.
+        """
+
+    @abc.abstractmethod
+    def GetEntry(
+        self,
+        request: chorus.cache.v1.cache_pb2.GetEntryRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[chorus.cache.v1.cache_pb2.GetEntryResponse, collections.abc.Awaitable[chorus.cache.v1.cache_pb2.GetEntryResponse]]:
+        """Returns one entry of the calling tenant."""
+
+    @abc.abstractmethod
+    def VerifyEntries(
+        self,
+        request: chorus.cache.v1.cache_pb2.VerifyEntriesRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[collections.abc.Iterator[chorus.cache.v1.cache_pb2.VerifyEntriesResponse], collections.abc.AsyncIterator[chorus.cache.v1.cache_pb2.VerifyEntriesResponse]]:
+        """Reads the blobs of the calling tenant's entries from the object store and compares them with their digests.
+        Streams the progress, about once a second, and what is damaged.
+        """
 
     @abc.abstractmethod
     def Stats(

@@ -22,31 +22,34 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x63horus/common/v1/latents.proto\x12\x10\x63horus.common.v1\"M\n\x06Tensor\x12&\n\x05\x64type\x18\x01 \x01(\x0e\x32\x17.chorus.common.v1.DType\x12\r\n\x05shape\x18\x02 \x03(\r\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"\x1a\n\x08Schedule\x12\x0e\n\x06sigmas\x18\x01 \x03(\x01\"\'\n\x07StepRef\x12\r\n\x05index\x18\x01 \x01(\r\x12\r\n\x05sigma\x18\x02 \x01(\x01\"<\n\x07\x41\x64\x61pter\x12\x12\n\nadapter_id\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\r\n\x05scale\x18\x03 \x01(\x01\"i\n\rApproximation\x12\x0e\n\x06policy\x18\x01 \x01(\t\x12\x17\n\x0fmax_reuse_steps\x18\x02 \x01(\r\x12/\n\x0chost_adapter\x18\x03 \x01(\x0b\x32\x19.chorus.common.v1.Adapter\"\xdb\x02\n\x0eLatentIdentity\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x16\n\x0eweights_digest\x18\x02 \x01(\t\x12+\n\x08\x61\x64\x61pters\x18\x03 \x03(\x0b\x32\x19.chorus.common.v1.Adapter\x12,\n\x08schedule\x18\x04 \x01(\x0b\x32\x1a.chorus.common.v1.Schedule\x12\x14\n\x0clatent_shape\x18\x05 \x03(\r\x12-\n\x0clatent_dtype\x18\x06 \x01(\x0e\x32\x17.chorus.common.v1.DType\x12\x10\n\x08\x63odec_id\x18\x07 \x01(\t\x12\x1f\n\x17\x63onditioning_encoder_id\x18\x08 \x01(\t\x12\x14\n\x0cmodel_digest\x18\t \x01(\t\x12\x36\n\rapproximation\x18\n \x01(\x0b\x32\x1f.chorus.common.v1.Approximation\"\x83\x01\n\nBlobHeader\x12\'\n\x04step\x18\x01 \x01(\x0b\x32\x19.chorus.common.v1.StepRef\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12(\n\x04kind\x18\x04 \x01(\x0e\x32\x1a.chorus.common.v1.BlobKind*\\\n\x05\x44Type\x12\x16\n\x12\x44_TYPE_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x44_TYPE_FLOAT32\x10\x01\x12\x12\n\x0e\x44_TYPE_FLOAT16\x10\x02\x12\x13\n\x0f\x44_TYPE_BFLOAT16\x10\x03*>\n\x08\x42lobKind\x12\x19\n\x15\x42LOB_KIND_UNSPECIFIED\x10\x00\x12\x17\n\x13\x42LOB_KIND_SIDE_DATA\x10\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x63horus/common/v1/latents.proto\x12\x10\x63horus.common.v1\x1a\x1egoogle/protobuf/duration.proto\"M\n\x06Tensor\x12&\n\x05\x64type\x18\x01 \x01(\x0e\x32\x17.chorus.common.v1.DType\x12\r\n\x05shape\x18\x02 \x03(\r\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"\x1a\n\x08Schedule\x12\x0e\n\x06sigmas\x18\x01 \x03(\x01\"\'\n\x07StepRef\x12\r\n\x05index\x18\x01 \x01(\r\x12\r\n\x05sigma\x18\x02 \x01(\x01\"<\n\x07\x41\x64\x61pter\x12\x12\n\nadapter_id\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\r\n\x05scale\x18\x03 \x01(\x01\"i\n\rApproximation\x12\x0e\n\x06policy\x18\x01 \x01(\t\x12\x17\n\x0fmax_reuse_steps\x18\x02 \x01(\r\x12/\n\x0chost_adapter\x18\x03 \x01(\x0b\x32\x19.chorus.common.v1.Adapter\"\xdb\x02\n\x0eLatentIdentity\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x16\n\x0eweights_digest\x18\x02 \x01(\t\x12+\n\x08\x61\x64\x61pters\x18\x03 \x03(\x0b\x32\x19.chorus.common.v1.Adapter\x12,\n\x08schedule\x18\x04 \x01(\x0b\x32\x1a.chorus.common.v1.Schedule\x12\x14\n\x0clatent_shape\x18\x05 \x03(\r\x12-\n\x0clatent_dtype\x18\x06 \x01(\x0e\x32\x17.chorus.common.v1.DType\x12\x10\n\x08\x63odec_id\x18\x07 \x01(\t\x12\x1f\n\x17\x63onditioning_encoder_id\x18\x08 \x01(\t\x12\x14\n\x0cmodel_digest\x18\t \x01(\t\x12\x36\n\rapproximation\x18\n \x01(\x0b\x32\x1f.chorus.common.v1.Approximation\"H\n\tRetention\x12+\n\x08lifetime\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0e\n\x06pinned\x18\x02 \x01(\x08\"\x83\x01\n\nBlobHeader\x12\'\n\x04step\x18\x01 \x01(\x0b\x32\x19.chorus.common.v1.StepRef\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12(\n\x04kind\x18\x04 \x01(\x0e\x32\x1a.chorus.common.v1.BlobKind*\\\n\x05\x44Type\x12\x16\n\x12\x44_TYPE_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x44_TYPE_FLOAT32\x10\x01\x12\x12\n\x0e\x44_TYPE_FLOAT16\x10\x02\x12\x13\n\x0f\x44_TYPE_BFLOAT16\x10\x03*>\n\x08\x42lobKind\x12\x19\n\x15\x42LOB_KIND_UNSPECIFIED\x10\x00\x12\x17\n\x13\x42LOB_KIND_SIDE_DATA\x10\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'chorus.common.v1.latents_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DTYPE']._serialized_start=853
-  _globals['_DTYPE']._serialized_end=945
-  _globals['_BLOBKIND']._serialized_start=947
-  _globals['_BLOBKIND']._serialized_end=1009
-  _globals['_TENSOR']._serialized_start=52
-  _globals['_TENSOR']._serialized_end=129
-  _globals['_SCHEDULE']._serialized_start=131
-  _globals['_SCHEDULE']._serialized_end=157
-  _globals['_STEPREF']._serialized_start=159
-  _globals['_STEPREF']._serialized_end=198
-  _globals['_ADAPTER']._serialized_start=200
-  _globals['_ADAPTER']._serialized_end=260
-  _globals['_APPROXIMATION']._serialized_start=262
-  _globals['_APPROXIMATION']._serialized_end=367
-  _globals['_LATENTIDENTITY']._serialized_start=370
-  _globals['_LATENTIDENTITY']._serialized_end=717
-  _globals['_BLOBHEADER']._serialized_start=720
-  _globals['_BLOBHEADER']._serialized_end=851
+  _globals['_DTYPE']._serialized_start=959
+  _globals['_DTYPE']._serialized_end=1051
+  _globals['_BLOBKIND']._serialized_start=1053
+  _globals['_BLOBKIND']._serialized_end=1115
+  _globals['_TENSOR']._serialized_start=84
+  _globals['_TENSOR']._serialized_end=161
+  _globals['_SCHEDULE']._serialized_start=163
+  _globals['_SCHEDULE']._serialized_end=189
+  _globals['_STEPREF']._serialized_start=191
+  _globals['_STEPREF']._serialized_end=230
+  _globals['_ADAPTER']._serialized_start=232
+  _globals['_ADAPTER']._serialized_end=292
+  _globals['_APPROXIMATION']._serialized_start=294
+  _globals['_APPROXIMATION']._serialized_end=399
+  _globals['_LATENTIDENTITY']._serialized_start=402
+  _globals['_LATENTIDENTITY']._serialized_end=749
+  _globals['_RETENTION']._serialized_start=751
+  _globals['_RETENTION']._serialized_end=823
+  _globals['_BLOBHEADER']._serialized_start=826
+  _globals['_BLOBHEADER']._serialized_end=957
 # @@protoc_insertion_point(module_scope)

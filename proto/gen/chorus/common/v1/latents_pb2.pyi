@@ -6,6 +6,7 @@ isort:skip_file
 import builtins
 import collections.abc
 import google.protobuf.descriptor
+import google.protobuf.duration_pb2
 import google.protobuf.internal.containers
 import google.protobuf.internal.enum_type_wrapper
 import google.protobuf.message
@@ -240,6 +241,35 @@ class LatentIdentity(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["adapters", b"adapters", "approximation", b"approximation", "codec_id", b"codec_id", "conditioning_encoder_id", b"conditioning_encoder_id", "latent_dtype", b"latent_dtype", "latent_shape", b"latent_shape", "model_digest", b"model_digest", "model_id", b"model_id", "schedule", b"schedule", "weights_digest", b"weights_digest"]) -> None: ...
 
 Global___LatentIdentity: typing_extensions.TypeAlias = LatentIdentity
+
+@typing.final
+class Retention(google.protobuf.message.Message):
+    """How long the cache keeps an entry."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    LIFETIME_FIELD_NUMBER: builtins.int
+    PINNED_FIELD_NUMBER: builtins.int
+    pinned: builtins.bool
+    """Whether the entry is kept when room is needed: until it expires or is purged. The cache bounds the pinned bytes of
+    a tenant and rejects further pinned entries.
+    """
+    @property
+    def lifetime(self) -> google.protobuf.duration_pb2.Duration:
+        """Time after which the entry is no longer found, above 0 and at most 10 years. The cache's own bound applies if it
+        is shorter. If unset, the cache's bound alone.
+        """
+
+    def __init__(
+        self,
+        *,
+        lifetime: google.protobuf.duration_pb2.Duration | None = ...,
+        pinned: builtins.bool = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["lifetime", b"lifetime"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["lifetime", b"lifetime", "pinned", b"pinned"]) -> None: ...
+
+Global___Retention: typing_extensions.TypeAlias = Retention
 
 @typing.final
 class BlobHeader(google.protobuf.message.Message):

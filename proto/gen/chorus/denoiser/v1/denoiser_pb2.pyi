@@ -32,6 +32,7 @@ class AdmissionContext(google.protobuf.message.Message):
     RETRIEVAL_VECTOR_FIELD_NUMBER: builtins.int
     APPROXIMATION_FIELD_NUMBER: builtins.int
     SEED_DRAWN_FIELD_NUMBER: builtins.int
+    RETENTION_FIELD_NUMBER: builtins.int
     prompt: builtins.str
     seed_drawn: builtins.bool
     """Whether the server drew the seed."""
@@ -43,6 +44,10 @@ class AdmissionContext(google.protobuf.message.Message):
     def approximation(self) -> chorus.common.v1.latents_pb2.Approximation:
         """What the clean latents are stored as if the run reuses a donor; the latents of its other steps are not stored."""
 
+    @property
+    def retention(self) -> chorus.common.v1.latents_pb2.Retention:
+        """How long the cache keeps the latents."""
+
     def __init__(
         self,
         *,
@@ -50,9 +55,10 @@ class AdmissionContext(google.protobuf.message.Message):
         retrieval_vector: collections.abc.Iterable[builtins.float] | None = ...,
         approximation: chorus.common.v1.latents_pb2.Approximation | None = ...,
         seed_drawn: builtins.bool = ...,
+        retention: chorus.common.v1.latents_pb2.Retention | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["approximation", b"approximation"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["approximation", b"approximation", "prompt", b"prompt", "retrieval_vector", b"retrieval_vector", "seed_drawn", b"seed_drawn"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["approximation", b"approximation", "retention", b"retention"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["approximation", b"approximation", "prompt", b"prompt", "retention", b"retention", "retrieval_vector", b"retrieval_vector", "seed_drawn", b"seed_drawn"]) -> None: ...
 
 Global___AdmissionContext: typing_extensions.TypeAlias = AdmissionContext
 

@@ -72,6 +72,7 @@ class GenerationSpec(google.protobuf.message.Message):
     TIMEOUT_FIELD_NUMBER: builtins.int
     MAX_REUSE_STEPS_FIELD_NUMBER: builtins.int
     DONOR_GENERATION_ID_FIELD_NUMBER: builtins.int
+    RETENTION_FIELD_NUMBER: builtins.int
     prompt: builtins.str
     """1 to 8,192 bytes of UTF-8 after trimming, with at least one visible character once HTML entities are resolved.
     Tokens beyond the limit of a text encoder are dropped, with a warning.
@@ -123,6 +124,12 @@ class GenerationSpec(google.protobuf.message.Message):
         accepted specification, which has the deadline that results.
         """
 
+    @property
+    def retention(self) -> chorus.common.v1.latents_pb2.Retention:
+        """How long the cache keeps the latents of this request. If unset, as long as its settings and its capacity allow.
+        Excludes `no_store`.
+        """
+
     def __init__(
         self,
         *,
@@ -139,9 +146,10 @@ class GenerationSpec(google.protobuf.message.Message):
         timeout: google.protobuf.duration_pb2.Duration | None = ...,
         max_reuse_steps: builtins.int = ...,
         donor_generation_id: builtins.str = ...,
+        retention: chorus.common.v1.latents_pb2.Retention | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_seed", b"_seed", "deadline", b"deadline", "denoising", b"denoising", "explicit_reuse", b"explicit_reuse", "schedule", b"schedule", "seed", b"seed", "shape", b"shape", "steps", b"steps", "timeout", b"timeout"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_seed", b"_seed", "deadline", b"deadline", "denoising", b"denoising", "donor_generation_id", b"donor_generation_id", "explicit_reuse", b"explicit_reuse", "max_reuse_steps", b"max_reuse_steps", "model_id", b"model_id", "no_store", b"no_store", "prompt", b"prompt", "reuse", b"reuse", "schedule", b"schedule", "seed", b"seed", "shape", b"shape", "steps", b"steps", "timeout", b"timeout"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_seed", b"_seed", "deadline", b"deadline", "denoising", b"denoising", "explicit_reuse", b"explicit_reuse", "retention", b"retention", "schedule", b"schedule", "seed", b"seed", "shape", b"shape", "steps", b"steps", "timeout", b"timeout"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_seed", b"_seed", "deadline", b"deadline", "denoising", b"denoising", "donor_generation_id", b"donor_generation_id", "explicit_reuse", b"explicit_reuse", "max_reuse_steps", b"max_reuse_steps", "model_id", b"model_id", "no_store", b"no_store", "prompt", b"prompt", "retention", b"retention", "reuse", b"reuse", "schedule", b"schedule", "seed", b"seed", "shape", b"shape", "steps", b"steps", "timeout", b"timeout"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_seed", b"_seed"]) -> typing.Literal["seed"] | None: ...
     @typing.overload

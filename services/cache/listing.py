@@ -1,0 +1,107 @@
+"""Lists a tenant's entries in pages, ordered by what the ledger knows of them."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import heapq
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final, Literal, TypeAlias
+
+from chorus_rpc.errors import invalid, not_found
+
+from services.cache.entries import Entry
+from services.cache.eviction.ledger import EntryKey
+from services.cache.eviction.priorities import Held
+from services.cache.room import to_held
+from services.cache.store import LatentStore
+
+_SLICE: Final = 5_000  # entries between which other calls get their turn
+
+Order: TypeAlias = Literal["newest", "used", "saved", "size"]
+_VALUES: Final[Mapping[Order, Callable[[Held], float]]] = {
+    "newest": lambda held: held.created_ms,
+    "used": lambda held: held.used_ms,
+    "saved": lambda held: held.saved_seconds,
+    "size": lambda held: held.size_bytes,
+}
+
+# Position of an entry in a list. Lists are descending.
+_Place: TypeAlias = tuple[float, EntryKey]
+
+
+@dataclass(frozen=True)
+class Details:
+    """A row, its collection, and what the ledger knows of its uses."""
+
+    space: str
+    entry: Entry
+    held: Held
+
+
+@dataclass(frozen=True)
+class Page:
+    """Entries of one page; `next_token` is empty on the last one."""
+
+    entries: list[Details]
+    next_token: str
+
+
+async def list_entries(store: LatentStore, tenant: str, order: Order, size: int, token: str) -> Page:
+    """Returns the page that follows `token`, or the first one.
+
+    Raises INVALID_FIELD for a token that no page returned, and the errors of the index.
+    """
+    value, after = _VALUES[order], _parse(token, tenant)
+    best: list[_Place] = []  # a heap; one more than the page, to know whether another follows
+    for number, key in enumerate(store.ledger):
+        if number % _SLICE == _SLICE - 1:
+            await asyncio.sleep(0)
+        held = store.ledger.get(key)
+        if key.tenant != tenant or held is None:
+            continue
+        place = float(value(held)), key
+        if after is not None and place >= after:
+            continue
+        if len(best) <= size:
+            heapq.heappush(best, place)
+        elif place > best[0]:
+            heapq.heapreplace(best, place)
+    best.sort(reverse=True)
+    found = await asyncio.gather(*(_read(store, key) for _, key in best[:size]))
+    next_token = _format(best[size - 1]) if len(best) > size else ""
+    return Page([each for each in found if each is not None], next_token)
+
+
+async def get_entry(store: LatentStore, tenant: str, entry_id: str) -> Details:
+    """Returns one entry. Raises NOT_FOUND, and the errors of the index."""
+    for space in await store.index.spaces():
+        if (found := await _read(store, EntryKey(space, tenant, entry_id))) is not None:
+            return found
+    raise not_found("entry", entry_id)
+
+
+async def _read(store: LatentStore, key: EntryKey) -> Details | None:
+    entry = await store.index.get(key.space, key.tenant, key.entry_id)
+    return None if entry is None else Details(key.space, entry, store.ledger.get(key) or to_held(entry))
+
+
+def _format(place: _Place) -> str:
+    value, key = place
+    return base64.urlsafe_b64encode(f"{value!r} {key.space} {key.entry_id}".encode()).decode()
+
+
+def _parse(token: str, tenant: str) -> _Place | None:
+    if not token:
+        return None
+    try:
+        value, space, entry_id = base64.urlsafe_b64decode(token.encode("ascii")).decode("ascii").split(" ")
+        place = float(value), EntryKey(space, tenant, entry_id)
+    except (UnicodeError, binascii.Error, ValueError):
+        raise invalid("page_token", "must be the next_page_token of an earlier page, or empty") from None
+    if math.isnan(place[0]):
+        raise invalid("page_token", "must be the next_page_token of an earlier page, or empty")
+    return place
