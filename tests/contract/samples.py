@@ -65,6 +65,7 @@ def entry(
     blobs: Sequence[Blob] = (),
     created_ms: int = 1_700_000_000_000,
     expires_ms: int = 0,
+    pinned: bool = False,
 ) -> Entry:
     """Returns a row as the store writes it."""
     identity_hex = identity_digest(identity(model))
@@ -82,6 +83,7 @@ def entry(
         generation_id="generation-1",
         seed=seed,
         expires_ms=expires_ms,
+        pinned=pinned,
     )
 
 

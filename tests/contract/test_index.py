@@ -259,7 +259,7 @@ async def test_lost_index_is_named(tmp_path: Path, tenant: str) -> None:
 
 async def test_uses_add_up_and_survive_a_restart(open_index: OpenIndex, tenant: str) -> None:
     index = await open_index()
-    kept = entry("used", tenant=tenant)
+    kept = entry("used", tenant=tenant, pinned=True)
     await index.upsert(SPACE, kept, unit(1))
     await index.add_uses(SPACE.name, tenant, {kept.entry_id: Uses(1, 0.5, 10), "0" * 64: Uses(1, 1, 1)})
     await index.add_uses(SPACE.name, tenant, {kept.entry_id: Uses(2, 1.0, 5)})

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chorus.cache.v1 import cache_pb2
 from chorus.common.v1 import plan_pb2
 from chorus_cli.main import app
 from chorus_client import endpoints
@@ -253,6 +254,58 @@ def test_cache_stats_lists_the_rejected_admissions(deployment: FakeDeployment) -
     assert "3 admissions: 2 INVALID_FIELD, 1 DISK_FULL" in shown
     [line] = lines(chorus("cache", "stats", "--json", target=deployment.target))
     assert line["cache"]["rejected_admissions"][1] == {"reason": "ERROR_REASON_DISK_FULL", "count": "1"}
+
+
+def test_cache_list_and_show_print_the_entries(deployment: FakeDeployment) -> None:
+    first, second = "a" * 64, "ab" * 32
+    rows = chorus("cache", "list", "--order", "saved", target=deployment.target).stdout.splitlines()
+    assert [row.split("\t")[0] for row in rows] == ["id", first, second]
+    assert rows[2].split("\t")[2:] == ["3.0 MiB", "2", "1.5s", "pinned", "7", "a red circle"]
+    assert deployment.cache.lists[0].order == cache_pb2.ENTRY_ORDER_SECONDS_SAVED
+    found = lines(chorus("cache", "list", "--limit", "1", "--json", target=deployment.target))
+    assert [line["entry"]["entry"]["entry_id"] for line in found] == [first]
+    deployment.cache.entries, kept = [], deployment.cache.entries
+    assert chorus("cache", "list", target=deployment.target).stderr == "no entries\n"
+    deployment.cache.entries = kept
+
+    shown = chorus("cache", "show", "abab", target=deployment.target).stdout
+    assert "x_1, x_4, side data" in shown
+    assert "a red circle" in shown
+    assert second in shown
+    assert chorus("cache", "show", first, target=deployment.target).stdout.startswith("entry")
+    for wrong, text in (("a", "at least 4 characters"), ("beef", "no entry 'beef'"), ("f" * 64, "no entry")):
+        result = chorus("cache", "show", wrong, target=deployment.target)
+        assert (result.exit_code, text in result.stderr) == (2, True), result.stderr
+
+
+def test_cache_verify_reports_damage_and_repair_removes_it(deployment: FakeDeployment) -> None:
+    result = chorus("cache", "verify", target=deployment.target)
+    assert result.exit_code == 1
+    assert result.stdout.splitlines() == [
+        f"{'a' * 64}: latents of step 2 missing",
+        "2 entries, 3.0 MiB verified, 1 damaged",
+    ]
+    result = chorus("cache", "repair", "--entry", "abab", "--json", target=deployment.target)
+    assert result.exit_code == 0
+    [damaged, verified] = lines(result)
+    assert damaged["damaged"]["deleted"] is True
+    assert verified["verified"] == {"entries": 2, "bytes": 3 << 20, "damaged": 1}
+    assert [(each.entry_id, each.repair) for each in deployment.cache.verifications] == [
+        ("", False),
+        ("ab" * 32, True),
+    ]
+
+
+def test_generate_passes_the_retention_on(deployment: FakeDeployment, tmp_path: Path) -> None:
+    file = str(tmp_path / "x.mp4")
+    assert (
+        chorus("generate", "x", "-o", file, "--lifetime", "2h", "--pin", target=deployment.target).exit_code
+        == 0
+    )
+    retention = deployment.scheduler.requests[0].spec.retention
+    assert (retention.lifetime.seconds, retention.pinned) == (7_200, True)
+    for wrong in (["--lifetime", "soon"], ["--lifetime", "0"], ["--pin", "--no-store"]):
+        assert chorus("generate", "x", "-o", file, *wrong, target=deployment.target).exit_code == 2
 
 
 @pytest.mark.fault("store-ownership")

@@ -165,6 +165,10 @@ async def test_options_reach_the_server_as_given(
     assert (spec.model_id, spec.shape.frames, list(spec.schedule.sigmas)) == ("m", 8, [1, 0.5, 0])
     assert (spec.seed, spec.no_store, spec.HasField("deadline")) == (3, True, False)
     assert spec.timeout.ToMilliseconds() == 90_500
+    assert not spec.HasField("retention")
+    await client.submit("x", pin=True, lifetime=0.25)
+    retention = deployment.scheduler.requests[1].spec.retention
+    assert (retention.pinned, retention.lifetime.ToMilliseconds()) == (True, 250)
 
 
 async def test_explicit_plan_reaches_the_server(

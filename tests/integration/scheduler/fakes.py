@@ -231,6 +231,7 @@ class FakeDenoiser(Fake, denoiser_pb2_grpc.DenoiserServiceServicer):
         self.refusal: errors_pb2.JobError | None = None
         self.refuses_early = False
         self.ends_before_admission = False
+        self.keeps_nothing = False  # as in an exact repeat, which has no latents to admit
         # Raised once.
         self.fault: Exception | None = None
         self.damage = False
@@ -289,6 +290,8 @@ class FakeDenoiser(Fake, denoiser_pb2_grpc.DenoiserServiceServicer):
         for chunk in chunks(VIDEO[:-1] + b"!" if self.damage else VIDEO):
             yield denoiser_pb2.DenoiseResponse(video_chunk=chunk)
         admission = denoiser_pb2.Admission(entry_id="n" * 64)
+        if self.keeps_nothing:
+            admission = denoiser_pb2.Admission()
         if self.refusal is not None:
             admission = denoiser_pb2.Admission(error=self.refusal)
         if self.refuses_early:

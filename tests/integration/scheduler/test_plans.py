@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ import grpc.aio
 import pytest
 import pytest_asyncio
 from chorus.cache.v1 import cache_pb2
-from chorus.common.v1 import latents_pb2, plan_pb2
+from chorus.common.v1 import errors_pb2, latents_pb2, plan_pb2
 from chorus.scheduler.v1 import scheduler_pb2 as pb
 from chorus_rpc import errors
 from chorus_rpc.errors import INVALID_FIELD, from_rpc_error
@@ -263,6 +265,53 @@ async def test_limit_that_is_out_of_bounds_or_has_no_effect_is_rejected(
     [violation] = from_rpc_error(caught.value, "scheduler").violations
     assert violation.field == "spec.max_reuse_steps"
     assert bound in violation.description
+
+
+@pytest.mark.parametrize(
+    ("spec", "field", "bound"),
+    [
+        ({"no_store": True}, "spec.retention", "must not be set with no_store"),
+        ({"seconds": -1}, "spec.retention.lifetime", "must be above 0 and at most"),
+        ({"seconds": 400_000_000}, "spec.retention.lifetime", "at most 316224000 seconds"),
+    ],
+)
+async def test_retention_that_is_out_of_bounds_or_has_no_effect_is_rejected(
+    world: World, spec: dict[str, int], field: str, bound: str
+) -> None:
+    retention = latents_pb2.Retention(pinned=True)
+    if "seconds" in spec:
+        retention.lifetime.seconds = spec["seconds"]
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await world.submit(retention=retention, no_store="no_store" in spec)
+    [violation] = from_rpc_error(caught.value, "scheduler").violations
+    assert violation.field == field
+    assert bound in violation.description
+
+
+async def test_retention_reaches_the_denoiser_and_is_part_of_the_accepted_spec(world: World) -> None:
+    retention = latents_pb2.Retention(pinned=True)
+    retention.lifetime.seconds = 60
+    accepted = await world.submit(retention=retention)
+    await world.events(accepted)
+    [request] = world.denoiser.requests
+    assert request.admission.retention == accepted.spec.retention == retention
+    assert not (await world.get(accepted)).warnings
+    await world.events(await world.submit())
+    assert not world.denoiser.requests[1].admission.HasField("retention")
+
+
+async def test_retention_of_a_run_that_keeps_no_latents_is_answered_with_a_warning(world: World) -> None:
+    world.denoiser.keeps_nothing = True
+    accepted = await world.submit(retention=latents_pb2.Retention(pinned=True))
+    end = time.monotonic() + 20
+    while not (ended := await world.get(accepted)).warnings:
+        assert time.monotonic() < end
+        await asyncio.sleep(0.05)
+    [warning] = ended.warnings
+    assert (warning.reason, warning.metadata["field"]) == (
+        errors_pb2.ERROR_REASON_FIELD_IGNORED,
+        "spec.retention",
+    )
 
 
 async def test_requests_own_plan_without_a_fitting_donor_computes_in_full(world: World) -> None:

@@ -9,15 +9,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from chorus_rpc.errors import INVALID_FIELD, NOT_FOUND, ChorusError
+from chorus_rpc.errors import INVALID_FIELD, NOT_FOUND, WRONG_STATE, ChorusError
 
 from services.cache.directory import DirectoryBlobs
 from services.cache.embedded import EmbeddedIndex
 from services.cache.entries import Admission
+from services.cache.index import Selection
 from services.cache.room import UNBOUNDED, Capacity
 from services.cache.store import LatentStore, now_ms
 from services.cache.sweeper import claim_if_empty, maintain
 from services.cache.upload import Upload
+from services.cache.usage import purge
 from services.cache.validation import Limits
 from tests.contract.samples import SPACE, admission, latents, new_entry, unit
 
@@ -28,10 +30,21 @@ TEN = Capacity(10 * ENTRY_BYTES, 10 * ENTRY_BYTES, low_water=0.8)
 OpenStore = Callable[[Capacity], Awaitable[LatentStore]]
 
 
-def offered(number: int, tenant: str = "default", cost: float = 1.25, lifetime: float = 0) -> Admission:
+def offered(
+    number: int,
+    tenant: str = "default",
+    cost: float = 1.25,
+    lifetime: float = 0,
+    *,
+    own_lifetime: int = 0,
+    pinned: bool = False,
+) -> Admission:
     upload = Upload(tenant, LIMITS)
     sent = new_entry(f"prompt {number}", vector=number)
     sent.cost_seconds = cost
+    if own_lifetime:
+        sent.retention.lifetime.seconds = own_lifetime
+    sent.retention.pinned = pinned
     for message in admission(sent, {1: latents(2 * number), 2: latents(2 * number + 1)}, 1 << 20):
         upload.add(message)
     return upload.finish(now_ms(), lifetime)
@@ -203,3 +216,71 @@ async def test_entry_is_not_evicted_while_it_is_read(open_store: OpenStore) -> N
         _, second = await anext(reading)
     assert (first, second) == (latents(0), latents(1))
     assert await prompts(store) == {"prompt 0", "prompt 2"}
+
+
+@pytest.mark.parametrize(
+    ("setting", "own", "expected"), [(0, 0, 0), (60, 0, 60), (0, 7, 7), (60, 7, 7), (60, 90, 60)]
+)
+def test_entry_expires_at_the_shorter_of_two_lifetimes(setting: float, own: int, expected: int) -> None:
+    entry = offered(0, lifetime=setting, own_lifetime=own).entry
+    assert entry.expires_ms == (entry.created_ms + 1_000 * expected if expected else 0)
+
+
+async def test_pinned_entries_outlive_others_also_after_a_restart(open_store: OpenStore) -> None:
+    store = await open_store(TEN)
+    for number in range(5):
+        await store.admit(offered(number, pinned=True))
+    pinned = {f"prompt {number}" for number in range(5)}
+    for number in range(5, 30):
+        await store.admit(offered(number, cost=100.0))
+        assert pinned <= await prompts(store)
+    store = await open_store(TEN)
+    for number in range(30, 40):
+        await store.admit(offered(number, cost=100.0))
+    assert pinned <= await prompts(store)
+    assert store.ledger.pinned_bytes("default") == 5 * ENTRY_BYTES
+    await purge(store, "default", Selection(entry_id=offered(0).entry.entry_id))
+    assert store.ledger.pinned_bytes("default") == 4 * ENTRY_BYTES
+
+
+async def test_pinned_bytes_of_a_tenant_are_bounded_and_the_error_says_how(open_store: OpenStore) -> None:
+    store = await open_store(TEN)
+    for number in range(5):
+        await store.admit(offered(number, pinned=True))
+    await store.admit(offered(5))
+    before = await prompts(store)
+    for further in (6, 5):  # one more entry, and one that exists and is not pinned
+        with pytest.raises(ChorusError, match=r"pinned.*chorus cache purge --entry") as refused:
+            await store.admit(offered(further, pinned=True))
+        assert refused.value.reason == WRONG_STATE
+        assert await prompts(store) == before
+    assert await store.admit(offered(7, tenant="another", pinned=True))
+
+
+async def test_concurrent_admissions_of_pinned_entries_stay_within_their_bound(open_store: OpenStore) -> None:
+    store = await open_store(TEN)
+    outcomes = await asyncio.gather(
+        *(store.admit(offered(number, pinned=True)) for number in range(9)), return_exceptions=True
+    )
+    assert sum(each is True for each in outcomes) == 5
+    assert store.ledger.pinned_bytes("default") == 5 * ENTRY_BYTES
+
+
+async def test_pinned_entry_still_expires(open_store: OpenStore) -> None:
+    store = await open_store(TEN)
+    pinned = offered(0, pinned=True)
+    await store.admit(replace(pinned, entry=replace(pinned.entry, expires_ms=1)))
+    assert await prompts(store) == set()
+    await maintain(store)
+    assert len(store.ledger) == 0
+
+
+async def test_other_replica_learns_that_an_entry_was_pinned_since(open_store: OpenStore) -> None:
+    store = await open_store(TEN)
+    await store.admit(offered(0))
+    other = LatentStore(store.index, store.blobs, TEN)
+    await other.load()
+    await store.admit(offered(0, pinned=True))
+    assert other.ledger.pinned_bytes("default") == 0
+    await maintain(other)
+    assert other.ledger.pinned_bytes("default") == ENTRY_BYTES

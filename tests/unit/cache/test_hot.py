@@ -98,3 +98,21 @@ async def test_replaced_and_deleted_blobs_leave_memory(store: CountedBlobs) -> N
     await hot.delete([key(0)])
     assert await hot.get(key(0), 7) is None
     await hot.close()
+
+
+async def test_read_past_memory_sees_what_the_store_has_and_memory_forgets_the_rest(
+    store: CountedBlobs,
+) -> None:
+    hot = HotBlobs(store, 10_000)
+    for number in range(2):
+        await hot.put(key(number), bytes(100))
+        await hot.get(key(number), 100)
+    await store.delete([key(0)])
+    assert await hot.get(key(0), 100) == bytes(100)
+    assert await hot.get_stored(key(0), 100) is None
+    assert await hot.get(key(0), 100) is None
+    reads = store.reads[key(1)]
+    assert await hot.get_stored(key(1), 100) == bytes(100)
+    assert await hot.get(key(1), 100) == bytes(100)
+    assert store.reads[key(1)] == reads + 1, "memory keeps a blob that is intact"
+    await hot.close()

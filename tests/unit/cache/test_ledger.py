@@ -122,7 +122,8 @@ def test_bytes_are_those_of_the_entries_held(steps: list[tuple[str, int, str, in
     for now, (operation, name, tenant, size) in enumerate(steps):
         chosen = key(str(name), tenant)
         if operation == "add":
-            ledger.add(chosen, replace(HELD, size_bytes=size, created_ms=now, used_ms=now), [f"blob {name}"])
+            held = replace(HELD, size_bytes=size, created_ms=now, used_ms=now, pinned=size % 3 == 0)
+            ledger.add(chosen, held, [f"blob {name}"])
             model[chosen] = size
         elif operation == "use":
             ledger.use(chosen, now, 1.0)
@@ -131,13 +132,15 @@ def test_bytes_are_those_of_the_entries_held(steps: list[tuple[str, int, str, in
             model.pop(chosen, None)
         else:
             found = ledger.evict(tenant)
-            assert (found is None) == (not any(each.tenant == tenant for each in model))
+            assert (found is None) == (not any(k.tenant == tenant and b % 3 for k, b in model.items()))
             if found:
                 assert model.pop(found[0]) == found[1].size_bytes
         assert set(ledger) == set(model)
         assert ledger.total_bytes == sum(model.values())
         for each in ("acme", "umbrella"):
-            assert ledger.bytes_of(each) == sum(b for k, b in model.items() if k.tenant == each)
+            sizes = [b for k, b in model.items() if k.tenant == each]
+            assert ledger.bytes_of(each) == sum(sizes)
+            assert ledger.pinned_bytes(each) == sum(size for size in sizes if size % 3 == 0)
         assert all(ledger.holds(f"blob {each.entry_id}") for each in model)
 
 

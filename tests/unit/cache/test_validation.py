@@ -255,6 +255,13 @@ def test_unannounced_step_is_rejected() -> None:
     refused("header.step.index", lambda: uploaded(messages))
 
 
+@pytest.mark.parametrize(("seconds", "nanos"), [(0, 0), (-1, 0), (0, -1), (400_000_000, 0), (1, 10**9)])
+def test_lifetime_outside_its_bound_is_rejected(seconds: int, nanos: int) -> None:
+    offered = new_entry()
+    offered.retention.lifetime.seconds, offered.retention.lifetime.nanos = seconds, nanos
+    refused("entry.retention.lifetime", lambda: uploaded(admission(offered, BLOBS)))
+
+
 @pytest.mark.parametrize(
     ("field", "change"),
     [

@@ -122,6 +122,10 @@ def test_seed_that_is_no_seed_is_refused(value: Any) -> None:
         ("reuse", 0, "reuse: must be one of .* not 0"),
         ("max_reuse_steps", -1, r"max_reuse_steps: must be 0 to 2\^32 − 1, not -1"),
         ("no_store", "false", "no_store: must be True or False, not 'false'"),
+        ("pin", "yes", "pin: must be True or False, not 'yes'"),
+        ("lifetime", "1h", "lifetime: must be a number of seconds, above 0, at most 316224000, not '1h'"),
+        ("lifetime", 0, "lifetime: must be .* above 0"),
+        ("lifetime", float("nan"), "lifetime: must be .* not nan"),
         ("explicit_reuse", "reuse_steps:1", r"explicit_reuse: must be a plan of explicit_reuse\(\)"),
     ],
 )
@@ -180,3 +184,9 @@ def test_client_refuses_arguments_of_another_type(make: Any) -> None:
         make(5)
     with pytest.raises(chorus_client.ChorusError, match="timeout: must be a number of seconds"):
         make("127.0.0.1:1", timeout="5")
+
+
+@pytest.mark.parametrize("option", [{"pin": True}, {"lifetime": 60}])
+def test_retention_of_what_is_not_stored_is_refused(option: Any) -> None:
+    with pytest.raises(chorus_client.ChorusError, match="no_store: excludes lifetime and pin"):
+        build_request("x", option | {"no_store": True})

@@ -108,7 +108,9 @@ def job(steps: tuple[int, ...] = (1, 2), side: bool = True, entry_id: str = "") 
         needs_side_data=side,
         retrieval_encoder_id=ENCODER,
         vector_dim=DIMENSION,
-        admission=denoiser_pb2.AdmissionContext(prompt="a red circle", retrieval_vector=unit(0)),
+        admission=denoiser_pb2.AdmissionContext(
+            prompt="a red circle", retrieval_vector=unit(0), retention=latents_pb2.Retention(pinned=True)
+        ),
     )
 
 
@@ -164,6 +166,7 @@ async def test_donor_without_side_data_serves_jobs_that_need_none(
     entry_id = await admit(latent_cache, side=None)
     assert cache.store.admission is not None
     assert [blob.step for blob in cache.store.admission.entry.blobs] == [1, 2, 3]
+    assert cache.store.admission.entry.pinned, "the retention of the request reaches the cache"
     found = await latent_cache.fetch(job(side=False, entry_id=entry_id), "studio")
     assert holds(found.latents, 1, 2)
     with pytest.raises(ChorusError, match="no side data") as caught:
