@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
 from chorus_client import AsyncCacheClient, AsyncChorusClient, ChorusError
 from chorus_client.endpoints import VARIABLES
 from chorus_rpc import errors
+from chorus_rpc.tenancy import key_metadata
+
+from chorus_cli.variables import OPERATOR_KEY
 
 
 @asynccontextmanager
@@ -20,9 +24,13 @@ async def connect_scheduler(target: str | None) -> AsyncIterator[AsyncChorusClie
 
 @asynccontextmanager
 async def connect_cache(target: str | None, tenant: str) -> AsyncIterator[AsyncCacheClient]:
-    """Opens a client of the cache at `target`, or at the default address if it is None."""
+    """Opens a client of the cache at `target`, or at the default address if it is None.
+
+    Presents the key of CHORUS_CACHE_OPERATOR_KEY, if there is one.
+    """
+    key = os.environ.get(OPERATOR_KEY, "")
     with _naming_options("cache"):
-        async with AsyncCacheClient(target, tenant) as client:
+        async with AsyncCacheClient(target, tenant, metadata=key_metadata(key)) as client:
             yield client
 
 

@@ -13,6 +13,8 @@ from chorus_rpc.suggestions import closest
 
 PREFIX: Final = "CHORUS_"
 KNOWN: Final = (*VARIABLES.values(), "CHORUS_TENANT")
+# The cache reads it too.
+OPERATOR_KEY: Final = "CHORUS_CACHE_OPERATOR_KEY"
 SERVICES: Final = ("EMBEDDER", "CACHE", "DENOISER", "SCHEDULER")
 _SERVICE_PREFIXES: Final = tuple(f"{PREFIX}{service}_" for service in SERVICES)
 

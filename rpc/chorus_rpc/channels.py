@@ -19,7 +19,17 @@ from chorus_rpc.proxies import is_loopback
 # Only calls that may safely run twice. Streams are retried by gRPC only before their first message.
 _IDEMPOTENT = {
     "chorus.embedder.v1.EmbedderService": ("Embed", "Align", "DescribeEncoders"),
-    "chorus.cache.v1.CacheService": ("Lookup", "Fetch", "Purge", "Stats", "Adopt"),
+    "chorus.cache.v1.CacheService": (
+        "Lookup",
+        "Find",
+        "Fetch",
+        "ListEntries",
+        "GetEntry",
+        "VerifyEntries",
+        "Purge",
+        "Stats",
+        "Adopt",
+    ),
     "chorus.denoiser.v1.DenoiserService": ("DescribeModels", "Warm"),
     "chorus.scheduler.v1.SchedulerService": (
         "SubmitGeneration",

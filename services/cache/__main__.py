@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import shutil
 import sys
 
@@ -10,6 +11,7 @@ import grpc.aio
 from chorus.cache.v1 import cache_pb2, cache_pb2_grpc
 from minio.credentials.providers import Provider
 
+from services.cache.access import Access, Role
 from services.cache.blobs import Blobs
 from services.cache.directory import DirectoryBlobs
 from services.cache.embedded import EmbeddedIndex
@@ -24,9 +26,12 @@ from services.cache.settings import CacheSettings
 from services.cache.store import LatentStore
 from services.cache.sweeper import Sweeper, claim_if_empty
 from services.cache.validation import Limits
+from services.runtime.logs import get_logger
 from services.runtime.resources import Resources
 from services.runtime.server import run
 from services.runtime.settings import load_settings
+
+log = get_logger("cache")
 
 
 def open_provider(settings: CacheSettings) -> Provider | None:
@@ -84,6 +89,28 @@ async def choose_capacity(settings: CacheSettings) -> Capacity:
     return Capacity(total, min(total, settings.tenant_capacity_bytes or total), settings.low_water)
 
 
+def make_access(settings: CacheSettings) -> Access:
+    keys: dict[Role, str] = {
+        "scheduler": settings.scheduler_key.get_secret_value(),
+        "denoiser": settings.denoiser_key.get_secret_value(),
+        "operator": settings.operator_key.get_secret_value(),
+    }
+    if not any(keys.values()) and not _is_loopback(settings.host):
+        log.warning(
+            "callers need no key: CHORUS_CACHE_SCHEDULER_KEY and CHORUS_CACHE_DENOISER_KEY are empty",
+            host=settings.host,
+            tenants=settings.keyless_tenants,
+        )
+    return Access(keys, settings.keyless_tenants)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 async def start(settings: CacheSettings, resources: Resources, server: grpc.aio.Server) -> None:
     """Waits for index and object store; resources close in reverse order."""
     index = await open_index(settings)
@@ -100,7 +127,8 @@ async def start(settings: CacheSettings, resources: Resources, server: grpc.aio.
     resources.start_task(sweeper.run(), "sweeper")
     limits = Limits(settings.max_prompt_bytes, settings.max_blob_bytes, settings.max_entry_bytes)
     cache_pb2_grpc.add_CacheServiceServicer_to_server(
-        CacheServicer(store, limits, settings.max_uploads, settings.lifetime_seconds), server
+        CacheServicer(store, make_access(settings), limits, settings.max_uploads, settings.lifetime_seconds),
+        server,
     )
 
 

@@ -11,8 +11,8 @@ import grpc.aio
 from chorus.cache.v1 import cache_pb2, cache_pb2_grpc
 from chorus_rpc.chunks import chunks
 from chorus_rpc.errors import CANCELLED, DEADLINE_EXCEEDED, ChorusError, Reason
-from chorus_rpc.tenancy import read_tenant
 
+from services.cache.access import Access
 from services.cache.listing import Order, get_entry, list_entries
 from services.cache.messages import (
     to_details,
@@ -63,8 +63,14 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
     """
 
     def __init__(
-        self, store: LatentStore, limits: Limits, max_uploads: int, lifetime_seconds: float = 0.0
+        self,
+        store: LatentStore,
+        access: Access,
+        limits: Limits,
+        max_uploads: int,
+        lifetime_seconds: float = 0.0,
     ) -> None:
+        self._access = access
         self._lifetime_seconds = lifetime_seconds
         self._store = store
         self._limits = limits
@@ -77,7 +83,7 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
         request: cache_pb2.LookupRequest,
         context: grpc.aio.ServicerContext[cache_pb2.LookupRequest, cache_pb2.LookupResponse],
     ) -> cache_pb2.LookupResponse:
-        tenant = read_tenant(context.invocation_metadata())
+        tenant = self._access.check("Lookup", context.invocation_metadata())
         space = check_lookup(request)
         hits = await self._store.lookup(
             space, tenant, identity_digest(request.identity), request.vector, request.limit, request.min_score
@@ -91,7 +97,7 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
         request: cache_pb2.FindRequest,
         context: grpc.aio.ServicerContext[cache_pb2.FindRequest, cache_pb2.FindResponse],
     ) -> cache_pb2.FindResponse:
-        tenant = read_tenant(context.invocation_metadata())
+        tenant = self._access.check("Find", context.invocation_metadata())
         space = check_find(request, self._limits)
         wanted = entry_id(tenant, identity_digest(request.identity), request.prompt, request.seed)
         entry = await self._store.find(space, tenant, wanted)
@@ -102,7 +108,7 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
         request: cache_pb2.FetchRequest,
         context: grpc.aio.ServicerContext[cache_pb2.FetchRequest, cache_pb2.FetchResponse],
     ) -> AsyncIterator[cache_pb2.FetchResponse]:
-        tenant = read_tenant(context.invocation_metadata())
+        tenant = self._access.check("Fetch", context.invocation_metadata())
         space = check_fetch(request)
         identity = identity_digest(request.identity)
         blobs = self._store.fetch(
@@ -125,7 +131,7 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
         request_iterator: AsyncIterator[cache_pb2.AdmitRequest],
         context: grpc.aio.ServicerContext[cache_pb2.AdmitRequest, cache_pb2.AdmitResponse],
     ) -> cache_pb2.AdmitResponse:
-        tenant = read_tenant(context.invocation_metadata())
+        tenant = self._access.check("Admit", context.invocation_metadata())
         admission = None
         try:
             async with self._uploads:
@@ -146,7 +152,7 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
         request: cache_pb2.PurgeRequest,
         context: grpc.aio.ServicerContext[cache_pb2.PurgeRequest, cache_pb2.PurgeResponse],
     ) -> cache_pb2.PurgeResponse:
-        tenant = read_tenant(context.invocation_metadata())
+        tenant = self._access.check("Purge", context.invocation_metadata())
         selection = check_purge(request, now_ms())
         purged = await purge(self._store, tenant, selection, validate_only=request.validate_only)
         return cache_pb2.PurgeResponse(entries=purged.entries, bytes=purged.size_bytes)
@@ -156,7 +162,7 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
         request: cache_pb2.ListEntriesRequest,
         context: grpc.aio.ServicerContext[cache_pb2.ListEntriesRequest, cache_pb2.ListEntriesResponse],
     ) -> cache_pb2.ListEntriesResponse:
-        tenant = read_tenant(context.invocation_metadata())
+        tenant = self._access.check("ListEntries", context.invocation_metadata())
         size = check_list(request)
         page = await list_entries(self._store, tenant, _ORDERS[request.order], size, request.page_token)
         return cache_pb2.ListEntriesResponse(
@@ -168,7 +174,7 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
         request: cache_pb2.GetEntryRequest,
         context: grpc.aio.ServicerContext[cache_pb2.GetEntryRequest, cache_pb2.GetEntryResponse],
     ) -> cache_pb2.GetEntryResponse:
-        tenant = read_tenant(context.invocation_metadata())
+        tenant = self._access.check("GetEntry", context.invocation_metadata())
         check_entry_id(request.entry_id)
         return cache_pb2.GetEntryResponse(
             entry=to_details(await get_entry(self._store, tenant, request.entry_id))
@@ -179,7 +185,7 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
         request: cache_pb2.VerifyEntriesRequest,
         context: grpc.aio.ServicerContext[cache_pb2.VerifyEntriesRequest, cache_pb2.VerifyEntriesResponse],
     ) -> AsyncIterator[cache_pb2.VerifyEntriesResponse]:
-        tenant = read_tenant(context.invocation_metadata())
+        tenant = self._access.check("VerifyEntries", context.invocation_metadata())
         if request.entry_id:
             check_entry_id(request.entry_id)
         async with self._verifying:
@@ -193,7 +199,7 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
         request: cache_pb2.StatsRequest,
         context: grpc.aio.ServicerContext[cache_pb2.StatsRequest, cache_pb2.StatsResponse],
     ) -> cache_pb2.StatsResponse:
-        tenant = read_tenant(context.invocation_metadata())
+        tenant = self._access.check("Stats", context.invocation_metadata())
         usage = await measure_usage(self._store.index, tenant)
         counters, bounds = self._store.counters[tenant], self._store.room.capacity
         uses = self._store.ledger.count_uses(tenant)
@@ -233,6 +239,7 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
         request: cache_pb2.AdoptRequest,
         context: grpc.aio.ServicerContext[cache_pb2.AdoptRequest, cache_pb2.AdoptResponse],
     ) -> cache_pb2.AdoptResponse:
+        self._access.check("Adopt", context.invocation_metadata())
         adoption = await adopt(self._store, validate_only=request.validate_only)
         return cache_pb2.AdoptResponse(
             index_id=self._store.claim.index_id,

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
-from chorus_rpc.limits import DEFAULT_MAX_BLOB_BYTES, MAX_PROMPT_BYTES
-from pydantic import Field, SecretStr, ValidationInfo, field_validator
-from pydantic_settings import SettingsConfigDict
+from chorus_rpc.limits import DEFAULT_MAX_BLOB_BYTES, MAX_PROMPT_BYTES, TENANT_PATTERN
+from chorus_rpc.tenancy import DEFAULT_TENANT
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SecretStr,
+    StringConstraints,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_settings import NoDecode, SettingsConfigDict
 
 from services.cache.certificates import check_ca_file
-from services.runtime.settings import MIB, Port, Seconds, ServerSettings
+from services.runtime.settings import MIB, Key, Port, Seconds, ServerSettings, split_list
 
 # Variables of CHORUS_CACHE_S3_CREDENTIALS=environment; either name of a pair is read.
 _ENVIRONMENT_KEYS = (
@@ -38,6 +47,23 @@ class CacheSettings(ServerSettings):
     model_config = SettingsConfigDict(env_prefix="CHORUS_CACHE_", validate_default=True)
 
     port: Port = 7402
+
+    scheduler_key: Key = SecretStr("")
+    """Key of the scheduler, for lookups; empty: callers need no key. CHORUS_SCHEDULER_CACHE_KEY is the
+    same."""
+    denoiser_key: Key = SecretStr("")
+    """Key of the denoiser, for fetches and admissions. CHORUS_DENOISER_CACHE_KEY is the same."""
+    operator_key: Key = SecretStr("")
+    """Key of `chorus cache`, which reads this variable too; empty, if the others are set: nobody may list,
+    verify, purge or adopt."""
+    keyless_tenants: Annotated[
+        tuple[Annotated[str, StringConstraints(pattern=rf"^({TENANT_PATTERN}|\*)$")], ...],
+        NoDecode,
+        BeforeValidator(split_list),
+        Field(max_length=1_000),
+    ] = (DEFAULT_TENANT,)
+    """Tenants that are served if callers need no key, comma separated; "*": all. Whoever can reach the cache
+    can read and write their entries."""
 
     milvus_uri: Annotated[str, Field(min_length=4, max_length=1024)] = ".chorus/milvus.db"
     """Location of the vector index: a path that ends in ".db" for Milvus Lite in this process, or
@@ -114,6 +140,19 @@ class CacheSettings(ServerSettings):
     """Age below which a sweep keeps a blob that no row names, and a row whose blob is missing, in seconds.
     It must exceed the time an admission takes to write its blobs and its row, and the time a reader takes to
     fetch an entry that was just purged."""
+
+    @model_validator(mode="after")
+    def _check_keys(self) -> Self:
+        names = ("scheduler_key", "denoiser_key", "operator_key")
+        keys = {name: getattr(self, name).get_secret_value() for name in names}
+        given = [key for key in keys.values() if key]
+        if given and not (keys["scheduler_key"] and keys["denoiser_key"]):
+            raise ValueError(
+                "CHORUS_CACHE_SCHEDULER_KEY and CHORUS_CACHE_DENOISER_KEY must both be set, or no key at all"
+            )
+        if len(set(given)) < len(given):
+            raise ValueError("the keys of scheduler, denoiser and operator must differ")
+        return self
 
     @field_validator("milvus_uri")
     @classmethod

@@ -52,6 +52,7 @@ async def start(settings: DenoiserSettings, resources: Resources, server: grpc.a
         max_blob_bytes=settings.max_blob_bytes,
         fetch_seconds=settings.fetch_seconds,
         admit_seconds=settings.admit_seconds,
+        key=settings.cache_key.get_secret_value(),
     )
     admissions = Admissions(
         latent_cache, max_count=settings.max_admissions, max_bytes=settings.max_admission_bytes

@@ -48,6 +48,7 @@ class LatentCache:
         guard: Suspends calls while the cache does not answer.
         max_blob_bytes: Upper bound on one step's latents, and on the side data, in bytes.
         fetch_seconds, admit_seconds: Timeout of one call, in seconds.
+        key: Key that the cache expects of this service; empty if it expects none.
     """
 
     def __init__(
@@ -58,8 +59,10 @@ class LatentCache:
         max_blob_bytes: int,
         fetch_seconds: float,
         admit_seconds: float,
+        key: str = "",
     ) -> None:
         self._cache = cache
+        self._key = key
         self._guard = guard
         self._max_blob_bytes = max_blob_bytes
         self._fetch_seconds = fetch_seconds
@@ -104,7 +107,7 @@ class LatentCache:
         delivery = _Delivery(job, self._max_blob_bytes)
         with self._call(self._fetch_seconds, "CHORUS_DENOISER_FETCH_SECONDS"):
             async for response in self._cache.Fetch(
-                request, timeout=self._fetch_seconds, metadata=tenant_metadata(tenant)
+                request, timeout=self._fetch_seconds, metadata=tenant_metadata(tenant, self._key)
             ):
                 delivery.add(response)
         return delivery
@@ -147,7 +150,7 @@ class LatentCache:
                 reply = await self._cache.Admit(
                     _entry_requests(entry, job.sigmas, latents, side),
                     timeout=self._admit_seconds,
-                    metadata=tenant_metadata(tenant),
+                    metadata=tenant_metadata(tenant, self._key),
                 )
             span.set_attribute(semconv.ENTRY_ID, reply.entry_id)
             return reply.entry_id

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from chorus_rpc.limits import DEFAULT_MAX_BLOB_BYTES
-from pydantic import BeforeValidator, Field, FilePath
+from pydantic import BeforeValidator, Field, FilePath, SecretStr
 from pydantic_settings import NoDecode, SettingsConfigDict
 
-from services.runtime.settings import MIB, ROOT, Port, Seconds, ServerSettings, Target, split_list
+from services.runtime.settings import MIB, ROOT, Key, Port, Seconds, ServerSettings, Target, split_list
 
 SHIPPED_MODEL = ROOT / "models" / "shapes" / "model.toml"
 
@@ -60,6 +60,8 @@ class DenoiserSettings(ServerSettings):
 
     cache_target: Target = "127.0.0.1:7402"
     """Address of the cache: host:port, or any gRPC name."""
+    cache_key: Key = SecretStr("")
+    """Key that the cache expects of this service, CHORUS_CACHE_DENOISER_KEY; empty if it expects none."""
     fetch_seconds: Seconds = 5.0
     """Upper bound on the wait for a donor's latents, in seconds. After it, the request is computed in full,
     and the cache is not called again until it answers a health check."""

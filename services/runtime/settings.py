@@ -40,6 +40,16 @@ def _check_target(value: str) -> str:
     return value
 
 
+def _check_key(value: SecretStr) -> SecretStr:
+    key = value.get_secret_value()
+    if key and not (16 <= len(key) <= 512 and key.isascii() and key.isprintable() and " " not in key):
+        raise ValueError("must be 16 to 512 printable ASCII characters without spaces, or empty")
+    return value
+
+
+# Secret that one service presents to another; empty if there is none.
+Key = Annotated[SecretStr, AfterValidator(_check_key)]
+
 # "host:port", or any gRPC name such as "dns:///cache:7402".
 Target = Annotated[str, Field(min_length=3, max_length=512), AfterValidator(_check_target)]
 
@@ -99,6 +109,9 @@ def load_settings(kind: type[S], arguments: Sequence[str] = ()) -> S:
         return kind()
     except ValidationError as error:
         for fault in error.errors():
+            if not fault["loc"]:  # about several settings, which the message names
+                print(fault["msg"].removeprefix("Value error, "), file=sys.stderr)
+                continue
             field = str(fault["loc"][0])  # without the position in a list
             secret = kind.model_fields[field].annotation is SecretStr
             got = "" if secret else f" (got {fault.get('input')!r})"

@@ -65,8 +65,10 @@ class Scheduler:
         await videos.open()
         resources.push_async_callback(self._end_tasks)
 
-        def connect(name: str, service: str, target: str) -> PeerConnection:
-            return open_connection(name, service, target, settings, resources, self._handle_health_change)
+        def connect(name: str, service: str, target: str, key: str = "") -> PeerConnection:
+            return open_connection(
+                name, service, target, settings, resources, self._handle_health_change, key
+            )
 
         embedder_client = EmbedderClient(
             connect("embedder", embedder.SERVICE, settings.embedder_target),
@@ -75,7 +77,7 @@ class Scheduler:
         )
         denoiser_client = DenoiserClient(connect("denoiser", denoiser.SERVICE, settings.denoiser_target))
         cache_client = CacheClient(
-            connect("cache", cache.SERVICE, settings.cache_target),
+            connect("cache", cache.SERVICE, settings.cache_target, settings.cache_key.get_secret_value()),
             lookup_seconds=settings.lookup_seconds,
             donor_limit=settings.donor_limit,
         )

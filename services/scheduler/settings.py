@@ -7,10 +7,10 @@ from typing import Annotated, Literal
 
 from chorus_rpc.limits import MAX_DEADLINE_SECONDS, MAX_DONORS, TENANT_PATTERN
 from chorus_rpc.tenancy import DEFAULT_TENANT
-from pydantic import BeforeValidator, Field, FilePath, StringConstraints
+from pydantic import BeforeValidator, Field, FilePath, SecretStr, StringConstraints
 from pydantic_settings import NoDecode, SettingsConfigDict
 
-from services.runtime.settings import MIB, Port, Seconds, ServerSettings, Target, split_list
+from services.runtime.settings import MIB, Key, Port, Seconds, ServerSettings, Target, split_list
 
 
 class SchedulerSettings(ServerSettings):
@@ -26,6 +26,8 @@ class SchedulerSettings(ServerSettings):
     """Address of the embedder: host:port, or any gRPC name."""
     cache_target: Target = "127.0.0.1:7402"
     """Address of the cache: host:port, or any gRPC name."""
+    cache_key: Key = SecretStr("")
+    """Key that the cache expects of this service, CHORUS_CACHE_SCHEDULER_KEY; empty if it expects none."""
     denoiser_target: Target = "127.0.0.1:7403"
     """Address of the denoiser: host:port, or any gRPC name."""
 

@@ -164,3 +164,32 @@ def test_keys_of_the_environment_may_be_variables(
     for name in names:
         monkeypatch.setenv(name, environment(cache)[name])
     assert load(cache, monkeypatch).s3_credentials == "environment"
+
+
+def test_keys_of_the_cache_come_from_one_secret(
+    chart: Chart, version: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifests = chart.template_valid({"cache": {"keys": {"existingSecret": "cache-keys"}}}, version)
+    found = {}
+    for service in ("cache", "scheduler", "denoiser"):
+        for variable in container(workloads(manifests)[service])["env"]:
+            if variable["name"].endswith("_KEY") and "_S3_" not in variable["name"]:
+                reference = variable["valueFrom"]["secretKeyRef"]
+                assert reference["name"] == "cache-keys"
+                assert reference.get("optional", False) == (reference["key"] == "operator")
+                found[variable["name"]] = reference["key"]
+    assert found == {
+        "CHORUS_CACHE_SCHEDULER_KEY": "scheduler",
+        "CHORUS_CACHE_DENOISER_KEY": "denoiser",
+        "CHORUS_CACHE_OPERATOR_KEY": "operator",
+        "CHORUS_SCHEDULER_CACHE_KEY": "scheduler",
+        "CHORUS_DENOISER_CACHE_KEY": "denoiser",
+    }
+
+
+def test_cache_without_keys_serves_the_tenant_of_the_scheduler(
+    chart: Chart, version: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for values, tenant in (({}, "default"), ({"scheduler": {"settings": {"tenant": "studio"}}}, "studio")):
+        cache = workloads(chart.template_valid(values, version))["cache"]
+        assert load(cache, monkeypatch).keyless_tenants == (tenant,)

@@ -24,7 +24,7 @@ from tests.infra.manifests import (
 # other process.
 DERIVED = {"host", "port", "log_format", "instance_id"}
 DERIVED_BY_SERVICE = {
-    "scheduler": {"embedder_target", "cache_target", "denoiser_target", "database", "video_dir"},
+    "scheduler": {"embedder_target", "cache_target", "denoiser_target", "cache_key", "database", "video_dir"},
     "embedder": set(),
     "cache": {
         "milvus_uri",
@@ -42,8 +42,12 @@ DERIVED_BY_SERVICE = {
         "s3_credentials",
         "s3_session_token",
         "s3_sts_endpoint",
+        "scheduler_key",
+        "denoiser_key",
+        "operator_key",
+        "keyless_tenants",
     },
-    "denoiser": {"cache_target", "device", "engines"},
+    "denoiser": {"cache_target", "cache_key", "device", "engines"},
 }
 
 

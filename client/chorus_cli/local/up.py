@@ -20,6 +20,7 @@ from chorus_client import endpoints
 from chorus_rpc.channels import open_channel
 from chorus_rpc.errors import INVALID_FIELD, WRONG_STATE, ChorusError
 from chorus_rpc.semconv import INSTANCE_KEY
+from chorus_rpc.tenancy import DEFAULT_TENANT
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from chorus_cli import variables
@@ -77,6 +78,7 @@ def build_environment(
         "CHORUS_SCHEDULER_PORT": str(ports["scheduler"]),
         "CHORUS_CACHE_MILVUS_URI": str(directory / "milvus.db"),
         "CHORUS_CACHE_BLOB_DIR": str(directory / "blobs"),
+        "CHORUS_CACHE_KEYLESS_TENANTS": base.get("CHORUS_SCHEDULER_TENANT", DEFAULT_TENANT),
         # Half of the cores: OpenMP's threads wait for each other at every step, and a core that another
         # service takes from one of them stalls them all.
         "CHORUS_DENOISER_THREADS": str(max(1, (os.cpu_count() or 1) // 2)),

@@ -24,12 +24,15 @@ class PeerConnection:
     Args:
         name: short name of the peer, as error messages use it.
         tenant: tenant on whose behalf every call is made.
+        key: key that the peer expects of this service; empty if it expects none.
     """
 
-    def __init__(self, name: str, channel: grpc.aio.Channel, tenant: str, health: PeerHealth) -> None:
+    def __init__(
+        self, name: str, channel: grpc.aio.Channel, tenant: str, health: PeerHealth, key: str = ""
+    ) -> None:
         self.name = name
         self.channel = channel
-        self.metadata = tenant_metadata(tenant)
+        self.metadata = tenant_metadata(tenant, key)
         self.health = health
 
     @contextmanager
@@ -72,6 +75,7 @@ def open_connection(
     settings: SchedulerSettings,
     resources: Resources,
     on_change: Callable[[PeerHealth], None],
+    key: str = "",
 ) -> PeerConnection:
     """Opens a channel and starts its health watch; returns at once, whether or not the peer is reachable.
 
@@ -79,10 +83,11 @@ def open_connection(
         service: full protobuf name of the peer's service.
         resources: closes the channel and ends the watch.
         on_change: callback after each change of the peer's health.
+        key: key that the peer expects of this service; empty if it expects none.
     """
     channel = open_channel(target, settings.max_message_bytes)
     resources.push_async_callback(channel.close)
     health = PeerHealth(name, service, channel, on_change, settings.retry_seconds)
     resources.push_async_callback(health.close)
     resources.start_task(health.watch(), f"watch {name}")
-    return PeerConnection(name, channel, settings.tenant, health)
+    return PeerConnection(name, channel, settings.tenant, health, key)

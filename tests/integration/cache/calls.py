@@ -32,6 +32,7 @@ def environment(directory: Path) -> dict[str, str]:
         "CHORUS_CACHE_BLOB_DIR": str(directory / "store" / "blobs"),
         "CHORUS_CACHE_MAX_PROMPT_BYTES": "2000",
         "CHORUS_CACHE_MILVUS_SECONDS": "30",
+        "CHORUS_CACHE_KEYLESS_TENANTS": "*",
         "CHORUS_CACHE_HOT_BYTES": "0",  # tests alter and delete the files of blobs
     }
 

@@ -36,6 +36,7 @@ async def test_entry_is_admitted_found_fetched_lost_and_purged(tmp_path: Path) -
         "CHORUS_CACHE_S3_ACCESS_KEY": require_variable("CHORUS_TEST_S3_ACCESS_KEY"),
         "CHORUS_CACHE_S3_SECRET_KEY": require_variable("CHORUS_TEST_S3_SECRET_KEY"),
         "CHORUS_CACHE_S3_SECURE": "false",
+        "CHORUS_CACHE_KEYLESS_TENANTS": "*",
     }
     s3 = Minio(
         endpoint,

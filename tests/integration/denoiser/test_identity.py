@@ -49,6 +49,7 @@ async def test_changed_model_file_does_not_find_the_latents_of_the_old_one(tmp_p
         "CHORUS_CACHE_MILVUS_URI": str(tmp_path / "milvus.db"),
         "CHORUS_CACHE_BLOB_DIR": str(tmp_path / "blobs"),
         "CHORUS_CACHE_MILVUS_SECONDS": str(SECONDS),
+        "CHORUS_CACHE_KEYLESS_TENANTS": "*",
     }
     for name in ("cache", "before", "after"):
         (tmp_path / name).mkdir()

@@ -82,6 +82,7 @@ async def test_only_one_job_waits_for_a_stopped_cache_process(tmp_path: Path) ->
     stores = {
         "CHORUS_CACHE_MILVUS_URI": str(tmp_path / "milvus.db"),
         "CHORUS_CACHE_BLOB_DIR": str(tmp_path / "blobs"),
+        "CHORUS_CACHE_KEYLESS_TENANTS": "acme",
     }
     with start_service("cache", stores, tmp_path) as cache:
         settings = {"CHORUS_SCHEDULER_CACHE_TARGET": cache.target, "CHORUS_SCHEDULER_LOOKUP_SECONDS": "1"}

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
+from services.cache.__main__ import make_access
 from services.cache.settings import CacheSettings
 from services.runtime.settings import load_settings
 from tests.tls import make_certificates
@@ -80,3 +82,42 @@ def test_certificates_and_numeric_looking_keys_are_accepted(
     assert (loaded.milvus_ca, loaded.s3_ca) == (ca, ca)
     assert loaded.s3_access_key.get_secret_value() == "0123456"
     assert loaded.s3_secret_key.get_secret_value() == "1e3"
+
+
+SECRETS = {"SCHEDULER_KEY": "s" * 16, "DENOISER_KEY": "d" * 16, "OPERATOR_KEY": "o" * 16}
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"SCHEDULER_KEY": "s" * 15}, "CHORUS_CACHE_SCHEDULER_KEY: Value error, must be 16 to 512"),
+        ({"DENOISER_KEY": "spaces are not sent whole"}, "CHORUS_CACHE_DENOISER_KEY: Value error, must be 16"),
+        ({"OPERATOR_KEY": "ö" * 16}, "CHORUS_CACHE_OPERATOR_KEY: Value error, must be 16 to 512"),
+        ({"SCHEDULER_KEY": "s" * 16}, "SCHEDULER_KEY and CHORUS_CACHE_DENOISER_KEY must both be set"),
+        ({"OPERATOR_KEY": "o" * 16}, "SCHEDULER_KEY and CHORUS_CACHE_DENOISER_KEY must both be set"),
+        ({**SECRETS, "DENOISER_KEY": "s" * 16}, "the keys of scheduler, denoiser and operator must differ"),
+        ({"KEYLESS_TENANTS": "default,Not One"}, "CHORUS_CACHE_KEYLESS_TENANTS"),
+    ],
+)
+def test_key_that_cannot_be_honoured_is_named_and_not_shown(
+    values: dict[str, str],
+    reason: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shown = reject(monkeypatch, capsys, values)
+    assert reason in shown
+    assert not any(value in shown for name, value in values.items() if name.endswith("_KEY"))
+
+
+@pytest.mark.parametrize(
+    ("host", "warned"),
+    [("127.0.0.1", False), ("::1", False), ("localhost", False), ("0.0.0.0", True), ("10.1.2.3", True)],
+)
+def test_cache_without_keys_that_others_can_reach_warns(host: str, warned: bool) -> None:
+    with capture_logs() as logs:
+        make_access(CacheSettings(host=host))
+    assert ["callers need no key" in line["event"] for line in logs] == [True] * warned
+    with capture_logs() as logs:
+        make_access(CacheSettings(host=host, **{name.lower(): key for name, key in SECRETS.items()}))  # type: ignore[arg-type]
+    assert logs == []

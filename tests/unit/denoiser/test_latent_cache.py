@@ -15,6 +15,7 @@ from chorus.denoiser.v1 import denoiser_pb2
 from chorus_rpc.errors import BLOB_CORRUPT, NOT_FOUND, ChorusError
 from torch import Tensor
 
+from services.cache.access import EVERY_TENANT, Access
 from services.cache.entries import Admission, Blob
 from services.cache.servicer import CacheServicer
 from services.cache.validation import Limits
@@ -69,7 +70,7 @@ class Cache:
         self.fetches: list[cache_pb2.FetchRequest] = []
         self.spoil: Callable[[Parts], Parts] = lambda parts: parts
         store: Any = self.store
-        self._servicer = CacheServicer(store, LIMITS, max_uploads=1)
+        self._servicer = CacheServicer(store, Access({}, {EVERY_TENANT}), LIMITS, max_uploads=1)
 
     async def Admit(
         self, parts: AsyncIterator[cache_pb2.AdmitRequest], *, timeout: float, metadata: Any

@@ -125,3 +125,12 @@ spec:
     readOnly: true
 {{- end -}}
 {{- end }}
+
+{{/* Variable with a service's key of the cache: (list . <variable> <key of the secret>); empty without a secret. */}}
+{{- define "chorus.cacheKey" -}}
+{{- with (index . 0).Values.cache.keys.existingSecret }}
+- name: {{ index $ 1 }}
+  valueFrom:
+    secretKeyRef: {name: {{ . | quote }}, key: {{ index $ 2 }}}
+{{- end }}
+{{- end }}

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x63horus/common/v1/errors.proto\x12\x10\x63horus.common.v1\"\xb7\x01\n\x08JobError\x12-\n\x06reason\x18\x01 \x01(\x0e\x32\x1d.chorus.common.v1.ErrorReason\x12\x0f\n\x07message\x18\x02 \x01(\t\x12:\n\x08metadata\x18\x03 \x03(\x0b\x32(.chorus.common.v1.JobError.MetadataEntry\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01*\xce\x04\n\x0b\x45rrorReason\x12\x1c\n\x18\x45RROR_REASON_UNSPECIFIED\x10\x00\x12\x1e\n\x1a\x45RROR_REASON_INVALID_FIELD\x10\x01\x12\x1e\n\x1a\x45RROR_REASON_UNKNOWN_MODEL\x10\x02\x12 \n\x1c\x45RROR_REASON_UNKNOWN_ENCODER\x10\x03\x12\"\n\x1e\x45RROR_REASON_REQUEST_ID_REUSED\x10\x04\x12\x1a\n\x16\x45RROR_REASON_NOT_FOUND\x10\x05\x12\x1c\n\x18\x45RROR_REASON_WRONG_STATE\x10\x06\x12\x1b\n\x17\x45RROR_REASON_QUEUE_FULL\x10\x07\x12\'\n#ERROR_REASON_DEPENDENCY_UNAVAILABLE\x10\x08\x12\"\n\x1e\x45RROR_REASON_DEADLINE_EXCEEDED\x10\t\x12\x1a\n\x16\x45RROR_REASON_CANCELLED\x10\n\x12\x1d\n\x19\x45RROR_REASON_BLOB_CORRUPT\x10\x0b\x12\x1e\n\x1a\x45RROR_REASON_SHUTTING_DOWN\x10\x0c\x12\x19\n\x15\x45RROR_REASON_INTERNAL\x10\r\x12\x1a\n\x16\x45RROR_REASON_DISK_FULL\x10\x0e\x12$\n ERROR_REASON_TIME_LIMIT_EXCEEDED\x10\x0f\x12\x1e\n\x1a\x45RROR_REASON_FIELD_IGNORED\x10\x10\x12\x1f\n\x1b\x45RROR_REASON_MODEL_DIVERGED\x10\x11\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x63horus/common/v1/errors.proto\x12\x10\x63horus.common.v1\"\xb7\x01\n\x08JobError\x12-\n\x06reason\x18\x01 \x01(\x0e\x32\x1d.chorus.common.v1.ErrorReason\x12\x0f\n\x07message\x18\x02 \x01(\t\x12:\n\x08metadata\x18\x03 \x03(\x0b\x32(.chorus.common.v1.JobError.MetadataEntry\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01*\x94\x05\n\x0b\x45rrorReason\x12\x1c\n\x18\x45RROR_REASON_UNSPECIFIED\x10\x00\x12\x1e\n\x1a\x45RROR_REASON_INVALID_FIELD\x10\x01\x12\x1e\n\x1a\x45RROR_REASON_UNKNOWN_MODEL\x10\x02\x12 \n\x1c\x45RROR_REASON_UNKNOWN_ENCODER\x10\x03\x12\"\n\x1e\x45RROR_REASON_REQUEST_ID_REUSED\x10\x04\x12\x1a\n\x16\x45RROR_REASON_NOT_FOUND\x10\x05\x12\x1c\n\x18\x45RROR_REASON_WRONG_STATE\x10\x06\x12\x1b\n\x17\x45RROR_REASON_QUEUE_FULL\x10\x07\x12\'\n#ERROR_REASON_DEPENDENCY_UNAVAILABLE\x10\x08\x12\"\n\x1e\x45RROR_REASON_DEADLINE_EXCEEDED\x10\t\x12\x1a\n\x16\x45RROR_REASON_CANCELLED\x10\n\x12\x1d\n\x19\x45RROR_REASON_BLOB_CORRUPT\x10\x0b\x12\x1e\n\x1a\x45RROR_REASON_SHUTTING_DOWN\x10\x0c\x12\x19\n\x15\x45RROR_REASON_INTERNAL\x10\r\x12\x1a\n\x16\x45RROR_REASON_DISK_FULL\x10\x0e\x12$\n ERROR_REASON_TIME_LIMIT_EXCEEDED\x10\x0f\x12\x1e\n\x1a\x45RROR_REASON_FIELD_IGNORED\x10\x10\x12\x1f\n\x1b\x45RROR_REASON_MODEL_DIVERGED\x10\x11\x12 \n\x1c\x45RROR_REASON_UNAUTHENTICATED\x10\x12\x12\"\n\x1e\x45RROR_REASON_PERMISSION_DENIED\x10\x13\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,7 +34,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_JOBERROR_METADATAENTRY']._loaded_options = None
   _globals['_JOBERROR_METADATAENTRY']._serialized_options = b'8\001'
   _globals['_ERRORREASON']._serialized_start=238
-  _globals['_ERRORREASON']._serialized_end=828
+  _globals['_ERRORREASON']._serialized_end=898
   _globals['_JOBERROR']._serialized_start=52
   _globals['_JOBERROR']._serialized_end=235
   _globals['_JOBERROR_METADATAENTRY']._serialized_start=188

@@ -64,6 +64,10 @@ class _ErrorReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     """A model gave NaN or infinity, for instance because values exceed the type it computes in; metadata "dtype"
     and "model_id", "backend" and, for a step of a run, "step", or "encoder_id".
     """
+    ERROR_REASON_UNAUTHENTICATED: _ErrorReason.ValueType  # 18
+    """The call carries no valid key; the message names the setting."""
+    ERROR_REASON_PERMISSION_DENIED: _ErrorReason.ValueType  # 19
+    """The key is valid, but does not allow the call."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Reason for the failure of a call or a job. Every error status of every service carries one
@@ -109,6 +113,10 @@ ERROR_REASON_MODEL_DIVERGED: ErrorReason.ValueType  # 17
 """A model gave NaN or infinity, for instance because values exceed the type it computes in; metadata "dtype"
 and "model_id", "backend" and, for a step of a run, "step", or "encoder_id".
 """
+ERROR_REASON_UNAUTHENTICATED: ErrorReason.ValueType  # 18
+"""The call carries no valid key; the message names the setting."""
+ERROR_REASON_PERMISSION_DENIED: ErrorReason.ValueType  # 19
+"""The key is valid, but does not allow the call."""
 Global___ErrorReason: typing_extensions.TypeAlias = ErrorReason
 
 @typing.final
