@@ -175,12 +175,12 @@ class Collector(metrics_service_pb2_grpc.MetricsServiceServicer):
     @contextmanager
     def running(self) -> Iterator[Collector]:
         if self.protocol == "grpc":
-            server = grpc.server(futures.ThreadPoolExecutor(2))
-            metrics_service_pb2_grpc.add_MetricsServiceServicer_to_server(self, server)
-            self.endpoint = f"http://127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
-            server.start()
+            receiver = grpc.server(futures.ThreadPoolExecutor(2))
+            metrics_service_pb2_grpc.add_MetricsServiceServicer_to_server(self, receiver)  # type: ignore[no-untyped-call]
+            self.endpoint = f"http://127.0.0.1:{receiver.add_insecure_port('127.0.0.1:0')}"
+            receiver.start()
             yield self
-            server.stop(0).wait(5)
+            receiver.stop(0).wait(5)
             return
         keep = self.keep
 

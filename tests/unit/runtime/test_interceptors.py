@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import cast
+from typing import Any, cast
 
 import grpc
 import grpc.aio
@@ -184,6 +184,7 @@ async def test_call_that_its_client_gives_up_is_measured_as_cancelled(measured: 
 async def test_names_that_a_caller_invents_are_one_method(measured: InMemoryMetricReader) -> None:
     async with serve_embedder(succeed, ready=False) as target, grpc.aio.insecure_channel(target) as channel:
         for name in ("/chorus.embedder.v1.EmbedderService/Invented", "/invented", "/a/b/c"):
+            call: Any = channel.unary_unary(name)
             with pytest.raises(grpc.aio.AioRpcError):
-                await channel.unary_unary(name)(b"", timeout=10)
+                await call(b"", timeout=10)
     assert count_calls(measured) == {("other", "UNAVAILABLE"): 3}
