@@ -47,6 +47,7 @@ def _serve(command: Sequence[str]) -> int:
         server.wait_until(lambda: answers(f"{page}/readyz"), READY_SECONDS)
         variables = {
             "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{otlp}",
+            "OTEL_METRICS_EXPORTER": "none",
             "OTEL_RESOURCE_ATTRIBUTES": f"openinference.project.name={PROJECT}",
         }
         _print(f"traces are shown at {page}")

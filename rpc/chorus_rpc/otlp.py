@@ -1,4 +1,4 @@
-"""Export of spans by OTLP, as the standard `OTEL_*` variables describe it."""
+"""Export by OTLP, as the standard `OTEL_*` variables describe it: variables of every signal, and spans."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import math
 import os
 import threading
 import time
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from chorus_rpc.suggestions import closest
 
@@ -22,69 +22,141 @@ _SAMPLERS: Final = (
     *("always_on", "always_off", "parentbased_always_on", "parentbased_always_off"),
     *_RATIO_SAMPLERS,
 )
-_CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
-    "OTEL_TRACES_EXPORTER": _EXPORTERS,
-    "OTEL_EXPORTER_OTLP_PROTOCOL": _PROTOCOLS,
-    "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": _PROTOCOLS,
-    "OTEL_TRACES_SAMPLER": _SAMPLERS,
+# Part of the names of the variables that hold for one signal.
+Signal = Literal["TRACES", "METRICS"]
+# Variables whose value is one of a few words, by signal.
+_CHOICES: Final[Mapping[Signal, Mapping[str, tuple[str, ...]]]] = {
+    "TRACES": {"OTEL_TRACES_SAMPLER": _SAMPLERS},
+    "METRICS": {
+        "OTEL_METRICS_EXEMPLAR_FILTER": ("always_on", "always_off", "trace_based"),
+        "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE": ("cumulative", "delta", "lowmemory"),
+        "OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION": (
+            "explicit_bucket_histogram",
+            "base2_exponential_bucket_histogram",
+        ),
+    },
 }
-# Variables that hold a number, with its unit. The SDK ends with a traceback at any other text.
-_NUMBERS: Final[Mapping[str, str]] = {
-    "OTEL_EXPORTER_OTLP_TIMEOUT": "seconds",
-    "OTEL_EXPORTER_OTLP_TRACES_TIMEOUT": "seconds",
-    "OTEL_BSP_SCHEDULE_DELAY": "milliseconds",
-    "OTEL_BSP_EXPORT_TIMEOUT": "milliseconds",
-    "OTEL_BSP_MAX_QUEUE_SIZE": "spans",
-    "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "spans",
+# Variables that hold a number, with its unit, by signal. The SDK ends with a traceback at any other text, or
+# ignores it.
+_NUMBERS: Final[Mapping[Signal, Mapping[str, str]]] = {
+    "TRACES": {
+        "OTEL_BSP_SCHEDULE_DELAY": "milliseconds",
+        "OTEL_BSP_EXPORT_TIMEOUT": "milliseconds",
+        "OTEL_BSP_MAX_QUEUE_SIZE": "spans",
+        "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "spans",
+    },
+    "METRICS": {
+        "OTEL_METRIC_EXPORT_INTERVAL": "milliseconds",
+        "OTEL_METRIC_EXPORT_TIMEOUT": "milliseconds",
+    },
 }
-_ENDPOINTS: Final = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 # Shortest time between two log lines about faults of the export.
 _REPORT_SECONDS: Final = 60.0
 
 log = logging.getLogger("chorus_rpc.telemetry")
 
 
-def is_requested(environment: Mapping[str, str]) -> bool:
-    """Returns whether the variables request an export of spans."""
+def is_requested(environment: Mapping[str, str], signal: Signal = "TRACES") -> bool:
+    """Returns whether the variables request an export of a signal."""
     if environment.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         return False
-    exporter = _read(environment, "OTEL_TRACES_EXPORTER")
-    return exporter != "none" and bool(exporter or any(environment.get(name) for name in _ENDPOINTS))
+    exporter = _read(environment, f"OTEL_{signal}_EXPORTER")
+    return exporter != "none" and bool(exporter or any(environment.get(name) for name in _endpoints(signal)))
 
 
-def check_variables(environment: Mapping[str, str]) -> None:
+def check_variables(environment: Mapping[str, str], signal: Signal = "TRACES") -> None:
     """Raises ValueError that names each variable whose value cannot be honoured, with the accepted ones."""
+    all_choices = {
+        f"OTEL_{signal}_EXPORTER": _EXPORTERS,
+        "OTEL_EXPORTER_OTLP_PROTOCOL": _PROTOCOLS,
+        f"OTEL_EXPORTER_OTLP_{signal}_PROTOCOL": _PROTOCOLS,
+        **_CHOICES[signal],
+    }
     faults = [
         _describe_choice(name, value, choices)
-        for name, choices in _CHOICES.items()
+        for name, choices in all_choices.items()
         if (value := _read(environment, name)) and value not in choices
     ]
+    numbers = {
+        "OTEL_EXPORTER_OTLP_TIMEOUT": "seconds",
+        f"OTEL_EXPORTER_OTLP_{signal}_TIMEOUT": "seconds",
+        **_NUMBERS[signal],
+    }
     faults += [
         f"{name} must be a number of {unit} above 0, not {environment[name]!r}"
-        for name, unit in _NUMBERS.items()
+        for name, unit in numbers.items()
         if environment.get(name) and not _is_positive(environment[name], whole=unit != "seconds")
     ]
-    ratio = environment.get("OTEL_TRACES_SAMPLER_ARG", "")
+    ratio = environment.get("OTEL_TRACES_SAMPLER_ARG", "") if signal == "TRACES" else ""
     if ratio and _read(environment, "OTEL_TRACES_SAMPLER") in _RATIO_SAMPLERS and not _is_share(ratio):
         faults.append(f"OTEL_TRACES_SAMPLER_ARG must be a share, 0 to 1, not {ratio!r}")
     faults += [
         f"{name} must begin with http:// or https:// for http/protobuf, not {environment[name]!r}"
-        for name in _ENDPOINTS
+        for name in _endpoints(signal)
         if environment.get(name)
-        and choose_protocol(environment) == "http/protobuf"
+        and choose_protocol(environment, signal) == "http/protobuf"
         and not environment[name].strip().lower().startswith(("http://", "https://"))
     ]
     if faults:
         raise ValueError("; ".join(faults))
 
 
-def choose_protocol(environment: Mapping[str, str]) -> str:
-    """Returns the protocol of the export: that of traces, else that of every signal, else gRPC."""
+def choose_protocol(environment: Mapping[str, str], signal: Signal = "TRACES") -> str:
+    """Returns the protocol of the export: that of the signal, else that of every signal, else gRPC."""
     return (
-        _read(environment, "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL")
+        _read(environment, f"OTEL_EXPORTER_OTLP_{signal}_PROTOCOL")
         or _read(environment, "OTEL_EXPORTER_OTLP_PROTOCOL")
         or "grpc"
     )
+
+
+def create_exporter(create: Callable[[], Any]) -> Any:
+    """Returns `create()`; raises ValueError for a variable that OpenTelemetry's exporter refuses."""
+    try:
+        return create()
+    except Exception as error:
+        raise ValueError(f"a variable OTEL_EXPORTER_OTLP_* cannot be honoured: {error}") from error
+
+
+def choose_service_name(service: str) -> str:
+    """Returns OTEL_SERVICE_NAME, or service.name of OTEL_RESOURCE_ATTRIBUTES, or else `service`."""
+    from opentelemetry.sdk.resources import OTELResourceDetector
+
+    return str(OTELResourceDetector().detect().attributes.get("service.name") or service)
+
+
+class FinalExport:
+    """Last export of a signal, before the process ends.
+
+    Created while the process runs, because an interpreter that ends starts no thread.
+
+    Args:
+        signal: name of the data, for instance "spans".
+        shutdown: exports what is left; may take long.
+    """
+
+    def __init__(self, signal: str, shutdown: Callable[[], object]) -> None:
+        self._signal = signal
+        self._shutdown = shutdown
+        faults.install()
+        self._ending = threading.Event()
+        self._thread = threading.Thread(target=self._end, name=f"chorus-{signal}", daemon=True)
+        self._thread.start()
+
+    def close(self, seconds: float) -> str | None:
+        """Exports what is left, for at most `seconds`. Returns why it was lost; None if it was not."""
+        faults.recent = None
+        self._ending.set()
+        self._thread.join(seconds)
+        late = self._thread.is_alive()
+        faults.silence()  # the threads that still wait must not write while the interpreter ends
+        if faults.recent is not None:
+            return f"{self._signal} were not exported: {faults.recent}"
+        return f"{self._signal} were not exported: no answer within {seconds:g} s" if late else None
+
+    def _end(self) -> None:
+        self._ending.wait()
+        self._shutdown()
 
 
 class SpanExport:
@@ -99,42 +171,24 @@ class SpanExport:
 
     def __init__(self, service: str) -> None:
         check_variables(os.environ)
-        from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+        from opentelemetry.sdk.resources import Resource
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-        # OTEL_SERVICE_NAME, or service.name of OTEL_RESOURCE_ATTRIBUTES.
-        name = OTELResourceDetector().detect().attributes.get("service.name") or service
-        exporter = _create_exporter()
+        exporter = _create_span_exporter()
         # Without its own handler at exit, which waits up to 10 s for a collector.
         self.provider = TracerProvider(
-            resource=Resource.create({"service.name": name}), shutdown_on_exit=False
+            resource=Resource.create({"service.name": choose_service_name(service)}), shutdown_on_exit=False
         )
         self.provider.add_span_processor(BatchSpanProcessor(exporter))
-        self._faults = _FaultReporter()
-        self._faults.install()
-        # Created now, because an interpreter that ends starts no thread.
-        self._ending = threading.Event()
-        self._thread = threading.Thread(target=self._end, name="chorus-spans", daemon=True)
-        self._thread.start()
+        self._final = FinalExport("spans", self.provider.shutdown)
 
     def close(self, seconds: float) -> str | None:
         """Exports buffered spans, for at most `seconds`. Returns why spans were lost; None if none were."""
-        self._faults.recent = None
-        self._ending.set()
-        self._thread.join(seconds)
-        late = self._thread.is_alive()
-        self._faults.silence()  # the threads that still wait must not write while the interpreter ends
-        if self._faults.recent is not None:
-            return f"spans were not exported: {self._faults.recent}"
-        return f"spans were not exported: no answer within {seconds:g} s" if late else None
-
-    def _end(self) -> None:
-        self._ending.wait()
-        self.provider.shutdown()
+        return self._final.close(seconds)
 
 
-class _FaultReporter(logging.Handler):
+class FaultReporter(logging.Handler):
     """Log handler of OpenTelemetry: one line a minute at most, without a traceback.
 
     Attributes:
@@ -152,6 +206,7 @@ class _FaultReporter(logging.Handler):
         logger = logging.getLogger("opentelemetry")
         logger.handlers[:] = [self]
         logger.propagate = False
+        self._silent = False
 
     def silence(self) -> None:
         """Ends the output; faults are still noted."""
@@ -171,17 +226,22 @@ class _FaultReporter(logging.Handler):
             log.warning("%s", message)
 
 
-def _create_exporter() -> SpanExporter:
+# OpenTelemetry's loggers are those of the process, whatever it exports.
+faults = FaultReporter()
+
+
+def _create_span_exporter() -> SpanExporter:
     exporter: Any
     if choose_protocol(os.environ) == "grpc":
         from opentelemetry.exporter.otlp.proto.grpc import trace_exporter as exporter
     else:
         from opentelemetry.exporter.otlp.proto.http import trace_exporter as exporter
-    try:
-        created: SpanExporter = exporter.OTLPSpanExporter()
-    except Exception as error:
-        raise ValueError(f"a variable OTEL_EXPORTER_OTLP_* cannot be honoured: {error}") from error
+    created: SpanExporter = create_exporter(exporter.OTLPSpanExporter)
     return created
+
+
+def _endpoints(signal: Signal) -> tuple[str, str]:
+    return (f"OTEL_EXPORTER_OTLP_{signal}_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 
 
 def _read(environment: Mapping[str, str], name: str) -> str:

@@ -141,7 +141,7 @@ def server_span(method: str, context: grpc.aio.ServicerContext[Any, Any]) -> Ite
         try:
             yield
         finally:
-            code = _to_status_code(context.code())
+            code = to_status_code(context.code())
             current.set_attribute("rpc.grpc.status_code", code.value[0])
             if code in _SERVER_FAULTS:
                 current.set_status(trace.StatusCode.ERROR, f"{code.name}: {context.details()}")
@@ -196,7 +196,7 @@ def current_trace_id() -> str:
     return parse_trace_id(traceparent()) if _enabled else ""
 
 
-def _to_status_code(code: Any) -> grpc.StatusCode:
+def to_status_code(code: Any) -> grpc.StatusCode:
     """Returns the status of a call; `code` is its number, which gRPC has instead of the status, or unset."""
     return next((known for known in grpc.StatusCode if code in (known, known.value[0])), grpc.StatusCode.OK)
 

@@ -17,11 +17,11 @@ from services.cache.directory import DirectoryBlobs
 from services.cache.embedded import EmbeddedIndex
 from services.cache.hot import HotBlobs
 from services.cache.index import Index
+from services.cache.metrics import MeasuredCacheServicer, observe_store
 from services.cache.milvus import MilvusIndex
 from services.cache.room import Capacity
 from services.cache.s3 import S3Blobs
 from services.cache.s3_credentials import open_environment_provider, open_role_provider
-from services.cache.servicer import CacheServicer
 from services.cache.settings import CacheSettings
 from services.cache.store import LatentStore
 from services.cache.sweeper import Sweeper, claim_if_empty
@@ -122,12 +122,15 @@ async def start(settings: CacheSettings, resources: Resources, server: grpc.aio.
     store = LatentStore(index, blobs, await choose_capacity(settings))
     resources.push_async_callback(store.close)
     await store.load()
+    observe_store(store)
     await claim_if_empty(store)
     sweeper = Sweeper(store, settings.sweep_seconds, settings.grace_seconds)
     resources.start_task(sweeper.run(), "sweeper")
     limits = Limits(settings.max_prompt_bytes, settings.max_blob_bytes, settings.max_entry_bytes)
     cache_pb2_grpc.add_CacheServiceServicer_to_server(
-        CacheServicer(store, make_access(settings), limits, settings.max_uploads, settings.lifetime_seconds),
+        MeasuredCacheServicer(
+            store, make_access(settings), limits, settings.max_uploads, settings.lifetime_seconds
+        ),
         server,
     )
 

@@ -24,6 +24,8 @@ class HotBlobs(Blobs):
         self._held: OrderedDict[str, bytes] = OrderedDict()  # least recently read first
         self._bytes = 0
         self._running: dict[str, asyncio.Task[bytes | None]] = {}
+        self.hits = 0  # reads that memory answered
+        self.misses = 0  # all others
         self._dropped = 0  # number of writes and deletions, after which a running read is not kept
 
     async def put(self, key: str, data: bytes) -> None:
@@ -33,7 +35,9 @@ class HotBlobs(Blobs):
     async def get(self, key: str, size_bytes: int) -> bytes | None:
         if (data := self._held.get(key)) is not None and len(data) <= size_bytes + 1:
             self._held.move_to_end(key)
+            self.hits += 1
             return data
+        self.misses += 1
         reading = self._running.get(key)
         if reading is None:
             reading = asyncio.create_task(self._read(key, size_bytes))

@@ -26,7 +26,7 @@ from weakref import WeakValueDictionary
 
 from chorus_rpc import semconv
 from chorus_rpc.chunks import sha256
-from chorus_rpc.errors import BLOB_CORRUPT, INTERNAL, WRONG_STATE, ChorusError, not_found
+from chorus_rpc.errors import BLOB_CORRUPT, WRONG_STATE, ChorusError, not_found
 from chorus_rpc.telemetry import span
 
 from services.cache.blobs import Blobs
@@ -286,7 +286,6 @@ class LatentStore:
             with span(semconv.SPAN_INDEX_UPSERT, {semconv.ENTRY_ID: entry.entry_id}):
                 await self.index.upsert(space, entry, admission.vector)
             self._note(key, entry)
-        self.counters[entry.tenant].admissions += 1
         return True
 
     async def _keep_longer(self, key: EntryKey, admission: Admission) -> None:
@@ -309,6 +308,7 @@ class LatentStore:
 
     def _use(self, key: EntryKey, saved_seconds: float) -> None:
         now = now_ms()
+        self.counters[key.tenant].saved_seconds += saved_seconds
         self.ledger.use(key, now, saved_seconds)
         self._unsaved.add(key, Uses(1, saved_seconds, now))
 
@@ -319,9 +319,7 @@ class LatentStore:
     def _finish_commit(self, tenant: str, commit: asyncio.Task[bool]) -> None:
         self._commits.discard(commit)
         # Retrieved here too, because the caller may have been cancelled.
-        if not commit.cancelled() and (error := commit.exception()) is not None:
-            reason = error.reason if isinstance(error, ChorusError) else INTERNAL
-            self.counters[tenant].rejected_admissions[reason] += 1
+        if (error := self.counters[tenant].count_admission(commit)) is not None:
             log.warning("admission failed", error=str(error))
 
     async def _write(self, entry: Entry, digest: str, data: bytes) -> None:

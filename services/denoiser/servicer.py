@@ -16,6 +16,7 @@ from chorus_rpc.chunks import chunks, sha256
 from chorus_rpc.errors import ChorusError
 from chorus_rpc.tenancy import read_tenant
 
+from services.denoiser import metrics
 from services.denoiser.admissions import Admissions
 from services.denoiser.codec.mp4 import MEDIA_TYPE
 from services.denoiser.denoise import Result, Video, denoise
@@ -96,8 +97,10 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
         with telemetry.span(semconv.SPAN_QUEUE):
             await run.wait_until_started()
         yield denoiser_pb2.DenoiseResponse(started=_to_started(job, fetched))
+        metrics.record_reused_steps(request.model_id, job.reuse_steps if fetched.donor else 0)
         async for event in run.events():
             if isinstance(event, Step):
+                metrics.record_step(request.model_id, event)
                 yield denoiser_pb2.DenoiseResponse(step_completed=_to_step_completed(event, job))
             else:
                 release_place()  # the device is free: neither the caller nor the cache delays the next run

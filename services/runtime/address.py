@@ -26,12 +26,25 @@ def check_address(settings: ServerSettings) -> None:
     except OSError as error:
         raise CannotListen(f"{prefix}HOST: {host} cannot be resolved: {error.strerror}") from error
     faults = [fault for entry in found if (fault := _find_fault(*entry))]
-    for fault in faults:
-        if fault.errno in _TAKEN:
-            reason = "in use" if fault.errno == errno.EADDRINUSE else "not open to this user"
-            raise CannotListen(f"{prefix}PORT: port {port} of {host} is {reason}; choose another one")
-    if len(faults) == len(found):
-        raise CannotListen(f"{prefix}HOST: {host} is not an address of this machine: {faults[0].strerror}")
+    taken = next((fault for fault in faults if fault.errno in _TAKEN), None)
+    if taken is not None or len(faults) == len(found):
+        raise CannotListen(
+            describe_fault(
+                taken or faults[0],
+                host,
+                port,
+                host_variable=f"{prefix}HOST",
+                port_variable=f"{prefix}PORT",
+            )
+        )
+
+
+def describe_fault(fault: OSError, host: str, port: int, *, host_variable: str, port_variable: str) -> str:
+    """Returns why an address cannot be listened on, with the setting to change."""
+    if fault.errno in _TAKEN:
+        reason = "in use" if fault.errno == errno.EADDRINUSE else "not open to this user"
+        return f"{port_variable}: port {port} of {host} is {reason}; choose another one"
+    return f"{host_variable}: {host} is not an address of this machine: {fault.strerror}"
 
 
 def _find_fault(

@@ -1,4 +1,4 @@
-"""Server interceptor of every service: tracing, readiness, undecodable requests, error mapping, deadlines.
+"""Server interceptor of every service: telemetry, readiness, undecodable requests, error mapping, deadlines.
 
 It is implemented here because grpc-interceptor has had no release since 2023.
 """
@@ -6,6 +6,7 @@ It is implemented here because grpc-interceptor has had no release since 2023.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -13,13 +14,14 @@ from typing import Any, TypeAlias
 
 import grpc
 import grpc.aio
-from chorus_rpc import errors, telemetry
+from chorus_rpc import errors, semconv, telemetry
 from chorus_rpc.errors import ChorusError
 from google.protobuf import descriptor_pool, empty_pb2, unknown_fields
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
 from google.protobuf.message import DecodeError
 
 from services.runtime.logs import get_logger
+from services.runtime.metrics import OTHER, create_histogram
 
 log = get_logger("grpc")
 
@@ -28,6 +30,10 @@ _FOREIGN = ("/grpc.",)
 
 # Tells the channel of the caller not to retry by itself; its program decides, by RetryInfo.
 _NO_RETRY = ("grpc-retry-pushback-ms", "-1")
+
+_RPC_SECONDS = create_histogram(
+    semconv.METRIC_RPC, "Duration of a call that the server answered, of a stream to its end."
+)
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
@@ -136,11 +142,26 @@ class ServiceInterceptor(grpc.aio.ServerInterceptor):
 
 
 def _trace(method: str, answer: Callable[[Any, Any], Awaitable[Any]]) -> Callable[[Any, Any], Awaitable[Any]]:
-    """Returns `answer` inside the span of its call, which begins and ends in the task of the call."""
+    """Returns `answer` inside the span of its call, which begins and ends in the task of the call.
+
+    The call is measured, too.
+    """
+    # A client may call any name while the service refuses calls.
+    name = OTHER if _find_method(method) is None else method.removeprefix("/")
 
     async def answer_in_span(request: Any, context: Any) -> Any:
-        with telemetry.server_span(method, context):
-            return await answer(request, context)
+        begin = time.perf_counter()
+        cancelled = False
+        try:
+            with telemetry.server_span(method, context):
+                return await answer(request, context)
+        except asyncio.CancelledError:
+            cancelled = True
+            raise
+        finally:
+            code = grpc.StatusCode.CANCELLED if cancelled else telemetry.to_status_code(context.code())
+            attributes = {semconv.METHOD: name, semconv.CODE: code.name}
+            _RPC_SECONDS.record(time.perf_counter() - begin, attributes)
 
     return answer_in_span
 
@@ -179,10 +200,10 @@ def _refuse(error: ChorusError, method: str) -> Handler:
 
 
 def _find_method(path: str) -> MethodDescriptor | None:
-    _, service, name = path.split("/", 2)
     try:
+        _, service, name = path.split("/", 2)
         return descriptor_pool.Default().FindServiceByName(service).methods_by_name[name]
-    except KeyError:
+    except (KeyError, ValueError):
         return None
 
 

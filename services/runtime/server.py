@@ -20,6 +20,8 @@ from services.runtime.address import CannotListen, check_address
 from services.runtime.health import HealthServicer
 from services.runtime.interceptors import Gate, ServiceInterceptor
 from services.runtime.logs import configure_logs, get_logger
+from services.runtime.metrics import Metrics
+from services.runtime.metrics_port import MetricsPort
 from services.runtime.resources import EssentialTaskEnded, Resources
 from services.runtime.settings import ServerSettings, find_unknown_variables
 from services.runtime.startup import StartupError, limit_start
@@ -70,12 +72,19 @@ def run(name: str, service: str, settings: ServerSettings, start: Start, drain: 
         log.warning("unknown setting ignored", variable=variable, did_you_mean=nearest)
     try:
         telemetry.configure(name)
+        metrics = Metrics(name, settings)
     except (ImportError, ValueError) as error:
-        log.critical("tracing cannot be set up", error=str(error))
+        log.critical("tracing or metrics cannot be set up", error=str(error))
         raise SystemExit(2) from None
+
+    async def start_all(resources: Resources, server: grpc.aio.Server) -> None:
+        if metrics.registry is not None:
+            resources.push_async_callback(MetricsPort(metrics.registry, settings).close)
+        await start(resources, server)
+
     try:
         check_address(settings)
-        asyncio.run(_serve(name, service, settings, start, drain))
+        asyncio.run(_serve(name, service, settings, start_all, drain))
     except EssentialTaskEnded:
         raise SystemExit(1) from None
     except CannotListen as error:
@@ -85,8 +94,9 @@ def run(name: str, service: str, settings: ServerSettings, start: Start, drain: 
         print(f"{name}: {error}", file=sys.stderr)
         raise SystemExit(1) from None
     finally:
-        if fault := telemetry.shutdown():
-            log.warning(fault)
+        for fault in (metrics.close(), telemetry.shutdown()):
+            if fault:
+                log.warning(fault)
 
 
 def build_server_options(max_message_bytes: int) -> list[tuple[str, int]]:

@@ -6,6 +6,7 @@ The field `milvus_uri` of the cache is the environment variable `CHORUS_CACHE_MI
 from __future__ import annotations
 
 import argparse
+import ipaddress
 import sys
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
@@ -40,6 +41,10 @@ def _check_target(value: str) -> str:
     return value
 
 
+def _check_ip_address(value: str) -> str:
+    return str(ipaddress.ip_address(value))
+
+
 def _check_key(value: SecretStr) -> SecretStr:
     key = value.get_secret_value()
     if key and not (16 <= len(key) <= 512 and key.isascii() and key.isprintable() and " " not in key):
@@ -67,6 +72,10 @@ class ServerSettings(BaseSettings):
     container."""
     port: Port = 0
     """TCP port to listen on; 0 selects a free port, which the log reports."""
+    metrics_port: Port = 0
+    """TCP port that answers GET /metrics for Prometheus; 0: none."""
+    metrics_host: Annotated[str, AfterValidator(_check_ip_address)] = "127.0.0.1"
+    """IP address on which the metrics port listens. 0.0.0.0 and :: are all addresses, of IPv4 and IPv6."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Lowest level of the lines that are logged."""
     log_format: Literal["console", "json"] = "console"

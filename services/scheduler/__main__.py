@@ -14,6 +14,7 @@ from services.runtime.logs import get_logger
 from services.runtime.resources import Resources
 from services.runtime.server import run
 from services.runtime.settings import load_settings
+from services.scheduler import metrics
 from services.scheduler.api.generations import Generations
 from services.scheduler.api.servicer import SchedulerServicer
 from services.scheduler.dispatch.admissions import PendingAdmissions
@@ -59,7 +60,7 @@ class Scheduler:
     async def start(self, resources: Resources, server: grpc.aio.Server) -> None:
         """Serves as soon as the database is open, even while other services are unavailable."""
         settings = self._settings
-        store = await open_store(settings.database, self._notifier.notify)
+        store = await open_store(settings.database, self._notifier.notify, on_end=metrics.record_end)
         resources.push_async_callback(store.close)
         videos = VideoFiles(settings.video_dir)
         await videos.open()
@@ -111,6 +112,7 @@ class Scheduler:
         required_peers = (embedder_client.health, denoiser_client.health)
         dispatcher = Dispatcher(attempt_runner, store, videos, required_peers, settings)
         self._dispatcher = dispatcher
+        metrics.observe_queue(dispatcher)
         await dispatcher.recover()
         resources.start_task(dispatcher.run(), "dispatcher")
         generations = Generations(

@@ -54,6 +54,8 @@ INSTALLATIONS: dict[str, Values] = {
     "own trace store": {
         "jaeger": {"enabled": False},
         "collector": {"endpoint": "https://traces.example:443", "peers": _PEERS},
+        "telemetry": {"metrics": True},
+        "metrics": {"enabled": True, "port": 9100, "scrapers": [{"podSelector": {}}]},
     },
     "blobs in a directory, no telemetry": {
         "cache": {"blobs": "directory", "settings": {"max_entry_bytes": 268435456, "grace_seconds": 0.5}},

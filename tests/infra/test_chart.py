@@ -88,6 +88,11 @@ def test_names_do_not_repeat_the_release(chart: Chart) -> None:
         ),
         ({"collector": {"enabled": False}}, "telemetry.endpoint"),
         ({"jaeger": {"enabled": False}}, "collector.endpoint"),
+        ({"metrics": {"port": 7402}}, "metrics.port"),
+        ({"metrics": {"enabled": True}}, "metrics.scrapers"),
+        ({"telemetry": {"metrics": True}}, "metrics.scrapers"),
+        ({"telemetry": {"metrics": True, "enabled": False}}, "telemetry.enabled"),
+        ({"metrics": {"podMonitor": {"enabled": True}}}, "metrics.enabled"),
     ],
 )
 def test_invalid_values_are_rejected_by_name(chart: Chart, values: dict[str, Any], named: str) -> None:
@@ -123,7 +128,7 @@ def test_probes_use_the_name_and_port_of_the_service(manifests: list[Manifest]) 
     known = proto_services()
     for service in SERVICES:
         workload = workloads(manifests)[service]
-        (port,) = ports(workload).values()
+        port = ports(workload)["grpc"]
         assert environment(workload)[f"CHORUS_{service.upper()}_PORT"] == str(port)
         expected = {"port": port, "service": f"chorus.{service}.v1.{service.title()}Service"}
         assert expected["service"] in known

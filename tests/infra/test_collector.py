@@ -24,14 +24,14 @@ CONFIG: dict[str, Any] = yaml.safe_load((ROOT / "infra/otel/collector.yaml").rea
 IMAGE_COMPONENTS = {
     "receivers": {"otlp"},
     "processors": {"memory_limiter", "batch"},
-    "exporters": {"otlp_grpc", "otlp_http", "debug"},
+    "exporters": {"otlp_grpc", "otlp_http", "debug", "prometheus"},
     "extensions": {"health_check"},
 }
 
 
 def test_pipelines_use_exactly_the_declared_components() -> None:
     pipelines = CONFIG["service"]["pipelines"]
-    assert set(pipelines) == {"traces"}
+    assert set(pipelines) == {"traces", "metrics"}
     for kind in ("receivers", "processors", "exporters"):
         named = {name for pipeline in pipelines.values() for name in pipeline[kind]}
         assert named == set(CONFIG[kind])
@@ -45,9 +45,9 @@ def test_components_are_in_the_image() -> None:
 
 
 def test_pipeline_limits_memory_first_and_batches_last() -> None:
-    processors = CONFIG["service"]["pipelines"]["traces"]["processors"]
-    assert processors[0] == "memory_limiter"
-    assert processors[-1] == "batch"
+    for pipeline in CONFIG["service"]["pipelines"].values():
+        assert pipeline["processors"][0] == "memory_limiter"
+        assert pipeline["processors"][-1] == "batch"
     limiter, batch = CONFIG["processors"]["memory_limiter"], CONFIG["processors"]["batch"]
     assert 0 < limiter["spike_limit_percentage"] < limiter["limit_percentage"] < 100
     assert batch["send_batch_max_size"] >= batch["send_batch_size"]
@@ -75,5 +75,6 @@ def test_ports_and_variables_agree_with_the_configuration(defaults: list[Manifes
     listening = {
         int(CONFIG["receivers"]["otlp"]["protocols"]["grpc"]["endpoint"].rpartition(":")[2]),
         int(CONFIG["extensions"]["health_check"]["endpoint"].rpartition(":")[2]),
+        int(CONFIG["exporters"]["prometheus"]["endpoint"].rpartition(":")[2]),
     }
     assert listening == set(ports(workload).values())

@@ -132,7 +132,11 @@ def test_only_the_cache_reaches_the_stores() -> None:
 
 def test_ports_are_published_on_this_machine_only() -> None:
     published = {name: part["ports"] for name, part in PARTS.items() if "ports" in part}
-    assert published == {"scheduler": ["127.0.0.1:7400:7400"], "jaeger": ["127.0.0.1:16686:16686"]}
+    assert published == {
+        "scheduler": ["127.0.0.1:7400:7400"],
+        "jaeger": ["127.0.0.1:16686:16686"],
+        "collector": ["127.0.0.1:8889:8889"],
+    }
 
 
 @pytest.mark.parametrize("service", SERVICES)

@@ -22,7 +22,7 @@ from tests.infra.manifests import (
 
 # Settings that the chart derives, and so does not offer. A pod needs no instance id: its probes reach no
 # other process.
-DERIVED = {"host", "port", "log_format", "instance_id"}
+DERIVED = {"host", "port", "metrics_host", "metrics_port", "log_format", "instance_id"}
 DERIVED_BY_SERVICE = {
     "scheduler": {"embedder_target", "cache_target", "denoiser_target", "cache_key", "database", "video_dir"},
     "embedder": set(),

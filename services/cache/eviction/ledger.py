@@ -82,6 +82,14 @@ class Ledger:
         """Tenants that hold at least one byte, the largest first."""
         return [tenant for tenant, size in self._bytes.most_common() if size > 0]
 
+    def measure_tenants(self) -> dict[str, tuple[int, int]]:
+        """Returns the number of entries and the bytes of each tenant.
+
+        Unlike other methods it may be called from any thread.
+        """
+        # Copied in one step, during which the event loop changes nothing.
+        return {tenant: (order.entries, self._bytes[tenant]) for tenant, order in dict(self._orders).items()}
+
     def bytes_of(self, tenant: str) -> int:
         return self._bytes[tenant]
 

@@ -57,6 +57,10 @@ class Dispatcher:
 
     Args:
         required_peers: health of those services without which no job can run.
+
+    Attributes:
+        queued: number of jobs that wait for their start, at the latest look at the queue.
+        oldest_created: time at which the first of them was submitted, in Unix seconds; 0 for an empty queue.
     """
 
     def __init__(
@@ -76,6 +80,14 @@ class Dispatcher:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._pauses: dict[str, _Pause] = {}
         self._stopping = False
+        self.queued = 0
+        self.oldest_created = 0.0
+        self._head = ""  # the job that `oldest_created` belongs to
+
+    @property
+    def running(self) -> int:
+        """Number of jobs that tasks work on."""
+        return len(self._tasks)
 
     def wake(self) -> None:
         """Requests another look at the queue, after a change to a job or a service."""
@@ -177,6 +189,7 @@ class Dispatcher:
         await self._start(queue)
         queue = self._idle(queue)
         await self._announce(queue)
+        await self._note_queue(queue)
         due = [job.deadline - now for job in queue]
         pauses = [self._pauses[job.job_id] for job in queue if job.job_id in self._pauses]
         due += [left for pause in pauses if (left := pause.until - time.monotonic()) > 0]
@@ -309,6 +322,15 @@ class Dispatcher:
         for position, queued in enumerate(queue[:_ANNOUNCED_POSITIONS], 1):
             if queued.state is State.QUEUED and queued.announced != position:
                 await self._store.advance(queued.job_id, {State.QUEUED}, [_queued(position)])
+
+    async def _note_queue(self, queue: list[QueuedJob]) -> None:
+        """Notes what the metrics show of the queue."""
+        self.queued = len(queue)
+        head = queue[0].job_id if queue else ""
+        if head != self._head:
+            job = await self._store.get(head) if head else None
+            self.oldest_created = job.generation.create_time.ToNanoseconds() / 1e9 if job else 0.0
+            self._head = head
 
     async def _prune(self) -> None:
         """Removes surplus ended jobs, files first: after a crash in between, the row still names its file."""

@@ -40,6 +40,7 @@ class SqliteStore(JobStore):
         thread: ThreadPoolExecutor,
         path: Path,
         on_change: Callable[[str], None],
+        on_end: Callable[[Job], None],
         clock: Callable[[], float],
     ) -> None:
         self._db = connection
@@ -54,7 +55,11 @@ class SqliteStore(JobStore):
             # cancelled during its commit.
             loop.call_soon_threadsafe(on_change, job_id)
 
+        def ended(job: Job) -> None:
+            loop.call_soon_threadsafe(on_end, job)
+
         self._changed = changed
+        self._ended = ended
 
     async def submit(self, new: NewJob, queue_limit: int) -> tuple[Job, bool]:
         return await self._run(self._submit, new, queue_limit)
@@ -173,6 +178,7 @@ class SqliteStore(JobStore):
             job = self._select_one("id = ?", job_id)
             if job is None or job.state not in expect:
                 return None
+            former = job.state
             announced = None
             now = self._now()
             for sequence, content in enumerate(events, job.generation.last_sequence + 1):
@@ -201,6 +207,8 @@ class SqliteStore(JobStore):
                 raise StoreError(f"job {job_id} changed inside a transaction")
             job = self._select_one("number = ?", job.number)
         self._changed(job_id)
+        if job is not None and job.state in ENDED and former not in ENDED:
+            self._ended(job)
         return job
 
     def _append(self, number: int | None, event: pb.GenerationEvent) -> None:
@@ -281,13 +289,18 @@ class SqliteStore(JobStore):
 
 
 async def open_store(
-    path: Path, on_change: Callable[[str], None], clock: Callable[[], float] = time.time
+    path: Path,
+    on_change: Callable[[str], None],
+    clock: Callable[[], float] = time.time,
+    *,
+    on_end: Callable[[Job], None] = lambda _: None,
 ) -> SqliteStore:
     """Opens the database, creating it if it does not exist.
 
     Args:
         on_change: callback in the event loop after each commit that changed a job; receives its id.
         clock: returns the time in Unix seconds.
+        on_end: callback in the event loop after the commit that ended a job.
 
     Raises StoreError if another process has the database open, or it is not a database of this program.
     """
@@ -297,7 +310,7 @@ async def open_store(
     except BaseException:
         thread.shutdown(wait=False)
         raise
-    return SqliteStore(connection, lock, thread, path, on_change, clock)
+    return SqliteStore(connection, lock, thread, path, on_change, on_end, clock)
 
 
 def _parse_job(row: tuple[str, int, str, str, int, str, int, bytes]) -> Job:

@@ -67,6 +67,7 @@ _NOTICED = {
     "services/denoiser/device_thread.py ThreadPoolExecutor": "each task has a future that its caller reads",
     "services/embedder/encoder_thread.py ThreadPoolExecutor": "the caller awaits each call",
     "services/runtime/breaker.py create_task": "a done callback permits calls again",
+    "services/runtime/metrics_port.py Thread": "scrapes fail, which Prometheus shows; the service goes on",
     "services/runtime/resources.py create_task": "essential: the process ends",
     "services/runtime/server.py ensure_future": "the server awaits it",
     "services/scheduler/__main__.py create_task": "a done callback logs its error",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import cast
+from typing import Any, cast
 
 import grpc
 import grpc.aio
@@ -15,7 +15,10 @@ from chorus_rpc.channels import calling, open_channel
 from chorus_rpc.errors import ChorusError
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import HistogramDataPoint, InMemoryMetricReader
 
+from services.runtime import interceptors
 from services.runtime.interceptors import Gate, ServiceInterceptor
 from tests.tiny_server import embed, fail_with, serve_embedder, succeed
 
@@ -116,3 +119,72 @@ async def test_call_that_failed_for_a_dependency_is_not_repeated_by_the_channel(
     assert caught.value.metadata == {"service": "s3"}
     assert caught.value.retry_after == 1.0
     assert calls == 1
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> InMemoryMetricReader:
+    """Reader of the metrics of the interceptor."""
+    reader = InMemoryMetricReader()
+    meter = MeterProvider([reader], shutdown_on_exit=False).get_meter("test")
+    monkeypatch.setattr(interceptors, "_RPC_SECONDS", meter.create_histogram("chorus_rpc_seconds"))
+    return reader
+
+
+def count_calls(reader: InMemoryMetricReader) -> dict[tuple[str, str], int]:
+    """Returns the number of measured calls by method and status."""
+    data = reader.get_metrics_data()
+    if data is None:
+        return {}
+    [resource] = data.resource_metrics
+    [scope] = resource.scope_metrics
+    [metric] = scope.metrics
+    counts = {}
+    for point in metric.data.data_points:
+        assert isinstance(point, HistogramDataPoint)
+        assert point.attributes is not None
+        counts[str(point.attributes["method"]), str(point.attributes["code"])] = point.count
+    return counts
+
+
+EMBED = "chorus.embedder.v1.EmbedderService/Embed"
+
+
+async def test_calls_are_measured_by_method_and_status(measured: InMemoryMetricReader) -> None:
+    async with serve_embedder(succeed) as target:
+        await embed(target)
+        await embed(target)
+    async with serve_embedder(fail_with(errors.not_found("entry", "x"))) as target:
+        with pytest.raises(ChorusError):
+            await embed(target)
+    async with serve_embedder(succeed, ready=False) as target:
+        with pytest.raises(ChorusError):
+            await embed(target)
+    counts = count_calls(measured)
+    assert counts.pop((EMBED, "UNAVAILABLE")) >= 1  # the channel retries
+    assert counts == {(EMBED, "OK"): 2, (EMBED, "NOT_FOUND"): 1}
+
+
+async def test_call_that_its_client_gives_up_is_measured_as_cancelled(measured: InMemoryMetricReader) -> None:
+    ended = asyncio.Event()
+
+    async def hang(request: embedder_pb2.EmbedRequest) -> embedder_pb2.EmbedResponse:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+        raise AssertionError
+
+    async with serve_embedder(hang) as target:
+        with pytest.raises(ChorusError):
+            await embed(target, timeout=0.1)
+        await asyncio.wait_for(ended.wait(), 30)
+    assert count_calls(measured) == {(EMBED, "CANCELLED"): 1}
+
+
+async def test_names_that_a_caller_invents_are_one_method(measured: InMemoryMetricReader) -> None:
+    async with serve_embedder(succeed, ready=False) as target, grpc.aio.insecure_channel(target) as channel:
+        for name in ("/chorus.embedder.v1.EmbedderService/Invented", "/invented", "/a/b/c"):
+            call: Any = channel.unary_unary(name)
+            with pytest.raises(grpc.aio.AioRpcError):
+                await call(b"", timeout=10)
+    assert count_calls(measured) == {("other", "UNAVAILABLE"): 3}

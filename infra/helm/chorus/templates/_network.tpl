@@ -21,6 +21,13 @@
       port: {{ .port | int }}
 {{- end }}
 
+{{/* Ingress of Prometheus to the metrics port of a service; empty without one. */}}
+{{- define "chorus.ingressMetrics" -}}
+{{- if .Values.metrics.enabled -}}
+{{- include "chorus.ingress" (dict "from" (toYaml .Values.metrics.scrapers) "port" .Values.metrics.port) -}}
+{{- end -}}
+{{- end }}
+
 {{- define "chorus.egress" -}}
 - to:
     {{- .to | nindent 4 }}

@@ -31,6 +31,10 @@ spec:
       ports:
         - name: grpc
           containerPort: {{ $port }}
+        {{- if .root.Values.metrics.enabled }}
+        - name: metrics
+          containerPort: {{ .root.Values.metrics.port | int }}
+        {{- end }}
       {{- $env := include "chorus.env" (dict "root" .root "service" .service "port" $port "settings" $values.settings) }}
       {{- include "chorus.containerEnv" (list .root .service (printf "%s\n%s" $env .env)) | nindent 6 }}
       # Slightly longer than the service's own limit on its start.
@@ -86,6 +90,12 @@ spec:
   value: {{ .port | quote }}
 - name: {{ $prefix }}LOG_FORMAT
   value: json
+{{- if .root.Values.metrics.enabled }}
+- name: {{ $prefix }}METRICS_HOST
+  value: {{ .root.Values.network.listenHost | quote }}
+- name: {{ $prefix }}METRICS_PORT
+  value: {{ include "chorus.scalar" .root.Values.metrics.port | quote }}
+{{- end }}
 {{- range $name, $value := .settings }}
 {{- if not (kindIs "invalid" $value) }}
 - name: {{ $prefix }}{{ upper $name }}
@@ -101,6 +111,8 @@ spec:
   value: {{ . | quote }}
 - name: OTEL_RESOURCE_ATTRIBUTES
   value: {{ printf "k8s.namespace.name=%s,k8s.pod.name=$(POD_NAME)" $.root.Release.Namespace | quote }}
+- name: OTEL_METRICS_EXPORTER
+  value: {{ ternary "otlp" "none" $.root.Values.telemetry.metrics }}
 - name: OTEL_TRACES_SAMPLER
   value: parentbased_traceidratio
 - name: OTEL_TRACES_SAMPLER_ARG

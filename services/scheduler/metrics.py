@@ -1,0 +1,78 @@
+"""Metrics of the scheduler: ended generations, and the queue."""
+
+from __future__ import annotations
+
+import time
+
+from chorus.common.v1 import plan_pb2
+from chorus.scheduler.v1 import scheduler_pb2 as pb
+from chorus_rpc import semconv
+from opentelemetry.metrics import Observation
+
+from services.runtime.metrics import METER, BoundedLabels, create_histogram
+from services.scheduler.dispatch.dispatcher import Dispatcher
+from services.scheduler.jobs.states import State
+from services.scheduler.jobs.store import Job
+
+_MODEL_LABELS = BoundedLabels(100)
+_GENERATIONS = METER.create_counter(
+    semconv.METRIC_GENERATIONS, "{generation}", "Generations that ended, by state and use of the cache."
+)
+_GENERATION_SECONDS = create_histogram(
+    semconv.METRIC_GENERATION, "Time from the submission of a generation to its video."
+)
+# The reasons that decide about a plan alone, before any donor is compared.
+_DECISIONS = {
+    plan_pb2.PLAN_REASON_CODE_EXACT: "exact",
+    plan_pb2.PLAN_REASON_CODE_REUSE_OFF: "off",
+    plan_pb2.PLAN_REASON_CODE_CACHE_UNAVAILABLE: "cache_down",
+}
+
+
+def record_end(job: Job) -> None:
+    """Counts a job that has just ended."""
+    generation = job.generation
+    model = _MODEL_LABELS.add(generation.spec.model_id)
+    attributes = {semconv.MODEL: model, semconv.DECISION: name_decision(generation)}
+    _GENERATIONS.add(1, {**attributes, semconv.STATE: job.state.name.lower()})
+    if job.state is State.SUCCEEDED:
+        spent = generation.end_time.ToNanoseconds() - generation.create_time.ToNanoseconds()
+        _GENERATION_SECONDS.record(max(0.0, spent / 1e9), attributes)
+
+
+def name_decision(generation: pb.Generation) -> str:
+    """Returns how a generation used the cache: exact, hit, miss, off or cache_down; none without a plan."""
+    if not generation.HasField("plan"):
+        return "none"
+    for reason in generation.plan.reasons:
+        if reason.code in _DECISIONS:
+            return _DECISIONS[reason.code]
+    # A donor that was planned but could not be fetched is a miss.
+    return "hit" if generation.HasField("donor") else "miss"
+
+
+def observe_queue(dispatcher: Dispatcher) -> None:
+    """Registers the metrics that are read from a dispatcher whenever they are exported."""
+
+    def measure_age() -> float:
+        created = dispatcher.oldest_created
+        return max(0.0, time.time() - created) if created else 0.0
+
+    METER.create_observable_gauge(
+        semconv.METRIC_QUEUE_DEPTH,
+        [lambda _: [Observation(dispatcher.queued)]],
+        "{generation}",
+        "Generations that wait for their start.",
+    )
+    METER.create_observable_gauge(
+        semconv.METRIC_QUEUE_OLDEST,
+        [lambda _: [Observation(measure_age())]],
+        "s",
+        "Time since the submission of the generation at the head of the queue; 0 for an empty queue.",
+    )
+    METER.create_observable_gauge(
+        semconv.METRIC_RUNNING,
+        [lambda _: [Observation(dispatcher.running)]],
+        "{generation}",
+        "Generations that are being worked on.",
+    )
