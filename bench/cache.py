@@ -20,10 +20,13 @@ from typing import Annotated, Final
 import typer
 
 from bench import results
+from bench.cache_attacks import measure_attacks
+from bench.cache_disk import GENERATIONS, measure_disk
 from bench.cache_fetch import S3_ENDPOINT, measure_admit, measure_fetch, measure_fetch_s3
 from bench.cache_hits import measure_hits
 from bench.cache_lookup import measure_embedded
 from bench.cache_milvus import URI, measure_milvus
+from bench.eviction import measure_gains
 from bench.results import Figure
 
 OUT: Final = results.RESULTS / "cache.json"
@@ -85,6 +88,16 @@ def main(
         ),
     ] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the prompts and of the first video.")] = 9100,
+    disk: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            file_okay=False,
+            help="Folder on a small disk for many generations, such as a tmpfs of 64 MB. Default: a"
+            " temporary folder.",
+        ),
+    ] = None,
+    generations: Annotated[int, typer.Option(min=2, help="Number of generations on it.")] = GENERATIONS,
     part: Annotated[list[str], typer.Option(help="Parts to measure; default: all.")] = [],  # noqa: B006
 ) -> None:
     """Measures the cache and writes the result file."""
@@ -100,6 +113,9 @@ def main(
         "fetch_s3": lambda folder: asyncio.run(measure_fetch_s3(folder, fetches)),
         "admit": lambda folder: asyncio.run(measure_admit(folder, fetches)),
         "hits": lambda folder: measure_hits(folder, stack_sizes, prompts, seed),
+        "disk": lambda folder: measure_disk(disk or folder, generations, seed),
+        "eviction": lambda _: measure_gains(),
+        "attacks": measure_attacks,
     }
     figures: dict[str, Figure] = {}
     selected = select_parts(part, list(parts))

@@ -7,14 +7,12 @@ entries belong to the donors' identity, so that a lookup compares its vector wit
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
-from unittest.mock import patch
 
 import grpc
 from chorus.embedder.v1 import embedder_pb2, embedder_pb2_grpc
@@ -65,9 +63,7 @@ def deploy(folder: Path) -> Iterator[dict[str, str]]:
         "CHORUS_CACHE_MILVUS_URI": str(folder / STORES / "milvus.db"),
         "CHORUS_CACHE_BLOB_DIR": str(folder / STORES / "blobs"),
     }
-    with ExitStack() as running:
-        with patch.dict(os.environ, stores):
-            targets = running.enter_context(local_deployment(folder / "up"))
+    with local_deployment(folder / "up", settings=stores) as targets:
         yield targets
 
 

@@ -145,15 +145,17 @@ def compare(
     return {rule: replay(trace, rule, share * everything)[0] for rule in PRIORITIES}
 
 
-def main(
-    length: Annotated[int, typer.Option(min=1_000, help="Requests of a trace.")] = 20_000,
-    seeds: Annotated[int, typer.Option(min=2, help="Number of traces.")] = 5,
-    share: Annotated[float, typer.Option(min=0.01, max=1, help="Capacity, of an unbounded cache.")] = 0.1,
-    tune: Annotated[bool, typer.Option("--tune", help="Use the seeds on which the rule was chosen.")] = False,
-    out: Annotated[Path, typer.Option(help="Folder of the result.")] = results.RESULTS,
-) -> None:
-    """Replays the traces and writes the gains of our rule over the others."""
-    first = 100 if tune else 500
+def measure_gains(
+    length: int = 20_000, seeds: int = 5, share: float = 0.1, first: int = 500
+) -> dict[str, Figure]:
+    """Replays traces and returns the gains of our rule over the others, their mean and the worst.
+
+    Args:
+        length: requests of a trace.
+        seeds: number of traces.
+        share: capacity as a share of what an unbounded cache would hold at the end.
+        first: seed of the first trace.
+    """
     figures: dict[str, Figure] = {}
     for suffix, shapes in (("", SHAPES), ("_one_model", ONE_MODEL)):
         found = [compare(first + number, length, share, shapes) for number in range(seeds)]
@@ -164,6 +166,18 @@ def main(
                 name = f"eviction_gain_over_{rule}{suffix}"
                 figures[name] = results.mean(gains, "of the seconds saved")
                 figures[f"{name}_worst"] = results.single(min(gains), "of the seconds saved")
+    return figures
+
+
+def main(
+    length: Annotated[int, typer.Option(min=1_000, help="Requests of a trace.")] = 20_000,
+    seeds: Annotated[int, typer.Option(min=2, help="Number of traces.")] = 5,
+    share: Annotated[float, typer.Option(min=0.01, max=1, help="Capacity, of an unbounded cache.")] = 0.1,
+    tune: Annotated[bool, typer.Option("--tune", help="Use the seeds on which the rule was chosen.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder of the result.")] = results.RESULTS,
+) -> None:
+    """Replays the traces and writes the gains of our rule over the others."""
+    figures = measure_gains(length, seeds, share, first=100 if tune else 500)
     for name, figure in figures.items():
         print(f"{name:32} {figure.value:12.3f} {figure.ci95}")
     if not tune:

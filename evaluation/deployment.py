@@ -11,18 +11,25 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import MappingProxyType
+from typing import Final
 
 from chorus_cli.local.addresses import HOST, SERVICES
 from chorus_cli.local.supervise import tethered
 from chorus_cli.local.up import locked
 
 _STOP_SECONDS = 60.0
+NO_SETTINGS: Final[Mapping[str, str]] = MappingProxyType({})
 _NO_EMBEDDING_CACHE = {"CHORUS_EMBEDDER_RECENT_BYTES": "0"}
 
 
 @contextmanager
 def local_deployment(
-    directory: Path, *, cache_embeddings: bool = True, model: Path | None = None
+    directory: Path,
+    *,
+    cache_embeddings: bool = True,
+    model: Path | None = None,
+    settings: Mapping[str, str] = NO_SETTINGS,
 ) -> Iterator[dict[str, str]]:
     """Runs all services on an emptied `directory`; yields service → "host:port", and stops them at the end.
 
@@ -30,6 +37,7 @@ def local_deployment(
         cache_embeddings: False to disable the embedder's cache, so that a prompt requested twice is embedded
             twice.
         model: Model file to serve. None for the shipped model.
+        settings: Environment variables of the services, in addition to those of this process.
 
     Raises ChorusError when another `chorus up` uses the directory, SystemExit when the services do not start.
     """
@@ -40,7 +48,12 @@ def local_deployment(
                 shutil.rmtree(old)
             elif old.name != "up.lock":
                 old.unlink()
-    environment = {**_free_ports(), **os.environ, **({} if cache_embeddings else _NO_EMBEDDING_CACHE)}
+    environment = {
+        **_free_ports(),
+        **os.environ,
+        **settings,
+        **({} if cache_embeddings else _NO_EMBEDDING_CACHE),
+    }
     # A model of many gigabytes takes minutes to load, the shipped one seconds.
     served = () if model is None else ("--model", str(model), "--startup-seconds", "3600")
     command = tethered((sys.executable, "-m", "chorus_cli", "up", "--dir", str(directory), *served, "--json"))

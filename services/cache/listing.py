@@ -55,7 +55,7 @@ async def list_entries(store: LatentStore, tenant: str, order: Order, size: int,
 
     Raises INVALID_FIELD for a token that no page returned, and the errors of the index.
     """
-    value, after = _VALUES[order], _parse(token, tenant)
+    value, after = _VALUES[order], parse_token(token, tenant)
     best: list[_Place] = []  # a heap; one more than the page, to know whether another follows
     for number, key in enumerate(store.ledger):
         if number % _SLICE == _SLICE - 1:
@@ -94,7 +94,11 @@ def _format(place: _Place) -> str:
     return base64.urlsafe_b64encode(f"{value!r} {key.space} {key.entry_id}".encode()).decode()
 
 
-def _parse(token: str, tenant: str) -> _Place | None:
+def parse_token(token: str, tenant: str) -> _Place | None:
+    """Returns the last place of the page that had this token, or None for an empty one.
+
+    Raises INVALID_FIELD for a token that no page had.
+    """
     if not token:
         return None
     try:

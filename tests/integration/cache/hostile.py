@@ -411,13 +411,21 @@ def draw_admission(random: Random, prompt: str) -> Messages:
     return messages
 
 
-Request = cache_pb2.LookupRequest | cache_pb2.FindRequest | cache_pb2.FetchRequest | cache_pb2.PurgeRequest
+Request = (
+    cache_pb2.LookupRequest
+    | cache_pb2.FindRequest
+    | cache_pb2.FetchRequest
+    | cache_pb2.ListEntriesRequest
+    | cache_pb2.GetEntryRequest
+    | cache_pb2.VerifyEntriesRequest
+    | cache_pb2.PurgeRequest
+)
 
 
 def draw_request(random: Random) -> Request:
     """Returns a request of another method, with one or several spoilt fields."""
     request: Request
-    match random.randrange(4):
+    match random.randrange(7):
         case 0:
             request = lookup(random.getrandbits(8))
             request.limit = random.choice((0, 1, 16, 17, (1 << 32) - 1))
@@ -435,6 +443,16 @@ def draw_request(random: Random) -> Request:
         case 2:
             steps = random.choice(((), (1,), (1, 1), tuple(range(65)), ((1 << 32) - 1,)))
             request = fetch(random.choice((*_DIGESTS, "0" * 64)), *steps)
+        case 3:
+            request = cache_pb2.ListEntriesRequest(
+                page_size=random.choice((0, 1, 1_000, 1_001, (1 << 32) - 1)),
+                page_token=random.choice(("", "?", "bmFuIHggeQ==", "x" * 4_096, "\x00")),
+            )
+            request.order = random.choice((0, 1, 3, 4, 99, -1))  # type: ignore[assignment]
+        case 4:
+            request = cache_pb2.GetEntryRequest(entry_id=random.choice((*_DIGESTS, "0" * 64)))
+        case 5:
+            request = cache_pb2.VerifyEntriesRequest(entry_id=random.choice((*_DIGESTS, "0" * 64)))
         case _:
             request = cache_pb2.PurgeRequest(
                 entry_id=random.choice((*_DIGESTS, "0" * 64)),
@@ -444,7 +462,8 @@ def draw_request(random: Random) -> Request:
             if random.random() < 0.5:
                 request.older_than.seconds = random.choice((-1, 0, 1 << 62, -(1 << 62), 400_000_000))
                 request.older_than.nanos = random.choice((-1, 0, 1_000_000_000, (1 << 31) - 1))
-    if not isinstance(request, cache_pb2.PurgeRequest) and random.random() < 0.5:
+    with_identity = cache_pb2.LookupRequest | cache_pb2.FindRequest | cache_pb2.FetchRequest
+    if isinstance(request, with_identity) and random.random() < 0.5:
         _spoil_identity(random, request.identity)
     if random.random() < 0.3:
         _flip_decodable(random, request)

@@ -10,7 +10,7 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
@@ -144,7 +144,7 @@ async def check_left(folder: Path) -> None:
 
 @pytest.mark.timeout(600)
 async def test_kill_9_at_every_point_of_every_operation(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record_property: Callable[[str, object], None]
 ) -> None:
     monkeypatch.setattr("pymilvus.client.grpc_handler.time", CLOCK)
     parts = 0
@@ -161,5 +161,6 @@ async def test_kill_9_at_every_point_of_every_operation(
                 raise
             if not killed:
                 break
+    record_property("crash_points", point - 1)
     assert point > _FEWEST_POINTS
     assert parts > 20, "points within the write of a blob"

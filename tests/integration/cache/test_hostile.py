@@ -25,9 +25,18 @@ from services.cache.directory import DirectoryBlobs
 from services.cache.embedded import EmbeddedIndex
 from services.cache.entries import Admission, Space
 from services.cache.filters import make_filter
+from services.cache.index import Selection
+from services.cache.listing import parse_token
 from services.cache.store import LatentStore
 from services.cache.upload import Upload
-from services.cache.validation import check_fetch, check_find, check_lookup, check_purge
+from services.cache.validation import (
+    check_entry_id,
+    check_fetch,
+    check_find,
+    check_list,
+    check_lookup,
+    check_purge,
+)
 from tests.contract.samples import admission, fetch, latents, new_entry
 from tests.integration.cache.calls import (
     SECONDS,
@@ -65,6 +74,9 @@ _METHODS = {
     cache_pb2.LookupRequest: "Lookup",
     cache_pb2.FindRequest: "Find",
     cache_pb2.FetchRequest: "Fetch",
+    cache_pb2.ListEntriesRequest: "ListEntries",
+    cache_pb2.GetEntryRequest: "GetEntry",
+    cache_pb2.VerifyEntriesRequest: "VerifyEntries",
     cache_pb2.PurgeRequest: "Purge",
 }
 
@@ -144,8 +156,12 @@ async def check_stored(store: LatentStore, accepted: Admission) -> None:
 
 @pytest.mark.parametrize(("draw", "count"), [(draw_blob_admission, BLOBS), (draw_admission, ADMISSIONS)])
 async def test_hostile_admission_is_rejected_or_stored_as_it_is(
-    store: LatentStore, draw: Callable[[Random, str], Messages], count: int
+    store: LatentStore,
+    draw: Callable[[Random, str], Messages],
+    count: int,
+    record_property: Callable[[str, object], None],
 ) -> None:
+    record_property("hostile_inputs", count)
     random = Random(count)
     accepted: list[Admission] = []
     for number in range(count):
@@ -171,6 +187,12 @@ def check_request(request: Request) -> None:
             found = check_find(request, LIMITS)
         case cache_pb2.FetchRequest():
             found = check_fetch(request)
+        case cache_pb2.ListEntriesRequest():
+            assert 1 <= check_list(request) <= 1_000
+            parse_token(request.page_token, "hostile")
+        case cache_pb2.GetEntryRequest() | cache_pb2.VerifyEntriesRequest():
+            check_entry_id(request.entry_id)
+            make_filter("hostile", Selection(entry_id=request.entry_id))
         case _:
             make_filter("hostile", check_purge(request, 1_700_000_000_000))
     if found is not None:
@@ -178,7 +200,8 @@ def check_request(request: Request) -> None:
         assert len(found.name) <= 64
 
 
-def test_hostile_request_is_rejected_or_safe() -> None:
+def test_hostile_request_is_rejected_or_safe(record_property: Callable[[str, object], None]) -> None:
+    record_property("hostile_inputs", REQUESTS)
     random = Random("requests")
     outcomes: Counter[bool] = Counter()
     for number in range(REQUESTS):
@@ -261,7 +284,10 @@ async def send_raw(service: ServiceProcess, method: str, raw: bytes) -> grpc.Sta
         return await call.code()
 
 
-async def test_process_survives_hostile_calls(stub: Stub, service: ServiceProcess) -> None:
+async def test_process_survives_hostile_calls(
+    stub: Stub, service: ServiceProcess, record_property: Callable[[str, object], None]
+) -> None:
+    record_property("hostile_inputs", SENT_BLOBS + SENT_ADMISSIONS + SENT_REQUESTS)
     valid = await admitted(stub, tenant_metadata("valid"), admission(new_entry(), VALID))
     random = Random("sent")
     outcomes: Counter[bool] = Counter()
