@@ -68,7 +68,7 @@ class Upload:
                 if blob.step is None:
                     check_side_data(content)
                 else:
-                    check_latents(content, entry.identity)
+                    check_latents(content, entry.identity, blob.step)
             except BlobFault as fault:
                 raise invalid("chunk", f"blob of {blob.name}: {fault}") from fault
             data[blob.digest] = content
@@ -150,8 +150,7 @@ class Upload:
             return
         if None not in self._received:
             raise invalid("entry.side_data", "the stream ended before the blob of side data")
-        sizes = {step: blob.size_bytes for step, (blob, _) in self._received.items()}
-        check_side_data_size(sizes.pop(None), sum(sizes.values()))
+        check_side_data_size(self._received[None][0].size_bytes, entry)
 
 
 def _to_blob(header: latents_pb2.BlobHeader) -> Blob:

@@ -201,8 +201,10 @@ def check_header(
     violations.raise_if_any()
 
 
-def check_side_data_size(size_bytes: int, latents_bytes: int) -> None:
-    """Validates the size of side data; `latents_bytes` is the size of all latents of the entry, in bytes."""
+def check_side_data_size(size_bytes: int, entry: cache_pb2.NewEntry) -> None:
+    """Validates the size of side data, in bytes, against the latents of its entry in the identity's type."""
+    _, width = _DTYPES[entry.identity.latent_dtype]
+    latents_bytes = len(entry.steps) * math.prod(entry.identity.latent_shape) * width
     limit = latents_bytes // SIDE_DATA_SHARE
     if size_bytes > limit:
         raise invalid(
@@ -219,20 +221,24 @@ def check_side_data(data: bytes) -> None:
         raise BlobFault(f"must hold 1 to {MAX_SIDE_TENSORS} tensors, not {len(tensors)}")
 
 
-def check_latents(data: bytes, identity: latents_pb2.LatentIdentity) -> None:
-    """Raises BlobFault unless `data` is a safetensors file of one tensor, shaped as the identity requires."""
+def check_latents(data: bytes, identity: latents_pb2.LatentIdentity, step: int) -> None:
+    """Raises BlobFault unless `data` is a safetensors file of one tensor, as the identity requires.
+
+    The latents of the steps before the last may also be bfloat16: a donor's need not be exact.
+    """
     tensors = parse_tensor_headers(data)
     if len(tensors) != 1:
         raise BlobFault(f"must hold one tensor, not {len(tensors)}")
-    shape, (dtype, width) = tuple(identity.latent_shape), _DTYPES[identity.latent_dtype]
+    shape, exact = tuple(identity.latent_shape), _DTYPES[identity.latent_dtype]
+    last = step == len(identity.schedule.sigmas) - 1
+    widths = dict((exact,) if last else (exact, _DTYPES[latents_pb2.D_TYPE_BFLOAT16]))
     found = tensors[0]
-    if (found.shape, found.dtype) != (shape, dtype):
-        raise BlobFault(f"holds {found.dtype} {list(found.shape)} instead of {dtype} {list(shape)}")
+    if found.shape != shape or found.dtype not in widths:
+        raise BlobFault(f"holds {found.dtype} {list(found.shape)} instead of {exact[0]} {list(shape)}")
     values = len(data) - 8 - int.from_bytes(data[:8], "little")
-    if values != math.prod(shape) * width:
-        raise BlobFault(
-            f"holds {values} bytes of values; {dtype} {list(shape)} takes {math.prod(shape) * width}"
-        )
+    expected = math.prod(shape) * widths[found.dtype]
+    if values != expected:
+        raise BlobFault(f"holds {values} bytes of values; {found.dtype} {list(shape)} takes {expected}")
 
 
 def _check_identity(violations: Violations, field: str, identity: latents_pb2.LatentIdentity) -> None:

@@ -52,6 +52,7 @@ async def start(settings: DenoiserSettings, resources: Resources, server: grpc.a
         max_blob_bytes=settings.max_blob_bytes,
         fetch_seconds=settings.fetch_seconds,
         admit_seconds=settings.admit_seconds,
+        donor_dtype=settings.donor_dtype,
         key=settings.cache_key.get_secret_value(),
     )
     admissions = Admissions(

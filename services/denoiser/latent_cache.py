@@ -22,6 +22,7 @@ from services.contract.identity import approximate
 from services.denoiser.request import DenoiseJob
 from services.denoiser.reuse.latent_blob import pack_latents, unpack_latents
 from services.denoiser.reuse.side_data import SideData, pack_side_data, unpack_side_data
+from services.denoiser.settings import DonorDtype
 from services.runtime.breaker import Guard
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class LatentCache:
         guard: Suspends calls while the cache does not answer.
         max_blob_bytes: Upper bound on one step's latents, and on the side data, in bytes.
         fetch_seconds, admit_seconds: Timeout of one call, in seconds.
+        donor_dtype: Type in which the latents of the steps before the last are stored.
         key: Key that the cache expects of this service; empty if it expects none.
     """
 
@@ -59,10 +61,12 @@ class LatentCache:
         max_blob_bytes: int,
         fetch_seconds: float,
         admit_seconds: float,
+        donor_dtype: DonorDtype = "float32",
         key: str = "",
     ) -> None:
         self._cache = cache
         self._key = key
+        self._donor_dtype: DonorDtype = donor_dtype
         self._guard = guard
         self._max_blob_bytes = max_blob_bytes
         self._fetch_seconds = fetch_seconds
@@ -148,7 +152,7 @@ class LatentCache:
             )
             with self._call(self._admit_seconds, "CHORUS_DENOISER_ADMIT_SECONDS"):
                 reply = await self._cache.Admit(
-                    _entry_requests(entry, job.sigmas, latents, side),
+                    _entry_requests(entry, job.sigmas, latents, side, self._donor_dtype),
                     timeout=self._admit_seconds,
                     metadata=tenant_metadata(tenant, self._key),
                 )
@@ -215,7 +219,8 @@ class _Delivery:
                 if step is None:
                     side = _unpack_side_data(data, job)
                 else:
-                    latents[step] = unpack_latents(data, job.latent_shape)
+                    exact = step == job.total_steps
+                    latents[step] = unpack_latents(data, job.latent_shape, exact=exact)
             except BlobFault as fault:
                 raise BlobFault(f"{_name_blob(step)}: {fault}") from fault
         return DonorData(latents, side)
@@ -254,10 +259,12 @@ async def _entry_requests(
     sigmas: tuple[float, ...],
     latents: Mapping[int, Tensor],
     side: SideData | None,
+    donor_dtype: DonorDtype,
 ) -> AsyncIterator[cache_pb2.AdmitRequest]:
     yield cache_pb2.AdmitRequest(entry=entry)
     for index, tensor in latents.items():
-        data = await asyncio.to_thread(pack_latents, tensor)
+        dtype = "float32" if index == len(sigmas) - 1 else donor_dtype
+        data = await asyncio.to_thread(pack_latents, tensor, dtype)
         header = latents_pb2.BlobHeader(step=latents_pb2.StepRef(index=index, sigma=sigmas[index]))
         for request in _blob_requests(header, data):
             yield request

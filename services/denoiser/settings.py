@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
 from chorus_rpc.limits import DEFAULT_MAX_BLOB_BYTES
 from pydantic import BeforeValidator, Field, FilePath, SecretStr
@@ -12,6 +12,8 @@ from pydantic_settings import NoDecode, SettingsConfigDict
 from services.runtime.settings import MIB, ROOT, Key, Port, Seconds, ServerSettings, Target, split_list
 
 SHIPPED_MODEL = ROOT / "models" / "shapes" / "model.toml"
+
+DonorDtype: TypeAlias = Literal["float32", "bfloat16"]
 
 
 class DenoiserSettings(ServerSettings):
@@ -75,6 +77,9 @@ class DenoiserSettings(ServerSettings):
     results are not admitted. One result alone may be larger."""
     max_blob_bytes: Annotated[int, Field(ge=1024, le=1024 * MIB)] = DEFAULT_MAX_BLOB_BYTES
     """Upper bound on the latents of one step boundary, in bytes."""
+    donor_dtype: DonorDtype = "bfloat16"
+    """Type in which the cache keeps the latents of the steps before the last. "bfloat16" takes half the space
+    of "float32". The clean latents, which exact repeats decode, are always kept in float32."""
     run_seconds: Seconds = 3_600.0
     """Upper bound on the duration of a run, in seconds, even if the caller's deadline is later."""
 

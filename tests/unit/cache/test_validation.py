@@ -353,6 +353,16 @@ def test_foreign_latents_are_rejected(data: bytes) -> None:
     assert "step 2" in refused("chunk", lambda: uploaded(admission(new_entry(), {2: data}))).message
 
 
+def test_latents_in_half_the_size_are_accepted_before_the_last_step_only() -> None:
+    halves = _with_header(
+        {"x": {"dtype": "BF16", "shape": SHAPE, "data_offsets": [0, VALUES // 2]}}, b"\0" * (VALUES // 2)
+    )
+    last = len(new_entry().identity.schedule.sigmas) - 1
+    assert uploaded(admission(new_entry(), {last - 1: halves})).entry.blobs[0].size_bytes == len(halves)
+    error = refused("chunk", lambda: uploaded(admission(new_entry(), {last: halves})))
+    assert "holds BF16" in error.message
+
+
 def test_wrong_digest_is_rejected() -> None:
     messages = list(admission(new_entry(), {1: BLOBS[1]}, 1 << 20))
     messages[-1] = cache_pb2.AdmitRequest(chunk=BLOBS[1][:-1] + b"?")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -99,6 +100,7 @@ def job(steps: tuple[int, ...] = (1, 2), side: bool = True, entry_id: str = "") 
         generation_id="generation-1",
         model=SimpleNamespace(spec=spec),
         latent_shape=SHAPE,
+        total_steps=len(SIGMAS) - 1,
         token_grid=GRID,
         sigmas=SIGMAS,
         seed=3,
@@ -173,6 +175,31 @@ async def test_donor_without_side_data_serves_jobs_that_need_none(
     with pytest.raises(ChorusError, match="no side data") as caught:
         await latent_cache.fetch(job(entry_id=entry_id), "studio")
     assert caught.value.reason == NOT_FOUND
+
+
+async def test_donors_take_half_the_space_and_clean_latents_keep_every_bit(cache: Cache) -> None:
+    stub: Any = cache
+    values = torch.linspace(-3, 3, math.prod(SHAPE)).view(SHAPE) / 7
+    last = len(SIGMAS) - 1
+    sizes = {}
+    for dtype in ("float32", "bfloat16"):
+        latent_cache = LatentCache(
+            stub,
+            Guard("cache", asyncio.Event().wait),
+            max_blob_bytes=1 << 16,
+            fetch_seconds=5,
+            admit_seconds=5,
+            donor_dtype=dtype,
+        )
+        entry_id = await latent_cache.admit(job(), "studio", {1: values, last: values}, 1.5, None)
+        assert cache.store.admission is not None
+        sizes[dtype] = {blob.step: blob.size_bytes for blob in cache.store.admission.entry.blobs}
+        found = await latent_cache.fetch(job((1, last), side=False, entry_id=entry_id), "studio")
+        assert torch.equal(found.latents[last], values)
+        assert found.latents[1].dtype is torch.float32
+        assert (found.latents[1] - values).abs().max() <= (0 if dtype == "float32" else 2**-8)
+    assert sizes["bfloat16"][last] == sizes["float32"][last]
+    assert sizes["bfloat16"][1] - 2 * values.numel() == sizes["float32"][1] - 4 * values.numel()
 
 
 def blob(announced: latents_pb2.BlobHeader, data: bytes) -> Parts:
