@@ -6,6 +6,7 @@ import asyncio
 import ipaddress
 import shutil
 import sys
+from collections.abc import Iterable
 
 import grpc.aio
 from chorus.cache.v1 import cache_pb2, cache_pb2_grpc
@@ -104,6 +105,16 @@ def make_access(settings: CacheSettings) -> Access:
     return Access(keys, settings.keyless_tenants)
 
 
+def read_shares(pairs: Iterable[str]) -> dict[str, list[str]]:
+    """Returns for each reader the owners whose entries it may reuse, from "READER=OWNER"."""
+    shares: dict[str, list[str]] = {}
+    for pair in dict.fromkeys(pairs):
+        reader, owner = pair.split("=")
+        if reader != owner:
+            shares.setdefault(reader, []).append(owner)
+    return shares
+
+
 def _is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
@@ -119,7 +130,8 @@ async def start(settings: CacheSettings, resources: Resources, server: grpc.aio.
     if settings.hot_bytes:
         blobs = HotBlobs(blobs, settings.hot_bytes)
     resources.push_async_callback(blobs.close)
-    store = LatentStore(index, blobs, await choose_capacity(settings))
+    shares = read_shares(settings.shares)
+    store = LatentStore(index, blobs, await choose_capacity(settings), shares)
     resources.push_async_callback(store.close)
     await store.load()
     observe_store(store)

@@ -65,6 +65,21 @@ class CacheSettings(ServerSettings):
     """Tenants that are served if callers need no key, comma separated; "*": all. Whoever can reach the cache
     can read and write their entries."""
 
+    shares: Annotated[
+        tuple[
+            Annotated[
+                str, StringConstraints(pattern=rf"^{TENANT_PATTERN}={TENANT_PATTERN}$", max_length=127)
+            ],
+            ...,
+        ],
+        NoDecode,
+        BeforeValidator(split_list),
+        Field(max_length=1_000),
+    ] = ()
+    """Tenants that may reuse another's entries, "READER=OWNER" separated by commas: lookups of READER find
+    the donors of OWNER too, with their prompts. Not the other way round, and not through a third tenant.
+    Empty: every tenant finds its own entries only."""
+
     milvus_uri: Annotated[str, Field(min_length=4, max_length=1024)] = ".chorus/milvus.db"
     """Location of the vector index: a path that ends in ".db" for Milvus Lite in this process, or
     http(s)://host:port for a server."""

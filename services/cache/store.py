@@ -21,16 +21,19 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
-from typing import Literal, TypeAlias
+from itertools import chain
+from types import MappingProxyType
+from typing import Final
 from weakref import WeakValueDictionary
 
 from chorus_rpc import semconv
 from chorus_rpc.chunks import sha256
-from chorus_rpc.errors import BLOB_CORRUPT, WRONG_STATE, ChorusError, not_found
+from chorus_rpc.errors import WRONG_STATE, ChorusError, not_found
 from chorus_rpc.telemetry import span
 
 from services.cache.blobs import Blobs
 from services.cache.counters import TenantCounters
+from services.cache.damage import CorruptBlob, Outcome, describe_damage
 from services.cache.entries import Admission, Blob, Entry, Space, Uses, make_blob_key
 from services.cache.eviction.ledger import EntryKey, Ledger
 from services.cache.index import Hit, Index
@@ -42,14 +45,7 @@ from services.runtime.logs import get_logger
 
 log = get_logger("cache.store")
 
-# What became of an entry with a damaged blob.
-Outcome: TypeAlias = Literal["deleted", "kept", "replaced"]
-
-_MISSING, _ALTERED = "missing", "altered"
-
-
-class _CorruptBlob(Exception):
-    """A blob that a row names is _MISSING or _ALTERED."""
+NO_SHARES: Final[Mapping[str, Sequence[str]]] = MappingProxyType({})
 
 
 class LatentStore:
@@ -59,11 +55,19 @@ class LatentStore:
 
     Args:
         capacity: upper bounds on the blobs of all entries.
+        shares: for a tenant, the other tenants whose entries it may look up and fetch.
     """
 
-    def __init__(self, index: Index, blobs: Blobs, capacity: Capacity = UNBOUNDED) -> None:
+    def __init__(
+        self,
+        index: Index,
+        blobs: Blobs,
+        capacity: Capacity = UNBOUNDED,
+        shares: Mapping[str, Sequence[str]] = NO_SHARES,
+    ) -> None:
         self.index = index
         self.blobs = blobs
+        self._shares = shares
         self.claim = StoreClaim(blobs, index.index_id)
         self.counters = TenantCounters()
         self.failed_sweeps = 0  # since the start of the process
@@ -108,8 +112,14 @@ class LatentStore:
         """Returns the entries nearest to `vector`, best first, with a score of at least `min_score`."""
         deleted = self._looked_up.deletions
         with span(semconv.SPAN_INDEX_SEARCH) as current:
-            hits = await self.index.search(space.name, tenant, identity, vector, limit, now_ms())
-            donors = [hit for hit in hits if hit.score >= min_score]
+            found = await asyncio.gather(
+                *(
+                    self.index.search(space.name, owner, identity, vector, limit, now_ms())
+                    for owner in self._find_owners(tenant)
+                )
+            )
+            hits = sorted(chain.from_iterable(found), key=lambda hit: hit.score, reverse=True)
+            donors = [hit for hit in hits[:limit] if hit.score >= min_score]
             current.set_attribute(semconv.DONOR_COUNT, len(donors))
         if deleted == self._looked_up.deletions:  # otherwise one of these may have been deleted since
             for hit in donors:
@@ -151,17 +161,14 @@ class LatentStore:
             total_steps: steps of the schedule. The share of them before the last of `steps` is taken for the
                 share of the computation that this use saves; 0 if unknown.
         """
-        entry = self._looked_up.get(space.name, tenant, entry_id)
-        if entry is None:
-            with span(semconv.SPAN_INDEX_GET, {semconv.ENTRY_ID: entry_id}):
-                entry = await self.index.get(space.name, tenant, entry_id)
+        entry = await self._find_readable(space, tenant, entry_id)
         if entry is None or entry.identity != identity or entry.is_expired(now_ms()):
             raise not_found("entry", entry_id)
         by_step = {blob.step: blob for blob in entry.blobs}
         for step in steps:
             if step not in by_step:
                 raise not_found("step", str(step))
-        key = EntryKey(space.name, tenant, entry_id)
+        key = EntryKey(space.name, entry.tenant, entry_id)
         share = min(1.0, max(steps) / total_steps) if total_steps else 0.0
         reading = self._read_blobs(space, entry, by_step, steps, side_data)
         with self.room.reading(key):
@@ -170,6 +177,21 @@ class LatentStore:
                     yield each
         self.counters[tenant].fetches += 1
         self._use(key, entry.cost_seconds * share)
+
+    def _find_owners(self, tenant: str) -> Sequence[str]:
+        return (tenant, *self._shares.get(tenant, ()))
+
+    async def _find_readable(self, space: Space, tenant: str, entry_id: str) -> Entry | None:
+        """Returns the entry with an id that a tenant may read, its own or a shared one."""
+        for owner in self._find_owners(tenant):
+            if (entry := self._looked_up.get(space.name, owner, entry_id)) is not None:
+                return entry
+        for owner in self._find_owners(tenant):
+            with span(semconv.SPAN_INDEX_GET, {semconv.ENTRY_ID: entry_id}):
+                entry = await self.index.get(space.name, owner, entry_id)
+            if entry is not None:
+                return entry
+        return None
 
     async def _read_blobs(
         self,
@@ -187,10 +209,9 @@ class LatentStore:
             for i, blob in enumerate(blobs):
                 try:
                     data = await (ahead or self._read(entry, blob))
-                except _CorruptBlob as fault:
-                    missing = fault.args == (_MISSING,)
-                    outcome = await self.drop_damaged(space.name, entry, blob, missing=missing)
-                    raise _describe_damage(entry, blob, str(fault), outcome) from None
+                except CorruptBlob as fault:
+                    outcome = await self.drop_damaged(space.name, entry, blob, missing=fault.missing)
+                    raise describe_damage(entry, blob, fault, outcome) from None
                 # Reads the next blob while this one is sent.
                 following = blobs[i + 1] if i + 1 < len(blobs) else None
                 ahead = None if following is None else asyncio.create_task(self._read(entry, following))
@@ -328,7 +349,7 @@ class LatentStore:
             await self.blobs.put(make_blob_key(entry.tenant, entry.identity, digest), data)
 
     async def _read(self, entry: Entry, blob: Blob) -> bytes:
-        """Returns a blob. Raises _CorruptBlob if it is missing or altered."""
+        """Returns a blob. Raises CorruptBlob if it is missing or altered."""
         step = {} if blob.step is None else {semconv.STEP_INDEX: blob.step}
         with span(semconv.SPAN_BLOB_GET, {semconv.BYTES: blob.size_bytes, **step}):
             key = make_blob_key(entry.tenant, entry.identity, blob.digest)
@@ -336,7 +357,7 @@ class LatentStore:
             if data is not None and await asyncio.to_thread(sha256, data) == blob.digest:
                 return data
         # After the span: the object store answered, so its call did not fail.
-        raise _CorruptBlob(_MISSING if data is None else _ALTERED)
+        raise CorruptBlob(missing=data is None)
 
     async def drop_damaged(self, space: str, entry: Entry, blob: Blob, *, missing: bool) -> Outcome:
         """Deletes the row of a missing or altered blob, unless another admission replaced it since, or the
@@ -367,20 +388,6 @@ class LatentStore:
         except ChorusError:
             return False
         return found is None or (found.created_ms, found.blobs) != (entry.created_ms, entry.blobs)
-
-
-def _describe_damage(entry: Entry, blob: Blob, fault: str, outcome: Outcome) -> ChorusError:
-    """Returns the error for the reader of a damaged blob."""
-    if outcome == "replaced":
-        return not_found("entry", entry.entry_id)
-    metadata = {"entry": entry.entry_id, **({} if blob.step is None else {"step": str(blob.step)})}
-    message = f"{blob.name} of entry {entry.entry_id} is {fault}; the entry was dropped"
-    if outcome == "kept":
-        message = (
-            f"{blob.name} of entry {entry.entry_id} is missing from the object store, which the cache's "
-            "index does not own; the entry was kept, `chorus cache stats` shows the owner"
-        )
-    return ChorusError(BLOB_CORRUPT, message, metadata=metadata)
 
 
 def now_ms() -> int:

@@ -97,6 +97,8 @@ SECRETS = {"SCHEDULER_KEY": "s" * 16, "DENOISER_KEY": "d" * 16, "OPERATOR_KEY": 
         ({"OPERATOR_KEY": "o" * 16}, "SCHEDULER_KEY and CHORUS_CACHE_DENOISER_KEY must both be set"),
         ({**SECRETS, "DENOISER_KEY": "s" * 16}, "the keys of scheduler, denoiser and operator must differ"),
         ({"KEYLESS_TENANTS": "default,Not One"}, "CHORUS_CACHE_KEYLESS_TENANTS"),
+        ({"SHARES": "acme"}, "CHORUS_CACHE_SHARES"),
+        ({"SHARES": "acme=studio,acme=*"}, "CHORUS_CACHE_SHARES"),
     ],
 )
 def test_key_that_cannot_be_honoured_is_named_and_not_shown(
