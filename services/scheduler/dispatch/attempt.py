@@ -20,7 +20,7 @@ from services.runtime.logs import get_logger
 from services.scheduler.dispatch.admissions import PendingAdmissions
 from services.scheduler.dispatch.compare import compare_prompts
 from services.scheduler.dispatch.denoise_stream import DenoiseParameters, DenoiseRunner
-from services.scheduler.dispatch.overrides import find_unused_plan, warn_field_ignored
+from services.scheduler.dispatch.overrides import find_unused_plan, find_unused_retention, warn_field_ignored
 from services.scheduler.dispatch.retry import classify_failure
 from services.scheduler.dispatch.throughput import Throughput
 from services.scheduler.jobs.states import IN_QUEUE
@@ -109,6 +109,7 @@ class AttemptRunner:
         plan = self._plan(job.generation, model, donors, cache_error)
         if cache_error is None:
             warnings += find_unused_plan(spec, plan, model.max_text_tokens)
+        warnings += find_unused_retention(job.generation, plan)
         timings.embed_seconds = embedded - dequeued
         timings.lookup_seconds = time.monotonic() - embedded
 

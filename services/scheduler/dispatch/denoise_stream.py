@@ -19,7 +19,7 @@ from services.contract.identity import approximate
 from services.runtime.logs import get_logger
 from services.scheduler.dispatch import throughput
 from services.scheduler.dispatch.admissions import PendingAdmissions
-from services.scheduler.dispatch.overrides import find_overrides, find_unused_retention
+from services.scheduler.dispatch.overrides import find_overrides, find_unkept_latents
 from services.scheduler.dispatch.retry import classify_failure
 from services.scheduler.dispatch.throughput import Throughput
 from services.scheduler.jobs.passing_faults import PassingFault, wait_out
@@ -322,7 +322,7 @@ class DenoiseRunner:
             try:
                 async for reply in replies:
                     events += _convert_admission(reply.admission)
-                    events += find_unused_retention(job.generation.spec, reply.admission)
+                    events += find_unkept_latents(job.generation, reply.admission)
                     known = True
             except ChorusError as error:
                 log.warning("stream broke after the video was complete", error=error.message)

@@ -79,18 +79,29 @@ def _explain_missing_token(tokens: Sequence[plan_pb2.WeightedToken], edit: str, 
     return f"the donor's prompt differs in no token ({edit})" if edit else "the prompts were not compared"
 
 
-def find_unused_retention(
-    spec: pb.GenerationSpec, admission: denoiser_pb2.Admission
-) -> list[pb.GenerationEvent]:
-    """Returns the warning, as an event, that no latents of a request with a retention were kept."""
-    if not spec.HasField("retention") or admission.entry_id or admission.HasField("error"):
+def find_unused_retention(generation: pb.Generation, plan: plan_pb2.Plan) -> list[errors_pb2.JobError]:
+    """Returns the warning that an exact repeat leaves no latents for which a retention could hold."""
+    if not generation.spec.HasField("retention") or plan.reuse_steps < plan.total_steps:
         return []
-    warning = warn_field_ignored(
-        "spec.retention",
-        "the run kept no latents: an exact repeat, a run of one step and some runs of an explicit plan have"
-        " none of their own; set reuse to OFF to compute and keep them",
+    return [_warn_unused_retention("an exact repeat has none of its own")]
+
+
+def find_unkept_latents(
+    generation: pb.Generation, admission: denoiser_pb2.Admission
+) -> list[pb.GenerationEvent]:
+    """Returns the warning, as an event, that a run kept no latents for which a retention could hold."""
+    if not generation.spec.HasField("retention") or admission.entry_id or admission.HasField("error"):
+        return []
+    if generation.plan.reuse_steps == generation.plan.total_steps:
+        return []  # the plan's warning says so
+    cause = "a run of one step, and some runs of an explicit plan, have none of their own"
+    return [pb.GenerationEvent(warning=pb.WarningEvent(warning=_warn_unused_retention(cause)))]
+
+
+def _warn_unused_retention(cause: str) -> errors_pb2.JobError:
+    return warn_field_ignored(
+        "spec.retention", f"the run keeps no latents: {cause}; set reuse to OFF to compute and keep them"
     )
-    return [pb.GenerationEvent(warning=pb.WarningEvent(warning=warning))]
 
 
 def find_overrides(
@@ -106,7 +117,7 @@ def find_overrides(
         reuse_steps: K1 as it is run.
     """
     if reply.WhichOneof("event") == "admission":
-        return find_unused_retention(generation.spec, reply.admission)
+        return find_unkept_latents(generation, reply.admission)
     if not reuse_steps:
         return []
     match reply.WhichOneof("event"):

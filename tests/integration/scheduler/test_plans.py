@@ -18,7 +18,7 @@ from chorus_rpc import errors
 from chorus_rpc.errors import INVALID_FIELD, from_rpc_error
 from chorus_rpc.plan_bounds import DEFAULT_REGION
 
-from tests.integration.scheduler.world import World
+from tests.integration.scheduler.world import World, kinds
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -298,6 +298,17 @@ async def test_retention_reaches_the_denoiser_and_is_part_of_the_accepted_spec(w
     assert not (await world.get(accepted)).warnings
     await world.events(await world.submit())
     assert not world.denoiser.requests[1].admission.HasField("retention")
+
+
+async def test_retention_of_an_exact_repeat_is_answered_with_a_warning_before_its_video(world: World) -> None:
+    world.cache.results[""] = _result(1, 2, 3, 4)
+    world.denoiser.keeps_nothing = True
+    accepted = await world.submit(seed=5, retention=latents_pb2.Retention(pinned=True))
+    events = await world.events(accepted)
+    names = kinds(events)
+    assert names.index("warning") < names.index("succeeded")
+    [warning] = (await world.get(accepted)).warnings
+    assert "an exact repeat has none of its own" in warning.message
 
 
 async def test_retention_of_a_run_that_keeps_no_latents_is_answered_with_a_warning(world: World) -> None:
