@@ -142,6 +142,10 @@ def select_headlines(measured: Mapping[str, Any]) -> dict[str, Any]:
                     headlines["equal_compute_alignment_gain_points"] = gain
                     low = Figure(gain["ci95"][0], gain["unit"], gain["n"])
                     headlines["equal_compute_alignment_gain_low"] = low
+    for student in STUDENTS:
+        for name in ("speedup", "alignment_points", "artefact_points", "layout_points"):
+            if (key := f"versus.balanced.{student}.{name}") in measured:
+                headlines[f"balanced_over_{student}_{name}"] = measured[key]
     if f"versus.balanced.{EQUAL}.distance" in measured:
         headlines["equal_compute_distance_ratio"] = _compute_rival_ratio(measured)
     headlines["false_reuse_rate_served"] = measured["balanced.false_reuse_rate"]
