@@ -15,7 +15,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -117,16 +117,21 @@ def main(
         "eviction": lambda _: measure_gains(),
         "attacks": measure_attacks,
     }
-    figures: dict[str, Figure] = {}
     selected = select_parts(part, list(parts))
+    servers = "infra/testservers/run .venv/bin/" if NEEDED.keys() & set(selected) else ""
+    command = f"{servers}python -m bench.cache {shlex.join(sys.argv[1:])}".strip()
+    # Each part takes minutes: what is measured is written at once, and kept if only other parts are measured.
+    written = results.read(out) if part and out.exists() else {}
+    figures: dict[str, Any] = dict(written.get("figures", {}))
+    commands: dict[str, str] = dict(written.get("parts", {}))
     for name in selected:
         with tempfile.TemporaryDirectory() as folder:
             measured = parts[name](Path(folder))
         for key, figure in measured.items():
             print(f"{key}: {figure.value:.4g} {figure.unit} {figure.ci95 or ''}, n = {figure.n}", flush=True)
         figures |= measured
-    servers = "infra/testservers/run .venv/bin/" if NEEDED.keys() & set(selected) else ""
-    results.write(out, f"{servers}python -m bench.cache {shlex.join(sys.argv[1:])}".strip(), figures)
+        commands[name] = command
+        results.write(out, command, figures, parts=commands)
 
 
 if __name__ == "__main__":
