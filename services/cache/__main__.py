@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import ipaddress
 import shutil
 import sys
@@ -134,6 +135,9 @@ async def start(settings: CacheSettings, resources: Resources, server: grpc.aio.
     store = LatentStore(index, blobs, await choose_capacity(settings), shares)
     resources.push_async_callback(store.close)
     await store.load()
+    # A full collection walks every object of the ledger, during which no lookup is answered.
+    gc.collect()
+    gc.freeze()
     observe_store(store)
     await claim_if_empty(store)
     sweeper = Sweeper(store, settings.sweep_seconds, settings.grace_seconds)

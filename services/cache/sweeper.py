@@ -11,11 +11,12 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from chorus_rpc.errors import ChorusError
 
 from services.cache.blobs import BlobStat
-from services.cache.entries import BLOB_ROOT, Entry
+from services.cache.entries import BLOB_ROOT
 from services.cache.ownership import Ownership
 from services.cache.store import LatentStore, now_ms
 from services.runtime.logs import get_logger
@@ -37,18 +38,28 @@ class SweepResult:
     rows: int
 
 
+class BrokenRow(NamedTuple):
+    """A row with a blob that the store lacks. Not the whole entry: a wrong store has one for every row."""
+
+    space: str
+    tenant: str
+    identity: str
+    entry_id: str
+    created_ms: int
+
+
 @dataclass(frozen=True)
 class Survey:
     """Differences between the object store and the index.
 
     Attributes:
         orphans: blobs, whole and partial, that no row names.
-        broken: rows with a blob that the store lacks, each with its space. An admission that ended during the
-            survey may be among them.
+        broken: rows with a blob that the store lacks. An admission that ended during the survey may be among
+            them.
     """
 
     orphans: Sequence[BlobStat]
-    broken: Sequence[tuple[str, Entry]]
+    broken: Sequence[BrokenRow]
 
 
 @dataclass(frozen=True)
@@ -68,13 +79,14 @@ async def survey(store: LatentStore) -> Survey:
     async for page in store.blobs.list():
         blobs.update((blob.key, blob) for blob in page)
     named: set[str] = set()
-    broken: list[tuple[str, Entry]] = []
+    broken: list[BrokenRow] = []
     for space in await store.index.spaces():
         async for entries in store.index.every_entry(space):
             for entry in entries:
                 named.update(entry.keys)
                 if not blobs.keys() >= set(entry.keys):
-                    broken.append((space, entry))
+                    row = BrokenRow(space, entry.tenant, entry.identity, entry.entry_id, entry.created_ms)
+                    broken.append(row)
     orphans = [blob for key, blob in blobs.items() if key not in named and _OWN.fullmatch(key)]
     return Survey(orphans, broken)
 
@@ -95,9 +107,9 @@ async def sweep(store: LatentStore, grace_seconds: float) -> SweepResult:
         return SweepResult(0, 0)
 
     rows = 0
-    for space, entry in found.broken:
-        if entry.created_ms < cutoff:
-            rows += await _drop_row(store, space, entry, cutoff)
+    for row in found.broken:
+        if row.created_ms < cutoff:
+            rows += await _drop_row(store, row, cutoff)
 
     old: dict[tuple[str, str], list[str]] = defaultdict(list)
     for blob in found.orphans:
@@ -150,9 +162,9 @@ async def _is_empty(store: LatentStore) -> bool:
 async def _claim_matching(store: LatentStore, found: Survey) -> None:
     """Claims an unclaimed store if blobs and rows match, so that a sweep would delete nothing."""
     broken = False
-    for space, entry in found.broken:
+    for row in found.broken:
         # The first one decides: in a wrong store every row lacks its blobs.
-        if broken := await _is_broken(store, space, entry):
+        if broken := await _is_broken(store, row):
             break
     if found.orphans or broken:
         log.warning(
@@ -175,23 +187,23 @@ def _report_foreign(store: LatentStore) -> None:
     )
 
 
-async def _is_broken(store: LatentStore, space: str, entry: Entry) -> bool:
+async def _is_broken(store: LatentStore, row: BrokenRow) -> bool:
     """Returns whether a row still exists and lacks a blob."""
-    found = await store.index.get(space, entry.tenant, entry.entry_id)
+    found = await store.index.get(row.space, row.tenant, row.entry_id)
     return found is not None and not all([await store.blobs.stat(key) for key in found.keys])
 
 
-async def _drop_row(store: LatentStore, space: str, entry: Entry, cutoff: int) -> bool:
-    async with store.lock(entry.tenant, entry.identity):
+async def _drop_row(store: LatentStore, row: BrokenRow, cutoff: int) -> bool:
+    async with store.lock(row.tenant, row.identity):
         # It may have been admitted again since it was listed.
-        found = await store.index.get(space, entry.tenant, entry.entry_id)
+        found = await store.index.get(row.space, row.tenant, row.entry_id)
         if found is None or found.created_ms >= cutoff:
             return False
         if all([await store.blobs.stat(key) for key in found.keys]):
             return False
-        await store.delete_rows(space, entry.tenant, [entry.entry_id])
-    store.counters[entry.tenant].corrupt_blobs += 1
-    log.warning("row without blobs deleted", entry_id=entry.entry_id)
+        await store.delete_rows(row.space, row.tenant, [row.entry_id])
+    store.counters[row.tenant].corrupt_blobs += 1
+    log.warning("row without blobs deleted", entry_id=row.entry_id)
     return True
 
 

@@ -150,7 +150,8 @@ class Upload:
             return
         if None not in self._received:
             raise invalid("entry.side_data", "the stream ended before the blob of side data")
-        check_side_data_size(self._received[None][0].size_bytes, entry)
+        sizes = {step: blob.size_bytes for step, (blob, _) in self._received.items()}
+        check_side_data_size(sizes.pop(None), sum(sizes.values()), entry)
 
 
 def _to_blob(header: latents_pb2.BlobHeader) -> Blob:

@@ -201,11 +201,16 @@ def check_header(
     violations.raise_if_any()
 
 
-def check_side_data_size(size_bytes: int, entry: cache_pb2.NewEntry) -> None:
-    """Validates the size of side data, in bytes, against the latents of its entry in the identity's type."""
+def check_side_data_size(size_bytes: int, stored_bytes: int, entry: cache_pb2.NewEntry) -> None:
+    """Validates the size of side data against the latents of its entry, as they would be in the identity's
+    type.
+
+    Args:
+        stored_bytes: total size of the latents as they are stored, perhaps in another type.
+    """
     _, width = _DTYPES[entry.identity.latent_dtype]
     latents_bytes = len(entry.steps) * math.prod(entry.identity.latent_shape) * width
-    limit = latents_bytes // SIDE_DATA_SHARE
+    limit = max(stored_bytes, latents_bytes) // SIDE_DATA_SHARE
     if size_bytes > limit:
         raise invalid(
             "header.size_bytes",
