@@ -12,7 +12,6 @@ two cores with the default numbers.
 
 from __future__ import annotations
 
-import os
 import shlex
 import shutil
 import sys
@@ -21,7 +20,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Final, get_args
-from unittest.mock import patch
 
 import torch
 import typer
@@ -100,10 +98,9 @@ def run_evaluation(folder: Path, pairs: int, seed: int) -> dict[str, Any]:
         model=None,
         token_pixels=4,
         target_seed="mixed",
+        settings={MODELS: ",".join(map(str, (SHIPPED_MODEL, *STUDENTS.values())))},
     )
-    served = ",".join(map(str, (SHIPPED_MODEL, *STUDENTS.values())))
-    with patch.dict(os.environ, {MODELS: served}):
-        evaluation.run_evaluation(options, folder, Output(as_json=False))
+    evaluation.run_evaluation(options, folder, Output(as_json=False))
     figures: dict[str, Any] = results.read(folder / evaluation.FIGURES)["figures"]
     return figures
 

@@ -6,14 +6,15 @@ import asyncio
 import json
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final, cast
 
+from chorus_cli.connect import connect_cache
 from chorus_cli.output import Output
-from chorus_client import AsyncCacheClient, ChorusClient, SpecOptions
+from chorus_client import ChorusClient, SpecOptions
 from chorus_client.files import write_atomically
 from chorus_rpc.errors import invalid
 from chorus_rpc.tenancy import DEFAULT_TENANT
@@ -58,6 +59,7 @@ class EvalOptions:
         target_seed: Seed of the targets.
         seeds_per_target: Number of seeds with which each target is generated; diversity requires at least 2,
             and `target_seed` "other".
+        settings: Environment variables of the services of a temporary deployment.
     """
 
     target: str | None
@@ -70,6 +72,7 @@ class EvalOptions:
     token_pixels: int
     target_seed: TargetSeed = "same"
     seeds_per_target: int = 1
+    settings: Mapping[str, str] = field(default_factory=dict)
 
 
 def load_groups(path: Path | None, split: str, pairs: int, seed: int, phrasing: str) -> list[Group]:
@@ -162,13 +165,13 @@ def _deployment(options: EvalOptions, directory: Path) -> Iterator[tuple[str, Ca
         cache = options.cache_target
         yield options.target, None if cache is None else lambda: _empty(cache, options.tenant)
         return
-    with local_deployment(directory) as targets:
+    with local_deployment(directory, settings=options.settings) as targets:
         yield targets["scheduler"], lambda: _empty(targets["cache"], DEFAULT_TENANT)
 
 
 def _empty(target: str, tenant: str) -> None:
     async def purge() -> None:
-        async with AsyncCacheClient(target, tenant) as client:
+        async with connect_cache(target, tenant) as client:
             await client.purge(everything=True)
 
     asyncio.run(purge())

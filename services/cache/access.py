@@ -1,7 +1,7 @@
 """Who may call the cache: the keys of the services, and the methods that each of them needs.
 
-A service presents its key and asserts the tenant. Without keys nobody can be told from another, so that only
-the tenants that the settings name are served.
+A service presents its key and asserts the tenant. A cache without keys cannot tell its callers apart, and
+serves only the tenants that the settings name.
 """
 
 from __future__ import annotations

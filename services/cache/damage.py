@@ -1,4 +1,4 @@
-"""Blobs that are missing or altered, and what their readers are told."""
+"""Blobs that are missing or altered, and the errors for their readers."""
 
 from __future__ import annotations
 

@@ -54,8 +54,8 @@ class CacheSettings(ServerSettings):
     denoiser_key: Key = SecretStr("")
     """Key of the denoiser, for fetches and admissions. CHORUS_DENOISER_CACHE_KEY is the same."""
     operator_key: Key = SecretStr("")
-    """Key of `chorus cache`, which reads this variable too; empty, if the others are set: nobody may list,
-    verify, purge or adopt."""
+    """Key of `chorus cache`, which reads this variable too. If it is empty and the others are set, entries
+    cannot be listed, verified, purged or adopted."""
     keyless_tenants: Annotated[
         tuple[Annotated[str, StringConstraints(pattern=rf"^({TENANT_PATTERN}|\*)$")], ...],
         NoDecode,

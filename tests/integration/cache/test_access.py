@@ -1,4 +1,4 @@
-"""Verifies over gRPC that a cache with keys serves each service what it needs, and nobody else anything."""
+"""Verifies over gRPC that a cache with keys serves each service what it needs, and refuses other callers."""
 
 from __future__ import annotations
 
