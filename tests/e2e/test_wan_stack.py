@@ -36,9 +36,13 @@ def save_model(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """Starts the stack as `chorus up --model` does: the model file names the encoder."""
+    """Starts the stack as `chorus up --model` does: the model file names the encoder.
+
+    Donors keep their latents in float32, so that a hit equals the full computation to the bit.
+    """
     folder = tmp_path_factory.mktemp("wan")
-    with running_stack(folder, model_files.choose_models([save_model(folder)], {})) as running:
+    settings = model_files.choose_models([save_model(folder)], {})
+    with running_stack(folder, settings | {"CHORUS_DENOISER_DONOR_DTYPE": "float32"}) as running:
         yield running
 
 

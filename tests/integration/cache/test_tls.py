@@ -59,6 +59,7 @@ def variables(milvus_port: int, s3_port: int, ca: Path, s3_host: str = "127.0.0.
         "CHORUS_CACHE_S3_CA": str(ca),
         "CHORUS_CACHE_S3_ACCESS_KEY": "0123456",
         "CHORUS_CACHE_S3_SECRET_KEY": "1e3",
+        "CHORUS_CACHE_KEYLESS_TENANTS": "*",
     }
 
 
