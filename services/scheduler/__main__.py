@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Coroutine
+from contextlib import suppress
 
 import grpc.aio
 from chorus.scheduler.v1 import scheduler_pb2, scheduler_pb2_grpc
@@ -24,8 +25,9 @@ from services.scheduler.dispatch.dispatcher import Dispatcher
 from services.scheduler.dispatch.throughput import Throughput
 from services.scheduler.jobs.notifier import JobNotifier
 from services.scheduler.jobs.passing_faults import PassingFault
-from services.scheduler.jobs.sqlite import open_store
-from services.scheduler.jobs.store import StoreError
+from services.scheduler.jobs.retention import Retention
+from services.scheduler.jobs.sql_store import SqlStore, open_store
+from services.scheduler.jobs.store import Job, JobStore, StoreError
 from services.scheduler.jobs.video_files import VideoFiles
 from services.scheduler.peers import cache, denoiser, embedder
 from services.scheduler.peers.cache import CacheClient
@@ -56,12 +58,21 @@ class Scheduler:
         self._models: ModelRegistry | None = None
         self._admissions: PendingAdmissions | None = None
         self._encoders: EncoderRegistry | None = None
+        self._store: SqlStore | None = None
+        self._retention: Retention | None = None
 
     async def start(self, resources: Resources, server: grpc.aio.Server) -> None:
         """Serves as soon as the database is open, even while other services are unavailable."""
         settings = self._settings
-        store = await open_store(settings.database, self._notifier.notify, on_end=metrics.record_end)
+        store = await open_store(
+            settings.database,
+            self._notifier.notify,
+            password=settings.database_password.get_secret_value(),
+            on_end=self._handle_end_of_job,
+            lease_seconds=settings.lease_seconds,
+        )
         resources.push_async_callback(store.close)
+        self._store = store
         videos = VideoFiles(settings.video_dir)
         await videos.open()
         resources.push_async_callback(self._end_tasks)
@@ -115,6 +126,16 @@ class Scheduler:
         metrics.observe_queue(dispatcher)
         await dispatcher.recover()
         resources.start_task(dispatcher.run(), "dispatcher")
+        retention = Retention(
+            store,
+            videos,
+            keep=settings.keep_generations,
+            keep_seconds=settings.keep_days * 86_400,
+        )
+        self._retention = retention
+        resources.start_task(retention.run(), "retention")
+        resources.start_task(_keep_lease(store, dispatcher, settings.lease_seconds), "lease")
+        resources.start_task(store.listen(self._handle_foreign_change, self._handle_gap), "notifications")
         generations = Generations(
             store, videos, models, encoders, throughput, dispatcher, self._notifier, settings
         )
@@ -124,9 +145,29 @@ class Scheduler:
         """Requeues running jobs, which continue after the restart, and ends the calls of watchers."""
         if self._dispatcher is not None:
             await self._dispatcher.stop()
+        if self._store is not None:
+            with suppress(PassingFault):
+                await self._store.end_lease()
         if self._admissions is not None:
             await self._admissions.drain(_DRAIN_SECONDS)
         self._notifier.close()
+
+    def _handle_end_of_job(self, job: Job) -> None:
+        metrics.record_end(job)
+        if self._retention is not None:
+            self._retention.note_end()
+
+    def _handle_foreign_change(self, job_id: str) -> None:
+        """Follows a change that another scheduler made to a job."""
+        self._notifier.notify(job_id)
+        if self._dispatcher is not None:
+            self._spawn(self._dispatcher.follow_change(job_id))
+
+    def _handle_gap(self) -> None:
+        """Looks at everything again: changes of other schedulers may have been missed."""
+        self._notifier.notify_all()
+        if self._dispatcher is not None:
+            self._spawn(self._dispatcher.follow_all_changes())
 
     def _handle_health_change(self, peer: PeerHealth) -> None:
         if peer.name == "denoiser" and peer.serving:
@@ -176,6 +217,21 @@ class Scheduler:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+async def _keep_lease(store: JobStore, dispatcher: Dispatcher, seconds: float) -> None:
+    """Extends the lease of this scheduler, and looks for jobs whose owner has none any more, until cancelled.
+
+    Args:
+        seconds: length of a lease, during which it is extended four times.
+    """
+    while True:
+        await asyncio.sleep(seconds / 4)
+        try:
+            await store.keep_lease()
+        except PassingFault as fault:
+            log.warning("lease not extended", error=fault.message)
+        dispatcher.wake()
 
 
 def main() -> None:

@@ -7,10 +7,11 @@ from typing import Annotated, Literal
 
 from chorus_rpc.limits import MAX_DEADLINE_SECONDS, MAX_DONORS, TENANT_PATTERN
 from chorus_rpc.tenancy import DEFAULT_TENANT
-from pydantic import BeforeValidator, Field, FilePath, SecretStr, StringConstraints
+from pydantic import AfterValidator, BeforeValidator, Field, FilePath, SecretStr, StringConstraints
 from pydantic_settings import NoDecode, SettingsConfigDict
 
 from services.runtime.settings import MIB, Key, Port, Seconds, ServerSettings, Target, split_list
+from services.scheduler.database_location import check_location
 
 
 class SchedulerSettings(ServerSettings):
@@ -31,14 +32,21 @@ class SchedulerSettings(ServerSettings):
     denoiser_target: Target = "127.0.0.1:7403"
     """Address of the denoiser: host:port, or any gRPC name."""
 
-    database: Path = Path(".chorus/jobs.db")
-    """SQLite file of the jobs."""
+    database: Annotated[str, Field(max_length=1024), AfterValidator(check_location)] = ".chorus/jobs.db"
+    """Database of the jobs: the path of an SQLite file, or the URL of a PostgreSQL database, such as
+    postgresql://chorus@db:5432/chorus?sslmode=verify-full, which several schedulers may share."""
+    database_password: SecretStr = SecretStr("")
+    """Password of the PostgreSQL database; empty if it needs none."""
+    lease_seconds: Annotated[float, Field(ge=2, le=600)] = 15.0
+    """Time after which schedulers that share a database requeue the jobs of a silent one, in seconds."""
     video_dir: Path = Path(".chorus/videos")
-    """Directory of the finished videos."""
+    """Directory of the finished videos. Schedulers that share a database share it too."""
     max_video_bytes: Annotated[int, Field(ge=64 * 1024, le=4096 * MIB)] = 256 * MIB
     """Upper bound on one video, in bytes."""
     keep_generations: Annotated[int, Field(ge=1, le=10_000_000)] = 10_000
     """Number of ended generations to keep, with their videos and request ids; the oldest go first."""
+    keep_days: Annotated[float, Field(gt=0, le=36_500)] = 30.0
+    """Days for which an ended generation is kept, if its number allows."""
 
     tenant: Annotated[str, StringConstraints(pattern=f"^{TENANT_PATTERN}$")] = DEFAULT_TENANT
     """Tenant that owns every job of this scheduler; clients cannot override it."""

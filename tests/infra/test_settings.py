@@ -24,7 +24,15 @@ from tests.infra.manifests import (
 # other process.
 DERIVED = {"host", "port", "metrics_host", "metrics_port", "log_format", "instance_id"}
 DERIVED_BY_SERVICE = {
-    "scheduler": {"embedder_target", "cache_target", "denoiser_target", "cache_key", "database", "video_dir"},
+    "scheduler": {
+        "embedder_target",
+        "cache_target",
+        "denoiser_target",
+        "cache_key",
+        "database",
+        "database_password",
+        "video_dir",
+    },
     "embedder": set(),
     "cache": {
         "milvus_uri",

@@ -19,7 +19,7 @@ from services.scheduler.dispatch.dispatcher import Dispatcher
 from services.scheduler.dispatch.throughput import Throughput
 from services.scheduler.jobs.deadline import to_unix_seconds
 from services.scheduler.jobs.notifier import JobNotifier
-from services.scheduler.jobs.states import ENDED, UNFINISHED, State
+from services.scheduler.jobs.states import ENDED, IN_QUEUE, UNFINISHED, State
 from services.scheduler.jobs.store import Job, JobStore, NewJob, QueueFull
 from services.scheduler.jobs.video_files import VideoFiles
 from services.scheduler.peers.encoder_registry import EncoderRegistry
@@ -109,8 +109,8 @@ class Generations:
         size = validation.check_page_size(page_size)
         before = page_token.decode(token, state)
         jobs = await self._store.page(self._tenant, State(state) if state else None, before, size + 1)
-        positions = await self._dispatcher.positions()
         page = jobs[:size]
+        positions = await self._store.positions([job.job_id for job in page if job.state in IN_QUEUE])
         next_token = page_token.encode(page[-1].number, state) if len(jobs) > size else ""
         return [_view(job, positions.get(job.job_id, 0)) for job in page], next_token
 
@@ -150,7 +150,8 @@ class Generations:
                 + ("" if job.state in ENDED else "; watch it until it has succeeded"),
                 metadata={"state": job.state.name},
             )
-        return job.generation.video, self._videos.read(job.job_id, job.generation.video)
+        video = job.generation.video
+        return video, self._videos.read(job.job_id, job.generation.attempts, video)
 
     async def _job(self, generation_id: str) -> Job:
         if not generation_id:
@@ -161,8 +162,7 @@ class Generations:
         return job
 
     async def _view(self, job: Job) -> pb.Generation:
-        queued = job.state in UNFINISHED and job.state is not State.RUNNING
-        positions = await self._dispatcher.positions() if queued else {}
+        positions = await self._store.positions([job.job_id] if job.state in IN_QUEUE else [])
         return _view(job, positions.get(job.job_id, 0))
 
     async def _new_job(

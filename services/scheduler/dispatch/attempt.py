@@ -121,7 +121,7 @@ class AttemptRunner:
         span.set_attribute(semconv.CACHE_DECISION, "hit" if plan.reuse_steps else "miss")
         events = [pb.GenerationEvent(planned=pb.PlannedEvent(plan=plan))]
         events += [pb.GenerationEvent(warning=pb.WarningEvent(warning=warning)) for warning in warnings]
-        running = await self._store.advance(job.job_id, IN_QUEUE, events)
+        running = await self._store.advance(job.job_id, IN_QUEUE, events, owner=self._store.scheduler_id)
         if running is None:
             return
         log.info("planned", reuse_steps=plan.reuse_steps, reason=plan.reasons[0].text)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import AsyncGenerator, Collection, Sequence
 from contextlib import AsyncExitStack, aclosing, suppress
 from dataclasses import dataclass
+from functools import partial
 
 from chorus.common.v1 import errors_pb2, latents_pb2, video_pb2
 from chorus.denoiser.v1 import denoiser_pb2
@@ -262,7 +264,7 @@ class DenoiseRunner:
         info, data = stream.finish_video()
         try:
             await wait_out(
-                lambda: self._videos.save(job.job_id, data),
+                lambda: self._videos.save(job.job_id, job.generation.attempts, data),
                 job.deadline,
                 on_first=lambda fault: self._warn(job, fault),
             )
@@ -289,7 +291,7 @@ class DenoiseRunner:
         try:
             await self._advance(job, [pb.GenerationEvent(succeeded=succeeded)])
         except JobNoLongerRunning:
-            await self._videos.remove([job.job_id])
+            await self._videos.discard(job.job_id, job.generation.attempts)
             raise
         log.info("succeeded", steps_run=completed.steps_run, seconds=round(timings.total_seconds, 3))
 
@@ -298,7 +300,15 @@ class DenoiseRunner:
 
         While the store cannot be written, the replies of the denoiser wait in the stream.
         """
-        recorded = await wait_out(lambda: self._store.advance(job.job_id, _RUNNING, events), job.deadline)
+        record = partial(
+            self._store.advance,
+            job.job_id,
+            _RUNNING,
+            events,
+            owner=self._store.scheduler_id,
+            change=secrets.token_hex(8),  # one change, however often it is repeated
+        )
+        recorded = await wait_out(record, job.deadline)
         if recorded is None:
             raise JobNoLongerRunning
 
@@ -306,7 +316,12 @@ class DenoiseRunner:
         """Adds a warning to a running job, unless the store cannot be written either."""
         warning = pb.WarningEvent(warning=errors.to_job_error(fault))
         with suppress(PassingFault):
-            await self._store.advance(job.job_id, _RUNNING, [pb.GenerationEvent(warning=warning)])
+            await self._store.advance(
+                job.job_id,
+                _RUNNING,
+                [pb.GenerationEvent(warning=warning)],
+                owner=self._store.scheduler_id,
+            )
 
     async def _follow_admission(
         self, job: Job, replies: AsyncGenerator[denoiser_pb2.DenoiseResponse, None], stream: AsyncExitStack
@@ -329,7 +344,9 @@ class DenoiseRunner:
                 if not known:
                     events.append(_make_unknown_admission_warning())
         if events:
-            await wait_out(lambda: self._store.advance(job.job_id, _SUCCEEDED, events), job.deadline)
+            change = secrets.token_hex(8)
+            record = partial(self._store.advance, job.job_id, _SUCCEEDED, events, change=change)
+            await wait_out(record, job.deadline)
 
 
 def _find_admitted(parameters: DenoiseParameters, stream: DenoiseStream) -> latents_pb2.LatentIdentity | None:

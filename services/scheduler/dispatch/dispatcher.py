@@ -1,8 +1,9 @@
-"""Dispatches queued jobs, first come first served, to as many attempts as may run at once."""
+"""Dispatches queued jobs, in the order of the store's queue, to as many attempts as may run at once."""
 
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from chorus_rpc.errors import ChorusError
 
 from services.runtime.logs import get_logger
 from services.scheduler.dispatch.attempt import AttemptRunner
+from services.scheduler.dispatch.recovery import Recovery, queued, too_many_crashes
 from services.scheduler.dispatch.retry import RetryableFailure
 from services.scheduler.jobs.passing_faults import PassingFault, find_passing_fault, wait_out
 from services.scheduler.jobs.states import ENDED, IN_QUEUE, UNFINISHED, State
@@ -29,6 +31,10 @@ log = get_logger("dispatcher")
 _FIRST_PAUSE = 0.1
 # Number of jobs at the head of the queue whose moves become events; other positions are read on request.
 _ANNOUNCED_POSITIONS = 10
+# Least time between two counts of the queue for the metrics, in seconds.
+_COUNT_SECONDS = 1.0
+# Time after its end for which a pause is remembered, so that the next one is longer, in seconds.
+_PAUSE_MEMORY_SECONDS = 60.0
 # Upper bound on a server-requested retry delay, in seconds.
 _MAX_SERVER_PAUSE = 30.0
 # Pause after a fault of the job store or another resource, in seconds.
@@ -59,7 +65,7 @@ class Dispatcher:
         required_peers: health of those services without which no job can run.
 
     Attributes:
-        queued: number of jobs that wait for their start, at the latest look at the queue.
+        queued: number of jobs that wait for their start, at most a second ago.
         oldest_created: time at which the first of them was submitted, in Unix seconds; 0 for an empty queue.
     """
 
@@ -76,13 +82,14 @@ class Dispatcher:
         self._videos = videos
         self._required_peers = required_peers
         self._settings = settings
+        self._recovery = Recovery(store, videos, settings.max_crashes)
         self._wake = asyncio.Event()
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._pauses: dict[str, _Pause] = {}
         self._stopping = False
         self.queued = 0
         self.oldest_created = 0.0
-        self._head = ""  # the job that `oldest_created` belongs to
+        self._next_count = 0.0  # monotonic seconds
 
     @property
     def running(self) -> int:
@@ -102,6 +109,7 @@ class Dispatcher:
 
     async def abandon(self, job_id: str) -> None:
         """Stops the run of a cancelled job, at the next step, and removes its video."""
+        self._pauses.pop(job_id, None)
         task = self._tasks.get(job_id)
         if task is not None:
             task.cancel()
@@ -109,17 +117,24 @@ class Dispatcher:
         await self._videos.remove([job_id])
         self._wake.set()
 
-    async def positions(self) -> dict[str, int]:
-        """Returns the position in the queue, from 1, of each job that no task works on."""
-        queue = sort_queue(job for job in self._idle(await self._store.unfinished()) if job.state in IN_QUEUE)
-        return {job.job_id: position for position, job in enumerate(queue, 1)}
+    async def follow_change(self, job_id: str) -> None:
+        """Follows a change that another scheduler made: it may have cancelled a job that runs here."""
+        if job_id in self._tasks:
+            job = await self._store.get(job_id)
+            if job is None or job.state in ENDED:
+                await self.abandon(job_id)
+        self._wake.set()
+
+    async def follow_all_changes(self) -> None:
+        """Follows changes of other schedulers that may have been missed."""
+        for job_id in tuple(self._tasks):
+            await self.follow_change(job_id)
+        self._wake.set()
 
     async def recover(self) -> None:
-        """Requeues jobs that were running when the last process died; `run` requeues those that remain."""
+        """Requeues the jobs of schedulers that died; `run` requeues those that remain."""
         try:
-            for queued in self._idle(await self._store.unfinished()):
-                if queued.state is State.RUNNING:
-                    await self._recover(queued.job_id)
+            await self._recovery.requeue_abandoned(self._tasks)
         except PassingFault as fault:
             log.warning("interrupted jobs not requeued yet", error=fault.message)
 
@@ -160,7 +175,7 @@ class Dispatcher:
         await asyncio.gather(*unfinished.values(), return_exceptions=True)
         try:
             for job_id in unfinished:
-                await self._store.advance(job_id, {State.RUNNING}, [_queued(1)])
+                await self._recovery.release(job_id)
         except PassingFault as fault:
             log.warning("running jobs not requeued; the next start requeues them", error=fault.message)
         if finished:
@@ -172,46 +187,51 @@ class Dispatcher:
     async def _tick(self) -> float | None:
         """Looks at the queue once. Returns the seconds until the next look, or None to wait for `wake`."""
         self._wake.clear()
-        jobs = await self._store.unfinished()
         if self._stopping:
             return None
-        idle = self._idle(jobs)
-        unfinished = {job.job_id for job in jobs}
-        self._pauses = {job_id: pause for job_id, pause in self._pauses.items() if job_id in unfinished}
-        now = time.time()
-        for queued in idle:
-            # A run whose failure could not be recorded before the deadline is no crash.
-            if queued.deadline <= now:
-                await self._expire(queued.job_id)
-            elif queued.state is State.RUNNING:
-                await self._recover(queued.job_id)
-        queue = sort_queue(job for job in idle if job.state in IN_QUEUE and job.deadline > now)
-        await self._start(queue)
-        queue = self._idle(queue)
+        for job_id in await self._recovery.end_overdue(time.time()):
+            self._pauses.pop(job_id, None)
+        await self._recovery.requeue_abandoned(self._tasks)
+        free = self._settings.concurrency - len(self._tasks)
+        wanted = max(free, 0) + len(self._pauses) + _ANNOUNCED_POSITIONS
+        # The store lists what ends here as waiting a moment before its task has ended.
+        queue = [job for job in await self._store.queue(wanted) if job.job_id not in self._tasks]
+        self._forget_pauses({job.job_id for job in queue})
+        started = await self._start(queue, free)
+        queue = [job for job in queue if job.job_id not in started]
         await self._announce(queue)
-        await self._note_queue(queue)
-        due = [job.deadline - now for job in queue]
-        pauses = [self._pauses[job.job_id] for job in queue if job.job_id in self._pauses]
-        due += [left for pause in pauses if (left := pause.until - time.monotonic()) > 0]
-        return max(0.01, min(due)) if due else None
+        due = [await self._count()]
+        if (deadline := await self._store.next_deadline()) is not None:
+            due.append(deadline - time.time())
+        now = time.monotonic()
+        due += [left for pause in self._pauses.values() if (left := pause.until - now) > 0]
+        known = [seconds for seconds in due if seconds is not None]
+        return max(0.01, min(known)) if known else None
 
-    async def _start(self, queue: list[QueuedJob]) -> None:
-        """Starts jobs in the free slots, or marks the next jobs as waiting for a service."""
+    async def _start(self, queue: list[QueuedJob], free: int) -> set[str]:
+        """Starts jobs in the free slots, or marks the next jobs as waiting for a service.
+
+        Returns the jobs that no longer wait.
+        """
         if any(peer.serving is None for peer in self._required_peers):
-            return
+            return set()
         unavailable = next((peer for peer in self._required_peers if not peer.serving), None)
         now = time.monotonic()
         paused = {job_id for job_id, pause in self._pauses.items() if pause.until > now}
-        free = self._settings.concurrency - len(self._tasks)
-        for queued in select_jobs(queue, paused, free):
+        gone = set()
+        for waiting in select_jobs(queue, paused, free):
             if unavailable is not None:
-                await self._record_wait(queued, unavailable)
+                await self._record_wait(waiting, unavailable)
                 continue
-            job = await self._store.get(queued.job_id)
-            if job is not None and job.state in IN_QUEUE and not self._stopping:
+            if self._stopping:
+                break
+            gone.add(waiting.job_id)
+            job = await self._store.claim(waiting.job_id)
+            if job is not None and not self._stopping:
                 task = asyncio.create_task(self._work(job), name=f"job {job.job_id}")
                 self._tasks[job.job_id] = task
                 task.add_done_callback(partial(self._done, job.job_id))
+        return gone
 
     def _done(self, job_id: str, task: asyncio.Task[None]) -> None:
         del self._tasks[job_id]
@@ -239,16 +259,15 @@ class Dispatcher:
                 except PassingFault as fault:
                     await self._retry(job, RetryableFailure("scheduler", fault))
                 except ChorusError as error:
-                    await wait_out(partial(self._fail, job.job_id, error), job.deadline)
+                    await self._fail_own(job, error)
                 except Exception as error:
                     if passing := find_passing_fault(error, "the scheduler"):
                         await self._retry(job, RetryableFailure("scheduler", passing))
                     else:
                         log.exception("attempt failed")
-                        await wait_out(partial(self._fail, job.job_id, _internal(job)), job.deadline)
+                        await self._fail_own(job, _internal(job))
                 else:
                     self._pauses.pop(job.job_id, None)
-                await self._prune()
             except Exception:
                 # The store has the job in its last state: the next look at the queue continues from there.
                 log.exception("outcome of the attempt not recorded")
@@ -257,7 +276,7 @@ class Dispatcher:
         """Schedules another attempt, unless services died too often during this job."""
         log.warning("attempt interrupted", peer=failure.service, error=failure.cause.message)
         if failure.crashed and job.crashes + 1 >= self._settings.max_crashes:
-            await wait_out(partial(self._fail, job.job_id, _too_many_crashes(job.crashes + 1)), job.deadline)
+            await self._fail_own(job, too_many_crashes(job.crashes + 1))
             return
         before = self._pauses.get(job.job_id)
         seconds = min(2 * before.seconds, self._settings.retry_seconds) if before else _FIRST_PAUSE
@@ -265,18 +284,28 @@ class Dispatcher:
             seconds = max(seconds, min(failure.cause.retry_after, _MAX_SERVER_PAUSE))
         self._pauses[job.job_id] = _Pause(time.monotonic() + seconds, seconds, failure.service)
         announced = before is not None and before.service == failure.service
-        await wait_out(partial(self._record_interruption, job.job_id, failure, announced), job.deadline)
+        record = partial(self._record_interruption, job.job_id, failure, announced, _new_change())
+        await wait_out(record, job.deadline)
 
-    async def _record_interruption(self, job_id: str, failure: RetryableFailure, announced: bool) -> None:
+    async def _record_interruption(
+        self, job_id: str, failure: RetryableFailure, announced: bool, change: str
+    ) -> None:
         """Makes a job wait.
 
         Args:
             announced: whether the job's watchers know already that this service failed.
+            change: names the change of the job, which is recorded once.
         """
         current = await self._store.get(job_id)
-        if current is not None and current.state is State.WAITING and announced:
-            return
-        await self._store.advance(job_id, UNFINISHED, [_waiting(failure.cause)], crashed=failure.crashed)
+        known = current is not None and current.state is State.WAITING and announced
+        await self._store.advance(
+            job_id,
+            UNFINISHED,
+            [] if known else [_waiting(failure.cause)],
+            owner=self._store.scheduler_id,
+            crashed=failure.crashed,
+            change=change,
+        )
 
     async def _record_wait(self, queued: QueuedJob, peer: PeerHealth) -> None:
         """Records that the next job to start waits for a service."""
@@ -284,68 +313,38 @@ class Dispatcher:
         if queued.state is State.WAITING and pause is not None and pause.service == peer.name:
             return
         self._pauses[queued.job_id] = _Pause(0.0, _FIRST_PAUSE, peer.name)
-        await self._store.advance(queued.job_id, IN_QUEUE, [_waiting(peer.unavailable())])
+        await self._store.advance(queued.job_id, IN_QUEUE, [_waiting(peer.unavailable())], owner=None)
 
-    async def _recover(self, job_id: str) -> None:
-        job = await self._store.get(job_id)
-        if job is None or job.state is not State.RUNNING:
-            return
-        await self._discard_video(job_id)
-        if job.crashes + 1 >= self._settings.max_crashes:
-            await self._fail(job_id, _too_many_crashes(job.crashes + 1))
-            return
-        log.warning("interrupted job requeued", generation_id=job_id, attempts=job.generation.attempts)
-        await self._store.advance(job_id, {State.RUNNING}, [_queued(1)], crashed=True)
-        self._wake.set()
-
-    async def _expire(self, job_id: str) -> None:
-        job = await self._store.get(job_id)
-        if job is not None:
-            if job.state is State.RUNNING:
-                await self._discard_video(job_id)
-            await self._fail(job_id, job.deadline.exceeded())
-
-    async def _discard_video(self, job_id: str) -> None:
-        """Removes what an interrupted run wrote. A file that stays is overwritten, and delays no job."""
-        try:
-            await self._videos.remove([job_id])
-        except (ChorusError, OSError) as error:
-            log.warning("video of an interrupted run not removed", generation_id=job_id, error=str(error))
-
-    async def _fail(self, job_id: str, error: ChorusError) -> None:
-        failed = pb.GenerationEvent(failed=pb.FailedEvent(error=errors.to_job_error(error)))
-        if await self._store.advance(job_id, UNFINISHED, [failed]) is not None:
-            log.warning("failed", generation_id=job_id, error=error.message)
+    async def _fail_own(self, job: Job, error: ChorusError) -> None:
+        """Ends a job of this scheduler; waits while the store cannot be written."""
+        fail = partial(self._recovery.fail, job.job_id, error, self._store.scheduler_id, _new_change())
+        await wait_out(fail, job.deadline)
 
     async def _announce(self, queue: list[QueuedJob]) -> None:
         """Records the new positions of the jobs at the head of the queue."""
-        for position, queued in enumerate(queue[:_ANNOUNCED_POSITIONS], 1):
-            if queued.state is State.QUEUED and queued.announced != position:
-                await self._store.advance(queued.job_id, {State.QUEUED}, [_queued(position)])
+        for position, job in enumerate(queue[:_ANNOUNCED_POSITIONS], 1):
+            if job.state is State.QUEUED and job.announced != position:
+                await self._store.advance(job.job_id, {State.QUEUED}, [queued(position)], owner=None)
 
-    async def _note_queue(self, queue: list[QueuedJob]) -> None:
-        """Notes what the metrics show of the queue."""
-        self.queued = len(queue)
-        head = queue[0].job_id if queue else ""
-        if head != self._head:
-            job = await self._store.get(head) if head else None
-            self.oldest_created = job.generation.create_time.ToNanoseconds() / 1e9 if job else 0.0
-            self._head = head
+    async def _count(self) -> float | None:
+        """Counts the queue for the metrics, unless it was counted just now.
 
-    async def _prune(self) -> None:
-        """Removes surplus ended jobs, files first: after a crash in between, the row still names its file."""
-        surplus = await self._store.surplus(self._settings.keep_generations)
-        if surplus:
-            await self._videos.remove(surplus)
-            await self._store.forget(surplus)
+        Returns the seconds until the next count, None if the latest one is up to date.
+        """
+        left = self._next_count - time.monotonic()
+        if left > 0:
+            return left
+        state = await self._store.queue_state()
+        self.queued, self.oldest_created = state.waiting, state.oldest_created
+        self._next_count = time.monotonic() + _COUNT_SECONDS
+        return None
 
-    def _idle(self, jobs: Iterable[QueuedJob]) -> list[QueuedJob]:
-        return [queued for queued in jobs if queued.job_id not in self._tasks]
-
-
-def sort_queue(jobs: Iterable[QueuedJob]) -> list[QueuedJob]:
-    """Returns jobs in the order of their start. A job that waits for a service keeps its place."""
-    return sorted(jobs, key=lambda job: job.number)
+    def _forget_pauses(self, waiting: Collection[str]) -> None:
+        """Forgets pauses that ended long ago, unless their jobs still wait at the head of the queue."""
+        end = time.monotonic() - _PAUSE_MEMORY_SECONDS
+        self._pauses = {
+            job_id: pause for job_id, pause in self._pauses.items() if pause.until > end or job_id in waiting
+        }
 
 
 def select_jobs(ordered: Iterable[QueuedJob], paused: Collection[str], free: int) -> list[QueuedJob]:
@@ -353,8 +352,9 @@ def select_jobs(ordered: Iterable[QueuedJob], paused: Collection[str], free: int
     return [job for job in ordered if job.job_id not in paused][: max(free, 0)]
 
 
-def _queued(position: int) -> pb.GenerationEvent:
-    return pb.GenerationEvent(queued=pb.QueuedEvent(queue_position=position))
+def _new_change() -> str:
+    """Returns a name for a change of a job, by which its repetition is recognised."""
+    return secrets.token_hex(8)
 
 
 def _waiting(cause: ChorusError) -> pb.GenerationEvent:
@@ -367,13 +367,4 @@ def _internal(job: Job) -> ChorusError:
         errors.INTERNAL,
         "internal error; the scheduler's log has its cause",
         metadata={"trace_id": trace_id} if trace_id else {},
-    )
-
-
-def _too_many_crashes(crashes: int) -> ChorusError:
-    return ChorusError(
-        errors.INTERNAL,
-        f"failed: a service died {crashes} times while it worked on this generation"
-        " (CHORUS_SCHEDULER_MAX_CRASHES)",
-        metadata={"crashes": str(crashes)},
     )

@@ -16,6 +16,9 @@ class Deadline:
 
     time: Timestamp
 
+    def passed(self) -> bool:
+        return to_unix_seconds(self.time) <= time.time()
+
     def seconds_left(self) -> float:
         """Returns the seconds until the deadline, above 0. Raises DEADLINE_EXCEEDED once it has passed."""
         left = to_unix_seconds(self.time) - time.time()

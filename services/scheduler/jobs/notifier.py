@@ -38,12 +38,16 @@ class JobNotifier:
         for changed in self._watchers.get(job_id, ()):
             changed.set()
 
-    def close(self) -> None:
-        """Ends every subscription: watchers reconnect to another process and resume by sequence number."""
-        self._closed = True
+    def notify_all(self) -> None:
+        """Wakes every watcher, after changes that were not notified one by one."""
         for watchers in self._watchers.values():
             for changed in watchers:
                 changed.set()
+
+    def close(self) -> None:
+        """Ends every subscription: watchers reconnect to another process and resume by sequence number."""
+        self._closed = True
+        self.notify_all()
 
     def raise_if_closed(self) -> None:
         if self._closed:

@@ -5,11 +5,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from chorus.scheduler.v1 import scheduler_pb2 as pb
 
 from services.scheduler.jobs.deadline import Deadline
 from services.scheduler.jobs.states import State
+
+# Matches every owner of a job, and none.
+ANY_OWNER: Final = "*"
 
 
 class StoreError(RuntimeError):
@@ -29,6 +33,7 @@ class NewJob:
         deadline: deadline in Unix seconds.
         traceparent: traceparent of the submitting call; empty when tracing is off.
         seed_chosen: whether the server chose the seed.
+        order_delay: the job is started as if it had been accepted this many seconds later.
     """
 
     job_id: str
@@ -40,6 +45,7 @@ class NewJob:
     traceparent: str
     trace_id: str
     seed_chosen: bool = False
+    order_delay: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -68,26 +74,52 @@ class Job:
 
 @dataclass(frozen=True)
 class QueuedJob:
-    """The fields of an unfinished job that the queue needs.
+    """The fields of a waiting job that the queue needs.
 
     Attributes:
-        number: place in the order of acceptance.
         deadline: deadline in Unix seconds.
         announced: queue position in the latest event to the job's watchers.
     """
 
     job_id: str
-    number: int
     state: State
     deadline: float
     announced: int
 
 
+@dataclass(frozen=True)
+class OwnedJob:
+    """A job that has not ended, and the scheduler that works on it or did until its lease ended."""
+
+    job_id: str
+    owner: str
+    state: State
+
+
+@dataclass(frozen=True)
+class QueueState:
+    """Figures of the jobs that wait for their start.
+
+    Attributes:
+        oldest_created: time at which the first of them was accepted, in Unix seconds; 0 for an empty queue.
+    """
+
+    waiting: int
+    oldest_created: float
+
+
 class JobStore(ABC):
     """Stores jobs, their events and the known models. Every method is one transaction.
 
-    Every method raises PassingFault, and changes nothing, if it may succeed later; StoreError if it will not.
+    Several schedulers may share a store. A job that waits has no owner; the scheduler that claims it owns it
+    until the job waits again or ends. Every method raises PassingFault, and changes nothing, if it may
+    succeed later; StoreError if it will not.
     """
+
+    @property
+    @abstractmethod
+    def scheduler_id(self) -> str:
+        """Name of this scheduler as the owner of jobs; another one after every start."""
 
     @abstractmethod
     async def submit(self, new: NewJob, queue_limit: int) -> tuple[Job, bool]:
@@ -108,8 +140,46 @@ class JobStore(ABC):
         """Returns jobs, newest first; with `before`, only those with a smaller number."""
 
     @abstractmethod
-    async def unfinished(self) -> list[QueuedJob]:
-        """Returns the jobs that have not ended, by number."""
+    async def queue(self, limit: int) -> list[QueuedJob]:
+        """Returns the first `limit` jobs that wait for their start, in the order of their start."""
+
+    @abstractmethod
+    async def queue_state(self) -> QueueState: ...
+
+    @abstractmethod
+    async def positions(self, job_ids: Collection[str]) -> dict[str, int]:
+        """Returns the position in the queue, from 1, of those jobs that wait for their start."""
+
+    @abstractmethod
+    async def overdue(self, now: float, limit: int) -> list[str]:
+        """Returns at most `limit` waiting jobs whose deadline is not after `now`, the earliest first.
+
+        Args:
+            now: time in Unix seconds.
+        """
+
+    @abstractmethod
+    async def next_deadline(self) -> float | None:
+        """Returns the earliest deadline of a waiting job, in Unix seconds; None if no job waits."""
+
+    @abstractmethod
+    async def claim(self, job_id: str) -> Job | None:
+        """Makes this scheduler the owner of a waiting job. Returns None if the job waits no longer."""
+
+    @abstractmethod
+    async def owned(self) -> list[OwnedJob]:
+        """Returns the jobs of this scheduler, and those of schedulers whose lease has ended."""
+
+    @abstractmethod
+    async def keep_lease(self) -> None:
+        """Extends this scheduler's lease on its jobs.
+
+        Does nothing if no other scheduler can use the store.
+        """
+
+    @abstractmethod
+    async def end_lease(self) -> None:
+        """Ends this scheduler's lease, so that others requeue what is left of its jobs."""
 
     @abstractmethod
     async def advance(
@@ -118,15 +188,20 @@ class JobStore(ABC):
         expect: Collection[State],
         events: Sequence[pb.GenerationEvent],
         *,
+        owner: str | None = ANY_OWNER,
         crashed: bool = False,
+        change: str = "",
     ) -> Job | None:
         """Appends events, which it numbers and timestamps, and advances the state with them, atomically.
 
-        Returns None, and changes nothing, if the job is in none of the expected states: another writer was
-        faster.
+        A job that is queued or waiting afterwards has no owner, even if there are no events. Returns None,
+        and changes nothing, if the job has not the expected state and owner: another writer was faster.
 
         Args:
+            owner: the owner that the job must have: a scheduler's id, None for no owner, or ANY_OWNER.
             crashed: whether to count one more crash.
+            change: names the change. If it was the job's latest one already, because the answer to an earlier
+                call was lost, the job is returned unchanged.
         """
 
     @abstractmethod
@@ -134,8 +209,12 @@ class JobStore(ABC):
         """Returns at most `limit` events with a sequence number above `after`, in order."""
 
     @abstractmethod
-    async def surplus(self, keep: int) -> list[str]:
-        """Returns the ids of those ended jobs that are not among the newest `keep`."""
+    async def surplus(self, keep: int, ended_before: float, limit: int) -> list[str]:
+        """Returns at most `limit` ids of ended jobs that are not among the newest `keep`, or ended too early.
+
+        Args:
+            ended_before: time in Unix seconds.
+        """
 
     @abstractmethod
     async def forget(self, job_ids: Sequence[str]) -> None:

@@ -1,13 +1,19 @@
-"""Finished videos: one mp4 file each, complete on disk before any row refers to it."""
+"""Finished videos: one mp4 file each, complete on disk before any row refers to it.
+
+The file of each attempt has a name of its own: a scheduler that lost its lease may still write the video of a
+job that another one runs again.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
 import os
+import shutil
 from collections.abc import AsyncGenerator, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from chorus.common.v1 import video_pb2
 from chorus_rpc import errors
@@ -22,9 +28,11 @@ _PART = ".part"
 
 
 class VideoFiles:
-    """A directory of `<generation id>.mp4`. Ids are created by this service, never by a client.
+    """A directory of `<generation id>/<attempt>.mp4`. Ids are created by this service, never by a client.
 
-    Every method raises PassingFault if it may succeed later, for instance because the disk is full.
+    Earlier versions wrote `<generation id>.mp4`, which is still read and removed. Several schedulers may
+    share the directory. Every method raises PassingFault if it may succeed later, for instance because the
+    disk is full.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -44,9 +52,13 @@ class VideoFiles:
                 f"CHORUS_SCHEDULER_VIDEO_DIR: {self._directory} is not writable for this process"
             )
 
-    async def save(self, generation_id: str, data: bytes) -> None:
-        """Writes a video durably. Raises OSError, and keeps nothing, if it cannot be written."""
-        writing = asyncio.create_task(asyncio.to_thread(self._save, generation_id, data))
+    async def save(self, generation_id: str, attempt: int, data: bytes) -> None:
+        """Writes the video of an attempt durably. Raises OSError, and keeps nothing, if it cannot be written.
+
+        Args:
+            attempt: number of the attempt, from 1.
+        """
+        writing = asyncio.create_task(asyncio.to_thread(self._save, generation_id, attempt, data))
         try:
             with _passing_faults():
                 await asyncio.shield(writing)
@@ -56,13 +68,20 @@ class VideoFiles:
             await asyncio.wait([writing])
             raise
 
+    async def discard(self, generation_id: str, attempt: int) -> None:
+        """Removes what one attempt wrote."""
+        with _passing_faults():
+            await asyncio.to_thread(self._discard, generation_id, attempt)
+
     async def remove(self, generation_ids: Iterable[str]) -> None:
-        """Removes videos, including the partial files that a crash left."""
+        """Removes the videos of all attempts, including the partial files that a crash left."""
         with _passing_faults():
             await asyncio.to_thread(self._remove, list(generation_ids))
 
-    async def read(self, generation_id: str, info: video_pb2.VideoInfo) -> AsyncGenerator[bytes, None]:
-        """Yields chunks of about 1 MiB.
+    async def read(
+        self, generation_id: str, attempt: int, info: video_pb2.VideoInfo
+    ) -> AsyncGenerator[bytes, None]:
+        """Yields the video of an attempt in chunks of about 1 MiB.
 
         Raises BLOB_CORRUPT if the file is not the one that was saved: before the first chunk if it is missing
         or has another length, after the last if only its digest differs.
@@ -71,7 +90,7 @@ class VideoFiles:
         digest = hashlib.sha256()
         try:
             with _passing_faults():
-                file = await asyncio.to_thread(self._path(generation_id).open, "rb")
+                file = await asyncio.to_thread(self._open, generation_id, attempt)
         except FileNotFoundError:
             raise ChorusError(errors.BLOB_CORRUPT, fault.format("missing")) from None
         with file:
@@ -83,36 +102,61 @@ class VideoFiles:
         if digest.hexdigest() != info.digest:
             raise ChorusError(errors.BLOB_CORRUPT, fault.format("altered since it was saved"))
 
-    def _path(self, generation_id: str) -> Path:
+    def _folder(self, generation_id: str) -> Path:
+        return self._directory / generation_id
+
+    def _path(self, generation_id: str, attempt: int) -> Path:
+        return self._folder(generation_id) / f"{attempt}{_SUFFIX}"
+
+    def _former_path(self, generation_id: str) -> Path:
         return self._directory / f"{generation_id}{_SUFFIX}"
 
-    def _save(self, generation_id: str, data: bytes) -> None:
-        path = self._path(generation_id)
+    def _open(self, generation_id: str, attempt: int) -> BinaryIO:
+        try:
+            return self._path(generation_id, attempt).open("rb")
+        except FileNotFoundError:
+            return self._former_path(generation_id).open("rb")
+
+    def _save(self, generation_id: str, attempt: int, data: bytes) -> None:
+        path = self._path(generation_id, attempt)
         part = path.with_suffix(_PART)
         try:
+            path.parent.mkdir(exist_ok=True)
             with part.open("wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
             part.replace(path)
-            self._sync_directory()
+            # A file's name is part of its directory, and that one's name of the directory above.
+            _sync(path.parent)
+            _sync(self._directory)
         except OSError:
             with suppress(OSError):
                 part.unlink(missing_ok=True)
             raise
 
-    def _sync_directory(self) -> None:
-        """Makes the new name durable: a file's name is part of its directory."""
-        directory = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+    def _discard(self, generation_id: str, attempt: int) -> None:
+        path = self._path(generation_id, attempt)
+        path.unlink(missing_ok=True)
+        path.with_suffix(_PART).unlink(missing_ok=True)
+        with suppress(OSError):  # absent, or with the video of another attempt
+            path.parent.rmdir()
 
     def _remove(self, generation_ids: list[str]) -> None:
         for generation_id in generation_ids:
-            self._path(generation_id).unlink(missing_ok=True)
-            self._path(generation_id).with_suffix(_PART).unlink(missing_ok=True)
+            with suppress(FileNotFoundError):
+                shutil.rmtree(self._folder(generation_id))
+            self._former_path(generation_id).unlink(missing_ok=True)
+            self._former_path(generation_id).with_suffix(_PART).unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    """Makes the names in a directory durable."""
+    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
 
 
 @contextmanager

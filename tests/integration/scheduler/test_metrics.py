@@ -65,5 +65,12 @@ async def test_queue_is_shown_while_jobs_wait(world: World, port: int) -> None:
     assert found.value("chorus_generations_total", state="succeeded", decision="miss") == 2
     assert found.value("chorus_generations_total", state="cancelled", decision="none") == 1
     assert found.value("chorus_generation_seconds_count") == 2
-    found = await until(port, lambda seen: seen.value("chorus_running") == 0)
-    assert found.value("chorus_queue_depth") == found.value("chorus_queue_oldest_seconds") == 0
+    await until(
+        port,
+        lambda seen: (
+            seen.value("chorus_running")
+            == seen.value("chorus_queue_depth")
+            == seen.value("chorus_queue_oldest_seconds")
+            == 0
+        ),
+    )

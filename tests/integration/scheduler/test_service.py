@@ -315,7 +315,7 @@ async def test_missing_or_altered_video_is_rejected(world: World) -> None:
     assert error.reason == errors_pb2.ERROR_REASON_WRONG_STATE
     world.denoiser.go.set()
     await world.events(job)
-    file = world.directory / "videos" / f"{job.generation_id}.mp4"
+    file = world.directory / "videos" / job.generation_id / "1.mp4"
     file.write_bytes(VIDEO[:-1] + b"!")
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await world.video(job)

@@ -26,11 +26,14 @@ class World:
     settings: dict[str, str] = field(default_factory=dict)
     # Names of the fakes that are not started at first.
     absent: set[str] = field(default_factory=set)
+    # A world whose fakes, settings and directories this one uses too, with a scheduler of its own.
+    beside: World | None = None
 
     def __post_init__(self) -> None:
-        self.embedder = FakeEmbedder()
-        self.cache = FakeCache()
-        self.denoiser = FakeDenoiser()
+        beside = self.beside
+        self.embedder: FakeEmbedder = beside.embedder if beside else FakeEmbedder()
+        self.cache: FakeCache = beside.cache if beside else FakeCache()
+        self.denoiser: FakeDenoiser = beside.denoiser if beside else FakeDenoiser()
         env = {
             "CHORUS_SCHEDULER_EMBEDDER_TARGET": self.embedder.target,
             "CHORUS_SCHEDULER_CACHE_TARGET": self.cache.target,
@@ -38,16 +41,18 @@ class World:
             "CHORUS_SCHEDULER_DATABASE": str(self.directory / "jobs.db"),
             "CHORUS_SCHEDULER_VIDEO_DIR": str(self.directory / "videos"),
             "CHORUS_SCHEDULER_TENANT": "acme",
+            **(beside.settings if beside else {}),
             **self.settings,
         }
-        self.process = ServiceProcess("scheduler", env, free_port(), self.directory / "scheduler.log")
+        port = free_port()
+        self.process = ServiceProcess("scheduler", env, port, self.directory / f"scheduler-{port}.log")
         # Any, because the async stub types exist only for the type checker.
         self.api: Any = None
         self._channel: grpc.aio.Channel | None = None
 
     async def __aenter__(self) -> World:
         for fake in (self.embedder, self.cache, self.denoiser):
-            if fake.name not in self.absent:
+            if fake.name not in self.absent and self.beside is None:
                 await fake.start()
         await self.boot()
         return self
@@ -56,8 +61,9 @@ class World:
         if self._channel is not None:
             await self._channel.close()
         await asyncio.to_thread(self.process.stop)
-        for fake in (self.embedder, self.cache, self.denoiser):
-            await fake.die()
+        if self.beside is None:
+            for fake in (self.embedder, self.cache, self.denoiser):
+                await fake.die()
 
     async def refresh(self) -> None:
         """Prepares the next test: resets and starts every fake, starts the scheduler, ends all jobs."""

@@ -16,7 +16,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.scheduler.jobs.deadline import Deadline
 from services.scheduler.jobs.passing_faults import PassingFault, find_passing_fault, wait_out
-from services.scheduler.jobs.sqlite import open_store
+from services.scheduler.jobs.sql_store import SqlStore, open_store
 from services.scheduler.jobs.store import NewJob, StoreError
 from services.scheduler.jobs.video_files import VideoFiles
 
@@ -88,7 +88,7 @@ async def test_deadline_ends_the_wait_and_names_the_fault() -> None:
 
 async def test_store_reports_a_lock_and_works_after_it(tmp_path: Path) -> None:
     path = tmp_path / "jobs.db"
-    store = await open_store(path, lambda _: None)
+    store = await open_store(str(path), lambda _: None)
     try:
         await store.submit(new("a"), 10)
         other = sqlite3.connect(path, isolation_level=None)
@@ -99,17 +99,17 @@ async def test_store_reports_a_lock_and_works_after_it(tmp_path: Path) -> None:
         assert await store.get("a") is not None, "reads work meanwhile"
         other.close()
         await store.submit(new("c"), 10)
-        assert [job.job_id for job in await store.unfinished()] == ["a", "c"]
+        assert [job.job_id for job in await store.queue(10)] == ["a", "c"]
     finally:
         await store.close()
 
 
 async def test_store_reports_a_full_disk_and_works_after_it(tmp_path: Path) -> None:
     """SQLite's own limit on the number of pages takes the place of the full disk."""
-    store = await open_store(tmp_path / "jobs.db", lambda _: None)
+    store = await open_store(str(tmp_path / "jobs.db"), lambda _: None)
 
     async def limit_pages(count: int) -> None:
-        await store._run(lambda: store._db.execute(f"PRAGMA max_page_count = {count}"))
+        await execute(store, f"PRAGMA max_page_count = {count}")
 
     try:
         await store.submit(new("a"), 10)
@@ -121,18 +121,18 @@ async def test_store_reports_a_full_disk_and_works_after_it(tmp_path: Path) -> N
         assert await store.get("b") is None, "nothing is stored"
         await limit_pages(1 << 20)
         await store.submit(new("b", "x" * 100_000), 10)
-        assert [job.job_id for job in await store.unfinished()] == ["a", "b"]
+        assert [job.job_id for job in await store.queue(10)] == ["a", "b"]
     finally:
         await store.close()
 
 
 async def test_damaged_database_is_no_passing_fault(tmp_path: Path) -> None:
     path = tmp_path / "jobs.db"
-    store = await open_store(path, lambda _: None)
+    store = await open_store(str(path), lambda _: None)
     try:
         await store.submit(new("a"), 10)
-        await store._run(lambda: store._db.execute("PRAGMA wal_checkpoint(TRUNCATE)"))
-        await store._run(lambda: store._db.execute("PRAGMA shrink_memory"))
+        await execute(store, "PRAGMA wal_checkpoint(TRUNCATE)")
+        await execute(store, "PRAGMA shrink_memory")
         size = path.stat().st_size
         path.write_bytes(b"\xff" * size)
         with pytest.raises(StoreError, match=r"is damaged.*CHORUS_SCHEDULER_DATABASE"):
@@ -145,15 +145,26 @@ async def test_videos_report_faults_that_pass(tmp_path: Path, monkeypatch: pytes
     videos = VideoFiles(tmp_path)
     monkeypatch.setattr(os, "fsync", fail_with(errno.ENOSPC))
     with pytest.raises(PassingFault, match="CHORUS_SCHEDULER_VIDEO_DIR"):
-        await videos.save("a", b"video")
+        await videos.save("a", 1, b"video")
     assert list_names(tmp_path) == [], "nothing is kept"
     monkeypatch.setattr(os, "fsync", fail_with(errno.EACCES))
     with pytest.raises(PermissionError):
-        await videos.save("a", b"video")
+        await videos.save("a", 1, b"video")
 
 
 def list_names(directory: Path) -> list[str]:
-    return [path.name for path in directory.iterdir()]
+    return [path.name for path in directory.rglob("*") if path.is_file()]
+
+
+async def execute(store: SqlStore, statement: str) -> None:
+    """Executes a statement outside a transaction."""
+
+    def work() -> None:
+        connection = store._database.engine.raw_connection()
+        connection.cursor().execute(statement)
+        connection.close()
+
+    await store._run(work)
 
 
 def fail_with(number: int) -> object:

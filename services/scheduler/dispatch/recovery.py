@@ -1,0 +1,107 @@
+"""Jobs that no task works on: requeues them, or ends those that are overdue or crashed too often."""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from typing import Final
+
+from chorus.scheduler.v1 import scheduler_pb2 as pb
+from chorus_rpc import errors
+from chorus_rpc.errors import ChorusError
+
+from services.runtime.logs import get_logger
+from services.scheduler.jobs.states import ENDED, IN_QUEUE, UNFINISHED, State
+from services.scheduler.jobs.store import Job, JobStore, OwnedJob
+from services.scheduler.jobs.video_files import VideoFiles
+
+log = get_logger("recovery")
+
+# Number of overdue jobs that one call ends.
+_OVERDUE_BATCH: Final = 100
+
+
+class Recovery:
+    """Requeues and ends jobs.
+
+    Args:
+        max_crashes: number of service crashes during one job after which it fails.
+    """
+
+    def __init__(self, store: JobStore, videos: VideoFiles, max_crashes: int) -> None:
+        self._store = store
+        self._videos = videos
+        self._max_crashes = max_crashes
+
+    async def end_overdue(self, now: float) -> list[str]:
+        """Ends waiting jobs whose deadline is not after `now`, in Unix seconds. Returns their ids."""
+        overdue = await self._store.overdue(now, _OVERDUE_BATCH)
+        for job_id in overdue:
+            job = await self._store.get(job_id)
+            if job is not None:
+                await self.fail(job_id, job.deadline.exceeded(), owner=None)
+        return overdue
+
+    async def release(self, job_id: str) -> None:
+        """Requeues a job whose task has been stopped."""
+        own = self._store.scheduler_id
+        if await self._store.advance(job_id, {State.RUNNING}, [queued(1)], owner=own) is None:
+            await self._store.advance(job_id, IN_QUEUE, [], owner=own)
+
+    async def fail(self, job_id: str, error: ChorusError, owner: str | None, change: str = "") -> None:
+        """Ends a job with an error. Arguments as for `JobStore.advance`."""
+        failed = pb.GenerationEvent(failed=pb.FailedEvent(error=errors.to_job_error(error)))
+        ended = await self._store.advance(job_id, UNFINISHED, [failed], owner=owner, change=change)
+        if ended is not None:
+            log.warning("failed", generation_id=job_id, error=error.message)
+
+    async def requeue_abandoned(self, busy: Container[str]) -> None:
+        """Requeues the jobs of this scheduler that are not in `busy`, and of those whose lease has ended.
+
+        Args:
+            busy: ids of the jobs that this scheduler works on.
+        """
+        for owned in await self._store.owned():
+            if owned.owner != self._store.scheduler_id or owned.job_id not in busy:
+                await self._requeue(owned)
+
+    async def _requeue(self, owned: OwnedJob) -> None:
+        job = await self._store.get(owned.job_id)
+        if job is None or job.state in ENDED:
+            return
+        if job.deadline.passed():
+            # A run whose failure could not be recorded before the deadline is no crash.
+            if job.state is State.RUNNING:
+                await self._discard_video(job)
+            await self.fail(job.job_id, job.deadline.exceeded(), owned.owner)
+            return
+        if job.state is not State.RUNNING:
+            await self._store.advance(job.job_id, IN_QUEUE, [], owner=owned.owner)
+            return
+        await self._discard_video(job)
+        if job.crashes + 1 >= self._max_crashes:
+            await self.fail(job.job_id, too_many_crashes(job.crashes + 1), owned.owner)
+            return
+        log.warning("interrupted job requeued", generation_id=job.job_id, attempts=job.generation.attempts)
+        await self._store.advance(job.job_id, {State.RUNNING}, [queued(1)], owner=owned.owner, crashed=True)
+
+    async def _discard_video(self, job: Job) -> None:
+        """Removes what an interrupted run wrote. A file that stays delays no job."""
+        try:
+            await self._videos.discard(job.job_id, job.generation.attempts)
+        except (ChorusError, OSError) as error:
+            log.warning("video of an interrupted run not removed", generation_id=job.job_id, error=str(error))
+
+
+def queued(position: int) -> pb.GenerationEvent:
+    """Returns the event of a job that waits at a position of the queue, from 1."""
+    return pb.GenerationEvent(queued=pb.QueuedEvent(queue_position=position))
+
+
+def too_many_crashes(crashes: int) -> ChorusError:
+    """Returns the error that ends a job during which services died too often."""
+    return ChorusError(
+        errors.INTERNAL,
+        f"failed: a service died {crashes} times while it worked on this generation"
+        " (CHORUS_SCHEDULER_MAX_CRASHES)",
+        metadata={"crashes": str(crashes)},
+    )

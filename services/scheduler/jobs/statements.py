@@ -1,0 +1,382 @@
+"""Statements of the job store, each to be run inside an open transaction.
+
+Times are Unix seconds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from chorus.scheduler.v1 import scheduler_pb2 as pb
+from google.protobuf.timestamp_pb2 import Timestamp
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Double,
+    Select,
+    and_,
+    cast,
+    delete,
+    extract,
+    func,
+    insert,
+    or_,
+    select,
+    text,
+    update,
+)
+
+from services.scheduler.jobs import states
+from services.scheduler.jobs.states import ENDED, IN_QUEUE, State
+from services.scheduler.jobs.store import (
+    ANY_OWNER,
+    Job,
+    NewJob,
+    OwnedJob,
+    QueuedJob,
+    QueueFull,
+    QueueState,
+)
+from services.scheduler.jobs.tables import documents, events, jobs, schedulers
+
+# Number of the lock that serialises acceptance, so that the queue keeps its limit and numbers their order.
+_SUBMIT_LOCK: Final = 7_400_002
+# Time after which the row of a scheduler whose lease has ended is removed, in seconds.
+_FORGET_LEASE_SECONDS: Final = 86_400.0
+_UNIX_EPOCH_JULIAN_DAY: Final = 2_440_587.5
+_JOB: Final = (
+    jobs.c.id,
+    jobs.c.number,
+    jobs.c.tenant,
+    jobs.c.body_digest,
+    jobs.c.state,
+    jobs.c.traceparent,
+    jobs.c.crashes,
+    jobs.c.generation,
+)
+_WAITING: Final = jobs.c.queue_key.is_not(None)
+
+
+@dataclass
+class Transaction:
+    """An open transaction.
+
+    Attributes:
+        changed: ids of the jobs that it changes.
+        ended: jobs that it ends.
+    """
+
+    connection: Connection
+    changed: list[str] = field(default_factory=list)
+    ended: list[Job] = field(default_factory=list)
+
+    @property
+    def on_server(self) -> bool:
+        return self.connection.dialect.name == "postgresql"
+
+
+def submit(transaction: Transaction, new: NewJob, queue_limit: int, now: float) -> tuple[Job, bool]:
+    connection = transaction.connection
+    if transaction.on_server:
+        connection.execute(text(f"SELECT pg_advisory_xact_lock({_SUBMIT_LOCK})"))
+    known = find_job(transaction, jobs.c.tenant == new.tenant, jobs.c.request_id == new.request_id)
+    if known is not None:
+        return known, False
+    order_key = now + new.order_delay
+    waiting, before = connection.execute(
+        select(
+            func.count(),
+            func.count().filter(jobs.c.queue_key <= order_key),
+        ).where(_WAITING)
+    ).one()
+    if waiting >= queue_limit:
+        raise QueueFull
+    generation = pb.Generation(
+        generation_id=new.job_id,
+        request_id=new.request_id,
+        spec=new.spec,
+        state=pb.GENERATION_STATE_QUEUED,
+        create_time=_timestamp(now),
+        trace_id=new.trace_id,
+        seed_chosen=new.seed_chosen,
+    )
+    event = pb.GenerationEvent(
+        sequence=1, time=generation.create_time, queued=pb.QueuedEvent(queue_position=before + 1)
+    )
+    states.apply(generation, event)
+    number = connection.execute(
+        insert(jobs)
+        .values(
+            id=new.job_id,
+            tenant=new.tenant,
+            request_id=new.request_id,
+            body_digest=new.body_digest,
+            state=State.QUEUED.value,
+            deadline=new.deadline,
+            traceparent=new.traceparent,
+            announced=before + 1,
+            generation=generation.SerializeToString(),
+            created=now,
+            order_key=order_key,
+            queue_key=order_key,
+        )
+        .returning(jobs.c.number)
+    ).scalar_one()
+    _append(transaction, number, event)
+    transaction.changed.append(new.job_id)
+    return (
+        Job(new.job_id, number, new.tenant, new.body_digest, State.QUEUED, new.traceparent, 0, generation),
+        True,
+    )
+
+
+def advance(
+    transaction: Transaction,
+    job_id: str,
+    expect: Collection[State],
+    new_events: Sequence[pb.GenerationEvent],
+    owner: str | None,
+    crashed: bool,
+    change: str,
+    now: float,
+) -> Job | None:
+    connection = transaction.connection
+    row = connection.execute(
+        select(*_JOB, jobs.c.owner, jobs.c.change, jobs.c.order_key, jobs.c.announced)
+        .where(jobs.c.id == job_id)
+        .with_for_update()
+    ).one_or_none()
+    if row is None:
+        return None
+    job = _parse_job(row[: len(_JOB)])
+    if row.change == change:
+        return job
+    if job.state not in expect or owner not in (ANY_OWNER, row.owner):
+        return None
+    generation, announced = job.generation, row.announced
+    for sequence, content in enumerate(new_events, generation.last_sequence + 1):
+        event = pb.GenerationEvent()
+        event.CopyFrom(content)
+        event.sequence = sequence
+        event.time.CopyFrom(_timestamp(now))
+        states.apply(generation, event)
+        _append(transaction, job.number, event)
+        if event.HasField("queued"):
+            announced = event.queued.queue_position
+    state = State(generation.state)
+    crashes = job.crashes + int(crashed)
+    values: dict[str, Any] = {
+        "state": state.value,
+        "generation": generation.SerializeToString(),
+        "crashes": crashes,
+        "announced": announced,
+        "change": change,
+    }
+    if state in IN_QUEUE:
+        values |= {"owner": None, "queue_key": row.order_key}
+    elif state in ENDED:
+        values |= {"owner": None, "queue_key": None}
+        if job.state not in ENDED:
+            values["ended"] = now
+    # The only statement that may end a job, and only from the state that was checked above.
+    connection.execute(update(jobs).where(jobs.c.number == job.number).values(values))
+    advanced = Job(
+        job_id, job.number, job.tenant, job.body_digest, state, job.traceparent, crashes, generation
+    )
+    if new_events:
+        transaction.changed.append(job_id)
+    if state in ENDED and job.state not in ENDED:
+        transaction.ended.append(advanced)
+    return advanced
+
+
+def claim(transaction: Transaction, job_id: str, owner: str) -> Job | None:
+    claimed = transaction.connection.execute(
+        update(jobs).where(jobs.c.id == job_id, _WAITING).values(owner=owner, queue_key=None).returning(*_JOB)
+    ).one_or_none()
+    return None if claimed is None else _parse_job(claimed)
+
+
+def list_owned(transaction: Transaction, owner: str) -> list[OwnedJob]:
+    alive = select(schedulers.c.id).where(schedulers.c.lease_until > _database_time(transaction))
+    rows = transaction.connection.execute(
+        select(jobs.c.id, jobs.c.owner, jobs.c.state)
+        .where(jobs.c.owner.is_not(None), or_(jobs.c.owner == owner, jobs.c.owner.not_in(alive)))
+        .order_by(jobs.c.number)
+    )
+    return [OwnedJob(job_id, holder, State(state)) for job_id, holder, state in rows]
+
+
+def keep_lease(transaction: Transaction, scheduler_id: str, seconds: float) -> None:
+    now = _database_time(transaction)
+    connection = transaction.connection
+    extended = connection.execute(
+        update(schedulers).where(schedulers.c.id == scheduler_id).values(lease_until=now + seconds)
+    )
+    if extended.rowcount == 0:
+        connection.execute(insert(schedulers).values(id=scheduler_id, lease_until=now + seconds))
+    connection.execute(delete(schedulers).where(schedulers.c.lease_until < now - _FORGET_LEASE_SECONDS))
+
+
+def end_lease(transaction: Transaction, scheduler_id: str) -> None:
+    transaction.connection.execute(delete(schedulers).where(schedulers.c.id == scheduler_id))
+
+
+def take_over(transaction: Transaction, scheduler_id: str) -> None:
+    """Ends every other lease, and gives this scheduler one without end."""
+    transaction.connection.execute(delete(schedulers))
+    transaction.connection.execute(insert(schedulers).values(id=scheduler_id, lease_until=math.inf))
+
+
+def _append(transaction: Transaction, number: int, event: pb.GenerationEvent) -> None:
+    transaction.connection.execute(
+        insert(events).values(number=number, sequence=event.sequence, event=event.SerializeToString())
+    )
+
+
+def find_job(transaction: Transaction, *where: ColumnElement[bool]) -> Job | None:
+    row = transaction.connection.execute(select(*_JOB).where(*where)).one_or_none()
+    return None if row is None else _parse_job(row)
+
+
+def list_page(
+    transaction: Transaction, tenant: str, state: State | None, before: int | None, limit: int
+) -> list[Job]:
+    query: Select[Any] = select(*_JOB).where(jobs.c.tenant == tenant)
+    if state is not None:
+        query = query.where(jobs.c.state == state.value)
+    if before is not None:
+        query = query.where(jobs.c.number < before)
+    rows = transaction.connection.execute(query.order_by(jobs.c.number.desc()).limit(limit))
+    return [_parse_job(row) for row in rows]
+
+
+def list_queue(transaction: Transaction, limit: int) -> list[QueuedJob]:
+    rows = transaction.connection.execute(
+        select(jobs.c.id, jobs.c.state, jobs.c.deadline, jobs.c.announced)
+        .where(_WAITING)
+        .order_by(jobs.c.queue_key, jobs.c.number)
+        .limit(limit)
+    )
+    return [QueuedJob(job_id, State(state), *rest) for job_id, state, *rest in rows]
+
+
+def read_queue_state(transaction: Transaction) -> QueueState:
+    waiting, oldest = transaction.connection.execute(
+        select(func.count(), func.min(jobs.c.created)).where(_WAITING)
+    ).one()
+    return QueueState(waiting, oldest or 0.0)
+
+
+def find_positions(transaction: Transaction, job_ids: Collection[str]) -> dict[str, int]:
+    other = jobs.alias()
+    before = (
+        select(func.count())
+        .select_from(other)
+        .where(
+            or_(
+                other.c.queue_key < jobs.c.queue_key,
+                and_(other.c.queue_key == jobs.c.queue_key, other.c.number < jobs.c.number),
+            )
+        )
+        .scalar_subquery()
+    )
+    rows = transaction.connection.execute(select(jobs.c.id, before).where(jobs.c.id.in_(job_ids), _WAITING))
+    return {job_id: count + 1 for job_id, count in rows}
+
+
+def list_overdue(transaction: Transaction, now: float, limit: int) -> list[str]:
+    rows = transaction.connection.execute(
+        select(jobs.c.id)
+        .where(jobs.c.ended.is_(None), jobs.c.deadline <= now, _WAITING)
+        .order_by(jobs.c.deadline)
+        .limit(limit)
+    )
+    return [job_id for (job_id,) in rows]
+
+
+def find_next_deadline(transaction: Transaction) -> float | None:
+    deadline: float | None = transaction.connection.execute(
+        select(jobs.c.deadline).where(jobs.c.ended.is_(None), _WAITING).order_by(jobs.c.deadline).limit(1)
+    ).scalar_one_or_none()
+    return deadline
+
+
+def list_events(transaction: Transaction, job_id: str, after: int, limit: int) -> list[pb.GenerationEvent]:
+    number = select(jobs.c.number).where(jobs.c.id == job_id).scalar_subquery()
+    rows = transaction.connection.execute(
+        select(events.c.event)
+        .where(events.c.number == number, events.c.sequence > after)
+        .order_by(events.c.sequence)
+        .limit(limit)
+    )
+    return [pb.GenerationEvent.FromString(event) for (event,) in rows]
+
+
+def list_surplus(transaction: Transaction, keep: int, ended_before: float, limit: int) -> list[str]:
+    # The newest that is not kept by count; it and what was accepted before it go.
+    newest = (
+        select(jobs.c.number)
+        .where(jobs.c.ended.is_not(None))
+        .order_by(jobs.c.number.desc())
+        .offset(keep)
+        .limit(1)
+        .scalar_subquery()
+    )
+    rows = transaction.connection.execute(
+        select(jobs.c.id)
+        .where(jobs.c.ended.is_not(None), or_(jobs.c.number <= newest, jobs.c.ended < ended_before))
+        .order_by(jobs.c.number)
+        .limit(limit)
+    )
+    return [job_id for (job_id,) in rows]
+
+
+def forget(transaction: Transaction, job_ids: Sequence[str]) -> None:
+    transaction.connection.execute(delete(jobs).where(jobs.c.id.in_(job_ids), jobs.c.ended.is_not(None)))
+    transaction.changed += job_ids
+
+
+def save_document(transaction: Transaction, name: str, data: bytes) -> None:
+    replaced = transaction.connection.execute(
+        update(documents).where(documents.c.name == name).values(data=data)
+    )
+    if replaced.rowcount == 0:
+        transaction.connection.execute(insert(documents).values(name=name, data=data))
+
+
+def load_document(transaction: Transaction, name: str) -> bytes:
+    data = transaction.connection.execute(
+        select(documents.c.data).where(documents.c.name == name)
+    ).scalar_one_or_none()
+    return b"" if data is None else bytes(data)
+
+
+def _database_time(transaction: Transaction) -> ColumnElement[float]:
+    """Returns the time by the server's clock, which all schedulers share."""
+    if transaction.on_server:
+        return cast(extract("epoch", func.clock_timestamp()), Double)
+    return (func.julianday("now") - _UNIX_EPOCH_JULIAN_DAY) * 86_400.0
+
+
+def _timestamp(seconds: float) -> Timestamp:
+    timestamp = Timestamp()
+    timestamp.FromNanoseconds(int(seconds * 1e9))
+    return timestamp
+
+
+def _parse_job(row: Any) -> Job:
+    job_id, number, tenant, body_digest, state, traceparent, crashes, generation = row
+    return Job(
+        job_id,
+        number,
+        tenant,
+        body_digest,
+        State(state),
+        traceparent,
+        crashes,
+        pb.Generation.FromString(generation),
+    )

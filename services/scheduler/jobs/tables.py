@@ -1,0 +1,94 @@
+"""Tables of the job database, as the newest migration leaves them; a test compares the two."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sqlalchemy import (
+    REAL,
+    BigInteger,
+    Column,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+from sqlalchemy.types import TypeEngine
+
+metadata: Final = MetaData()
+# Strict tables of SQLite know few types, and it numbers only a column of exactly the type INTEGER by itself.
+_NUMBER: Final = BigInteger().with_variant(Integer(), "sqlite")
+_SECONDS: Final[TypeEngine[float]] = Double().with_variant(REAL(), "sqlite")
+
+# Times are Unix seconds.
+# - number: place in the order of acceptance, over all tenants.
+# - deadline: time by which the job must have ended.
+# - announced: queue position in the latest event to the job's watchers.
+# - crashes: number of times that a service died during the job.
+# - generation: the public view, a serialized Generation without the queue position.
+# - created, ended: times of acceptance and end; `ended` is null before.
+# - order_key: jobs that wait are started in ascending order of it, those with equal keys by number.
+# - queue_key: the order key while the job waits for its start, null otherwise.
+# - owner: id of the scheduler that works on the job; null if none does.
+# - change: id of the latest change, by which its repetition is recognised.
+jobs: Final = Table(
+    "jobs",
+    metadata,
+    Column("number", _NUMBER, primary_key=True, autoincrement=True),
+    Column("id", Text, nullable=False, unique=True),
+    Column("tenant", Text, nullable=False),
+    Column("request_id", Text, nullable=False),
+    Column("body_digest", Text, nullable=False),
+    Column("state", Integer, nullable=False),
+    Column("deadline", _SECONDS, nullable=False),
+    Column("traceparent", Text, nullable=False),
+    Column("announced", Integer, nullable=False),
+    Column("crashes", Integer, nullable=False, server_default="0"),
+    Column("generation", LargeBinary, nullable=False),
+    Column("created", _SECONDS, nullable=False, server_default="0"),
+    Column("ended", _SECONDS),
+    Column("order_key", _SECONDS, nullable=False, server_default="0"),
+    Column("queue_key", _SECONDS),
+    Column("owner", Text),
+    Column("change", Text, nullable=False, server_default=""),
+    UniqueConstraint("tenant", "request_id"),
+    Index("jobs_by_tenant", "tenant", "number"),
+    Index("jobs_by_tenant_and_state", "tenant", "state", "number"),
+    Index("jobs_in_queue", "queue_key", "number"),
+    Index("jobs_by_deadline", "ended", "deadline"),
+    Index("jobs_by_owner", "owner"),
+    sqlite_autoincrement=True,
+    sqlite_strict=True,
+)
+
+events: Final = Table(
+    "events",
+    metadata,
+    Column("number", _NUMBER, ForeignKey("jobs.number", ondelete="CASCADE"), primary_key=True),
+    Column("sequence", Integer, primary_key=True, autoincrement=False),
+    Column("event", LargeBinary, nullable=False),
+    sqlite_strict=True,
+    sqlite_with_rowid=False,
+)
+
+documents: Final = Table(
+    "documents",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("data", LargeBinary, nullable=False),
+    sqlite_strict=True,
+)
+
+# Schedulers that use the database. After the end of a lease another one requeues the jobs of its owner.
+schedulers: Final = Table(
+    "schedulers",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("lease_until", _SECONDS, nullable=False),
+    sqlite_strict=True,
+)

@@ -1,0 +1,322 @@
+"""Contract of the job store: accepted jobs are durable and ordered, have one owner, and end once."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from chorus.common.v1 import plan_pb2
+from chorus.scheduler.v1 import scheduler_pb2 as pb
+from sqlalchemy.engine import URL
+
+from services.scheduler.jobs.sql_store import SqlStore, open_store
+from services.scheduler.jobs.states import IN_QUEUE, UNFINISHED, State
+from services.scheduler.jobs.store import NewJob, OwnedJob, QueueFull, QueueState
+from tests.postgresql import create_database, running_server
+
+PLANNED = pb.GenerationEvent(planned=pb.PlannedEvent(plan=plan_pb2.Plan(total_steps=4)))
+SUCCEEDED = pb.GenerationEvent(succeeded=pb.SucceededEvent(steps_run=4))
+CANCELLED = pb.GenerationEvent(cancelled=pb.CancelledEvent())
+QUEUED = pb.GenerationEvent(queued=pb.QueuedEvent(queue_position=1))
+WAITING = pb.GenerationEvent(waiting=pb.WaitingEvent())
+
+
+def new(job_id: str, request_id: str | None = None, tenant: str = "default", delay: float = 0.0) -> NewJob:
+    spec = pb.GenerationSpec(prompt=job_id)
+    return NewJob(job_id, tenant, request_id or f"r-{job_id}", "d", spec, 2e9, "", "", order_delay=delay)
+
+
+class Opened:
+    """Opens stores of one database, and closes them. Jobs are accepted a second apart."""
+
+    def __init__(self, location: str) -> None:
+        self.location = location
+        self.changed: list[str] = []
+        self.ended: list[str] = []
+        self.stores: list[SqlStore] = []
+        self.now = 1000.5
+
+    def clock(self) -> float:
+        self.now += 1.0
+        return self.now
+
+    async def open(self) -> SqlStore:
+        store = await open_store(
+            self.location,
+            self.changed.append,
+            clock=self.clock,
+            on_end=lambda job: self.ended.append(job.job_id),
+        )
+        self.stores.append(store)
+        return store
+
+    async def close(self) -> None:
+        for store in self.stores:
+            await store.close()
+        self.stores.clear()
+
+
+@pytest.fixture(scope="session")
+def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[URL]:
+    with running_server(tmp_path_factory.mktemp("pg")) as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def location(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return str(tmp_path / "sub" / "jobs.db")
+    return create_database(request.getfixturevalue("postgresql"))
+
+
+@pytest.fixture
+async def opened(location: str) -> AsyncIterator[Opened]:
+    opened = Opened(location)
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture
+async def store(opened: Opened) -> SqlStore:
+    return await opened.open()
+
+
+async def listed(store: SqlStore) -> list[str]:
+    return [job.job_id for job in await store.queue(100)]
+
+
+async def test_request_id_is_accepted_once(store: SqlStore, opened: Opened) -> None:
+    job, created = await store.submit(new("a", "r"), 10)
+    assert created
+    assert job.generation.create_time.ToNanoseconds() == 1001_500_000_000
+    again, created = await store.submit(new("b", "r"), 10)
+    assert (again.job_id, created) == ("a", False)
+    other, created = await store.submit(new("c", "r", "other"), 10)
+    assert (other.job_id, created) == ("c", True)
+    assert await store.get("b") is None
+
+
+async def test_concurrent_submissions_of_one_request_create_one_job(store: SqlStore) -> None:
+    results = await asyncio.gather(*(store.submit(new(f"j{n}", "r"), 10) for n in range(8)))
+    assert len({job.job_id for job, _ in results}) == 1
+    assert sum(created for _, created in results) == 1
+
+
+async def test_full_queue_rejects_a_job_and_stores_nothing(store: SqlStore) -> None:
+    for name in "ab":
+        await store.submit(new(name), 2)
+    with pytest.raises(QueueFull):
+        await store.submit(new("c"), 2)
+    assert await store.get("c") is None
+    _, created = await store.submit(new("again", "r-a"), 2)
+    assert not created, "a repetition occupies no further place"
+    await store.claim("a")
+    _, created = await store.submit(new("c"), 2)
+    assert created, "a job that was started takes no place in the queue"
+
+
+async def test_concurrent_submissions_do_not_exceed_the_limit(store: SqlStore) -> None:
+    results = await asyncio.gather(
+        *(store.submit(new(f"j{n}"), 3) for n in range(12)), return_exceptions=True
+    )
+    assert sum(isinstance(result, QueueFull) for result in results) == 9
+    assert len(await listed(store)) == 3
+
+
+async def test_events_are_numbered_without_gaps(store: SqlStore, opened: Opened) -> None:
+    await store.submit(new("a"), 10)
+    await store.advance("a", IN_QUEUE, [PLANNED, pb.GenerationEvent(warning=pb.WarningEvent())])
+    await store.advance("a", {State.RUNNING}, [QUEUED])
+    await store.advance("a", IN_QUEUE, [CANCELLED])
+    events = await store.events("a", 0, 100)
+    assert [e.sequence for e in events] == [1, 2, 3, 4, 5]
+    assert [e.WhichOneof("event") for e in events] == ["queued", "planned", "warning", "queued", "cancelled"]
+    assert [e.sequence for e in await store.events("a", 2, 2)] == [3, 4]
+    job = await store.get("a")
+    assert job is not None
+    assert job.generation.last_sequence == 5
+    await asyncio.sleep(0)
+    assert opened.changed == ["a"] * 4
+    assert opened.ended == ["a"]
+
+
+async def test_job_ends_once_under_concurrent_writers(store: SqlStore, opened: Opened) -> None:
+    await store.submit(new("a"), 10)
+    await store.advance("a", IN_QUEUE, [PLANNED])
+    results = await asyncio.gather(
+        store.advance("a", {State.RUNNING}, [SUCCEEDED]),
+        *(store.advance("a", UNFINISHED, [CANCELLED]) for _ in range(4)),
+    )
+    assert sum(result is not None for result in results) == 1
+    assert await store.advance("a", UNFINISHED, [CANCELLED]) is None
+    kinds = [e.WhichOneof("event") for e in await store.events("a", 0, 100)]
+    assert len(kinds) == 3
+    assert opened.ended == ["a"]
+
+
+async def test_repeated_change_is_recorded_once(store: SqlStore, opened: Opened) -> None:
+    """The answer to a commit may be lost: the caller then repeats the change."""
+    await store.submit(new("a"), 10)
+    await store.advance("a", IN_QUEUE, [PLANNED])
+    for _ in range(2):
+        job = await store.advance("a", {State.RUNNING}, [SUCCEEDED], change="c1")
+        assert job is not None
+        assert job.state is State.SUCCEEDED
+    assert await store.advance("a", {State.RUNNING}, [SUCCEEDED], change="c2") is None
+    assert len(await store.events("a", 0, 100)) == 3
+    assert opened.ended == ["a"]
+
+
+async def test_illegal_event_changes_nothing(store: SqlStore) -> None:
+    await store.submit(new("a"), 10)
+    with pytest.raises(ValueError, match="cannot happen"):
+        await store.advance("a", IN_QUEUE, [PLANNED, PLANNED])
+    job = await store.get("a")
+    assert job is not None
+    assert job.state is State.QUEUED
+    assert len(await store.events("a", 0, 100)) == 1
+
+
+async def test_jobs_and_models_persist_across_reopening(opened: Opened) -> None:
+    store = await opened.open()
+    for name in "abc":
+        await store.submit(new(name), 10)
+    await store.claim("b")
+    await store.advance("b", IN_QUEUE, [PLANNED], crashed=True)
+    await store.save_models(b"models")
+    await store.save_models(b"more models")
+    former = store.scheduler_id
+    await store.end_lease()
+    await opened.close()
+    store = await opened.open()
+    assert await listed(store) == ["a", "c"]
+    assert await store.owned() == [OwnedJob("b", former, State.RUNNING)]
+    job = await store.get("b")
+    assert job is not None
+    assert (job.state, job.crashes, job.generation.attempts) == (State.RUNNING, 1, 1)
+    assert await store.load_models() == b"more models"
+    submitted = await store.find("default", "r-c")
+    assert submitted is not None
+    assert submitted.job_id == "c"
+
+
+async def test_pages_are_newest_first_and_of_one_tenant(store: SqlStore) -> None:
+    for n in range(5):
+        await store.submit(new(f"j{n}"), 10)
+    await store.submit(new("foreign", tenant="other"), 10)
+    await store.advance("j3", UNFINISHED, [CANCELLED])
+    first = await store.page("default", None, None, 2)
+    assert [j.job_id for j in first] == ["j4", "j3"]
+    assert [j.job_id for j in await store.page("default", None, first[-1].number, 9)] == ["j2", "j1", "j0"]
+    assert [j.job_id for j in await store.page("default", State.CANCELLED, None, 9)] == ["j3"]
+
+
+async def test_queue_is_ordered_by_acceptance_and_delay(store: SqlStore) -> None:
+    """Jobs are accepted a second apart: a delay of 2.5 s lets the next two pass, and no later one."""
+    await store.submit(new("first", delay=2.5), 10)
+    positions = []
+    for name in "abcd":
+        job, _ = await store.submit(new(name), 10)
+        [event] = await store.events(job.job_id, 0, 1)
+        positions.append(event.queued.queue_position)
+    assert await listed(store) == ["a", "b", "first", "c", "d"]
+    assert positions == [1, 2, 4, 5], "as known when each was accepted"
+    assert await store.positions(["first", "c", "none"]) == {"first": 3, "c": 4}
+    assert [job.job_id for job in await store.queue(2)] == ["a", "b"]
+    await store.advance("a", IN_QUEUE, [WAITING])
+    assert await listed(store) == ["a", "b", "first", "c", "d"], "a waiting job keeps its place"
+    await store.claim("a")
+    assert await store.positions(["a", "first"]) == {"first": 2}
+
+
+async def test_state_of_the_queue_counts_the_jobs_that_wait(store: SqlStore) -> None:
+    assert await store.queue_state() == QueueState(0, 0.0)
+    assert await store.next_deadline() is None
+    for name in "abc":
+        await store.submit(new(name), 10)
+    await store.claim("a")
+    assert await store.queue_state() == QueueState(2, 1002.5)
+    assert await store.next_deadline() == 2e9
+    assert await store.overdue(2e9 - 1, 10) == []
+    assert await store.overdue(2e9, 1) == ["b"]
+    assert await store.overdue(2e9, 10) == ["b", "c"]
+
+
+async def test_job_has_one_owner(store: SqlStore) -> None:
+    await store.submit(new("a"), 10)
+    claims = await asyncio.gather(*(store.claim("a") for _ in range(6)))
+    [job] = [job for job in claims if job is not None]
+    assert (job.job_id, job.state) == ("a", State.QUEUED)
+    own = store.scheduler_id
+    assert await store.owned() == [OwnedJob("a", own, State.QUEUED)]
+    assert await listed(store) == []
+    assert await store.advance("a", IN_QUEUE, [PLANNED], owner="another") is None
+    assert await store.advance("a", IN_QUEUE, [PLANNED], owner=None) is None
+    assert await store.advance("a", IN_QUEUE, [PLANNED], owner=own) is not None
+    assert await store.advance("a", {State.RUNNING}, [WAITING], owner=own) is not None
+    assert await store.owned() == []
+    assert await listed(store) == ["a"], "it waits again, and may be claimed by any scheduler"
+    assert await store.advance("a", IN_QUEUE, [], owner=own) is None
+    await store.claim("a")
+    await store.advance("a", IN_QUEUE, [], owner=own)
+    assert await listed(store) == ["a"], "a job is released without an event"
+    await store.claim("a")
+    await store.advance("a", UNFINISHED, [CANCELLED])
+    assert await store.owned() == []
+
+
+async def test_ended_jobs_are_surplus_by_number_and_age(store: SqlStore) -> None:
+    for n in range(6):
+        await store.submit(new(f"j{n}"), 10)  # accepted at 1001.5 + n
+    for n in (0, 1, 3, 4):
+        await store.advance(f"j{n}", UNFINISHED, [CANCELLED])  # ended at 1007.5 and later
+    assert await store.surplus(10, 0.0, 10) == []
+    assert await store.surplus(2, 0.0, 10) == ["j0", "j1"]
+    assert await store.surplus(2, 0.0, 1) == ["j0"]
+    assert await store.surplus(10, 1009.0, 10) == ["j0", "j1"]
+    assert await store.surplus(10, math.inf, 10) == ["j0", "j1", "j3", "j4"]
+    await store.forget(["j0", "j1", "j2"])
+    assert [j.job_id for j in await store.page("default", None, None, 9)] == ["j5", "j4", "j3", "j2"]
+    assert await store.events("j0", 0, 9) == []
+    assert len(await store.events("j2", 0, 9)) == 1
+    _, created = await store.submit(new("fresh", "r-j0"), 10)
+    assert created
+
+
+async def test_random_calls_keep_each_job_in_one_place(store: SqlStore) -> None:
+    """A job waits, or has an owner, or has ended; events have no gap; order and positions agree."""
+    rng = random.Random(7)
+    own = store.scheduler_id
+    names: list[str] = []
+    for n in range(160):
+        if n < 20:
+            names.append(f"j{n}")
+        name = rng.choice(names)
+        match rng.randrange(6):
+            case 0:
+                await store.submit(new(name, delay=rng.choice([0.0, 3.0])), 100)
+            case 1:
+                await store.claim(name)
+            case 2:
+                await store.advance(name, IN_QUEUE, [PLANNED], owner=own)
+            case 3:
+                await store.advance(name, {State.RUNNING}, [WAITING], owner=own)
+            case 4:
+                await store.advance(name, IN_QUEUE, [], owner=own)
+            case _:
+                await store.advance(name, {State.RUNNING}, [SUCCEEDED], owner=own)
+        waiting = await listed(store)
+        owned = {job.job_id for job in await store.owned()}
+        assert await store.positions(waiting) == {job: place for place, job in enumerate(waiting, 1)}
+        for job_id in names:
+            job = await store.get(job_id)
+            if job is None:
+                continue
+            places = [job_id in waiting, job_id in owned, job.state not in UNFINISHED]
+            assert places.count(True) == 1, (job_id, places)
+            sequence = [event.sequence for event in await store.events(job_id, 0, 1000)]
+            assert sequence == list(range(1, job.generation.last_sequence + 1))
