@@ -21,12 +21,12 @@ class _Pending:
     """An admission under way.
 
     Attributes:
-        identity: serialized identity of the latents; None if there is nothing to admit.
+        space: tenant and serialized identity of the latents; None if there is nothing to admit.
         request: prompt and seed of the latents.
         deadline: time on the event loop's clock until which lookups wait for it.
     """
 
-    identity: bytes | None
+    space: tuple[str, bytes] | None
     request: tuple[str, int]
     deadline: float
 
@@ -48,6 +48,7 @@ class PendingAdmissions:
 
     def follow(
         self,
+        tenant: str,
         identity: latents_pb2.LatentIdentity | None,
         request: tuple[str, int],
         outcome: Coroutine[None, None, None],
@@ -60,22 +61,25 @@ class PendingAdmissions:
         """
         task = asyncio.create_task(_follow(outcome), name="admission")
         deadline = asyncio.get_running_loop().time() + self._wait_seconds
-        self._pending[task] = _Pending(identity and _serialize(identity), request, deadline)
+        self._pending[task] = _Pending(identity and _make_space(tenant, identity), request, deadline)
         task.add_done_callback(self._settle)
 
     async def wait(
-        self, identity: latents_pb2.LatentIdentity, request: tuple[str, int] | None = None
+        self,
+        tenant: str,
+        identity: latents_pb2.LatentIdentity,
+        request: tuple[str, int] | None = None,
     ) -> None:
-        """Waits for admissions of the same identity, unless one is late.
+        """Waits for a tenant's admissions of the same identity, unless one is late.
 
         Args:
             request: prompt and seed, to wait for an admission of these only.
         """
-        key = _serialize(identity)
+        space = _make_space(tenant, identity)
         pending = {
             task: each.deadline
             for task, each in self._pending.items()
-            if each.identity == key and request in (None, each.request)
+            if each.space == space and request in (None, each.request)
         }
         if not pending or self._late:
             return
@@ -98,7 +102,7 @@ class PendingAdmissions:
         pending = self._pending.pop(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("admission not followed", exc_info=error)
-        if pending.identity is not None:
+        if pending.space is not None:
             self._late = asyncio.get_running_loop().time() > pending.deadline
 
 
@@ -110,5 +114,5 @@ async def _follow(outcome: Coroutine[None, None, None]) -> None:
         log.warning("outcome of an admission unknown", seconds=_FOLLOW_SECONDS)
 
 
-def _serialize(identity: latents_pb2.LatentIdentity) -> bytes:
-    return identity.SerializeToString(deterministic=True)
+def _make_space(tenant: str, identity: latents_pb2.LatentIdentity) -> tuple[str, bytes]:
+    return tenant, identity.SerializeToString(deterministic=True)

@@ -170,7 +170,7 @@ class AttemptRunner:
     ) -> embedder_pb2.EmbedResponse:
         try:
             encoded = await self._embedder.embed(
-                job.generation.spec.prompt, model.conditioning_encoder_id, job.deadline
+                job.generation.spec.prompt, model.conditioning_encoder_id, job.caller
             )
         except ChorusError as error:
             raise classify_failure(error, "embedder") from error
@@ -233,8 +233,8 @@ class AttemptRunner:
         """Returns the entry of the job's prompt and seed under an identity, or None."""
         spec = job.generation.spec
         self._cache.require_available()
-        await self._admissions.wait(identity, (spec.prompt, spec.seed))
-        return await self._cache.find(identity, retrieval, spec.prompt, spec.seed, job.deadline)
+        await self._admissions.wait(job.tenant, identity, (spec.prompt, spec.seed))
+        return await self._cache.find(identity, retrieval, spec.prompt, spec.seed, job.caller)
 
     async def _look_up(
         self,
@@ -249,10 +249,10 @@ class AttemptRunner:
             return [], None
         try:
             self._cache.require_available()
-            await self._admissions.wait(identity)
+            await self._admissions.wait(job.tenant, identity)
             if spec.donor_generation_id:
                 return await self._find_named_donor(job, identity, encoded, warnings), None
-            return await self._cache.lookup(identity, encoded, job.deadline), None
+            return await self._cache.lookup(identity, encoded, job.caller), None
         except ChorusError as error:
             if error.reason == errors.DEADLINE_EXCEEDED:
                 raise
@@ -281,11 +281,11 @@ class AttemptRunner:
             if theirs.plan.reuse_steps > 0:
                 cause = f"it reused generation {theirs.plan.donor.generation_id!r} itself: name that one"
             found = await self._cache.find(
-                identity, _describe_retrieval(encoded), theirs.spec.prompt, spec.seed, job.deadline
+                identity, _describe_retrieval(encoded), theirs.spec.prompt, spec.seed, job.caller
             )
             if found is not None:
                 donor_encoded = await self._embedder.embed(
-                    theirs.spec.prompt, encoded.conditioning_encoder_id, job.deadline
+                    theirs.spec.prompt, encoded.conditioning_encoder_id, job.caller
                 )
                 return [replace(found, score=_cosine(encoded, donor_encoded))]
         message = f"generation {spec.donor_generation_id!r} is not reused: {cause}"
@@ -308,7 +308,7 @@ class AttemptRunner:
         if edits_unused or not donors or not self._compare_prompts:
             return donors
         try:
-            return await compare_prompts(self._embedder, spec.prompt, encoded, donors, job.deadline)
+            return await compare_prompts(self._embedder, spec.prompt, encoded, donors, job.caller)
         except ChorusError as error:
             if error.reason == errors.DEADLINE_EXCEEDED:
                 raise

@@ -8,7 +8,7 @@ from dataclasses import replace
 from chorus.embedder.v1 import embedder_pb2
 from chorus_rpc import semconv, telemetry
 
-from services.scheduler.jobs.deadline import Deadline
+from services.scheduler.jobs.caller import Caller
 from services.scheduler.peers.embedder import EmbedderClient
 from services.scheduler.planning.edits import classify_edit
 from services.scheduler.planning.plans import Donor
@@ -19,7 +19,7 @@ async def compare_prompts(
     target: str,
     encoded: embedder_pb2.EmbedResponse,
     donors: Sequence[Donor],
-    deadline: Deadline,
+    caller: Caller,
 ) -> list[Donor]:
     """Returns the donors in the same order, each with the edit from its prompt to the target's.
 
@@ -28,7 +28,7 @@ async def compare_prompts(
     Args:
         target: prompt of the target.
         encoded: the embedder's answer for it; the edits name token positions of its conditioning encoder.
-        deadline: deadline of the job.
+        caller: the job for which they are compared.
 
     Raises ChorusError when the embedder fails, DEADLINE_EXCEEDED only for the job's deadline.
     """
@@ -36,7 +36,7 @@ async def compare_prompts(
     if not prompts:
         return list(donors)
     with telemetry.span(semconv.SPAN_COMPARE, {semconv.DONOR_COUNT: len(prompts)}):
-        alignments = await embedder.align(target, encoded, prompts, deadline)
+        alignments = await embedder.align(target, encoded, prompts, caller)
     edits = {
         prompt: classify_edit(alignment, len(encoded.tokens))
         for prompt, alignment in zip(prompts, alignments, strict=True)

@@ -224,7 +224,7 @@ class DenoiseRunner:
         try:
             async with AsyncExitStack() as resources:
                 replies = await resources.enter_async_context(
-                    aclosing(self._denoiser.denoise(parameters.request, parameters.job.deadline))
+                    aclosing(self._denoiser.denoise(parameters.request, parameters.job.caller))
                 )
                 async for reply in replies:
                     events = stream.convert(reply)
@@ -236,6 +236,7 @@ class DenoiseRunner:
                     if stream.completed is not None:
                         await self._complete(parameters, stream, stream.completed)
                         self._admissions.follow(
+                            parameters.job.tenant,
                             _find_admitted(parameters, stream),
                             (parameters.job.generation.spec.prompt, parameters.request.seed),
                             self._follow_admission(parameters.job, replies, resources.pop_all()),

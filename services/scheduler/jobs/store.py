@@ -9,6 +9,7 @@ from typing import Final
 
 from chorus.scheduler.v1 import scheduler_pb2 as pb
 
+from services.scheduler.jobs.caller import Caller
 from services.scheduler.jobs.deadline import Deadline
 from services.scheduler.jobs.states import State
 
@@ -70,6 +71,10 @@ class Job:
     @property
     def deadline(self) -> Deadline:
         return Deadline(self.generation.spec.deadline)
+
+    @property
+    def caller(self) -> Caller:
+        return Caller(self.tenant, self.deadline)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from chorus.cache.v1 import cache_pb2, cache_pb2_grpc
 from chorus.common.v1 import latents_pb2
 from chorus.embedder.v1 import embedder_pb2
 
-from services.scheduler.jobs.deadline import Deadline
+from services.scheduler.jobs.caller import Caller
 from services.scheduler.peers.connection import PeerConnection
 from services.scheduler.peers.messages import build_lookup_request
 from services.scheduler.planning.plans import Donor
@@ -42,16 +42,18 @@ class CacheClient:
             raise self._connection.health.unavailable()
 
     async def lookup(
-        self, identity: latents_pb2.LatentIdentity, encoded: embedder_pb2.EmbedResponse, deadline: Deadline
+        self, identity: latents_pb2.LatentIdentity, encoded: embedder_pb2.EmbedResponse, caller: Caller
     ) -> list[Donor]:
         """Returns the entries of this identity whose prompts are most similar to the encoded one.
 
         Raises the errors of `PeerConnection.limit`; a cache that is known to be down fails without a call.
         """
         request = build_lookup_request(identity, encoded, self._donor_limit)
-        with self._connection.limit(deadline, self._lookup_seconds, _LOOKUP_SETTING) as timeout:
+        with self._connection.limit(caller.deadline, self._lookup_seconds, _LOOKUP_SETTING) as timeout:
             self.require_available()
-            reply = await self._stub.Lookup(request, timeout=timeout, metadata=self._connection.metadata)
+            reply = await self._stub.Lookup(
+                request, timeout=timeout, metadata=self._connection.metadata(caller.tenant)
+            )
         return [_parse_entry(donor.entry, donor.score) for donor in reply.donors]
 
     async def find(
@@ -60,7 +62,7 @@ class CacheClient:
         retrieval: embedder_pb2.EncoderInfo,
         prompt: str,
         seed: int,
-        deadline: Deadline,
+        caller: Caller,
     ) -> Donor | None:
         """Returns the entry of a prompt and seed under an identity, or None. Raises as `lookup` does.
 
@@ -74,9 +76,11 @@ class CacheClient:
             prompt=prompt,
             seed=seed,
         )
-        with self._connection.limit(deadline, self._lookup_seconds, _LOOKUP_SETTING) as timeout:
+        with self._connection.limit(caller.deadline, self._lookup_seconds, _LOOKUP_SETTING) as timeout:
             self.require_available()
-            reply = await self._stub.Find(request, timeout=timeout, metadata=self._connection.metadata)
+            reply = await self._stub.Find(
+                request, timeout=timeout, metadata=self._connection.metadata(caller.tenant)
+            )
         if not reply.HasField("entry"):
             return None
         found = replace(_parse_entry(reply.entry, score=1.0), prompt=prompt, seed=seed)

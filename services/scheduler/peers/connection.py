@@ -23,7 +23,7 @@ class PeerConnection:
 
     Args:
         name: short name of the peer, as error messages use it.
-        tenant: tenant on whose behalf every call is made.
+        tenant: tenant of the calls that are made for no job.
         key: key that the peer expects of this service; empty if it expects none.
     """
 
@@ -32,8 +32,13 @@ class PeerConnection:
     ) -> None:
         self.name = name
         self.channel = channel
-        self.metadata = tenant_metadata(tenant, key)
         self.health = health
+        self._tenant = tenant
+        self._key = key
+
+    def metadata(self, tenant: str = "") -> tuple[tuple[str, str], ...]:
+        """Returns the metadata of a call on behalf of a tenant; empty: for no job."""
+        return tenant_metadata(tenant or self._tenant, self._key)
 
     @contextmanager
     def limit(

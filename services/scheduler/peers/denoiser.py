@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from chorus.denoiser.v1 import denoiser_pb2, denoiser_pb2_grpc
 
-from services.scheduler.jobs.deadline import Deadline
+from services.scheduler.jobs.caller import Caller
 from services.scheduler.peers.connection import PeerConnection
 
 if TYPE_CHECKING:
@@ -37,18 +37,20 @@ class DenoiserClient:
             if self.health.serving is False:
                 raise self.health.unavailable()
             return await self._stub.DescribeModels(
-                request, timeout=timeout, metadata=self._connection.metadata
+                request, timeout=timeout, metadata=self._connection.metadata()
             )
 
     async def denoise(
-        self, request: denoiser_pb2.DenoiseRequest, deadline: Deadline
+        self, request: denoiser_pb2.DenoiseRequest, caller: Caller
     ) -> AsyncGenerator[denoiser_pb2.DenoiseResponse, None]:
         """Yields the replies of one run. Close the generator (`aclosing`) to cancel the run.
 
         Raises the errors of `PeerConnection.limit`.
         """
-        with self._connection.limit(deadline) as timeout:
-            call = self._stub.Denoise(request, timeout=timeout, metadata=self._connection.metadata)
+        with self._connection.limit(caller.deadline) as timeout:
+            call = self._stub.Denoise(
+                request, timeout=timeout, metadata=self._connection.metadata(caller.tenant)
+            )
             try:
                 async for reply in call:
                     yield reply

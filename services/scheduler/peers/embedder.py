@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from chorus.embedder.v1 import embedder_pb2, embedder_pb2_grpc
 from chorus_rpc.channels import calling
 
-from services.scheduler.jobs.deadline import Deadline
+from services.scheduler.jobs.caller import Caller
 from services.scheduler.peers.connection import PeerConnection
 
 if TYPE_CHECKING:
@@ -42,22 +42,24 @@ class EmbedderClient:
         request = embedder_pb2.DescribeEncodersRequest()
         with calling(self._connection.name):
             return await self._stub.DescribeEncoders(
-                request, timeout=_DESCRIBE_SECONDS, metadata=self._connection.metadata
+                request, timeout=_DESCRIBE_SECONDS, metadata=self._connection.metadata()
             )
 
     async def embed(
-        self, prompt: str, conditioning_encoder_id: str, deadline: Deadline
+        self, prompt: str, conditioning_encoder_id: str, caller: Caller
     ) -> embedder_pb2.EmbedResponse:
         request = embedder_pb2.EmbedRequest(prompt=prompt, conditioning_encoder_id=conditioning_encoder_id)
-        with self._connection.limit(deadline, self._embed_seconds, _EMBED_SETTING) as timeout:
-            return await self._stub.Embed(request, timeout=timeout, metadata=self._connection.metadata)
+        with self._connection.limit(caller.deadline, self._embed_seconds, _EMBED_SETTING) as timeout:
+            return await self._stub.Embed(
+                request, timeout=timeout, metadata=self._connection.metadata(caller.tenant)
+            )
 
     async def align(
         self,
         target: str,
         encoded: embedder_pb2.EmbedResponse,
         donor_prompts: Sequence[str],
-        deadline: Deadline,
+        caller: Caller,
     ) -> Sequence[embedder_pb2.Alignment]:
         """Aligns the target's prompt with each donor's; one alignment per donor, in order.
 
@@ -74,6 +76,8 @@ class EmbedderClient:
         # computed twice.
         if encoded.conditioning_encoder_id == encoded.retrieval_encoder_id:
             request.target_states.CopyFrom(encoded.token_states)
-        with self._connection.limit(deadline, self._align_seconds, _ALIGN_SETTING) as timeout:
-            reply = await self._stub.Align(request, timeout=timeout, metadata=self._connection.metadata)
+        with self._connection.limit(caller.deadline, self._align_seconds, _ALIGN_SETTING) as timeout:
+            reply = await self._stub.Align(
+                request, timeout=timeout, metadata=self._connection.metadata(caller.tenant)
+            )
         return reply.alignments

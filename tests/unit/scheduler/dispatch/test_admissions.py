@@ -14,6 +14,7 @@ pytestmark = pytest.mark.fault("silent-dependency")
 
 SAME = latents_pb2.LatentIdentity(model_id="a")
 OTHER = latents_pb2.LatentIdentity(model_id="b")
+TENANT = "acme"
 REQUEST = ("a circle", 7)
 # Longer than any test.
 LONG = 600.0
@@ -34,8 +35,8 @@ async def end(admitted: asyncio.Event) -> None:
 
 async def test_lookup_of_the_same_identity_waits_for_the_admission(admitted: asyncio.Event) -> None:
     admissions = PendingAdmissions(LONG)
-    admissions.follow(SAME, REQUEST, end(admitted))
-    lookup = asyncio.create_task(admissions.wait(SAME))
+    admissions.follow(TENANT, SAME, REQUEST, end(admitted))
+    lookup = asyncio.create_task(admissions.wait(TENANT, SAME))
     done, _ = await asyncio.wait((lookup,), timeout=SHORT)
     assert not done
     admitted.set()
@@ -45,21 +46,22 @@ async def test_lookup_of_the_same_identity_waits_for_the_admission(admitted: asy
 
 async def test_other_lookups_do_not_wait(admitted: asyncio.Event) -> None:
     admissions = PendingAdmissions(LONG)
-    admissions.follow(SAME, REQUEST, end(admitted))
-    admissions.follow(None, REQUEST, end(admitted))
+    admissions.follow(TENANT, SAME, REQUEST, end(admitted))
+    admissions.follow(TENANT, None, REQUEST, end(admitted))
     async with asyncio.timeout(10):
-        await admissions.wait(OTHER)
+        await admissions.wait(TENANT, OTHER)
+        await admissions.wait("another", SAME)
 
 
 async def test_search_for_a_result_waits_for_the_admission_of_the_same_request_only(
     admitted: asyncio.Event,
 ) -> None:
     admissions = PendingAdmissions(LONG)
-    admissions.follow(SAME, REQUEST, end(admitted))
+    admissions.follow(TENANT, SAME, REQUEST, end(admitted))
     async with asyncio.timeout(10):
-        await admissions.wait(SAME, ("a circle", 8))
-        await admissions.wait(SAME, ("a square", 7))
-    search = asyncio.create_task(admissions.wait(SAME, REQUEST))
+        await admissions.wait(TENANT, SAME, ("a circle", 8))
+        await admissions.wait(TENANT, SAME, ("a square", 7))
+    search = asyncio.create_task(admissions.wait(TENANT, SAME, REQUEST))
     done, _ = await asyncio.wait((search,), timeout=SHORT)
     assert not done
     admitted.set()
@@ -69,22 +71,22 @@ async def test_search_for_a_result_waits_for_the_admission_of_the_same_request_o
 
 async def test_only_one_lookup_waits_for_late_admissions(admitted: asyncio.Event) -> None:
     admissions = PendingAdmissions(SHORT)
-    admissions.follow(SAME, REQUEST, end(admitted))
+    admissions.follow(TENANT, SAME, REQUEST, end(admitted))
     async with asyncio.timeout(10):
-        await admissions.wait(SAME)  # until the admission is late
+        await admissions.wait(TENANT, SAME)  # until the admission is late
     admissions._wait_seconds = LONG
     following = asyncio.Event()
-    admissions.follow(SAME, REQUEST, end(following))
+    admissions.follow(TENANT, SAME, REQUEST, end(following))
     async with asyncio.timeout(10):
-        await admissions.wait(SAME)  # would last as long as the test
+        await admissions.wait(TENANT, SAME)  # would last as long as the test
         admitted.set()
         await asyncio.sleep(0)
         following.set()
         await admissions.drain(10)
 
     stuck = asyncio.Event()
-    admissions.follow(SAME, REQUEST, end(stuck))
-    lookup = asyncio.create_task(admissions.wait(SAME))
+    admissions.follow(TENANT, SAME, REQUEST, end(stuck))
+    lookup = asyncio.create_task(admissions.wait(TENANT, SAME))
     done, _ = await asyncio.wait((lookup,), timeout=SHORT)
     assert not done, "the last admission was on time, so lookups wait again"
     stuck.set()
@@ -101,7 +103,7 @@ async def test_drain_ends_admissions_that_do_not_end(admitted: asyncio.Event) ->
         finally:
             ended.set()
 
-    admissions.follow(SAME, REQUEST, outcome())
+    admissions.follow(TENANT, SAME, REQUEST, outcome())
     async with asyncio.timeout(10):
         await admissions.drain(SHORT)
     assert ended.is_set()
@@ -113,6 +115,6 @@ async def test_admission_that_fails_unexpectedly_ends_the_wait() -> None:
     async def outcome() -> None:
         raise RuntimeError("scripted failure")
 
-    admissions.follow(SAME, REQUEST, outcome())
+    admissions.follow(TENANT, SAME, REQUEST, outcome())
     async with asyncio.timeout(10):
-        await admissions.wait(SAME)
+        await admissions.wait(TENANT, SAME)

@@ -8,6 +8,7 @@ from chorus.embedder.v1 import embedder_pb2
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.scheduler.dispatch.compare import compare_prompts
+from services.scheduler.jobs.caller import Caller
 from services.scheduler.jobs.deadline import Deadline
 from services.scheduler.peers.embedder import EmbedderClient
 from services.scheduler.planning.plans import Donor
@@ -18,7 +19,7 @@ SAME = Donor("same", 0.70, STEPS, "the crimson ball goes right")
 HASHED = Donor("hashed", 0.95, STEPS)
 TARGET = "a red ball going right"
 ENCODED = embedder_pb2.EmbedResponse(tokens=[embedder_pb2.Token()] * 7)
-DEADLINE = Deadline(Timestamp(seconds=4_000_000_000))
+CALLER = Caller("default", Deadline(Timestamp(seconds=4_000_000_000)))
 
 
 class FakeEmbedder(EmbedderClient):
@@ -32,7 +33,7 @@ class FakeEmbedder(EmbedderClient):
         target: str,
         encoded: embedder_pb2.EmbedResponse,
         donor_prompts: Sequence[str],
-        deadline: Deadline,
+        caller: Caller,
     ) -> Sequence[embedder_pb2.Alignment]:
         self.aligned.append((target, list(donor_prompts)))
         return [_alignment("left" in prompt) for prompt in donor_prompts]
@@ -49,7 +50,7 @@ def _alignment(differs: bool) -> embedder_pb2.Alignment:
 
 async def test_every_donor_with_a_prompt_gets_its_edit() -> None:
     embedder = FakeEmbedder()
-    compared = await compare_prompts(embedder, TARGET, ENCODED, [NEAR, HASHED, SAME], DEADLINE)
+    compared = await compare_prompts(embedder, TARGET, ENCODED, [NEAR, HASHED, SAME], CALLER)
     assert [donor.entry_id for donor in compared] == ["near", "hashed", "same"]
     assert [donor.edit.kind if donor.edit else None for donor in compared] == ["motion", None, "same"]
     assert embedder.aligned == [(TARGET, [NEAR.prompt, SAME.prompt])]
@@ -57,5 +58,5 @@ async def test_every_donor_with_a_prompt_gets_its_edit() -> None:
 
 async def test_donors_without_prompts_are_not_aligned() -> None:
     embedder = FakeEmbedder()
-    assert await compare_prompts(embedder, TARGET, ENCODED, [HASHED], DEADLINE) == [HASHED]
+    assert await compare_prompts(embedder, TARGET, ENCODED, [HASHED], CALLER) == [HASHED]
     assert not embedder.aligned
