@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from chorus.scheduler.v1.scheduler_pb2 import GenerationSpec
 from chorus_client import AsyncChorusClient, Event, Generation, SpecOptions, Video
-from chorus_client.spec import REUSE_POLICIES
+from chorus_client.spec import PRIORITIES, REUSE_POLICIES
 
 from chorus_cli import rendering
 from chorus_cli.output import Output
@@ -112,6 +112,7 @@ def options_from_spec(spec: GenerationSpec) -> SpecOptions:
         "reuse": words.get(spec.reuse, ""),
         "max_reuse_steps": spec.max_reuse_steps,
         "donor": spec.donor_generation_id,
+        "priority": next((word for word, value in PRIORITIES.items() if value == spec.priority), ""),
         "no_store": spec.no_store,
     }
     if spec.HasField("shape"):

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, TypeAlias
 
 import typer
 
+PriorityChoice: TypeAlias = Literal["low", "normal", "high"]
 ReuseChoice: TypeAlias = Literal["off", "safe", "balanced", "fast"]
 RegionChoice: TypeAlias = Literal["probe", "full-step", "attention"]
 EntryOrderChoice: TypeAlias = Literal["newest", "used", "saved", "size"]

@@ -83,7 +83,7 @@ class AsyncChorusClient:
         Args:
             timeout: deadline of the submission, in seconds.
             options: model, frames, height, width, steps, sigmas, seed, reuse, max_reuse_steps, donor,
-                explicit_reuse, no_store, deadline, request_id; SpecOptions describes them.
+                explicit_reuse, priority, no_store, deadline, request_id; SpecOptions describes them.
         """
         return await self._submit(build_request(prompt, options), timeout)
 

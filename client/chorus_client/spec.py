@@ -39,6 +39,7 @@ class SpecOptions(TypedDict, total=False):
             steps − 1; 0 for none.
         donor: id of the generation that is the only possible donor; the request takes its seed.
         explicit_reuse: plan to use instead of `reuse`, from `chorus_client.explicit_reuse`.
+        priority: class in the order of the queue: "low", "normal" or "high".
         no_store: whether none of this request's latents are stored for later requests.
         lifetime: time after which the cache drops them, in seconds: above 0, at most about ten years.
             Default: the cache's own.
@@ -60,12 +61,21 @@ class SpecOptions(TypedDict, total=False):
     max_reuse_steps: int | None
     donor: str | None
     explicit_reuse: scheduler_pb2.ExplicitReuse | None
+    priority: str | None
     no_store: bool | None
     lifetime: float | None
     pin: bool | None
     deadline: float | None
     request_id: str | None
 
+
+# Classes in the order of the queue by their words; the empty word selects the server's default.
+PRIORITIES: Final = {
+    "": scheduler_pb2.PRIORITY_UNSPECIFIED,
+    "low": scheduler_pb2.PRIORITY_LOW,
+    "normal": scheduler_pb2.PRIORITY_NORMAL,
+    "high": scheduler_pb2.PRIORITY_HIGH,
+}
 
 # Names of other libraries for the same option.
 _FOREIGN: Final = {
@@ -189,6 +199,11 @@ def build_request(prompt: str, options: SpecOptions) -> scheduler_pb2.SubmitGene
     if violations.require(known, "reuse", f"must be one of {words}, not {reuse!r}"):
         spec.reuse = REUSE_POLICIES[reuse]
     spec.max_reuse_steps = integer("max_reuse_steps", options.get("max_reuse_steps"), 32) or 0
+    priority = "" if (word := options.get("priority")) is None else word
+    known = isinstance(priority, str) and priority in PRIORITIES
+    words = ", ".join(word for word in PRIORITIES if word)
+    if violations.require(known, "priority", f"must be one of {words}, not {priority!r}"):
+        spec.priority = PRIORITIES[priority]
     plan = options.get("explicit_reuse")
     if plan is not None and violations.require(
         isinstance(plan, scheduler_pb2.ExplicitReuse),

@@ -81,7 +81,7 @@ class ChorusClient:
         Args:
             timeout: deadline of the submission, in seconds.
             options: model, frames, height, width, steps, sigmas, seed, reuse, max_reuse_steps, donor,
-                explicit_reuse, no_store, deadline, request_id; SpecOptions describes them.
+                explicit_reuse, priority, no_store, deadline, request_id; SpecOptions describes them.
         """
         return GenerationHandle(
             self._loop.run(self._client.submit(prompt, timeout=timeout, **options)), self._loop

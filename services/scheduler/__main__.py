@@ -22,8 +22,11 @@ from services.scheduler.dispatch.admissions import PendingAdmissions
 from services.scheduler.dispatch.attempt import AttemptRunner
 from services.scheduler.dispatch.denoise_stream import DenoiseRunner
 from services.scheduler.dispatch.dispatcher import Dispatcher
+from services.scheduler.dispatch.forecast import Forecast
+from services.scheduler.dispatch.preparation import Preparation
 from services.scheduler.dispatch.throughput import Throughput
 from services.scheduler.jobs.notifier import JobNotifier
+from services.scheduler.jobs.ordering import Ordering
 from services.scheduler.jobs.passing_faults import PassingFault
 from services.scheduler.jobs.retention import Retention
 from services.scheduler.jobs.sql_store import SqlStore, open_store
@@ -70,6 +73,7 @@ class Scheduler:
             password=settings.database_password.get_secret_value(),
             on_end=self._handle_end_of_job,
             lease_seconds=settings.lease_seconds,
+            ordering=Ordering(settings.concurrency, settings.class_seconds),
         )
         resources.push_async_callback(store.close)
         self._store = store
@@ -101,31 +105,34 @@ class Scheduler:
         throughput = Throughput()
         admissions = PendingAdmissions(settings.admission_seconds)
         self._admissions = admissions
-        attempt_runner = AttemptRunner(
+        preparation = Preparation(
             store,
             models,
             embedder_client,
             encoders,
             cache_client,
             throughput,
-            DenoiseRunner(
-                denoiser_client,
-                store,
-                videos,
-                throughput,
-                admissions,
-                max_video_bytes=settings.max_video_bytes,
-            ),
             admissions,
             self._calibrations,
             compare_prompts=settings.compare_prompts,
         )
+        denoise_runner = DenoiseRunner(
+            denoiser_client,
+            store,
+            videos,
+            throughput,
+            admissions,
+            max_video_bytes=settings.max_video_bytes,
+        )
+        attempt_runner = AttemptRunner(store, preparation, denoise_runner)
         required_peers = (embedder_client.health, denoiser_client.health)
-        dispatcher = Dispatcher(attempt_runner, store, videos, required_peers, settings)
+        forecast = Forecast(store, preparation, throughput, required_peers)
+        dispatcher = Dispatcher(attempt_runner, store, videos, forecast, required_peers, settings)
         self._dispatcher = dispatcher
         metrics.observe_queue(dispatcher)
         await dispatcher.recover()
         resources.start_task(dispatcher.run(), "dispatcher")
+        resources.start_task(forecast.run(dispatcher.wake), "forecast")
         retention = Retention(
             store,
             videos,

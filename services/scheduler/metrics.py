@@ -65,6 +65,12 @@ def observe_queue(dispatcher: Dispatcher) -> None:
         "Generations that wait for their start.",
     )
     METER.create_observable_gauge(
+        semconv.METRIC_QUEUE_WORK,
+        [lambda _: [Observation(dispatcher.queued_work)]],
+        "s",
+        "Expected time on the denoiser of all generations that wait for their start.",
+    )
+    METER.create_observable_gauge(
         semconv.METRIC_QUEUE_OLDEST,
         [lambda _: [Observation(measure_age())]],
         "s",

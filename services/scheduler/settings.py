@@ -52,6 +52,8 @@ class SchedulerSettings(ServerSettings):
     """Tenant that owns every job of this scheduler; clients cannot override it."""
     queue_limit: Annotated[int, Field(ge=1, le=1_000_000)] = 1_000
     """Upper bound on the jobs that wait in the queue."""
+    class_seconds: Annotated[float, Field(ge=1, le=86_400)] = 600.0
+    """Seconds of waiting that a class of priority counts as; also the bound on the delay by expected work."""
     concurrency: Annotated[int, Field(ge=1, le=256)] = 1
     """Number of jobs sent to the denoiser concurrently."""
     default_model: Annotated[str, Field(max_length=256)] = ""

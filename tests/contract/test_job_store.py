@@ -13,6 +13,7 @@ from chorus.common.v1 import plan_pb2
 from chorus.scheduler.v1 import scheduler_pb2 as pb
 from sqlalchemy.engine import URL
 
+from services.scheduler.jobs.ordering import Priority
 from services.scheduler.jobs.sql_store import SqlStore, open_store
 from services.scheduler.jobs.states import IN_QUEUE, UNFINISHED, State
 from services.scheduler.jobs.store import NewJob, OwnedJob, QueueFull, QueueState
@@ -25,9 +26,16 @@ QUEUED = pb.GenerationEvent(queued=pb.QueuedEvent(queue_position=1))
 WAITING = pb.GenerationEvent(waiting=pb.WaitingEvent())
 
 
-def new(job_id: str, request_id: str | None = None, tenant: str = "default", delay: float = 0.0) -> NewJob:
+def new(
+    job_id: str,
+    request_id: str | None = None,
+    tenant: str = "default",
+    priority: Priority = Priority.NORMAL,
+    work: float = 0.0,
+) -> NewJob:
     spec = pb.GenerationSpec(prompt=job_id)
-    return NewJob(job_id, tenant, request_id or f"r-{job_id}", "d", spec, 2e9, "", "", order_delay=delay)
+    request_id = request_id or f"r-{job_id}"
+    return NewJob(job_id, tenant, request_id, "d", spec, 2e9, "", "", priority=priority, work=work)
 
 
 class Opened:
@@ -216,8 +224,8 @@ async def test_pages_are_newest_first_and_of_one_tenant(store: SqlStore) -> None
 
 
 async def test_queue_is_ordered_by_acceptance_and_delay(store: SqlStore) -> None:
-    """Jobs are accepted a second apart: a delay of 2.5 s lets the next two pass, and no later one."""
-    await store.submit(new("first", delay=2.5), 10)
+    """Jobs are accepted a second apart; .8 s of work are a delay of 2.4 s, so that two jobs pass."""
+    await store.submit(new("first", work=0.8), 10)
     positions = []
     for name in "abcd":
         job, _ = await store.submit(new(name), 10)
@@ -233,13 +241,41 @@ async def test_queue_is_ordered_by_acceptance_and_delay(store: SqlStore) -> None
     assert await store.positions(["a", "first"]) == {"first": 2}
 
 
+async def test_priority_decides_before_the_work(store: SqlStore) -> None:
+    await store.submit(new("low", priority=Priority.LOW), 10)
+    await store.submit(new("normal"), 10)
+    await store.submit(new("high", priority=Priority.HIGH, work=100.0), 10)
+    assert await listed(store) == ["high", "normal", "low"]
+
+
+async def test_estimate_settles_the_place_of_a_waiting_job(store: SqlStore) -> None:
+    for name in "abc":
+        await store.submit(new(name, work=10.0), 10)
+    assert await listed(store) == ["a", "b", "c"]
+    assert (await store.queue_state()).work == 30.0
+    order = []
+    for work in (10.0, 10.0, 0.1):
+        job = await store.next_unestimated()
+        assert job is not None
+        order.append(job.job_id)
+        await store.estimate(job.job_id, work if work < 1 else None)
+    assert order == ["a", "b", "c"]
+    assert await store.next_unestimated() is None
+    assert await listed(store) == ["c", "a", "b"]
+    assert (await store.queue_state()).work == pytest.approx(20.1)
+    await store.claim("c")
+    await store.estimate("c", 500.0)
+    await store.advance("c", IN_QUEUE, [], owner=store.scheduler_id)
+    assert await listed(store) == ["c", "a", "b"], "an estimate of a job that no longer waits is ignored"
+
+
 async def test_state_of_the_queue_counts_the_jobs_that_wait(store: SqlStore) -> None:
-    assert await store.queue_state() == QueueState(0, 0.0)
+    assert await store.queue_state() == QueueState(0, 0.0, 0.0)
     assert await store.next_deadline() is None
     for name in "abc":
         await store.submit(new(name), 10)
     await store.claim("a")
-    assert await store.queue_state() == QueueState(2, 1002.5)
+    assert await store.queue_state() == QueueState(2, 0.0, 1002.5)
     assert await store.next_deadline() == 2e9
     assert await store.overdue(2e9 - 1, 10) == []
     assert await store.overdue(2e9, 1) == ["b"]
@@ -298,7 +334,7 @@ async def test_random_calls_keep_each_job_in_one_place(store: SqlStore) -> None:
         name = rng.choice(names)
         match rng.randrange(6):
             case 0:
-                await store.submit(new(name, delay=rng.choice([0.0, 3.0])), 100)
+                await store.submit(new(name, priority=rng.choice(list(Priority)), work=rng.random()), 100)
             case 1:
                 await store.claim(name)
             case 2:

@@ -18,7 +18,7 @@ from chorus_rpc.plan_bounds import MAX_STRENGTH
 from chorus_cli.connect import connect_scheduler
 from chorus_cli.following import generate_and_save, options_from_spec, run
 from chorus_cli.identifiers import find_generation
-from chorus_cli.options import GenerationId, Json, OutFile, RegionChoice, ReuseChoice, Target
+from chorus_cli.options import GenerationId, Json, OutFile, PriorityChoice, RegionChoice, ReuseChoice, Target
 from chorus_cli.output import FAILED, UNREACHABLE, Output, check_folder, exit_code, one_line, reject_stdout
 from chorus_cli.prompt_files import name_videos, read_prompts
 
@@ -127,6 +127,10 @@ def generate(
             " to start from; at least --reuse-steps. Default: none."
         ),
     ] = None,
+    priority: Annotated[
+        PriorityChoice | None,
+        typer.Option(help="Class in the order of the queue. Default: normal."),
+    ] = None,
     no_store: Annotated[
         bool, typer.Option("--no-store", help="Do not keep the latents for later requests.")
     ] = False,
@@ -182,6 +186,7 @@ def generate(
                 renoised=renoised,
                 draft_step=draft_step,
             ),
+            "priority": priority,
             "no_store": no_store,
             "lifetime": None if lifetime is None else parse_duration(lifetime, "lifetime"),
             "pin": pin,

@@ -19,6 +19,7 @@ from services.scheduler.dispatch.dispatcher import Dispatcher
 from services.scheduler.dispatch.throughput import Throughput
 from services.scheduler.jobs.deadline import to_unix_seconds
 from services.scheduler.jobs.notifier import JobNotifier
+from services.scheduler.jobs.ordering import Priority
 from services.scheduler.jobs.states import ENDED, IN_QUEUE, UNFINISHED, State
 from services.scheduler.jobs.store import Job, JobStore, NewJob, QueueFull
 from services.scheduler.jobs.video_files import VideoFiles
@@ -203,6 +204,8 @@ class Generations:
             deadline=to_unix_seconds(spec.deadline),
             traceparent=traceparent,
             trace_id=telemetry.parse_trace_id(traceparent),
+            priority=Priority(spec.priority),
+            work=self._throughput.full_seconds(spec, models[spec.model_id]),
             seed_chosen=not request.spec.HasField("seed") and not spec.donor_generation_id,
         )
 

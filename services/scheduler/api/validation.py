@@ -80,6 +80,7 @@ def validate_spec(
         seed=spec.seed if spec.HasField("seed") else choose_seed(),
         reuse=_reuse(spec, defaults, violations),
         no_store=spec.no_store,
+        priority=_priority(spec, violations),
         max_reuse_steps=spec.max_reuse_steps,
         donor_generation_id=spec.donor_generation_id,
         deadline=_deadline(spec, defaults, now, violations),
@@ -176,6 +177,13 @@ def _reuse(
         )
         return defaults.reuse
     return spec.reuse or defaults.reuse
+
+
+def _priority(spec: pb.GenerationSpec, violations: list[Violation]) -> pb.Priority.ValueType:
+    if spec.priority not in pb.Priority.values():
+        known = ", ".join(pb.Priority.keys())
+        violations.append(Violation("spec.priority", f"must be one of {known}, not {spec.priority}"))
+    return spec.priority or pb.PRIORITY_NORMAL
 
 
 def _check_max_reuse(accepted: pb.GenerationSpec) -> list[Violation]:

@@ -16,6 +16,7 @@ from chorus_rpc.errors import ChorusError
 
 from services.runtime.logs import get_logger
 from services.scheduler.dispatch.attempt import AttemptRunner
+from services.scheduler.dispatch.forecast import Forecast
 from services.scheduler.dispatch.recovery import Recovery, queued, too_many_crashes
 from services.scheduler.dispatch.retry import RetryableFailure
 from services.scheduler.jobs.passing_faults import PassingFault, find_passing_fault, wait_out
@@ -62,10 +63,12 @@ class Dispatcher:
     """Owns the tasks that work on jobs. `run` is its loop; `stop` ends it.
 
     Args:
+        forecast: estimates the jobs of the queue after each look at it.
         required_peers: health of those services without which no job can run.
 
     Attributes:
         queued: number of jobs that wait for their start, at most a second ago.
+        queued_work: expected seconds of their runs, together.
         oldest_created: time at which the first of them was submitted, in Unix seconds; 0 for an empty queue.
     """
 
@@ -74,12 +77,14 @@ class Dispatcher:
         attempt_runner: AttemptRunner,
         store: JobStore,
         videos: VideoFiles,
+        forecast: Forecast,
         required_peers: Sequence[PeerHealth],
         settings: SchedulerSettings,
     ) -> None:
         self._attempt_runner = attempt_runner
         self._store = store
         self._videos = videos
+        self._forecast = forecast
         self._required_peers = required_peers
         self._settings = settings
         self._recovery = Recovery(store, videos, settings.max_crashes)
@@ -88,6 +93,7 @@ class Dispatcher:
         self._pauses: dict[str, _Pause] = {}
         self._stopping = False
         self.queued = 0
+        self.queued_work = 0.0
         self.oldest_created = 0.0
         self._next_count = 0.0  # monotonic seconds
 
@@ -200,6 +206,7 @@ class Dispatcher:
         started = await self._start(queue, free)
         queue = [job for job in queue if job.job_id not in started]
         await self._announce(queue)
+        self._forecast.wake()
         due = [await self._count()]
         if (deadline := await self._store.next_deadline()) is not None:
             due.append(deadline - time.time())
@@ -335,7 +342,8 @@ class Dispatcher:
         if left > 0:
             return left
         state = await self._store.queue_state()
-        self.queued, self.oldest_created = state.waiting, state.oldest_created
+        self.queued, self.queued_work = state.waiting, state.work
+        self.oldest_created = state.oldest_created
         self._next_count = time.monotonic() + _COUNT_SECONDS
         return None
 

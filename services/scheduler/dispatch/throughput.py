@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 
+from chorus.common.v1 import plan_pb2
 from chorus.denoiser.v1 import denoiser_pb2
 from chorus.scheduler.v1 import scheduler_pb2 as pb
 
@@ -36,6 +37,11 @@ class Throughput:
         known = self._known.get(_key(spec))
         return known[0] if known else model.seconds_per_step
 
+    def full_seconds(self, spec: pb.GenerationSpec, model: denoiser_pb2.ModelInfo) -> float:
+        """Returns the seconds of a run that reuses nothing; 0 if unknown."""
+        steps = len(spec.schedule.sigmas) - 1
+        return steps * self.seconds_per_step(spec, model) + self.decode_seconds(spec)
+
     def decode_seconds(self, spec: pb.GenerationSpec) -> float:
         """Returns the seconds of decoding at this shape; 0 if unknown."""
         known = self._known.get(_key(spec))
@@ -55,6 +61,13 @@ class Throughput:
         if len(self._known) > _MAX_SHAPES:
             self._known.popitem(last=False)
         self._job_seconds = _average(self._job_seconds, total)
+
+
+def expected_seconds(plan: plan_pb2.Plan, step_seconds: float, decode_seconds: float) -> float:
+    """Returns the seconds that a planned run is expected to take on the denoiser; 0 if unknown."""
+    if plan.reuse_steps == plan.total_steps:
+        return decode_seconds
+    return max(0.0, plan.total_steps * step_seconds - plan.predicted_seconds_saved) + decode_seconds
 
 
 def eta_seconds(steps_left: int, step_seconds: float, decode_seconds: float) -> float:

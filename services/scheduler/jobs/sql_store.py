@@ -17,12 +17,13 @@ from sqlalchemy.exc import SQLAlchemyError
 from services.runtime.logs import get_logger
 from services.runtime.startup import progress
 from services.scheduler.database_location import parse_location
-from services.scheduler.jobs import statements
+from services.scheduler.jobs import queue_statements, statements
 from services.scheduler.jobs.database import Database, open_database
 from services.scheduler.jobs.database_faults import classify_fault
 from services.scheduler.jobs.notifications import CHANNEL, format_notification, listen
+from services.scheduler.jobs.ordering import Ordering
 from services.scheduler.jobs.passing_faults import PassingFault
-from services.scheduler.jobs.statements import Transaction
+from services.scheduler.jobs.rows import Transaction
 from services.scheduler.jobs.states import State
 from services.scheduler.jobs.store import (
     ANY_OWNER,
@@ -46,6 +47,7 @@ _PATIENCE_SECONDS: Final = 2.0
 _PAUSE: Final = 0.1
 _START_PAUSE: Final = 1.0
 _MODELS: Final = "models"
+_DEFAULT_ORDERING: Final = Ordering()
 
 
 class SqlStore(JobStore):
@@ -59,6 +61,7 @@ class SqlStore(JobStore):
         on_end: Callable[[Job], None],
         clock: Callable[[], float],
         lease_seconds: float,
+        ordering: Ordering,
     ) -> None:
         self._database = database
         self._threads = threads
@@ -66,6 +69,7 @@ class SqlStore(JobStore):
         self._on_end = on_end
         self._clock = clock
         self._lease_seconds = lease_seconds
+        self._ordering = ordering
         self._loop = asyncio.get_running_loop()
         self._id = secrets.token_hex(8)
 
@@ -74,7 +78,7 @@ class SqlStore(JobStore):
         return self._id
 
     async def submit(self, new: NewJob, queue_limit: int) -> tuple[Job, bool]:
-        return await self._write(statements.submit, new, queue_limit, self._clock())
+        return await self._write(statements.submit, new, queue_limit, self._clock(), self._ordering)
 
     async def find(self, tenant: str, request_id: str) -> Job | None:
         return await self._read(statements.find_job, jobs.c.tenant == tenant, jobs.c.request_id == request_id)
@@ -86,19 +90,25 @@ class SqlStore(JobStore):
         return await self._read(statements.list_page, tenant, state, before, limit)
 
     async def queue(self, limit: int) -> list[QueuedJob]:
-        return await self._read(statements.list_queue, limit)
+        return await self._read(queue_statements.list_queue, limit)
+
+    async def next_unestimated(self) -> Job | None:
+        return await self._read(queue_statements.find_unestimated)
+
+    async def estimate(self, job_id: str, work: float | None) -> None:
+        await self._write(queue_statements.estimate, job_id, work, self._ordering)
 
     async def queue_state(self) -> QueueState:
-        return await self._read(statements.read_queue_state)
+        return await self._read(queue_statements.read_queue_state)
 
     async def positions(self, job_ids: Collection[str]) -> dict[str, int]:
-        return await self._read(statements.find_positions, job_ids) if job_ids else {}
+        return await self._read(queue_statements.find_positions, job_ids) if job_ids else {}
 
     async def overdue(self, now: float, limit: int) -> list[str]:
-        return await self._read(statements.list_overdue, now, limit)
+        return await self._read(queue_statements.list_overdue, now, limit)
 
     async def next_deadline(self) -> float | None:
-        return await self._read(statements.find_next_deadline)
+        return await self._read(queue_statements.find_next_deadline)
 
     async def claim(self, job_id: str) -> Job | None:
         return await self._write(statements.claim, job_id, self._id)
@@ -217,6 +227,7 @@ async def open_store(
     password: str = "",
     on_end: Callable[[Job], None] = lambda _: None,
     lease_seconds: float = 15.0,
+    ordering: Ordering = _DEFAULT_ORDERING,
 ) -> SqlStore:
     """Opens the database, creates a file that does not exist, and migrates an older schema.
 
@@ -244,7 +255,7 @@ async def open_store(
             log.warning("waits for the job database", error=fault.message)
         await asyncio.sleep(_START_PAUSE)
     threads = ThreadPoolExecutor(database.threads, thread_name_prefix="job-store")
-    store = SqlStore(database, threads, on_change, on_end, clock, lease_seconds)
+    store = SqlStore(database, threads, on_change, on_end, clock, lease_seconds, ordering)
     try:
         if database.exclusive:
             # Whoever owned jobs before has ended: the file was free.

@@ -7,17 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Final
 
 from chorus.scheduler.v1 import scheduler_pb2 as pb
 from google.protobuf.timestamp_pb2 import Timestamp
 from sqlalchemy import (
     ColumnElement,
-    Connection,
     Double,
     Select,
-    and_,
     cast,
     delete,
     extract,
@@ -30,15 +27,15 @@ from sqlalchemy import (
 )
 
 from services.scheduler.jobs import states
+from services.scheduler.jobs.ordering import Ordering
+from services.scheduler.jobs.rows import JOB_COLUMNS, WAITING, Transaction, parse_job
 from services.scheduler.jobs.states import ENDED, IN_QUEUE, State
 from services.scheduler.jobs.store import (
     ANY_OWNER,
     Job,
     NewJob,
     OwnedJob,
-    QueuedJob,
     QueueFull,
-    QueueState,
 )
 from services.scheduler.jobs.tables import documents, events, jobs, schedulers
 
@@ -47,53 +44,24 @@ _SUBMIT_LOCK: Final = 7_400_002
 # Time after which the row of a scheduler whose lease has ended is removed, in seconds.
 _FORGET_LEASE_SECONDS: Final = 86_400.0
 _UNIX_EPOCH_JULIAN_DAY: Final = 2_440_587.5
-_JOB: Final = (
-    jobs.c.id,
-    jobs.c.number,
-    jobs.c.tenant,
-    jobs.c.body_digest,
-    jobs.c.state,
-    jobs.c.traceparent,
-    jobs.c.crashes,
-    jobs.c.generation,
-)
-_WAITING: Final = jobs.c.queue_key.is_not(None)
 
 
-@dataclass
-class Transaction:
-    """An open transaction.
-
-    Attributes:
-        changed: ids of the jobs that it changes.
-        ended: jobs that it ends.
-    """
-
-    connection: Connection
-    changed: list[str] = field(default_factory=list)
-    ended: list[Job] = field(default_factory=list)
-
-    @property
-    def on_server(self) -> bool:
-        return self.connection.dialect.name == "postgresql"
-
-
-def submit(transaction: Transaction, new: NewJob, queue_limit: int, now: float) -> tuple[Job, bool]:
+def submit(
+    transaction: Transaction, new: NewJob, queue_limit: int, now: float, ordering: Ordering
+) -> tuple[Job, bool]:
     connection = transaction.connection
     if transaction.on_server:
         connection.execute(text(f"SELECT pg_advisory_xact_lock({_SUBMIT_LOCK})"))
     known = find_job(transaction, jobs.c.tenant == new.tenant, jobs.c.request_id == new.request_id)
     if known is not None:
         return known, False
-    order_key = now + new.order_delay
-    waiting, before = connection.execute(
-        select(
-            func.count(),
-            func.count().filter(jobs.c.queue_key <= order_key),
-        ).where(_WAITING)
+    waiting, backlog = connection.execute(
+        select(func.count(), func.coalesce(func.sum(jobs.c.work), 0.0)).where(WAITING)
     ).one()
     if waiting >= queue_limit:
         raise QueueFull
+    order_key = now + ordering.delay(new.priority, new.work, backlog)
+    before = connection.execute(select(func.count()).where(jobs.c.queue_key <= order_key)).scalar_one()
     generation = pb.Generation(
         generation_id=new.job_id,
         request_id=new.request_id,
@@ -120,6 +88,9 @@ def submit(transaction: Transaction, new: NewJob, queue_limit: int, now: float) 
             announced=before + 1,
             generation=generation.SerializeToString(),
             created=now,
+            priority=new.priority.value,
+            work=new.work,
+            backlog=backlog,
             order_key=order_key,
             queue_key=order_key,
         )
@@ -145,13 +116,13 @@ def advance(
 ) -> Job | None:
     connection = transaction.connection
     row = connection.execute(
-        select(*_JOB, jobs.c.owner, jobs.c.change, jobs.c.order_key, jobs.c.announced)
+        select(*JOB_COLUMNS, jobs.c.owner, jobs.c.change, jobs.c.order_key, jobs.c.announced)
         .where(jobs.c.id == job_id)
         .with_for_update()
     ).one_or_none()
     if row is None:
         return None
-    job = _parse_job(row[: len(_JOB)])
+    job = parse_job(row[: len(JOB_COLUMNS)])
     if row.change == change:
         return job
     if job.state not in expect or owner not in (ANY_OWNER, row.owner):
@@ -195,9 +166,12 @@ def advance(
 
 def claim(transaction: Transaction, job_id: str, owner: str) -> Job | None:
     claimed = transaction.connection.execute(
-        update(jobs).where(jobs.c.id == job_id, _WAITING).values(owner=owner, queue_key=None).returning(*_JOB)
+        update(jobs)
+        .where(jobs.c.id == job_id, WAITING)
+        .values(owner=owner, queue_key=None)
+        .returning(*JOB_COLUMNS)
     ).one_or_none()
-    return None if claimed is None else _parse_job(claimed)
+    return None if claimed is None else parse_job(claimed)
 
 
 def list_owned(transaction: Transaction, owner: str) -> list[OwnedJob]:
@@ -238,71 +212,20 @@ def _append(transaction: Transaction, number: int, event: pb.GenerationEvent) ->
 
 
 def find_job(transaction: Transaction, *where: ColumnElement[bool]) -> Job | None:
-    row = transaction.connection.execute(select(*_JOB).where(*where)).one_or_none()
-    return None if row is None else _parse_job(row)
+    row = transaction.connection.execute(select(*JOB_COLUMNS).where(*where)).one_or_none()
+    return None if row is None else parse_job(row)
 
 
 def list_page(
     transaction: Transaction, tenant: str, state: State | None, before: int | None, limit: int
 ) -> list[Job]:
-    query: Select[Any] = select(*_JOB).where(jobs.c.tenant == tenant)
+    query: Select[Any] = select(*JOB_COLUMNS).where(jobs.c.tenant == tenant)
     if state is not None:
         query = query.where(jobs.c.state == state.value)
     if before is not None:
         query = query.where(jobs.c.number < before)
     rows = transaction.connection.execute(query.order_by(jobs.c.number.desc()).limit(limit))
-    return [_parse_job(row) for row in rows]
-
-
-def list_queue(transaction: Transaction, limit: int) -> list[QueuedJob]:
-    rows = transaction.connection.execute(
-        select(jobs.c.id, jobs.c.state, jobs.c.deadline, jobs.c.announced)
-        .where(_WAITING)
-        .order_by(jobs.c.queue_key, jobs.c.number)
-        .limit(limit)
-    )
-    return [QueuedJob(job_id, State(state), *rest) for job_id, state, *rest in rows]
-
-
-def read_queue_state(transaction: Transaction) -> QueueState:
-    waiting, oldest = transaction.connection.execute(
-        select(func.count(), func.min(jobs.c.created)).where(_WAITING)
-    ).one()
-    return QueueState(waiting, oldest or 0.0)
-
-
-def find_positions(transaction: Transaction, job_ids: Collection[str]) -> dict[str, int]:
-    other = jobs.alias()
-    before = (
-        select(func.count())
-        .select_from(other)
-        .where(
-            or_(
-                other.c.queue_key < jobs.c.queue_key,
-                and_(other.c.queue_key == jobs.c.queue_key, other.c.number < jobs.c.number),
-            )
-        )
-        .scalar_subquery()
-    )
-    rows = transaction.connection.execute(select(jobs.c.id, before).where(jobs.c.id.in_(job_ids), _WAITING))
-    return {job_id: count + 1 for job_id, count in rows}
-
-
-def list_overdue(transaction: Transaction, now: float, limit: int) -> list[str]:
-    rows = transaction.connection.execute(
-        select(jobs.c.id)
-        .where(jobs.c.ended.is_(None), jobs.c.deadline <= now, _WAITING)
-        .order_by(jobs.c.deadline)
-        .limit(limit)
-    )
-    return [job_id for (job_id,) in rows]
-
-
-def find_next_deadline(transaction: Transaction) -> float | None:
-    deadline: float | None = transaction.connection.execute(
-        select(jobs.c.deadline).where(jobs.c.ended.is_(None), _WAITING).order_by(jobs.c.deadline).limit(1)
-    ).scalar_one_or_none()
-    return deadline
+    return [parse_job(row) for row in rows]
 
 
 def list_events(transaction: Transaction, job_id: str, after: int, limit: int) -> list[pb.GenerationEvent]:
@@ -366,17 +289,3 @@ def _timestamp(seconds: float) -> Timestamp:
     timestamp = Timestamp()
     timestamp.FromNanoseconds(int(seconds * 1e9))
     return timestamp
-
-
-def _parse_job(row: Any) -> Job:
-    job_id, number, tenant, body_digest, state, traceparent, crashes, generation = row
-    return Job(
-        job_id,
-        number,
-        tenant,
-        body_digest,
-        State(state),
-        traceparent,
-        crashes,
-        pb.Generation.FromString(generation),
-    )

@@ -11,6 +11,7 @@ from chorus.scheduler.v1 import scheduler_pb2 as pb
 
 from services.scheduler.jobs.caller import Caller
 from services.scheduler.jobs.deadline import Deadline
+from services.scheduler.jobs.ordering import Priority
 from services.scheduler.jobs.states import State
 
 # Matches every owner of a job, and none.
@@ -34,7 +35,7 @@ class NewJob:
         deadline: deadline in Unix seconds.
         traceparent: traceparent of the submitting call; empty when tracing is off.
         seed_chosen: whether the server chose the seed.
-        order_delay: the job is started as if it had been accepted this many seconds later.
+        work: expected seconds of the run if nothing is reused; 0 if unknown.
     """
 
     job_id: str
@@ -46,7 +47,8 @@ class NewJob:
     traceparent: str
     trace_id: str
     seed_chosen: bool = False
-    order_delay: float = 0.0
+    priority: Priority = Priority.NORMAL
+    work: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -106,10 +108,12 @@ class QueueState:
     """Figures of the jobs that wait for their start.
 
     Attributes:
+        work: expected seconds of their runs, together.
         oldest_created: time at which the first of them was accepted, in Unix seconds; 0 for an empty queue.
     """
 
     waiting: int
+    work: float
     oldest_created: float
 
 
@@ -147,6 +151,18 @@ class JobStore(ABC):
     @abstractmethod
     async def queue(self, limit: int) -> list[QueuedJob]:
         """Returns the first `limit` jobs that wait for their start, in the order of their start."""
+
+    @abstractmethod
+    async def next_unestimated(self) -> Job | None:
+        """Returns the first waiting job of which `estimate` was not called; None if there is none."""
+
+    @abstractmethod
+    async def estimate(self, job_id: str, work: float | None) -> None:
+        """Settles the place of a waiting job by the expected seconds of its run.
+
+        Args:
+            work: the seconds; None keeps those of the full run.
+        """
 
     @abstractmethod
     async def queue_state(self) -> QueueState: ...

@@ -32,6 +32,9 @@ _SECONDS: Final[TypeEngine[float]] = Double().with_variant(REAL(), "sqlite")
 # - crashes: number of times that a service died during the job.
 # - generation: the public view, a serialized Generation without the queue position.
 # - created, ended: times of acceptance and end; `ended` is null before.
+# - priority: number of the priority class.
+# - work, estimated: expected seconds of the run, and whether a plan was made to know them.
+# - backlog: expected seconds of the runs of all jobs that waited when this one was accepted.
 # - order_key: jobs that wait are started in ascending order of it, those with equal keys by number.
 # - queue_key: the order key while the job waits for its start, null otherwise.
 # - owner: id of the scheduler that works on the job; null if none does.
@@ -52,6 +55,10 @@ jobs: Final = Table(
     Column("generation", LargeBinary, nullable=False),
     Column("created", _SECONDS, nullable=False, server_default="0"),
     Column("ended", _SECONDS),
+    Column("priority", Integer, nullable=False, server_default="2"),
+    Column("work", _SECONDS, nullable=False, server_default="0"),
+    Column("estimated", Integer, nullable=False, server_default="0"),
+    Column("backlog", _SECONDS, nullable=False, server_default="0"),
     Column("order_key", _SECONDS, nullable=False, server_default="0"),
     Column("queue_key", _SECONDS),
     Column("owner", Text),
@@ -60,6 +67,7 @@ jobs: Final = Table(
     Index("jobs_by_tenant", "tenant", "number"),
     Index("jobs_by_tenant_and_state", "tenant", "state", "number"),
     Index("jobs_in_queue", "queue_key", "number"),
+    Index("jobs_to_estimate", "estimated", "queue_key", "number"),
     Index("jobs_by_deadline", "ended", "deadline"),
     Index("jobs_by_owner", "owner"),
     sqlite_autoincrement=True,

@@ -67,6 +67,7 @@ def test_requested_values_are_kept() -> None:
         schedule=latents_pb2.Schedule(sigmas=[1.0, 0.5, 0.0]),
         seed=0,
         reuse=plan_pb2.REUSE_POLICY_OFF,
+        priority=pb.PRIORITY_LOW,
         no_store=True,
         deadline=Timestamp(seconds=int(NOW) + 5, nanos=7),
     )
@@ -151,6 +152,7 @@ def test_steps_become_the_shifted_schedule(steps: int) -> None:
         (pb.GenerationSpec(prompt="x", timeout=Duration(seconds=1, nanos=-1)), "spec.timeout", "one sign"),
         (pb.GenerationSpec(prompt="x", timeout=Duration(nanos=2**30)), "spec.timeout", "below 10^9"),
         (pb.GenerationSpec(prompt="x", reuse=99), "spec.reuse", "REUSE_POLICY_SAFE"),  # type: ignore[arg-type]
+        (pb.GenerationSpec(prompt="x", priority=9), "spec.priority", "PRIORITY_HIGH"),  # type: ignore[arg-type]
     ],
 )
 def test_field_out_of_bounds_is_named_with_its_bound(spec: pb.GenerationSpec, field: str, words: str) -> None:

@@ -59,7 +59,7 @@ async def test_dispatcher_ends_with_a_store_that_is_damaged() -> None:
     """Its end ends the process, so that no accepted job waits unnoticed."""
     unused = cast(Any, None)
     settings = cast(Any, SimpleNamespace(max_crashes=5))
-    dispatcher = Dispatcher(unused, cast(Any, _FailingStore()), unused, (), settings)
+    dispatcher = Dispatcher(unused, cast(Any, _FailingStore()), unused, unused, (), settings)
     with pytest.raises(StoreError, match="damaged"):
         await asyncio.wait_for(dispatcher.run(), 20)
 
@@ -84,7 +84,8 @@ async def interrupt_job(path: Path, deadline: float, *, planned: bool) -> None:
 async def dispatch_until(store: SqlStore, reached: Callable[[Job], bool]) -> Job:
     """Runs a dispatcher that starts no job until the job is as expected."""
     settings = cast(Any, SimpleNamespace(max_crashes=5, concurrency=0))
-    dispatcher = Dispatcher(cast(Any, None), store, cast(Any, _StuckVideos()), (), settings)
+    forecast = cast(Any, SimpleNamespace(wake=lambda: None))
+    dispatcher = Dispatcher(cast(Any, None), store, cast(Any, _StuckVideos()), forecast, (), settings)
     running = asyncio.create_task(dispatcher.run())
     try:
         async with asyncio.timeout(20):

@@ -25,6 +25,30 @@ else:
 
 DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
 
+class _Priority:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _PriorityEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_Priority.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    PRIORITY_UNSPECIFIED: _Priority.ValueType  # 0
+    PRIORITY_LOW: _Priority.ValueType  # 1
+    """For work that may wait."""
+    PRIORITY_NORMAL: _Priority.ValueType  # 2
+    PRIORITY_HIGH: _Priority.ValueType  # 3
+    """For work that somebody waits for."""
+
+class Priority(_Priority, metaclass=_PriorityEnumTypeWrapper):
+    """Class of a generation in the order of the queue."""
+
+PRIORITY_UNSPECIFIED: Priority.ValueType  # 0
+PRIORITY_LOW: Priority.ValueType  # 1
+"""For work that may wait."""
+PRIORITY_NORMAL: Priority.ValueType  # 2
+PRIORITY_HIGH: Priority.ValueType  # 3
+"""For work that somebody waits for."""
+Global___Priority: typing_extensions.TypeAlias = Priority
+
 class _GenerationState:
     ValueType = typing.NewType("ValueType", builtins.int)
     V: typing_extensions.TypeAlias = ValueType
@@ -73,6 +97,7 @@ class GenerationSpec(google.protobuf.message.Message):
     MAX_REUSE_STEPS_FIELD_NUMBER: builtins.int
     DONOR_GENERATION_ID_FIELD_NUMBER: builtins.int
     RETENTION_FIELD_NUMBER: builtins.int
+    PRIORITY_FIELD_NUMBER: builtins.int
     prompt: builtins.str
     """1 to 8,192 bytes of UTF-8 after trimming, with at least one visible character once HTML entities are resolved.
     Tokens beyond the limit of a text encoder are dropped, with a warning.
@@ -98,6 +123,10 @@ class GenerationSpec(google.protobuf.message.Message):
     allows. It must have succeeded with the same model, schedule and shape. The request takes its seed; another stated
     seed is rejected. Excludes the policy OFF. If its latents are not in the cache, every step is computed, and a
     warning with reason FIELD_IGNORED says why.
+    """
+    priority: Global___Priority.ValueType
+    """Class in the order of the queue. If unset, NORMAL. Within a class, generations that need little computation start
+    earlier; no generation waits without bound behind later ones.
     """
     @property
     def shape(self) -> chorus.common.v1.video_pb2.VideoShape:
@@ -147,9 +176,10 @@ class GenerationSpec(google.protobuf.message.Message):
         max_reuse_steps: builtins.int = ...,
         donor_generation_id: builtins.str = ...,
         retention: chorus.common.v1.latents_pb2.Retention | None = ...,
+        priority: Global___Priority.ValueType = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_seed", b"_seed", "deadline", b"deadline", "denoising", b"denoising", "explicit_reuse", b"explicit_reuse", "retention", b"retention", "schedule", b"schedule", "seed", b"seed", "shape", b"shape", "steps", b"steps", "timeout", b"timeout"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_seed", b"_seed", "deadline", b"deadline", "denoising", b"denoising", "donor_generation_id", b"donor_generation_id", "explicit_reuse", b"explicit_reuse", "max_reuse_steps", b"max_reuse_steps", "model_id", b"model_id", "no_store", b"no_store", "prompt", b"prompt", "retention", b"retention", "reuse", b"reuse", "schedule", b"schedule", "seed", b"seed", "shape", b"shape", "steps", b"steps", "timeout", b"timeout"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_seed", b"_seed", "deadline", b"deadline", "denoising", b"denoising", "donor_generation_id", b"donor_generation_id", "explicit_reuse", b"explicit_reuse", "max_reuse_steps", b"max_reuse_steps", "model_id", b"model_id", "no_store", b"no_store", "priority", b"priority", "prompt", b"prompt", "retention", b"retention", "reuse", b"reuse", "schedule", b"schedule", "seed", b"seed", "shape", b"shape", "steps", b"steps", "timeout", b"timeout"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_seed", b"_seed"]) -> typing.Literal["seed"] | None: ...
     @typing.overload
@@ -282,7 +312,9 @@ class Generation(google.protobuf.message.Message):
     request_id: builtins.str
     state: Global___GenerationState.ValueType
     queue_position: builtins.int
-    """Position in the queue, starting at 1. 0 if not queued."""
+    """Position in the queue, starting at 1. 0 if not queued. May grow when generations of a higher priority, or with
+    less computation, are accepted.
+    """
     steps_run: builtins.int
     """Number of steps that were computed."""
     steps_completed: builtins.int

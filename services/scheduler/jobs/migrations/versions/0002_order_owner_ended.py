@@ -21,6 +21,10 @@ BATCH = 500
 def upgrade() -> None:
     op.add_column("jobs", sa.Column("created", SECONDS, nullable=False, server_default="0"))
     op.add_column("jobs", sa.Column("ended", SECONDS))
+    op.add_column("jobs", sa.Column("priority", sa.Integer, nullable=False, server_default="2"))
+    op.add_column("jobs", sa.Column("work", SECONDS, nullable=False, server_default="0"))
+    op.add_column("jobs", sa.Column("estimated", sa.Integer, nullable=False, server_default="0"))
+    op.add_column("jobs", sa.Column("backlog", SECONDS, nullable=False, server_default="0"))
     op.add_column("jobs", sa.Column("order_key", SECONDS, nullable=False, server_default="0"))
     op.add_column("jobs", sa.Column("queue_key", SECONDS))
     op.add_column("jobs", sa.Column("owner", sa.Text))
@@ -29,6 +33,7 @@ def upgrade() -> None:
     op.drop_index("jobs_by_state", "jobs")
     op.create_index("jobs_by_tenant_and_state", "jobs", ["tenant", "state", "number"])
     op.create_index("jobs_in_queue", "jobs", ["queue_key", "number"])
+    op.create_index("jobs_to_estimate", "jobs", ["estimated", "queue_key", "number"])
     op.create_index("jobs_by_deadline", "jobs", ["ended", "deadline"])
     op.create_index("jobs_by_owner", "jobs", ["owner"])
     if op.get_context().dialect.name == "sqlite":
