@@ -93,7 +93,7 @@ def build_variants() -> dict[str, dict[str, Variant]]:
 
 
 def build_figures(completed: Sequence[Trial], names: Sequence[str]) -> dict[str, Figure]:
-    """Computes alignment, drift and cost of every variant, over all pairs and by kind of edit."""
+    """Computes alignment, drift, artefacts and cost of every variant, over all pairs and by kind of edit."""
     figures = {}
     for name in (FULL, *names):
         for kind in ("all", *KINDS):
@@ -107,14 +107,20 @@ def build_figures(completed: Sequence[Trial], names: Sequence[str]) -> dict[str,
                 [100.0 * (v.followed - f.followed) for v, f in zip(videos, full, strict=True)],
                 "percentage points",
             )
+            figures[f"{name}.{kind}.artefact_points"] = results.mean(
+                [100.0 * v.artefact_share for v in videos], "points of the pixels"
+            )
     return figures
 
 
 def format_table(title: str, names: Sequence[str], figures: Mapping[str, Figure]) -> Iterator[str]:
-    """Yields a Markdown table with a row for each variant and a column for each kind: alignment / drift."""
+    """Yields a Markdown table with a row for each variant and a column for each kind: alignment / drift.
+
+    Artefacts are in percent of the pixels.
+    """
     yield f"### {title}\n"
-    yield "| | computed steps | all | " + " | ".join(KINDS) + " |"
-    yield "|---|---|---|" + "---|" * len(KINDS)
+    yield "| | computed steps | artefacts | all | " + " | ".join(KINDS) + " |"
+    yield "|---|---|---|---|" + "---|" * len(KINDS)
     for name in names:
         cells = []
         for kind in ("all", *KINDS):
@@ -124,7 +130,8 @@ def format_table(title: str, names: Sequence[str], figures: Mapping[str, Figure]
                 continue
             drift = figures[f"{name}.{kind}.drift_points"].value
             cells.append(f"{100 * right.value:.0f}" + (f" / {drift:+.0f}" if abs(drift) >= 0.5 else ""))
-        yield f"| {name} | {figures[f'{name}.all.computed_steps'].value:.2f} | " + " | ".join(cells) + " |"
+        steps, artefacts = figures[f"{name}.all.computed_steps"], figures[f"{name}.all.artefact_points"]
+        yield f"| {name} | {steps.value:.2f} | {artefacts.value:.2f} | " + " | ".join(cells) + " |"
     yield ""
 
 

@@ -107,6 +107,21 @@ def build_variants() -> dict[str, dict[str, Variant]]:
             if (threshold, dilation) != (0.02, 1)
         },
     }
+    for k in (1, 2):
+        tables[f"Stage 3, K1 = {k}"] = {
+            **bases[k],
+            f"K1 = {k}, probe, last step in full": Alternative(at[k], last_in_full=1),
+            f"K1 = {k}, no region": Depth(SIGMAS[k]),
+        }
+    tables["Threshold and dilation, K1 = 1"] = {
+        **bases[1],
+        **{
+            f"K1 = 1, threshold {threshold:g}, dilation {dilation}": Depth(
+                SIGMAS[1], probe_region(threshold, dilation)
+            )
+            for threshold, dilation in ((0.01, 1), (0.02, 0), (0.02, 2), (0.05, 1))
+        },
+    }
     gates: dict[str, Gate] = {"probe": "probe", "lost words": "lost", "lost words, soft": "lost, soft"}
     tables["Amplification, K1 = 3, no region"] = {
         "K1 = 3, contrast 0.5": Depth(SIGMAS[3], None, build_amplification("contrast", 0.5)),
@@ -202,6 +217,8 @@ def build_gains(completed: Sequence[Trial], tables: Mapping[str, Mapping[str, Va
                     figures[f"{key}.alignment"] = results.paired([(a.right, b.right) for a, b in pairs])
                     if kind == "all":
                         figures[f"{key}.drift"] = results.paired([(a.followed, b.followed) for a, b in pairs])
+                        artefacts = [100 * (a.artefact_share - b.artefact_share) for a, b in pairs]
+                        figures[f"{key}.artefact"] = results.mean(artefacts, "points of the pixels")
                         more = [a.computed - b.computed for a, b in pairs]
                         figures[f"{key}.computed"] = results.mean(more, "steps")
     return figures
@@ -237,13 +254,20 @@ def choose_best(names: Sequence[str], title: str, gains: Mapping[str, Figure]) -
 
 def format_gains(title: str, base: str, names: Sequence[str], gains: Mapping[str, Figure]) -> Iterator[str]:
     """Yields a Markdown table of every variant's gain over the first of its table, with 95 % intervals."""
-    yield f"Against *{base}*, paired, in points of alignment and drift; bold: chosen on the first half.\n"
-    yield "| | computed steps | first half | second half | all pairs | drift, all pairs | kinds that differ |"
-    yield "|---|---|---|---|---|---|---|"
+    yield (
+        f"Against *{base}*, paired: alignment and drift in points, artefacts in points of the pixels; bold:"
+        " chosen on the first half.\n"
+    )
+    yield (
+        "| | computed steps | first half | second half | all pairs | drift, all pairs | artefacts, all pairs"
+        " | kinds that differ |"
+    )
+    yield "|---|---|---|---|---|---|---|---|"
     chosen = choose_best(names, title, gains)
     for name in names:
         keys = [f"{title}.{name}.{half}.all" for half in ("choose", "report", "all")]
-        cells = [_format(gains[f"{key}.alignment"]) for key in keys] + [_format(gains[f"{keys[-1]}.drift"])]
+        cells = [_format(gains[f"{key}.alignment"]) for key in keys]
+        cells += [_format(gains[f"{keys[-1]}.drift"]), _format(gains[f"{keys[-1]}.artefact"], "+.2f")]
         kinds = [(kind, gains.get(f"{title}.{name}.all.{kind}.alignment")) for kind in KINDS]
         significant = [f"{kind} {_format(gain)}" for kind, gain in kinds if gain and _excludes_zero(gain)]
         cells.append(", ".join(significant) or "–")
@@ -290,7 +314,11 @@ def main(
     edges = build_edge_figures(completed, tables)
     command = f"python -m bench.alternatives {shlex.join(sys.argv[1:])}".strip()
     # The cost of a variant by kind is omitted: no table shows it, and the file is long enough.
-    kept = {name: f for name, f in figures.items() if ".all." in name or not name.endswith("computed_steps")}
+    kept = {
+        name: f
+        for name, f in figures.items()
+        if ".all." in name or not name.endswith(("computed_steps", "artefact_points"))
+    }
     results.write(results.RESULTS / "alternatives.json", command, {**kept, **gains, **edges})
     lines = list(format_table(FULL_TITLE, [FULL], figures))
     for title, names in tables.items():

@@ -79,6 +79,7 @@ class Alternative(CustomVariant):
         terms: Terms of amplification, applied together, instead of the depth's amplification.
         ceiling: Upper bound on the change of a head's output at a token by contrast, relative to its length.
         seams: Whether the edge of the region is measured (`measure_edge`).
+        last_in_full: Number of last steps that compute every token, in a plan with a region (stage 3).
     """
 
     depth: Depth
@@ -88,12 +89,15 @@ class Alternative(CustomVariant):
     gate: Gate = "none"
     ceiling: float = math.inf
     seams: bool = False
+    last_in_full: int = 0
 
     def generate(self, harness: Harness, pair: Pair) -> Output:
         assert pair.own.text is not None
         plan = harness.build_plan(self.depth, pair.edit)
         if plan is None:
             raise ValueError(f"sigma {self.depth.sigma:g} is no reuse on this schedule")
+        if plan.region_end:
+            plan.region_end -= self.last_in_full
         gate, gate_share = self._find_gate(harness, pair, plan) if self.terms else (None, 0.0)
         stages = Stages(
             harness.reusing,
