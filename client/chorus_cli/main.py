@@ -14,7 +14,8 @@ from typer.core import TyperGroup
 from chorus_cli import plugins
 from chorus_cli.commands import cache
 from chorus_cli.commands.generate import generate, retry
-from chorus_cli.commands.generations import cancel, get, jobs, watch
+from chorus_cli.commands.generations import cancel, get, jobs, rm, watch
+from chorus_cli.commands.models import models
 from chorus_cli.commands.up import up
 from chorus_cli.explain.command import explain
 from chorus_cli.output import EXIT_STATUSES, Output, ending_at_closed_pipe, one_line
@@ -52,6 +53,8 @@ app.command()(jobs)
 app.command()(get)
 app.command()(watch)
 app.command()(cancel)
+app.command()(rm)
+app.command()(models)
 app.command()(retry)
 app.command()(explain)
 app.add_typer(cache.app, name="cache")

@@ -8,7 +8,13 @@ from types import TracebackType
 from typing import Self
 
 from chorus.common.v1.plan_pb2 import DonorRef, Plan
-from chorus.scheduler.v1.scheduler_pb2 import Generation, GenerationEvent, StartedEvent, StepCompletedEvent
+from chorus.scheduler.v1.scheduler_pb2 import (
+    Generation,
+    GenerationEvent,
+    PreviewPlanResponse,
+    StartedEvent,
+    StepCompletedEvent,
+)
 from chorus_client.results import format_state
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -119,6 +125,20 @@ def describe_plan(plan: Plan) -> str:
         return f"exact repeat, no step is computed: the result of {donor}"
     source = "a draft from " if plan.draft_step else ""
     return f"cache hit: {plan.reuse_steps} of {plan.total_steps} steps reused from {source}{donor}"
+
+
+def describe_preview(preview: PreviewPlanResponse) -> str:
+    """Returns what a request would reuse, and its expected times, a line each."""
+    lines = [describe_plan(preview.plan)]
+    if preview.run_seconds:
+        saved = preview.plan.predicted_seconds_saved
+        instead = f" instead of {preview.run_seconds + saved:.1f} s" if saved > 0 else ""
+        queue = f", after {preview.queue_seconds:.1f} s in the queue"
+        lines.append(f"expected: {preview.run_seconds:.1f} s{instead}{queue}")
+    else:
+        lines.append("expected time unknown: the model has not run yet")
+    lines += [f"warning: {one_line(warning.message)}" for warning in preview.warnings]
+    return "\n".join(lines)
 
 
 def describe_start(started: StartedEvent) -> list[str]:

@@ -19,6 +19,7 @@ from chorus_client.cache_results import Adoption, CacheEntry, CacheStats, Damage
 from chorus_client.events import Event, EventKind, Step
 from chorus_client.handles import AsyncGenerationHandle, GenerationHandle
 from chorus_client.lifetime import ClientClosed, ForkedClient
+from chorus_client.offers import Model, Preview, Range
 from chorus_client.plans import explicit_reuse, parse_plan
 from chorus_client.results import (
     Donor,
@@ -59,10 +60,13 @@ __all__ = [
     "GenerationError",
     "GenerationFailed",
     "GenerationHandle",
+    "Model",
     "PassedOver",
     "Plan",
+    "Preview",
     "Problem",
     "Purged",
+    "Range",
     "SpecOptions",
     "State",
     "Step",

@@ -18,6 +18,7 @@ from chorus_client.connection import CALL_SECONDS, Connection, Metadata, check_s
 from chorus_client.endpoints import VARIABLES, resolve
 from chorus_client.events import Event
 from chorus_client.handles import PATIENCE_SECONDS, WATCH_SECONDS, AsyncGenerationHandle
+from chorus_client.offers import Model, Preview
 from chorus_client.results import Generation, GenerationError, Video, parse_state
 from chorus_client.spec import SpecOptions, build_request
 
@@ -168,6 +169,29 @@ class AsyncChorusClient:
             if not request.page_token:
                 break
         return generations
+
+    async def models(self, *, timeout: float | None = None) -> tuple[Model, ...]:
+        """Returns the models that a request can name, the default first.
+
+        Args:
+            timeout: deadline of the call, in seconds.
+        """
+        request = scheduler_pb2.ListModelsRequest()
+        response = await self._connection.call(self._connection.stub.ListModels, request, timeout)
+        return tuple(map(Model.from_proto, response.models))
+
+    async def preview(
+        self, prompt: str, *, timeout: float | None = None, **options: Unpack[SpecOptions]
+    ) -> Preview:
+        """Plans a request without submitting it: what it would reuse, and how long it would take.
+
+        Args:
+            timeout: deadline of the call, in seconds.
+            options: as of `submit`.
+        """
+        request = scheduler_pb2.PreviewPlanRequest(spec=build_request(prompt, options).spec)
+        response = await self._connection.call(self._connection.stub.PreviewPlan, request, timeout)
+        return Preview.from_proto(response)
 
     async def _submit(
         self, request: scheduler_pb2.SubmitGenerationRequest, timeout: float | None

@@ -75,6 +75,15 @@ class AsyncGenerationHandle:
         response = await self._connection.call(self._connection.stub.CancelGeneration, request, timeout)
         return Generation.from_proto(response.generation)
 
+    async def delete(self, *, timeout: float | None = None) -> None:
+        """Deletes a generation that has ended, with its events and its video.
+
+        Its latents stay in the cache until they expire or are purged there. Raises ChorusError (WRONG_STATE)
+        for a generation that has not ended.
+        """
+        request = scheduler_pb2.DeleteGenerationRequest(generation_id=self.id)
+        await self._connection.call(self._connection.stub.DeleteGeneration, request, timeout)
+
     async def result(
         self,
         *,
@@ -232,6 +241,10 @@ class GenerationHandle:
     def cancel(self, *, timeout: float | None = None) -> Generation:
         """Ends the generation at its next step; one that has ended is returned unchanged."""
         return self._loop.run(self._handle.cancel(timeout=timeout))
+
+    def delete(self, *, timeout: float | None = None) -> None:
+        """Deletes a generation that has ended, with its video; its latents stay in the cache."""
+        self._loop.run(self._handle.delete(timeout=timeout))
 
     def result(
         self,

@@ -17,6 +17,7 @@ from chorus_client.connection import CALL_SECONDS, Metadata
 from chorus_client.events import Event
 from chorus_client.handles import PATIENCE_SECONDS, WATCH_SECONDS, GenerationHandle
 from chorus_client.loop_thread import LoopThread
+from chorus_client.offers import Model, Preview
 from chorus_client.results import Generation, Video
 from chorus_client.spec import SpecOptions
 
@@ -127,6 +128,21 @@ class ChorusClient:
             timeout: deadline of each page, in seconds.
         """
         return self._loop.run(self._client.list(state, limit, timeout=timeout))
+
+    def models(self, *, timeout: float | None = None) -> tuple[Model, ...]:
+        """Returns the models that a request can name, the default first."""
+        return self._loop.run(self._client.models(timeout=timeout))
+
+    def preview(
+        self, prompt: str, *, timeout: float | None = None, **options: Unpack[SpecOptions]
+    ) -> Preview:
+        """Plans a request without submitting it: what it would reuse, and how long it would take.
+
+        Args:
+            timeout: deadline of the call, in seconds.
+            options: as of `submit`.
+        """
+        return self._loop.run(self._client.preview(prompt, timeout=timeout, **options))
 
 
 class CacheClient:

@@ -180,5 +180,5 @@ async def load_models(
     return registry
 
 
-def _bound(bound: Bound) -> denoiser_pb2.Bound:
-    return denoiser_pb2.Bound(min=bound.min, max=bound.max, multiple=bound.multiple)
+def _bound(bound: Bound) -> video_pb2.Bound:
+    return video_pb2.Bound(min=bound.min, max=bound.max, multiple=bound.multiple)

@@ -144,7 +144,7 @@ class Scheduler:
         resources.start_task(_keep_lease(store, dispatcher, settings.lease_seconds), "lease")
         resources.start_task(store.listen(self._handle_foreign_change, self._handle_gap), "notifications")
         generations = Generations(
-            store, videos, models, encoders, throughput, dispatcher, self._notifier, settings
+            store, videos, models, encoders, throughput, preparation, dispatcher, self._notifier, settings
         )
         scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server(SchedulerServicer(generations), server)
 

@@ -15,6 +15,7 @@ from chorus_rpc.errors import invalid
 from chorus_rpc.limits import MAX_PROMPT_BYTES
 from chorus_rpc.plan_bounds import MAX_STRENGTH
 
+from chorus_cli import rendering
 from chorus_cli.connect import connect_scheduler
 from chorus_cli.following import generate_and_save, options_from_spec, run
 from chorus_cli.identifiers import find_generation
@@ -158,6 +159,12 @@ def generate(
             help="Id of the request: sending the same id and request again returns the same generation.",
         ),
     ] = None,
+    preview: Annotated[
+        bool,
+        typer.Option(
+            "--preview", help="Show what would be reused, and how long it would take. Submit nothing."
+        ),
+    ] = False,
     detach: Detach = False,
     target: Target = None,
     as_json: Json = False,
@@ -197,12 +204,22 @@ def generate(
         if file is not None:
             if prompt is not None:
                 raise invalid("file", "give PROMPT or --file, not both")
+            if preview:
+                raise invalid("preview", "cannot be given with --file: it plans one request")
             if request_id is not None:
                 raise invalid("request_id", "cannot be given with --file: it names one request")
             prompts = read_prompts(file)
             async with connect_scheduler(target) as client:
                 await _complete_donor(client, options)
                 await _generate_all(client, prompts, options, output or _VIDEOS, detach, out)
+            return
+        if preview:
+            if prompt is None:
+                raise invalid("preview", "needs a PROMPT")
+            async with connect_scheduler(target) as client:
+                await _complete_donor(client, options)
+                found = await client.preview(prompt, **options)
+            out.print(rendering.describe_preview(found.proto), preview=found.proto)
             return
         if prompt is None:
             raise invalid("prompt", "give a PROMPT, or a file of prompts with --file")

@@ -1,4 +1,4 @@
-"""`chorus jobs`, `get`, `watch` and `cancel`."""
+"""`chorus jobs`, `get`, `watch`, `cancel` and `rm`."""
 
 from __future__ import annotations
 
@@ -122,5 +122,27 @@ def cancel(generation_id: GenerationId, target: Target = None, as_json: Json = F
             found = await find_generation(client, generation_id)
             generation = await client.handle(found.id).cancel()
         out.print(f"{generation.id} {generation.state}", generation=generation.proto)
+
+    run(main(), out)
+
+
+def rm(
+    generation_ids: Annotated[
+        list[str],
+        typer.Argument(metavar="ID...", help="Ids of generations that have ended, or their beginnings."),
+    ],
+    target: Target = None,
+    as_json: Json = False,
+) -> None:
+    """Delete generations that have ended, with their videos. Their latents stay in the cache."""
+    out = Output(as_json)
+
+    async def main() -> None:
+        async with connect_scheduler(target) as client:
+            # All ids are looked up before anything is deleted.
+            found = [await find_generation(client, each) for each in generation_ids]
+            for generation in found:
+                await client.handle(generation.id).delete()
+                out.print(f"{generation.id} deleted", generation=generation.proto)
 
     run(main(), out)

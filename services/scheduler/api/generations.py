@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncGenerator
 
 from chorus.common.v1 import plan_pb2, video_pb2
+from chorus.denoiser.v1 import denoiser_pb2
 from chorus.scheduler.v1 import scheduler_pb2 as pb
 from chorus_rpc import errors, telemetry
 from chorus_rpc.errors import ChorusError, Violation
@@ -16,7 +17,9 @@ from chorus_rpc.errors import ChorusError, Violation
 from services.scheduler.api import page_token, validation
 from services.scheduler.api.validation import Defaults
 from services.scheduler.dispatch.dispatcher import Dispatcher
-from services.scheduler.dispatch.throughput import Throughput
+from services.scheduler.dispatch.preparation import Preparation
+from services.scheduler.dispatch.retry import RetryableFailure
+from services.scheduler.dispatch.throughput import Throughput, expected_seconds
 from services.scheduler.jobs.deadline import to_unix_seconds
 from services.scheduler.jobs.notifier import JobNotifier
 from services.scheduler.jobs.ordering import Priority
@@ -41,6 +44,7 @@ class Generations:
         models: ModelRegistry,
         encoders: EncoderRegistry,
         throughput: Throughput,
+        preparation: Preparation,
         dispatcher: Dispatcher,
         notifier: JobNotifier,
         settings: SchedulerSettings,
@@ -50,6 +54,7 @@ class Generations:
         self._models = models
         self._encoders = encoders
         self._throughput = throughput
+        self._preparation = preparation
         self._dispatcher = dispatcher
         self._notifier = notifier
         self._tenant = settings.tenant
@@ -64,7 +69,8 @@ class Generations:
     async def submit(self, request: pb.SubmitGenerationRequest) -> tuple[pb.Generation, bool]:
         """Returns the generation, and whether it is new.
 
-        Raises INVALID_FIELD or UNKNOWN_MODEL with every invalid field, UNKNOWN_ENCODER for a model whose
+        Raises INVALID_FIELD or UNKNOWN_MODEL with every invalid field, or for a deadline that cannot be met,
+        UNKNOWN_ENCODER for a model whose
         encoder the embedder does not serve, REQUEST_ID_REUSED, QUEUE_FULL, or DEPENDENCY_UNAVAILABLE while no
         model is known; a rejected request stores nothing.
         """
@@ -76,6 +82,7 @@ class Generations:
             if known is not None:
                 return await self._answer_repetition(known, request.request_id, digest), False
         new = await self._new_job(request, digest, id_violations)
+        await self._require_enough_time(new)
         try:
             job, created = await self._store.submit(new, self._queue_limit)
         except QueueFull:
@@ -100,6 +107,53 @@ class Generations:
             return await self.get(generation_id)
         await self._dispatcher.abandon(job.job_id)
         return await self._view(cancelled)
+
+    async def delete(self, generation_id: str) -> None:
+        """Deletes a generation that has ended, and its video. Raises WRONG_STATE for another."""
+        job = await self._job(generation_id)
+        if job.state not in ENDED:
+            raise ChorusError(
+                errors.WRONG_STATE,
+                f"generation {generation_id!r} is {job.state.name} and cannot be deleted: cancel it, or wait"
+                " for its end",
+                metadata={"state": job.state.name},
+            )
+        # The file goes first: after a crash in between, the row still names it.
+        await self._videos.remove([job.job_id])
+        await self._store.forget([job.job_id])
+
+    async def list_models(self) -> list[pb.Model]:
+        """Returns the models that a request can name, the default first."""
+        models = list((await self._models.models()).values())
+        models.sort(key=lambda model: model.model_id != self._defaults.model_id)
+        return [_describe_model(model) for model in models]
+
+    async def preview(self, spec: pb.GenerationSpec) -> pb.PreviewPlanResponse:
+        """Plans a request without accepting it. Raises as `submit` does."""
+        new = await self._new_job(pb.SubmitGenerationRequest(spec=spec), "", [])
+        job = Job(
+            new.job_id,
+            0,
+            new.tenant,
+            "",
+            State.QUEUED,
+            new.traceparent,
+            0,
+            pb.Generation(spec=new.spec, seed_chosen=new.seed_chosen),
+        )
+        try:
+            prepared = await self._preparation.prepare(job)
+        except RetryableFailure as failure:
+            raise failure.cause from failure
+        step = self._throughput.seconds_per_step(new.spec, prepared.model)
+        run = expected_seconds(prepared.plan, step, self._throughput.decode_seconds(new.spec))
+        return pb.PreviewPlanResponse(
+            spec=new.spec,
+            plan=prepared.plan,
+            run_seconds=run,
+            queue_seconds=await self._store.expect_wait(new.priority, run),
+            warnings=prepared.warnings,
+        )
 
     async def page(self, page_size: int, token: str, state: int) -> tuple[list[pb.Generation], str]:
         """Returns generations, newest first, and the token of the next page, empty on the last one."""
@@ -209,6 +263,22 @@ class Generations:
             seed_chosen=not request.spec.HasField("seed") and not spec.donor_generation_id,
         )
 
+    async def _require_enough_time(self, new: NewJob) -> None:
+        """Raises INVALID_FIELD with an estimate for a job that cannot end before its deadline.
+
+        Only what is known to be in its way counts, since a job that may just be late has a chance.
+        """
+        reuses = new.spec.reuse != plan_pb2.REUSE_POLICY_OFF or new.spec.HasField("explicit_reuse")
+        run = self._throughput.decode_seconds(new.spec) if reuses else new.work
+        wait = await self._store.expect_wait(new.priority, run, at_least=True)
+        left = new.deadline - time.time()
+        if wait + run > left:
+            raise errors.invalid(
+                "spec.timeout",
+                f"cannot be met: the generations before this one need {wait:.1f} s and its own run at least"
+                f" {run:.1f} s, but {left:.1f} s are left; allow more than {wait + run:.1f} s",
+            )
+
     async def _answer_repetition(self, job: Job, request_id: str, digest: str) -> pb.Generation:
         if job.body_digest != digest:
             raise errors.invalid_fields(
@@ -233,6 +303,20 @@ class Generations:
             metadata={"limit": str(limit)},
             retry_after=float(seconds),
         )
+
+
+def _describe_model(model: denoiser_pb2.ModelInfo) -> pb.Model:
+    return pb.Model(
+        model_id=model.model_id,
+        frames=model.frames,
+        height=model.height,
+        width=model.width,
+        steps=model.steps,
+        default_shape=model.default_shape,
+        default_schedule=model.default_schedule,
+        max_text_tokens=model.max_text_tokens,
+        seconds_per_step=model.seconds_per_step,
+    )
 
 
 def _view(job: Job, position: int) -> pb.Generation:

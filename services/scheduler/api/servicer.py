@@ -70,3 +70,25 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServiceServicer):
         async with aclosing(chunks):
             async for chunk in chunks:
                 yield pb.GetVideoResponse(chunk=chunk)
+
+    async def DeleteGeneration(
+        self,
+        request: pb.DeleteGenerationRequest,
+        context: grpc.aio.ServicerContext[pb.DeleteGenerationRequest, pb.DeleteGenerationResponse],
+    ) -> pb.DeleteGenerationResponse:
+        await self._generations.delete(request.generation_id)
+        return pb.DeleteGenerationResponse()
+
+    async def ListModels(
+        self,
+        request: pb.ListModelsRequest,
+        context: grpc.aio.ServicerContext[pb.ListModelsRequest, pb.ListModelsResponse],
+    ) -> pb.ListModelsResponse:
+        return pb.ListModelsResponse(models=await self._generations.list_models())
+
+    async def PreviewPlan(
+        self,
+        request: pb.PreviewPlanRequest,
+        context: grpc.aio.ServicerContext[pb.PreviewPlanRequest, pb.PreviewPlanResponse],
+    ) -> pb.PreviewPlanResponse:
+        return await self._generations.preview(request.spec)

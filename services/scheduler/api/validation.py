@@ -263,7 +263,7 @@ def _check_deadline(deadline: Timestamp, now: float) -> list[Violation]:
     return []
 
 
-def _check_bound(field: str, value: int, bound: denoiser_pb2.Bound, model_id: str) -> list[Violation]:
+def _check_bound(field: str, value: int, bound: video_pb2.Bound, model_id: str) -> list[Violation]:
     multiple = max(bound.multiple, 1)
     if bound.min <= value <= bound.max and (value - bound.min) % multiple == 0:
         return []

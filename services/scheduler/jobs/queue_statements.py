@@ -61,6 +61,24 @@ def estimate(transaction: Transaction, job_id: str, work: float | None, ordering
     )
 
 
+def expect_wait(
+    transaction: Transaction,
+    priority: Priority,
+    work: float,
+    at_least: bool,
+    now: float,
+    ordering: Ordering,
+) -> float:
+    connection = transaction.connection
+    total = func.coalesce(func.sum(jobs.c.work), 0.0)
+    backlog = connection.execute(select(total).where(WAITING)).scalar_one()
+    order_key = now + ordering.delay(priority, work, backlog)
+    before = connection.execute(
+        select(total).where(jobs.c.queue_key <= order_key, jobs.c.estimated >= int(at_least))
+    ).scalar_one()
+    return float(before) / ordering.slots
+
+
 def find_positions(transaction: Transaction, job_ids: Collection[str]) -> dict[str, int]:
     other = jobs.alias()
     before = (

@@ -21,7 +21,7 @@ from services.scheduler.jobs import queue_statements, statements
 from services.scheduler.jobs.database import Database, open_database
 from services.scheduler.jobs.database_faults import classify_fault
 from services.scheduler.jobs.notifications import CHANNEL, format_notification, listen
-from services.scheduler.jobs.ordering import Ordering
+from services.scheduler.jobs.ordering import Ordering, Priority
 from services.scheduler.jobs.passing_faults import PassingFault
 from services.scheduler.jobs.rows import Transaction
 from services.scheduler.jobs.states import State
@@ -97,6 +97,11 @@ class SqlStore(JobStore):
 
     async def estimate(self, job_id: str, work: float | None) -> None:
         await self._write(queue_statements.estimate, job_id, work, self._ordering)
+
+    async def expect_wait(self, priority: Priority, work: float, *, at_least: bool = False) -> float:
+        return await self._read(
+            queue_statements.expect_wait, priority, work, at_least, self._clock(), self._ordering
+        )
 
     async def queue_state(self) -> QueueState:
         return await self._read(queue_statements.read_queue_state)

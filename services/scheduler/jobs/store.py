@@ -165,6 +165,16 @@ class JobStore(ABC):
         """
 
     @abstractmethod
+    async def expect_wait(self, priority: Priority, work: float, *, at_least: bool = False) -> float:
+        """Returns the expected seconds in the queue of a job that would be accepted now.
+
+        Args:
+            work: expected seconds of its run.
+            at_least: whether to count only jobs whose work was estimated, so that the result is a lower bound
+                as far as estimates can be.
+        """
+
+    @abstractmethod
     async def queue_state(self) -> QueueState: ...
 
     @abstractmethod

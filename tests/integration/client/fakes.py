@@ -204,6 +204,36 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
             frames_per_second=8,
         )
 
+    async def DeleteGeneration(self, request: Any, context: Any) -> Any:
+        if self.generations.pop(request.generation_id, None) is None:
+            raise errors.not_found("generation", request.generation_id)
+        return scheduler_pb2.DeleteGenerationResponse()
+
+    async def ListModels(self, request: Any, context: Any) -> Any:
+        model = scheduler_pb2.Model(
+            model_id="small",
+            frames=video_pb2.Bound(min=8, max=64, multiple=8),
+            height=video_pb2.Bound(min=32, max=64, multiple=32),
+            width=video_pb2.Bound(min=32, max=64, multiple=32),
+            steps=video_pb2.Bound(min=1, max=50, multiple=1),
+            default_shape=video_pb2.VideoShape(frames=16, height=64, width=64),
+            default_schedule=latents_pb2.Schedule(sigmas=[1.0, 0.9, 0.8, 0.5, 0.0]),
+            max_text_tokens=64,
+            seconds_per_step=0.25,
+        )
+        other = scheduler_pb2.Model()
+        other.CopyFrom(model)
+        other.model_id = "large"
+        return scheduler_pb2.ListModelsResponse(models=[model, other])
+
+    async def PreviewPlan(self, request: Any, context: Any) -> Any:
+        donor = plan_pb2.DonorRef(entry_id="e" * 64, score=0.91, prompt="a red circle")
+        plan = plan_pb2.Plan(total_steps=STEPS, reuse_steps=2, donor=donor, predicted_seconds_saved=0.5)
+        plan.reasons.add(code=plan_pb2.PLAN_REASON_CODE_SCORE_TABLE, text="score 0.910 allows 2 steps")
+        return scheduler_pb2.PreviewPlanResponse(
+            spec=request.spec, plan=plan, run_seconds=0.75, queue_seconds=3.0
+        )
+
     async def GetVideo(self, request: Any, context: Any) -> AsyncIterator[Any]:
         self._find(request.generation_id)
         yield scheduler_pb2.GetVideoResponse(header=self._video_info())

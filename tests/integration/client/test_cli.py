@@ -468,3 +468,37 @@ def test_client_imports_no_heavy_dependency() -> None:
         env=environment,
     )
     assert found.stdout.strip() == "[]"
+
+
+def test_preview_shows_the_plan_and_submits_nothing(deployment: FakeDeployment) -> None:
+    result = chorus("generate", "a blue circle", "--preview", "--priority", "high", target=deployment.target)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines() == [
+        "cache hit: 2 of 4 steps reused from “a red circle”, score 0.910",
+        "expected: 0.8 s instead of 1.2 s, after 3.0 s in the queue",
+    ]
+    assert not deployment.scheduler.requests
+    result = chorus("generate", "a blue circle", "--preview", "--json", target=deployment.target)
+    assert lines(result)[0]["preview"]["spec"]["prompt"] == "a blue circle"
+
+
+def test_models_are_listed_with_their_bounds(deployment: FakeDeployment) -> None:
+    result = chorus("models", target=deployment.target)
+    assert result.exit_code == 0, result.output
+    header, small, large = result.stdout.splitlines()
+    assert header.split() == ["model", "frames", "height", "width", "steps", "default", "s/step"]
+    assert small.startswith("small  8-64 by 8  32-64 by 32")
+    assert small.endswith("16 x 64 x 64, 4 steps    0.25")
+    assert large.startswith("large")
+
+
+def test_rm_deletes_generations_that_all_exist(deployment: FakeDeployment) -> None:
+    for prompt in ("a red circle", "a blue circle"):
+        chorus("generate", prompt, "-o", "out.mp4", target=deployment.target)
+    result = chorus("rm", "gen-1", "none", target=deployment.target)
+    assert result.exit_code != 0
+    assert len(deployment.scheduler.generations) == 2, "nothing is deleted if one id is unknown"
+    result = chorus("rm", "gen-1", "gen-2", target=deployment.target)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines() == ["gen-1 deleted", "gen-2 deleted"]
+    assert not deployment.scheduler.generations

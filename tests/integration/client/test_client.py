@@ -23,6 +23,7 @@ from chorus_client import (
     Generation,
     GenerationCancelled,
     GenerationFailed,
+    Range,
     explicit_reuse,
 )
 from chorus_rpc import errors
@@ -361,6 +362,34 @@ async def test_list_requests_pages_up_to_the_limit(client: AsyncChorusClient) ->
         await client.list("sleeping")
     with pytest.raises(ChorusError, match="limit: must be at least 1, not 0"):
         await client.list(limit=0)
+
+
+async def test_models_are_listed_with_their_bounds(client: AsyncChorusClient) -> None:
+    small, large = await client.models()
+    assert (small.id, large.id) == ("small", "large")
+    assert small.frames == Range(8, 64, 8)
+    assert small.default_shape == (16, 64, 64)
+    assert small.default_sigmas[0] == 1.0
+    assert small.seconds_per_step == 0.25
+
+
+async def test_preview_plans_and_submits_nothing(
+    client: AsyncChorusClient, deployment: FakeDeployment
+) -> None:
+    preview = await client.preview("a blue circle", model="small", seed=7)
+    assert (preview.plan.reuse_steps, preview.model, preview.seed) == (2, "small", 7)
+    assert (preview.run_seconds, preview.queue_seconds) == (0.75, 3.0)
+    assert preview.plan.donor is not None
+    assert not deployment.scheduler.requests
+
+
+async def test_deleted_generation_is_not_found(client: AsyncChorusClient) -> None:
+    handle = await client.submit("a blue circle")
+    await handle.delete()
+    for use in (handle.delete, handle.status):
+        with pytest.raises(ChorusError) as caught:
+            await use()
+        assert caught.value.reason == errors.NOT_FOUND
 
 
 async def test_damaged_video_is_rejected(

@@ -120,6 +120,15 @@ class WorldScheduler(FakeScheduler):
         video = render_scene(scene or Scene("navy", "plain", ()), seed)
         return encode_mp4(to_frames(video, UPSCALE), 8)
 
+    async def DeleteGeneration(self, request: Any, context: Any) -> Any:
+        raise AssertionError("the evaluation deletes nothing")
+
+    async def ListModels(self, request: Any, context: Any) -> Any:
+        raise AssertionError("the evaluation names its model")
+
+    async def PreviewPlan(self, request: Any, context: Any) -> Any:
+        raise AssertionError("the evaluation previews nothing")
+
     async def GetVideo(self, request: Any, context: Any) -> AsyncIterator[Any]:
         yield scheduler_pb2.GetVideoResponse(header=self._find(request.generation_id).video)
         for chunk in chunks(self.videos[request.generation_id]):

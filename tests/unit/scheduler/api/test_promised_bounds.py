@@ -19,10 +19,10 @@ pytestmark = pytest.mark.fault("number-promises")
 NOW = 1_800_000_000
 MODEL = denoiser_pb2.ModelInfo(
     model_id="small",
-    frames=denoiser_pb2.Bound(min=4, max=16, multiple=4),
-    height=denoiser_pb2.Bound(min=32, max=64, multiple=32),
-    width=denoiser_pb2.Bound(min=32, max=64, multiple=32),
-    steps=denoiser_pb2.Bound(min=1, max=200, multiple=1),
+    frames=video_pb2.Bound(min=4, max=16, multiple=4),
+    height=video_pb2.Bound(min=32, max=64, multiple=32),
+    width=video_pb2.Bound(min=32, max=64, multiple=32),
+    steps=video_pb2.Bound(min=1, max=200, multiple=1),
     default_shape=video_pb2.VideoShape(frames=8, height=32, width=32),
     default_schedule=latents_pb2.Schedule(sigmas=[1.0, 0.9375, 0.8333, 0.625, 0.0]),
     schedule_shift=5.0,

@@ -40,6 +40,29 @@ class VideoShape(google.protobuf.message.Message):
 Global___VideoShape: typing_extensions.TypeAlias = VideoShape
 
 @typing.final
+class Bound(google.protobuf.message.Message):
+    """Range of valid values: min, min + multiple, …, up to and including max."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MIN_FIELD_NUMBER: builtins.int
+    MAX_FIELD_NUMBER: builtins.int
+    MULTIPLE_FIELD_NUMBER: builtins.int
+    min: builtins.int
+    max: builtins.int
+    multiple: builtins.int
+    def __init__(
+        self,
+        *,
+        min: builtins.int = ...,
+        max: builtins.int = ...,
+        multiple: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["max", b"max", "min", b"min", "multiple", b"multiple"]) -> None: ...
+
+Global___Bound: typing_extensions.TypeAlias = Bound
+
+@typing.final
 class VideoInfo(google.protobuf.message.Message):
     """Description of an encoded video."""
 

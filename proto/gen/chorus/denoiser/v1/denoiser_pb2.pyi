@@ -310,29 +310,6 @@ class DescribeModelsRequest(google.protobuf.message.Message):
 Global___DescribeModelsRequest: typing_extensions.TypeAlias = DescribeModelsRequest
 
 @typing.final
-class Bound(google.protobuf.message.Message):
-    """Range of valid values: min, min + multiple, …, up to and including max."""
-
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
-
-    MIN_FIELD_NUMBER: builtins.int
-    MAX_FIELD_NUMBER: builtins.int
-    MULTIPLE_FIELD_NUMBER: builtins.int
-    min: builtins.int
-    max: builtins.int
-    multiple: builtins.int
-    def __init__(
-        self,
-        *,
-        min: builtins.int = ...,
-        max: builtins.int = ...,
-        multiple: builtins.int = ...,
-    ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["max", b"max", "min", b"min", "multiple", b"multiple"]) -> None: ...
-
-Global___Bound: typing_extensions.TypeAlias = Bound
-
-@typing.final
 class CodecInfo(google.protobuf.message.Message):
     """Codec that converts between latents and pixels."""
 
@@ -423,13 +400,13 @@ class ModelInfo(google.protobuf.message.Message):
     @property
     def codec(self) -> Global___CodecInfo: ...
     @property
-    def frames(self) -> Global___Bound: ...
+    def frames(self) -> chorus.common.v1.video_pb2.Bound: ...
     @property
-    def height(self) -> Global___Bound: ...
+    def height(self) -> chorus.common.v1.video_pb2.Bound: ...
     @property
-    def width(self) -> Global___Bound: ...
+    def width(self) -> chorus.common.v1.video_pb2.Bound: ...
     @property
-    def steps(self) -> Global___Bound: ...
+    def steps(self) -> chorus.common.v1.video_pb2.Bound: ...
     @property
     def default_shape(self) -> chorus.common.v1.video_pb2.VideoShape: ...
     @property
@@ -449,10 +426,10 @@ class ModelInfo(google.protobuf.message.Message):
         conditioning_encoder_id: builtins.str = ...,
         codec: Global___CodecInfo | None = ...,
         latent_dtype: chorus.common.v1.latents_pb2.DType.ValueType = ...,
-        frames: Global___Bound | None = ...,
-        height: Global___Bound | None = ...,
-        width: Global___Bound | None = ...,
-        steps: Global___Bound | None = ...,
+        frames: chorus.common.v1.video_pb2.Bound | None = ...,
+        height: chorus.common.v1.video_pb2.Bound | None = ...,
+        width: chorus.common.v1.video_pb2.Bound | None = ...,
+        steps: chorus.common.v1.video_pb2.Bound | None = ...,
         default_shape: chorus.common.v1.video_pb2.VideoShape | None = ...,
         default_schedule: chorus.common.v1.latents_pb2.Schedule | None = ...,
         schedule_shift: builtins.float = ...,

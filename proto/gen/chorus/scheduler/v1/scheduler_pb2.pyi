@@ -871,6 +871,167 @@ class GetVideoRequest(google.protobuf.message.Message):
 Global___GetVideoRequest: typing_extensions.TypeAlias = GetVideoRequest
 
 @typing.final
+class DeleteGenerationRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    GENERATION_ID_FIELD_NUMBER: builtins.int
+    generation_id: builtins.str
+    def __init__(
+        self,
+        *,
+        generation_id: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["generation_id", b"generation_id"]) -> None: ...
+
+Global___DeleteGenerationRequest: typing_extensions.TypeAlias = DeleteGenerationRequest
+
+@typing.final
+class DeleteGenerationResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+Global___DeleteGenerationResponse: typing_extensions.TypeAlias = DeleteGenerationResponse
+
+@typing.final
+class ListModelsRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+Global___ListModelsRequest: typing_extensions.TypeAlias = ListModelsRequest
+
+@typing.final
+class ListModelsResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MODELS_FIELD_NUMBER: builtins.int
+    @property
+    def models(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Model]: ...
+    def __init__(
+        self,
+        *,
+        models: collections.abc.Iterable[Global___Model] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["models", b"models"]) -> None: ...
+
+Global___ListModelsResponse: typing_extensions.TypeAlias = ListModelsResponse
+
+@typing.final
+class Model(google.protobuf.message.Message):
+    """A model that a request can name, and the bounds of a request's fields."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MODEL_ID_FIELD_NUMBER: builtins.int
+    FRAMES_FIELD_NUMBER: builtins.int
+    HEIGHT_FIELD_NUMBER: builtins.int
+    WIDTH_FIELD_NUMBER: builtins.int
+    STEPS_FIELD_NUMBER: builtins.int
+    DEFAULT_SHAPE_FIELD_NUMBER: builtins.int
+    DEFAULT_SCHEDULE_FIELD_NUMBER: builtins.int
+    MAX_TEXT_TOKENS_FIELD_NUMBER: builtins.int
+    SECONDS_PER_STEP_FIELD_NUMBER: builtins.int
+    model_id: builtins.str
+    max_text_tokens: builtins.int
+    """Maximum number of tokens of a prompt that the model reads; further ones are dropped. 0 if unknown."""
+    seconds_per_step: builtins.float
+    """Seconds per step at the default shape, as measured by the denoiser. 0 if unknown."""
+    @property
+    def frames(self) -> chorus.common.v1.video_pb2.Bound: ...
+    @property
+    def height(self) -> chorus.common.v1.video_pb2.Bound: ...
+    @property
+    def width(self) -> chorus.common.v1.video_pb2.Bound: ...
+    @property
+    def steps(self) -> chorus.common.v1.video_pb2.Bound: ...
+    @property
+    def default_shape(self) -> chorus.common.v1.video_pb2.VideoShape:
+        """Used if a request states no shape."""
+
+    @property
+    def default_schedule(self) -> chorus.common.v1.latents_pb2.Schedule:
+        """Used if a request states neither steps nor a schedule."""
+
+    def __init__(
+        self,
+        *,
+        model_id: builtins.str = ...,
+        frames: chorus.common.v1.video_pb2.Bound | None = ...,
+        height: chorus.common.v1.video_pb2.Bound | None = ...,
+        width: chorus.common.v1.video_pb2.Bound | None = ...,
+        steps: chorus.common.v1.video_pb2.Bound | None = ...,
+        default_shape: chorus.common.v1.video_pb2.VideoShape | None = ...,
+        default_schedule: chorus.common.v1.latents_pb2.Schedule | None = ...,
+        max_text_tokens: builtins.int = ...,
+        seconds_per_step: builtins.float = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["default_schedule", b"default_schedule", "default_shape", b"default_shape", "frames", b"frames", "height", b"height", "steps", b"steps", "width", b"width"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["default_schedule", b"default_schedule", "default_shape", b"default_shape", "frames", b"frames", "height", b"height", "max_text_tokens", b"max_text_tokens", "model_id", b"model_id", "seconds_per_step", b"seconds_per_step", "steps", b"steps", "width", b"width"]) -> None: ...
+
+Global___Model: typing_extensions.TypeAlias = Model
+
+@typing.final
+class PreviewPlanRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SPEC_FIELD_NUMBER: builtins.int
+    @property
+    def spec(self) -> Global___GenerationSpec: ...
+    def __init__(
+        self,
+        *,
+        spec: Global___GenerationSpec | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["spec", b"spec"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["spec", b"spec"]) -> None: ...
+
+Global___PreviewPlanRequest: typing_extensions.TypeAlias = PreviewPlanRequest
+
+@typing.final
+class PreviewPlanResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SPEC_FIELD_NUMBER: builtins.int
+    PLAN_FIELD_NUMBER: builtins.int
+    RUN_SECONDS_FIELD_NUMBER: builtins.int
+    QUEUE_SECONDS_FIELD_NUMBER: builtins.int
+    WARNINGS_FIELD_NUMBER: builtins.int
+    run_seconds: builtins.float
+    """Expected time on the denoiser, in seconds. 0 if the model's speed is unknown."""
+    queue_seconds: builtins.float
+    """Expected time in the queue, in seconds."""
+    @property
+    def spec(self) -> Global___GenerationSpec:
+        """The specification as it would be accepted, with defaults filled in."""
+
+    @property
+    def plan(self) -> chorus.common.v1.plan_pb2.Plan:
+        """The plan as of now. It may differ when the generation starts, as the cache changes."""
+
+    @property
+    def warnings(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[chorus.common.v1.errors_pb2.JobError]:
+        """Warnings that the generation would have."""
+
+    def __init__(
+        self,
+        *,
+        spec: Global___GenerationSpec | None = ...,
+        plan: chorus.common.v1.plan_pb2.Plan | None = ...,
+        run_seconds: builtins.float = ...,
+        queue_seconds: builtins.float = ...,
+        warnings: collections.abc.Iterable[chorus.common.v1.errors_pb2.JobError] | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["plan", b"plan", "spec", b"spec"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["plan", b"plan", "queue_seconds", b"queue_seconds", "run_seconds", b"run_seconds", "spec", b"spec", "warnings", b"warnings"]) -> None: ...
+
+Global___PreviewPlanResponse: typing_extensions.TypeAlias = PreviewPlanResponse
+
+@typing.final
 class GetVideoResponse(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 

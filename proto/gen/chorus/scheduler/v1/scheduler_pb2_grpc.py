@@ -66,6 +66,21 @@ class SchedulerServiceStub(object):
                 request_serializer=chorus_dot_scheduler_dot_v1_dot_scheduler__pb2.GetVideoRequest.SerializeToString,
                 response_deserializer=chorus_dot_scheduler_dot_v1_dot_scheduler__pb2.GetVideoResponse.FromString,
                 _registered_method=True)
+        self.DeleteGeneration = channel.unary_unary(
+                '/chorus.scheduler.v1.SchedulerService/DeleteGeneration',
+                request_serializer=chorus_dot_scheduler_dot_v1_dot_scheduler__pb2.DeleteGenerationRequest.SerializeToString,
+                response_deserializer=chorus_dot_scheduler_dot_v1_dot_scheduler__pb2.DeleteGenerationResponse.FromString,
+                _registered_method=True)
+        self.ListModels = channel.unary_unary(
+                '/chorus.scheduler.v1.SchedulerService/ListModels',
+                request_serializer=chorus_dot_scheduler_dot_v1_dot_scheduler__pb2.ListModelsRequest.SerializeToString,
+                response_deserializer=chorus_dot_scheduler_dot_v1_dot_scheduler__pb2.ListModelsResponse.FromString,
+                _registered_method=True)
+        self.PreviewPlan = channel.unary_unary(
+                '/chorus.scheduler.v1.SchedulerService/PreviewPlan',
+                request_serializer=chorus_dot_scheduler_dot_v1_dot_scheduler__pb2.PreviewPlanRequest.SerializeToString,
+                response_deserializer=chorus_dot_scheduler_dot_v1_dot_scheduler__pb2.PreviewPlanResponse.FromString,
+                _registered_method=True)
 
 
 class SchedulerServiceServicer(object):
@@ -116,6 +131,28 @@ class SchedulerServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DeleteGeneration(self, request, context):
+        """Deletes a generation that has ended, with its events and its video, and frees its request_id. Its latents stay in
+        the cache until they expire or are purged there.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListModels(self, request, context):
+        """Lists the models that a request can name, the default first, with the bounds of its fields.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PreviewPlan(self, request, context):
+        """Plans a request without accepting it: what it would reuse, and how long it would take, if it were submitted now.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_SchedulerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -148,6 +185,21 @@ def add_SchedulerServiceServicer_to_server(servicer, server):
                     servicer.GetVideo,
                     request_deserializer=chorus_dot_scheduler_dot_v1_dot_scheduler__pb2.GetVideoRequest.FromString,
                     response_serializer=chorus_dot_scheduler_dot_v1_dot_scheduler__pb2.GetVideoResponse.SerializeToString,
+            ),
+            'DeleteGeneration': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteGeneration,
+                    request_deserializer=chorus_dot_scheduler_dot_v1_dot_scheduler__pb2.DeleteGenerationRequest.FromString,
+                    response_serializer=chorus_dot_scheduler_dot_v1_dot_scheduler__pb2.DeleteGenerationResponse.SerializeToString,
+            ),
+            'ListModels': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListModels,
+                    request_deserializer=chorus_dot_scheduler_dot_v1_dot_scheduler__pb2.ListModelsRequest.FromString,
+                    response_serializer=chorus_dot_scheduler_dot_v1_dot_scheduler__pb2.ListModelsResponse.SerializeToString,
+            ),
+            'PreviewPlan': grpc.unary_unary_rpc_method_handler(
+                    servicer.PreviewPlan,
+                    request_deserializer=chorus_dot_scheduler_dot_v1_dot_scheduler__pb2.PreviewPlanRequest.FromString,
+                    response_serializer=chorus_dot_scheduler_dot_v1_dot_scheduler__pb2.PreviewPlanResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -314,6 +366,87 @@ class SchedulerService(object):
             '/chorus.scheduler.v1.SchedulerService/GetVideo',
             chorus_dot_scheduler_dot_v1_dot_scheduler__pb2.GetVideoRequest.SerializeToString,
             chorus_dot_scheduler_dot_v1_dot_scheduler__pb2.GetVideoResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteGeneration(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/chorus.scheduler.v1.SchedulerService/DeleteGeneration',
+            chorus_dot_scheduler_dot_v1_dot_scheduler__pb2.DeleteGenerationRequest.SerializeToString,
+            chorus_dot_scheduler_dot_v1_dot_scheduler__pb2.DeleteGenerationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListModels(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/chorus.scheduler.v1.SchedulerService/ListModels',
+            chorus_dot_scheduler_dot_v1_dot_scheduler__pb2.ListModelsRequest.SerializeToString,
+            chorus_dot_scheduler_dot_v1_dot_scheduler__pb2.ListModelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PreviewPlan(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/chorus.scheduler.v1.SchedulerService/PreviewPlan',
+            chorus_dot_scheduler_dot_v1_dot_scheduler__pb2.PreviewPlanRequest.SerializeToString,
+            chorus_dot_scheduler_dot_v1_dot_scheduler__pb2.PreviewPlanResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -121,7 +121,55 @@ _SchedulerServiceGetVideoType = typing_extensions.TypeVar(
     ],
 )
 
-class SchedulerServiceStub(typing.Generic[_SchedulerServiceSubmitGenerationType, _SchedulerServiceGetGenerationType, _SchedulerServiceWatchGenerationType, _SchedulerServiceCancelGenerationType, _SchedulerServiceListGenerationsType, _SchedulerServiceGetVideoType]):
+_SchedulerServiceDeleteGenerationType = typing_extensions.TypeVar(
+    '_SchedulerServiceDeleteGenerationType',
+    grpc.UnaryUnaryMultiCallable[
+        chorus.scheduler.v1.scheduler_pb2.DeleteGenerationRequest,
+        chorus.scheduler.v1.scheduler_pb2.DeleteGenerationResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        chorus.scheduler.v1.scheduler_pb2.DeleteGenerationRequest,
+        chorus.scheduler.v1.scheduler_pb2.DeleteGenerationResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        chorus.scheduler.v1.scheduler_pb2.DeleteGenerationRequest,
+        chorus.scheduler.v1.scheduler_pb2.DeleteGenerationResponse,
+    ],
+)
+
+_SchedulerServiceListModelsType = typing_extensions.TypeVar(
+    '_SchedulerServiceListModelsType',
+    grpc.UnaryUnaryMultiCallable[
+        chorus.scheduler.v1.scheduler_pb2.ListModelsRequest,
+        chorus.scheduler.v1.scheduler_pb2.ListModelsResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        chorus.scheduler.v1.scheduler_pb2.ListModelsRequest,
+        chorus.scheduler.v1.scheduler_pb2.ListModelsResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        chorus.scheduler.v1.scheduler_pb2.ListModelsRequest,
+        chorus.scheduler.v1.scheduler_pb2.ListModelsResponse,
+    ],
+)
+
+_SchedulerServicePreviewPlanType = typing_extensions.TypeVar(
+    '_SchedulerServicePreviewPlanType',
+    grpc.UnaryUnaryMultiCallable[
+        chorus.scheduler.v1.scheduler_pb2.PreviewPlanRequest,
+        chorus.scheduler.v1.scheduler_pb2.PreviewPlanResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        chorus.scheduler.v1.scheduler_pb2.PreviewPlanRequest,
+        chorus.scheduler.v1.scheduler_pb2.PreviewPlanResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        chorus.scheduler.v1.scheduler_pb2.PreviewPlanRequest,
+        chorus.scheduler.v1.scheduler_pb2.PreviewPlanResponse,
+    ],
+)
+
+class SchedulerServiceStub(typing.Generic[_SchedulerServiceSubmitGenerationType, _SchedulerServiceGetGenerationType, _SchedulerServiceWatchGenerationType, _SchedulerServiceCancelGenerationType, _SchedulerServiceListGenerationsType, _SchedulerServiceGetVideoType, _SchedulerServiceDeleteGenerationType, _SchedulerServiceListModelsType, _SchedulerServicePreviewPlanType]):
     """Public API of Chorus. An accepted generation is durable: it survives the crash of any service and ends
     exactly once.
     """
@@ -152,6 +200,18 @@ class SchedulerServiceStub(typing.Generic[_SchedulerServiceSubmitGenerationType,
             chorus.scheduler.v1.scheduler_pb2.GetVideoRequest,
             chorus.scheduler.v1.scheduler_pb2.GetVideoResponse,
         ],
+        grpc.UnaryUnaryMultiCallable[
+            chorus.scheduler.v1.scheduler_pb2.DeleteGenerationRequest,
+            chorus.scheduler.v1.scheduler_pb2.DeleteGenerationResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            chorus.scheduler.v1.scheduler_pb2.ListModelsRequest,
+            chorus.scheduler.v1.scheduler_pb2.ListModelsResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            chorus.scheduler.v1.scheduler_pb2.PreviewPlanRequest,
+            chorus.scheduler.v1.scheduler_pb2.PreviewPlanResponse,
+        ],
     ], channel: grpc.Channel) -> None: ...
 
     @typing.overload
@@ -180,6 +240,18 @@ class SchedulerServiceStub(typing.Generic[_SchedulerServiceSubmitGenerationType,
             chorus.scheduler.v1.scheduler_pb2.GetVideoRequest,
             chorus.scheduler.v1.scheduler_pb2.GetVideoResponse,
         ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            chorus.scheduler.v1.scheduler_pb2.DeleteGenerationRequest,
+            chorus.scheduler.v1.scheduler_pb2.DeleteGenerationResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            chorus.scheduler.v1.scheduler_pb2.ListModelsRequest,
+            chorus.scheduler.v1.scheduler_pb2.ListModelsResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            chorus.scheduler.v1.scheduler_pb2.PreviewPlanRequest,
+            chorus.scheduler.v1.scheduler_pb2.PreviewPlanResponse,
+        ],
     ], channel: grpc.aio.Channel) -> None: ...
 
     SubmitGeneration: _SchedulerServiceSubmitGenerationType
@@ -201,6 +273,17 @@ class SchedulerServiceStub(typing.Generic[_SchedulerServiceSubmitGenerationType,
 
     GetVideo: _SchedulerServiceGetVideoType
     """Streams the video of a generation that succeeded: a header, then chunks."""
+
+    DeleteGeneration: _SchedulerServiceDeleteGenerationType
+    """Deletes a generation that has ended, with its events and its video, and frees its request_id. Its latents stay in
+    the cache until they expire or are purged there.
+    """
+
+    ListModels: _SchedulerServiceListModelsType
+    """Lists the models that a request can name, the default first, with the bounds of its fields."""
+
+    PreviewPlan: _SchedulerServicePreviewPlanType
+    """Plans a request without accepting it: what it would reuse, and how long it would take, if it were submitted now."""
 
 SchedulerServiceAsyncStub: typing_extensions.TypeAlias = SchedulerServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
@@ -226,6 +309,18 @@ SchedulerServiceAsyncStub: typing_extensions.TypeAlias = SchedulerServiceStub[
     grpc.aio.UnaryStreamMultiCallable[
         chorus.scheduler.v1.scheduler_pb2.GetVideoRequest,
         chorus.scheduler.v1.scheduler_pb2.GetVideoResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        chorus.scheduler.v1.scheduler_pb2.DeleteGenerationRequest,
+        chorus.scheduler.v1.scheduler_pb2.DeleteGenerationResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        chorus.scheduler.v1.scheduler_pb2.ListModelsRequest,
+        chorus.scheduler.v1.scheduler_pb2.ListModelsResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        chorus.scheduler.v1.scheduler_pb2.PreviewPlanRequest,
+        chorus.scheduler.v1.scheduler_pb2.PreviewPlanResponse,
     ],
 ]
 
@@ -283,5 +378,31 @@ class SchedulerServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[chorus.scheduler.v1.scheduler_pb2.GetVideoResponse], collections.abc.AsyncIterator[chorus.scheduler.v1.scheduler_pb2.GetVideoResponse]]:
         """Streams the video of a generation that succeeded: a header, then chunks."""
+
+    @abc.abstractmethod
+    def DeleteGeneration(
+        self,
+        request: chorus.scheduler.v1.scheduler_pb2.DeleteGenerationRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[chorus.scheduler.v1.scheduler_pb2.DeleteGenerationResponse, collections.abc.Awaitable[chorus.scheduler.v1.scheduler_pb2.DeleteGenerationResponse]]:
+        """Deletes a generation that has ended, with its events and its video, and frees its request_id. Its latents stay in
+        the cache until they expire or are purged there.
+        """
+
+    @abc.abstractmethod
+    def ListModels(
+        self,
+        request: chorus.scheduler.v1.scheduler_pb2.ListModelsRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[chorus.scheduler.v1.scheduler_pb2.ListModelsResponse, collections.abc.Awaitable[chorus.scheduler.v1.scheduler_pb2.ListModelsResponse]]:
+        """Lists the models that a request can name, the default first, with the bounds of its fields."""
+
+    @abc.abstractmethod
+    def PreviewPlan(
+        self,
+        request: chorus.scheduler.v1.scheduler_pb2.PreviewPlanRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[chorus.scheduler.v1.scheduler_pb2.PreviewPlanResponse, collections.abc.Awaitable[chorus.scheduler.v1.scheduler_pb2.PreviewPlanResponse]]:
+        """Plans a request without accepting it: what it would reuse, and how long it would take, if it were submitted now."""
 
 def add_SchedulerServiceServicer_to_server(servicer: SchedulerServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...
