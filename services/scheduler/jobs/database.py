@@ -89,6 +89,7 @@ def _open_file(path: Path) -> Database:
     engine = create_engine(
         URL.create("sqlite", database=str(path)),
         poolclass=StaticPool,
+        hide_parameters=True,  # errors reach the log: prompts must not
         connect_args={"isolation_level": None, "timeout": _BUSY_SECONDS, "check_same_thread": False},
     )
     event.listen(engine, "connect", _prepare_file)
@@ -136,6 +137,7 @@ def _begin(connection: Connection) -> None:
 def _open_server(url: URL) -> Database:
     engine = create_engine(
         url,
+        hide_parameters=True,
         pool_size=_CONNECTIONS,
         max_overflow=0,
         pool_timeout=_CONNECT_SECONDS,
