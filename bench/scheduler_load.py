@@ -1,8 +1,8 @@
 """The scheduler under load: `python -m bench.scheduler_load` writes bench/results/scheduler.json.
 
 A real scheduler process, with services behind it that answer at once, gets a burst of generations from
-several submitters while many clients watch. The cost of each operation of the job store is measured in this process,
-with more and more jobs that wait or have ended. PostgreSQL runs on this machine.
+several submitters while many clients watch. The cost of each operation of the job store is measured in this
+process, with more and more jobs that wait or have ended. PostgreSQL runs on this machine.
 """
 
 from __future__ import annotations
@@ -189,9 +189,7 @@ async def time_operations(store: SqlStore, label: str) -> dict[str, list[float]]
         new = NewJob(job_id, "bench", job_id, "", pb.GenerationSpec(prompt="a red car"), 4e9, "", "")
         await measure("submit", store.submit(new, 10**9))
         await measure("position", store.positions([job_id]))
-        await measure("queue", store.queue(11))
-        await measure("overdue", store.overdue(time.time(), 100))
-        await measure("owned", store.owned())
+        await measure("look", store.look(time.time(), 11, 100))
         await measure("claim", store.claim(job_id))
         for event, expect in ((_PLANNED, IN_QUEUE), (_STEP, {State.RUNNING}), (_SUCCEEDED, {State.RUNNING})):
             await measure("event", store.advance(job_id, expect, [event], owner=store.scheduler_id))

@@ -202,7 +202,7 @@ async def test_jobs_and_models_persist_across_reopening(opened: Opened) -> None:
     await opened.close()
     store = await opened.open()
     assert await listed(store) == ["a", "c"]
-    assert await store.owned() == [OwnedJob("b", former, State.RUNNING)]
+    assert (await store.look(0.0, 10, 10)).owned == [OwnedJob("b", former, State.RUNNING)]
     job = await store.get("b")
     assert job is not None
     assert (job.state, job.crashes, job.generation.attempts) == (State.RUNNING, 1, 1)
@@ -271,15 +271,15 @@ async def test_estimate_settles_the_place_of_a_waiting_job(store: SqlStore) -> N
 
 async def test_state_of_the_queue_counts_the_jobs_that_wait(store: SqlStore) -> None:
     assert await store.queue_state() == QueueState(0, 0.0, 0.0)
-    assert await store.next_deadline() is None
+    assert (await store.look(0.0, 10, 10)).next_deadline is None
     for name in "abc":
         await store.submit(new(name), 10)
     await store.claim("a")
     assert await store.queue_state() == QueueState(2, 0.0, 1002.5)
-    assert await store.next_deadline() == 2e9
-    assert await store.overdue(2e9 - 1, 10) == []
-    assert await store.overdue(2e9, 1) == ["b"]
-    assert await store.overdue(2e9, 10) == ["b", "c"]
+    assert (await store.look(0.0, 10, 10)).next_deadline == 2e9
+    assert (await store.look(2e9 - 1, 10, 10)).overdue == []
+    assert (await store.look(2e9, 10, 1)).overdue == ["b"]
+    assert (await store.look(2e9, 10, 10)).overdue == ["b", "c"]
 
 
 async def test_job_has_one_owner(store: SqlStore) -> None:
@@ -288,13 +288,13 @@ async def test_job_has_one_owner(store: SqlStore) -> None:
     [job] = [job for job in claims if job is not None]
     assert (job.job_id, job.state) == ("a", State.QUEUED)
     own = store.scheduler_id
-    assert await store.owned() == [OwnedJob("a", own, State.QUEUED)]
+    assert (await store.look(0.0, 10, 10)).owned == [OwnedJob("a", own, State.QUEUED)]
     assert await listed(store) == []
     assert await store.advance("a", IN_QUEUE, [PLANNED], owner="another") is None
     assert await store.advance("a", IN_QUEUE, [PLANNED], owner=None) is None
     assert await store.advance("a", IN_QUEUE, [PLANNED], owner=own) is not None
     assert await store.advance("a", {State.RUNNING}, [WAITING], owner=own) is not None
-    assert await store.owned() == []
+    assert (await store.look(0.0, 10, 10)).owned == []
     assert await listed(store) == ["a"], "it waits again, and may be claimed by any scheduler"
     assert await store.advance("a", IN_QUEUE, [], owner=own) is None
     await store.claim("a")
@@ -302,7 +302,7 @@ async def test_job_has_one_owner(store: SqlStore) -> None:
     assert await listed(store) == ["a"], "a job is released without an event"
     await store.claim("a")
     await store.advance("a", UNFINISHED, [CANCELLED])
-    assert await store.owned() == []
+    assert (await store.look(0.0, 10, 10)).owned == []
 
 
 async def test_ended_jobs_are_surplus_by_number_and_age(store: SqlStore) -> None:
@@ -346,7 +346,7 @@ async def test_random_calls_keep_each_job_in_one_place(store: SqlStore) -> None:
             case _:
                 await store.advance(name, {State.RUNNING}, [SUCCEEDED], owner=own)
         waiting = await listed(store)
-        owned = {job.job_id for job in await store.owned()}
+        owned = {job.job_id for job in (await store.look(0.0, 10, 10)).owned}
         assert await store.positions(waiting) == {job: place for place, job in enumerate(waiting, 1)}
         for job_id in names:
             job = await store.get(job_id)

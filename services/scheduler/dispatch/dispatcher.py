@@ -32,6 +32,8 @@ log = get_logger("dispatcher")
 _FIRST_PAUSE = 0.1
 # Number of jobs at the head of the queue whose moves become events; other positions are read on request.
 _ANNOUNCED_POSITIONS = 10
+# Number of overdue jobs that one look at the queue ends.
+_OVERDUE_BATCH = 100
 # Least time between two counts of the queue for the metrics, in seconds.
 _COUNT_SECONDS = 1.0
 # Time after its end for which a pause is remembered, so that the next one is longer, in seconds.
@@ -140,7 +142,8 @@ class Dispatcher:
     async def recover(self) -> None:
         """Requeues the jobs of schedulers that died; `run` requeues those that remain."""
         try:
-            await self._recovery.requeue_abandoned(self._tasks)
+            look = await self._store.look(time.time(), 0, 0)
+            await self._recovery.requeue_abandoned(look.owned, self._tasks)
         except PassingFault as fault:
             log.warning("interrupted jobs not requeued yet", error=fault.message)
 
@@ -195,21 +198,24 @@ class Dispatcher:
         self._wake.clear()
         if self._stopping:
             return None
-        for job_id in await self._recovery.end_overdue(time.time()):
-            self._pauses.pop(job_id, None)
-        await self._recovery.requeue_abandoned(self._tasks)
         free = self._settings.concurrency - len(self._tasks)
         wanted = max(free, 0) + len(self._pauses) + _ANNOUNCED_POSITIONS
+        look = await self._store.look(time.time(), wanted, _OVERDUE_BATCH)
+        await self._recovery.end_overdue(look.overdue)
+        await self._recovery.requeue_abandoned(look.owned, self._tasks)
+        for job_id in look.overdue:
+            self._pauses.pop(job_id, None)
         # The store lists what ends here as waiting a moment before its task has ended.
-        queue = [job for job in await self._store.queue(wanted) if job.job_id not in self._tasks]
+        gone = {*look.overdue, *self._tasks}
+        queue = [job for job in look.first if job.job_id not in gone]
         self._forget_pauses({job.job_id for job in queue})
         started = await self._start(queue, free)
         queue = [job for job in queue if job.job_id not in started]
         await self._announce(queue)
         self._forecast.wake()
         due = [await self._count()]
-        if (deadline := await self._store.next_deadline()) is not None:
-            due.append(deadline - time.time())
+        if look.next_deadline is not None:
+            due.append(look.next_deadline - time.time())
         now = time.monotonic()
         due += [left for pause in self._pauses.values() if (left := pause.until - now) > 0]
         known = [seconds for seconds in due if seconds is not None]

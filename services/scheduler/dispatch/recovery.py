@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
-from typing import Final
+from collections.abc import Container, Iterable
 
 from chorus.scheduler.v1 import scheduler_pb2 as pb
 from chorus_rpc import errors
@@ -15,9 +14,6 @@ from services.scheduler.jobs.store import Job, JobStore, OwnedJob
 from services.scheduler.jobs.video_files import VideoFiles
 
 log = get_logger("recovery")
-
-# Number of overdue jobs that one call ends.
-_OVERDUE_BATCH: Final = 100
 
 
 class Recovery:
@@ -32,14 +28,12 @@ class Recovery:
         self._videos = videos
         self._max_crashes = max_crashes
 
-    async def end_overdue(self, now: float) -> list[str]:
-        """Ends waiting jobs whose deadline is not after `now`, in Unix seconds. Returns their ids."""
-        overdue = await self._store.overdue(now, _OVERDUE_BATCH)
-        for job_id in overdue:
+    async def end_overdue(self, job_ids: Iterable[str]) -> None:
+        """Ends waiting jobs whose deadline has passed."""
+        for job_id in job_ids:
             job = await self._store.get(job_id)
             if job is not None:
                 await self.fail(job_id, job.deadline.exceeded(), owner=None)
-        return overdue
 
     async def release(self, job_id: str) -> None:
         """Requeues a job whose task has been stopped."""
@@ -54,15 +48,16 @@ class Recovery:
         if ended is not None:
             log.warning("failed", generation_id=job_id, error=error.message)
 
-    async def requeue_abandoned(self, busy: Container[str]) -> None:
-        """Requeues the jobs of this scheduler that are not in `busy`, and of those whose lease has ended.
+    async def requeue_abandoned(self, owned: Iterable[OwnedJob], busy: Container[str]) -> None:
+        """Requeues jobs, except for those of this scheduler that are in `busy`.
 
         Args:
+            owned: jobs of this scheduler, and of those whose lease has ended.
             busy: ids of the jobs that this scheduler works on.
         """
-        for owned in await self._store.owned():
-            if owned.owner != self._store.scheduler_id or owned.job_id not in busy:
-                await self._requeue(owned)
+        for job in owned:
+            if job.owner != self._store.scheduler_id or job.job_id not in busy:
+                await self._requeue(job)
 
     async def _requeue(self, owned: OwnedJob) -> None:
         job = await self._store.get(owned.job_id)

@@ -6,23 +6,64 @@ Times are Unix seconds.
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Final
 
-from sqlalchemy import and_, func, or_, select, update
+from sqlalchemy import and_, bindparam, func, or_, select, update
 
 from services.scheduler.jobs.ordering import Ordering, Priority
-from services.scheduler.jobs.rows import JOB_COLUMNS, WAITING, Transaction, parse_job
+from services.scheduler.jobs.rows import JOB_COLUMNS, WAITING, Transaction, database_time, parse_job
 from services.scheduler.jobs.states import State
-from services.scheduler.jobs.store import Job, QueuedJob, QueueState
-from services.scheduler.jobs.tables import jobs
+from services.scheduler.jobs.store import Job, OwnedJob, QueuedJob, QueueLook, QueueState
+from services.scheduler.jobs.tables import jobs, schedulers
+
+# Statements of every look at the queue are built once: building one takes longer than most take to run.
+_LIST_QUEUE: Final = (
+    select(jobs.c.id, jobs.c.state, jobs.c.deadline, jobs.c.announced)
+    .where(WAITING)
+    .order_by(jobs.c.queue_key, jobs.c.number)
+    .limit(bindparam("count"))
+)
+_LIST_OVERDUE: Final = (
+    select(jobs.c.id)
+    .where(jobs.c.ended.is_(None), jobs.c.deadline <= bindparam("now"), WAITING)
+    .order_by(jobs.c.deadline)
+    .limit(bindparam("count"))
+)
+# By whether the database is a server.
+_LIST_OWNED: Final = {
+    on_server: select(jobs.c.id, jobs.c.owner, jobs.c.state)
+    .where(
+        jobs.c.owner.is_not(None),
+        or_(
+            jobs.c.owner == bindparam("own"),
+            jobs.c.owner.not_in(
+                select(schedulers.c.id).where(schedulers.c.lease_until > database_time(on_server))
+            ),
+        ),
+    )
+    .order_by(jobs.c.number)
+    for on_server in (False, True)
+}
+_NEXT_DEADLINE: Final = (
+    select(jobs.c.deadline).where(jobs.c.ended.is_(None), WAITING).order_by(jobs.c.deadline).limit(1)
+)
+_other: Final = jobs.alias()
+_POSITIONS: Final = select(
+    jobs.c.id,
+    select(func.count())
+    .select_from(_other)
+    .where(
+        or_(
+            _other.c.queue_key < jobs.c.queue_key,
+            and_(_other.c.queue_key == jobs.c.queue_key, _other.c.number < jobs.c.number),
+        )
+    )
+    .scalar_subquery(),
+).where(jobs.c.id.in_(bindparam("job_ids", expanding=True)), WAITING)
 
 
 def list_queue(transaction: Transaction, limit: int) -> list[QueuedJob]:
-    rows = transaction.connection.execute(
-        select(jobs.c.id, jobs.c.state, jobs.c.deadline, jobs.c.announced)
-        .where(WAITING)
-        .order_by(jobs.c.queue_key, jobs.c.number)
-        .limit(limit)
-    )
+    rows = transaction.connection.execute(_LIST_QUEUE, {"count": limit})
     return [QueuedJob(job_id, State(state), *rest) for job_id, state, *rest in rows]
 
 
@@ -80,34 +121,19 @@ def expect_wait(
 
 
 def find_positions(transaction: Transaction, job_ids: Collection[str]) -> dict[str, int]:
-    other = jobs.alias()
-    before = (
-        select(func.count())
-        .select_from(other)
-        .where(
-            or_(
-                other.c.queue_key < jobs.c.queue_key,
-                and_(other.c.queue_key == jobs.c.queue_key, other.c.number < jobs.c.number),
-            )
-        )
-        .scalar_subquery()
-    )
-    rows = transaction.connection.execute(select(jobs.c.id, before).where(jobs.c.id.in_(job_ids), WAITING))
+    rows = transaction.connection.execute(_POSITIONS, {"job_ids": list(job_ids)})
     return {job_id: count + 1 for job_id, count in rows}
 
 
-def list_overdue(transaction: Transaction, now: float, limit: int) -> list[str]:
-    rows = transaction.connection.execute(
-        select(jobs.c.id)
-        .where(jobs.c.ended.is_(None), jobs.c.deadline <= now, WAITING)
-        .order_by(jobs.c.deadline)
-        .limit(limit)
+def look(
+    transaction: Transaction, scheduler_id: str, now: float, limit: int, overdue_limit: int
+) -> QueueLook:
+    connection = transaction.connection
+    overdue = connection.execute(_LIST_OVERDUE, {"now": now, "count": overdue_limit}).scalars().all()
+    owned = connection.execute(_LIST_OWNED[transaction.on_server], {"own": scheduler_id})
+    return QueueLook(
+        overdue=overdue,
+        owned=[OwnedJob(job_id, owner, State(state)) for job_id, owner, state in owned],
+        first=list_queue(transaction, limit),
+        next_deadline=connection.execute(_NEXT_DEADLINE).scalar_one_or_none(),
     )
-    return [job_id for (job_id,) in rows]
-
-
-def find_next_deadline(transaction: Transaction) -> float | None:
-    deadline: float | None = transaction.connection.execute(
-        select(jobs.c.deadline).where(jobs.c.ended.is_(None), WAITING).order_by(jobs.c.deadline).limit(1)
-    ).scalar_one_or_none()
-    return deadline

@@ -6,12 +6,13 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from chorus.scheduler.v1 import scheduler_pb2 as pb
-from sqlalchemy import Connection
+from sqlalchemy import ColumnElement, Connection, Double, cast, extract, func
 
 from services.scheduler.jobs.states import State
 from services.scheduler.jobs.store import Job
 from services.scheduler.jobs.tables import jobs
 
+_UNIX_EPOCH_JULIAN_DAY: Final = 2_440_587.5
 JOB_COLUMNS: Final = (
     jobs.c.id,
     jobs.c.number,
@@ -56,3 +57,10 @@ def parse_job(row: Any) -> Job:
         crashes,
         pb.Generation.FromString(generation),
     )
+
+
+def database_time(on_server: bool) -> ColumnElement[float]:
+    """Returns the time by the server's clock, which all schedulers share, in Unix seconds."""
+    if on_server:
+        return cast(extract("epoch", func.clock_timestamp()), Double)
+    return (func.julianday("now") - _UNIX_EPOCH_JULIAN_DAY) * 86_400.0

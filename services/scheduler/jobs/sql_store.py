@@ -30,12 +30,11 @@ from services.scheduler.jobs.store import (
     Job,
     JobStore,
     NewJob,
-    OwnedJob,
     QueuedJob,
+    QueueLook,
     QueueState,
     StoreError,
 )
-from services.scheduler.jobs.tables import jobs
 
 log = get_logger("job_store")
 
@@ -81,10 +80,10 @@ class SqlStore(JobStore):
         return await self._write(statements.submit, new, queue_limit, self._clock(), self._ordering)
 
     async def find(self, tenant: str, request_id: str) -> Job | None:
-        return await self._read(statements.find_job, jobs.c.tenant == tenant, jobs.c.request_id == request_id)
+        return await self._read(statements.find_by_request, tenant, request_id)
 
     async def get(self, job_id: str) -> Job | None:
-        return await self._read(statements.find_job, jobs.c.id == job_id)
+        return await self._read(statements.find_by_id, job_id)
 
     async def page(self, tenant: str, state: State | None, before: int | None, limit: int) -> list[Job]:
         return await self._read(statements.list_page, tenant, state, before, limit)
@@ -109,17 +108,11 @@ class SqlStore(JobStore):
     async def positions(self, job_ids: Collection[str]) -> dict[str, int]:
         return await self._read(queue_statements.find_positions, job_ids) if job_ids else {}
 
-    async def overdue(self, now: float, limit: int) -> list[str]:
-        return await self._read(queue_statements.list_overdue, now, limit)
-
-    async def next_deadline(self) -> float | None:
-        return await self._read(queue_statements.find_next_deadline)
+    async def look(self, now: float, limit: int, overdue_limit: int) -> QueueLook:
+        return await self._read(queue_statements.look, self._id, now, limit, overdue_limit)
 
     async def claim(self, job_id: str) -> Job | None:
         return await self._write(statements.claim, job_id, self._id)
-
-    async def owned(self) -> list[OwnedJob]:
-        return await self._read(statements.list_owned, self._id)
 
     async def keep_lease(self) -> None:
         if not self._database.exclusive:

@@ -12,12 +12,9 @@ from typing import Any, Final
 from chorus.scheduler.v1 import scheduler_pb2 as pb
 from google.protobuf.timestamp_pb2 import Timestamp
 from sqlalchemy import (
-    ColumnElement,
-    Double,
     Select,
-    cast,
+    bindparam,
     delete,
-    extract,
     func,
     insert,
     or_,
@@ -28,13 +25,12 @@ from sqlalchemy import (
 
 from services.scheduler.jobs import states
 from services.scheduler.jobs.ordering import Ordering
-from services.scheduler.jobs.rows import JOB_COLUMNS, WAITING, Transaction, parse_job
+from services.scheduler.jobs.rows import JOB_COLUMNS, WAITING, Transaction, database_time, parse_job
 from services.scheduler.jobs.states import ENDED, IN_QUEUE, State
 from services.scheduler.jobs.store import (
     ANY_OWNER,
     Job,
     NewJob,
-    OwnedJob,
     QueueFull,
 )
 from services.scheduler.jobs.tables import documents, events, jobs, schedulers
@@ -43,7 +39,37 @@ from services.scheduler.jobs.tables import documents, events, jobs, schedulers
 _SUBMIT_LOCK: Final = 7_400_002
 # Time after which the row of a scheduler whose lease has ended is removed, in seconds.
 _FORGET_LEASE_SECONDS: Final = 86_400.0
-_UNIX_EPOCH_JULIAN_DAY: Final = 2_440_587.5
+
+# Statements that every job needs are built once: building one takes longer than most take to run.
+_FIND_BY_ID: Final = select(*JOB_COLUMNS).where(jobs.c.id == bindparam("job_id"))
+_FIND_BY_REQUEST: Final = select(*JOB_COLUMNS).where(
+    jobs.c.tenant == bindparam("tenant"), jobs.c.request_id == bindparam("request_id")
+)
+_COUNT_QUEUE: Final = select(func.count(), func.coalesce(func.sum(jobs.c.work), 0.0)).where(WAITING)
+_COUNT_BEFORE: Final = select(func.count()).where(jobs.c.queue_key <= bindparam("order_key"))
+_INSERT_JOB: Final = insert(jobs).returning(jobs.c.number)
+_INSERT_EVENT: Final = insert(events)
+_SELECT_FOR_CHANGE: Final = (
+    select(*JOB_COLUMNS, jobs.c.owner, jobs.c.change, jobs.c.order_key, jobs.c.announced)
+    .where(jobs.c.id == bindparam("job_id"))
+    .with_for_update()
+)
+_CHANGE: Final = update(jobs).where(jobs.c.number == bindparam("job_number"))
+_CLAIM: Final = (
+    update(jobs)
+    .where(jobs.c.id == bindparam("job_id"), WAITING)
+    .values(owner=bindparam("new_owner"), queue_key=None)
+    .returning(*JOB_COLUMNS)
+)
+_LIST_EVENTS: Final = (
+    select(events.c.event)
+    .where(
+        events.c.number == select(jobs.c.number).where(jobs.c.id == bindparam("job_id")).scalar_subquery(),
+        events.c.sequence > bindparam("after"),
+    )
+    .order_by(events.c.sequence)
+    .limit(bindparam("count"))
+)
 
 
 def submit(
@@ -52,16 +78,14 @@ def submit(
     connection = transaction.connection
     if transaction.on_server:
         connection.execute(text(f"SELECT pg_advisory_xact_lock({_SUBMIT_LOCK})"))
-    known = find_job(transaction, jobs.c.tenant == new.tenant, jobs.c.request_id == new.request_id)
+    known = find_by_request(transaction, new.tenant, new.request_id)
     if known is not None:
         return known, False
-    waiting, backlog = connection.execute(
-        select(func.count(), func.coalesce(func.sum(jobs.c.work), 0.0)).where(WAITING)
-    ).one()
+    waiting, backlog = connection.execute(_COUNT_QUEUE).one()
     if waiting >= queue_limit:
         raise QueueFull
     order_key = now + ordering.delay(new.priority, new.work, backlog)
-    before = connection.execute(select(func.count()).where(jobs.c.queue_key <= order_key)).scalar_one()
+    before = connection.execute(_COUNT_BEFORE, {"order_key": order_key}).scalar_one()
     generation = pb.Generation(
         generation_id=new.job_id,
         request_id=new.request_id,
@@ -76,25 +100,24 @@ def submit(
     )
     states.apply(generation, event)
     number = connection.execute(
-        insert(jobs)
-        .values(
-            id=new.job_id,
-            tenant=new.tenant,
-            request_id=new.request_id,
-            body_digest=new.body_digest,
-            state=State.QUEUED.value,
-            deadline=new.deadline,
-            traceparent=new.traceparent,
-            announced=before + 1,
-            generation=generation.SerializeToString(),
-            created=now,
-            priority=new.priority.value,
-            work=new.work,
-            backlog=backlog,
-            order_key=order_key,
-            queue_key=order_key,
-        )
-        .returning(jobs.c.number)
+        _INSERT_JOB,
+        {
+            "id": new.job_id,
+            "tenant": new.tenant,
+            "request_id": new.request_id,
+            "body_digest": new.body_digest,
+            "state": State.QUEUED.value,
+            "deadline": new.deadline,
+            "traceparent": new.traceparent,
+            "announced": before + 1,
+            "generation": generation.SerializeToString(),
+            "created": now,
+            "priority": new.priority.value,
+            "work": new.work,
+            "backlog": backlog,
+            "order_key": order_key,
+            "queue_key": order_key,
+        },
     ).scalar_one()
     _append(transaction, number, event)
     transaction.changed.append(new.job_id)
@@ -115,11 +138,7 @@ def advance(
     now: float,
 ) -> Job | None:
     connection = transaction.connection
-    row = connection.execute(
-        select(*JOB_COLUMNS, jobs.c.owner, jobs.c.change, jobs.c.order_key, jobs.c.announced)
-        .where(jobs.c.id == job_id)
-        .with_for_update()
-    ).one_or_none()
+    row = connection.execute(_SELECT_FOR_CHANGE, {"job_id": job_id}).one_or_none()
     if row is None:
         return None
     job = parse_job(row[: len(JOB_COLUMNS)])
@@ -153,7 +172,7 @@ def advance(
         if job.state not in ENDED:
             values["ended"] = now
     # The only statement that may end a job, and only from the state that was checked above.
-    connection.execute(update(jobs).where(jobs.c.number == job.number).values(values))
+    connection.execute(_CHANGE, {"job_number": job.number, **values})
     advanced = Job(
         job_id, job.number, job.tenant, job.body_digest, state, job.traceparent, crashes, generation
     )
@@ -165,27 +184,12 @@ def advance(
 
 
 def claim(transaction: Transaction, job_id: str, owner: str) -> Job | None:
-    claimed = transaction.connection.execute(
-        update(jobs)
-        .where(jobs.c.id == job_id, WAITING)
-        .values(owner=owner, queue_key=None)
-        .returning(*JOB_COLUMNS)
-    ).one_or_none()
+    claimed = transaction.connection.execute(_CLAIM, {"job_id": job_id, "new_owner": owner}).one_or_none()
     return None if claimed is None else parse_job(claimed)
 
 
-def list_owned(transaction: Transaction, owner: str) -> list[OwnedJob]:
-    alive = select(schedulers.c.id).where(schedulers.c.lease_until > _database_time(transaction))
-    rows = transaction.connection.execute(
-        select(jobs.c.id, jobs.c.owner, jobs.c.state)
-        .where(jobs.c.owner.is_not(None), or_(jobs.c.owner == owner, jobs.c.owner.not_in(alive)))
-        .order_by(jobs.c.number)
-    )
-    return [OwnedJob(job_id, holder, State(state)) for job_id, holder, state in rows]
-
-
 def keep_lease(transaction: Transaction, scheduler_id: str, seconds: float) -> None:
-    now = _database_time(transaction)
+    now = database_time(transaction.on_server)
     connection = transaction.connection
     extended = connection.execute(
         update(schedulers).where(schedulers.c.id == scheduler_id).values(lease_until=now + seconds)
@@ -207,12 +211,20 @@ def take_over(transaction: Transaction, scheduler_id: str) -> None:
 
 def _append(transaction: Transaction, number: int, event: pb.GenerationEvent) -> None:
     transaction.connection.execute(
-        insert(events).values(number=number, sequence=event.sequence, event=event.SerializeToString())
+        _INSERT_EVENT,
+        {"number": number, "sequence": event.sequence, "event": event.SerializeToString()},
     )
 
 
-def find_job(transaction: Transaction, *where: ColumnElement[bool]) -> Job | None:
-    row = transaction.connection.execute(select(*JOB_COLUMNS).where(*where)).one_or_none()
+def find_by_id(transaction: Transaction, job_id: str) -> Job | None:
+    row = transaction.connection.execute(_FIND_BY_ID, {"job_id": job_id}).one_or_none()
+    return None if row is None else parse_job(row)
+
+
+def find_by_request(transaction: Transaction, tenant: str, request_id: str) -> Job | None:
+    row = transaction.connection.execute(
+        _FIND_BY_REQUEST, {"tenant": tenant, "request_id": request_id}
+    ).one_or_none()
     return None if row is None else parse_job(row)
 
 
@@ -229,13 +241,7 @@ def list_page(
 
 
 def list_events(transaction: Transaction, job_id: str, after: int, limit: int) -> list[pb.GenerationEvent]:
-    number = select(jobs.c.number).where(jobs.c.id == job_id).scalar_subquery()
-    rows = transaction.connection.execute(
-        select(events.c.event)
-        .where(events.c.number == number, events.c.sequence > after)
-        .order_by(events.c.sequence)
-        .limit(limit)
-    )
+    rows = transaction.connection.execute(_LIST_EVENTS, {"job_id": job_id, "after": after, "count": limit})
     return [pb.GenerationEvent.FromString(event) for (event,) in rows]
 
 
@@ -276,13 +282,6 @@ def load_document(transaction: Transaction, name: str) -> bytes:
         select(documents.c.data).where(documents.c.name == name)
     ).scalar_one_or_none()
     return b"" if data is None else bytes(data)
-
-
-def _database_time(transaction: Transaction) -> ColumnElement[float]:
-    """Returns the time by the server's clock, which all schedulers share."""
-    if transaction.on_server:
-        return cast(extract("epoch", func.clock_timestamp()), Double)
-    return (func.julianday("now") - _UNIX_EPOCH_JULIAN_DAY) * 86_400.0
 
 
 def _timestamp(seconds: float) -> Timestamp:

@@ -104,6 +104,23 @@ class OwnedJob:
 
 
 @dataclass(frozen=True)
+class QueueLook:
+    """What a scheduler needs to know to go on with the queue.
+
+    Attributes:
+        overdue: ids of waiting jobs whose deadline has passed, the earliest first.
+        owned: jobs of this scheduler, and those of schedulers whose lease has ended.
+        first: the first jobs that wait for their start, in the order of their start.
+        next_deadline: earliest deadline of a waiting job, in Unix seconds; None if no job waits.
+    """
+
+    overdue: Sequence[str]
+    owned: Sequence[OwnedJob]
+    first: Sequence[QueuedJob]
+    next_deadline: float | None
+
+
+@dataclass(frozen=True)
 class QueueState:
     """Figures of the jobs that wait for their start.
 
@@ -182,24 +199,18 @@ class JobStore(ABC):
         """Returns the position in the queue, from 1, of those jobs that wait for their start."""
 
     @abstractmethod
-    async def overdue(self, now: float, limit: int) -> list[str]:
-        """Returns at most `limit` waiting jobs whose deadline is not after `now`, the earliest first.
+    async def look(self, now: float, limit: int, overdue_limit: int) -> QueueLook:
+        """Looks at the queue once.
 
         Args:
             now: time in Unix seconds.
+            limit: upper bound on the first jobs that are returned.
+            overdue_limit: upper bound on the overdue jobs that are returned.
         """
-
-    @abstractmethod
-    async def next_deadline(self) -> float | None:
-        """Returns the earliest deadline of a waiting job, in Unix seconds; None if no job waits."""
 
     @abstractmethod
     async def claim(self, job_id: str) -> Job | None:
         """Makes this scheduler the owner of a waiting job. Returns None if the job waits no longer."""
-
-    @abstractmethod
-    async def owned(self) -> list[OwnedJob]:
-        """Returns the jobs of this scheduler, and those of schedulers whose lease has ended."""
 
     @abstractmethod
     async def keep_lease(self) -> None:

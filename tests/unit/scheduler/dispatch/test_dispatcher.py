@@ -21,7 +21,7 @@ from services.scheduler.dispatch.dispatcher import Dispatcher, select_jobs
 from services.scheduler.jobs.passing_faults import PassingFault
 from services.scheduler.jobs.sql_store import SqlStore, open_store
 from services.scheduler.jobs.states import IN_QUEUE, State
-from services.scheduler.jobs.store import Job, NewJob, QueuedJob, StoreError
+from services.scheduler.jobs.store import Job, NewJob, QueuedJob, QueueLook, StoreError
 
 queues = st.lists(
     st.builds(
@@ -50,7 +50,7 @@ class _FailingStore:
     def __init__(self) -> None:
         self.faults: list[Exception] = [PassingFault("the job database", "", "locked"), StoreError("damaged")]
 
-    async def overdue(self, _: float, __: int) -> list[str]:
+    async def look(self, *_: float) -> QueueLook:
         raise self.faults.pop(0)
 
 
@@ -58,7 +58,7 @@ class _FailingStore:
 async def test_dispatcher_ends_with_a_store_that_is_damaged() -> None:
     """Its end ends the process, so that no accepted job waits unnoticed."""
     unused = cast(Any, None)
-    settings = cast(Any, SimpleNamespace(max_crashes=5))
+    settings = cast(Any, SimpleNamespace(max_crashes=5, concurrency=1))
     dispatcher = Dispatcher(unused, cast(Any, _FailingStore()), unused, unused, (), settings)
     with pytest.raises(StoreError, match="damaged"):
         await asyncio.wait_for(dispatcher.run(), 20)

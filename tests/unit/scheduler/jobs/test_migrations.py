@@ -34,7 +34,7 @@ async def test_file_of_the_first_version_keeps_its_jobs(tmp_path: Path) -> None:
     try:
         assert [job.job_id for job in await store.queue(10)] == ["queued", "waiting"]
         assert await store.queue_state() == QueueState(2, 0.0, 300.0)
-        [owned] = await store.owned()
+        [owned] = (await store.look(0.0, 10, 10)).owned
         assert owned == OwnedJob("running", owned.owner, State.RUNNING)
         assert owned.owner != store.scheduler_id
         assert await store.surplus(10, 151.0, 10) == ["ended"]
