@@ -18,6 +18,7 @@ from services.runtime.logs import get_logger
 from services.scheduler.dispatch.attempt import AttemptRunner
 from services.scheduler.dispatch.forecast import Forecast
 from services.scheduler.dispatch.recovery import Recovery, queued, too_many_crashes
+from services.scheduler.dispatch.repetition import make_repetition_key
 from services.scheduler.dispatch.retry import RetryableFailure
 from services.scheduler.jobs.passing_faults import PassingFault, find_passing_fault, wait_out
 from services.scheduler.jobs.states import ENDED, IN_QUEUE, UNFINISHED, State
@@ -92,6 +93,8 @@ class Dispatcher:
         self._recovery = Recovery(store, videos, settings.max_crashes)
         self._wake = asyncio.Event()
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        # Running jobs that a waiting one may repeat: tenant and key by job id.
+        self._repeated: dict[str, tuple[str, bytes]] = {}
         self._pauses: dict[str, _Pause] = {}
         self._stopping = False
         self.queued = 0
@@ -231,23 +234,35 @@ class Dispatcher:
         unavailable = next((peer for peer in self._required_peers if not peer.serving), None)
         now = time.monotonic()
         paused = {job_id for job_id, pause in self._pauses.items() if pause.until > now}
-        gone = set()
-        for waiting in select_jobs(queue, paused, free):
-            if unavailable is not None:
+        gone: set[str] = set()
+        if unavailable is not None:
+            for waiting in select_jobs(queue, paused, free):
                 await self._record_wait(waiting, unavailable)
-                continue
-            if self._stopping:
+            return gone
+        for waiting in select_jobs(queue, paused, len(queue)):
+            if len(self._tasks) >= self._settings.concurrency or self._stopping:
                 break
+            if self._repeated and await self._repeats_running(waiting.job_id):
+                continue
             gone.add(waiting.job_id)
             job = await self._store.claim(waiting.job_id)
             if job is not None and not self._stopping:
                 task = asyncio.create_task(self._work(job), name=f"job {job.job_id}")
                 self._tasks[job.job_id] = task
+                if (key := make_repetition_key(job.generation)) is not None:
+                    self._repeated[job.job_id] = (job.tenant, key)
                 task.add_done_callback(partial(self._done, job.job_id))
         return gone
 
+    async def _repeats_running(self, job_id: str) -> bool:
+        """Returns whether a job repeats a running one, whose result will answer it without a computation."""
+        job = await self._store.get(job_id)
+        key = None if job is None else make_repetition_key(job.generation)
+        return job is not None and (job.tenant, key) in self._repeated.values()
+
     def _done(self, job_id: str, task: asyncio.Task[None]) -> None:
         del self._tasks[job_id]
+        self._repeated.pop(job_id, None)
         self._wake.set()
         if not task.cancelled() and (cause := task.exception()) is not None:
             log.error("attempt ended without an outcome", generation_id=job_id, exc_info=cause)

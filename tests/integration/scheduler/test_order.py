@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
@@ -71,3 +72,23 @@ async def test_expected_hit_starts_before_a_miss(world: World) -> None:
         await world.events(job)
     started = [request.generation_id for request in world.denoiser.requests]
     assert started == [job.generation_id for job in (first, hit, miss)]
+
+
+async def test_identical_requests_run_one_after_the_other(tmp_path: Path) -> None:
+    """With four runs at once: the later ones find the first one's result in the cache."""
+    async with World(tmp_path, {"CHORUS_SCHEDULER_CONCURRENCY": "4"}) as world:
+        world.denoiser.pause_before = 1
+        same = [await world.submit("a red car", seed=7, steps=2) for _ in range(3)]
+        other = await world.submit("a red car", seed=8, steps=2)
+        unseeded = await world.submit("a red car", steps=2)
+        for job in (same[0], other, unseeded):
+            await world.events(job, until="started")
+        assert [(await world.get(job)).queue_position for job in same] == [0, 1, 2]
+        # The end of the first, even without a result, lets the next one start.
+        await world.cancel(same[0])
+        await world.events(same[1], until="started")
+        assert (await world.get(same[2])).queue_position == 1
+        world.denoiser.go.set()
+        for job in (*same[1:], other, unseeded):
+            check_sequence(await world.events(job))
+        assert world.denoiser.max_running == 3
