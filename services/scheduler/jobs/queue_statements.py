@@ -17,6 +17,24 @@ from services.scheduler.jobs.store import Job, OwnedJob, QueuedJob, QueueLook, Q
 from services.scheduler.jobs.tables import jobs, schedulers
 
 # Statements of every look at the queue are built once: building one takes longer than most take to run.
+_WORK: Final = func.coalesce(func.sum(jobs.c.work), 0.0)
+_BACKLOG: Final = select(_WORK).where(WAITING)
+_WORK_BEFORE: Final = select(_WORK).where(
+    jobs.c.queue_key <= bindparam("order_key"), jobs.c.estimated >= bindparam("least")
+)
+_STATE: Final = select(func.count(), func.sum(jobs.c.work), func.min(jobs.c.created)).where(WAITING)
+_UNESTIMATED: Final = (
+    select(*JOB_COLUMNS)
+    .where(jobs.c.estimated == 0, WAITING)
+    .order_by(jobs.c.queue_key, jobs.c.number)
+    .limit(1)
+)
+_FOR_ESTIMATE: Final = (
+    select(jobs.c.created, jobs.c.priority, jobs.c.backlog, jobs.c.work)
+    .where(jobs.c.id == bindparam("job_id"), WAITING)
+    .with_for_update()
+)
+_SET_ESTIMATE: Final = update(jobs).where(jobs.c.id == bindparam("job_id"))
 _LIST_QUEUE: Final = (
     select(jobs.c.id, jobs.c.state, jobs.c.deadline, jobs.c.announced)
     .where(WAITING)
@@ -68,37 +86,31 @@ def list_queue(transaction: Transaction, limit: int) -> list[QueuedJob]:
 
 
 def read_queue_state(transaction: Transaction) -> QueueState:
-    waiting, work, oldest = transaction.connection.execute(
-        select(func.count(), func.sum(jobs.c.work), func.min(jobs.c.created)).where(WAITING)
-    ).one()
+    waiting, work, oldest = transaction.connection.execute(_STATE).one()
     return QueueState(waiting, work or 0.0, oldest or 0.0)
 
 
 def find_unestimated(transaction: Transaction) -> Job | None:
-    row = transaction.connection.execute(
-        select(*JOB_COLUMNS)
-        .where(jobs.c.estimated == 0, WAITING)
-        .order_by(jobs.c.queue_key, jobs.c.number)
-        .limit(1)
-    ).one_or_none()
+    row = transaction.connection.execute(_UNESTIMATED).one_or_none()
     return None if row is None else parse_job(row)
 
 
 def estimate(transaction: Transaction, job_id: str, work: float | None, ordering: Ordering) -> None:
     connection = transaction.connection
-    row = connection.execute(
-        select(jobs.c.created, jobs.c.priority, jobs.c.backlog, jobs.c.work)
-        .where(jobs.c.id == job_id, WAITING)
-        .with_for_update()
-    ).one_or_none()
+    row = connection.execute(_FOR_ESTIMATE, {"job_id": job_id}).one_or_none()
     if row is None:
         return
     work = row.work if work is None else work
     order_key = row.created + ordering.delay(Priority(row.priority), work, row.backlog)
     connection.execute(
-        update(jobs)
-        .where(jobs.c.id == job_id)
-        .values(work=work, estimated=1, order_key=order_key, queue_key=order_key)
+        _SET_ESTIMATE,
+        {
+            "job_id": job_id,
+            "work": work,
+            "estimated": 1,
+            "order_key": order_key,
+            "queue_key": order_key,
+        },
     )
 
 
@@ -111,12 +123,9 @@ def expect_wait(
     ordering: Ordering,
 ) -> float:
     connection = transaction.connection
-    total = func.coalesce(func.sum(jobs.c.work), 0.0)
-    backlog = connection.execute(select(total).where(WAITING)).scalar_one()
+    backlog = connection.execute(_BACKLOG).scalar_one()
     order_key = now + ordering.delay(priority, work, backlog)
-    before = connection.execute(
-        select(total).where(jobs.c.queue_key <= order_key, jobs.c.estimated >= int(at_least))
-    ).scalar_one()
+    before = connection.execute(_WORK_BEFORE, {"order_key": order_key, "least": int(at_least)}).scalar_one()
     return float(before) / ordering.slots
 
 
