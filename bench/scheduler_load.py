@@ -34,6 +34,7 @@ from tests.postgresql import create_database, running_server
 
 OUT: Final = results.RESULTS / "scheduler.json"
 _QUEUE_LIMIT: Final = 4_000
+_WATCH_SECONDS: Final = 600.0
 _SIZES: Final = (100, 1_000, 10_000, 100_000)
 _REPEATS: Final = 60
 _FILL: Final = 5_000  # rows of one statement
@@ -64,7 +65,7 @@ async def measure_burst(folder: Path, count: int, submitters: int, watchers: int
                 accepted.append(generation)
                 seconds.append(taken)
                 if len(watching) < watchers:
-                    watching.append(asyncio.create_task(world.events(generation)))
+                    watching.append(asyncio.create_task(world.events(generation, seconds=_WATCH_SECONDS)))
 
         begin = time.perf_counter()
         await asyncio.gather(*(work() for _ in range(submitters)))
@@ -99,7 +100,7 @@ async def count_lost(world: World, accepted: Sequence[pb.Generation]) -> int:
     """Waits for the end of every generation. Returns how many did not succeed, or not once."""
     lost = 0
     for generation in accepted:
-        found = await world.events(generation)
+        found = await world.events(generation, seconds=_WATCH_SECONDS)
         ends = [event for event in found if event.WhichOneof("event") in ("succeeded", "failed", "cancelled")]
         lost += len(ends) != 1 or not ends[0].HasField("succeeded")
     return lost

@@ -116,13 +116,13 @@ class World:
         return current
 
     async def events(
-        self, generation: pb.Generation, after: int = 0, until: str = ""
+        self, generation: pb.Generation, after: int = 0, until: str = "", seconds: float = 60.0
     ) -> list[pb.GenerationEvent]:
-        """Watches until the generation ends, or up to the first event of kind `until`."""
+        """Watches until the generation ends, or up to the first event of kind `until`; at most `seconds`."""
         events: list[pb.GenerationEvent] = []
         call = self.api.WatchGeneration(
             pb.WatchGenerationRequest(generation_id=generation.generation_id, after_sequence=after),
-            timeout=60,
+            timeout=seconds,
         )
         async for reply in call:
             events.append(reply.event)
