@@ -17,7 +17,7 @@ from chorus_rpc.errors import ChorusError
 from services.runtime.logs import get_logger
 from services.scheduler.dispatch.attempt import AttemptRunner
 from services.scheduler.dispatch.forecast import Forecast
-from services.scheduler.dispatch.recovery import Recovery, queued, too_many_crashes
+from services.scheduler.dispatch.recovery import Recovery, internal_error, queued, too_many_crashes
 from services.scheduler.dispatch.repetition import make_repetition_key
 from services.scheduler.dispatch.retry import RetryableFailure
 from services.scheduler.jobs.passing_faults import PassingFault, find_passing_fault, wait_out
@@ -120,21 +120,27 @@ class Dispatcher:
 
     async def abandon(self, job_id: str) -> None:
         """Stops the run of a cancelled job, at the next step, and removes its video."""
+        await self._stop_task(job_id)
+        await self._videos.remove([job_id])
+        self._wake.set()
+
+    async def follow_change(self, job_id: str) -> None:
+        """Follows a change that another scheduler made: it may have ended a job that runs here."""
+        if job_id in self._tasks:
+            job = await self._store.get(job_id)
+            if job is None or job.state is State.CANCELLED:
+                await self.abandon(job_id)
+            elif job.state in ENDED:
+                # It ran again elsewhere, and its video stays.
+                await self._stop_task(job_id)
+        self._wake.set()
+
+    async def _stop_task(self, job_id: str) -> None:
         self._pauses.pop(job_id, None)
         task = self._tasks.get(job_id)
         if task is not None:
             task.cancel()
             await asyncio.wait([task])
-        await self._videos.remove([job_id])
-        self._wake.set()
-
-    async def follow_change(self, job_id: str) -> None:
-        """Follows a change that another scheduler made: it may have cancelled a job that runs here."""
-        if job_id in self._tasks:
-            job = await self._store.get(job_id)
-            if job is None or job.state in ENDED:
-                await self.abandon(job_id)
-        self._wake.set()
 
     async def follow_all_changes(self) -> None:
         """Follows changes of other schedulers that may have been missed."""
@@ -293,7 +299,7 @@ class Dispatcher:
                         await self._retry(job, RetryableFailure("scheduler", passing))
                     else:
                         log.exception("attempt failed")
-                        await self._fail_own(job, _internal(job))
+                        await self._fail_own(job, internal_error(job))
                 else:
                     self._pauses.pop(job.job_id, None)
             except Exception:
@@ -388,12 +394,3 @@ def _new_change() -> str:
 
 def _waiting(cause: ChorusError) -> pb.GenerationEvent:
     return pb.GenerationEvent(waiting=pb.WaitingEvent(cause=errors.to_job_error(cause)))
-
-
-def _internal(job: Job) -> ChorusError:
-    trace_id = job.generation.trace_id
-    return ChorusError(
-        errors.INTERNAL,
-        "internal error; the scheduler's log has its cause",
-        metadata={"trace_id": trace_id} if trace_id else {},
-    )

@@ -41,12 +41,13 @@ class Recovery:
         if await self._store.advance(job_id, {State.RUNNING}, [queued(1)], owner=own) is None:
             await self._store.advance(job_id, IN_QUEUE, [], owner=own)
 
-    async def fail(self, job_id: str, error: ChorusError, owner: str | None, change: str = "") -> None:
-        """Ends a job with an error. Arguments as for `JobStore.advance`."""
+    async def fail(self, job_id: str, error: ChorusError, owner: str | None, change: str = "") -> Job | None:
+        """Ends a job with an error. Arguments and result as of `JobStore.advance`."""
         failed = pb.GenerationEvent(failed=pb.FailedEvent(error=errors.to_job_error(error)))
         ended = await self._store.advance(job_id, UNFINISHED, [failed], owner=owner, change=change)
         if ended is not None:
             log.warning("failed", generation_id=job_id, error=error.message)
+        return ended
 
     async def requeue_abandoned(self, owned: Iterable[OwnedJob], busy: Container[str]) -> None:
         """Requeues jobs, except for those of this scheduler that are in `busy`.
@@ -65,19 +66,22 @@ class Recovery:
             return
         if job.deadline.passed():
             # A run whose failure could not be recorded before the deadline is no crash.
-            if job.state is State.RUNNING:
-                await self._discard_video(job)
-            await self.fail(job.job_id, job.deadline.exceeded(), owned.owner)
-            return
-        if job.state is not State.RUNNING:
+            ended = await self.fail(job.job_id, job.deadline.exceeded(), owned.owner)
+        elif job.state is not State.RUNNING:
             await self._store.advance(job.job_id, IN_QUEUE, [], owner=owned.owner)
             return
-        await self._discard_video(job)
-        if job.crashes + 1 >= self._max_crashes:
-            await self.fail(job.job_id, too_many_crashes(job.crashes + 1), owned.owner)
-            return
-        log.warning("interrupted job requeued", generation_id=job.job_id, attempts=job.generation.attempts)
-        await self._store.advance(job.job_id, {State.RUNNING}, [queued(1)], owner=owned.owner, crashed=True)
+        elif job.crashes + 1 >= self._max_crashes:
+            ended = await self.fail(job.job_id, too_many_crashes(job.crashes + 1), owned.owner)
+        else:
+            log.warning(
+                "interrupted job requeued", generation_id=job.job_id, attempts=job.generation.attempts
+            )
+            ended = await self._store.advance(
+                job.job_id, {State.RUNNING}, [queued(1)], owner=owned.owner, crashed=True
+            )
+        # Only then: the job may meanwhile have another owner, whose video stays.
+        if ended is not None:
+            await self._discard_video(ended)
 
     async def _discard_video(self, job: Job) -> None:
         """Removes what an interrupted run wrote. A file that stays delays no job."""
@@ -99,4 +103,14 @@ def too_many_crashes(crashes: int) -> ChorusError:
         f"failed: a service died {crashes} times while it worked on this generation"
         " (CHORUS_SCHEDULER_MAX_CRASHES)",
         metadata={"crashes": str(crashes)},
+    )
+
+
+def internal_error(job: Job) -> ChorusError:
+    """Returns the error that ends a job after a fault of this program."""
+    trace_id = job.generation.trace_id
+    return ChorusError(
+        errors.INTERNAL,
+        "internal error; the scheduler's log has its cause",
+        metadata={"trace_id": trace_id} if trace_id else {},
     )

@@ -224,6 +224,8 @@ class FakeDenoiser(Fake, denoiser_pb2_grpc.DenoiserServiceServicer):
         self.stopped: asyncio.Queue[str] = asyncio.Queue()
         # Step before which a run waits for `go`; -1 for the Admission event.
         self.pause_before: int | None = None
+        # Duration of each step, for jobs that must last.
+        self.step_seconds = 0.0
         self.go = asyncio.Event()
         self.degraded = False
         self.active_tokens = b""
@@ -308,6 +310,7 @@ class FakeDenoiser(Fake, denoiser_pb2_grpc.DenoiserServiceServicer):
             yield denoiser_pb2.DenoiseResponse(admission=admission)
 
     async def _pause(self, step: int) -> None:
+        await asyncio.sleep(self.step_seconds)
         if step == self.pause_before:
             await self.go.wait()
 
