@@ -18,7 +18,7 @@ from services.scheduler.dispatch.preparation import Preparation
 from services.scheduler.dispatch.retry import RetryableFailure
 from services.scheduler.dispatch.throughput import Throughput, expected_seconds
 from services.scheduler.jobs.passing_faults import PassingFault
-from services.scheduler.jobs.store import Job, JobStore
+from services.scheduler.jobs.store import Job, JobStore, StoreError
 from services.scheduler.peers.health import PeerHealth
 
 log = get_logger("forecast")
@@ -92,12 +92,15 @@ class Forecast:
                 parent=job.traceparent or None,
             ):
                 prepared = await self._preparation.prepare(job)
-        except PassingFault:
+        except (PassingFault, StoreError):
             raise
         except RetryableFailure as failure:
             log.info("not planned ahead", peer=failure.service, error=failure.cause.message)
         except ChorusError as error:
             log.info("not planned ahead", error=error.message)
+        except Exception:
+            # The attempt at this job will fail in the same way, and report it; other jobs go on.
+            log.exception("not planned ahead")
         else:
             step = self._throughput.seconds_per_step(spec, prepared.model)
             return expected_seconds(prepared.plan, step, self._throughput.decode_seconds(spec))
