@@ -6,9 +6,11 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
 
+import psycopg
 import pytest
 import pytest_asyncio
 from chorus.scheduler.v1 import scheduler_pb2 as pb
+from sqlalchemy.engine import make_url
 
 from tests.integration.scheduler.fakes import VIDEO
 from tests.integration.scheduler.world import World, check_sequence, kinds
@@ -113,3 +115,27 @@ async def test_drained_scheduler_hands_its_jobs_over_at_once(pair: tuple[World, 
         assert kinds(await ended(second, job))[-1] == "succeeded"
     assert await stopping == 0
     await first.boot()
+
+
+async def test_broken_connections_to_the_database_are_replaced(pair: tuple[World, World]) -> None:
+    """As in a failover: every connection ends, that of the notifications too."""
+    first, second = pair
+    first.denoiser.pause_before = 2
+    jobs = [await first.submit(f"through a failover {n}") for n in range(3)]
+    for job in jobs[:2]:
+        await second.events(job, until="step_completed")
+    watching = [asyncio.create_task(ended(world, jobs[2])) for world in pair]
+    database = make_url(first.settings["CHORUS_SCHEDULER_DATABASE"]).render_as_string()
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE application_name = 'chorus-scheduler' AND pid <> pg_backend_pid()"
+        )
+    first.denoiser.go.set()
+    for job in jobs:
+        for world in pair:
+            assert kinds(await ended(world, job))[-1] == "succeeded"
+    for events in await asyncio.gather(*watching):
+        assert kinds(events)[-1] == "succeeded"
+    runs = Counter(request.generation_id for request in first.denoiser.requests)
+    assert runs == {job.generation_id: 1 for job in jobs}, "nothing was lost, so nothing ran again"
