@@ -3,7 +3,7 @@
 Compares other region sources, harder edges, other thresholds and other amplification with the implementation
 of the services, on pairs of prompts from the calibration split that neither the calibration nor
 `bench.ablation` uses. The best variant is chosen on one half of the pairs and reported on the other. Also
-writes bench/results/alternatives.json. Takes about twenty-five minutes on one core.
+writes bench/results/alternatives.json. Takes about four hours on one core; `--only` selects tables.
 """
 
 from __future__ import annotations
@@ -304,9 +304,25 @@ def main(
     ] = 200,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the prompts and of the first pair.")] = 6000,
     processes: Annotated[int, typer.Option(min=1, help="Number of processes, of one thread each.")] = 1,
+    only: Annotated[
+        str,
+        typer.Option(
+            help="Words, separated by commas: only tables with one of them in the title are measured."
+        ),
+    ] = "",
+    name: Annotated[
+        str, typer.Option(help="Name of the result file and of the page of tables.")
+    ] = "alternatives",
 ) -> None:
     """Runs every variant on pairs of prompts and writes figures and tables."""
-    tables = build_variants()
+    words = [word.strip() for word in only.split(",") if word.strip()]
+    tables = {
+        title: variants
+        for title, variants in build_variants().items()
+        if not words or any(word in title for word in words)
+    }
+    if not tables:
+        raise typer.BadParameter(f"--only: no table's title contains one of {', '.join(words)}")
     by_name = {name: variant for variants in tables.values() for name, variant in variants.items()}
     groups = make_groups("calibration", pairs, seed, "unseen")
     completed = list(track(run_trials(groups, by_name, seed, processes), "generating", len(groups)))
@@ -319,13 +335,13 @@ def main(
         for name, f in figures.items()
         if ".all." in name or not name.endswith(("computed_steps", "artefact_points"))
     }
-    results.write(results.RESULTS / "alternatives.json", command, {**kept, **gains, **edges})
+    results.write(results.RESULTS / f"{name}.json", command, {**kept, **gains, **edges})
     lines = list(format_table(FULL_TITLE, [FULL], figures))
     for title, names in tables.items():
         base, *others = names
         lines += [*format_table(title, list(names), figures), *format_gains(title, base, others, gains)]
     lines += format_edge_figures(edges, tables)
-    (DOCS / "alternatives-tables.md").write_text("\n".join(lines), encoding="utf-8")
+    (DOCS / f"{name}-tables.md").write_text("\n".join(lines), encoding="utf-8")
     print("\n".join(lines))
 
 
