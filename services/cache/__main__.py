@@ -145,7 +145,12 @@ async def start(settings: CacheSettings, resources: Resources, server: grpc.aio.
     limits = Limits(settings.max_prompt_bytes, settings.max_blob_bytes, settings.max_entry_bytes)
     cache_pb2_grpc.add_CacheServiceServicer_to_server(
         MeasuredCacheServicer(
-            store, make_access(settings), limits, settings.max_uploads, settings.lifetime_seconds
+            store,
+            make_access(settings),
+            limits,
+            settings.max_uploads,
+            settings.lifetime_seconds,
+            settings.tenant_lifetimes,
         ),
         server,
     )

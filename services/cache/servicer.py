@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Final
 
 import grpc.aio
 from chorus.cache.v1 import cache_pb2, cache_pb2_grpc
@@ -54,12 +55,16 @@ _ORDERS: Mapping[cache_pb2.EntryOrder.ValueType, Order] = {
 }
 
 
+NO_LIFETIMES: Final[Mapping[str, float]] = MappingProxyType({})
+
+
 class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
     """Serves one store, which it does not own.
 
     Args:
         max_uploads: number of entries received concurrently; others wait, unread, within their deadline.
         lifetime_seconds: time after which an entry expires; 0 for never.
+        tenant_lifetimes: the same for tenants that have one of their own, in seconds.
     """
 
     def __init__(
@@ -69,9 +74,11 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
         limits: Limits,
         max_uploads: int,
         lifetime_seconds: float = 0.0,
+        tenant_lifetimes: Mapping[str, float] = NO_LIFETIMES,
     ) -> None:
         self._access = access
         self._lifetime_seconds = lifetime_seconds
+        self._tenant_lifetimes = tenant_lifetimes
         self._store = store
         self._limits = limits
         self._uploads = asyncio.Semaphore(max_uploads)
@@ -138,7 +145,8 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
                 upload = Upload(tenant, self._limits)
                 async for message in request_iterator:
                     upload.add(message)
-                admission = await asyncio.to_thread(upload.finish, now_ms(), self._lifetime_seconds)
+                lifetime = self._tenant_lifetimes.get(tenant, self._lifetime_seconds)
+                admission = await asyncio.to_thread(upload.finish, now_ms(), lifetime)
                 created = await self._store.admit(admission)
         except (ChorusError, asyncio.CancelledError) as error:
             if admission is None:  # otherwise the store counts it, even if the caller is gone

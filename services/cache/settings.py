@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
-from chorus_rpc.limits import DEFAULT_MAX_BLOB_BYTES, MAX_PROMPT_BYTES, TENANT_PATTERN
+from chorus_rpc.limits import DEFAULT_MAX_BLOB_BYTES, MAX_LIFETIME_SECONDS, MAX_PROMPT_BYTES, TENANT_PATTERN
 from chorus_rpc.tenancy import DEFAULT_TENANT
 from pydantic import (
     BeforeValidator,
@@ -21,7 +21,7 @@ from pydantic import (
 from pydantic_settings import NoDecode, SettingsConfigDict
 
 from services.cache.certificates import check_ca_file
-from services.runtime.settings import MIB, Key, Port, Seconds, ServerSettings, split_list
+from services.runtime.settings import MIB, Key, Port, Seconds, ServerSettings, split_list, split_pairs
 
 # Variables of CHORUS_CACHE_S3_CREDENTIALS=environment; either name of a pair is read.
 _ENVIRONMENT_KEYS = (
@@ -145,9 +145,21 @@ class CacheSettings(ServerSettings):
     """Upper bound on the blobs of one tenant's entries, in bytes; 0: CHORUS_CACHE_CAPACITY_BYTES."""
     low_water: Annotated[float, Field(ge=0.1, le=1.0)] = 0.97
     """Share of a bound down to which entries are evicted once it would be exceeded."""
-    lifetime_seconds: Annotated[float, Field(ge=0, le=10 * 365 * 86_400)] = 0.0
+    lifetime_seconds: Annotated[float, Field(ge=0, le=MAX_LIFETIME_SECONDS)] = 0.0
     """Time after its admission from which an entry is no longer found, in seconds; 0: for ever. A request may
     state less."""
+
+    tenant_lifetimes: Annotated[
+        dict[
+            Annotated[str, StringConstraints(pattern=f"^{TENANT_PATTERN}$")],
+            Annotated[float, Field(ge=0, le=MAX_LIFETIME_SECONDS)],
+        ],
+        NoDecode,
+        BeforeValidator(split_pairs),
+        Field(max_length=1_000),
+    ] = {}  # noqa: RUF012
+    """Lifetimes of some tenants' entries in place of CHORUS_CACHE_LIFETIME_SECONDS, "TENANT=SECONDS"
+    separated by commas; 0: for ever."""
 
     sweep_seconds: Seconds = 300.0
     """Interval between two sweeps for orphaned blobs and rows, in seconds."""

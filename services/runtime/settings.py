@@ -29,6 +29,21 @@ Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Port = Annotated[int, Field(ge=0, le=65_535)]
 
 
+def split_pairs(value: object) -> object:
+    """Splits "NAME=VALUE, NAME=VALUE" into a dictionary. Raises ValueError for a part of another form."""
+    if not isinstance(value, str):
+        return value
+    pairs = {}
+    for part in split_list(value):
+        name, equals, text = str(part).partition("=")
+        if not equals:
+            raise ValueError(f"must be NAME=VALUE, separated by commas, not {part!r}")
+        if name.strip() in pairs:
+            raise ValueError(f"names {name.strip()!r} twice")
+        pairs[name.strip()] = text.strip()
+    return pairs
+
+
 def split_list(value: object) -> object:
     """Splits the text of a comma-separated list; returns a value of another type unchanged."""
     if not isinstance(value, str):

@@ -45,6 +45,8 @@ def service(directory: Path) -> Iterator[ServiceProcess]:
     variables = environment(directory) | {
         "CHORUS_CACHE_HOT_BYTES": str(MEBIBYTE),
         "CHORUS_CACHE_CAPACITY_BYTES": str(MEBIBYTE),
+        "CHORUS_CACHE_LIFETIME_SECONDS": "86400",
+        "CHORUS_CACHE_TENANT_LIFETIMES": "brief=60, lasting=0",
     }
     with start_service("cache", variables, directory) as running:
         yield running
@@ -144,6 +146,32 @@ async def test_entry_is_shown_with_its_uses_and_its_retention(stub: Stub, tenant
         with pytest.raises(grpc.aio.AioRpcError) as failed:
             await stub.GetEntry(cache_pb2.GetEntryRequest(entry_id=wanted), metadata=metadata)
         assert failed.value.code() == grpc.StatusCode.NOT_FOUND
+
+
+@pytest.mark.parametrize(
+    ("name", "request_seconds", "expected"),
+    [
+        ("brief", None, 60),
+        ("brief", 30, 30),
+        ("brief", 3_600, 60),
+        ("lasting", None, None),
+        ("lasting", 3_600, 3_600),
+        ("any", None, 86_400),
+    ],
+)
+async def test_lifetime_is_that_of_the_tenant_unless_the_request_states_less(
+    stub: Stub, name: str, request_seconds: int | None, expected: int | None
+) -> None:
+    offered = new_entry(f"{name} {request_seconds}")
+    if request_seconds is not None:
+        offered.retention.lifetime.seconds = request_seconds
+    tenant = tenant_metadata(name)
+    reply = await admitted(stub, tenant, admission(offered, {1: latents(990)}))
+    request = cache_pb2.GetEntryRequest(entry_id=reply.entry_id)
+    entry = (await stub.GetEntry(request, metadata=tenant, timeout=SECONDS)).entry
+    assert entry.HasField("expire_time") == (expected is not None)
+    if expected is not None:
+        assert entry.expire_time.seconds - entry.entry.create_time.seconds == expected
 
 
 async def test_longer_retention_of_the_same_request_is_kept(stub: Stub, tenant: Metadata) -> None:

@@ -49,6 +49,10 @@ def reject(
         ({"MILVUS_CA": "/", "MILVUS_URI": "https://m:1"}, "MILVUS_CA", "directory"),
         ({**S3, **KEYS, "S3_SECURE": "false", "S3_CA": __file__}, "S3_CA", "must be empty"),
         ({**S3, **KEYS, "S3_CA": __file__}, "S3_CA", "must be a PEM file"),
+        ({"TENANT_LIFETIMES": "acme"}, "TENANT_LIFETIMES", "must be NAME=VALUE"),
+        ({"TENANT_LIFETIMES": "acme=1, acme=2"}, "TENANT_LIFETIMES", "twice"),
+        ({"TENANT_LIFETIMES": "acme=-1"}, "TENANT_LIFETIMES", "greater than or equal to 0"),
+        ({"TENANT_LIFETIMES": "Acme=1"}, "TENANT_LIFETIMES", "pattern"),
     ],
 )
 def test_contradiction_is_named(
