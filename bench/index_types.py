@@ -38,14 +38,14 @@ TYPES: Final[Mapping[str, tuple[Mapping[str, int], Mapping[str, int]]]] = {
     "IVF_FLAT": ({"nlist": 1024}, {"nprobe": 32}),
     "HNSW": ({"M": 16, "efConstruction": 200}, {"ef": 64}),
 }
-# Tenant → every how many entries one is its own.
-TENANTS: Final = {"most": 1, "few": 100}
+# Every how many entries one belongs to the tenant with few.
+_FEW: Final = 100
 
 
-def draw_clustered(count: int, seed: int) -> NDArray[np.float32]:
-    """Draws vectors of length 1 around common centres."""
+def draw_clustered(count: int, clusters: int, seed: int) -> NDArray[np.float32]:
+    """Draws vectors of length 1 around centres, which depend on their number alone."""
     rng = np.random.default_rng(seed)
-    centres = np.random.default_rng(0).standard_normal((max(1, count // _CLUSTER), _DIMENSIONS))
+    centres = np.random.default_rng(0).standard_normal((clusters, _DIMENSIONS))
     drawn = centres[rng.integers(0, len(centres), count)]
     drawn += _SPREAD * rng.standard_normal(drawn.shape)
     drawn /= np.linalg.norm(drawn, axis=1, keepdims=True)
@@ -53,7 +53,7 @@ def draw_clustered(count: int, seed: int) -> NDArray[np.float32]:
 
 
 def name_tenant(number: int) -> str:
-    return "few" if number % TENANTS["few"] == 0 else "most"
+    return "few" if number % _FEW == 0 else "most"
 
 
 def fill(client: MilvusClient, name: str, vectors: NDArray[np.float32]) -> None:
@@ -91,7 +91,8 @@ def measure(
         key: label of the number of entries.
     """
     numbers = np.arange(len(vectors))
-    own = {tenant: numbers[[name_tenant(i) == tenant for i in numbers]] for tenant in TENANTS}
+    few = numbers % _FEW == 0
+    own = {"few": numbers[few], "most": numbers[~few]}
     true = {
         tenant: [set(ids[np.argsort(-(vectors[ids] @ query))[:_LIMIT]].tolist()) for query in queries]
         for tenant, ids in own.items()
@@ -132,12 +133,12 @@ def main(
     figures: dict[str, Figure] = {}
     for size in map(int, sizes.split(",")):
         name = f"types_{uuid.uuid4().hex}"
-        vectors = draw_clustered(size, 1)
+        clusters = max(1, size // _CLUSTER)
+        vectors = draw_clustered(size, clusters, 1)
+        queries = draw_clustered(requests, clusters, 2)
         try:
             fill(client, name, vectors)
-            for key, figure in measure(
-                client, name, vectors, draw_clustered(requests, 2), f"{size // 1000}k"
-            ):
+            for key, figure in measure(client, name, vectors, queries, f"{size // 1000}k"):
                 print(f"{key}: {figure.value:.4g} {figure.unit}", flush=True)
                 figures[key] = figure
         finally:
