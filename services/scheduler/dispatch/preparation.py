@@ -141,7 +141,7 @@ class Preparation:
         Both calls run at once: the search needs the name of the embedder's encoder, not the vector.
         """
         known = self._encoders.retrieval
-        # Each call has a deadline. Waiting for both leaves no task whose error nobody reads.
+        # Each call has a deadline. Waiting for both leaves no task whose error is never read.
         encoded, repeat = await asyncio.gather(
             self._embed(job, model, warnings),
             self._find_repeat(job, identity, approximation, known),
