@@ -152,7 +152,7 @@ async def fill(store: SqlStore, count: int, *, waiting: bool, first: int) -> Non
                 "state": state.value,
                 "deadline": now + 86_400,
                 "traceparent": "",
-                "announced": number,
+                "announced": 1,
                 "generation": pb.Generation(
                     generation_id=f"filled-{number}", state=state.value, last_sequence=1
                 ).SerializeToString(),
@@ -217,8 +217,9 @@ async def measure_costs(locate: Callable[[str], str], name: str, sizes: Sequence
         store = await open_store(locate(kind), lambda _: None)
         try:
             filled = 0
-            for size in sizes:
-                await fill(store, size - filled, waiting=kind == "queue", first=10**6 * (1 + filled))
+            for place, size in enumerate(sizes, 1):
+                # The store numbers its own jobs from the last number on.
+                await fill(store, size - filled, waiting=kind == "queue", first=place * 10**6)
                 filled = size
                 for operation, taken in (await time_operations(store, f"{kind}-{size}")).items():
                     medians.setdefault(operation, {})[size] = 1000 * float(np.median(taken))
