@@ -20,7 +20,7 @@ from services.scheduler.jobs.tables import jobs, schedulers
 _WORK: Final = func.coalesce(func.sum(jobs.c.work), 0.0)
 _BACKLOG: Final = select(_WORK).where(WAITING)
 _WORK_BEFORE: Final = select(_WORK).where(
-    jobs.c.queue_key <= bindparam("order_key"), jobs.c.estimated >= bindparam("least")
+    WAITING, jobs.c.queue_key <= bindparam("order_key"), jobs.c.estimated >= bindparam("least")
 )
 _STATE: Final = select(func.count(), func.sum(jobs.c.work), func.min(jobs.c.created)).where(WAITING)
 _UNESTIMATED: Final = (
@@ -43,14 +43,13 @@ _LIST_QUEUE: Final = (
 )
 _LIST_OVERDUE: Final = (
     select(jobs.c.id)
-    .where(jobs.c.ended.is_(None), jobs.c.deadline <= bindparam("now"), WAITING)
+    .where(jobs.c.deadline <= bindparam("now"), WAITING)
     .order_by(jobs.c.deadline)
     .limit(bindparam("count"))
 )
-# By whether the database is a server.
+# By whether the database is a server. Not ordered, so that the index of the owned jobs serves it.
 _LIST_OWNED: Final = {
-    on_server: select(jobs.c.id, jobs.c.owner, jobs.c.state)
-    .where(
+    on_server: select(jobs.c.id, jobs.c.owner, jobs.c.state).where(
         jobs.c.owner.is_not(None),
         or_(
             jobs.c.owner == bindparam("own"),
@@ -59,22 +58,20 @@ _LIST_OWNED: Final = {
             ),
         ),
     )
-    .order_by(jobs.c.number)
     for on_server in (False, True)
 }
-_NEXT_DEADLINE: Final = (
-    select(jobs.c.deadline).where(jobs.c.ended.is_(None), WAITING).order_by(jobs.c.deadline).limit(1)
-)
+_NEXT_DEADLINE: Final = select(jobs.c.deadline).where(WAITING).order_by(jobs.c.deadline).limit(1)
 _other: Final = jobs.alias()
 _POSITIONS: Final = select(
     jobs.c.id,
     select(func.count())
     .select_from(_other)
     .where(
+        _other.c.queue_key.is_not(None),
         or_(
             _other.c.queue_key < jobs.c.queue_key,
             and_(_other.c.queue_key == jobs.c.queue_key, _other.c.number < jobs.c.number),
-        )
+        ),
     )
     .scalar_subquery(),
 ).where(jobs.c.id.in_(bindparam("job_ids", expanding=True)), WAITING)

@@ -46,7 +46,7 @@ _FIND_BY_REQUEST: Final = select(*JOB_COLUMNS).where(
     jobs.c.tenant == bindparam("tenant"), jobs.c.request_id == bindparam("request_id")
 )
 _COUNT_QUEUE: Final = select(func.count(), func.coalesce(func.sum(jobs.c.work), 0.0)).where(WAITING)
-_COUNT_BEFORE: Final = select(func.count()).where(jobs.c.queue_key <= bindparam("order_key"))
+_COUNT_BEFORE: Final = select(func.count()).where(WAITING, jobs.c.queue_key <= bindparam("order_key"))
 _INSERT_JOB: Final = insert(jobs).returning(jobs.c.number)
 _INSERT_EVENT: Final = insert(events)
 _SELECT_FOR_CHANGE: Final = (

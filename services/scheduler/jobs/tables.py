@@ -17,6 +17,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    text,
 )
 from sqlalchemy.types import TypeEngine
 
@@ -24,6 +25,11 @@ metadata: Final = MetaData()
 # Strict tables of SQLite know few types, and it numbers only a column of exactly the type INTEGER by itself.
 _NUMBER: Final = BigInteger().with_variant(Integer(), "sqlite")
 _SECONDS: Final[TypeEngine[float]] = Double().with_variant(REAL(), "sqlite")
+
+
+def _make_partial_index(name: str, *columns: str, where: str = "queue_key IS NOT NULL") -> Index:
+    return Index(name, *columns, sqlite_where=text(where), postgresql_where=text(where))
+
 
 # Times are Unix seconds.
 # - number: place in the order of acceptance, over all tenants.
@@ -66,10 +72,11 @@ jobs: Final = Table(
     UniqueConstraint("tenant", "request_id"),
     Index("jobs_by_tenant", "tenant", "number"),
     Index("jobs_by_tenant_and_state", "tenant", "state", "number"),
-    Index("jobs_in_queue", "queue_key", "number"),
-    Index("jobs_to_estimate", "estimated", "queue_key", "number"),
-    Index("jobs_by_deadline", "ended", "deadline"),
-    Index("jobs_by_owner", "owner"),
+    Index("jobs_by_end", "ended", "number"),
+    # Without jobs that have ended, whatever their number; the first has all that a sum over the queue needs.
+    _make_partial_index("jobs_in_queue", "queue_key", "number", "work", "estimated"),
+    _make_partial_index("jobs_by_deadline", "deadline"),
+    _make_partial_index("jobs_by_owner", "owner", where="owner IS NOT NULL"),
     sqlite_autoincrement=True,
     sqlite_strict=True,
 )

@@ -32,10 +32,14 @@ def upgrade() -> None:
     fill()
     op.drop_index("jobs_by_state", "jobs")
     op.create_index("jobs_by_tenant_and_state", "jobs", ["tenant", "state", "number"])
-    op.create_index("jobs_in_queue", "jobs", ["queue_key", "number"])
-    op.create_index("jobs_to_estimate", "jobs", ["estimated", "queue_key", "number"])
-    op.create_index("jobs_by_deadline", "jobs", ["ended", "deadline"])
-    op.create_index("jobs_by_owner", "jobs", ["owner"])
+    op.create_index("jobs_by_end", "jobs", ["ended", "number"])
+    for name, columns, condition in (
+        ("jobs_in_queue", ["queue_key", "number", "work", "estimated"], "queue_key IS NOT NULL"),
+        ("jobs_by_deadline", ["deadline"], "queue_key IS NOT NULL"),
+        ("jobs_by_owner", ["owner"], "owner IS NOT NULL"),
+    ):
+        where = sa.text(condition)
+        op.create_index(name, "jobs", columns, sqlite_where=where, postgresql_where=where)
     if op.get_context().dialect.name == "sqlite":
         op.execute("PRAGMA user_version = 2")  # earlier versions of the program refuse the file
     op.create_table(
