@@ -21,7 +21,7 @@ import numpy as np
 import typer
 from chorus.common.v1 import plan_pb2
 from chorus.scheduler.v1 import scheduler_pb2 as pb
-from sqlalchemy import insert
+from sqlalchemy import insert, text
 
 from bench import results
 from bench.results import Figure
@@ -174,6 +174,13 @@ async def fill(store: SqlStore, count: int, *, waiting: bool, first: int) -> Non
                     connection.execute(insert(events), marks)
 
         await store._run(write)
+
+    def analyze() -> None:
+        with store._database.engine.connect() as plain:
+            plain.execution_options(isolation_level="AUTOCOMMIT").execute(text("ANALYZE"))
+
+    if not store._database.exclusive:
+        await store._run(analyze)  # as autovacuum does within a minute
 
 
 async def time_operations(store: SqlStore, label: str) -> dict[str, list[float]]:
