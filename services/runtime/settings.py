@@ -34,8 +34,8 @@ def split_pairs(value: object) -> object:
     if not isinstance(value, str):
         return value
     pairs = {}
-    for part in split_list(value):
-        name, equals, text = str(part).partition("=")
+    for part in filter(None, map(str.strip, value.split(","))):
+        name, equals, text = part.partition("=")
         if not equals:
             raise ValueError(f"must be NAME=VALUE, separated by commas, not {part!r}")
         if name.strip() in pairs:

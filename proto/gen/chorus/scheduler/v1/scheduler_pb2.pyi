@@ -36,7 +36,7 @@ class _PriorityEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumT
     """For work that may wait."""
     PRIORITY_NORMAL: _Priority.ValueType  # 2
     PRIORITY_HIGH: _Priority.ValueType  # 3
-    """For work that somebody waits for."""
+    """For work that a person waits for."""
 
 class Priority(_Priority, metaclass=_PriorityEnumTypeWrapper):
     """Class of a generation in the order of the queue."""
@@ -46,7 +46,7 @@ PRIORITY_LOW: Priority.ValueType  # 1
 """For work that may wait."""
 PRIORITY_NORMAL: Priority.ValueType  # 2
 PRIORITY_HIGH: Priority.ValueType  # 3
-"""For work that somebody waits for."""
+"""For work that a person waits for."""
 Global___Priority: typing_extensions.TypeAlias = Priority
 
 class _GenerationState:
