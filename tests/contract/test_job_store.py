@@ -147,7 +147,6 @@ async def test_events_are_numbered_without_gaps(store: SqlStore, opened: Opened)
     job = await store.get("a")
     assert job is not None
     assert job.generation.last_sequence == 5
-    await asyncio.sleep(0)
     assert opened.changed == ["a"] * 4
     assert opened.ended == ["a"]
 

@@ -100,7 +100,7 @@ async def test_every_accepted_job_ends_once(tmp_path: Path) -> None:
             "CHORUS_SCHEDULER_CONCURRENCY": "2",
             "CHORUS_SCHEDULER_MAX_CRASHES": "100",
         }
-        async with World(tmp_path, settings) as first, World(tmp_path, beside=first) as second:
+        async with World(tmp_path, settings) as first, World(tmp_path, sharing_with=first) as second:
             worlds = [first, second]
             first.denoiser.step_seconds = 0.15
             accepted: list[pb.Generation] = []

@@ -1,4 +1,4 @@
-"""Tests what the scheduler offers besides generations: models, previews, deletion, and refused deadlines."""
+"""Tests the list of models, previews of plans, deletion, and deadlines that are refused."""
 
 from __future__ import annotations
 

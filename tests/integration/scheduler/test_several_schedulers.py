@@ -28,7 +28,7 @@ async def worlds(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tupl
             "CHORUS_SCHEDULER_DATABASE": create_database(server),
             "CHORUS_SCHEDULER_LEASE_SECONDS": str(LEASE_SECONDS),
         }
-        async with World(folder, settings) as first, World(folder, beside=first) as second:
+        async with World(folder, settings) as first, World(folder, sharing_with=first) as second:
             yield first, second
 
 

@@ -27,13 +27,13 @@ class World:
     # Names of the fakes that are not started at first.
     absent: set[str] = field(default_factory=set)
     # A world whose fakes, settings and directories this one uses too, with a scheduler of its own.
-    beside: World | None = None
+    sharing_with: World | None = None
 
     def __post_init__(self) -> None:
-        beside = self.beside
-        self.embedder: FakeEmbedder = beside.embedder if beside else FakeEmbedder()
-        self.cache: FakeCache = beside.cache if beside else FakeCache()
-        self.denoiser: FakeDenoiser = beside.denoiser if beside else FakeDenoiser()
+        sharing_with = self.sharing_with
+        self.embedder: FakeEmbedder = sharing_with.embedder if sharing_with else FakeEmbedder()
+        self.cache: FakeCache = sharing_with.cache if sharing_with else FakeCache()
+        self.denoiser: FakeDenoiser = sharing_with.denoiser if sharing_with else FakeDenoiser()
         env = {
             "CHORUS_SCHEDULER_EMBEDDER_TARGET": self.embedder.target,
             "CHORUS_SCHEDULER_CACHE_TARGET": self.cache.target,
@@ -41,7 +41,7 @@ class World:
             "CHORUS_SCHEDULER_DATABASE": str(self.directory / "jobs.db"),
             "CHORUS_SCHEDULER_VIDEO_DIR": str(self.directory / "videos"),
             "CHORUS_SCHEDULER_TENANT": "acme",
-            **(beside.settings if beside else {}),
+            **(sharing_with.settings if sharing_with else {}),
             **self.settings,
         }
         port = free_port()
@@ -52,7 +52,7 @@ class World:
 
     async def __aenter__(self) -> World:
         for fake in (self.embedder, self.cache, self.denoiser):
-            if fake.name not in self.absent and self.beside is None:
+            if fake.name not in self.absent and self.sharing_with is None:
                 await fake.start()
         await self.boot()
         return self
@@ -61,7 +61,7 @@ class World:
         if self._channel is not None:
             await self._channel.close()
         await asyncio.to_thread(self.process.stop)
-        if self.beside is None:
+        if self.sharing_with is None:
             for fake in (self.embedder, self.cache, self.denoiser):
                 await fake.die()
 
