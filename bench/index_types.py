@@ -113,7 +113,7 @@ def measure(
                     timeout=_SECONDS,
                 )
                 durations.append(1000 * (time.perf_counter() - start))
-                found.append(len(neighbours & {hit["number"] for hit in hits}) / len(neighbours))
+                found.append(len(neighbours & {hit["id"] for hit in hits}) / len(neighbours))
             yield f"search_p50_ms_{kind}_{tenant}_{key}", results.median(durations, "ms")
             yield f"search_p99_ms_{kind}_{tenant}_{key}", results.quantile(durations, 0.99, "ms")
             yield f"recall_{kind}_{tenant}_{key}", results.mean(found, "of the true neighbours")
