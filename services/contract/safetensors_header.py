@@ -53,9 +53,14 @@ class SafetensorsHeader:
     metadata: Mapping[str, str]
 
 
+def parse_header(data: bytes) -> SafetensorsHeader:
+    """Returns the header of a safetensors file in memory. Raises BlobFault as `read_header` does."""
+    return read_header(io.BytesIO(data), len(data), _MAX_BLOB_HEADER_BYTES)
+
+
 def parse_tensor_headers(data: bytes) -> list[TensorHeader]:
     """Returns the tensors of a safetensors file in memory. Raises BlobFault as `read_header` does."""
-    return list(read_header(io.BytesIO(data), len(data), _MAX_BLOB_HEADER_BYTES).tensors)
+    return list(parse_header(data).tensors)
 
 
 def read_header(stream: BinaryIO, size_bytes: int, max_header_bytes: int) -> SafetensorsHeader:

@@ -60,7 +60,15 @@ async def start(settings: DenoiserSettings, resources: Resources, server: grpc.a
     )
     resources.push_async_callback(admissions.close)
     denoiser_pb2_grpc.add_DenoiserServiceServicer_to_server(
-        DenoiserServicer(registry, device_thread, latent_cache, admissions, settings.run_seconds), server
+        DenoiserServicer(
+            registry,
+            device_thread,
+            latent_cache,
+            admissions,
+            settings.run_seconds,
+            settings.max_message_bytes,
+        ),
+        server,
     )
 
 

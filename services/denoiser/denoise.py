@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from threading import Event
 
 import torch
 from chorus.common.v1 import latents_pb2
@@ -23,6 +24,7 @@ from services.denoiser.network.sampler import seeded_noise
 from services.denoiser.request import DenoiseJob
 from services.denoiser.reuse.attention_maps import AttentionMaps
 from services.denoiser.reuse.donor import DonorLatents
+from services.denoiser.reuse.resume_point import ResumePoint
 from services.denoiser.reuse.side_data import SideData, pool_maps, unpool_maps
 from services.denoiser.reuse.stages import PlainNetwork, Stages, Step
 from services.runtime.logs import get_logger
@@ -76,9 +78,16 @@ class Result:
 
 
 def denoise(
-    predictor: Predictor, job: DenoiseJob, donor: DonorData | None, keep: bool, parent: str
-) -> Generator[Step | Result]:
+    predictor: Predictor,
+    job: DenoiseJob,
+    donor: DonorData | None,
+    keep: bool,
+    parent: str,
+    paused: Event | None = None,
+) -> Generator[Step | ResumePoint | Result]:
     """Runs a job on the device thread. Yields every step, with its mask on the CPU, and finally the result.
+
+    With `paused`, yields a resume point after each step but the last, and ends there once the event is set.
 
     If the model has a host adapter, a run with a donor computes its first step with it. A run with a donor
     stores nothing but its clean latents, as the approximation that the job names: donors are computations of
@@ -90,8 +99,15 @@ def denoise(
         donor: Data that the plan takes from its donor. None means that the run starts from noise.
         keep: Whether the result contains latents and side data.
         parent: traceparent of the span under which the run's spans are recorded.
+        paused: Requests the end of the run at the next step, or before the first.
     """
-    plain, predictor = predictor, predictor.select(continues_donor=donor is not None)
+    if paused is not None and paused.is_set():
+        return
+    # Without the donor that it needs, a resumed run starts from noise.
+    resume = job.resume if donor is not None or job.donor is None else None
+    plain = predictor
+    # The host adapter computes only the first step.
+    predictor = predictor.select(continues_donor=donor is not None and resume is None)
     model = predictor.model
     host = job.host_adapter if donor else ""
     kept: dict[int, Tensor] = {}
@@ -106,6 +122,10 @@ def denoise(
     approximation = job.approximation if 0 < reuse_steps < job.total_steps else None
     keep = keep and reuse_steps < last and not host and approximation is None
     numbers = job.step_numbers if donor else tuple(range(job.total_steps))
+    if resume is not None:
+        numbers = tuple(range(resume.boundary, job.total_steps))
+        if keep and resume.boundary > reuse_steps:
+            kept[resume.boundary] = resume.latents
     attributes: dict[str, str | bool | int | float] = {
         semconv.GENERATION_ID: job.generation_id,
         semconv.TOTAL_STEPS: job.total_steps,
@@ -125,7 +145,7 @@ def denoise(
             clean = donor.latents[job.total_steps].to(model.device)
             steps: Iterator[Step] = iter(())
         else:
-            stages = _prepare_stages(predictor, plain, job, donor)
+            stages = _prepare_stages(predictor, plain, job, donor, resume)
             steps = stages.steps({last: attention.observe} if keep else None)
             denoise_seconds += time.perf_counter() - begin
         for order, number in enumerate(numbers):
@@ -149,6 +169,11 @@ def denoise(
                 kept[step.boundary] = step.latents
             try:
                 yield step
+                if paused is not None and step.boundary < job.total_steps:
+                    yield _make_resume_point(step)
+                    if paused.is_set():
+                        log.info("run paused", generation_id=job.generation_id, steps_run=order + 1)
+                        return
             except GeneratorExit:
                 log.info("run stopped", generation_id=job.generation_id, steps_run=order + 1)
                 raise
@@ -175,8 +200,17 @@ def denoise(
     )
 
 
+def _make_resume_point(step: Step) -> ResumePoint:
+    region = None if step.region is None else step.region.cpu()
+    return ResumePoint(step.boundary, step.latents.cpu(), region)
+
+
 def _prepare_stages(
-    predictor: Predictor, plain: Predictor, job: DenoiseJob, donor: DonorData | None
+    predictor: Predictor,
+    plain: Predictor,
+    job: DenoiseJob,
+    donor: DonorData | None,
+    resume: ResumePoint | None,
 ) -> Stages:
     """Prepares the texts, the noise and the donor's data for the steps of a run.
 
@@ -196,6 +230,7 @@ def _prepare_stages(
         fresh_noise=model.fresh_noise(job.seed, job.latent_shape),
         # A run of one step has no use for the network of the steps after it, whose text costs milliseconds.
         then=None if plain is predictor or len(job.step_numbers) == 1 else _prepare_plain(plain, job, donor),
+        resume=resume,
     )
 
 

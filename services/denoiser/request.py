@@ -11,6 +11,7 @@ import numpy as np
 from chorus.common.v1 import latents_pb2, plan_pb2
 from chorus.denoiser.v1 import denoiser_pb2
 from chorus_rpc import errors
+from chorus_rpc.chunks import BlobFault
 from chorus_rpc.errors import ChorusError, Violation, Violations
 from chorus_rpc.limits import (
     MAX_ENCODER_ID_CHARACTERS,
@@ -30,6 +31,7 @@ from services.contract.schedule import find_schedule_fault
 from services.contract.tensors import decode_tensor
 from services.denoiser.model.loaded import LatentShape, LoadedModel
 from services.denoiser.network.wan import Grid
+from services.denoiser.reuse.resume_point import ResumePoint, describe_run, unpack_resume_point
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,9 @@ class DenoiseJob:
         plan: Plan as requested; K1 is above 0 exactly if a donor is set.
         vector_dim: Dimension of the retrieval vectors.
         admission: Request to store the result; None means that it is not stored.
+        run_digest: Digest of what the result depends on, which its resume points name.
+        resume_points: Whether the caller wants resume points.
+        resume: State that the run continues from; None means that it starts at its first step.
     """
 
     generation_id: str
@@ -55,6 +60,9 @@ class DenoiseJob:
     retrieval_encoder_id: str
     vector_dim: int
     admission: denoiser_pb2.AdmissionContext | None
+    run_digest: str = ""
+    resume_points: bool = False
+    resume: ResumePoint | None = None
 
     @property
     def total_steps(self) -> int:
@@ -95,6 +103,13 @@ class DenoiseJob:
     def needs_side_data(self) -> bool:
         """Whether the plan reads the donor's attention maps or the token states of its prompt."""
         return needs_side_data(self.plan.region, self.plan.amplification)
+
+    @property
+    def needs_donor(self) -> bool:
+        """Whether the run reads the donor's data: a resumed one may be past the steps that do."""
+        if self.donor is None or self.resume is None:
+            return self.donor is not None
+        return self.resume.region is not None or self.needs_side_data
 
     @property
     def token_grid(self) -> Grid:
@@ -179,6 +194,7 @@ def parse_request(request: denoiser_pb2.DenoiseRequest, models: Mapping[str, Loa
     violations.raise_if_any()
     assert shape is not None
     assert states is not None
+    run_digest = describe_run(request, model.weights_digest)
     return DenoiseJob(
         generation_id=request.generation_id,
         model=model,
@@ -190,7 +206,33 @@ def parse_request(request: denoiser_pb2.DenoiseRequest, models: Mapping[str, Loa
         retrieval_encoder_id=request.retrieval_encoder_id,
         vector_dim=request.vector_dim,
         admission=admission,
+        run_digest=run_digest,
+        resume_points=request.resume_points,
+        resume=_parse_resume_point(request, model, shape, run_digest),
     )
+
+
+def _parse_resume_point(
+    request: denoiser_pb2.DenoiseRequest, model: LoadedModel, shape: LatentShape, run_digest: str
+) -> ResumePoint | None:
+    """Raises INVALID_FIELD for a point of another run, or after which the run has no step left."""
+    if not request.resume_point:
+        return None
+    plan, steps = request.plan, len(request.schedule.sigmas) - 1
+    # A draft ends at K1.
+    first = plan.reuse_steps + (0 if plan.draft_step else 1)
+    if first >= steps:
+        raise errors.invalid("resume_point", "must be empty: the run has one step")
+    try:
+        return unpack_resume_point(
+            request.resume_point,
+            run_digest,
+            shape,
+            math.prod(model.token_grid(shape)),
+            range(first, steps),
+        )
+    except BlobFault as fault:
+        raise errors.invalid("resume_point", str(fault)) from None
 
 
 def _parse_shape(

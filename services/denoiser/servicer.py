@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
+from threading import Event
 from typing import Any
 
 import grpc.aio
@@ -14,6 +16,7 @@ from chorus.denoiser.v1 import denoiser_pb2, denoiser_pb2_grpc
 from chorus_rpc import errors, semconv, telemetry
 from chorus_rpc.chunks import chunks, sha256
 from chorus_rpc.errors import ChorusError
+from chorus_rpc.limits import MAX_ID_CHARACTERS
 from chorus_rpc.tenancy import read_tenant
 
 from services.denoiser import metrics
@@ -25,6 +28,7 @@ from services.denoiser.latent_cache import DonorData, LatentCache
 from services.denoiser.model_registry import ModelRegistry
 from services.denoiser.request import DenoiseJob, parse_request
 from services.denoiser.reuse.region_masks import pack_mask
+from services.denoiser.reuse.resume_point import ResumePoint, estimate_bytes, pack_resume_point
 from services.denoiser.reuse.stages import Step
 from services.runtime.logs import get_logger
 
@@ -56,6 +60,7 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
 
     Args:
         run_seconds: Upper bound on the duration of a run, in seconds.
+        max_message_bytes: Upper bound on a message in bytes; larger resume points are not sent.
     """
 
     def __init__(
@@ -65,12 +70,16 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
         latent_cache: LatentCache,
         admissions: Admissions,
         run_seconds: float,
+        max_message_bytes: int,
     ) -> None:
         self._registry = registry
         self._device_thread = device_thread
         self._latent_cache = latent_cache
         self._admissions = admissions
         self._run_seconds = run_seconds
+        self._max_message_bytes = max_message_bytes
+        # Runs that can be paused: an event that requests it, by tenant and generation id.
+        self._pausable: dict[tuple[str, str], Event] = {}
 
     async def Denoise(
         self, request: denoiser_pb2.DenoiseRequest, context: DenoiseContext
@@ -81,6 +90,7 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
         deadline = time.monotonic() + seconds
         release_place = self._device_thread.reserve_place()
         _call_when_ended(context, release_place)
+        paused = self._register_run(job, tenant, request.ByteSize(), context)
         fetched = await self._fetch_donor(job, tenant)
         run = self._device_thread.submit(
             denoise(
@@ -89,6 +99,7 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
                 fetched.donor,
                 keep=job.admission is not None,
                 parent=telemetry.traceparent(),
+                paused=paused,
             ),
             deadline,
             late,
@@ -98,11 +109,16 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
             await run.wait_until_started()
         yield denoiser_pb2.DenoiseResponse(started=_to_started(job, fetched))
         metrics.record_reused_steps(request.model_id, job.reuse_steps if fetched.donor else 0)
+        finished = False
         async for event in run.events():
             if isinstance(event, Step):
                 metrics.record_step(request.model_id, event)
                 yield denoiser_pb2.DenoiseResponse(step_completed=_to_step_completed(event, job))
+            elif isinstance(event, ResumePoint):
+                packed = await asyncio.to_thread(pack_resume_point, event, job.run_digest)
+                yield denoiser_pb2.DenoiseResponse(resume_point=packed)
             else:
+                finished = True
                 release_place()  # the device is free: neither the caller nor the cache delays the next run
                 # Begun first: a similar request may come as soon as the video is complete.
                 admission = self._admissions.start(job, tenant, event) if job.admission is not None else None
@@ -115,6 +131,21 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
                 log.info("denoised", generation_id=job.generation_id, steps_run=event.steps_run)
                 if admission is not None and not refused:
                     yield denoiser_pb2.DenoiseResponse(admission=await asyncio.shield(admission))
+        if not finished:
+            release_place()
+            yield denoiser_pb2.DenoiseResponse(paused=denoiser_pb2.Paused())
+
+    async def PauseRun(
+        self,
+        request: denoiser_pb2.PauseRunRequest,
+        context: grpc.aio.ServicerContext[denoiser_pb2.PauseRunRequest, denoiser_pb2.PauseRunResponse],
+    ) -> denoiser_pb2.PauseRunResponse:
+        tenant = read_tenant(context.invocation_metadata())
+        paused = self._pausable.get((tenant, request.generation_id))
+        if paused is None:
+            raise errors.not_found("run that can be paused", request.generation_id[:MAX_ID_CHARACTERS])
+        paused.set()
+        return denoiser_pb2.PauseRunResponse()
 
     async def DescribeModels(
         self,
@@ -133,10 +164,38 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
         _call_when_ended(context, self._device_thread.reserve_place())
         return denoiser_pb2.WarmResponse(model=await self._registry.warm(request.model_id))
 
+    def _register_run(
+        self, job: DenoiseJob, tenant: str, request_bytes: int, context: DenoiseContext
+    ) -> Event | None:
+        """Returns the event that pauses a run, until its call ends; None if it sends no resume points."""
+        if not job.resume_points:
+            return None
+        point_bytes = estimate_bytes(job.latent_shape, math.prod(job.token_grid))
+        without_point = request_bytes - (point_bytes if job.resume else 0)
+        if without_point + point_bytes > self._max_message_bytes:
+            log.info(
+                "no resume points: they exceed CHORUS_DENOISER_MAX_MESSAGE_BYTES",
+                generation_id=job.generation_id,
+                bytes=point_bytes,
+            )
+            return None
+        key, paused = (tenant, job.generation_id), Event()
+        self._pausable[key] = paused
+
+        def forget() -> None:
+            # Another call for the generation may have taken the place.
+            if self._pausable.get(key) is paused:
+                del self._pausable[key]
+
+        _call_when_ended(context, forget)
+        return paused
+
     async def _fetch_donor(self, job: DenoiseJob, tenant: str) -> _Fetched:
         """Fetches the donor's data; if that fails, the job is computed in full."""
         if job.donor is None:
             return _Fetched()
+        if not job.needs_donor:
+            return _Fetched(DonorData({}, None))
         begin = time.perf_counter()
         try:
             donor = await self._latent_cache.fetch(job, tenant)
@@ -182,6 +241,7 @@ def _to_started(job: DenoiseJob, fetched: _Fetched) -> denoiser_pb2.Started:
         degraded=fetched.degraded,
         fetch_seconds=fetched.seconds,
         host_adapter=job.host_adapter if fetched.donor else "",
+        resumed_step=job.resume.boundary if job.resume and (fetched.donor or job.donor is None) else 0,
     )
 
 

@@ -32,6 +32,7 @@ from services.denoiser.reuse.amplification import StepText, plan_text
 from services.denoiser.reuse.donor import DonorLatents, DonorTrajectory
 from services.denoiser.reuse.region_finders import RegionFinder, create_region_finder
 from services.denoiser.reuse.region_masks import compute_edge_weights, select_context
+from services.denoiser.reuse.resume_point import ResumePoint
 from services.denoiser.reuse.target import Target
 
 
@@ -49,6 +50,7 @@ class Step:
         backend: Backend that ran the network.
         seconds: Duration of the step on the device; 0 until the caller has measured it.
         draft: Whether the step computed the draft that a run starts from.
+        region: bool [N], tokens that the next step of stage 2 computes; None if it computes every token.
     """
 
     boundary: int
@@ -59,6 +61,7 @@ class Step:
     backend: StepReport
     seconds: float = 0.0
     draft: bool = False
+    region: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,8 @@ class Stages:
         text: Text that cross-attention reads in each step. Default: `text_kv`, amplified as planned.
         edge_weights: Share of the target's own result that each token takes, [N], from the active tokens.
         then: Network of the steps after the first.
+        resume: State of an earlier run of the same plan, whose further steps are run. `predictor` is then the
+            one of the steps after the first.
     """
 
     def __init__(
@@ -113,13 +118,14 @@ class Stages:
         text: StepText | None = None,
         edge_weights: Callable[[Tensor, Grid], Tensor] = compute_edge_weights,
         then: PlainNetwork | None = None,
+        resume: ResumePoint | None = None,
     ) -> None:
         sampler = predictor.model.spec.schedule.sampler
         if (sampler == "renoise") != (fresh_noise is not None):
             raise ValueError(
                 f"fresh_noise: must be set exactly for renoise; the model's sampler is {sampler}"
             )
-        if donor is not None and predictor.model.host is not None:
+        if donor is not None and predictor.model.host is not None and resume is None:
             raise ValueError("predictor: a run with a donor must run on the host: Predictor.select")
         if donor is None:
             plan, donor = plan_pb2.Plan(), DonorLatents({})
@@ -129,8 +135,11 @@ class Stages:
         self._donor = DonorTrajectory(self._model, donor, sigmas)
         self._target = Target(predictor, shape, sigmas, text or plan_text(text_kv, plan, donor.text))
         self._fresh_noise = fresh_noise
+        if finder is None and self._reuse_steps < self._region_end:
+            finder = create_region_finder(plan)
         self._finder = finder
         self._edge_weights = edge_weights
+        self._resume = resume
         self._then = (self._predictor, self._target)
         if then is not None:
             later = text or plan_text(then.text, plan, then.donor_text)
@@ -145,26 +154,39 @@ class Stages:
             observers: By step number, called with the cross-attention of that step if stage 3 computes it.
         """
         # Stage 1: steps 0 … K1 − 1 are the donor's.
-        tokens, full_from = self._start_tokens(), self._reuse_steps
-        if self._plan.draft_step:
-            yield self._build_step(self._reuse_steps, tokens, None, draft=True)
+        if self._resume is None:
+            boundary, tokens = self._reuse_steps, self._start_tokens()
+            if self._plan.draft_step:
+                yield self._build_step(boundary, tokens, None, draft=True)
+            region = self._find_region(tokens)
+        else:
+            boundary, region = self._resume.boundary, self._resume.region
+            tokens = self._model.to_tokens(self._resume.latents.to(self._model.device))
+            region = None if region is None else region.to(self._model.device)
 
-        # Stage 2: steps K1 … K2 − 1 compute the active tokens. A region above its budget is not used.
-        if self._reuse_steps < self._region_end:
-            finder = self._finder or create_region_finder(self._plan)
-            active = finder.find(self._reuse_steps, tokens, self._target, self._donor)
-            if float(active.float().mean()) <= self._plan.region.budget:
-                for step in range(self._reuse_steps, self._region_end):
-                    region = active
-                    tokens, active = self._region_step(step, tokens, region, finder)
-                    yield self._build_step(step + 1, tokens, region)
-                full_from = self._region_end
+        # Stage 2: steps K1 … K2 − 1 compute the active tokens.
+        while region is not None and boundary < self._region_end:
+            active = region
+            tokens, region = self._region_step(boundary, tokens, active)
+            boundary += 1
+            yield self._build_step(boundary, tokens, active, region=region)
 
         # Stage 3: the remaining steps compute every token.
-        for step in range(full_from, len(self._sigmas) - 1):
+        for step in range(boundary, len(self._sigmas) - 1):
             velocity = self._target.velocity(step, tokens, on_attention=(observers or {}).get(step))
             tokens = self._take_step(step, tokens, velocity)
             yield self._build_step(step + 1, tokens, None)
+
+    def _find_region(self, tokens: Tensor) -> Tensor | None:
+        """Returns the active tokens of the first region step; None without one, or above the budget.
+
+        Args:
+            tokens: x_{K1}.
+        """
+        if self._finder is None or self._reuse_steps >= self._region_end:
+            return None
+        active = self._finder.find(self._reuse_steps, tokens, self._target, self._donor)
+        return active if float(active.float().mean()) <= self._plan.region.budget else None
 
     def _start_tokens(self) -> Tensor:
         """Returns x_{K1}. Renoising is how MoDM reuses images: Xia et al., arXiv 2503.11972."""
@@ -182,23 +204,26 @@ class Stages:
         noise = self._noise if self._fresh_noise is None else self._fresh_noise(self._reuse_steps)
         return add_noise(clean, self._model.to_tokens(noise), self._sigmas[self._reuse_steps])
 
-    def _region_step(
-        self, step: int, tokens: Tensor, active: Tensor, finder: RegionFinder
-    ) -> tuple[Tensor, Tensor]:
-        """Computes the active tokens. Returns x_{step+1} and the active tokens of the next region step."""
+    def _region_step(self, step: int, tokens: Tensor, active: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Computes the active tokens. Returns x_{step+1} and the active tokens of the next region step.
+
+        These are None after the last region step.
+        """
+        assert self._finder is not None, "region steps follow a search for the region"
+        last = step + 1 == self._region_end
         positions = active.nonzero()[:, 0]
         if not len(positions):
-            return self._continue_donor(step + 1), active
+            return self._continue_donor(step + 1), None if last else active
         computed = positions
         if self._plan.region.context == plan_pb2.REGION_CONTEXT_STRIDED:
             computed = torch.cat((positions, select_context(active, self._target.grid))).sort().values
         velocity = self._target.velocity(step, tokens, computed)[active[computed]]
         own = self._take_step(step, tokens, torch.zeros_like(tokens).index_copy_(0, positions, velocity))
         blended = self._blend_with_donor(step + 1, own, active)
-        if step + 1 == self._region_end:
-            return blended, active
+        if last:
+            return blended, None
         differences = partial(self._donor.differences, step, tokens, velocity, positions)
-        return blended, finder.refine(active, differences, self._target)
+        return blended, self._finder.refine(active, differences, self._target)
 
     def _take_step(self, step: int, tokens: Tensor, velocity: Tensor) -> Tensor:
         sigma, sigma_next = self._sigmas[step], self._sigmas[step + 1]
@@ -225,7 +250,15 @@ class Stages:
         weight = self._edge_weights(active, self._target.grid)[:, None]
         return torch.lerp(self._continue_donor(boundary), own, weight)
 
-    def _build_step(self, boundary: int, tokens: Tensor, active: Tensor | None, draft: bool = False) -> Step:
+    def _build_step(
+        self,
+        boundary: int,
+        tokens: Tensor,
+        active: Tensor | None,
+        *,
+        draft: bool = False,
+        region: Tensor | None = None,
+    ) -> Step:
         """Returns a finished step, and continues with the network of the steps after the first."""
         step = Step(
             boundary=boundary,
@@ -235,6 +268,7 @@ class Stages:
             active=active,
             backend=self._predictor.backend.drain(),
             draft=draft,
+            region=region,
         )
         self._predictor, self._target = self._then
         return step

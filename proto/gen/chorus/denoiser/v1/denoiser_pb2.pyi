@@ -77,6 +77,8 @@ class DenoiseRequest(google.protobuf.message.Message):
     RETRIEVAL_ENCODER_ID_FIELD_NUMBER: builtins.int
     VECTOR_DIM_FIELD_NUMBER: builtins.int
     ADMISSION_FIELD_NUMBER: builtins.int
+    RESUME_POINTS_FIELD_NUMBER: builtins.int
+    RESUME_POINT_FIELD_NUMBER: builtins.int
     generation_id: builtins.str
     model_id: builtins.str
     seed: builtins.int
@@ -84,6 +86,14 @@ class DenoiseRequest(google.protobuf.message.Message):
     retrieval_encoder_id: builtins.str
     """Retrieval encoder of the donor's entry, and the number of values in its vectors."""
     vector_dim: builtins.int
+    resume_points: builtins.bool
+    """Whether to send a resume point after each computed step but the last, as far as it fits into a message with this
+    request.
+    """
+    resume_point: builtins.bytes
+    """Resume point of an earlier run of the same request, which this run continues from. Its result is the same, bit for
+    bit, on the same backend. Latents of earlier steps are not admitted.
+    """
     @property
     def shape(self) -> chorus.common.v1.video_pb2.VideoShape: ...
     @property
@@ -112,9 +122,11 @@ class DenoiseRequest(google.protobuf.message.Message):
         retrieval_encoder_id: builtins.str = ...,
         vector_dim: builtins.int = ...,
         admission: Global___AdmissionContext | None = ...,
+        resume_points: builtins.bool = ...,
+        resume_point: builtins.bytes = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["admission", b"admission", "plan", b"plan", "schedule", b"schedule", "shape", b"shape", "token_states", b"token_states"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["admission", b"admission", "conditioning_encoder_id", b"conditioning_encoder_id", "generation_id", b"generation_id", "model_id", b"model_id", "plan", b"plan", "retrieval_encoder_id", b"retrieval_encoder_id", "schedule", b"schedule", "seed", b"seed", "shape", b"shape", "token_states", b"token_states", "vector_dim", b"vector_dim"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["admission", b"admission", "conditioning_encoder_id", b"conditioning_encoder_id", "generation_id", b"generation_id", "model_id", b"model_id", "plan", b"plan", "resume_point", b"resume_point", "resume_points", b"resume_points", "retrieval_encoder_id", b"retrieval_encoder_id", "schedule", b"schedule", "seed", b"seed", "shape", b"shape", "token_states", b"token_states", "vector_dim", b"vector_dim"]) -> None: ...
 
 Global___DenoiseRequest: typing_extensions.TypeAlias = DenoiseRequest
 
@@ -130,6 +142,7 @@ class Started(google.protobuf.message.Message):
     DEGRADED_FIELD_NUMBER: builtins.int
     FETCH_SECONDS_FIELD_NUMBER: builtins.int
     HOST_ADAPTER_FIELD_NUMBER: builtins.int
+    RESUMED_STEP_FIELD_NUMBER: builtins.int
     reuse_steps: builtins.int
     """Number of leading steps that are reused instead of computed; 0 without a donor."""
     total_steps: builtins.int
@@ -137,6 +150,10 @@ class Started(google.protobuf.message.Message):
     """Time to fetch the donor's latents."""
     host_adapter: builtins.str
     """Id of the model's host adapter, if it computes the first step of the run. Empty without a donor or an adapter."""
+    resumed_step: builtins.int
+    """Step boundary of the resume point that the run continues from; 0 without one, or if the donor that it needs is gone:
+    the run then starts from noise.
+    """
     @property
     def donor(self) -> chorus.common.v1.plan_pb2.DonorRef: ...
     @property
@@ -152,9 +169,10 @@ class Started(google.protobuf.message.Message):
         degraded: chorus.common.v1.errors_pb2.JobError | None = ...,
         fetch_seconds: builtins.float = ...,
         host_adapter: builtins.str = ...,
+        resumed_step: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["degraded", b"degraded", "donor", b"donor"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["degraded", b"degraded", "donor", b"donor", "fetch_seconds", b"fetch_seconds", "host_adapter", b"host_adapter", "reuse_steps", b"reuse_steps", "total_steps", b"total_steps"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["degraded", b"degraded", "donor", b"donor", "fetch_seconds", b"fetch_seconds", "host_adapter", b"host_adapter", "resumed_step", b"resumed_step", "reuse_steps", b"reuse_steps", "total_steps", b"total_steps"]) -> None: ...
 
 Global___Started: typing_extensions.TypeAlias = Started
 
@@ -263,6 +281,18 @@ class Admission(google.protobuf.message.Message):
 Global___Admission: typing_extensions.TypeAlias = Admission
 
 @typing.final
+class Paused(google.protobuf.message.Message):
+    """End of a run that was paused; it computes nothing further."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+Global___Paused: typing_extensions.TypeAlias = Paused
+
+@typing.final
 class DenoiseResponse(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -272,7 +302,11 @@ class DenoiseResponse(google.protobuf.message.Message):
     VIDEO_CHUNK_FIELD_NUMBER: builtins.int
     COMPLETED_FIELD_NUMBER: builtins.int
     ADMISSION_FIELD_NUMBER: builtins.int
+    RESUME_POINT_FIELD_NUMBER: builtins.int
+    PAUSED_FIELD_NUMBER: builtins.int
     video_chunk: builtins.bytes
+    resume_point: builtins.bytes
+    """State of the run after the step that was completed last, for DenoiseRequest.resume_point. Opaque to the caller."""
     @property
     def started(self) -> Global___Started: ...
     @property
@@ -283,6 +317,8 @@ class DenoiseResponse(google.protobuf.message.Message):
     def completed(self) -> Global___Completed: ...
     @property
     def admission(self) -> Global___Admission: ...
+    @property
+    def paused(self) -> Global___Paused: ...
     def __init__(
         self,
         *,
@@ -292,12 +328,39 @@ class DenoiseResponse(google.protobuf.message.Message):
         video_chunk: builtins.bytes = ...,
         completed: Global___Completed | None = ...,
         admission: Global___Admission | None = ...,
+        resume_point: builtins.bytes = ...,
+        paused: Global___Paused | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["admission", b"admission", "completed", b"completed", "event", b"event", "started", b"started", "step_completed", b"step_completed", "video_chunk", b"video_chunk", "video_header", b"video_header"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["admission", b"admission", "completed", b"completed", "event", b"event", "started", b"started", "step_completed", b"step_completed", "video_chunk", b"video_chunk", "video_header", b"video_header"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["event", b"event"]) -> typing.Literal["started", "step_completed", "video_header", "video_chunk", "completed", "admission"] | None: ...
+    def HasField(self, field_name: typing.Literal["admission", b"admission", "completed", b"completed", "event", b"event", "paused", b"paused", "resume_point", b"resume_point", "started", b"started", "step_completed", b"step_completed", "video_chunk", b"video_chunk", "video_header", b"video_header"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["admission", b"admission", "completed", b"completed", "event", b"event", "paused", b"paused", "resume_point", b"resume_point", "started", b"started", "step_completed", b"step_completed", "video_chunk", b"video_chunk", "video_header", b"video_header"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["event", b"event"]) -> typing.Literal["started", "step_completed", "video_header", "video_chunk", "completed", "admission", "resume_point", "paused"] | None: ...
 
 Global___DenoiseResponse: typing_extensions.TypeAlias = DenoiseResponse
+
+@typing.final
+class PauseRunRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    GENERATION_ID_FIELD_NUMBER: builtins.int
+    generation_id: builtins.str
+    def __init__(
+        self,
+        *,
+        generation_id: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["generation_id", b"generation_id"]) -> None: ...
+
+Global___PauseRunRequest: typing_extensions.TypeAlias = PauseRunRequest
+
+@typing.final
+class PauseRunResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+Global___PauseRunResponse: typing_extensions.TypeAlias = PauseRunResponse
 
 @typing.final
 class DescribeModelsRequest(google.protobuf.message.Message):

@@ -40,6 +40,11 @@ class DenoiserServiceStub(object):
                 request_serializer=chorus_dot_denoiser_dot_v1_dot_denoiser__pb2.DenoiseRequest.SerializeToString,
                 response_deserializer=chorus_dot_denoiser_dot_v1_dot_denoiser__pb2.DenoiseResponse.FromString,
                 _registered_method=True)
+        self.PauseRun = channel.unary_unary(
+                '/chorus.denoiser.v1.DenoiserService/PauseRun',
+                request_serializer=chorus_dot_denoiser_dot_v1_dot_denoiser__pb2.PauseRunRequest.SerializeToString,
+                response_deserializer=chorus_dot_denoiser_dot_v1_dot_denoiser__pb2.PauseRunResponse.FromString,
+                _registered_method=True)
         self.DescribeModels = channel.unary_unary(
                 '/chorus.denoiser.v1.DenoiserService/DescribeModels',
                 request_serializer=chorus_dot_denoiser_dot_v1_dot_denoiser__pb2.DescribeModelsRequest.SerializeToString,
@@ -60,6 +65,14 @@ class DenoiserServiceServicer(object):
         """Runs a plan and streams its events in order: Started, StepCompleted for each computed step, video header,
         video chunks, Completed, and Admission if the request stores its result; a refused Admission comes
         before Completed if it is known by then. Cancelling the call stops the run at the next step.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PauseRun(self, request, context):
+        """Ends a run that sends resume points at its next step, or before its first: its stream ends with Paused, unless it
+        computes its last step by then. NOT_FOUND if no such run of the caller's tenant is under way.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -86,6 +99,11 @@ def add_DenoiserServiceServicer_to_server(servicer, server):
                     servicer.Denoise,
                     request_deserializer=chorus_dot_denoiser_dot_v1_dot_denoiser__pb2.DenoiseRequest.FromString,
                     response_serializer=chorus_dot_denoiser_dot_v1_dot_denoiser__pb2.DenoiseResponse.SerializeToString,
+            ),
+            'PauseRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.PauseRun,
+                    request_deserializer=chorus_dot_denoiser_dot_v1_dot_denoiser__pb2.PauseRunRequest.FromString,
+                    response_serializer=chorus_dot_denoiser_dot_v1_dot_denoiser__pb2.PauseRunResponse.SerializeToString,
             ),
             'DescribeModels': grpc.unary_unary_rpc_method_handler(
                     servicer.DescribeModels,
@@ -126,6 +144,33 @@ class DenoiserService(object):
             '/chorus.denoiser.v1.DenoiserService/Denoise',
             chorus_dot_denoiser_dot_v1_dot_denoiser__pb2.DenoiseRequest.SerializeToString,
             chorus_dot_denoiser_dot_v1_dot_denoiser__pb2.DenoiseResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PauseRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/chorus.denoiser.v1.DenoiserService/PauseRun',
+            chorus_dot_denoiser_dot_v1_dot_denoiser__pb2.PauseRunRequest.SerializeToString,
+            chorus_dot_denoiser_dot_v1_dot_denoiser__pb2.PauseRunResponse.FromString,
             options,
             channel_credentials,
             insecure,

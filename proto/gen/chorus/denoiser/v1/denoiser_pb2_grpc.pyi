@@ -41,6 +41,22 @@ _DenoiserServiceDenoiseType = typing_extensions.TypeVar(
     ],
 )
 
+_DenoiserServicePauseRunType = typing_extensions.TypeVar(
+    '_DenoiserServicePauseRunType',
+    grpc.UnaryUnaryMultiCallable[
+        chorus.denoiser.v1.denoiser_pb2.PauseRunRequest,
+        chorus.denoiser.v1.denoiser_pb2.PauseRunResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        chorus.denoiser.v1.denoiser_pb2.PauseRunRequest,
+        chorus.denoiser.v1.denoiser_pb2.PauseRunResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        chorus.denoiser.v1.denoiser_pb2.PauseRunRequest,
+        chorus.denoiser.v1.denoiser_pb2.PauseRunResponse,
+    ],
+)
+
 _DenoiserServiceDescribeModelsType = typing_extensions.TypeVar(
     '_DenoiserServiceDescribeModelsType',
     grpc.UnaryUnaryMultiCallable[
@@ -73,7 +89,7 @@ _DenoiserServiceWarmType = typing_extensions.TypeVar(
     ],
 )
 
-class DenoiserServiceStub(typing.Generic[_DenoiserServiceDenoiseType, _DenoiserServiceDescribeModelsType, _DenoiserServiceWarmType]):
+class DenoiserServiceStub(typing.Generic[_DenoiserServiceDenoiseType, _DenoiserServicePauseRunType, _DenoiserServiceDescribeModelsType, _DenoiserServiceWarmType]):
     """Runs denoising plans on the accelerator, one at a time."""
 
     @typing.overload
@@ -81,6 +97,10 @@ class DenoiserServiceStub(typing.Generic[_DenoiserServiceDenoiseType, _DenoiserS
         grpc.UnaryStreamMultiCallable[
             chorus.denoiser.v1.denoiser_pb2.DenoiseRequest,
             chorus.denoiser.v1.denoiser_pb2.DenoiseResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            chorus.denoiser.v1.denoiser_pb2.PauseRunRequest,
+            chorus.denoiser.v1.denoiser_pb2.PauseRunResponse,
         ],
         grpc.UnaryUnaryMultiCallable[
             chorus.denoiser.v1.denoiser_pb2.DescribeModelsRequest,
@@ -99,6 +119,10 @@ class DenoiserServiceStub(typing.Generic[_DenoiserServiceDenoiseType, _DenoiserS
             chorus.denoiser.v1.denoiser_pb2.DenoiseResponse,
         ],
         grpc.aio.UnaryUnaryMultiCallable[
+            chorus.denoiser.v1.denoiser_pb2.PauseRunRequest,
+            chorus.denoiser.v1.denoiser_pb2.PauseRunResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
             chorus.denoiser.v1.denoiser_pb2.DescribeModelsRequest,
             chorus.denoiser.v1.denoiser_pb2.DescribeModelsResponse,
         ],
@@ -114,6 +138,11 @@ class DenoiserServiceStub(typing.Generic[_DenoiserServiceDenoiseType, _DenoiserS
     before Completed if it is known by then. Cancelling the call stops the run at the next step.
     """
 
+    PauseRun: _DenoiserServicePauseRunType
+    """Ends a run that sends resume points at its next step, or before its first: its stream ends with Paused, unless it
+    computes its last step by then. NOT_FOUND if no such run of the caller's tenant is under way.
+    """
+
     DescribeModels: _DenoiserServiceDescribeModelsType
     """Returns the models that this denoiser serves."""
 
@@ -124,6 +153,10 @@ DenoiserServiceAsyncStub: typing_extensions.TypeAlias = DenoiserServiceStub[
     grpc.aio.UnaryStreamMultiCallable[
         chorus.denoiser.v1.denoiser_pb2.DenoiseRequest,
         chorus.denoiser.v1.denoiser_pb2.DenoiseResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        chorus.denoiser.v1.denoiser_pb2.PauseRunRequest,
+        chorus.denoiser.v1.denoiser_pb2.PauseRunResponse,
     ],
     grpc.aio.UnaryUnaryMultiCallable[
         chorus.denoiser.v1.denoiser_pb2.DescribeModelsRequest,
@@ -147,6 +180,16 @@ class DenoiserServiceServicer(metaclass=abc.ABCMeta):
         """Runs a plan and streams its events in order: Started, StepCompleted for each computed step, video header,
         video chunks, Completed, and Admission if the request stores its result; a refused Admission comes
         before Completed if it is known by then. Cancelling the call stops the run at the next step.
+        """
+
+    @abc.abstractmethod
+    def PauseRun(
+        self,
+        request: chorus.denoiser.v1.denoiser_pb2.PauseRunRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[chorus.denoiser.v1.denoiser_pb2.PauseRunResponse, collections.abc.Awaitable[chorus.denoiser.v1.denoiser_pb2.PauseRunResponse]]:
+        """Ends a run that sends resume points at its next step, or before its first: its stream ends with Paused, unless it
+        computes its last step by then. NOT_FOUND if no such run of the caller's tenant is under way.
         """
 
     @abc.abstractmethod
