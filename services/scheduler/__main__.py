@@ -20,11 +20,12 @@ from services.scheduler.api.generations import Generations
 from services.scheduler.api.servicer import SchedulerServicer
 from services.scheduler.dispatch.admissions import PendingAdmissions
 from services.scheduler.dispatch.attempt import AttemptRunner
-from services.scheduler.dispatch.denoise_stream import DenoiseRunner
+from services.scheduler.dispatch.denoise_runner import DenoiseRunner
 from services.scheduler.dispatch.dispatcher import Dispatcher
 from services.scheduler.dispatch.forecast import Forecast
 from services.scheduler.dispatch.preparation import Preparation
 from services.scheduler.dispatch.throughput import Throughput
+from services.scheduler.dispatch.unfinished_runs import UnfinishedRuns
 from services.scheduler.jobs.notifier import JobNotifier
 from services.scheduler.jobs.ordering import Ordering
 from services.scheduler.jobs.passing_faults import PassingFault
@@ -63,6 +64,7 @@ class Scheduler:
         self._encoders: EncoderRegistry | None = None
         self._store: SqlStore | None = None
         self._retention: Retention | None = None
+        self._unfinished_runs: UnfinishedRuns | None = None
 
     async def start(self, resources: Resources, server: grpc.aio.Server) -> None:
         """Serves as soon as the database is open, even while other services are unavailable."""
@@ -116,15 +118,18 @@ class Scheduler:
             self._calibrations,
             compare_prompts=settings.compare_prompts,
         )
+        unfinished_runs = UnfinishedRuns(settings.resume_bytes)
+        self._unfinished_runs = unfinished_runs
         denoise_runner = DenoiseRunner(
             denoiser_client,
             store,
             videos,
             throughput,
             admissions,
+            unfinished_runs,
             max_video_bytes=settings.max_video_bytes,
         )
-        attempt_runner = AttemptRunner(store, preparation, denoise_runner)
+        attempt_runner = AttemptRunner(store, preparation, denoise_runner, unfinished_runs)
         required_peers = (embedder_client.health, denoiser_client.health)
         forecast = Forecast(store, preparation, throughput, required_peers)
         dispatcher = Dispatcher(attempt_runner, store, videos, forecast, required_peers, settings)
@@ -161,6 +166,8 @@ class Scheduler:
 
     def _handle_end_of_job(self, job: Job) -> None:
         metrics.record_end(job)
+        if self._unfinished_runs is not None:
+            self._unfinished_runs.discard(job.job_id)
         if self._retention is not None:
             self._retention.note_end()
 

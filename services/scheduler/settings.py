@@ -56,6 +56,9 @@ class SchedulerSettings(ServerSettings):
     """Seconds of waiting that a class of priority counts as; also the bound on the delay by expected work."""
     concurrency: Annotated[int, Field(ge=1, le=256)] = 1
     """Number of jobs sent to the denoiser concurrently."""
+    resume_bytes: Annotated[int, Field(ge=0, le=65_536 * MIB)] = 512 * MIB
+    """Upper bound on the memory for interrupted runs, which continue where they stopped, in bytes. 0: they
+    start again, and none gives way to a generation of a higher priority."""
     default_model: Annotated[str, Field(max_length=256)] = ""
     """Id of the model for requests that name none; empty: the first model of the denoiser."""
     default_reuse: Literal["off", "safe", "balanced", "fast"] = "balanced"

@@ -9,8 +9,9 @@ from chorus_rpc import semconv
 from chorus_rpc.telemetry import Span
 
 from services.runtime.logs import get_logger
-from services.scheduler.dispatch.denoise_stream import DenoiseParameters, DenoiseRunner
+from services.scheduler.dispatch.denoise_runner import DenoiseParameters, DenoiseRunner
 from services.scheduler.dispatch.preparation import Preparation
+from services.scheduler.dispatch.unfinished_runs import UnfinishedRuns
 from services.scheduler.jobs.states import IN_QUEUE
 from services.scheduler.jobs.store import Job, JobStore
 from services.scheduler.peers.messages import build_denoise_request, truncate_tokens
@@ -21,22 +22,37 @@ log = get_logger("attempt")
 class AttemptRunner:
     """Runs attempts at jobs, each from the queue to the video; holds no state of any job."""
 
-    def __init__(self, store: JobStore, preparation: Preparation, denoise_runner: DenoiseRunner) -> None:
+    def __init__(
+        self,
+        store: JobStore,
+        preparation: Preparation,
+        denoise_runner: DenoiseRunner,
+        unfinished_runs: UnfinishedRuns,
+    ) -> None:
         self._store = store
+        self._unfinished_runs = unfinished_runs
         self._preparation = preparation
         self._denoise_runner = denoise_runner
 
-    async def run(self, job: Job, span: Span) -> None:
-        """Runs a queued job, and returns when its video is complete.
+    def pause(self, job_id: str) -> None:
+        """Requests that the run of a job gives way at its next step; ignored before it has started."""
+        self._denoise_runner.pause(job_id)
 
-        Returns early when the job has left the expected state, for instance because it was cancelled.
+    async def run(self, job: Job, span: Span) -> None:
+        """Runs a queued job, and returns when its video is complete, or when it is paused.
+
+        A run that was interrupted before is continued. Returns early when the job has left the expected
+        state, for instance because it was cancelled.
 
         Raises RetryableFailure if a service is unavailable, ChorusError if the job cannot succeed.
         """
         dequeued = time.monotonic()
         created = job.generation.create_time.ToNanoseconds() / 1e9
         timings = pb.Timings(queued_seconds=max(0.0, time.time() - created))
-        prepared = await self._preparation.prepare(job)
+        earlier = self._unfinished_runs.find(job.job_id)
+        if earlier is not None and not self._preparation.still_holds(job, earlier.prepared):
+            earlier = None
+        prepared = await self._preparation.prepare(job) if earlier is None else earlier.prepared
         plan, spec = prepared.plan, job.generation.spec
         timings.embed_seconds = prepared.embed_seconds
         timings.lookup_seconds = prepared.lookup_seconds
@@ -52,15 +68,24 @@ class AttemptRunner:
         running = await self._store.advance(job.job_id, IN_QUEUE, events, owner=self._store.scheduler_id)
         if running is None:
             return
-        log.info("planned", reuse_steps=plan.reuse_steps, reason=plan.reasons[0].text)
-        span.set_attribute(semconv.ATTEMPT, running.generation.attempts)
-        request = build_denoise_request(
-            job.job_id,
-            spec,
-            truncate_tokens(prepared.encoded, prepared.model.max_text_tokens),
-            plan,
-            prepared.approximation,
-            seed_drawn=job.generation.seed_chosen,
+        log.info(
+            "planned",
+            reuse_steps=plan.reuse_steps,
+            reason=plan.reasons[0].text,
+            resumes_after=0 if earlier is None else earlier.steps_run,
         )
-        parameters = DenoiseParameters(running, prepared.model, prepared.identity, request, timings, dequeued)
+        span.set_attribute(semconv.ATTEMPT, running.generation.attempts)
+        if earlier is not None:
+            request = earlier.request
+        else:
+            request = build_denoise_request(
+                job.job_id,
+                spec,
+                truncate_tokens(prepared.encoded, prepared.model.max_text_tokens),
+                plan,
+                prepared.approximation,
+                seed_drawn=job.generation.seed_chosen,
+                resume_points=self._unfinished_runs.enabled,
+            )
+        parameters = DenoiseParameters(running, prepared, request, timings, dequeued, earlier)
         await self._denoise_runner.run(parameters, span)

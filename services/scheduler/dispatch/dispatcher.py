@@ -17,6 +17,7 @@ from chorus_rpc.errors import ChorusError
 from services.runtime.logs import get_logger
 from services.scheduler.dispatch.attempt import AttemptRunner
 from services.scheduler.dispatch.forecast import Forecast
+from services.scheduler.dispatch.preemption import choose_runs_to_pause
 from services.scheduler.dispatch.recovery import Recovery, internal_error, queued, too_many_crashes
 from services.scheduler.dispatch.repetition import make_repetition_key
 from services.scheduler.dispatch.retry import RetryableFailure
@@ -96,6 +97,9 @@ class Dispatcher:
         # Running jobs that a waiting one may repeat: tenant and key by job id.
         self._repeated: dict[str, tuple[str, bytes]] = {}
         self._pauses: dict[str, _Pause] = {}
+        # Jobs that run, as they were in the queue, and those of them that are about to give way.
+        self._running: dict[str, QueuedJob] = {}
+        self._giving_way: set[str] = set()
         self._stopping = False
         self.queued = 0
         self.queued_work = 0.0
@@ -255,9 +259,16 @@ class Dispatcher:
             if job is not None and not self._stopping:
                 task = asyncio.create_task(self._work(job), name=f"job {job.job_id}")
                 self._tasks[job.job_id] = task
+                self._running[job.job_id] = waiting
                 if (key := make_repetition_key(job.generation)) is not None:
                     self._repeated[job.job_id] = (job.tenant, key)
                 task.add_done_callback(partial(self._done, job.job_id))
+        if self._settings.resume_bytes and not self._stopping:
+            first = [job for job in select_jobs(queue, paused, len(queue)) if job.job_id not in gone]
+            for job_id in choose_runs_to_pause(first, self._running.values(), self._giving_way):
+                log.info("run gives way", generation_id=job_id)
+                self._giving_way.add(job_id)
+                self._attempt_runner.pause(job_id)
         return gone
 
     async def _repeats_running(self, job_id: str) -> bool:
@@ -269,6 +280,8 @@ class Dispatcher:
     def _done(self, job_id: str, task: asyncio.Task[None]) -> None:
         del self._tasks[job_id]
         self._repeated.pop(job_id, None)
+        self._running.pop(job_id, None)
+        self._giving_way.discard(job_id)
         self._wake.set()
         if not task.cancelled() and (cause := task.exception()) is not None:
             log.error("attempt ended without an outcome", generation_id=job_id, exc_info=cause)

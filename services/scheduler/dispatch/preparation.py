@@ -128,6 +128,15 @@ class Preparation:
             lookup_seconds=time.monotonic() - embedded,
         )
 
+    def still_holds(self, job: Job, prepared: Prepared) -> bool:
+        """Returns whether the denoiser still serves the model for which a run was prepared."""
+        try:
+            model = self._models.model(job.generation.spec.model_id)
+        except ChorusError:
+            return False
+        same_host = model.host_adapter == prepared.model.host_adapter
+        return same_host and build_latent_identity(job.generation.spec, model) == prepared.identity
+
     async def _embed_and_find_repeat(
         self,
         job: Job,

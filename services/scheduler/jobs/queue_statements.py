@@ -36,7 +36,14 @@ _FOR_ESTIMATE: Final = (
 )
 _SET_ESTIMATE: Final = update(jobs).where(jobs.c.id == bindparam("job_id"))
 _LIST_QUEUE: Final = (
-    select(jobs.c.id, jobs.c.state, jobs.c.deadline, jobs.c.announced)
+    select(
+        jobs.c.id,
+        jobs.c.state,
+        jobs.c.deadline,
+        jobs.c.announced,
+        jobs.c.priority,
+        jobs.c.queue_key,
+    )
     .where(WAITING)
     .order_by(jobs.c.queue_key, jobs.c.number)
     .limit(bindparam("count"))
@@ -79,7 +86,10 @@ _POSITIONS: Final = select(
 
 def list_queue(transaction: Transaction, limit: int) -> list[QueuedJob]:
     rows = transaction.connection.execute(_LIST_QUEUE, {"count": limit})
-    return [QueuedJob(job_id, State(state), *rest) for job_id, state, *rest in rows]
+    return [
+        QueuedJob(job_id, State(state), deadline, announced, Priority(priority), order_key)
+        for job_id, state, deadline, announced, priority, order_key in rows
+    ]
 
 
 def read_queue_state(transaction: Transaction) -> QueueState:

@@ -37,6 +37,7 @@ TRANSITIONS: Mapping[State, frozenset[State]] = {
 _LEADS_TO: Mapping[str, State] = {
     "queued": State.QUEUED,
     "waiting": State.WAITING,
+    "paused": State.QUEUED,
     "planned": State.RUNNING,
     "succeeded": State.SUCCEEDED,
     "failed": State.FAILED,
@@ -71,11 +72,14 @@ def apply(generation: pb.Generation, event: pb.GenerationEvent) -> None:
 
     Raises IllegalTransition, and does not change the view, if the event cannot happen.
     """
-    generation.state = state_after(State(generation.state), event).value
+    before = State(generation.state)
+    generation.state = state_after(before, event).value
     generation.last_sequence = event.sequence
     kind = event.WhichOneof("event")
     if kind in ("queued", "waiting"):
-        _clear_attempt(generation)
+        # A paused job keeps what it has computed.
+        if before is State.RUNNING:
+            _clear_attempt(generation)
     elif kind == "planned":
         _clear_attempt(generation)
         generation.plan.CopyFrom(event.planned.plan)
@@ -85,7 +89,8 @@ def apply(generation: pb.Generation, event: pb.GenerationEvent) -> None:
     elif kind == "started":
         if event.started.HasField("donor"):
             generation.donor.CopyFrom(event.started.donor)
-        generation.steps_completed = event.started.reuse_steps
+        generation.steps_completed = max(event.started.reuse_steps, event.started.resumed_step)
+        generation.steps_run = event.started.earlier_steps
     elif kind == "step_completed":
         generation.steps_completed = event.step_completed.step.index
         generation.steps_run += 1

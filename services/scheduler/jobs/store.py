@@ -86,12 +86,15 @@ class QueuedJob:
     Attributes:
         deadline: deadline in Unix seconds.
         announced: queue position in the latest event to the job's watchers.
+        order_key: jobs are started in ascending order of it.
     """
 
     job_id: str
     state: State
     deadline: float
     announced: int
+    priority: Priority = Priority.NORMAL
+    order_key: float = 0.0
 
 
 @dataclass(frozen=True)

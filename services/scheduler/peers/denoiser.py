@@ -17,6 +17,8 @@ SERVICE = denoiser_pb2.DESCRIPTOR.services_by_name["DenoiserService"].full_name
 
 # A caller waits for this call only while no model has been seen yet.
 _DESCRIBE_SECONDS = 5.0
+# The denoiser answers without waiting for the device.
+_PAUSE_SECONDS = 5.0
 
 
 class DenoiserClient:
@@ -38,6 +40,17 @@ class DenoiserClient:
                 raise self.health.unavailable()
             return await self._stub.DescribeModels(
                 request, timeout=timeout, metadata=self._connection.metadata()
+            )
+
+    async def pause(self, generation_id: str, caller: Caller) -> None:
+        """Ends a run at its next step.
+
+        Raises the errors of `PeerConnection.limit`, and NOT_FOUND if the run cannot be paused.
+        """
+        request = denoiser_pb2.PauseRunRequest(generation_id=generation_id)
+        with self._connection.limit(caller.deadline, _PAUSE_SECONDS) as timeout:
+            await self._stub.PauseRun(
+                request, timeout=timeout, metadata=self._connection.metadata(caller.tenant)
             )
 
     async def denoise(

@@ -91,12 +91,14 @@ def build_denoise_request(
     approximation: latents_pb2.Approximation | None = None,
     *,
     seed_drawn: bool = False,
+    resume_points: bool = False,
 ) -> denoiser_pb2.DenoiseRequest:
     """Returns the request that runs `plan`; without `no_store` it requests the admission of the latents.
 
     Args:
         approximation: what the result is stored as if it reuses a donor; None if only full computations are.
         seed_drawn: whether the seed was not stated.
+        resume_points: whether the run may be continued by another call.
     """
     request = denoiser_pb2.DenoiseRequest(
         generation_id=generation_id,
@@ -109,6 +111,7 @@ def build_denoise_request(
         plan=plan,
         retrieval_encoder_id=encoded.retrieval_encoder_id,
         vector_dim=len(encoded.retrieval_vector),
+        resume_points=resume_points,
     )
     if not spec.no_store:
         request.admission.CopyFrom(

@@ -237,6 +237,9 @@ class FakeDenoiser(Fake, denoiser_pb2_grpc.DenoiserServiceServicer):
         # Raised once.
         self.fault: Exception | None = None
         self.damage = False
+        # By id of a run that sends resume points: requests its pause.
+        self.pausable: dict[str, asyncio.Event] = {}
+        self.rejects_resume_points = False
 
     def register(self, server: grpc.aio.Server) -> None:
         denoiser_pb2_grpc.add_DenoiserServiceServicer_to_server(self, server)
@@ -246,6 +249,12 @@ class FakeDenoiser(Fake, denoiser_pb2_grpc.DenoiserServiceServicer):
 
     async def Warm(self, request: Any, context: Any) -> Any:
         raise AssertionError("the scheduler does not call this")
+
+    async def PauseRun(self, request: Any, context: Any) -> Any:
+        if request.generation_id not in self.pausable:
+            raise errors.not_found("run that can be paused", request.generation_id)
+        self.pausable[request.generation_id].set()
+        return denoiser_pb2.PauseRunResponse()
 
     async def Denoise(self, request: Any, context: Any) -> AsyncIterator[denoiser_pb2.DenoiseResponse]:
         self.record_metadata(context)
@@ -257,6 +266,10 @@ class FakeDenoiser(Fake, denoiser_pb2_grpc.DenoiserServiceServicer):
             if self.fault is not None:
                 fault, self.fault = self.fault, None
                 raise fault
+            if request.resume_point and self.rejects_resume_points:
+                raise errors.invalid("resume_point", "belongs to a run of another request, model or plan")
+            if request.resume_points:
+                self.pausable[request.generation_id] = asyncio.Event()
             async for event in self._events(request):
                 yield event
         except (asyncio.CancelledError, GeneratorExit):
@@ -264,6 +277,7 @@ class FakeDenoiser(Fake, denoiser_pb2_grpc.DenoiserServiceServicer):
             raise
         finally:
             self.running -= 1
+            self.pausable.pop(request.generation_id, None)
 
     async def _events(
         self, request: denoiser_pb2.DenoiseRequest
@@ -271,13 +285,18 @@ class FakeDenoiser(Fake, denoiser_pb2_grpc.DenoiserServiceServicer):
         total = len(request.schedule.sigmas) - 1
         first = 0 if self.degraded else request.plan.reuse_steps
         started = denoiser_pb2.Started(
-            reuse_steps=first, total_steps=total, fetch_seconds=0.1 if first else 0
+            reuse_steps=first,
+            total_steps=total,
+            fetch_seconds=0.1 if first else 0,
+            resumed_step=int(request.resume_point or 0),
         )
         if first:
             started.donor.CopyFrom(request.plan.donor)
         elif self.degraded:
             started.degraded.message = "the donor's blob is corrupt"
         yield denoiser_pb2.DenoiseResponse(started=started)
+        first = max(first, started.resumed_step)
+        pause = self.pausable.get(request.generation_id)
         for step in range(first, total):
             await self._pause(step)
             yield denoiser_pb2.DenoiseResponse(
@@ -288,6 +307,11 @@ class FakeDenoiser(Fake, denoiser_pb2_grpc.DenoiserServiceServicer):
                     active_tokens=self.active_tokens,
                 )
             )
+            if pause is not None and step + 1 < total:
+                yield denoiser_pb2.DenoiseResponse(resume_point=str(step + 1).encode())
+                if pause.is_set():
+                    yield denoiser_pb2.DenoiseResponse(paused=denoiser_pb2.Paused())
+                    return
         yield denoiser_pb2.DenoiseResponse(video_header=video_info())
         for chunk in chunks(VIDEO[:-1] + b"!" if self.damage else VIDEO):
             yield denoiser_pb2.DenoiseResponse(video_chunk=chunk)

@@ -31,7 +31,7 @@ async def world(running: World) -> World:
 async def occupy(world: World) -> pb.Generation:
     """Submits a generation that holds the denoiser until the test sets `go`."""
     world.denoiser.pause_before = 1
-    job = await world.submit("occupies the denoiser")
+    job = await world.submit("occupies the denoiser", priority=pb.PRIORITY_HIGH)  # gives way to none
     await world.events(job, until="started")
     world.denoiser.pause_before = None
     return job

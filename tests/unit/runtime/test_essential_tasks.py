@@ -73,6 +73,7 @@ _NOTICED = {
     "services/scheduler/__main__.py create_task": "a done callback logs its error",
     "services/scheduler/dispatch/admissions.py create_task": "a done callback logs its error",
     "services/scheduler/dispatch/dispatcher.py create_task": "a done callback logs its error",
+    "services/scheduler/dispatch/denoise_runner.py create_task": "logs its errors; ends with the run",
     "services/scheduler/jobs/sql_store.py ThreadPoolExecutor": "the caller awaits each call",
     "services/scheduler/jobs/video_files.py create_task": "the caller awaits it",
 }

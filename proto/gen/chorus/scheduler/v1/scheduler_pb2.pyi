@@ -33,7 +33,7 @@ class _PriorityEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumT
     DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
     PRIORITY_UNSPECIFIED: _Priority.ValueType  # 0
     PRIORITY_LOW: _Priority.ValueType  # 1
-    """For work that may wait."""
+    """For work that may wait. A run gives way, at its next step, to a generation of a higher class whose turn comes first."""
     PRIORITY_NORMAL: _Priority.ValueType  # 2
     PRIORITY_HIGH: _Priority.ValueType  # 3
     """For work that a person waits for."""
@@ -43,7 +43,7 @@ class Priority(_Priority, metaclass=_PriorityEnumTypeWrapper):
 
 PRIORITY_UNSPECIFIED: Priority.ValueType  # 0
 PRIORITY_LOW: Priority.ValueType  # 1
-"""For work that may wait."""
+"""For work that may wait. A run gives way, at its next step, to a generation of a higher class whose turn comes first."""
 PRIORITY_NORMAL: Priority.ValueType  # 2
 PRIORITY_HIGH: Priority.ValueType  # 3
 """For work that a person waits for."""
@@ -324,7 +324,7 @@ class Generation(google.protobuf.message.Message):
     trace_id: builtins.str
     """Trace id of the request in hex, to find it in a tracing UI."""
     attempts: builtins.int
-    """Number of times the run was started. More than 1 if a service failed during a run."""
+    """Number of times the run was started. More than 1 if a service failed during a run, or the run was paused."""
     seed_chosen: builtins.bool
     """Whether the server chose the seed, because the request stated none."""
     @property
@@ -454,6 +454,8 @@ class StartedEvent(google.protobuf.message.Message):
     DONOR_FIELD_NUMBER: builtins.int
     ATTEMPT_FIELD_NUMBER: builtins.int
     HOST_ADAPTER_FIELD_NUMBER: builtins.int
+    RESUMED_STEP_FIELD_NUMBER: builtins.int
+    EARLIER_STEPS_FIELD_NUMBER: builtins.int
     reuse_steps: builtins.int
     """Number of leading steps that are reused instead of computed; 0 on a miss."""
     total_steps: builtins.int
@@ -461,6 +463,12 @@ class StartedEvent(google.protobuf.message.Message):
     """Number of the run, starting at 1."""
     host_adapter: builtins.str
     """Id of the model's host adapter, if it computes the first step of the run. Empty on a miss."""
+    resumed_step: builtins.int
+    """Step boundary that an interrupted attempt had reached and from which this run continues, with the same result; 0 if
+    the run starts from its beginning.
+    """
+    earlier_steps: builtins.int
+    """Number of steps that the interrupted attempts computed and this run does not repeat."""
     @property
     def donor(self) -> chorus.common.v1.plan_pb2.DonorRef: ...
     def __init__(
@@ -471,11 +479,25 @@ class StartedEvent(google.protobuf.message.Message):
         donor: chorus.common.v1.plan_pb2.DonorRef | None = ...,
         attempt: builtins.int = ...,
         host_adapter: builtins.str = ...,
+        resumed_step: builtins.int = ...,
+        earlier_steps: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["donor", b"donor"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["attempt", b"attempt", "donor", b"donor", "host_adapter", b"host_adapter", "reuse_steps", b"reuse_steps", "total_steps", b"total_steps"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["attempt", b"attempt", "donor", b"donor", "earlier_steps", b"earlier_steps", "host_adapter", b"host_adapter", "resumed_step", b"resumed_step", "reuse_steps", b"reuse_steps", "total_steps", b"total_steps"]) -> None: ...
 
 Global___StartedEvent: typing_extensions.TypeAlias = StartedEvent
+
+@typing.final
+class PausedEvent(google.protobuf.message.Message):
+    """The run gave way to a generation of a higher priority. It continues from the step that it had reached."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+Global___PausedEvent: typing_extensions.TypeAlias = PausedEvent
 
 @typing.final
 class StepCompletedEvent(google.protobuf.message.Message):
@@ -625,6 +647,7 @@ class GenerationEvent(google.protobuf.message.Message):
     SUCCEEDED_FIELD_NUMBER: builtins.int
     FAILED_FIELD_NUMBER: builtins.int
     CANCELLED_FIELD_NUMBER: builtins.int
+    PAUSED_FIELD_NUMBER: builtins.int
     sequence: builtins.int
     @property
     def time(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
@@ -646,6 +669,8 @@ class GenerationEvent(google.protobuf.message.Message):
     def failed(self) -> Global___FailedEvent: ...
     @property
     def cancelled(self) -> Global___CancelledEvent: ...
+    @property
+    def paused(self) -> Global___PausedEvent: ...
     def __init__(
         self,
         *,
@@ -660,10 +685,11 @@ class GenerationEvent(google.protobuf.message.Message):
         succeeded: Global___SucceededEvent | None = ...,
         failed: Global___FailedEvent | None = ...,
         cancelled: Global___CancelledEvent | None = ...,
+        paused: Global___PausedEvent | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["cancelled", b"cancelled", "event", b"event", "failed", b"failed", "planned", b"planned", "queued", b"queued", "started", b"started", "step_completed", b"step_completed", "succeeded", b"succeeded", "time", b"time", "waiting", b"waiting", "warning", b"warning"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["cancelled", b"cancelled", "event", b"event", "failed", b"failed", "planned", b"planned", "queued", b"queued", "sequence", b"sequence", "started", b"started", "step_completed", b"step_completed", "succeeded", b"succeeded", "time", b"time", "waiting", b"waiting", "warning", b"warning"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["event", b"event"]) -> typing.Literal["queued", "waiting", "planned", "started", "step_completed", "warning", "succeeded", "failed", "cancelled"] | None: ...
+    def HasField(self, field_name: typing.Literal["cancelled", b"cancelled", "event", b"event", "failed", b"failed", "paused", b"paused", "planned", b"planned", "queued", b"queued", "started", b"started", "step_completed", b"step_completed", "succeeded", b"succeeded", "time", b"time", "waiting", b"waiting", "warning", b"warning"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["cancelled", b"cancelled", "event", b"event", "failed", b"failed", "paused", b"paused", "planned", b"planned", "queued", b"queued", "sequence", b"sequence", "started", b"started", "step_completed", b"step_completed", "succeeded", b"succeeded", "time", b"time", "waiting", b"waiting", "warning", b"warning"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["event", b"event"]) -> typing.Literal["queued", "waiting", "planned", "started", "step_completed", "warning", "succeeded", "failed", "cancelled", "paused"] | None: ...
 
 Global___GenerationEvent: typing_extensions.TypeAlias = GenerationEvent
 
