@@ -65,6 +65,51 @@ async def test_kill_9_loses_no_job(scheduler: Any, stack: Stack, victim: str) ->
         assert header.header.size_bytes == len(data)
 
 
+def steps(events: list[pb.GenerationEvent]) -> list[int]:
+    return [event.step_completed.step.index for event in events if event.HasField("step_completed")]
+
+
+async def test_run_continues_where_a_killed_denoiser_stopped(scheduler: Any, stack: Stack) -> None:
+    spec: dict[str, Any] = {"steps": STEPS, "reuse": plan_pb2.REUSE_POLICY_OFF, "no_store": True, "seed": 5}
+    whole = await submit(scheduler, "a red square moving up", **spec)
+    await watch_to_end(scheduler, whole.generation_id)
+    job = await submit(scheduler, "a red square moving up", **spec)
+    await wait_for_event(scheduler, job.generation_id, "step_completed")
+    stack["denoiser"].kill()
+    stack["denoiser"].start()
+    events = await watch_to_end(scheduler, job.generation_id)
+    assert kinds(events)[-1] == "succeeded", f"{kinds(events)}\n{stack.logs()}"
+    assert steps(events) == list(range(1, STEPS + 1)), "no step that was reported is computed again"
+    [first, second] = [event.started for event in events if event.HasField("started")]
+    assert (first.resumed_step, second.resumed_step) == (0, second.earlier_steps)
+    assert second.resumed_step > 0
+    assert (await video(scheduler, job.generation_id))[1] == (await video(scheduler, whole.generation_id))[1]
+
+
+async def test_long_run_gives_way_to_an_urgent_one(scheduler: Any) -> None:
+    spec: dict[str, Any] = {"steps": STEPS, "reuse": plan_pb2.REUSE_POLICY_OFF, "no_store": True, "seed": 6}
+    whole = await submit(scheduler, "a blue square moving up", **spec)
+    await watch_to_end(scheduler, whole.generation_id)
+    long = await submit(scheduler, "a blue square moving up", **spec)
+    await wait_for_event(scheduler, long.generation_id, "step_completed")
+    urgent = await submit(
+        scheduler,
+        "a white circle",
+        steps=1,
+        priority=pb.PRIORITY_HIGH,
+        reuse=plan_pb2.REUSE_POLICY_OFF,
+        no_store=True,
+    )
+    urgent_events = await watch_to_end(scheduler, urgent.generation_id)
+    events = await watch_to_end(scheduler, long.generation_id)
+    assert kinds(urgent_events)[-1] == kinds(events)[-1] == "succeeded"
+    assert urgent_events[-1].sequence == len(urgent_events)
+    assert "paused" in kinds(events)
+    assert steps(events) == list(range(1, STEPS + 1))
+    assert urgent_events[-1].time.ToNanoseconds() < events[-1].time.ToNanoseconds()
+    assert (await video(scheduler, long.generation_id))[1] == (await video(scheduler, whole.generation_id))[1]
+
+
 async def test_generation_without_the_cache_succeeds_with_a_warning(scheduler: Any, stack: Stack) -> None:
     stack["cache"].kill()
     try:
