@@ -69,6 +69,8 @@ class GenerationView:
                 )
             case "waiting":
                 self._progress.update(self._task, description="waiting")
+            case "paused":
+                self._progress.update(self._task, description="paused")
             case "planned":
                 plan = event.planned.plan
                 if plan.HasField("seed") and plan.seed != self._seed:
@@ -77,6 +79,7 @@ class GenerationView:
                 self._progress.update(self._task, description="planned")
             case "started":
                 first, total = event.started.reuse_steps, event.started.total_steps
+                first = max(first, event.started.resumed_step)
                 self._steps("decoding" if first == total else "denoising", first, total)
             case "step_completed":
                 done = event.step_completed
@@ -104,6 +107,8 @@ def describe(event: GenerationEvent) -> list[str]:
     match event.WhichOneof("event"):
         case "waiting":
             return [f"waiting: {one_line(event.waiting.cause.message)}"]
+        case "paused":
+            return ["paused: a generation of a higher priority runs first"]
         case "planned":
             return [describe_plan(event.planned.plan)]
         case "started":
@@ -143,6 +148,8 @@ def describe_preview(preview: PreviewPlanResponse) -> str:
 
 def describe_start(started: StartedEvent) -> list[str]:
     """Describes each step that the first attempt takes from the donor, or the step where a retry resumes."""
+    if started.resumed_step:
+        return [f"continued after step {started.resumed_step}, attempt {started.attempt}"]
     if started.attempt > 1:
         return [f"started again, attempt {started.attempt}, from step {started.reuse_steps + 1}"]
     return [f"step {number} of {started.total_steps}: reused" for number in range(1, started.reuse_steps + 1)]

@@ -14,6 +14,7 @@ from chorus_client.results import FINAL, Plan, Problem, to_utc
 EventKind: TypeAlias = Literal[
     "queued",
     "waiting",
+    "paused",
     "planned",
     "started",
     "step_completed",
@@ -74,6 +75,8 @@ class Event:
         queue_position: position in the queue, 1 is next; set for "queued".
         plan: plan of the generation; set for "planned".
         attempt: number of the attempt, from 1; set for "started".
+        resumed_step: step that an interrupted attempt had reached and after which this one continues, 0 if it
+            starts from its beginning; set for "started".
         step: completed step; set for "step_completed".
         problem: cause; set for "waiting", "warning" and "failed".
         seconds_saved: time saved against computing every step at the same pace, in seconds; set for
@@ -86,6 +89,7 @@ class Event:
     queue_position: int | None
     plan: Plan | None
     attempt: int | None
+    resumed_step: int | None
     step: Step | None
     problem: Problem | None
     seconds_saved: float | None
@@ -113,6 +117,7 @@ class Event:
             queue_position=message.queued.queue_position if kind == "queued" else None,
             plan=Plan.from_proto(message.planned.plan) if kind == "planned" else None,
             attempt=message.started.attempt if kind == "started" else None,
+            resumed_step=message.started.resumed_step if kind == "started" else None,
             step=Step.from_proto(message.step_completed) if kind == "step_completed" else None,
             problem=None if problem is None else Problem.from_proto(problem),
             seconds_saved=message.succeeded.seconds_saved if kind == "succeeded" else None,

@@ -46,7 +46,7 @@ class DenoiseJob:
         vector_dim: Dimension of the retrieval vectors.
         admission: Request to store the result; None means that it is not stored.
         run_digest: Digest of what the result depends on, which its resume points name.
-        resume_points: Whether the caller wants resume points.
+        max_resume_point_bytes: Upper bound on the resume points that the caller wants, in bytes; 0: none.
         resume: State that the run continues from; None means that it starts at its first step.
     """
 
@@ -61,7 +61,7 @@ class DenoiseJob:
     vector_dim: int
     admission: denoiser_pb2.AdmissionContext | None
     run_digest: str = ""
-    resume_points: bool = False
+    max_resume_point_bytes: int = 0
     resume: ResumePoint | None = None
 
     @property
@@ -207,7 +207,7 @@ def parse_request(request: denoiser_pb2.DenoiseRequest, models: Mapping[str, Loa
         vector_dim=request.vector_dim,
         admission=admission,
         run_digest=run_digest,
-        resume_points=request.resume_points,
+        max_resume_point_bytes=request.max_resume_point_bytes,
         resume=_parse_resume_point(request, model, shape, run_digest),
     )
 

@@ -168,15 +168,17 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
         self, job: DenoiseJob, tenant: str, request_bytes: int, context: DenoiseContext
     ) -> Event | None:
         """Returns the event that pauses a run, until its call ends; None if it sends no resume points."""
-        if not job.resume_points:
+        if not job.max_resume_point_bytes:
             return None
         point_bytes = estimate_bytes(job.latent_shape, math.prod(job.token_grid))
         without_point = request_bytes - (point_bytes if job.resume else 0)
-        if without_point + point_bytes > self._max_message_bytes:
+        limit = min(job.max_resume_point_bytes, self._max_message_bytes - without_point)
+        if point_bytes > limit:
             log.info(
-                "no resume points: they exceed CHORUS_DENOISER_MAX_MESSAGE_BYTES",
+                "no resume points: too large for CHORUS_DENOISER_MAX_MESSAGE_BYTES or the caller",
                 generation_id=job.generation_id,
                 bytes=point_bytes,
+                limit=limit,
             )
             return None
         key, paused = (tenant, job.generation_id), Event()

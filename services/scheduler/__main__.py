@@ -118,7 +118,7 @@ class Scheduler:
             self._calibrations,
             compare_prompts=settings.compare_prompts,
         )
-        unfinished_runs = UnfinishedRuns(settings.resume_bytes)
+        unfinished_runs = UnfinishedRuns(settings.resume_bytes, settings.max_message_bytes)
         self._unfinished_runs = unfinished_runs
         denoise_runner = DenoiseRunner(
             denoiser_client,

@@ -66,11 +66,15 @@ class GenerationReport:
 
 
 def build_report(generation: Generation, events: Iterable[GenerationEvent]) -> GenerationReport:
-    """Builds the report from all events of a generation. Only the last of several attempts counts."""
+    """Builds the report from all events of a generation.
+
+    Only the last of several attempts counts, with the steps of earlier ones that it continues from.
+    """
     reused, saved, done, host_adapter = 0, 0.0, dict[int, Step](), ""
     for event in events:
         if event.HasField("started"):
-            reused, done, host_adapter = event.started.reuse_steps, {}, event.started.host_adapter
+            reused, host_adapter = event.started.reuse_steps, event.started.host_adapter
+            done = {n: step for n, step in done.items() if n <= event.started.resumed_step}
         elif event.HasField("step_completed"):
             step = _build_step(event.step_completed)
             done[step.number] = step

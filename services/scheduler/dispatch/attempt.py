@@ -85,7 +85,7 @@ class AttemptRunner:
                 plan,
                 prepared.approximation,
                 seed_drawn=job.generation.seed_chosen,
-                resume_points=self._unfinished_runs.enabled,
+                max_resume_point_bytes=self._unfinished_runs.max_point_bytes,
             )
         parameters = DenoiseParameters(running, prepared, request, timings, dequeued, earlier)
         await self._denoise_runner.run(parameters, span)

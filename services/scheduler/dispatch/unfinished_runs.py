@@ -6,10 +6,14 @@ The job database does not have them: a run whose scheduler ends starts again fro
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from chorus.denoiser.v1 import denoiser_pb2
 
 from services.scheduler.dispatch.preparation import Prepared
+
+# Bytes of a message around the resume point.
+_ENVELOPE_BYTES: Final = 1024
 
 
 @dataclass(frozen=True)
@@ -39,17 +43,17 @@ class UnfinishedRuns:
 
     Args:
         max_bytes: upper bound on the requests that are kept, in bytes; 0 keeps none.
+        max_message_bytes: upper bound on a message of the denoiser, in bytes.
+
+    Attributes:
+        max_point_bytes: upper bound on a resume point, in bytes; 0 if runs are not kept.
     """
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, max_bytes: int, max_message_bytes: int) -> None:
+        self.max_point_bytes = max(0, min(max_bytes, max_message_bytes - _ENVELOPE_BYTES))
         self._max_bytes = max_bytes
         self._bytes = 0
         self._runs: dict[str, UnfinishedRun] = {}
-
-    @property
-    def enabled(self) -> bool:
-        """Whether runs can be kept at all."""
-        return self._max_bytes > 0
 
     def keep(self, job_id: str, run: UnfinishedRun) -> None:
         """Replaces what is kept of a job. A run that is larger than the bound is not kept."""

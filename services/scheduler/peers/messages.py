@@ -91,14 +91,15 @@ def build_denoise_request(
     approximation: latents_pb2.Approximation | None = None,
     *,
     seed_drawn: bool = False,
-    resume_points: bool = False,
+    max_resume_point_bytes: int = 0,
 ) -> denoiser_pb2.DenoiseRequest:
     """Returns the request that runs `plan`; without `no_store` it requests the admission of the latents.
 
     Args:
         approximation: what the result is stored as if it reuses a donor; None if only full computations are.
         seed_drawn: whether the seed was not stated.
-        resume_points: whether the run may be continued by another call.
+        max_resume_point_bytes: upper bound on the states from which another call can continue the run, in
+            bytes; 0 for a run that none continues.
     """
     request = denoiser_pb2.DenoiseRequest(
         generation_id=generation_id,
@@ -111,7 +112,7 @@ def build_denoise_request(
         plan=plan,
         retrieval_encoder_id=encoded.retrieval_encoder_id,
         vector_dim=len(encoded.retrieval_vector),
-        resume_points=resume_points,
+        max_resume_point_bytes=max_resume_point_bytes,
     )
     if not spec.no_store:
         request.admission.CopyFrom(

@@ -22,13 +22,22 @@ from tests.integration.denoiser.calls import (
     reusing,
 )
 
+MAX_BYTES = 1 << 20
+
 
 def asking(what: denoiser_pb2.DenoiseRequest, point: bytes = b"") -> denoiser_pb2.DenoiseRequest:
     """Returns the request with a wish for resume points, continuing from one if it is given."""
     changed = denoiser_pb2.DenoiseRequest()
     changed.CopyFrom(what)
-    changed.resume_points, changed.resume_point = True, point
+    changed.max_resume_point_bytes, changed.resume_point = MAX_BYTES, point
     return changed
+
+
+async def test_points_above_the_bound_are_not_sent(stub: Any) -> None:
+    what = asking(request(admit=False))
+    [size] = {len(point) for point in points(await collect(stub, what))}
+    what.max_resume_point_bytes = size - 1
+    assert not points(await collect(stub, what))
 
 
 async def collect(stub: Any, what: denoiser_pb2.DenoiseRequest) -> list[denoiser_pb2.DenoiseResponse]:

@@ -268,7 +268,7 @@ class FakeDenoiser(Fake, denoiser_pb2_grpc.DenoiserServiceServicer):
                 raise fault
             if request.resume_point and self.rejects_resume_points:
                 raise errors.invalid("resume_point", "belongs to a run of another request, model or plan")
-            if request.resume_points:
+            if request.max_resume_point_bytes:
                 self.pausable[request.generation_id] = asyncio.Event()
             async for event in self._events(request):
                 yield event

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -31,7 +32,7 @@ async def world(running: World) -> World:
     return running
 
 
-async def run_to_step(world: World, step: int, prompt: str = "long", **spec: object) -> pb.Generation:
+async def run_to_step(world: World, step: int, prompt: str = "long", **spec: Any) -> pb.Generation:
     """Submits a generation, which waits on the denoiser after a step until the test sets `go`."""
     world.denoiser.pause_before = step
     job = await world.submit(prompt, steps=STEPS, **spec)

@@ -77,7 +77,7 @@ class DenoiseRequest(google.protobuf.message.Message):
     RETRIEVAL_ENCODER_ID_FIELD_NUMBER: builtins.int
     VECTOR_DIM_FIELD_NUMBER: builtins.int
     ADMISSION_FIELD_NUMBER: builtins.int
-    RESUME_POINTS_FIELD_NUMBER: builtins.int
+    MAX_RESUME_POINT_BYTES_FIELD_NUMBER: builtins.int
     RESUME_POINT_FIELD_NUMBER: builtins.int
     generation_id: builtins.str
     model_id: builtins.str
@@ -86,9 +86,9 @@ class DenoiseRequest(google.protobuf.message.Message):
     retrieval_encoder_id: builtins.str
     """Retrieval encoder of the donor's entry, and the number of values in its vectors."""
     vector_dim: builtins.int
-    resume_points: builtins.bool
-    """Whether to send a resume point after each computed step but the last, as far as it fits into a message with this
-    request.
+    max_resume_point_bytes: builtins.int
+    """Upper bound on the resume points to send after each computed step but the last, in bytes; 0 sends none. None is sent
+    that exceeds it, or that does not fit into a message to this service together with the request.
     """
     resume_point: builtins.bytes
     """Resume point of an earlier run of the same request, which this run continues from. Its result is the same, bit for
@@ -122,11 +122,11 @@ class DenoiseRequest(google.protobuf.message.Message):
         retrieval_encoder_id: builtins.str = ...,
         vector_dim: builtins.int = ...,
         admission: Global___AdmissionContext | None = ...,
-        resume_points: builtins.bool = ...,
+        max_resume_point_bytes: builtins.int = ...,
         resume_point: builtins.bytes = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["admission", b"admission", "plan", b"plan", "schedule", b"schedule", "shape", b"shape", "token_states", b"token_states"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["admission", b"admission", "conditioning_encoder_id", b"conditioning_encoder_id", "generation_id", b"generation_id", "model_id", b"model_id", "plan", b"plan", "resume_point", b"resume_point", "resume_points", b"resume_points", "retrieval_encoder_id", b"retrieval_encoder_id", "schedule", b"schedule", "seed", b"seed", "shape", b"shape", "token_states", b"token_states", "vector_dim", b"vector_dim"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["admission", b"admission", "conditioning_encoder_id", b"conditioning_encoder_id", "generation_id", b"generation_id", "max_resume_point_bytes", b"max_resume_point_bytes", "model_id", b"model_id", "plan", b"plan", "resume_point", b"resume_point", "retrieval_encoder_id", b"retrieval_encoder_id", "schedule", b"schedule", "seed", b"seed", "shape", b"shape", "token_states", b"token_states", "vector_dim", b"vector_dim"]) -> None: ...
 
 Global___DenoiseRequest: typing_extensions.TypeAlias = DenoiseRequest
 
