@@ -14,6 +14,7 @@ from services.scheduler.dispatch.preparation import Preparation
 from services.scheduler.jobs.states import IN_QUEUE
 from services.scheduler.jobs.store import Job, JobStore
 from services.scheduler.peers.messages import build_denoise_request, truncate_tokens
+from services.scheduler.peers.pooled_denoiser import PooledDenoiser
 
 log = get_logger("attempt")
 
@@ -26,8 +27,8 @@ class AttemptRunner:
         self._preparation = preparation
         self._denoise_runner = denoise_runner
 
-    async def run(self, job: Job, span: Span) -> None:
-        """Runs a queued job, and returns when its video is complete.
+    async def run(self, job: Job, denoiser: PooledDenoiser, span: Span) -> None:
+        """Runs a queued job on a denoiser, and returns when its video is complete.
 
         Returns early when the job has left the expected state, for instance because it was cancelled.
 
@@ -62,5 +63,7 @@ class AttemptRunner:
             prepared.approximation,
             seed_drawn=job.generation.seed_chosen,
         )
-        parameters = DenoiseParameters(running, prepared.model, prepared.identity, request, timings, dequeued)
+        parameters = DenoiseParameters(
+            running, denoiser, prepared.model, prepared.identity, request, timings, dequeued
+        )
         await self._denoise_runner.run(parameters, span)

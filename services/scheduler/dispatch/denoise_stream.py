@@ -28,7 +28,7 @@ from services.scheduler.jobs.passing_faults import PassingFault, wait_out
 from services.scheduler.jobs.states import State
 from services.scheduler.jobs.store import Job, JobStore
 from services.scheduler.jobs.video_files import VideoFiles
-from services.scheduler.peers.denoiser import DenoiserClient
+from services.scheduler.peers.pooled_denoiser import PooledDenoiser
 
 log = get_logger("denoise_stream")
 
@@ -49,6 +49,7 @@ class DenoiseStream:
         attempt: number of this attempt, from 1.
         decode_seconds: estimated seconds of the decoding, 0 if unknown.
         max_video_bytes: upper bound on the size of the video.
+        denoiser: address of the denoiser.
 
     Attributes:
         began: whether the denoiser has replied at all.
@@ -59,7 +60,9 @@ class DenoiseStream:
         video_info: header of the video, once it has arrived.
     """
 
-    def __init__(self, total_steps: int, attempt: int, decode_seconds: float, max_video_bytes: int) -> None:
+    def __init__(
+        self, total_steps: int, attempt: int, decode_seconds: float, max_video_bytes: int, denoiser: str = ""
+    ) -> None:
         self.began = False
         self.reuse_steps = 0
         self.fetch_seconds = 0.0
@@ -70,6 +73,7 @@ class DenoiseStream:
         self._attempt = attempt
         self._decode_seconds = decode_seconds
         self._max_video_bytes = max_video_bytes
+        self._denoiser = denoiser
         self._video: BlobAssembler | None = None
 
     def convert(self, reply: denoiser_pb2.DenoiseResponse) -> list[pb.GenerationEvent]:
@@ -116,6 +120,7 @@ class DenoiseStream:
             total_steps=started.total_steps,
             attempt=self._attempt,
             host_adapter=started.host_adapter,
+            denoiser=self._denoiser,
         )
         if started.HasField("donor"):
             event.donor.CopyFrom(started.donor)
@@ -156,12 +161,14 @@ class DenoiseParameters:
 
     Attributes:
         job: a job in state RUNNING.
+        denoiser: runs it.
         identity: identity of the latents that the run computes without a donor.
         timings: timings known before the run; completed by it.
         dequeued: monotonic seconds at which the job left the queue.
     """
 
     job: Job
+    denoiser: PooledDenoiser
     model: denoiser_pb2.ModelInfo
     identity: latents_pb2.LatentIdentity
     request: denoiser_pb2.DenoiseRequest
@@ -179,7 +186,6 @@ class DenoiseRunner:
 
     def __init__(
         self,
-        denoiser: DenoiserClient,
         store: JobStore,
         videos: VideoFiles,
         throughput: Throughput,
@@ -187,7 +193,6 @@ class DenoiseRunner:
         *,
         max_video_bytes: int,
     ) -> None:
-        self._denoiser = denoiser
         self._store = store
         self._videos = videos
         self._throughput = throughput
@@ -208,8 +213,12 @@ class DenoiseRunner:
             parameters.job.generation.attempts,
             self._throughput.decode_seconds(parameters.job.generation.spec),
             self._max_video_bytes,
+            parameters.denoiser.address,
         )
-        attributes: dict[str, str | bool | int | float] = {semconv.GEN_AI_MODEL: parameters.model.model_id}
+        attributes: dict[str, str | bool | int | float] = {
+            semconv.GEN_AI_MODEL: parameters.model.model_id,
+            semconv.DENOISER_ADDRESS: parameters.denoiser.address,
+        }
         if plan.HasField("donor"):
             attributes[semconv.ENTRY_ID] = plan.donor.entry_id
             attributes[semconv.DONOR_SCORE] = plan.donor.score
@@ -224,7 +233,7 @@ class DenoiseRunner:
         try:
             async with AsyncExitStack() as resources:
                 replies = await resources.enter_async_context(
-                    aclosing(self._denoiser.denoise(parameters.request, parameters.job.caller))
+                    aclosing(parameters.denoiser.denoise(parameters.request, parameters.job.caller))
                 )
                 async for reply in replies:
                     events = stream.convert(reply)
