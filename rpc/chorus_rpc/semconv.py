@@ -47,6 +47,7 @@ STEP_INDEX: Final = "chorus.step.index"
 STEP_SIGMA: Final = "chorus.step.sigma"
 BACKEND: Final = "chorus.step.backend"
 FALLBACK: Final = "chorus.step.fallback"  # reason why the configured backend did not run the step
+DENOISER_ADDRESS: Final = "chorus.denoiser.address"
 HOST_ADAPTER: Final = "chorus.host_adapter"  # id of the adapter that computed the steps after the donor
 COMPUTED_SHARE: Final = "chorus.step.computed_share"
 BYTES: Final = "chorus.bytes"
@@ -76,6 +77,9 @@ METRIC_QUEUE_DEPTH: Final = "chorus_queue_depth"
 METRIC_QUEUE_WORK: Final = "chorus_queue_work_seconds"
 METRIC_QUEUE_OLDEST: Final = "chorus_queue_oldest_seconds"
 METRIC_RUNNING: Final = "chorus_running"
+METRIC_DENOISERS_SERVING: Final = "chorus_denoisers_serving"
+METRIC_DENOISERS_REFUSED: Final = "chorus_denoisers_refused"
+METRIC_DENOISER_RUNNING: Final = "chorus_denoiser_running"
 METRIC_STEPS: Final = "chorus_steps"
 METRIC_STEP: Final = "chorus_step_seconds"
 
@@ -90,6 +94,7 @@ STATE: Final = "state"
 DECISION: Final = "decision"
 KIND: Final = "kind"
 STEP_BACKEND: Final = "backend"
+DENOISER: Final = "denoiser"
 
 # gRPC metadata
 TENANT_KEY: Final = "chorus-tenant"

@@ -21,13 +21,16 @@ class Resources(AsyncExitStack):
 
     Created in a running event loop.
 
+    Args:
+        ended_task: that of longer-lived resources, if these are closed before the process ends.
+
     Attributes:
         ended_task: completed with the name of the first essential task that ended too early.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, ended_task: asyncio.Future[str] | None = None) -> None:
         super().__init__()
-        self.ended_task: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.ended_task: asyncio.Future[str] = ended_task or asyncio.get_running_loop().create_future()
 
     def start_task(self, work: Coroutine[Any, Any, None], name: str) -> None:
         """Starts a task that must run until the resources close, which cancels it.

@@ -51,6 +51,14 @@ def split_list(value: object) -> object:
     return tuple(part.strip() for part in value.split(",") if part.strip())
 
 
+def check_distinct(value: tuple[str, ...]) -> tuple[str, ...]:
+    """Returns a list without repetitions. Raises ValueError for another."""
+    repeated = next((each for index, each in enumerate(value) if each in value[:index]), None)
+    if repeated is not None:
+        raise ValueError(f"names {repeated!r} twice")
+    return value
+
+
 def _check_target(value: str) -> str:
     parse_target(value)
     return value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 
 import grpc.aio
@@ -37,6 +37,8 @@ from services.scheduler.peers import cache, denoiser, embedder
 from services.scheduler.peers.cache import CacheClient
 from services.scheduler.peers.connection import PeerConnection, open_connection
 from services.scheduler.peers.denoiser import DenoiserClient
+from services.scheduler.peers.denoiser_pool import DenoiserPool
+from services.scheduler.peers.discovery import Discovery, Resolve, resolve_host
 from services.scheduler.peers.embedder import EmbedderClient
 from services.scheduler.peers.encoder_registry import EncoderRegistry
 from services.scheduler.peers.health import PeerHealth
@@ -53,12 +55,16 @@ _DRAIN_SECONDS = 5.0
 class Scheduler:
     """Wires the parts of the process."""
 
-    def __init__(self, settings: SchedulerSettings, calibrations: Calibrations) -> None:
+    def __init__(
+        self, settings: SchedulerSettings, calibrations: Calibrations, resolve: Resolve = resolve_host
+    ) -> None:
+        self._resolve = resolve
         self._settings = settings
         self._calibrations = calibrations
         self._notifier = JobNotifier()
         self._tasks: set[asyncio.Task[None]] = set()
         self._dispatcher: Dispatcher | None = None
+        self._denoisers: DenoiserPool | None = None
         self._models: ModelRegistry | None = None
         self._admissions: PendingAdmissions | None = None
         self._encoders: EncoderRegistry | None = None
@@ -88,18 +94,35 @@ class Scheduler:
                 name, service, target, settings, resources, self._handle_health_change, key
             )
 
+        def connect_denoiser(
+            address: str, own: Resources, on_change: Callable[[PeerHealth], None]
+        ) -> DenoiserClient:
+            connection = open_connection("denoiser", denoiser.SERVICE, address, settings, own, on_change)
+            return DenoiserClient(connection)
+
         embedder_client = EmbedderClient(
             connect("embedder", embedder.SERVICE, settings.embedder_target),
             embed_seconds=settings.embed_seconds,
             align_seconds=settings.align_seconds,
         )
-        denoiser_client = DenoiserClient(connect("denoiser", denoiser.SERVICE, settings.denoiser_target))
+        denoisers = DenoiserPool(
+            Discovery(settings.denoiser_target, self._resolve),
+            connect_denoiser,
+            slots=settings.concurrency,
+            interval=settings.resolve_seconds,
+            max_pause=settings.retry_seconds,
+            on_change=self._handle_denoisers_change,
+            ended_task=resources.ended_task,
+        )
+        self._denoisers = denoisers
+        resources.push_async_callback(denoisers.close)
+        metrics.observe_denoisers(denoisers)
         cache_client = CacheClient(
             connect("cache", cache.SERVICE, settings.cache_target, settings.cache_key.get_secret_value()),
             lookup_seconds=settings.lookup_seconds,
             donor_limit=settings.donor_limit,
         )
-        models = ModelRegistry(store, denoiser_client)
+        models = ModelRegistry(store, denoisers)
         self._models = models
         await models.load()
         encoders = EncoderRegistry(embedder_client)
@@ -121,20 +144,15 @@ class Scheduler:
         unfinished_runs = UnfinishedRuns(settings.resume_bytes, settings.max_message_bytes)
         self._unfinished_runs = unfinished_runs
         denoise_runner = DenoiseRunner(
-            denoiser_client,
-            store,
-            videos,
-            throughput,
-            admissions,
-            unfinished_runs,
-            max_video_bytes=settings.max_video_bytes,
+            store, videos, throughput, admissions, unfinished_runs, max_video_bytes=settings.max_video_bytes
         )
         attempt_runner = AttemptRunner(store, preparation, denoise_runner, unfinished_runs)
-        required_peers = (embedder_client.health, denoiser_client.health)
+        required_peers = (embedder_client.health, denoisers)
         forecast = Forecast(store, preparation, throughput, required_peers)
-        dispatcher = Dispatcher(attempt_runner, store, videos, forecast, required_peers, settings)
+        dispatcher = Dispatcher(attempt_runner, store, videos, forecast, required_peers, denoisers, settings)
         self._dispatcher = dispatcher
         metrics.observe_queue(dispatcher)
+        resources.start_task(denoisers.run(), "denoisers")
         await dispatcher.recover()
         resources.start_task(dispatcher.run(), "dispatcher")
         resources.start_task(forecast.run(dispatcher.wake), "forecast")
@@ -184,29 +202,37 @@ class Scheduler:
             self._spawn(self._dispatcher.follow_all_changes())
 
     def _handle_health_change(self, peer: PeerHealth) -> None:
-        if peer.name == "denoiser" and peer.serving:
-            self._spawn(self._refresh_models(peer))
-            return
         if peer.name == "embedder" and peer.serving:
             self._spawn(self._refresh_encoders())
         if self._dispatcher is not None:
             self._dispatcher.handle_health_change(peer)
 
-    async def _refresh_models(self, denoiser: PeerHealth) -> None:
-        """Refreshes the models before jobs continue: a restarted denoiser may serve other weights."""
+    def _handle_denoisers_change(self, gained: bool) -> None:
+        """Follows a change of the denoisers.
+
+        Args:
+            gained: whether one is ready that was not.
+        """
+        if self._denoisers is None or self._store is None or self._dispatcher is None:
+            return
+        self._store.set_slots(self._denoisers.slots)
+        if gained:
+            self._dispatcher.handle_health_change(self._denoisers)
+            self._spawn(self._follow_models())
+        else:
+            self._dispatcher.wake()
+
+    async def _follow_models(self) -> None:
+        """Saves the models, and warns of those that cannot be used: a restarted denoiser may serve others."""
         if self._models is None:
             return
         try:
-            await self._models.refresh()
-        except ChorusError as error:
-            log.warning("models not refreshed", error=error.message)
+            await self._models.save()
         except Exception:
             log.exception("models not saved")
         if self._encoders is not None:
             self._encoders.warn_of_faults(self._models.known())
         self._calibrations.warn_of_faults(self._models.known())
-        if self._dispatcher is not None:
-            self._dispatcher.handle_health_change(denoiser)
 
     async def _refresh_encoders(self) -> None:
         if self._encoders is None or self._models is None:

@@ -1,4 +1,4 @@
-"""Metrics of the scheduler: ended generations, and the queue."""
+"""Metrics of the scheduler: ended generations, the queue, and the denoisers."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from services.runtime.metrics import METER, BoundedLabels, create_histogram
 from services.scheduler.dispatch.dispatcher import Dispatcher
 from services.scheduler.jobs.states import State
 from services.scheduler.jobs.store import Job
+from services.scheduler.peers.denoiser_pool import DenoiserPool
 
 _MODEL_LABELS = BoundedLabels(100)
 _GENERATIONS = METER.create_counter(
@@ -53,20 +54,21 @@ def name_decision(generation: pb.Generation) -> str:
 
 def observe_queue(dispatcher: Dispatcher) -> None:
     """Registers the metrics that are read from a dispatcher whenever they are exported."""
+    counter = dispatcher.counter
 
     def measure_age() -> float:
-        created = dispatcher.oldest_created
+        created = counter.oldest_created
         return max(0.0, time.time() - created) if created else 0.0
 
     METER.create_observable_gauge(
         semconv.METRIC_QUEUE_DEPTH,
-        [lambda _: [Observation(dispatcher.queued)]],
+        [lambda _: [Observation(counter.queued)]],
         "{generation}",
         "Generations that wait for their start.",
     )
     METER.create_observable_gauge(
         semconv.METRIC_QUEUE_WORK,
-        [lambda _: [Observation(dispatcher.queued_work)]],
+        [lambda _: [Observation(counter.queued_work)]],
         "s",
         "Expected time on the denoiser of all generations that wait for their start.",
     )
@@ -81,4 +83,31 @@ def observe_queue(dispatcher: Dispatcher) -> None:
         [lambda _: [Observation(dispatcher.running)]],
         "{generation}",
         "Generations that are being worked on.",
+    )
+
+
+def observe_denoisers(denoisers: DenoiserPool) -> None:
+    """Registers the metrics that are read from the denoisers whenever they are exported."""
+    METER.create_observable_gauge(
+        semconv.METRIC_DENOISERS_SERVING,
+        [lambda _: [Observation(denoisers.count_ready())]],
+        "{denoiser}",
+        "Denoisers that can run generations.",
+    )
+    METER.create_observable_gauge(
+        semconv.METRIC_DENOISERS_REFUSED,
+        [lambda _: [Observation(denoisers.count_refused())]],
+        "{denoiser}",
+        "Denoisers that serve a model differently from the others, and are not used for it.",
+    )
+    METER.create_observable_gauge(
+        semconv.METRIC_DENOISER_RUNNING,
+        [
+            lambda _: [
+                Observation(runs, {semconv.DENOISER: address})
+                for address, runs in denoisers.count_runs().items()
+            ]
+        ],
+        "{generation}",
+        "Generations that run on a denoiser.",
     )

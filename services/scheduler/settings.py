@@ -10,7 +10,16 @@ from chorus_rpc.tenancy import DEFAULT_TENANT
 from pydantic import AfterValidator, BeforeValidator, Field, FilePath, SecretStr, StringConstraints
 from pydantic_settings import NoDecode, SettingsConfigDict
 
-from services.runtime.settings import MIB, Key, Port, Seconds, ServerSettings, Target, split_list
+from services.runtime.settings import (
+    MIB,
+    Key,
+    Port,
+    Seconds,
+    ServerSettings,
+    Target,
+    check_distinct,
+    split_list,
+)
 from services.scheduler.database_location import check_location
 
 
@@ -29,8 +38,17 @@ class SchedulerSettings(ServerSettings):
     """Address of the cache: host:port, or any gRPC name."""
     cache_key: Key = SecretStr("")
     """Key that the cache expects of this service, CHORUS_CACHE_SCHEDULER_KEY; empty if it expects none."""
-    denoiser_target: Target = "127.0.0.1:7403"
-    """Address of the denoiser: host:port, or any gRPC name."""
+    denoiser_target: Annotated[
+        tuple[Target, ...],
+        NoDecode,
+        BeforeValidator(split_list),
+        Field(min_length=1, max_length=64),
+        AfterValidator(check_distinct),
+    ] = ("127.0.0.1:7403",)
+    """Addresses of the denoisers, comma separated: host:port or any gRPC name for one denoiser each, and
+    dns:///host:port for all denoisers among whose addresses the host's are, such as a headless service."""
+    resolve_seconds: Annotated[float, Field(ge=0.1, le=3_600)] = 5.0
+    """Time between two DNS queries for the denoisers of dns:///host:port, in seconds."""
 
     database: Annotated[str, Field(max_length=1024), AfterValidator(check_location)] = ".chorus/jobs.db"
     """Database of the jobs: the path of an SQLite file, or the URL of a PostgreSQL database, such as
@@ -55,7 +73,7 @@ class SchedulerSettings(ServerSettings):
     class_seconds: Annotated[float, Field(ge=1, le=86_400)] = 600.0
     """Seconds of waiting that a class of priority counts as; also the bound on the delay by expected work."""
     concurrency: Annotated[int, Field(ge=1, le=256)] = 1
-    """Number of jobs sent to the denoiser concurrently."""
+    """Number of jobs sent to each denoiser concurrently."""
     resume_bytes: Annotated[int, Field(ge=0, le=65_536 * MIB)] = 512 * MIB
     """Upper bound on the memory for interrupted runs, which continue where they stopped, in bytes. 0: they
     start again, and none gives way to a generation of a higher priority."""

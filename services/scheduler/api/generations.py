@@ -59,7 +59,6 @@ class Generations:
         self._notifier = notifier
         self._tenant = settings.tenant
         self._queue_limit = settings.queue_limit
-        self._concurrency = settings.concurrency
         self._defaults = Defaults(
             model_id=settings.default_model,
             reuse=plan_pb2.ReusePolicy.Value(f"REUSE_POLICY_{settings.default_reuse.upper()}"),
@@ -295,7 +294,7 @@ class Generations:
 
     def _queue_full(self) -> ChorusError:
         limit = self._queue_limit
-        seconds = math.ceil(max(1.0, self._throughput.job_seconds / self._concurrency))
+        seconds = math.ceil(max(1.0, self._throughput.job_seconds / self._dispatcher.slots))
         return ChorusError(
             errors.QUEUE_FULL,
             f"the queue is full: {limit} generations are waiting (CHORUS_SCHEDULER_QUEUE_LIMIT);"

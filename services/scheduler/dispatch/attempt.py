@@ -15,6 +15,7 @@ from services.scheduler.dispatch.unfinished_runs import UnfinishedRuns
 from services.scheduler.jobs.states import IN_QUEUE
 from services.scheduler.jobs.store import Job, JobStore
 from services.scheduler.peers.messages import build_denoise_request, truncate_tokens
+from services.scheduler.peers.pooled_denoiser import PooledDenoiser
 
 log = get_logger("attempt")
 
@@ -38,8 +39,8 @@ class AttemptRunner:
         """Requests that the run of a job gives way at its next step; ignored before it has started."""
         self._denoise_runner.pause(job_id)
 
-    async def run(self, job: Job, span: Span) -> None:
-        """Runs a queued job, and returns when its video is complete, or when it is paused.
+    async def run(self, job: Job, denoiser: PooledDenoiser, span: Span) -> None:
+        """Runs a queued job on a denoiser, and returns when its video is complete, or when it is paused.
 
         A run that was interrupted before is continued. Returns early when the job has left the expected
         state, for instance because it was cancelled.
@@ -87,5 +88,5 @@ class AttemptRunner:
                 seed_drawn=job.generation.seed_chosen,
                 max_resume_point_bytes=self._unfinished_runs.max_point_bytes,
             )
-        parameters = DenoiseParameters(running, prepared, request, timings, dequeued, earlier)
+        parameters = DenoiseParameters(running, denoiser, prepared, request, timings, dequeued, earlier)
         await self._denoise_runner.run(parameters, span)

@@ -33,7 +33,7 @@ from services.scheduler.jobs.passing_faults import PassingFault, wait_out
 from services.scheduler.jobs.states import State
 from services.scheduler.jobs.store import Job, JobStore
 from services.scheduler.jobs.video_files import VideoFiles
-from services.scheduler.peers.denoiser import DenoiserClient
+from services.scheduler.peers.pooled_denoiser import PooledDenoiser
 
 log = get_logger("denoise_runner")
 
@@ -51,12 +51,14 @@ class DenoiseParameters:
 
     Attributes:
         job: a job in state RUNNING.
+        denoiser: runs it.
         timings: timings known before the run; completed by it.
         dequeued: monotonic seconds at which the job left the queue.
         earlier: the interrupted run that this one continues; None if it starts from its beginning.
     """
 
     job: Job
+    denoiser: PooledDenoiser
     prepared: Prepared
     request: denoiser_pb2.DenoiseRequest
     timings: pb.Timings
@@ -88,7 +90,6 @@ class DenoiseRunner:
 
     def __init__(
         self,
-        denoiser: DenoiserClient,
         store: JobStore,
         videos: VideoFiles,
         throughput: Throughput,
@@ -97,7 +98,6 @@ class DenoiseRunner:
         *,
         max_video_bytes: int,
     ) -> None:
-        self._denoiser = denoiser
         self._store = store
         self._videos = videos
         self._throughput = throughput
@@ -128,15 +128,17 @@ class DenoiseRunner:
             self._throughput.decode_seconds(parameters.job.generation.spec),
             self._max_video_bytes,
             earlier.steps_run if earlier else 0,
+            parameters.denoiser.address,
         )
         attributes: dict[str, str | bool | int | float] = {
-            semconv.GEN_AI_MODEL: parameters.prepared.model.model_id
+            semconv.GEN_AI_MODEL: parameters.prepared.model.model_id,
+            semconv.DENOISER_ADDRESS: parameters.denoiser.address,
         }
         if plan.HasField("donor"):
             attributes[semconv.ENTRY_ID] = plan.donor.entry_id
             attributes[semconv.DONOR_SCORE] = plan.donor.score
         running = self._running[job_id] = _Running()
-        pausing = asyncio.create_task(self._pause_when_requested(parameters.job, running), name="pause")
+        pausing = asyncio.create_task(_pause_when_requested(parameters, running), name="pause")
         try:
             with telemetry.span(semconv.SPAN_DISPATCH, attributes, link=plan.donor.traceparent):
                 await self._follow(parameters, stream, running.began)
@@ -152,7 +154,7 @@ class DenoiseRunner:
         try:
             async with AsyncExitStack() as resources:
                 replies = await resources.enter_async_context(
-                    aclosing(self._denoiser.denoise(parameters.request, parameters.job.caller))
+                    aclosing(parameters.denoiser.denoise(parameters.request, parameters.job.caller))
                 )
                 async for reply in replies:
                     events = stream.convert(reply)
@@ -193,15 +195,6 @@ class DenoiseRunner:
                 changed = errors.unavailable("denoiser", f"it cannot continue the run: {error.message}")
                 raise RetryableFailure("denoiser", changed) from error
             raise classify_failure(error, "denoiser", stream.began) from error
-
-    async def _pause_when_requested(self, job: Job, running: _Running) -> None:
-        """Pauses a run once it is requested. A run that cannot be paused goes on."""
-        await running.pause.wait()
-        await running.began.wait()  # before, the denoiser does not know the run
-        try:
-            await self._denoiser.pause(job.job_id, job.caller)
-        except ChorusError as error:
-            log.info("not paused", generation_id=job.job_id, error=error.message)
 
     def _keep(self, parameters: DenoiseParameters, stream: DenoiseStream) -> None:
         """Keeps what the run has computed, for another attempt."""
@@ -328,3 +321,14 @@ def _find_admitted(parameters: DenoiseParameters, stream: DenoiseStream) -> late
         return None
     reused = stream.reuse_steps > 0 and request.admission.HasField("approximation")
     return approximate(parameters.prepared.identity, request.admission.approximation if reused else None)
+
+
+async def _pause_when_requested(parameters: DenoiseParameters, running: _Running) -> None:
+    """Pauses a run once it is requested. A run that cannot be paused goes on."""
+    await running.pause.wait()
+    await running.began.wait()  # before, the denoiser does not know the run
+    job = parameters.job
+    try:
+        await parameters.denoiser.pause(job.job_id, job.caller)
+    except ChorusError as error:
+        log.info("not paused", generation_id=job.job_id, error=error.message)

@@ -24,6 +24,7 @@ class DenoiseStream:
         decode_seconds: estimated seconds of the decoding, 0 if unknown.
         max_video_bytes: upper bound on the size of the video.
         earlier_steps: number of steps that interrupted attempts computed and this one does not repeat.
+        denoiser: address of the denoiser.
 
     Attributes:
         began: whether the denoiser has replied at all.
@@ -44,6 +45,7 @@ class DenoiseStream:
         decode_seconds: float,
         max_video_bytes: int,
         earlier_steps: int = 0,
+        denoiser: str = "",
     ) -> None:
         self.began = False
         self.resumed = False
@@ -59,6 +61,7 @@ class DenoiseStream:
         self._decode_seconds = decode_seconds
         self._max_video_bytes = max_video_bytes
         self._earlier_steps = earlier_steps
+        self._denoiser = denoiser
         self._video: BlobAssembler | None = None
 
     def convert(self, reply: denoiser_pb2.DenoiseResponse) -> list[pb.GenerationEvent]:
@@ -110,6 +113,7 @@ class DenoiseStream:
             total_steps=started.total_steps,
             attempt=self._attempt,
             host_adapter=started.host_adapter,
+            denoiser=self._denoiser,
             resumed_step=started.resumed_step,
             earlier_steps=self._earlier_steps if self.resumed else 0,
         )

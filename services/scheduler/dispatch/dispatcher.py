@@ -6,7 +6,6 @@ import asyncio
 import secrets
 import time
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import structlog
@@ -17,7 +16,9 @@ from chorus_rpc.errors import ChorusError
 from services.runtime.logs import get_logger
 from services.scheduler.dispatch.attempt import AttemptRunner
 from services.scheduler.dispatch.forecast import Forecast
-from services.scheduler.dispatch.preemption import choose_runs_to_pause
+from services.scheduler.dispatch.pauses import Pause, forget_pauses
+from services.scheduler.dispatch.preemption import Preemption
+from services.scheduler.dispatch.queue_counter import QueueCounter
 from services.scheduler.dispatch.recovery import Recovery, internal_error, queued, too_many_crashes
 from services.scheduler.dispatch.repetition import make_repetition_key
 from services.scheduler.dispatch.retry import RetryableFailure
@@ -25,7 +26,9 @@ from services.scheduler.jobs.passing_faults import PassingFault, find_passing_fa
 from services.scheduler.jobs.states import ENDED, IN_QUEUE, UNFINISHED, State
 from services.scheduler.jobs.store import Job, JobStore, QueuedJob, StoreError
 from services.scheduler.jobs.video_files import VideoFiles
-from services.scheduler.peers.health import PeerHealth
+from services.scheduler.peers.denoiser_pool import DenoiserPool
+from services.scheduler.peers.health import Peer
+from services.scheduler.peers.pooled_denoiser import PooledDenoiser
 from services.scheduler.settings import SchedulerSettings
 
 log = get_logger("dispatcher")
@@ -36,31 +39,10 @@ _FIRST_PAUSE = 0.1
 _ANNOUNCED_POSITIONS = 10
 # Number of overdue jobs that one look at the queue ends.
 _OVERDUE_BATCH = 100
-# Least time between two counts of the queue for the metrics, in seconds.
-_COUNT_SECONDS = 1.0
-# Time after its end for which a pause is remembered, so that the next one is longer, in seconds.
-_PAUSE_MEMORY_SECONDS = 60.0
-# Upper bound on a server-requested retry delay, in seconds.
-_MAX_SERVER_PAUSE = 30.0
 # Pause after a fault of the job store or another resource, in seconds.
 _FAULT_PAUSE = 1.0
 # Upper bound on the wait for attempts whose jobs have ended during the drain, in seconds.
 _DRAIN_SECONDS = 5.0
-
-
-@dataclass
-class _Pause:
-    """Pause of a job before its next attempt.
-
-    Attributes:
-        until: end of the pause, in monotonic seconds.
-        seconds: length of the pause.
-        service: the service that failed.
-    """
-
-    until: float
-    seconds: float
-    service: str
 
 
 class Dispatcher:
@@ -68,12 +50,11 @@ class Dispatcher:
 
     Args:
         forecast: estimates the jobs of the queue after each look at it.
-        required_peers: health of those services without which no job can run.
+        required_peers: those services without which no job can run.
+        denoisers: run the jobs; one of the required peers.
 
     Attributes:
-        queued: number of jobs that wait for their start, at most a second ago.
-        queued_work: expected seconds of their runs, together.
-        oldest_created: time at which the first of them was submitted, in Unix seconds; 0 for an empty queue.
+        counter: figures of the queue.
     """
 
     def __init__(
@@ -82,7 +63,8 @@ class Dispatcher:
         store: JobStore,
         videos: VideoFiles,
         forecast: Forecast,
-        required_peers: Sequence[PeerHealth],
+        required_peers: Sequence[Peer],
+        denoisers: DenoiserPool,
         settings: SchedulerSettings,
     ) -> None:
         self._attempt_runner = attempt_runner
@@ -90,32 +72,33 @@ class Dispatcher:
         self._videos = videos
         self._forecast = forecast
         self._required_peers = required_peers
+        self._denoisers = denoisers
+        self.counter = QueueCounter(store)
         self._settings = settings
         self._recovery = Recovery(store, videos, settings.max_crashes)
         self._wake = asyncio.Event()
         self._tasks: dict[str, asyncio.Task[None]] = {}
         # Running jobs that a waiting one may repeat: tenant and key by job id.
         self._repeated: dict[str, tuple[str, bytes]] = {}
-        self._pauses: dict[str, _Pause] = {}
-        # Jobs that run, as they were in the queue, and those of them that are about to give way.
-        self._running: dict[str, QueuedJob] = {}
-        self._giving_way: set[str] = set()
+        self._pauses: dict[str, Pause] = {}
+        self._preemption = Preemption(store)
         self._stopping = False
-        self.queued = 0
-        self.queued_work = 0.0
-        self.oldest_created = 0.0
-        self._next_count = 0.0  # monotonic seconds
 
     @property
     def running(self) -> int:
         """Number of jobs that tasks work on."""
         return len(self._tasks)
 
+    @property
+    def slots(self) -> int:
+        """Number of jobs that can run at once."""
+        return self._denoisers.slots
+
     def wake(self) -> None:
         """Requests another look at the queue, after a change to a job or a service."""
         self._wake.set()
 
-    def handle_health_change(self, peer: PeerHealth) -> None:
+    def handle_health_change(self, peer: Peer) -> None:
         """Ends every pause when a peer has become available, so that waiting jobs are retried at once."""
         if peer.serving:
             for pause in self._pauses.values():
@@ -211,7 +194,7 @@ class Dispatcher:
         self._wake.clear()
         if self._stopping:
             return None
-        free = self._settings.concurrency - len(self._tasks)
+        free = self._denoisers.slots - len(self._tasks)
         wanted = max(free, 0) + len(self._pauses) + _ANNOUNCED_POSITIONS
         look = await self._store.look(time.time(), wanted, _OVERDUE_BATCH)
         await self._recovery.end_overdue(look.overdue)
@@ -221,12 +204,12 @@ class Dispatcher:
         # The store lists what ends here as waiting a moment before its task has ended.
         gone = {*look.overdue, *self._tasks}
         queue = [job for job in look.first if job.job_id not in gone]
-        self._forget_pauses({job.job_id for job in queue})
+        self._pauses = forget_pauses(self._pauses, {job.job_id for job in queue})
         started = await self._start(queue, free)
         queue = [job for job in queue if job.job_id not in started]
         await self._announce(queue)
         self._forecast.wake()
-        due = [await self._count()]
+        due = [await self.counter.count(), self._denoisers.rest_seconds() or None]
         if look.next_deadline is not None:
             due.append(look.next_deadline - time.time())
         now = time.monotonic()
@@ -247,46 +230,57 @@ class Dispatcher:
         gone: set[str] = set()
         if unavailable is not None:
             for waiting in select_jobs(queue, paused, free):
-                await self._record_wait(waiting, unavailable)
+                await self._record_wait(waiting, unavailable.unavailable())
             return gone
         for waiting in select_jobs(queue, paused, len(queue)):
-            if len(self._tasks) >= self._settings.concurrency or self._stopping:
+            if not self._denoisers.free_slots or self._stopping:
                 break
-            if self._repeated and await self._repeats_running(waiting.job_id):
+            job = await self._store.get(waiting.job_id)
+            if job is None or self._repeats_running(job):
                 continue
-            gone.add(waiting.job_id)
-            job = await self._store.claim(waiting.job_id)
-            if job is not None and not self._stopping:
-                task = asyncio.create_task(self._work(job), name=f"job {job.job_id}")
-                self._tasks[job.job_id] = task
-                self._running[job.job_id] = waiting
-                if (key := make_repetition_key(job.generation)) is not None:
-                    self._repeated[job.job_id] = (job.tenant, key)
-                task.add_done_callback(partial(self._done, job.job_id))
-        if self._settings.resume_bytes and not self._stopping:
-            first = [job for job in select_jobs(queue, paused, len(queue)) if job.job_id not in gone]
-            for job_id in choose_runs_to_pause(first, self._running.values(), self._giving_way):
-                log.info("run gives way", generation_id=job_id)
-                self._giving_way.add(job_id)
+            model_id = job.generation.spec.model_id
+            denoiser = self._denoisers.reserve(model_id)
+            if denoiser is not None:
+                gone.add(waiting.job_id)
+                await self._claim(waiting, denoiser)
+            elif (outage := self._denoisers.find_outage(model_id)) is not None:
+                await self._record_wait(waiting, outage)
+        if not self._denoisers.free_slots and self._settings.resume_bytes and not self._stopping:
+            waiting_jobs = [job for job in queue if job.job_id not in paused | gone]
+            for job_id in await self._preemption.make_room(waiting_jobs):
                 self._attempt_runner.pause(job_id)
         return gone
 
-    async def _repeats_running(self, job_id: str) -> bool:
-        """Returns whether a job repeats a running one, whose result will answer it without a computation."""
-        job = await self._store.get(job_id)
-        key = None if job is None else make_repetition_key(job.generation)
-        return job is not None and (job.tenant, key) in self._repeated.values()
+    async def _claim(self, waiting: QueuedJob, denoiser: PooledDenoiser) -> None:
+        """Starts a job in a slot of a denoiser, and returns the slot if another scheduler has the job."""
+        task, job_id = None, waiting.job_id
+        try:
+            job = await self._store.claim(job_id)
+            if job is not None and not self._stopping:
+                task = asyncio.create_task(self._work(job, denoiser), name=f"job {job_id}")
+                self._tasks[job_id] = task
+                self._preemption.start(waiting, denoiser)
+                if (key := make_repetition_key(job.generation)) is not None:
+                    self._repeated[job_id] = (job.tenant, key)
+                task.add_done_callback(partial(self._done, job_id, denoiser))
+        finally:
+            if task is None:
+                denoiser.release()
 
-    def _done(self, job_id: str, task: asyncio.Task[None]) -> None:
+    def _repeats_running(self, job: Job) -> bool:
+        """Returns whether a job repeats a running one, whose result will answer it without a computation."""
+        return (job.tenant, make_repetition_key(job.generation)) in self._repeated.values()
+
+    def _done(self, job_id: str, denoiser: PooledDenoiser, task: asyncio.Task[None]) -> None:
+        denoiser.release()
         del self._tasks[job_id]
         self._repeated.pop(job_id, None)
-        self._running.pop(job_id, None)
-        self._giving_way.discard(job_id)
+        self._preemption.end(job_id)
         self._wake.set()
         if not task.cancelled() and (cause := task.exception()) is not None:
             log.error("attempt ended without an outcome", generation_id=job_id, exc_info=cause)
 
-    async def _work(self, job: Job) -> None:
+    async def _work(self, job: Job, denoiser: PooledDenoiser) -> None:
         """Runs one attempt and records its outcome. Raises only CancelledError."""
         with structlog.contextvars.bound_contextvars(generation_id=job.job_id):
             try:
@@ -300,8 +294,10 @@ class Dispatcher:
                         },
                         parent=job.traceparent or None,
                     ) as span:
-                        await self._attempt_runner.run(job, span)
+                        await self._attempt_runner.run(job, denoiser, span)
                 except RetryableFailure as failure:
+                    if failure.service == self._denoisers.name:
+                        denoiser.report_failure(failure.cause, failure.crashed)
                     await self._retry(job, failure)
                 except PassingFault as fault:
                     await self._retry(job, RetryableFailure("scheduler", fault))
@@ -314,6 +310,7 @@ class Dispatcher:
                         log.exception("attempt failed")
                         await self._fail_own(job, internal_error(job))
                 else:
+                    denoiser.report_success()
                     self._pauses.pop(job.job_id, None)
             except Exception:
                 # The store has the job in its last state: the next look at the queue continues from there.
@@ -325,11 +322,17 @@ class Dispatcher:
         if failure.crashed and job.crashes + 1 >= self._settings.max_crashes:
             await self._fail_own(job, too_many_crashes(job.crashes + 1))
             return
+        model_id = job.generation.spec.model_id
+        if failure.service == self._denoisers.name and self._denoisers.can_run(model_id):
+            self._pauses.pop(job.job_id, None)
+            requeue = partial(self._recovery.release, job.job_id, failure.crashed, _new_change())
+            await wait_out(requeue, job.deadline)
+            return
         before = self._pauses.get(job.job_id)
         seconds = min(2 * before.seconds, self._settings.retry_seconds) if before else _FIRST_PAUSE
-        if failure.cause.reason == errors.QUEUE_FULL and failure.cause.retry_after:
-            seconds = max(seconds, min(failure.cause.retry_after, _MAX_SERVER_PAUSE))
-        self._pauses[job.job_id] = _Pause(time.monotonic() + seconds, seconds, failure.service)
+        if failure.cause.reason == errors.QUEUE_FULL:
+            seconds = max(seconds, self._denoisers.rest_seconds(model_id))
+        self._pauses[job.job_id] = Pause(time.monotonic() + seconds, seconds, failure.service)
         announced = before is not None and before.service == failure.service
         record = partial(self._record_interruption, job.job_id, failure, announced, _new_change())
         await wait_out(record, job.deadline)
@@ -354,13 +357,13 @@ class Dispatcher:
             change=change,
         )
 
-    async def _record_wait(self, queued: QueuedJob, peer: PeerHealth) -> None:
+    async def _record_wait(self, queued: QueuedJob, cause: ChorusError) -> None:
         """Records that the next job to start waits for a service."""
-        pause = self._pauses.get(queued.job_id)
-        if queued.state is State.WAITING and pause is not None and pause.service == peer.name:
+        pause, service = self._pauses.get(queued.job_id), cause.metadata["service"]
+        if queued.state is State.WAITING and pause is not None and pause.service == service:
             return
-        self._pauses[queued.job_id] = _Pause(0.0, _FIRST_PAUSE, peer.name)
-        await self._store.advance(queued.job_id, IN_QUEUE, [_waiting(peer.unavailable())], owner=None)
+        self._pauses[queued.job_id] = Pause(0.0, _FIRST_PAUSE, service)
+        await self._store.advance(queued.job_id, IN_QUEUE, [_waiting(cause)], owner=None)
 
     async def _fail_own(self, job: Job, error: ChorusError) -> None:
         """Ends a job of this scheduler; waits while the store cannot be written."""
@@ -372,27 +375,6 @@ class Dispatcher:
         for position, job in enumerate(queue[:_ANNOUNCED_POSITIONS], 1):
             if job.state is State.QUEUED and job.announced != position:
                 await self._store.advance(job.job_id, {State.QUEUED}, [queued(position)], owner=None)
-
-    async def _count(self) -> float | None:
-        """Counts the queue for the metrics, unless it was counted just now.
-
-        Returns the seconds until the next count, None if the latest one is up to date.
-        """
-        left = self._next_count - time.monotonic()
-        if left > 0:
-            return left
-        state = await self._store.queue_state()
-        self.queued, self.queued_work = state.waiting, state.work
-        self.oldest_created = state.oldest_created
-        self._next_count = time.monotonic() + _COUNT_SECONDS
-        return None
-
-    def _forget_pauses(self, waiting: Collection[str]) -> None:
-        """Forgets pauses that ended long ago, unless their jobs still wait at the head of the queue."""
-        end = time.monotonic() - _PAUSE_MEMORY_SECONDS
-        self._pauses = {
-            job_id: pause for job_id, pause in self._pauses.items() if pause.until > end or job_id in waiting
-        }
 
 
 def select_jobs(ordered: Iterable[QueuedJob], paused: Collection[str], free: int) -> list[QueuedJob]:

@@ -19,7 +19,7 @@ from services.scheduler.dispatch.retry import RetryableFailure
 from services.scheduler.dispatch.throughput import Throughput, expected_seconds
 from services.scheduler.jobs.passing_faults import PassingFault
 from services.scheduler.jobs.store import Job, JobStore, StoreError
-from services.scheduler.peers.health import PeerHealth
+from services.scheduler.peers.health import Peer
 
 log = get_logger("forecast")
 
@@ -39,7 +39,7 @@ class Forecast:
         store: JobStore,
         preparation: Preparation,
         throughput: Throughput,
-        required_peers: Sequence[PeerHealth],
+        required_peers: Sequence[Peer],
     ) -> None:
         self._store = store
         self._preparation = preparation

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterable
+from functools import partial
 
 from chorus.scheduler.v1 import scheduler_pb2 as pb
 from chorus_rpc import errors
@@ -35,11 +36,13 @@ class Recovery:
             if job is not None:
                 await self.fail(job_id, job.deadline.exceeded(), owner=None)
 
-    async def release(self, job_id: str) -> None:
-        """Requeues a job whose task has been stopped."""
-        own = self._store.scheduler_id
-        if await self._store.advance(job_id, {State.RUNNING}, [queued(1)], owner=own) is None:
-            await self._store.advance(job_id, IN_QUEUE, [], owner=own)
+    async def release(self, job_id: str, crashed: bool = False, change: str = "") -> None:
+        """Requeues a job whose task has ended. Arguments as of `JobStore.advance`."""
+        requeue = partial(
+            self._store.advance, job_id, owner=self._store.scheduler_id, crashed=crashed, change=change
+        )
+        if await requeue({State.RUNNING}, [queued(1)]) is None:
+            await requeue(IN_QUEUE, [])
 
     async def fail(self, job_id: str, error: ChorusError, owner: str | None, change: str = "") -> Job | None:
         """Ends a job with an error. Arguments and result as of `JobStore.advance`."""

@@ -7,6 +7,7 @@ import secrets
 import time
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Concatenate, Final, ParamSpec, TypeVar
 
@@ -101,6 +102,9 @@ class SqlStore(JobStore):
         return await self._read(
             queue_statements.expect_wait, priority, work, at_least, self._clock(), self._ordering
         )
+
+    def set_slots(self, slots: int) -> None:
+        self._ordering = replace(self._ordering, slots=slots)
 
     async def queue_state(self) -> QueueState:
         return await self._read(queue_statements.read_queue_state)

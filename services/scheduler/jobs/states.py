@@ -91,6 +91,7 @@ def apply(generation: pb.Generation, event: pb.GenerationEvent) -> None:
             generation.donor.CopyFrom(event.started.donor)
         generation.steps_completed = max(event.started.reuse_steps, event.started.resumed_step)
         generation.steps_run = event.started.earlier_steps
+        generation.denoiser = event.started.denoiser
     elif kind == "step_completed":
         generation.steps_completed = event.step_completed.step.index
         generation.steps_run += 1
@@ -108,5 +109,5 @@ def apply(generation: pb.Generation, event: pb.GenerationEvent) -> None:
 
 def _clear_attempt(generation: pb.Generation) -> None:
     """Clears the results of an earlier attempt, which do not hold for the next one."""
-    for field in ("plan", "donor", "steps_run", "steps_completed", "warnings"):
+    for field in ("plan", "donor", "steps_run", "steps_completed", "warnings", "denoiser"):
         generation.ClearField(field)

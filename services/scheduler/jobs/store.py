@@ -195,6 +195,10 @@ class JobStore(ABC):
         """
 
     @abstractmethod
+    def set_slots(self, slots: int) -> None:
+        """Sets the number of jobs that run at once, by which expected waits and the order are computed."""
+
+    @abstractmethod
     async def queue_state(self) -> QueueState: ...
 
     @abstractmethod

@@ -92,7 +92,7 @@ def open_connection(
     """
     channel = open_channel(target, settings.max_message_bytes)
     resources.push_async_callback(channel.close)
-    health = PeerHealth(name, service, channel, on_change, settings.retry_seconds)
+    health = PeerHealth(name, service, channel, on_change, settings.retry_seconds, target)
     resources.push_async_callback(health.close)
     resources.start_task(health.watch(), f"watch {name}")
     return PeerConnection(name, channel, settings.tenant, health, key)

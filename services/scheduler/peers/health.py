@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import grpc
 import grpc.aio
@@ -25,6 +25,21 @@ log = get_logger("health")
 _FIRST_PAUSE = 0.1
 
 
+class Peer(Protocol):
+    """Service that jobs need, in one or several processes."""
+
+    @property
+    def name(self) -> str:
+        """Short name, as error messages use it."""
+
+    @property
+    def serving(self) -> bool | None:
+        """Whether it can be called; None until that is known."""
+
+    def unavailable(self) -> ChorusError:
+        """Returns the DEPENDENCY_UNAVAILABLE error that names the peer and the reason."""
+
+
 class PeerHealth:
     """Availability of one peer.
 
@@ -33,6 +48,7 @@ class PeerHealth:
         service: full protobuf name of the watched service.
         on_change: callback after each change of `serving`.
         max_pause: upper bound on the pause between two attempts to reach the peer, in seconds.
+        target: its address, for the log.
     """
 
     def __init__(
@@ -42,6 +58,7 @@ class PeerHealth:
         channel: grpc.aio.Channel,
         on_change: Callable[[PeerHealth], None],
         max_pause: float,
+        target: str = "",
     ) -> None:
         self.name = name
         # None until the first answer, or the first failure to reach the peer.
@@ -54,6 +71,7 @@ class PeerHealth:
         self._channel = channel
         self._on_change = on_change
         self._max_pause = max_pause
+        self._target = target
 
     def unavailable(self) -> ChorusError:
         """Returns the DEPENDENCY_UNAVAILABLE error that names the peer and the reason."""
@@ -123,7 +141,12 @@ class PeerHealth:
             return
         self.serving = serving
         if serving:
-            log.info("service available", peer=self.name)
+            log.info("service available", peer=self.name, target=self._target)
         else:
-            log.warning("service unavailable", peer=self.name, reason=self.unavailable().message)
+            log.warning(
+                "service unavailable",
+                peer=self.name,
+                target=self._target,
+                reason=self.unavailable().message,
+            )
         self._on_change(self)

@@ -23,6 +23,9 @@ from services.scheduler.jobs.sql_store import SqlStore, open_store
 from services.scheduler.jobs.states import IN_QUEUE, State
 from services.scheduler.jobs.store import Job, NewJob, QueuedJob, QueueLook, StoreError
 
+# Denoisers without a free slot.
+NO_DENOISER = cast(Any, SimpleNamespace(slots=0, free_slots=0, rest_seconds=lambda: 0.0))
+
 queues = st.lists(
     st.builds(
         lambda number, state: QueuedJob(f"job-{number}", state, 0.0, 0),
@@ -58,8 +61,8 @@ class _FailingStore:
 async def test_dispatcher_ends_with_a_store_that_is_damaged() -> None:
     """Its end ends the process, so that no accepted job waits unnoticed."""
     unused = cast(Any, None)
-    settings = cast(Any, SimpleNamespace(max_crashes=5, concurrency=1))
-    dispatcher = Dispatcher(unused, cast(Any, _FailingStore()), unused, unused, (), settings)
+    settings = cast(Any, SimpleNamespace(max_crashes=5))
+    dispatcher = Dispatcher(unused, cast(Any, _FailingStore()), unused, unused, (), NO_DENOISER, settings)
     with pytest.raises(StoreError, match="damaged"):
         await asyncio.wait_for(dispatcher.run(), 20)
 
@@ -83,9 +86,11 @@ async def interrupt_job(path: Path, deadline: float, *, planned: bool) -> None:
 
 async def dispatch_until(store: SqlStore, reached: Callable[[Job], bool]) -> Job:
     """Runs a dispatcher that starts no job until the job is as expected."""
-    settings = cast(Any, SimpleNamespace(max_crashes=5, concurrency=0))
+    settings = cast(Any, SimpleNamespace(max_crashes=5))
     forecast = cast(Any, SimpleNamespace(wake=lambda: None))
-    dispatcher = Dispatcher(cast(Any, None), store, cast(Any, _StuckVideos()), forecast, (), settings)
+    dispatcher = Dispatcher(
+        cast(Any, None), store, cast(Any, _StuckVideos()), forecast, (), NO_DENOISER, settings
+    )
     running = asyncio.create_task(dispatcher.run())
     try:
         async with asyncio.timeout(20):

@@ -308,6 +308,7 @@ class Generation(google.protobuf.message.Message):
     TRACE_ID_FIELD_NUMBER: builtins.int
     ATTEMPTS_FIELD_NUMBER: builtins.int
     SEED_CHOSEN_FIELD_NUMBER: builtins.int
+    DENOISER_FIELD_NUMBER: builtins.int
     generation_id: builtins.str
     request_id: builtins.str
     state: Global___GenerationState.ValueType
@@ -327,6 +328,8 @@ class Generation(google.protobuf.message.Message):
     """Number of times the run was started. More than 1 if a service failed during a run, or the run was paused."""
     seed_chosen: builtins.bool
     """Whether the server chose the seed, because the request stated none."""
+    denoiser: builtins.str
+    """Address of the denoiser of the last run. Empty before its start."""
     @property
     def spec(self) -> Global___GenerationSpec:
         """The accepted specification, with defaults filled in."""
@@ -380,9 +383,10 @@ class Generation(google.protobuf.message.Message):
         trace_id: builtins.str = ...,
         attempts: builtins.int = ...,
         seed_chosen: builtins.bool = ...,
+        denoiser: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["create_time", b"create_time", "donor", b"donor", "end_time", b"end_time", "error", b"error", "plan", b"plan", "spec", b"spec", "timings", b"timings", "video", b"video"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["attempts", b"attempts", "create_time", b"create_time", "donor", b"donor", "end_time", b"end_time", "error", b"error", "generation_id", b"generation_id", "last_sequence", b"last_sequence", "plan", b"plan", "queue_position", b"queue_position", "request_id", b"request_id", "seed_chosen", b"seed_chosen", "spec", b"spec", "state", b"state", "steps_completed", b"steps_completed", "steps_run", b"steps_run", "timings", b"timings", "trace_id", b"trace_id", "video", b"video", "warnings", b"warnings"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["attempts", b"attempts", "create_time", b"create_time", "denoiser", b"denoiser", "donor", b"donor", "end_time", b"end_time", "error", b"error", "generation_id", b"generation_id", "last_sequence", b"last_sequence", "plan", b"plan", "queue_position", b"queue_position", "request_id", b"request_id", "seed_chosen", b"seed_chosen", "spec", b"spec", "state", b"state", "steps_completed", b"steps_completed", "steps_run", b"steps_run", "timings", b"timings", "trace_id", b"trace_id", "video", b"video", "warnings", b"warnings"]) -> None: ...
 
 Global___Generation: typing_extensions.TypeAlias = Generation
 
@@ -454,6 +458,7 @@ class StartedEvent(google.protobuf.message.Message):
     DONOR_FIELD_NUMBER: builtins.int
     ATTEMPT_FIELD_NUMBER: builtins.int
     HOST_ADAPTER_FIELD_NUMBER: builtins.int
+    DENOISER_FIELD_NUMBER: builtins.int
     RESUMED_STEP_FIELD_NUMBER: builtins.int
     EARLIER_STEPS_FIELD_NUMBER: builtins.int
     reuse_steps: builtins.int
@@ -463,6 +468,8 @@ class StartedEvent(google.protobuf.message.Message):
     """Number of the run, starting at 1."""
     host_adapter: builtins.str
     """Id of the model's host adapter, if it computes the first step of the run. Empty on a miss."""
+    denoiser: builtins.str
+    """Address of the denoiser, as the scheduler reaches it."""
     resumed_step: builtins.int
     """Step boundary that an interrupted attempt had reached and from which this run continues, with the same result; 0 if
     the run starts from its beginning.
@@ -479,11 +486,12 @@ class StartedEvent(google.protobuf.message.Message):
         donor: chorus.common.v1.plan_pb2.DonorRef | None = ...,
         attempt: builtins.int = ...,
         host_adapter: builtins.str = ...,
+        denoiser: builtins.str = ...,
         resumed_step: builtins.int = ...,
         earlier_steps: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["donor", b"donor"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["attempt", b"attempt", "donor", b"donor", "earlier_steps", b"earlier_steps", "host_adapter", b"host_adapter", "resumed_step", b"resumed_step", "reuse_steps", b"reuse_steps", "total_steps", b"total_steps"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["attempt", b"attempt", "denoiser", b"denoiser", "donor", b"donor", "earlier_steps", b"earlier_steps", "host_adapter", b"host_adapter", "resumed_step", b"resumed_step", "reuse_steps", b"reuse_steps", "total_steps", b"total_steps"]) -> None: ...
 
 Global___StartedEvent: typing_extensions.TypeAlias = StartedEvent
 

@@ -1,0 +1,31 @@
+"""Pauses of jobs before their next attempt."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+# Time after its end for which a pause is remembered, so that the next one is longer, in seconds.
+_MEMORY_SECONDS = 60.0
+
+
+@dataclass
+class Pause:
+    """Pause of a job before its next attempt.
+
+    Attributes:
+        until: end of the pause, in monotonic seconds.
+        seconds: length of the pause.
+        service: the service that failed.
+    """
+
+    until: float
+    seconds: float
+    service: str
+
+
+def forget_pauses(pauses: Mapping[str, Pause], waiting: Collection[str]) -> dict[str, Pause]:
+    """Returns the pauses that ended lately or last, and those of jobs that wait at the head of the queue."""
+    end = time.monotonic() - _MEMORY_SECONDS
+    return {job_id: pause for job_id, pause in pauses.items() if pause.until > end or job_id in waiting}
