@@ -22,6 +22,7 @@ from services.scheduler.dispatch.admissions import PendingAdmissions
 from services.scheduler.dispatch.attempt import AttemptRunner
 from services.scheduler.dispatch.denoise_runner import DenoiseRunner
 from services.scheduler.dispatch.dispatcher import Dispatcher
+from services.scheduler.dispatch.donors_in_flight import DonorsInFlight
 from services.scheduler.dispatch.forecast import Forecast
 from services.scheduler.dispatch.preparation import Preparation
 from services.scheduler.dispatch.throughput import Throughput
@@ -146,7 +147,8 @@ class Scheduler:
         denoise_runner = DenoiseRunner(
             store, videos, throughput, admissions, unfinished_runs, max_video_bytes=settings.max_video_bytes
         )
-        attempt_runner = AttemptRunner(store, preparation, denoise_runner, unfinished_runs)
+        in_flight = DonorsInFlight(preparation, throughput) if settings.wait_for_donors else None
+        attempt_runner = AttemptRunner(store, preparation, denoise_runner, unfinished_runs, in_flight)
         required_peers = (embedder_client.health, denoisers)
         forecast = Forecast(store, preparation, throughput, required_peers)
         dispatcher = Dispatcher(attempt_runner, store, videos, forecast, required_peers, denoisers, settings)

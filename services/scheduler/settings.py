@@ -74,6 +74,8 @@ class SchedulerSettings(ServerSettings):
     """Seconds of waiting that a class of priority counts as; also the bound on the delay by expected work."""
     concurrency: Annotated[int, Field(ge=1, le=256)] = 1
     """Number of jobs sent to each denoiser concurrently."""
+    wait_for_donors: bool = True
+    """Whether a generation waits for a run under way whose latents save more than the wait costs."""
     resume_bytes: Annotated[int, Field(ge=0, le=65_536 * MIB)] = 512 * MIB
     """Upper bound on the memory for interrupted runs, which continue where they stopped, in bytes. 0: they
     start again, and none gives way to a generation of a higher priority."""

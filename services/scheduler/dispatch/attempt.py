@@ -10,6 +10,7 @@ from chorus_rpc.telemetry import Span
 
 from services.runtime.logs import get_logger
 from services.scheduler.dispatch.denoise_runner import DenoiseParameters, DenoiseRunner
+from services.scheduler.dispatch.donors_in_flight import DonorsInFlight
 from services.scheduler.dispatch.preparation import Preparation
 from services.scheduler.dispatch.unfinished_runs import UnfinishedRuns
 from services.scheduler.jobs.states import IN_QUEUE
@@ -21,7 +22,12 @@ log = get_logger("attempt")
 
 
 class AttemptRunner:
-    """Runs attempts at jobs, each from the queue to the video; holds no state of any job."""
+    """Runs attempts at jobs, each from the queue to the video; holds no state of any job.
+
+    Args:
+        unfinished_runs: what interrupted runs have computed.
+        donors_in_flight: runs that others may wait for; None if none waits.
+    """
 
     def __init__(
         self,
@@ -29,8 +35,10 @@ class AttemptRunner:
         preparation: Preparation,
         denoise_runner: DenoiseRunner,
         unfinished_runs: UnfinishedRuns,
+        donors_in_flight: DonorsInFlight | None,
     ) -> None:
         self._store = store
+        self._donors_in_flight = donors_in_flight
         self._unfinished_runs = unfinished_runs
         self._preparation = preparation
         self._denoise_runner = denoise_runner
@@ -39,13 +47,17 @@ class AttemptRunner:
         """Requests that the run of a job gives way at its next step; ignored before it has started."""
         self._denoise_runner.pause(job_id)
 
-    async def run(self, job: Job, denoiser: PooledDenoiser, span: Span) -> None:
+    async def run(self, job: Job, denoiser: PooledDenoiser, span: Span, *, may_wait: bool = False) -> None:
         """Runs a queued job on a denoiser, and returns when its video is complete, or when it is paused.
 
         A run that was interrupted before is continued. Returns early when the job has left the expected
         state, for instance because it was cancelled.
 
-        Raises RetryableFailure if a service is unavailable, ChorusError if the job cannot succeed.
+        Args:
+            may_wait: whether the job may wait for a donor in flight.
+
+        Raises WaitsForDonor if it pays to wait for a donor in flight, RetryableFailure if a service is
+        unavailable, ChorusError if the job cannot succeed.
         """
         dequeued = time.monotonic()
         created = job.generation.create_time.ToNanoseconds() / 1e9
@@ -54,6 +66,9 @@ class AttemptRunner:
         if earlier is not None and not self._preparation.still_holds(job, earlier.prepared):
             earlier = None
         prepared = await self._preparation.prepare(job) if earlier is None else earlier.prepared
+        in_flight = self._donors_in_flight
+        if in_flight is not None and may_wait and earlier is None:
+            await in_flight.require_none_better(job, prepared)
         plan, spec = prepared.plan, job.generation.spec
         timings.embed_seconds = prepared.embed_seconds
         timings.lookup_seconds = prepared.lookup_seconds
@@ -89,4 +104,10 @@ class AttemptRunner:
                 max_resume_point_bytes=self._unfinished_runs.max_point_bytes,
             )
         parameters = DenoiseParameters(running, denoiser, prepared, request, timings, dequeued, earlier)
-        await self._denoise_runner.run(parameters, span)
+        if in_flight is not None:
+            in_flight.begin(job, prepared)
+        try:
+            await self._denoise_runner.run(parameters, span)
+        finally:
+            if in_flight is not None:
+                in_flight.end(job.job_id)

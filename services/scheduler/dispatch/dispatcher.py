@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import structlog
@@ -15,8 +15,9 @@ from chorus_rpc.errors import ChorusError
 
 from services.runtime.logs import get_logger
 from services.scheduler.dispatch.attempt import AttemptRunner
+from services.scheduler.dispatch.donors_in_flight import WaitingForDonors, WaitsForDonor, make_event
 from services.scheduler.dispatch.forecast import Forecast
-from services.scheduler.dispatch.pauses import Pause, forget_pauses
+from services.scheduler.dispatch.pauses import Pause, forget_pauses, select_jobs
 from services.scheduler.dispatch.preemption import Preemption
 from services.scheduler.dispatch.queue_counter import QueueCounter
 from services.scheduler.dispatch.recovery import Recovery, internal_error, queued, too_many_crashes
@@ -82,6 +83,7 @@ class Dispatcher:
         self._repeated: dict[str, tuple[str, bytes]] = {}
         self._pauses: dict[str, Pause] = {}
         self._preemption = Preemption(store)
+        self._waiting_for_donors = WaitingForDonors()
         self._stopping = False
 
     @property
@@ -195,7 +197,7 @@ class Dispatcher:
         if self._stopping:
             return None
         free = self._denoisers.slots - len(self._tasks)
-        wanted = max(free, 0) + len(self._pauses) + _ANNOUNCED_POSITIONS
+        wanted = max(free, 0) + len(self._pauses) + len(self._waiting_for_donors) + _ANNOUNCED_POSITIONS
         look = await self._store.look(time.time(), wanted, _OVERDUE_BATCH)
         await self._recovery.end_overdue(look.overdue)
         await self._recovery.requeue_abandoned(look.owned, self._tasks)
@@ -205,6 +207,7 @@ class Dispatcher:
         gone = {*look.overdue, *self._tasks}
         queue = [job for job in look.first if job.job_id not in gone]
         self._pauses = forget_pauses(self._pauses, {job.job_id for job in queue})
+        self._waiting_for_donors.retain({*self._tasks, *(job.job_id for job in queue)})
         started = await self._start(queue, free)
         queue = [job for job in queue if job.job_id not in started]
         await self._announce(queue)
@@ -227,6 +230,7 @@ class Dispatcher:
         unavailable = next((peer for peer in self._required_peers if not peer.serving), None)
         now = time.monotonic()
         paused = {job_id for job_id, pause in self._pauses.items() if pause.until > now}
+        paused |= self._waiting_for_donors.find_waiting(self._tasks)
         gone: set[str] = set()
         if unavailable is not None:
             for waiting in select_jobs(queue, paused, free):
@@ -247,7 +251,7 @@ class Dispatcher:
                 await self._record_wait(waiting, outage)
         if not self._denoisers.free_slots and self._settings.resume_bytes and not self._stopping:
             waiting_jobs = [job for job in queue if job.job_id not in paused | gone]
-            for job_id in await self._preemption.make_room(waiting_jobs):
+            for job_id in await self._preemption.make_room(waiting_jobs, self._repeats_running):
                 self._attempt_runner.pause(job_id)
         return gone
 
@@ -294,7 +298,11 @@ class Dispatcher:
                         },
                         parent=job.traceparent or None,
                     ) as span:
-                        await self._attempt_runner.run(job, denoiser, span)
+                        may_wait = job.job_id not in self._waiting_for_donors
+                        await self._attempt_runner.run(job, denoiser, span, may_wait=may_wait)
+                except WaitsForDonor as wait:
+                    self._waiting_for_donors.add(job.job_id, wait.donor_id)
+                    await self._recovery.hold(job.job_id, make_event(wait.donor_id))
                 except RetryableFailure as failure:
                     if failure.service == self._denoisers.name:
                         denoiser.report_failure(failure.cause, failure.crashed)
@@ -375,11 +383,6 @@ class Dispatcher:
         for position, job in enumerate(queue[:_ANNOUNCED_POSITIONS], 1):
             if job.state is State.QUEUED and job.announced != position:
                 await self._store.advance(job.job_id, {State.QUEUED}, [queued(position)], owner=None)
-
-
-def select_jobs(ordered: Iterable[QueuedJob], paused: Collection[str], free: int) -> list[QueuedJob]:
-    """Returns the jobs to start now: at most `free`, in order, without those that are paused."""
-    return [job for job in ordered if job.job_id not in paused][: max(free, 0)]
 
 
 def _new_change() -> str:

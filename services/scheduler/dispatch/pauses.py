@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+
+from services.scheduler.jobs.store import QueuedJob
 
 # Time after its end for which a pause is remembered, so that the next one is longer, in seconds.
 _MEMORY_SECONDS = 60.0
@@ -29,3 +31,8 @@ def forget_pauses(pauses: Mapping[str, Pause], waiting: Collection[str]) -> dict
     """Returns the pauses that ended lately or last, and those of jobs that wait at the head of the queue."""
     end = time.monotonic() - _MEMORY_SECONDS
     return {job_id: pause for job_id, pause in pauses.items() if pause.until > end or job_id in waiting}
+
+
+def select_jobs(ordered: Iterable[QueuedJob], paused: Collection[str], free: int) -> list[QueuedJob]:
+    """Returns the jobs to start now: at most `free`, in order, without those that are paused."""
+    return [job for job in ordered if job.job_id not in paused][: max(free, 0)]

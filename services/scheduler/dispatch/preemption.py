@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Sequence
 
 from services.runtime.logs import get_logger
-from services.scheduler.jobs.store import JobStore, QueuedJob
+from services.scheduler.jobs.store import Job, JobStore, QueuedJob
 from services.scheduler.peers.pooled_denoiser import PooledDenoiser
 
 log = get_logger("preemption")
@@ -28,16 +28,20 @@ class Preemption:
         self._running.pop(job_id, None)
         self._giving_way.discard(job_id)
 
-    async def make_room(self, waiting: Sequence[QueuedJob]) -> list[str]:
+    async def make_room(
+        self, waiting: Sequence[QueuedJob], needs_no_place: Callable[[Job], bool]
+    ) -> list[str]:
         """Returns the ids of the runs to pause now.
 
         Args:
             waiting: as of `choose_runs_to_pause`.
+            needs_no_place: returns whether a job is answered without a run of its own.
         """
         lowest = min((job.priority for job, _ in self._running.values()), default=None)
         if lowest is None or not waiting or waiting[0].priority <= lowest:
             return []
-        jobs = {job.job_id: await self._store.get(job.job_id) for job in waiting}
+        jobs = {each.job_id: await self._store.get(each.job_id) for each in waiting}
+        waiting = [each for each in waiting if (job := jobs[each.job_id]) and not needs_no_place(job)]
 
         def fits(urgent: QueuedJob, run: QueuedJob) -> bool:
             job, entry = jobs[urgent.job_id], self._running.get(run.job_id)

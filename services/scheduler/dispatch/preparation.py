@@ -128,6 +128,14 @@ class Preparation:
             lookup_seconds=time.monotonic() - embedded,
         )
 
+    async def plan_with(self, job: Job, prepared: Prepared, donors: list[Donor]) -> plan_pb2.Plan:
+        """Returns the plan that a job would have with these donors, the most similar first.
+
+        Raises ChorusError only if the job's deadline passes.
+        """
+        donors = await self._add_edits(job, prepared.encoded, donors, [])
+        return self._plan(job.generation, prepared.model, donors, None)
+
     def still_holds(self, job: Job, prepared: Prepared) -> bool:
         """Returns whether the denoiser still serves the model for which a run was prepared."""
         try:

@@ -44,6 +44,12 @@ class Recovery:
         if await requeue({State.RUNNING}, [queued(1)]) is None:
             await requeue(IN_QUEUE, [])
 
+    async def hold(self, job_id: str, reason: pb.GenerationEvent) -> None:
+        """Returns a claimed job to the queue before its run; its watchers see the reason if it was queued."""
+        own = self._store.scheduler_id
+        if await self._store.advance(job_id, {State.QUEUED}, [reason], owner=own) is None:
+            await self._store.advance(job_id, IN_QUEUE, [], owner=own)
+
     async def fail(self, job_id: str, error: ChorusError, owner: str | None, change: str = "") -> Job | None:
         """Ends a job with an error. Arguments and result as of `JobStore.advance`."""
         failed = pb.GenerationEvent(failed=pb.FailedEvent(error=errors.to_job_error(error)))

@@ -17,7 +17,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.scheduler.dispatch.dispatcher import Dispatcher, select_jobs
+from services.scheduler.dispatch.dispatcher import Dispatcher
+from services.scheduler.dispatch.pauses import select_jobs
 from services.scheduler.jobs.passing_faults import PassingFault
 from services.scheduler.jobs.sql_store import SqlStore, open_store
 from services.scheduler.jobs.states import IN_QUEUE, State

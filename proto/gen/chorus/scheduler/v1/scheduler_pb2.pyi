@@ -397,13 +397,19 @@ class QueuedEvent(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     QUEUE_POSITION_FIELD_NUMBER: builtins.int
+    AWAITED_GENERATION_ID_FIELD_NUMBER: builtins.int
     queue_position: builtins.int
+    awaited_generation_id: builtins.str
+    """Running generation whose latents this one waits for, because they save more than the wait costs. Empty if it waits
+    for its turn only.
+    """
     def __init__(
         self,
         *,
         queue_position: builtins.int = ...,
+        awaited_generation_id: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["queue_position", b"queue_position"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["awaited_generation_id", b"awaited_generation_id", "queue_position", b"queue_position"]) -> None: ...
 
 Global___QueuedEvent: typing_extensions.TypeAlias = QueuedEvent
 
