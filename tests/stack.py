@@ -14,8 +14,8 @@ NAMES = ("embedder", "cache", "denoiser", "scheduler")
 class Stack:
     """Services by name: `stack["cache"].kill()`, `stack["cache"].start()`."""
 
-    def __init__(self, directory: Path, extra: Mapping[str, str]) -> None:
-        ports = {name: free_port() for name in NAMES}
+    def __init__(self, directory: Path, extra: Mapping[str, str], ports: Mapping[str, int]) -> None:
+        ports = {name: ports.get(name) or free_port() for name in NAMES}
         target = {name: f"127.0.0.1:{port}" for name, port in ports.items()}
         env = {
             "CHORUS_CACHE_MILVUS_URI": str(directory / "milvus.db"),
@@ -29,6 +29,7 @@ class Stack:
             "CHORUS_SCHEDULER_VIDEO_DIR": str(directory / "videos"),
             **extra,
         }
+        self.environment = env
         self.services = {
             name: ServiceProcess(name, env, ports[name], directory / f"{name}.log") for name in NAMES
         }
@@ -56,9 +57,16 @@ class Stack:
 
 
 @contextmanager
-def running_stack(directory: Path, extra: Mapping[str, str] | None = None) -> Iterator[Stack]:
-    """Runs all four services, SERVING inside the block and ended after it."""
-    stack = Stack(directory, extra or {})
+def running_stack(
+    directory: Path, extra: Mapping[str, str] | None = None, *, ports: Mapping[str, int] | None = None
+) -> Iterator[Stack]:
+    """Runs all four services, SERVING inside the block and ended after it.
+
+    Args:
+        ports: by service, if it must listen on a certain one.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    stack = Stack(directory, extra or {}, ports or {})
     with ExitStack() as cleanup:
         cleanup.callback(stack.stop)
         stack.start()
