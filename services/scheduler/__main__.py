@@ -31,7 +31,10 @@ from services.scheduler.jobs.passing_faults import PassingFault
 from services.scheduler.jobs.retention import Retention
 from services.scheduler.jobs.sql_store import SqlStore, open_store
 from services.scheduler.jobs.store import Job, JobStore, StoreError
+from services.scheduler.jobs.video_bucket import VideoBucket
 from services.scheduler.jobs.video_files import VideoFiles
+from services.scheduler.jobs.video_store import VideoStore
+from services.scheduler.jobs.video_sweeper import VideoSweeper
 from services.scheduler.peers import cache, denoiser, embedder
 from services.scheduler.peers.cache import CacheClient
 from services.scheduler.peers.connection import PeerConnection, open_connection
@@ -77,8 +80,9 @@ class Scheduler:
         )
         resources.push_async_callback(store.close)
         self._store = store
-        videos = VideoFiles(settings.video_dir)
+        videos = make_video_store(settings)
         await videos.open()
+        resources.push_async_callback(videos.close)
         resources.push_async_callback(self._end_tasks)
 
         def connect(name: str, service: str, target: str, key: str = "") -> PeerConnection:
@@ -141,6 +145,7 @@ class Scheduler:
         )
         self._retention = retention
         resources.start_task(retention.run(), "retention")
+        resources.start_task(VideoSweeper(store, videos).run(), "video sweeper")
         resources.start_task(_keep_lease(store, dispatcher, settings.lease_seconds), "lease")
         resources.start_task(store.listen(self._handle_foreign_change, self._handle_gap), "notifications")
         generations = Generations(
@@ -224,6 +229,10 @@ class Scheduler:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+def make_video_store(settings: SchedulerSettings) -> VideoStore:
+    return VideoBucket(settings) if settings.video_store else VideoFiles(settings.video_dir)
 
 
 async def _keep_lease(store: JobStore, dispatcher: Dispatcher, seconds: float) -> None:

@@ -23,11 +23,12 @@ from services.scheduler.dispatch import throughput
 from services.scheduler.dispatch.admissions import PendingAdmissions
 from services.scheduler.dispatch.overrides import find_overrides, find_unkept_latents
 from services.scheduler.dispatch.retry import classify_failure
+from services.scheduler.dispatch.saving import save_video
 from services.scheduler.dispatch.throughput import Throughput
 from services.scheduler.jobs.passing_faults import PassingFault, wait_out
 from services.scheduler.jobs.states import State
 from services.scheduler.jobs.store import Job, JobStore
-from services.scheduler.jobs.video_files import VideoFiles
+from services.scheduler.jobs.video_store import VideoStore
 from services.scheduler.peers.denoiser import DenoiserClient
 
 log = get_logger("denoise_stream")
@@ -181,7 +182,7 @@ class DenoiseRunner:
         self,
         denoiser: DenoiserClient,
         store: JobStore,
-        videos: VideoFiles,
+        videos: VideoStore,
         throughput: Throughput,
         admissions: PendingAdmissions,
         *,
@@ -263,14 +264,9 @@ class DenoiseRunner:
         """
         job, timings, spec = parameters.job, parameters.timings, parameters.job.generation.spec
         info, data = stream.finish_video()
-        try:
-            await wait_out(
-                lambda: self._videos.save(job.job_id, job.generation.attempts, data),
-                job.deadline,
-                on_first=lambda fault: self._warn(job, fault),
-            )
-        except OSError as error:
-            raise ChorusError(errors.INTERNAL, f"the video could not be stored: {error.strerror}") from error
+        info = await save_video(
+            self._videos, job, info, data, completed.thumbnail, lambda fault: self._warn(job, fault)
+        )
         timings.fetch_seconds = stream.fetch_seconds
         timings.denoise_seconds = completed.denoise_seconds
         timings.decode_seconds = completed.decode_seconds

@@ -23,7 +23,7 @@ from services.scheduler.dispatch.retry import RetryableFailure
 from services.scheduler.jobs.passing_faults import PassingFault, find_passing_fault, wait_out
 from services.scheduler.jobs.states import ENDED, IN_QUEUE, UNFINISHED, State
 from services.scheduler.jobs.store import Job, JobStore, QueuedJob, StoreError
-from services.scheduler.jobs.video_files import VideoFiles
+from services.scheduler.jobs.video_store import VideoStore
 from services.scheduler.peers.health import PeerHealth
 from services.scheduler.settings import SchedulerSettings
 
@@ -79,7 +79,7 @@ class Dispatcher:
         self,
         attempt_runner: AttemptRunner,
         store: JobStore,
-        videos: VideoFiles,
+        videos: VideoStore,
         forecast: Forecast,
         required_peers: Sequence[PeerHealth],
         settings: SchedulerSettings,

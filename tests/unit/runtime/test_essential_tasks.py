@@ -74,7 +74,7 @@ _NOTICED = {
     "services/scheduler/dispatch/admissions.py create_task": "a done callback logs its error",
     "services/scheduler/dispatch/dispatcher.py create_task": "a done callback logs its error",
     "services/scheduler/jobs/sql_store.py ThreadPoolExecutor": "the caller awaits each call",
-    "services/scheduler/jobs/video_files.py create_task": "the caller awaits it",
+    "services/scheduler/jobs/video_store.py create_task": "the caller awaits it",
 }
 _STARTERS = ("create_task", "ensure_future", "Thread", "ThreadPoolExecutor", "Timer")
 
