@@ -922,7 +922,7 @@ class GetVideoUrlRequest(google.protobuf.message.Message):
     generation_id: builtins.str
     @property
     def lifetime(self) -> google.protobuf.duration_pb2.Duration:
-        """Time for which the URL is valid: 1 second to 7 days, in whole seconds. If unset, the server's default."""
+        """Time for which the URL is valid, 1 second to 7 days, rounded down to whole seconds. If unset, the server's default."""
 
     def __init__(
         self,
