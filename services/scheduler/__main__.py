@@ -31,7 +31,6 @@ from services.scheduler.jobs.passing_faults import PassingFault
 from services.scheduler.jobs.retention import Retention
 from services.scheduler.jobs.sql_store import SqlStore, open_store
 from services.scheduler.jobs.store import Job, JobStore, StoreError
-from services.scheduler.jobs.video_bucket import VideoBucket
 from services.scheduler.jobs.video_files import VideoFiles
 from services.scheduler.jobs.video_store import VideoStore
 from services.scheduler.jobs.video_sweeper import VideoSweeper
@@ -232,7 +231,12 @@ class Scheduler:
 
 
 def make_video_store(settings: SchedulerSettings) -> VideoStore:
-    return VideoBucket(settings) if settings.video_store else VideoFiles(settings.video_dir)
+    if not settings.video_store:
+        return VideoFiles(settings.video_dir)
+    # The client of S3 takes memory, and a part of the start, only where it is used.
+    from services.scheduler.jobs.video_bucket import VideoBucket
+
+    return VideoBucket(settings)
 
 
 async def _keep_lease(store: JobStore, dispatcher: Dispatcher, seconds: float) -> None:

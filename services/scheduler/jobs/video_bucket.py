@@ -155,9 +155,8 @@ class VideoBucket(VideoStore):
         if faults:
             raise OSError(f"{len(faults)} of {len(keys)} not deleted, first: {faults[0].message}")
 
-    def _delete_jobs(self, job_ids: Sequence[str]) -> None:
-        for job_id in job_ids:
-            self._delete([*self._list(f"{job_id}/")])
+    def _delete_job(self, job_id: str) -> None:
+        self._delete([*self._list(f"{job_id}/")])
 
     def _walk(self) -> Iterator[StoredJob]:
         # In the order of their keys.

@@ -89,13 +89,12 @@ class VideoFiles(VideoStore):
             with suppress(OSError):  # absent, or with the items of another attempt
                 path.parent.rmdir()
 
-    def _delete_jobs(self, job_ids: Sequence[str]) -> None:
-        for job_id in job_ids:
-            with suppress(FileNotFoundError):
-                shutil.rmtree(self._directory / job_id)
-            former = self._former_path(job_id)
-            former.unlink(missing_ok=True)
-            former.with_suffix(_PART).unlink(missing_ok=True)
+    def _delete_job(self, job_id: str) -> None:
+        with suppress(FileNotFoundError):
+            shutil.rmtree(self._directory / job_id)
+        former = self._former_path(job_id)
+        former.unlink(missing_ok=True)
+        former.with_suffix(_PART).unlink(missing_ok=True)
 
     def _walk(self) -> Iterator[StoredJob]:
         with os.scandir(self._directory) as found:

@@ -137,8 +137,8 @@ class VideoStore(ABC):
 
     async def remove(self, job_ids: Iterable[str]) -> None:
         """Removes the items of all attempts at jobs, including what a crash left of them."""
-        ids = list(job_ids)
-        await self._run(lambda: self._delete_jobs(ids))
+        for job_id in job_ids:  # one at a time: the bound on an operation does not depend on their number
+            await self._run(partial(self._delete_job, job_id))
 
     @abstractmethod
     async def make_url(self, job_id: str, attempt: int, seconds: int) -> str | None:
@@ -182,7 +182,7 @@ class VideoStore(ABC):
     def _delete(self, keys: Sequence[str]) -> None: ...
 
     @abstractmethod
-    def _delete_jobs(self, job_ids: Sequence[str]) -> None: ...
+    def _delete_job(self, job_id: str) -> None: ...
 
     @abstractmethod
     def _walk(self) -> Iterator[StoredJob]:
