@@ -158,6 +158,16 @@ async def test_missing_or_altered_video_is_rejected(videos: VideoStore) -> None:
         await read(videos, info=PICTURE_INFO)
 
 
+async def test_video_that_is_removed_while_it_is_read_is_missing(videos: VideoStore) -> None:
+    await videos.save(ONE, 1, Item.VIDEO, VIDEO)
+    chunks = videos.read(ONE, 1, INFO)
+    assert await anext(chunks) == VIDEO[:CHUNK_BYTES]
+    await videos.remove([ONE])
+    with pytest.raises(ChorusError, match="is missing"):
+        async for _ in chunks:
+            pass
+
+
 async def test_attempts_do_not_touch_each_other(videos: VideoStore) -> None:
     for job_id, attempt in ((ONE, 1), (ONE, 2), (TWO, 1)):
         await videos.save(job_id, attempt, Item.VIDEO, VIDEO)
