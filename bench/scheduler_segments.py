@@ -120,14 +120,11 @@ async def measure_urgent(folder: Path, repeats: int, resume_bytes: int) -> list[
     with deploy(folder, RESUME_BYTES=str(resume_bytes)) as stack:
         async with open_channel(stack.target) as channel:
             scheduler = scheduler_pb2_grpc.SchedulerServiceStub(channel)
-            long: dict[str, Any] = {
-                "steps": _LONG_STEPS,
-                "reuse": plan_pb2.REUSE_POLICY_OFF,
-                "no_store": True,
-            }
+            full: dict[str, Any] = {"reuse": plan_pb2.REUSE_POLICY_OFF, "no_store": True}
             for number in range(repeats):
                 jobs = [
-                    await submit(scheduler, f"a red square {number}", seed=seed, **long) for seed in (1, 2)
+                    await submit(scheduler, f"a red square {number}", seed=seed, steps=_LONG_STEPS, **full)
+                    for seed in (1, 2)
                 ]
                 for job in jobs:
                     await wait_for_step(scheduler, job)

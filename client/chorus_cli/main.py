@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 from chorus_cli import plugins
 from chorus_cli.commands import cache
 from chorus_cli.commands.generate import generate, retry
-from chorus_cli.commands.generations import cancel, get, jobs, rm, watch
+from chorus_cli.commands.generations import cancel, get, jobs, rm, url, watch
 from chorus_cli.commands.models import models
 from chorus_cli.commands.up import up
 from chorus_cli.explain.command import explain
@@ -51,6 +51,7 @@ app = typer.Typer(
 app.command()(generate)
 app.command()(jobs)
 app.command()(get)
+app.command()(url)
 app.command()(watch)
 app.command()(cancel)
 app.command()(rm)

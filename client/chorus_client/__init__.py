@@ -16,6 +16,7 @@ from chorus_rpc.errors import ChorusError, Violation, reason_name
 from chorus_client.aio import AsyncChorusClient
 from chorus_client.cache import AsyncCacheClient
 from chorus_client.cache_results import Adoption, CacheEntry, CacheStats, Damage, Purged, Verification
+from chorus_client.downloads import Thumbnail, VideoUrl
 from chorus_client.events import Event, EventKind, Step
 from chorus_client.handles import AsyncGenerationHandle, GenerationHandle
 from chorus_client.lifetime import ClientClosed, ForkedClient
@@ -70,10 +71,12 @@ __all__ = [
     "SpecOptions",
     "State",
     "Step",
+    "Thumbnail",
     "Timings",
     "Verification",
     "Video",
     "VideoInfo",
+    "VideoUrl",
     "Violation",
     "explicit_reuse",
     "parse_plan",

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Final
 
 from chorus.scheduler.v1 import scheduler_pb2
 from chorus_rpc import errors
-from chorus_rpc.chunks import BlobAssembler, BlobFault
 from chorus_rpc.errors import ChorusError
 
 from chorus_client.connection import Connection, check_seconds
+from chorus_client.downloads import VIDEO_SECONDS, Download, Thumbnail, VideoUrl, read_range
 from chorus_client.events import Event
 from chorus_client.files import write_atomically
 from chorus_client.loop_thread import LoopThread
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 WATCH_SECONDS: Final = 86_400.0
 # Time that an unreachable scheduler may need to become reachable again, for instance to restart.
 PATIENCE_SECONDS: Final = 60.0
-_VIDEO_SECONDS: Final = 600.0
-_MAX_VIDEO_BYTES: Final = 2 << 30
 _FIRST_BACKOFF_SECONDS: Final = 0.1
 _MAX_BACKOFF_SECONDS: Final = 3.0
 # Time by which gRPC may end a stream before its deadline has passed on the loop's clock.
@@ -106,10 +104,47 @@ class AsyncGenerationHandle:
                     on_event(event)
         return await self._fetch(saved, succeeded, end, patience)
 
+    async def video(self, *, offset: int = 0, length: int = 0, timeout: float = VIDEO_SECONDS) -> bytes:
+        """Returns a range of the mp4 of a generation that succeeded, by one call.
+
+        The digest of the whole video cannot verify a range; `result` verifies and resumes a whole download.
+
+        Args:
+            offset: first byte, below the size of the video.
+            length: number of bytes; 0 means all from the offset to the end.
+            timeout: deadline of the call, in seconds.
+        """
+        check_seconds("timeout", timeout)
+        return await read_range(self._connection, self.id, offset, length, timeout)
+
+    async def thumbnail(self, *, timeout: float | None = None) -> Thumbnail:
+        """Returns a small picture of the video. Raises ChorusError (NOT_FOUND) if it has none."""
+        request = scheduler_pb2.GetThumbnailRequest(generation_id=self.id)
+        response = await self._connection.call(self._connection.stub.GetThumbnail, request, timeout)
+        return Thumbnail.from_proto(response)
+
+    async def url(self, *, lifetime: float | None = None, timeout: float | None = None) -> VideoUrl:
+        """Returns a URL of the video for plain HTTP, without the scheduler.
+
+        Raises ChorusError (WRONG_STATE) if the scheduler stores videos in a directory.
+
+        Args:
+            lifetime: seconds for which the URL is valid, 1 to 604,800; None: the server's default.
+            timeout: deadline of the call, in seconds.
+        """
+        request = scheduler_pb2.GetVideoUrlRequest(generation_id=self.id)
+        if lifetime is not None:
+            request.lifetime.FromNanoseconds(round(check_seconds("lifetime", lifetime) * 1e9))
+        response = await self._connection.call(self._connection.stub.GetVideoUrl, request, timeout)
+        return VideoUrl.from_proto(response)
+
     async def save(
         self, path: Path | str, *, timeout: float = WATCH_SECONDS, patience: float = PATIENCE_SECONDS
     ) -> Path:
-        """Waits for the end and writes the mp4 file atomically. Returns its path."""
+        """Waits for the end and writes the mp4 file atomically. Returns its path.
+
+        A download that breaks continues where it stopped; the digest of the whole is verified.
+        """
         video = await self.result(timeout=timeout, patience=patience)
         return await asyncio.to_thread(write_atomically, Path(path), video.data)
 
@@ -170,53 +205,37 @@ class AsyncGenerationHandle:
     async def _fetch(self, saved: float, succeeded: bool, end: float, patience: float) -> Video:
         clock = asyncio.get_running_loop().time
         give_up = min(end, clock() + patience)
+        download = Download(self._connection, self.id)
         while True:
+            received = download.received
+            pause = min(_MAX_BACKOFF_SECONDS, patience)
             try:
                 if succeeded:
-                    return await self._fetch_both(saved, end - clock())
+                    return await self._fetch_both(download, saved, end - clock())
                 generation = await self.status()
                 generation.raise_for_state()
-                return Video(generation, await self._download(end - clock()), saved)
+                return Video(generation, await download.run(end - clock()), saved)
             except GenerationError:
                 raise
             except ChorusError as error:
+                if download.received > received:  # it continues where it stopped
+                    give_up, pause = min(end, clock() + patience), _FIRST_BACKOFF_SECONDS
                 if error.reason not in _RESUMABLE or clock() >= give_up:
                     raise
-            await asyncio.sleep(random.uniform(0.5, 1) * min(_MAX_BACKOFF_SECONDS, patience))
+            await asyncio.sleep(random.uniform(0.5, 1) * pause)
 
-    async def _fetch_both(self, saved: float, timeout: float) -> Video:
+    async def _fetch_both(self, download: Download, saved: float, timeout: float) -> Video:
         """Fetches state and video at the same time: a generation that succeeded has both."""
-        download = asyncio.create_task(self._download(timeout))
+        downloading = asyncio.create_task(download.run(timeout))
         try:
             generation = await self.status()
             generation.raise_for_state()
-            return Video(generation, await download, saved)
+            return Video(generation, await downloading, saved)
         finally:
-            download.cancel()
-            await asyncio.wait([download])
-            if not download.cancelled():
-                download.exception()  # asyncio logs the exception of a task that is never retrieved
-
-    async def _download(self, timeout: float) -> bytes:
-        """Returns the mp4, its length and digest checked."""
-        request = scheduler_pb2.GetVideoRequest(generation_id=self.id)
-        responses = self._connection.stream(
-            self._connection.stub.GetVideo, request, min(timeout, _VIDEO_SECONDS)
-        )
-        blob: BlobAssembler | None = None
-        try:
-            async with contextlib.aclosing(responses):
-                async for response in responses:
-                    if response.HasField("header"):
-                        header = response.header
-                        blob = BlobAssembler(header.size_bytes, header.digest, _MAX_VIDEO_BYTES)
-                    elif blob is not None:
-                        blob.add(response.chunk)
-            if blob is None:
-                raise BlobFault("the stream has no header")
-            return blob.finish()
-        except BlobFault as fault:
-            raise ChorusError(errors.BLOB_CORRUPT, f"the video of {self.id} is damaged: {fault}") from fault
+            downloading.cancel()
+            await asyncio.wait([downloading])
+            if not downloading.cancelled():
+                downloading.exception()  # asyncio logs the exception of a task that is never retrieved
 
 
 class GenerationHandle:
@@ -260,6 +279,18 @@ class GenerationHandle:
                 call the client.
         """
         return self._loop.run(self._handle.result(timeout=timeout, patience=patience, on_event=on_event))
+
+    def video(self, *, offset: int = 0, length: int = 0, timeout: float = VIDEO_SECONDS) -> bytes:
+        """Returns a range of the mp4; see AsyncGenerationHandle.video."""
+        return self._loop.run(self._handle.video(offset=offset, length=length, timeout=timeout))
+
+    def thumbnail(self, *, timeout: float | None = None) -> Thumbnail:
+        """Returns a small picture of the video. Raises ChorusError (NOT_FOUND) if it has none."""
+        return self._loop.run(self._handle.thumbnail(timeout=timeout))
+
+    def url(self, *, lifetime: float | None = None, timeout: float | None = None) -> VideoUrl:
+        """Returns a URL of the video for plain HTTP; see AsyncGenerationHandle.url."""
+        return self._loop.run(self._handle.url(lifetime=lifetime, timeout=timeout))
 
     def save(
         self, path: Path | str, *, timeout: float = WATCH_SECONDS, patience: float = PATIENCE_SECONDS

@@ -52,6 +52,11 @@ class BlobAssembler:
         self._hash.update(chunk)
 
     @property
+    def received(self) -> int:
+        """Number of bytes that were added."""
+        return self._received
+
+    @property
     def complete(self) -> bool:
         return self._received == self._size
 

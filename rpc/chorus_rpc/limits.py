@@ -16,6 +16,15 @@ most 1,000."""
 MAX_FPS: Final = 240.0
 """Upper bound on the frames per second of a video."""
 
+MAX_THUMBNAIL_PIXELS: Final = 320
+"""Upper bound on the height and on the width of a thumbnail, in pixels."""
+
+MAX_THUMBNAIL_BYTES: Final = 128 << 10
+"""Upper bound on the size of a thumbnail, in bytes."""
+
+MAX_URL_SECONDS: Final = 7 * 86_400
+"""Upper bound on the lifetime of the URL of a video, in seconds (7 days): S3 signs none for longer."""
+
 MAX_VECTOR_DIM: Final = 4_096
 """Upper bound on the dimension of a retrieval vector, in values."""
 

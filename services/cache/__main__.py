@@ -23,11 +23,11 @@ from services.cache.metrics import MeasuredCacheServicer, observe_store
 from services.cache.milvus import MilvusIndex
 from services.cache.room import Capacity
 from services.cache.s3 import S3Blobs
-from services.cache.s3_credentials import open_environment_provider, open_role_provider
 from services.cache.settings import CacheSettings
 from services.cache.store import LatentStore
 from services.cache.sweeper import Sweeper, claim_if_empty
 from services.cache.validation import Limits
+from services.object_store import credentials
 from services.runtime.logs import get_logger
 from services.runtime.resources import Resources
 from services.runtime.server import run
@@ -38,16 +38,14 @@ log = get_logger("cache")
 
 def open_provider(settings: CacheSettings) -> Provider | None:
     """Returns the provider of the object store's credentials; None if they are keys of the settings."""
-    if settings.s3_credentials == "environment":
-        return open_environment_provider()
-    if settings.s3_credentials == "role":
-        return open_role_provider(
-            endpoint=settings.s3_sts_endpoint,
-            region=settings.s3_region,
-            ca=settings.s3_ca,
-            seconds=settings.blob_seconds,
-        )
-    return None
+    return credentials.open_provider(
+        settings.s3_credentials,
+        variable="CHORUS_CACHE_S3_CREDENTIALS",
+        endpoint=settings.s3_sts_endpoint,
+        region=settings.s3_region,
+        ca=settings.s3_ca,
+        seconds=settings.blob_seconds,
+    )
 
 
 async def open_index(settings: CacheSettings) -> Index:

@@ -1,4 +1,4 @@
-"""Certificate authorities of the stores: files that settings name, and why a connection over TLS fails."""
+"""Connections to Milvus over TLS: why one fails."""
 
 from __future__ import annotations
 
@@ -9,18 +9,6 @@ from urllib.parse import urlsplit
 
 class TlsFault(OSError):
     """A connection over TLS that no retry can establish. The message names the settings."""
-
-
-def check_ca_file(path: str) -> str:
-    """Returns the path of a PEM file of certificates, or "". Raises ValueError if it cannot be loaded."""
-    if path:
-        try:
-            ssl.create_default_context(cafile=path)
-        except ssl.SSLError as error:
-            raise ValueError(f"must be a PEM file of certificates ({error.reason})") from None
-        except OSError as error:
-            raise ValueError(f"cannot be read ({error.strerror or error})") from None
-    return path
 
 
 def find_tls_fault(uri: str, ca: str, seconds: float) -> str | None:

@@ -10,16 +10,17 @@ from pathlib import Path
 from chorus_rpc.errors import DISK_FULL, ChorusError
 from minio.error import S3Error
 
+from services.object_store.faults import is_storage_full
+
 # No space, no quota, and a limit on the size of files (`ulimit -f`).
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FULL_TEXTS = tuple(f"[Errno {number}]" for number in _FULL)
-_FULL_S3_CODES = ("XMinioStorageFull", "InsufficientStorage", "QuotaExceeded")
 
 
 def is_full(error: BaseException) -> bool:
     """Returns whether a store failed because it has no space left."""
     if isinstance(error, S3Error):
-        return error.code in _FULL_S3_CODES
+        return is_storage_full(error)
     if isinstance(error, OSError):
         return error.errno in _FULL
     # Milvus Lite passes on the text of the error.

@@ -16,7 +16,7 @@ from chorus_rpc.errors import unavailable
 from pymilvus import MilvusClient
 from pymilvus.exceptions import ErrorCode, MilvusException
 
-from services.cache.blocking_client import BlockingClient, retry_until_up
+from services.cache.blocking_client import BlockingClient
 from services.cache.certificates import TlsFault, find_tls_fault
 from services.cache.entries import Entry, Space, Uses
 from services.cache.filters import make_filter
@@ -31,6 +31,7 @@ from services.cache.layout import (
     to_row,
 )
 from services.cache.store_faults import describe_milvus_fault
+from services.runtime.blocking_client import retry_until_up
 from services.runtime.breaker import PROBE_SECONDS
 
 _PAGE = 500

@@ -6,29 +6,21 @@ import io
 from collections.abc import AsyncIterator, Iterator, Sequence
 from itertools import islice
 from typing import Any
-from xml.etree.ElementTree import ParseError
 
-import urllib3
 from minio import Minio
-from minio.credentials.providers import Provider, StaticProvider
+from minio.credentials.providers import Provider
 from minio.deleteobjects import DeleteObject
-from minio.error import InvalidResponseError, MinioException, S3Error
+from minio.error import S3Error
 
 from services.cache.blobs import Blobs, BlobStat
-from services.cache.blocking_client import BlockingClient, retry_until_up
+from services.cache.blocking_client import BlockingClient
 from services.cache.entries import BLOB_ROOT
-from services.cache.store_faults import describe_s3_fault
-from services.runtime.startup import StartupError
+from services.object_store.connection import FAULTS, PART_BYTES, connect
+from services.object_store.faults import ABSENT
+from services.object_store.variables import S3Variables
 
 _PAGE = 500
-_ABSENT = ("NoSuchKey", "NoSuchObject")
-# One request for each blob: no listing shows an upload in parts that a crash interrupted.
-_PART_BYTES = 5 << 30
-
-# Tries of one request after the first.
-_RETRIES = 2
-# Upper bound on the time without any data during one request, in seconds.
-_SILENCE_SECONDS = 5.0
+_VARIABLES = S3Variables("CHORUS_CACHE_S3", "CHORUS_CACHE_S3_BUCKET")
 
 
 class S3Blobs(Blobs):
@@ -68,69 +60,23 @@ class S3Blobs(Blobs):
             seconds: upper bound on one operation, in seconds, including retries.
             threads: number of concurrent operations.
         """
-        # All tries together stay below the limit of the operation.
-        silence = min(_SILENCE_SECONDS, seconds / (_RETRIES + 1))
-        pool = urllib3.PoolManager(
-            timeout=urllib3.Timeout(connect=silence, read=silence),
-            maxsize=threads,
-            ca_certs=ca or None,
-            retries=urllib3.Retry(
-                total=_RETRIES,
-                backoff_factor=0.2,
-                status_forcelist=(500, 502, 503, 504),
-                respect_retry_after_header=False,  # the server could ask for any time
-            ),
+        client = BlockingClient("s3", threads, seconds, FAULTS, "CHORUS_CACHE_BLOB_SECONDS")
+        minio = await connect(
+            client,
+            _VARIABLES,
+            endpoint=endpoint,
+            bucket=bucket,
+            folder=BLOB_ROOT,
+            access_key=access_key,
+            secret_key=secret_key,
+            secure=secure,
+            region=region,
+            seconds=seconds,
+            threads=threads,
+            session_token=session_token,
+            provider=provider,
+            ca=ca,
         )
-        try:
-            minio = Minio(
-                endpoint,
-                credentials=provider or StaticProvider(access_key, secret_key, session_token or None),
-                secure=secure,
-                region=region or None,
-                http_client=pool,
-            )
-        except ValueError as error:
-            raise StartupError(f"CHORUS_CACHE_S3_ENDPOINT, CHORUS_CACHE_S3_REGION: {error}") from None
-        faults = (MinioException, urllib3.exceptions.HTTPError, OSError)
-        client = BlockingClient("s3", threads, seconds, faults, "CHORUS_CACHE_BLOB_SECONDS")
-
-        def list_first() -> None:
-            # Not a HEAD request, whose answer has no body: it would not say what is wrong. Permissions may be
-            # limited to the prefix.
-            next(iter(minio.list_objects(bucket, prefix=f"{BLOB_ROOT}/")), None)
-
-        def probe() -> None:
-            try:
-                list_first()
-            except S3Error as error:
-                # A refusal is an answer.
-                if error.response.status >= 500:
-                    raise
-
-        def make_bucket() -> None:
-            try:
-                list_first()
-            except (ValueError, ParseError) as error:
-                # A page, not a list of objects.
-                raise InvalidResponseError(200, None, str(error)) from None
-            except S3Error as error:
-                if error.code != "NoSuchBucket":
-                    raise
-                try:
-                    minio.make_bucket(bucket)
-                except S3Error as refusal:
-                    # Another replica may have created it first.
-                    if refusal.code not in ("BucketAlreadyOwnedByYou", "BucketAlreadyExists"):
-                        raise
-
-        try:
-            await retry_until_up(
-                client, make_bucket, seconds, lambda error: describe_s3_fault(error, endpoint, bucket)
-            )
-        except BaseException:
-            await client.close()
-            raise
-        client.suspend_when_silent(probe)
         return cls(minio, bucket, client)
 
     async def close(self) -> None:
@@ -144,7 +90,7 @@ class S3Blobs(Blobs):
                 io.BytesIO(data),
                 len(data),
                 content_type="application/octet-stream",
-                part_size=_PART_BYTES,
+                part_size=PART_BYTES,
             )
             stored = self._minio.stat_object(self._bucket, key).size
             if stored != len(data):
@@ -159,7 +105,7 @@ class S3Blobs(Blobs):
                 response = self._minio.get_object(self._bucket, key)
                 return bytes(response.read(size_bytes + 1))
             except S3Error as error:
-                if error.code in _ABSENT:
+                if error.code in ABSENT:
                     return None
                 raise
             finally:
@@ -174,7 +120,7 @@ class S3Blobs(Blobs):
             try:
                 return _to_stat(self._minio.stat_object(self._bucket, key))
             except S3Error as error:
-                if error.code in _ABSENT:
+                if error.code in ABSENT:
                     return None
                 raise
 

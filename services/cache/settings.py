@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
@@ -20,14 +19,9 @@ from pydantic import (
 )
 from pydantic_settings import NoDecode, SettingsConfigDict
 
-from services.cache.certificates import check_ca_file
+from services.object_store.validation import CredentialsSource, check_endpoint, check_key, check_source
+from services.runtime.certificates import check_ca_file
 from services.runtime.settings import MIB, Key, Port, Seconds, ServerSettings, split_list, split_pairs
-
-# Variables of CHORUS_CACHE_S3_CREDENTIALS=environment; either name of a pair is read.
-_ENVIRONMENT_KEYS = (
-    ("AWS_ACCESS_KEY_ID", "AWS_ACCESS_KEY"),
-    ("AWS_SECRET_ACCESS_KEY", "AWS_SECRET_KEY"),
-)
 
 
 def _check_url(value: str) -> None:
@@ -106,7 +100,7 @@ class CacheSettings(ServerSettings):
     """Endpoint of the object store, "host:port" without a scheme; required for s3."""
     s3_bucket: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$")] = "chorus"
     """Name of the bucket, which is created if it does not exist."""
-    s3_credentials: Literal["keys", "environment", "role"] = "keys"
+    s3_credentials: CredentialsSource = "keys"
     """Source of the credentials of the object store. "keys": CHORUS_CACHE_S3_ACCESS_KEY and _SECRET_KEY.
     "environment": AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN. "role": temporary
     credentials of a web identity, a container or a machine, found in AWS's variables and renewed."""
@@ -205,22 +199,12 @@ class CacheSettings(ServerSettings):
     def _check_s3_endpoint(cls, value: str, info: ValidationInfo) -> str:
         if info.data.get("blobs") == "s3" and not value:
             raise ValueError("must be set when CHORUS_CACHE_BLOBS is s3")
-        if "://" in value:
-            raise ValueError("must be host:port without a scheme; CHORUS_CACHE_S3_SECURE selects TLS")
-        if any(character in value for character in "/?#@ "):
-            raise ValueError("must be host:port alone: no path, credentials or spaces")
-        if value.count(":") > 1 and not value.startswith("["):
-            raise ValueError("must have brackets around an IPv6 address, for instance [::1]:9000")
-        return value
+        return check_endpoint(value, "CHORUS_CACHE_S3_SECURE")
 
     @field_validator("s3_credentials")
     @classmethod
-    def _check_s3_credentials(cls, value: str, info: ValidationInfo) -> str:
-        if info.data.get("blobs") == "s3" and value == "environment":
-            missing = [names[0] for names in _ENVIRONMENT_KEYS if not any(map(os.environ.get, names))]
-            if missing:
-                raise ValueError(f"reads {' and '.join(missing)}, which must be set")
-        return value
+    def _check_s3_credentials(cls, value: CredentialsSource, info: ValidationInfo) -> CredentialsSource:
+        return check_source(value) if info.data.get("blobs") == "s3" else value
 
     @field_validator("s3_access_key", "s3_secret_key", "s3_session_token")
     @classmethod
@@ -228,13 +212,8 @@ class CacheSettings(ServerSettings):
         source = info.data.get("s3_credentials")
         if info.data.get("blobs") != "s3" or source is None:
             return value
-        if source == "keys" and not value.get_secret_value() and info.field_name != "s3_session_token":
-            raise ValueError(
-                "must be set when CHORUS_CACHE_BLOBS is s3 and CHORUS_CACHE_S3_CREDENTIALS is keys"
-            )
-        if source != "keys" and value.get_secret_value():
-            raise ValueError(f"must be empty when CHORUS_CACHE_S3_CREDENTIALS is {source}")
-        return value
+        optional = info.field_name == "s3_session_token"
+        return check_key(value, source, "CHORUS_CACHE_S3_CREDENTIALS", optional=optional)
 
     @field_validator("s3_ca")
     @classmethod

@@ -7,15 +7,19 @@ from collections.abc import Generator, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from threading import Event
 
+import av
+import numpy as np
 import torch
 from chorus.common.v1 import latents_pb2
 from chorus_rpc import errors, semconv, telemetry
 from chorus_rpc.errors import ChorusError
 from chorus_rpc.limits import MAX_BLOBS, SIDE_DATA_SHARE
+from numpy.typing import NDArray
 from torch import Tensor
 
 from services.denoiser.checkpoint.weights import is_finite
 from services.denoiser.codec.mp4 import encode_mp4, to_frames
+from services.denoiser.codec.thumbnail import Thumbnail, encode_thumbnail
 from services.denoiser.device_thread import DeviceFailed
 from services.denoiser.latent_cache import DonorData
 from services.denoiser.model.loaded import LoadedModel
@@ -43,6 +47,7 @@ class Video:
     Attributes:
         height, width: Size of the encoded frames, in pixels.
         fps: Frames per second.
+        thumbnail: Its middle frame; None if that could not be encoded.
     """
 
     data: bytes
@@ -50,6 +55,7 @@ class Video:
     height: int
     width: int
     fps: float
+    thumbnail: Thumbnail | None = None
 
 
 @dataclass(frozen=True)
@@ -307,7 +313,17 @@ def _encode(predictor: Predictor, latents: Tensor) -> Video:
     frames = to_frames(pixels)
     count, height, width, _ = frames.shape
     data = encode_mp4(frames, video.fps, video.upscale)
-    return Video(data, count, video.upscale * height, video.upscale * width, video.fps)
+    thumbnail = _encode_thumbnail(frames, video.upscale)
+    return Video(data, count, video.upscale * height, video.upscale * width, video.fps, thumbnail)
+
+
+def _encode_thumbnail(frames: NDArray[np.uint8], upscale: int) -> Thumbnail | None:
+    """Returns the thumbnail; None if it cannot be encoded, which costs no video."""
+    try:
+        return encode_thumbnail(frames, upscale)
+    except (ValueError, av.FFmpegError) as error:
+        log.warning("no thumbnail", error=str(error))
+        return None
 
 
 def _diverged(predictor: Predictor, operation: str, **metadata: str) -> ChorusError:

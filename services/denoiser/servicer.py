@@ -22,6 +22,7 @@ from chorus_rpc.tenancy import read_tenant
 from services.denoiser import metrics
 from services.denoiser.admissions import Admissions
 from services.denoiser.codec.mp4 import MEDIA_TYPE
+from services.denoiser.codec.thumbnail import THUMBNAIL_MEDIA_TYPE, Thumbnail
 from services.denoiser.denoise import Result, Video, denoise
 from services.denoiser.device_thread import DeviceThread
 from services.denoiser.latent_cache import DonorData, LatentCache
@@ -270,15 +271,28 @@ def _to_video_responses(video: Video) -> Iterator[denoiser_pb2.DenoiseResponse]:
             height=video.height,
             width=video.width,
             frames_per_second=video.fps,
+            thumbnail=None if video.thumbnail is None else _to_image_info(video.thumbnail),
         )
     )
     for chunk in chunks(video.data):
         yield denoiser_pb2.DenoiseResponse(video_chunk=chunk)
 
 
+def _to_image_info(thumbnail: Thumbnail) -> video_pb2.ImageInfo:
+    return video_pb2.ImageInfo(
+        media_type=THUMBNAIL_MEDIA_TYPE,
+        size_bytes=len(thumbnail.data),
+        digest=sha256(thumbnail.data),
+        height=thumbnail.height,
+        width=thumbnail.width,
+    )
+
+
 def _to_completed(result: Result) -> denoiser_pb2.Completed:
+    thumbnail = result.video.thumbnail
     return denoiser_pb2.Completed(
         steps_run=result.steps_run,
         denoise_seconds=result.denoise_seconds,
         decode_seconds=result.decode_seconds,
+        thumbnail=b"" if thumbnail is None else thumbnail.data,
     )

@@ -34,6 +34,8 @@ from services.scheduler.jobs.retention import Retention
 from services.scheduler.jobs.sql_store import SqlStore, open_store
 from services.scheduler.jobs.store import Job, JobStore, StoreError
 from services.scheduler.jobs.video_files import VideoFiles
+from services.scheduler.jobs.video_store import VideoStore
+from services.scheduler.jobs.video_sweeper import VideoSweeper
 from services.scheduler.peers import cache, denoiser, embedder
 from services.scheduler.peers.cache import CacheClient
 from services.scheduler.peers.connection import PeerConnection, open_connection
@@ -86,8 +88,9 @@ class Scheduler:
         )
         resources.push_async_callback(store.close)
         self._store = store
-        videos = VideoFiles(settings.video_dir)
+        videos = make_video_store(settings)
         await videos.open()
+        resources.push_async_callback(videos.close)
         resources.push_async_callback(self._end_tasks)
 
         def connect(name: str, service: str, target: str, key: str = "") -> PeerConnection:
@@ -166,6 +169,7 @@ class Scheduler:
         )
         self._retention = retention
         resources.start_task(retention.run(), "retention")
+        resources.start_task(VideoSweeper(store, videos).run(), "video sweeper")
         resources.start_task(_keep_lease(store, dispatcher, settings.lease_seconds), "lease")
         resources.start_task(store.listen(self._handle_foreign_change, self._handle_gap), "notifications")
         generations = Generations(
@@ -259,6 +263,15 @@ class Scheduler:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+def make_video_store(settings: SchedulerSettings) -> VideoStore:
+    if not settings.video_store:
+        return VideoFiles(settings.video_dir)
+    # The client of S3 takes memory, and a part of the start, only where it is used.
+    from services.scheduler.jobs.video_bucket import VideoBucket
+
+    return VideoBucket(settings)
 
 
 async def _keep_lease(store: JobStore, dispatcher: Dispatcher, seconds: float) -> None:

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from chorus_rpc.limits import MAX_DEADLINE_SECONDS, MAX_DONORS, TENANT_PATTERN
+from chorus_rpc.limits import MAX_DEADLINE_SECONDS, MAX_DONORS, MAX_URL_SECONDS, TENANT_PATTERN
 from chorus_rpc.tenancy import DEFAULT_TENANT
-from pydantic import AfterValidator, BeforeValidator, Field, FilePath, SecretStr, StringConstraints
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    FilePath,
+    SecretStr,
+    StringConstraints,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import NoDecode, SettingsConfigDict
 
+from services.object_store.validation import CredentialsSource, check_endpoint, check_key, check_source
+from services.runtime.certificates import check_ca_file
 from services.runtime.settings import (
     MIB,
     Key,
@@ -20,13 +32,15 @@ from services.runtime.settings import (
     check_distinct,
     split_list,
 )
+from services.scheduler import video_location
 from services.scheduler.database_location import check_location
 
 
 class SchedulerSettings(ServerSettings):
     """Environment of `python -m services.scheduler`."""
 
-    model_config = SettingsConfigDict(env_prefix="CHORUS_SCHEDULER_")
+    # Defaults are validated too: some settings are required depending on others.
+    model_config = SettingsConfigDict(env_prefix="CHORUS_SCHEDULER_", validate_default=True)
 
     port: Port = 7400
     max_concurrent_calls: Annotated[int, Field(ge=1, le=10_000)] = 2_000
@@ -59,6 +73,36 @@ class SchedulerSettings(ServerSettings):
     """Time after which schedulers that share a database requeue the jobs of a silent one, in seconds."""
     video_dir: Path = Path(".chorus/videos")
     """Directory of the finished videos. Schedulers that share a database share it too."""
+    video_store: Annotated[str, Field(max_length=512), AfterValidator(video_location.check_location)] = ""
+    """Folder of the finished videos in an object store, such as s3://bucket/videos, in place of
+    CHORUS_SCHEDULER_VIDEO_DIR; a bucket that does not exist is created. Schedulers that share a database
+    share it too. Empty: the directory."""
+    video_seconds: Seconds = 30.0
+    """Upper bound on one operation on the object store of the videos, in seconds."""
+    video_url_seconds: Annotated[int, Field(ge=1, le=MAX_URL_SECONDS)] = 3_600
+    """Lifetime of the URL of a video for requests that state none, in seconds."""
+    s3_endpoint: Annotated[str, Field(max_length=512)] = ""
+    """Endpoint of the object store of the videos, "host:port" without a scheme; required for s3. URLs of
+    videos begin with it."""
+    s3_credentials: CredentialsSource = "keys"
+    """Source of the credentials of the object store. "keys": CHORUS_SCHEDULER_S3_ACCESS_KEY and _SECRET_KEY.
+    "environment": AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN. "role": temporary
+    credentials of a web identity, a container or a machine, found in AWS's variables and renewed."""
+    s3_access_key: SecretStr = SecretStr("")
+    """Access key of the object store; required for s3 with keys."""
+    s3_secret_key: SecretStr = SecretStr("")
+    """Secret key of the object store; required for s3 with keys."""
+    s3_session_token: SecretStr = SecretStr("")
+    """Session token of temporary keys; empty for keys that do not expire."""
+    s3_sts_endpoint: Annotated[str, Field(max_length=1024, pattern=r"^(https?://\S+)?$")] = ""
+    """URL of the service that issues credentials for a role; empty: AWS's own."""
+    s3_secure: bool = True
+    """Whether connections to the object store use TLS."""
+    s3_ca: Annotated[str, Field(max_length=4096)] = ""
+    """PEM file with the authorities that may have signed the certificate of the object store, and of
+    CHORUS_SCHEDULER_S3_STS_ENDPOINT; empty: the system's."""
+    s3_region: str = ""
+    """Region of the bucket; empty: the client asks the server."""
     max_video_bytes: Annotated[int, Field(ge=64 * 1024, le=4096 * MIB)] = 256 * MIB
     """Upper bound on one video, in bytes."""
     keep_generations: Annotated[int, Field(ge=1, le=10_000_000)] = 10_000
@@ -110,3 +154,39 @@ class SchedulerSettings(ServerSettings):
     """Upper bound on the pause between two attempts to reach an unavailable service, in seconds."""
     max_crashes: Annotated[int, Field(ge=1, le=100)] = 5
     """Number of service crashes during one job after which the job fails."""
+
+    @model_validator(mode="after")
+    def _check_video_store(self) -> Self:
+        if self.video_store and "video_dir" in self.model_fields_set:
+            raise ValueError(
+                f"{video_location.SETTING} and CHORUS_SCHEDULER_VIDEO_DIR exclude each other: set one of them"
+            )
+        return self
+
+    @field_validator("s3_endpoint")
+    @classmethod
+    def _check_s3_endpoint(cls, value: str, info: ValidationInfo) -> str:
+        if info.data.get("video_store") and not value:
+            raise ValueError(f"must be set when {video_location.SETTING} is")
+        return check_endpoint(value, "CHORUS_SCHEDULER_S3_SECURE")
+
+    @field_validator("s3_credentials")
+    @classmethod
+    def _check_s3_credentials(cls, value: CredentialsSource, info: ValidationInfo) -> CredentialsSource:
+        return check_source(value) if info.data.get("video_store") else value
+
+    @field_validator("s3_access_key", "s3_secret_key", "s3_session_token")
+    @classmethod
+    def _check_s3_keys(cls, value: SecretStr, info: ValidationInfo) -> SecretStr:
+        source = info.data.get("s3_credentials")
+        if not info.data.get("video_store") or source is None:
+            return value
+        optional = info.field_name == "s3_session_token"
+        return check_key(value, source, "CHORUS_SCHEDULER_S3_CREDENTIALS", optional=optional)
+
+    @field_validator("s3_ca")
+    @classmethod
+    def _check_s3_ca(cls, value: str, info: ValidationInfo) -> str:
+        if value and not info.data.get("s3_secure", True):
+            raise ValueError("must be empty when CHORUS_SCHEDULER_S3_SECURE is false")
+        return check_ca_file(value)

@@ -304,6 +304,25 @@ async def test_job_has_one_owner(store: SqlStore) -> None:
     assert (await store.look(0.0, 10, 10)).owned == []
 
 
+async def test_known_jobs_are_found_until_they_are_forgotten(store: SqlStore) -> None:
+    assert await store.find_known([]) == set()
+    for job_id in ("a", "b"):
+        await store.submit(new(job_id), 10)
+        await store.advance(job_id, UNFINISHED, [CANCELLED])
+    assert await store.find_known(["a", "b", "c"]) == {"a", "b"}
+    await store.forget(["a"])
+    assert await store.find_known(["a", "b", "c"]) == {"b"}
+
+
+async def test_database_keeps_its_id(opened: Opened) -> None:
+    first = await opened.open()
+    ids = await asyncio.gather(*(first.database_id() for _ in range(4)))
+    assert len(set(ids)) == 1
+    assert len(ids[0]) == 32
+    await opened.close()
+    assert await (await opened.open()).database_id() == ids[0]
+
+
 async def test_ended_jobs_are_surplus_by_number_and_age(store: SqlStore) -> None:
     for n in range(6):
         await store.submit(new(f"j{n}"), 10)  # accepted at 1001.5 + n

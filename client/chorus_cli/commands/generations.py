@@ -1,12 +1,14 @@
-"""`chorus jobs`, `get`, `watch`, `cancel` and `rm`."""
+"""`chorus jobs`, `get`, `url`, `watch`, `cancel` and `rm`."""
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from chorus_client.handles import WATCH_SECONDS
+from chorus_client.spec import parse_duration
 
 from chorus_cli import rendering
 from chorus_cli.connect import connect_scheduler
@@ -54,13 +56,25 @@ def jobs(
 
 
 def get(
-    generation_id: GenerationId, output: OutFile = None, target: Target = None, as_json: Json = False
+    generation_id: GenerationId,
+    output: OutFile = None,
+    thumbnail: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            dir_okay=False,
+            help="File that receives a small picture (JPEG) in place of the mp4, unless -o is given too.",
+        ),
+    ] = None,
+    target: Target = None,
+    as_json: Json = False,
 ) -> None:
-    """Show the state of a generation; download a finished video."""
+    """Show the state of a generation; download a finished video, or its thumbnail."""
     out = Output(as_json)
 
     async def main() -> None:
         check_folder(output, "output")
+        check_folder(thumbnail, "thumbnail")
         async with connect_scheduler(target) as client:
             generation = await find_generation(client, generation_id)
             if not generation.done:
@@ -69,7 +83,42 @@ def get(
                 out.print(f"{generation.id} {generation.state}{steps}", generation=generation.proto)
                 return
             generation.raise_for_state()
-            await save(await client.handle(generation.id).result(), output, out)
+            handle = client.handle(generation.id)
+            if thumbnail is not None:
+                picture = await handle.thumbnail()
+                await asyncio.to_thread(picture.save, thumbnail)
+                out.print(f"{thumbnail}: {picture.width} x {picture.height}", thumbnail=str(thumbnail))
+            if thumbnail is None or output is not None:
+                await save(await handle.result(), output, out)
+
+    run(main(), out)
+
+
+def url(
+    generation_id: GenerationId,
+    lifetime: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DURATION",
+            help="Time for which the URL is valid, such as 10m or 7d (the most). Default: the server's.",
+        ),
+    ] = None,
+    target: Target = None,
+    as_json: Json = False,
+) -> None:
+    """Print a URL from which anyone can download the video for some time, by plain HTTP.
+
+    Needs a scheduler that stores videos in an object store (CHORUS_SCHEDULER_VIDEO_STORE).
+    """
+    out = Output(as_json)
+
+    async def main() -> None:
+        seconds = None if lifetime is None else parse_duration(lifetime, "lifetime")
+        async with connect_scheduler(target) as client:
+            generation = await find_generation(client, generation_id)
+            found = await client.handle(generation.id).url(lifetime=seconds)
+        out.status(f"valid until {found.expires:%Y-%m-%d %H:%M:%S} UTC")
+        out.print(found.url, url=found.url, expires=found.expires.isoformat())
 
     run(main(), out)
 

@@ -8,7 +8,7 @@ import secrets
 import time
 from collections.abc import AsyncGenerator
 
-from chorus.common.v1 import plan_pb2, video_pb2
+from chorus.common.v1 import plan_pb2
 from chorus.denoiser.v1 import denoiser_pb2
 from chorus.scheduler.v1 import scheduler_pb2 as pb
 from chorus_rpc import errors, telemetry
@@ -16,6 +16,7 @@ from chorus_rpc.errors import ChorusError, Violation
 
 from services.scheduler.api import page_token, validation
 from services.scheduler.api.validation import Defaults
+from services.scheduler.api.videos import Videos
 from services.scheduler.dispatch.dispatcher import Dispatcher
 from services.scheduler.dispatch.preparation import Preparation
 from services.scheduler.dispatch.retry import RetryableFailure
@@ -25,7 +26,7 @@ from services.scheduler.jobs.notifier import JobNotifier
 from services.scheduler.jobs.ordering import Priority
 from services.scheduler.jobs.states import ENDED, IN_QUEUE, UNFINISHED, State
 from services.scheduler.jobs.store import Job, JobStore, NewJob, QueueFull
-from services.scheduler.jobs.video_files import VideoFiles
+from services.scheduler.jobs.video_store import VideoStore
 from services.scheduler.peers.encoder_registry import EncoderRegistry
 from services.scheduler.peers.model_registry import ModelRegistry
 from services.scheduler.settings import SchedulerSettings
@@ -35,12 +36,16 @@ _BATCH = 64
 
 
 class Generations:
-    """All generations of one tenant."""
+    """All generations of one tenant.
+
+    Attributes:
+        videos: reads their videos.
+    """
 
     def __init__(
         self,
         store: JobStore,
-        videos: VideoFiles,
+        videos: VideoStore,
         models: ModelRegistry,
         encoders: EncoderRegistry,
         throughput: Throughput,
@@ -50,7 +55,8 @@ class Generations:
         settings: SchedulerSettings,
     ) -> None:
         self._store = store
-        self._videos = videos
+        self._video_store = videos
+        self.videos = Videos(self._job, videos, settings.video_url_seconds)
         self._models = models
         self._encoders = encoders
         self._throughput = throughput
@@ -118,7 +124,7 @@ class Generations:
                 metadata={"state": job.state.name},
             )
         # The file goes first: after a crash in between, the row still names it.
-        await self._videos.remove([job.job_id])
+        await self._video_store.remove([job.job_id])
         await self._store.forget([job.job_id])
 
     async def list_models(self) -> list[pb.Model]:
@@ -193,19 +199,6 @@ class Generations:
                     return
                 self._notifier.raise_if_closed()
                 await changed.wait()
-
-    async def video(self, generation_id: str) -> tuple[video_pb2.VideoInfo, AsyncGenerator[bytes, None]]:
-        """Returns the header of the video, and its bytes. Raises WRONG_STATE if no video exists."""
-        job = await self._job(generation_id)
-        if job.state is not State.SUCCEEDED:
-            raise ChorusError(
-                errors.WRONG_STATE,
-                f"generation {generation_id!r} has no video: it is {job.state.name}"
-                + ("" if job.state in ENDED else "; watch it until it has succeeded"),
-                metadata={"state": job.state.name},
-            )
-        video = job.generation.video
-        return video, self._videos.read(job.job_id, job.generation.attempts, video)
 
     async def _job(self, generation_id: str) -> Job:
         if not generation_id:

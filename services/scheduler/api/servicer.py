@@ -65,11 +65,30 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServiceServicer):
         request: pb.GetVideoRequest,
         context: grpc.aio.ServicerContext[pb.GetVideoRequest, pb.GetVideoResponse],
     ) -> AsyncIterator[pb.GetVideoResponse]:
-        info, chunks = await self._generations.video(request.generation_id)
+        info, chunks = await self._generations.videos.read(
+            request.generation_id, request.offset, request.length
+        )
         yield pb.GetVideoResponse(header=info)
         async with aclosing(chunks):
             async for chunk in chunks:
                 yield pb.GetVideoResponse(chunk=chunk)
+
+    async def GetThumbnail(
+        self,
+        request: pb.GetThumbnailRequest,
+        context: grpc.aio.ServicerContext[pb.GetThumbnailRequest, pb.GetThumbnailResponse],
+    ) -> pb.GetThumbnailResponse:
+        info, data = await self._generations.videos.read_thumbnail(request.generation_id)
+        return pb.GetThumbnailResponse(info=info, data=data)
+
+    async def GetVideoUrl(
+        self,
+        request: pb.GetVideoUrlRequest,
+        context: grpc.aio.ServicerContext[pb.GetVideoUrlRequest, pb.GetVideoUrlResponse],
+    ) -> pb.GetVideoUrlResponse:
+        lifetime = request.lifetime if request.HasField("lifetime") else None
+        url, expire_time = await self._generations.videos.make_url(request.generation_id, lifetime)
+        return pb.GetVideoUrlResponse(url=url, expire_time=expire_time)
 
     async def DeleteGeneration(
         self,

@@ -27,12 +27,13 @@ from services.scheduler.dispatch.denoise_stream import DenoiseStream
 from services.scheduler.dispatch.overrides import find_overrides, find_unkept_latents
 from services.scheduler.dispatch.preparation import Prepared
 from services.scheduler.dispatch.retry import RetryableFailure, classify_failure
+from services.scheduler.dispatch.saving import save_video
 from services.scheduler.dispatch.throughput import Throughput
 from services.scheduler.dispatch.unfinished_runs import UnfinishedRun, UnfinishedRuns
 from services.scheduler.jobs.passing_faults import PassingFault, wait_out
 from services.scheduler.jobs.states import State
 from services.scheduler.jobs.store import Job, JobStore
-from services.scheduler.jobs.video_files import VideoFiles
+from services.scheduler.jobs.video_store import VideoStore
 from services.scheduler.peers.pooled_denoiser import PooledDenoiser
 
 log = get_logger("denoise_runner")
@@ -91,7 +92,7 @@ class DenoiseRunner:
     def __init__(
         self,
         store: JobStore,
-        videos: VideoFiles,
+        videos: VideoStore,
         throughput: Throughput,
         admissions: PendingAdmissions,
         unfinished_runs: UnfinishedRuns,
@@ -221,14 +222,9 @@ class DenoiseRunner:
         """
         job, timings, spec = parameters.job, parameters.timings, parameters.job.generation.spec
         info, data = stream.finish_video()
-        try:
-            await wait_out(
-                lambda: self._videos.save(job.job_id, job.generation.attempts, data),
-                job.deadline,
-                on_first=lambda fault: self._warn(job, fault),
-            )
-        except OSError as error:
-            raise ChorusError(errors.INTERNAL, f"the video could not be stored: {error.strerror}") from error
+        info = await save_video(
+            self._videos, job, info, data, completed.thumbnail, lambda fault: self._warn(job, fault)
+        )
         steps_run, denoise_seconds = completed.steps_run, completed.denoise_seconds
         fetch_seconds = stream.fetch_seconds
         if parameters.earlier is not None and stream.resumed:

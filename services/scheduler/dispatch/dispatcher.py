@@ -26,7 +26,7 @@ from services.scheduler.dispatch.retry import RetryableFailure
 from services.scheduler.jobs.passing_faults import PassingFault, find_passing_fault, wait_out
 from services.scheduler.jobs.states import ENDED, IN_QUEUE, UNFINISHED, State
 from services.scheduler.jobs.store import Job, JobStore, QueuedJob, StoreError
-from services.scheduler.jobs.video_files import VideoFiles
+from services.scheduler.jobs.video_store import VideoStore
 from services.scheduler.peers.denoiser_pool import DenoiserPool
 from services.scheduler.peers.health import Peer
 from services.scheduler.peers.pooled_denoiser import PooledDenoiser
@@ -62,7 +62,7 @@ class Dispatcher:
         self,
         attempt_runner: AttemptRunner,
         store: JobStore,
-        videos: VideoFiles,
+        videos: VideoStore,
         forecast: Forecast,
         required_peers: Sequence[Peer],
         denoisers: DenoiserPool,

@@ -12,7 +12,7 @@ from chorus_rpc.errors import ChorusError
 from services.runtime.logs import get_logger
 from services.scheduler.jobs.states import ENDED, IN_QUEUE, UNFINISHED, State
 from services.scheduler.jobs.store import Job, JobStore, OwnedJob
-from services.scheduler.jobs.video_files import VideoFiles
+from services.scheduler.jobs.video_store import VideoStore
 
 log = get_logger("recovery")
 
@@ -24,7 +24,7 @@ class Recovery:
         max_crashes: number of service crashes during one job after which it fails.
     """
 
-    def __init__(self, store: JobStore, videos: VideoFiles, max_crashes: int) -> None:
+    def __init__(self, store: JobStore, videos: VideoStore, max_crashes: int) -> None:
         self._store = store
         self._videos = videos
         self._max_crashes = max_crashes

@@ -8,7 +8,7 @@ import time
 from services.runtime.logs import get_logger
 from services.scheduler.jobs.passing_faults import PassingFault
 from services.scheduler.jobs.store import JobStore
-from services.scheduler.jobs.video_files import VideoFiles
+from services.scheduler.jobs.video_store import VideoStore
 
 log = get_logger("retention")
 
@@ -27,7 +27,7 @@ class Retention:
         keep_seconds: age up to which ended jobs are kept, in seconds since their end.
     """
 
-    def __init__(self, store: JobStore, videos: VideoFiles, *, keep: int, keep_seconds: float) -> None:
+    def __init__(self, store: JobStore, videos: VideoStore, *, keep: int, keep_seconds: float) -> None:
         self._store = store
         self._videos = videos
         self._keep = keep

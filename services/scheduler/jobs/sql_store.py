@@ -149,6 +149,12 @@ class SqlStore(JobStore):
     async def forget(self, job_ids: Sequence[str]) -> None:
         await self._write(statements.forget, job_ids)
 
+    async def find_known(self, job_ids: Collection[str]) -> set[str]:
+        return await self._read(statements.find_known, job_ids) if job_ids else set()
+
+    async def database_id(self) -> str:
+        return await self._write(statements.read_or_create_id, secrets.token_hex(16))
+
     async def save_models(self, data: bytes) -> None:
         await self._write(statements.save_document, _MODELS, data)
 

@@ -22,6 +22,7 @@ from sqlalchemy import (
     text,
     update,
 )
+from sqlalchemy.dialects import postgresql, sqlite
 
 from services.scheduler.jobs import states
 from services.scheduler.jobs.ordering import Ordering
@@ -40,11 +41,15 @@ _SUBMIT_LOCK: Final = 7_400_002
 # Time after which the row of a scheduler whose lease has ended is removed, in seconds.
 _FORGET_LEASE_SECONDS: Final = 86_400.0
 
+# Name of the document with the id of the database.
+_DATABASE_ID: Final = "database_id"
+
 # Statements that every job needs are built once: building one takes longer than most take to run.
 _FIND_BY_ID: Final = select(*JOB_COLUMNS).where(jobs.c.id == bindparam("job_id"))
 _FIND_BY_REQUEST: Final = select(*JOB_COLUMNS).where(
     jobs.c.tenant == bindparam("tenant"), jobs.c.request_id == bindparam("request_id")
 )
+_FIND_KNOWN: Final = select(jobs.c.id).where(jobs.c.id.in_(bindparam("job_ids", expanding=True)))
 _COUNT_QUEUE: Final = select(func.count(), func.coalesce(func.sum(jobs.c.work), 0.0)).where(WAITING)
 _COUNT_BEFORE: Final = select(func.count()).where(WAITING, jobs.c.queue_key <= bindparam("order_key"))
 _INSERT_JOB: Final = insert(jobs).returning(jobs.c.number)
@@ -282,6 +287,18 @@ def load_document(transaction: Transaction, name: str) -> bytes:
         select(documents.c.data).where(documents.c.name == name)
     ).scalar_one_or_none()
     return b"" if data is None else bytes(data)
+
+
+def find_known(transaction: Transaction, job_ids: Collection[str]) -> set[str]:
+    return set(transaction.connection.execute(_FIND_KNOWN, {"job_ids": list(job_ids)}).scalars())
+
+
+def read_or_create_id(transaction: Transaction, new_id: str) -> str:
+    """Returns the id of the database, `new_id` if it has none yet."""
+    insert_here = postgresql.insert if transaction.on_server else sqlite.insert
+    created = insert_here(documents).values(name=_DATABASE_ID, data=new_id.encode())
+    transaction.connection.execute(created.on_conflict_do_nothing())
+    return load_document(transaction, _DATABASE_ID).decode()
 
 
 def _timestamp(seconds: float) -> Timestamp:

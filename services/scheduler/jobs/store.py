@@ -270,6 +270,14 @@ class JobStore(ABC):
         """Removes ended jobs and their events."""
 
     @abstractmethod
+    async def find_known(self, job_ids: Collection[str]) -> set[str]:
+        """Returns those ids that are ids of jobs."""
+
+    @abstractmethod
+    async def database_id(self) -> str:
+        """Returns the id of the database, 32 hex digits, which it keeps for ever."""
+
+    @abstractmethod
     async def save_models(self, data: bytes) -> None:
         """Replaces the saved models."""
 

@@ -1,38 +1,29 @@
-"""Finished videos: one mp4 file each, complete on disk before any row refers to it.
-
-The file of each attempt has a name of its own: a scheduler that lost its lease may still write the video of a
-job that another one runs again.
-"""
+"""Finished videos in a directory: one file each, complete on disk before any row refers to it."""
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
 import shutil
-from collections.abc import AsyncGenerator, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
-
-from chorus.common.v1 import video_pb2
-from chorus_rpc import errors
-from chorus_rpc.chunks import CHUNK_BYTES
-from chorus_rpc.errors import ChorusError
+from typing import Final, TypeVar
 
 from services.runtime.startup import StartupError
 from services.scheduler.jobs.passing_faults import find_passing_fault
+from services.scheduler.jobs.video_store import OWNERS, Item, StoredJob, VideoStore
 
-_SUFFIX = ".mp4"
-_PART = ".part"
+T = TypeVar("T")
+
+SETTING: Final = "CHORUS_SCHEDULER_VIDEO_DIR"
+_PART: Final = ".part"
 
 
-class VideoFiles:
-    """A directory of `<generation id>/<attempt>.mp4`. Ids are created by this service, never by a client.
+class VideoFiles(VideoStore):
+    """A directory of `<job id>/<attempt>.mp4` and `.jpg`.
 
-    Earlier versions wrote `<generation id>.mp4`, which is still read and removed. Several schedulers may
-    share the directory. Every method raises PassingFault if it may succeed later, for instance because the
-    disk is full.
+    Earlier versions wrote `<job id>.mp4`, which is still read and removed.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -41,85 +32,25 @@ class VideoFiles:
     async def open(self) -> None:
         """Creates the directory. Raises StartupError if it cannot be created or written to."""
         try:
-            with _passing_faults():
-                await asyncio.to_thread(self._directory.mkdir, parents=True, exist_ok=True)
+            await self._run(lambda: self._directory.mkdir(parents=True, exist_ok=True))
         except OSError as error:
-            raise StartupError(
-                f"CHORUS_SCHEDULER_VIDEO_DIR: {self._directory} cannot be created: {error.strerror}"
-            ) from error
+            raise StartupError(f"{SETTING}: {self._directory} cannot be created: {error.strerror}") from error
         if not os.access(self._directory, os.W_OK | os.X_OK):
-            raise StartupError(
-                f"CHORUS_SCHEDULER_VIDEO_DIR: {self._directory} is not writable for this process"
-            )
+            raise StartupError(f"{SETTING}: {self._directory} is not writable for this process")
 
-    async def save(self, generation_id: str, attempt: int, data: bytes) -> None:
-        """Writes the video of an attempt durably. Raises OSError, and keeps nothing, if it cannot be written.
+    async def close(self) -> None:
+        """Does nothing: no file stays open between two calls."""
 
-        Args:
-            attempt: number of the attempt, from 1.
-        """
-        writing = asyncio.create_task(asyncio.to_thread(self._save, generation_id, attempt, data))
-        try:
-            with _passing_faults():
-                await asyncio.shield(writing)
-        except asyncio.CancelledError:
-            # The thread cannot be stopped. The canceller removes the file, so it must not do so before the
-            # file has been written.
-            await asyncio.wait([writing])
-            raise
+    async def make_url(self, job_id: str, attempt: int, seconds: int) -> str | None:
+        return None
 
-    async def discard(self, generation_id: str, attempt: int) -> None:
-        """Removes what one attempt wrote."""
+    async def _run(self, call: Callable[[], T]) -> T:
         with _passing_faults():
-            await asyncio.to_thread(self._discard, generation_id, attempt)
+            return await asyncio.to_thread(call)
 
-    async def remove(self, generation_ids: Iterable[str]) -> None:
-        """Removes the videos of all attempts, including the partial files that a crash left."""
-        with _passing_faults():
-            await asyncio.to_thread(self._remove, list(generation_ids))
-
-    async def read(
-        self, generation_id: str, attempt: int, info: video_pb2.VideoInfo
-    ) -> AsyncGenerator[bytes, None]:
-        """Yields the video of an attempt in chunks of about 1 MiB.
-
-        Raises BLOB_CORRUPT if the file is not the one that was saved: before the first chunk if it is missing
-        or has another length, after the last if only its digest differs.
-        """
-        fault = f"the video of generation {generation_id!r} is {{}}; generate it again"
-        digest = hashlib.sha256()
-        try:
-            with _passing_faults():
-                file = await asyncio.to_thread(self._open, generation_id, attempt)
-        except FileNotFoundError:
-            raise ChorusError(errors.BLOB_CORRUPT, fault.format("missing")) from None
-        with file:
-            if os.fstat(file.fileno()).st_size != info.size_bytes:
-                raise ChorusError(errors.BLOB_CORRUPT, fault.format("not as long as when it was saved"))
-            while chunk := await asyncio.to_thread(file.read, CHUNK_BYTES):
-                digest.update(chunk)
-                yield chunk
-        if digest.hexdigest() != info.digest:
-            raise ChorusError(errors.BLOB_CORRUPT, fault.format("altered since it was saved"))
-
-    def _folder(self, generation_id: str) -> Path:
-        return self._directory / generation_id
-
-    def _path(self, generation_id: str, attempt: int) -> Path:
-        return self._folder(generation_id) / f"{attempt}{_SUFFIX}"
-
-    def _former_path(self, generation_id: str) -> Path:
-        return self._directory / f"{generation_id}{_SUFFIX}"
-
-    def _open(self, generation_id: str, attempt: int) -> BinaryIO:
-        try:
-            return self._path(generation_id, attempt).open("rb")
-        except FileNotFoundError:
-            return self._former_path(generation_id).open("rb")
-
-    def _save(self, generation_id: str, attempt: int, data: bytes) -> None:
-        path = self._path(generation_id, attempt)
-        part = path.with_suffix(_PART)
+    def _write(self, key: str, data: bytes, media_type: str) -> None:
+        path = self._directory / key
+        part = path.with_name(path.name + _PART)
         try:
             path.parent.mkdir(exist_ok=True)
             with part.open("wb") as file:
@@ -135,19 +66,62 @@ class VideoFiles:
                 part.unlink(missing_ok=True)
             raise
 
-    def _discard(self, generation_id: str, attempt: int) -> None:
-        path = self._path(generation_id, attempt)
-        path.unlink(missing_ok=True)
-        path.with_suffix(_PART).unlink(missing_ok=True)
-        with suppress(OSError):  # absent, or with the video of another attempt
-            path.parent.rmdir()
+    def _find_size(self, key: str) -> int | None:
+        path = self._find(key)
+        try:
+            return path.stat().st_size
+        except FileNotFoundError:
+            return None
 
-    def _remove(self, generation_ids: list[str]) -> None:
-        for generation_id in generation_ids:
-            with suppress(FileNotFoundError):
-                shutil.rmtree(self._folder(generation_id))
-            self._former_path(generation_id).unlink(missing_ok=True)
-            self._former_path(generation_id).with_suffix(_PART).unlink(missing_ok=True)
+    def _read(self, key: str, offset: int, length: int) -> bytes | None:
+        try:
+            with self._find(key).open("rb") as file:
+                file.seek(offset)
+                return file.read(length)
+        except FileNotFoundError:
+            return None
+
+    def _delete(self, keys: Sequence[str]) -> None:
+        for key in keys:
+            path = self._directory / key
+            path.unlink(missing_ok=True)
+            path.with_name(path.name + _PART).unlink(missing_ok=True)
+            with suppress(OSError):  # absent, or with the items of another attempt
+                path.parent.rmdir()
+
+    def _delete_job(self, job_id: str) -> None:
+        with suppress(FileNotFoundError):
+            shutil.rmtree(self._directory / job_id)
+        former = self._former_path(job_id)
+        former.unlink(missing_ok=True)
+        former.with_suffix(_PART).unlink(missing_ok=True)
+
+    def _walk(self) -> Iterator[StoredJob]:
+        with os.scandir(self._directory) as found:
+            for entry in found:
+                if entry.name == OWNERS:
+                    continue
+                if entry.is_dir() or entry.name.endswith((Item.VIDEO.value, _PART)):
+                    # A job may be removed meanwhile.
+                    with suppress(FileNotFoundError):
+                        inside = [*Path(entry.path).iterdir()] if entry.is_dir() else []
+                        times = [path.stat().st_mtime for path in (Path(entry.path), *inside)]
+                        yield StoredJob(entry.name.partition(".")[0], max(times))
+
+    def _list_folder(self, folder: str) -> list[str]:
+        path = self._directory / folder
+        return [each.name for each in path.iterdir() if each.suffix != _PART] if path.exists() else []
+
+    def _find(self, key: str) -> Path:
+        """Returns the path of an item: where an earlier version wrote it, if it is there alone."""
+        path = self._directory / key
+        if path.suffix == Item.VIDEO.value and not path.exists():
+            former = self._former_path(path.parent.name)
+            return former if former.exists() else path
+        return path
+
+    def _former_path(self, job_id: str) -> Path:
+        return self._directory / f"{job_id}{Item.VIDEO.value}"
 
 
 def _sync(path: Path) -> None:
@@ -165,7 +139,7 @@ def _passing_faults() -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError) as error:
-        fault = find_passing_fault(error, "the directory of the videos", "CHORUS_SCHEDULER_VIDEO_DIR")
+        fault = find_passing_fault(error, "the directory of the videos", SETTING)
         if fault is None:
             raise
         raise fault from error

@@ -12,10 +12,11 @@ from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+from minio.credentials.providers import Provider
 
 from services.cache.__main__ import open_blobs
-from services.cache.s3_credentials import CredentialsRefused, CredentialsUnavailable, open_role_provider
 from services.cache.settings import CacheSettings
+from services.object_store.credentials import CredentialsRefused, CredentialsUnavailable, open_role_provider
 
 pytestmark = pytest.mark.fault("helm")
 
@@ -118,6 +119,12 @@ def identity(variables: pytest.MonkeyPatch, server: Server, tmp_path: Path) -> P
     return token
 
 
+def open_role(endpoint: str) -> Provider:
+    return open_role_provider(
+        variable="CHORUS_CACHE_S3_CREDENTIALS", endpoint=endpoint, region="", ca="", seconds=5
+    )
+
+
 async def open_and_close() -> None:
     blobs = await open_blobs(CacheSettings())
     await blobs.close()
@@ -150,10 +157,10 @@ async def test_role_of_a_web_identity_is_assumed(identity: Path, server: Server)
 
 
 def test_expired_credentials_are_renewed_with_the_current_token(identity: Path, server: Server) -> None:
-    provider = open_role_provider(endpoint=f"http://127.0.0.1:{server.port}", region="", ca="", seconds=5)
+    provider = open_role(f"http://127.0.0.1:{server.port}")
     assert provider.retrieve().access_key == provider.retrieve().access_key == "issued-1"
     server.lifetime = 1  # less than the margin of the client: expired on arrival
-    provider = open_role_provider(endpoint=f"http://127.0.0.1:{server.port}", region="", ca="", seconds=5)
+    provider = open_role(f"http://127.0.0.1:{server.port}")
     provider.retrieve()
     identity.write_text("eyJ-second")
     assert provider.retrieve().access_key == "issued-3"
@@ -168,10 +175,10 @@ def test_refused_role_is_reported_without_its_token(
     identity: Path, server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     server.lifetime = 0
-    provider = open_role_provider(endpoint=f"http://127.0.0.1:{server.port}", region="", ca="", seconds=5)
+    provider = open_role(f"http://127.0.0.1:{server.port}")
     with pytest.raises(CredentialsRefused, match=r"CHORUS_CACHE_S3_CREDENTIALS: .* 403") as caught:
         provider.retrieve()
-    unreachable = open_role_provider(endpoint="http://127.0.0.1:1", region="", ca="", seconds=5)
+    unreachable = open_role("http://127.0.0.1:1")
     with pytest.raises(CredentialsUnavailable, match="refused") as also:
         unreachable.retrieve()
     assert not isinstance(also.value, CredentialsRefused)

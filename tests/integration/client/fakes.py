@@ -21,6 +21,8 @@ from chorus_rpc.errors import ChorusError, Violations
 from services.runtime.interceptors import Gate, ServiceInterceptor
 
 VIDEO = b"\x00\x00\x00\x18ftypisom" + bytes(range(256)) * 9_000  # more than two chunks
+CHUNK = 1 << 18
+THUMBNAIL = b"\xff\xd8 a picture"
 STEPS = 4
 
 
@@ -31,6 +33,9 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
 
     Attributes:
         drops: numbers of messages after which a stream breaks, one number for each stream.
+        video_drops: numbers of chunks after which a download breaks, one number for each download.
+        ranges: offset and length of each download.
+        urls: whether videos have URLs.
         metadata: metadata of each submission.
         delay: delay of the response to a submission, in seconds.
     """
@@ -41,6 +46,9 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
         self.requests: list[scheduler_pb2.SubmitGenerationRequest] = []
         self.watched_after: list[int] = []
         self.drops: list[int] = []
+        self.video_drops: list[int] = []
+        self.ranges: list[tuple[int, int]] = []
+        self.urls = True
         self.metadata: list[dict[str, Any]] = []
         self.delay = 0.0
         self.changed = asyncio.Condition()
@@ -236,9 +244,29 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
 
     async def GetVideo(self, request: Any, context: Any) -> AsyncIterator[Any]:
         self._find(request.generation_id)
+        self.ranges.append((request.offset, request.length))
+        drop = self.video_drops.pop(0) if self.video_drops else None
         yield scheduler_pb2.GetVideoResponse(header=self._video_info())
-        for chunk in chunks(VIDEO):
+        end = request.offset + request.length if request.length else None
+        for sent, chunk in enumerate(chunks(VIDEO[request.offset : end], CHUNK)):
+            if sent == drop:
+                await context.abort(grpc.StatusCode.UNAVAILABLE, "the stream broke")
             yield scheduler_pb2.GetVideoResponse(chunk=chunk)
+
+    async def GetThumbnail(self, request: Any, context: Any) -> Any:
+        if self._find(request.generation_id).spec.prompt.startswith("warn"):
+            raise ChorusError(errors.NOT_FOUND, "the video has no thumbnail")
+        info = video_pb2.ImageInfo(media_type="image/jpeg", height=180, width=320)
+        return scheduler_pb2.GetThumbnailResponse(info=info, data=THUMBNAIL)
+
+    async def GetVideoUrl(self, request: Any, context: Any) -> Any:
+        self._find(request.generation_id)
+        if not self.urls:
+            raise ChorusError(errors.WRONG_STATE, "this server stores videos in a directory")
+        response = scheduler_pb2.GetVideoUrlResponse(url=f"http://store/{request.generation_id}?signature")
+        seconds = request.lifetime.seconds if request.HasField("lifetime") else 3_600
+        response.expire_time.FromSeconds(1_800_000_000 + seconds)
+        return response
 
 
 def make_details(entry_id: str) -> cache_pb2.EntryDetails:

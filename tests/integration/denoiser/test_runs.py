@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import av
+import numpy as np
 import pytest
 import safetensors.numpy
 from chorus.cache.v1 import cache_pb2, cache_pb2_grpc
 from chorus.common.v1 import latents_pb2
 from chorus.denoiser.v1 import denoiser_pb2, denoiser_pb2_grpc
 from chorus_rpc.channels import open_channel
+from PIL import Image
 
 from services.contract.schedule import shifted_schedule
 from services.denoiser.model.identity import model_digest
@@ -55,6 +57,14 @@ async def test_miss_runs_every_step_and_is_admitted(stub: Any, cache: FakeCache)
     with av.open(io.BytesIO(found.video), mode="r") as container:
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     assert (len(frames), *frames[0].shape) == (2, 16, 16, 3)
+
+    thumbnail = found.header.thumbnail
+    assert (thumbnail.media_type, thumbnail.height, thumbnail.width) == ("image/jpeg", 16, 16)
+    assert thumbnail.digest == hashlib.sha256(found.completed.thumbnail).hexdigest()
+    assert thumbnail.size_bytes == len(found.completed.thumbnail)
+    with Image.open(io.BytesIO(found.completed.thumbnail)) as picture:
+        shown = np.asarray(picture.convert("RGB")).astype(int)
+    assert np.abs(shown - frames[1]).mean() < 12, "it is the middle frame"
 
     assert found.admission is not None
     entry, blobs = cache.entries[found.admission.entry_id]

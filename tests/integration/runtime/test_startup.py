@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Mapping
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -118,6 +120,28 @@ def test_unusable_path_ends_the_scheduler(tmp_path: Path, variable: str) -> None
         f"CHORUS_SCHEDULER_{variable}": str(tmp_path / "file" / "below"),
     }
     assert_refused("scheduler", env, f"CHORUS_SCHEDULER_{variable}: ", str(tmp_path / "file" / "below"))
+
+
+def test_unusable_object_store_of_videos_ends_the_scheduler(tmp_path: Path) -> None:
+    """A server of another protocol answers in place of an object store."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), SimpleHTTPRequestHandler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        env = {
+            "CHORUS_SCHEDULER_DATABASE": str(tmp_path / "jobs.db"),
+            "CHORUS_SCHEDULER_VIDEO_STORE": "s3://videos",
+            "CHORUS_SCHEDULER_S3_ENDPOINT": f"127.0.0.1:{server.server_port}",
+            "CHORUS_SCHEDULER_S3_ACCESS_KEY": "key",
+            "CHORUS_SCHEDULER_S3_SECRET_KEY": "hush-hush",
+            "CHORUS_SCHEDULER_S3_SECURE": "false",
+            "CHORUS_SCHEDULER_S3_REGION": "us-east-1",
+        }
+        assert_refused("scheduler", env, "CHORUS_SCHEDULER_S3_ENDPOINT: ", "protocol of S3")
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")

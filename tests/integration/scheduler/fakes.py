@@ -25,6 +25,7 @@ from tests.processes import free_port
 
 ENCODER = "enc@1"
 VIDEO = b"\x00\x00\x00\x18ftypisom" + bytes(range(256)) * 9_000  # more than two chunks
+THUMBNAIL = b"\xff\xd8 a picture"
 STEPS = 4
 MODEL = denoiser_pb2.ModelInfo(
     model_id="small",
@@ -240,6 +241,7 @@ class FakeDenoiser(Fake, denoiser_pb2_grpc.DenoiserServiceServicer):
         # By id of a run that sends resume points: requests its pause.
         self.pausable: dict[str, asyncio.Event] = {}
         self.rejects_resume_points = False
+        self.thumbnail = THUMBNAIL  # b"": the run makes none
 
     def register(self, server: grpc.aio.Server) -> None:
         denoiser_pb2_grpc.add_DenoiserServiceServicer_to_server(self, server)
@@ -312,7 +314,7 @@ class FakeDenoiser(Fake, denoiser_pb2_grpc.DenoiserServiceServicer):
                 if pause.is_set():
                     yield denoiser_pb2.DenoiseResponse(paused=denoiser_pb2.Paused())
                     return
-        yield denoiser_pb2.DenoiseResponse(video_header=video_info())
+        yield denoiser_pb2.DenoiseResponse(video_header=video_info(thumbnail=bool(self.thumbnail)))
         for chunk in chunks(VIDEO[:-1] + b"!" if self.damage else VIDEO):
             yield denoiser_pb2.DenoiseResponse(video_chunk=chunk)
         admission = denoiser_pb2.Admission(entry_id="n" * 64)
@@ -324,7 +326,10 @@ class FakeDenoiser(Fake, denoiser_pb2_grpc.DenoiserServiceServicer):
             yield denoiser_pb2.DenoiseResponse(admission=admission)
         yield denoiser_pb2.DenoiseResponse(
             completed=denoiser_pb2.Completed(
-                steps_run=total - first, denoise_seconds=0.2 * (total - first), decode_seconds=0.05
+                steps_run=total - first,
+                denoise_seconds=0.2 * (total - first),
+                decode_seconds=0.05,
+                thumbnail=self.thumbnail,
             )
         )
         await self._pause(-1)
@@ -339,7 +344,14 @@ class FakeDenoiser(Fake, denoiser_pb2_grpc.DenoiserServiceServicer):
             await self.go.wait()
 
 
-def video_info() -> video_pb2.VideoInfo:
+def video_info(*, thumbnail: bool = True) -> video_pb2.VideoInfo:
+    picture = video_pb2.ImageInfo(
+        media_type="image/jpeg",
+        size_bytes=len(THUMBNAIL),
+        digest=hashlib.sha256(THUMBNAIL).hexdigest(),
+        height=64,
+        width=64,
+    )
     return video_pb2.VideoInfo(
         media_type="video/mp4",
         size_bytes=len(VIDEO),
@@ -348,4 +360,5 @@ def video_info() -> video_pb2.VideoInfo:
         height=64,
         width=64,
         frames_per_second=8,
+        thumbnail=picture if thumbnail else None,
     )

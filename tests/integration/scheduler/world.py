@@ -44,6 +44,8 @@ class World:
             **(sharing_with.settings if sharing_with else {}),
             **self.settings,
         }
+        if env.get("CHORUS_SCHEDULER_VIDEO_STORE"):
+            del env["CHORUS_SCHEDULER_VIDEO_DIR"]
         port = free_port()
         self.process = ServiceProcess("scheduler", env, port, self.directory / f"scheduler-{port}.log")
         # Any, because the async stub types exist only for the type checker.
@@ -132,8 +134,11 @@ class World:
         assert not until, f"ended without {until}: {kinds(events)}\n{self.process.tail()}"
         return events
 
-    async def video(self, generation: pb.Generation) -> tuple[video_pb2.VideoInfo, bytes]:
-        call = self.api.GetVideo(pb.GetVideoRequest(generation_id=generation.generation_id), timeout=20)
+    async def video(
+        self, generation: pb.Generation, offset: int = 0, length: int = 0
+    ) -> tuple[video_pb2.VideoInfo, bytes]:
+        request = pb.GetVideoRequest(generation_id=generation.generation_id, offset=offset, length=length)
+        call = self.api.GetVideo(request, timeout=20)
         parts = [part async for part in call]
         return parts[0].header, b"".join(part.chunk for part in parts[1:])
 

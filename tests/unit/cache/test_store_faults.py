@@ -20,13 +20,16 @@ from services.cache.embedded import EmbeddedIndex
 from services.cache.lite_faults import describe_lite_fault
 from services.cache.milvus import MilvusIndex
 from services.cache.s3 import S3Blobs
-from services.cache.s3_credentials import CredentialsRefused, CredentialsUnavailable
-from services.cache.store_faults import describe_s3_fault
+from services.object_store.credentials import CredentialsRefused, CredentialsUnavailable
+from services.object_store.faults import describe_s3_fault
+from services.object_store.variables import S3Variables
 from services.runtime.startup import StartupError
 from tests.processes import free_port
 from tests.tls import make_certificates, serve_tls
 
 pytestmark = pytest.mark.fault("permanent-faults")
+
+VARIABLES = S3Variables("CHORUS_CACHE_S3", "CHORUS_CACHE_S3_BUCKET")
 
 
 @contextmanager
@@ -193,8 +196,8 @@ async def test_damaged_index_ends_the_start(tmp_path: Path, damaged: str) -> Non
 def test_refused_role_ends_the_start() -> None:
     refused = CredentialsRefused("CHORUS_CACHE_S3_CREDENTIALS: no credentials: 403")
     unavailable = CredentialsUnavailable("CHORUS_CACHE_S3_CREDENTIALS: no credentials: timeout")
-    assert describe_s3_fault(refused, "s3:443", "chorus") == str(refused)
-    assert describe_s3_fault(unavailable, "s3:443", "chorus") is None
+    assert describe_s3_fault(refused, "s3:443", "chorus", VARIABLES) == str(refused)
+    assert describe_s3_fault(unavailable, "s3:443", "chorus", VARIABLES) is None
 
 
 @pytest.mark.parametrize(

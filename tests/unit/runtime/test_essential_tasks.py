@@ -60,12 +60,12 @@ def test_process_ends_with_its_essential_task(end: str, tmp_path: Path) -> None:
 
 # Every place that starts a task or a thread, with the one that notices its end.
 _NOTICED = {
-    "services/cache/blocking_client.py ThreadPoolExecutor": "the caller awaits each call",
     "services/cache/hot.py create_task": "every reader awaits it; its end reads the error as well",
     "services/cache/store.py create_task": "fetch awaits the blob ahead; admit awaits, and logs, the commit",
     "services/denoiser/admissions.py create_task": "the call of its run awaits it",
     "services/denoiser/device_thread.py ThreadPoolExecutor": "each task has a future that its caller reads",
     "services/embedder/encoder_thread.py ThreadPoolExecutor": "the caller awaits each call",
+    "services/runtime/blocking_client.py ThreadPoolExecutor": "the caller awaits each call",
     "services/runtime/breaker.py create_task": "a done callback permits calls again",
     "services/runtime/metrics_port.py Thread": "scrapes fail, which Prometheus shows; the service goes on",
     "services/runtime/resources.py create_task": "essential: the process ends",
@@ -75,7 +75,7 @@ _NOTICED = {
     "services/scheduler/dispatch/dispatcher.py create_task": "a done callback logs its error",
     "services/scheduler/dispatch/denoise_runner.py create_task": "logs its errors; ends with the run",
     "services/scheduler/jobs/sql_store.py ThreadPoolExecutor": "the caller awaits each call",
-    "services/scheduler/jobs/video_files.py create_task": "the caller awaits it",
+    "services/scheduler/jobs/video_store.py create_task": "the caller awaits it",
 }
 _STARTERS = ("create_task", "ensure_future", "Thread", "ThreadPoolExecutor", "Timer")
 

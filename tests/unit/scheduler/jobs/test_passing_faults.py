@@ -19,6 +19,7 @@ from services.scheduler.jobs.passing_faults import PassingFault, find_passing_fa
 from services.scheduler.jobs.sql_store import SqlStore, open_store
 from services.scheduler.jobs.store import NewJob, StoreError
 from services.scheduler.jobs.video_files import VideoFiles
+from services.scheduler.jobs.video_store import Item
 
 pytestmark = pytest.mark.fault("scheduler-resources")
 
@@ -145,11 +146,11 @@ async def test_videos_report_faults_that_pass(tmp_path: Path, monkeypatch: pytes
     videos = VideoFiles(tmp_path)
     monkeypatch.setattr(os, "fsync", fail_with(errno.ENOSPC))
     with pytest.raises(PassingFault, match="CHORUS_SCHEDULER_VIDEO_DIR"):
-        await videos.save("a", 1, b"video")
+        await videos.save("a", 1, Item.VIDEO, b"video")
     assert list_names(tmp_path) == [], "nothing is kept"
     monkeypatch.setattr(os, "fsync", fail_with(errno.EACCES))
     with pytest.raises(PermissionError):
-        await videos.save("a", 1, b"video")
+        await videos.save("a", 1, Item.VIDEO, b"video")
 
 
 def list_names(directory: Path) -> list[str]:

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x63horus/common/v1/video.proto\x12\x10\x63horus.common.v1\";\n\nVideoShape\x12\x0e\n\x06\x66rames\x18\x01 \x01(\r\x12\x0e\n\x06height\x18\x02 \x01(\r\x12\r\n\x05width\x18\x03 \x01(\r\"3\n\x05\x42ound\x12\x0b\n\x03min\x18\x01 \x01(\r\x12\x0b\n\x03max\x18\x02 \x01(\r\x12\x10\n\x08multiple\x18\x03 \x01(\r\"\x8d\x01\n\tVideoInfo\x12\x12\n\nmedia_type\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x0e\n\x06\x66rames\x18\x04 \x01(\r\x12\x0e\n\x06height\x18\x05 \x01(\r\x12\r\n\x05width\x18\x06 \x01(\r\x12\x19\n\x11\x66rames_per_second\x18\x07 \x01(\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x63horus/common/v1/video.proto\x12\x10\x63horus.common.v1\";\n\nVideoShape\x12\x0e\n\x06\x66rames\x18\x01 \x01(\r\x12\x0e\n\x06height\x18\x02 \x01(\r\x12\r\n\x05width\x18\x03 \x01(\r\"3\n\x05\x42ound\x12\x0b\n\x03min\x18\x01 \x01(\r\x12\x0b\n\x03max\x18\x02 \x01(\r\x12\x10\n\x08multiple\x18\x03 \x01(\r\"\xbd\x01\n\tVideoInfo\x12\x12\n\nmedia_type\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x0e\n\x06\x66rames\x18\x04 \x01(\r\x12\x0e\n\x06height\x18\x05 \x01(\r\x12\r\n\x05width\x18\x06 \x01(\r\x12\x19\n\x11\x66rames_per_second\x18\x07 \x01(\x01\x12.\n\tthumbnail\x18\x08 \x01(\x0b\x32\x1b.chorus.common.v1.ImageInfo\"b\n\tImageInfo\x12\x12\n\nmedia_type\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\r\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x0e\n\x06height\x18\x04 \x01(\r\x12\r\n\x05width\x18\x05 \x01(\rb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,5 +36,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_BOUND']._serialized_start=111
   _globals['_BOUND']._serialized_end=162
   _globals['_VIDEOINFO']._serialized_start=165
-  _globals['_VIDEOINFO']._serialized_end=306
+  _globals['_VIDEOINFO']._serialized_end=354
+  _globals['_IMAGEINFO']._serialized_start=356
+  _globals['_IMAGEINFO']._serialized_end=454
 # @@protoc_insertion_point(module_scope)

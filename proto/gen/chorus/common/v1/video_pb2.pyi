@@ -75,6 +75,7 @@ class VideoInfo(google.protobuf.message.Message):
     HEIGHT_FIELD_NUMBER: builtins.int
     WIDTH_FIELD_NUMBER: builtins.int
     FRAMES_PER_SECOND_FIELD_NUMBER: builtins.int
+    THUMBNAIL_FIELD_NUMBER: builtins.int
     media_type: builtins.str
     """For instance "video/mp4"."""
     size_bytes: builtins.int
@@ -85,6 +86,10 @@ class VideoInfo(google.protobuf.message.Message):
     """Height and width of the encoded video, in pixels. Small videos are enlarged for display."""
     width: builtins.int
     frames_per_second: builtins.float
+    @property
+    def thumbnail(self) -> Global___ImageInfo:
+        """Thumbnail of the video: its middle frame. Unset if there is none."""
+
     def __init__(
         self,
         *,
@@ -95,7 +100,42 @@ class VideoInfo(google.protobuf.message.Message):
         height: builtins.int = ...,
         width: builtins.int = ...,
         frames_per_second: builtins.float = ...,
+        thumbnail: Global___ImageInfo | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["digest", b"digest", "frames", b"frames", "frames_per_second", b"frames_per_second", "height", b"height", "media_type", b"media_type", "size_bytes", b"size_bytes", "width", b"width"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["thumbnail", b"thumbnail"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["digest", b"digest", "frames", b"frames", "frames_per_second", b"frames_per_second", "height", b"height", "media_type", b"media_type", "size_bytes", b"size_bytes", "thumbnail", b"thumbnail", "width", b"width"]) -> None: ...
 
 Global___VideoInfo: typing_extensions.TypeAlias = VideoInfo
+
+@typing.final
+class ImageInfo(google.protobuf.message.Message):
+    """Description of an encoded picture."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MEDIA_TYPE_FIELD_NUMBER: builtins.int
+    SIZE_BYTES_FIELD_NUMBER: builtins.int
+    DIGEST_FIELD_NUMBER: builtins.int
+    HEIGHT_FIELD_NUMBER: builtins.int
+    WIDTH_FIELD_NUMBER: builtins.int
+    media_type: builtins.str
+    """For instance "image/jpeg"."""
+    size_bytes: builtins.int
+    """At most 131,072."""
+    digest: builtins.str
+    """SHA-256 of the encoded picture, lower-case hex."""
+    height: builtins.int
+    """Height and width, at most 320 pixels each."""
+    width: builtins.int
+    def __init__(
+        self,
+        *,
+        media_type: builtins.str = ...,
+        size_bytes: builtins.int = ...,
+        digest: builtins.str = ...,
+        height: builtins.int = ...,
+        width: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["digest", b"digest", "height", b"height", "media_type", b"media_type", "size_bytes", b"size_bytes", "width", b"width"]) -> None: ...
+
+Global___ImageInfo: typing_extensions.TypeAlias = ImageInfo

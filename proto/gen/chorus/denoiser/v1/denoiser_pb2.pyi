@@ -239,17 +239,21 @@ class Completed(google.protobuf.message.Message):
     STEPS_RUN_FIELD_NUMBER: builtins.int
     DENOISE_SECONDS_FIELD_NUMBER: builtins.int
     DECODE_SECONDS_FIELD_NUMBER: builtins.int
+    THUMBNAIL_FIELD_NUMBER: builtins.int
     steps_run: builtins.int
     denoise_seconds: builtins.float
     decode_seconds: builtins.float
+    thumbnail: builtins.bytes
+    """The picture that `thumbnail` of the video header describes. Empty if there is none."""
     def __init__(
         self,
         *,
         steps_run: builtins.int = ...,
         denoise_seconds: builtins.float = ...,
         decode_seconds: builtins.float = ...,
+        thumbnail: builtins.bytes = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["decode_seconds", b"decode_seconds", "denoise_seconds", b"denoise_seconds", "steps_run", b"steps_run"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["decode_seconds", b"decode_seconds", "denoise_seconds", b"denoise_seconds", "steps_run", b"steps_run", "thumbnail", b"thumbnail"]) -> None: ...
 
 Global___Completed: typing_extensions.TypeAlias = Completed
 

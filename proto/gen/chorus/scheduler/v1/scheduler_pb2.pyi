@@ -900,6 +900,29 @@ class GetVideoRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     GENERATION_ID_FIELD_NUMBER: builtins.int
+    OFFSET_FIELD_NUMBER: builtins.int
+    LENGTH_FIELD_NUMBER: builtins.int
+    generation_id: builtins.str
+    offset: builtins.int
+    """First byte to send, below the size of the video."""
+    length: builtins.int
+    """Number of bytes to send, at most those from `offset` to the end; 0 means all of these."""
+    def __init__(
+        self,
+        *,
+        generation_id: builtins.str = ...,
+        offset: builtins.int = ...,
+        length: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["generation_id", b"generation_id", "length", b"length", "offset", b"offset"]) -> None: ...
+
+Global___GetVideoRequest: typing_extensions.TypeAlias = GetVideoRequest
+
+@typing.final
+class GetThumbnailRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    GENERATION_ID_FIELD_NUMBER: builtins.int
     generation_id: builtins.str
     def __init__(
         self,
@@ -908,7 +931,72 @@ class GetVideoRequest(google.protobuf.message.Message):
     ) -> None: ...
     def ClearField(self, field_name: typing.Literal["generation_id", b"generation_id"]) -> None: ...
 
-Global___GetVideoRequest: typing_extensions.TypeAlias = GetVideoRequest
+Global___GetThumbnailRequest: typing_extensions.TypeAlias = GetThumbnailRequest
+
+@typing.final
+class GetThumbnailResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    INFO_FIELD_NUMBER: builtins.int
+    DATA_FIELD_NUMBER: builtins.int
+    data: builtins.bytes
+    @property
+    def info(self) -> chorus.common.v1.video_pb2.ImageInfo: ...
+    def __init__(
+        self,
+        *,
+        info: chorus.common.v1.video_pb2.ImageInfo | None = ...,
+        data: builtins.bytes = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["info", b"info"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["data", b"data", "info", b"info"]) -> None: ...
+
+Global___GetThumbnailResponse: typing_extensions.TypeAlias = GetThumbnailResponse
+
+@typing.final
+class GetVideoUrlRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    GENERATION_ID_FIELD_NUMBER: builtins.int
+    LIFETIME_FIELD_NUMBER: builtins.int
+    generation_id: builtins.str
+    @property
+    def lifetime(self) -> google.protobuf.duration_pb2.Duration:
+        """Time for which the URL is valid, 1 second to 7 days, rounded down to whole seconds. If unset, the server's default."""
+
+    def __init__(
+        self,
+        *,
+        generation_id: builtins.str = ...,
+        lifetime: google.protobuf.duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["lifetime", b"lifetime"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["generation_id", b"generation_id", "lifetime", b"lifetime"]) -> None: ...
+
+Global___GetVideoUrlRequest: typing_extensions.TypeAlias = GetVideoUrlRequest
+
+@typing.final
+class GetVideoUrlResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    URL_FIELD_NUMBER: builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: builtins.int
+    url: builtins.str
+    """Whoever has this URL can read the video until it expires."""
+    @property
+    def expire_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """Time on the server's clock at which the URL expires."""
+
+    def __init__(
+        self,
+        *,
+        url: builtins.str = ...,
+        expire_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["expire_time", b"expire_time"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["expire_time", b"expire_time", "url", b"url"]) -> None: ...
+
+Global___GetVideoUrlResponse: typing_extensions.TypeAlias = GetVideoUrlResponse
 
 @typing.final
 class DeleteGenerationRequest(google.protobuf.message.Message):
@@ -1079,7 +1167,9 @@ class GetVideoResponse(google.protobuf.message.Message):
     CHUNK_FIELD_NUMBER: builtins.int
     chunk: builtins.bytes
     @property
-    def header(self) -> chorus.common.v1.video_pb2.VideoInfo: ...
+    def header(self) -> chorus.common.v1.video_pb2.VideoInfo:
+        """Describes the whole video, also if a range was requested."""
+
     def __init__(
         self,
         *,

@@ -66,6 +66,16 @@ class SchedulerServiceStub(object):
                 request_serializer=chorus_dot_scheduler_dot_v1_dot_scheduler__pb2.GetVideoRequest.SerializeToString,
                 response_deserializer=chorus_dot_scheduler_dot_v1_dot_scheduler__pb2.GetVideoResponse.FromString,
                 _registered_method=True)
+        self.GetThumbnail = channel.unary_unary(
+                '/chorus.scheduler.v1.SchedulerService/GetThumbnail',
+                request_serializer=chorus_dot_scheduler_dot_v1_dot_scheduler__pb2.GetThumbnailRequest.SerializeToString,
+                response_deserializer=chorus_dot_scheduler_dot_v1_dot_scheduler__pb2.GetThumbnailResponse.FromString,
+                _registered_method=True)
+        self.GetVideoUrl = channel.unary_unary(
+                '/chorus.scheduler.v1.SchedulerService/GetVideoUrl',
+                request_serializer=chorus_dot_scheduler_dot_v1_dot_scheduler__pb2.GetVideoUrlRequest.SerializeToString,
+                response_deserializer=chorus_dot_scheduler_dot_v1_dot_scheduler__pb2.GetVideoUrlResponse.FromString,
+                _registered_method=True)
         self.DeleteGeneration = channel.unary_unary(
                 '/chorus.scheduler.v1.SchedulerService/DeleteGeneration',
                 request_serializer=chorus_dot_scheduler_dot_v1_dot_scheduler__pb2.DeleteGenerationRequest.SerializeToString,
@@ -125,7 +135,22 @@ class SchedulerServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetVideo(self, request, context):
-        """Streams the video of a generation that succeeded: a header, then chunks.
+        """Streams the video of a generation that succeeded, or a range of it: a header, then chunks.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetThumbnail(self, request, context):
+        """Returns a small picture of the video: its middle frame. NOT_FOUND if the video has none.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetVideoUrl(self, request, context):
+        """Returns a URL from which the video can be downloaded for some time by plain HTTP, also in ranges, without
+        this service. WRONG_STATE unless the server stores videos in an object store.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -185,6 +210,16 @@ def add_SchedulerServiceServicer_to_server(servicer, server):
                     servicer.GetVideo,
                     request_deserializer=chorus_dot_scheduler_dot_v1_dot_scheduler__pb2.GetVideoRequest.FromString,
                     response_serializer=chorus_dot_scheduler_dot_v1_dot_scheduler__pb2.GetVideoResponse.SerializeToString,
+            ),
+            'GetThumbnail': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetThumbnail,
+                    request_deserializer=chorus_dot_scheduler_dot_v1_dot_scheduler__pb2.GetThumbnailRequest.FromString,
+                    response_serializer=chorus_dot_scheduler_dot_v1_dot_scheduler__pb2.GetThumbnailResponse.SerializeToString,
+            ),
+            'GetVideoUrl': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetVideoUrl,
+                    request_deserializer=chorus_dot_scheduler_dot_v1_dot_scheduler__pb2.GetVideoUrlRequest.FromString,
+                    response_serializer=chorus_dot_scheduler_dot_v1_dot_scheduler__pb2.GetVideoUrlResponse.SerializeToString,
             ),
             'DeleteGeneration': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteGeneration,
@@ -366,6 +401,60 @@ class SchedulerService(object):
             '/chorus.scheduler.v1.SchedulerService/GetVideo',
             chorus_dot_scheduler_dot_v1_dot_scheduler__pb2.GetVideoRequest.SerializeToString,
             chorus_dot_scheduler_dot_v1_dot_scheduler__pb2.GetVideoResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetThumbnail(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/chorus.scheduler.v1.SchedulerService/GetThumbnail',
+            chorus_dot_scheduler_dot_v1_dot_scheduler__pb2.GetThumbnailRequest.SerializeToString,
+            chorus_dot_scheduler_dot_v1_dot_scheduler__pb2.GetThumbnailResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetVideoUrl(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/chorus.scheduler.v1.SchedulerService/GetVideoUrl',
+            chorus_dot_scheduler_dot_v1_dot_scheduler__pb2.GetVideoUrlRequest.SerializeToString,
+            chorus_dot_scheduler_dot_v1_dot_scheduler__pb2.GetVideoUrlResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -121,6 +121,38 @@ _SchedulerServiceGetVideoType = typing_extensions.TypeVar(
     ],
 )
 
+_SchedulerServiceGetThumbnailType = typing_extensions.TypeVar(
+    '_SchedulerServiceGetThumbnailType',
+    grpc.UnaryUnaryMultiCallable[
+        chorus.scheduler.v1.scheduler_pb2.GetThumbnailRequest,
+        chorus.scheduler.v1.scheduler_pb2.GetThumbnailResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        chorus.scheduler.v1.scheduler_pb2.GetThumbnailRequest,
+        chorus.scheduler.v1.scheduler_pb2.GetThumbnailResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        chorus.scheduler.v1.scheduler_pb2.GetThumbnailRequest,
+        chorus.scheduler.v1.scheduler_pb2.GetThumbnailResponse,
+    ],
+)
+
+_SchedulerServiceGetVideoUrlType = typing_extensions.TypeVar(
+    '_SchedulerServiceGetVideoUrlType',
+    grpc.UnaryUnaryMultiCallable[
+        chorus.scheduler.v1.scheduler_pb2.GetVideoUrlRequest,
+        chorus.scheduler.v1.scheduler_pb2.GetVideoUrlResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        chorus.scheduler.v1.scheduler_pb2.GetVideoUrlRequest,
+        chorus.scheduler.v1.scheduler_pb2.GetVideoUrlResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        chorus.scheduler.v1.scheduler_pb2.GetVideoUrlRequest,
+        chorus.scheduler.v1.scheduler_pb2.GetVideoUrlResponse,
+    ],
+)
+
 _SchedulerServiceDeleteGenerationType = typing_extensions.TypeVar(
     '_SchedulerServiceDeleteGenerationType',
     grpc.UnaryUnaryMultiCallable[
@@ -169,7 +201,7 @@ _SchedulerServicePreviewPlanType = typing_extensions.TypeVar(
     ],
 )
 
-class SchedulerServiceStub(typing.Generic[_SchedulerServiceSubmitGenerationType, _SchedulerServiceGetGenerationType, _SchedulerServiceWatchGenerationType, _SchedulerServiceCancelGenerationType, _SchedulerServiceListGenerationsType, _SchedulerServiceGetVideoType, _SchedulerServiceDeleteGenerationType, _SchedulerServiceListModelsType, _SchedulerServicePreviewPlanType]):
+class SchedulerServiceStub(typing.Generic[_SchedulerServiceSubmitGenerationType, _SchedulerServiceGetGenerationType, _SchedulerServiceWatchGenerationType, _SchedulerServiceCancelGenerationType, _SchedulerServiceListGenerationsType, _SchedulerServiceGetVideoType, _SchedulerServiceGetThumbnailType, _SchedulerServiceGetVideoUrlType, _SchedulerServiceDeleteGenerationType, _SchedulerServiceListModelsType, _SchedulerServicePreviewPlanType]):
     """Public API of Chorus. An accepted generation is durable: it survives the crash of any service and ends
     exactly once.
     """
@@ -199,6 +231,14 @@ class SchedulerServiceStub(typing.Generic[_SchedulerServiceSubmitGenerationType,
         grpc.UnaryStreamMultiCallable[
             chorus.scheduler.v1.scheduler_pb2.GetVideoRequest,
             chorus.scheduler.v1.scheduler_pb2.GetVideoResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            chorus.scheduler.v1.scheduler_pb2.GetThumbnailRequest,
+            chorus.scheduler.v1.scheduler_pb2.GetThumbnailResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            chorus.scheduler.v1.scheduler_pb2.GetVideoUrlRequest,
+            chorus.scheduler.v1.scheduler_pb2.GetVideoUrlResponse,
         ],
         grpc.UnaryUnaryMultiCallable[
             chorus.scheduler.v1.scheduler_pb2.DeleteGenerationRequest,
@@ -241,6 +281,14 @@ class SchedulerServiceStub(typing.Generic[_SchedulerServiceSubmitGenerationType,
             chorus.scheduler.v1.scheduler_pb2.GetVideoResponse,
         ],
         grpc.aio.UnaryUnaryMultiCallable[
+            chorus.scheduler.v1.scheduler_pb2.GetThumbnailRequest,
+            chorus.scheduler.v1.scheduler_pb2.GetThumbnailResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            chorus.scheduler.v1.scheduler_pb2.GetVideoUrlRequest,
+            chorus.scheduler.v1.scheduler_pb2.GetVideoUrlResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
             chorus.scheduler.v1.scheduler_pb2.DeleteGenerationRequest,
             chorus.scheduler.v1.scheduler_pb2.DeleteGenerationResponse,
         ],
@@ -272,7 +320,15 @@ class SchedulerServiceStub(typing.Generic[_SchedulerServiceSubmitGenerationType,
     """Lists generations, newest first."""
 
     GetVideo: _SchedulerServiceGetVideoType
-    """Streams the video of a generation that succeeded: a header, then chunks."""
+    """Streams the video of a generation that succeeded, or a range of it: a header, then chunks."""
+
+    GetThumbnail: _SchedulerServiceGetThumbnailType
+    """Returns a small picture of the video: its middle frame. NOT_FOUND if the video has none."""
+
+    GetVideoUrl: _SchedulerServiceGetVideoUrlType
+    """Returns a URL from which the video can be downloaded for some time by plain HTTP, also in ranges, without
+    this service. WRONG_STATE unless the server stores videos in an object store.
+    """
 
     DeleteGeneration: _SchedulerServiceDeleteGenerationType
     """Deletes a generation that has ended, with its events and its video, and frees its request_id. Its latents stay in
@@ -309,6 +365,14 @@ SchedulerServiceAsyncStub: typing_extensions.TypeAlias = SchedulerServiceStub[
     grpc.aio.UnaryStreamMultiCallable[
         chorus.scheduler.v1.scheduler_pb2.GetVideoRequest,
         chorus.scheduler.v1.scheduler_pb2.GetVideoResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        chorus.scheduler.v1.scheduler_pb2.GetThumbnailRequest,
+        chorus.scheduler.v1.scheduler_pb2.GetThumbnailResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        chorus.scheduler.v1.scheduler_pb2.GetVideoUrlRequest,
+        chorus.scheduler.v1.scheduler_pb2.GetVideoUrlResponse,
     ],
     grpc.aio.UnaryUnaryMultiCallable[
         chorus.scheduler.v1.scheduler_pb2.DeleteGenerationRequest,
@@ -377,7 +441,25 @@ class SchedulerServiceServicer(metaclass=abc.ABCMeta):
         request: chorus.scheduler.v1.scheduler_pb2.GetVideoRequest,
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[chorus.scheduler.v1.scheduler_pb2.GetVideoResponse], collections.abc.AsyncIterator[chorus.scheduler.v1.scheduler_pb2.GetVideoResponse]]:
-        """Streams the video of a generation that succeeded: a header, then chunks."""
+        """Streams the video of a generation that succeeded, or a range of it: a header, then chunks."""
+
+    @abc.abstractmethod
+    def GetThumbnail(
+        self,
+        request: chorus.scheduler.v1.scheduler_pb2.GetThumbnailRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[chorus.scheduler.v1.scheduler_pb2.GetThumbnailResponse, collections.abc.Awaitable[chorus.scheduler.v1.scheduler_pb2.GetThumbnailResponse]]:
+        """Returns a small picture of the video: its middle frame. NOT_FOUND if the video has none."""
+
+    @abc.abstractmethod
+    def GetVideoUrl(
+        self,
+        request: chorus.scheduler.v1.scheduler_pb2.GetVideoUrlRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[chorus.scheduler.v1.scheduler_pb2.GetVideoUrlResponse, collections.abc.Awaitable[chorus.scheduler.v1.scheduler_pb2.GetVideoUrlResponse]]:
+        """Returns a URL from which the video can be downloaded for some time by plain HTTP, also in ranges, without
+        this service. WRONG_STATE unless the server stores videos in an object store.
+        """
 
     @abc.abstractmethod
     def DeleteGeneration(

@@ -10,6 +10,8 @@ import urllib3
 from minio.credentials.credentials import Credentials
 from minio.credentials.providers import EnvAWSProvider, IamAwsProvider, Provider
 
+from services.object_store.validation import CredentialsSource
+
 # Raised by the providers for answers that they cannot use: refusals, and texts that are no JSON or XML.
 _FAULTS: Final = (
     ValueError,
@@ -38,10 +40,12 @@ class GuardedProvider(Provider):
 
     Args:
         provider: provider that retrieves the credentials, and keeps them until they expire.
+        variable: variable that selects the source of the credentials, for errors.
     """
 
-    def __init__(self, provider: Provider) -> None:
+    def __init__(self, provider: Provider, variable: str) -> None:
         self._provider = provider
+        self._variable = variable
         self._lock = threading.Lock()
 
     def retrieve(self) -> Credentials:
@@ -54,17 +58,22 @@ class GuardedProvider(Provider):
                 # message nor the cause may carry it into the log.
                 reason = _QUERY.sub("", str(error))[:300]
                 kind = CredentialsRefused if _REFUSED.search(reason) else CredentialsUnavailable
-                raise kind(
-                    f"CHORUS_CACHE_S3_CREDENTIALS: no credentials: {type(error).__name__}: {reason}"
-                ) from None
+                raise kind(f"{self._variable}: no credentials: {type(error).__name__}: {reason}") from None
 
 
-def open_environment_provider() -> Provider:
-    """Returns the provider of AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN."""
-    return GuardedProvider(EnvAWSProvider())
+def open_provider(
+    source: CredentialsSource, *, variable: str, endpoint: str, region: str, ca: str, seconds: float
+) -> Provider | None:
+    """Returns the provider of a source; None for keys. Arguments as of `open_role_provider`."""
+    if source == "environment":
+        # AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN.
+        return GuardedProvider(EnvAWSProvider(), variable)
+    if source == "role":
+        return open_role_provider(variable=variable, endpoint=endpoint, region=region, ca=ca, seconds=seconds)
+    return None
 
 
-def open_role_provider(*, endpoint: str, region: str, ca: str, seconds: float) -> Provider:
+def open_role_provider(*, variable: str, endpoint: str, region: str, ca: str, seconds: float) -> Provider:
     """Returns the provider of temporary credentials, found as AWS's own clients do.
 
     A web identity has priority (AWS_WEB_IDENTITY_TOKEN_FILE and AWS_ROLE_ARN, as EKS sets them), then the
@@ -72,6 +81,7 @@ def open_role_provider(*, endpoint: str, region: str, ca: str, seconds: float) -
     machine.
 
     Args:
+        variable: variable that selects the source of the credentials, for errors.
         endpoint: URL of the service that issues the credentials; "": AWS's own.
         region: region of AWS's token service, unless AWS_REGION is set; "": the global one.
         ca: PEM file with the authorities of an `endpoint`; "": the system's.
@@ -84,5 +94,6 @@ def open_role_provider(*, endpoint: str, region: str, ca: str, seconds: float) -
         ca_certs=(ca if endpoint else "") or None,
     )
     return GuardedProvider(
-        IamAwsProvider(custom_endpoint=endpoint or None, region=region or None, http_client=client)
+        IamAwsProvider(custom_endpoint=endpoint or None, region=region or None, http_client=client),
+        variable,
     )
