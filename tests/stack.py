@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import MappingProxyType
 
 from tests.processes import ServiceProcess, free_port
 
@@ -14,7 +15,9 @@ NAMES = ("embedder", "cache", "denoiser", "scheduler")
 class Stack:
     """Services by name: `stack["cache"].kill()`, `stack["cache"].start()`."""
 
-    def __init__(self, directory: Path, extra: Mapping[str, str], ports: Mapping[str, int]) -> None:
+    def __init__(
+        self, directory: Path, extra: Mapping[str, str], ports: Mapping[str, int] = MappingProxyType({})
+    ) -> None:
         ports = {name: ports.get(name) or free_port() for name in NAMES}
         target = {name: f"127.0.0.1:{port}" for name, port in ports.items()}
         env = {
