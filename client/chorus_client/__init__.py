@@ -35,6 +35,7 @@ from chorus_client.results import (
     Video,
     VideoInfo,
 )
+from chorus_client.security import Tls
 from chorus_client.spec import SpecOptions
 from chorus_client.sync import CacheClient, ChorusClient
 
@@ -71,6 +72,7 @@ __all__ = [
     "State",
     "Step",
     "Timings",
+    "Tls",
     "Verification",
     "Video",
     "VideoInfo",

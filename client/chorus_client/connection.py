@@ -148,7 +148,12 @@ class Connection(Generic[Stub]):
         return ChorusError(
             errors.DEPENDENCY_UNAVAILABLE,
             f"nothing answers at {self.target}{remedy}",
-            metadata={"service": self._service, "target": self.target, "detail": error.details() or ""},
+            metadata={
+                "service": self._service,
+                "target": self.target,
+                "detail": error.details() or "",
+                **({"tls": "true"} if self._secure else {}),
+            },
             retry_after=1.0,
         )
 
