@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
 from chorus_client import AsyncCacheClient, AsyncChorusClient, ChorusError
+from chorus_client.connection import hint_at_tls
 from chorus_client.endpoints import VARIABLES
 from chorus_rpc import errors
 from chorus_rpc.tenancy import key_metadata
@@ -54,7 +55,7 @@ def _naming_options(service: str) -> Iterator[None]:
         target = error.metadata.get("target")
         if error.reason != errors.DEPENDENCY_UNAVAILABLE or target is None or "tls" in error.metadata:
             raise
-        remedy = f"start one with `chorus up`, or pass --target / {VARIABLES[service]}"
+        remedy = f"start one with `chorus up`, or pass --target / {VARIABLES[service]}{hint_at_tls(target)}"
         raise ChorusError(
             error.reason,
             f"nothing answers at {target}: {remedy}",

@@ -16,7 +16,7 @@ _LOCK_SECONDS: Final = 10.0
 
 
 def read_keys(path: Path) -> dict[str, ApiKey]:
-    """Returns the records of a file by id. Raises ChorusError if it is invalid, OSError if it is unreadable."""
+    """Returns the records of a file by id. Raises ChorusError for an invalid file, OSError without a file."""
     try:
         return parse_keys(path.read_bytes())
     except InvalidKeys as error:
