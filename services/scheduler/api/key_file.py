@@ -17,7 +17,7 @@ log = get_logger("api_keys")
 # Interval between two looks at the file, in seconds.
 _INTERVAL: Final = 1.0
 # A record has less than 1 kB.
-_MAX_BYTES: Final = 16 << 20
+_MAX_FILE_BYTES: Final = 16 << 20
 
 # What differs between two versions of a file, also if it is replaced by another one of the same size.
 _Version: TypeAlias = tuple[int, int, int, int, int]
@@ -75,9 +75,9 @@ def _read(path: Path) -> dict[str, ApiKey]:
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
-            if size > _MAX_BYTES:
-                raise InvalidKeys(f"{path} has {size:,} bytes; at most {_MAX_BYTES:,} are read")
-            data = file.read(_MAX_BYTES + 1)
+            if size > _MAX_FILE_BYTES:
+                raise InvalidKeys(f"{path} has {size:,} bytes; at most {_MAX_FILE_BYTES:,} are read")
+            data = file.read(_MAX_FILE_BYTES + 1)
     except OSError as error:
         raise InvalidKeys(f"{path} cannot be read: {error.strerror}") from None
     try:

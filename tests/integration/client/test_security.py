@@ -120,7 +120,7 @@ def test_tls_is_chosen_by_the_scheme_or_the_argument(
         (secure.target, {"tls": Tls(str(certificates.ca))}),
         (f"chorus+tls://{secure.target}", {"credentials": grpc.ssl_channel_credentials(authorities)}),
     ):
-        with ChorusClient(target, token=TOKEN, **options) as client:  # type: ignore[arg-type]
+        with ChorusClient(target, token=TOKEN, **options) as client:
             client.submit("x")
             assert client.target == secure.target
     monkeypatch.setenv("CHORUS_TARGET", f"chorus+tls://{secure.target}")

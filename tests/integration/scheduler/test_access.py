@@ -13,7 +13,7 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
-from chorus.scheduler.v1 import scheduler_pb2, scheduler_pb2_grpc
+from chorus.scheduler.v1 import scheduler_pb2
 from chorus_cli.main import app
 from chorus_client import AsyncChorusClient, ChorusError
 from chorus_rpc import errors
@@ -133,10 +133,9 @@ async def test_a_tenant_sees_and_changes_its_own_generations_only(tmp_path: Path
                 await attempt()
         with raises(errors.NOT_FOUND):
             [event async for event in foreign.events()]
-        stub = scheduler_pb2_grpc.SchedulerServiceStub(world._channel)
         request = scheduler_pb2.GetVideoRequest(generation_id=handle.id)
         with pytest.raises(grpc.aio.AioRpcError) as refused:
-            [part async for part in stub.GetVideo(request, metadata=key_metadata(beta), timeout=20)]
+            [part async for part in world.api.GetVideo(request, metadata=key_metadata(beta), timeout=20)]
         assert refused.value.code() is grpc.StatusCode.NOT_FOUND
         with raises(errors.INVALID_FIELD, "donor_generation_id"):
             await other.submit("a blue car", donor=handle.id)

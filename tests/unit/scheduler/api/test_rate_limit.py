@@ -89,6 +89,7 @@ def test_refusal_names_the_setting_and_the_time_after_which_a_request_is_accepte
     assert error.reason == errors.RATE_LIMITED
     assert "CHORUS_SCHEDULER_TENANT_REQUESTS_PER_MINUTE" in error.message
     assert error.metadata["limit"] == "7"
+    assert error.retry_after is not None
     assert error.retry_after == pytest.approx(60 / 7, abs=0.001)
     limit.take("beta")
     now += int(error.retry_after * 1e9)
