@@ -7,18 +7,29 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
 from chorus_client import AsyncCacheClient, AsyncChorusClient, ChorusError
+from chorus_client.connection import hint_at_tls
 from chorus_client.endpoints import VARIABLES
 from chorus_rpc import errors
 from chorus_rpc.tenancy import key_metadata
 
+from chorus_cli.server_command import get_protection
 from chorus_cli.variables import OPERATOR_KEY
 
 
 @asynccontextmanager
 async def connect_scheduler(target: str | None) -> AsyncIterator[AsyncChorusClient]:
-    """Opens a client of the scheduler at `target`, or at the default address if it is None."""
+    """Opens a client of the scheduler at `target`, or at the default address if it is None.
+
+    The connection is protected as the options of the running ServerCommand say.
+    """
+    protection = get_protection()
     with _naming_options("scheduler"):
-        async with AsyncChorusClient(target) as client:
+        async with AsyncChorusClient(
+            target,
+            token=protection.token,
+            tls=protection.tls,
+            allow_plaintext_token=protection.allow_plaintext_token,
+        ) as client:
             yield client
 
 
@@ -42,9 +53,9 @@ def _naming_options(service: str) -> Iterator[None]:
     except ChorusError as error:
         # Only the client itself reports the target: a service behind it, such as the denoiser, has none.
         target = error.metadata.get("target")
-        if error.reason != errors.DEPENDENCY_UNAVAILABLE or target is None:
+        if error.reason != errors.DEPENDENCY_UNAVAILABLE or target is None or "tls" in error.metadata:
             raise
-        remedy = f"start one with `chorus up`, or pass --target / {VARIABLES[service]}"
+        remedy = f"start one with `chorus up`, or pass --target / {VARIABLES[service]}{hint_at_tls(target)}"
         raise ChorusError(
             error.reason,
             f"nothing answers at {target}: {remedy}",

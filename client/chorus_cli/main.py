@@ -12,13 +12,14 @@ from chorus_rpc import telemetry
 from typer.core import TyperGroup
 
 from chorus_cli import plugins
-from chorus_cli.commands import cache
+from chorus_cli.commands import cache, keys
 from chorus_cli.commands.generate import generate, retry
 from chorus_cli.commands.generations import cancel, get, jobs, rm, url, watch
 from chorus_cli.commands.models import models
 from chorus_cli.commands.up import up
 from chorus_cli.explain.command import explain
 from chorus_cli.output import EXIT_STATUSES, Output, ending_at_closed_pipe, one_line
+from chorus_cli.server_command import ServerCommand
 from chorus_cli.variables import check_variables
 
 DISTRIBUTION = "chorus-client"
@@ -48,17 +49,18 @@ app = typer.Typer(
     # Help and usage errors as plain text: panels cut choices, and markup takes the brackets of an extra.
     rich_markup_mode=None,
 )
-app.command()(generate)
-app.command()(jobs)
-app.command()(get)
-app.command()(url)
-app.command()(watch)
-app.command()(cancel)
-app.command()(rm)
-app.command()(models)
-app.command()(retry)
-app.command()(explain)
+app.command(cls=ServerCommand)(generate)
+app.command(cls=ServerCommand)(jobs)
+app.command(cls=ServerCommand)(get)
+app.command(cls=ServerCommand)(url)
+app.command(cls=ServerCommand)(watch)
+app.command(cls=ServerCommand)(cancel)
+app.command(cls=ServerCommand)(rm)
+app.command(cls=ServerCommand)(models)
+app.command(cls=ServerCommand)(retry)
+app.command(cls=ServerCommand)(explain)
 app.add_typer(cache.app, name="cache")
+app.add_typer(keys.app, name="keys")
 app.command()(up)
 plugins.add_commands(app)
 

@@ -18,7 +18,8 @@ Target = Annotated[
     typer.Option(
         envvar="CHORUS_TARGET",
         metavar="HOST:PORT",
-        help="Address of the scheduler. Default: the `chorus up` of this directory, else localhost:7400.",
+        help="Address of the scheduler; chorus+tls://HOST:PORT with TLS. Default: the `chorus up` of this"
+        " directory, else localhost:7400.",
     ),
 ]
 CacheTarget = Annotated[

@@ -9,10 +9,11 @@ from collections.abc import Iterable
 from typing import Final
 
 from chorus_client.endpoints import VARIABLES
+from chorus_client.security import TOKEN_VARIABLE
 from chorus_rpc.suggestions import closest
 
 PREFIX: Final = "CHORUS_"
-KNOWN: Final = (*VARIABLES.values(), "CHORUS_TENANT")
+KNOWN: Final = (*VARIABLES.values(), "CHORUS_TENANT", TOKEN_VARIABLE)
 # The cache reads it too.
 OPERATOR_KEY: Final = "CHORUS_CACHE_OPERATOR_KEY"
 SERVICES: Final = ("EMBEDDER", "CACHE", "DENOISER", "SCHEDULER")

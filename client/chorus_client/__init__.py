@@ -36,6 +36,7 @@ from chorus_client.results import (
     Video,
     VideoInfo,
 )
+from chorus_client.security import Tls
 from chorus_client.spec import SpecOptions
 from chorus_client.sync import CacheClient, ChorusClient
 
@@ -73,6 +74,7 @@ __all__ = [
     "Step",
     "Thumbnail",
     "Timings",
+    "Tls",
     "Verification",
     "Video",
     "VideoInfo",

@@ -20,6 +20,7 @@ from chorus_client.events import Event
 from chorus_client.handles import PATIENCE_SECONDS, WATCH_SECONDS, AsyncGenerationHandle
 from chorus_client.offers import Model, Preview
 from chorus_client.results import Generation, GenerationError, Video, parse_state
+from chorus_client.security import Tls, secure
 from chorus_client.spec import SpecOptions, build_request
 
 _CANCEL_SECONDS: Final = 5.0
@@ -33,9 +34,12 @@ class AsyncChorusClient:
     call has a deadline.
 
     Args:
-        target: "host:port" of the scheduler, or any gRPC name. Default: CHORUS_TARGET, else the `chorus up`
-            that runs in this directory, else localhost:7400.
-        credentials: channel credentials, such as `grpc.ssl_channel_credentials(ca)`; None for plaintext.
+        target: "host:port" of the scheduler, or any gRPC name; with "chorus+tls://" in front, over TLS.
+            Default: CHORUS_TARGET, else the `chorus up` that runs in this directory, else localhost:7400.
+        token: API key; None for that of CHORUS_TOKEN, if it is set.
+        tls: whether to use TLS, with the public authorities; or a Tls that names files.
+        allow_plaintext_token: whether the token may be sent to another machine without TLS.
+        credentials: channel credentials in place of `tls`, such as `grpc.ssl_channel_credentials(ca)`.
         metadata: pairs sent with every call, such as `[("authorization", "Bearer …")]`.
         interceptors: client interceptors of `grpc.aio`, the first one outermost.
         timeout: deadline of a unary call that sets none, in seconds.
@@ -45,19 +49,25 @@ class AsyncChorusClient:
         self,
         target: str | None = None,
         *,
+        token: str | None = None,
+        tls: bool | Tls = False,
+        allow_plaintext_token: bool = False,
         credentials: grpc.ChannelCredentials | None = None,
         metadata: Metadata = (),
         interceptors: Sequence[grpc.aio.ClientInterceptor] = (),
         timeout: float = CALL_SECONDS,
     ) -> None:
-        self.target = resolve("scheduler", target)
+        security = secure(
+            resolve("scheduler", target), token, tls, credentials, metadata, allow_plaintext_token
+        )
+        self.target = security.target
         self._connection = Connection(
             SchedulerServiceStub,
             "scheduler",
             self.target,
             VARIABLES["scheduler"],
-            credentials=credentials,
-            metadata=metadata,
+            credentials=security.credentials,
+            metadata=security.metadata,
             interceptors=interceptors,
             timeout=timeout,
         )

@@ -13,6 +13,7 @@ import grpc.aio
 from chorus_rpc import errors, telemetry
 from chorus_rpc.channels import open_channel
 from chorus_rpc.errors import ChorusError, from_rpc_error, invalid
+from chorus_rpc.proxies import is_loopback
 from grpc_status import rpc_status
 
 from chorus_client.lifetime import ClientClosed, Lifetime
@@ -143,14 +144,24 @@ class Connection(Generic[Stub]):
         remedy = (
             f" over TLS: {error.details()}"
             if self._secure
-            else f": start one with `chorus up`, or pass target= / {self._variable}"
+            else f": start one with `chorus up`, or pass target= / {self._variable}{hint_at_tls(self.target)}"
         )
         return ChorusError(
             errors.DEPENDENCY_UNAVAILABLE,
             f"nothing answers at {self.target}{remedy}",
-            metadata={"service": self._service, "target": self.target, "detail": error.details() or ""},
+            metadata={
+                "service": self._service,
+                "target": self.target,
+                "detail": error.details() or "",
+                **({"tls": "true"} if self._secure else {}),
+            },
             retry_after=1.0,
         )
+
+
+def hint_at_tls(target: str) -> str:
+    """Returns a clause for the error of a plaintext connection, which a server with TLS closes at once."""
+    return "" if is_loopback(target) else "; a server with TLS needs chorus+tls:// in front of its address"
 
 
 def check_seconds(field: str, value: object) -> float:

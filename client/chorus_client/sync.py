@@ -19,6 +19,7 @@ from chorus_client.handles import PATIENCE_SECONDS, WATCH_SECONDS, GenerationHan
 from chorus_client.loop_thread import LoopThread
 from chorus_client.offers import Model, Preview
 from chorus_client.results import Generation, Video
+from chorus_client.security import Tls
 from chorus_client.spec import SpecOptions
 
 
@@ -30,9 +31,12 @@ class ChorusClient:
     it would block. An interrupt (Ctrl-C) cancels the current call and, in `generate`, the generation.
 
     Args:
-        target: "host:port" of the scheduler, or any gRPC name. Default: CHORUS_TARGET, else the `chorus up`
-            that runs in this directory, else localhost:7400.
-        credentials: channel credentials, such as `grpc.ssl_channel_credentials(ca)`; None for plaintext.
+        target: "host:port" of the scheduler, or any gRPC name; with "chorus+tls://" in front, over TLS.
+            Default: CHORUS_TARGET, else the `chorus up` that runs in this directory, else localhost:7400.
+        token: API key; None for that of CHORUS_TOKEN, if it is set.
+        tls: whether to use TLS, with the public authorities; or a Tls that names files.
+        allow_plaintext_token: whether the token may be sent to another machine without TLS.
+        credentials: channel credentials in place of `tls`, such as `grpc.ssl_channel_credentials(ca)`.
         metadata: pairs sent with every call, such as `[("authorization", "Bearer …")]`.
         interceptors: client interceptors of `grpc.aio`, the first one outermost.
         timeout: deadline of a unary call that sets none, in seconds.
@@ -42,6 +46,9 @@ class ChorusClient:
         self,
         target: str | None = None,
         *,
+        token: str | None = None,
+        tls: bool | Tls = False,
+        allow_plaintext_token: bool = False,
         credentials: grpc.ChannelCredentials | None = None,
         metadata: Metadata = (),
         interceptors: Sequence[grpc.aio.ClientInterceptor] = (),
@@ -50,6 +57,9 @@ class ChorusClient:
         async def connect() -> AsyncChorusClient:
             return AsyncChorusClient(
                 target,
+                token=token,
+                tls=tls,
+                allow_plaintext_token=allow_plaintext_token,
                 credentials=credentials,
                 metadata=metadata,
                 interceptors=interceptors,

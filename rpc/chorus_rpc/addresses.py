@@ -43,6 +43,14 @@ def is_wildcard(host: str) -> bool:
         return False
 
 
+def is_loopback_host(host: str) -> bool:
+    """Returns whether a server at this address can be reached from its own machine only."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 def parse_target(text: str) -> str:
     """Returns the gRPC name of "host:port", which DNS resolves; a name with a scheme is returned as it is.
 

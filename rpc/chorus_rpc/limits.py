@@ -79,3 +79,9 @@ SHA256_PATTERN: Final = r"[0-9a-f]{64}"
 
 TENANT_PATTERN: Final = r"[a-z0-9][a-z0-9-]{0,62}"
 """Regular expression of a tenant: 1 to 63 characters."""
+
+MAX_API_KEYS: Final = 10_000
+"""Upper bound on the records of a file of API keys."""
+
+MAX_API_KEY_NAME: Final = 128
+"""Upper bound on the name of an API key, in characters."""

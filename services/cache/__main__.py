@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import ipaddress
 import shutil
 import sys
 from collections.abc import Iterable
 
 import grpc.aio
 from chorus.cache.v1 import cache_pb2, cache_pb2_grpc
+from chorus_rpc.addresses import is_loopback_host
 from minio.credentials.providers import Provider
 
 from services.cache.access import Access, Role
@@ -95,7 +95,7 @@ def make_access(settings: CacheSettings) -> Access:
         "denoiser": settings.denoiser_key.get_secret_value(),
         "operator": settings.operator_key.get_secret_value(),
     }
-    if not any(keys.values()) and not _is_loopback(settings.host):
+    if not any(keys.values()) and not is_loopback_host(settings.host):
         log.warning(
             "callers need no key: CHORUS_CACHE_SCHEDULER_KEY and CHORUS_CACHE_DENOISER_KEY are empty",
             host=settings.host,
@@ -112,13 +112,6 @@ def read_shares(pairs: Iterable[str]) -> dict[str, list[str]]:
         if reader != owner:
             shares.setdefault(reader, []).append(owner)
     return shares
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 async def start(settings: CacheSettings, resources: Resources, server: grpc.aio.Server) -> None:

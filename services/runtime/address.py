@@ -17,10 +17,15 @@ class CannotListen(Exception):
     """Failure to listen; the message names the address and the setting."""
 
 
-def check_address(settings: ServerSettings) -> None:
-    """Raises CannotListen unless a server can listen on the host and the port of the settings."""
+def check_address(settings: ServerSettings, port: int | None = None, port_name: str = "PORT") -> None:
+    """Raises CannotListen unless a server can listen on the host of the settings.
+
+    Args:
+        port: port to check; None for that of the settings.
+        port_name: name of the port's setting.
+    """
     prefix = type(settings).model_config.get("env_prefix", "")
-    host, port = settings.host, settings.port
+    host, port = settings.host, settings.port if port is None else port
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError as error:
@@ -34,7 +39,7 @@ def check_address(settings: ServerSettings) -> None:
                 host,
                 port,
                 host_variable=f"{prefix}HOST",
-                port_variable=f"{prefix}PORT",
+                port_variable=f"{prefix}{port_name}",
             )
         )
 

@@ -54,7 +54,16 @@ class _StartedServer:
         """Ignores the handlers, for the reason given in the class."""
 
 
-def run(name: str, service: str, settings: ServerSettings, start: Start, drain: Drain | None = None) -> None:
+def run(
+    name: str,
+    service: str,
+    settings: ServerSettings,
+    start: Start,
+    drain: Drain | None = None,
+    *,
+    credentials: grpc.ServerCredentials | None = None,
+    health_port: int = 0,
+) -> None:
     """Serves until SIGTERM or SIGINT; returns after the drain.
 
     Ends the process with status 1, after a drain, when an essential task of `start` has ended.
@@ -62,6 +71,8 @@ def run(name: str, service: str, settings: ServerSettings, start: Start, drain: 
     Args:
         name: short name, for instance "cache".
         service: full protobuf name, for instance "chorus.cache.v1.CacheService".
+        credentials: credentials of the port for TLS; None for a plaintext port.
+        health_port: plaintext port for health checks alone, the setting HEALTH_PORT; 0 for none.
 
     Ends the process with status 1 and one line on stderr when the address cannot be listened on, when `start`
     raises StartupError, or when it takes longer than `startup_seconds`; with status 2 when an `OTEL_*`
@@ -84,7 +95,9 @@ def run(name: str, service: str, settings: ServerSettings, start: Start, drain: 
 
     try:
         check_address(settings)
-        asyncio.run(_serve(name, service, settings, start_all, drain))
+        if health_port:
+            check_address(settings, health_port, "HEALTH_PORT")
+        asyncio.run(_serve(name, service, settings, start_all, drain, credentials, health_port))
     except EssentialTaskEnded:
         raise SystemExit(1) from None
     except CannotListen as error:
@@ -112,7 +125,13 @@ def build_server_options(max_message_bytes: int) -> list[tuple[str, int]]:
 
 
 async def _serve(
-    name: str, service: str, settings: ServerSettings, start: Start, drain: Drain | None
+    name: str,
+    service: str,
+    settings: ServerSettings,
+    start: Start,
+    drain: Drain | None,
+    credentials: grpc.ServerCredentials | None,
+    health_port: int,
 ) -> None:
     gate = Gate(name)
     server = grpc.aio.server(
@@ -125,10 +144,14 @@ async def _serve(
     await status.set(service, health_pb2.HealthCheckResponse.NOT_SERVING)
     await status.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
     reflection.enable_server_reflection((service, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
-    port = server.add_insecure_port(join_host_port(settings.host, settings.port))
+    address = join_host_port(settings.host, settings.port)
+    if credentials is None:
+        port = server.add_insecure_port(address)
+    else:
+        port = server.add_secure_port(address, credentials)
     await server.start()
     running = cast(grpc.aio.Server, _StartedServer(server))
-    log.info("port bound", host=settings.host, port=port)
+    log.info("port bound", host=settings.host, port=port, tls=credentials is not None)
 
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -136,6 +159,9 @@ async def _serve(
         loop.add_signal_handler(number, stop.set)
 
     async with Resources() as resources:
+        if health_port:
+            health_server = await _serve_health(status, settings, health_port)
+            resources.push_async_callback(health_server.stop, None)
         loading = asyncio.ensure_future(limit_start(start(resources, running), settings))
         stopping = asyncio.ensure_future(stop.wait())
         serving = False
@@ -165,3 +191,15 @@ async def _serve(
         if resources.ended_task.done():
             raise EssentialTaskEnded(resources.ended_task.result())
     log.info("stopped")
+
+
+async def _serve_health(status: HealthServicer, settings: ServerSettings, port: int) -> grpc.aio.Server:
+    """Starts a server of the health service alone, on a plaintext port."""
+    server = grpc.aio.server(
+        maximum_concurrent_rpcs=settings.max_concurrent_calls,
+        options=build_server_options(settings.max_message_bytes),
+    )
+    health_pb2_grpc.add_HealthServicer_to_server(status, server)
+    server.add_insecure_port(join_host_port(settings.host, port))
+    await server.start()
+    return server

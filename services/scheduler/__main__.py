@@ -6,9 +6,11 @@ import asyncio
 import sys
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from pathlib import Path
 
 import grpc.aio
 from chorus.scheduler.v1 import scheduler_pb2, scheduler_pb2_grpc
+from chorus_rpc.api_keys import InvalidKeys
 from chorus_rpc.errors import ChorusError
 
 from services.runtime.logs import get_logger
@@ -16,7 +18,9 @@ from services.runtime.resources import Resources
 from services.runtime.server import run
 from services.runtime.settings import load_settings
 from services.scheduler import metrics
+from services.scheduler.api.access import Access
 from services.scheduler.api.generations import Generations
+from services.scheduler.api.key_file import KeyFile
 from services.scheduler.api.servicer import SchedulerServicer
 from services.scheduler.dispatch.admissions import PendingAdmissions
 from services.scheduler.dispatch.attempt import AttemptRunner
@@ -56,13 +60,22 @@ _DRAIN_SECONDS = 5.0
 
 
 class Scheduler:
-    """Wires the parts of the process."""
+    """Wires the parts of the process.
+
+    Args:
+        key_file: API keys in force; None if callers need none.
+    """
 
     def __init__(
-        self, settings: SchedulerSettings, calibrations: Calibrations, resolve: Resolve = resolve_host
+        self,
+        settings: SchedulerSettings,
+        calibrations: Calibrations,
+        key_file: KeyFile | None = None,
+        resolve: Resolve = resolve_host,
     ) -> None:
         self._resolve = resolve
         self._settings = settings
+        self._key_file = key_file
         self._calibrations = calibrations
         self._notifier = JobNotifier()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -175,7 +188,12 @@ class Scheduler:
         generations = Generations(
             store, videos, models, encoders, throughput, preparation, dispatcher, self._notifier, settings
         )
-        scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server(SchedulerServicer(generations), server)
+        access = Access(self._key_file, settings.tenant)
+        if self._key_file is not None:
+            resources.start_task(self._key_file.watch(), "api keys")
+        scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server(
+            SchedulerServicer(generations, access), server
+        )
 
     async def drain(self) -> None:
         """Requeues running jobs, which continue after the restart, and ends the calls of watchers."""
@@ -296,7 +314,12 @@ def main() -> None:
     except ValueError as error:
         print(f"CHORUS_SCHEDULER_CALIBRATIONS: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    scheduler = Scheduler(settings, calibrations)
+    try:
+        key_file = KeyFile(Path(settings.api_keys)) if settings.api_keys else None
+    except InvalidKeys as error:
+        print(f"CHORUS_SCHEDULER_API_KEYS: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    scheduler = Scheduler(settings, calibrations, key_file)
     try:
         run(
             "scheduler",
@@ -304,6 +327,8 @@ def main() -> None:
             settings,
             scheduler.start,
             drain=scheduler.drain,
+            credentials=None if settings.tls is None else settings.tls.make_credentials(),
+            health_port=settings.health_port,
         )
     except (StoreError, PassingFault) as error:
         print(f"scheduler: {error}", file=sys.stderr)

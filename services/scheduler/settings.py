@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
+from chorus_rpc.addresses import is_loopback_host
 from chorus_rpc.limits import MAX_DEADLINE_SECONDS, MAX_DONORS, MAX_URL_SECONDS, TENANT_PATTERN
 from chorus_rpc.tenancy import DEFAULT_TENANT
 from pydantic import (
@@ -32,8 +33,11 @@ from services.runtime.settings import (
     check_distinct,
     split_list,
 )
+from services.runtime.tls import ServerTls
 from services.scheduler import video_location
 from services.scheduler.database_location import check_location
+
+PathText = Annotated[str, Field(max_length=4096)]
 
 
 class SchedulerSettings(ServerSettings):
@@ -45,6 +49,23 @@ class SchedulerSettings(ServerSettings):
     port: Port = 7400
     max_concurrent_calls: Annotated[int, Field(ge=1, le=10_000)] = 2_000
     """Upper bound on concurrent calls. Every watcher occupies one call until its generation ends."""
+
+    api_keys: PathText = ""
+    """File with the hashes of the API keys, each of a tenant; `chorus keys` writes it. It is read again when
+    it changes. Empty: callers need no key, and the scheduler listens on loopback only."""
+    trusted_network: bool = False
+    """Whether everyone who can reach the port may use the API. If true, the scheduler listens on any address
+    without API keys."""
+    tls_certificate: PathText = ""
+    """PEM file with the certificate of the port, followed by those of intermediate authorities, read at the
+    start; empty: no TLS."""
+    tls_key: PathText = ""
+    """PEM file with the private key of CHORUS_SCHEDULER_TLS_CERTIFICATE."""
+    tls_client_ca: PathText = ""
+    """PEM file with the authorities of the clients' certificates, which the port then requires; empty: it
+    requires none."""
+    health_port: Port = 0
+    """TCP port that answers health checks alone, without TLS, for probes that do not support it; 0: none."""
 
     embedder_target: Target = "127.0.0.1:7401"
     """Address of the embedder: host:port, or any gRPC name."""
@@ -111,7 +132,14 @@ class SchedulerSettings(ServerSettings):
     """Days for which an ended generation is kept, if its number allows."""
 
     tenant: Annotated[str, StringConstraints(pattern=f"^{TENANT_PATTERN}$")] = DEFAULT_TENANT
-    """Tenant that owns every job of this scheduler; clients cannot override it."""
+    """Tenant that owns every job of this scheduler if callers need no key; clients cannot override it."""
+    tenant_requests_per_minute: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    """Upper bound on the submissions and previews of a tenant per minute, at each scheduler; 0: none."""
+    tenant_burst: Annotated[int, Field(ge=1, le=100_000)] = 10
+    """Submissions and previews that a tenant may send at once after a pause, if they are limited."""
+    tenant_unfinished_limit: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    """Upper bound on the generations of a tenant that have not ended, in the whole database; 0: none besides
+    CHORUS_SCHEDULER_QUEUE_LIMIT."""
     queue_limit: Annotated[int, Field(ge=1, le=1_000_000)] = 1_000
     """Upper bound on the jobs that wait in the queue."""
     class_seconds: Annotated[float, Field(ge=1, le=86_400)] = 600.0
@@ -190,3 +218,39 @@ class SchedulerSettings(ServerSettings):
         if value and not info.data.get("s3_secure", True):
             raise ValueError("must be empty when CHORUS_SCHEDULER_S3_SECURE is false")
         return check_ca_file(value)
+
+    @property
+    def tls(self) -> ServerTls | None:
+        """Files of the port's TLS; None without TLS."""
+        if not self.tls_certificate:
+            return None
+        return ServerTls(self.tls_certificate, self.tls_key, self.tls_client_ca)
+
+    @model_validator(mode="after")
+    def _check_access(self) -> Self:
+        if not (is_loopback_host(self.host) or self.api_keys or self.trusted_network):
+            raise ValueError(
+                f"CHORUS_SCHEDULER_HOST is {self.host}, where other machines could use the API without a key:"
+                " set CHORUS_SCHEDULER_API_KEYS to a file of keys (`chorus keys create`), or"
+                " CHORUS_SCHEDULER_TRUSTED_NETWORK to true if everyone who reaches it may use it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_tls(self) -> Self:
+        if bool(self.tls_certificate) != bool(self.tls_key):
+            raise ValueError(
+                "CHORUS_SCHEDULER_TLS_CERTIFICATE and CHORUS_SCHEDULER_TLS_KEY must both be set, or neither"
+            )
+        if self.tls is None and self.tls_client_ca:
+            raise ValueError(
+                "CHORUS_SCHEDULER_TLS_CLIENT_CA must be empty without CHORUS_SCHEDULER_TLS_CERTIFICATE"
+            )
+        if self.tls is not None:
+            try:
+                self.tls.check()
+            except ValueError as error:
+                raise ValueError(f"CHORUS_SCHEDULER_TLS_CERTIFICATE, _KEY, _CLIENT_CA: {error}") from None
+        if self.health_port and self.health_port == self.port:
+            raise ValueError("CHORUS_SCHEDULER_HEALTH_PORT must differ from CHORUS_SCHEDULER_PORT")
+        return self

@@ -16,7 +16,7 @@ from sqlalchemy.engine import URL
 from services.scheduler.jobs.ordering import Priority
 from services.scheduler.jobs.sql_store import SqlStore, open_store
 from services.scheduler.jobs.states import IN_QUEUE, UNFINISHED, State
-from services.scheduler.jobs.store import NewJob, OwnedJob, QueueFull, QueueState
+from services.scheduler.jobs.store import NewJob, OwnedJob, QueueFull, QueueState, TenantLimitReached
 from tests.postgresql import create_database, running_server
 
 PLANNED = pb.GenerationEvent(planned=pb.PlannedEvent(plan=plan_pb2.Plan(total_steps=4)))
@@ -133,6 +133,36 @@ async def test_concurrent_submissions_do_not_exceed_the_limit(store: SqlStore) -
     )
     assert sum(isinstance(result, QueueFull) for result in results) == 9
     assert len(await listed(store)) == 3
+
+
+async def test_unfinished_jobs_of_a_tenant_are_limited_until_one_ends(store: SqlStore) -> None:
+    await store.submit(new("a"), 10, 2)
+    await store.submit(new("b"), 10, 2)
+    await store.claim("a")
+    await store.advance("a", IN_QUEUE, [PLANNED])
+    with pytest.raises(TenantLimitReached):
+        await store.submit(new("c"), 10, 2)
+    assert await store.get("c") is None
+    _, created = await store.submit(new("again", "r-a"), 10, 2)
+    assert not created, "a repetition is no further job"
+    _, created = await store.submit(new("foreign", tenant="other"), 10, 2)
+    assert created, "each tenant has a limit of its own"
+    await store.advance("a", UNFINISHED, [SUCCEEDED])
+    _, created = await store.submit(new("c"), 10, 2)
+    assert created
+    with pytest.raises(TenantLimitReached):
+        await store.submit(new("d"), 10, 2)
+    _, created = await store.submit(new("d"), 10)
+    assert created, "0 is no limit"
+
+
+async def test_concurrent_submissions_do_not_exceed_the_limit_of_a_tenant(store: SqlStore) -> None:
+    tenants = ("one", "two")
+    submissions = [store.submit(new(f"{each}{n}", tenant=each), 100, 3) for n in range(8) for each in tenants]
+    results = await asyncio.gather(*submissions, return_exceptions=True)
+    assert sum(isinstance(result, TenantLimitReached) for result in results) == 10
+    for each in tenants:
+        assert len(await store.page(each, None, None, 100)) == 3
 
 
 async def test_events_are_numbered_without_gaps(store: SqlStore, opened: Opened) -> None:

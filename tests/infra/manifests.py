@@ -72,7 +72,9 @@ INSTALLATIONS: dict[str, Values] = {
             "service": {"type": "LoadBalancer", "annotations": {"example/internal": "true"}},
             "persistence": {"existingClaim": "jobs"},
             "settings": {"log_level": "debug"},
+            "apiKeys": {"existingSecret": "api-keys"},
         },
+        "cache": {"keys": {"existingSecret": "cache-keys"}},
         "embedder": {
             "weights": {"existingClaim": "encoders"},
             "settings": {"conditioning": "minilm,umt5:/weights/umt5"},
@@ -172,11 +174,11 @@ def container(workload: Manifest) -> Manifest:
 
 
 def environment(workload: Manifest) -> dict[str, str]:
-    """Returns the variables of a container. Those from secrets or the pod have a placeholder value."""
+    """Returns the variables of a container. Those from secrets or the pod have placeholders, which differ."""
     entries = container(workload).get("env", [])
     names = [entry["name"] for entry in entries]
     assert len(names) == len(set(names)), f"a variable is set twice: {names}"
-    return {entry["name"]: entry.get("value", "placeholder") for entry in entries}
+    return {entry["name"]: entry.get("value", f"placeholder-{entry['name']}") for entry in entries}
 
 
 def ports(workload: Manifest) -> dict[str, int]:

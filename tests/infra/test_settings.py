@@ -25,6 +25,11 @@ from tests.infra.manifests import (
 DERIVED = {"host", "port", "metrics_host", "metrics_port", "log_format", "instance_id"}
 DERIVED_BY_SERVICE = {
     "scheduler": {
+        "api_keys",
+        "tls_certificate",
+        "tls_key",
+        "tls_client_ca",
+        "health_port",
         "embedder_target",
         "cache_target",
         "denoiser_target",

@@ -17,6 +17,7 @@ from typing import Any, Final
 
 import grpc
 from chorus_client import endpoints
+from chorus_rpc.addresses import is_loopback_host
 from chorus_rpc.channels import open_channel
 from chorus_rpc.errors import INVALID_FIELD, WRONG_STATE, ChorusError
 from chorus_rpc.semconv import INSTANCE_KEY
@@ -78,7 +79,7 @@ def build_environment(
         "CHORUS_SCHEDULER_PORT": str(ports["scheduler"]),
         "CHORUS_CACHE_MILVUS_URI": str(directory / "milvus.db"),
         "CHORUS_CACHE_BLOB_DIR": str(directory / "blobs"),
-        "CHORUS_CACHE_KEYLESS_TENANTS": base.get("CHORUS_SCHEDULER_TENANT", DEFAULT_TENANT),
+        "CHORUS_CACHE_KEYLESS_TENANTS": _choose_keyless_tenants(base),
         # Half of the cores: OpenMP's threads wait for each other at every step, and a core that another
         # service takes from one of them stalls them all.
         "CHORUS_DENOISER_THREADS": str(max(1, (os.cpu_count() or 1) // 2)),
@@ -97,6 +98,27 @@ def build_environment(
     # New for each start: a process that was started otherwise is not taken for a child.
     instances = {f"CHORUS_{service.upper()}_INSTANCE_ID": uuid.uuid4().hex for service in SERVICES}
     return {**chosen, **passed, **instances, "PYTHONUNBUFFERED": "1"}
+
+
+def _choose_keyless_tenants(base: Mapping[str, str]) -> str:
+    """Returns the tenants that the cache serves if its callers need no key.
+
+    With API keys these are all tenants, as the keys of others may be added later, if the cache can be reached
+    from this machine only.
+    """
+    if base.get("CHORUS_SCHEDULER_API_KEYS") and is_loopback_host(base.get("CHORUS_CACHE_HOST", HOST)):
+        return "*"
+    return base.get("CHORUS_SCHEDULER_TENANT", DEFAULT_TENANT)
+
+
+def _require_plaintext(base: Mapping[str, str]) -> None:
+    """Raises ChorusError for TLS, whose port the health checks of the supervisor cannot reach."""
+    if base.get("CHORUS_SCHEDULER_TLS_CERTIFICATE"):
+        raise ChorusError(
+            INVALID_FIELD,
+            "CHORUS_SCHEDULER_TLS_CERTIFICATE: chorus up does not support TLS: unset it, or start the"
+            " services one by one (`python -m services.scheduler`)",
+        )
 
 
 def longest_drain(environment: Mapping[str, str]) -> float:
@@ -147,6 +169,7 @@ async def run_up(directory: Path, models: Sequence[Path], startup_seconds: float
     Raises ChorusError if it cannot start at all, OSError if the directory cannot be written.
     """
     _require_services()
+    _require_plaintext(os.environ)
     logs = directory / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     with locked(directory) as lock, contextlib.ExitStack() as reserved:

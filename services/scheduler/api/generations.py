@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 import secrets
@@ -15,6 +16,7 @@ from chorus_rpc import errors, telemetry
 from chorus_rpc.errors import ChorusError, Violation
 
 from services.scheduler.api import page_token, validation
+from services.scheduler.api.rate_limit import RateLimit
 from services.scheduler.api.validation import Defaults
 from services.scheduler.api.videos import Videos
 from services.scheduler.dispatch.dispatcher import Dispatcher
@@ -25,7 +27,7 @@ from services.scheduler.jobs.deadline import to_unix_seconds
 from services.scheduler.jobs.notifier import JobNotifier
 from services.scheduler.jobs.ordering import Priority
 from services.scheduler.jobs.states import ENDED, IN_QUEUE, UNFINISHED, State
-from services.scheduler.jobs.store import Job, JobStore, NewJob, QueueFull
+from services.scheduler.jobs.store import Job, JobStore, NewJob, QueueFull, TenantLimitReached
 from services.scheduler.jobs.video_store import VideoStore
 from services.scheduler.peers.encoder_registry import EncoderRegistry
 from services.scheduler.peers.model_registry import ModelRegistry
@@ -36,11 +38,7 @@ _BATCH = 64
 
 
 class Generations:
-    """All generations of one tenant.
-
-    Attributes:
-        videos: reads their videos.
-    """
+    """All generations of one tenant."""
 
     def __init__(
         self,
@@ -56,7 +54,7 @@ class Generations:
     ) -> None:
         self._store = store
         self._video_store = videos
-        self.videos = Videos(self._job, videos, settings.video_url_seconds)
+        self._video_url_seconds = settings.video_url_seconds
         self._models = models
         self._encoders = encoders
         self._throughput = throughput
@@ -64,20 +62,34 @@ class Generations:
         self._dispatcher = dispatcher
         self._notifier = notifier
         self._tenant = settings.tenant
+        self._rate_limit = RateLimit(settings.tenant_requests_per_minute, settings.tenant_burst)
         self._queue_limit = settings.queue_limit
+        self._unfinished_limit = settings.tenant_unfinished_limit
         self._defaults = Defaults(
             model_id=settings.default_model,
             reuse=plan_pb2.ReusePolicy.Value(f"REUSE_POLICY_{settings.default_reuse.upper()}"),
             deadline_seconds=settings.default_deadline_seconds,
         )
 
+    def for_tenant(self, tenant: str) -> Generations:
+        """Returns the generations of a tenant, which share everything else with these."""
+        scoped = copy.copy(self)
+        scoped._tenant = tenant
+        return scoped
+
+    @property
+    def videos(self) -> Videos:
+        """Videos of this tenant's generations."""
+        return Videos(self._job, self._video_store, self._video_url_seconds)
+
     async def submit(self, request: pb.SubmitGenerationRequest) -> tuple[pb.Generation, bool]:
         """Returns the generation, and whether it is new.
 
         Raises INVALID_FIELD or UNKNOWN_MODEL with every invalid field, or for a deadline that cannot be met,
         UNKNOWN_ENCODER for a model whose
-        encoder the embedder does not serve, REQUEST_ID_REUSED, QUEUE_FULL, or DEPENDENCY_UNAVAILABLE while no
-        model is known; a rejected request stores nothing.
+        encoder the embedder does not serve, REQUEST_ID_REUSED, QUEUE_FULL, RATE_LIMITED,
+        TENANT_LIMIT_REACHED, or DEPENDENCY_UNAVAILABLE while no model is known; a rejected request stores
+        nothing.
         """
         id_violations = validation.check_request_id(request.request_id)
         digest = _body_digest(request.spec)
@@ -86,12 +98,15 @@ class Generations:
             known = await self._store.find(self._tenant, request.request_id)
             if known is not None:
                 return await self._answer_repetition(known, request.request_id, digest), False
+        self._rate_limit.take(self._tenant)
         new = await self._new_job(request, digest, id_violations)
         await self._require_enough_time(new)
         try:
-            job, created = await self._store.submit(new, self._queue_limit)
+            job, created = await self._store.submit(new, self._queue_limit, self._unfinished_limit)
         except QueueFull:
             raise self._queue_full() from None
+        except TenantLimitReached:
+            raise self._tenant_limit_reached() from None
         finally:
             # Even if the caller has cancelled meanwhile, because the job may have been accepted.
             self._dispatcher.wake()
@@ -135,6 +150,7 @@ class Generations:
 
     async def preview(self, spec: pb.GenerationSpec) -> pb.PreviewPlanResponse:
         """Plans a request without accepting it. Raises as `submit` does."""
+        self._rate_limit.take(self._tenant)
         new = await self._new_job(pb.SubmitGenerationRequest(spec=spec), "", [])
         job = Job(
             new.job_id,
@@ -287,7 +303,7 @@ class Generations:
 
     def _queue_full(self) -> ChorusError:
         limit = self._queue_limit
-        seconds = math.ceil(max(1.0, self._throughput.job_seconds / self._dispatcher.slots))
+        seconds = self._expect_next_end()
         return ChorusError(
             errors.QUEUE_FULL,
             f"the queue is full: {limit} generations are waiting (CHORUS_SCHEDULER_QUEUE_LIMIT);"
@@ -295,6 +311,21 @@ class Generations:
             metadata={"limit": str(limit)},
             retry_after=float(seconds),
         )
+
+    def _tenant_limit_reached(self) -> ChorusError:
+        limit, setting = self._unfinished_limit, "CHORUS_SCHEDULER_TENANT_UNFINISHED_LIMIT"
+        seconds = self._expect_next_end()
+        return ChorusError(
+            errors.TENANT_LIMIT_REACHED,
+            f"{limit} generations of tenant {self._tenant!r} have not ended, which is its limit ({setting});"
+            f" cancel one, or try again in {seconds} s",
+            metadata={"limit": str(limit), "setting": setting},
+            retry_after=float(seconds),
+        )
+
+    def _expect_next_end(self) -> int:
+        """Returns the whole seconds in which about one generation ends."""
+        return math.ceil(max(1.0, self._throughput.job_seconds / self._dispatcher.slots))
 
 
 def _describe_model(model: denoiser_pb2.ModelInfo) -> pb.Model:

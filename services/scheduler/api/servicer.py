@@ -4,26 +4,33 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from typing import Any
 
 import grpc.aio
 from chorus.scheduler.v1 import scheduler_pb2 as pb
 from chorus.scheduler.v1 import scheduler_pb2_grpc
 
+from services.scheduler.api.access import Access
 from services.scheduler.api.generations import Generations
 
 
 class SchedulerServicer(scheduler_pb2_grpc.SchedulerServiceServicer):
-    """The public API of one tenant's generations."""
+    """The public API. Each call concerns the generations of its tenant only."""
 
-    def __init__(self, generations: Generations) -> None:
+    def __init__(self, generations: Generations, access: Access) -> None:
         self._generations = generations
+        self._access = access
+
+    def _of(self, context: grpc.aio.ServicerContext[Any, Any]) -> Generations:
+        """Returns the generations of a call's tenant. Raises UNAUTHENTICATED."""
+        return self._generations.for_tenant(self._access.find_tenant(context.invocation_metadata()))
 
     async def SubmitGeneration(
         self,
         request: pb.SubmitGenerationRequest,
         context: grpc.aio.ServicerContext[pb.SubmitGenerationRequest, pb.SubmitGenerationResponse],
     ) -> pb.SubmitGenerationResponse:
-        generation, created = await self._generations.submit(request)
+        generation, created = await self._of(context).submit(request)
         return pb.SubmitGenerationResponse(generation=generation, created=created)
 
     async def GetGeneration(
@@ -31,14 +38,14 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServiceServicer):
         request: pb.GetGenerationRequest,
         context: grpc.aio.ServicerContext[pb.GetGenerationRequest, pb.GetGenerationResponse],
     ) -> pb.GetGenerationResponse:
-        return pb.GetGenerationResponse(generation=await self._generations.get(request.generation_id))
+        return pb.GetGenerationResponse(generation=await self._of(context).get(request.generation_id))
 
     async def WatchGeneration(
         self,
         request: pb.WatchGenerationRequest,
         context: grpc.aio.ServicerContext[pb.WatchGenerationRequest, pb.WatchGenerationResponse],
     ) -> AsyncIterator[pb.WatchGenerationResponse]:
-        watching = self._generations.watch(request.generation_id, request.after_sequence)
+        watching = self._of(context).watch(request.generation_id, request.after_sequence)
         async with aclosing(watching) as events:
             async for event in events:
                 yield pb.WatchGenerationResponse(event=event)
@@ -48,14 +55,14 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServiceServicer):
         request: pb.CancelGenerationRequest,
         context: grpc.aio.ServicerContext[pb.CancelGenerationRequest, pb.CancelGenerationResponse],
     ) -> pb.CancelGenerationResponse:
-        return pb.CancelGenerationResponse(generation=await self._generations.cancel(request.generation_id))
+        return pb.CancelGenerationResponse(generation=await self._of(context).cancel(request.generation_id))
 
     async def ListGenerations(
         self,
         request: pb.ListGenerationsRequest,
         context: grpc.aio.ServicerContext[pb.ListGenerationsRequest, pb.ListGenerationsResponse],
     ) -> pb.ListGenerationsResponse:
-        generations, token = await self._generations.page(
+        generations, token = await self._of(context).page(
             request.page_size, request.page_token, request.state
         )
         return pb.ListGenerationsResponse(generations=generations, next_page_token=token)
@@ -65,7 +72,7 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServiceServicer):
         request: pb.GetVideoRequest,
         context: grpc.aio.ServicerContext[pb.GetVideoRequest, pb.GetVideoResponse],
     ) -> AsyncIterator[pb.GetVideoResponse]:
-        info, chunks = await self._generations.videos.read(
+        info, chunks = await self._of(context).videos.read(
             request.generation_id, request.offset, request.length
         )
         yield pb.GetVideoResponse(header=info)
@@ -78,7 +85,7 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServiceServicer):
         request: pb.GetThumbnailRequest,
         context: grpc.aio.ServicerContext[pb.GetThumbnailRequest, pb.GetThumbnailResponse],
     ) -> pb.GetThumbnailResponse:
-        info, data = await self._generations.videos.read_thumbnail(request.generation_id)
+        info, data = await self._of(context).videos.read_thumbnail(request.generation_id)
         return pb.GetThumbnailResponse(info=info, data=data)
 
     async def GetVideoUrl(
@@ -87,7 +94,7 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServiceServicer):
         context: grpc.aio.ServicerContext[pb.GetVideoUrlRequest, pb.GetVideoUrlResponse],
     ) -> pb.GetVideoUrlResponse:
         lifetime = request.lifetime if request.HasField("lifetime") else None
-        url, expire_time = await self._generations.videos.make_url(request.generation_id, lifetime)
+        url, expire_time = await self._of(context).videos.make_url(request.generation_id, lifetime)
         return pb.GetVideoUrlResponse(url=url, expire_time=expire_time)
 
     async def DeleteGeneration(
@@ -95,7 +102,7 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServiceServicer):
         request: pb.DeleteGenerationRequest,
         context: grpc.aio.ServicerContext[pb.DeleteGenerationRequest, pb.DeleteGenerationResponse],
     ) -> pb.DeleteGenerationResponse:
-        await self._generations.delete(request.generation_id)
+        await self._of(context).delete(request.generation_id)
         return pb.DeleteGenerationResponse()
 
     async def ListModels(
@@ -103,11 +110,11 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServiceServicer):
         request: pb.ListModelsRequest,
         context: grpc.aio.ServicerContext[pb.ListModelsRequest, pb.ListModelsResponse],
     ) -> pb.ListModelsResponse:
-        return pb.ListModelsResponse(models=await self._generations.list_models())
+        return pb.ListModelsResponse(models=await self._of(context).list_models())
 
     async def PreviewPlan(
         self,
         request: pb.PreviewPlanRequest,
         context: grpc.aio.ServicerContext[pb.PreviewPlanRequest, pb.PreviewPlanResponse],
     ) -> pb.PreviewPlanResponse:
-        return await self._generations.preview(request.spec)
+        return await self._of(context).preview(request.spec)

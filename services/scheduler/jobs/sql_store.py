@@ -77,8 +77,10 @@ class SqlStore(JobStore):
     def scheduler_id(self) -> str:
         return self._id
 
-    async def submit(self, new: NewJob, queue_limit: int) -> tuple[Job, bool]:
-        return await self._write(statements.submit, new, queue_limit, self._clock(), self._ordering)
+    async def submit(self, new: NewJob, queue_limit: int, tenant_limit: int = 0) -> tuple[Job, bool]:
+        return await self._write(
+            statements.submit, new, queue_limit, tenant_limit, self._clock(), self._ordering
+        )
 
     async def find(self, tenant: str, request_id: str) -> Job | None:
         return await self._read(statements.find_by_request, tenant, request_id)

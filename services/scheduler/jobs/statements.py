@@ -27,12 +27,13 @@ from sqlalchemy.dialects import postgresql, sqlite
 from services.scheduler.jobs import states
 from services.scheduler.jobs.ordering import Ordering
 from services.scheduler.jobs.rows import JOB_COLUMNS, WAITING, Transaction, database_time, parse_job
-from services.scheduler.jobs.states import ENDED, IN_QUEUE, State
+from services.scheduler.jobs.states import ENDED, IN_QUEUE, UNFINISHED, State
 from services.scheduler.jobs.store import (
     ANY_OWNER,
     Job,
     NewJob,
     QueueFull,
+    TenantLimitReached,
 )
 from services.scheduler.jobs.tables import documents, events, jobs, schedulers
 
@@ -52,6 +53,9 @@ _FIND_BY_REQUEST: Final = select(*JOB_COLUMNS).where(
 _FIND_KNOWN: Final = select(jobs.c.id).where(jobs.c.id.in_(bindparam("job_ids", expanding=True)))
 _COUNT_QUEUE: Final = select(func.count(), func.coalesce(func.sum(jobs.c.work), 0.0)).where(WAITING)
 _COUNT_BEFORE: Final = select(func.count()).where(WAITING, jobs.c.queue_key <= bindparam("order_key"))
+_COUNT_UNFINISHED: Final = select(func.count()).where(
+    jobs.c.tenant == bindparam("tenant"), jobs.c.state.in_(sorted(state.value for state in UNFINISHED))
+)
 _INSERT_JOB: Final = insert(jobs).returning(jobs.c.number)
 _INSERT_EVENT: Final = insert(events)
 _SELECT_FOR_CHANGE: Final = (
@@ -78,7 +82,12 @@ _LIST_EVENTS: Final = (
 
 
 def submit(
-    transaction: Transaction, new: NewJob, queue_limit: int, now: float, ordering: Ordering
+    transaction: Transaction,
+    new: NewJob,
+    queue_limit: int,
+    tenant_limit: int,
+    now: float,
+    ordering: Ordering,
 ) -> tuple[Job, bool]:
     connection = transaction.connection
     if transaction.on_server:
@@ -89,6 +98,10 @@ def submit(
     waiting, backlog = connection.execute(_COUNT_QUEUE).one()
     if waiting >= queue_limit:
         raise QueueFull
+    if tenant_limit:
+        unfinished = connection.execute(_COUNT_UNFINISHED, {"tenant": new.tenant}).scalar_one()
+        if unfinished >= tenant_limit:
+            raise TenantLimitReached
     order_key = now + ordering.delay(new.priority, new.work, backlog)
     before = connection.execute(_COUNT_BEFORE, {"order_key": order_key}).scalar_one()
     generation = pb.Generation(

@@ -26,6 +26,10 @@ class QueueFull(Exception):
     """Rejection of a job because the queue has reached its limit."""
 
 
+class TenantLimitReached(Exception):
+    """Rejection of a job because its tenant has as many jobs that have not ended as it may have."""
+
+
 @dataclass(frozen=True)
 class NewJob:
     """A job that has passed validation.
@@ -151,10 +155,14 @@ class JobStore(ABC):
         """Name of this scheduler as the owner of jobs; another one after every start."""
 
     @abstractmethod
-    async def submit(self, new: NewJob, queue_limit: int) -> tuple[Job, bool]:
+    async def submit(self, new: NewJob, queue_limit: int, tenant_limit: int = 0) -> tuple[Job, bool]:
         """Returns the new job and True, or the job that already has this tenant's request_id and False.
 
-        Raises QueueFull, and stores nothing, when `queue_limit` jobs are waiting.
+        Stores nothing, and raises QueueFull when `queue_limit` jobs are waiting, TenantLimitReached when
+        `tenant_limit` jobs of the tenant have not ended.
+
+        Args:
+            tenant_limit: 0 for none.
         """
 
     @abstractmethod

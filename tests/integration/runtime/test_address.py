@@ -16,7 +16,11 @@ pytestmark = pytest.mark.fault("readiness")
 
 def run_scheduler(host: str, port: int) -> subprocess.CompletedProcess[str]:
     """Runs a scheduler that is expected to end before it opens its database."""
-    environment = {"CHORUS_SCHEDULER_HOST": host, "CHORUS_SCHEDULER_PORT": str(port)}
+    environment = {
+        "CHORUS_SCHEDULER_HOST": host,
+        "CHORUS_SCHEDULER_PORT": str(port),
+        "CHORUS_SCHEDULER_TRUSTED_NETWORK": "true",
+    }
     return subprocess.run(
         [sys.executable, "-m", "services.scheduler"],
         cwd=ROOT,

@@ -16,7 +16,7 @@ from tests.processes import ROOT
 
 CLIENT_MODULES = {"chorus", "chorus_cli", "chorus_client", "chorus_rpc"}
 CLIENT_DEPENDENCIES = {
-    "grpcio", "grpcio-health-checking", "grpcio-status", "protobuf", "rich", "typer"
+    "fasteners", "grpcio", "grpcio-health-checking", "grpcio-status", "protobuf", "rich", "typer"
 }  # fmt: skip
 
 

@@ -112,6 +112,33 @@ def test_address_at_which_no_service_can_listen_is_named(host: str) -> None:
         addresses.choose_ports({"CHORUS_CACHE_HOST": host})
 
 
+def test_cache_serves_every_tenant_if_the_keys_name_them_and_it_is_reachable_from_here_only(
+    tmp_path: Path,
+) -> None:
+    ports = {"embedder": 1, "cache": 2, "denoiser": 3, "scheduler": 4}
+    keys = {"CHORUS_SCHEDULER_API_KEYS": "keys.json", "CHORUS_TOKEN": "chorus_x"}
+    for given, tenants in (
+        ({}, "default"),
+        ({"CHORUS_SCHEDULER_TENANT": "studio"}, "studio"),
+        (keys, "*"),
+        ({**keys, "CHORUS_CACHE_HOST": "::1"}, "*"),
+        ({**keys, "CHORUS_CACHE_HOST": "0.0.0.0"}, "default"),
+        ({**keys, "CHORUS_CACHE_KEYLESS_TENANTS": "acme"}, "acme"),
+    ):
+        variables = up.build_environment(given, tmp_path, ports)
+        assert variables["CHORUS_CACHE_KEYLESS_TENANTS"] == tenants
+        assert "CHORUS_TOKEN" not in variables, "the services need no token of a client"
+
+
+async def test_tls_of_the_scheduler_is_refused_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CHORUS_SCHEDULER_TLS_CERTIFICATE", "server.pem")
+    with pytest.raises(ChorusError, match="chorus up does not support TLS"):
+        await up.run_up(tmp_path / "chorus", [], 1.0, Output(as_json=False))
+    assert not (tmp_path / "chorus").exists()
+
+
 def test_services_find_each_other_and_keep_everything_in_the_directory(tmp_path: Path) -> None:
     ports = {"embedder": 1, "cache": 2, "denoiser": 3, "scheduler": 4}
     variables = up.build_environment({"PATH": "/bin"}, tmp_path, ports)

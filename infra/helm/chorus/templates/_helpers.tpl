@@ -46,6 +46,11 @@ labels:
 {{- get (dict "scheduler" 7400 "embedder" 7401 "cache" 7402 "denoiser" 7403) . -}}
 {{- end }}
 
+{{/* Port of the scheduler's health checks where its own port uses TLS; empty without TLS. */}}
+{{- define "chorus.healthPort" -}}
+{{- if .Values.scheduler.tls.existingSecret }}7410{{ end -}}
+{{- end }}
+
 {{/* Full protobuf name of a service, which health probes use. */}}
 {{- define "chorus.grpcService" -}}
 {{- printf "chorus.%s.v1.%sService" . (title .) -}}

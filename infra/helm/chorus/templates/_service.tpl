@@ -6,11 +6,12 @@ The pod of one of the four services. Expects a dict:
   limits              further resource limits, or nil
   tolerations         list
   runtimeClassName    or ""
+  healthPort          port of the probes if it is another one than that of the service, or nil
 */}}
 {{- define "chorus.pod" -}}
 {{- $values := get .root.Values .service -}}
 {{- $port := include "chorus.port" .service | int -}}
-{{- $grpc := dict "port" $port "service" (include "chorus.grpcService" .service) -}}
+{{- $grpc := dict "port" (default $port .healthPort | int) "service" (include "chorus.grpcService" .service) -}}
 {{- $image := printf "%s-%s:%s" .root.Values.image.repository .service (default .root.Chart.AppVersion .root.Values.image.tag) -}}
 metadata:
   {{- include "chorus.podMetadata" (list .root .service dict) | nindent 2 }}
@@ -31,6 +32,10 @@ spec:
       ports:
         - name: grpc
           containerPort: {{ $port }}
+        {{- with .healthPort }}
+        - name: health
+          containerPort: {{ . }}
+        {{- end }}
         {{- if .root.Values.metrics.enabled }}
         - name: metrics
           containerPort: {{ .root.Values.metrics.port | int }}

@@ -65,9 +65,13 @@ class _ErrorReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     and "model_id", "backend" and, for a step of a run, "step", or "encoder_id".
     """
     ERROR_REASON_UNAUTHENTICATED: _ErrorReason.ValueType  # 18
-    """The call carries no valid key; the message names the setting."""
+    """The call carries no valid key; the message says what to send."""
     ERROR_REASON_PERMISSION_DENIED: _ErrorReason.ValueType  # 19
     """The key is valid, but does not allow the call."""
+    ERROR_REASON_RATE_LIMITED: _ErrorReason.ValueType  # 20
+    """The tenant has used up its requests for now; google.rpc.RetryInfo contains the time until the next one is accepted."""
+    ERROR_REASON_TENANT_LIMIT_REACHED: _ErrorReason.ValueType  # 21
+    """The tenant has as many unfinished generations as it may have; metadata "limit" and "setting"."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Reason for the failure of a call or a job. Every error status of every service carries one
@@ -114,9 +118,13 @@ ERROR_REASON_MODEL_DIVERGED: ErrorReason.ValueType  # 17
 and "model_id", "backend" and, for a step of a run, "step", or "encoder_id".
 """
 ERROR_REASON_UNAUTHENTICATED: ErrorReason.ValueType  # 18
-"""The call carries no valid key; the message names the setting."""
+"""The call carries no valid key; the message says what to send."""
 ERROR_REASON_PERMISSION_DENIED: ErrorReason.ValueType  # 19
 """The key is valid, but does not allow the call."""
+ERROR_REASON_RATE_LIMITED: ErrorReason.ValueType  # 20
+"""The tenant has used up its requests for now; google.rpc.RetryInfo contains the time until the next one is accepted."""
+ERROR_REASON_TENANT_LIMIT_REACHED: ErrorReason.ValueType  # 21
+"""The tenant has as many unfinished generations as it may have; metadata "limit" and "setting"."""
 Global___ErrorReason: typing_extensions.TypeAlias = ErrorReason
 
 @typing.final

@@ -27,7 +27,8 @@ if _version_not_supported:
 
 class SchedulerServiceStub(object):
     """Public API of Chorus. An accepted generation is durable: it survives the crash of any service and ends
-    exactly once.
+    exactly once. Where the server has API keys, every call carries one (metadata "authorization: Bearer KEY"), and
+    concerns the generations of the key's tenant only.
     """
 
     def __init__(self, channel):
@@ -95,7 +96,8 @@ class SchedulerServiceStub(object):
 
 class SchedulerServiceServicer(object):
     """Public API of Chorus. An accepted generation is durable: it survives the crash of any service and ends
-    exactly once.
+    exactly once. Where the server has API keys, every call carries one (metadata "authorization: Bearer KEY"), and
+    concerns the generations of the key's tenant only.
     """
 
     def SubmitGeneration(self, request, context):
@@ -246,7 +248,8 @@ def add_SchedulerServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class SchedulerService(object):
     """Public API of Chorus. An accepted generation is durable: it survives the crash of any service and ends
-    exactly once.
+    exactly once. Where the server has API keys, every call carries one (metadata "authorization: Bearer KEY"), and
+    concerns the generations of the key's tenant only.
     """
 
     @staticmethod

@@ -203,7 +203,8 @@ _SchedulerServicePreviewPlanType = typing_extensions.TypeVar(
 
 class SchedulerServiceStub(typing.Generic[_SchedulerServiceSubmitGenerationType, _SchedulerServiceGetGenerationType, _SchedulerServiceWatchGenerationType, _SchedulerServiceCancelGenerationType, _SchedulerServiceListGenerationsType, _SchedulerServiceGetVideoType, _SchedulerServiceGetThumbnailType, _SchedulerServiceGetVideoUrlType, _SchedulerServiceDeleteGenerationType, _SchedulerServiceListModelsType, _SchedulerServicePreviewPlanType]):
     """Public API of Chorus. An accepted generation is durable: it survives the crash of any service and ends
-    exactly once.
+    exactly once. Where the server has API keys, every call carries one (metadata "authorization: Bearer KEY"), and
+    concerns the generations of the key's tenant only.
     """
 
     @typing.overload
@@ -390,7 +391,8 @@ SchedulerServiceAsyncStub: typing_extensions.TypeAlias = SchedulerServiceStub[
 
 class SchedulerServiceServicer(metaclass=abc.ABCMeta):
     """Public API of Chorus. An accepted generation is durable: it survives the crash of any service and ends
-    exactly once.
+    exactly once. Where the server has API keys, every call carries one (metadata "authorization: Bearer KEY"), and
+    concerns the generations of the key's tenant only.
     """
 
     @abc.abstractmethod
