@@ -23,8 +23,10 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServiceServicer):
         request: pb.SubmitGenerationRequest,
         context: grpc.aio.ServicerContext[pb.SubmitGenerationRequest, pb.SubmitGenerationResponse],
     ) -> pb.SubmitGenerationResponse:
-        generation, created = await self._generations.submit(request)
-        return pb.SubmitGenerationResponse(generation=generation, created=created)
+        generations, created = await self._generations.submit(request)
+        return pb.SubmitGenerationResponse(
+            generation=generations[0], created=created, generations=generations
+        )
 
     async def GetGeneration(
         self,
@@ -55,9 +57,7 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServiceServicer):
         request: pb.ListGenerationsRequest,
         context: grpc.aio.ServicerContext[pb.ListGenerationsRequest, pb.ListGenerationsResponse],
     ) -> pb.ListGenerationsResponse:
-        generations, token = await self._generations.page(
-            request.page_size, request.page_token, request.state
-        )
+        generations, token = await self._generations.page(request)
         return pb.ListGenerationsResponse(generations=generations, next_page_token=token)
 
     async def GetVideo(
