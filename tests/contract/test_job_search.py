@@ -52,7 +52,7 @@ def filled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     )
     database = open_database(parse_location(location, ""))
     rng = random.Random(5)
-    jobs = []
+    jobs: list[tuple[NewJob, State, float]] = []
     for number in range(COUNT):
         spec = pb.GenerationSpec(
             prompt=rng.choice(PROMPTS),

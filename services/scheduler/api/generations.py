@@ -298,8 +298,8 @@ class Generations:
                 [
                     Violation(
                         "request_id",
-                        f"{request_id!r} was used before with another spec or number of outputs; choose a new one,"
-                        " or send the same request again",
+                        f"{request_id!r} was used before with another spec or number of outputs; choose a"
+                        " new one, or send the same request again",
                     )
                 ],
                 errors.REQUEST_ID_REUSED,
@@ -309,15 +309,15 @@ class Generations:
     def _queue_full(self, outputs: int) -> ChorusError:
         limit = self._queue_limit
         seconds = math.ceil(max(1.0, self._throughput.job_seconds / self._concurrency))
-        return ChorusError(
-            errors.QUEUE_FULL,
-            (
-                f"the queue is full: {limit} generations are waiting (CHORUS_SCHEDULER_QUEUE_LIMIT);"
-                if outputs == 1
-                else f"the queue has no room for {outputs} outputs: at most {limit} generations may wait"
+        cause = f"the queue is full: {limit} generations are waiting (CHORUS_SCHEDULER_QUEUE_LIMIT);"
+        if outputs > 1:
+            cause = (
+                f"the queue has no room for {outputs} outputs: at most {limit} generations may wait"
                 " (CHORUS_SCHEDULER_QUEUE_LIMIT); request fewer, or"
             )
-            + f" try again in {seconds} s",
+        return ChorusError(
+            errors.QUEUE_FULL,
+            f"{cause} try again in {seconds} s",
             metadata={"limit": str(limit)},
             retry_after=float(seconds),
         )

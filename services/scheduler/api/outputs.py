@@ -16,7 +16,7 @@ _SEEDS: Final = 1 << 64
 
 
 def check_outputs(request: pb.SubmitGenerationRequest) -> list[Violation]:
-    """Returns the violation of `outputs`, if any: too many, or a specification that makes all the same video."""
+    """Returns the violation of `outputs`, if any: too many, or a specification that gives one video only."""
     count, spec = request.outputs, request.spec
     if count > MAX_OUTPUTS:
         return [Violation("outputs", f"must be at most {MAX_OUTPUTS}, not {count}; 0 means 1")]

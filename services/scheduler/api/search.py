@@ -20,7 +20,7 @@ _SHOWN_CHARACTERS = 64
 
 
 def check_labels(labels: Mapping[str, str], field: str) -> list[Violation]:
-    """Returns the violations of labels, each with the field that names the key, such as spec.labels["key"]."""
+    """Returns the violations of labels; the field of each names the key, such as spec.labels["key"]."""
     if len(labels) > MAX_LABELS:
         return [Violation(field, f"must have at most {MAX_LABELS} labels, not {len(labels)}")]
     violations = []
@@ -30,8 +30,8 @@ def check_labels(labels: Mapping[str, str], field: str) -> list[Violation]:
             violations.append(
                 Violation(
                     named,
-                    "its key must be 1 to 63 characters of A–Z, a–z, 0–9, '.', '_' and '-', and begin and end with"
-                    f" a letter or digit; this one has {len(key)} characters",
+                    "its key must have 1 to 63 characters of A–Z, a–z, 0–9, '.', '_' and '-', and begin and"
+                    f" end with a letter or digit; this one has {len(key)} characters",
                 )
             )
         if (size := len(value.encode())) > MAX_LABEL_BYTES:

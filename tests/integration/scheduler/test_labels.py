@@ -122,9 +122,9 @@ async def test_labels_belong_to_the_request_and_not_to_its_video(world: World) -
 
 @pytest.mark.parametrize("seed", [None, 2**64 - 2])
 async def test_outputs_of_a_request_are_generations_of_their_own(world: World, seed: int | None) -> None:
-    """A donor with an edited prompt, whose seed a request without one would take, changes no output's seed."""
+    """No output takes the seed of a donor with an edited prompt, as a request without a seed would."""
     world.cache.hold(0.95, 1, 2, 3)
-    response = await submit(world, 3, **({} if seed is None else {"seed": seed}))
+    response = await submit(world, 3, prompt="a red car", **({} if seed is None else {"seed": seed}))
     outputs = list(response.generations)
     assert response.created
     assert response.generation == outputs[0]
@@ -157,8 +157,8 @@ async def test_repetition_returns_the_outputs_that_are_left(world: World) -> Non
     again = await submit(world, 3, request_id)
     assert ([each.generation_id for each in again.generations], again.created) == (ids[1:], False)
     assert again.generation.generation_id == ids[1]
-    for each in ids[1:]:
-        await world.api.DeleteGeneration(pb.DeleteGenerationRequest(generation_id=each), timeout=20)
+    for left in ids[1:]:
+        await world.api.DeleteGeneration(pb.DeleteGenerationRequest(generation_id=left), timeout=20)
     assert (await submit(world, 2, request_id)).created
 
 
