@@ -27,7 +27,7 @@ from bench import results
 from bench.results import Figure
 from services.scheduler.jobs.sql_store import SqlStore, open_store
 from services.scheduler.jobs.states import IN_QUEUE, State
-from services.scheduler.jobs.store import NewJob
+from services.scheduler.jobs.store import JobFilter, NewJob
 from services.scheduler.jobs.tables import events, jobs
 from tests.integration.scheduler.world import World
 from tests.postgresql import create_database, running_server
@@ -201,7 +201,7 @@ async def time_operations(store: SqlStore, label: str) -> dict[str, list[float]]
         await measure("claim", store.claim(job_id))
         for event, expect in ((_PLANNED, IN_QUEUE), (_STEP, {State.RUNNING}), (_SUCCEEDED, {State.RUNNING})):
             await measure("event", store.advance(job_id, expect, [event], owner=store.scheduler_id))
-        await measure("page", store.page("bench", None, None, 50))
+        await measure("page", store.page("bench", JobFilter(), None, 50))
         await measure("watch", store.events(job_id, 0, 64))
     return taken
 

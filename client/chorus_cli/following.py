@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from chorus.scheduler.v1.scheduler_pb2 import GenerationSpec
 from chorus_client import AsyncChorusClient, Event, Generation, SpecOptions, Video
 from chorus_client.spec import PRIORITIES, REUSE_POLICIES
+from rich.progress import Progress
 
 from chorus_cli import rendering
 from chorus_cli.output import Output
@@ -25,11 +26,17 @@ def run(work: Coroutine[Any, Any, T], out: Output) -> T:
 
 
 class Follower:
-    """Shows a generation as it proceeds: lines and a progress bar, or JSON lines."""
+    """Shows a generation as it proceeds: lines and a progress bar, or JSON lines.
 
-    def __init__(self, out: Output) -> None:
+    Args:
+        progress: progress display that several followers share; None for one of its own.
+        label: begins every line.
+    """
+
+    def __init__(self, out: Output, progress: Progress | None = None, label: str = "") -> None:
         self._out = out
-        self._view = None if out.as_json else rendering.GenerationView(out.notes)
+        self._view = None if out.as_json else rendering.GenerationView(out.notes, progress, label)
+        self._id = ""
         self.saved = 0.0
 
     def __enter__(self) -> None:
@@ -41,13 +48,14 @@ class Follower:
             self._view.__exit__(None, None, None)
 
     def accepted(self, generation: Generation) -> None:
+        self._id = generation.id
         self._out.json_line(accepted=generation.proto)
         if self._view is not None:
             self._view.accepted(generation.proto)
 
     def event(self, event: Event) -> None:
         self.saved = event.seconds_saved or self.saved
-        self._out.json_line(event=event.proto)
+        self._out.json_line(event=event.proto, generation_id=self._id)
         if self._view is not None:
             self._view.event(event.proto)
 
@@ -89,6 +97,11 @@ async def follow(
 
 async def save(video: Video, output: Path | None, out: Output) -> None:
     """Writes the video to `output`, by default ID.mp4, and prints one line about it."""
+    report(video, await write(video, output, out), out)
+
+
+async def write(video: Video, output: Path | None, out: Output) -> Path:
+    """Writes the video to `output`, by default ID.mp4. Returns its path."""
     generation = video.generation
     path = output or Path(f"{generation.id}.mp4")
     try:
@@ -96,6 +109,12 @@ async def save(video: Video, output: Path | None, out: Output) -> None:
     except OSError:
         out.status(f"the video is not lost: `chorus get {generation.id} -o FILE` downloads it again")
         raise
+    return path
+
+
+def report(video: Video, path: Path, out: Output) -> None:
+    """Prints one line about a video that was written to `path`."""
+    generation = video.generation
     out.print(
         f"{path}: {rendering.summarize(generation.proto, video.seconds_saved)}",
         generation=generation.proto,
@@ -114,6 +133,7 @@ def options_from_spec(spec: GenerationSpec) -> SpecOptions:
         "donor": spec.donor_generation_id,
         "priority": next((word for word, value in PRIORITIES.items() if value == spec.priority), ""),
         "no_store": spec.no_store,
+        "labels": dict(spec.labels),
     }
     if spec.HasField("shape"):
         options["frames"] = spec.shape.frames

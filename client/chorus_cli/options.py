@@ -45,6 +45,10 @@ EntryId = Annotated[
     str,
     typer.Argument(metavar="ID", help="Id of the entry, or its beginning (4 characters or more)."),
 ]
+Labels = Annotated[
+    list[str] | None,
+    typer.Option("--label", metavar="KEY=VALUE", help="Label of the generation; may be given several times."),
+]
 OutFile = Annotated[
     Path | None,
     typer.Option(

@@ -26,21 +26,32 @@ _PROMPT_WIDTH = 60
 _DONOR_WIDTH = 24
 
 
-class GenerationView:
-    """Live progress of one generation on a terminal; elsewhere only its lines. Needs the events in order."""
+def make_progress(console: Console) -> Progress:
+    """Returns a progress display with a bar for each generation."""
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=20),
+        TextColumn("{task.fields[steps]}", markup=False),
+        TextColumn("{task.fields[eta]}", markup=False),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+    )
 
-    def __init__(self, console: Console) -> None:
-        self._progress = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=20),
-            TextColumn("{task.fields[steps]}", markup=False),
-            TextColumn("{task.fields[eta]}", markup=False),
-            TimeElapsedColumn(),
-            console=console,
-            transient=True,
-        )
-        self._task = self._progress.add_task("submitting", total=None, steps="", eta="")
+
+class GenerationView:
+    """Live progress of one generation on a terminal; elsewhere only its lines. Needs the events in order.
+
+    Args:
+        progress: display that several views share; None for one of its own.
+        label: begins every line and the bar.
+    """
+
+    def __init__(self, console: Console, progress: Progress | None = None, label: str = "") -> None:
+        self._progress = progress or make_progress(console)
+        self._label = label
+        self._task = self._progress.add_task(f"{label}submitting", total=None, steps="", eta="")
         self._seed = 0
 
     def __enter__(self) -> Self:
@@ -57,26 +68,24 @@ class GenerationView:
     def accepted(self, generation: Generation) -> None:
         self._seed = generation.spec.seed
         self._line(f"{generation.generation_id} accepted, seed {self._seed}")
-        self._progress.update(self._task, description="queued")
+        self._describe("queued")
 
     def event(self, event: GenerationEvent) -> None:
         for line in describe(event):
             self._line(line)
         match event.WhichOneof("event"):
             case "queued":
-                self._progress.update(
-                    self._task, description=f"queued, position {event.queued.queue_position}"
-                )
+                self._describe(f"queued, position {event.queued.queue_position}")
             case "waiting":
-                self._progress.update(self._task, description="waiting")
+                self._describe("waiting")
             case "paused":
-                self._progress.update(self._task, description="paused")
+                self._describe("paused")
             case "planned":
                 plan = event.planned.plan
                 if plan.HasField("seed") and plan.seed != self._seed:
                     self._seed = plan.seed
                     self._line(f"seed {plan.seed}, the donor's, because the request states none")
-                self._progress.update(self._task, description="planned")
+                self._describe("planned")
             case "started":
                 first, total = event.started.reuse_steps, event.started.total_steps
                 first = max(first, event.started.resumed_step)
@@ -85,13 +94,18 @@ class GenerationView:
                 done = event.step_completed
                 word = "decoding" if done.step.index >= done.total_steps else "denoising"
                 self._steps(word, done.step.index, done.total_steps, done.eta_seconds)
+            case "succeeded" | "failed" | "cancelled" as end:
+                self._describe(end)
             case _:
                 pass
+
+    def _describe(self, words: str) -> None:
+        self._progress.update(self._task, description=f"{self._label}{words}")
 
     def _steps(self, word: str, done: int, total: int, eta: float | None = None) -> None:
         self._progress.update(
             self._task,
-            description=word,
+            description=f"{self._label}{word}",
             completed=done,
             total=total,
             steps=f"step {done}/{total}",
@@ -99,7 +113,7 @@ class GenerationView:
         )
 
     def _line(self, line: str) -> None:
-        self._progress.console.print(line, soft_wrap=True)
+        self._progress.console.print(f"{self._label}{line}", soft_wrap=True)
 
 
 def describe(event: GenerationEvent) -> list[str]:
@@ -182,9 +196,11 @@ def summarize(generation: Generation, saved: float) -> str:
     if generation.HasField("donor"):
         prompt = one_line(generation.donor.prompt, _DONOR_WIDTH)
         kind = f"hit on “{prompt}”" if prompt else "hit"
+    timings = generation.timings
+    split = f" (waited {timings.waiting_seconds:.2f} s, ran {timings.running_seconds:.2f} s)"
     parts = [
         f"{kind}, {generation.steps_run} of {total} steps computed",
-        f"{generation.timings.total_seconds:.2f} s",
+        f"{timings.total_seconds:.2f} s" + (split if timings.running_seconds > 0 else ""),
     ]
     if saved > 0:
         parts.append(f"{saved:.2f} s saved")

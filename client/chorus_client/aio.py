@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from types import TracebackType
 from typing import Final, Self, Unpack
 
@@ -13,13 +14,15 @@ from chorus.scheduler.v1 import scheduler_pb2
 from chorus.scheduler.v1.scheduler_pb2_grpc import SchedulerServiceStub
 from chorus_rpc import semconv, telemetry
 from chorus_rpc.errors import ChorusError, invalid
+from chorus_rpc.limits import MAX_OUTPUTS
 
 from chorus_client.connection import CALL_SECONDS, Connection, Metadata, check_seconds
 from chorus_client.endpoints import VARIABLES, resolve
 from chorus_client.events import Event
 from chorus_client.handles import PATIENCE_SECONDS, WATCH_SECONDS, AsyncGenerationHandle
 from chorus_client.offers import Model, Preview
-from chorus_client.results import Generation, GenerationError, Video, parse_state
+from chorus_client.results import Generation, GenerationError, Video
+from chorus_client.search import build_list_request
 from chorus_client.security import Tls, secure
 from chorus_client.spec import SpecOptions, build_request
 
@@ -94,9 +97,30 @@ class AsyncChorusClient:
         Args:
             timeout: deadline of the submission, in seconds.
             options: model, frames, height, width, steps, sigmas, seed, reuse, max_reuse_steps, donor,
-                explicit_reuse, priority, no_store, deadline, request_id; SpecOptions describes them.
+                explicit_reuse, priority, labels, no_store, deadline, request_id; SpecOptions describes them.
         """
-        return await self._submit(build_request(prompt, options), timeout)
+        [handle, *_] = await self._submit(build_request(prompt, options), timeout)
+        return handle
+
+    async def submit_many(
+        self, prompt: str, outputs: int, *, timeout: float | None = None, **options: Unpack[SpecOptions]
+    ) -> tuple[AsyncGenerationHandle, ...]:
+        """Submits several outputs of one prompt, all or none. Returns their handles, in order.
+
+        Each is a generation of its own, with another seed: a stated `seed` s gives s, s + 1, …. Repeating a
+        submission with the same `request_id` and `outputs` is safe; it returns the handles of the outputs
+        that have not been deleted. Raises TypeError for an unknown option.
+
+        Args:
+            outputs: number of videos, 1 to 16.
+            timeout: deadline of the submission, in seconds.
+            options: as of `submit`, except `donor`, whose seed all would take.
+        """
+        if not isinstance(outputs, int) or not 1 <= outputs <= MAX_OUTPUTS:
+            raise invalid("outputs", f"must be 1 to {MAX_OUTPUTS}, not {outputs!r}")
+        request = build_request(prompt, options)
+        request.outputs = outputs
+        return await self._submit(request, timeout)
 
     async def generate(
         self,
@@ -135,7 +159,7 @@ class AsyncChorusClient:
         with telemetry.span(name, attributes) as span:
             submission = asyncio.ensure_future(self._submit(request, None))
             try:
-                handle = await asyncio.shield(submission)
+                [handle, *_] = await asyncio.shield(submission)
                 span.set_attribute(semconv.GENERATION_ID, handle.id)
                 if on_accepted is not None and handle.accepted is not None:
                     on_accepted(handle.accepted)
@@ -158,18 +182,30 @@ class AsyncChorusClient:
         return AsyncGenerationHandle(self._connection, generation_id)
 
     async def list(
-        self, state: str | None = None, limit: int = 50, *, timeout: float | None = None
+        self,
+        state: str | None = None,
+        limit: int = 50,
+        *,
+        labels: Mapping[str, str] | None = None,
+        prompt_contains: str | None = None,
+        created_after: datetime | None = None,
+        created_before: datetime | None = None,
+        timeout: float | None = None,
     ) -> tuple[Generation, ...]:
-        """Returns up to `limit` generations, newest first.
+        """Returns up to `limit` generations that match every argument given, newest first.
 
         Args:
             state: "queued", "waiting", "running", "succeeded", "failed" or "cancelled"; None for all.
             limit: upper bound on the number of generations, at least 1.
+            labels: labels that they have, with these values.
+            prompt_contains: text in their prompts, compared without regard to case.
+            created_after: earliest time of their acceptance, with a time zone.
+            created_before: time before which they were accepted, with a time zone.
             timeout: deadline of each page, in seconds.
         """
         if not isinstance(limit, int) or limit < 1:
             raise invalid("limit", f"must be at least 1, not {limit!r}")
-        request = scheduler_pb2.ListGenerationsRequest(state=parse_state(state))
+        request = build_list_request(state, labels, prompt_contains, created_after, created_before)
         generations: tuple[Generation, ...] = ()
         while len(generations) < limit:
             request.page_size = min(_PAGE_SIZE, limit - len(generations))
@@ -205,17 +241,18 @@ class AsyncChorusClient:
 
     async def _submit(
         self, request: scheduler_pb2.SubmitGenerationRequest, timeout: float | None
-    ) -> AsyncGenerationHandle:
+    ) -> tuple[AsyncGenerationHandle, ...]:
         response = await self._connection.call(self._connection.stub.SubmitGeneration, request, timeout)
-        accepted = Generation.from_proto(response.generation)
-        return AsyncGenerationHandle(self._connection, accepted.id, accepted)
+        # A server from before requests had several outputs returns the first one only.
+        accepted = map(Generation.from_proto, response.generations or [response.generation])
+        return tuple(AsyncGenerationHandle(self._connection, each.id, each) for each in accepted)
 
 
-async def _cancel(submission: asyncio.Future[AsyncGenerationHandle]) -> str:
+async def _cancel(submission: asyncio.Future[tuple[AsyncGenerationHandle, ...]]) -> str:
     """Cancels the generation of a submission that is complete or still under way; describes the outcome."""
     try:
         async with asyncio.timeout(_CANCEL_SECONDS):
-            handle = await submission
+            [handle, *_] = await submission
             generation = await handle.cancel()
     except (ChorusError, TimeoutError) as fault:
         return f"interrupted; the generation could not be cancelled: {fault or 'no answer'}"

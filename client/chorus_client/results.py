@@ -173,6 +173,9 @@ class Timings:
         queued_seconds: from submission to the start of the last attempt; includes earlier attempts.
         lookup_seconds: look-up of donors, comparison of the prompts, and planning.
         total_seconds: from the start of the last attempt to the complete video.
+        running_seconds: time in which runs were under way on the denoiser, over all attempts; so far, until
+            the generation ends.
+        waiting_seconds: all other time: in the queue, for a service, and in the preparation of runs.
     """
 
     queued_seconds: float
@@ -182,6 +185,8 @@ class Timings:
     denoise_seconds: float
     decode_seconds: float
     total_seconds: float
+    running_seconds: float = 0.0
+    waiting_seconds: float = 0.0
 
     @classmethod
     def from_proto(cls, message: scheduler_pb2.Timings) -> Self:
@@ -228,7 +233,10 @@ class Generation:
             fields of the request without effect.
         error: cause of the failure; None unless failed.
         video: properties of the video; None unless succeeded.
-        created, ended: times in UTC; `ended` is None until the generation ends.
+        created, started, ended: times in UTC. `started` is the start of the latest run, None while there is
+            none; `ended` is None until the generation ends.
+        labels: labels of the request.
+        output_index, output_count: number of the output within its request, from 1, and number of outputs.
         last_sequence: sequence number of the newest event.
         trace_id: id of the trace, 32 hex digits; empty without tracing.
     """
@@ -250,9 +258,13 @@ class Generation:
     video: VideoInfo | None
     timings: Timings
     created: datetime
+    started: datetime | None
     ended: datetime | None
     last_sequence: int
     trace_id: str
+    labels: Mapping[str, str]
+    output_index: int
+    output_count: int
     proto: scheduler_pb2.Generation = field(repr=False, compare=False)
 
     @property
@@ -297,9 +309,13 @@ class Generation:
             video=VideoInfo.from_proto(message.video) if message.HasField("video") else None,
             timings=Timings.from_proto(message.timings),
             created=to_utc(message.create_time),
+            started=to_utc(message.start_time) if message.HasField("start_time") else None,
             ended=to_utc(message.end_time) if message.HasField("end_time") else None,
             last_sequence=message.last_sequence,
             trace_id=message.trace_id,
+            labels=MappingProxyType(dict(message.spec.labels)),
+            output_index=message.output_index or 1,
+            output_count=message.output_count or 1,
             proto=message,
         )
 

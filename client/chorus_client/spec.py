@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import re
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, SupportsFloat, SupportsIndex, TypedDict
 
 from chorus.common.v1 import plan_pb2
@@ -15,6 +15,8 @@ from chorus.scheduler.v1 import scheduler_pb2
 from chorus_rpc.errors import Violations, invalid
 from chorus_rpc.limits import MAX_DEADLINE_SECONDS, MAX_LIFETIME_SECONDS
 from chorus_rpc.suggestions import closest
+
+from chorus_client.search import check_labels, check_text
 
 REUSE_POLICIES: Final = {
     "": plan_pb2.REUSE_POLICY_UNSPECIFIED,
@@ -40,6 +42,9 @@ class SpecOptions(TypedDict, total=False):
         donor: id of the generation that is the only possible donor; the request takes its seed.
         explicit_reuse: plan to use instead of `reuse`, from `chorus_client.explicit_reuse`.
         priority: class in the order of the queue: "low", "normal" or "high".
+        labels: pairs by which `list` finds the generation, at most 16; they change nothing of the video. A
+            key has 1 to 63 characters A–Z, a–z, 0–9, '.', '_' or '-'; a value has 0 to 256 bytes of printable
+            text.
         no_store: whether none of this request's latents are stored for later requests.
         lifetime: time after which the cache drops them, in seconds: above 0, at most about ten years.
             Default: the cache's own.
@@ -62,6 +67,7 @@ class SpecOptions(TypedDict, total=False):
     donor: str | None
     explicit_reuse: scheduler_pb2.ExplicitReuse | None
     priority: str | None
+    labels: Mapping[str, str] | None
     no_store: bool | None
     lifetime: float | None
     pin: bool | None
@@ -90,7 +96,8 @@ _UNSUPPORTED: Final = {
     "fps": "the model sets the frame rate",
     "guidance_scale": "few-step models run without guidance",
     "negative_prompt": "few-step models run without guidance",
-    "num_videos_per_prompt": "submit the prompt once for each video",
+    "num_videos_per_prompt": "call submit_many, which submits several outputs of one prompt",
+    "outputs": "call submit_many, which submits several outputs of one prompt",
 }
 
 
@@ -126,11 +133,7 @@ def build_request(prompt: str, options: SpecOptions) -> scheduler_pb2.SubmitGene
     violations = Violations()
 
     def text(name: str, value: str) -> str:
-        if not violations.require(isinstance(value, str), name, f"must be text, not {value!r}"):
-            return ""
-        # Half of a surrogate pair, as in an argument of the command line that is not UTF-8.
-        legal = not any("\ud800" <= character <= "\udfff" for character in value)
-        return value if violations.require(legal, name, "must be UTF-8") else ""
+        return check_text(violations, name, value)
 
     def optional_text(name: str, value: str | None) -> str:
         return "" if value is None else text(name, value)
@@ -139,6 +142,7 @@ def build_request(prompt: str, options: SpecOptions) -> scheduler_pb2.SubmitGene
         prompt=text("prompt", prompt),
         model_id=optional_text("model", options.get("model")),
         donor_generation_id=optional_text("donor", options.get("donor")),
+        labels=check_labels(violations, options.get("labels")),
     )
     request_id = optional_text("request_id", options.get("request_id")) or str(uuid.uuid4())
     no_store = options.get("no_store")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from types import TracebackType
 from typing import Self, Unpack
 
@@ -92,11 +93,18 @@ class ChorusClient:
         Args:
             timeout: deadline of the submission, in seconds.
             options: model, frames, height, width, steps, sigmas, seed, reuse, max_reuse_steps, donor,
-                explicit_reuse, priority, no_store, deadline, request_id; SpecOptions describes them.
+                explicit_reuse, priority, labels, no_store, deadline, request_id; SpecOptions describes them.
         """
         return GenerationHandle(
             self._loop.run(self._client.submit(prompt, timeout=timeout, **options)), self._loop
         )
+
+    def submit_many(
+        self, prompt: str, outputs: int, *, timeout: float | None = None, **options: Unpack[SpecOptions]
+    ) -> tuple[GenerationHandle, ...]:
+        """Submits several outputs of one prompt, as AsyncChorusClient.submit_many does."""
+        handles = self._loop.run(self._client.submit_many(prompt, outputs, timeout=timeout, **options))
+        return tuple(GenerationHandle(handle, self._loop) for handle in handles)
 
     def generate(
         self,
@@ -128,16 +136,38 @@ class ChorusClient:
         return GenerationHandle(self._client.handle(generation_id), self._loop)
 
     def list(
-        self, state: str | None = None, limit: int = 50, *, timeout: float | None = None
+        self,
+        state: str | None = None,
+        limit: int = 50,
+        *,
+        labels: Mapping[str, str] | None = None,
+        prompt_contains: str | None = None,
+        created_after: datetime | None = None,
+        created_before: datetime | None = None,
+        timeout: float | None = None,
     ) -> tuple[Generation, ...]:
-        """Returns up to `limit` generations, newest first.
+        """Returns up to `limit` generations that match every argument given, newest first.
 
         Args:
             state: "queued", "waiting", "running", "succeeded", "failed" or "cancelled"; None for all.
             limit: upper bound on the number of generations, at least 1.
+            labels: labels that they have, with these values.
+            prompt_contains: text in their prompts, compared without regard to case.
+            created_after: earliest time of their acceptance, with a time zone.
+            created_before: time before which they were accepted, with a time zone.
             timeout: deadline of each page, in seconds.
         """
-        return self._loop.run(self._client.list(state, limit, timeout=timeout))
+        return self._loop.run(
+            self._client.list(
+                state,
+                limit,
+                labels=labels,
+                prompt_contains=prompt_contains,
+                created_after=created_after,
+                created_before=created_before,
+                timeout=timeout,
+            )
+        )
 
     def models(self, *, timeout: float | None = None) -> tuple[Model, ...]:
         """Returns the models that a request can name, the default first."""

@@ -74,6 +74,24 @@ MAX_DEADLINE_SECONDS: Final = 86_400
 MAX_PAGE_SIZE: Final = 200
 """Upper bound on the generations of one page of a list."""
 
+MAX_EXAMINED: Final = 10_000
+"""Upper bound on the generations that one call of a list examines."""
+
+MAX_OUTPUTS: Final = 16
+"""Upper bound on the outputs of one request."""
+
+MAX_LABELS: Final = 16
+"""Upper bound on the labels of a generation."""
+
+LABEL_KEY_PATTERN: Final = r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?"
+"""Regular expression of the key of a label: 1 to 63 characters."""
+
+MAX_LABEL_BYTES: Final = 256
+"""Upper bound on the value of a label, in bytes of UTF-8."""
+
+MAX_PROMPT_FILTER_BYTES: Final = 256
+"""Upper bound on the text by which prompts are searched, in bytes of UTF-8."""
+
 SHA256_PATTERN: Final = r"[0-9a-f]{64}"
 """Regular expression of a SHA-256 digest: 64 lower-case hex digits."""
 

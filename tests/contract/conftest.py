@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from moto.server import ThreadedMotoServer
+from sqlalchemy.engine import URL
 
 from services.cache.blobs import Blobs
 from services.cache.directory import DirectoryBlobs
@@ -22,6 +23,7 @@ from services.cache.hot import HotBlobs
 from services.cache.index import Index
 from services.cache.milvus import MilvusIndex
 from services.cache.s3 import S3Blobs
+from tests.postgresql import create_database, running_server
 
 SECONDS = 30.0
 
@@ -103,6 +105,20 @@ async def blobs(open_blobs: OpenBlobs, request: pytest.FixtureRequest) -> AsyncI
         store = HotBlobs(store, 8 << 20)
     yield store
     await store.close()
+
+
+@pytest.fixture(scope="session")
+def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[URL]:
+    with running_server(tmp_path_factory.mktemp("pg")) as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def location(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Location of an empty job database."""
+    if request.param == "sqlite":
+        return str(tmp_path / "sub" / "jobs.db")
+    return create_database(request.getfixturevalue("postgresql"))
 
 
 @pytest.fixture

@@ -5,21 +5,27 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
+from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
 from chorus.common.v1 import plan_pb2
 from chorus.scheduler.v1 import scheduler_pb2 as pb
-from sqlalchemy.engine import URL
 
 from services.scheduler.jobs.ordering import Priority
 from services.scheduler.jobs.sql_store import SqlStore, open_store
 from services.scheduler.jobs.states import IN_QUEUE, UNFINISHED, State
-from services.scheduler.jobs.store import NewJob, OwnedJob, QueueFull, QueueState, TenantLimitReached
-from tests.postgresql import create_database, running_server
+from services.scheduler.jobs.store import (
+    JobFilter,
+    NewJob,
+    OwnedJob,
+    QueueFull,
+    QueueState,
+    TenantLimitReached,
+)
 
 PLANNED = pb.GenerationEvent(planned=pb.PlannedEvent(plan=plan_pb2.Plan(total_steps=4)))
+STARTED = pb.GenerationEvent(started=pb.StartedEvent(total_steps=4))
 SUCCEEDED = pb.GenerationEvent(succeeded=pb.SucceededEvent(steps_run=4))
 CANCELLED = pb.GenerationEvent(cancelled=pb.CancelledEvent())
 QUEUED = pb.GenerationEvent(queued=pb.QueuedEvent(queue_position=1))
@@ -66,19 +72,6 @@ class Opened:
         for store in self.stores:
             await store.close()
         self.stores.clear()
-
-
-@pytest.fixture(scope="session")
-def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[URL]:
-    with running_server(tmp_path_factory.mktemp("pg")) as url:
-        yield url
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def location(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "sqlite":
-        return str(tmp_path / "sub" / "jobs.db")
-    return create_database(request.getfixturevalue("postgresql"))
 
 
 @pytest.fixture
@@ -162,7 +155,7 @@ async def test_concurrent_submissions_do_not_exceed_the_limit_of_a_tenant(store:
     results = await asyncio.gather(*submissions, return_exceptions=True)
     assert sum(isinstance(result, TenantLimitReached) for result in results) == 10
     for each in tenants:
-        assert len(await store.page(each, None, None, 100)) == 3
+        assert len((await store.page(each, JobFilter(), None, 100)).jobs) == 3
 
 
 async def test_events_are_numbered_without_gaps(store: SqlStore, opened: Opened) -> None:
@@ -236,8 +229,7 @@ async def test_jobs_and_models_persist_across_reopening(opened: Opened) -> None:
     assert job is not None
     assert (job.state, job.crashes, job.generation.attempts) == (State.RUNNING, 1, 1)
     assert await store.load_models() == b"more models"
-    submitted = await store.find("default", "r-c")
-    assert submitted is not None
+    [submitted] = await store.find("default", "r-c")
     assert submitted.job_id == "c"
 
 
@@ -246,10 +238,92 @@ async def test_pages_are_newest_first_and_of_one_tenant(store: SqlStore) -> None
         await store.submit(new(f"j{n}"), 10)
     await store.submit(new("foreign", tenant="other"), 10)
     await store.advance("j3", UNFINISHED, [CANCELLED])
-    first = await store.page("default", None, None, 2)
-    assert [j.job_id for j in first] == ["j4", "j3"]
-    assert [j.job_id for j in await store.page("default", None, first[-1].number, 9)] == ["j2", "j1", "j0"]
-    assert [j.job_id for j in await store.page("default", State.CANCELLED, None, 9)] == ["j3"]
+    first = await store.page("default", JobFilter(), None, 2)
+    assert [j.job_id for j in first.jobs] == ["j4", "j3"]
+    second = await store.page("default", JobFilter(), first.before, 9)
+    assert ([j.job_id for j in second.jobs], second.before) == (["j2", "j1", "j0"], None)
+    ended = await store.page("default", JobFilter(state=State.CANCELLED), None, 9)
+    assert [j.job_id for j in ended.jobs] == ["j3"]
+
+
+def group(*job_ids: str, request_id: str = "r", tenant: str = "default", work: float = 0.0) -> list[NewJob]:
+    """Returns the outputs of one request."""
+    return [
+        replace(new(job_id, request_id, tenant, work=work), output_index=index, output_count=len(job_ids))
+        for index, job_id in enumerate(job_ids, 1)
+    ]
+
+
+async def test_outputs_of_a_request_are_accepted_together_and_once(store: SqlStore, opened: Opened) -> None:
+    jobs, created = await store.submit_all(group("a", "b", "c"), 10)
+    assert created
+    assert [job.job_id for job in jobs] == ["a", "b", "c"]
+    assert {job.generation.request_id for job in jobs} == {"r"}
+    assert [(job.generation.output_index, job.generation.output_count) for job in jobs] == [
+        (1, 3),
+        (2, 3),
+        (3, 3),
+    ]
+    assert await listed(store) == ["a", "b", "c"]
+    assert opened.changed == ["a", "b", "c"]
+    again, created = await store.submit_all(group("d", "e", "f"), 10)
+    assert ([job.job_id for job in again], created) == (["a", "b", "c"], False)
+    assert await store.find("default", "r") == again
+    other, created = await store.submit_all(group("g", "h", tenant="other"), 10)
+    assert ([job.job_id for job in other], created) == (["g", "h"], True)
+
+
+async def test_outputs_take_places_in_the_queue_together_or_not_at_all(store: SqlStore) -> None:
+    await store.submit(new("a", "first"), 3)
+    with pytest.raises(QueueFull):
+        await store.submit_all(group("b", "c", "d"), 3)
+    assert await listed(store) == ["a"]
+    assert await store.find("default", "r") == []
+    _, created = await store.submit_all(group("b", "c"), 3)
+    assert created
+
+
+async def test_concurrent_submissions_of_several_outputs_are_accepted_once(store: SqlStore) -> None:
+    results = await asyncio.gather(
+        *(store.submit_all(group(f"a{n}", f"b{n}", f"c{n}"), 100) for n in range(6))
+    )
+    assert sum(created for _, created in results) == 1
+    assert len({tuple(job.job_id for job in jobs) for jobs, _ in results}) == 1
+    assert len(await listed(store)) == 3
+
+
+async def test_each_output_ends_and_is_forgotten_on_its_own(store: SqlStore) -> None:
+    await store.submit_all(group("a", "b", "c"), 10)
+    for job_id in "ab":
+        await store.advance(job_id, UNFINISHED, [CANCELLED])
+    await store.forget(["a"])
+    left, created = await store.submit_all(group("d", "e", "f"), 10)
+    assert ([job.job_id for job in left], created) == (["b", "c"], False), "the request_id is in use"
+    await store.advance("c", UNFINISHED, [CANCELLED])
+    await store.forget(["b", "c"])
+    _, created = await store.submit_all(group("d", "e"), 10)
+    assert created
+
+
+async def test_time_of_runs_and_waits_survives_a_restart(opened: Opened) -> None:
+    """Every change is a second after the last one."""
+    store = await opened.open()
+    await store.submit(new("a"), 10)  # at 1001.5
+    await store.advance("a", IN_QUEUE, [PLANNED])
+    await store.advance("a", {State.RUNNING}, [STARTED])
+    await opened.close()
+    store = await opened.open()
+    opened.now += 10.0
+    await store.advance("a", {State.RUNNING}, [QUEUED])
+    await store.advance("a", IN_QUEUE, [PLANNED])
+    await store.advance("a", {State.RUNNING}, [STARTED])
+    job = await store.advance("a", {State.RUNNING}, [SUCCEEDED])
+    assert job is not None
+    timings = job.generation.timings
+    assert (timings.waiting_seconds, timings.running_seconds) == (4.0, 12.0)
+    assert job.generation.start_time.ToNanoseconds() == 1016_500_000_000
+    [*_, last] = await store.events("a", 0, 100)
+    assert last.succeeded.timings == timings
 
 
 async def test_queue_is_ordered_by_acceptance_and_delay(store: SqlStore) -> None:
@@ -364,7 +438,8 @@ async def test_ended_jobs_are_surplus_by_number_and_age(store: SqlStore) -> None
     assert await store.surplus(10, 1009.0, 10) == ["j0", "j1"]
     assert await store.surplus(10, math.inf, 10) == ["j0", "j1", "j3", "j4"]
     await store.forget(["j0", "j1", "j2"])
-    assert [j.job_id for j in await store.page("default", None, None, 9)] == ["j5", "j4", "j3", "j2"]
+    page = await store.page("default", JobFilter(), None, 9)
+    assert [j.job_id for j in page.jobs] == ["j5", "j4", "j3", "j2"]
     assert await store.events("j0", 0, 9) == []
     assert len(await store.events("j2", 0, 9)) == 1
     _, created = await store.submit(new("fresh", "r-j0"), 10)

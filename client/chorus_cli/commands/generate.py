@@ -12,15 +12,26 @@ from chorus_client import AsyncChorusClient, ChorusError, SpecOptions
 from chorus_client.plans import plan_from_options
 from chorus_client.spec import parse_duration, parse_numbers
 from chorus_rpc.errors import invalid
-from chorus_rpc.limits import MAX_PROMPT_BYTES
+from chorus_rpc.limits import MAX_OUTPUTS, MAX_PROMPT_BYTES
 from chorus_rpc.plan_bounds import MAX_STRENGTH
 
 from chorus_cli import rendering
 from chorus_cli.connect import connect_scheduler
+from chorus_cli.filters import parse_labels
 from chorus_cli.following import generate_and_save, options_from_spec, run
 from chorus_cli.identifiers import find_generation
-from chorus_cli.options import GenerationId, Json, OutFile, PriorityChoice, RegionChoice, ReuseChoice, Target
+from chorus_cli.options import (
+    GenerationId,
+    Json,
+    Labels,
+    OutFile,
+    PriorityChoice,
+    RegionChoice,
+    ReuseChoice,
+    Target,
+)
 from chorus_cli.output import FAILED, UNREACHABLE, Output, check_folder, exit_code, one_line, reject_stdout
+from chorus_cli.outputs import generate_outputs
 from chorus_cli.prompt_files import name_videos, read_prompts
 
 _VIDEOS = Path("out")
@@ -132,6 +143,16 @@ def generate(
         PriorityChoice | None,
         typer.Option(help="Class in the order of the queue. Default: normal."),
     ] = None,
+    label: Labels = None,
+    outputs: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            max=MAX_OUTPUTS,
+            help="Number of videos of the prompt, each with another seed; a stated seed is that of the first."
+            " With -o out.mp4 they are written to out-1.mp4, out-2.mp4 and so on.",
+        ),
+    ] = 1,
     no_store: Annotated[
         bool, typer.Option("--no-store", help="Do not keep the latents for later requests.")
     ] = False,
@@ -169,7 +190,7 @@ def generate(
     target: Target = None,
     as_json: Json = False,
 ) -> None:
-    """Generate a video, or one for each prompt of a file. Ctrl-C cancels it."""
+    """Generate a video, several of one prompt, or one for each prompt of a file. Ctrl-C cancels it."""
     out = Output(as_json)
 
     async def main() -> None:
@@ -194,6 +215,7 @@ def generate(
                 draft_step=draft_step,
             ),
             "priority": priority,
+            "labels": parse_labels(label or []),
             "no_store": no_store,
             "lifetime": None if lifetime is None else parse_duration(lifetime, "lifetime"),
             "pin": pin,
@@ -211,11 +233,13 @@ def generate(
             prompts = read_prompts(file)
             async with connect_scheduler(target) as client:
                 await _complete_donor(client, options)
-                await _generate_all(client, prompts, options, output or _VIDEOS, detach, out)
+                await _generate_all(client, prompts, options, outputs, output or _VIDEOS, detach, out)
             return
         if preview:
             if prompt is None:
                 raise invalid("preview", "needs a PROMPT")
+            if outputs > 1:
+                raise invalid("preview", "cannot be given with --outputs: it plans one video")
             async with connect_scheduler(target) as client:
                 await _complete_donor(client, options)
                 found = await client.preview(prompt, **options)
@@ -228,7 +252,7 @@ def generate(
         check_folder(output, "output")
         async with connect_scheduler(target) as client:
             await _complete_donor(client, options)
-            await _generate_one(client, prompt, options, output, detach, out)
+            await _generate_one(client, prompt, options, outputs, output, detach, out)
 
     run(main(), out)
 
@@ -247,7 +271,7 @@ def retry(
         check_folder(output, "output")
         async with connect_scheduler(target) as client:
             spec = (await find_generation(client, generation_id)).proto.spec
-            await _generate_one(client, spec.prompt, options_from_spec(spec), output, detach, out)
+            await _generate_one(client, spec.prompt, options_from_spec(spec), 1, output, detach, out)
 
     run(main(), out)
 
@@ -262,25 +286,31 @@ async def _generate_one(
     client: AsyncChorusClient,
     prompt: str,
     options: SpecOptions,
+    outputs: int,
     output: Path | None,
     detach: bool,
     out: Output,
     hint: bool = True,
 ) -> None:
     if detach:
-        handle = await client.submit(prompt, **options)
-        assert handle.accepted is not None  # the same deadline as for every submission
-        out.print(handle.id, generation=handle.accepted.proto)
+        for handle in await client.submit_many(prompt, outputs, **options):
+            assert handle.accepted is not None  # the same deadline as for every submission
+            out.print(handle.id, generation=handle.accepted.proto)
         return
-    video = await generate_and_save(client, prompt, options, output, out)
-    if hint and video.hit:
-        out.status(f"details: chorus explain {video.generation.id}")
+    if outputs > 1:
+        videos = await generate_outputs(client, prompt, options, outputs, output, out)
+    else:
+        videos = [await generate_and_save(client, prompt, options, output, out)]
+    hits = [video for video in videos if video.hit]
+    if hint and hits:
+        out.status(f"details: chorus explain {hits[0].generation.id}")
 
 
 async def _generate_all(
     client: AsyncChorusClient,
     prompts: Sequence[str],
     options: SpecOptions,
+    outputs: int,
     folder: Path,
     detach: bool,
     out: Output,
@@ -297,7 +327,7 @@ async def _generate_all(
         for number, (prompt, path) in enumerate(zip(prompts, name_videos(prompts, folder), strict=True), 1):
             out.status(f"{number} of {len(prompts)}: {one_line(prompt)}")
             try:
-                await _generate_one(client, prompt, options, path, detach, out, hint=False)
+                await _generate_one(client, prompt, options, outputs, path, detach, out, hint=False)
                 done += 1
             except ChorusError as error:
                 if exit_code(error) == UNREACHABLE:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -12,9 +13,10 @@ from chorus_client.spec import parse_duration
 
 from chorus_cli import rendering
 from chorus_cli.connect import connect_scheduler
+from chorus_cli.filters import parse_labels, parse_moment
 from chorus_cli.following import follow, run, save
 from chorus_cli.identifiers import find_generation, shorten
-from chorus_cli.options import GenerationId, Json, OutFile, StateChoice, Target
+from chorus_cli.options import GenerationId, Json, Labels, OutFile, StateChoice, Target
 from chorus_cli.output import Output, check_folder
 
 
@@ -22,13 +24,25 @@ def jobs(
     state: Annotated[
         StateChoice | None, typer.Option(help="State of the generations to list. Default: every state.")
     ] = None,
+    label: Labels = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="Text in the prompt; upper and lower case are the same."),
+    ] = None,
+    since: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="Earliest acceptance: an age such as 12h, or 2026-01-31T18:00."),
+    ] = None,
+    until: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Time before which they were accepted, as --since.")
+    ] = None,
     limit: Annotated[
         int, typer.Option(min=1, max=10_000, help="Upper bound on the number of generations to list.")
     ] = 20,
     target: Target = None,
     as_json: Json = False,
 ) -> None:
-    """List generations, newest first.
+    """List generations that match every option, newest first.
 
     On a terminal ids are shortened; every command accepts short ids. When piped, nothing is cut, and tabs
     separate the columns.
@@ -36,8 +50,18 @@ def jobs(
     out = Output(as_json)
 
     async def main() -> None:
+        now = datetime.now(UTC)
+        after, before = parse_moment(since, "since", now), parse_moment(until, "until", now)
+        labels = parse_labels(label or [])
         async with connect_scheduler(target) as client:
-            found = await client.list(state, limit)
+            found = await client.list(
+                state,
+                limit,
+                labels=labels,
+                prompt_contains=prompt,
+                created_after=after,
+                created_before=before,
+            )
         for generation in found:
             out.json_line(generation=generation.proto)
         if as_json:

@@ -22,7 +22,7 @@ from chorus_cli.tables import align_columns
 # some tokens computed; "full": every token computed.
 StepKind: TypeAlias = Literal["reused", "draft", "region", "full", "not run"]
 _MAX_PROMPT: Final = 60  # columns of a prompt that was not reused
-_PARTS: Final = ("queued", "embed", "lookup", "fetch", "denoise", "decode", "total")
+_PARTS: Final = ("queued", "waiting", "running", "embed", "lookup", "fetch", "denoise", "decode", "total")
 
 
 @dataclass(frozen=True)
@@ -100,14 +100,17 @@ def render_report(report: GenerationReport, width: int | None = None) -> str:
     Args:
         width: columns to which the text is wrapped; None disables wrapping.
     """
-    generation = report.generation
+    generation, succeeded = report.generation, report.generation.HasField("video")
     facts = list(_facts(report))
     indent = max(len(name) for name, _ in facts) + 2
     parts = ["\n".join(_wrap(f"{name:<{indent}}{text}", indent, width) for name, text in facts)]
     if report.steps:
         parts.append(_steps_table(report.steps))
     if generation.HasField("timings"):
-        parts.append(_timings_table(_timings(generation)))
+        timings = _timings(generation)
+        if not succeeded:  # the other times are measured by the run that succeeds
+            timings = {part: timings[part] for part in ("waiting", "running")}
+        parts.append(_timings_table(timings))
     return "\n\n".join(parts)
 
 
@@ -151,6 +154,11 @@ def _facts(report: GenerationReport) -> Iterable[tuple[str, str]]:
         summarize(generation, report.seconds_saved) if succeeded else format_state(generation.state),
     )
     yield "prompt", one_line(generation.spec.prompt)
+    if generation.spec.labels:
+        pairs = sorted(generation.spec.labels.items())
+        yield "labels", one_line(", ".join(f"{key}={value}" for key, value in pairs))
+    if generation.output_count > 1:
+        yield "output", f"{generation.output_index} of {generation.output_count}"
     if generation.HasField("error"):
         yield "error", one_line(generation.error.message)
     if not generation.HasField("plan"):

@@ -7,18 +7,21 @@ import hashlib
 import math
 import secrets
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import replace
 
 from chorus.common.v1 import plan_pb2
-from chorus.denoiser.v1 import denoiser_pb2
 from chorus.scheduler.v1 import scheduler_pb2 as pb
 from chorus_rpc import errors, telemetry
 from chorus_rpc.errors import ChorusError, Violation
 
 from services.scheduler.api import page_token, validation
+from services.scheduler.api.outputs import check_outputs, choose_seeds
 from services.scheduler.api.rate_limit import RateLimit
+from services.scheduler.api.search import parse_filter
 from services.scheduler.api.validation import Defaults
 from services.scheduler.api.videos import Videos
+from services.scheduler.api.view import describe_model, view_job
 from services.scheduler.dispatch.dispatcher import Dispatcher
 from services.scheduler.dispatch.preparation import Preparation
 from services.scheduler.dispatch.retry import RetryableFailure
@@ -82,8 +85,8 @@ class Generations:
         """Videos of this tenant's generations."""
         return Videos(self._job, self._video_store, self._video_url_seconds)
 
-    async def submit(self, request: pb.SubmitGenerationRequest) -> tuple[pb.Generation, bool]:
-        """Returns the generation, and whether it is new.
+    async def submit(self, request: pb.SubmitGenerationRequest) -> tuple[list[pb.Generation], bool]:
+        """Returns the generations of all outputs, and whether they are new.
 
         Raises INVALID_FIELD or UNKNOWN_MODEL with every invalid field, or for a deadline that cannot be met,
         UNKNOWN_ENCODER for a model whose
@@ -92,27 +95,27 @@ class Generations:
         nothing.
         """
         id_violations = validation.check_request_id(request.request_id)
-        digest = _body_digest(request.spec)
+        digest = _body_digest(request)
         if not id_violations:
             # Before validation: a repetition is answered even if its deadline has passed meanwhile.
             known = await self._store.find(self._tenant, request.request_id)
-            if known is not None:
+            if known:
                 return await self._answer_repetition(known, request.request_id, digest), False
         self._rate_limit.take(self._tenant)
-        new = await self._new_job(request, digest, id_violations)
-        await self._require_enough_time(new)
+        outputs = await self._new_jobs(request, digest, id_violations)
+        await self._require_enough_time(outputs)
         try:
-            job, created = await self._store.submit(new, self._queue_limit, self._unfinished_limit)
+            jobs, created = await self._store.submit_all(outputs, self._queue_limit, self._unfinished_limit)
         except QueueFull:
-            raise self._queue_full() from None
+            raise self._queue_full(len(outputs)) from None
         except TenantLimitReached:
             raise self._tenant_limit_reached() from None
         finally:
             # Even if the caller has cancelled meanwhile, because the job may have been accepted.
             self._dispatcher.wake()
         if not created:
-            return await self._answer_repetition(job, request.request_id, digest), False
-        return await self._view(job), True
+            return await self._answer_repetition(jobs, request.request_id, digest), False
+        return await self._views(jobs), True
 
     async def get(self, generation_id: str) -> pb.Generation:
         """Returns a generation. Raises NOT_FOUND."""
@@ -146,12 +149,12 @@ class Generations:
         """Returns the models that a request can name, the default first."""
         models = list((await self._models.models()).values())
         models.sort(key=lambda model: model.model_id != self._defaults.model_id)
-        return [_describe_model(model) for model in models]
+        return [describe_model(model) for model in models]
 
     async def preview(self, spec: pb.GenerationSpec) -> pb.PreviewPlanResponse:
         """Plans a request without accepting it. Raises as `submit` does."""
         self._rate_limit.take(self._tenant)
-        new = await self._new_job(pb.SubmitGenerationRequest(spec=spec), "", [])
+        [new] = await self._new_jobs(pb.SubmitGenerationRequest(spec=spec), "", [])
         job = Job(
             new.job_id,
             0,
@@ -176,19 +179,14 @@ class Generations:
             warnings=prepared.warnings,
         )
 
-    async def page(self, page_size: int, token: str, state: int) -> tuple[list[pb.Generation], str]:
+    async def page(self, request: pb.ListGenerationsRequest) -> tuple[list[pb.Generation], str]:
         """Returns generations, newest first, and the token of the next page, empty on the last one."""
-        if state not in pb.GenerationState.values():
-            raise errors.invalid(
-                "state", f"must be one of {', '.join(pb.GenerationState.keys())}, not {state}"
-            )
-        size = validation.check_page_size(page_size)
-        before = page_token.decode(token, state)
-        jobs = await self._store.page(self._tenant, State(state) if state else None, before, size + 1)
-        page = jobs[:size]
-        positions = await self._store.positions([job.job_id for job in page if job.state in IN_QUEUE])
-        next_token = page_token.encode(page[-1].number, state) if len(jobs) > size else ""
-        return [_view(job, positions.get(job.job_id, 0)) for job in page], next_token
+        wanted = parse_filter(request)
+        size = validation.check_page_size(request.page_size)
+        before = page_token.decode(request)
+        page = await self._store.page(self._tenant, wanted, before, size)
+        next_token = "" if page.before is None else page_token.encode(page.before, request)
+        return await self._views(page.jobs), next_token
 
     async def watch(self, generation_id: str, after: int) -> AsyncGenerator[pb.GenerationEvent, None]:
         """Yields every event after sequence number `after`, then live ones until the generation has ended."""
@@ -225,28 +223,35 @@ class Generations:
         return job
 
     async def _view(self, job: Job) -> pb.Generation:
-        positions = await self._store.positions([job.job_id] if job.state in IN_QUEUE else [])
-        return _view(job, positions.get(job.job_id, 0))
+        [view] = await self._views([job])
+        return view
 
-    async def _new_job(
+    async def _views(self, jobs: Sequence[Job]) -> list[pb.Generation]:
+        positions = await self._store.positions([job.job_id for job in jobs if job.state in IN_QUEUE])
+        return [view_job(job, positions.get(job.job_id, 0)) for job in jobs]
+
+    async def _new_jobs(
         self, request: pb.SubmitGenerationRequest, digest: str, id_violations: list[Violation]
-    ) -> NewJob:
+    ) -> list[NewJob]:
+        """Returns the jobs of all outputs of a request."""
         if not request.HasField("spec"):
             missing = Violation("spec", "must be set: it describes the video to generate")
             raise errors.invalid_fields([*id_violations, missing])
         models = await self._models.models()
+        outputs_violations = check_outputs(request)
+        count = 1 if outputs_violations else request.outputs or 1
+        seeds = choose_seeds(request.spec, count)
         try:
             spec = validation.validate_spec(
                 request.spec,
                 models,
                 self._defaults,
                 time.time(),
-                # The largest number of bits that a JSON number carries exactly.
-                lambda: secrets.randbits(53),
+                lambda: seeds[0],
             )
         except ChorusError as error:
-            raise _join(id_violations, error) from None
-        violations = list(id_violations)
+            raise _join([*id_violations, *outputs_violations], error) from None
+        violations = [*id_violations, *outputs_violations]
         if spec.donor_generation_id:
             donor = await self._store.get(spec.donor_generation_id)
             own = donor is not None and donor.tenant == self._tenant
@@ -257,7 +262,7 @@ class Generations:
             raise errors.invalid_fields(violations)
         self._encoders.require_encoder(models[spec.model_id])
         traceparent = telemetry.traceparent()
-        return NewJob(
+        first = NewJob(
             job_id=secrets.token_hex(16),
             tenant=self._tenant,
             request_id=request.request_id,
@@ -268,16 +273,21 @@ class Generations:
             trace_id=telemetry.parse_trace_id(traceparent),
             priority=Priority(spec.priority),
             work=self._throughput.full_seconds(spec, models[spec.model_id]),
-            seed_chosen=not request.spec.HasField("seed") and not spec.donor_generation_id,
+            # The seeds of several outputs count as stated: with their donor's seed all would be one video.
+            seed_chosen=count == 1 and not request.spec.HasField("seed") and not spec.donor_generation_id,
+            output_count=count,
         )
+        return [first, *(_make_output(first, index, seeds[index - 1]) for index in range(2, count + 1))]
 
-    async def _require_enough_time(self, new: NewJob) -> None:
-        """Raises INVALID_FIELD with an estimate for a job that cannot end before its deadline.
+    async def _require_enough_time(self, outputs: Sequence[NewJob]) -> None:
+        """Raises INVALID_FIELD with an estimate for outputs of which one cannot end before the deadline.
 
         Only what is known to be in its way counts, since a job that may just be late has a chance.
         """
+        new = outputs[0]
         reuses = new.spec.reuse != plan_pb2.REUSE_POLICY_OFF or new.spec.HasField("explicit_reuse")
         run = self._throughput.decode_seconds(new.spec) if reuses else new.work
+        run *= max(1.0, len(outputs) / max(1, self._dispatcher.slots))
         wait = await self._store.expect_wait(new.priority, run, at_least=True)
         left = new.deadline - time.time()
         if wait + run > left:
@@ -287,27 +297,34 @@ class Generations:
                 f" {run:.1f} s, but {left:.1f} s are left; allow more than {wait + run:.1f} s",
             )
 
-    async def _answer_repetition(self, job: Job, request_id: str, digest: str) -> pb.Generation:
-        if job.body_digest != digest:
+    async def _answer_repetition(
+        self, known: Sequence[Job], request_id: str, digest: str
+    ) -> list[pb.Generation]:
+        if known[0].body_digest != digest:
             raise errors.invalid_fields(
                 [
                     Violation(
                         "request_id",
-                        f"{request_id!r} was used before with another spec; choose a new one,"
-                        " or send the same spec again",
+                        f"{request_id!r} was used before with another spec or number of outputs; choose a"
+                        " new one, or send the same request again",
                     )
                 ],
                 errors.REQUEST_ID_REUSED,
             )
-        return await self._view(job)
+        return await self._views(known)
 
-    def _queue_full(self) -> ChorusError:
+    def _queue_full(self, outputs: int) -> ChorusError:
         limit = self._queue_limit
         seconds = self._expect_next_end()
+        cause = f"the queue is full: {limit} generations are waiting (CHORUS_SCHEDULER_QUEUE_LIMIT);"
+        if outputs > 1:
+            cause = (
+                f"the queue has no room for {outputs} outputs: at most {limit} generations may wait"
+                " (CHORUS_SCHEDULER_QUEUE_LIMIT); request fewer, or"
+            )
         return ChorusError(
             errors.QUEUE_FULL,
-            f"the queue is full: {limit} generations are waiting (CHORUS_SCHEDULER_QUEUE_LIMIT);"
-            f" try again in {seconds} s",
+            f"{cause} try again in {seconds} s",
             metadata={"limit": str(limit)},
             retry_after=float(seconds),
         )
@@ -317,7 +334,7 @@ class Generations:
         seconds = self._expect_next_end()
         return ChorusError(
             errors.TENANT_LIMIT_REACHED,
-            f"{limit} generations of tenant {self._tenant!r} have not ended, which is its limit ({setting});"
+            f"tenant {self._tenant!r} would have more than {limit} generations that have not ended ({setting});"
             f" cancel one, or try again in {seconds} s",
             metadata={"limit": str(limit), "setting": setting},
             retry_after=float(seconds),
@@ -328,27 +345,6 @@ class Generations:
         return math.ceil(max(1.0, self._throughput.job_seconds / self._dispatcher.slots))
 
 
-def _describe_model(model: denoiser_pb2.ModelInfo) -> pb.Model:
-    return pb.Model(
-        model_id=model.model_id,
-        frames=model.frames,
-        height=model.height,
-        width=model.width,
-        steps=model.steps,
-        default_shape=model.default_shape,
-        default_schedule=model.default_schedule,
-        max_text_tokens=model.max_text_tokens,
-        seconds_per_step=model.seconds_per_step,
-    )
-
-
-def _view(job: Job, position: int) -> pb.Generation:
-    generation = pb.Generation()
-    generation.CopyFrom(job.generation)
-    generation.queue_position = position
-    return generation
-
-
 def _join(violations: list[Violation], error: ChorusError) -> ChorusError:
     """Returns `error` with more violations, so that a caller can correct a request in one round."""
     joined = errors.invalid_fields([*violations, *error.violations], error.reason)
@@ -356,13 +352,22 @@ def _join(violations: list[Violation], error: ChorusError) -> ChorusError:
     return joined
 
 
-def _body_digest(spec: pb.GenerationSpec) -> str:
+def _make_output(first: NewJob, index: int, seed: int) -> NewJob:
+    """Returns a further output of the request of `first`."""
+    spec = pb.GenerationSpec()
+    spec.CopyFrom(first.spec)
+    spec.seed = seed
+    return replace(first, job_id=secrets.token_hex(16), spec=spec, output_index=index)
+
+
+def _body_digest(request: pb.SubmitGenerationRequest) -> str:
     """Returns the digest by which a repetition is recognised.
 
     It excludes timeout and deadline: a repetition counts its own from the time it is sent.
     """
     body = pb.GenerationSpec()
-    body.CopyFrom(spec)
+    body.CopyFrom(request.spec)
     body.ClearField("timeout")
     body.ClearField("deadline")
-    return hashlib.sha256(body.SerializeToString(deterministic=True)).hexdigest()
+    digest = hashlib.sha256(body.SerializeToString(deterministic=True)).hexdigest()
+    return f"{digest}x{request.outputs}" if request.outputs > 1 else digest

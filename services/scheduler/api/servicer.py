@@ -30,8 +30,10 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServiceServicer):
         request: pb.SubmitGenerationRequest,
         context: grpc.aio.ServicerContext[pb.SubmitGenerationRequest, pb.SubmitGenerationResponse],
     ) -> pb.SubmitGenerationResponse:
-        generation, created = await self._of(context).submit(request)
-        return pb.SubmitGenerationResponse(generation=generation, created=created)
+        generations, created = await self._of(context).submit(request)
+        return pb.SubmitGenerationResponse(
+            generation=generations[0], created=created, generations=generations
+        )
 
     async def GetGeneration(
         self,
@@ -62,9 +64,7 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServiceServicer):
         request: pb.ListGenerationsRequest,
         context: grpc.aio.ServicerContext[pb.ListGenerationsRequest, pb.ListGenerationsResponse],
     ) -> pb.ListGenerationsResponse:
-        generations, token = await self._of(context).page(
-            request.page_size, request.page_token, request.state
-        )
+        generations, token = await self._of(context).page(request)
         return pb.ListGenerationsResponse(generations=generations, next_page_token=token)
 
     async def GetVideo(

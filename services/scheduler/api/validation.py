@@ -22,12 +22,12 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from services.contract.prompts import find_prompt_fault
 from services.contract.retention import find_retention_fault
 from services.contract.schedule import find_schedule_fault, shifted_schedule
-from services.scheduler.jobs.deadline import to_unix_seconds
+from services.scheduler.api.search import check_labels
+from services.scheduler.jobs.deadline import is_valid_timestamp, to_unix_seconds
 
 DEFAULT_PAGE_SIZE = 50
 _REQUEST_ID = re.compile(rf"[A-Za-z0-9._-]{{1,{MAX_ID_CHARACTERS}}}")
 _MAX_HOURS = f"{MAX_DEADLINE_SECONDS / 3600:g} hours"
-_TIMESTAMP_SECONDS = range(-62_135_596_800, 253_402_300_800)
 _DONOR = "spec.donor_generation_id"
 
 
@@ -84,7 +84,9 @@ def validate_spec(
         max_reuse_steps=spec.max_reuse_steps,
         donor_generation_id=spec.donor_generation_id,
         deadline=_deadline(spec, defaults, now, violations),
+        labels=spec.labels,
     )
+    violations += check_labels(spec.labels, "spec.labels")
     fault = find_schedule_fault(spec.schedule.sigmas) if spec.HasField("schedule") else None
     if fault is not None:
         violations.append(Violation("spec.schedule.sigmas", fault))
@@ -245,7 +247,7 @@ def _check_timeout(timeout: Duration) -> list[Violation]:
 
 
 def _check_deadline(deadline: Timestamp, now: float) -> list[Violation]:
-    if deadline.seconds not in _TIMESTAMP_SECONDS or not 0 <= deadline.nanos < 1_000_000_000:
+    if not is_valid_timestamp(deadline):
         return [Violation("spec.deadline", "must be a time between the years 1 and 9999")]
     ahead = to_unix_seconds(deadline) - now
     if ahead <= 0:

@@ -9,6 +9,8 @@ from chorus_rpc import errors
 from chorus_rpc.errors import ChorusError
 from google.protobuf.timestamp_pb2 import Timestamp
 
+_TIMESTAMP_SECONDS = range(-62_135_596_800, 253_402_300_800)
+
 
 @dataclass(frozen=True)
 class Deadline:
@@ -34,6 +36,11 @@ class Deadline:
             f"the deadline {deadline} passed before the video was ready; submit it again with more time",
             metadata={"deadline": deadline},
         )
+
+
+def is_valid_timestamp(timestamp: Timestamp) -> bool:
+    """Returns whether protobuf defines the timestamp: a time between the years 1 and 9999."""
+    return timestamp.seconds in _TIMESTAMP_SECONDS and 0 <= timestamp.nanos < 1_000_000_000
 
 
 def to_unix_seconds(timestamp: Timestamp) -> float:

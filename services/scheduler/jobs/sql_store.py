@@ -18,7 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from services.runtime.logs import get_logger
 from services.runtime.startup import progress
 from services.scheduler.database_location import parse_location
-from services.scheduler.jobs import queue_statements, statements
+from services.scheduler.jobs import queue_statements, search, statements
 from services.scheduler.jobs.database import Database, open_database
 from services.scheduler.jobs.database_faults import classify_fault
 from services.scheduler.jobs.notifications import CHANNEL, format_notification, listen
@@ -29,6 +29,8 @@ from services.scheduler.jobs.states import State
 from services.scheduler.jobs.store import (
     ANY_OWNER,
     Job,
+    JobFilter,
+    JobPage,
     JobStore,
     NewJob,
     QueuedJob,
@@ -77,19 +79,21 @@ class SqlStore(JobStore):
     def scheduler_id(self) -> str:
         return self._id
 
-    async def submit(self, new: NewJob, queue_limit: int, tenant_limit: int = 0) -> tuple[Job, bool]:
+    async def submit_all(
+        self, outputs: Sequence[NewJob], queue_limit: int, tenant_limit: int = 0
+    ) -> tuple[list[Job], bool]:
         return await self._write(
-            statements.submit, new, queue_limit, tenant_limit, self._clock(), self._ordering
+            statements.submit, outputs, queue_limit, tenant_limit, self._clock(), self._ordering
         )
 
-    async def find(self, tenant: str, request_id: str) -> Job | None:
+    async def find(self, tenant: str, request_id: str) -> list[Job]:
         return await self._read(statements.find_by_request, tenant, request_id)
 
     async def get(self, job_id: str) -> Job | None:
         return await self._read(statements.find_by_id, job_id)
 
-    async def page(self, tenant: str, state: State | None, before: int | None, limit: int) -> list[Job]:
-        return await self._read(statements.list_page, tenant, state, before, limit)
+    async def page(self, tenant: str, wanted: JobFilter, before: int | None, limit: int) -> JobPage:
+        return await self._read(search.list_page, tenant, wanted, before, limit)
 
     async def queue(self, limit: int) -> list[QueuedJob]:
         return await self._read(queue_statements.list_queue, limit)

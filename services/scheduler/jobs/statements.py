@@ -10,9 +10,9 @@ from collections.abc import Collection, Sequence
 from typing import Any, Final
 
 from chorus.scheduler.v1 import scheduler_pb2 as pb
+from chorus_rpc.limits import MAX_OUTPUTS
 from google.protobuf.timestamp_pb2 import Timestamp
 from sqlalchemy import (
-    Select,
     bindparam,
     delete,
     func,
@@ -25,8 +25,10 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 
 from services.scheduler.jobs import states
+from services.scheduler.jobs.deadline import to_unix_seconds
 from services.scheduler.jobs.ordering import Ordering
 from services.scheduler.jobs.rows import JOB_COLUMNS, WAITING, Transaction, database_time, parse_job
+from services.scheduler.jobs.search import fold_text
 from services.scheduler.jobs.states import ENDED, IN_QUEUE, UNFINISHED, State
 from services.scheduler.jobs.store import (
     ANY_OWNER,
@@ -35,7 +37,7 @@ from services.scheduler.jobs.store import (
     QueueFull,
     TenantLimitReached,
 )
-from services.scheduler.jobs.tables import documents, events, jobs, schedulers
+from services.scheduler.jobs.tables import documents, events, jobs, labels, schedulers
 
 # Number of the lock that serialises acceptance, so that the queue keeps its limit and numbers their order.
 _SUBMIT_LOCK: Final = 7_400_002
@@ -47,8 +49,12 @@ _DATABASE_ID: Final = "database_id"
 
 # Statements that every job needs are built once: building one takes longer than most take to run.
 _FIND_BY_ID: Final = select(*JOB_COLUMNS).where(jobs.c.id == bindparam("job_id"))
-_FIND_BY_REQUEST: Final = select(*JOB_COLUMNS).where(
-    jobs.c.tenant == bindparam("tenant"), jobs.c.request_id == bindparam("request_id")
+_FIND_BY_REQUEST: Final = (
+    select(*JOB_COLUMNS)
+    .where(
+        jobs.c.tenant == bindparam("tenant"), jobs.c.request_id.in_(bindparam("request_ids", expanding=True))
+    )
+    .order_by(jobs.c.number)
 )
 _FIND_KNOWN: Final = select(jobs.c.id).where(jobs.c.id.in_(bindparam("job_ids", expanding=True)))
 _COUNT_QUEUE: Final = select(func.count(), func.coalesce(func.sum(jobs.c.work), 0.0)).where(WAITING)
@@ -58,6 +64,7 @@ _COUNT_UNFINISHED: Final = select(func.count()).where(
 )
 _INSERT_JOB: Final = insert(jobs).returning(jobs.c.number)
 _INSERT_EVENT: Final = insert(events)
+_INSERT_LABEL: Final = insert(labels)
 _SELECT_FOR_CHANGE: Final = (
     select(*JOB_COLUMNS, jobs.c.owner, jobs.c.change, jobs.c.order_key, jobs.c.announced)
     .where(jobs.c.id == bindparam("job_id"))
@@ -83,25 +90,39 @@ _LIST_EVENTS: Final = (
 
 def submit(
     transaction: Transaction,
-    new: NewJob,
+    outputs: Sequence[NewJob],
     queue_limit: int,
     tenant_limit: int,
     now: float,
     ordering: Ordering,
-) -> tuple[Job, bool]:
+) -> tuple[list[Job], bool]:
     connection = transaction.connection
     if transaction.on_server:
         connection.execute(text(f"SELECT pg_advisory_xact_lock({_SUBMIT_LOCK})"))
-    known = find_by_request(transaction, new.tenant, new.request_id)
-    if known is not None:
+    known = find_by_request(transaction, outputs[0].tenant, outputs[0].request_id)
+    if known:
         return known, False
     waiting, backlog = connection.execute(_COUNT_QUEUE).one()
-    if waiting >= queue_limit:
+    if waiting + len(outputs) > queue_limit:
         raise QueueFull
     if tenant_limit:
-        unfinished = connection.execute(_COUNT_UNFINISHED, {"tenant": new.tenant}).scalar_one()
-        if unfinished >= tenant_limit:
+        unfinished = connection.execute(_COUNT_UNFINISHED, {"tenant": outputs[0].tenant}).scalar_one()
+        if unfinished + len(outputs) > tenant_limit:
             raise TenantLimitReached
+    accepted = []
+    for new in outputs:
+        accepted.append(_accept(transaction, new, backlog, now, ordering))
+        backlog += new.work
+    return accepted, True
+
+
+def _accept(transaction: Transaction, new: NewJob, backlog: float, now: float, ordering: Ordering) -> Job:
+    """Adds a job to the queue.
+
+    Args:
+        backlog: expected seconds of the runs of all jobs that wait before it.
+    """
+    connection = transaction.connection
     order_key = now + ordering.delay(new.priority, new.work, backlog)
     before = connection.execute(_COUNT_BEFORE, {"order_key": order_key}).scalar_one()
     generation = pb.Generation(
@@ -112,6 +133,8 @@ def submit(
         create_time=_timestamp(now),
         trace_id=new.trace_id,
         seed_chosen=new.seed_chosen,
+        output_index=new.output_index,
+        output_count=new.output_count,
     )
     event = pb.GenerationEvent(
         sequence=1, time=generation.create_time, queued=pb.QueuedEvent(queue_position=before + 1)
@@ -122,27 +145,40 @@ def submit(
         {
             "id": new.job_id,
             "tenant": new.tenant,
-            "request_id": new.request_id,
+            "request_id": _make_row_request_id(new.request_id, new.output_index),
             "body_digest": new.body_digest,
             "state": State.QUEUED.value,
             "deadline": new.deadline,
             "traceparent": new.traceparent,
             "announced": before + 1,
             "generation": generation.SerializeToString(),
-            "created": now,
+            # The time that clients see, so that a search by it finds exactly this job.
+            "created": to_unix_seconds(generation.create_time),
             "priority": new.priority.value,
             "work": new.work,
             "backlog": backlog,
             "order_key": order_key,
             "queue_key": order_key,
+            "prompt_folded": fold_text(new.spec.prompt),
         },
     ).scalar_one()
+    if new.spec.labels:
+        rows = [
+            {"number": number, "tenant": new.tenant, "key": key, "value": value}
+            for key, value in new.spec.labels.items()
+        ]
+        connection.execute(_INSERT_LABEL, rows)
     _append(transaction, number, event)
     transaction.changed.append(new.job_id)
-    return (
-        Job(new.job_id, number, new.tenant, new.body_digest, State.QUEUED, new.traceparent, 0, generation),
-        True,
-    )
+    return Job(new.job_id, number, new.tenant, new.body_digest, State.QUEUED, new.traceparent, 0, generation)
+
+
+def _make_row_request_id(request_id: str, output_index: int) -> str:
+    """Returns the request_id of an output's row, which is unique within the tenant.
+
+    A client's request_id has no "#", so it cannot be that of another output.
+    """
+    return request_id if output_index == 1 else f"{request_id}#{output_index}"
 
 
 def advance(
@@ -171,6 +207,8 @@ def advance(
         event.sequence = sequence
         event.time.CopyFrom(_timestamp(now))
         states.apply(generation, event)
+        if event.HasField("succeeded"):
+            event.succeeded.timings.CopyFrom(generation.timings)
         _append(transaction, job.number, event)
         if event.HasField("queued"):
             announced = event.queued.queue_position
@@ -239,22 +277,9 @@ def find_by_id(transaction: Transaction, job_id: str) -> Job | None:
     return None if row is None else parse_job(row)
 
 
-def find_by_request(transaction: Transaction, tenant: str, request_id: str) -> Job | None:
-    row = transaction.connection.execute(
-        _FIND_BY_REQUEST, {"tenant": tenant, "request_id": request_id}
-    ).one_or_none()
-    return None if row is None else parse_job(row)
-
-
-def list_page(
-    transaction: Transaction, tenant: str, state: State | None, before: int | None, limit: int
-) -> list[Job]:
-    query: Select[Any] = select(*JOB_COLUMNS).where(jobs.c.tenant == tenant)
-    if state is not None:
-        query = query.where(jobs.c.state == state.value)
-    if before is not None:
-        query = query.where(jobs.c.number < before)
-    rows = transaction.connection.execute(query.order_by(jobs.c.number.desc()).limit(limit))
+def find_by_request(transaction: Transaction, tenant: str, request_id: str) -> list[Job]:
+    request_ids = [_make_row_request_id(request_id, index) for index in range(1, MAX_OUTPUTS + 1)]
+    rows = transaction.connection.execute(_FIND_BY_REQUEST, {"tenant": tenant, "request_ids": request_ids})
     return [parse_job(row) for row in rows]
 
 

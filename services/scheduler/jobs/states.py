@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from enum import IntEnum
 
 from chorus.scheduler.v1 import scheduler_pb2 as pb
+from google.protobuf.timestamp_pb2 import Timestamp
 
 
 class State(IntEnum):
@@ -76,7 +77,10 @@ def apply(generation: pb.Generation, event: pb.GenerationEvent) -> None:
     generation.state = state_after(before, event).value
     generation.last_sequence = event.sequence
     kind = event.WhichOneof("event")
-    if kind in ("queued", "waiting"):
+    count_time(generation, event.time)
+    if kind == "paused":
+        generation.ClearField("start_time")
+    elif kind in ("queued", "waiting"):
         # A paused job keeps what it has computed.
         if before is State.RUNNING:
             _clear_attempt(generation)
@@ -87,6 +91,7 @@ def apply(generation: pb.Generation, event: pb.GenerationEvent) -> None:
             generation.spec.seed = event.planned.plan.seed
         generation.attempts += 1
     elif kind == "started":
+        generation.start_time.CopyFrom(event.time)
         if event.started.HasField("donor"):
             generation.donor.CopyFrom(event.started.donor)
         generation.steps_completed = max(event.started.reuse_steps, event.started.resumed_step)
@@ -99,7 +104,9 @@ def apply(generation: pb.Generation, event: pb.GenerationEvent) -> None:
         generation.warnings.append(event.warning.warning)
     elif kind == "succeeded":
         generation.video.CopyFrom(event.succeeded.video)
+        running, waiting = generation.timings.running_seconds, generation.timings.waiting_seconds
         generation.timings.CopyFrom(event.succeeded.timings)
+        generation.timings.running_seconds, generation.timings.waiting_seconds = running, waiting
         generation.steps_run = event.succeeded.steps_run
     elif kind == "failed":
         generation.error.CopyFrom(event.failed.error)
@@ -107,7 +114,24 @@ def apply(generation: pb.Generation, event: pb.GenerationEvent) -> None:
         generation.end_time.CopyFrom(event.time)
 
 
+def count_time(generation: pb.Generation, now: Timestamp) -> None:
+    """Adds the time since the latest count to the running or the waiting time of a generation, until its end.
+
+    Both together are the time since its acceptance. A clock that is behind that of the latest event, because
+    another scheduler recorded it, adds nothing.
+    """
+    if generation.HasField("end_time"):
+        return
+    timings = generation.timings
+    counted = timings.running_seconds + timings.waiting_seconds
+    elapsed = (now.ToNanoseconds() - generation.create_time.ToNanoseconds()) / 1e9
+    if generation.HasField("start_time"):
+        timings.running_seconds += max(0.0, elapsed - counted)
+    else:
+        timings.waiting_seconds += max(0.0, elapsed - counted)
+
+
 def _clear_attempt(generation: pb.Generation) -> None:
     """Clears the results of an earlier attempt, which do not hold for the next one."""
-    for field in ("plan", "donor", "steps_run", "steps_completed", "warnings", "denoiser"):
+    for field in ("plan", "donor", "start_time", "steps_run", "steps_completed", "warnings", "denoiser"):
         generation.ClearField(field)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Final
 
 from chorus.scheduler.v1 import scheduler_pb2 as pb
@@ -40,6 +40,8 @@ class NewJob:
         traceparent: traceparent of the submitting call; empty when tracing is off.
         seed_chosen: whether the server chose the seed.
         work: expected seconds of the run if nothing is reused; 0 if unknown.
+        output_index: number of the output within its request, from 1.
+        output_count: number of outputs of the request.
     """
 
     job_id: str
@@ -53,6 +55,40 @@ class NewJob:
     seed_chosen: bool = False
     priority: Priority = Priority.NORMAL
     work: float = 0.0
+    output_index: int = 1
+    output_count: int = 1
+
+
+@dataclass(frozen=True)
+class JobFilter:
+    """Conditions of a search, all of which a job must meet.
+
+    Attributes:
+        state: its state; None for every state.
+        labels: labels that it must have, with these values.
+        prompt: text that its prompt must contain, compared without regard to case; empty for every prompt.
+        created_after: earliest time of its acceptance, in Unix seconds; None for no bound.
+        created_before: time before which it was accepted, in Unix seconds; None for no bound.
+    """
+
+    state: State | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    prompt: str = ""
+    created_after: float | None = None
+    created_before: float | None = None
+
+
+@dataclass(frozen=True)
+class JobPage:
+    """One page of a search.
+
+    Attributes:
+        jobs: the jobs found, newest first.
+        before: number from which the next page continues; None if nothing is left to examine.
+    """
+
+    jobs: Sequence[Job]
+    before: int | None
 
 
 @dataclass(frozen=True)
@@ -154,27 +190,38 @@ class JobStore(ABC):
     def scheduler_id(self) -> str:
         """Name of this scheduler as the owner of jobs; another one after every start."""
 
-    @abstractmethod
     async def submit(self, new: NewJob, queue_limit: int, tenant_limit: int = 0) -> tuple[Job, bool]:
-        """Returns the new job and True, or the job that already has this tenant's request_id and False.
+        """Submits a request of one output, as `submit_all` does."""
+        [job, *_], created = await self.submit_all([new], queue_limit, tenant_limit)
+        return job, created
 
-        Stores nothing, and raises QueueFull when `queue_limit` jobs are waiting, TenantLimitReached when
-        `tenant_limit` jobs of the tenant have not ended.
+    @abstractmethod
+    async def submit_all(
+        self, outputs: Sequence[NewJob], queue_limit: int, tenant_limit: int = 0
+    ) -> tuple[list[Job], bool]:
+        """Returns the new jobs and True, or those that already have this tenant's request_id and False.
+
+        Stores nothing, and raises QueueFull when more than `queue_limit` jobs would be waiting,
+        TenantLimitReached when more than `tenant_limit` jobs of the tenant would not have ended.
 
         Args:
+            outputs: all outputs of one request.
             tenant_limit: 0 for none.
         """
 
     @abstractmethod
-    async def find(self, tenant: str, request_id: str) -> Job | None:
-        """Returns the job of a tenant's request_id."""
+    async def find(self, tenant: str, request_id: str) -> list[Job]:
+        """Returns the jobs of a tenant's request_id, in the order of their outputs."""
 
     @abstractmethod
     async def get(self, job_id: str) -> Job | None: ...
 
     @abstractmethod
-    async def page(self, tenant: str, state: State | None, before: int | None, limit: int) -> list[Job]:
-        """Returns jobs, newest first; with `before`, only those with a smaller number."""
+    async def page(self, tenant: str, wanted: JobFilter, before: int | None, limit: int) -> JobPage:
+        """Returns at most `limit` jobs; with `before`, only those with a smaller number.
+
+        Examines at most MAX_EXAMINED jobs, so that a page may be short without being the last one.
+        """
 
     @abstractmethod
     async def queue(self, limit: int) -> list[QueuedJob]:
@@ -275,7 +322,7 @@ class JobStore(ABC):
 
     @abstractmethod
     async def forget(self, job_ids: Sequence[str]) -> None:
-        """Removes ended jobs and their events."""
+        """Removes ended jobs, their events and their labels."""
 
     @abstractmethod
     async def find_known(self, job_ids: Collection[str]) -> set[str]:

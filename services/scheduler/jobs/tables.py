@@ -45,6 +45,8 @@ def _make_partial_index(name: str, *columns: str, where: str = "queue_key IS NOT
 # - queue_key: the order key while the job waits for its start, null otherwise.
 # - owner: id of the scheduler that works on the job; null if none does.
 # - change: id of the latest change, by which its repetition is recognised.
+# - request_id: the client's for the first output of a request; for the others one that no client can send.
+# - prompt_folded: the prompt as a search compares it, by `fold_text`.
 jobs: Final = Table(
     "jobs",
     metadata,
@@ -69,6 +71,7 @@ jobs: Final = Table(
     Column("queue_key", _SECONDS),
     Column("owner", Text),
     Column("change", Text, nullable=False, server_default=""),
+    Column("prompt_folded", Text, nullable=False, server_default=""),
     UniqueConstraint("tenant", "request_id"),
     Index("jobs_by_tenant", "tenant", "number"),
     Index("jobs_by_tenant_and_state", "tenant", "state", "number"),
@@ -87,6 +90,19 @@ events: Final = Table(
     Column("number", _NUMBER, ForeignKey("jobs.number", ondelete="CASCADE"), primary_key=True),
     Column("sequence", Integer, primary_key=True, autoincrement=False),
     Column("event", LargeBinary, nullable=False),
+    sqlite_strict=True,
+    sqlite_with_rowid=False,
+)
+
+# Labels of the jobs. The index gives the jobs of a tenant that have a label, in the order of acceptance.
+labels: Final = Table(
+    "labels",
+    metadata,
+    Column("number", _NUMBER, ForeignKey("jobs.number", ondelete="CASCADE"), primary_key=True),
+    Column("key", Text, primary_key=True),
+    Column("tenant", Text, nullable=False),
+    Column("value", Text, nullable=False),
+    Index("labels_by_value", "tenant", "key", "value", "number"),
     sqlite_strict=True,
     sqlite_with_rowid=False,
 )

@@ -27,9 +27,10 @@ STEPS = 4
 
 
 class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
-    """Runs each generation to its end immediately, with three exceptions.
+    """Runs each generation to its end immediately, with four exceptions.
 
-    "fail …" fails; "slow …" stops after its first step until it is cancelled; "warn …" carries a warning.
+    "fail …" fails; "slow …" stops after its first step until it is cancelled; "warn …" carries a warning; of
+    "second fails …" the second output fails.
 
     Attributes:
         drops: numbers of messages after which a stream breaks, one number for each stream.
@@ -44,6 +45,7 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
         self.generations: dict[str, scheduler_pb2.Generation] = {}
         self.events: dict[str, list[scheduler_pb2.GenerationEvent]] = {}
         self.requests: list[scheduler_pb2.SubmitGenerationRequest] = []
+        self.lists: list[scheduler_pb2.ListGenerationsRequest] = []
         self.watched_after: list[int] = []
         self.drops: list[int] = []
         self.video_drops: list[int] = []
@@ -67,23 +69,30 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
         violations.raise_if_any()
         if request.spec.model_id == "nowhere":
             raise errors.unavailable("denoiser", "connection refused")
-        for known in self.generations.values():
-            if known.request_id == request.request_id:
-                if known.spec.prompt != request.spec.prompt:
-                    raise ChorusError(errors.REQUEST_ID_REUSED, "this request_id had another body")
-                return scheduler_pb2.SubmitGenerationResponse(generation=known)
-        identifier = f"gen-{len(self.generations) + 1}"
-        generation = scheduler_pb2.Generation(
-            generation_id=identifier,
-            request_id=request.request_id,
-            spec=request.spec,
-            state=scheduler_pb2.GENERATION_STATE_RUNNING,
+        known = [each for each in self.generations.values() if each.request_id == request.request_id]
+        if known:
+            if known[0].spec.prompt != request.spec.prompt:
+                raise ChorusError(errors.REQUEST_ID_REUSED, "this request_id had another body")
+            return scheduler_pb2.SubmitGenerationResponse(generation=known[0], generations=known)
+        outputs = []
+        for index in range(1, (request.outputs or 1) + 1):
+            identifier = f"gen-{len(self.generations) + 1}"
+            generation = scheduler_pb2.Generation(
+                generation_id=identifier,
+                request_id=request.request_id,
+                spec=request.spec,
+                state=scheduler_pb2.GENERATION_STATE_RUNNING,
+                output_index=index,
+                output_count=request.outputs or 1,
+            )
+            generation.create_time.GetCurrentTime()
+            self.generations[identifier] = generation
+            self.events[identifier] = []
+            await self._play(generation)
+            outputs.append(generation)
+        return scheduler_pb2.SubmitGenerationResponse(
+            generation=outputs[0], created=True, generations=outputs
         )
-        generation.create_time.GetCurrentTime()
-        self.generations[identifier] = generation
-        self.events[identifier] = []
-        await self._play(generation)
-        return scheduler_pb2.SubmitGenerationResponse(generation=generation, created=True)
 
     async def _play(self, generation: scheduler_pb2.Generation) -> None:
         donor = plan_pb2.DonorRef(
@@ -99,6 +108,8 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
             plan.edit, plan.predicted_drift_points = "colour", 1.5
             plan.renoised, plan.draft_step = explicit.renoised, explicit.draft_step
         prompt = generation.spec.prompt
+        if prompt.startswith("second fails") and generation.output_index == 2:
+            prompt = f"fail: {prompt}"
         if prompt.startswith("repeat"):
             plan.reuse_steps = STEPS
         generation.plan.CopyFrom(plan)
@@ -141,6 +152,9 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
         generation.donor.CopyFrom(donor)
         generation.video.CopyFrom(self._video_info())
         generation.timings.total_seconds = 1.5
+        generation.timings.running_seconds = 1.25
+        generation.timings.waiting_seconds = 0.5
+        generation.start_time.GetCurrentTime()
         await self.emit(
             generation,
             succeeded=scheduler_pb2.SucceededEvent(
@@ -192,7 +206,13 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
         return scheduler_pb2.CancelGenerationResponse(generation=generation)
 
     async def ListGenerations(self, request: Any, context: Any) -> Any:
-        matching = [g for g in reversed(self.generations.values()) if request.state in (0, g.state)]
+        self.lists.append(request)
+        matching = [
+            generation
+            for generation in reversed(self.generations.values())
+            if request.state in (0, generation.state)
+            and request.labels.items() <= dict(generation.spec.labels).items()
+        ]
         start = int(request.page_token or 0)
         size = min(request.page_size, 2)  # small, so that clients must request several pages
         page = matching[start : start + size]

@@ -53,7 +53,8 @@ def test_generate_writes_the_video_and_reports_the_hit_in_one_line(
     assert (tmp_path / "out.mp4").read_bytes() == VIDEO
     # The donor's prompt is shown unchanged, square brackets included.
     assert result.stdout == (
-        "out.mp4: hit on “a [red] circle”, 2 of 4 steps computed, 1.50 s, 0.70 s saved\n"
+        "out.mp4: hit on “a [red] circle”, 2 of 4 steps computed, 1.50 s (waited 0.50 s, ran 1.25 s),"
+        " 0.70 s saved\n"
     )
     assert result.stderr.splitlines() == [
         "gen-1 accepted, seed 0",
@@ -219,7 +220,9 @@ def test_watch_follows_a_detached_generation_and_fetches_its_video(
     assert lines(result)[-1]["output"] == "x.mp4"
     assert (tmp_path / "x.mp4").read_bytes() == VIDEO
     result = chorus("watch", identifier, target=deployment.target)
-    assert result.stdout == "hit on “a [red] circle”, 2 of 4 steps computed, 1.50 s, 0.70 s saved\n"
+    assert result.stdout == (
+        "hit on “a [red] circle”, 2 of 4 steps computed, 1.50 s (waited 0.50 s, ran 1.25 s), 0.70 s saved\n"
+    )
 
 
 def test_jobs_lists_and_cancel_ends_generations(deployment: FakeDeployment) -> None:

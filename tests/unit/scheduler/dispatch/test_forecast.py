@@ -97,6 +97,7 @@ def test_what_does_not_change_the_video_does_not_matter() -> None:
     late = spec(priority=pb.PRIORITY_HIGH)
     late.deadline.seconds = 9
     late.retention.pinned = True
+    late.labels["project"] = "x"
     assert make_repetition_key(pb.Generation(spec=late)) == make_repetition_key(pb.Generation(spec=spec()))
 
 

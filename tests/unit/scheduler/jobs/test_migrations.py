@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import sqlite3
-from contextlib import closing
+from collections.abc import Sequence
+from contextlib import closing, nullcontext
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
+from chorus.scheduler.v1 import scheduler_pb2 as pb
+from sqlalchemy import create_engine, text
+from sqlalchemy.engine import URL
 
 from services.scheduler.database_location import parse_location
-from services.scheduler.jobs.database import open_database
+from services.scheduler.jobs.database import MIGRATIONS, open_database
 from services.scheduler.jobs.sql_store import open_store
 from services.scheduler.jobs.states import State
-from services.scheduler.jobs.store import OwnedJob, QueueState
+from services.scheduler.jobs.store import JobFilter, OwnedJob, QueueState
 from services.scheduler.jobs.tables import metadata
 from tests.postgresql import create_database, running_server
 from tests.unit.scheduler.jobs.first_schema import add_job, create_first_database
@@ -41,12 +47,64 @@ async def test_file_of_the_first_version_keeps_its_jobs(tmp_path: Path) -> None:
         assert await store.surplus(10, 149.0, 10) == []
         assert await store.load_models() == b"\1\2"
         assert len(await store.events("running", 0, 10)) == 1
-        page = await store.page("default", None, None, 10)
-        assert [job.job_id for job in page] == ["waiting", "queued", "running", "ended"]
+        page = await store.page("default", JobFilter(), None, 10)
+        assert [job.job_id for job in page.jobs] == ["waiting", "queued", "running", "ended"]
     finally:
         await store.close()
     with closing(sqlite3.connect(path)) as db:
         assert db.execute("PRAGMA user_version").fetchone() == (2,), "the first version refuses the file"
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+async def test_jobs_of_the_second_schema_are_found_by_their_prompts(kind: str, tmp_path: Path) -> None:
+    with running_server(tmp_path) if kind == "postgresql" else nullcontext() as server:
+        location = create_database(server) if server else str(tmp_path / "jobs.db")
+        create_second_database(location, ["A Red Straße", "a nul\0 byte", "blue"])
+        store = await open_store(location, lambda _: None)
+        try:
+            found = {}
+            for text in ("STRASSE", "nul byte", "", "green"):
+                page = await store.page("default", JobFilter(prompt=text), None, 10)
+                found[text] = [job.job_id for job in page.jobs]
+            assert found == {"STRASSE": ["j1"], "nul byte": ["j2"], "": ["j3", "j2", "j1"], "green": []}
+            assert await store.find("default", "r1") != []
+            assert (await store.page("default", JobFilter(labels={"a": "b"}), None, 10)).jobs == []
+            assert await store.surplus(0, 0.0, 10) == ["j1", "j2", "j3"]
+            await store.forget(["j1", "j2", "j3"])
+        finally:
+            await store.close()
+
+
+def create_second_database(location: str, prompts: Sequence[str]) -> None:
+    """Creates a database of revision 0002 with a cancelled job for each prompt."""
+    parsed = parse_location(location, "")
+    engine = create_engine(URL.create("sqlite", database=str(parsed)) if isinstance(parsed, Path) else parsed)
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0002")
+        for number, prompt in enumerate(prompts, 1):
+            generation = pb.Generation(
+                generation_id=f"j{number}",
+                request_id=f"r{number}",
+                spec=pb.GenerationSpec(prompt=prompt),
+                state=State.CANCELLED.value,
+            )
+            connection.execute(
+                text(
+                    "INSERT INTO jobs (id, tenant, request_id, body_digest, state, deadline, traceparent,"
+                    " announced, generation, created, ended) VALUES (:id, 'default', :request_id, 'd',"
+                    " :state, 2e9, '', 1, :generation, 100.0, 150.0)"
+                ),
+                {
+                    "id": generation.generation_id,
+                    "request_id": generation.request_id,
+                    "state": State.CANCELLED.value,
+                    "generation": generation.SerializeToString(),
+                },
+            )
+    engine.dispose()
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])

@@ -9,7 +9,15 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.scheduler.jobs.states import ENDED, TRANSITIONS, UNFINISHED, IllegalTransition, State, apply
+from services.scheduler.jobs.states import (
+    ENDED,
+    TRANSITIONS,
+    UNFINISHED,
+    IllegalTransition,
+    State,
+    apply,
+    count_time,
+)
 
 EVENTS = {
     "queued": pb.GenerationEvent(queued=pb.QueuedEvent(queue_position=1)),
@@ -31,7 +39,7 @@ EVENTS = {
 
 
 def fold(*kinds: str) -> pb.Generation:
-    generation = pb.Generation(state=pb.GENERATION_STATE_QUEUED)
+    generation = pb.Generation(state=pb.GENERATION_STATE_QUEUED, create_time=Timestamp(seconds=100))
     for sequence, kind in enumerate(kinds, 1):
         event = pb.GenerationEvent()
         event.CopyFrom(EVENTS[kind])
@@ -71,6 +79,50 @@ def test_any_sequence_of_events_ends_a_job_at_most_once(kinds: list[str]) -> Non
         ends += State(generation.state) in ENDED and not late_warning
     assert ends <= 1
     assert generation.HasField("end_time") == (ends == 1)
+
+
+@given(st.lists(st.tuples(st.sampled_from(sorted(EVENTS)), st.integers(0, 10**12)), max_size=30))
+def test_running_and_waiting_time_are_the_time_since_acceptance(steps: list[tuple[str, int]]) -> None:
+    generation = pb.Generation(state=pb.GENERATION_STATE_QUEUED, create_time=Timestamp(seconds=100))
+    now = 100 * 10**9
+    ran = 0
+    for kind, nanoseconds in steps:
+        event = pb.GenerationEvent()
+        event.CopyFrom(EVENTS[kind])
+        started, ended = generation.HasField("start_time"), generation.HasField("end_time")
+        event.time.FromNanoseconds(now + nanoseconds)
+        try:
+            apply(generation, event)
+        except IllegalTransition:
+            continue
+        if ended:
+            continue
+        now += nanoseconds
+        ran += nanoseconds if started else 0
+        timings = generation.timings
+        assert timings.running_seconds == pytest.approx(ran / 1e9, abs=1e-6)
+        assert timings.running_seconds + timings.waiting_seconds == pytest.approx(now / 1e9 - 100, abs=1e-6)
+
+
+def test_run_counts_from_its_start_on_the_denoiser_to_the_end_of_the_attempt() -> None:
+    """Events are a second apart; the generation was accepted a second before the first one."""
+    waits = fold("queued", "planned", "started", "step_completed", "waiting", "waiting")
+    assert (waits.timings.running_seconds, waits.timings.waiting_seconds) == (2.0, 4.0)
+    assert not waits.HasField("start_time")
+    ended = fold("queued", "planned", "started", "waiting", "planned", "started", "succeeded", "warning")
+    assert (ended.timings.running_seconds, ended.timings.waiting_seconds) == (2.0, 5.0)
+    assert ended.start_time.seconds == 106
+
+
+def test_time_goes_on_until_the_end_and_never_back() -> None:
+    running = fold("planned", "started")
+    count_time(running, Timestamp(seconds=110))
+    assert (running.timings.running_seconds, running.timings.waiting_seconds) == (8.0, 2.0)
+    count_time(running, Timestamp(seconds=90))
+    assert (running.timings.running_seconds, running.timings.waiting_seconds) == (8.0, 2.0)
+    ended = fold("planned", "started", "failed")
+    count_time(ended, Timestamp(seconds=200))
+    assert (ended.timings.running_seconds, ended.timings.waiting_seconds) == (1.0, 2.0)
 
 
 def test_no_event_follows_an_end() -> None:

@@ -83,6 +83,22 @@ class GenerationSpec(google.protobuf.message.Message):
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
+    @typing.final
+    class LabelsEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.str
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.str = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
     PROMPT_FIELD_NUMBER: builtins.int
     MODEL_ID_FIELD_NUMBER: builtins.int
     SHAPE_FIELD_NUMBER: builtins.int
@@ -98,6 +114,7 @@ class GenerationSpec(google.protobuf.message.Message):
     DONOR_GENERATION_ID_FIELD_NUMBER: builtins.int
     RETENTION_FIELD_NUMBER: builtins.int
     PRIORITY_FIELD_NUMBER: builtins.int
+    LABELS_FIELD_NUMBER: builtins.int
     prompt: builtins.str
     """1 to 8,192 bytes of UTF-8 after trimming, with at least one visible character once HTML entities are resolved.
     Tokens beyond the limit of a text encoder are dropped, with a warning.
@@ -159,6 +176,13 @@ class GenerationSpec(google.protobuf.message.Message):
         Excludes `no_store`.
         """
 
+    @property
+    def labels(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
+        """Labels by which ListGenerations finds the generation; they change nothing of the video. At most 16. A key has 1 to
+        63 characters of A–Z, a–z, 0–9, '.', '_', '-', the first and the last a letter or digit; a value has 0 to 256 bytes
+        of printable UTF-8.
+        """
+
     def __init__(
         self,
         *,
@@ -177,9 +201,10 @@ class GenerationSpec(google.protobuf.message.Message):
         donor_generation_id: builtins.str = ...,
         retention: chorus.common.v1.latents_pb2.Retention | None = ...,
         priority: Global___Priority.ValueType = ...,
+        labels: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_seed", b"_seed", "deadline", b"deadline", "denoising", b"denoising", "explicit_reuse", b"explicit_reuse", "retention", b"retention", "schedule", b"schedule", "seed", b"seed", "shape", b"shape", "steps", b"steps", "timeout", b"timeout"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_seed", b"_seed", "deadline", b"deadline", "denoising", b"denoising", "donor_generation_id", b"donor_generation_id", "explicit_reuse", b"explicit_reuse", "max_reuse_steps", b"max_reuse_steps", "model_id", b"model_id", "no_store", b"no_store", "priority", b"priority", "prompt", b"prompt", "retention", b"retention", "reuse", b"reuse", "schedule", b"schedule", "seed", b"seed", "shape", b"shape", "steps", b"steps", "timeout", b"timeout"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_seed", b"_seed", "deadline", b"deadline", "denoising", b"denoising", "donor_generation_id", b"donor_generation_id", "explicit_reuse", b"explicit_reuse", "labels", b"labels", "max_reuse_steps", b"max_reuse_steps", "model_id", b"model_id", "no_store", b"no_store", "priority", b"priority", "prompt", b"prompt", "retention", b"retention", "reuse", b"reuse", "schedule", b"schedule", "seed", b"seed", "shape", b"shape", "steps", b"steps", "timeout", b"timeout"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_seed", b"_seed"]) -> typing.Literal["seed"] | None: ...
     @typing.overload
@@ -254,6 +279,8 @@ class Timings(google.protobuf.message.Message):
     DENOISE_SECONDS_FIELD_NUMBER: builtins.int
     DECODE_SECONDS_FIELD_NUMBER: builtins.int
     TOTAL_SECONDS_FIELD_NUMBER: builtins.int
+    RUNNING_SECONDS_FIELD_NUMBER: builtins.int
+    WAITING_SECONDS_FIELD_NUMBER: builtins.int
     queued_seconds: builtins.float
     """Time from submission to the start of the last attempt; on a retry it includes the earlier attempts."""
     embed_seconds: builtins.float
@@ -268,6 +295,14 @@ class Timings(google.protobuf.message.Message):
     """Time to decode the latents and to encode the video."""
     total_seconds: builtins.float
     """Time from the start of the last attempt to the complete video."""
+    running_seconds: builtins.float
+    """Time in which runs were under way on the denoiser, over all attempts: from each StartedEvent to the end of the
+    attempt. Until the generation ends, up to the time of the answer.
+    """
+    waiting_seconds: builtins.float
+    """All other time since create_time: in the queue, waiting for a service, and in the preparation of runs. Together
+    with running_seconds it is the time from create_time to end_time, as far as the clocks of several schedulers agree.
+    """
     def __init__(
         self,
         *,
@@ -278,8 +313,10 @@ class Timings(google.protobuf.message.Message):
         denoise_seconds: builtins.float = ...,
         decode_seconds: builtins.float = ...,
         total_seconds: builtins.float = ...,
+        running_seconds: builtins.float = ...,
+        waiting_seconds: builtins.float = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["decode_seconds", b"decode_seconds", "denoise_seconds", b"denoise_seconds", "embed_seconds", b"embed_seconds", "fetch_seconds", b"fetch_seconds", "lookup_seconds", b"lookup_seconds", "queued_seconds", b"queued_seconds", "total_seconds", b"total_seconds"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["decode_seconds", b"decode_seconds", "denoise_seconds", b"denoise_seconds", "embed_seconds", b"embed_seconds", "fetch_seconds", b"fetch_seconds", "lookup_seconds", b"lookup_seconds", "queued_seconds", b"queued_seconds", "running_seconds", b"running_seconds", "total_seconds", b"total_seconds", "waiting_seconds", b"waiting_seconds"]) -> None: ...
 
 Global___Timings: typing_extensions.TypeAlias = Timings
 
@@ -308,7 +345,10 @@ class Generation(google.protobuf.message.Message):
     TRACE_ID_FIELD_NUMBER: builtins.int
     ATTEMPTS_FIELD_NUMBER: builtins.int
     SEED_CHOSEN_FIELD_NUMBER: builtins.int
+    START_TIME_FIELD_NUMBER: builtins.int
     DENOISER_FIELD_NUMBER: builtins.int
+    OUTPUT_INDEX_FIELD_NUMBER: builtins.int
+    OUTPUT_COUNT_FIELD_NUMBER: builtins.int
     generation_id: builtins.str
     request_id: builtins.str
     state: Global___GenerationState.ValueType
@@ -327,9 +367,15 @@ class Generation(google.protobuf.message.Message):
     attempts: builtins.int
     """Number of times the run was started. More than 1 if a service failed during a run, or the run was paused."""
     seed_chosen: builtins.bool
-    """Whether the server chose the seed, because the request stated none."""
+    """Whether the server chose the seed, because the request stated none.
+    It is false for several outputs of one request, whose seeds count as stated.
+    """
     denoiser: builtins.str
     """Address of the denoiser of the last run. Empty before its start."""
+    output_index: builtins.int
+    """Number of the output within its request, from 1."""
+    output_count: builtins.int
+    """Number of outputs of its request. 1 if it asked for one."""
     @property
     def spec(self) -> Global___GenerationSpec:
         """The accepted specification, with defaults filled in."""
@@ -361,6 +407,10 @@ class Generation(google.protobuf.message.Message):
     def create_time(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
     @property
     def end_time(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
+    @property
+    def start_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """Start of the latest attempt's run on the denoiser. Unset before, and while the generation waits for another attempt."""
+
     def __init__(
         self,
         *,
@@ -383,10 +433,13 @@ class Generation(google.protobuf.message.Message):
         trace_id: builtins.str = ...,
         attempts: builtins.int = ...,
         seed_chosen: builtins.bool = ...,
+        start_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         denoiser: builtins.str = ...,
+        output_index: builtins.int = ...,
+        output_count: builtins.int = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["create_time", b"create_time", "donor", b"donor", "end_time", b"end_time", "error", b"error", "plan", b"plan", "spec", b"spec", "timings", b"timings", "video", b"video"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["attempts", b"attempts", "create_time", b"create_time", "denoiser", b"denoiser", "donor", b"donor", "end_time", b"end_time", "error", b"error", "generation_id", b"generation_id", "last_sequence", b"last_sequence", "plan", b"plan", "queue_position", b"queue_position", "request_id", b"request_id", "seed_chosen", b"seed_chosen", "spec", b"spec", "state", b"state", "steps_completed", b"steps_completed", "steps_run", b"steps_run", "timings", b"timings", "trace_id", b"trace_id", "video", b"video", "warnings", b"warnings"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["create_time", b"create_time", "donor", b"donor", "end_time", b"end_time", "error", b"error", "plan", b"plan", "spec", b"spec", "start_time", b"start_time", "timings", b"timings", "video", b"video"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["attempts", b"attempts", "create_time", b"create_time", "denoiser", b"denoiser", "donor", b"donor", "end_time", b"end_time", "error", b"error", "generation_id", b"generation_id", "last_sequence", b"last_sequence", "output_count", b"output_count", "output_index", b"output_index", "plan", b"plan", "queue_position", b"queue_position", "request_id", b"request_id", "seed_chosen", b"seed_chosen", "spec", b"spec", "start_time", b"start_time", "state", b"state", "steps_completed", b"steps_completed", "steps_run", b"steps_run", "timings", b"timings", "trace_id", b"trace_id", "video", b"video", "warnings", b"warnings"]) -> None: ...
 
 Global___Generation: typing_extensions.TypeAlias = Generation
 
@@ -713,8 +766,16 @@ class SubmitGenerationRequest(google.protobuf.message.Message):
 
     REQUEST_ID_FIELD_NUMBER: builtins.int
     SPEC_FIELD_NUMBER: builtins.int
+    OUTPUTS_FIELD_NUMBER: builtins.int
     request_id: builtins.str
     """Idempotency key chosen by the client: 1 to 128 characters of A–Z, a–z, 0–9, '.', '_', '-'."""
+    outputs: builtins.int
+    """Number of videos to generate from the specification, at most 16; 0 means 1. Each is a generation of its own, which
+    is cancelled and deleted on its own. All are accepted, or none. They have distinct seeds: a stated seed s gives
+    s, s + 1, …, modulo 2^64; without one the server draws them. With several outputs the drawn seeds count as stated,
+    so that none takes its donor's seed and all videos differ. Several outputs exclude donor_generation_id, whose seed
+    all would take, and an explicit plan that continues the donor's noise (neither renoised nor with a draft).
+    """
     @property
     def spec(self) -> Global___GenerationSpec: ...
     def __init__(
@@ -722,9 +783,10 @@ class SubmitGenerationRequest(google.protobuf.message.Message):
         *,
         request_id: builtins.str = ...,
         spec: Global___GenerationSpec | None = ...,
+        outputs: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["spec", b"spec"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["request_id", b"request_id", "spec", b"spec"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["outputs", b"outputs", "request_id", b"request_id", "spec", b"spec"]) -> None: ...
 
 Global___SubmitGenerationRequest: typing_extensions.TypeAlias = SubmitGenerationRequest
 
@@ -734,18 +796,26 @@ class SubmitGenerationResponse(google.protobuf.message.Message):
 
     GENERATION_FIELD_NUMBER: builtins.int
     CREATED_FIELD_NUMBER: builtins.int
+    GENERATIONS_FIELD_NUMBER: builtins.int
     created: builtins.bool
     """False if a generation with this request_id already existed."""
     @property
-    def generation(self) -> Global___Generation: ...
+    def generation(self) -> Global___Generation:
+        """The first of `generations`."""
+
+    @property
+    def generations(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Generation]:
+        """All outputs of the request in the order of output_index, without those that have been deleted since."""
+
     def __init__(
         self,
         *,
         generation: Global___Generation | None = ...,
         created: builtins.bool = ...,
+        generations: collections.abc.Iterable[Global___Generation] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["generation", b"generation"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["created", b"created", "generation", b"generation"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["created", b"created", "generation", b"generation", "generations", b"generations"]) -> None: ...
 
 Global___SubmitGenerationResponse: typing_extensions.TypeAlias = SubmitGenerationResponse
 
@@ -853,23 +923,64 @@ Global___CancelGenerationResponse: typing_extensions.TypeAlias = CancelGeneratio
 class ListGenerationsRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
+    @typing.final
+    class LabelsEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.str
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.str = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
     PAGE_SIZE_FIELD_NUMBER: builtins.int
     PAGE_TOKEN_FIELD_NUMBER: builtins.int
     STATE_FIELD_NUMBER: builtins.int
+    LABELS_FIELD_NUMBER: builtins.int
+    PROMPT_CONTAINS_FIELD_NUMBER: builtins.int
+    CREATED_AFTER_FIELD_NUMBER: builtins.int
+    CREATED_BEFORE_FIELD_NUMBER: builtins.int
     page_size: builtins.int
     """Maximum number of generations per page, at most 200. 0 means 50."""
     page_token: builtins.str
-    """Value of next_page_token from the previous page. Empty requests the first page."""
+    """Value of next_page_token from the previous page, which had the same filters. Empty requests the first page."""
     state: Global___GenerationState.ValueType
     """State to select. UNSPECIFIED selects every state."""
+    prompt_contains: builtins.str
+    """Text that the prompt must contain, at most 256 bytes of UTF-8, compared without regard to case. Empty selects every
+    prompt.
+    """
+    @property
+    def labels(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
+        """Labels that a generation must have, with these values; bounds as in GenerationSpec."""
+
+    @property
+    def created_after(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """Selects generations with this create_time or a later one."""
+
+    @property
+    def created_before(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """Selects generations with an earlier create_time. Must be later than created_after."""
+
     def __init__(
         self,
         *,
         page_size: builtins.int = ...,
         page_token: builtins.str = ...,
         state: Global___GenerationState.ValueType = ...,
+        labels: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
+        prompt_contains: builtins.str = ...,
+        created_after: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        created_before: google.protobuf.timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["page_size", b"page_size", "page_token", b"page_token", "state", b"state"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["created_after", b"created_after", "created_before", b"created_before"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["created_after", b"created_after", "created_before", b"created_before", "labels", b"labels", "page_size", b"page_size", "page_token", b"page_token", "prompt_contains", b"prompt_contains", "state", b"state"]) -> None: ...
 
 Global___ListGenerationsRequest: typing_extensions.TypeAlias = ListGenerationsRequest
 
@@ -880,10 +991,12 @@ class ListGenerationsResponse(google.protobuf.message.Message):
     GENERATIONS_FIELD_NUMBER: builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: builtins.int
     next_page_token: builtins.str
-    """Empty on the last page."""
+    """Empty on the last page, and only there."""
     @property
     def generations(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Generation]:
-        """Ordered from newest to oldest."""
+        """Ordered from newest to oldest. A call examines at most 10,000 generations; with filters a page may therefore be
+        short, or empty, and not be the last one.
+        """
 
     def __init__(
         self,

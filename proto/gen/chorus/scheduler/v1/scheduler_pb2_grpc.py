@@ -101,8 +101,9 @@ class SchedulerServiceServicer(object):
     """
 
     def SubmitGeneration(self, request, context):
-        """Accepts a generation. Idempotent by request_id: the same id with the same body returns the first
-        response. The comparison ignores timeout and deadline; the deadline of the first request stays in force.
+        """Accepts a generation, or several outputs of one request, all or none. Idempotent by request_id: the same id with
+        the same body returns the generations of the first request that have not been deleted. The comparison ignores
+        timeout and deadline; the deadline of the first request stays in force.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -130,7 +131,7 @@ class SchedulerServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListGenerations(self, request, context):
-        """Lists generations, newest first.
+        """Lists generations, newest first, that match every filter of the request.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -159,8 +160,8 @@ class SchedulerServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def DeleteGeneration(self, request, context):
-        """Deletes a generation that has ended, with its events and its video, and frees its request_id. Its latents stay in
-        the cache until they expire or are purged there.
+        """Deletes a generation that has ended, with its events and its video, and frees its request_id
+        unless other outputs of the request are left. Its latents stay in the cache until they expire or are purged there.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

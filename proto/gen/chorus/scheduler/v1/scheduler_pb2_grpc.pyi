@@ -304,8 +304,9 @@ class SchedulerServiceStub(typing.Generic[_SchedulerServiceSubmitGenerationType,
     ], channel: grpc.aio.Channel) -> None: ...
 
     SubmitGeneration: _SchedulerServiceSubmitGenerationType
-    """Accepts a generation. Idempotent by request_id: the same id with the same body returns the first
-    response. The comparison ignores timeout and deadline; the deadline of the first request stays in force.
+    """Accepts a generation, or several outputs of one request, all or none. Idempotent by request_id: the same id with
+    the same body returns the generations of the first request that have not been deleted. The comparison ignores
+    timeout and deadline; the deadline of the first request stays in force.
     """
 
     GetGeneration: _SchedulerServiceGetGenerationType
@@ -318,7 +319,7 @@ class SchedulerServiceStub(typing.Generic[_SchedulerServiceSubmitGenerationType,
     """Cancels a generation at the next step. Idempotent: returns a generation that has ended unchanged."""
 
     ListGenerations: _SchedulerServiceListGenerationsType
-    """Lists generations, newest first."""
+    """Lists generations, newest first, that match every filter of the request."""
 
     GetVideo: _SchedulerServiceGetVideoType
     """Streams the video of a generation that succeeded, or a range of it: a header, then chunks."""
@@ -332,8 +333,8 @@ class SchedulerServiceStub(typing.Generic[_SchedulerServiceSubmitGenerationType,
     """
 
     DeleteGeneration: _SchedulerServiceDeleteGenerationType
-    """Deletes a generation that has ended, with its events and its video, and frees its request_id. Its latents stay in
-    the cache until they expire or are purged there.
+    """Deletes a generation that has ended, with its events and its video, and frees its request_id
+    unless other outputs of the request are left. Its latents stay in the cache until they expire or are purged there.
     """
 
     ListModels: _SchedulerServiceListModelsType
@@ -401,8 +402,9 @@ class SchedulerServiceServicer(metaclass=abc.ABCMeta):
         request: chorus.scheduler.v1.scheduler_pb2.SubmitGenerationRequest,
         context: _ServicerContext,
     ) -> typing.Union[chorus.scheduler.v1.scheduler_pb2.SubmitGenerationResponse, collections.abc.Awaitable[chorus.scheduler.v1.scheduler_pb2.SubmitGenerationResponse]]:
-        """Accepts a generation. Idempotent by request_id: the same id with the same body returns the first
-        response. The comparison ignores timeout and deadline; the deadline of the first request stays in force.
+        """Accepts a generation, or several outputs of one request, all or none. Idempotent by request_id: the same id with
+        the same body returns the generations of the first request that have not been deleted. The comparison ignores
+        timeout and deadline; the deadline of the first request stays in force.
         """
 
     @abc.abstractmethod
@@ -435,7 +437,7 @@ class SchedulerServiceServicer(metaclass=abc.ABCMeta):
         request: chorus.scheduler.v1.scheduler_pb2.ListGenerationsRequest,
         context: _ServicerContext,
     ) -> typing.Union[chorus.scheduler.v1.scheduler_pb2.ListGenerationsResponse, collections.abc.Awaitable[chorus.scheduler.v1.scheduler_pb2.ListGenerationsResponse]]:
-        """Lists generations, newest first."""
+        """Lists generations, newest first, that match every filter of the request."""
 
     @abc.abstractmethod
     def GetVideo(
@@ -469,8 +471,8 @@ class SchedulerServiceServicer(metaclass=abc.ABCMeta):
         request: chorus.scheduler.v1.scheduler_pb2.DeleteGenerationRequest,
         context: _ServicerContext,
     ) -> typing.Union[chorus.scheduler.v1.scheduler_pb2.DeleteGenerationResponse, collections.abc.Awaitable[chorus.scheduler.v1.scheduler_pb2.DeleteGenerationResponse]]:
-        """Deletes a generation that has ended, with its events and its video, and frees its request_id. Its latents stay in
-        the cache until they expire or are purged there.
+        """Deletes a generation that has ended, with its events and its video, and frees its request_id
+        unless other outputs of the request are left. Its latents stay in the cache until they expire or are purged there.
         """
 
     @abc.abstractmethod

@@ -1,0 +1,91 @@
+"""Labels of a request, and the filters of a list. All functions are pure."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+
+from chorus.scheduler.v1 import scheduler_pb2 as pb
+from chorus_rpc import errors
+from chorus_rpc.errors import Violation
+from chorus_rpc.limits import LABEL_KEY_PATTERN, MAX_LABEL_BYTES, MAX_LABELS, MAX_PROMPT_FILTER_BYTES
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from services.scheduler.jobs.deadline import is_valid_timestamp, to_unix_seconds
+from services.scheduler.jobs.states import State
+from services.scheduler.jobs.store import JobFilter
+
+_SHOWN_CHARACTERS = 64
+
+
+def check_labels(labels: Mapping[str, str], field: str) -> list[Violation]:
+    """Returns the violations of labels; the field of each names the key, such as spec.labels["key"]."""
+    if len(labels) > MAX_LABELS:
+        return [Violation(field, f"must have at most {MAX_LABELS} labels, not {len(labels)}")]
+    violations = []
+    for key, value in sorted(labels.items()):
+        named = f"{field}[{json.dumps(key[:_SHOWN_CHARACTERS])}]"
+        if re.fullmatch(LABEL_KEY_PATTERN, key) is None:
+            violations.append(
+                Violation(
+                    named,
+                    "its key must have 1 to 63 characters of A–Z, a–z, 0–9, '.', '_' and '-', and begin and"
+                    f" end with a letter or digit; this one has {len(key)} characters",
+                )
+            )
+        if (size := len(value.encode())) > MAX_LABEL_BYTES:
+            violations.append(
+                Violation(named, f"must have at most {MAX_LABEL_BYTES} bytes of UTF-8, not {size}")
+            )
+        elif not value.isprintable():
+            position = next(place for place, each in enumerate(value) if not each.isprintable())
+            violations.append(
+                Violation(
+                    named,
+                    "must consist of printable characters; remove U+"
+                    f"{ord(value[position]):04X} at position {position + 1}",
+                )
+            )
+    return violations
+
+
+def parse_filter(request: pb.ListGenerationsRequest) -> JobFilter:
+    """Returns the conditions of a list. Raises INVALID_FIELD with every invalid filter."""
+    violations = check_labels(request.labels, "labels")
+    if request.state not in pb.GenerationState.values():
+        violations.append(
+            Violation("state", f"must be one of {', '.join(pb.GenerationState.keys())}, not {request.state}")
+        )
+    if (size := len(request.prompt_contains.encode())) > MAX_PROMPT_FILTER_BYTES:
+        violations.append(
+            Violation(
+                "prompt_contains", f"must have at most {MAX_PROMPT_FILTER_BYTES} bytes of UTF-8, not {size}"
+            )
+        )
+    if "\0" in request.prompt_contains:
+        violations.append(Violation("prompt_contains", "must not contain U+0000"))
+    after = _parse_time(request, "created_after", violations)
+    before = _parse_time(request, "created_before", violations)
+    if after is not None and before is not None and before <= after:
+        violations.append(Violation("created_before", "must be later than created_after"))
+    if violations:
+        raise errors.invalid_fields(violations)
+    return JobFilter(
+        state=State(request.state) if request.state else None,
+        labels=dict(request.labels),
+        prompt=request.prompt_contains,
+        created_after=after,
+        created_before=before,
+    )
+
+
+def _parse_time(request: pb.ListGenerationsRequest, field: str, violations: list[Violation]) -> float | None:
+    """Returns a bound in Unix seconds; None if it is unset or invalid."""
+    if not request.HasField(field):  # type: ignore[arg-type]
+        return None
+    timestamp: Timestamp = getattr(request, field)
+    if not is_valid_timestamp(timestamp):
+        violations.append(Violation(field, "must be a time between the years 1 and 9999"))
+        return None
+    return to_unix_seconds(timestamp)
