@@ -144,7 +144,8 @@ def describe_preview(preview: PreviewPlanResponse) -> str:
 def describe_start(started: StartedEvent) -> list[str]:
     """Describes each step that the first attempt takes from the donor, or the step where a retry resumes."""
     if started.attempt > 1:
-        return [f"started again, attempt {started.attempt}, from step {started.reuse_steps + 1}"]
+        where = f", on {one_line(started.denoiser)}" if started.denoiser else ""
+        return [f"started again, attempt {started.attempt}, from step {started.reuse_steps + 1}{where}"]
     return [f"step {number} of {started.total_steps}: reused" for number in range(1, started.reuse_steps + 1)]
 
 

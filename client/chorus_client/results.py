@@ -231,6 +231,7 @@ class Generation:
         created, ended: times in UTC; `ended` is None until the generation ends.
         last_sequence: sequence number of the newest event.
         trace_id: id of the trace, 32 hex digits; empty without tracing.
+        denoiser: address of the denoiser of the last run, as the scheduler reaches it; empty before its start.
     """
 
     id: str
@@ -253,6 +254,7 @@ class Generation:
     ended: datetime | None
     last_sequence: int
     trace_id: str
+    denoiser: str
     proto: scheduler_pb2.Generation = field(repr=False, compare=False)
 
     @property
@@ -300,6 +302,7 @@ class Generation:
             ended=to_utc(message.end_time) if message.HasField("end_time") else None,
             last_sequence=message.last_sequence,
             trace_id=message.trace_id,
+            denoiser=message.denoiser,
             proto=message,
         )
 
