@@ -165,7 +165,8 @@ def describe_start(started: StartedEvent) -> list[str]:
     if started.resumed_step:
         return [f"continued after step {started.resumed_step}, attempt {started.attempt}"]
     if started.attempt > 1:
-        return [f"started again, attempt {started.attempt}, from step {started.reuse_steps + 1}"]
+        where = f", on {one_line(started.denoiser)}" if started.denoiser else ""
+        return [f"started again, attempt {started.attempt}, from step {started.reuse_steps + 1}{where}"]
     return [f"step {number} of {started.total_steps}: reused" for number in range(1, started.reuse_steps + 1)]
 
 

@@ -239,6 +239,7 @@ class Generation:
         output_index, output_count: number of the output within its request, from 1, and number of outputs.
         last_sequence: sequence number of the newest event.
         trace_id: id of the trace, 32 hex digits; empty without tracing.
+        denoiser: address of the denoiser of the last run, as the scheduler reaches it; empty before its start.
     """
 
     id: str
@@ -265,6 +266,7 @@ class Generation:
     labels: Mapping[str, str]
     output_index: int
     output_count: int
+    denoiser: str
     proto: scheduler_pb2.Generation = field(repr=False, compare=False)
 
     @property
@@ -316,6 +318,7 @@ class Generation:
             labels=MappingProxyType(dict(message.spec.labels)),
             output_index=message.output_index or 1,
             output_count=message.output_count or 1,
+            denoiser=message.denoiser,
             proto=message,
         )
 

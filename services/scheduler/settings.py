@@ -80,8 +80,8 @@ class SchedulerSettings(ServerSettings):
         Field(min_length=1, max_length=64),
         AfterValidator(check_distinct),
     ] = ("127.0.0.1:7403",)
-    """Addresses of the denoisers, comma separated: host:port or any gRPC name for one denoiser each, and
-    dns:///host:port for all denoisers among whose addresses the host's are, such as a headless service."""
+    """Addresses of the denoisers, comma separated: host:port, or any gRPC name, for one denoiser;
+    dns:///host:port for one at each address that the host has in DNS, such as a headless service."""
     resolve_seconds: Annotated[float, Field(ge=0.1, le=3_600)] = 5.0
     """Time between two DNS queries for the denoisers of dns:///host:port, in seconds."""
 

@@ -154,7 +154,7 @@ def test_targets_are_services_of_the_release(manifests: list[Manifest]) -> None:
     seen = set()
     for workload in workloads(manifests).values():
         for name, value in environment(workload).items():
-            inside = value.removeprefix("http://")
+            inside = value.removeprefix("http://").removeprefix("dns:///")
             if inside.startswith("demo-"):
                 assert inside in reachable, name
                 seen.add(name)
@@ -248,11 +248,20 @@ def test_gpu_values_reach_denoiser_and_scheduler(rendered: dict[str, list[Manife
     assert workload["spec"]["replicas"] == 3
     # A surge would wait for a spare GPU.
     assert workload["spec"]["strategy"]["rollingUpdate"]["maxSurge"] == 0
-    assert environment(workloads(rendered["GPUs"])["scheduler"])["CHORUS_SCHEDULER_CONCURRENCY"] == "3"
     plain = workloads(rendered["defaults"])["denoiser"]
     assert environment(plain)["CHORUS_DENOISER_DEVICE"] == "cpu"
     assert "nvidia.com/gpu" not in container(plain)["resources"]["limits"]
     assert "tolerations" not in pod_spec(plain)
+
+
+def test_each_pod_of_the_headless_service_is_a_denoiser(rendered: dict[str, list[Manifest]]) -> None:
+    for manifests in rendered.values():
+        service = select_kinds(manifests, "Service")["denoiser"]
+        assert service["spec"]["clusterIP"] == "None"
+        variables = environment(workloads(manifests)["scheduler"])
+        name = service["metadata"]["name"]
+        assert variables["CHORUS_SCHEDULER_DENOISER_TARGET"] == f"dns:///{name}:7403"
+        assert "CHORUS_SCHEDULER_CONCURRENCY" not in variables, "the number for one denoiser"
 
 
 def test_external_stores_reach_the_cache(rendered: dict[str, list[Manifest]]) -> None:

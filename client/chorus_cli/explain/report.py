@@ -175,6 +175,8 @@ def _facts(report: GenerationReport) -> Iterable[tuple[str, str]]:
     if end > reused:
         steps = f"step {end}" if end == reused + 1 else f"steps {reused + 1}–{end}"
         yield "region", f"{steps}: {describe_region(plan.region)}"
+    if generation.denoiser:
+        yield "ran on", f"denoiser {one_line(generation.denoiser)}"
     if report.host_adapter:
         yield "host", f"adapter {one_line(report.host_adapter)} computed the first step after the donor's"
     if plan.HasField("amplification"):

@@ -334,8 +334,8 @@ class Generations:
         seconds = self._expect_next_end()
         return ChorusError(
             errors.TENANT_LIMIT_REACHED,
-            f"tenant {self._tenant!r} would have more than {limit} generations that have not ended ({setting});"
-            f" cancel one, or try again in {seconds} s",
+            f"tenant {self._tenant!r} would have more than {limit} generations that have not ended"
+            f" ({setting}); cancel one, or try again in {seconds} s",
             metadata={"limit": str(limit), "setting": setting},
             retry_after=float(seconds),
         )

@@ -237,7 +237,7 @@ class Dispatcher:
                 await self._record_wait(waiting, unavailable.unavailable())
             return gone
         for waiting in select_jobs(queue, paused, len(queue)):
-            if not self._denoisers.free_slots or self._stopping:
+            if self._stopping or not (self._denoisers.free_slots or self._denoisers.lacks_model()):
                 break
             job = await self._store.get(waiting.job_id)
             if job is None or self._repeats_running(job):

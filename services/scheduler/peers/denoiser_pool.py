@@ -133,6 +133,10 @@ class DenoiserPool:
             return self.unavailable()
         return errors.unavailable(self.name, f"no denoiser that serves {model_id!r} is ready")
 
+    def lacks_model(self) -> bool:
+        """Returns whether jobs of a model wait because no denoiser can run it at present."""
+        return any(self.find_outage(model_id) for model_id in self.models)
+
     def reserve(self, model_id: str) -> PooledDenoiser | None:
         """Takes a slot of the best denoiser for a job; None if none is free. The caller releases it."""
         chosen = select_denoiser(

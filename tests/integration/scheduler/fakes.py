@@ -242,12 +242,13 @@ class FakeDenoiser(Fake, denoiser_pb2_grpc.DenoiserServiceServicer):
         self.pausable: dict[str, asyncio.Event] = {}
         self.rejects_resume_points = False
         self.thumbnail = THUMBNAIL  # b"": the run makes none
+        self.models = [MODEL]
 
     def register(self, server: grpc.aio.Server) -> None:
         denoiser_pb2_grpc.add_DenoiserServiceServicer_to_server(self, server)
 
     async def DescribeModels(self, request: Any, context: Any) -> Any:
-        return denoiser_pb2.DescribeModelsResponse(models=[MODEL])
+        return denoiser_pb2.DescribeModelsResponse(models=self.models)
 
     async def Warm(self, request: Any, context: Any) -> Any:
         raise AssertionError("the scheduler does not call this")

@@ -1,4 +1,4 @@
-"""Tests two schedulers on one PostgreSQL while they and their services are killed, stopped and restarted."""
+"""Tests two schedulers and three denoisers on one PostgreSQL while they are killed, stopped and restarted."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ async def inject(rng: random.Random, worlds: list[World]) -> None:
         case "stop":
             await stop_for(world, LEASE_SECONDS * 1.5)
         case service:
-            fake = getattr(world, service)
+            fake = rng.choice(world.denoisers) if service == "denoiser" else getattr(world, service)
             await fake.die()
             await asyncio.sleep(rng.uniform(0.1, 0.5))
             await fake.start()
@@ -97,12 +97,15 @@ async def test_every_accepted_job_ends_once(tmp_path: Path) -> None:
         settings = {
             "CHORUS_SCHEDULER_DATABASE": database,
             "CHORUS_SCHEDULER_LEASE_SECONDS": str(LEASE_SECONDS),
-            "CHORUS_SCHEDULER_CONCURRENCY": "2",
             "CHORUS_SCHEDULER_MAX_CRASHES": "100",
         }
-        async with World(tmp_path, settings) as first, World(tmp_path, sharing_with=first) as second:
+        async with (
+            World(tmp_path, settings, denoiser_count=3) as first,
+            World(tmp_path, sharing_with=first) as second,
+        ):
             worlds = [first, second]
-            first.denoiser.step_seconds = 0.15
+            for denoiser in first.denoisers:
+                denoiser.step_seconds = 0.15
             accepted: list[pb.Generation] = []
 
             async def submit_all() -> None:
@@ -138,6 +141,7 @@ async def test_every_accepted_job_ends_once(tmp_path: Path) -> None:
                 _, data = await first.video(job)
                 assert data == VIDEO
             assert len({job.generation_id for job in accepted}) == JOBS
+            assert all(denoiser.requests for denoiser in first.denoisers)
         with contextlib.closing(psycopg.connect(make_url(database).render_as_string())) as connection:
             owned = connection.execute("SELECT count(*) FROM jobs WHERE owner IS NOT NULL").fetchone()
             leases = connection.execute(

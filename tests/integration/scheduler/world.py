@@ -14,13 +14,13 @@ from chorus.common.v1 import video_pb2
 from chorus.scheduler.v1 import scheduler_pb2 as pb
 from chorus.scheduler.v1 import scheduler_pb2_grpc
 
-from tests.integration.scheduler.fakes import FakeCache, FakeDenoiser, FakeEmbedder
+from tests.integration.scheduler.fakes import Fake, FakeCache, FakeDenoiser, FakeEmbedder
 from tests.processes import ServiceProcess, free_port
 
 
 @dataclass
 class World:
-    """Three fakes, a scheduler process that uses them, and a client of it."""
+    """Fakes, a scheduler process that uses them, and a client of it."""
 
     directory: Path
     settings: dict[str, str] = field(default_factory=dict)
@@ -28,16 +28,21 @@ class World:
     absent: set[str] = field(default_factory=set)
     # A world whose fakes, settings and directories this one uses too, with a scheduler of its own.
     sharing_with: World | None = None
+    # Number of denoisers; `denoiser` is the first of them.
+    denoiser_count: int = 1
 
     def __post_init__(self) -> None:
         sharing_with = self.sharing_with
         self.embedder: FakeEmbedder = sharing_with.embedder if sharing_with else FakeEmbedder()
         self.cache: FakeCache = sharing_with.cache if sharing_with else FakeCache()
-        self.denoiser: FakeDenoiser = sharing_with.denoiser if sharing_with else FakeDenoiser()
+        self.denoisers: list[FakeDenoiser] = (
+            sharing_with.denoisers if sharing_with else [FakeDenoiser() for _ in range(self.denoiser_count)]
+        )
+        self.denoiser: FakeDenoiser = self.denoisers[0]
         env = {
             "CHORUS_SCHEDULER_EMBEDDER_TARGET": self.embedder.target,
             "CHORUS_SCHEDULER_CACHE_TARGET": self.cache.target,
-            "CHORUS_SCHEDULER_DENOISER_TARGET": self.denoiser.target,
+            "CHORUS_SCHEDULER_DENOISER_TARGET": ",".join(each.target for each in self.denoisers),
             "CHORUS_SCHEDULER_DATABASE": str(self.directory / "jobs.db"),
             "CHORUS_SCHEDULER_VIDEO_DIR": str(self.directory / "videos"),
             "CHORUS_SCHEDULER_TENANT": "acme",
@@ -52,8 +57,12 @@ class World:
         self.api: Any = None
         self._channel: grpc.aio.Channel | None = None
 
+    @property
+    def fakes(self) -> list[Fake]:
+        return [self.embedder, self.cache, *self.denoisers]
+
     async def __aenter__(self) -> World:
-        for fake in (self.embedder, self.cache, self.denoiser):
+        for fake in self.fakes:
             if fake.name not in self.absent and self.sharing_with is None:
                 await fake.start()
         await self.boot()
@@ -64,12 +73,12 @@ class World:
             await self._channel.close()
         await asyncio.to_thread(self.process.stop)
         if self.sharing_with is None:
-            for fake in (self.embedder, self.cache, self.denoiser):
+            for fake in self.fakes:
                 await fake.die()
 
     async def refresh(self) -> None:
         """Prepares the next test: resets and starts every fake, starts the scheduler, ends all jobs."""
-        for fake in (self.embedder, self.cache, self.denoiser):
+        for fake in self.fakes:
             fake.reset()
             if not fake.alive:
                 await fake.start()

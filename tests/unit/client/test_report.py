@@ -33,3 +33,10 @@ def test_report_names_the_donors_that_were_passed_over() -> None:
     text = render_report(build_report(generation, []))
     assert 'passed over  "a red car" (score 0.930, size): too little saved' in text
     assert "a prompt that is not kept (score 0.800): its prompt was not compared" in text
+
+
+def test_report_names_the_denoiser_of_the_last_run() -> None:
+    generation = Generation(generation_id="gen-1", denoiser="10.0.0.2:7403")
+    assert "ran on" not in render_report(build_report(generation, [])), "without a plan it did not run"
+    generation.plan.total_steps = 4
+    assert "ran on  denoiser 10.0.0.2:7403" in render_report(build_report(generation, []))

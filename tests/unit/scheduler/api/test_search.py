@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 from chorus.common.v1 import plan_pb2
@@ -84,7 +85,7 @@ def test_filters_become_the_conditions_of_a_search() -> None:
 
 def test_every_invalid_filter_is_reported() -> None:
     request = pb.ListGenerationsRequest(
-        state=9,
+        state=9,  # type: ignore[arg-type]
         labels={"-": "\n"},
         prompt_contains="\0" + "x" * 256,
         created_after=Timestamp(nanos=-1),
@@ -145,6 +146,7 @@ def test_outputs_that_would_be_one_video_are_rejected() -> None:
     assert "donor_generation_id" in outputs(2, donor_generation_id="d")[0]
     assert outputs(1, explicit_reuse=pb.ExplicitReuse(reuse_steps=1)) == []
     assert "explicit" in outputs(2, explicit_reuse=pb.ExplicitReuse(reuse_steps=1))[0]
-    for differs in ({"renoised": True}, {"draft_step": 2}):
-        assert outputs(2, explicit_reuse=pb.ExplicitReuse(reuse_steps=1, **differs)) == []  # type: ignore[arg-type]
+    ways: list[dict[str, Any]] = [{"renoised": True}, {"draft_step": 2}]
+    for differs in ways:
+        assert outputs(2, explicit_reuse=pb.ExplicitReuse(reuse_steps=1, **differs)) == []
     assert outputs(2, reuse=plan_pb2.REUSE_POLICY_FAST) == []

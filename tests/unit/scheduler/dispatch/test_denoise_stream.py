@@ -16,7 +16,9 @@ COMPLETED = denoiser_pb2.DenoiseResponse(completed=denoiser_pb2.Completed(steps_
 
 
 def make_stream(max_video_bytes: int = 1_000) -> DenoiseStream:
-    return DenoiseStream(total_steps=4, attempt=2, decode_seconds=0.5, max_video_bytes=max_video_bytes)
+    return DenoiseStream(
+        total_steps=4, attempt=2, decode_seconds=0.5, max_video_bytes=max_video_bytes, denoiser="d:1"
+    )
 
 
 def header(data: bytes) -> denoiser_pb2.DenoiseResponse:
@@ -36,7 +38,7 @@ def test_started_reports_the_donor_and_the_reused_steps() -> None:
     )
     [event] = stream.convert(denoiser_pb2.DenoiseResponse(started=started))
     assert (event.started.reuse_steps, event.started.attempt, event.started.donor.entry_id) == (3, 2, "e")
-    assert event.started.host_adapter == "host"
+    assert (event.started.host_adapter, event.started.denoiser) == ("host", "d:1")
     assert (stream.began, stream.reuse_steps, stream.fetch_seconds) == (True, 3, 0.25)
 
 
