@@ -239,7 +239,7 @@ class Generation:
         output_index, output_count: number of the output within its request, from 1, and number of outputs.
         last_sequence: sequence number of the newest event.
         trace_id: id of the trace, 32 hex digits; empty without tracing.
-        denoiser: address of the denoiser of the last run, as the scheduler reaches it; empty before its start.
+        denoiser: address of the denoiser of the last run, as the scheduler reaches it; empty before it.
     """
 
     id: str

@@ -270,7 +270,7 @@ async def scheduler_in_process(directory: Path, names: Names) -> AsyncIterator[W
         database=str(directory / "jobs.db"),
         video_dir=directory / "videos",
     )
-    scheduler = Scheduler(settings, load_calibrations(()), names.resolve)
+    scheduler = Scheduler(settings, load_calibrations(()), resolve=names.resolve)
     server = grpc.aio.server()
     port = server.add_insecure_port("127.0.0.1:0")
     async with Resources() as resources, grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
