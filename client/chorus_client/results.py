@@ -228,15 +228,14 @@ class Generation:
         donor: donor whose latents were used; None on a miss.
         steps_run: denoising steps that were computed.
         steps_completed: denoising steps completed, reused ones included.
-        attempts: number of starts; above 1 if a service died during the run.
+        attempts: number of starts; above 1 if a service died during the run, or it was paused.
         warnings: conditions that prevented reuse, or the storing of the latents, but not the video, and
             fields of the request without effect.
         error: cause of the failure; None unless failed.
         video: properties of the video; None unless succeeded.
         created, started, ended: times in UTC. `started` is the start of the latest run, None while there is
             none; `ended` is None until the generation ends.
-        labels: labels of the request.
-        output_index, output_count: number of the output within its request, from 1, and number of outputs.
+        labels, output_count, output_index: labels and outputs of its request; its number among them, from 1.
         last_sequence: sequence number of the newest event.
         trace_id: id of the trace, 32 hex digits; empty without tracing.
         denoiser: address of the denoiser of the last run, as the scheduler reaches it; empty before it.

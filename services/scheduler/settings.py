@@ -137,6 +137,8 @@ class SchedulerSettings(ServerSettings):
     """Upper bound on the submissions and previews of a tenant per minute, at each scheduler; 0: none."""
     tenant_burst: Annotated[int, Field(ge=1, le=100_000)] = 10
     """Submissions and previews that a tenant may send at once after a pause, if they are limited."""
+    tenant_concurrency: Annotated[int, Field(ge=0, le=100_000)] = 0
+    """Upper bound on the runs of one tenant at once, over all schedulers of the database; 0 for none."""
     tenant_unfinished_limit: Annotated[int, Field(ge=0, le=1_000_000)] = 0
     """Upper bound on the generations of a tenant that have not ended, in the whole database; 0: none besides
     CHORUS_SCHEDULER_QUEUE_LIMIT."""

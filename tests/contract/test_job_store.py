@@ -347,9 +347,9 @@ async def test_queue_is_ordered_by_acceptance_and_delay(store: SqlStore) -> None
 async def test_expected_wait_follows_the_number_of_slots(store: SqlStore) -> None:
     for name in "abc":
         await store.submit(new(name, work=10.0), 10)
-    assert await store.expect_wait(Priority.LOW, 10.0) == pytest.approx(30.0)
+    assert await store.expect_wait("default", Priority.LOW, 10.0) == pytest.approx(30.0)
     store.set_slots(3)
-    assert await store.expect_wait(Priority.LOW, 10.0) == pytest.approx(10.0)
+    assert await store.expect_wait("default", Priority.LOW, 10.0) == pytest.approx(10.0)
 
 
 async def test_priority_decides_before_the_work(store: SqlStore) -> None:

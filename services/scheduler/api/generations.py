@@ -175,7 +175,7 @@ class Generations:
             spec=new.spec,
             plan=prepared.plan,
             run_seconds=run,
-            queue_seconds=await self._store.expect_wait(new.priority, run),
+            queue_seconds=await self._store.expect_wait(self._tenant, new.priority, run),
             warnings=prepared.warnings,
         )
 
@@ -288,7 +288,7 @@ class Generations:
         reuses = new.spec.reuse != plan_pb2.REUSE_POLICY_OFF or new.spec.HasField("explicit_reuse")
         run = self._throughput.decode_seconds(new.spec) if reuses else new.work
         run *= max(1.0, len(outputs) / max(1, self._dispatcher.slots))
-        wait = await self._store.expect_wait(new.priority, run, at_least=True)
+        wait = await self._store.expect_wait(self._tenant, new.priority, run, at_least=True)
         left = new.deadline - time.time()
         if wait + run > left:
             raise errors.invalid(

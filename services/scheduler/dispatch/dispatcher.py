@@ -198,7 +198,7 @@ class Dispatcher:
             return None
         free = self._denoisers.slots - len(self._tasks)
         wanted = max(free, 0) + len(self._pauses) + len(self._waiting_for_donors) + _ANNOUNCED_POSITIONS
-        look = await self._store.look(time.time(), wanted, _OVERDUE_BATCH)
+        look = await self._store.look(time.time(), wanted, _OVERDUE_BATCH, self._settings.tenant_concurrency)
         await self._recovery.end_overdue(look.overdue)
         await self._recovery.requeue_abandoned(look.owned, self._tasks)
         for job_id in look.overdue:
@@ -207,8 +207,9 @@ class Dispatcher:
         gone = {*look.overdue, *self._tasks}
         queue = [job for job in look.first if job.job_id not in gone]
         self._pauses = forget_pauses(self._pauses, {job.job_id for job in queue})
-        self._waiting_for_donors.retain({*self._tasks, *(job.job_id for job in queue)})
-        started = await self._start(queue, free)
+        head = {job.job_id for job in (*look.first, *look.startable)}
+        self._waiting_for_donors.retain({*self._tasks, *head})
+        started = await self._start([job for job in look.startable if job.job_id not in gone], free)
         queue = [job for job in queue if job.job_id not in started]
         await self._announce(queue)
         self._forecast.wake()
@@ -259,7 +260,7 @@ class Dispatcher:
         """Starts a job in a slot of a denoiser, and returns the slot if another scheduler has the job."""
         task, job_id = None, waiting.job_id
         try:
-            job = await self._store.claim(job_id)
+            job = await self._store.claim(job_id, self._settings.tenant_concurrency)
             if job is not None and not self._stopping:
                 task = asyncio.create_task(self._work(job, denoiser), name=f"job {job_id}")
                 self._tasks[job_id] = task

@@ -5,12 +5,13 @@ Times are Unix seconds.
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import Final
+from collections.abc import Collection, Iterable
+from typing import Any, Final
 
 from sqlalchemy import and_, bindparam, func, or_, select, update
 
 from services.scheduler.jobs.ordering import Ordering, Priority
+from services.scheduler.jobs.placing import find_order_key, read_shares, settle_order_key
 from services.scheduler.jobs.rows import JOB_COLUMNS, WAITING, Transaction, database_time, parse_job
 from services.scheduler.jobs.states import State
 from services.scheduler.jobs.store import Job, OwnedJob, QueuedJob, QueueLook, QueueState
@@ -18,7 +19,6 @@ from services.scheduler.jobs.tables import jobs, schedulers
 
 # Statements of every look at the queue are built once: building one takes longer than most take to run.
 _WORK: Final = func.coalesce(func.sum(jobs.c.work), 0.0)
-_BACKLOG: Final = select(_WORK).where(WAITING)
 _WORK_BEFORE: Final = select(_WORK).where(
     WAITING, jobs.c.queue_key <= bindparam("order_key"), jobs.c.estimated >= bindparam("least")
 )
@@ -30,23 +30,37 @@ _UNESTIMATED: Final = (
     .limit(1)
 )
 _FOR_ESTIMATE: Final = (
-    select(jobs.c.created, jobs.c.priority, jobs.c.backlog, jobs.c.work)
+    select(jobs.c.created, jobs.c.priority, jobs.c.backlog, jobs.c.work, jobs.c.order_key)
     .where(jobs.c.id == bindparam("job_id"), WAITING)
     .with_for_update()
 )
 _SET_ESTIMATE: Final = update(jobs).where(jobs.c.id == bindparam("job_id"))
+_QUEUED_COLUMNS: Final = (
+    jobs.c.id,
+    jobs.c.state,
+    jobs.c.deadline,
+    jobs.c.announced,
+    jobs.c.priority,
+    jobs.c.queue_key,
+)
 _LIST_QUEUE: Final = (
-    select(
-        jobs.c.id,
-        jobs.c.state,
-        jobs.c.deadline,
-        jobs.c.announced,
-        jobs.c.priority,
-        jobs.c.queue_key,
-    )
+    select(*_QUEUED_COLUMNS)
     .where(WAITING)
     .order_by(jobs.c.queue_key, jobs.c.number)
     .limit(bindparam("count"))
+)
+_LIST_STARTABLE: Final = (
+    select(*_QUEUED_COLUMNS)
+    .where(WAITING, jobs.c.tenant.not_in(bindparam("tenants", expanding=True)))
+    .order_by(jobs.c.queue_key, jobs.c.number)
+    .limit(bindparam("count"))
+)
+# Tenants with at least as many owned jobs as the limit.
+_BUSY_TENANTS: Final = (
+    select(jobs.c.tenant)
+    .where(jobs.c.owner.is_not(None))
+    .group_by(jobs.c.tenant)
+    .having(func.count() >= bindparam("tenant_limit"))
 )
 _LIST_OVERDUE: Final = (
     select(jobs.c.id)
@@ -85,7 +99,10 @@ _POSITIONS: Final = select(
 
 
 def list_queue(transaction: Transaction, limit: int) -> list[QueuedJob]:
-    rows = transaction.connection.execute(_LIST_QUEUE, {"count": limit})
+    return _parse_queue(transaction.connection.execute(_LIST_QUEUE, {"count": limit}))
+
+
+def _parse_queue(rows: Iterable[Any]) -> list[QueuedJob]:
     return [
         QueuedJob(job_id, State(state), deadline, announced, Priority(priority), order_key)
         for job_id, state, deadline, announced, priority, order_key in rows
@@ -108,7 +125,9 @@ def estimate(transaction: Transaction, job_id: str, work: float | None, ordering
     if row is None:
         return
     work = row.work if work is None else work
-    order_key = row.created + ordering.delay(Priority(row.priority), work, row.backlog)
+    order_key = settle_order_key(
+        row.order_key, row.created, Priority(row.priority), row.backlog, (row.work, work), ordering
+    )
     connection.execute(
         _SET_ESTIMATE,
         {
@@ -123,6 +142,7 @@ def estimate(transaction: Transaction, job_id: str, work: float | None, ordering
 
 def expect_wait(
     transaction: Transaction,
+    tenant: str,
     priority: Priority,
     work: float,
     at_least: bool,
@@ -130,8 +150,8 @@ def expect_wait(
     ordering: Ordering,
 ) -> float:
     connection = transaction.connection
-    backlog = connection.execute(_BACKLOG).scalar_one()
-    order_key = now + ordering.delay(priority, work, backlog)
+    shares = read_shares(connection, tenant, priority)
+    order_key = find_order_key(connection, shares, work, now, ordering)
     before = connection.execute(_WORK_BEFORE, {"order_key": order_key, "least": int(at_least)}).scalar_one()
     return float(before) / ordering.slots
 
@@ -142,14 +162,26 @@ def find_positions(transaction: Transaction, job_ids: Collection[str]) -> dict[s
 
 
 def look(
-    transaction: Transaction, scheduler_id: str, now: float, limit: int, overdue_limit: int
+    transaction: Transaction,
+    scheduler_id: str,
+    now: float,
+    limit: int,
+    overdue_limit: int,
+    tenant_limit: int,
 ) -> QueueLook:
     connection = transaction.connection
     overdue = connection.execute(_LIST_OVERDUE, {"now": now, "count": overdue_limit}).scalars().all()
     owned = connection.execute(_LIST_OWNED[transaction.on_server], {"own": scheduler_id})
+    first = startable = list_queue(transaction, limit)
+    if tenant_limit:
+        busy = connection.execute(_BUSY_TENANTS, {"tenant_limit": tenant_limit}).scalars().all()
+        if busy:
+            rows = connection.execute(_LIST_STARTABLE, {"tenants": busy, "count": limit})
+            startable = _parse_queue(rows)
     return QueueLook(
         overdue=overdue,
         owned=[OwnedJob(job_id, owner, State(state)) for job_id, owner, state in owned],
-        first=list_queue(transaction, limit),
+        first=first,
+        startable=startable,
         next_deadline=connection.execute(_NEXT_DEADLINE).scalar_one_or_none(),
     )

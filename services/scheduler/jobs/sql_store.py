@@ -104,9 +104,11 @@ class SqlStore(JobStore):
     async def estimate(self, job_id: str, work: float | None) -> None:
         await self._write(queue_statements.estimate, job_id, work, self._ordering)
 
-    async def expect_wait(self, priority: Priority, work: float, *, at_least: bool = False) -> float:
+    async def expect_wait(
+        self, tenant: str, priority: Priority, work: float, *, at_least: bool = False
+    ) -> float:
         return await self._read(
-            queue_statements.expect_wait, priority, work, at_least, self._clock(), self._ordering
+            queue_statements.expect_wait, tenant, priority, work, at_least, self._clock(), self._ordering
         )
 
     def set_slots(self, slots: int) -> None:
@@ -118,11 +120,11 @@ class SqlStore(JobStore):
     async def positions(self, job_ids: Collection[str]) -> dict[str, int]:
         return await self._read(queue_statements.find_positions, job_ids) if job_ids else {}
 
-    async def look(self, now: float, limit: int, overdue_limit: int) -> QueueLook:
-        return await self._read(queue_statements.look, self._id, now, limit, overdue_limit)
+    async def look(self, now: float, limit: int, overdue_limit: int, tenant_limit: int = 0) -> QueueLook:
+        return await self._read(queue_statements.look, self._id, now, limit, overdue_limit, tenant_limit)
 
-    async def claim(self, job_id: str) -> Job | None:
-        return await self._write(statements.claim, job_id, self._id)
+    async def claim(self, job_id: str, tenant_limit: int = 0) -> Job | None:
+        return await self._write(statements.claim, job_id, self._id, tenant_limit)
 
     async def keep_lease(self) -> None:
         if not self._database.exclusive:

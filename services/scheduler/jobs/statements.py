@@ -27,6 +27,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from services.scheduler.jobs import states
 from services.scheduler.jobs.deadline import to_unix_seconds
 from services.scheduler.jobs.ordering import Ordering
+from services.scheduler.jobs.placing import Shares, find_order_key, read_shares
 from services.scheduler.jobs.rows import JOB_COLUMNS, WAITING, Transaction, database_time, parse_job
 from services.scheduler.jobs.search import fold_text
 from services.scheduler.jobs.states import ENDED, IN_QUEUE, UNFINISHED, State
@@ -41,6 +42,8 @@ from services.scheduler.jobs.tables import documents, events, jobs, labels, sche
 
 # Number of the lock that serialises acceptance, so that the queue keeps its limit and numbers their order.
 _SUBMIT_LOCK: Final = 7_400_002
+# Number of the lock that serialises claims, so that no tenant exceeds its number of runs.
+_CLAIM_LOCK: Final = 7_400_003
 # Time after which the row of a scheduler whose lease has ended is removed, in seconds.
 _FORGET_LEASE_SECONDS: Final = 86_400.0
 
@@ -57,7 +60,6 @@ _FIND_BY_REQUEST: Final = (
     .order_by(jobs.c.number)
 )
 _FIND_KNOWN: Final = select(jobs.c.id).where(jobs.c.id.in_(bindparam("job_ids", expanding=True)))
-_COUNT_QUEUE: Final = select(func.count(), func.coalesce(func.sum(jobs.c.work), 0.0)).where(WAITING)
 _COUNT_BEFORE: Final = select(func.count()).where(WAITING, jobs.c.queue_key <= bindparam("order_key"))
 _COUNT_UNFINISHED: Final = select(func.count()).where(
     jobs.c.tenant == bindparam("tenant"), jobs.c.state.in_(sorted(state.value for state in UNFINISHED))
@@ -76,6 +78,14 @@ _CLAIM: Final = (
     .where(jobs.c.id == bindparam("job_id"), WAITING)
     .values(owner=bindparam("new_owner"), queue_key=None)
     .returning(*JOB_COLUMNS)
+)
+_owned: Final = jobs.alias()
+_CLAIM_WITHIN_LIMIT: Final = _CLAIM.where(
+    select(func.count())
+    .select_from(_owned)
+    .where(_owned.c.owner.is_not(None), _owned.c.tenant == jobs.c.tenant)
+    .scalar_subquery()
+    < bindparam("tenant_limit")
 )
 _LIST_EVENTS: Final = (
     select(events.c.event)
@@ -102,8 +112,8 @@ def submit(
     known = find_by_request(transaction, outputs[0].tenant, outputs[0].request_id)
     if known:
         return known, False
-    waiting, backlog = connection.execute(_COUNT_QUEUE).one()
-    if waiting + len(outputs) > queue_limit:
+    shares = read_shares(connection, outputs[0].tenant, outputs[0].priority)
+    if shares.waiting + len(outputs) > queue_limit:
         raise QueueFull
     if tenant_limit:
         unfinished = connection.execute(_COUNT_UNFINISHED, {"tenant": outputs[0].tenant}).scalar_one()
@@ -111,19 +121,15 @@ def submit(
             raise TenantLimitReached
     accepted = []
     for new in outputs:
-        accepted.append(_accept(transaction, new, backlog, now, ordering))
-        backlog += new.work
+        accepted.append(_accept(transaction, new, shares, now, ordering))
+        shares = shares.add(new.work)
     return accepted, True
 
 
-def _accept(transaction: Transaction, new: NewJob, backlog: float, now: float, ordering: Ordering) -> Job:
-    """Adds a job to the queue.
-
-    Args:
-        backlog: expected seconds of the runs of all jobs that wait before it.
-    """
+def _accept(transaction: Transaction, new: NewJob, shares: Shares, now: float, ordering: Ordering) -> Job:
+    """Adds a job to the queue."""
     connection = transaction.connection
-    order_key = now + ordering.delay(new.priority, new.work, backlog)
+    order_key = find_order_key(connection, shares, new.work, now, ordering)
     before = connection.execute(_COUNT_BEFORE, {"order_key": order_key}).scalar_one()
     generation = pb.Generation(
         generation_id=new.job_id,
@@ -156,7 +162,7 @@ def _accept(transaction: Transaction, new: NewJob, backlog: float, now: float, o
             "created": to_unix_seconds(generation.create_time),
             "priority": new.priority.value,
             "work": new.work,
-            "backlog": backlog,
+            "backlog": shares.backlog,
             "order_key": order_key,
             "queue_key": order_key,
             "prompt_folded": fold_text(new.spec.prompt),
@@ -239,8 +245,17 @@ def advance(
     return advanced
 
 
-def claim(transaction: Transaction, job_id: str, owner: str) -> Job | None:
-    claimed = transaction.connection.execute(_CLAIM, {"job_id": job_id, "new_owner": owner}).one_or_none()
+def claim(transaction: Transaction, job_id: str, owner: str, tenant_limit: int) -> Job | None:
+    connection = transaction.connection
+    parameters = {"job_id": job_id, "new_owner": owner}
+    if not tenant_limit:
+        claimed = connection.execute(_CLAIM, parameters).one_or_none()
+    else:
+        if transaction.on_server:
+            connection.execute(text(f"SELECT pg_advisory_xact_lock({_CLAIM_LOCK})"))
+        claimed = connection.execute(
+            _CLAIM_WITHIN_LIMIT, {**parameters, "tenant_limit": tenant_limit}
+        ).one_or_none()
     return None if claimed is None else parse_job(claimed)
 
 

@@ -154,12 +154,14 @@ class QueueLook:
         overdue: ids of waiting jobs whose deadline has passed, the earliest first.
         owned: jobs of this scheduler, and those of schedulers whose lease has ended.
         first: the first jobs that wait for their start, in the order of their start.
+        startable: those of tenants that may have another run; equal to `first` without a limit.
         next_deadline: earliest deadline of a waiting job, in Unix seconds; None if no job waits.
     """
 
     overdue: Sequence[str]
     owned: Sequence[OwnedJob]
     first: Sequence[QueuedJob]
+    startable: Sequence[QueuedJob]
     next_deadline: float | None
 
 
@@ -240,7 +242,9 @@ class JobStore(ABC):
         """
 
     @abstractmethod
-    async def expect_wait(self, priority: Priority, work: float, *, at_least: bool = False) -> float:
+    async def expect_wait(
+        self, tenant: str, priority: Priority, work: float, *, at_least: bool = False
+    ) -> float:
         """Returns the expected seconds in the queue of a job that would be accepted now.
 
         Args:
@@ -261,18 +265,25 @@ class JobStore(ABC):
         """Returns the position in the queue, from 1, of those jobs that wait for their start."""
 
     @abstractmethod
-    async def look(self, now: float, limit: int, overdue_limit: int) -> QueueLook:
+    async def look(self, now: float, limit: int, overdue_limit: int, tenant_limit: int = 0) -> QueueLook:
         """Looks at the queue once.
 
         Args:
             now: time in Unix seconds.
             limit: upper bound on the first jobs that are returned.
             overdue_limit: upper bound on the overdue jobs that are returned.
+            tenant_limit: upper bound on the runs of a tenant at once; 0 for none.
         """
 
     @abstractmethod
-    async def claim(self, job_id: str) -> Job | None:
-        """Makes this scheduler the owner of a waiting job. Returns None if the job waits no longer."""
+    async def claim(self, job_id: str, tenant_limit: int = 0) -> Job | None:
+        """Makes this scheduler the owner of a waiting job.
+
+        Returns None if the job waits no longer, or its tenant has `tenant_limit` owned jobs already.
+
+        Args:
+            tenant_limit: 0 for none.
+        """
 
     @abstractmethod
     async def keep_lease(self) -> None:

@@ -77,7 +77,7 @@ jobs: Final = Table(
     Index("jobs_by_tenant_and_state", "tenant", "state", "number"),
     Index("jobs_by_end", "ended", "number"),
     # Without jobs that have ended, whatever their number; the first has all that a sum over the queue needs.
-    _make_partial_index("jobs_in_queue", "queue_key", "number", "work", "estimated"),
+    _make_partial_index("jobs_in_queue", "queue_key", "number", "work", "estimated", "tenant", "priority"),
     _make_partial_index("jobs_by_deadline", "deadline"),
     _make_partial_index("jobs_by_owner", "owner", where="owner IS NOT NULL"),
     sqlite_autoincrement=True,

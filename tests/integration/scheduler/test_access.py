@@ -128,7 +128,15 @@ async def test_a_tenant_sees_and_changes_its_own_generations_only(tmp_path: Path
         handle = await own.submit("a red car", seed=5, request_id="r1")
         assert (await handle.result()).data == VIDEO
         foreign = other.handle(handle.id)
-        for attempt in (foreign.status, foreign.cancel, foreign.delete, foreign.result):
+        for attempt in (
+            foreign.status,
+            foreign.cancel,
+            foreign.delete,
+            foreign.result,
+            foreign.video,
+            foreign.thumbnail,
+            foreign.url,
+        ):
             with raises(errors.NOT_FOUND, handle.id):
                 await attempt()
         with raises(errors.NOT_FOUND):
@@ -248,3 +256,36 @@ async def test_unfinished_generations_of_a_tenant_are_limited(tmp_path: Path, ke
         await running.cancel()
         await client.submit("a green car")
         world.denoiser.go.set()
+
+
+async def test_runs_of_a_tenant_are_limited_and_others_use_the_free_places(
+    tmp_path: Path, keys: Keys
+) -> None:
+    acme, beta = keys.create("acme")["key"], keys.create("beta")["key"]
+    settings = {
+        **keys.settings,
+        "CHORUS_SCHEDULER_CONCURRENCY": "3",
+        "CHORUS_SCHEDULER_TENANT_CONCURRENCY": "1",
+    }
+    async with (
+        World(tmp_path, settings) as world,
+        AsyncChorusClient(world.process.target, token=acme) as own,
+        AsyncChorusClient(world.process.target, token=beta) as other,
+    ):
+        world.denoiser.pause_before = 1
+        handles = [await own.submit(f"a red car {number}", reuse="off") for number in range(3)]
+        foreign = await other.submit("a blue car", reuse="off")
+        async with asyncio.timeout(20):
+            for handle in (handles[0], foreign):
+                async for event in handle.events():
+                    if event.kind == "started":
+                        break
+        assert {request.generation_id for request in world.denoiser.requests} == {
+            handles[0].id,
+            foreign.id,
+        }
+        states = [(await handle.status()).state for handle in handles]
+        assert states == ["running", "queued", "queued"]
+        world.denoiser.go.set()
+        for handle in (*handles, foreign):
+            assert (await handle.result()).data == VIDEO
