@@ -146,5 +146,5 @@ def test_outputs_that_would_be_one_video_are_rejected() -> None:
     assert outputs(1, explicit_reuse=pb.ExplicitReuse(reuse_steps=1)) == []
     assert "explicit" in outputs(2, explicit_reuse=pb.ExplicitReuse(reuse_steps=1))[0]
     for differs in ({"renoised": True}, {"draft_step": 2}):
-        assert outputs(2, explicit_reuse=pb.ExplicitReuse(reuse_steps=1, **differs)) == []  # type: ignore[arg-type]
+        assert outputs(2, explicit_reuse=pb.ExplicitReuse(reuse_steps=1, **differs)) == []
     assert outputs(2, reuse=plan_pb2.REUSE_POLICY_FAST) == []
