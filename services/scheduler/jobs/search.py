@@ -1,20 +1,39 @@
 """Statements that list jobs by conditions, each to be run inside an open transaction.
 
 Every search is led by an index: that of the tenant's jobs, of those in a state, or of those with a label. Its
-rows are examined newest first, at most MAX_EXAMINED in a call, so that no search scans the whole history.
+rows are examined newest first, at most MAX_EXAMINED in a call, so that no search scans the whole history. Of
+several labels the one leads whose rows reach furthest back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from chorus_rpc.limits import MAX_EXAMINED
-from sqlalchemy import ColumnElement, Select, exists, select
+from sqlalchemy import ColumnElement, FromClause, exists, select
 
 from services.scheduler.jobs.rows import JOB_COLUMNS, Transaction, parse_job
 from services.scheduler.jobs.store import JobFilter, JobPage
 from services.scheduler.jobs.tables import jobs, labels
+
+
+@dataclass(frozen=True)
+class _Lead:
+    """An index that leads a search.
+
+    Attributes:
+        source: what the rows are selected from.
+        number: number of the job, by which the index is ordered.
+        bounds: conditions that select a range of the index.
+        key: key of the label that it covers; empty for an index of jobs.
+    """
+
+    source: FromClause
+    number: ColumnElement[int]
+    bounds: Sequence[ColumnElement[bool]]
+    key: str = ""
 
 
 def fold_text(text: str) -> str:
@@ -28,52 +47,65 @@ def fold_text(text: str) -> str:
 def list_page(
     transaction: Transaction, tenant: str, wanted: JobFilter, before: int | None, limit: int
 ) -> JobPage:
-    connection = transaction.connection
-    query, number, bounds = _lead(tenant, wanted)
-    if before is not None:
-        bounds.append(number < before)
-    conditions = list(_conditions(wanted))
-    floor = None
-    if conditions:
-        # The last row that this call may examine; None if there are fewer.
-        floor = connection.execute(
-            select(number).where(*bounds).order_by(number.desc()).offset(MAX_EXAMINED - 1).limit(1)
-        ).scalar_one_or_none()
-        if floor is not None:
-            bounds.append(number >= floor)
-    rows = connection.execute(query.where(*bounds, *conditions).order_by(number.desc()).limit(limit + 1))
+    leads = list(_leads(tenant, wanted))
+    if len(leads) == 1 and next(_conditions(wanted, leads[0]), None) is None:
+        floor, lead = 0, leads[0]  # every row of the index matches, so that the page is full long before
+    else:
+        floors = [_find_floor(transaction, each, before) for each in leads]
+        floor, lead = min(zip(floors, leads, strict=True), key=lambda found: found[0])
+    rows = transaction.connection.execute(
+        select(*JOB_COLUMNS)
+        .select_from(lead.source)
+        .where(*_range(lead, before), lead.number >= floor, *_conditions(wanted, lead))
+        .order_by(lead.number.desc())
+        .limit(limit + 1)
+    )
     found = [parse_job(row) for row in rows]
     if len(found) > limit:
         return JobPage(found[:limit], found[limit - 1].number)
-    return JobPage(found, floor)
+    return JobPage(found, floor or None)
 
 
-def _lead(
-    tenant: str, wanted: JobFilter
-) -> tuple[Select[Any], ColumnElement[int], list[ColumnElement[bool]]]:
-    """Returns the query of a search, the number by which its index is ordered, and the index's conditions."""
-    query: Select[Any] = select(*JOB_COLUMNS)
+def _leads(tenant: str, wanted: JobFilter) -> Iterator[_Lead]:
+    """Yields the indexes that may lead a search."""
+    for key, value in sorted(wanted.labels.items()):
+        yield _Lead(
+            labels.join(jobs, labels.c.number == jobs.c.number),
+            labels.c.number,
+            [labels.c.tenant == tenant, labels.c.key == key, labels.c.value == value],
+            key,
+        )
     if not wanted.labels:
         bounds: list[ColumnElement[bool]] = [jobs.c.tenant == tenant]
         if wanted.state is not None:
             bounds.append(jobs.c.state == wanted.state.value)
-        return query, jobs.c.number, bounds
-    key, value = min(wanted.labels.items())
-    query = query.join_from(labels, jobs, labels.c.number == jobs.c.number)
-    return (
-        query,
-        labels.c.number,
-        [labels.c.tenant == tenant, labels.c.key == key, labels.c.value == value],
-    )
+        yield _Lead(jobs, jobs.c.number, bounds)
 
 
-def _conditions(wanted: JobFilter) -> Iterator[ColumnElement[bool]]:
+def _find_floor(transaction: Transaction, lead: _Lead, before: int | None) -> int:
+    """Returns the number of the last job that a call may examine; 0 if it may examine all."""
+    last: Any = transaction.connection.execute(
+        select(lead.number)
+        .where(*_range(lead, before))
+        .order_by(lead.number.desc())
+        .offset(MAX_EXAMINED - 1)
+        .limit(1)
+    ).scalar_one_or_none()
+    return last or 0
+
+
+def _range(lead: _Lead, before: int | None) -> list[ColumnElement[bool]]:
+    return [*lead.bounds, *([] if before is None else [lead.number < before])]
+
+
+def _conditions(wanted: JobFilter, lead: _Lead) -> Iterator[ColumnElement[bool]]:
     """Yields the conditions that the leading index does not cover."""
-    if wanted.labels and wanted.state is not None:
+    if lead.key and wanted.state is not None:
         yield jobs.c.state == wanted.state.value
-    for key, value in sorted(wanted.labels.items())[1:]:
-        other = labels.alias()
-        yield exists().where(other.c.number == jobs.c.number, other.c.key == key, other.c.value == value)
+    for key, value in sorted(wanted.labels.items()):
+        if key != lead.key:
+            other = labels.alias()
+            yield exists().where(other.c.number == jobs.c.number, other.c.key == key, other.c.value == value)
     if wanted.prompt:
         yield jobs.c.prompt_folded.contains(fold_text(wanted.prompt), autoescape=True)
     if wanted.created_after is not None:

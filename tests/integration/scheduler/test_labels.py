@@ -124,8 +124,8 @@ async def test_labels_belong_to_the_request_and_not_to_its_video(world: World) -
 async def test_outputs_of_a_request_are_generations_of_their_own(world: World, seed: int | None) -> None:
     """No output takes the seed of a donor with an edited prompt, as a request without a seed would."""
     world.cache.hold(0.95, 1, 2, 3)
-    stated: dict[str, Any] = {} if seed is None else {"seed": seed}
-    response = await submit(world, 3, prompt="a red car", **stated)
+    spec: dict[str, Any] = {} if seed is None else {"seed": seed}
+    response = await submit(world, 3, **spec)
     outputs = list(response.generations)
     assert response.created
     assert response.generation == outputs[0]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
 
 import pytest
 from chorus.common.v1 import plan_pb2
@@ -146,7 +145,6 @@ def test_outputs_that_would_be_one_video_are_rejected() -> None:
     assert "donor_generation_id" in outputs(2, donor_generation_id="d")[0]
     assert outputs(1, explicit_reuse=pb.ExplicitReuse(reuse_steps=1)) == []
     assert "explicit" in outputs(2, explicit_reuse=pb.ExplicitReuse(reuse_steps=1))[0]
-    ways: list[dict[str, Any]] = [{"renoised": True}, {"draft_step": 2}]
-    for differs in ways:
+    for differs in ({"renoised": True}, {"draft_step": 2}):
         assert outputs(2, explicit_reuse=pb.ExplicitReuse(reuse_steps=1, **differs)) == []
     assert outputs(2, reuse=plan_pb2.REUSE_POLICY_FAST) == []
