@@ -231,7 +231,7 @@ class Generation:
         created, ended: times in UTC; `ended` is None until the generation ends.
         last_sequence: sequence number of the newest event.
         trace_id: id of the trace, 32 hex digits; empty without tracing.
-        denoiser: address of the denoiser of the last run, as the scheduler reaches it; empty before its start.
+        denoiser: address of the denoiser of the last run; empty before its start.
     """
 
     id: str
