@@ -86,7 +86,7 @@ class Discovery:
             host = parse_host(match["host"])
             self._known[target] = await self._resolve(host, int(match["port"]))
         except (OSError, ValueError) as error:
-            fault = f"{target} cannot be resolved: {error or 'no answer in time'}"
+            fault = f"{target} cannot be resolved: {str(error) or 'no answer in time'}"
             if self._faults.get(target) != fault:
                 log.warning("denoisers not found", error=fault)
             self._faults[target] = fault
