@@ -47,6 +47,7 @@ class _World:
 
     def __init__(self) -> None:
         self.addresses = ["a"]
+        self.queries = 0
         self.clients: dict[str, _Client] = {}
         self.changed = asyncio.Event()
         self.pool = DenoiserPool(
@@ -60,6 +61,8 @@ class _World:
         )
 
     async def _resolve(self, _: str, __: int) -> Sequence[str]:
+        self.queries += 1
+        self.changed.set()
         return self.addresses
 
     def _connect(self, address: str, resources: Resources, _: Callable[[PeerHealth], None]) -> DenoiserClient:
@@ -70,6 +73,11 @@ class _World:
 
         resources.push_async_callback(close)
         return cast(DenoiserClient, client)
+
+    async def query_again(self) -> None:
+        """Returns when the pool has followed the addresses as they are now."""
+        before = self.queries
+        await self.until(lambda: self.queries >= before + 2)
 
     async def until(self, expected: Callable[[], bool]) -> None:
         async with asyncio.timeout(20):
@@ -101,9 +109,11 @@ async def test_denoiser_that_is_gone_is_closed_after_its_run_and_its_stream() ->
         world.addresses = ["b"]
         await world.until(lambda: world.pool.free_slots == 1)
         assert run.leaving
-        run.release()
-        assert not run.idle
+        await world.query_again()
         assert not client.closed.is_set()
+        run.release()
+        await world.query_again()
+        assert not client.closed.is_set(), "its stream goes on"
         await stream.aclose()
         await asyncio.wait_for(client.closed.wait(), 20)
         assert world.pool.count_runs() == {"b": 0}
