@@ -62,7 +62,7 @@ def filled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         new = NewJob(f"j{number}", tenant, f"r{number}", "d", spec, 2e9, "", "")
         # Clocks of several schedulers differ: the order of acceptance is not that of the times.
         created = 1000.0 + number + rng.choice((-3, 0, 3))
-        run(database.engine, statements.submit, [new], 1000, 0, created, Ordering())
+        run(database.engine, statements.submit, [new], 1000, 0, None, created, Ordering())
         state = rng.choice((State.QUEUED, State.CANCELLED))
         if state is State.CANCELLED:
             run(

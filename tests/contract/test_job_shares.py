@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from services.scheduler.jobs.ordering import Ordering, Priority
 from services.scheduler.jobs.placing import settle_order_key
 from services.scheduler.jobs.sql_store import SqlStore
 from services.scheduler.jobs.states import IN_QUEUE, State
+from services.scheduler.jobs.store import TooLate
 from tests.contract.test_job_store import CANCELLED, PLANNED, Opened, new
 from tests.postgresql import create_database, running_server
 
@@ -141,3 +143,17 @@ async def test_concurrent_claims_do_not_exceed_the_limit(opened: Opened, store: 
     claims = [each.claim(f"{tenant}{number}", 3) for number in range(8) for tenant in "ab" for each in stores]
     claimed = [job for job in await asyncio.gather(*claims) if job is not None]
     assert sorted(job.tenant for job in claimed) == ["a"] * 3 + ["b"] * 3
+
+
+async def test_request_that_cannot_end_in_time_is_not_accepted(store: SqlStore) -> None:
+    await submit(store, "a0", "a1", work=10.0)
+    for name in ("a0", "a1"):
+        await store.estimate(name, 10.0)
+    late = replace(new("a2", tenant="a"), deadline=1_030.0)
+    with pytest.raises(TooLate) as raised:
+        await store.submit_all([late], 10, least_seconds=10.0)
+    assert raised.value.wait == pytest.approx(20.0)
+    assert await store.get("a2") is None
+    submission = await store.submit_all([late], 10, least_seconds=1.0)
+    assert submission.created
+    assert submission.positions == await store.positions(["a2"])

@@ -255,7 +255,8 @@ def group(*job_ids: str, request_id: str = "r", tenant: str = "default", work: f
 
 
 async def test_outputs_of_a_request_are_accepted_together_and_once(store: SqlStore, opened: Opened) -> None:
-    jobs, created = await store.submit_all(group("a", "b", "c"), 10)
+    submission = await store.submit_all(group("a", "b", "c"), 10)
+    jobs, created = submission.jobs, submission.created
     assert created
     assert [job.job_id for job in jobs] == ["a", "b", "c"]
     assert {job.generation.request_id for job in jobs} == {"r"}
@@ -266,10 +267,12 @@ async def test_outputs_of_a_request_are_accepted_together_and_once(store: SqlSto
     ]
     assert await listed(store) == ["a", "b", "c"]
     assert opened.changed == ["a", "b", "c"]
-    again, created = await store.submit_all(group("d", "e", "f"), 10)
+    submission = await store.submit_all(group("d", "e", "f"), 10)
+    again, created = submission.jobs, submission.created
     assert ([job.job_id for job in again], created) == (["a", "b", "c"], False)
     assert await store.find("default", "r") == again
-    other, created = await store.submit_all(group("g", "h", tenant="other"), 10)
+    submission = await store.submit_all(group("g", "h", tenant="other"), 10)
+    other, created = submission.jobs, submission.created
     assert ([job.job_id for job in other], created) == (["g", "h"], True)
 
 
@@ -279,7 +282,8 @@ async def test_outputs_take_places_in_the_queue_together_or_not_at_all(store: Sq
         await store.submit_all(group("b", "c", "d"), 3)
     assert await listed(store) == ["a"]
     assert await store.find("default", "r") == []
-    _, created = await store.submit_all(group("b", "c"), 3)
+    submission = await store.submit_all(group("b", "c"), 3)
+    created = submission.created
     assert created
 
 
@@ -287,8 +291,8 @@ async def test_concurrent_submissions_of_several_outputs_are_accepted_once(store
     results = await asyncio.gather(
         *(store.submit_all(group(f"a{n}", f"b{n}", f"c{n}"), 100) for n in range(6))
     )
-    assert sum(created for _, created in results) == 1
-    assert len({tuple(job.job_id for job in jobs) for jobs, _ in results}) == 1
+    assert sum(each.created for each in results) == 1
+    assert len({tuple(job.job_id for job in each.jobs) for each in results}) == 1
     assert len(await listed(store)) == 3
 
 
@@ -297,11 +301,13 @@ async def test_each_output_ends_and_is_forgotten_on_its_own(store: SqlStore) -> 
     for job_id in "ab":
         await store.advance(job_id, UNFINISHED, [CANCELLED])
     await store.forget(["a"])
-    left, created = await store.submit_all(group("d", "e", "f"), 10)
+    submission = await store.submit_all(group("d", "e", "f"), 10)
+    left, created = submission.jobs, submission.created
     assert ([job.job_id for job in left], created) == (["b", "c"], False), "the request_id is in use"
     await store.advance("c", UNFINISHED, [CANCELLED])
     await store.forget(["b", "c"])
-    _, created = await store.submit_all(group("d", "e"), 10)
+    submission = await store.submit_all(group("d", "e"), 10)
+    created = submission.created
     assert created
 
 

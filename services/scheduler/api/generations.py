@@ -30,7 +30,7 @@ from services.scheduler.jobs.deadline import to_unix_seconds
 from services.scheduler.jobs.notifier import JobNotifier
 from services.scheduler.jobs.ordering import Priority
 from services.scheduler.jobs.states import ENDED, IN_QUEUE, UNFINISHED, State
-from services.scheduler.jobs.store import Job, JobStore, NewJob, QueueFull, TenantLimitReached
+from services.scheduler.jobs.store import Job, JobStore, NewJob, QueueFull, TenantLimitReached, TooLate
 from services.scheduler.jobs.video_store import VideoStore
 from services.scheduler.peers.encoder_registry import EncoderRegistry
 from services.scheduler.peers.model_registry import ModelRegistry
@@ -103,9 +103,16 @@ class Generations:
                 return await self._answer_repetition(known, request.request_id, digest), False
         self._rate_limit.take(self._tenant)
         outputs = await self._new_jobs(request, digest, id_violations)
-        await self._require_enough_time(outputs)
+        least = self._least_seconds(outputs)
         try:
-            jobs, created = await self._store.submit_all(outputs, self._queue_limit, self._unfinished_limit)
+            accepted = await self._store.submit_all(outputs, self._queue_limit, self._unfinished_limit, least)
+        except TooLate as late:
+            left = outputs[0].deadline - time.time()
+            raise errors.invalid(
+                "spec.timeout",
+                f"cannot be met: the generations before this one need {late.wait:.1f} s and its own run at"
+                f" least {least:.1f} s, but {left:.1f} s are left; allow more than {late.wait + least:.1f} s",
+            ) from None
         except QueueFull:
             raise self._queue_full(len(outputs)) from None
         except TenantLimitReached:
@@ -113,9 +120,9 @@ class Generations:
         finally:
             # Even if the caller has cancelled meanwhile, because the job may have been accepted.
             self._dispatcher.wake()
-        if not created:
-            return await self._answer_repetition(jobs, request.request_id, digest), False
-        return await self._views(jobs), True
+        if not accepted.created:
+            return await self._answer_repetition(accepted.jobs, request.request_id, digest), False
+        return [view_job(job, accepted.positions[job.job_id]) for job in accepted.jobs], True
 
     async def get(self, generation_id: str) -> pb.Generation:
         """Returns a generation. Raises NOT_FOUND."""
@@ -279,23 +286,15 @@ class Generations:
         )
         return [first, *(_make_output(first, index, seeds[index - 1]) for index in range(2, count + 1))]
 
-    async def _require_enough_time(self, outputs: Sequence[NewJob]) -> None:
-        """Raises INVALID_FIELD with an estimate for outputs of which one cannot end before the deadline.
+    def _least_seconds(self, outputs: Sequence[NewJob]) -> float:
+        """Returns the seconds that the runs of a request's outputs take at least.
 
-        Only what is known to be in its way counts, since a job that may just be late has a chance.
+        Only what is known counts, since a job that may just be late has a chance.
         """
-        new = outputs[0]
-        reuses = new.spec.reuse != plan_pb2.REUSE_POLICY_OFF or new.spec.HasField("explicit_reuse")
-        run = self._throughput.decode_seconds(new.spec) if reuses else new.work
-        run *= max(1.0, len(outputs) / max(1, self._dispatcher.slots))
-        wait = await self._store.expect_wait(self._tenant, new.priority, run, at_least=True)
-        left = new.deadline - time.time()
-        if wait + run > left:
-            raise errors.invalid(
-                "spec.timeout",
-                f"cannot be met: the generations before this one need {wait:.1f} s and its own run at least"
-                f" {run:.1f} s, but {left:.1f} s are left; allow more than {wait + run:.1f} s",
-            )
+        spec = outputs[0].spec
+        reuses = spec.reuse != plan_pb2.REUSE_POLICY_OFF or spec.HasField("explicit_reuse")
+        run = self._throughput.decode_seconds(spec) if reuses else outputs[0].work
+        return run * max(1.0, len(outputs) / max(1, self._dispatcher.slots))
 
     async def _answer_repetition(
         self, known: Sequence[Job], request_id: str, digest: str

@@ -36,6 +36,9 @@ _FIRST_BEYOND_SHARE: Final = (
     .order_by(_others.c.queue_key, _others.c.number)
     .limit(1)
 )
+_WORK_BEFORE: Final = select(func.coalesce(func.sum(jobs.c.work), 0.0)).where(
+    WAITING, jobs.c.queue_key <= bindparam("order_key"), jobs.c.estimated >= bindparam("least")
+)
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,21 @@ def find_order_key(
     beyond = connection.execute(_FIRST_BEYOND_SHARE, parameters).scalar_one_or_none()
     # Among equal keys the job that was accepted first comes first.
     return order_key if beyond is None else min(order_key, math.nextafter(beyond, -math.inf))
+
+
+def read_wait(
+    connection: Connection, shares: Shares, work: float, now: float, ordering: Ordering, *, at_least: bool
+) -> float:
+    """Returns the expected seconds in the queue of a new job.
+
+    Args:
+        work: expected seconds of its run.
+        at_least: whether to count only jobs whose work was estimated, so that the result is a lower bound as
+            far as estimates can be.
+    """
+    order_key = find_order_key(connection, shares, work, now, ordering)
+    before = connection.execute(_WORK_BEFORE, {"order_key": order_key, "least": int(at_least)}).scalar_one()
+    return float(before) / ordering.slots
 
 
 def settle_order_key(

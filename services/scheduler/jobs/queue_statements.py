@@ -11,17 +11,13 @@ from typing import Any, Final
 from sqlalchemy import and_, bindparam, func, or_, select, update
 
 from services.scheduler.jobs.ordering import Ordering, Priority
-from services.scheduler.jobs.placing import find_order_key, read_shares, settle_order_key
+from services.scheduler.jobs.placing import read_shares, read_wait, settle_order_key
 from services.scheduler.jobs.rows import JOB_COLUMNS, WAITING, Transaction, database_time, parse_job
 from services.scheduler.jobs.states import State
 from services.scheduler.jobs.store import Job, OwnedJob, QueuedJob, QueueLook, QueueState
 from services.scheduler.jobs.tables import jobs, schedulers
 
 # Statements of every look at the queue are built once: building one takes longer than most take to run.
-_WORK: Final = func.coalesce(func.sum(jobs.c.work), 0.0)
-_WORK_BEFORE: Final = select(_WORK).where(
-    WAITING, jobs.c.queue_key <= bindparam("order_key"), jobs.c.estimated >= bindparam("least")
-)
 _STATE: Final = select(func.count(), func.sum(jobs.c.work), func.min(jobs.c.created)).where(WAITING)
 _UNESTIMATED: Final = (
     select(*JOB_COLUMNS)
@@ -151,9 +147,7 @@ def expect_wait(
 ) -> float:
     connection = transaction.connection
     shares = read_shares(connection, tenant, priority)
-    order_key = find_order_key(connection, shares, work, now, ordering)
-    before = connection.execute(_WORK_BEFORE, {"order_key": order_key, "least": int(at_least)}).scalar_one()
-    return float(before) / ordering.slots
+    return read_wait(connection, shares, work, now, ordering, at_least=at_least)
 
 
 def find_positions(transaction: Transaction, job_ids: Collection[str]) -> dict[str, int]:

@@ -37,6 +37,7 @@ from services.scheduler.jobs.store import (
     QueueLook,
     QueueState,
     StoreError,
+    Submission,
 )
 
 log = get_logger("job_store")
@@ -80,10 +81,20 @@ class SqlStore(JobStore):
         return self._id
 
     async def submit_all(
-        self, outputs: Sequence[NewJob], queue_limit: int, tenant_limit: int = 0
-    ) -> tuple[list[Job], bool]:
+        self,
+        outputs: Sequence[NewJob],
+        queue_limit: int,
+        tenant_limit: int = 0,
+        least_seconds: float | None = None,
+    ) -> Submission:
         return await self._write(
-            statements.submit, outputs, queue_limit, tenant_limit, self._clock(), self._ordering
+            statements.submit,
+            outputs,
+            queue_limit,
+            tenant_limit,
+            least_seconds,
+            self._clock(),
+            self._ordering,
         )
 
     async def find(self, tenant: str, request_id: str) -> list[Job]:

@@ -27,7 +27,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from services.scheduler.jobs import states
 from services.scheduler.jobs.deadline import to_unix_seconds
 from services.scheduler.jobs.ordering import Ordering
-from services.scheduler.jobs.placing import Shares, find_order_key, read_shares
+from services.scheduler.jobs.placing import Shares, find_order_key, read_shares, read_wait
 from services.scheduler.jobs.rows import JOB_COLUMNS, WAITING, Transaction, database_time, parse_job
 from services.scheduler.jobs.search import fold_text
 from services.scheduler.jobs.states import ENDED, IN_QUEUE, UNFINISHED, State
@@ -36,7 +36,9 @@ from services.scheduler.jobs.store import (
     Job,
     NewJob,
     QueueFull,
+    Submission,
     TenantLimitReached,
+    TooLate,
 )
 from services.scheduler.jobs.tables import documents, events, jobs, labels, schedulers
 
@@ -103,15 +105,16 @@ def submit(
     outputs: Sequence[NewJob],
     queue_limit: int,
     tenant_limit: int,
+    least_seconds: float | None,
     now: float,
     ordering: Ordering,
-) -> tuple[list[Job], bool]:
+) -> Submission:
     connection = transaction.connection
     if transaction.on_server:
         connection.execute(text(f"SELECT pg_advisory_xact_lock({_SUBMIT_LOCK})"))
     known = find_by_request(transaction, outputs[0].tenant, outputs[0].request_id)
     if known:
-        return known, False
+        return Submission(known, False, {})
     shares = read_shares(connection, outputs[0].tenant, outputs[0].priority)
     if shares.waiting + len(outputs) > queue_limit:
         raise QueueFull
@@ -119,15 +122,22 @@ def submit(
         unfinished = connection.execute(_COUNT_UNFINISHED, {"tenant": outputs[0].tenant}).scalar_one()
         if unfinished + len(outputs) > tenant_limit:
             raise TenantLimitReached
-    accepted = []
+    if least_seconds is not None:
+        wait = read_wait(connection, shares, least_seconds, now, ordering, at_least=True)
+        if now + wait + least_seconds > outputs[0].deadline:
+            raise TooLate(wait)
+    accepted, positions = [], {}
     for new in outputs:
-        accepted.append(_accept(transaction, new, shares, now, ordering))
+        job, positions[new.job_id] = _accept(transaction, new, shares, now, ordering)
+        accepted.append(job)
         shares = shares.add(new.work)
-    return accepted, True
+    return Submission(accepted, True, positions)
 
 
-def _accept(transaction: Transaction, new: NewJob, shares: Shares, now: float, ordering: Ordering) -> Job:
-    """Adds a job to the queue."""
+def _accept(
+    transaction: Transaction, new: NewJob, shares: Shares, now: float, ordering: Ordering
+) -> tuple[Job, int]:
+    """Adds a job to the queue; returns it with its position."""
     connection = transaction.connection
     order_key = find_order_key(connection, shares, new.work, now, ordering)
     before = connection.execute(_COUNT_BEFORE, {"order_key": order_key}).scalar_one()
@@ -176,7 +186,8 @@ def _accept(transaction: Transaction, new: NewJob, shares: Shares, now: float, o
         connection.execute(_INSERT_LABEL, rows)
     _append(transaction, number, event)
     transaction.changed.append(new.job_id)
-    return Job(new.job_id, number, new.tenant, new.body_digest, State.QUEUED, new.traceparent, 0, generation)
+    job = Job(new.job_id, number, new.tenant, new.body_digest, State.QUEUED, new.traceparent, 0, generation)
+    return job, before + 1
 
 
 def _make_row_request_id(request_id: str, output_index: int) -> str:

@@ -26,6 +26,18 @@ class QueueFull(Exception):
     """Rejection of a job because the queue has reached its limit."""
 
 
+class TooLate(Exception):
+    """Rejection of a request that cannot end before its deadline.
+
+    Args:
+        wait: seconds that it would wait at least.
+    """
+
+    def __init__(self, wait: float) -> None:
+        super().__init__(f"{wait:.1f} s")
+        self.wait = wait
+
+
 class TenantLimitReached(Exception):
     """Rejection of a job because its tenant has as many jobs that have not ended as it may have."""
 
@@ -179,6 +191,21 @@ class QueueState:
     oldest_created: float
 
 
+@dataclass(frozen=True)
+class Submission:
+    """Outcome of a submission.
+
+    Attributes:
+        jobs: the jobs of all outputs of the request.
+        created: whether they are new.
+        positions: position of each new job in the queue, from 1, by id.
+    """
+
+    jobs: Sequence[Job]
+    created: bool
+    positions: Mapping[str, int]
+
+
 class JobStore(ABC):
     """Stores jobs, their events and the known models. Every method is one transaction.
 
@@ -194,21 +221,28 @@ class JobStore(ABC):
 
     async def submit(self, new: NewJob, queue_limit: int, tenant_limit: int = 0) -> tuple[Job, bool]:
         """Submits a request of one output, as `submit_all` does."""
-        [job, *_], created = await self.submit_all([new], queue_limit, tenant_limit)
-        return job, created
+        submission = await self.submit_all([new], queue_limit, tenant_limit)
+        return submission.jobs[0], submission.created
 
     @abstractmethod
     async def submit_all(
-        self, outputs: Sequence[NewJob], queue_limit: int, tenant_limit: int = 0
-    ) -> tuple[list[Job], bool]:
-        """Returns the new jobs and True, or those that already have this tenant's request_id and False.
+        self,
+        outputs: Sequence[NewJob],
+        queue_limit: int,
+        tenant_limit: int = 0,
+        least_seconds: float | None = None,
+    ) -> Submission:
+        """Accepts a request, or returns the jobs that already have this tenant's request_id.
 
         Stores nothing, and raises QueueFull when more than `queue_limit` jobs would be waiting,
-        TenantLimitReached when more than `tenant_limit` jobs of the tenant would not have ended.
+        TenantLimitReached when more than `tenant_limit` jobs of the tenant would not have ended, TooLate when
+        the jobs that are known to come first leave less than `least_seconds` until the deadline.
 
         Args:
             outputs: all outputs of one request.
             tenant_limit: 0 for none.
+            least_seconds: seconds that the runs of the outputs take at least; None for a deadline that is not
+                checked.
         """
 
     @abstractmethod
