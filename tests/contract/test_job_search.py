@@ -181,7 +181,8 @@ async def test_labels_are_removed_with_their_job(location: str) -> None:
 
 
 async def test_job_is_found_by_the_time_that_clients_see(location: str) -> None:
-    store = await open_store(location, lambda _: None, clock=lambda: 1_790_000_000.123_456_7)
+    """This time of the clock is below that of its own nanoseconds, rounded."""
+    store = await open_store(location, lambda _: None, clock=lambda: 1_790_608_046.603_326)
     try:
         job, _ = await store.submit(
             NewJob("a", "default", "a", "d", pb.GenerationSpec(prompt="a"), 2e9, "", ""), 10
