@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sqlalchemy.engine import URL
 
 from services.scheduler.jobs.ordering import Ordering, Priority
 from services.scheduler.jobs.placing import settle_order_key
@@ -18,28 +16,15 @@ from services.scheduler.jobs.sql_store import SqlStore
 from services.scheduler.jobs.states import IN_QUEUE, State
 from services.scheduler.jobs.store import TooLate
 from tests.contract.test_job_store import CANCELLED, PLANNED, Opened, new
-from tests.postgresql import create_database, running_server
 
 LOW, NORMAL, HIGH = Priority.LOW, Priority.NORMAL, Priority.HIGH
 
 
-@pytest.fixture(scope="module")
-def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[URL]:
-    with running_server(tmp_path_factory.mktemp("postgresql")) as url:
-        yield url
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-async def opened(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Opened]:
-    location = (
-        str(tmp_path / "jobs.db")
-        if request.param == "sqlite"
-        else create_database(request.getfixturevalue("postgresql"))
-    )
+@pytest.fixture
+async def opened(location: str) -> AsyncIterator[Opened]:
     opening = Opened(location)
     yield opening
-    for store in opening.stores:
-        await store.close()
+    await opening.close()
 
 
 @pytest.fixture
