@@ -30,6 +30,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
     settings = {
         "CHORUS_SCHEDULER_METRICS_PORT": str(free_port()),
         "CHORUS_SCHEDULER_RETRY_SECONDS": "0.2",
+        "CHORUS_SCHEDULER_WAIT_FOR_DONORS": "false",  # the prompts are alike
     }
     async with World(tmp_path, settings, denoiser_count=3) as world:
         await until_serving(world, 3)
@@ -267,6 +268,7 @@ async def scheduler_in_process(directory: Path, names: Names) -> AsyncIterator[W
         cache_target=world.cache.target,
         denoiser_target=("dns:///denoisers:7403",),
         resolve_seconds=0.1,
+        wait_for_donors=False,
         database=str(directory / "jobs.db"),
         video_dir=directory / "videos",
     )

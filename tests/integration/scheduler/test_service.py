@@ -342,7 +342,8 @@ async def _ended(world: World) -> pb.Generation:
 
 
 async def test_concurrency_bounds_the_number_of_running_jobs(tmp_path: Path) -> None:
-    async with World(tmp_path, {"CHORUS_SCHEDULER_CONCURRENCY": "2"}) as world:
+    settings = {"CHORUS_SCHEDULER_CONCURRENCY": "2", "CHORUS_SCHEDULER_WAIT_FOR_DONORS": "false"}
+    async with World(tmp_path, settings) as world:
         world.denoiser.pause_before = 1
         jobs = [await world.submit(f"prompt {n}") for n in range(3)]
         for job in jobs[:2]:

@@ -62,7 +62,7 @@ class _FailingStore:
 async def test_dispatcher_ends_with_a_store_that_is_damaged() -> None:
     """Its end ends the process, so that no accepted job waits unnoticed."""
     unused = cast(Any, None)
-    settings = cast(Any, SimpleNamespace(max_crashes=5))
+    settings = cast(Any, SimpleNamespace(max_crashes=5, tenant_concurrency=0, resume_bytes=0))
     dispatcher = Dispatcher(unused, cast(Any, _FailingStore()), unused, unused, (), NO_DENOISER, settings)
     with pytest.raises(StoreError, match="damaged"):
         await asyncio.wait_for(dispatcher.run(), 20)
@@ -87,7 +87,7 @@ async def interrupt_job(path: Path, deadline: float, *, planned: bool) -> None:
 
 async def dispatch_until(store: SqlStore, reached: Callable[[Job], bool]) -> Job:
     """Runs a dispatcher that starts no job until the job is as expected."""
-    settings = cast(Any, SimpleNamespace(max_crashes=5))
+    settings = cast(Any, SimpleNamespace(max_crashes=5, tenant_concurrency=0, resume_bytes=0))
     forecast = cast(Any, SimpleNamespace(wake=lambda: None))
     dispatcher = Dispatcher(
         cast(Any, None), store, cast(Any, _StuckVideos()), forecast, (), NO_DENOISER, settings
