@@ -115,7 +115,7 @@ async def measure_bursts(folder: Path, bursts: int) -> Iterator[tuple[str, Figur
 
 
 async def measure_urgent(folder: Path, repeats: int, resume_bytes: int) -> list[float]:
-    """Returns the seconds from submission to the video of urgent requests, each beside two long runs."""
+    """Returns the seconds from submission to the video of urgent requests, each during two long runs."""
     found = []
     with deploy(folder, RESUME_BYTES=str(resume_bytes)) as stack:
         async with open_channel(stack.target) as channel:

@@ -140,8 +140,8 @@ class SchedulerSettings(ServerSettings):
     tenant_concurrency: Annotated[int, Field(ge=0, le=100_000)] = 0
     """Upper bound on the runs of one tenant at once, over all schedulers of the database; 0 for none."""
     tenant_unfinished_limit: Annotated[int, Field(ge=0, le=1_000_000)] = 0
-    """Upper bound on the generations of a tenant that have not ended, in the whole database; 0: none besides
-    CHORUS_SCHEDULER_QUEUE_LIMIT."""
+    """Upper bound on the generations of a tenant that have not ended, in the whole database; 0: only
+    the limit of the queue."""
     queue_limit: Annotated[int, Field(ge=1, le=1_000_000)] = 1_000
     """Upper bound on the jobs that wait in the queue."""
     class_seconds: Annotated[float, Field(ge=1, le=86_400)] = 600.0
