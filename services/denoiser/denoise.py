@@ -90,10 +90,10 @@ def denoise(
     keep: bool,
     parent: str,
     paused: Event | None = None,
-) -> Generator[Step | ResumePoint | Result]:
+) -> Generator[Step | Result]:
     """Runs a job on the device thread. Yields every step, with its mask on the CPU, and finally the result.
 
-    With `paused`, yields a resume point after each step but the last, and ends there once the event is set.
+    With `paused`, each step but the last has its resume point, and the run ends there once the event is set.
 
     If the model has a host adapter, a run with a donor computes its first step with it. A run with a donor
     stores nothing but its clean latents, as the approximation that the job names: donors are computations of
@@ -173,13 +173,13 @@ def denoise(
             fell_back = fell_back or bool(step.backend.fallback)
             if keep and step.boundary > reuse_steps:
                 kept[step.boundary] = step.latents
+            if paused is not None and step.boundary < job.total_steps:
+                step = replace(step, resume_point=_make_resume_point(step))
             try:
                 yield step
-                if paused is not None and step.boundary < job.total_steps:
-                    yield _make_resume_point(step)
-                    if paused.is_set():
-                        log.info("run paused", generation_id=job.generation_id, steps_run=order + 1)
-                        return
+                if paused is not None and step.resume_point is not None and paused.is_set():
+                    log.info("run paused", generation_id=job.generation_id, steps_run=order + 1)
+                    return
             except GeneratorExit:
                 log.info("run stopped", generation_id=job.generation_id, steps_run=order + 1)
                 raise

@@ -29,7 +29,7 @@ from services.denoiser.latent_cache import DonorData, LatentCache
 from services.denoiser.model_registry import ModelRegistry
 from services.denoiser.request import DenoiseJob, parse_request
 from services.denoiser.reuse.region_masks import pack_mask
-from services.denoiser.reuse.resume_point import ResumePoint, estimate_bytes, pack_resume_point
+from services.denoiser.reuse.resume_point import estimate_bytes, pack_resume_point
 from services.denoiser.reuse.stages import Step
 from services.runtime.logs import get_logger
 
@@ -114,10 +114,12 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
         async for event in run.events():
             if isinstance(event, Step):
                 metrics.record_step(request.model_id, event)
-                yield denoiser_pb2.DenoiseResponse(step_completed=_to_step_completed(event, job))
-            elif isinstance(event, ResumePoint):
-                packed = await asyncio.to_thread(pack_resume_point, event, job.run_digest)
-                yield denoiser_pb2.DenoiseResponse(resume_point=packed)
+                completed = _to_step_completed(event, job)
+                if event.resume_point is not None:
+                    completed.resume_point = await asyncio.to_thread(
+                        pack_resume_point, event.resume_point, job.run_digest
+                    )
+                yield denoiser_pb2.DenoiseResponse(step_completed=completed)
             else:
                 finished = True
                 release_place()  # the device is free: neither the caller nor the cache delays the next run

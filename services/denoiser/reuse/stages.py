@@ -51,6 +51,7 @@ class Step:
         seconds: Duration of the step on the device; 0 until the caller has measured it.
         draft: Whether the step computed the draft that a run starts from.
         region: bool [N], tokens that the next step of stage 2 computes; None if it computes every token.
+        resume_point: State of the run after the step; None in the last step, and if the caller wants none.
     """
 
     boundary: int
@@ -62,6 +63,7 @@ class Step:
     seconds: float = 0.0
     draft: bool = False
     region: Tensor | None = None
+    resume_point: ResumePoint | None = None
 
 
 @dataclass(frozen=True)

@@ -165,7 +165,7 @@ class DenoiseRunner:
                     )
                     if events:
                         await self._advance(parameters.job, events)
-                    if reply.HasField("resume_point"):
+                    if reply.step_completed.resume_point:
                         self._keep(parameters, stream)
                     if stream.paused:
                         await self._advance(parameters.job, [pb.GenerationEvent(paused=pb.PausedEvent())])

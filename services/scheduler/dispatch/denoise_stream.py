@@ -32,7 +32,7 @@ class DenoiseStream:
         fetch_seconds: seconds that the denoiser spent on fetching the donor's data.
         steps: seconds and share of tokens computed, of each step that was run.
         resumed: whether the run continues an interrupted one.
-        resume_point: state of the run after the latest step; empty if the denoiser sent none.
+        resume_point: state of the run after the latest step; empty if the denoiser sent none with it.
         paused: whether the run has given way to another one.
         completed: the denoiser's summary once the run is complete.
         video_info: header of the video, once it has arrived.
@@ -71,6 +71,7 @@ class DenoiseStream:
             case "started":
                 return self._convert_started(reply.started)
             case "step_completed":
+                self.resume_point = reply.step_completed.resume_point
                 return [self._convert_step(reply.step_completed)]
             case "video_header":
                 self.video_info = reply.video_header
@@ -84,8 +85,6 @@ class DenoiseStream:
                 if self._video is None:
                     raise BlobFault("a chunk came before the header")
                 self._video.add(reply.video_chunk)
-            case "resume_point":
-                self.resume_point = reply.resume_point
             case "paused":
                 self.paused = True
             case "completed":

@@ -12,8 +12,8 @@ from chorus.denoiser.v1 import denoiser_pb2
 
 from services.scheduler.dispatch.preparation import Prepared
 
-# Bytes of a message around the resume point.
-_ENVELOPE_BYTES: Final = 1024
+# Bound on the rest of the message that has a resume point: the mask of the step has one bit per token.
+_ENVELOPE_BYTES: Final = 64 * 1024
 
 
 @dataclass(frozen=True)

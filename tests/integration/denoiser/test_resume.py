@@ -49,7 +49,7 @@ def kinds(events: list[denoiser_pb2.DenoiseResponse]) -> list[str | None]:
 
 
 def points(events: list[denoiser_pb2.DenoiseResponse]) -> list[bytes]:
-    return [event.resume_point for event in events if event.WhichOneof("event") == "resume_point"]
+    return [event.step_completed.resume_point for event in events if event.step_completed.resume_point]
 
 
 def video(events: list[denoiser_pb2.DenoiseResponse]) -> bytes:
@@ -77,12 +77,10 @@ async def is_paused(stub: Any, generation_id: str) -> bool:
     return True
 
 
-async def test_point_follows_each_step_but_the_last_if_requested(stub: Any) -> None:
+async def test_each_step_but_the_last_has_its_point_if_requested(stub: Any) -> None:
     events = await collect(stub, asking(request(admit=False)))
-    assert kinds(events) == [
-        "started", *["step_completed", "resume_point"] * 3, "step_completed", "video_header", "video_chunk",
-        "completed",
-    ]  # fmt: skip
+    steps = [event.step_completed for event in events if event.HasField("step_completed")]
+    assert [bool(step.resume_point) for step in steps] == [True, True, True, False]
     assert not points(await collect(stub, request(admit=False)))
 
 
@@ -129,13 +127,13 @@ async def test_region_is_continued(stub: Any, cache: FakeCache) -> None:
 
 async def read_first_point(
     call: AsyncIterator[denoiser_pb2.DenoiseResponse],
-) -> tuple[list[denoiser_pb2.DenoiseResponse], int]:
-    """Reads until the first resume point. Returns the replies, and the last step that was completed."""
+) -> list[denoiser_pb2.DenoiseResponse]:
+    """Reads until the first resume point. Returns the replies."""
     replies = []
     async for reply in call:
         replies.append(reply)
-        if reply.WhichOneof("event") == "resume_point":
-            return replies, replies[-2].step_completed.step.index
+        if reply.step_completed.resume_point:
+            return replies
     raise AssertionError("the run ended before its first resume point")
 
 
@@ -145,14 +143,14 @@ async def test_pause_ends_a_run_at_a_step_and_frees_the_device(stub: Any) -> Non
     await read_first_point(call)
     await pause(stub, what.generation_id)
     rest = [reply async for reply in call]
-    assert kinds(rest)[-2:] == ["resume_point", "paused"]
+    assert kinds(rest)[-2:] == ["step_completed", "paused"]
     await not_paused(stub, what.generation_id)
     await collect(stub, request(admit=False))
     # The run goes on where it stopped.
     again = stub.Denoise(asking(what, points(rest)[-1]), timeout=SECONDS)
-    replies, step = await read_first_point(again)
-    last = rest[-3].step_completed.step.index
-    assert (replies[0].started.resumed_step, step) == (last, last + 1)
+    replies = await read_first_point(again)
+    last = rest[-2].step_completed.step.index
+    assert (replies[0].started.resumed_step, replies[-1].step_completed.step.index) == (last, last + 1)
     again.cancel()
 
 

@@ -308,13 +308,12 @@ class FakeDenoiser(Fake, denoiser_pb2_grpc.DenoiserServiceServicer):
                     seconds=0.2,
                     computed_share=1.0,
                     active_tokens=self.active_tokens,
+                    resume_point=str(step + 1).encode() if pause and step + 1 < total else b"",
                 )
             )
-            if pause is not None and step + 1 < total:
-                yield denoiser_pb2.DenoiseResponse(resume_point=str(step + 1).encode())
-                if pause.is_set():
-                    yield denoiser_pb2.DenoiseResponse(paused=denoiser_pb2.Paused())
-                    return
+            if pause and pause.is_set() and step + 1 < total:
+                yield denoiser_pb2.DenoiseResponse(paused=denoiser_pb2.Paused())
+                return
         yield denoiser_pb2.DenoiseResponse(video_header=video_info(thumbnail=bool(self.thumbnail)))
         for chunk in chunks(VIDEO[:-1] + b"!" if self.damage else VIDEO):
             yield denoiser_pb2.DenoiseResponse(video_chunk=chunk)

@@ -190,6 +190,7 @@ class StepCompleted(google.protobuf.message.Message):
     BACKEND_FIELD_NUMBER: builtins.int
     FALLBACK_FIELD_NUMBER: builtins.int
     DRAFT_FIELD_NUMBER: builtins.int
+    RESUME_POINT_FIELD_NUMBER: builtins.int
     seconds: builtins.float
     computed_share: builtins.float
     """Share of all tokens that this step computed, including the ones computed to find the region. 0 to 1."""
@@ -204,6 +205,10 @@ class StepCompleted(google.protobuf.message.Message):
     draft: builtins.bool
     """Whether the step computed the draft of a plan with `draft_step`: the latents reached are the draft, noised again
     to the level of step reuse_steps.
+    """
+    resume_point: builtins.bytes
+    """State of the run after this step, for DenoiseRequest.resume_point. Opaque to the caller. Empty in the last step, and if
+    the request wants none.
     """
     @property
     def step(self) -> chorus.common.v1.latents_pb2.StepRef:
@@ -224,9 +229,10 @@ class StepCompleted(google.protobuf.message.Message):
         backend: builtins.str = ...,
         fallback: builtins.str = ...,
         draft: builtins.bool = ...,
+        resume_point: builtins.bytes = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["step", b"step"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["active_tokens", b"active_tokens", "backend", b"backend", "computed_share", b"computed_share", "draft", b"draft", "fallback", b"fallback", "seconds", b"seconds", "step", b"step", "token_grid", b"token_grid"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["active_tokens", b"active_tokens", "backend", b"backend", "computed_share", b"computed_share", "draft", b"draft", "fallback", b"fallback", "resume_point", b"resume_point", "seconds", b"seconds", "step", b"step", "token_grid", b"token_grid"]) -> None: ...
 
 Global___StepCompleted: typing_extensions.TypeAlias = StepCompleted
 
@@ -306,11 +312,8 @@ class DenoiseResponse(google.protobuf.message.Message):
     VIDEO_CHUNK_FIELD_NUMBER: builtins.int
     COMPLETED_FIELD_NUMBER: builtins.int
     ADMISSION_FIELD_NUMBER: builtins.int
-    RESUME_POINT_FIELD_NUMBER: builtins.int
     PAUSED_FIELD_NUMBER: builtins.int
     video_chunk: builtins.bytes
-    resume_point: builtins.bytes
-    """State of the run after the step that was completed last, for DenoiseRequest.resume_point. Opaque to the caller."""
     @property
     def started(self) -> Global___Started: ...
     @property
@@ -332,12 +335,11 @@ class DenoiseResponse(google.protobuf.message.Message):
         video_chunk: builtins.bytes = ...,
         completed: Global___Completed | None = ...,
         admission: Global___Admission | None = ...,
-        resume_point: builtins.bytes = ...,
         paused: Global___Paused | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["admission", b"admission", "completed", b"completed", "event", b"event", "paused", b"paused", "resume_point", b"resume_point", "started", b"started", "step_completed", b"step_completed", "video_chunk", b"video_chunk", "video_header", b"video_header"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["admission", b"admission", "completed", b"completed", "event", b"event", "paused", b"paused", "resume_point", b"resume_point", "started", b"started", "step_completed", b"step_completed", "video_chunk", b"video_chunk", "video_header", b"video_header"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["event", b"event"]) -> typing.Literal["started", "step_completed", "video_header", "video_chunk", "completed", "admission", "resume_point", "paused"] | None: ...
+    def HasField(self, field_name: typing.Literal["admission", b"admission", "completed", b"completed", "event", b"event", "paused", b"paused", "started", b"started", "step_completed", b"step_completed", "video_chunk", b"video_chunk", "video_header", b"video_header"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["admission", b"admission", "completed", b"completed", "event", b"event", "paused", b"paused", "started", b"started", "step_completed", b"step_completed", "video_chunk", b"video_chunk", "video_header", b"video_header"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["event", b"event"]) -> typing.Literal["started", "step_completed", "video_header", "video_chunk", "completed", "admission", "paused"] | None: ...
 
 Global___DenoiseResponse: typing_extensions.TypeAlias = DenoiseResponse
 
