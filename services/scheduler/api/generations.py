@@ -93,8 +93,8 @@ class Generations:
 
         Raises INVALID_FIELD or UNKNOWN_MODEL with every invalid field, or for a deadline that cannot be met,
         UNKNOWN_ENCODER for a model whose encoder the embedder does not serve, REQUEST_ID_REUSED,
-        QUEUE_FULL, RATE_LIMITED, TENANT_LIMIT_REACHED, or DEPENDENCY_UNAVAILABLE while no model is known; a rejected request stores
-        nothing.
+        QUEUE_FULL, RATE_LIMITED, TENANT_LIMIT_REACHED, or DEPENDENCY_UNAVAILABLE while no model is known; a
+        rejected request stores nothing.
         """
         id_violations = validation.check_request_id(request.request_id)
         digest = _body_digest(request)

@@ -17,8 +17,8 @@ from services.scheduler.jobs.states import State
 from services.scheduler.jobs.store import Job
 from services.scheduler.jobs.tables import webhooks
 
-# Event that selects each end of a job, and the type by which the receiver knows it: the Videos API has no word
-# of its own for a cancelled video.
+# Event that selects each end of a job, and the type by which the receiver knows it: the Videos API has no
+# word of its own for a cancelled video.
 _EVENTS: Final = {
     State.SUCCEEDED: (pb.WEBHOOK_EVENT_COMPLETED, "video.completed"),
     State.FAILED: (pb.WEBHOOK_EVENT_FAILED, "video.failed"),
