@@ -1,4 +1,4 @@
-"""Contract of the outbox: each end that a webhook selects is delivered by one scheduler at a time, none lost."""
+"""Contract of the outbox: each end that a webhook selects is delivered by one scheduler at a time."""
 
 from __future__ import annotations
 
