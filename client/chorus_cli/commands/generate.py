@@ -29,6 +29,7 @@ from chorus_cli.options import (
     RegionChoice,
     ReuseChoice,
     Target,
+    WebhookEventChoice,
 )
 from chorus_cli.output import FAILED, UNREACHABLE, Output, check_folder, exit_code, one_line, reject_stdout
 from chorus_cli.outputs import generate_outputs
@@ -144,6 +145,16 @@ def generate(
         typer.Option(help="Class in the order of the queue. Default: normal."),
     ] = None,
     label: Labels = None,
+    webhook: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL", help="https URL that receives a signed request when the generation has ended."
+        ),
+    ] = None,
+    webhook_event: Annotated[
+        list[WebhookEventChoice] | None,
+        typer.Option(help="End that --webhook receives; may be given several times. Default: all."),
+    ] = None,
     outputs: Annotated[
         int,
         typer.Option(
@@ -216,6 +227,8 @@ def generate(
             ),
             "priority": priority,
             "labels": parse_labels(label or []),
+            "webhook": webhook,
+            "webhook_events": webhook_event,
             "no_store": no_store,
             "lifetime": None if lifetime is None else parse_duration(lifetime, "lifetime"),
             "pin": pin,

@@ -212,6 +212,33 @@ def test_retry_keeps_the_labels(deployment: FakeDeployment) -> None:
     ] * 2
 
 
+def test_webhook_is_sent_with_the_words_of_its_events(deployment: FakeDeployment) -> None:
+    url = "https://hooks.example/a?b=c"
+    with ChorusClient(deployment.target) as client:
+        client.submit("x", webhook=url)
+        client.submit("x", webhook=url, webhook_events=["cancelled", "completed"])
+        for wrong in (
+            lambda: client.submit("x", webhook_events=["failed"]),
+            lambda: client.submit("x", webhook=url, webhook_events=["ended"]),
+            lambda: client.submit("x", webhook=url, webhook_events="failed"),
+        ):
+            with pytest.raises(ChorusError) as caught:
+                wrong()
+            assert [violation.field for violation in caught.value.violations] == ["webhook_events"]
+        with pytest.raises(ChorusError, match="webhook: must be text"):
+            client.submit("x", webhook=7)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="use webhook"):
+            client.submit("x", webhook_url=url)  # type: ignore[call-arg]
+    chorus(deployment, "generate", "x", "--detach", "--webhook", url, "--webhook-event", "failed")
+    chorus(deployment, "retry", "gen-3", "--detach")
+    sent = [request.spec.webhook for request in deployment.scheduler.requests]
+    assert [webhook.url for webhook in sent] == [url] * 4
+    assert [list(webhook.events) for webhook in sent] == [[], [3, 1], [2], [2]]
+    result = chorus(deployment, "generate", "x", "--webhook-event", "failed")
+    assert result.exit_code == 2
+    assert "webhook_events: needs webhook" in result.stderr
+
+
 def test_labels_and_times_are_parsed() -> None:
     assert parse_labels(["a=", "b=c d"]) == {"a": "", "b": "c d"}
     assert parse_moment(None, "since", NOW) is None
