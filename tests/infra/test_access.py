@@ -1,4 +1,4 @@
-"""Verifies the chart's values for API keys, TLS and webhooks of the scheduler; which installations need keys."""
+"""Verifies the values of the chart for API keys, TLS and webhooks of the scheduler, and what they need."""
 
 from __future__ import annotations
 
