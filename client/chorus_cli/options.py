@@ -11,7 +11,6 @@ PriorityChoice: TypeAlias = Literal["low", "normal", "high"]
 ReuseChoice: TypeAlias = Literal["off", "safe", "balanced", "fast"]
 RegionChoice: TypeAlias = Literal["probe", "full-step", "attention"]
 EntryOrderChoice: TypeAlias = Literal["newest", "used", "saved", "size"]
-WebhookEventChoice: TypeAlias = Literal["completed", "failed", "cancelled"]
 StateChoice: TypeAlias = Literal["queued", "waiting", "running", "succeeded", "failed", "cancelled"]
 
 Target = Annotated[

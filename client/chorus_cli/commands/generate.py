@@ -29,7 +29,6 @@ from chorus_cli.options import (
     RegionChoice,
     ReuseChoice,
     Target,
-    WebhookEventChoice,
 )
 from chorus_cli.output import FAILED, UNREACHABLE, Output, check_folder, exit_code, one_line, reject_stdout
 from chorus_cli.outputs import generate_outputs
@@ -151,9 +150,11 @@ def generate(
             metavar="URL", help="https URL that receives a signed request when the generation has ended."
         ),
     ] = None,
-    webhook_event: Annotated[
-        list[WebhookEventChoice] | None,
-        typer.Option(help="End that --webhook receives; may be given several times. Default: all."),
+    webhook_events: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST", help="Ends that --webhook receives, of completed,failed,cancelled. Default: all."
+        ),
     ] = None,
     outputs: Annotated[
         int,
@@ -228,7 +229,7 @@ def generate(
             "priority": priority,
             "labels": parse_labels(label or []),
             "webhook": webhook,
-            "webhook_events": webhook_event,
+            "webhook_events": None if webhook_events is None else webhook_events.split(","),
             "no_store": no_store,
             "lifetime": None if lifetime is None else parse_duration(lifetime, "lifetime"),
             "pin": pin,

@@ -125,6 +125,9 @@ class WebhookSender:
             delivery = await self._outbox.claim_delivery(self._lease_seconds, busy)
             if delivery is None:
                 return _PAUSE_SECONDS  # other schedulers are about to claim what is due
+            if self._stopped:  # meanwhile
+                await self._outbox.postpone_delivery(delivery, 0.0)
+                break
             task = asyncio.create_task(self._deliver(delivery), name=f"webhook {delivery.job_id}")
             self._attempts[task] = delivery
             task.add_done_callback(self._handle_end)

@@ -229,12 +229,12 @@ def test_webhook_is_sent_with_the_words_of_its_events(deployment: FakeDeployment
             client.submit("x", webhook=7)  # type: ignore[arg-type]
         with pytest.raises(TypeError, match="use webhook"):
             client.submit("x", webhook_url=url)  # type: ignore[call-arg]
-    chorus(deployment, "generate", "x", "--detach", "--webhook", url, "--webhook-event", "failed")
+    chorus(deployment, "generate", "x", "--detach", "--webhook", url, "--webhook-events", "failed")
     chorus(deployment, "retry", "gen-3", "--detach")
     sent = [request.spec.webhook for request in deployment.scheduler.requests]
     assert [webhook.url for webhook in sent] == [url] * 4
     assert [list(webhook.events) for webhook in sent] == [[], [3, 1], [2], [2]]
-    result = chorus(deployment, "generate", "x", "--webhook-event", "failed")
+    result = chorus(deployment, "generate", "x", "--webhook-events", "failed")
     assert result.exit_code == 2
     assert "webhook_events: needs webhook" in result.stderr
 
