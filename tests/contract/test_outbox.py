@@ -36,8 +36,10 @@ async def store(opened: Opened) -> SqlStore:
     return await opened.open()
 
 
-async def submit(store: SqlStore, job_id: str, tenant: str = "default", *events: int) -> None:
-    webhook = pb.Webhook(url=URL, events=events or ALL)  # type: ignore[arg-type]
+async def submit(
+    store: SqlStore, job_id: str, tenant: str = "default", *events: pb.WebhookEvent.ValueType
+) -> None:
+    webhook = pb.Webhook(url=URL, events=events or ALL)
     spec = pb.GenerationSpec(prompt=job_id, webhook=webhook)
     await store.submit(NewJob(job_id, tenant, f"r-{job_id}", "d", spec, 2e9, "", ""), 1_000)
 
@@ -84,12 +86,12 @@ async def test_end_of_a_job_adds_its_delivery(
 
 
 @pytest.mark.parametrize("selected", ALL)
-async def test_only_selected_ends_are_delivered(store: SqlStore, selected: int) -> None:
+async def test_only_selected_ends_are_delivered(store: SqlStore, selected: pb.WebhookEvent.ValueType) -> None:
     for job_id, event in zip("abc", (SUCCEEDED, FAILED, CANCELLED), strict=True):
         await submit(store, job_id, "default", selected)
         await store.advance(job_id, IN_QUEUE, [PLANNED])
         await store.advance(job_id, {State.RUNNING}, [event])
-    assert await claim_all(store) == ["abc"[ALL.index(selected)]]  # type: ignore[arg-type]
+    assert await claim_all(store) == ["abc"[ALL.index(selected)]]
 
 
 async def test_every_way_to_end_adds_one_delivery(store: SqlStore) -> None:

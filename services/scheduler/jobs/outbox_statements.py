@@ -110,9 +110,10 @@ def postpone_delivery(transaction: Transaction, delivery: Delivery, seconds: flo
 
 
 def seconds_to_next(transaction: Transaction, excluded: Collection[str]) -> float | None:
-    return transaction.connection.execute(
+    found = transaction.connection.execute(
         _NEXT_DUE[transaction.on_server], {"excluded": list(excluded)}
     ).scalar_one()
+    return None if found is None else float(found)
 
 
 def count_deliveries(transaction: Transaction, tenant: str) -> int:

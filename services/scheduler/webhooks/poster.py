@@ -130,14 +130,14 @@ class Poster:
                 port=receiver.port,
                 target=receiver.target.encode(),
             ),
-            headers={
-                "Host": receiver.authority,
-                "Content-Type": "application/json",
-                "Content-Length": str(len(body)),
-                "User-Agent": "chorus-webhook/1",
-                "Connection": "close",
-                **headers,
-            },
+            headers=[
+                ("Host", receiver.authority),
+                ("Content-Type", "application/json"),
+                ("Content-Length", str(len(body))),
+                ("User-Agent", "chorus-webhook/1"),
+                ("Connection", "close"),
+                *headers.items(),
+            ],
             content=body,
         )
         try:
