@@ -344,7 +344,8 @@ class JobStore(ABC):
         """Appends events, which it numbers and timestamps, and advances the state with them, atomically.
 
         A job that is queued or waiting afterwards has no owner, even if there are no events. The end of a job
-        adds the delivery of its webhook to the outbox, atomically as well. Returns None, and changes nothing, if the job has not the expected state and owner: another writer was faster.
+        adds the delivery of its webhook to the outbox, atomically as well. Returns None, and changes nothing,
+        if the job has not the expected state and owner: another writer was faster.
 
         Args:
             owner: the owner that the job must have: a scheduler's id, None for no owner, or ANY_OWNER.
