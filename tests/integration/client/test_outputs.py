@@ -16,7 +16,7 @@ import pytest
 from chorus.scheduler.v1 import scheduler_pb2
 from chorus_cli.filters import parse_labels, parse_moment
 from chorus_cli.main import app
-from chorus_client import AsyncChorusClient, ChorusClient, ChorusError
+from chorus_client import AsyncChorusClient, ChorusClient, ChorusError, SpecOptions
 from typer.testing import CliRunner
 
 from tests.integration.client.fakes import VIDEO, FakeDeployment, deployment_in_thread
@@ -217,13 +217,14 @@ def test_webhook_is_sent_with_the_words_of_its_events(deployment: FakeDeployment
     with ChorusClient(deployment.target) as client:
         client.submit("x", webhook=url)
         client.submit("x", webhook=url, webhook_events=["cancelled", "completed"])
-        for wrong in (
-            lambda: client.submit("x", webhook_events=["failed"]),
-            lambda: client.submit("x", webhook=url, webhook_events=["ended"]),
-            lambda: client.submit("x", webhook=url, webhook_events="failed"),
-        ):
+        wrong: list[SpecOptions] = [
+            {"webhook_events": ["failed"]},
+            {"webhook": url, "webhook_events": ["ended"]},
+            {"webhook": url, "webhook_events": "failed"},
+        ]
+        for options in wrong:
             with pytest.raises(ChorusError) as caught:
-                wrong()
+                client.submit("x", **options)
             assert [violation.field for violation in caught.value.violations] == ["webhook_events"]
         with pytest.raises(ChorusError, match="webhook: must be text"):
             client.submit("x", webhook=7)  # type: ignore[arg-type]
