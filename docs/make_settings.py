@@ -33,11 +33,11 @@ export of metrics, next to the port for Prometheus: see [metrics.md](metrics.md)
 
 ## Proxies
 
-Services reach each other, Milvus and the object store without a proxy, whatever `http_proxy` and similar
-variables say. The SDK and the commands use a proxy for a scheduler or cache on another host, as gRPC does
-(`grpc_proxy`, `https_proxy`, `http_proxy`; exceptions in `no_grpc_proxy` or `no_proxy`), and never for a
-loopback address. Traces follow these variables too, except to a collector on this machine. Downloads from
-the Hugging Face hub use the proxy of the environment.
+Services reach each other, Milvus, the object store and the receivers of webhooks without a proxy, whatever
+`http_proxy` and similar variables say. The SDK and the commands use a proxy for a scheduler or cache on
+another host, as gRPC does (`grpc_proxy`, `https_proxy`, `http_proxy`; exceptions in `no_grpc_proxy` or
+`no_proxy`), and never for a loopback address. Traces follow these variables too, except to a collector on
+this machine. Downloads from the Hugging Face hub use the proxy of the environment.
 """
 
 

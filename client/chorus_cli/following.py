@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from chorus.scheduler.v1.scheduler_pb2 import GenerationSpec
 from chorus_client import AsyncChorusClient, Event, Generation, SpecOptions, Video
-from chorus_client.spec import PRIORITIES, REUSE_POLICIES
+from chorus_client.spec import PRIORITIES, REUSE_POLICIES, WEBHOOK_EVENTS
 from rich.progress import Progress
 
 from chorus_cli import rendering
@@ -135,6 +135,11 @@ def options_from_spec(spec: GenerationSpec) -> SpecOptions:
         "no_store": spec.no_store,
         "labels": dict(spec.labels),
     }
+    if spec.HasField("webhook"):
+        options["webhook"] = spec.webhook.url
+        options["webhook_events"] = [
+            word for word, event in WEBHOOK_EVENTS.items() if event in spec.webhook.events
+        ]
     if spec.HasField("shape"):
         options["frames"] = spec.shape.frames
         options["height"], options["width"] = spec.shape.height, spec.shape.width

@@ -45,6 +45,8 @@ class SpecOptions(TypedDict, total=False):
         labels: pairs by which `list` finds the generation, at most 16; they change nothing of the video. A
             key has 1 to 63 characters A–Z, a–z, 0–9, '.', '_' or '-'; a value has 0 to 256 bytes of printable
             text.
+        webhook: https URL that receives a signed request when the generation has ended (docs/webhooks.md).
+        webhook_events: ends that it receives, of "completed", "failed" and "cancelled". Default: all.
         no_store: whether none of this request's latents are stored for later requests.
         lifetime: time after which the cache drops them, in seconds: above 0, at most about ten years.
             Default: the cache's own.
@@ -68,6 +70,8 @@ class SpecOptions(TypedDict, total=False):
     explicit_reuse: scheduler_pb2.ExplicitReuse | None
     priority: str | None
     labels: Mapping[str, str] | None
+    webhook: str | None
+    webhook_events: Sequence[str] | None
     no_store: bool | None
     lifetime: float | None
     pin: bool | None
@@ -83,6 +87,13 @@ PRIORITIES: Final = {
     "high": scheduler_pb2.PRIORITY_HIGH,
 }
 
+# Ends of a generation that a webhook reports, by their words.
+WEBHOOK_EVENTS: Final = {
+    "completed": scheduler_pb2.WEBHOOK_EVENT_COMPLETED,
+    "failed": scheduler_pb2.WEBHOOK_EVENT_FAILED,
+    "cancelled": scheduler_pb2.WEBHOOK_EVENT_CANCELLED,
+}
+
 # Names of other libraries for the same option.
 _FOREIGN: Final = {
     "generator": "seed",
@@ -91,6 +102,7 @@ _FOREIGN: Final = {
     "num_frames": "frames",
     "num_inference_steps": "steps",
     "num_steps": "steps",
+    "webhook_url": "webhook",
 }
 _UNSUPPORTED: Final = {
     "fps": "the model sets the frame rate",
@@ -208,6 +220,9 @@ def build_request(prompt: str, options: SpecOptions) -> scheduler_pb2.SubmitGene
     words = ", ".join(word for word in PRIORITIES if word)
     if violations.require(known, "priority", f"must be one of {words}, not {priority!r}"):
         spec.priority = PRIORITIES[priority]
+    webhook = _build_webhook(violations, options.get("webhook"), options.get("webhook_events"))
+    if webhook is not None:
+        spec.webhook.CopyFrom(webhook)
     plan = options.get("explicit_reuse")
     if plan is not None and violations.require(
         isinstance(plan, scheduler_pb2.ExplicitReuse),
@@ -225,6 +240,23 @@ def build_request(prompt: str, options: SpecOptions) -> scheduler_pb2.SubmitGene
         spec.timeout.FromNanoseconds(max(1, round(float(deadline) * 1e9)))
     violations.raise_if_any()
     return scheduler_pb2.SubmitGenerationRequest(request_id=request_id, spec=spec)
+
+
+def _build_webhook(
+    violations: Violations, url: str | None, events: Sequence[str] | None
+) -> scheduler_pb2.Webhook | None:
+    """Returns the webhook of a request, None without one; the server checks the URL."""
+    words = ", ".join(WEBHOOK_EVENTS)
+    listed = isinstance(events, Sequence) and not isinstance(events, str)
+    known = events is None or (listed and all(event in WEBHOOK_EVENTS for event in events))
+    violations.require(known, "webhook_events", f"must be a list of {words}, not {events!r}")
+    if url is None:
+        violations.require(not events, "webhook_events", "needs webhook, the URL of the receiver")
+        return None
+    return scheduler_pb2.Webhook(
+        url=check_text(violations, "webhook", url),
+        events=[WEBHOOK_EVENTS[event] for event in events or ()] if known else (),
+    )
 
 
 _UNITS: Final = {"": 1, "s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}

@@ -92,6 +92,9 @@ MAX_LABEL_BYTES: Final = 256
 MAX_PROMPT_FILTER_BYTES: Final = 256
 """Upper bound on the text by which prompts are searched, in bytes of UTF-8."""
 
+MAX_WEBHOOK_URL_CHARACTERS: Final = 2_048
+"""Upper bound on the URL of a webhook, in characters."""
+
 SHA256_PATTERN: Final = r"[0-9a-f]{64}"
 """Regular expression of a SHA-256 digest: 64 lower-case hex digits."""
 

@@ -17,6 +17,7 @@ from services.runtime.logs import get_logger
 from services.runtime.resources import Resources
 from services.runtime.server import run
 from services.runtime.settings import load_settings
+from services.runtime.watched_file import InvalidFile
 from services.scheduler import metrics
 from services.scheduler.api.access import Access
 from services.scheduler.api.generations import Generations
@@ -52,10 +53,13 @@ from services.scheduler.peers.health import PeerHealth
 from services.scheduler.peers.model_registry import ModelRegistry
 from services.scheduler.planning.calibration_files import Calibrations, load_calibrations
 from services.scheduler.settings import SchedulerSettings
+from services.scheduler.webhooks.parts import load_secrets, make_acceptance, make_sender
+from services.scheduler.webhooks.secret_file import SigningSecrets
+from services.scheduler.webhooks.sender import WebhookSender
 
 log = get_logger("scheduler")
 
-# Upper bound on the wait for the outcomes of admissions during the drain, in seconds.
+# Upper bounds on the waits for webhooks, and for the outcomes of admissions, during the drain, in seconds.
 _DRAIN_SECONDS = 5.0
 
 
@@ -64,6 +68,7 @@ class Scheduler:
 
     Args:
         key_file: API keys in force; None if callers need none.
+        secrets: secrets that sign the webhooks; None for none.
     """
 
     def __init__(
@@ -72,10 +77,12 @@ class Scheduler:
         calibrations: Calibrations,
         key_file: KeyFile | None = None,
         resolve: Resolve = resolve_host,
+        secrets: SigningSecrets | None = None,
     ) -> None:
         self._resolve = resolve
         self._settings = settings
         self._key_file = key_file
+        self._secrets = secrets or SigningSecrets(None)
         self._calibrations = calibrations
         self._notifier = JobNotifier()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -87,6 +94,7 @@ class Scheduler:
         self._store: SqlStore | None = None
         self._retention: Retention | None = None
         self._unfinished_runs: UnfinishedRuns | None = None
+        self._webhooks: WebhookSender | None = None
 
     async def start(self, resources: Resources, server: grpc.aio.Server) -> None:
         """Serves as soon as the database is open, even while other services are unavailable."""
@@ -185,8 +193,18 @@ class Scheduler:
         resources.start_task(VideoSweeper(store, videos).run(), "video sweeper")
         resources.start_task(_keep_lease(store, dispatcher, settings.lease_seconds), "lease")
         resources.start_task(store.listen(self._handle_foreign_change, self._handle_gap), "notifications")
+        self._start_webhooks(store, resources)
         generations = Generations(
-            store, videos, models, encoders, throughput, preparation, dispatcher, self._notifier, settings
+            store,
+            videos,
+            models,
+            encoders,
+            throughput,
+            preparation,
+            dispatcher,
+            self._notifier,
+            make_acceptance(settings, self._secrets, store),
+            settings,
         )
         access = Access(self._key_file, settings.tenant)
         if self._key_file is not None:
@@ -195,10 +213,27 @@ class Scheduler:
             SchedulerServicer(generations, access), server
         )
 
+    def _start_webhooks(self, store: SqlStore, resources: Resources) -> None:
+        sender = make_sender(
+            self._settings,
+            self._secrets,
+            store,
+            resources,
+            metrics.record_webhook_attempt,
+            metrics.record_webhook,
+        )
+        self._webhooks = sender
+        metrics.observe_webhooks(sender)
+        resources.start_task(sender.run(), "webhooks")
+        if self._settings.webhook_secrets:
+            resources.start_task(self._secrets.watch(), "webhook secrets")
+
     async def drain(self) -> None:
         """Requeues running jobs, which continue after the restart, and ends the calls of watchers."""
         if self._dispatcher is not None:
             await self._dispatcher.stop()
+        if self._webhooks is not None:
+            await self._webhooks.stop(_DRAIN_SECONDS)
         if self._store is not None:
             with suppress(PassingFault):
                 await self._store.end_lease()
@@ -212,6 +247,8 @@ class Scheduler:
             self._unfinished_runs.discard(job.job_id)
         if self._retention is not None:
             self._retention.note_end()
+        if self._webhooks is not None and job.generation.spec.HasField("webhook"):
+            self._webhooks.wake()
 
     def _handle_foreign_change(self, job_id: str) -> None:
         """Follows a change that another scheduler made to a job."""
@@ -319,7 +356,12 @@ def main() -> None:
     except InvalidKeys as error:
         print(f"CHORUS_SCHEDULER_API_KEYS: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    scheduler = Scheduler(settings, calibrations, key_file)
+    try:
+        secrets = load_secrets(settings)
+    except InvalidFile as error:
+        print(f"CHORUS_SCHEDULER_WEBHOOK_SECRETS: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    scheduler = Scheduler(settings, calibrations, key_file, secrets=secrets)
     try:
         run(
             "scheduler",

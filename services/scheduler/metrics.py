@@ -1,4 +1,4 @@
-"""Metrics of the scheduler: ended generations, the queue, and the denoisers."""
+"""Metrics of the scheduler: ended generations, the queue, the denoisers, and the webhooks."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from services.scheduler.dispatch.dispatcher import Dispatcher
 from services.scheduler.jobs.states import State
 from services.scheduler.jobs.store import Job
 from services.scheduler.peers.denoiser_pool import DenoiserPool
+from services.scheduler.webhooks.outcome import OutcomeKind
+from services.scheduler.webhooks.sender import WebhookSender
 
 _MODEL_LABELS = BoundedLabels(100)
 _GENERATIONS = METER.create_counter(
@@ -21,6 +23,12 @@ _GENERATIONS = METER.create_counter(
 )
 _GENERATION_SECONDS = create_histogram(
     semconv.METRIC_GENERATION, "Time from the submission of a generation to its video."
+)
+_WEBHOOK_ATTEMPTS = METER.create_counter(
+    semconv.METRIC_WEBHOOK_ATTEMPTS, "{attempt}", "Attempts to send a webhook, by outcome."
+)
+_WEBHOOK_DELIVERIES = METER.create_counter(
+    semconv.METRIC_WEBHOOK_DELIVERIES, "{delivery}", "Webhooks that were delivered or given up."
 )
 # The reasons that decide about a plan alone, before any donor is compared.
 _DECISIONS = {
@@ -110,4 +118,30 @@ def observe_denoisers(denoisers: DenoiserPool) -> None:
         ],
         "{generation}",
         "Generations that run on a denoiser.",
+    )
+
+
+def record_webhook_attempt(outcome: OutcomeKind) -> None:
+    """Counts an attempt to send a webhook."""
+    _WEBHOOK_ATTEMPTS.add(1, {semconv.OUTCOME: outcome.value})
+
+
+def record_webhook(delivered: bool) -> None:
+    """Counts a webhook that has reached its receiver, or is given up."""
+    _WEBHOOK_DELIVERIES.add(1, {semconv.OUTCOME: "delivered" if delivered else "given_up"})
+
+
+def observe_webhooks(sender: WebhookSender) -> None:
+    """Registers the metrics of the outbox, as the sender last read it."""
+    METER.create_observable_gauge(
+        semconv.METRIC_WEBHOOK_PENDING,
+        [lambda _: [Observation(sender.state.pending)]],
+        "{delivery}",
+        "Webhooks of all schedulers of the database that wait for their receivers.",
+    )
+    METER.create_observable_gauge(
+        semconv.METRIC_WEBHOOK_OLDEST,
+        [lambda _: [Observation(sender.state.oldest_age)]],
+        "s",
+        "Time since the end of the generation of the oldest of them; 0 without any.",
     )

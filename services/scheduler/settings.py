@@ -36,6 +36,13 @@ from services.runtime.settings import (
 from services.runtime.tls import ServerTls
 from services.scheduler import video_location
 from services.scheduler.database_location import check_location
+from services.scheduler.webhook_addresses import parse_rules
+
+
+def _check_allowed(value: tuple[str, ...]) -> tuple[str, ...]:
+    parse_rules(value)
+    return value
+
 
 PathText = Annotated[str, Field(max_length=4096)]
 
@@ -160,6 +167,38 @@ class SchedulerSettings(ServerSettings):
     default_deadline_seconds: Annotated[float, Field(ge=1, le=MAX_DEADLINE_SECONDS)] = 3_600.0
     """Time from submission to the deadline for requests that set none, in seconds."""
 
+    webhook_secrets: PathText = ""
+    """JSON file with the signing secrets of the webhooks, one or two for each tenant, such as
+    {"default": ["whsec_…"]}. It is read again when it changes. Empty: requests with a webhook are refused."""
+    webhook_allowed: Annotated[
+        tuple[str, ...],
+        NoDecode,
+        BeforeValidator(split_list),
+        Field(max_length=64),
+        AfterValidator(check_distinct),
+        AfterValidator(_check_allowed),
+    ] = ()
+    """Networks and host names, comma separated, such as 10.1.0.0/16, to which webhooks may be sent in
+    addition to public addresses."""
+    webhook_ca: Annotated[str, Field(max_length=4096), AfterValidator(check_ca_file)] = ""
+    """PEM file with the authorities that may have signed the certificates of webhook receivers, read at the
+    start; empty: the system's."""
+    webhook_concurrency: Annotated[int, Field(ge=1, le=256)] = 16
+    """Upper bound on the webhooks that this scheduler sends at once; one tenant may have a quarter of
+    them."""
+    webhook_attempt_seconds: Annotated[float, Field(ge=0.1, le=120)] = 10.0
+    """Upper bound on one attempt to send a webhook, until the receiver's status, in seconds."""
+    webhook_retry_seconds: Annotated[float, Field(ge=0.01, le=3_600)] = 5.0
+    """Longest pause after the first failed attempt to send a webhook, in seconds; each further one is twice
+    as long."""
+    webhook_max_retry_seconds: Annotated[float, Field(ge=0.01, le=86_400)] = 3_600.0
+    """Upper bound on the pause between two attempts to send a webhook, in seconds."""
+    webhook_give_up_seconds: Annotated[float, Field(ge=1, le=604_800)] = 86_400.0
+    """Time from the end of a generation after which its webhook is given up, in seconds."""
+    webhook_pending_limit: Annotated[int, Field(ge=1, le=1_000_000)] = 10_000
+    """Number of webhooks of a tenant that wait for their receivers at which its requests with a webhook are
+    refused."""
+
     donor_limit: Annotated[int, Field(ge=1, le=MAX_DONORS)] = 8
     """Upper bound on the donors that the planner chooses from."""
     compare_prompts: bool = True
@@ -220,6 +259,16 @@ class SchedulerSettings(ServerSettings):
         if value and not info.data.get("s3_secure", True):
             raise ValueError("must be empty when CHORUS_SCHEDULER_S3_SECURE is false")
         return check_ca_file(value)
+
+    @model_validator(mode="after")
+    def _check_webhook_pauses(self) -> Self:
+        if self.webhook_max_retry_seconds < self.webhook_retry_seconds:
+            raise ValueError(
+                "CHORUS_SCHEDULER_WEBHOOK_MAX_RETRY_SECONDS must be at least"
+                f" CHORUS_SCHEDULER_WEBHOOK_RETRY_SECONDS, {self.webhook_retry_seconds:g}, not"
+                f" {self.webhook_max_retry_seconds:g}"
+            )
+        return self
 
     @property
     def tls(self) -> ServerTls | None:

@@ -1,4 +1,4 @@
-"""Verifies the chart's values for API keys and TLS of the scheduler, and which installations need keys."""
+"""Verifies the values of the chart for API keys, TLS and webhooks of the scheduler, and what they need."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from tests.infra.manifests import (
     environment,
     pod_spec,
     ports,
+    select_kinds,
     workloads,
 )
 from tests.tls import make_certificates
@@ -52,6 +53,36 @@ def test_keys_are_mounted_from_their_secret(
     assert settings.api_keys == "/etc/chorus/api-keys/keys.json"
     assert not settings.trusted_network
     assert mounted(scheduler)["/etc/chorus/api-keys"]["secret"] == {"secretName": "api-keys"}
+
+
+@pytest.mark.parametrize("version", KUBERNETES)
+def test_secrets_of_webhooks_are_mounted_and_receivers_can_be_reached(
+    chart: Chart, version: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    webhooks = {"existingSecret": "signing", "ca": {"existingConfigMap": "receivers"}}
+    allowed = {"webhook_allowed": "10.1.0.0/16,hooks.internal"}
+    values = {"scheduler": {"webhooks": webhooks, "settings": allowed}}
+    manifests = chart.template_valid(values, version)
+    scheduler = workloads(manifests)["scheduler"]
+    files = make_certificates(tmp_path)
+    settings = load(scheduler, monkeypatch, {"/etc/chorus/webhook-ca/ca.crt": files.ca})
+    assert settings.webhook_secrets == "/etc/chorus/webhook-secrets/secrets.json"
+    assert settings.webhook_ca == str(files.ca)
+    assert settings.webhook_allowed == ("10.1.0.0/16", "hooks.internal")
+    assert mounted(scheduler)["/etc/chorus/webhook-secrets"]["secret"] == {"secretName": "signing"}
+
+    def open_blocks(found: list[Manifest]) -> set[str]:
+        policy = select_kinds(found, "NetworkPolicy")["scheduler"]
+        return {
+            peer["ipBlock"]["cidr"]
+            for rule in policy["spec"]["egress"]
+            if {"protocol": "TCP", "port": 443} in rule["ports"]
+            for peer in rule["to"]
+            if "ipBlock" in peer
+        }
+
+    assert open_blocks(manifests) == {"0.0.0.0/0", "::/0"}
+    assert open_blocks(chart.template({})) == set(), "without secrets no webhook is sent"
 
 
 @pytest.mark.parametrize("version", KUBERNETES)
@@ -95,6 +126,11 @@ def test_network_of_the_cluster_is_trusted_unless_the_values_say_otherwise(
         ({"scheduler": {"service": {"type": "LoadBalancer"}}}, "scheduler.apiKeys.existingSecret"),
         ({"scheduler": {"service": {"type": "NodePort"}}}, "scheduler.settings.trusted_network"),
         ({"scheduler": KEYS["scheduler"]}, "cache.keys.existingSecret"),
+        (
+            {"scheduler": {"webhooks": {"existingSecret": "signing", "peers": []}}},
+            "scheduler.webhooks.peers",
+        ),
+        ({"scheduler": {"webhooks": {"ca": {"existingSecret": "ca"}}}}, "scheduler.webhooks.existingSecret"),
         ({"scheduler": {"tls": {"clientCa": {"existingSecret": "ca"}}}}, "scheduler.tls.existingSecret"),
         (
             {
@@ -109,7 +145,7 @@ def test_network_of_the_cluster_is_trusted_unless_the_values_say_otherwise(
         ),
     ],
 )
-def test_public_service_without_keys_is_rejected(chart: Chart, values: dict[str, Any], named: str) -> None:
+def test_values_without_what_they_need_are_rejected(chart: Chart, values: dict[str, Any], named: str) -> None:
     assert named in chart.render_invalid(values)
 
 

@@ -47,6 +47,8 @@ DERIVED_BY_SERVICE = {
         "s3_credentials",
         "s3_session_token",
         "s3_sts_endpoint",
+        "webhook_secrets",
+        "webhook_ca",
     },
     "embedder": set(),
     "cache": {

@@ -144,6 +144,18 @@ def generate(
         typer.Option(help="Class in the order of the queue. Default: normal."),
     ] = None,
     label: Labels = None,
+    webhook: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL", help="https URL that receives a signed request when the generation has ended."
+        ),
+    ] = None,
+    webhook_events: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST", help="Ends that --webhook receives, of completed,failed,cancelled. Default: all."
+        ),
+    ] = None,
     outputs: Annotated[
         int,
         typer.Option(
@@ -216,6 +228,8 @@ def generate(
             ),
             "priority": priority,
             "labels": parse_labels(label or []),
+            "webhook": webhook,
+            "webhook_events": None if webhook_events is None else webhook_events.split(","),
             "no_store": no_store,
             "lifetime": None if lifetime is None else parse_duration(lifetime, "lifetime"),
             "pin": pin,

@@ -35,6 +35,7 @@ from services.scheduler.jobs.video_store import VideoStore
 from services.scheduler.peers.encoder_registry import EncoderRegistry
 from services.scheduler.peers.model_registry import ModelRegistry
 from services.scheduler.settings import SchedulerSettings
+from services.scheduler.webhooks.acceptance import WebhookAcceptance
 
 # Number of events that a watcher reads at once; further ones are read when these have been sent.
 _BATCH = 64
@@ -53,6 +54,7 @@ class Generations:
         preparation: Preparation,
         dispatcher: Dispatcher,
         notifier: JobNotifier,
+        webhooks: WebhookAcceptance,
         settings: SchedulerSettings,
     ) -> None:
         self._store = store
@@ -64,6 +66,7 @@ class Generations:
         self._preparation = preparation
         self._dispatcher = dispatcher
         self._notifier = notifier
+        self._webhooks = webhooks
         self._tenant = settings.tenant
         self._rate_limit = RateLimit(settings.tenant_requests_per_minute, settings.tenant_burst)
         self._queue_limit = settings.queue_limit
@@ -89,10 +92,9 @@ class Generations:
         """Returns the generations of all outputs, and whether they are new.
 
         Raises INVALID_FIELD or UNKNOWN_MODEL with every invalid field, or for a deadline that cannot be met,
-        UNKNOWN_ENCODER for a model whose
-        encoder the embedder does not serve, REQUEST_ID_REUSED, QUEUE_FULL, RATE_LIMITED,
-        TENANT_LIMIT_REACHED, or DEPENDENCY_UNAVAILABLE while no model is known; a rejected request stores
-        nothing.
+        UNKNOWN_ENCODER for a model whose encoder the embedder does not serve, REQUEST_ID_REUSED,
+        QUEUE_FULL, RATE_LIMITED, TENANT_LIMIT_REACHED, or DEPENDENCY_UNAVAILABLE while no model is known; a
+        rejected request stores nothing.
         """
         id_violations = validation.check_request_id(request.request_id)
         digest = _body_digest(request)
@@ -103,6 +105,8 @@ class Generations:
                 return await self._answer_repetition(known, request.request_id, digest), False
         self._rate_limit.take(self._tenant)
         outputs = await self._new_jobs(request, digest, id_violations)
+        if outputs[0].spec.HasField("webhook"):
+            await self._webhooks.require_room(self._tenant)
         least = self._least_seconds(outputs)
         try:
             accepted = await self._store.submit_all(outputs, self._queue_limit, self._unfinished_limit, least)
@@ -248,6 +252,7 @@ class Generations:
         outputs_violations = check_outputs(request)
         count = 1 if outputs_violations else request.outputs or 1
         seeds = choose_seeds(request.spec, count)
+        webhook, webhook_violations = self._webhooks.accept(self._tenant, request.spec)
         try:
             spec = validation.validate_spec(
                 request.spec,
@@ -257,8 +262,9 @@ class Generations:
                 lambda: seeds[0],
             )
         except ChorusError as error:
-            raise _join([*id_violations, *outputs_violations], error) from None
-        violations = [*id_violations, *outputs_violations]
+            raise _join([*id_violations, *outputs_violations, *webhook_violations], error) from None
+        spec.MergeFrom(pb.GenerationSpec(webhook=webhook))
+        violations = [*id_violations, *outputs_violations, *webhook_violations]
         if spec.donor_generation_id:
             donor = await self._store.get(spec.donor_generation_id)
             own = donor is not None and donor.tenant == self._tenant

@@ -1,4 +1,4 @@
-"""Job store in a SQL database, SQLite or PostgreSQL; statements run in threads of its own."""
+"""Job store and outbox in a SQL database, SQLite or PostgreSQL; statements run in threads of its own."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ from sqlalchemy.exc import SQLAlchemyError
 from services.runtime.logs import get_logger
 from services.runtime.startup import progress
 from services.scheduler.database_location import parse_location
-from services.scheduler.jobs import queue_statements, search, statements
+from services.scheduler.jobs import outbox_statements, queue_statements, search, statements
 from services.scheduler.jobs.database import Database, open_database
 from services.scheduler.jobs.database_faults import classify_fault
 from services.scheduler.jobs.notifications import CHANNEL, format_notification, listen
 from services.scheduler.jobs.ordering import Ordering, Priority
+from services.scheduler.jobs.outbox import Delivery, Outbox, OutboxState
 from services.scheduler.jobs.passing_faults import PassingFault
 from services.scheduler.jobs.rows import Transaction
 from services.scheduler.jobs.states import State
@@ -53,8 +54,8 @@ _MODELS: Final = "models"
 _DEFAULT_ORDERING: Final = Ordering()
 
 
-class SqlStore(JobStore):
-    """Job store created by `open_store` and closed by its owner."""
+class SqlStore(JobStore, Outbox):
+    """Job store and outbox, created by `open_store` and closed by its owner."""
 
     def __init__(
         self,
@@ -179,6 +180,24 @@ class SqlStore(JobStore):
 
     async def load_models(self) -> bytes:
         return await self._read(statements.load_document, _MODELS)
+
+    async def claim_delivery(self, lease_seconds: float, excluded: Collection[str] = ()) -> Delivery | None:
+        return await self._write(outbox_statements.claim_delivery, lease_seconds, excluded)
+
+    async def finish_delivery(self, job_id: str) -> bool:
+        return await self._write(outbox_statements.finish_delivery, job_id)
+
+    async def postpone_delivery(self, delivery: Delivery, seconds: float) -> bool:
+        return await self._write(outbox_statements.postpone_delivery, delivery, seconds)
+
+    async def seconds_to_next(self, excluded: Collection[str] = ()) -> float | None:
+        return await self._read(outbox_statements.seconds_to_next, excluded)
+
+    async def count_deliveries(self, tenant: str) -> int:
+        return await self._read(outbox_statements.count_deliveries, tenant)
+
+    async def outbox_state(self) -> OutboxState:
+        return await self._read(outbox_statements.read_outbox_state)
 
     async def listen(self, on_change: Callable[[str], None], on_gap: Callable[[], None]) -> None:
         """Forwards the changes that other schedulers make, until it is cancelled.

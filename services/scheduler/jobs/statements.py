@@ -27,6 +27,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from services.scheduler.jobs import states
 from services.scheduler.jobs.deadline import to_unix_seconds
 from services.scheduler.jobs.ordering import Ordering
+from services.scheduler.jobs.outbox_statements import add_delivery
 from services.scheduler.jobs.placing import Shares, find_order_key, read_shares, read_wait
 from services.scheduler.jobs.rows import JOB_COLUMNS, WAITING, Transaction, database_time, parse_job
 from services.scheduler.jobs.search import fold_text
@@ -251,6 +252,7 @@ def advance(
         transaction.changed.append(job_id)
     if state in ENDED and job.state not in ENDED:
         transaction.ended.append(advanced)
+        add_delivery(transaction, advanced)
     return advanced
 
 

@@ -343,8 +343,9 @@ class JobStore(ABC):
     ) -> Job | None:
         """Appends events, which it numbers and timestamps, and advances the state with them, atomically.
 
-        A job that is queued or waiting afterwards has no owner, even if there are no events. Returns None,
-        and changes nothing, if the job has not the expected state and owner: another writer was faster.
+        A job that is queued or waiting afterwards has no owner, even if there are no events. The end of a job
+        adds the delivery of its webhook to the outbox, atomically as well. Returns None, and changes nothing,
+        if the job has not the expected state and owner: another writer was faster.
 
         Args:
             owner: the owner that the job must have: a scheduler's id, None for no owner, or ANY_OWNER.
@@ -367,7 +368,7 @@ class JobStore(ABC):
 
     @abstractmethod
     async def forget(self, job_ids: Sequence[str]) -> None:
-        """Removes ended jobs, their events and their labels."""
+        """Removes ended jobs, their events and their labels; deliveries of their webhooks stay."""
 
     @abstractmethod
     async def find_known(self, job_ids: Collection[str]) -> set[str]:

@@ -123,3 +123,26 @@ schedulers: Final = Table(
     Column("lease_until", _SECONDS, nullable=False),
     sqlite_strict=True,
 )
+
+# Outbox of the webhooks: deliveries that have neither succeeded nor been given up, at most one for each job.
+# They are not removed with their jobs, and hold all that they need.
+# - type: type of the event, such as "video.completed".
+# - created: time of the end of the job.
+# - due: time from which a scheduler may claim the delivery; a claim moves it to the end of its lease.
+# - attempts: number of claims; the latest one alone may postpone the delivery.
+webhooks: Final = Table(
+    "webhooks",
+    metadata,
+    Column("job_id", Text, primary_key=True),
+    Column("tenant", Text, nullable=False),
+    Column("url", Text, nullable=False),
+    Column("type", Text, nullable=False),
+    Column("created", _SECONDS, nullable=False),
+    Column("due", _SECONDS, nullable=False),
+    Column("attempts", Integer, nullable=False, server_default="0"),
+    Index("webhooks_by_due", "due", "job_id"),
+    Index("webhooks_by_tenant", "tenant"),
+    Index("webhooks_by_age", "created"),
+    sqlite_strict=True,
+    sqlite_with_rowid=False,
+)

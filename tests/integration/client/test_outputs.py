@@ -16,7 +16,7 @@ import pytest
 from chorus.scheduler.v1 import scheduler_pb2
 from chorus_cli.filters import parse_labels, parse_moment
 from chorus_cli.main import app
-from chorus_client import AsyncChorusClient, ChorusClient, ChorusError
+from chorus_client import AsyncChorusClient, ChorusClient, ChorusError, SpecOptions
 from typer.testing import CliRunner
 
 from tests.integration.client.fakes import VIDEO, FakeDeployment, deployment_in_thread
@@ -210,6 +210,34 @@ def test_retry_keeps_the_labels(deployment: FakeDeployment) -> None:
     assert [dict(request.spec.labels) for request in deployment.scheduler.requests] == [
         {"project": "demo"}
     ] * 2
+
+
+def test_webhook_is_sent_with_the_words_of_its_events(deployment: FakeDeployment) -> None:
+    url = "https://hooks.example/a?b=c"
+    with ChorusClient(deployment.target) as client:
+        client.submit("x", webhook=url)
+        client.submit("x", webhook=url, webhook_events=["cancelled", "completed"])
+        wrong: list[SpecOptions] = [
+            {"webhook_events": ["failed"]},
+            {"webhook": url, "webhook_events": ["ended"]},
+            {"webhook": url, "webhook_events": "failed"},
+        ]
+        for options in wrong:
+            with pytest.raises(ChorusError) as caught:
+                client.submit("x", **options)
+            assert [violation.field for violation in caught.value.violations] == ["webhook_events"]
+        with pytest.raises(ChorusError, match="webhook: must be text"):
+            client.submit("x", webhook=7)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="use webhook"):
+            client.submit("x", webhook_url=url)  # type: ignore[call-arg]
+    chorus(deployment, "generate", "x", "--detach", "--webhook", url, "--webhook-events", "failed")
+    chorus(deployment, "retry", "gen-3", "--detach")
+    sent = [request.spec.webhook for request in deployment.scheduler.requests]
+    assert [webhook.url for webhook in sent] == [url] * 4
+    assert [list(webhook.events) for webhook in sent] == [[], [3, 1], [2], [2]]
+    result = chorus(deployment, "generate", "x", "--webhook-events", "failed")
+    assert result.exit_code == 2
+    assert "webhook_events: needs webhook" in result.stderr
 
 
 def test_labels_and_times_are_parsed() -> None:

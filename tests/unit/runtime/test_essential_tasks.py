@@ -76,6 +76,8 @@ _NOTICED = {
     "services/scheduler/dispatch/denoise_runner.py create_task": "logs its errors; ends with the run",
     "services/scheduler/jobs/sql_store.py ThreadPoolExecutor": "the caller awaits each call",
     "services/scheduler/jobs/video_store.py create_task": "the caller awaits it",
+    "services/scheduler/webhooks/poster.py ThreadPoolExecutor": "the caller awaits each call",
+    "services/scheduler/webhooks/sender.py create_task": "a done callback logs its error",
 }
 _STARTERS = ("create_task", "ensure_future", "Thread", "ThreadPoolExecutor", "Timer")
 

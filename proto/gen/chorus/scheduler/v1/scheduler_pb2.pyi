@@ -25,6 +25,32 @@ else:
 
 DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
 
+class _WebhookEvent:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _WebhookEventEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_WebhookEvent.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    WEBHOOK_EVENT_UNSPECIFIED: _WebhookEvent.ValueType  # 0
+    WEBHOOK_EVENT_COMPLETED: _WebhookEvent.ValueType  # 1
+    """The generation succeeded: type "video.completed"."""
+    WEBHOOK_EVENT_FAILED: _WebhookEvent.ValueType  # 2
+    """The generation failed: type "video.failed"."""
+    WEBHOOK_EVENT_CANCELLED: _WebhookEvent.ValueType  # 3
+    """The generation was cancelled: type "video.failed", because the Videos API has no other word for it."""
+
+class WebhookEvent(_WebhookEvent, metaclass=_WebhookEventEnumTypeWrapper):
+    """End of a generation that a webhook reports."""
+
+WEBHOOK_EVENT_UNSPECIFIED: WebhookEvent.ValueType  # 0
+WEBHOOK_EVENT_COMPLETED: WebhookEvent.ValueType  # 1
+"""The generation succeeded: type "video.completed"."""
+WEBHOOK_EVENT_FAILED: WebhookEvent.ValueType  # 2
+"""The generation failed: type "video.failed"."""
+WEBHOOK_EVENT_CANCELLED: WebhookEvent.ValueType  # 3
+"""The generation was cancelled: type "video.failed", because the Videos API has no other word for it."""
+Global___WebhookEvent: typing_extensions.TypeAlias = WebhookEvent
+
 class _Priority:
     ValueType = typing.NewType("ValueType", builtins.int)
     V: typing_extensions.TypeAlias = ValueType
@@ -115,6 +141,7 @@ class GenerationSpec(google.protobuf.message.Message):
     RETENTION_FIELD_NUMBER: builtins.int
     PRIORITY_FIELD_NUMBER: builtins.int
     LABELS_FIELD_NUMBER: builtins.int
+    WEBHOOK_FIELD_NUMBER: builtins.int
     prompt: builtins.str
     """1 to 8,192 bytes of UTF-8 after trimming, with at least one visible character once HTML entities are resolved.
     Tokens beyond the limit of a text encoder are dropped, with a warning.
@@ -183,6 +210,10 @@ class GenerationSpec(google.protobuf.message.Message):
         of printable UTF-8.
         """
 
+    @property
+    def webhook(self) -> Global___Webhook:
+        """If set, the server reports the end of the generation to this receiver. It changes nothing of the video."""
+
     def __init__(
         self,
         *,
@@ -202,15 +233,46 @@ class GenerationSpec(google.protobuf.message.Message):
         retention: chorus.common.v1.latents_pb2.Retention | None = ...,
         priority: Global___Priority.ValueType = ...,
         labels: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
+        webhook: Global___Webhook | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_seed", b"_seed", "deadline", b"deadline", "denoising", b"denoising", "explicit_reuse", b"explicit_reuse", "retention", b"retention", "schedule", b"schedule", "seed", b"seed", "shape", b"shape", "steps", b"steps", "timeout", b"timeout"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_seed", b"_seed", "deadline", b"deadline", "denoising", b"denoising", "donor_generation_id", b"donor_generation_id", "explicit_reuse", b"explicit_reuse", "labels", b"labels", "max_reuse_steps", b"max_reuse_steps", "model_id", b"model_id", "no_store", b"no_store", "priority", b"priority", "prompt", b"prompt", "retention", b"retention", "reuse", b"reuse", "schedule", b"schedule", "seed", b"seed", "shape", b"shape", "steps", b"steps", "timeout", b"timeout"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_seed", b"_seed", "deadline", b"deadline", "denoising", b"denoising", "explicit_reuse", b"explicit_reuse", "retention", b"retention", "schedule", b"schedule", "seed", b"seed", "shape", b"shape", "steps", b"steps", "timeout", b"timeout", "webhook", b"webhook"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_seed", b"_seed", "deadline", b"deadline", "denoising", b"denoising", "donor_generation_id", b"donor_generation_id", "explicit_reuse", b"explicit_reuse", "labels", b"labels", "max_reuse_steps", b"max_reuse_steps", "model_id", b"model_id", "no_store", b"no_store", "priority", b"priority", "prompt", b"prompt", "retention", b"retention", "reuse", b"reuse", "schedule", b"schedule", "seed", b"seed", "shape", b"shape", "steps", b"steps", "timeout", b"timeout", "webhook", b"webhook"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_seed", b"_seed"]) -> typing.Literal["seed"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["denoising", b"denoising"]) -> typing.Literal["steps", "schedule"] | None: ...
 
 Global___GenerationSpec: typing_extensions.TypeAlias = GenerationSpec
+
+@typing.final
+class Webhook(google.protobuf.message.Message):
+    """Receiver of a signed POST request about the end of a generation, in the form of Standard Webhooks: headers
+    webhook-id, webhook-timestamp and webhook-signature, and a JSON body with the event's id, type and time and the id
+    of the generation. It is sent at least once, and repeated for about a day until the receiver answers with a status
+    of 200 to 299. A receiver recognizes repetitions by webhook-id.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    URL_FIELD_NUMBER: builtins.int
+    EVENTS_FIELD_NUMBER: builtins.int
+    url: builtins.str
+    """"https://host/path", 1 to 2,048 printable ASCII characters, without a user or a fragment. The host must have a
+    public address; redirects are not followed. Rejected if the server has no signing secret for the caller's tenant.
+    """
+    @property
+    def events(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[Global___WebhookEvent.ValueType]:
+        """Ends that are reported, each at most once. Empty selects all; an accepted specification lists them."""
+
+    def __init__(
+        self,
+        *,
+        url: builtins.str = ...,
+        events: collections.abc.Iterable[Global___WebhookEvent.ValueType] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["events", b"events", "url", b"url"]) -> None: ...
+
+Global___Webhook: typing_extensions.TypeAlias = Webhook
 
 @typing.final
 class ExplicitReuse(google.protobuf.message.Message):
