@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
@@ -23,7 +24,7 @@ from chorus_client.handles import PATIENCE_SECONDS, WATCH_SECONDS, AsyncGenerati
 from chorus_client.offers import Model, Preview
 from chorus_client.results import Generation, GenerationError, Video
 from chorus_client.search import build_list_request
-from chorus_client.security import Tls, secure
+from chorus_client.security import Tls, authorize, remove_token, secure
 from chorus_client.spec import SpecOptions, build_request
 
 _CANCEL_SECONDS: Final = 5.0
@@ -46,6 +47,7 @@ class AsyncChorusClient:
         metadata: pairs sent with every call, such as `[("authorization", "Bearer …")]`.
         interceptors: client interceptors of `grpc.aio`, the first one outermost.
         timeout: deadline of a unary call that sets none, in seconds.
+        use_proxy: whether a proxy that the environment names is used; never for a loopback address.
     """
 
     def __init__(
@@ -59,7 +61,9 @@ class AsyncChorusClient:
         metadata: Metadata = (),
         interceptors: Sequence[grpc.aio.ClientInterceptor] = (),
         timeout: float = CALL_SECONDS,
+        use_proxy: bool = True,
     ) -> None:
+        self._allow_plaintext_token = allow_plaintext_token
         security = secure(
             resolve("scheduler", target), token, tls, credentials, metadata, allow_plaintext_token
         )
@@ -73,7 +77,25 @@ class AsyncChorusClient:
             metadata=security.metadata,
             interceptors=interceptors,
             timeout=timeout,
+            use_proxy=use_proxy,
         )
+
+    def with_token(self, token: str | None) -> Self:
+        """Returns a client with another API key that shares the connection of this one, and ends with it.
+
+        It is for programs that call on behalf of several users. Raises ChorusError (INVALID_FIELD) for a
+        token that cannot be sent, or that would leave this machine without TLS.
+
+        Args:
+            token: API key; None for no key, whatever CHORUS_TOKEN says.
+        """
+        other = copy.copy(self)
+        metadata = remove_token(self._connection.metadata)
+        if token is not None:
+            protected = self._connection.secure or self._allow_plaintext_token
+            metadata = (*authorize(self.target, token, protected), *metadata)
+        other._connection = self._connection.with_metadata(metadata)
+        return other
 
     async def __aenter__(self) -> Self:
         return self

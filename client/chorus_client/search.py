@@ -8,7 +8,7 @@ from datetime import datetime
 from chorus.scheduler.v1 import scheduler_pb2
 from chorus_rpc.errors import Violations
 
-from chorus_client.results import parse_state
+from chorus_client.states import parse_state
 
 
 def check_text(violations: Violations, field: str, value: str) -> str:

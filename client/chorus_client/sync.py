@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
@@ -41,6 +42,7 @@ class ChorusClient:
         metadata: pairs sent with every call, such as `[("authorization", "Bearer …")]`.
         interceptors: client interceptors of `grpc.aio`, the first one outermost.
         timeout: deadline of a unary call that sets none, in seconds.
+        use_proxy: whether a proxy that the environment names is used; never for a loopback address.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class ChorusClient:
         metadata: Metadata = (),
         interceptors: Sequence[grpc.aio.ClientInterceptor] = (),
         timeout: float = CALL_SECONDS,
+        use_proxy: bool = True,
     ) -> None:
         async def connect() -> AsyncChorusClient:
             return AsyncChorusClient(
@@ -65,11 +68,20 @@ class ChorusClient:
                 metadata=metadata,
                 interceptors=interceptors,
                 timeout=timeout,
+                use_proxy=use_proxy,
             )
 
         self._loop = LoopThread()
         self._client = self._loop.start(connect())
         self.target = self._client.target
+
+    def with_token(self, token: str | None) -> Self:
+        """Returns a client with another API key that shares the connection; see
+        AsyncChorusClient.with_token.
+        """
+        other = copy.copy(self)
+        other._client = self._client.with_token(token)
+        return other
 
     def __enter__(self) -> Self:
         return self

@@ -55,6 +55,7 @@ TOKENS: Final = "chorus.tokens"
 
 # Metrics, by their names in Prometheus without the suffix `_total` of a counter.
 METRIC_RPC: Final = "chorus_rpc_seconds"
+METRIC_HTTP: Final = "chorus_http_seconds"
 METRIC_CACHE_LOOKUPS: Final = "chorus_cache_lookups"
 METRIC_CACHE_FETCHES: Final = "chorus_cache_fetches"
 METRIC_CACHE_FETCH_BYTES: Final = "chorus_cache_fetch_bytes"
