@@ -23,7 +23,7 @@ from chorus_client.events import Event
 from chorus_client.handles import PATIENCE_SECONDS, WATCH_SECONDS, AsyncGenerationHandle
 from chorus_client.offers import Model, Preview
 from chorus_client.results import Generation, GenerationError, Video
-from chorus_client.search import build_list_request
+from chorus_client.search import build_list_request, check_order
 from chorus_client.security import Tls, authorize, remove_token, secure
 from chorus_client.spec import SpecOptions, build_request
 
@@ -212,6 +212,8 @@ class AsyncChorusClient:
         prompt_contains: str | None = None,
         created_after: datetime | None = None,
         created_before: datetime | None = None,
+        after: str | None = None,
+        oldest_first: bool = False,
         timeout: float | None = None,
     ) -> tuple[Generation, ...]:
         """Returns up to `limit` generations that match every argument given, newest first.
@@ -223,17 +225,21 @@ class AsyncChorusClient:
             prompt_contains: text in their prompts, compared without regard to case.
             created_after: earliest time of their acceptance, with a time zone.
             created_before: time before which they were accepted, with a time zone.
+            after: id of the generation after which the list starts, in its order; NOT_FOUND if there is none.
+            oldest_first: whether the list is ordered from oldest to newest.
             timeout: deadline of each page, in seconds.
         """
         if not isinstance(limit, int) or limit < 1:
             raise invalid("limit", f"must be at least 1, not {limit!r}")
         request = build_list_request(state, labels, prompt_contains, created_after, created_before)
+        request.oldest_first = check_order(after, oldest_first)
+        request.after_generation_id = after or ""
         generations: tuple[Generation, ...] = ()
         while len(generations) < limit:
             request.page_size = min(_PAGE_SIZE, limit - len(generations))
             response = await self._connection.call(self._connection.stub.ListGenerations, request, timeout)
             generations += tuple(Generation.from_proto(generation) for generation in response.generations)
-            request.page_token = response.next_page_token
+            request.page_token, request.after_generation_id = response.next_page_token, ""
             if not request.page_token:
                 break
         return generations

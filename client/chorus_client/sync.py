@@ -156,6 +156,8 @@ class ChorusClient:
         prompt_contains: str | None = None,
         created_after: datetime | None = None,
         created_before: datetime | None = None,
+        after: str | None = None,
+        oldest_first: bool = False,
         timeout: float | None = None,
     ) -> tuple[Generation, ...]:
         """Returns up to `limit` generations that match every argument given, newest first.
@@ -167,6 +169,8 @@ class ChorusClient:
             prompt_contains: text in their prompts, compared without regard to case.
             created_after: earliest time of their acceptance, with a time zone.
             created_before: time before which they were accepted, with a time zone.
+            after: id of the generation after which the list starts, in its order; NOT_FOUND if there is none.
+            oldest_first: whether the list is ordered from oldest to newest.
             timeout: deadline of each page, in seconds.
         """
         return self._loop.run(
@@ -177,6 +181,8 @@ class ChorusClient:
                 prompt_contains=prompt_contains,
                 created_after=created_after,
                 created_before=created_before,
+                after=after,
+                oldest_first=oldest_first,
                 timeout=timeout,
             )
         )

@@ -6,13 +6,15 @@ from chorus_client import AsyncChorusClient
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
+from services.gateway import health as health_routes
 from services.gateway.calls import Calls
 from services.gateway.errors import install_handlers
 from services.gateway.health import Health
-from services.gateway.health import router as health_router
+from services.gateway.openapi import install_document
 from services.gateway.security.bodies import BodyLimit
 from services.gateway.settings import GatewaySettings
-from services.gateway.videos import models, routes
+from services.gateway.videos import content, events, models, routes, sync
+from services.gateway.videos.fields import CreateFields, EditFields, RemixFields
 from services.gateway.videos.frame_rates import FrameRates
 
 VERSION = "0.1.0"
@@ -39,8 +41,9 @@ def create_app(settings: GatewaySettings, client: AsyncChorusClient, health: Hea
     app.state.settings, app.state.client, app.state.health = settings, client, health
     app.state.frame_rates = FrameRates()
     install_handlers(app)
-    for router in (health_router, routes.router, models.router):
-        app.include_router(router)
+    for module in (health_routes, sync, routes, content, events, models):
+        app.include_router(module.router)
+    install_document(app, (CreateFields, EditFields, RemixFields))
     # The last one that is added is the outermost.
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes, seconds=settings.body_seconds)
     if settings.cors_origins:

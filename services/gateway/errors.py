@@ -155,11 +155,7 @@ def install_handlers(app: FastAPI) -> None:
 
     async def answer_validation(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
-        faults = [
-            Fault(".".join(str(part) for part in each["loc"][1:]) or "body", str(each["msg"]))
-            for each in error.errors()
-        ]
-        return make_response(invalid(faults))
+        return make_response(invalid([_describe_parameter(each) for each in error.errors()]))
 
     async def answer_http_error(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
@@ -173,6 +169,15 @@ def install_handlers(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, answer_validation)
     app.add_exception_handler(HTTPException, answer_http_error)
     app.add_exception_handler(Exception, answer_fault)
+
+
+def _describe_parameter(entry: Mapping[str, Any]) -> Fault:
+    """Returns the fault of a parameter of a URL or a header."""
+    name = ".".join(str(part) for part in entry["loc"][1:])[:128] or "body"
+    if entry["type"] == "extra_forbidden":
+        return Fault(name, "is not a parameter of this URL", UNSUPPORTED)
+    message = str(entry["msg"])
+    return Fault(name, f"{message[:1].lower()}{message[1:]}, not {str(entry['input'])[:64]!r}")
 
 
 def _from_http(request: Request, error: HTTPException) -> ApiError:

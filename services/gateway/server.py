@@ -30,7 +30,7 @@ log = get_logger("server")
 _ASK_SECONDS: Final = 1.0
 
 
-class _Server(uvicorn.Server):
+class HttpServer(uvicorn.Server):
     """Server whose process handles signals itself, and ends with status 0 after a drain."""
 
     @contextlib.contextmanager
@@ -84,7 +84,7 @@ async def _serve_until(
     listener: socket.socket,
 ) -> None:
     health = Health(settings.instance_id)
-    server = _Server(configure(settings, create_app(settings, client, health)))
+    server = HttpServer(configure(settings, create_app(settings, client, health)))
     serving = asyncio.create_task(server.serve([listener]))
     log.info("serving", host=settings.host, port=listener.getsockname()[1])
     try:
