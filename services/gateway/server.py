@@ -46,6 +46,7 @@ def create_client(settings: GatewaySettings) -> AsyncChorusClient:
         allow_plaintext_token=settings.allow_plaintext_keys,
         timeout=settings.call_seconds,
         use_proxy=False,
+        max_message_bytes=settings.max_message_bytes,
     )
 
 
