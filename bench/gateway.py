@@ -1,8 +1,8 @@
 """The gateway: `python -m bench.gateway` writes bench/results/gateway.json.
 
-A gateway process in front of a scripted scheduler that answers at once, over real sockets on this machine. The
-SDK makes every call of the API, schemathesis generates requests, many clients follow a video and download files
-at the same time, and the same calls are made through the gateway and by gRPC in turn.
+A gateway process in front of a scripted scheduler that answers at once, over real sockets on this machine.
+The SDK makes every call of the API, schemathesis generates requests, many clients follow a video and download
+files at the same time, and the same calls are made through the gateway and by gRPC in turn.
 """
 
 from __future__ import annotations
