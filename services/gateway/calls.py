@@ -111,7 +111,8 @@ class Calls:
                 span.set_attribute("http.request.method", scope["method"])
                 span.set_attribute("http.route", route)
                 span.set_attribute("http.response.status_code", status)
-                attributes = {semconv.METHOD: route, semconv.CODE: str(status)}
+                # 499: the client had gone before the response began.
+                attributes = {semconv.METHOD: route, semconv.CODE: str(status or 499)}
                 _HTTP_SECONDS.record(time.perf_counter() - begin, attributes)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -52,6 +53,8 @@ def create_client(settings: GatewaySettings) -> AsyncChorusClient:
 
 async def serve(settings: GatewaySettings, open_metrics_port: Callable[[Resources], None]) -> None:
     """Serves until SIGTERM or SIGINT; returns after the drain. Raises EssentialTaskEnded, StartupError."""
+    # Its warnings are about what clients send, who could fill the log with them.
+    logging.getLogger("uvicorn").setLevel(logging.ERROR)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Callable
 from typing import Any
@@ -220,13 +221,20 @@ async def test_body_that_does_not_arrive_is_given_up() -> None:
         assert (await exchange(world, build_head("20") + b"{")).startswith(b"HTTP/1.1 408")
 
 
-async def test_connection_without_a_request_is_closed() -> None:
+@pytest.mark.parametrize("earlier", [b"", b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"])
+async def test_connection_whose_request_does_not_arrive_is_closed(earlier: bytes) -> None:
     async with running_world(header_seconds=0.5) as world:
-        reader, writer = await asyncio.open_connection("127.0.0.1", world.port)
-        writer.write(b"GET /health HTTP/1.1\r\nHost: x\r\n")  # the headers never end
-        with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
-            await asyncio.wait_for(reader.readexactly(1), 10)
-        writer.close()
+        unfinished = earlier + b"GET /v1/models HTTP/1.1\r\nHost: x\r\n"  # the headers never end
+        with contextlib.suppress(ConnectionError):  # it is closed without an answer
+            answer = await exchange(world, unfinished)
+            assert answer.count(b"HTTP/1.1") == bool(earlier)
+
+
+@pytest.mark.parametrize("request_bytes", [b"nonsense\r\n\r\n", b"\x16\x03\x01\x02\x00\x01", b"GET\r\n\r\n"])
+async def test_bytes_that_are_not_http_get_the_envelope(world: World, request_bytes: bytes) -> None:
+    answer = await exchange(world, request_bytes + b"\r\n")
+    assert answer.startswith(b"HTTP/1.1 400")
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"] == "invalid_http"
 
 
 @pytest.mark.parametrize(
