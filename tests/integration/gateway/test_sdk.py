@@ -32,7 +32,7 @@ async def test_every_call_of_the_sdk_succeeds(world: World, python: str) -> None
     output, _ = await asyncio.wait_for(process.communicate(), 100)
     result = json.loads(output)
     assert result["failed"] == {}
-    assert len(result["green"]) == 12
+    assert len(result["green"]) == 11
     assert world.scheduler.generations == {}, "every video was deleted"
     first = world.scheduler.requests[0].spec
     assert (first.prompt, first.shape.frames) == ("a large red square moving left", 32)
