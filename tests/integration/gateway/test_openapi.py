@@ -51,17 +51,18 @@ def test_every_error_has_the_envelope() -> None:
                 assert schema == {"$ref": "#/components/schemas/Error"}
 
 
+@pytest.mark.timeout(600)
 async def test_generated_requests_find_no_server_error(world: World, tmp_path: Path) -> None:
     """Runs schemathesis: requests of the document, and requests that violate it."""
     await world.create()
     checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
     process = await asyncio.create_subprocess_exec(
         *(str(Path(sys.executable).with_name("schemathesis")), "run", f"{world.url}/openapi.json"),
-        *("--checks", checks, "--max-examples", "15", "--seed", "1", "--phases", "examples,coverage,fuzzing"),
+        *("--checks", checks, "--max-examples", "5", "--seed", "1", "--phases", "examples,coverage,fuzzing"),
         *("--request-timeout", "20", "--no-color"),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
         cwd=tmp_path,
     )
-    output, _ = await asyncio.wait_for(process.communicate(), 170)
+    output, _ = await asyncio.wait_for(process.communicate(), 500)
     assert process.returncode == 0, output.decode()[-6_000:]
