@@ -92,5 +92,5 @@ async def test_download_in_chunks_is_checked_for_its_length(deployment: FakeDepl
         deployment.scheduler.video_drops = [1]
         received = handle.chunks()
         assert VIDEO.startswith(await anext(received))
-        with pytest.raises(ChorusError, match="the stream broke"):
+        with pytest.raises(ChorusError):
             await anext(received)
