@@ -15,7 +15,7 @@ from chorus.scheduler.v1.scheduler_pb2 import (
     StartedEvent,
     StepCompletedEvent,
 )
-from chorus_client.results import format_state
+from chorus_client.states import format_state
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 

@@ -31,13 +31,13 @@ from chorus_client.results import (
     PassedOver,
     Plan,
     Problem,
-    State,
     Timings,
     Video,
     VideoInfo,
 )
 from chorus_client.security import Tls
 from chorus_client.spec import SpecOptions
+from chorus_client.states import State
 from chorus_client.sync import CacheClient, ChorusClient
 
 __all__ = [

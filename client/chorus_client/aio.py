@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
@@ -14,7 +15,7 @@ from chorus.scheduler.v1 import scheduler_pb2
 from chorus.scheduler.v1.scheduler_pb2_grpc import SchedulerServiceStub
 from chorus_rpc import semconv, telemetry
 from chorus_rpc.errors import ChorusError, invalid
-from chorus_rpc.limits import MAX_OUTPUTS
+from chorus_rpc.limits import DEFAULT_MAX_MESSAGE_BYTES, MAX_OUTPUTS
 
 from chorus_client.connection import CALL_SECONDS, Connection, Metadata, check_seconds
 from chorus_client.endpoints import VARIABLES, resolve
@@ -22,8 +23,8 @@ from chorus_client.events import Event
 from chorus_client.handles import PATIENCE_SECONDS, WATCH_SECONDS, AsyncGenerationHandle
 from chorus_client.offers import Model, Preview
 from chorus_client.results import Generation, GenerationError, Video
-from chorus_client.search import build_list_request
-from chorus_client.security import Tls, secure
+from chorus_client.search import build_list_request, check_order
+from chorus_client.security import Tls, authorize, remove_token, secure
 from chorus_client.spec import SpecOptions, build_request
 
 _CANCEL_SECONDS: Final = 5.0
@@ -46,6 +47,8 @@ class AsyncChorusClient:
         metadata: pairs sent with every call, such as `[("authorization", "Bearer …")]`.
         interceptors: client interceptors of `grpc.aio`, the first one outermost.
         timeout: deadline of a unary call that sets none, in seconds.
+        use_proxy: whether a proxy that the environment names is used; never for a loopback address.
+        max_message_bytes: upper bound on one message, in bytes.
     """
 
     def __init__(
@@ -59,7 +62,10 @@ class AsyncChorusClient:
         metadata: Metadata = (),
         interceptors: Sequence[grpc.aio.ClientInterceptor] = (),
         timeout: float = CALL_SECONDS,
+        use_proxy: bool = True,
+        max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
     ) -> None:
+        self._allow_plaintext_token = allow_plaintext_token
         security = secure(
             resolve("scheduler", target), token, tls, credentials, metadata, allow_plaintext_token
         )
@@ -73,7 +79,26 @@ class AsyncChorusClient:
             metadata=security.metadata,
             interceptors=interceptors,
             timeout=timeout,
+            use_proxy=use_proxy,
+            max_message_bytes=max_message_bytes,
         )
+
+    def with_token(self, token: str | None) -> Self:
+        """Returns a client with another API key that shares the connection of this one, and ends with it.
+
+        It is for programs that call on behalf of several users. Raises ChorusError (INVALID_FIELD) for a
+        token that cannot be sent, or that would leave this machine without TLS.
+
+        Args:
+            token: API key; None for no key, whatever CHORUS_TOKEN says.
+        """
+        other = copy.copy(self)
+        metadata = remove_token(self._connection.metadata)
+        if token is not None:
+            protected = self._connection.secure or self._allow_plaintext_token
+            metadata = (*authorize(self.target, token, protected), *metadata)
+        other._connection = self._connection.with_metadata(metadata)
+        return other
 
     async def __aenter__(self) -> Self:
         return self
@@ -191,6 +216,8 @@ class AsyncChorusClient:
         prompt_contains: str | None = None,
         created_after: datetime | None = None,
         created_before: datetime | None = None,
+        after: str | None = None,
+        oldest_first: bool = False,
         timeout: float | None = None,
     ) -> tuple[Generation, ...]:
         """Returns up to `limit` generations that match every argument given, newest first.
@@ -202,17 +229,21 @@ class AsyncChorusClient:
             prompt_contains: text in their prompts, compared without regard to case.
             created_after: earliest time of their acceptance, with a time zone.
             created_before: time before which they were accepted, with a time zone.
+            after: id of the generation after which the list starts, in its order; NOT_FOUND if there is none.
+            oldest_first: whether the list is ordered from oldest to newest.
             timeout: deadline of each page, in seconds.
         """
         if not isinstance(limit, int) or limit < 1:
             raise invalid("limit", f"must be at least 1, not {limit!r}")
         request = build_list_request(state, labels, prompt_contains, created_after, created_before)
+        request.oldest_first = check_order(after, oldest_first)
+        request.after_generation_id = after or ""
         generations: tuple[Generation, ...] = ()
         while len(generations) < limit:
             request.page_size = min(_PAGE_SIZE, limit - len(generations))
             response = await self._connection.call(self._connection.stub.ListGenerations, request, timeout)
             generations += tuple(Generation.from_proto(generation) for generation in response.generations)
-            request.page_token = response.next_page_token
+            request.page_token, request.after_generation_id = response.next_page_token, ""
             if not request.page_token:
                 break
         return generations

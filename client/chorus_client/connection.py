@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import re
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Final, Generic, SupportsFloat, TypeAlias, TypeVar
+from typing import Final, Generic, Self, SupportsFloat, TypeAlias, TypeVar
 
 import grpc
 import grpc.aio
 from chorus_rpc import errors, telemetry
 from chorus_rpc.channels import open_channel
 from chorus_rpc.errors import ChorusError, from_rpc_error, invalid
+from chorus_rpc.limits import DEFAULT_MAX_MESSAGE_BYTES
 from chorus_rpc.proxies import is_loopback
 from grpc_status import rpc_status
 
@@ -41,6 +43,8 @@ class Connection(Generic[Stub]):
         metadata: pairs sent with every call.
         interceptors: client interceptors of every call, the first one outermost.
         timeout: deadline of a unary call that has none, in seconds.
+        use_proxy: whether a proxy that the environment names is used.
+        max_message_bytes: upper bound on one message, in bytes.
     """
 
     def __init__(
@@ -54,6 +58,8 @@ class Connection(Generic[Stub]):
         metadata: Metadata,
         interceptors: Sequence[grpc.aio.ClientInterceptor],
         timeout: float,
+        use_proxy: bool = True,
+        max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
     ) -> None:
         check_seconds("timeout", timeout)
         metadata = check_metadata(metadata)
@@ -61,7 +67,11 @@ class Connection(Generic[Stub]):
         telemetry.configure("client")
         self.target = target
         self._channel: grpc.aio.Channel | None = open_channel(
-            target, credentials=credentials, interceptors=interceptors, use_proxy=True
+            target,
+            max_message_bytes,
+            credentials=credentials,
+            interceptors=interceptors,
+            use_proxy=use_proxy,
         )
         self._stub: Stub | None = stub(self._channel)
         self._service = service
@@ -76,6 +86,22 @@ class Connection(Generic[Stub]):
         self._lifetime.check()
         assert self._stub is not None
         return self._stub
+
+    @property
+    def secure(self) -> bool:
+        """Whether the connection uses TLS."""
+        return self._secure
+
+    @property
+    def metadata(self) -> Metadata:
+        """Pairs sent with every call."""
+        return self._metadata
+
+    def with_metadata(self, metadata: Metadata) -> Self:
+        """Returns a connection over the same channel with other metadata; it ends with this one."""
+        other = copy.copy(self)
+        other._metadata = check_metadata(metadata)
+        return other
 
     async def close(self) -> None:
         """Closes the channel; calls still running, and later ones, raise ClientClosed.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -123,28 +124,48 @@ async def read_range(
     timeout: float,
 ) -> bytes:
     """Returns a range of a video, its length checked. Arguments as of AsyncGenerationHandle.video."""
+    data = bytearray()
+    chunks = stream_range(connection, generation_id, offset, length, timeout, _MAX_VIDEO_BYTES)
+    async with contextlib.aclosing(chunks):
+        async for chunk in chunks:
+            data += chunk
+    return bytes(data)
+
+
+async def stream_range(
+    connection: Connection[SchedulerServiceAsyncStub],
+    generation_id: str,
+    offset: int,
+    length: int,
+    timeout: float,
+    limit: int | None = None,
+) -> AsyncGenerator[bytes, None]:
+    """Yields a range of a video and checks its length. Arguments as of AsyncGenerationHandle.video.
+
+    Args:
+        limit: upper bound on the length of the range, in bytes; None for none.
+    """
     for name, value in (("offset", offset), ("length", length)):
         if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 64:
             raise errors.invalid(name, f"must be 0 to 2^64 − 1, not {value!r}")
     request = scheduler_pb2.GetVideoRequest(generation_id=generation_id, offset=offset, length=length)
-    data = bytearray()
+    received = 0
     expected: int | None = None
     responses = connection.stream(connection.stub.GetVideo, request, timeout)
     async with contextlib.aclosing(responses):
         async for response in responses:
             if response.HasField("header"):
                 expected = length or response.header.size_bytes - offset
-                if expected > _MAX_VIDEO_BYTES:
-                    raise errors.invalid(
-                        "length", f"must select at most {_MAX_VIDEO_BYTES} bytes, not {expected}"
-                    )
-            data += response.chunk
-            if expected is not None and len(data) > expected:
+                if limit is not None and expected > limit:
+                    raise errors.invalid("length", f"must select at most {limit} bytes, not {expected}")
+                continue
+            received += len(response.chunk)
+            if expected is None or received > expected:
                 break
-    if len(data) != expected:
-        fault = f"the range has {len(data)} bytes in place of {expected}"
+            yield response.chunk
+    if received != expected:
+        fault = f"the range has {received} bytes in place of {expected}"
         raise make_damaged(generation_id, fault)
-    return bytes(data)
 
 
 def make_damaged(generation_id: str, fault: BlobFault | str) -> ChorusError:

@@ -9,7 +9,8 @@ from typing import Literal, Self, TypeAlias
 from chorus.common.v1.errors_pb2 import JobError
 from chorus.scheduler.v1 import scheduler_pb2
 
-from chorus_client.results import FINAL, Plan, Problem, to_utc
+from chorus_client.results import Plan, Problem, to_utc
+from chorus_client.states import FINAL
 
 EventKind: TypeAlias = Literal[
     "queued",

@@ -7,14 +7,14 @@ import contextlib
 import random
 from collections.abc import AsyncGenerator, Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from chorus.scheduler.v1 import scheduler_pb2
 from chorus_rpc import errors
 from chorus_rpc.errors import ChorusError
 
 from chorus_client.connection import Connection, check_seconds
-from chorus_client.downloads import VIDEO_SECONDS, Download, Thumbnail, VideoUrl, read_range
+from chorus_client.downloads import VIDEO_SECONDS, Download, Thumbnail, VideoUrl, read_range, stream_range
 from chorus_client.events import Event
 from chorus_client.files import write_atomically
 from chorus_client.loop_thread import LoopThread
@@ -22,6 +22,8 @@ from chorus_client.results import Generation, GenerationError, Video
 
 if TYPE_CHECKING:
     from chorus.scheduler.v1.scheduler_pb2_grpc import SchedulerServiceAsyncStub
+
+Item = TypeVar("Item")
 
 # Upper bound on the deadline of a generation, and so on the time that it can be followed.
 WATCH_SECONDS: Final = 86_400.0
@@ -116,6 +118,23 @@ class AsyncGenerationHandle:
         """
         check_seconds("timeout", timeout)
         return await read_range(self._connection, self.id, offset, length, timeout)
+
+    async def chunks(
+        self, *, offset: int = 0, length: int = 0, timeout: float = VIDEO_SECONDS
+    ) -> AsyncGenerator[bytes, None]:
+        """Yields a range of the mp4 of a generation that succeeded, as it arrives, by one call.
+
+        Unlike `video` it holds a chunk in memory, not the range. Raises ChorusError (BLOB_CORRUPT) at the end
+        of a range of another length. To stop early, close the iterator (`contextlib.aclosing`).
+
+        Args:
+            offset, length, timeout: as of `video`.
+        """
+        check_seconds("timeout", timeout)
+        chunks = stream_range(self._connection, self.id, offset, length, timeout)
+        async with contextlib.aclosing(chunks):
+            async for chunk in chunks:
+                yield chunk
 
     async def thumbnail(self, *, timeout: float | None = None) -> Thumbnail:
         """Returns a small picture of the video. Raises ChorusError (NOT_FOUND) if it has none."""
@@ -306,17 +325,22 @@ class GenerationHandle:
         patience: float = PATIENCE_SECONDS,
     ) -> Iterator[Event]:
         """Yields each event after a sequence number once, past and live, until the generation ends."""
-        events = self._handle.events(after_sequence, timeout=timeout, patience=patience)
+        yield from self._iterate(self._handle.events(after_sequence, timeout=timeout, patience=patience))
 
-        async def following() -> Event | None:
-            return await anext(events, None)
+    def chunks(self, *, offset: int = 0, length: int = 0, timeout: float = VIDEO_SECONDS) -> Iterator[bytes]:
+        """Yields a range of the mp4 as it arrives; see AsyncGenerationHandle.chunks."""
+        yield from self._iterate(self._handle.chunks(offset=offset, length=length, timeout=timeout))
+
+    def _iterate(self, items: AsyncGenerator[Item, None]) -> Iterator[Item]:
+        async def following() -> Item | None:
+            return await anext(items, None)
 
         async def stop() -> None:
-            await events.aclose()
+            await items.aclose()
 
         try:
-            while (event := self._loop.run(following())) is not None:
-                yield event
+            while (item := self._loop.run(following())) is not None:
+                yield item
         finally:
             if self._loop.is_usable:
                 self._loop.run(stop())

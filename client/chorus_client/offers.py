@@ -35,6 +35,7 @@ class Model:
         default_sigmas: noise levels if a request states neither `steps` nor `sigmas`.
         max_text_tokens: tokens of a prompt that the model reads; 0 if unknown.
         seconds_per_step: time of a step at the default shape; 0 if unknown.
+        frames_per_second: rate of its videos; 0 if unknown.
     """
 
     id: str
@@ -46,6 +47,7 @@ class Model:
     default_sigmas: tuple[float, ...]
     max_text_tokens: int
     seconds_per_step: float
+    frames_per_second: float
     proto: scheduler_pb2.Model = field(repr=False, compare=False)
 
     @classmethod
@@ -61,6 +63,7 @@ class Model:
             default_sigmas=tuple(message.default_schedule.sigmas),
             max_text_tokens=message.max_text_tokens,
             seconds_per_step=message.seconds_per_step,
+            frames_per_second=message.frames_per_second,
             proto=message,
         )
 

@@ -8,7 +8,7 @@ from datetime import datetime
 from chorus.scheduler.v1 import scheduler_pb2
 from chorus_rpc.errors import Violations
 
-from chorus_client.results import parse_state
+from chorus_client.states import parse_state
 
 
 def check_text(violations: Violations, field: str, value: str) -> str:
@@ -58,3 +58,15 @@ def build_list_request(
             timestamp.FromDatetime(moment)
     violations.raise_if_any()
     return request
+
+
+def check_order(after: str | None, oldest_first: bool) -> bool:
+    """Returns `oldest_first`. Raises ChorusError (INVALID_FIELD) for arguments of another type."""
+    violations = Violations()
+    if after is not None:
+        check_text(violations, "after", after)
+    violations.require(
+        isinstance(oldest_first, bool), "oldest_first", f"must be True or False, not {oldest_first!r}"
+    )
+    violations.raise_if_any()
+    return oldest_first

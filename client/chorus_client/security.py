@@ -87,16 +87,35 @@ def secure(
         token = os.environ.get(TOKEN_VARIABLE) or None
     if token is None:
         return Security(target, credentials, metadata)
+    pairs = authorize(target, token, credentials is not None or allow_plaintext_token)
+    return Security(target, credentials, (*pairs, *metadata))
+
+
+def authorize(target: str, token: str, protected: bool) -> Metadata:
+    """Returns the metadata that carries a token.
+
+    Args:
+        protected: whether the token may be sent to another machine: with TLS, or because the caller allows
+            it.
+
+    Raises ChorusError (INVALID_FIELD) for one that cannot be sent, and one that would leave this machine
+    without protection. No error contains the token.
+    """
     if not (isinstance(token, str) and _TOKEN.fullmatch(token)):
         raise invalid("token", "must be 1 to 4,096 printable ASCII characters without spaces")
-    if credentials is None and not allow_plaintext_token and not is_loopback(target):
+    if not protected and not is_loopback(target):
         raise invalid(
             "token",
             f"would be sent to {target} without encryption: connect with TLS ({TLS_SCHEME}{target}, tls= or"
             " --tls), or allow it on a network that you trust (allow_plaintext_token= or"
             " --allow-plaintext-token)",
         )
-    return Security(target, credentials, (*key_metadata(token), *metadata))
+    return key_metadata(token)
+
+
+def remove_token(metadata: Metadata) -> Metadata:
+    """Returns the metadata without a token."""
+    return tuple(pair for pair in metadata if pair[0] != _AUTHORIZATION)
 
 
 def _read(name: str, path: Path | str | None) -> bytes | None:

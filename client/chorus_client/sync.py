@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
@@ -9,6 +10,7 @@ from typing import Self, Unpack
 
 import grpc
 import grpc.aio
+from chorus_rpc.limits import DEFAULT_MAX_MESSAGE_BYTES
 from chorus_rpc.tenancy import DEFAULT_TENANT
 
 from chorus_client.aio import AsyncChorusClient
@@ -41,6 +43,8 @@ class ChorusClient:
         metadata: pairs sent with every call, such as `[("authorization", "Bearer …")]`.
         interceptors: client interceptors of `grpc.aio`, the first one outermost.
         timeout: deadline of a unary call that sets none, in seconds.
+        use_proxy: whether a proxy that the environment names is used; never for a loopback address.
+        max_message_bytes: upper bound on one message, in bytes.
     """
 
     def __init__(
@@ -54,6 +58,8 @@ class ChorusClient:
         metadata: Metadata = (),
         interceptors: Sequence[grpc.aio.ClientInterceptor] = (),
         timeout: float = CALL_SECONDS,
+        use_proxy: bool = True,
+        max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
     ) -> None:
         async def connect() -> AsyncChorusClient:
             return AsyncChorusClient(
@@ -65,11 +71,21 @@ class ChorusClient:
                 metadata=metadata,
                 interceptors=interceptors,
                 timeout=timeout,
+                use_proxy=use_proxy,
+                max_message_bytes=max_message_bytes,
             )
 
         self._loop = LoopThread()
         self._client = self._loop.start(connect())
         self.target = self._client.target
+
+    def with_token(self, token: str | None) -> Self:
+        """Returns a client with another API key that shares the connection; see
+        AsyncChorusClient.with_token.
+        """
+        other = copy.copy(self)
+        other._client = self._client.with_token(token)
+        return other
 
     def __enter__(self) -> Self:
         return self
@@ -145,6 +161,8 @@ class ChorusClient:
         prompt_contains: str | None = None,
         created_after: datetime | None = None,
         created_before: datetime | None = None,
+        after: str | None = None,
+        oldest_first: bool = False,
         timeout: float | None = None,
     ) -> tuple[Generation, ...]:
         """Returns up to `limit` generations that match every argument given, newest first.
@@ -156,6 +174,8 @@ class ChorusClient:
             prompt_contains: text in their prompts, compared without regard to case.
             created_after: earliest time of their acceptance, with a time zone.
             created_before: time before which they were accepted, with a time zone.
+            after: id of the generation after which the list starts, in its order; NOT_FOUND if there is none.
+            oldest_first: whether the list is ordered from oldest to newest.
             timeout: deadline of each page, in seconds.
         """
         return self._loop.run(
@@ -166,6 +186,8 @@ class ChorusClient:
                 prompt_contains=prompt_contains,
                 created_after=created_after,
                 created_before=created_before,
+                after=after,
+                oldest_first=oldest_first,
                 timeout=timeout,
             )
         )

@@ -7,6 +7,7 @@ from typing import Final
 
 # Spans
 SPAN_CLIENT_GENERATE: Final = "generate_content {model}"
+SPAN_HTTP: Final = "HTTP {method}"
 SPAN_GENERATION: Final = "chorus.generation"
 SPAN_COMPARE: Final = "chorus.compare"
 SPAN_FORECAST: Final = "chorus.forecast"
@@ -55,6 +56,7 @@ TOKENS: Final = "chorus.tokens"
 
 # Metrics, by their names in Prometheus without the suffix `_total` of a counter.
 METRIC_RPC: Final = "chorus_rpc_seconds"
+METRIC_HTTP: Final = "chorus_http_seconds"
 METRIC_CACHE_LOOKUPS: Final = "chorus_cache_lookups"
 METRIC_CACHE_FETCHES: Final = "chorus_cache_fetches"
 METRIC_CACHE_FETCH_BYTES: Final = "chorus_cache_fetch_bytes"

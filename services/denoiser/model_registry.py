@@ -97,6 +97,7 @@ def describe_model(predictor: Predictor, seconds_per_step: float = 0.0) -> denoi
         sampler=spec.schedule.sampler,
         layers=spec.transformer.layers,
         max_text_tokens=spec.text.max_tokens,
+        frames_per_second=spec.video.fps,
         host_adapter=None if host is None else describe_adapters(host.model)[-1],
     )
 

@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
-import sys
 from collections.abc import Awaitable, Callable
 from typing import Final, cast
 
 import grpc
 import grpc.aio
-from chorus_rpc import telemetry
 from chorus_rpc.addresses import join_host_port
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from services.runtime.address import CannotListen, check_address
 from services.runtime.health import HealthServicer
 from services.runtime.interceptors import Gate, ServiceInterceptor
-from services.runtime.logs import configure_logs, get_logger
-from services.runtime.metrics import Metrics
-from services.runtime.metrics_port import MetricsPort
+from services.runtime.logs import get_logger
+from services.runtime.process import run_process
 from services.runtime.resources import EssentialTaskEnded, Resources
-from services.runtime.settings import ServerSettings, find_unknown_variables
-from services.runtime.startup import StartupError, limit_start
+from services.runtime.settings import ServerSettings
+from services.runtime.startup import limit_start
 
 # Runs once the port is bound: loads what the service needs, registers every resource with the stack and adds
 # the servicer to the server. Calls are refused with UNAVAILABLE until it returns.
@@ -78,38 +73,15 @@ def run(
     raises StartupError, or when it takes longer than `startup_seconds`; with status 2 when an `OTEL_*`
     variable cannot be honoured.
     """
-    configure_logs(name, settings.log_level, settings.log_format)
-    for variable, nearest in find_unknown_variables(type(settings), os.environ).items():
-        log.warning("unknown setting ignored", variable=variable, did_you_mean=nearest)
-    try:
-        telemetry.configure(name)
-        metrics = Metrics(name, settings)
-    except (ImportError, ValueError) as error:
-        log.critical("tracing or metrics cannot be set up", error=str(error))
-        raise SystemExit(2) from None
 
-    async def start_all(resources: Resources, server: grpc.aio.Server) -> None:
-        if metrics.registry is not None:
-            resources.push_async_callback(MetricsPort(metrics.registry, settings).close)
-        await start(resources, server)
+    def serve(open_metrics_port: Callable[[Resources], None]) -> Awaitable[None]:
+        async def start_all(resources: Resources, server: grpc.aio.Server) -> None:
+            open_metrics_port(resources)
+            await start(resources, server)
 
-    try:
-        check_address(settings)
-        if health_port:
-            check_address(settings, health_port, "HEALTH_PORT")
-        asyncio.run(_serve(name, service, settings, start_all, drain, credentials, health_port))
-    except EssentialTaskEnded:
-        raise SystemExit(1) from None
-    except CannotListen as error:
-        print(error, file=sys.stderr)
-        raise SystemExit(1) from None
-    except StartupError as error:
-        print(f"{name}: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
-    finally:
-        for fault in (metrics.close(), telemetry.shutdown()):
-            if fault:
-                log.warning(fault)
+        return _serve(name, service, settings, start_all, drain, credentials, health_port)
+
+    run_process(name, settings, serve, health_port=health_port)
 
 
 def build_server_options(max_message_bytes: int) -> list[tuple[str, int]]:

@@ -97,6 +97,7 @@ FILTERS = st.builds(
     prompt=st.sampled_from(("", "", "", "RED", "red_", "0%", "GRÜSSE", "strasse", "%", "_", "\\", "none")),
     created_after=st.none() | st.integers(995, 1065).map(float),
     created_before=st.none() | st.integers(995, 1065).map(float),
+    oldest_first=st.booleans(),
 )
 
 
@@ -118,18 +119,20 @@ def test_pages_of_any_size_are_the_jobs_that_match(
     filled: Filled, wanted: JobFilter, size: int, examined: int
 ) -> None:
     found: list[str] = []
-    before: int | None = None
+    beyond: int | None = None
     with patch.object(search, "MAX_EXAMINED", examined):
         for _ in range(COUNT + 2):
-            page = run(filled.database.engine, search.list_page, "default", wanted, before, size)
+            page = run(filled.database.engine, search.list_page, "default", wanted, beyond, size)
             assert len(page.jobs) <= size
             found += [job.job_id for job in page.jobs]
-            assert page.before is None or before is None or page.before < before
-            before = page.before
-            if before is None:
+            if page.beyond is not None and beyond is not None:
+                assert page.beyond > beyond if wanted.oldest_first else page.beyond < beyond
+            beyond = page.beyond
+            if beyond is None:
                 break
-    assert before is None
-    assert found == [job[0].job_id for job in filled.jobs if matches(job, wanted)]
+    assert beyond is None
+    expected = [job[0].job_id for job in filled.jobs if matches(job, wanted)]
+    assert found == (expected[::-1] if wanted.oldest_first else expected)
 
 
 def test_search_without_a_match_examines_a_bounded_number_of_jobs(filled: Filled) -> None:
@@ -137,11 +140,11 @@ def test_search_without_a_match_examines_a_bounded_number_of_jobs(filled: Filled
     with patch.object(search, "MAX_EXAMINED", 7):
         page = run(filled.database.engine, search.list_page, "default", JobFilter(prompt="none"), None, 5)
     assert page.jobs == []
-    assert page.before is not None
+    assert page.beyond is not None
     [last] = [new.job_id for new, *_ in own[6:7]]
     examined_last = run(filled.database.engine, statements.find_by_id, last)
     assert examined_last is not None
-    assert page.before == examined_last.number
+    assert page.beyond == examined_last.number
 
 
 def test_labels_are_searched_by_their_index(filled: Filled) -> None:

@@ -240,8 +240,8 @@ async def test_pages_are_newest_first_and_of_one_tenant(store: SqlStore) -> None
     await store.advance("j3", UNFINISHED, [CANCELLED])
     first = await store.page("default", JobFilter(), None, 2)
     assert [j.job_id for j in first.jobs] == ["j4", "j3"]
-    second = await store.page("default", JobFilter(), first.before, 9)
-    assert ([j.job_id for j in second.jobs], second.before) == (["j2", "j1", "j0"], None)
+    second = await store.page("default", JobFilter(), first.beyond, 9)
+    assert ([j.job_id for j in second.jobs], second.beyond) == (["j2", "j1", "j0"], None)
     ended = await store.page("default", JobFilter(state=State.CANCELLED), None, 9)
     assert [j.job_id for j in ended.jobs] == ["j3"]
 

@@ -11,7 +11,7 @@ from typing import Any, Final, Literal, TypeAlias
 from chorus.common.v1.plan_pb2 import PassedOver, Plan, WeightedToken
 from chorus.scheduler.v1.scheduler_pb2 import Generation, GenerationEvent, StepCompletedEvent
 from chorus_client.plans import describe_amplification, describe_region
-from chorus_client.results import format_state
+from chorus_client.states import format_state
 
 from chorus_cli.explain.words import compare_words
 from chorus_cli.output import as_dict, one_line

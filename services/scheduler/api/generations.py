@@ -191,12 +191,18 @@ class Generations:
         )
 
     async def page(self, request: pb.ListGenerationsRequest) -> tuple[list[pb.Generation], str]:
-        """Returns generations, newest first, and the token of the next page, empty on the last one."""
+        """Returns generations in the order of the list, and the token of the next page, empty on the last
+        one.
+
+        Raises NOT_FOUND for an `after_generation_id` that the tenant does not have.
+        """
         wanted = parse_filter(request)
         size = validation.check_page_size(request.page_size)
-        before = page_token.decode(request)
-        page = await self._store.page(self._tenant, wanted, before, size)
-        next_token = "" if page.before is None else page_token.encode(page.before, request)
+        beyond = page_token.decode(request)
+        if request.after_generation_id:
+            beyond = (await self._job(request.after_generation_id)).number
+        page = await self._store.page(self._tenant, wanted, beyond, size)
+        next_token = "" if page.beyond is None else page_token.encode(page.beyond, request)
         return await self._views(page.jobs), next_token
 
     async def watch(self, generation_id: str, after: int) -> AsyncGenerator[pb.GenerationEvent, None]:

@@ -13,13 +13,13 @@ from chorus_rpc import errors
 _TOKEN = re.compile(r"2:(\d{1,19}):([0-9a-f]{32})")
 
 
-def encode(before: int, request: pb.ListGenerationsRequest) -> str:
-    """Returns the token of the page of a list that continues below number `before`."""
-    return base64.urlsafe_b64encode(f"2:{before}:{_digest_filters(request)}".encode()).decode()
+def encode(beyond: int, request: pb.ListGenerationsRequest) -> str:
+    """Returns the token of the page of a list that continues beyond number `beyond`, in its order."""
+    return base64.urlsafe_b64encode(f"2:{beyond}:{_digest_filters(request)}".encode()).decode()
 
 
 def decode(request: pb.ListGenerationsRequest) -> int | None:
-    """Returns `before` of the requested page; None for the first one.
+    """Returns `beyond` of the requested page; None for the first one.
 
     Raises INVALID_FIELD for a token that no earlier page returned, or that belongs to other filters.
     """
@@ -42,4 +42,5 @@ def _digest_filters(request: pb.ListGenerationsRequest) -> str:
     filters.CopyFrom(request)
     filters.ClearField("page_size")
     filters.ClearField("page_token")
+    filters.ClearField("after_generation_id")  # the token takes its place
     return hashlib.sha256(filters.SerializeToString(deterministic=True)).hexdigest()[:32]

@@ -69,6 +69,10 @@ def parse_filter(request: pb.ListGenerationsRequest) -> JobFilter:
     before = _parse_time(request, "created_before", violations)
     if after is not None and before is not None and before <= after:
         violations.append(Violation("created_before", "must be later than created_after"))
+    if request.after_generation_id and request.page_token:
+        violations.append(
+            Violation("after_generation_id", "must be empty with page_token, which continues a list")
+        )
     if violations:
         raise errors.invalid_fields(violations)
     return JobFilter(
@@ -77,6 +81,7 @@ def parse_filter(request: pb.ListGenerationsRequest) -> JobFilter:
         prompt=request.prompt_contains,
         created_after=after,
         created_before=before,
+        oldest_first=request.oldest_first,
     )
 
 

@@ -22,6 +22,7 @@ def describe_model(model: denoiser_pb2.ModelInfo) -> pb.Model:
         default_schedule=model.default_schedule,
         max_text_tokens=model.max_text_tokens,
         seconds_per_step=model.seconds_per_step,
+        frames_per_second=model.frames_per_second,
     )
 
 

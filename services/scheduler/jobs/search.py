@@ -1,8 +1,8 @@
 """Statements that list jobs by conditions, each to be run inside an open transaction.
 
 Every search is led by an index: that of the tenant's jobs, of those in a state, or of those with a label. Its
-rows are examined newest first, at most MAX_EXAMINED in a call, so that no search scans the whole history. Of
-several labels the one leads whose rows reach furthest back.
+rows are examined in the order of the list, at most MAX_EXAMINED in a call, so that no search scans the whole
+history. Of several labels the one leads whose rows reach furthest.
 """
 
 from __future__ import annotations
@@ -45,25 +45,33 @@ def fold_text(text: str) -> str:
 
 
 def list_page(
-    transaction: Transaction, tenant: str, wanted: JobFilter, before: int | None, limit: int
+    transaction: Transaction, tenant: str, wanted: JobFilter, beyond: int | None, limit: int
 ) -> JobPage:
     leads = list(_leads(tenant, wanted))
+    last: int | None = None
     if len(leads) == 1 and next(_conditions(wanted, leads[0]), None) is None:
-        floor, lead = 0, leads[0]  # every row of the index matches, so that the page is full long before
+        lead = leads[0]  # every row of the index matches, so that the page is full long before
     else:
-        floors = [_find_floor(transaction, each, before) for each in leads]
-        floor, lead = min(zip(floors, leads, strict=True), key=lambda found: found[0])
+        found_last = [(_find_last(transaction, each, wanted, beyond), each) for each in leads]
+        # The one that may examine all, or the one that reaches furthest in the order.
+        choose = max if wanted.oldest_first else min
+        last, lead = next((found for found in found_last if found[0] is None), None) or choose(
+            found_last, key=lambda found: found[0] or 0
+        )
+    conditions = [*_range(lead, wanted, beyond), *_conditions(wanted, lead)]
+    if last is not None:
+        conditions.append(lead.number <= last if wanted.oldest_first else lead.number >= last)
     rows = transaction.connection.execute(
         select(*JOB_COLUMNS)
         .select_from(lead.source)
-        .where(*_range(lead, before), lead.number >= floor, *_conditions(wanted, lead))
-        .order_by(lead.number.desc())
+        .where(*conditions)
+        .order_by(_order(lead, wanted))
         .limit(limit + 1)
     )
     found = [parse_job(row) for row in rows]
     if len(found) > limit:
         return JobPage(found[:limit], found[limit - 1].number)
-    return JobPage(found, floor or None)
+    return JobPage(found, last)
 
 
 def _leads(tenant: str, wanted: JobFilter) -> Iterator[_Lead]:
@@ -82,20 +90,26 @@ def _leads(tenant: str, wanted: JobFilter) -> Iterator[_Lead]:
         yield _Lead(jobs, jobs.c.number, bounds)
 
 
-def _find_floor(transaction: Transaction, lead: _Lead, before: int | None) -> int:
-    """Returns the number of the last job that a call may examine; 0 if it may examine all."""
+def _find_last(transaction: Transaction, lead: _Lead, wanted: JobFilter, beyond: int | None) -> int | None:
+    """Returns the number of the last job that a call may examine; None if it may examine all."""
     last: Any = transaction.connection.execute(
         select(lead.number)
-        .where(*_range(lead, before))
-        .order_by(lead.number.desc())
+        .where(*_range(lead, wanted, beyond))
+        .order_by(_order(lead, wanted))
         .offset(MAX_EXAMINED - 1)
         .limit(1)
     ).scalar_one_or_none()
-    return last or 0
+    return None if last is None else int(last)
 
 
-def _range(lead: _Lead, before: int | None) -> list[ColumnElement[bool]]:
-    return [*lead.bounds, *([] if before is None else [lead.number < before])]
+def _order(lead: _Lead, wanted: JobFilter) -> ColumnElement[int]:
+    return lead.number.asc() if wanted.oldest_first else lead.number.desc()
+
+
+def _range(lead: _Lead, wanted: JobFilter, beyond: int | None) -> list[ColumnElement[bool]]:
+    if beyond is None:
+        return [*lead.bounds]
+    return [*lead.bounds, lead.number > beyond if wanted.oldest_first else lead.number < beyond]
 
 
 def _conditions(wanted: JobFilter, lead: _Lead) -> Iterator[ColumnElement[bool]]:

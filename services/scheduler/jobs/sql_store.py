@@ -104,8 +104,8 @@ class SqlStore(JobStore, Outbox):
     async def get(self, job_id: str) -> Job | None:
         return await self._read(statements.find_by_id, job_id)
 
-    async def page(self, tenant: str, wanted: JobFilter, before: int | None, limit: int) -> JobPage:
-        return await self._read(search.list_page, tenant, wanted, before, limit)
+    async def page(self, tenant: str, wanted: JobFilter, beyond: int | None, limit: int) -> JobPage:
+        return await self._read(search.list_page, tenant, wanted, beyond, limit)
 
     async def queue(self, limit: int) -> list[QueuedJob]:
         return await self._read(queue_statements.list_queue, limit)

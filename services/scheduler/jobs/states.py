@@ -108,6 +108,7 @@ def apply(generation: pb.Generation, event: pb.GenerationEvent) -> None:
         generation.timings.CopyFrom(event.succeeded.timings)
         generation.timings.running_seconds, generation.timings.waiting_seconds = running, waiting
         generation.steps_run = event.succeeded.steps_run
+        generation.seconds_saved = event.succeeded.seconds_saved
     elif kind == "failed":
         generation.error.CopyFrom(event.failed.error)
     if _LEADS_TO.get(kind or "") in ENDED:

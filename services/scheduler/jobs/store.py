@@ -81,6 +81,7 @@ class JobFilter:
         prompt: text that its prompt must contain, compared without regard to case; empty for every prompt.
         created_after: earliest time of its acceptance, in Unix seconds; None for no bound.
         created_before: time before which it was accepted, in Unix seconds; None for no bound.
+        oldest_first: whether the list begins with the job that was accepted first.
     """
 
     state: State | None = None
@@ -88,6 +89,7 @@ class JobFilter:
     prompt: str = ""
     created_after: float | None = None
     created_before: float | None = None
+    oldest_first: bool = False
 
 
 @dataclass(frozen=True)
@@ -95,12 +97,12 @@ class JobPage:
     """One page of a search.
 
     Attributes:
-        jobs: the jobs found, newest first.
-        before: number from which the next page continues; None if nothing is left to examine.
+        jobs: the jobs found, in the order of the list.
+        beyond: number from which the next page continues; None if nothing is left to examine.
     """
 
     jobs: Sequence[Job]
-    before: int | None
+    beyond: int | None
 
 
 @dataclass(frozen=True)
@@ -253,8 +255,8 @@ class JobStore(ABC):
     async def get(self, job_id: str) -> Job | None: ...
 
     @abstractmethod
-    async def page(self, tenant: str, wanted: JobFilter, before: int | None, limit: int) -> JobPage:
-        """Returns at most `limit` jobs; with `before`, only those with a smaller number.
+    async def page(self, tenant: str, wanted: JobFilter, beyond: int | None, limit: int) -> JobPage:
+        """Returns at most `limit` jobs; with `beyond`, only those after this number in the order of the list.
 
         Examines at most MAX_EXAMINED jobs, so that a page may be short without being the last one.
         """

@@ -154,6 +154,8 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
         generation.timings.total_seconds = 1.5
         generation.timings.running_seconds = 1.25
         generation.timings.waiting_seconds = 0.5
+        generation.seconds_saved = 0.7
+        generation.end_time.GetCurrentTime()
         generation.start_time.GetCurrentTime()
         await self.emit(
             generation,
@@ -207,13 +209,19 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
 
     async def ListGenerations(self, request: Any, context: Any) -> Any:
         self.lists.append(request)
+        if request.after_generation_id:
+            self._find(request.after_generation_id)
+        everything = list(self.generations.values())
         matching = [
             generation
-            for generation in reversed(self.generations.values())
+            for generation in (everything if request.oldest_first else reversed(everything))
             if request.state in (0, generation.state)
             and request.labels.items() <= dict(generation.spec.labels).items()
         ]
+        ids = [generation.generation_id for generation in matching]
         start = int(request.page_token or 0)
+        if request.after_generation_id:
+            start = ids.index(request.after_generation_id) + 1
         size = min(request.page_size, 2)  # small, so that clients must request several pages
         page = matching[start : start + size]
         after = start + len(page)
@@ -248,6 +256,7 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
             default_schedule=latents_pb2.Schedule(sigmas=[1.0, 0.9, 0.8, 0.5, 0.0]),
             max_text_tokens=64,
             seconds_per_step=0.25,
+            frames_per_second=8,
         )
         other = scheduler_pb2.Model()
         other.CopyFrom(model)

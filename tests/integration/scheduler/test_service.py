@@ -306,6 +306,36 @@ async def test_pages_list_every_generation_once(world: World) -> None:
     assert not (await world.api.ListGenerations(running, timeout=20)).generations
 
 
+async def test_list_starts_after_a_generation_in_either_order(world: World) -> None:
+    jobs = [await world.submit(f"prompt {n}", labels={"test": "order"}) for n in range(4)]
+    for job in jobs:
+        await world.events(job)
+    ids = [job.generation_id for job in jobs]
+
+    async def list_all(after: str, oldest_first: bool) -> list[str]:
+        request = pb.ListGenerationsRequest(
+            page_size=1, labels={"test": "order"}, oldest_first=oldest_first, after_generation_id=after
+        )
+        listed: list[str] = []
+        while True:
+            reply = await world.api.ListGenerations(request, timeout=20)
+            listed += [generation.generation_id for generation in reply.generations]
+            request.page_token, request.after_generation_id = reply.next_page_token, ""
+            if not request.page_token:
+                return listed
+
+    assert await list_all("", oldest_first=True) == ids
+    assert await list_all(ids[1], oldest_first=True) == ids[2:]
+    assert await list_all(ids[2], oldest_first=False) == ids[1::-1]
+    assert await list_all(ids[0], oldest_first=False) == []
+    unknown = pb.ListGenerationsRequest(after_generation_id="0" * 32)
+    code, _ = await rejected(world.api.ListGenerations(unknown, timeout=20))
+    assert code == grpc.StatusCode.NOT_FOUND
+    both = pb.ListGenerationsRequest(after_generation_id=ids[0], page_token="x")
+    code, error = await rejected(world.api.ListGenerations(both, timeout=20))
+    assert "after_generation_id" in [violation.field for violation in error.violations]
+
+
 async def test_missing_or_altered_video_is_rejected(world: World) -> None:
     world.denoiser.pause_before = 1
     job = await world.submit()

@@ -439,6 +439,7 @@ class ModelInfo(google.protobuf.message.Message):
     LAYERS_FIELD_NUMBER: builtins.int
     MAX_TEXT_TOKENS_FIELD_NUMBER: builtins.int
     HOST_ADAPTER_FIELD_NUMBER: builtins.int
+    FRAMES_PER_SECOND_FIELD_NUMBER: builtins.int
     model_id: builtins.str
     weights_digest: builtins.str
     conditioning_encoder_id: builtins.str
@@ -464,6 +465,8 @@ class ModelInfo(google.protobuf.message.Message):
     """Number of transformer blocks. 0 if unknown."""
     max_text_tokens: builtins.int
     """Maximum number of tokens of a prompt that condition the model; further ones are dropped. 0 if unknown."""
+    frames_per_second: builtins.float
+    """Frames per second of the videos. 0 if unknown."""
     @property
     def adapters(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[chorus.common.v1.latents_pb2.Adapter]: ...
     @property
@@ -510,9 +513,10 @@ class ModelInfo(google.protobuf.message.Message):
         layers: builtins.int = ...,
         max_text_tokens: builtins.int = ...,
         host_adapter: chorus.common.v1.latents_pb2.Adapter | None = ...,
+        frames_per_second: builtins.float = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["codec", b"codec", "default_schedule", b"default_schedule", "default_shape", b"default_shape", "frames", b"frames", "height", b"height", "host_adapter", b"host_adapter", "steps", b"steps", "width", b"width"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["adapters", b"adapters", "backend", b"backend", "codec", b"codec", "conditioning_encoder_id", b"conditioning_encoder_id", "default_schedule", b"default_schedule", "default_shape", b"default_shape", "fallback_steps", b"fallback_steps", "frames", b"frames", "height", b"height", "host_adapter", b"host_adapter", "latent_dtype", b"latent_dtype", "layers", b"layers", "max_text_tokens", b"max_text_tokens", "model_digest", b"model_digest", "model_id", b"model_id", "sampler", b"sampler", "schedule_shift", b"schedule_shift", "seconds_per_step", b"seconds_per_step", "steps", b"steps", "weights_digest", b"weights_digest", "width", b"width"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["adapters", b"adapters", "backend", b"backend", "codec", b"codec", "conditioning_encoder_id", b"conditioning_encoder_id", "default_schedule", b"default_schedule", "default_shape", b"default_shape", "fallback_steps", b"fallback_steps", "frames", b"frames", "frames_per_second", b"frames_per_second", "height", b"height", "host_adapter", b"host_adapter", "latent_dtype", b"latent_dtype", "layers", b"layers", "max_text_tokens", b"max_text_tokens", "model_digest", b"model_digest", "model_id", b"model_id", "sampler", b"sampler", "schedule_shift", b"schedule_shift", "seconds_per_step", b"seconds_per_step", "steps", b"steps", "weights_digest", b"weights_digest", "width", b"width"]) -> None: ...
 
 Global___ModelInfo: typing_extensions.TypeAlias = ModelInfo
 

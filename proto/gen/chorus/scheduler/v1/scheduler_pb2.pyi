@@ -411,6 +411,7 @@ class Generation(google.protobuf.message.Message):
     DENOISER_FIELD_NUMBER: builtins.int
     OUTPUT_INDEX_FIELD_NUMBER: builtins.int
     OUTPUT_COUNT_FIELD_NUMBER: builtins.int
+    SECONDS_SAVED_FIELD_NUMBER: builtins.int
     generation_id: builtins.str
     request_id: builtins.str
     state: Global___GenerationState.ValueType
@@ -438,6 +439,8 @@ class Generation(google.protobuf.message.Message):
     """Number of the output within its request, from 1."""
     output_count: builtins.int
     """Number of outputs of its request. 1 if it asked for one."""
+    seconds_saved: builtins.float
+    """Time saved relative to computing every step at the speed of the run. 0 until the generation has succeeded."""
     @property
     def spec(self) -> Global___GenerationSpec:
         """The accepted specification, with defaults filled in."""
@@ -499,9 +502,10 @@ class Generation(google.protobuf.message.Message):
         denoiser: builtins.str = ...,
         output_index: builtins.int = ...,
         output_count: builtins.int = ...,
+        seconds_saved: builtins.float = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["create_time", b"create_time", "donor", b"donor", "end_time", b"end_time", "error", b"error", "plan", b"plan", "spec", b"spec", "start_time", b"start_time", "timings", b"timings", "video", b"video"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["attempts", b"attempts", "create_time", b"create_time", "denoiser", b"denoiser", "donor", b"donor", "end_time", b"end_time", "error", b"error", "generation_id", b"generation_id", "last_sequence", b"last_sequence", "output_count", b"output_count", "output_index", b"output_index", "plan", b"plan", "queue_position", b"queue_position", "request_id", b"request_id", "seed_chosen", b"seed_chosen", "spec", b"spec", "start_time", b"start_time", "state", b"state", "steps_completed", b"steps_completed", "steps_run", b"steps_run", "timings", b"timings", "trace_id", b"trace_id", "video", b"video", "warnings", b"warnings"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["attempts", b"attempts", "create_time", b"create_time", "denoiser", b"denoiser", "donor", b"donor", "end_time", b"end_time", "error", b"error", "generation_id", b"generation_id", "last_sequence", b"last_sequence", "output_count", b"output_count", "output_index", b"output_index", "plan", b"plan", "queue_position", b"queue_position", "request_id", b"request_id", "seconds_saved", b"seconds_saved", "seed_chosen", b"seed_chosen", "spec", b"spec", "start_time", b"start_time", "state", b"state", "steps_completed", b"steps_completed", "steps_run", b"steps_run", "timings", b"timings", "trace_id", b"trace_id", "video", b"video", "warnings", b"warnings"]) -> None: ...
 
 Global___Generation: typing_extensions.TypeAlias = Generation
 
@@ -1008,6 +1012,8 @@ class ListGenerationsRequest(google.protobuf.message.Message):
     PROMPT_CONTAINS_FIELD_NUMBER: builtins.int
     CREATED_AFTER_FIELD_NUMBER: builtins.int
     CREATED_BEFORE_FIELD_NUMBER: builtins.int
+    OLDEST_FIRST_FIELD_NUMBER: builtins.int
+    AFTER_GENERATION_ID_FIELD_NUMBER: builtins.int
     page_size: builtins.int
     """Maximum number of generations per page, at most 200. 0 means 50."""
     page_token: builtins.str
@@ -1017,6 +1023,12 @@ class ListGenerationsRequest(google.protobuf.message.Message):
     prompt_contains: builtins.str
     """Text that the prompt must contain, at most 256 bytes of UTF-8, compared without regard to case. Empty selects every
     prompt.
+    """
+    oldest_first: builtins.bool
+    """Whether the list is ordered from oldest to newest."""
+    after_generation_id: builtins.str
+    """Generation after which the list starts, in its order. NOT_FOUND if there is none, for instance because it was
+    deleted. Excludes page_token.
     """
     @property
     def labels(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
@@ -1040,9 +1052,11 @@ class ListGenerationsRequest(google.protobuf.message.Message):
         prompt_contains: builtins.str = ...,
         created_after: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         created_before: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        oldest_first: builtins.bool = ...,
+        after_generation_id: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["created_after", b"created_after", "created_before", b"created_before"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["created_after", b"created_after", "created_before", b"created_before", "labels", b"labels", "page_size", b"page_size", "page_token", b"page_token", "prompt_contains", b"prompt_contains", "state", b"state"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["after_generation_id", b"after_generation_id", "created_after", b"created_after", "created_before", b"created_before", "labels", b"labels", "oldest_first", b"oldest_first", "page_size", b"page_size", "page_token", b"page_token", "prompt_contains", b"prompt_contains", "state", b"state"]) -> None: ...
 
 Global___ListGenerationsRequest: typing_extensions.TypeAlias = ListGenerationsRequest
 
@@ -1056,8 +1070,8 @@ class ListGenerationsResponse(google.protobuf.message.Message):
     """Empty on the last page, and only there."""
     @property
     def generations(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Generation]:
-        """Ordered from newest to oldest. A call examines at most 10,000 generations; with filters a page may therefore be
-        short, or empty, and not be the last one.
+        """Ordered from newest to oldest, or from oldest to newest if the request says so. A call examines at most 10,000
+        generations; with filters a page may therefore be short, or empty, and not be the last one.
         """
 
     def __init__(
@@ -1239,11 +1253,14 @@ class Model(google.protobuf.message.Message):
     DEFAULT_SCHEDULE_FIELD_NUMBER: builtins.int
     MAX_TEXT_TOKENS_FIELD_NUMBER: builtins.int
     SECONDS_PER_STEP_FIELD_NUMBER: builtins.int
+    FRAMES_PER_SECOND_FIELD_NUMBER: builtins.int
     model_id: builtins.str
     max_text_tokens: builtins.int
     """Maximum number of tokens of a prompt that the model reads; further ones are dropped. 0 if unknown."""
     seconds_per_step: builtins.float
     """Seconds per step at the default shape, as measured by the denoiser. 0 if unknown."""
+    frames_per_second: builtins.float
+    """Frames per second of its videos. 0 if unknown."""
     @property
     def frames(self) -> chorus.common.v1.video_pb2.Bound: ...
     @property
@@ -1272,9 +1289,10 @@ class Model(google.protobuf.message.Message):
         default_schedule: chorus.common.v1.latents_pb2.Schedule | None = ...,
         max_text_tokens: builtins.int = ...,
         seconds_per_step: builtins.float = ...,
+        frames_per_second: builtins.float = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["default_schedule", b"default_schedule", "default_shape", b"default_shape", "frames", b"frames", "height", b"height", "steps", b"steps", "width", b"width"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["default_schedule", b"default_schedule", "default_shape", b"default_shape", "frames", b"frames", "height", b"height", "max_text_tokens", b"max_text_tokens", "model_id", b"model_id", "seconds_per_step", b"seconds_per_step", "steps", b"steps", "width", b"width"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["default_schedule", b"default_schedule", "default_shape", b"default_shape", "frames", b"frames", "frames_per_second", b"frames_per_second", "height", b"height", "max_text_tokens", b"max_text_tokens", "model_id", b"model_id", "seconds_per_step", b"seconds_per_step", "steps", b"steps", "width", b"width"]) -> None: ...
 
 Global___Model: typing_extensions.TypeAlias = Model
 

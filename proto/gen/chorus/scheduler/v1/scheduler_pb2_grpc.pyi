@@ -319,7 +319,7 @@ class SchedulerServiceStub(typing.Generic[_SchedulerServiceSubmitGenerationType,
     """Cancels a generation at the next step. Idempotent: returns a generation that has ended unchanged."""
 
     ListGenerations: _SchedulerServiceListGenerationsType
-    """Lists generations, newest first, that match every filter of the request."""
+    """Lists generations, newest first by default, that match every filter of the request."""
 
     GetVideo: _SchedulerServiceGetVideoType
     """Streams the video of a generation that succeeded, or a range of it: a header, then chunks."""
@@ -437,7 +437,7 @@ class SchedulerServiceServicer(metaclass=abc.ABCMeta):
         request: chorus.scheduler.v1.scheduler_pb2.ListGenerationsRequest,
         context: _ServicerContext,
     ) -> typing.Union[chorus.scheduler.v1.scheduler_pb2.ListGenerationsResponse, collections.abc.Awaitable[chorus.scheduler.v1.scheduler_pb2.ListGenerationsResponse]]:
-        """Lists generations, newest first, that match every filter of the request."""
+        """Lists generations, newest first by default, that match every filter of the request."""
 
     @abc.abstractmethod
     def GetVideo(

@@ -1,0 +1,60 @@
+"""The application: its routes, error envelope and middleware."""
+
+from __future__ import annotations
+
+from chorus_client import AsyncChorusClient
+from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
+
+from services.gateway import health as health_routes
+from services.gateway.calls import Calls
+from services.gateway.errors import install_handlers
+from services.gateway.health import Health
+from services.gateway.openapi import install_document
+from services.gateway.security.bodies import BodyLimit
+from services.gateway.settings import GatewaySettings
+from services.gateway.videos import content, events, models, routes, sync
+from services.gateway.videos.fields import CreateFields, EditFields, RemixFields
+from services.gateway.videos.frame_rates import FrameRates
+
+VERSION = "0.1.0"
+_DESCRIPTION = (
+    "Generates videos. Errors have one envelope: `error` with `message`, `type`, `param` and `code`."
+)
+
+
+def create_app(settings: GatewaySettings, client: AsyncChorusClient, health: Health) -> FastAPI:
+    """Creates the application.
+
+    Args:
+        client: client of the scheduler, whose connection every request shares; its owner closes it.
+        health: state of the process.
+    """
+    app = FastAPI(
+        title="Chorus",
+        version=VERSION,
+        description=_DESCRIPTION,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.state.settings, app.state.client, app.state.health = settings, client, health
+    app.state.frame_rates = FrameRates()
+    install_handlers(app)
+    for module in (health_routes, sync, routes, content, events, models):
+        app.include_router(module.router)
+    install_document(app, (CreateFields, EditFields, RemixFields))
+    # The last one that is added is the outermost.
+    app.add_middleware(BodyLimit, limit=settings.max_body_bytes, seconds=settings.body_seconds)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID", "Range"],
+            expose_headers=["openai-poll-after-ms", "Retry-After", "x-request-id", "ETag", "Content-Range"],
+        )
+    app.add_middleware(
+        Calls, limit=settings.max_concurrent_calls, send_seconds=settings.send_seconds, health=health
+    )
+    return app
