@@ -10,7 +10,7 @@ from starlette.middleware.cors import CORSMiddleware
 from services.gateway import health as health_routes
 from services.gateway.calls import Calls
 from services.gateway.console.app import create_console
-from services.gateway.console.paths import BASE
+from services.gateway.console.paths import BASE, HOME
 from services.gateway.errors import install_handlers
 from services.gateway.health import Health
 from services.gateway.openapi import install_document
@@ -57,8 +57,9 @@ def create_app(
         app.mount(BASE, create_console(settings, client, cache, health, VERSION))
 
         @app.get("/", include_in_schema=False)
+        @app.get(BASE, include_in_schema=False)
         async def open_console() -> RedirectResponse:
-            return RedirectResponse(BASE)
+            return RedirectResponse(HOME)
 
     # The last one that is added is the outermost.
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes, seconds=settings.body_seconds)

@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 
 from services.gateway.console.pages import cache, gallery, health, login, queue, studio, video
-from services.gateway.console.paths import BASE
+from services.gateway.console.paths import BASE, HOME
 from services.gateway.console.rendering import FOLDER, Headers, create_environment, render
 from services.gateway.console.sessions import Sessions
 from services.gateway.console.visitor import get_visitor
@@ -61,7 +61,7 @@ def _install_handlers(app: FastAPI) -> None:
     async def answer_chorus_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, ChorusError)
         if error.reason == errors.UNAUTHENTICATED:
-            here = request.url.path if request.method == "GET" else BASE
+            here = request.url.path if request.method == "GET" else HOME
             return RedirectResponse(f"{BASE}/login?next={quote(here)}", 303)
         return _show(request, from_chorus(error))
 

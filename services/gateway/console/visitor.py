@@ -49,7 +49,8 @@ def get_user_client(request: Request, visitor: Annotated[Visitor, Depends(get_vi
     """Returns the client of the scheduler with the visitor's API key.
 
     Raises ChorusError (UNAUTHENTICATED) without a key if one is required, and ApiError (403) if a visitor
-    without a key names the host by anything but loopback: a page of another site may have redirected the name.
+    without a key names the host by anything but loopback: a page of another site may have redirected the
+    name.
     """
     settings: GatewaySettings = request.app.state.settings
     client: AsyncChorusClient = request.app.state.client
@@ -61,8 +62,8 @@ def get_user_client(request: Request, visitor: Annotated[Visitor, Depends(get_vi
             raise ApiError(
                 403,
                 "key_required",
-                "without API keys the console is open on the machine itself only: use http://localhost, or set"
-                " CHORUS_GATEWAY_REQUIRE_KEYS",
+                "without API keys the console is open on the machine itself only: use http://localhost, or"
+                " set CHORUS_GATEWAY_REQUIRE_KEYS",
             )
     return client.with_token(visitor.session.key)
 

@@ -21,9 +21,10 @@ _ENTRIES: Final = 20
 _NO_TARGET: Final = (
     "This gateway does not know the cache: set CHORUS_GATEWAY_CONSOLE_CACHE_TARGET to its address."
 )
+_NO_CONDITION: Final = "Name a model or an age, or tick “every entry”."
 _WITH_KEYS: Final = (
-    "This page is open only where the scheduler needs no API keys, as a key does not say which entries its tenant"
-    " may see. Use “chorus cache” on the command line."
+    "This page is open only where the scheduler needs no API keys, as a key does not say which entries"
+    " its tenant may see. Use “chorus cache” on the command line."
 )
 
 
@@ -44,9 +45,7 @@ async def purge(request: Request, visitor: Visit, client: User, form: Form) -> R
         seconds = parse_duration(age, "older_than") if age else None
         everything = not model and seconds is None
         if everything and form.get("everything") != "yes":
-            return await _show(
-                request, visitor, client, form, fault="Name a model or an age, or tick “every entry”."
-            )
+            return await _show(request, visitor, client, form, fault=_NO_CONDITION)
         confirmed = form.get("confirmed") == "yes"
         gone = await cache.purge(
             model=model or None, older_than=seconds, everything=everything, validate_only=not confirmed

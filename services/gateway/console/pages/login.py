@@ -8,7 +8,7 @@ from chorus_rpc.errors import ChorusError
 from fastapi import APIRouter, Request
 from fastapi.responses import RedirectResponse, Response
 
-from services.gateway.console.paths import BASE, check_next
+from services.gateway.console.paths import BASE, HOME, check_next
 from services.gateway.console.rendering import render, set_session
 from services.gateway.console.sessions import MAX_KEY_CHARACTERS, Sessions
 from services.gateway.console.visitor import Form, Visit
@@ -17,7 +17,7 @@ router = APIRouter()
 
 
 @router.get("/login")
-async def show_login(request: Request, visitor: Visit, next: str = BASE) -> Response:
+async def show_login(request: Request, visitor: Visit, next: str = HOME) -> Response:
     """Shows the form that asks for a key."""
     return render(request, visitor, "login.html", next=check_next(next), fault="")
 

@@ -40,7 +40,6 @@ _SHOWN: frozenset[Reason] = frozenset(
 )
 
 
-@router.get("")
 @router.get("/")
 async def show_studio(
     request: Request,

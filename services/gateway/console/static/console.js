@@ -141,8 +141,6 @@ function joinPlayers(stage) {
     });
   }
   if (masks) masks.addEventListener("change", showMask);
-  for (const video of videos) {
-  }
   stage.querySelector("[data-controls]").hidden = false;
 }
 
