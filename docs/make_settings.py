@@ -11,6 +11,7 @@ from pathlib import Path
 from services.cache.settings import CacheSettings
 from services.denoiser.settings import DenoiserSettings
 from services.embedder.settings import EmbedderSettings
+from services.gateway.settings import GatewaySettings
 from services.runtime.settings import ServerSettings, describe_settings, service_name
 from services.scheduler.settings import SchedulerSettings
 
@@ -19,6 +20,7 @@ SERVICES: tuple[type[ServerSettings], ...] = (
     EmbedderSettings,
     CacheSettings,
     DenoiserSettings,
+    GatewaySettings,
 )
 PAGE = Path(__file__).with_name("settings.md")
 HEAD = """# Settings

@@ -18,7 +18,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 ROOT = Path(__file__).resolve().parents[1]
-SERVICES = ("embedder", "cache", "denoiser", "scheduler")
+SERVICES = ("embedder", "cache", "denoiser", "scheduler", "gateway")
 
 
 def free_port() -> int:

@@ -18,6 +18,7 @@ from typing import Annotated, Final
 
 import typer
 from chorus_client import ChorusClient, ChorusError
+from chorus_client.endpoints import DEFAULT_TARGETS
 from chorus_client.files import write_atomically
 from rich.console import Console
 from rich.progress import Progress
@@ -222,6 +223,10 @@ def main(
     installed = f"; installation before: {install_seconds:.0f} s" if install_seconds is not None else ""
     console.print(f"total: {total:.0f} s, of which start of the services: {started:.0f} s{installed}")
     console.print(f"wrote {len(rows)} videos, {out / SHEET} and {path}")
+    console.print(
+        "`make up` starts the services again, with an HTTP API for the openai SDK and curl at"
+        f" http://{DEFAULT_TARGETS['gateway']}/v1 (docs/videos_api.md)"
+    )
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ PREFIX: Final = "CHORUS_"
 KNOWN: Final = (*VARIABLES.values(), "CHORUS_TENANT", TOKEN_VARIABLE)
 # The cache reads it too.
 OPERATOR_KEY: Final = "CHORUS_CACHE_OPERATOR_KEY"
-SERVICES: Final = ("EMBEDDER", "CACHE", "DENOISER", "SCHEDULER")
+SERVICES: Final = ("EMBEDDER", "CACHE", "DENOISER", "SCHEDULER", "GATEWAY")
 _SERVICE_PREFIXES: Final = tuple(f"{PREFIX}{service}_" for service in SERVICES)
 
 

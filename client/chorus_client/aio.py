@@ -15,7 +15,7 @@ from chorus.scheduler.v1 import scheduler_pb2
 from chorus.scheduler.v1.scheduler_pb2_grpc import SchedulerServiceStub
 from chorus_rpc import semconv, telemetry
 from chorus_rpc.errors import ChorusError, invalid
-from chorus_rpc.limits import MAX_OUTPUTS
+from chorus_rpc.limits import DEFAULT_MAX_MESSAGE_BYTES, MAX_OUTPUTS
 
 from chorus_client.connection import CALL_SECONDS, Connection, Metadata, check_seconds
 from chorus_client.endpoints import VARIABLES, resolve
@@ -48,6 +48,7 @@ class AsyncChorusClient:
         interceptors: client interceptors of `grpc.aio`, the first one outermost.
         timeout: deadline of a unary call that sets none, in seconds.
         use_proxy: whether a proxy that the environment names is used; never for a loopback address.
+        max_message_bytes: upper bound on one message, in bytes.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class AsyncChorusClient:
         interceptors: Sequence[grpc.aio.ClientInterceptor] = (),
         timeout: float = CALL_SECONDS,
         use_proxy: bool = True,
+        max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
     ) -> None:
         self._allow_plaintext_token = allow_plaintext_token
         security = secure(
@@ -78,6 +80,7 @@ class AsyncChorusClient:
             interceptors=interceptors,
             timeout=timeout,
             use_proxy=use_proxy,
+            max_message_bytes=max_message_bytes,
         )
 
     def with_token(self, token: str | None) -> Self:

@@ -14,6 +14,7 @@ import grpc.aio
 from chorus_rpc import errors, telemetry
 from chorus_rpc.channels import open_channel
 from chorus_rpc.errors import ChorusError, from_rpc_error, invalid
+from chorus_rpc.limits import DEFAULT_MAX_MESSAGE_BYTES
 from chorus_rpc.proxies import is_loopback
 from grpc_status import rpc_status
 
@@ -43,6 +44,7 @@ class Connection(Generic[Stub]):
         interceptors: client interceptors of every call, the first one outermost.
         timeout: deadline of a unary call that has none, in seconds.
         use_proxy: whether a proxy that the environment names is used.
+        max_message_bytes: upper bound on one message, in bytes.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class Connection(Generic[Stub]):
         interceptors: Sequence[grpc.aio.ClientInterceptor],
         timeout: float,
         use_proxy: bool = True,
+        max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
     ) -> None:
         check_seconds("timeout", timeout)
         metadata = check_metadata(metadata)
@@ -64,7 +67,11 @@ class Connection(Generic[Stub]):
         telemetry.configure("client")
         self.target = target
         self._channel: grpc.aio.Channel | None = open_channel(
-            target, credentials=credentials, interceptors=interceptors, use_proxy=use_proxy
+            target,
+            max_message_bytes,
+            credentials=credentials,
+            interceptors=interceptors,
+            use_proxy=use_proxy,
         )
         self._stub: Stub | None = stub(self._channel)
         self._service = service

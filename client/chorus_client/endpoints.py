@@ -19,6 +19,7 @@ DEFAULT_TARGETS: Final = {
     "embedder": "localhost:7401",
     "cache": "localhost:7402",
     "denoiser": "localhost:7403",
+    "gateway": "localhost:7404",
 }
 # Environment variables with the addresses of the services that a client calls.
 VARIABLES: Final = {"scheduler": "CHORUS_TARGET", "cache": "CHORUS_CACHE_TARGET"}

@@ -10,6 +10,7 @@ from typing import Self, Unpack
 
 import grpc
 import grpc.aio
+from chorus_rpc.limits import DEFAULT_MAX_MESSAGE_BYTES
 from chorus_rpc.tenancy import DEFAULT_TENANT
 
 from chorus_client.aio import AsyncChorusClient
@@ -43,6 +44,7 @@ class ChorusClient:
         interceptors: client interceptors of `grpc.aio`, the first one outermost.
         timeout: deadline of a unary call that sets none, in seconds.
         use_proxy: whether a proxy that the environment names is used; never for a loopback address.
+        max_message_bytes: upper bound on one message, in bytes.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class ChorusClient:
         interceptors: Sequence[grpc.aio.ClientInterceptor] = (),
         timeout: float = CALL_SECONDS,
         use_proxy: bool = True,
+        max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
     ) -> None:
         async def connect() -> AsyncChorusClient:
             return AsyncChorusClient(
@@ -69,6 +72,7 @@ class ChorusClient:
                 interceptors=interceptors,
                 timeout=timeout,
                 use_proxy=use_proxy,
+                max_message_bytes=max_message_bytes,
             )
 
         self._loop = LoopThread()

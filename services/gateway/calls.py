@@ -73,7 +73,7 @@ class Calls:
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         parent = _find_header(scope, b"traceparent")
-        name = f"{scope['method'] if scope['method'] in _METHODS else OTHER} {scope['path'][:64]}"
+        name = f"HTTP {scope['method'] if scope['method'] in _METHODS else OTHER}"
         begin, status = time.perf_counter(), 0
         with telemetry.span(name, parent=parent if _TRACEPARENT.fullmatch(parent) else None) as span:
             request_id = telemetry.current_trace_id() or uuid.uuid4().hex
@@ -111,7 +111,8 @@ class Calls:
                 span.set_attribute("http.request.method", scope["method"])
                 span.set_attribute("http.route", route)
                 span.set_attribute("http.response.status_code", status)
-                attributes = {semconv.METHOD: route, semconv.CODE: str(status)}
+                # 499: the client had gone before the response began.
+                attributes = {semconv.METHOD: route, semconv.CODE: str(status or 499)}
                 _HTTP_SECONDS.record(time.perf_counter() - begin, attributes)
 
 

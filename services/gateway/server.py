@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -46,6 +47,7 @@ def create_client(settings: GatewaySettings) -> AsyncChorusClient:
         allow_plaintext_token=settings.allow_plaintext_keys,
         timeout=settings.call_seconds,
         use_proxy=False,
+        max_message_bytes=settings.max_message_bytes,
     )
 
 
@@ -60,6 +62,8 @@ def create_cache_client(settings: GatewaySettings) -> AsyncCacheClient | None:
 
 async def serve(settings: GatewaySettings, open_metrics_port: Callable[[Resources], None]) -> None:
     """Serves until SIGTERM or SIGINT; returns after the drain. Raises EssentialTaskEnded, StartupError."""
+    # Its warnings are about what clients send, who could fill the log with them.
+    logging.getLogger("uvicorn").setLevel(logging.ERROR)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

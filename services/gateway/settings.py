@@ -102,7 +102,7 @@ class GatewaySettings(ServerSettings):
     body_seconds: Seconds = 30.0
     """Time in which the body of a request must arrive, in seconds."""
     header_seconds: Seconds = 20.0
-    """Time in which the first request of a connection must arrive, up to its body, in seconds."""
+    """Time in which the head of a request must arrive, in seconds; then the connection is closed."""
     send_seconds: Seconds = 60.0
     """Time in which a client must read the next part of its response, in seconds; then its connection is
     closed."""

@@ -21,7 +21,8 @@ ROOT = Path(__file__).parents[2]
 CHART = ROOT / "infra/helm/chorus"
 COMPOSE = ROOT / "infra/compose/compose.yaml"
 MODULES = ROOT / "infra/tools/node_modules"
-SERVICES = ("scheduler", "embedder", "cache", "denoiser")
+GRPC_SERVICES = ("scheduler", "embedder", "cache", "denoiser")
+SERVICES = (*GRPC_SERVICES, "gateway")
 BUNDLED = ("milvus", "minio", "collector", "jaeger")
 # The oldest version that the chart supports, and the newest one with a schema.
 KUBERNETES = ("1.27", "1.37")

@@ -12,6 +12,7 @@ import yaml
 
 from tests.infra.manifests import (
     CHART,
+    GRPC_SERVICES,
     INSTALLATIONS,
     KUBERNETES,
     SERVICES,
@@ -126,7 +127,7 @@ def test_images_are_pinned(manifests: list[Manifest]) -> None:
 
 def test_probes_use_the_name_and_port_of_the_service(manifests: list[Manifest]) -> None:
     known = proto_services()
-    for service in SERVICES:
+    for service in GRPC_SERVICES:
         workload = workloads(manifests)[service]
         port = ports(workload)["grpc"]
         assert environment(workload)[f"CHORUS_{service.upper()}_PORT"] == str(port)
@@ -134,6 +135,11 @@ def test_probes_use_the_name_and_port_of_the_service(manifests: list[Manifest]) 
         assert expected["service"] in known
         for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
             assert container(workload)[probe]["grpc"] == expected
+    gateway = workloads(manifests)["gateway"]
+    assert environment(gateway)["CHORUS_GATEWAY_PORT"] == str(ports(gateway)["http"])
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        expected = {"path": "/health", "port": ports(gateway)["http"], "scheme": "HTTP"}
+        assert container(gateway)[probe]["httpGet"] == expected
 
 
 def test_services_target_open_ports(manifests: list[Manifest]) -> None:
@@ -163,6 +169,7 @@ def test_targets_are_services_of_the_release(manifests: list[Manifest]) -> None:
         "CHORUS_SCHEDULER_CACHE_TARGET",
         "CHORUS_SCHEDULER_DENOISER_TARGET",
         "CHORUS_DENOISER_CACHE_TARGET",
+        "CHORUS_GATEWAY_SCHEDULER_TARGET",
     } <= seen
 
 

@@ -115,8 +115,9 @@ def test_addresses_name_services_on_a_common_network() -> None:
             assert open_ports[other] == port, variable
             assert set(part["networks"]) & set(PARTS[other]["networks"]), variable
             seen += 1
-    # Three targets of the scheduler, one of the denoiser, two stores, four to the collector, one to Jaeger.
-    assert seen == 11
+    # Three targets of the scheduler, one of the denoiser and of the gateway, two stores, five to the
+    # collector, one to Jaeger.
+    assert seen == 13
 
 
 def test_only_the_cache_reaches_the_stores() -> None:
@@ -134,6 +135,7 @@ def test_ports_are_published_on_this_machine_only() -> None:
     published = {name: part["ports"] for name, part in PARTS.items() if "ports" in part}
     assert published == {
         "scheduler": ["127.0.0.1:7400:7400"],
+        "gateway": ["127.0.0.1:7404:7404"],
         "jaeger": ["127.0.0.1:16686:16686"],
         "collector": ["127.0.0.1:8889:8889"],
     }
@@ -148,8 +150,11 @@ def test_services_have_no_privileges_and_a_healthcheck(service: str) -> None:
     command, program, port, name = part["healthcheck"]["test"]
     assert (command, program) == ("CMD", "healthy")
     assert port == part["environment"][f"CHORUS_{service.upper()}_PORT"]
-    assert name == f"chorus.{service}.v1.{service.title()}Service"
-    assert name in proto_services()
+    if service == "gateway":
+        assert name == "/health"
+    else:
+        assert name == f"chorus.{service}.v1.{service.title()}Service"
+        assert name in proto_services()
     fields = settings_class(service).model_fields
     drain = float(
         part["environment"].get(f"CHORUS_{service.upper()}_DRAIN_SECONDS", fields["drain_seconds"].default)

@@ -50,6 +50,8 @@ def collect_edges(manifests: list[Manifest]) -> set[tuple[str, str, int]]:
 
 REQUEST_CALLS = {
     ("outside", "scheduler", 7400),
+    ("outside", "gateway", 7404),
+    ("gateway", "scheduler", 7400),
     ("scheduler", "embedder", 7401),
     ("scheduler", "cache", 7402),
     ("scheduler", "denoiser", 7403),

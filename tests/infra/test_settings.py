@@ -71,6 +71,17 @@ DERIVED_BY_SERVICE = {
         "keyless_tenants",
     },
     "denoiser": {"cache_target", "cache_key", "device", "engines"},
+    "gateway": {
+        "scheduler_target",
+        "scheduler_tls",
+        "scheduler_ca",
+        "scheduler_certificate",
+        "scheduler_key",
+        "allow_plaintext_keys",
+        "require_keys",
+        "tls_certificate",
+        "tls_key",
+    },
 }
 
 

@@ -44,7 +44,8 @@ def up(
     """Run all services on this machine until Ctrl-C.
 
     The services are not part of chorus-client: run it from a checkout. The scheduler listens at port 7400,
-    the embedder, the cache and the denoiser at 7401 to 7403; a port in use is replaced by a free one.
+    the embedder, the cache and the denoiser at 7401 to 7403, and the gateway with the HTTP API at 7404; a
+    port in use is replaced by a free one.
 
     The embedder loads the text encoders that the model files name. A CHORUS_<SERVICE>_<SETTING> variable that
     is set takes precedence over what this command chooses.

@@ -11,7 +11,9 @@ from chorus_client import endpoints
 from chorus_rpc.addresses import is_wildcard, join_host_port, parse_host
 from chorus_rpc.errors import invalid
 
-SERVICES: Final = ("embedder", "cache", "denoiser", "scheduler")
+SERVICES: Final = ("embedder", "cache", "denoiser", "scheduler", "gateway")
+# Those whose port speaks HTTP, not gRPC.
+HTTP_SERVICES: Final = ("gateway",)
 HOST: Final = "127.0.0.1"
 DEFAULT_PORTS: Final = {
     service: int(target.rpartition(":")[2]) for service, target in endpoints.DEFAULT_TARGETS.items()

@@ -1,4 +1,4 @@
-"""`chorus up`: the four services on this machine, as child processes of this one."""
+"""`chorus up`: the services on this machine, as child processes of this one."""
 
 from __future__ import annotations
 
@@ -13,16 +13,12 @@ import sys
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-import grpc
 from chorus_client import endpoints
 from chorus_rpc.addresses import is_loopback_host
-from chorus_rpc.channels import open_channel
 from chorus_rpc.errors import INVALID_FIELD, WRONG_STATE, ChorusError
-from chorus_rpc.semconv import INSTANCE_KEY
 from chorus_rpc.tenancy import DEFAULT_TENANT
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from chorus_cli import variables
 from chorus_cli.local import model_files, supervise
@@ -33,6 +29,7 @@ from chorus_cli.local.addresses import (
     choose_ports,
     describe_moved_ports,
 )
+from chorus_cli.local.health import Health
 from chorus_cli.local.reservation import reserve_ports
 from chorus_cli.local.supervise import Child, GaveUp, Limits, Supervisor
 from chorus_cli.output import FAILED, OK, Output, one_line
@@ -40,7 +37,6 @@ from chorus_cli.tables import align_columns
 
 DRAIN_SECONDS: Final = 10.0
 LOCK: Final = "up.lock"
-_HEALTH_SECONDS: Final = 2.0
 
 # Log message of a service about a variable that carries its prefix but is not a setting.
 UNKNOWN_SETTING: Final = "unknown setting ignored"
@@ -52,6 +48,7 @@ _REQUIRED: Final = {
     "cache": ("pymilvus", "milvus_lite", "minio"),
     "denoiser": ("torch", "av", "safetensors"),
     "scheduler": ("numpy", "structlog", "pydantic_settings", "grpc_reflection"),
+    "gateway": ("fastapi", "uvicorn", "python_multipart", "sse_starlette"),
 }
 
 
@@ -77,6 +74,7 @@ def build_environment(
         "CHORUS_CACHE_PORT": str(ports["cache"]),
         "CHORUS_DENOISER_PORT": str(ports["denoiser"]),
         "CHORUS_SCHEDULER_PORT": str(ports["scheduler"]),
+        "CHORUS_GATEWAY_PORT": str(ports["gateway"]),
         "CHORUS_CACHE_MILVUS_URI": str(directory / "milvus.db"),
         "CHORUS_CACHE_BLOB_DIR": str(directory / "blobs"),
         "CHORUS_CACHE_KEYLESS_TENANTS": _choose_keyless_tenants(base),
@@ -89,6 +87,7 @@ def build_environment(
         "CHORUS_SCHEDULER_DENOISER_TARGET": targets["denoiser"],
         "CHORUS_SCHEDULER_DATABASE": str(directory / "jobs.db"),
         "CHORUS_SCHEDULER_VIDEO_DIR": str(directory / "videos"),
+        "CHORUS_GATEWAY_SCHEDULER_TARGET": targets["scheduler"],
     }
     for service in SERVICES:
         chosen[f"CHORUS_{service.upper()}_HOST"] = HOST
@@ -113,12 +112,14 @@ def _choose_keyless_tenants(base: Mapping[str, str]) -> str:
 
 def _require_plaintext(base: Mapping[str, str]) -> None:
     """Raises ChorusError for TLS, whose port the health checks of the supervisor cannot reach."""
-    if base.get("CHORUS_SCHEDULER_TLS_CERTIFICATE"):
-        raise ChorusError(
-            INVALID_FIELD,
-            "CHORUS_SCHEDULER_TLS_CERTIFICATE: chorus up does not support TLS: unset it, or start the"
-            " services one by one (`python -m services.scheduler`)",
-        )
+    for service in ("scheduler", "gateway"):
+        variable = f"CHORUS_{service.upper()}_TLS_CERTIFICATE"
+        if base.get(variable):
+            raise ChorusError(
+                INVALID_FIELD,
+                f"{variable}: chorus up does not support TLS: unset it, or start the services one by one"
+                f" (`python -m services.{service}`)",
+            )
 
 
 def longest_drain(environment: Mapping[str, str]) -> float:
@@ -202,7 +203,7 @@ async def _supervised(
     out: Output,
 ) -> int:
     stop, report = asyncio.Event(), _Report(out)
-    async with _Health(targets) as health:
+    async with Health(targets) as health:
         supervisor = Supervisor(
             children,
             health.serves,
@@ -217,6 +218,7 @@ async def _supervised(
                 _table(children, targets, supervisor.pids()),
                 up={"targets": targets, "pids": supervisor.pids(), "pid": os.getpid(), "dir": str(directory)},
             )
+            out.status(f"HTTP API: http://{targets['gateway']}/v1, for the openai SDK and curl")
             out.status("Ctrl-C stops all services")
 
         def stop_or_hurry() -> None:
@@ -239,32 +241,6 @@ async def _supervised(
             endpoints.remove(directory)
             for number in (signal.SIGINT, signal.SIGTERM):
                 loop.remove_signal_handler(number)
-
-
-class _Health:
-    """Health checks of the services, over one channel each."""
-
-    def __init__(self, targets: Mapping[str, str]) -> None:
-        self._channels = {service: open_channel(target) for service, target in targets.items()}
-
-    async def __aenter__(self) -> _Health:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        for channel in self._channels.values():
-            await channel.close()
-
-    async def serves(self, child: Child) -> bool:
-        """Returns whether the child itself answers and serves, not another process at its address."""
-        stub: Any = health_pb2_grpc.HealthStub(self._channels[child.name])
-        call = stub.Check(health_pb2.HealthCheckRequest(), timeout=_HEALTH_SECONDS)
-        try:
-            answer, metadata = await call, await call.trailing_metadata()
-        except grpc.RpcError:
-            return False
-        if dict(metadata).get(INSTANCE_KEY) != child.environment[f"CHORUS_{child.name.upper()}_INSTANCE_ID"]:
-            return False
-        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
 
 def describe_unknown_setting(service: str, line: str) -> str:

@@ -22,10 +22,19 @@ from services.gateway.videos.answers import find_generation
 
 router = APIRouter(prefix="/v1/videos", tags=["videos"])
 
+_EVENT: Final[dict[str, Any]] = {
+    "type": "object",
+    "properties": {
+        "id": {"type": "string", "pattern": "^[1-9][0-9]*$"},
+        "event": {"type": "string"},
+        "data": {"type": "string", "contentMediaType": "application/json"},
+    },
+    "required": ["id", "event", "data"],
+}
 _RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
     200: {
         "description": "Events with `id` (the sequence number), `event` (the kind) and `data` (JSON).",
-        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        "content": {"text/event-stream": {"schema": _EVENT}},
     },
     204: {"description": "The video has ended, and the caller has all of its events."},
 }

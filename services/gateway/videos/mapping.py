@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -221,13 +222,24 @@ def _parse_plan(plan: str | Mapping[str, Any], faults: list[Fault]) -> ExplicitR
         if "reuse_steps" not in plan:
             faults.append(Fault("chorus.plan.reuse_steps", "must be given: 1 to the number of steps − 1"))
         elif not unknown:
-            return explicit_reuse(**plan)
+            return explicit_reuse(**{name: _read_scalar(value) for name, value in plan.items()})
     except ChorusError as error:
         faults += [
             Fault("chorus.plan" if each.field == "plan" else f"chorus.plan.{each.field}", each.description)
             for each in error.violations
         ]
     return None
+
+
+def _read_scalar(value: Any) -> Any:
+    """Returns the number or flag that the field of a form states as text; another value unchanged."""
+    if not isinstance(value, str) or len(value) > 32:
+        return value
+    try:
+        found = json.loads(value)
+    except ValueError:
+        return value
+    return found if isinstance(found, int | float) else value
 
 
 def _choose_outputs(fields: CreateFields, faults: list[Fault]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
@@ -120,9 +121,11 @@ async def list_videos(request: Request, client: Caller, query: Annotated[ListQue
         if error.reason == errors.NOT_FOUND and query.after is not None:
             raise make_not_found(query.after, "after") from error
         raise
-    videos = [await make_object(request, client, generation) for generation in found[: query.limit]]
+    videos = await asyncio.gather(
+        *(make_object(request, client, generation) for generation in found[: query.limit])
+    )
     return VideoList(
-        data=videos,
+        data=list(videos),
         first_id=videos[0].id if videos else None,
         last_id=videos[-1].id if videos else None,
         has_more=len(found) > query.limit,

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,19 @@ def test_up_starts_restarts_and_stops_the_services(up: Up, tmp_path: Path) -> No
     assert warning["service"] == "scheduler"
     assert "did_you_mean=CHORUS_SCHEDULER_QUEUE_LIMIT" in warning["log"]
     ready = up.read("up")
-    assert set(ready["pids"]) == set(ready["targets"]) == {"embedder", "cache", "denoiser", "scheduler"}
+    assert (
+        set(ready["pids"])
+        == set(ready["targets"])
+        == {
+            "embedder",
+            "cache",
+            "denoiser",
+            "scheduler",
+            "gateway",
+        }
+    )
+    with urllib.request.urlopen(f"http://{ready['targets']['gateway']}/v1/models", timeout=30) as response:
+        assert json.load(response)["data"][0]["id"]
 
     prompt = "a large red circle moving right on a black background"
     first = up.chorus("generate", prompt, "-o", "first.mp4")

@@ -74,6 +74,14 @@ class KeyedScheduler(FakeScheduler):
         if self.owners.get(generation_id, caller) != caller:
             raise errors.not_found("generation", generation_id)
 
+    async def emit(self, generation: scheduler_pb2.Generation, **event: Any) -> None:
+        if "started" in event:
+            generation.start_time.GetCurrentTime()
+            generation.steps_completed = event["started"].reuse_steps
+        if "step_completed" in event:
+            generation.steps_completed = event["step_completed"].step.index
+        await super().emit(generation, **event)
+
     async def SubmitGeneration(self, request: Any, context: Any) -> Any:
         caller = self._caller(context)
         if self.submit_fault is not None:

@@ -31,7 +31,13 @@ def default_ports(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
 
 
 def test_default_ports_are_those_of_the_client() -> None:
-    assert addresses.DEFAULT_PORTS == {"scheduler": 7400, "embedder": 7401, "cache": 7402, "denoiser": 7403}
+    assert addresses.DEFAULT_PORTS == {
+        "scheduler": 7400,
+        "embedder": 7401,
+        "cache": 7402,
+        "denoiser": 7403,
+        "gateway": 7404,
+    }
 
 
 def test_services_take_their_default_ports_if_they_are_free(default_ports: dict[str, int]) -> None:
@@ -43,7 +49,7 @@ def test_services_take_their_default_ports_if_they_are_free(default_ports: dict[
 def test_port_in_use_is_replaced_by_a_free_one_and_reported(default_ports: dict[str, int]) -> None:
     with socket.create_server(("127.0.0.1", default_ports["scheduler"])):
         ports = addresses.choose_ports({})
-    assert len(set(ports.values())) == 4
+    assert len(set(ports.values())) == 5
     assert {name for name in ports if ports[name] != default_ports[name]} == {"scheduler"}
     used, taken = default_ports["scheduler"], ports["scheduler"]
     assert addresses.describe_moved_ports({}, ports) == [
@@ -54,7 +60,7 @@ def test_port_in_use_is_replaced_by_a_free_one_and_reported(default_ports: dict[
 def test_ports_differ_and_the_environment_takes_precedence(default_ports: dict[str, int]) -> None:
     given = {"CHORUS_CACHE_PORT": str(default_ports["scheduler"])}
     ports = addresses.choose_ports(given)
-    assert len(set(ports.values())) == 4
+    assert len(set(ports.values())) == 5
     assert ports["cache"] == default_ports["scheduler"] != ports["scheduler"]
     assert len(addresses.describe_moved_ports(given, ports)) == 1
 
@@ -90,6 +96,7 @@ def test_services_are_reached_where_they_listen(tmp_path: Path) -> None:
         "cache": f"[::1]:{ports['cache']}",
         "denoiser": f"[::1]:{ports['denoiser']}",
         "scheduler": f"127.0.0.1:{ports['scheduler']}",
+        "gateway": f"127.0.0.1:{ports['gateway']}",
     }
     variables = up.build_environment(given, tmp_path, ports)
     assert variables["CHORUS_SCHEDULER_CACHE_TARGET"] == f"[::1]:{ports['cache']}"
@@ -115,7 +122,7 @@ def test_address_at_which_no_service_can_listen_is_named(host: str) -> None:
 def test_cache_serves_every_tenant_if_the_keys_name_them_and_it_is_reachable_from_here_only(
     tmp_path: Path,
 ) -> None:
-    ports = {"embedder": 1, "cache": 2, "denoiser": 3, "scheduler": 4}
+    ports = {"embedder": 1, "cache": 2, "denoiser": 3, "scheduler": 4, "gateway": 5}
     keys = {"CHORUS_SCHEDULER_API_KEYS": "keys.json", "CHORUS_TOKEN": "chorus_x"}
     for given, tenants in (
         ({}, "default"),
@@ -130,17 +137,18 @@ def test_cache_serves_every_tenant_if_the_keys_name_them_and_it_is_reachable_fro
         assert "CHORUS_TOKEN" not in variables, "the services need no token of a client"
 
 
-async def test_tls_of_the_scheduler_is_refused_before_anything_starts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("service", ["SCHEDULER", "GATEWAY"])
+async def test_tls_is_refused_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, service: str
 ) -> None:
-    monkeypatch.setenv("CHORUS_SCHEDULER_TLS_CERTIFICATE", "server.pem")
+    monkeypatch.setenv(f"CHORUS_{service}_TLS_CERTIFICATE", "server.pem")
     with pytest.raises(ChorusError, match="chorus up does not support TLS"):
         await up.run_up(tmp_path / "chorus", [], 1.0, Output(as_json=False))
     assert not (tmp_path / "chorus").exists()
 
 
 def test_services_find_each_other_and_keep_everything_in_the_directory(tmp_path: Path) -> None:
-    ports = {"embedder": 1, "cache": 2, "denoiser": 3, "scheduler": 4}
+    ports = {"embedder": 1, "cache": 2, "denoiser": 3, "scheduler": 4, "gateway": 5}
     variables = up.build_environment({"PATH": "/bin"}, tmp_path, ports)
     assert (
         variables["CHORUS_SCHEDULER_CACHE_TARGET"]
@@ -148,6 +156,7 @@ def test_services_find_each_other_and_keep_everything_in_the_directory(tmp_path:
         == "127.0.0.1:2"
     )
     assert variables["CHORUS_SCHEDULER_DENOISER_TARGET"] == "127.0.0.1:3"
+    assert variables["CHORUS_GATEWAY_SCHEDULER_TARGET"] == "127.0.0.1:4"
     assert variables["PATH"] == "/bin"
     stores = [
         variables[f"CHORUS_{name}"] for name in ("CACHE_MILVUS_URI", "CACHE_BLOB_DIR", "SCHEDULER_DATABASE")

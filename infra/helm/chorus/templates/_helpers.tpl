@@ -16,7 +16,7 @@ StatefulSet's pods with their hash, at most 63 characters.
 {{- default $name .Values.fullnameOverride | trunc 45 | trimSuffix "-" -}}
 {{- end }}
 
-{{/* Name of the service account of the four services. */}}
+{{/* Name of the service account of the services. */}}
 {{- define "chorus.serviceAccount" -}}
 {{- .Values.serviceAccount.name | default (ternary (include "chorus.fullname" .) "default" .Values.serviceAccount.create) -}}
 {{- end }}
@@ -43,7 +43,7 @@ labels:
 {{- end }}
 
 {{- define "chorus.port" -}}
-{{- get (dict "scheduler" 7400 "embedder" 7401 "cache" 7402 "denoiser" 7403) . -}}
+{{- get (dict "scheduler" 7400 "embedder" 7401 "cache" 7402 "denoiser" 7403 "gateway" 7404) . -}}
 {{- end }}
 
 {{/* Port of the scheduler's health checks where its own port uses TLS; empty without TLS. */}}

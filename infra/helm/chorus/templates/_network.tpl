@@ -36,7 +36,7 @@
       port: {{ .port | int }}
 {{- end }}
 
-{{/* Egress to one of the four services: (list $ "cache"). */}}
+{{/* Egress to one of the services: (list $ "cache"). */}}
 {{- define "chorus.egressTo" -}}
 {{- include "chorus.egress" (dict "to" (include "chorus.peer" .) "port" (include "chorus.port" (index . 1))) -}}
 {{- end }}
@@ -53,7 +53,7 @@
     {{- end }}
 {{- end }}
 
-{{/* Egress of all four services: DNS and the OTLP receiver. */}}
+{{/* Egress of all services: DNS and the OTLP receiver. */}}
 {{- define "chorus.egressCommon" -}}
 {{- include "chorus.egressDns" . }}
 {{- if and .Values.telemetry.enabled .Values.collector.enabled }}

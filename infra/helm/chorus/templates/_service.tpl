@@ -1,5 +1,5 @@
 {{/*
-The pod of one of the four services. Expects a dict:
+The pod of one of the services. Expects a dict:
   root, service       the chart's scope and the service's name
   env                 YAML list of further environment variables, or ""
   mounts, volumes     YAML lists in addition to /tmp, or ""
@@ -7,11 +7,17 @@ The pod of one of the four services. Expects a dict:
   tolerations         list
   runtimeClassName    or ""
   healthPort          port of the probes if it is another one than that of the service, or nil
+  httpScheme          HTTP or HTTPS for a service that speaks HTTP, or nil for gRPC
 */}}
 {{- define "chorus.pod" -}}
 {{- $values := get .root.Values .service -}}
 {{- $port := include "chorus.port" .service | int -}}
-{{- $grpc := dict "port" (default $port .healthPort | int) "service" (include "chorus.grpcService" .service) -}}
+{{- $probe := dict "grpc" (dict "port" (default $port .healthPort | int) "service" (include "chorus.grpcService" .service)) -}}
+{{- $protocol := "grpc" -}}
+{{- if .httpScheme -}}
+{{- $probe = dict "httpGet" (dict "path" "/health" "port" $port "scheme" .httpScheme) -}}
+{{- $protocol = "http" -}}
+{{- end -}}
 {{- $image := printf "%s-%s:%s" .root.Values.image.repository .service (default .root.Chart.AppVersion .root.Values.image.tag) -}}
 metadata:
   {{- include "chorus.podMetadata" (list .root .service dict) | nindent 2 }}
@@ -30,7 +36,7 @@ spec:
       imagePullPolicy: {{ .root.Values.image.pullPolicy | quote }}
       command: [python, -m, services.{{ .service }}]
       ports:
-        - name: grpc
+        - name: {{ $protocol }}
           containerPort: {{ $port }}
         {{- with .healthPort }}
         - name: health
@@ -44,20 +50,17 @@ spec:
       {{- include "chorus.containerEnv" (list .root .service (printf "%s\n%s" $env .env)) | nindent 6 }}
       # Slightly longer than the service's own limit on its start.
       startupProbe:
-        grpc:
-          {{- toYaml $grpc | nindent 10 }}
+        {{- toYaml $probe | nindent 8 }}
         periodSeconds: 5
         timeoutSeconds: 3
         failureThreshold: {{ add (ceil (divf (float64 $values.settings.startup_seconds) 5)) 6 }}
       readinessProbe:
-        grpc:
-          {{- toYaml $grpc | nindent 10 }}
+        {{- toYaml $probe | nindent 8 }}
         periodSeconds: 5
         timeoutSeconds: 3
         failureThreshold: 2
       livenessProbe:
-        grpc:
-          {{- toYaml $grpc | nindent 10 }}
+        {{- toYaml $probe | nindent 8 }}
         periodSeconds: 15
         timeoutSeconds: 5
         failureThreshold: 4
