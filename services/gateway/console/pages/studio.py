@@ -101,7 +101,7 @@ async def _show(
 ) -> Response:
     values = {name: form.get(name, "") for name in FIELDS}
     values["request_id"] = values["request_id"] or uuid.uuid4().hex
-    recent = await client.list(limit=6)
+    recent = await client.list(limit=5)
     return render(
         request,
         visitor,

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 
 def format_seconds(seconds: float) -> str:
-    """Returns a duration such as "0.42 s", "12 s" or "3 min 5 s"."""
+    """Returns a duration such as "35 ms", "0.42 s", "12 s" or "3 min 5 s"."""
     if seconds >= 60:
         whole = round(seconds)
         return f"{whole // 60} min {whole % 60} s"
+    if abs(seconds) < 0.1:
+        return f"{1000 * seconds:.0f} ms" if round(1000 * seconds) else "0 s"
     return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.2f} s"
 
 

@@ -52,7 +52,7 @@ def pack_region(times: int, rows: int, columns: int) -> bytes:
     """Returns the bit mask of a disc that moves with the shape."""
     bits = 0
     for time in range(times):
-        share = time / max(1, times - 1)
+        share = (time + 0.5) / times
         x, y = (48 + share * 160) / SIDE, (128 + 30 * math.sin(share * 2 * math.pi)) / SIDE
         for row in range(rows):
             for column in range(columns):

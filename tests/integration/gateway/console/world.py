@@ -189,7 +189,10 @@ def make_plan(prompt: str, donor: scheduler_pb2.Generation | None) -> plan_pb2.P
         code=plan_pb2.PLAN_REASON_CODE_CALIBRATION, text="colour at depth 3: drift 1.2 points of 2.0 allowed"
     )
     plan.passed_over.add(
-        generation_id=donor.generation_id, score=0.81, prompt="a large gold square moving up", edit="shape",
+        generation_id=donor.generation_id,
+        score=0.81,
+        prompt="a large gold square moving up",
+        edit="shape",
         reason="less similar",
     )
     return plan
