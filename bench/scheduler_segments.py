@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -36,6 +37,12 @@ _COLOURS: Final = ("black", "white", "red", "orange", "yellow", "green", "blue",
 _SIZES: Final = ("big", "small")
 _GROUNDS: Final = ("grey", "turquoise", "dark blue", "light pink", "white")
 _LONG_STEPS: Final = 30
+# Of each series of bursts: whether requests wait for runs under way, and the policy.
+_VARIANTS: Final = {
+    "looking_up_at_start": ("false", plan_pb2.REUSE_POLICY_BALANCED),
+    "waiting_for_donors": ("true", plan_pb2.REUSE_POLICY_BALANCED),
+    "waiting_for_donors_fast": ("true", plan_pb2.REUSE_POLICY_FAST),
+}
 _SECONDS: Final = 300.0
 
 
@@ -67,51 +74,57 @@ def list_prompts(ground: str) -> list[str]:
     ]
 
 
-async def run_burst(scheduler: Any, prompts: Sequence[str], **spec: Any) -> tuple[float, int]:
-    """Submits the prompts at once. Returns the seconds of all computed steps, and the number of hits."""
+@dataclass(frozen=True)
+class Burst:
+    """What the generations of a burst took together.
+
+    Attributes:
+        seconds: duration of their computed steps, in seconds.
+        steps: number of computed steps; a step of a region counts by its share of the tokens.
+        hits: number of generations that reused latents.
+    """
+
+    seconds: float
+    steps: float
+    hits: int
+
+
+async def run_burst(scheduler: Any, prompts: Sequence[str], **spec: Any) -> Burst:
+    """Submits the prompts at once and waits for their ends."""
     jobs = await asyncio.gather(*(submit(scheduler, prompt, **spec) for prompt in prompts))
-    seconds, hits = 0.0, 0
+    seconds, steps, hits = 0.0, 0.0, 0
     for job in jobs:
-        await watch_to_end(scheduler, job.generation_id, seconds=_SECONDS)
+        events = await watch_to_end(scheduler, job.generation_id, seconds=_SECONDS)
         ended = await get(scheduler, job.generation_id)
         if ended.state != pb.GENERATION_STATE_SUCCEEDED:
             raise RuntimeError(f"a generation ended as {pb.GenerationState.Name(ended.state)}: {ended.error}")
         seconds += ended.timings.denoise_seconds
+        steps += sum(event.step_completed.computed_share for event in events)
         hits += ended.plan.reuse_steps > 0
-    return seconds, hits
+    return Burst(seconds, steps, hits)
 
 
-async def measure_bursts(folder: Path, bursts: int) -> Iterator[tuple[str, Figure]]:
-    """Measures bursts on other backgrounds, each in full, without and with waiting for runs under way."""
-    ratios: dict[str, list[float]] = {"looking_up_at_start": [], "waiting_for_donors": []}
-    hit_counts: dict[str, list[float]] = {name: [] for name in ratios}
-    for name, setting in (("looking_up_at_start", "false"), ("waiting_for_donors", "true")):
+async def measure_bursts(folder: Path, bursts: int) -> dict[str, Figure]:
+    """Measures bursts on other backgrounds, each in full, and without and with waiting for runs under way."""
+    figures: dict[str, Figure] = {}
+    for name, (setting, policy) in _VARIANTS.items():
+        pairs: list[tuple[Burst, Burst]] = []
         with deploy(folder / name, WAIT_FOR_DONORS=setting) as stack:
             async with open_channel(stack.target) as channel:
                 scheduler = scheduler_pb2_grpc.SchedulerServiceStub(channel)
                 await run_burst(scheduler, ["a red circle", "a blue circle"] * 2, no_store=True)
                 for ground in _GROUNDS[:bursts]:
                     prompts = list_prompts(ground)
-                    full, _ = await run_burst(
-                        scheduler, prompts, reuse=plan_pb2.REUSE_POLICY_OFF, no_store=True
-                    )
-                    seconds, hits = await run_burst(scheduler, prompts)
-                    ratios[name].append(seconds / full)
-                    hit_counts[name].append(hits)
-    # At submission the cache has none of them, so that all would be computed in full.
-    unit = "of looking up at submission"
-    waiting = results.mean(ratios["waiting_for_donors"], unit)
-    return iter(
-        [
-            ("coalescing_compute_ratio", waiting),
-            *((f"compute_ratio_{name}", results.mean(values, unit)) for name, values in ratios.items()),
-            (
-                "coalescing_compute_ratio",
-                results.mean(ratios["waiting_for_donors"], "of looking up at submission"),
-            ),
-            *((f"hits_{name}", results.mean(values, "of 20")) for name, values in hit_counts.items()),
-        ]
-    )
+                    # At submission the cache has none of them: a plan made then is a full computation.
+                    full = await run_burst(scheduler, prompts, reuse=plan_pb2.REUSE_POLICY_OFF, no_store=True)
+                    pairs.append((await run_burst(scheduler, prompts, reuse=policy), full))
+        unit = "of looking up at submission"
+        figures |= {
+            f"compute_ratio_{name}": results.mean([own.seconds / full.seconds for own, full in pairs], unit),
+            f"steps_ratio_{name}": results.mean([own.steps / full.steps for own, full in pairs], unit),
+            f"hits_{name}": results.mean([own.hits for own, _ in pairs], f"of {len(prompts)}"),
+        }
+    return {"coalescing_compute_ratio": figures["compute_ratio_waiting_for_donors"], **figures}
 
 
 async def measure_urgent(folder: Path, repeats: int, resume_bytes: int) -> list[float]:
@@ -176,7 +189,7 @@ async def wait_for_step(scheduler: Any, job: pb.Generation) -> None:
 async def measure(bursts: int, repeats: int) -> dict[str, Figure]:
     with tempfile.TemporaryDirectory(prefix="chorus-segments-") as name:
         folder = Path(name)
-        figures = dict(await measure_bursts(folder / "bursts", bursts))
+        figures = await measure_bursts(folder / "bursts", bursts)
         gives_way = await measure_urgent(folder / "urgent", repeats, 512 << 20)
         waits = await measure_urgent(folder / "waits", repeats, 0)
         figures["urgent_seconds"] = results.median(gives_way, "s")

@@ -7,6 +7,7 @@ from typing import Final
 
 # Spans
 SPAN_CLIENT_GENERATE: Final = "generate_content {model}"
+SPAN_HTTP: Final = "HTTP {method}"
 SPAN_GENERATION: Final = "chorus.generation"
 SPAN_COMPARE: Final = "chorus.compare"
 SPAN_FORECAST: Final = "chorus.forecast"

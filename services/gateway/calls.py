@@ -73,7 +73,8 @@ class Calls:
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         parent = _find_header(scope, b"traceparent")
-        name = f"HTTP {scope['method'] if scope['method'] in _METHODS else OTHER}"
+        method = scope["method"] if scope["method"] in _METHODS else OTHER
+        name = semconv.SPAN_HTTP.format(method=method)
         begin, status = time.perf_counter(), 0
         with telemetry.span(name, parent=parent if _TRACEPARENT.fullmatch(parent) else None) as span:
             request_id = telemetry.current_trace_id() or uuid.uuid4().hex

@@ -69,7 +69,7 @@ def install_document(app: FastAPI, bodies: Iterable[type[BaseModel]]) -> None:
     Args:
         bodies: models of bodies that routes read themselves.
     """
-    models = [Error, *bodies]
+    models: list[type[BaseModel]] = [Error, *bodies]
 
     def build() -> dict[str, Any]:
         if app.openapi_schema is None:

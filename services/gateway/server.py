@@ -8,7 +8,7 @@ import logging
 import signal
 import socket
 from collections.abc import Callable, Iterator
-from typing import Final
+from typing import Any, Final
 
 import uvicorn
 from chorus_client import AsyncCacheClient, AsyncChorusClient, ChorusError
@@ -93,7 +93,7 @@ async def serve(settings: GatewaySettings, open_metrics_port: Callable[[Resource
 
 
 async def _serve_until(
-    stopping: asyncio.Future[bool],
+    stopping: asyncio.Future[Any],
     resources: Resources,
     settings: GatewaySettings,
     client: AsyncChorusClient,

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from services.gateway.settings import GatewaySettings
 from services.scheduler.settings import SchedulerSettings
 from tests.infra.manifests import (
     KUBERNETES,
@@ -60,7 +61,9 @@ def test_certificates_are_mounted_and_probes_use_the_health_port(
     chart: Chart, version: str, source: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     tls = {"existingSecret": "certificate", "clientCa": {source: "clients", "key": "root.pem"}}
-    scheduler = workloads(chart.template_valid({"scheduler": {"tls": tls}}, version))["scheduler"]
+    scheduler = workloads(
+        chart.template_valid({"scheduler": {"tls": tls}, "gateway": {"replicas": 0}}, version)
+    )["scheduler"]
     files = make_certificates(tmp_path)
     paths = {
         "/etc/chorus/tls/tls.crt": files.certificate,
@@ -117,3 +120,82 @@ def test_public_service_is_accepted_with_keys_or_on_a_trusted_network(chart: Cha
     public = {"service": {"type": "LoadBalancer"}}
     chart.template({**KEYS, "scheduler": {**KEYS["scheduler"], **public}})
     chart.template({"scheduler": {**public, "settings": {"trusted_network": True}}})
+
+
+GATEWAY_TLS = {"gateway": {"tls": {"existingSecret": "gateway-tls"}}}
+
+
+def load_gateway(
+    gateway: Manifest, monkeypatch: pytest.MonkeyPatch, paths: dict[str, Path]
+) -> GatewaySettings:
+    """Loads the settings of the gateway's container, with other files in place of mounted ones."""
+    for name, value in environment(gateway).items():
+        monkeypatch.setenv(name, str(paths.get(value, value)))
+    return GatewaySettings()
+
+
+@pytest.mark.parametrize("version", KUBERNETES)
+def test_gateway_has_the_schedulers_keys_and_tls_of_its_own(
+    chart: Chart, version: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    files = make_certificates(tmp_path)
+    gateway = workloads(chart.template_valid({**KEYS, **GATEWAY_TLS}, version))["gateway"]
+    paths = {"/etc/chorus/tls/tls.crt": files.certificate, "/etc/chorus/tls/tls.key": files.key}
+    settings = load_gateway(gateway, monkeypatch, paths)
+    assert settings.require_keys
+    assert not settings.trusted_network, "keys and TLS suffice"
+    assert mounted(gateway)["/etc/chorus/tls"]["secret"] == {"secretName": "gateway-tls"}
+    probe = container(gateway)["readinessProbe"]["httpGet"]
+    assert (probe["scheme"], probe["port"]) == ("HTTPS", ports(gateway)["http"])
+
+
+def test_gateway_connects_to_a_scheduler_with_tls(
+    chart: Chart, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    files = make_certificates(tmp_path)
+    values = {
+        "scheduler": {
+            "tls": {"existingSecret": "tls", "clientCa": {"existingConfigMap": "clients", "key": "ca.crt"}}
+        },
+        "gateway": {
+            "scheduler": {"ca": {"existingSecret": "authority"}, "certificateSecret": "own-certificate"}
+        },
+    }
+    gateway = workloads(chart.template_valid(values, KUBERNETES[-1]))["gateway"]
+    paths = {
+        "/etc/chorus/scheduler-ca/ca.crt": files.ca,
+        "/etc/chorus/scheduler-certificate/tls.crt": files.certificate,
+        "/etc/chorus/scheduler-certificate/tls.key": files.key,
+    }
+    settings = load_gateway(gateway, monkeypatch, paths)
+    assert (settings.scheduler_tls, settings.scheduler_ca) == (True, str(files.ca))
+    assert settings.scheduler_certificate == str(files.certificate)
+    assert not settings.allow_plaintext_keys
+    volumes = mounted(gateway)
+    assert volumes["/etc/chorus/scheduler-ca"]["secret"]["secretName"] == "authority"
+    assert volumes["/etc/chorus/scheduler-certificate"]["secret"] == {"secretName": "own-certificate"}
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"gateway": {"service": {"type": "LoadBalancer"}}}, "gateway.service.type"),
+        ({**KEYS, "gateway": {"service": {"type": "LoadBalancer"}}}, "gateway.tls.existingSecret"),
+        ({"gateway": {"scheduler": {"ca": {"existingSecret": "x"}}}}, "gateway.scheduler.ca"),
+        ({"gateway": {"scheduler": {"certificateSecret": "x"}}}, "gateway.scheduler.certificateSecret"),
+        (
+            {"scheduler": {"tls": {"existingSecret": "t", "clientCa": {"existingSecret": "c"}}}},
+            "gateway.scheduler.certificateSecret",
+        ),
+    ],
+)
+def test_gateway_that_could_not_work_or_is_open_is_rejected(
+    chart: Chart, values: dict[str, Any], named: str
+) -> None:
+    assert named in chart.render_invalid(values)
+
+
+def test_gateway_of_another_type_is_permitted_with_keys_and_tls_or_by_name(chart: Chart) -> None:
+    service = {"service": {"type": "LoadBalancer"}}
+    chart.template({**KEYS, "gateway": {**service, **GATEWAY_TLS["gateway"]}})
+    chart.template({"gateway": {**service, "settings": {"trusted_network": True}}})

@@ -16,7 +16,7 @@ SCRAPER = "outside"
 def test_metrics_are_closed_by_default(defaults: list[Manifest]) -> None:
     for service in SERVICES:
         workload = workloads(defaults)[service]
-        assert set(ports(workload)) == {"grpc"}
+        assert set(ports(workload)) == {"http" if service == "gateway" else "grpc"}
         assert environment(workload)["OTEL_METRICS_EXPORTER"] == "none"
         assert not [name for name in environment(workload) if "_METRICS_P" in name]
     assert not select_kinds(defaults, "PodMonitor")

@@ -42,6 +42,7 @@ class Health:
 
     async def serves(self, child: Child) -> bool:
         """Returns whether the child itself answers and serves, not another process at its address."""
+        instance: object
         if child.name in HTTP_SERVICES:
             instance = await asyncio.to_thread(_ask_http, self._targets[child.name])
         else:

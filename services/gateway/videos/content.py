@@ -30,7 +30,7 @@ _BINARY: Final = {"type": "string", "format": "binary"}
 _RESPONSES: Final[dict[int | str, dict[str, object]]] = {
     200: {
         "description": "The file.",
-        "content": {_VIDEO_TYPE: {"schema": {"type": "string", "format": "binary"}}},
+        "content": {_VIDEO_TYPE: {"schema": _BINARY}, "image/jpeg": {"schema": _BINARY}},
     },
     206: {"description": "The range of the file."},
     302: {"description": "The presigned URL of the file, if the server redirects downloads."},

@@ -51,11 +51,12 @@ _LIST_STARTABLE: Final = (
     .order_by(jobs.c.queue_key, jobs.c.number)
     .limit(bindparam("count"))
 )
-# Tenants with at least as many owned jobs as the limit.
+# Tenants with at least as many owned jobs as the limit. Grouped by an expression, as in `placing`.
+_tenant: Final = jobs.c.tenant.concat("")
 _BUSY_TENANTS: Final = (
-    select(jobs.c.tenant)
+    select(_tenant)
     .where(jobs.c.owner.is_not(None))
-    .group_by(jobs.c.tenant)
+    .group_by(_tenant)
     .having(func.count() >= bindparam("tenant_limit"))
 )
 _LIST_OVERDUE: Final = (

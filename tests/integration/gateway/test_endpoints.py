@@ -296,9 +296,9 @@ async def test_remix_and_edit_name_their_donor(world: World) -> None:
         assert tuple(spec.schedule.sigmas) == pytest.approx(SIGMAS)
         assert not spec.HasField("seed")
         assert video["remixed_from_video_id"] == identifier
-    form = {"prompt": (None, "a blue circle"), "video[id]": (None, identifier)}
+    form: dict[str, Any] = {"prompt": (None, "a blue circle"), "video[id]": (None, identifier)}
     assert (await world.http.post("/v1/videos/edits", files=form)).status_code == 200
-    upload = {"prompt": (None, "a"), "video": ("a.mp4", b"\0\1", "video/mp4")}
+    upload: dict[str, Any] = {"prompt": (None, "a"), "video": ("a.mp4", b"\0\1", "video/mp4")}
     error = read_error(await world.http.post("/v1/videos/edits", files=upload), 400)
     assert (error["param"], error["code"]) == ("video", "unsupported_parameter")
     unknown = {"prompt": "a", "video": {"id": "video_unknown"}}

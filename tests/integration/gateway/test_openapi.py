@@ -58,7 +58,7 @@ async def test_generated_requests_find_no_server_error(world: World, tmp_path: P
     checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
     process = await asyncio.create_subprocess_exec(
         *(str(Path(sys.executable).with_name("schemathesis")), "run", f"{world.url}/openapi.json"),
-        *("--checks", checks, "--max-examples", "5", "--seed", "1", "--phases", "examples,coverage,fuzzing"),
+        *("--checks", checks, "--max-examples", "20", "--seed", "1", "--phases", "examples,fuzzing"),
         *("--request-timeout", "20", "--no-color"),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,

@@ -39,7 +39,7 @@ async def test_key_is_the_schedulers(two_tenants: World) -> None:
         "Bearer é",
         "Bearer " + "k" * 5_000,
     ):
-        response = await http.get("/v1/models", headers={"Authorization": value.encode()})
+        response = await http.get("/v1/models", headers={b"Authorization": value.encode()})
         error = read_error(response, 401)
         assert "ann-key" not in error["message"]
 

@@ -64,7 +64,7 @@ async def test_events_continue_after_the_last_one(world: World) -> None:
     ended = await world.http.get(url, headers={"Last-Event-ID": everything[-1]["id"]})
     assert (ended.status_code, ended.content) == (204, b"")
     for last in ("-1", "x", "99", "9" * 40, "١"):
-        headers = {"Last-Event-ID": last.encode()}
+        headers = {b"Last-Event-ID": last.encode()}
         response = await world.http.get(url, headers=headers)
         assert read_error(response, 400)["param"] == "Last-Event-ID"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 from chorus.common.v1 import plan_pb2, video_pb2
@@ -48,7 +49,7 @@ MODEL = Model.from_proto(
 )
 
 
-def make(state: str = "RUNNING", total: int = 4, reuse: int = 0, **fields: object) -> Generation:
+def make(state: str = "RUNNING", total: int = 4, reuse: int = 0, **fields: Any) -> Generation:
     message = pb.Generation(
         generation_id="g", state=pb.GenerationState.Value(f"GENERATION_STATE_{state}"), **fields
     )
