@@ -219,6 +219,7 @@ class CacheClient:
         metadata: Metadata = (),
         interceptors: Sequence[grpc.aio.ClientInterceptor] = (),
         timeout: float = CALL_SECONDS,
+        use_proxy: bool = True,
     ) -> None:
         async def connect() -> AsyncCacheClient:
             return AsyncCacheClient(
@@ -228,6 +229,7 @@ class CacheClient:
                 metadata=metadata,
                 interceptors=interceptors,
                 timeout=timeout,
+                use_proxy=use_proxy,
             )
 
         self._loop = LoopThread()

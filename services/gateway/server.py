@@ -14,6 +14,7 @@ import uvicorn
 from chorus_client import AsyncCacheClient, AsyncChorusClient, ChorusError
 from chorus_rpc import errors
 from chorus_rpc.addresses import is_wildcard
+from chorus_rpc.tenancy import key_metadata
 
 from services.gateway.app import create_app
 from services.gateway.connections import make_protocol
@@ -56,7 +57,11 @@ def create_cache_client(settings: GatewaySettings) -> AsyncCacheClient | None:
     if not (settings.console and settings.console_cache_target):
         return None
     return AsyncCacheClient(
-        settings.console_cache_target, settings.console_cache_tenant, timeout=settings.call_seconds
+        settings.console_cache_target,
+        settings.console_cache_tenant,
+        metadata=key_metadata(settings.console_cache_key.get_secret_value()),
+        timeout=settings.call_seconds,
+        use_proxy=False,
     )
 
 

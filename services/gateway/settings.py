@@ -125,6 +125,8 @@ class GatewaySettings(ServerSettings):
     page is not available."""
     console_cache_tenant: Annotated[str, Field(max_length=64), AfterValidator(check_tenant)] = DEFAULT_TENANT
     """Tenant whose entries the console's page about the cache shows: that of the scheduler."""
+    console_cache_key: Key = SecretStr("")
+    """Operator key of the cache (CHORUS_CACHE_OPERATOR_KEY), if it has keys; empty: none."""
     console_trace_url: Annotated[str, Field(max_length=1_024), AfterValidator(_check_trace_url)] = ""
     """Address of a trace in a tracing UI, with {trace_id} in the place of its id; empty: no link."""
 
