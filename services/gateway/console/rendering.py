@@ -100,6 +100,8 @@ class Headers:
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 _add(message)
+                if "/static/" in scope["path"]:  # otherwise browsers may keep those of an earlier version
+                    message["headers"].append((b"cache-control", b"no-cache"))
             await send(message)
 
         await self._app(scope, receive, send_with_headers)

@@ -33,6 +33,8 @@ async def log_in(request: Request, visitor: Visit, form: Form) -> Response:
     else:
         try:
             await client.with_token(key).models()
+            if await _serves_everyone(client):
+                fault = "The scheduler has no API keys, so that a key opens nothing: use http://localhost."
         except ChorusError as error:
             if error.reason not in (errors.UNAUTHENTICATED, errors.INVALID_FIELD):
                 raise
@@ -52,3 +54,14 @@ async def log_out(request: Request, form: Form) -> Response:
     response = RedirectResponse(f"{BASE}/login", 303)
     set_session(request, response, sessions.create())
     return response
+
+
+async def _serves_everyone(client: AsyncChorusClient) -> bool:
+    """Returns whether the scheduler answers calls without a key; then it accepts any key."""
+    try:
+        await client.with_token(None).models()
+    except ChorusError as error:
+        if error.reason != errors.UNAUTHENTICATED:
+            raise
+        return False
+    return True

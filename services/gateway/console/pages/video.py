@@ -28,9 +28,10 @@ from services.gateway.videos.progress import count_progress, estimate_eta
 
 router = APIRouter(prefix="/videos/{video_id}")
 
-# Upper bounds on the events that a page shows, on the donors of donors, and on the generations among which
-# descendants are sought.
+# Upper bounds on the events that a page shows, on the seconds to read them, on the donors of donors, and on the
+# generations among which descendants are sought.
 _EVENTS: Final = 300
+_EVENT_SECONDS: Final = 15.0
 _ANCESTORS: Final = 10
 _SEARCHED: Final = 300
 
@@ -141,7 +142,7 @@ async def _read_events(client: AsyncChorusClient, generation: Generation) -> lis
     wanted = min(generation.last_sequence, _EVENTS)
     found: list[Event] = []
     if wanted:
-        async with contextlib.aclosing(client.handle(generation.id).events()) as events:
+        async with contextlib.aclosing(client.handle(generation.id).events(timeout=_EVENT_SECONDS)) as events:
             async for event in events:
                 found.append(event)
                 if event.sequence >= wanted:

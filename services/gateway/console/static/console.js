@@ -3,13 +3,17 @@
 
 const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
 
-// Loads a page and puts its part with the same id in place of the one shown.
-async function replacePart(id, address, options) {
-  const answer = await fetch(address, { credentials: "same-origin", ...options });
-  if (answer.redirected && answer.url.includes("/login")) return location.reload();
-  const page = new DOMParser().parseFromString(await answer.text(), "text/html");
-  const fresh = page.getElementById(id), shown = document.getElementById(id);
-  if (fresh && shown && !shown.contains(document.activeElement)) shown.replaceChildren(...fresh.childNodes);
+const focusable = "a, button, input, select, summary, [tabindex]";
+
+// Loads the page again and puts its part with the same id in place of the one shown. The focus stays in its place.
+async function replacePart(shown) {
+  const answer = await fetch(location.href, { credentials: "same-origin" });
+  if (answer.redirected) return location.reload();
+  const fresh = new DOMParser().parseFromString(await answer.text(), "text/html").getElementById(shown.id);
+  if (!fresh) return;
+  const focused = [...shown.querySelectorAll(focusable)].indexOf(document.activeElement);
+  shown.replaceChildren(...fresh.childNodes);
+  if (focused >= 0) shown.querySelectorAll(focusable)[focused]?.focus({ preventScroll: true });
 }
 
 function previewPlans(form) {
@@ -52,15 +56,17 @@ function previewPlans(form) {
 
 function followEvents(part) {
   const source = new EventSource(part.dataset.events);
+  const news = document.getElementById("news");
   let loading = false, again = false;
   async function show() {
     if (loading) { again = true; return; }
     loading = true;
     do {
       again = false;
-      await replacePart(part.id, location.href).catch(() => {});
+      await replacePart(part).catch(() => {});
     } while (again);
     loading = false;
+    news.textContent = part.querySelector("[data-news]")?.textContent ?? "";
   }
   for (const kind of ["queued", "waiting", "paused", "planned", "started", "step_completed", "warning"]) {
     source.addEventListener(kind, show);
@@ -72,7 +78,8 @@ function followEvents(part) {
 
 function refresh(part) {
   setInterval(() => {
-    if (!document.hidden) replacePart(part.id, location.href).catch(() => {});
+    // Not under someone's finger: another row could take the place of the one in focus.
+    if (!document.hidden && !part.contains(document.activeElement)) replacePart(part).catch(() => {});
   }, 1000 * Number(part.dataset.refresh));
 }
 

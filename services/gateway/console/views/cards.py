@@ -10,6 +10,8 @@ from chorus_client import Generation, Plan
 from services.gateway.console.views.numbers import format_seconds
 
 Badge: TypeAlias = Literal["exact", "hit", "miss", "failed", "cancelled", "queued", "waiting", "running"]
+# Characters of a donor's prompt in a sentence.
+_QUOTED: Final = 160
 _MEANINGS: Final[dict[Badge, str]] = {
     "exact": "repeated, nothing computed",
     "hit": "reused an earlier video",
@@ -79,7 +81,7 @@ def describe_plan(plan: Plan, *, done: bool) -> str:
             if done
             else (f"Nothing to reuse: all {total} steps will be computed.")
         )
-    donor = f"“{plan.donor.prompt}”" if plan.donor.prompt else "an earlier video"
+    donor = f"“{_shorten(plan.donor.prompt)}”" if plan.donor.prompt else "an earlier video"
     if reused == total:
         return f"Exact repeat of {donor}: no step {'was' if done else 'will be'} computed."
     count = f"{reused} of {total} steps"
@@ -97,6 +99,10 @@ def describe_plan(plan: Plan, *, done: bool) -> str:
         )
         text += f"; {last} {'computed' if done else 'compute'} only the region that differs"
     return text + "."
+
+
+def _shorten(prompt: str) -> str:
+    return prompt if len(prompt) <= _QUOTED else prompt[: _QUOTED - 1].rstrip() + "…"
 
 
 def describe_result(generation: Generation) -> str:

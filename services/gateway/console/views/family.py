@@ -10,8 +10,9 @@ from chorus_client import Generation
 
 from services.gateway.console.views.cards import Card, build_card
 
-# Upper bound on the generations of a tree.
+# Upper bounds on the generations of a tree, and on those of one line in it.
 _MAX_MEMBERS: Final = 200
+_MAX_DEPTH: Final = 30
 
 
 @dataclass(frozen=True)
@@ -40,15 +41,19 @@ def build_family(ancestors: Sequence[Generation], known: Iterable[Generation], c
         if each.donor is not None and each.donor.generation_id:
             children.setdefault(each.donor.generation_id, []).append(each)
     root = ancestors[-1] if ancestors else chosen
-    return _grow(root, children, chosen.id, set())
+    return _grow(root, children, chosen.id, set(), 1)
 
 
 def _grow(
-    generation: Generation, children: Mapping[str, Sequence[Generation]], chosen: str, seen: set[str]
+    generation: Generation,
+    children: Mapping[str, Sequence[Generation]],
+    chosen: str,
+    seen: set[str],
+    depth: int,
 ) -> Member:
     seen.add(generation.id)
     grown = []
     for child in sorted(children.get(generation.id, ()), key=lambda each: each.created):
-        if child.id not in seen and len(seen) < _MAX_MEMBERS:
-            grown.append(_grow(child, children, chosen, seen))
+        if child.id not in seen and len(seen) < _MAX_MEMBERS and depth < _MAX_DEPTH:
+            grown.append(_grow(child, children, chosen, seen, depth + 1))
     return Member(build_card(generation), generation.id == chosen, tuple(grown))

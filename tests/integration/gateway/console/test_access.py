@@ -181,6 +181,13 @@ async def test_login_leads_to_no_other_site(keyed: Console) -> None:
     assert response.headers["location"] == "/console/"
 
 
+async def test_login_opens_nothing_where_the_scheduler_has_no_keys(console: Console) -> None:
+    response = await log_in(console, "any-key")
+    assert response.status_code == 401
+    assert "has no API keys" in response.text
+    assert (await console.http.get("/console/gallery", headers={"Host": "a.example"})).status_code == 403
+
+
 async def test_logout_ends_the_session(keyed: Console) -> None:
     await log_in(keyed, "key-a")
     assert (await keyed.send("/logout")).status_code == 303

@@ -157,10 +157,13 @@ async def test_steps_appear_as_they_are_computed(console: Console) -> None:
         await seen.open(path)
         await expect(page.get_by_text("step 1 of 8")).to_be_visible()
         await page.evaluate("window.sameDocument = true")
+        await page.get_by_role("button", name="Cancel").focus()
         for step in range(2, STEPS + 1):
             await console.scheduler.compute_step(generation, step)
         await expect(page.locator(".step.full")).to_have_count(STEPS)
         await expect(page.get_by_text("step 8 of 8")).to_be_visible()
+        await expect(page.get_by_role("status")).to_contain_text("step 8 of 8")
+        await expect(page.get_by_role("button", name="Cancel")).to_be_focused()
         assert await page.evaluate("window.sameDocument") is True
         await console.scheduler.succeed(generation)
         await expect(page.get_by_label("This video")).to_be_visible()

@@ -171,6 +171,15 @@ def test_family_that_claims_to_be_its_own_donor_ends() -> None:
     assert tree.children[0].children == ()
 
 
+def test_long_line_of_descendants_is_cut() -> None:
+    line = [make(id="g0"), *(make(id=f"g{n}", reused=1, donor=f"g{n - 1}") for n in range(1, 100))]
+    member, length = build_family([], line, line[0]), 1
+    while member.children:
+        [member] = member.children
+        length += 1
+    assert length == 30
+
+
 def timed(seconds: float, **fields: Any) -> Generation:
     message = make_message(**fields)
     message.timings.total_seconds = seconds
