@@ -28,7 +28,7 @@ from services.gateway.videos.progress import count_progress, estimate_eta
 
 router = APIRouter(prefix="/videos/{video_id}")
 
-# Upper bounds on the events that a page shows, on the seconds to read them, on the donors of donors, and on the
+# Upper bounds on the events that a page shows, on the seconds to read them, on donors of donors, and on the
 # generations among which descendants are sought.
 _EVENTS: Final = 300
 _EVENT_SECONDS: Final = 15.0
