@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
+from chorus_client import Generation
 from chorus_client.states import STATES
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
@@ -37,7 +38,7 @@ async def show_gallery(
     labels = parse_label(label, lambda fault: faults.append(f"Label: {fault}")) if label.strip() else None
     if state and state not in STATES:
         faults.append("State: not a state of a video")
-    found = ()
+    found: tuple[Generation, ...] = ()
     if not faults:
         try:
             async with asyncio.timeout(_SEARCH_SECONDS):
