@@ -9,6 +9,7 @@ import uuid
 from typing import Final
 
 from chorus_rpc import semconv, telemetry
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.gateway.connections import abort
@@ -95,6 +96,8 @@ class Calls:
                 await self._app(scope, receive, send_in_time)
             except SlowReader:
                 log.info("connection of a slow reader closed", seconds=self._send_seconds)
+            except ClientDisconnect:
+                status = 0  # it went before its body was complete, and gets no response
             except ResponseBroken as error:
                 log.warning("response broke off", error=str(error), request_id=request_id)
                 abort(scope)

@@ -41,15 +41,21 @@ class HttpServer(uvicorn.Server):
 
 
 def create_client(settings: GatewaySettings) -> AsyncChorusClient:
-    """Creates the client of the scheduler; its calls carry the keys of the callers. The caller closes it."""
-    return AsyncChorusClient(
-        settings.scheduler_target,
-        tls=settings.scheduler_files,
-        allow_plaintext_token=settings.allow_plaintext_keys,
-        timeout=settings.call_seconds,
-        use_proxy=False,
-        max_message_bytes=settings.max_message_bytes,
-    )
+    """Creates the client of the scheduler; its calls carry the keys of the callers. The caller closes it.
+
+    Raises StartupError if a file of its TLS cannot be used.
+    """
+    try:
+        return AsyncChorusClient(
+            settings.scheduler_target,
+            tls=settings.scheduler_files,
+            allow_plaintext_token=settings.allow_plaintext_keys,
+            timeout=settings.call_seconds,
+            use_proxy=False,
+            max_message_bytes=settings.max_message_bytes,
+        )
+    except ChorusError as error:
+        raise StartupError(f"the connection to the scheduler cannot be set up: {error.message}") from error
 
 
 def create_cache_client(settings: GatewaySettings) -> AsyncCacheClient | None:

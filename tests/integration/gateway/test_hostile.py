@@ -187,6 +187,15 @@ def build_head(length: str) -> bytes:
     return ("\r\n".join(lines) + "\r\n\r\n").encode()
 
 
+async def test_caller_that_goes_before_its_body_leaves_nothing(world: World) -> None:
+    _, writer = await asyncio.open_connection("127.0.0.1", world.port)
+    writer.write(build_head("20") + b"{")
+    await writer.drain()
+    writer.transport.abort()
+    assert (await world.create("still here"))["status"] == "completed"
+    assert len(world.scheduler.requests) == 1
+
+
 async def exchange(world: World, request: bytes) -> bytes:
     """Sends bytes on a connection of its own; returns all that the gateway answers until it closes."""
     reader, writer = await asyncio.open_connection("127.0.0.1", world.port)
