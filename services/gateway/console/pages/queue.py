@@ -22,13 +22,16 @@ _SHOWN: Final = 100
 async def show_queue(request: Request, visitor: Visit, client: User) -> Response:
     """Shows the generations that have not ended."""
     now = datetime.now(UTC)
+    models = {model.id: model for model in await client.models()}
     running = await client.list("running", _SHOWN)
     waiting = (*await client.list("queued", _SHOWN), *await client.list("waiting", _SHOWN))
     return render(
         request,
         visitor,
         "queue.html",
-        running=[(each, count_progress(each), estimate_eta(each)) for each in running],
+        running=[
+            (each, count_progress(each), estimate_eta(each, models.get(each.model))) for each in running
+        ],
         waiting=[
             (each, max(0.0, (now - each.created).total_seconds())) for each in sorted(waiting, key=_order)
         ],
