@@ -5,6 +5,9 @@ from __future__ import annotations
 import time
 from typing import Final
 
+from chorus_client import AsyncChorusClient, Model
+from chorus_rpc import errors
+from chorus_rpc.errors import ChorusError
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
@@ -21,16 +24,27 @@ _COUNTED: Final = 200
 async def show_health(request: Request, visitor: Visit, client: User) -> Response:
     """Shows figures of the newest generations."""
     begin = time.perf_counter()
-    models = await client.models()
+    generations = await client.list(limit=_COUNTED)
     answered = time.perf_counter() - begin
-    figures = build_figures(await client.list(limit=_COUNTED))
+    models, fault = await find_models(client)
     return render(
         request,
         visitor,
         "health.html",
         models=models,
+        fault=fault,
         answered=answered,
-        figures=figures,
+        figures=build_figures(generations),
         counted=_COUNTED,
         version=request.app.version,
     )
+
+
+async def find_models(client: AsyncChorusClient) -> tuple[tuple[Model, ...], str]:
+    """Returns the models, and why there are none if a service behind the scheduler is not available."""
+    try:
+        return await client.models(), ""
+    except ChorusError as error:
+        if error.reason != errors.DEPENDENCY_UNAVAILABLE:
+            raise
+        return (), error.message

@@ -231,6 +231,14 @@ async def test_health_shows_what_reuse_saved(console: Console) -> None:
     assert "hit 1 50% 3.53 s 3.53 s" in text
 
 
+async def test_health_shows_a_denoiser_that_is_not_there(console: Console) -> None:
+    await console.make("a red circle")
+    console.scheduler.starting = True
+    text = read_text(await console.open("/health"))
+    assert "denoiser is not available: it is still starting" in text
+    assert "Complete 1" in text
+
+
 async def test_errors_are_pages(console: Console) -> None:
     for path, status in (("/nowhere", 404), ("/videos/video_gen-99", 404), ("/videos/x", 404)):
         response = await console.http.get(f"/console{path}")

@@ -45,6 +45,7 @@ class ConsoleScheduler(KeyedScheduler):
     def __init__(self) -> None:
         super().__init__()
         self.files: dict[str, tuple[bytes, bytes]] = {}
+        self.starting = False
 
     async def _play(self, generation: scheduler_pb2.Generation) -> None:
         prompt = generation.spec.prompt
@@ -151,6 +152,11 @@ class ConsoleScheduler(KeyedScheduler):
         self._check(context, request.generation_id)
         info = video_pb2.ImageInfo(media_type="image/jpeg", height=SIDE, width=SIDE)
         return scheduler_pb2.GetThumbnailResponse(info=info, data=self.files[request.generation_id][1])
+
+    async def ListModels(self, request: Any, context: Any) -> Any:
+        if self.starting:
+            raise errors.unavailable("denoiser", "it is still starting")
+        return await super().ListModels(request, context)
 
     async def CancelGeneration(self, request: Any, context: Any) -> Any:
         found = self._find(request.generation_id)
