@@ -56,7 +56,7 @@ async def test_token_of_another_caller_is_protected_like_the_first() -> None:
 
 
 def test_blocking_clients_share_a_connection_too() -> None:
-    with deployment_in_thread() as deployment, ChorusClient(deployment.target) as client:
+    with deployment_in_thread(FakeDeployment) as deployment, ChorusClient(deployment.target) as client:
         client.with_token("ann-token").submit("a red circle")
         assert sent(deployment) == [("Bearer ann-token", None)]
         assert b"".join(client.handle("gen-1").chunks(offset=5, length=7)) == VIDEO[5:12]

@@ -153,7 +153,7 @@ async def test_state_of_a_video_that_is_under_way(world: World) -> None:
     response = await world.http.get(f"/v1/videos/{created['id']}")
     video = response.json()
     assert video["status"] == "in_progress"
-    assert video["progress"] == 47, "2 of 4 steps, and then decoding"
+    assert video["progress"] == 71, "3 of 4 steps, and then decoding"
     assert 250 <= int(response.headers["openai-poll-after-ms"]) <= 10_000
     failed = await world.create("fail please")
     assert (failed["status"], failed["error"]["code"]) == ("failed", "internal")

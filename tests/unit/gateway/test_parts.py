@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, cast
 
 import pytest
+from chorus.common.v1.errors_pb2 import ErrorReason
 from chorus.scheduler.v1 import scheduler_pb2 as pb
 from chorus_client import AsyncChorusClient, ChorusError, Model
 from chorus_rpc import errors
@@ -75,7 +76,7 @@ def test_envelope_names_every_fault() -> None:
 
 
 def test_every_reason_of_the_contract_has_an_answer() -> None:
-    for reason in errors.errors_pb2.ErrorReason.values():
+    for reason in ErrorReason.values():
         found = from_chorus(ChorusError(reason, "a message"))
         assert found.status in (400, 401, 403, 404, 409, 429, 500, 503)
         assert found.code == found.code.lower()
