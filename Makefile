@@ -31,7 +31,7 @@ test: $(READY) tools ## run every check and test that needs no root and no GPU
 	echo $$(( $$(date +%s) - begin )) > $(VENV)/test_seconds && \
 	echo "tested in $$(cat $(VENV)/test_seconds) s"
 
-test-servers: $(READY) ## run the contract and end-to-end tests against a real Milvus and S3 (root, Debian)
+test-servers: $(READY) ## run the tests that need a real Milvus, a real S3 or a browser (root, Debian)
 	infra/testservers/run $(BIN)/python -m pytest -m servers
 
 lint: $(READY) ## run ruff and check the import rules

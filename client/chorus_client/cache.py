@@ -38,7 +38,7 @@ class AsyncCacheClient:
         target: "host:port" of the cache, or any gRPC name. Default: CHORUS_CACHE_TARGET, else the `chorus up`
             that runs in this directory, else localhost:7402.
         tenant: tenant that owns the entries.
-        credentials, metadata, interceptors, timeout: the same as for AsyncChorusClient.
+        credentials, metadata, interceptors, timeout, use_proxy: the same as for AsyncChorusClient.
     """
 
     def __init__(
@@ -50,6 +50,7 @@ class AsyncCacheClient:
         metadata: Metadata = (),
         interceptors: Sequence[grpc.aio.ClientInterceptor] = (),
         timeout: float = CALL_SECONDS,
+        use_proxy: bool = True,
     ) -> None:
         self.target = resolve("cache", target)
         self._connection = Connection(
@@ -61,6 +62,7 @@ class AsyncCacheClient:
             metadata=(*tenant_metadata(check_tenant(tenant)), *metadata),
             interceptors=interceptors,
             timeout=timeout,
+            use_proxy=use_proxy,
         )
 
     async def __aenter__(self) -> Self:

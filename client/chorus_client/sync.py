@@ -220,6 +220,7 @@ class CacheClient:
         metadata: Metadata = (),
         interceptors: Sequence[grpc.aio.ClientInterceptor] = (),
         timeout: float = CALL_SECONDS,
+        use_proxy: bool = True,
     ) -> None:
         async def connect() -> AsyncCacheClient:
             return AsyncCacheClient(
@@ -229,6 +230,7 @@ class CacheClient:
                 metadata=metadata,
                 interceptors=interceptors,
                 timeout=timeout,
+                use_proxy=use_proxy,
             )
 
         self._loop = LoopThread()

@@ -1,4 +1,5 @@
-"""Starts Milvus and an S3 server side by side, runs a command against them, and stops them."""
+"""Starts Milvus and an S3 server side by side, with a browser installed, runs a command against them, and
+stops them."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from infra.testservers import command as commands
-from infra.testservers import milvus, rgw
+from infra.testservers import install, milvus, rgw
 from infra.testservers.processes import Processes
 
 HOME = Path(__file__).resolve().parents[2] / "build" / "testservers"
@@ -38,6 +39,7 @@ def _serve(command: Sequence[str]) -> int:
     ):
         shutil.rmtree(logs, ignore_errors=True)
         logs.mkdir()
+        install.install_debian_packages({"chromium": ["chromium"]}, logs / "apt.log")
         (milvus_state := Path(state, "milvus")).mkdir()
         (rgw_state := Path(state, "rgw")).mkdir()
         starting = [

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from chorus_client import AsyncChorusClient
+from chorus_client import AsyncCacheClient, AsyncChorusClient
 from fastapi import FastAPI
+from fastapi.responses import RedirectResponse
 from starlette.middleware.cors import CORSMiddleware
 
 from services.gateway import health as health_routes
 from services.gateway.calls import Calls
+from services.gateway.console.app import create_console
+from services.gateway.console.paths import BASE, HOME
 from services.gateway.errors import install_handlers
 from services.gateway.health import Health
 from services.gateway.openapi import install_document
@@ -23,12 +26,18 @@ _DESCRIPTION = (
 )
 
 
-def create_app(settings: GatewaySettings, client: AsyncChorusClient, health: Health) -> FastAPI:
+def create_app(
+    settings: GatewaySettings,
+    client: AsyncChorusClient,
+    health: Health,
+    cache: AsyncCacheClient | None = None,
+) -> FastAPI:
     """Creates the application.
 
     Args:
         client: client of the scheduler, whose connection every request shares; its owner closes it.
         health: state of the process.
+        cache: client of the cache for the console; None if the settings name none. Its owner closes it.
     """
     app = FastAPI(
         title="Chorus",
@@ -44,6 +53,14 @@ def create_app(settings: GatewaySettings, client: AsyncChorusClient, health: Hea
     for module in (health_routes, sync, routes, content, events, models):
         app.include_router(module.router)
     install_document(app, (CreateFields, EditFields, RemixFields))
+    if settings.console:
+        app.mount(BASE, create_console(settings, client, cache, health, VERSION))
+
+        @app.get("/", include_in_schema=False)
+        @app.get(BASE, include_in_schema=False)
+        async def open_console() -> RedirectResponse:
+            return RedirectResponse(HOME)
+
     # The last one that is added is the outermost.
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes, seconds=settings.body_seconds)
     if settings.cors_origins:

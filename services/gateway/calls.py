@@ -131,4 +131,5 @@ def _find_header(scope: Scope, wanted: bytes) -> str:
 def _describe_route(scope: Scope) -> str:
     """Returns the method and the template of the route, such as "GET /v1/videos/{video_id}"; never an id."""
     path = getattr(scope.get("route"), "path", "")
+    path = scope.get("root_path", "") + path if path else ""  # of an application that is mounted
     return f"{scope['method']} {path}" if path and scope["method"] in _METHODS else OTHER

@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import uvicorn
-from chorus_client import AsyncChorusClient, ChorusError
+from chorus_client import AsyncCacheClient, AsyncChorusClient, ChorusError
 from chorus_rpc import errors
 from chorus_rpc.addresses import is_wildcard
+from chorus_rpc.tenancy import key_metadata
 
 from services.gateway.app import create_app
 from services.gateway.connections import make_protocol
@@ -57,6 +58,19 @@ def create_client(settings: GatewaySettings) -> AsyncChorusClient:
         raise StartupError(f"the connection to the scheduler cannot be set up: {error.message}") from error
 
 
+def create_cache_client(settings: GatewaySettings) -> AsyncCacheClient | None:
+    """Creates the client of the cache for the console, if the settings name one. The caller closes it."""
+    if not (settings.console and settings.console_cache_target):
+        return None
+    return AsyncCacheClient(
+        settings.console_cache_target,
+        settings.console_cache_tenant,
+        metadata=key_metadata(settings.console_cache_key.get_secret_value()),
+        timeout=settings.call_seconds,
+        use_proxy=False,
+    )
+
+
 async def serve(settings: GatewaySettings, open_metrics_port: Callable[[Resources], None]) -> None:
     """Serves until SIGTERM or SIGINT; returns after the drain. Raises EssentialTaskEnded, StartupError."""
     # Its warnings are about what clients send, who could fill the log with them.
@@ -71,6 +85,9 @@ async def serve(settings: GatewaySettings, open_metrics_port: Callable[[Resource
         log.info("port bound", host=settings.host, port=port, tls=settings.tls is not None)
         client = create_client(settings)
         resources.push_async_callback(client.close)
+        cache = create_cache_client(settings)
+        if cache is not None:
+            resources.push_async_callback(cache.close)
         open_metrics_port(resources)
         starting = asyncio.ensure_future(limit_start(_check_keys(settings, client), settings))
         stopping = asyncio.ensure_future(stop.wait())
@@ -79,7 +96,7 @@ async def serve(settings: GatewaySettings, open_metrics_port: Callable[[Resource
             if not starting.done():
                 return
             starting.result()
-            await _serve_until(stopping, resources, settings, client, listener)
+            await _serve_until(stopping, resources, settings, client, listener, cache)
         finally:
             for task in (starting, stopping):
                 task.cancel()
@@ -92,9 +109,10 @@ async def _serve_until(
     settings: GatewaySettings,
     client: AsyncChorusClient,
     listener: socket.socket,
+    cache: AsyncCacheClient | None,
 ) -> None:
     health = Health(settings.instance_id)
-    server = HttpServer(configure(settings, create_app(settings, client, health)))
+    server = HttpServer(configure(settings, create_app(settings, client, health, cache)))
     serving = asyncio.create_task(server.serve([listener]))
     log.info("serving", host=settings.host, port=listener.getsockname()[1])
     try:

@@ -6,13 +6,23 @@ import re
 from typing import Annotated, Final, Self
 
 from chorus_client import Tls
-from chorus_rpc.addresses import is_loopback_host
+from chorus_rpc.addresses import is_loopback_host, parse_target
 from chorus_rpc.proxies import is_loopback
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from chorus_rpc.tenancy import DEFAULT_TENANT, check_tenant
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
 from services.runtime.certificates import check_ca_file
-from services.runtime.settings import MIB, Port, Seconds, ServerSettings, Target, check_distinct, split_list
+from services.runtime.settings import (
+    MIB,
+    Key,
+    Port,
+    Seconds,
+    ServerSettings,
+    Target,
+    check_distinct,
+    split_list,
+)
 from services.runtime.tls import ServerTls
 
 PathText = Annotated[str, Field(max_length=4096)]
@@ -26,6 +36,18 @@ def _check_origins(value: tuple[str, ...]) -> tuple[str, ...]:
         if not _ORIGIN.fullmatch(origin):
             raise ValueError(f"must be origins such as https://app.example, without a path, not {origin!r}")
     return check_distinct(value)
+
+
+def _check_optional_target(value: str) -> str:
+    if value:
+        parse_target(value)
+    return value
+
+
+def _check_trace_url(value: str) -> str:
+    if value and not (value.startswith(("http://", "https://")) and value.count("{trace_id}") == 1):
+        raise ValueError("must be an address that begins with http:// or https:// and contains {trace_id}")
+    return value
 
 
 class GatewaySettings(ServerSettings):
@@ -92,6 +114,21 @@ class GatewaySettings(ServerSettings):
     redirect_downloads: bool = False
     """Whether downloads are redirected to a presigned URL of the scheduler's object store, which the
     scheduler must have (CHORUS_SCHEDULER_VIDEO_STORE); video objects then contain the URL."""
+
+    console: bool = True
+    """Whether the console, pages for people, is served under /console."""
+    console_secret: Key = SecretStr("")
+    """Secret that protects the sessions of the console, the same for every gateway behind one address; empty:
+    a new one at each start, after which people log in again."""
+    console_cache_target: Annotated[str, Field(max_length=512), AfterValidator(_check_optional_target)] = ""
+    """Address of the cache, for the console's page about it, where the scheduler has no API keys; empty: the
+    page is not available."""
+    console_cache_tenant: Annotated[str, Field(max_length=64), AfterValidator(check_tenant)] = DEFAULT_TENANT
+    """Tenant whose entries the console's page about the cache shows: that of the scheduler."""
+    console_cache_key: Key = SecretStr("")
+    """Operator key of the cache (CHORUS_CACHE_OPERATOR_KEY), if it has keys; empty: none."""
+    console_trace_url: Annotated[str, Field(max_length=1_024), AfterValidator(_check_trace_url)] = ""
+    """Address of a trace in a tracing UI, with {trace_id} in the place of its id; empty: no link."""
 
     @property
     def tls(self) -> ServerTls | None:

@@ -83,6 +83,9 @@ DERIVED_BY_SERVICE = {
         "require_keys",
         "tls_certificate",
         "tls_key",
+        # Secrets, for gateway.extraEnv.
+        "console_secret",
+        "console_cache_key",
     },
 }
 

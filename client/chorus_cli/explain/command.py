@@ -10,10 +10,11 @@ import typer
 from chorus.scheduler.v1.scheduler_pb2 import Generation, GenerationSpec
 from chorus_client import AsyncChorusClient, ChorusError, SpecOptions
 from chorus_client.files import write_atomically
+from chorus_client.report import GenerationReport, build_report
 from chorus_rpc import errors
 
 from chorus_cli.connect import connect_scheduler
-from chorus_cli.explain.report import GenerationReport, build_report, render_report, report_fields
+from chorus_cli.explain.report import render_report, report_fields
 from chorus_cli.following import options_from_spec, run
 from chorus_cli.identifiers import find_generation
 from chorus_cli.options import GenerationId, Json, Target

@@ -48,7 +48,7 @@ _REQUIRED: Final = {
     "cache": ("pymilvus", "milvus_lite", "minio"),
     "denoiser": ("torch", "av", "safetensors"),
     "scheduler": ("numpy", "structlog", "pydantic_settings", "grpc_reflection"),
-    "gateway": ("fastapi", "uvicorn", "python_multipart", "sse_starlette"),
+    "gateway": ("fastapi", "uvicorn", "jinja2", "python_multipart", "sse_starlette"),
 }
 
 
@@ -88,6 +88,8 @@ def build_environment(
         "CHORUS_SCHEDULER_DATABASE": str(directory / "jobs.db"),
         "CHORUS_SCHEDULER_VIDEO_DIR": str(directory / "videos"),
         "CHORUS_GATEWAY_SCHEDULER_TARGET": targets["scheduler"],
+        "CHORUS_GATEWAY_CONSOLE_CACHE_TARGET": targets["cache"],
+        "CHORUS_GATEWAY_CONSOLE_CACHE_TENANT": base.get("CHORUS_SCHEDULER_TENANT", DEFAULT_TENANT),
     }
     for service in SERVICES:
         chosen[f"CHORUS_{service.upper()}_HOST"] = HOST
@@ -218,6 +220,7 @@ async def _supervised(
                 _table(children, targets, supervisor.pids()),
                 up={"targets": targets, "pids": supervisor.pids(), "pid": os.getpid(), "dir": str(directory)},
             )
+            out.status(f"Console: http://{targets['gateway']}/console/")
             out.status(f"HTTP API: http://{targets['gateway']}/v1, for the openai SDK and curl")
             out.status("Ctrl-C stops all services")
 

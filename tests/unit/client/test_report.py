@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 from chorus.scheduler.v1.scheduler_pb2 import Generation, GenerationEvent, StartedEvent
-from chorus_cli.explain.report import build_report, render_report, report_fields
+from chorus_cli.explain.report import render_report, report_fields
+from chorus_client.report import build_report
 
 
 @pytest.mark.parametrize("adapter", ["", "host"])

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from chorus_cli.explain.words import compare_words
 from chorus_cli.identifiers import SHORT, shorten
 from chorus_cli.output import one_line
+from chorus_client.words import compare_words
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -43,3 +43,17 @@ def compare_words(target: str, donor: str) -> WordDifference:
 def _split(prompt: str) -> list[str]:
     words = (word.strip(_PUNCTUATION) for word in prompt.split())
     return [word for word in words if word]
+
+
+def mark_words(prompt: str, other: str) -> tuple[tuple[str, bool], ...]:
+    """Returns the words of a prompt, each with whether the other prompt lacks it, ignoring case and
+    punctuation. A word that moved is marked.
+    """
+    words, others = _split(prompt), _split(other)
+    matcher = difflib.SequenceMatcher(
+        None, [word.casefold() for word in others], [word.casefold() for word in words], autojunk=False
+    )
+    marked: list[tuple[str, bool]] = []
+    for tag, _, _, start, end in matcher.get_opcodes():
+        marked += [(word, tag != "equal") for word in words[start:end]]
+    return tuple(marked)

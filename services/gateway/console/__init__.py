@@ -1,0 +1,1 @@
+"""The console: pages for people, made on the server from the scheduler's gRPC API. It holds no state."""

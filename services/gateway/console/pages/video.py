@@ -1,0 +1,150 @@
+"""One video: where it came from, what was computed, and what that saved."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from typing import Annotated, Final
+
+from chorus_client import AsyncChorusClient, Event, Generation
+from chorus_client.report import build_report
+from chorus_client.words import mark_words
+from fastapi import APIRouter, Header, Query, Request
+from fastapi.responses import RedirectResponse, Response
+
+from services.gateway.console.donors import find_donor
+from services.gateway.console.paths import BASE
+from services.gateway.console.rendering import render
+from services.gateway.console.views.cards import build_card, describe_result
+from services.gateway.console.views.family import build_family
+from services.gateway.console.views.masks import build_masks
+from services.gateway.console.views.waterfall import build_waterfall, compare_savings
+from services.gateway.console.visitor import Form, User, Visit
+from services.gateway.settings import GatewaySettings
+from services.gateway.videos.answers import find_generation
+from services.gateway.videos.content import ContentQuery, get_content
+from services.gateway.videos.events import describe_event, follow_events
+from services.gateway.videos.progress import count_progress, estimate_eta
+
+router = APIRouter(prefix="/videos/{video_id}")
+
+# Upper bounds on the events that a page shows, on the seconds to read them, on donors of donors, and on the
+# generations among which descendants are sought.
+_EVENTS: Final = 300
+_EVENT_SECONDS: Final = 15.0
+_ANCESTORS: Final = 10
+_SEARCHED: Final = 300
+
+
+@router.get("")
+async def show_video(request: Request, visitor: Visit, client: User, video_id: str) -> Response:
+    """Shows a generation, in whatever state it is."""
+    generation = await find_generation(client, video_id)
+    events = await _read_events(client, generation)
+    report = build_report(generation.proto, (event.proto for event in events))
+    plan, settings = generation.plan, request.app.state.settings
+    planned = generation.donor or (plan.donor if plan is not None and plan.reuse_steps else None)
+    donor = await find_donor(client, planned.generation_id if planned is not None else "")
+    masks, masks_left_out = build_masks(report.steps)
+    predicted = plan.predicted_seconds_saved if plan is not None else 0.0
+    compared = planned is not None and planned.prompt
+    eta = estimate_eta(generation)
+    last_step = next((event.step for event in reversed(events) if event.step is not None), None)
+    if not generation.done and last_step is not None:
+        eta = last_step.eta_seconds
+    return render(
+        request,
+        visitor,
+        "video.html",
+        card=build_card(generation),
+        generation=generation,
+        sentence=describe_result(generation),
+        planned=planned,
+        donor=None if donor is None else build_card(donor),
+        steps=report.steps,
+        masks=masks,
+        masks_left_out=masks_left_out,
+        words=mark_words(generation.prompt, planned.prompt) if planned is not None and compared else (),
+        donor_words=mark_words(planned.prompt, generation.prompt) if planned is not None and compared else (),
+        bars=build_waterfall(generation.timings) if generation.state == "succeeded" else (),
+        predicted=predicted,
+        lengths=compare_savings(predicted, generation.seconds_saved),
+        progress=count_progress(generation),
+        eta=eta,
+        trace_url=make_trace_url(settings, generation.trace_id),
+        events=[(event, json.dumps(describe_event(event), indent=2, ensure_ascii=False)) for event in events],
+        events_left_out=max(0, generation.last_sequence - len(events)),
+    )
+
+
+@router.get("/family")
+async def show_family(request: Request, visitor: Visit, client: User, video_id: str) -> Response:
+    """Shows the donors of a video, and those that reused it."""
+    chosen = await find_generation(client, video_id)
+    ancestors: list[Generation] = []
+    current = chosen
+    while current.donor is not None and len(ancestors) < _ANCESTORS:
+        found = await find_donor(client, current.donor.generation_id)
+        if found is None or found.id in {chosen.id, *(each.id for each in ancestors)}:
+            break
+        ancestors.append(found)
+        current = found
+    known = await client.list(limit=_SEARCHED)
+    family = build_family(ancestors, known, chosen)
+    return render(request, visitor, "family.html", card=build_card(chosen), family=family, searched=_SEARCHED)
+
+
+@router.get("/content")
+async def send_content(
+    request: Request,
+    client: User,
+    video_id: str,
+    query: Annotated[ContentQuery, Query()],
+    range_header: Annotated[str | None, Header(alias="Range")] = None,
+    if_range: Annotated[str | None, Header()] = None,
+    if_none_match: Annotated[str | None, Header()] = None,
+) -> Response:
+    """Sends the file of a video, or its thumbnail, always through this process: a page loads nothing from
+    another host.
+    """
+    settings: GatewaySettings = request.app.state.settings
+    own = settings.model_copy(update={"redirect_downloads": False})
+    return await get_content(client, own, video_id, query, range_header, if_range, if_none_match)
+
+
+@router.get("/events")
+async def send_events(
+    request: Request,
+    client: User,
+    video_id: str,
+    last_event_id: Annotated[str | None, Header()] = None,
+) -> Response:
+    """Streams the events of a video, as /v1/videos does."""
+    return await follow_events(request, client, request.app.state.settings, video_id, last_event_id)
+
+
+@router.post("/cancel")
+async def cancel(client: User, video_id: str, form: Form) -> Response:
+    """Cancels a generation that has not ended."""
+    generation = await find_generation(client, video_id)
+    await client.handle(generation.id).cancel()
+    following = f"{BASE}/queue" if form.get("back") == "queue" else f"{BASE}/videos/{video_id}"
+    return RedirectResponse(following, 303)
+
+
+def make_trace_url(settings: GatewaySettings, trace_id: str) -> str:
+    """Returns the address of a trace; empty without one, or without a template."""
+    return settings.console_trace_url.replace("{trace_id}", trace_id) if trace_id else ""
+
+
+async def _read_events(client: AsyncChorusClient, generation: Generation) -> list[Event]:
+    """Returns the events up to the state of a generation, at most _EVENTS."""
+    wanted = min(generation.last_sequence, _EVENTS)
+    found: list[Event] = []
+    if wanted:
+        async with contextlib.aclosing(client.handle(generation.id).events(timeout=_EVENT_SECONDS)) as events:
+            async for event in events:
+                found.append(event)
+                if event.sequence >= wanted:
+                    break
+    return found

@@ -1,0 +1,1 @@
+"""What the pages show, as pure functions of the SDK's values."""

@@ -1,0 +1,194 @@
+"""Verifies the console in a browser: accessibility, width, its script; no request leaves the host."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+import pytest
+from axe_playwright_python.async_playwright import Axe
+from playwright.async_api import ConsoleMessage, Page, async_playwright, expect
+
+from tests.integration.gateway.console.world import STEPS, Console, running_console
+
+pytestmark = pytest.mark.servers
+
+
+@dataclass
+class Observed:
+    """A page, and what went wrong on it.
+
+    Attributes:
+        faults: errors of scripts, violations of the policy, and addresses outside the console's host.
+    """
+
+    page: Page
+    console: Console
+    faults: list[str] = field(default_factory=list)
+
+    async def open(self, path: str) -> None:
+        await self.page.goto(f"{self.console.url}/console{path}")
+
+
+@contextlib.asynccontextmanager
+async def browsing(console: Console, *, width: int = 1280, dark: bool = False) -> AsyncIterator[Observed]:
+    """Opens a browser inside the block; at its end nothing may have gone wrong."""
+    program = shutil.which("chromium")
+    assert program is not None, "Debian's package chromium is not installed"
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        context = await browser.new_context(
+            viewport={"width": width, "height": 900}, color_scheme="dark" if dark else "light"
+        )
+        page = await context.new_page()
+        observed = Observed(page, console)
+
+        def note(message: ConsoleMessage) -> None:
+            if message.type == "error":
+                observed.faults.append(message.text)
+
+        page.on("console", note)
+        page.on("pageerror", lambda error: observed.faults.append(str(error)))
+        page.on(
+            "request",
+            lambda request: (
+                None if request.url.startswith(f"{console.url}/") else observed.faults.append(request.url)
+            ),
+        )
+        yield observed
+        await browser.close()
+    assert observed.faults == []
+
+
+@pytest.fixture
+async def console() -> AsyncIterator[Console]:
+    async with running_console() as running:
+        yield running
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+async def test_every_page_is_accessible_and_fits(console: Console, width: int, dark: bool) -> None:
+    await console.make("a large red circle moving to the right")
+    video = await console.make("a large royalblue circle moving to the right", labels="project=demo")
+    failed, slow = await console.make("fail a circle"), await console.make("slow circle")
+    await console.make("queued " + "w" * 200)
+    pages = ("/", "/gallery", video, failed, slow, f"{video}/family", "/queue", "/cache", "/health", "/login")
+    async with browsing(console, width=width, dark=dark) as seen:
+        for path in pages:
+            await seen.open(path)
+            if path == video:
+                for summary in await seen.page.locator("summary").all():
+                    await summary.click()
+            found = await Axe().run(seen.page)
+            assert found.violations_count == 0, f"{path}\n{found.generate_report()}"
+            excess = await seen.page.evaluate("document.documentElement.scrollWidth - innerWidth")
+            assert excess <= 0, path
+
+
+async def test_plan_appears_while_one_writes_and_the_keyboard_suffices(console: Console) -> None:
+    await console.make("a large red circle")
+    async with browsing(console) as seen:
+        page = seen.page
+        await seen.open("/")
+        await page.keyboard.press("Tab")
+        await expect(page.get_by_role("link", name="Skip to the content")).to_be_focused()
+        await page.get_by_label("Prompt").focus()
+        await page.keyboard.type("a large blue circle")
+        await page.keyboard.press("Tab")
+        plan = page.get_by_role("region", name="The plan")
+        await expect(plan).to_contain_text("Takes 3 of 8 steps from “a large red circle”")
+        await expect(plan).to_contain_text("1.90 s saved, as predicted")
+        assert len(console.scheduler.requests) == 1
+        await page.get_by_role("button", name="Make the video").focus()
+        await page.keyboard.press("Enter")
+        await expect(page.get_by_role("heading", level=1)).to_have_text("a large blue circle")
+        assert len(console.scheduler.requests) == 2
+
+
+async def test_fault_of_a_preview_is_announced(console: Console) -> None:
+    async with browsing(console) as seen:
+        await seen.open("/")
+        await seen.page.get_by_label("Prompt").fill("a circle")
+        await seen.page.get_by_label("Seed").fill("seven")
+        await seen.page.get_by_role("button", name="Show the plan").click()
+        await expect(seen.page.get_by_role("alert")).to_contain_text("must be a whole number")
+        seen.faults.clear()  # the browser logs the status 422 of the answer
+
+
+async def test_both_videos_and_the_mask_follow_one_clock(console: Console) -> None:
+    await console.make("a large red circle")
+    path = await console.make("a large royalblue circle")
+    async with browsing(console) as seen:
+        page = seen.page
+        await seen.open(path)
+        ready = "[...document.querySelectorAll('.screen video')].every((each) => each.readyState >= 2)"
+        await page.wait_for_function(ready)
+        await page.get_by_label("Computed region").select_option("1")
+        clock = page.get_by_label("Position in both videos")
+        shown = "[...document.querySelectorAll('.mask path')].map((each) => !each.classList.contains('away'))"
+        times = "[...document.querySelectorAll('.screen video')].map((each) => each.currentTime)"
+        for share, part in (("100", 0), ("900", 3)):
+            await clock.fill(share)
+            assert await page.evaluate(shown) == [index == part for index in range(4)]
+            donor, own = await page.evaluate(times)
+            assert donor == pytest.approx(own, abs=0.01)
+            assert own == pytest.approx(2 * int(share) / 1000, abs=0.05)
+        await page.get_by_role("button", name="One frame back").click()
+        donor, own = await page.evaluate(times)
+        assert own == pytest.approx(1.8 - 1 / 8, abs=0.02)
+        assert donor == pytest.approx(own, abs=0.01)
+        await page.get_by_role("button", name="Play").click()
+        await expect(page.get_by_role("button", name="Pause")).to_be_visible()
+        await page.wait_for_function(
+            "![...document.querySelectorAll('.screen video')].some((each) => each.paused)"
+        )
+        await page.get_by_label("Computed region").select_option("")
+        await expect(page.locator(".mask")).to_be_hidden()
+
+
+async def test_steps_appear_as_they_are_computed(console: Console) -> None:
+    path = await console.make("slow circle")
+    generation = console.find(path)
+    async with browsing(console) as seen:
+        page = seen.page
+        await seen.open(path)
+        await expect(page.get_by_text("step 1 of 8")).to_be_visible()
+        await page.evaluate("window.sameDocument = true")
+        await page.get_by_role("button", name="Cancel").focus()
+        for step in range(2, STEPS + 1):
+            await console.scheduler.compute_step(generation, step)
+        await expect(page.locator(".step.full")).to_have_count(STEPS)
+        await expect(page.get_by_text("step 8 of 8")).to_be_visible()
+        await expect(page.get_by_role("status")).to_contain_text("step 8 of 8")
+        await expect(page.get_by_role("button", name="Cancel")).to_be_focused()
+        assert await page.evaluate("window.sameDocument") is True
+        await console.scheduler.succeed(generation)
+        await expect(page.get_by_label("This video")).to_be_visible()
+
+
+async def test_video_of_the_gallery_plays_on_hover(console: Console) -> None:
+    await console.make("a large red circle")
+    async with browsing(console) as seen:
+        await seen.open("/gallery")
+        video = seen.page.locator(".tile video")
+        assert await video.get_attribute("src") is None
+        await video.hover()
+        await seen.page.wait_for_function("document.querySelector('.tile video').currentTime > 0")
+
+
+async def test_request_can_be_sent_without_the_script(console: Console) -> None:
+    async with async_playwright() as playwright:
+        program = shutil.which("chromium")
+        browser = await playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        context = await browser.new_context(java_script_enabled=False)
+        page = await context.new_page()
+        await page.goto(f"{console.url}/console/")
+        await page.get_by_label("Prompt").fill("a circle")
+        await page.get_by_role("button", name="Show the plan").click()
+        await expect(page.get_by_text("Nothing to reuse: all 8 steps will be computed.")).to_be_visible()
+        await page.get_by_role("button", name="Make the video").click()
+        await expect(page.get_by_role("heading", level=1)).to_have_text("a circle")
+        await browser.close()
