@@ -33,8 +33,8 @@ class Connection(H11Protocol):
         super().connection_made(transport)
         connection = transport.get_extra_info("socket")
         if connection is not None:
-            # asyncio does so only for sockets that state their protocol, which accepted ones do not. Without it
-            # the body of a response waits for the client's delayed acknowledgement of the headers: 40 ms.
+            # asyncio does so only for sockets that state their protocol, which accepted ones do not. Without
+            # it the body of a response waits for the client's delayed acknowledgement of the headers: 40 ms.
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         inner: Any = self.app
 
