@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
+from services.gateway import connections
+from services.gateway.connections import Connection
 from tests.integration.client.fakes import deployment_in_thread
 from tests.integration.gateway.processes import GatewayProcess, read
-from tests.integration.gateway.world import GatewayDeployment
+from tests.integration.gateway.world import GatewayDeployment, running_world
 from tests.processes import ROOT, free_port
 from tests.scraping import scrape_until
 
@@ -51,6 +56,22 @@ def test_process_serves_and_drains(deployment: GatewayDeployment, tmp_path: Path
     assert "CHORUS_GATEWAY_SCHEDULER_TARGET" in log, "the nearest name of the misspelt variable"
     assert "draining" in log
     assert "Traceback" not in log
+
+
+async def test_responses_do_not_wait_for_acknowledgements() -> None:
+    accepted: list[int] = []
+
+    class Observed(Connection):
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            option = transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            accepted.append(option)
+
+    with patch.object(connections, "Connection", Observed):
+        async with running_world() as world:
+            assert (await world.http.get("/health")).status_code == 200
+    assert accepted
+    assert all(accepted)
 
 
 @pytest.mark.fault("permanent-faults")
