@@ -84,16 +84,19 @@ _COMPARED_FIGURES: Final = (
 )
 
 
-def run_evaluation(folder: Path, pairs: int, seed: int) -> dict[str, Any]:
-    """Runs `chorus eval` and returns the figures of its result file."""
+def run_evaluation(folder: Path, pairs: int, seed: int, rivals: bool) -> dict[str, Any]:
+    """Runs `chorus eval` and returns the figures of its result file.
+
+    Args:
+        rivals: Whether to measure all rivals; else only those that compute about as much as a hit.
+    """
+    students = {name: load_spec(file).id for name, file in STUDENTS.items()} if rivals else {}
     options = evaluation.EvalOptions(
         target=None,
         cache_target=None,
         tenant=DEFAULT_TENANT,
         groups=make_groups("test", pairs, seed, "unseen"),
-        methods=build_methods(
-            POLICIES, {}, BASELINES, FEWER, {name: load_spec(file).id for name, file in STUDENTS.items()}
-        ),
+        methods=build_methods(POLICIES, {}, BASELINES if rivals else (), FEWER if rivals else (2,), students),
         seed=seed,
         model=None,
         token_pixels=4,
@@ -334,12 +337,22 @@ def main(
             help="Read the figures of an earlier `chorus eval` from --folder; measure only the rest.",
         ),
     ] = False,
+    policies_only: Annotated[
+        bool,
+        typer.Option(
+            "--policies-only",
+            help="Measure only the policies and two steps without a cache; write policies.json.",
+        ),
+    ] = False,
 ) -> None:
     """Measures the main figures and writes result file and plot."""
     if measured_before:
         measured: dict[str, Any] = results.read(folder / evaluation.FIGURES)["figures"]
     else:
-        measured = run_evaluation(folder, pairs, seed)
+        measured = run_evaluation(folder, pairs, seed, rivals=not policies_only)
+    if policies_only:
+        write_results(folder, "policies", measured, select_headlines(measured))
+        return
     shutil.copy(folder / evaluation.PLOT, results.ROOT / "docs" / "images" / "eval.png")
     harness = Harness()
     in_process = measure_step_costs(harness) | measure_false_reuse(harness, unrelated, seed + 2)
@@ -348,9 +361,13 @@ def main(
     in_process |= measure_in_request(in_request, seed)
     in_process |= measure_diversity(folder / "seeds", spread, seed + 5, POLICIES)
     in_process |= measure_repeats(folder / "repeats", repeated, seed + 4)
-    figures: dict[str, Any] = {**select_headlines(measured), **in_process}
+    write_results(folder, "chorus", measured, {**select_headlines(measured), **in_process})
+
+
+def write_results(folder: Path, name: str, measured: Mapping[str, Any], figures: dict[str, Any]) -> None:
+    """Writes and prints a result file."""
     command = f"python -m bench.chorus {shlex.join(sys.argv[1:])}".strip()
-    out = results.RESULTS / "chorus.json"
+    out = results.RESULTS / f"{name}.json"
     verdict = results.read(folder / evaluation.FIGURES).get("verdict", [])
     results.write(out, command, figures, by_kind=group_by_kind(measured), verdict=verdict)
     print(*verdict, sep="\n")

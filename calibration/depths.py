@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
+
+from chorus.common.v1 import plan_pb2
 
 from services.scheduler.planning.calibration import Depth
 
+# Strength of contrast that no other was better than (docs/ablation.md).
+CONTRAST: Final = 0.5
+
 
 def list_depths(sigmas: Sequence[float], limit: int) -> dict[str, Depth]:
-    """Returns the depths to measure, by name: "2 full" continues the donor's x_2, "2 draft" a draft there.
+    """Returns the depths to measure, by name.
 
-    Each reuses every token. Regions and amplification are left out: their strengths must be tuned to a model
-    first, and with the shipped model's host adapter contrast lowers alignment at the depth that saves most
-    (`bench.shapes`, cells host_k3 and host_contrast_k3).
+    "2 full" continues the donor's x_2, "2 draft" a draft there, "2 contrast" amplifies the words that the
+    target's prompt gained. Each reuses every token: whether regions pay depends on the videos
+    (docs/ablation.md).
 
     Args:
         sigmas: Schedule of the model, N + 1 values.
@@ -25,7 +31,11 @@ def list_depths(sigmas: Sequence[float], limit: int) -> dict[str, Depth]:
     drafts = {
         f"{step} draft": Depth(sigmas[step], draft_sigma=sigmas[last]) for step in steps if step >= last - 1
     }
-    return depths | drafts
+    contrast = plan_pb2.Amplification(form=plan_pb2.AMPLIFICATION_FORM_CONTRAST, strength=CONTRAST)
+    amplified = {
+        f"{step} contrast": Depth(sigmas[step], amplification=contrast) for step in steps if step >= last - 1
+    }
+    return depths | drafts | amplified
 
 
 def depends_on_seed(depth: Depth, sampler: str) -> bool:

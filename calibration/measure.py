@@ -103,7 +103,10 @@ class Bench:
 
     def _reuse(self, depth: Depth, prompt: str, seed: int) -> TimedGeneration:
         plan = explicit_reuse(
-            depth.reuse_steps(self.sigmas), draft_step=depth.draft_step(self.sigmas), min_score=-1
+            depth.reuse_steps(self.sigmas),
+            draft_step=depth.draft_step(self.sigmas),
+            amplify="" if depth.amplification is None else f"contrast:{depth.amplification.strength}",
+            min_score=-1,
         )
         run = self._generate(prompt, seed=seed, explicit_reuse=plan, no_store=True)
         if not run.generation.HasField("donor"):

@@ -40,4 +40,6 @@ def test_depths_of_four_steps_are_those_of_the_shipped_calibration() -> None:
         "3 full",
         "2 draft",
         "3 draft",
+        "2 contrast",
+        "3 contrast",
     ]

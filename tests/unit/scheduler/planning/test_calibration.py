@@ -95,6 +95,18 @@ def test_draft_counts_as_a_computed_step_and_needs_the_latents_of_its_step_alone
     assert plan("safe", SIGMAS, [donor(steps=frozenset({1, 2, 4}))], 1.0, rows).draft_step == 0
 
 
+def test_amplified_row_is_chosen_only_if_it_saves_steps() -> None:
+    contrast = plan_pb2.Amplification(form=plan_pb2.AMPLIFICATION_FORM_CONTRAST, strength=0.5)
+    plain = make_row("colour", Depth(0.8333), 1.0, 1.0, 1.0, 0.0, 9)
+    amplified = replace(plain, depth=Depth(0.8333, amplification=contrast), drift_points=0.0)
+    deeper = replace(amplified, depth=Depth(0.625, amplification=contrast))
+    found = [
+        plan("balanced", SIGMAS, [donor()], 1.0, Calibration("model", rows))
+        for rows in ((amplified, plain), (plain, deeper))
+    ]
+    assert [(each.reuse_steps, each.amplification is not None) for each in found] == [(2, False), (3, True)]
+
+
 def test_stated_seed_is_followed_by_rows_of_enough_diversity_only() -> None:
     rows = Calibration("model", (make_row("colour", Depth(0.625), 1.0, 0.0, 0.0, 0.0, 9), VARIED))
     theirs = donor(seed=1)
