@@ -86,7 +86,7 @@ def main(
             write_plain_model(folder), groups, tuple(judges.values()), seed, max_depths=4, spreads=0
         )
         Output(as_json=False).status(f"starting a temporary deployment of {options.model.name}")
-        with open_bench(options, folder / "chorus") as bench:
+        with open_bench(options, folder / "chorus", Output(as_json=False)) as bench:
             for number, group in enumerate(track(groups, "judging")):
                 _, shown = bench.measure_pair(group, seed + number)
                 case = Case(group.targets[0], group.donor, shown[FULL], shown[DONOR], shown[FULL])

@@ -13,7 +13,7 @@ from services.scheduler.planning.calibration import Depth
 CONTRAST: Final = 0.5
 
 
-def list_depths(sigmas: Sequence[float], limit: int) -> dict[str, Depth]:
+def list_depths(sigmas: Sequence[float], limit: int, *, amplified: bool = True) -> dict[str, Depth]:
     """Returns the depths to measure, by name.
 
     "2 full" continues the donor's x_2, "2 draft" a draft there, "2 contrast" amplifies the words that the
@@ -23,6 +23,7 @@ def list_depths(sigmas: Sequence[float], limit: int) -> dict[str, Depth]:
     Args:
         sigmas: Schedule of the model, N + 1 values.
         limit: Upper bound on the depths without a draft; they are spread evenly over the steps.
+        amplified: Whether donors hold the side data that amplification needs.
     """
     last = len(sigmas) - 2
     count = min(limit, last)
@@ -32,10 +33,10 @@ def list_depths(sigmas: Sequence[float], limit: int) -> dict[str, Depth]:
         f"{step} draft": Depth(sigmas[step], draft_sigma=sigmas[last]) for step in steps if step >= last - 1
     }
     contrast = plan_pb2.Amplification(form=plan_pb2.AMPLIFICATION_FORM_CONTRAST, strength=CONTRAST)
-    amplified = {
+    contrasts = {
         f"{step} contrast": Depth(sigmas[step], amplification=contrast) for step in steps if step >= last - 1
     }
-    return depths | drafts | amplified
+    return depths | drafts | (contrasts if amplified else {})
 
 
 def depends_on_seed(depth: Depth, sampler: str) -> bool:

@@ -13,6 +13,7 @@ from chorus.embedder.v1 import embedder_pb2
 from chorus_client import ChorusClient, explicit_reuse
 from chorus_rpc.errors import WRONG_STATE, ChorusError
 
+from calibration.depths import CONTRAST
 from calibration.journal import Spread
 from calibration.judges.base import Case, Judge, Shown, combine
 from calibration.rows import MeasuredPair, Score
@@ -61,6 +62,17 @@ class Bench:
         )
         [alignment] = self.embedder.Align(align, timeout=_CALL_SECONDS).alignments
         return classify_edit(alignment, tokens).kind
+
+    def holds_side_data(self, prompt: str, seed: int) -> bool:
+        """Returns whether a donor of this prompt holds the side data that amplification needs.
+
+        Those of small videos and long prompts do not: it may have a tenth of the size of the latents.
+        """
+        self.empty_cache()
+        self._generate(prompt, seed=seed, reuse="off")
+        plan = explicit_reuse(len(self.sigmas) - 2, amplify=f"contrast:{CONTRAST}", min_score=-1)
+        run = self._generate(prompt, seed=seed, explicit_reuse=plan, no_store=True)
+        return run.generation.HasField("donor")
 
     def measure_pair(self, group: Group, seed: int) -> tuple[MeasuredPair, dict[str, Shown]]:
         """Measures the first target of a group, all from one seed. Returns also the videos, by name.

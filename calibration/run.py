@@ -8,7 +8,7 @@ import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -70,7 +70,7 @@ def run_calibration(options: CalibrateOptions, folder: Path, out: Output) -> Non
     """
     folder.mkdir(parents=True, exist_ok=True)
     out.status(f"starting a temporary deployment of {options.model}")
-    with open_bench(options, folder / "chorus") as bench:
+    with open_bench(options, folder / "chorus", out) as bench:
         journal = Journal(folder, _describe_run(options, bench))
         if journal.pairs:
             out.status(f"continuing: {len(journal.pairs)} of {len(options.groups)} pairs are measured")
@@ -84,7 +84,7 @@ def run_calibration(options: CalibrateOptions, folder: Path, out: Output) -> Non
 
 
 @contextmanager
-def open_bench(options: CalibrateOptions, directory: Path) -> Iterator[Bench]:
+def open_bench(options: CalibrateOptions, directory: Path, out: Output) -> Iterator[Bench]:
     """Starts all services for the model, and stops them at the end."""
     with ExitStack() as resources:
         targets = resources.enter_context(local_deployment(directory, model=options.model))
@@ -100,14 +100,19 @@ def open_bench(options: CalibrateOptions, directory: Path) -> Iterator[Bench]:
         if len(sigmas) < 3:
             raise invalid("model", f"{model.model_id} has one step by default: there is nothing to reuse")
         warm_up(client, model=model.model_id, no_store=True)
-        yield Bench(
+        bench = Bench(
             client,
             embedder_pb2_grpc.EmbedderServiceStub(embedder),
             lambda: cache.purge(everything=True),
             model,
             options.judges,
-            list_depths(sigmas, options.max_depths),
+            {},
         )
+        longest = max((group.donor.prompt for group in options.groups), key=len)
+        amplified = bench.holds_side_data(longest, options.seed)
+        if not amplified:
+            out.status("donors of this model hold no side data: amplified steps are not measured")
+        yield replace(bench, depths=list_depths(sigmas, options.max_depths, amplified=amplified))
 
 
 def _describe_run(options: CalibrateOptions, bench: Bench) -> dict[str, Any]:

