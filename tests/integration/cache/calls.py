@@ -48,7 +48,14 @@ async def connected(service: ServiceProcess) -> AsyncIterator[Stub]:
 async def admitted(
     stub: Stub, metadata: tuple[tuple[str, str], ...], messages: Iterable[cache_pb2.AdmitRequest]
 ) -> cache_pb2.AdmitResponse:
-    return await stub.Admit(iter(messages), metadata=metadata, timeout=SECONDS)
+    """Admits an entry; sends it again if the client lost the error of a call that the server ended early."""
+    sent = list(messages)
+    while True:
+        try:
+            return await stub.Admit(iter(sent), metadata=metadata, timeout=SECONDS)
+        except grpc.aio.AioRpcError as error:
+            if error.details() != "Internal error from Core":
+                raise
 
 
 async def fetched(
