@@ -22,7 +22,7 @@ from tests.tls import Certificates, make_certificates
 
 BODY = b'{"id":"evt_1"}'
 HEADERS = {"webhook-id": "evt_1", "webhook-timestamp": "1", "webhook-signature": "v1,abc"}
-# Long for this machine, whatever else it does; short for tests in which nobody answers.
+# Long for this machine, whatever else it does; short for tests in which no peer answers.
 LONG, SHORT = 30.0, 0.2
 
 
