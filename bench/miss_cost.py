@@ -2,9 +2,9 @@
 
 Every prompt runs twice in direct succession on services of its own: without the cache, and as a miss on a
 cache that holds an unrelated request. The miss adds a lookup, the comparison with that request and the
-admission of its latents. The order of the two alternates. A run keeps the device until its latents are
-admitted, so the time until the device is free is measured as well, by the queue time of a request that is
-submitted as soon as the video has arrived.
+admission of its latents. The order of the two alternates. Latents are admitted in the background, so the
+time until the device is free is measured as well, by the queue time of a request that is submitted as soon as
+the video has arrived.
 """
 
 from __future__ import annotations

@@ -46,7 +46,9 @@ this machine. Downloads from the Hugging Face hub use the proxy of the environme
 def make_table(kind: type[ServerSettings], names: Iterable[str], prefix: str | None = None) -> str:
     lines = ["| variable | default | bound | description |", "|---|---|---|---|"]
     for row in describe_settings(kind, names, prefix):
-        default = f"`{row.default}`" if row.default else "empty"
+        default = f"`{row.default}`" if row.default not in ("", "{}") else "empty"
+        if row.variable == "CHORUS_SERVICE_PORT":
+            default = "see above"
         lines.append(f"| `{row.variable}` | {default} | {row.bound} | {row.description} |")
     return "\n".join(lines)
 

@@ -169,8 +169,8 @@ def measure(
             )
         donor_seed = made.generation.spec.seed
         if made.generation.plan.total_steps > 1:
-            # This request is not measured. A run keeps the device until the cache has its latents: without
-            # this request the first method would wait for the donor's admission, and all others would look
+            # This request is not measured. A lookup waits for the admission of the latents of the run before:
+            # without this request the first method would wait for the donor's, and all others would look
             # faster.
             probe: SpecOptions = {**PROBE.options, "seed": donor_seed, "model": model, "no_store": True}
             generate_timed(client, group.donor.prompt, **probe)
