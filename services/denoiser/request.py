@@ -79,7 +79,7 @@ class DenoiseJob:
 
     @property
     def host_adapter(self) -> str:
-        """Id of the adapter that computes the first step after the donor; empty if none, or if there is no step."""
+        """Id of the adapter that computes the first step after the donor; empty if there is none."""
         host = self.model.host
         return "" if host is None or self.reuse_steps == self.total_steps else host.adapters[-1].id
 
