@@ -1,6 +1,6 @@
 """Calls of LiteLLM against a gateway, each checked: its SDK, and its proxy with the `openai` SDK in front.
 
-python litellm_calls.py URL KEY sdk|proxy    prints {"version": …, "green": […], "failed": {…}} as JSON
+python litellm_calls.py URL KEY sdk|proxy    prints {"versions": …, "green": […], "failed": {…}} as JSON
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
+import secrets
 import socket
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any, Final
 
@@ -170,7 +171,9 @@ def running_proxy(url: str, key: str, model: str) -> Iterator[tuple[str, str]]:
         config.write_text(json.dumps({"model_list": models}))  # JSON is YAML
         program = Path(sys.executable).with_name("litellm")
         # Calls that name no model go to the provider's usual address.
+        token = f"sk-{secrets.token_hex(32)}"
         environment = {**os.environ, "OPENAI_BASE_URL": f"{url}/v1", "OPENAI_API_KEY": key}
+        environment["LITELLM_MASTER_KEY"] = token
         command = [str(program), "--config", str(config), "--host", "127.0.0.1", "--port", str(port)]
         with (
             (Path(folder) / "log").open("w+b") as log,
@@ -178,7 +181,7 @@ def running_proxy(url: str, key: str, model: str) -> Iterator[tuple[str, str]]:
         ):
             try:
                 _wait_for_proxy(port, process)
-                yield f"http://127.0.0.1:{port}", "sk-any"
+                yield f"http://127.0.0.1:{port}", token
             except BaseException:
                 log.seek(0)
                 sys.stderr.buffer.write(log.read()[-20_000:])
@@ -217,11 +220,13 @@ def main(url: str, key: str, form: str) -> None:
     request = urllib.request.Request(f"{url}/v1/models", headers={"Authorization": f"Bearer {key}"})
     with urllib.request.urlopen(request, timeout=_SECONDS) as response:
         model = json.load(response)["data"][0]["id"]
-    if form == "sdk":
-        print(json.dumps(run(SdkCalls(url, key, model).steps)))
-        return
-    with running_proxy(url, key, model) as (address, token):
-        print(json.dumps(run(ProxyCalls(address, token).steps)))
+    with redirect_stdout(sys.stderr):  # LiteLLM prints advice
+        if form == "sdk":
+            result = run(SdkCalls(url, key, model).steps)
+        else:
+            with running_proxy(url, key, model) as (address, token):
+                result = run(ProxyCalls(address, token).steps)
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":
