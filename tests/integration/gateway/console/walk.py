@@ -82,9 +82,14 @@ class Walk:
         self.inspections.append(await inspect_page(self.page, name))
 
     async def make_in_studio(
-        self, prompt: str, plan: str | re.Pattern[str], reuse: str = "", **fields: str
+        self, name: str, prompt: str, plan: re.Pattern[str], reuse: str = "", **fields: str
     ) -> str:
-        """Writes a request, waits for its plan and sends it; returns the path of the video."""
+        """Writes a request, waits for its plan and sends it; returns the path of the video.
+
+        Args:
+            name: what the request is, in the list of pages.
+            plan: text that its plan contains.
+        """
         await self.seen.open("/")
         if reuse:
             await self.page.get_by_label("Reuse", exact=True).select_option(reuse)
@@ -95,7 +100,7 @@ class Walk:
         await self.page.get_by_label("Prompt").fill(prompt)
         await self.page.keyboard.press("Tab")
         await expect(self.plan).to_contain_text(plan, timeout=1000 * DEADLINE_SECONDS)
-        await self.inspect(f"Studio with the plan of “{prompt}”")
+        await self.inspect(f"Studio with the plan of {name}")
         await self.page.get_by_role("button", name="Make the video").click()
         await expect(self.page.get_by_role("heading", level=1)).to_have_text(prompt)
         return self.page.url.removeprefix(f"{self.deployed.url}/console")
@@ -154,7 +159,7 @@ class Walk:
         await self.inspect("Studio")
         await self.seen.open("/gallery")
         await self.inspect("Gallery without videos")
-        path = await self.make_in_studio(FIRST, _IN_FULL, Seed="7")
+        path = await self.make_in_studio("a first video", FIRST, _IN_FULL, Seed="7")
         await self.wait_for_video()
         steps = self.page.get_by_role("region", name=f"Its {_STEPS} steps").get_by_role("listitem")
         await expect(steps).to_contain_text([re.compile(r"computed")] * _STEPS)
@@ -167,7 +172,9 @@ class Walk:
 
     async def reuse(self, first: str) -> str:
         """An edited prompt: the plan names the donor, and both videos follow one clock."""
-        path = await self.make_in_studio(EDITED, re.compile(rf"Takes \d of {_STEPS} steps from “{FIRST}”"))
+        path = await self.make_in_studio(
+            "an edited prompt", EDITED, re.compile(rf"Takes \d of {_STEPS} steps from “{FIRST}”")
+        )
         await self.wait_for_video()
         await expect(self.page.locator("#live")).to_contain_text(
             re.compile(rf"Took \d of {_STEPS} steps from “{FIRST}” .*It saved")
@@ -221,9 +228,10 @@ class Walk:
         await self._start_long(0)
         live = self.page.locator("#live")
         with self.paused():
-            before = await live.inner_text()
             await self.inspect("Video that is being made")
-        await expect(live).not_to_have_text(before, timeout=1000 * DEADLINE_SECONDS)
+            shown = re.search(rf"step \d+ of {_LONG_STEPS}", await live.inner_text())
+        assert shown is not None
+        await expect(live).not_to_contain_text(shown[0], timeout=1000 * DEADLINE_SECONDS)
         await self.wait_for_video()
 
     async def cancel(self) -> None:
@@ -274,7 +282,7 @@ class Walk:
         await expect(self.page.get_by_text("were dropped").first).to_be_visible()
         await expect(self.page.get_by_role("link", name=FIRST)).to_have_count(0)
         await self.inspect("Cache after a purge")
-        await self.make_in_studio(EDITED, _IN_FULL)
+        await self.make_in_studio("an edited prompt after a purge", EDITED, _IN_FULL)
         await self.wait_for_video()
         await expect(self.page.locator("#live")).to_contain_text(f"all {_STEPS} steps were computed")
 
@@ -292,6 +300,7 @@ class Walk:
     async def _start_long(self, number: int) -> str:
         """Sends a request of many steps; returns when the page shows one."""
         path = await self.make_in_studio(
+            f"a long video, number {number}",
             f"{LONG}, take {number}",
             re.compile(rf"all {_LONG_STEPS} steps"),
             reuse="off",
