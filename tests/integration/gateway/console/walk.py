@@ -106,10 +106,11 @@ class Walk:
         return self.page.url.removeprefix(f"{self.deployed.url}/console")
 
     async def wait_for_video(self) -> None:
-        """Waits until the page shows a complete video, which it does by itself."""
-        await expect(self.page.get_by_label("This video", exact=True)).to_be_visible(
+        """Waits until the page shows a complete video, for which it loads itself again."""
+        await expect(self.page.locator("#live:not([data-events])")).to_be_visible(
             timeout=1000 * DEADLINE_SECONDS
         )
+        await expect(self.page.get_by_label("This video", exact=True)).to_be_visible()
         await until(self.page, _READY)
 
     async def play(self) -> None:
