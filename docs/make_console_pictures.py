@@ -22,14 +22,14 @@ from tests.integration.client.up import Up, running_up
 from tests.integration.gateway.console.browser import DEADLINE_SECONDS, browsing, until
 
 IMAGES: Final = Path(__file__).with_name("images")
-DONOR: Final = "a large red circle moving right on a striped blue background"
+DONOR: Final = "a large red circle moving right on a navy background"
 EDITS: Final = (
-    "a large green circle moving right on a striped blue background",
-    "a large red square moving right on a striped blue background",
-    "a large yellow circle moving right on a striped blue background",
+    "a large green circle moving right on a navy background",
+    "a large red square moving right on a navy background",
+    "a large yellow circle moving right on a navy background",
 )
-PLANNED: Final = "a large purple circle moving right on a striped blue background"
-SEED: Final = 7
+PLANNED: Final = "a large purple circle moving right on a navy background"
+SEED: Final = 21
 _WIDTH: Final = 1280
 _MOST_BYTES: Final = 200_000
 
@@ -73,7 +73,7 @@ async def draw_studio(page: Page, path: Path) -> None:
     await page.keyboard.press("Tab")
     plan = page.get_by_role("region", name="The plan")
     await expect(plan).to_contain_text(re.compile("Takes . of 4 steps"), timeout=1000 * DEADLINE_SECONDS)
-    await draw(page, path, 900)
+    await draw(page, path, 800)
 
 
 async def draw_video(page: Page, path: Path) -> None:
