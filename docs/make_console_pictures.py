@@ -80,7 +80,7 @@ async def draw_video(page: Page, path: Path) -> None:
     """Draws donor and video at the middle of their clock."""
     videos = "[...document.querySelectorAll('.screen video')]"
     await until(page, f"{videos}.every((each) => each.readyState >= 2)")
-    await page.get_by_label("Position in both videos").fill("500")
+    await page.get_by_label("Position in").fill("500")
     await until(page, f"{videos}.every((each) => each.currentTime > 0 && !each.seeking)")
     await draw(page, path, 940)
 
