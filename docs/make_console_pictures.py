@@ -60,7 +60,7 @@ def compress(picture: bytes) -> bytes:
 async def draw(page: Page, path: Path, height: int) -> None:
     """Writes the top of a page. Raises ValueError for a picture that is too large for a README."""
     await page.set_viewport_size({"width": _WIDTH, "height": height})
-    await page.evaluate("document.activeElement.blur()")
+    await page.evaluate("document.activeElement.blur(); scrollTo(0, 0)")
     picture = compress(await page.screenshot())
     print(f"{path.name}: {len(picture):,} bytes")
     if len(picture) > _MOST_BYTES:
@@ -82,7 +82,7 @@ async def draw_video(page: Page, path: Path) -> None:
     await until(page, f"{videos}.every((each) => each.readyState >= 2)")
     await page.get_by_label("Position in").fill("500")
     await until(page, f"{videos}.every((each) => each.currentTime > 0 && !each.seeking)")
-    await draw(page, path, 940)
+    await draw(page, path, 980)
 
 
 async def draw_all(up: Up, folder: Path) -> None:
@@ -101,7 +101,7 @@ async def draw_all(up: Up, folder: Path) -> None:
         await seen.open(f"/videos/{donor}/family")
         await expect(seen.page.get_by_role("listitem").get_by_role("link", name=EDITS[-1])).to_be_visible()
         await until(seen.page, "[...document.images].every((each) => each.complete)")
-        await draw(seen.page, folder / "console-family.png", 700)
+        await draw(seen.page, folder / "console-family.png", 740)
 
 
 def main(folder: Path) -> None:
