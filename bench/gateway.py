@@ -2,14 +2,14 @@
 
 A gateway process in front of a scripted scheduler that answers at once, over real sockets on this machine.
 The SDK makes every call of the API, schemathesis generates requests, many clients follow a video and download
-files at the same time, and the same calls are made through the gateway and by gRPC in turn.
+files at the same time, and the same calls are made through the gateway and by gRPC in turn. After that a
+browser walks through the console in front of the real services, which needs Debian's package chromium.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 import re
 import shlex
 import subprocess
@@ -25,36 +25,20 @@ import typer
 from chorus_client import AsyncChorusClient
 
 from bench import results
+from bench.gateway_clients import measure_litellm, measure_openai
+from bench.gateway_console import measure_console
 from bench.results import Figure
 from tests.integration.client.fakes import deployment_in_thread
 from tests.integration.gateway.processes import GatewayProcess
 from tests.integration.gateway.world import GatewayDeployment
-from tests.processes import ROOT, free_port
+from tests.processes import free_port
 
 OUT: Final = results.RESULTS / "gateway.json"
-_SDK: Final = ROOT / "tests/integration/gateway/sdk_calls.py"
 _EVENTS: Final = 5  # queued, planned, started, step_completed; cancelled at the end
 _FILE_BYTES: Final = 8 << 20
 _CHECKS: Final = (
     "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
 )
-
-
-def measure_sdk(url: str, pythons: list[str]) -> dict[str, Figure]:
-    """Makes every call of the SDK, with each interpreter's version of it."""
-    green, failed = 0, 0
-    for python in [sys.executable, *pythons]:
-        done = subprocess.run(
-            [python, str(_SDK), url, "bench-key"], capture_output=True, text=True, timeout=300, check=True
-        )
-        result = json.loads(done.stdout)
-        print(f"openai {result['version']}: {len(result['green'])} calls as expected, {result['failed']}")
-        green, failed = green + len(result["green"]), failed + len(result["failed"])
-    return {
-        "openai_sdk_calls_green": results.single(green, "calls"),
-        "openai_sdk_calls_failed": results.single(failed, "calls"),
-        "openai_sdk_versions": results.single(1 + len(pythons), "versions"),
-    }
 
 
 def measure_schemathesis(url: str, folder: Path, examples: int) -> dict[str, Figure]:
@@ -186,8 +170,11 @@ def main(
     downloads: Annotated[int, typer.Option(min=1, help="Downloads at the same time.")] = 50,
     repeats: Annotated[int, typer.Option(min=1, help="Calls of each kind for the overhead.")] = 300,
     examples: Annotated[int, typer.Option(min=1, help="Generated requests for each operation.")] = 50,
-    python: Annotated[
-        list[str] | None, typer.Option(help="Interpreter with another version of the SDK; repeatable.")
+    openai: Annotated[
+        list[str] | None, typer.Option(help="Another version of the openai SDK to install; repeatable.")
+    ] = None,
+    litellm: Annotated[
+        str | None, typer.Option(help="Version of LiteLLM to install. Default: none is measured.")
     ] = None,
 ) -> None:
     """Measures a gateway and writes the figures."""
@@ -198,7 +185,9 @@ def main(
         gateway.start()
         url = f"http://127.0.0.1:{gateway.port}"
         try:
-            figures = measure_sdk(url, python or [])
+            figures = measure_openai(url, openai or [])
+            if litellm is not None:
+                figures |= measure_litellm(url, litellm)
             figures |= asyncio.run(measure_overhead(url, deployment.target, repeats))
             deployment.scheduler.video = bytes(range(256)) * (_FILE_BYTES >> 8)
             digest = hashlib.sha256(deployment.scheduler.video).hexdigest()
@@ -208,6 +197,7 @@ def main(
             figures["tracebacks_logged"] = results.single(tracebacks, "tracebacks")
         finally:
             gateway.stop()
+    figures |= measure_console()
     for figure_name, figure in figures.items():
         print(f"{figure_name}: {figure.value:.4g} {figure.unit}", flush=True)
     results.write(json_path, f"python -m bench.gateway {shlex.join(sys.argv[1:])}".strip(), figures)

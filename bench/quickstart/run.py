@@ -33,6 +33,7 @@ from evaluation.timing import TimedGeneration, generate_timed, warm_up
 
 PROMPTS: Final = Path(__file__).with_name("prompts.txt")
 SHEET: Final = "contact_sheet.png"
+DIRECTORY: Final = "chorus"  # state of the services, which `chorus up --dir` continues
 
 
 @dataclass(frozen=True)
@@ -195,7 +196,7 @@ def main(
     console.print("starting the services" if target is None else f"using {target}")
     rows: list[Row] = []
     try:
-        with _scheduler(target, out / "chorus") as address, ChorusClient(address) as client:
+        with _scheduler(target, out / DIRECTORY) as address, ChorusClient(address) as client:
             started = time.perf_counter() - begin
             with Progress(console=console, transient=True) as progress:
                 for row in progress.track(
@@ -223,9 +224,16 @@ def main(
     installed = f"; installation before: {install_seconds:.0f} s" if install_seconds is not None else ""
     console.print(f"total: {total:.0f} s, of which start of the services: {started:.0f} s{installed}")
     console.print(f"wrote {len(rows)} videos, {out / SHEET} and {path}")
+    gateway = f"http://{DEFAULT_TARGETS['gateway']}"
+    if target is None:
+        console.print(
+            f"to see these videos in a browser, and to make others: `.venv/bin/chorus up --dir"
+            f" {out / DIRECTORY}`, then open {gateway}/console/ (docs/console.md)",
+            markup=False,
+        )
     console.print(
-        "`make up` starts the services again, with an HTTP API for the openai SDK and curl at"
-        f" http://{DEFAULT_TARGETS['gateway']}/v1 (docs/videos_api.md)"
+        "`make up` starts the services without them, with an HTTP API for the openai SDK and curl at"
+        f" {gateway}/v1 (docs/videos_api.md)"
     )
 
 

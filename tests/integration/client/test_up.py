@@ -6,76 +6,23 @@ import json
 import os
 import signal
 import subprocess
-import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from chorus_client import endpoints
 
+from tests.integration.client.up import CHORUS, Up, running_up
 from tests.processes import choose_port_variables
 
 pytestmark = pytest.mark.timeout(600)
-CHORUS = (sys.executable, "-m", "chorus_cli")
-
-
-class Up:
-    """A running `chorus up --json`; `read` reads its lines until one has the wanted key."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        environment = {k: v for k, v in os.environ.items() if not k.startswith(("CHORUS_", "OTEL_"))}
-        environment |= choose_port_variables() | {"CHORUS_SCHEDULER_QUEUE_LIMT": "5"}
-        self.process = subprocess.Popen(
-            [*CHORUS, "up", "--json"], cwd=folder, env=environment, stdout=subprocess.PIPE, text=True
-        )
-
-    def read(self, key: str) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            found = json.loads(line)
-            if key in found:
-                return dict(found[key])
-            assert "error" not in found, found
-        raise AssertionError(f"`chorus up` ended without a line {key!r}")
-
-    def chorus(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [*CHORUS, *arguments], cwd=self.folder, capture_output=True, text=True, timeout=300
-        )
-
-    def wait_for_entries(self, count: str) -> None:
-        """Waits until the cache holds `count` entries: a video is ready before its latents are admitted."""
-        end = time.monotonic() + 60
-        while json.loads(self.chorus("cache", "stats", "--json").stdout)["cache"]["entries"] != count:
-            assert time.monotonic() < end, self.logs()
-
-    def logs(self) -> str:
-        """Returns the ends of the logs of the services that handle donors."""
-        logs = (
-            self.folder / ".chorus" / "logs" / f"{name}.log" for name in ("cache", "denoiser", "scheduler")
-        )
-        return "\n".join(f"{log.name}:\n{log.read_text()[-3_000:]}" for log in logs)
-
-    def generation(self, prompt: str) -> dict[str, Any]:
-        done = self.chorus("generate", prompt, "-o", "again.mp4", "--json")
-        assert done.returncode == 0, done.stdout
-        return dict(json.loads(done.stdout.splitlines()[-1])["generation"])
 
 
 @pytest.fixture
 def up(tmp_path: Path) -> Iterator[Up]:
-    running = Up(tmp_path)
-    try:
+    with running_up(tmp_path, CHORUS_SCHEDULER_QUEUE_LIMT="5") as running:
         yield running
-    finally:
-        running.process.terminate()
-        running.process.wait(120)
-        assert running.process.stdout is not None
-        running.process.stdout.close()
 
 
 def is_gone(pid: int) -> bool:

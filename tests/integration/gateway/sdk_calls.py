@@ -1,6 +1,6 @@
 """Calls of the `openai` SDK against a gateway, each checked. Runs with any version that has `client.videos`.
 
-python sdk_calls.py URL KEY    prints {"version": …, "green": […], "failed": {…}} as JSON
+python sdk_calls.py URL KEY    prints {"versions": …, "green": […], "failed": {…}} as JSON
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ class Calls:
                 failed[step.__name__] = f"{type(error).__name__}: {error}"
             else:
                 green.append(step.__name__)
-        return {"version": openai.__version__, "green": green, "failed": failed}
+        return {"versions": {"openai": openai.__version__}, "green": green, "failed": failed}
 
 
 if __name__ == "__main__":

@@ -2,78 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import shutil
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
 
 import pytest
 from axe_playwright_python.async_playwright import Axe
-from playwright.async_api import ConsoleMessage, Page, async_playwright, expect
+from playwright.async_api import async_playwright, expect
 
+from tests.integration.gateway.console.browser import browsing, until
 from tests.integration.gateway.console.world import STEPS, Console, running_console
 
 pytestmark = pytest.mark.servers
-
-DEADLINE_SECONDS = 30.0
-
-
-@dataclass
-class Observed:
-    """A page, and what went wrong on it.
-
-    Attributes:
-        faults: errors of scripts, violations of the policy, and addresses outside the console's host.
-    """
-
-    page: Page
-    console: Console
-    faults: list[str] = field(default_factory=list)
-
-    async def open(self, path: str) -> None:
-        await self.page.goto(f"{self.console.url}/console{path}")
-
-
-@contextlib.asynccontextmanager
-async def browsing(console: Console, *, width: int = 1280, dark: bool = False) -> AsyncIterator[Observed]:
-    """Opens a browser inside the block; at its end nothing may have gone wrong."""
-    program = shutil.which("chromium")
-    assert program is not None, "Debian's package chromium is not installed"
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        context = await browser.new_context(
-            viewport={"width": width, "height": 900}, color_scheme="dark" if dark else "light"
-        )
-        page = await context.new_page()
-        observed = Observed(page, console)
-
-        def note(message: ConsoleMessage) -> None:
-            if message.type == "error":
-                observed.faults.append(message.text)
-
-        page.on("console", note)
-        page.on("pageerror", lambda error: observed.faults.append(str(error)))
-        page.on(
-            "request",
-            lambda request: (
-                None if request.url.startswith(f"{console.url}/") else observed.faults.append(request.url)
-            ),
-        )
-        yield observed
-        await browser.close()
-    assert observed.faults == []
-
-
-async def until(page: Page, condition: str) -> None:
-    """Waits until an expression of JavaScript is true.
-
-    `Page.wait_for_function` evaluates its text again inside the page, which the console's policy forbids
-    unless the first look succeeds.
-    """
-    look = f"if ({condition}) resolve(); else requestAnimationFrame(look);"
-    async with asyncio.timeout(DEADLINE_SECONDS):
-        await page.evaluate(f"new Promise((resolve) => {{ function look() {{ {look} }} look(); }})")
 
 
 @pytest.fixture
@@ -114,7 +53,7 @@ async def test_plan_appears_while_one_writes_and_the_keyboard_suffices(console: 
         await page.keyboard.press("Tab")
         plan = page.get_by_role("region", name="The plan")
         await expect(plan).to_contain_text("Takes 3 of 8 steps from “a large red circle”")
-        await expect(plan).to_contain_text("1.90 s saved, as predicted")
+        await expect(plan).to_contain_text("1.90 s saved, if the prediction holds")
         assert len(console.scheduler.requests) == 1
         await page.get_by_role("button", name="Make the video").focus()
         await page.keyboard.press("Enter")

@@ -35,7 +35,7 @@ async def test_preview_shows_the_plan_and_submits_nothing(console: Console) -> N
     response = await console.send("/preview", prompt="a large blue circle")
     text = read_text(response.text)
     assert "Takes 3 of 8 steps from “a large red circle” (similarity 0.93, edit: colour)" in text
-    assert "1.90 s saved, as predicted" in text
+    assert "1.90 s saved, if the prediction holds" in text
     assert "<del>red</del>" in response.text
     assert "<ins>blue</ins>" in response.text
     assert "/console/videos/video_gen-1/content?variant=thumbnail" in response.text
