@@ -12,10 +12,11 @@ import pytest
 from chorus.scheduler.v1 import scheduler_pb2 as pb
 from sqlalchemy import event as sql_event
 
+from services.scheduler.jobs.job_filter import JobFilter
 from services.scheduler.jobs.ordering import Priority
 from services.scheduler.jobs.sql_store import SqlStore, open_store
 from services.scheduler.jobs.states import IN_QUEUE, UNFINISHED
-from services.scheduler.jobs.store import JobFilter, NewJob
+from services.scheduler.jobs.store import NewJob
 
 PLANNED = pb.GenerationEvent(planned=pb.PlannedEvent())
 END = pb.GenerationEvent(cancelled=pb.CancelledEvent())
