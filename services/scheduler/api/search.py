@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from typing import Final, get_args
 
 from chorus.scheduler.v1 import scheduler_pb2 as pb
 from chorus_rpc import errors
@@ -19,13 +18,12 @@ from chorus_rpc.limits import (
 )
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from services.contract.edits import EDIT_KINDS
 from services.scheduler.jobs.deadline import is_valid_timestamp, to_unix_seconds
 from services.scheduler.jobs.job_filter import Decision, JobFilter
 from services.scheduler.jobs.states import State
-from services.scheduler.planning.edits import EditKind
 
 _SHOWN_CHARACTERS = 64
-EDIT_KINDS: Final[tuple[str, ...]] = get_args(EditKind)
 
 
 def check_labels(labels: Mapping[str, str], field: str) -> list[Violation]:
