@@ -48,4 +48,7 @@ def describe_start(generation: Generation, now: datetime) -> str:
     if generation.predicted_start is None:
         return "unknown"
     seconds = (generation.predicted_start - now).total_seconds()
-    return f"in about {format_seconds(max(1, round(seconds)))}" if seconds >= 1.5 else "soon"
+    if seconds < 1.5:
+        return "soon"
+    # No fractions: it is an estimate.
+    return f"in about {format_seconds(seconds) if seconds >= 59.5 else f'{seconds:.0f} s'}"
