@@ -51,4 +51,4 @@ def describe_start(generation: Generation, now: datetime) -> str:
     if seconds < 1.5:
         return "soon"
     # No fractions: it is an estimate.
-    return f"in about {format_seconds(seconds) if seconds >= 59.5 else f'{seconds:.0f} s'}"
+    return f"in about {format_seconds(seconds) if seconds >= 10 else f'{seconds:.0f} s'}"

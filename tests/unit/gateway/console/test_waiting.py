@@ -28,7 +28,7 @@ def make(priority: pb.Priority.ValueType = pb.PRIORITY_NORMAL, **fields: object)
         (1.4, "soon"),
         (1.6, "in about 2 s"),
         (40, "in about 40 s"),
-        (59.6, "in about 1 min 0 s"),
+        (61, "in about 1 min 1 s"),
     ],
 )
 def test_start_is_said_in_round_words(ahead: float, words: str) -> None:
