@@ -96,6 +96,6 @@ async def show_gallery(
             # A model that is no longer served has videos still.
             ("model", "Model", models if model in ("", *models) else [model, *models]),
             ("decision", "Reuse", list(DECISIONS)),
-            ("edit", "Edit", [each for each in EDIT_KINDS if each != "unrelated"]),
+            ("edit", "Edit", list(EDIT_KINDS)),
         ],
     )

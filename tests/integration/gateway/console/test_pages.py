@@ -148,7 +148,7 @@ async def test_gallery_pages_and_filters(console: Console) -> None:
         await console.make(f"repeat {number}" if number else "a red circle", labels=f"take={number}")
     first = await console.open("/gallery")
     assert first.count('<article class="tile">') == 24
-    older = re.search(r'href="(/console/gallery\?[^"]+after=[^"]+)"', first)
+    older = re.search(r'href="(/console/gallery\?after=[^"]+)"', first)
     assert older is not None
     second = (await console.http.get(html.unescape(older[1]))).text
     assert second.count('<article class="tile">') == 2
