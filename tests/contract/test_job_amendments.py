@@ -211,7 +211,7 @@ async def test_concurrent_changes_leave_one_of_the_classes(store: SqlStore) -> N
     [waiting] = [job for job in await store.queue(10) if job.job_id == "b"]
     job = await store.get("b")
     assert job is not None
-    assert job.generation.spec.priority == waiting.priority
+    assert Priority(job.generation.spec.priority) is waiting.priority
     assert await listed(store) == (["b", "a", "c"] if waiting.priority is HIGH else ["a", "c", "b"])
 
 

@@ -91,7 +91,7 @@ def filled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
             )
             if rng.random() < 0.5:
                 reported.add(new.job_id)
-                run(database.engine, set_report, new.job_id, pb.ProblemReport(problem=1), created)
+                run(database.engine, set_report, new.job_id, pb.ProblemReport(problem=pb.REPORTED_PROBLEM_OTHER), created)
         if state is State.CANCELLED:
             run(
                 database.engine,

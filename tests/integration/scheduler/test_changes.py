@@ -41,7 +41,7 @@ async def world(running: World) -> World:
 async def report(
     world: World,
     generation: pb.Generation,
-    problem: int = pb.REPORTED_PROBLEM_DONOR_VISIBLE,
+    problem: Any = pb.REPORTED_PROBLEM_DONOR_VISIBLE,
     comment: str = "",
 ) -> pb.Generation:
     request = pb.ReportGenerationRequest(
