@@ -40,6 +40,7 @@ PLANNED = pb.GenerationEvent(
         plan=plan_pb2.Plan(total_steps=4, reuse_steps=2, edit="colour", donor=plan_pb2.DonorRef(score=0.9))
     )
 )
+REPORT = pb.ProblemReport(problem=pb.REPORTED_PROBLEM_OTHER)
 SUCCEEDED = pb.GenerationEvent(succeeded=pb.SucceededEvent())
 PROMPTS = ("A red CIRCLE", "a blue square", "100% red_ish", "Grüße aus der Straße", "")
 COUNT = 60
@@ -91,7 +92,7 @@ def filled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
             )
             if rng.random() < 0.5:
                 reported.add(new.job_id)
-                run(database.engine, set_report, new.job_id, pb.ProblemReport(problem=pb.REPORTED_PROBLEM_OTHER), created)
+                run(database.engine, set_report, new.job_id, REPORT, created)
         if state is State.CANCELLED:
             run(
                 database.engine,
