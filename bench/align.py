@@ -26,6 +26,7 @@ from evaluation.prompts import Group, PromptCase
 from evaluation.scenes import PARAPHRASE, SINGLE_EDITS, TWO_EDITS, Phrasing, make_groups, write_prompt
 from models.shapes.edits import opens
 from models.shapes.world import Scene, Split, draw_scene
+from services.contract.edits import EditKind
 from services.embedder.aligner import AlignedDonor, AlignedPrompts, Aligner
 from services.embedder.alignment import Alignment, EncodedPrompt, align
 from services.embedder.encoder_thread import EncoderThread
@@ -33,7 +34,7 @@ from services.embedder.encoders import Encoder, MiniLMEncoder
 from services.embedder.lexicon import load_lexicon
 from services.embedder.servicer import make_align_response
 from services.embedder.settings import SHIPPED_LEXICON
-from services.scheduler.planning.edits import EditKind, classify_edit
+from services.scheduler.planning.edits import classify_edit
 
 Compare = Callable[[str, str], Alignment]
 

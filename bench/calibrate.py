@@ -25,6 +25,7 @@ from calibration.depths import depends_on_seed, list_depths
 from calibration.rows import MeasuredPair, Score, build_rows, describe_row
 from evaluation.prompts import Group
 from evaluation.scenes import SINGLE_EDITS, make_groups
+from services.contract.edits import EditKind
 from services.contract.identity import served_digest
 from services.denoiser.model.loaded import LoadedModel
 from services.denoiser.model.predictor import Predictor
@@ -33,7 +34,6 @@ from services.denoiser.model_registry import describe_model
 from services.denoiser.settings import SHIPPED_MODEL
 from services.scheduler.planning.calibration import Depth, Row
 from services.scheduler.planning.calibration_files import read_calibration, to_plain
-from services.scheduler.planning.edits import EditKind
 
 MODEL: Final = load_spec(SHIPPED_MODEL)
 OUT: Final = results.ROOT / "services" / "scheduler" / "planning" / "calibrations" / f"{MODEL.id}.json"

@@ -39,13 +39,13 @@ from bench.seed_gain import measure_seed_gain
 from evaluation import run as evaluation
 from evaluation.methods import build_methods
 from evaluation.scenes import KINDS, SINGLE_EDITS, UNRELATED, make_groups
+from services.contract.edits import EditKind
 from services.denoiser.model.spec import load_spec
 from services.denoiser.reuse.attention_maps import AttentionMaps
 from services.denoiser.reuse.side_data import SideData, pack_side_data, pool_maps
 from services.denoiser.settings import SHIPPED_MODEL
 from services.scheduler.planning.calibration import Policy
 from services.scheduler.planning.calibration_files import load_shipped
-from services.scheduler.planning.edits import EditKind
 
 MODEL: Final = load_spec(SHIPPED_MODEL)
 POLICIES: Final[tuple[Policy, ...]] = ("safe", "balanced", "fast")

@@ -25,9 +25,10 @@ from sqlalchemy import insert, text
 
 from bench import results
 from bench.results import Figure
+from services.scheduler.jobs.job_filter import JobFilter
 from services.scheduler.jobs.sql_store import SqlStore, open_store
 from services.scheduler.jobs.states import IN_QUEUE, State
-from services.scheduler.jobs.store import JobFilter, NewJob
+from services.scheduler.jobs.store import NewJob
 from services.scheduler.jobs.tables import events, jobs
 from tests.integration.scheduler.world import World
 from tests.postgresql import create_database, running_server

@@ -20,8 +20,9 @@ from calibration.rows import MeasuredPair, Score
 from evaluation.pixels import decode
 from evaluation.prompts import Group
 from evaluation.timing import TimedGeneration, generate_timed
+from services.contract.edits import EditKind
 from services.scheduler.planning.calibration import Depth
-from services.scheduler.planning.edits import NEVER_REUSED, EditKind, classify_edit
+from services.scheduler.planning.edits import NEVER_REUSED, classify_edit
 
 FULL: Final = "full"
 DONOR: Final = "donor"

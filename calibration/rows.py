@@ -11,8 +11,9 @@ from typing import Final, cast, get_args
 import numpy as np
 
 from calibration.pooling import Estimate, pool
+from services.contract.edits import EditKind
 from services.scheduler.planning.calibration import LIMITS, Depth, Row
-from services.scheduler.planning.edits import NEVER_REUSED, EditKind
+from services.scheduler.planning.edits import NEVER_REUSED
 
 # Lower bound on the pairs of an edit; fewer are too few for an estimate.
 MIN_PAIRS: Final = 16

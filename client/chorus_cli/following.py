@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 
 from chorus.scheduler.v1.scheduler_pb2 import GenerationSpec
 from chorus_client import AsyncChorusClient, Event, Generation, SpecOptions, Video
-from chorus_client.spec import PRIORITIES, REUSE_POLICIES, WEBHOOK_EVENTS
+from chorus_client.spec import REUSE_POLICIES, WEBHOOK_EVENTS
+from chorus_client.states import PRIORITIES
 from rich.progress import Progress
 
 from chorus_cli import rendering

@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 from chorus_cli import plugins
 from chorus_cli.commands import cache, keys
 from chorus_cli.commands.generate import generate, retry
-from chorus_cli.commands.generations import cancel, get, jobs, rm, url, watch
+from chorus_cli.commands.generations import cancel, get, jobs, priority, report, rm, url, watch
 from chorus_cli.commands.models import models
 from chorus_cli.commands.up import up
 from chorus_cli.explain.command import explain
@@ -54,6 +54,8 @@ app.command(cls=ServerCommand)(jobs)
 app.command(cls=ServerCommand)(get)
 app.command(cls=ServerCommand)(url)
 app.command(cls=ServerCommand)(watch)
+app.command(cls=ServerCommand)(report)
+app.command(cls=ServerCommand)(priority)
 app.command(cls=ServerCommand)(cancel)
 app.command(cls=ServerCommand)(rm)
 app.command(cls=ServerCommand)(models)

@@ -11,6 +11,10 @@ PriorityChoice: TypeAlias = Literal["low", "normal", "high"]
 ReuseChoice: TypeAlias = Literal["off", "safe", "balanced", "fast"]
 RegionChoice: TypeAlias = Literal["probe", "full-step", "attention"]
 EntryOrderChoice: TypeAlias = Literal["newest", "used", "saved", "size"]
+DecisionChoice: TypeAlias = Literal["hit", "miss", "exact"]
+ProblemChoice: TypeAlias = Literal[
+    "donor-visible", "prompt-not-followed", "broken-picture", "broken-motion", "other"
+]
 StateChoice: TypeAlias = Literal["queued", "waiting", "running", "succeeded", "failed", "cancelled"]
 
 Target = Annotated[

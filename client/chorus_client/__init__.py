@@ -22,6 +22,7 @@ from chorus_client.handles import AsyncGenerationHandle, GenerationHandle
 from chorus_client.lifetime import ClientClosed, ForkedClient
 from chorus_client.offers import Model, Preview, Range
 from chorus_client.plans import explicit_reuse, parse_plan
+from chorus_client.problem_reports import ProblemReport
 from chorus_client.results import (
     Donor,
     Generation,
@@ -67,6 +68,7 @@ __all__ = [
     "Plan",
     "Preview",
     "Problem",
+    "ProblemReport",
     "Purged",
     "Range",
     "SpecOptions",

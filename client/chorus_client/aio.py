@@ -218,6 +218,10 @@ class AsyncChorusClient:
         created_before: datetime | None = None,
         after: str | None = None,
         oldest_first: bool = False,
+        model: str | None = None,
+        decision: str | None = None,
+        edit: str | None = None,
+        reported: bool = False,
         timeout: float | None = None,
     ) -> tuple[Generation, ...]:
         """Returns up to `limit` generations that match every argument given, newest first.
@@ -231,11 +235,25 @@ class AsyncChorusClient:
             created_before: time before which they were accepted, with a time zone.
             after: id of the generation after which the list starts, in its order; NOT_FOUND if there is none.
             oldest_first: whether the list is ordered from oldest to newest.
+            model: id of their model.
+            decision: their use of the cache: "hit", "miss" or "exact"; None for all.
+            edit: kind of the edit from the donor's prompt, as `Plan.edit` names it.
+            reported: whether only those with a report are returned.
             timeout: deadline of each page, in seconds.
         """
         if not isinstance(limit, int) or limit < 1:
             raise invalid("limit", f"must be at least 1, not {limit!r}")
-        request = build_list_request(state, labels, prompt_contains, created_after, created_before)
+        request = build_list_request(
+            state,
+            labels,
+            prompt_contains,
+            created_after,
+            created_before,
+            model=model,
+            decision=decision,
+            edit=edit,
+            reported=reported,
+        )
         request.oldest_first = check_order(after, oldest_first)
         request.after_generation_id = after or ""
         generations: tuple[Generation, ...] = ()

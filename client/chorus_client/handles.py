@@ -18,7 +18,9 @@ from chorus_client.downloads import VIDEO_SECONDS, Download, Thumbnail, VideoUrl
 from chorus_client.events import Event
 from chorus_client.files import write_atomically
 from chorus_client.loop_thread import LoopThread
+from chorus_client.problem_reports import build_report_request
 from chorus_client.results import Generation, GenerationError, Video
+from chorus_client.states import parse_priority
 
 if TYPE_CHECKING:
     from chorus.scheduler.v1.scheduler_pb2_grpc import SchedulerServiceAsyncStub
@@ -83,6 +85,42 @@ class AsyncGenerationHandle:
         """
         request = scheduler_pb2.DeleteGenerationRequest(generation_id=self.id)
         await self._connection.call(self._connection.stub.DeleteGeneration, request, timeout)
+
+    async def report(self, problem: str, comment: str = "", *, timeout: float | None = None) -> Generation:
+        """Stores what is wrong with the video, in place of an earlier report.
+
+        Raises ChorusError (WRONG_STATE) unless the generation has succeeded.
+
+        Args:
+            problem: "donor_visible" (something of the donor is left), "prompt_not_followed",
+                "broken_picture", "broken_motion" or "other".
+            comment: at most 1,000 bytes of printable text.
+            timeout: deadline of the call, in seconds.
+        """
+        request = build_report_request(self.id, problem, comment)
+        response = await self._connection.call(self._connection.stub.ReportGeneration, request, timeout)
+        return Generation.from_proto(response.generation)
+
+    async def withdraw_report(self, *, timeout: float | None = None) -> Generation:
+        """Removes the report; a generation without one is returned unchanged."""
+        request = scheduler_pb2.WithdrawReportRequest(generation_id=self.id)
+        response = await self._connection.call(self._connection.stub.WithdrawReport, request, timeout)
+        return Generation.from_proto(response.generation)
+
+    async def change_priority(self, priority: str, *, timeout: float | None = None) -> Generation:
+        """Changes the class of a generation that waits in the queue.
+
+        Raises ChorusError (WRONG_STATE) for one that has ended, and for another class of one that runs.
+
+        Args:
+            priority: "low", "normal" or "high".
+            timeout: deadline of the call, in seconds.
+        """
+        request = scheduler_pb2.ChangePriorityRequest(
+            generation_id=self.id, priority=parse_priority(priority)
+        )
+        response = await self._connection.call(self._connection.stub.ChangePriority, request, timeout)
+        return Generation.from_proto(response.generation)
 
     async def result(
         self,
@@ -283,6 +321,18 @@ class GenerationHandle:
     def delete(self, *, timeout: float | None = None) -> None:
         """Deletes a generation that has ended, with its video; its latents stay in the cache."""
         self._loop.run(self._handle.delete(timeout=timeout))
+
+    def report(self, problem: str, comment: str = "", *, timeout: float | None = None) -> Generation:
+        """Stores what is wrong with the video; see AsyncGenerationHandle.report."""
+        return self._loop.run(self._handle.report(problem, comment, timeout=timeout))
+
+    def withdraw_report(self, *, timeout: float | None = None) -> Generation:
+        """Removes the report; a generation without one is returned unchanged."""
+        return self._loop.run(self._handle.withdraw_report(timeout=timeout))
+
+    def change_priority(self, priority: str, *, timeout: float | None = None) -> Generation:
+        """Changes the class of a generation that waits; see AsyncGenerationHandle.change_priority."""
+        return self._loop.run(self._handle.change_priority(priority, timeout=timeout))
 
     def result(
         self,

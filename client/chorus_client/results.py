@@ -21,7 +21,8 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from chorus_client.files import write_atomically
-from chorus_client.states import FINAL, State, format_state
+from chorus_client.problem_reports import ProblemReport
+from chorus_client.states import FINAL, PriorityName, State, format_priority, format_state
 
 
 @dataclass(frozen=True)
@@ -215,6 +216,10 @@ class Generation:
         trace_id: id of the trace, 32 hex digits; empty without tracing.
         denoiser: address of the denoiser of the last run, as the scheduler reaches it; empty before it.
         seconds_saved: time saved against computing every step at the same pace; 0 until it succeeds.
+        priority: class in the order of the queue, as it is now: "low", "normal" or "high".
+        predicted_start: time at which it is expected to start, in UTC; None if it is not queued, or the
+            durations of the runs before it are not known.
+        report: what a user found wrong with its video; None without a report.
     """
 
     id: str
@@ -243,6 +248,9 @@ class Generation:
     output_count: int
     denoiser: str
     seconds_saved: float
+    priority: PriorityName
+    predicted_start: datetime | None
+    report: ProblemReport | None
     proto: scheduler_pb2.Generation = field(repr=False, compare=False)
 
     @property
@@ -296,6 +304,11 @@ class Generation:
             output_count=message.output_count or 1,
             denoiser=message.denoiser,
             seconds_saved=message.seconds_saved,
+            priority=format_priority(message.spec.priority),
+            predicted_start=(
+                to_utc(message.predicted_start_time) if message.HasField("predicted_start_time") else None
+            ),
+            report=ProblemReport.from_proto(message.report) if message.HasField("report") else None,
             proto=message,
         )
 

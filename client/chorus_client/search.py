@@ -8,7 +8,7 @@ from datetime import datetime
 from chorus.scheduler.v1 import scheduler_pb2
 from chorus_rpc.errors import Violations
 
-from chorus_client.states import parse_state
+from chorus_client.states import parse_decision, parse_state
 
 
 def check_text(violations: Violations, field: str, value: str) -> str:
@@ -38,12 +38,23 @@ def build_list_request(
     prompt_contains: str | None,
     created_after: datetime | None,
     created_before: datetime | None,
+    *,
+    model: str | None = None,
+    decision: str | None = None,
+    edit: str | None = None,
+    reported: bool = False,
 ) -> scheduler_pb2.ListGenerationsRequest:
     """Builds the request of a list. Raises ChorusError (INVALID_FIELD); the server checks the bounds."""
     violations = Violations()
     request = scheduler_pb2.ListGenerationsRequest(
-        state=parse_state(state), labels=check_labels(violations, labels)
+        state=parse_state(state),
+        labels=check_labels(violations, labels),
+        decision=parse_decision(decision),
+        model_id="" if model is None else check_text(violations, "model", model),
+        edit_kind="" if edit is None else check_text(violations, "edit", edit),
     )
+    if violations.require(isinstance(reported, bool), "reported", f"must be True or False, not {reported!r}"):
+        request.reported = reported
     if prompt_contains is not None:
         request.prompt_contains = check_text(violations, "prompt_contains", prompt_contains)
     for field, moment, timestamp in (

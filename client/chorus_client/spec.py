@@ -6,7 +6,7 @@ import operator
 import re
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Final, SupportsFloat, SupportsIndex, TypedDict
+from typing import Final, SupportsFloat, SupportsIndex, TypedDict, cast
 
 from chorus.common.v1 import plan_pb2
 from chorus.common.v1.latents_pb2 import Schedule
@@ -17,6 +17,7 @@ from chorus_rpc.limits import MAX_DEADLINE_SECONDS, MAX_LIFETIME_SECONDS
 from chorus_rpc.suggestions import closest
 
 from chorus_client.search import check_labels, check_text
+from chorus_client.states import PRIORITIES, PriorityName
 
 REUSE_POLICIES: Final = {
     "": plan_pb2.REUSE_POLICY_UNSPECIFIED,
@@ -78,14 +79,6 @@ class SpecOptions(TypedDict, total=False):
     deadline: float | None
     request_id: str | None
 
-
-# Classes in the order of the queue by their words; the empty word selects the server's default.
-PRIORITIES: Final = {
-    "": scheduler_pb2.PRIORITY_UNSPECIFIED,
-    "low": scheduler_pb2.PRIORITY_LOW,
-    "normal": scheduler_pb2.PRIORITY_NORMAL,
-    "high": scheduler_pb2.PRIORITY_HIGH,
-}
 
 # Ends of a generation that a webhook reports, by their words.
 WEBHOOK_EVENTS: Final = {
@@ -216,10 +209,10 @@ def build_request(prompt: str, options: SpecOptions) -> scheduler_pb2.SubmitGene
         spec.reuse = REUSE_POLICIES[reuse]
     spec.max_reuse_steps = integer("max_reuse_steps", options.get("max_reuse_steps"), 32) or 0
     priority = "" if (word := options.get("priority")) is None else word
-    known = isinstance(priority, str) and priority in PRIORITIES
-    words = ", ".join(word for word in PRIORITIES if word)
-    if violations.require(known, "priority", f"must be one of {words}, not {priority!r}"):
-        spec.priority = PRIORITIES[priority]
+    if priority != "":  # which selects the server's default
+        known = isinstance(priority, str) and priority in PRIORITIES
+        if violations.require(known, "priority", f"must be one of {', '.join(PRIORITIES)}, not {priority!r}"):
+            spec.priority = PRIORITIES[cast(PriorityName, priority)]
     webhook = _build_webhook(violations, options.get("webhook"), options.get("webhook_events"))
     if webhook is not None:
         spec.webhook.CopyFrom(webhook)

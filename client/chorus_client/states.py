@@ -1,4 +1,4 @@
-"""States of a generation by their names."""
+"""States, uses of the cache and classes of a generation by their names."""
 
 from __future__ import annotations
 
@@ -17,6 +17,19 @@ STATES: Final[Mapping[State, scheduler_pb2.GenerationState.ValueType]] = {
     "failed": scheduler_pb2.GENERATION_STATE_FAILED,
     "cancelled": scheduler_pb2.GENERATION_STATE_CANCELLED,
 }
+Decision: TypeAlias = Literal["hit", "miss", "exact"]
+DECISIONS: Final[Mapping[Decision, scheduler_pb2.CacheDecision.ValueType]] = {
+    "hit": scheduler_pb2.CACHE_DECISION_HIT,
+    "miss": scheduler_pb2.CACHE_DECISION_MISS,
+    "exact": scheduler_pb2.CACHE_DECISION_EXACT,
+}
+PriorityName: TypeAlias = Literal["low", "normal", "high"]
+PRIORITIES: Final[Mapping[PriorityName, scheduler_pb2.Priority.ValueType]] = {
+    "low": scheduler_pb2.PRIORITY_LOW,
+    "normal": scheduler_pb2.PRIORITY_NORMAL,
+    "high": scheduler_pb2.PRIORITY_HIGH,
+}
+_PRIORITY_NAMES: Final = {number: name for name, number in PRIORITIES.items()}
 _STATE_NAMES: Final = {number: name for name, number in STATES.items()}
 FINAL: Final = frozenset({"succeeded", "failed", "cancelled"})
 
@@ -33,3 +46,24 @@ def parse_state(name: str | None) -> scheduler_pb2.GenerationState.ValueType:
     if not isinstance(name, str) or name not in STATES:
         raise invalid("state", f"must be one of {', '.join(STATES)}, not {name!r}")
     return STATES[cast(State, name)]
+
+
+def parse_decision(name: str | None) -> scheduler_pb2.CacheDecision.ValueType:
+    """Returns the use of the cache called `name`; None and "" mean every one. Raises ChorusError."""
+    if name is None or name == "":
+        return scheduler_pb2.CACHE_DECISION_UNSPECIFIED
+    if not isinstance(name, str) or name not in DECISIONS:
+        raise invalid("decision", f"must be one of {', '.join(DECISIONS)}, not {name!r}")
+    return DECISIONS[cast(Decision, name)]
+
+
+def format_priority(priority: scheduler_pb2.Priority.ValueType) -> PriorityName:
+    """Returns "low", "normal" or "high"; "normal" for a class that is unset, or newer than this client."""
+    return _PRIORITY_NAMES.get(priority, "normal")
+
+
+def parse_priority(name: str) -> scheduler_pb2.Priority.ValueType:
+    """Returns the class called `name`. Raises ChorusError."""
+    if not isinstance(name, str) or name not in PRIORITIES:
+        raise invalid("priority", f"must be one of {', '.join(PRIORITIES)}, not {name!r}")
+    return PRIORITIES[cast(PriorityName, name)]

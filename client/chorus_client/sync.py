@@ -163,6 +163,10 @@ class ChorusClient:
         created_before: datetime | None = None,
         after: str | None = None,
         oldest_first: bool = False,
+        model: str | None = None,
+        decision: str | None = None,
+        edit: str | None = None,
+        reported: bool = False,
         timeout: float | None = None,
     ) -> tuple[Generation, ...]:
         """Returns up to `limit` generations that match every argument given, newest first.
@@ -176,6 +180,10 @@ class ChorusClient:
             created_before: time before which they were accepted, with a time zone.
             after: id of the generation after which the list starts, in its order; NOT_FOUND if there is none.
             oldest_first: whether the list is ordered from oldest to newest.
+            model: id of their model.
+            decision: their use of the cache: "hit", "miss" or "exact"; None for all.
+            edit: kind of the edit from the donor's prompt, as `Plan.edit` names it.
+            reported: whether only those with a report are returned.
             timeout: deadline of each page, in seconds.
         """
         return self._loop.run(
@@ -188,6 +196,10 @@ class ChorusClient:
                 created_before=created_before,
                 after=after,
                 oldest_first=oldest_first,
+                model=model,
+                decision=decision,
+                edit=edit,
+                reported=reported,
                 timeout=timeout,
             )
         )

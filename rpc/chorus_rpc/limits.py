@@ -92,6 +92,9 @@ MAX_LABEL_BYTES: Final = 256
 MAX_PROMPT_FILTER_BYTES: Final = 256
 """Upper bound on the text by which prompts are searched, in bytes of UTF-8."""
 
+MAX_REPORT_COMMENT_BYTES: Final = 1_000
+"""Upper bound on the comment of a report about a video, in bytes of UTF-8."""
+
 MAX_WEBHOOK_URL_CHARACTERS: Final = 2_048
 """Upper bound on the URL of a webhook, in characters."""
 

@@ -16,8 +16,8 @@ from services.gateway.health import Health
 from services.gateway.openapi import install_document
 from services.gateway.security.bodies import BodyLimit
 from services.gateway.settings import GatewaySettings
-from services.gateway.videos import content, events, models, routes, sync
-from services.gateway.videos.fields import CreateFields, EditFields, RemixFields
+from services.gateway.videos import content, events, models, reports, routes, sync
+from services.gateway.videos.fields import CreateFields, EditFields, RemixFields, ReportFields
 from services.gateway.videos.frame_rates import FrameRates
 
 VERSION = "0.1.0"
@@ -50,9 +50,9 @@ def create_app(
     app.state.settings, app.state.client, app.state.health = settings, client, health
     app.state.frame_rates = FrameRates()
     install_handlers(app)
-    for module in (health_routes, sync, routes, content, events, models):
+    for module in (health_routes, sync, routes, reports, content, events, models):
         app.include_router(module.router)
-    install_document(app, (CreateFields, EditFields, RemixFields))
+    install_document(app, (CreateFields, EditFields, RemixFields, ReportFields))
     if settings.console:
         app.mount(BASE, create_console(settings, client, cache, health, VERSION))
 

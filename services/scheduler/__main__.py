@@ -20,9 +20,11 @@ from services.runtime.settings import load_settings
 from services.runtime.watched_file import InvalidFile
 from services.scheduler import metrics
 from services.scheduler.api.access import Access
+from services.scheduler.api.changes import Changes
 from services.scheduler.api.generations import Generations
 from services.scheduler.api.key_file import KeyFile
 from services.scheduler.api.servicer import SchedulerServicer
+from services.scheduler.api.view import Views
 from services.scheduler.dispatch.admissions import PendingAdmissions
 from services.scheduler.dispatch.attempt import AttemptRunner
 from services.scheduler.dispatch.denoise_runner import DenoiseRunner
@@ -30,6 +32,7 @@ from services.scheduler.dispatch.dispatcher import Dispatcher
 from services.scheduler.dispatch.donors_in_flight import DonorsInFlight
 from services.scheduler.dispatch.forecast import Forecast
 from services.scheduler.dispatch.preparation import Preparation
+from services.scheduler.dispatch.start_times import StartTimes
 from services.scheduler.dispatch.throughput import Throughput
 from services.scheduler.dispatch.unfinished_runs import UnfinishedRuns
 from services.scheduler.jobs.notifier import JobNotifier
@@ -194,6 +197,7 @@ class Scheduler:
         resources.start_task(_keep_lease(store, dispatcher, settings.lease_seconds), "lease")
         resources.start_task(store.listen(self._handle_foreign_change, self._handle_gap), "notifications")
         self._start_webhooks(store, resources)
+        start_times = StartTimes(store, throughput, denoisers, required_peers, settings.tenant_concurrency)
         generations = Generations(
             store,
             videos,
@@ -204,6 +208,8 @@ class Scheduler:
             dispatcher,
             self._notifier,
             make_acceptance(settings, self._secrets, store),
+            Changes(store, dispatcher, start_times, metrics.record_report),
+            Views(store, start_times),
             settings,
         )
         access = Access(self._key_file, settings.tenant)

@@ -30,6 +30,9 @@ _WEBHOOK_ATTEMPTS = METER.create_counter(
 _WEBHOOK_DELIVERIES = METER.create_counter(
     semconv.METRIC_WEBHOOK_DELIVERIES, "{delivery}", "Webhooks that were delivered or given up."
 )
+_REPORTS = METER.create_counter(
+    semconv.METRIC_REPORTS, "{report}", "Reports about videos, those in place of an earlier one included."
+)
 # The reasons that decide about a plan alone, before any donor is compared.
 _DECISIONS = {
     plan_pb2.PLAN_REASON_CODE_EXACT: "exact",
@@ -47,6 +50,13 @@ def record_end(job: Job) -> None:
     if job.state is State.SUCCEEDED:
         spent = generation.end_time.ToNanoseconds() - generation.create_time.ToNanoseconds()
         _GENERATION_SECONDS.record(max(0.0, spent / 1e9), attributes)
+
+
+def record_report(generation: pb.Generation) -> None:
+    """Counts a report that was stored."""
+    name = pb.ReportedProblem.Name(generation.report.problem)
+    problem = name.removeprefix("REPORTED_PROBLEM_").lower()
+    _REPORTS.add(1, {semconv.PROBLEM: problem, semconv.DECISION: name_decision(generation)})
 
 
 def name_decision(generation: pb.Generation) -> str:

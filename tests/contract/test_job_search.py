@@ -10,6 +10,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from unittest.mock import patch
 
 import pytest
+from chorus.common.v1 import plan_pb2
 from chorus.scheduler.v1 import scheduler_pb2 as pb
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -17,13 +18,15 @@ from sqlalchemy import Engine, event, select
 
 from services.scheduler.database_location import parse_location
 from services.scheduler.jobs import search, statements
+from services.scheduler.jobs.amendment_statements import set_report
 from services.scheduler.jobs.database import Database, open_database
 from services.scheduler.jobs.deadline import to_unix_seconds
+from services.scheduler.jobs.job_filter import Decision, JobFilter
 from services.scheduler.jobs.ordering import Ordering
 from services.scheduler.jobs.rows import Transaction
 from services.scheduler.jobs.sql_store import open_store
 from services.scheduler.jobs.states import UNFINISHED, State
-from services.scheduler.jobs.store import JobFilter, NewJob
+from services.scheduler.jobs.store import NewJob
 from services.scheduler.jobs.tables import labels
 from tests.postgresql import create_database
 
@@ -31,6 +34,14 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 CANCELLED = pb.GenerationEvent(cancelled=pb.CancelledEvent())
+# A donor that was planned but could not be fetched: a miss.
+PLANNED = pb.GenerationEvent(
+    planned=pb.PlannedEvent(
+        plan=plan_pb2.Plan(total_steps=4, reuse_steps=2, edit="colour", donor=plan_pb2.DonorRef(score=0.9))
+    )
+)
+REPORT = pb.ProblemReport(problem=pb.REPORTED_PROBLEM_OTHER)
+SUCCEEDED = pb.GenerationEvent(succeeded=pb.SucceededEvent())
 PROMPTS = ("A red CIRCLE", "a blue square", "100% red_ish", "Grüße aus der Straße", "")
 COUNT = 60
 
@@ -41,6 +52,7 @@ class Filled:
 
     database: Database
     jobs: list[tuple[NewJob, State, float]]
+    reported: frozenset[str]
 
 
 @pytest.fixture(params=["sqlite", "postgresql"], scope="module")
@@ -53,9 +65,11 @@ def filled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     database = open_database(parse_location(location, ""))
     rng = random.Random(5)
     jobs: list[tuple[NewJob, State, float]] = []
+    reported: set[str] = set()
     for number in range(COUNT):
         spec = pb.GenerationSpec(
             prompt=rng.choice(PROMPTS),
+            model_id=rng.choice(("wan", "shapes")),
             labels={key: rng.choice("xy") for key in ("a", "b", "c") if rng.random() < 0.6},
         )
         tenant = rng.choice(("default", "default", "other"))
@@ -63,7 +77,22 @@ def filled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         # Clocks of several schedulers differ: the order of acceptance is not that of the times.
         created = 1000.0 + number + rng.choice((-3, 0, 3))
         run(database.engine, statements.submit, [new], 1000, 0, None, created, Ordering())
-        state = rng.choice((State.QUEUED, State.CANCELLED))
+        state = rng.choice((State.QUEUED, State.CANCELLED, State.SUCCEEDED))
+        if state is State.SUCCEEDED:
+            run(
+                database.engine,
+                statements.advance,
+                new.job_id,
+                UNFINISHED,
+                [PLANNED, SUCCEEDED],
+                "*",
+                False,
+                f"s{number}",
+                created,
+            )
+            if rng.random() < 0.5:
+                reported.add(new.job_id)
+                run(database.engine, set_report, new.job_id, REPORT, created)
         if state is State.CANCELLED:
             run(
                 database.engine,
@@ -77,7 +106,7 @@ def filled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
                 created,
             )
         jobs.insert(0, (new, state, created))
-    yield Filled(database, jobs)
+    yield Filled(database, jobs, frozenset(reported))
     database.close()
 
 
@@ -92,17 +121,22 @@ def run(
 
 FILTERS = st.builds(
     JobFilter,
-    state=st.sampled_from((None, None, State.QUEUED, State.CANCELLED, State.FAILED)),
+    state=st.sampled_from((None, None, State.QUEUED, State.CANCELLED, State.SUCCEEDED, State.FAILED)),
     labels=st.dictionaries(st.sampled_from("abcd"), st.sampled_from("xyz"), max_size=3),
     prompt=st.sampled_from(("", "", "", "RED", "red_", "0%", "GRÜSSE", "strasse", "%", "_", "\\", "none")),
     created_after=st.none() | st.integers(995, 1065).map(float),
     created_before=st.none() | st.integers(995, 1065).map(float),
     oldest_first=st.booleans(),
+    model_id=st.sampled_from(("", "", "wan", "none")),
+    decision=st.sampled_from((Decision.NONE, Decision.NONE, Decision.MISS, Decision.HIT)),
+    edit=st.sampled_from(("", "", "", "colour", "size")),
+    reported=st.sampled_from((False, False, True)),
 )
 
 
-def matches(job: tuple[NewJob, State, float], wanted: JobFilter) -> bool:
+def matches(filled: Filled, job: tuple[NewJob, State, float], wanted: JobFilter) -> bool:
     new, state, created = job
+    planned = state is State.SUCCEEDED
     return (
         new.tenant == "default"
         and wanted.state in (None, state)
@@ -110,6 +144,10 @@ def matches(job: tuple[NewJob, State, float], wanted: JobFilter) -> bool:
         and wanted.prompt.casefold() in new.spec.prompt.casefold()
         and (wanted.created_after is None or created >= wanted.created_after)
         and (wanted.created_before is None or created < wanted.created_before)
+        and wanted.model_id in ("", new.spec.model_id)
+        and wanted.decision in (Decision.NONE, Decision.MISS if planned else None)
+        and wanted.edit in ("", "colour" if planned else None)
+        and (not wanted.reported or new.job_id in filled.reported)
     )
 
 
@@ -131,7 +169,7 @@ def test_pages_of_any_size_are_the_jobs_that_match(
             if beyond is None:
                 break
     assert beyond is None
-    expected = [job[0].job_id for job in filled.jobs if matches(job, wanted)]
+    expected = [job[0].job_id for job in filled.jobs if matches(filled, job, wanted)]
     assert found == (expected[::-1] if wanted.oldest_first else expected)
 
 
@@ -172,6 +210,29 @@ def test_labels_are_searched_by_their_index(filled: Filled) -> None:
             else:
                 assert any("labels_by_value" in step for step in plan), plan
                 assert not any("Seq Scan" in step for step in plan), plan
+
+
+def test_reports_are_searched_by_their_index(filled: Filled) -> None:
+    wanted = JobFilter(reported=True, model_id="wan", decision=Decision.MISS)
+    executed: list[tuple[str, Any]] = []
+
+    def record(_: object, __: object, statement: str, parameters: Any, *___: object) -> None:
+        if statement.startswith("SELECT"):
+            executed.append((statement, parameters))
+
+    on_sqlite = filled.database.engine.dialect.name == "sqlite"
+    with filled.database.engine.connect() as connection:
+        event.listen(connection, "before_cursor_execute", record)
+        search.list_page(Transaction(connection), "default", wanted, None, 5)
+        event.remove(connection, "before_cursor_execute", record)
+        if not on_sqlite:
+            connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
+        assert executed
+        for statement, parameters in executed:
+            explain = "EXPLAIN QUERY PLAN" if on_sqlite else "EXPLAIN"
+            plan = [row[-1] for row in connection.exec_driver_sql(f"{explain} {statement}", parameters)]
+            assert any("reports_by_tenant" in step for step in plan), plan
+            assert not any("TEMP B-TREE" in step or "Seq Scan" in step for step in plan), plan
 
 
 async def test_labels_are_removed_with_their_job(location: str) -> None:

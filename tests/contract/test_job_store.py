@@ -12,11 +12,11 @@ import pytest
 from chorus.common.v1 import plan_pb2
 from chorus.scheduler.v1 import scheduler_pb2 as pb
 
+from services.scheduler.jobs.job_filter import JobFilter
 from services.scheduler.jobs.ordering import Priority
 from services.scheduler.jobs.sql_store import SqlStore, open_store
 from services.scheduler.jobs.states import IN_QUEUE, UNFINISHED, State
 from services.scheduler.jobs.store import (
-    JobFilter,
     NewJob,
     OwnedJob,
     QueueFull,

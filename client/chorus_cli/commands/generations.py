@@ -1,4 +1,4 @@
-"""`chorus jobs`, `get`, `url`, `watch`, `cancel` and `rm`."""
+"""`chorus jobs`, `get`, `url`, `watch`, `report`, `priority`, `cancel` and `rm`."""
 
 from __future__ import annotations
 
@@ -10,13 +10,24 @@ from typing import Annotated
 import typer
 from chorus_client.handles import WATCH_SECONDS
 from chorus_client.spec import parse_duration
+from chorus_rpc.errors import invalid
 
 from chorus_cli import rendering
 from chorus_cli.connect import connect_scheduler
 from chorus_cli.filters import parse_labels, parse_moment
 from chorus_cli.following import follow, run, save
 from chorus_cli.identifiers import find_generation, shorten
-from chorus_cli.options import GenerationId, Json, Labels, OutFile, StateChoice, Target
+from chorus_cli.options import (
+    DecisionChoice,
+    GenerationId,
+    Json,
+    Labels,
+    OutFile,
+    PriorityChoice,
+    ProblemChoice,
+    StateChoice,
+    Target,
+)
 from chorus_cli.output import Output, check_folder
 
 
@@ -36,6 +47,18 @@ def jobs(
     until: Annotated[
         str | None, typer.Option(metavar="TIME", help="Time before which they were accepted, as --since.")
     ] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="ID", help="Model of the generations. Default: every model.")
+    ] = None,
+    decision: Annotated[
+        DecisionChoice | None,
+        typer.Option(help="Whether they reused some steps, none, or all. Default: every generation."),
+    ] = None,
+    edit: Annotated[
+        str | None,
+        typer.Option(metavar="KIND", help="Kind of edit from the donor's prompt, such as colour."),
+    ] = None,
+    reported: Annotated[bool, typer.Option("--reported", help="Only those with a report.")] = False,
     limit: Annotated[
         int, typer.Option(min=1, max=10_000, help="Upper bound on the number of generations to list.")
     ] = 20,
@@ -61,6 +84,10 @@ def jobs(
                 prompt_contains=prompt,
                 created_after=after,
                 created_before=before,
+                model=model,
+                decision=decision,
+                edit=edit,
+                reported=reported,
             )
         for generation in found:
             out.json_line(generation=generation.proto)
@@ -104,6 +131,9 @@ def get(
             if not generation.done:
                 plan = generation.plan
                 steps = f", {generation.steps_completed} of {plan.total_steps} steps done" if plan else ""
+                start = generation.predicted_start
+                left = max(0.0, (start - datetime.now(UTC)).total_seconds()) if start else None
+                steps += f", starts in about {left:.0f} s" if left is not None else ""
                 out.print(f"{generation.id} {generation.state}{steps}", generation=generation.proto)
                 return
             generation.raise_for_state()
@@ -182,6 +212,56 @@ def watch(
                 out.print(summary, generation=generation.proto)
             else:
                 await save(await client.handle(generation.id).result(), output, out)
+
+    run(main(), out)
+
+
+def report(
+    generation_id: GenerationId,
+    problem: Annotated[
+        ProblemChoice | None, typer.Option(help="What is wrong; needed unless the report is withdrawn.")
+    ] = None,
+    comment: Annotated[
+        str, typer.Option(metavar="TEXT", help="More about it: at most 1,000 bytes, without line breaks.")
+    ] = "",
+    withdraw: Annotated[bool, typer.Option("--withdraw", help="Remove the report.")] = False,
+    target: Target = None,
+    as_json: Json = False,
+) -> None:
+    """Report what is wrong with a video, in place of an earlier report, or withdraw the report."""
+    out = Output(as_json)
+
+    async def main() -> None:
+        if withdraw == (problem is not None) or (withdraw and comment):
+            raise invalid("problem", "give --problem, with --comment if you like, or --withdraw alone")
+        async with connect_scheduler(target) as client:
+            found = await find_generation(client, generation_id)
+            handle = client.handle(found.id)
+            if problem is None:
+                generation = await handle.withdraw_report()
+            else:
+                generation = await handle.report(problem.replace("-", "_"), comment)
+        words = "has no report" if generation.report is None else f"reported: {problem}"
+        out.print(f"{generation.id} {words}", generation=generation.proto)
+
+    run(main(), out)
+
+
+def priority(
+    generation_id: GenerationId,
+    new: Annotated[PriorityChoice, typer.Argument(metavar="CLASS", help="New class: low, normal or high.")],
+    target: Target = None,
+    as_json: Json = False,
+) -> None:
+    """Change the class of a generation that waits in the queue."""
+    out = Output(as_json)
+
+    async def main() -> None:
+        async with connect_scheduler(target) as client:
+            found = await find_generation(client, generation_id)
+            generation = await client.handle(found.id).change_priority(new)
+        place = f", position {generation.queue_position}" if generation.queue_position else ""
+        out.print(f"{generation.id} {generation.priority}{place}", generation=generation.proto)
 
     run(main(), out)
 

@@ -13,6 +13,7 @@ from chorus_rpc.limits import (
     MAX_LABELS,
     MAX_OUTPUTS,
     MAX_PROMPT_BYTES,
+    MAX_REPORT_COMMENT_BYTES,
     MAX_STEPS,
     MAX_WEBHOOK_URL_CHARACTERS,
 )
@@ -121,6 +122,15 @@ class RemixFields(_Fields):
     metadata: Labels | None = None
     """Labels of the video: at most 16 texts of at most 256 bytes."""
     chorus: ChorusFields | None = None
+
+
+class ReportFields(_Fields):
+    """Body of POST /v1/videos/{video_id}/report."""
+
+    problem: Literal["donor_visible", "prompt_not_followed", "broken_picture", "broken_motion", "other"]
+    """What is wrong with the video; `donor_visible`: something of the donor is left."""
+    comment: Annotated[Text, Field(max_length=MAX_REPORT_COMMENT_BYTES)] = ""
+    """More about it: at most 1,000 bytes of printable text, without line breaks."""
 
 
 class VideoReference(_Fields):

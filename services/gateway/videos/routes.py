@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from chorus_client import AsyncChorusClient, ChorusError, Generation
 from chorus_rpc import errors
+from chorus_rpc.limits import MAX_ID_CHARACTERS
 from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
@@ -23,13 +24,16 @@ from services.gateway.videos.video_object import VideoObject
 
 router = APIRouter(prefix="/v1/videos", tags=["videos"])
 
+# Upper bound on the name of a kind of edit, in characters.
+_MAX_EDIT: Final = 64
+
 IdempotencyKey = Annotated[
     str | None, Header(description="Repeating a request with the same key returns the same video.")
 ]
 
 
 class ListQuery(BaseModel):
-    """Part of a list."""
+    """Part of a list, of the videos that match every filter."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
@@ -39,6 +43,14 @@ class ListQuery(BaseModel):
     """Upper bound on the number of videos."""
     order: Literal["asc", "desc"] = "desc"
     """`desc` for the newest first, `asc` for the oldest first."""
+    model: str | None = Field(None, alias="chorus[model]", max_length=MAX_ID_CHARACTERS)
+    """Id of the model of the videos."""
+    decision: Literal["hit", "miss", "exact"] | None = Field(None, alias="chorus[decision]")
+    """Whether they reuse latents of an earlier video, compute every step, or repeat an earlier video."""
+    edit: str | None = Field(None, alias="chorus[edit]", max_length=_MAX_EDIT)
+    """Kind of edit from the donor's prompt, such as `colour`."""
+    reported: bool = Field(False, alias="chorus[reported]")
+    """Whether only videos with a report are listed."""
 
 
 class VideoList(BaseModel):
@@ -116,7 +128,15 @@ async def list_videos(request: Request, client: Caller, query: Annotated[ListQue
     """Lists the caller's videos."""
     after = None if query.after is None else parse_video_id(query.after, "after")
     try:
-        found = await client.list(limit=query.limit + 1, after=after, oldest_first=query.order == "asc")
+        found = await client.list(
+            limit=query.limit + 1,
+            after=after,
+            oldest_first=query.order == "asc",
+            model=query.model,
+            decision=query.decision,
+            edit=query.edit,
+            reported=query.reported,
+        )
     except ChorusError as error:
         if error.reason == errors.NOT_FOUND and query.after is not None:
             raise make_not_found(query.after, "after") from error

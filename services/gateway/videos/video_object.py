@@ -25,6 +25,15 @@ class VideoError(_Object):
     message: str
 
 
+class Report(_Object):
+    """What a user found wrong with a video."""
+
+    problem: str
+    """Such as `donor_visible`; `unknown` for a problem that is newer than the gateway."""
+    comment: str
+    created_at: int
+
+
 class Details(_Object):
     """What Chorus knows about a video, beyond the OpenAI API."""
 
@@ -63,6 +72,8 @@ class Details(_Object):
     """Labels of the video."""
     warnings: list[str]
     """Fields that were not met exactly, and conditions that prevented reuse."""
+    report: Report | None
+    """What a user found wrong with the video, by POST /v1/videos/{video_id}/report."""
 
 
 class VideoObject(_Object):
@@ -139,6 +150,13 @@ def _build_error(generation: Generation) -> VideoError | None:
     return VideoError(code=generation.error.reason.lower(), message=generation.error.message)
 
 
+def _build_report(generation: Generation) -> Report | None:
+    report = generation.report
+    if report is None:
+        return None
+    return Report(problem=report.problem, comment=report.comment, created_at=int(report.time.timestamp()))
+
+
 def _build_details(generation: Generation, outputs: Sequence[Generation], warnings: Sequence[str]) -> Details:
     plan = generation.plan
     donor = generation.donor or (plan.donor if plan is not None and not generation.done else None)
@@ -163,6 +181,7 @@ def _build_details(generation: Generation, outputs: Sequence[Generation], warnin
         media_size=f"{generation.video.width}x{generation.video.height}" if generation.video else None,
         metadata=dict(generation.labels),
         warnings=[*warnings, *(each.message for each in generation.warnings)],
+        report=_build_report(generation),
     )
 
 

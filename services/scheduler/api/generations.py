@@ -8,7 +8,6 @@ import math
 import secrets
 import time
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import replace
 
 from chorus.common.v1 import plan_pb2
 from chorus.scheduler.v1 import scheduler_pb2 as pb
@@ -16,12 +15,13 @@ from chorus_rpc import errors, telemetry
 from chorus_rpc.errors import ChorusError, Violation
 
 from services.scheduler.api import page_token, validation
-from services.scheduler.api.outputs import check_outputs, choose_seeds
+from services.scheduler.api.changes import Changes
+from services.scheduler.api.outputs import check_outputs, choose_seeds, make_output
 from services.scheduler.api.rate_limit import RateLimit
 from services.scheduler.api.search import parse_filter
 from services.scheduler.api.validation import Defaults
 from services.scheduler.api.videos import Videos
-from services.scheduler.api.view import describe_model, view_job
+from services.scheduler.api.view import Views, describe_model, view_job
 from services.scheduler.dispatch.dispatcher import Dispatcher
 from services.scheduler.dispatch.preparation import Preparation
 from services.scheduler.dispatch.retry import RetryableFailure
@@ -29,7 +29,7 @@ from services.scheduler.dispatch.throughput import Throughput, expected_seconds
 from services.scheduler.jobs.deadline import to_unix_seconds
 from services.scheduler.jobs.notifier import JobNotifier
 from services.scheduler.jobs.ordering import Priority
-from services.scheduler.jobs.states import ENDED, IN_QUEUE, UNFINISHED, State
+from services.scheduler.jobs.states import ENDED, UNFINISHED, State
 from services.scheduler.jobs.store import Job, JobStore, NewJob, QueueFull, TenantLimitReached, TooLate
 from services.scheduler.jobs.video_store import VideoStore
 from services.scheduler.peers.encoder_registry import EncoderRegistry
@@ -55,6 +55,8 @@ class Generations:
         dispatcher: Dispatcher,
         notifier: JobNotifier,
         webhooks: WebhookAcceptance,
+        changes: Changes,
+        views: Views,
         settings: SchedulerSettings,
     ) -> None:
         self._store = store
@@ -67,6 +69,8 @@ class Generations:
         self._dispatcher = dispatcher
         self._notifier = notifier
         self._webhooks = webhooks
+        self._changes = changes
+        self._views = views
         self._tenant = settings.tenant
         self._rate_limit = RateLimit(settings.tenant_requests_per_minute, settings.tenant_burst)
         self._queue_limit = settings.queue_limit
@@ -130,7 +134,7 @@ class Generations:
 
     async def get(self, generation_id: str) -> pb.Generation:
         """Returns a generation. Raises NOT_FOUND."""
-        return await self._view(await self._job(generation_id))
+        return await self._views.one(await self._job(generation_id))
 
     async def cancel(self, generation_id: str) -> pb.Generation:
         """Cancels a generation unless it has ended; returns its state afterwards in either case."""
@@ -140,7 +144,7 @@ class Generations:
         if cancelled is None:
             return await self.get(generation_id)
         await self._dispatcher.abandon(job.job_id)
-        return await self._view(cancelled)
+        return await self._views.one(cancelled)
 
     async def delete(self, generation_id: str) -> None:
         """Deletes a generation that has ended, and its video. Raises WRONG_STATE for another."""
@@ -155,6 +159,21 @@ class Generations:
         # The file goes first: after a crash in between, the row still names it.
         await self._video_store.remove([job.job_id])
         await self._store.forget([job.job_id])
+
+    async def report(self, request: pb.ReportGenerationRequest) -> pb.Generation:
+        """Stores what is wrong with a video. Raises NOT_FOUND, INVALID_FIELD or WRONG_STATE."""
+        return await self._views.one(
+            await self._changes.report(await self._job(request.generation_id), request)
+        )
+
+    async def withdraw_report(self, generation_id: str) -> pb.Generation:
+        """Removes the report of a generation, if it has one. Raises NOT_FOUND."""
+        return await self._views.one(await self._changes.withdraw_report(await self._job(generation_id)))
+
+    async def change_priority(self, request: pb.ChangePriorityRequest) -> pb.Generation:
+        """Changes the class of a generation that waits. Raises NOT_FOUND, INVALID_FIELD or WRONG_STATE."""
+        job = await self._job(request.generation_id)
+        return await self._views.one(await self._changes.change_priority(job, request))
 
     async def list_models(self) -> list[pb.Model]:
         """Returns the models that a request can name, the default first."""
@@ -203,7 +222,7 @@ class Generations:
             beyond = (await self._job(request.after_generation_id)).number
         page = await self._store.page(self._tenant, wanted, beyond, size)
         next_token = "" if page.beyond is None else page_token.encode(page.beyond, request)
-        return await self._views(page.jobs), next_token
+        return await self._views.all(page.jobs), next_token
 
     async def watch(self, generation_id: str, after: int) -> AsyncGenerator[pb.GenerationEvent, None]:
         """Yields every event after sequence number `after`, then live ones until the generation has ended."""
@@ -238,14 +257,6 @@ class Generations:
         if job is None or job.tenant != self._tenant:
             raise errors.not_found("generation", generation_id[:64])
         return job
-
-    async def _view(self, job: Job) -> pb.Generation:
-        [view] = await self._views([job])
-        return view
-
-    async def _views(self, jobs: Sequence[Job]) -> list[pb.Generation]:
-        positions = await self._store.positions([job.job_id for job in jobs if job.state in IN_QUEUE])
-        return [view_job(job, positions.get(job.job_id, 0)) for job in jobs]
 
     async def _new_jobs(
         self, request: pb.SubmitGenerationRequest, digest: str, id_violations: list[Violation]
@@ -296,7 +307,7 @@ class Generations:
             seed_chosen=count == 1 and not request.spec.HasField("seed") and not spec.donor_generation_id,
             output_count=count,
         )
-        return [first, *(_make_output(first, index, seeds[index - 1]) for index in range(2, count + 1))]
+        return [first, *(make_output(first, index, seeds[index - 1]) for index in range(2, count + 1))]
 
     def _least_seconds(self, outputs: Sequence[NewJob]) -> float:
         """Returns the seconds that the runs of a request's outputs take at least.
@@ -322,7 +333,7 @@ class Generations:
                 ],
                 errors.REQUEST_ID_REUSED,
             )
-        return await self._views(known)
+        return await self._views.all(known)
 
     def _queue_full(self, outputs: int) -> ChorusError:
         limit = self._queue_limit
@@ -361,14 +372,6 @@ def _join(violations: list[Violation], error: ChorusError) -> ChorusError:
     joined = errors.invalid_fields([*violations, *error.violations], error.reason)
     joined.metadata.update(error.metadata)
     return joined
-
-
-def _make_output(first: NewJob, index: int, seed: int) -> NewJob:
-    """Returns a further output of the request of `first`."""
-    spec = pb.GenerationSpec()
-    spec.CopyFrom(first.spec)
-    spec.seed = seed
-    return replace(first, job_id=secrets.token_hex(16), spec=spec, output_index=index)
 
 
 def _body_digest(request: pb.SubmitGenerationRequest) -> str:

@@ -1,13 +1,17 @@
-"""Several outputs of one request: their number and their seeds."""
+"""Several outputs of one request: their number, their seeds and their jobs."""
 
 from __future__ import annotations
 
 import random
+import secrets
+from dataclasses import replace
 from typing import Final
 
 from chorus.scheduler.v1 import scheduler_pb2 as pb
 from chorus_rpc.errors import Violation
 from chorus_rpc.limits import MAX_OUTPUTS
+
+from services.scheduler.jobs.store import NewJob
 
 _random: Final = random.SystemRandom()
 # Bound of a drawn seed: a JSON number carries smaller ones exactly.
@@ -43,3 +47,11 @@ def choose_seeds(spec: pb.GenerationSpec, count: int) -> list[int]:
     if spec.HasField("seed"):
         return [(spec.seed + offset) % _SEEDS for offset in range(count)]
     return _random.sample(range(_DRAWN), count)
+
+
+def make_output(first: NewJob, index: int, seed: int) -> NewJob:
+    """Returns a further output of the request of `first`, with an id of its own."""
+    spec = pb.GenerationSpec()
+    spec.CopyFrom(first.spec)
+    spec.seed = seed
+    return replace(first, job_id=secrets.token_hex(16), spec=spec, output_index=index)

@@ -9,12 +9,19 @@ from collections.abc import Mapping
 from chorus.scheduler.v1 import scheduler_pb2 as pb
 from chorus_rpc import errors
 from chorus_rpc.errors import Violation
-from chorus_rpc.limits import LABEL_KEY_PATTERN, MAX_LABEL_BYTES, MAX_LABELS, MAX_PROMPT_FILTER_BYTES
+from chorus_rpc.limits import (
+    LABEL_KEY_PATTERN,
+    MAX_ID_CHARACTERS,
+    MAX_LABEL_BYTES,
+    MAX_LABELS,
+    MAX_PROMPT_FILTER_BYTES,
+)
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from services.contract.edits import EDIT_KINDS
 from services.scheduler.jobs.deadline import is_valid_timestamp, to_unix_seconds
+from services.scheduler.jobs.job_filter import Decision, JobFilter
 from services.scheduler.jobs.states import State
-from services.scheduler.jobs.store import JobFilter
 
 _SHOWN_CHARACTERS = 64
 
@@ -34,20 +41,24 @@ def check_labels(labels: Mapping[str, str], field: str) -> list[Violation]:
                     f" end with a letter or digit; this one has {len(key)} characters",
                 )
             )
-        if (size := len(value.encode())) > MAX_LABEL_BYTES:
-            violations.append(
-                Violation(named, f"must have at most {MAX_LABEL_BYTES} bytes of UTF-8, not {size}")
-            )
-        elif not value.isprintable():
-            position = next(place for place, each in enumerate(value) if not each.isprintable())
-            violations.append(
-                Violation(
-                    named,
-                    "must consist of printable characters; remove U+"
-                    f"{ord(value[position]):04X} at position {position + 1}",
-                )
-            )
+        violations += check_text(value, named, MAX_LABEL_BYTES)
     return violations
+
+
+def check_text(value: str, field: str, max_bytes: int) -> list[Violation]:
+    """Returns the violation of a text that is too long, or has characters that cannot be printed."""
+    if (size := len(value.encode())) > max_bytes:
+        return [Violation(field, f"must have at most {max_bytes:,} bytes of UTF-8, not {size:,}")]
+    position = next((place for place, each in enumerate(value) if not each.isprintable()), None)
+    if position is None:
+        return []
+    return [
+        Violation(
+            field,
+            f"must consist of printable characters; remove U+{ord(value[position]):04X} at position"
+            f" {position + 1}",
+        )
+    ]
 
 
 def parse_filter(request: pb.ListGenerationsRequest) -> JobFilter:
@@ -65,6 +76,17 @@ def parse_filter(request: pb.ListGenerationsRequest) -> JobFilter:
         )
     if "\0" in request.prompt_contains:
         violations.append(Violation("prompt_contains", "must not contain U+0000"))
+    if (size := len(request.model_id)) > MAX_ID_CHARACTERS:
+        bound = f"must have at most {MAX_ID_CHARACTERS} characters, not {size}"
+        violations.append(Violation("model_id", bound))
+    elif not request.model_id.isprintable():
+        violations.append(Violation("model_id", "must consist of printable characters"))
+    if request.decision not in pb.CacheDecision.values():
+        names = ", ".join(pb.CacheDecision.keys())
+        violations.append(Violation("decision", f"must be one of {names}, not {request.decision}"))
+    if request.edit_kind and request.edit_kind not in EDIT_KINDS:
+        found = request.edit_kind[:_SHOWN_CHARACTERS]
+        violations.append(Violation("edit_kind", f"must be one of {', '.join(EDIT_KINDS)}, not {found!r}"))
     after = _parse_time(request, "created_after", violations)
     before = _parse_time(request, "created_before", violations)
     if after is not None and before is not None and before <= after:
@@ -82,6 +104,10 @@ def parse_filter(request: pb.ListGenerationsRequest) -> JobFilter:
         created_after=after,
         created_before=before,
         oldest_first=request.oldest_first,
+        model_id=request.model_id,
+        decision=Decision(request.decision),
+        edit=request.edit_kind,
+        reported=request.reported,
     )
 
 

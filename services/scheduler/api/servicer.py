@@ -118,3 +118,25 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServiceServicer):
         context: grpc.aio.ServicerContext[pb.PreviewPlanRequest, pb.PreviewPlanResponse],
     ) -> pb.PreviewPlanResponse:
         return await self._of(context).preview(request.spec)
+
+    async def ReportGeneration(
+        self,
+        request: pb.ReportGenerationRequest,
+        context: grpc.aio.ServicerContext[pb.ReportGenerationRequest, pb.ReportGenerationResponse],
+    ) -> pb.ReportGenerationResponse:
+        return pb.ReportGenerationResponse(generation=await self._of(context).report(request))
+
+    async def WithdrawReport(
+        self,
+        request: pb.WithdrawReportRequest,
+        context: grpc.aio.ServicerContext[pb.WithdrawReportRequest, pb.WithdrawReportResponse],
+    ) -> pb.WithdrawReportResponse:
+        generation = await self._of(context).withdraw_report(request.generation_id)
+        return pb.WithdrawReportResponse(generation=generation)
+
+    async def ChangePriority(
+        self,
+        request: pb.ChangePriorityRequest,
+        context: grpc.aio.ServicerContext[pb.ChangePriorityRequest, pb.ChangePriorityResponse],
+    ) -> pb.ChangePriorityResponse:
+        return pb.ChangePriorityResponse(generation=await self._of(context).change_priority(request))

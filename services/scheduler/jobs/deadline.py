@@ -45,3 +45,10 @@ def is_valid_timestamp(timestamp: Timestamp) -> bool:
 
 def to_unix_seconds(timestamp: Timestamp) -> float:
     return timestamp.seconds + timestamp.nanos / 1e9
+
+
+def make_timestamp(seconds: float) -> Timestamp:
+    """Returns a time in Unix seconds as a timestamp."""
+    timestamp = Timestamp()
+    timestamp.FromNanoseconds(int(seconds * 1e9))
+    return timestamp

@@ -14,7 +14,7 @@ from services.scheduler.jobs.ordering import Ordering, Priority
 from services.scheduler.jobs.placing import read_shares, read_wait, settle_order_key
 from services.scheduler.jobs.rows import JOB_COLUMNS, WAITING, Transaction, database_time, parse_job
 from services.scheduler.jobs.states import State
-from services.scheduler.jobs.store import Job, OwnedJob, QueuedJob, QueueLook, QueueState
+from services.scheduler.jobs.store import Job, Outlook, OwnedJob, QueuedJob, QueueLook, QueueState
 from services.scheduler.jobs.tables import jobs, schedulers
 
 # Statements of every look at the queue are built once: building one takes longer than most take to run.
@@ -43,6 +43,17 @@ _LIST_QUEUE: Final = (
     select(*_QUEUED_COLUMNS)
     .where(WAITING)
     .order_by(jobs.c.queue_key, jobs.c.number)
+    .limit(bindparam("count"))
+)
+_OUTLOOK: Final = (
+    select(*_QUEUED_COLUMNS, jobs.c.work, jobs.c.estimated)
+    .where(WAITING)
+    .order_by(jobs.c.queue_key, jobs.c.number)
+    .limit(bindparam("count"))
+)
+_OUTLOOK_OF_OWNED: Final = (
+    select(*JOB_COLUMNS, jobs.c.work, jobs.c.estimated)
+    .where(jobs.c.owner.is_not(None))
     .limit(bindparam("count"))
 )
 _LIST_STARTABLE: Final = (
@@ -149,6 +160,27 @@ def expect_wait(
     connection = transaction.connection
     shares = read_shares(connection, tenant, priority)
     return read_wait(connection, shares, work, now, ordering, at_least=at_least)
+
+
+def read_outlook(transaction: Transaction, limit: int) -> Outlook:
+    connection = transaction.connection
+    waiting = connection.execute(_OUTLOOK, {"count": limit}).all()
+    owned = connection.execute(_OUTLOOK_OF_OWNED, {"count": limit}).all()
+    return Outlook(
+        waiting=list(
+            zip(
+                _parse_queue(row[: len(_QUEUED_COLUMNS)] for row in waiting),
+                map(_read_work, waiting),
+                strict=True,
+            )
+        ),
+        owned=[(parse_job(row[: len(JOB_COLUMNS)]), _read_work(row)) for row in owned],
+    )
+
+
+def _read_work(row: Any) -> float | None:
+    """Returns the expected seconds of a run; None if neither a plan nor the model's speed is known."""
+    return float(row.work) if row.work or row.estimated else None
 
 
 def find_positions(transaction: Transaction, job_ids: Collection[str]) -> dict[str, int]:

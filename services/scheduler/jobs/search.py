@@ -1,8 +1,8 @@
 """Statements that list jobs by conditions, each to be run inside an open transaction.
 
-Every search is led by an index: that of the tenant's jobs, of those in a state, or of those with a label. Its
-rows are examined in the order of the list, at most MAX_EXAMINED in a call, so that no search scans the whole
-history. Of several labels the one leads whose rows reach furthest.
+Every search is led by an index: that of the tenant's jobs, of those in a state, of those with a label, or of
+those with a report. Its rows are examined in the order of the list, at most MAX_EXAMINED in a call, so that
+no search scans the whole history. Of several labels and the reports the one leads whose rows reach furthest.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from typing import Any
 from chorus_rpc.limits import MAX_EXAMINED
 from sqlalchemy import ColumnElement, FromClause, exists, select
 
+from services.scheduler.jobs.job_filter import JobFilter
 from services.scheduler.jobs.rows import JOB_COLUMNS, Transaction, parse_job
-from services.scheduler.jobs.store import JobFilter, JobPage
-from services.scheduler.jobs.tables import jobs, labels
+from services.scheduler.jobs.store import JobPage
+from services.scheduler.jobs.tables import jobs, labels, reports
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class _Lead:
         source: what the rows are selected from.
         number: number of the job, by which the index is ordered.
         bounds: conditions that select a range of the index.
-        key: key of the label that it covers; empty for an index of jobs.
+        key: key of the label that it covers; empty for none.
     """
 
     source: FromClause
@@ -83,7 +84,13 @@ def _leads(tenant: str, wanted: JobFilter) -> Iterator[_Lead]:
             [labels.c.tenant == tenant, labels.c.key == key, labels.c.value == value],
             key,
         )
-    if not wanted.labels:
+    if wanted.reported:
+        yield _Lead(
+            reports.join(jobs, reports.c.number == jobs.c.number),
+            reports.c.number,
+            [reports.c.tenant == tenant],
+        )
+    if not wanted.labels and not wanted.reported:
         bounds: list[ColumnElement[bool]] = [jobs.c.tenant == tenant]
         if wanted.state is not None:
             bounds.append(jobs.c.state == wanted.state.value)
@@ -114,12 +121,20 @@ def _range(lead: _Lead, wanted: JobFilter, beyond: int | None) -> list[ColumnEle
 
 def _conditions(wanted: JobFilter, lead: _Lead) -> Iterator[ColumnElement[bool]]:
     """Yields the conditions that the leading index does not cover."""
-    if lead.key and wanted.state is not None:
+    if lead.source is not jobs and wanted.state is not None:
         yield jobs.c.state == wanted.state.value
     for key, value in sorted(wanted.labels.items()):
         if key != lead.key:
             other = labels.alias()
             yield exists().where(other.c.number == jobs.c.number, other.c.key == key, other.c.value == value)
+    if wanted.reported and lead.key:
+        yield exists().where(reports.c.number == jobs.c.number)
+    if wanted.model_id:
+        yield jobs.c.model_id == wanted.model_id
+    if wanted.decision:
+        yield jobs.c.decision == wanted.decision.value
+    if wanted.edit:
+        yield jobs.c.edit == wanted.edit
     if wanted.prompt:
         yield jobs.c.prompt_folded.contains(fold_text(wanted.prompt), autoescape=True)
     if wanted.created_after is not None:

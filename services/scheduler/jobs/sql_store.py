@@ -18,9 +18,17 @@ from sqlalchemy.exc import SQLAlchemyError
 from services.runtime.logs import get_logger
 from services.runtime.startup import progress
 from services.scheduler.database_location import parse_location
-from services.scheduler.jobs import outbox_statements, queue_statements, search, statements
+from services.scheduler.jobs import (
+    amendment_statements,
+    outbox_statements,
+    queue_statements,
+    search,
+    statements,
+)
+from services.scheduler.jobs.amendments import Amendments
 from services.scheduler.jobs.database import Database, open_database
 from services.scheduler.jobs.database_faults import classify_fault
+from services.scheduler.jobs.job_filter import JobFilter
 from services.scheduler.jobs.notifications import CHANNEL, format_notification, listen
 from services.scheduler.jobs.ordering import Ordering, Priority
 from services.scheduler.jobs.outbox import Delivery, Outbox, OutboxState
@@ -30,10 +38,10 @@ from services.scheduler.jobs.states import State
 from services.scheduler.jobs.store import (
     ANY_OWNER,
     Job,
-    JobFilter,
     JobPage,
     JobStore,
     NewJob,
+    Outlook,
     QueuedJob,
     QueueLook,
     QueueState,
@@ -54,8 +62,8 @@ _MODELS: Final = "models"
 _DEFAULT_ORDERING: Final = Ordering()
 
 
-class SqlStore(JobStore, Outbox):
-    """Job store and outbox, created by `open_store` and closed by its owner."""
+class SqlStore(JobStore, Amendments, Outbox):
+    """Job store, amendments and outbox, created by `open_store` and closed by its owner."""
 
     def __init__(
         self,
@@ -129,6 +137,9 @@ class SqlStore(JobStore, Outbox):
     async def queue_state(self) -> QueueState:
         return await self._read(queue_statements.read_queue_state)
 
+    async def outlook(self, limit: int) -> Outlook:
+        return await self._read(queue_statements.read_outlook, limit)
+
     async def positions(self, job_ids: Collection[str]) -> dict[str, int]:
         return await self._read(queue_statements.find_positions, job_ids) if job_ids else {}
 
@@ -180,6 +191,12 @@ class SqlStore(JobStore, Outbox):
 
     async def load_models(self) -> bytes:
         return await self._read(statements.load_document, _MODELS)
+
+    async def set_report(self, job_id: str, report: pb.ProblemReport | None) -> Job | None:
+        return await self._write(amendment_statements.set_report, job_id, report, self._clock())
+
+    async def change_priority(self, job_id: str, priority: Priority) -> Job | None:
+        return await self._write(amendment_statements.change_priority, job_id, priority, self._ordering)
 
     async def claim_delivery(self, lease_seconds: float, excluded: Collection[str] = ()) -> Delivery | None:
         return await self._write(outbox_statements.claim_delivery, lease_seconds, excluded)

@@ -11,7 +11,6 @@ from typing import Any, Final
 
 from chorus.scheduler.v1 import scheduler_pb2 as pb
 from chorus_rpc.limits import MAX_OUTPUTS
-from google.protobuf.timestamp_pb2 import Timestamp
 from sqlalchemy import (
     bindparam,
     delete,
@@ -25,7 +24,8 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 
 from services.scheduler.jobs import states
-from services.scheduler.jobs.deadline import to_unix_seconds
+from services.scheduler.jobs.deadline import make_timestamp, to_unix_seconds
+from services.scheduler.jobs.job_filter import find_decision
 from services.scheduler.jobs.ordering import Ordering
 from services.scheduler.jobs.outbox_statements import add_delivery
 from services.scheduler.jobs.placing import Shares, find_order_key, read_shares, read_wait
@@ -145,7 +145,7 @@ def _accept(
         request_id=new.request_id,
         spec=new.spec,
         state=pb.GENERATION_STATE_QUEUED,
-        create_time=_timestamp(now),
+        create_time=make_timestamp(now),
         trace_id=new.trace_id,
         seed_chosen=new.seed_chosen,
         output_index=new.output_index,
@@ -175,6 +175,7 @@ def _accept(
             "order_key": order_key,
             "queue_key": order_key,
             "prompt_folded": fold_text(new.spec.prompt),
+            "model_id": new.spec.model_id,
         },
     ).scalar_one()
     if new.spec.labels:
@@ -221,7 +222,7 @@ def advance(
         event = pb.GenerationEvent()
         event.CopyFrom(content)
         event.sequence = sequence
-        event.time.CopyFrom(_timestamp(now))
+        event.time.CopyFrom(make_timestamp(now))
         states.apply(generation, event)
         if event.HasField("succeeded"):
             event.succeeded.timings.CopyFrom(generation.timings)
@@ -236,6 +237,8 @@ def advance(
         "crashes": crashes,
         "announced": announced,
         "change": change,
+        "decision": find_decision(generation).value,
+        "edit": generation.plan.edit,
     }
     if state in IN_QUEUE:
         values |= {"owner": None, "queue_key": row.order_key}
@@ -363,9 +366,3 @@ def read_or_create_id(transaction: Transaction, new_id: str) -> str:
     created = insert_here(documents).values(name=_DATABASE_ID, data=new_id.encode())
     transaction.connection.execute(created.on_conflict_do_nothing())
     return load_document(transaction, _DATABASE_ID).decode()
-
-
-def _timestamp(seconds: float) -> Timestamp:
-    timestamp = Timestamp()
-    timestamp.FromNanoseconds(int(seconds * 1e9))
-    return timestamp

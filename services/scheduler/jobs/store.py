@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 from chorus.scheduler.v1 import scheduler_pb2 as pb
 
 from services.scheduler.jobs.caller import Caller
 from services.scheduler.jobs.deadline import Deadline
+from services.scheduler.jobs.job_filter import JobFilter
 from services.scheduler.jobs.ordering import Priority
 from services.scheduler.jobs.states import State
 
@@ -69,27 +70,6 @@ class NewJob:
     work: float = 0.0
     output_index: int = 1
     output_count: int = 1
-
-
-@dataclass(frozen=True)
-class JobFilter:
-    """Conditions of a search, all of which a job must meet.
-
-    Attributes:
-        state: its state; None for every state.
-        labels: labels that it must have, with these values.
-        prompt: text that its prompt must contain, compared without regard to case; empty for every prompt.
-        created_after: earliest time of its acceptance, in Unix seconds; None for no bound.
-        created_before: time before which it was accepted, in Unix seconds; None for no bound.
-        oldest_first: whether the list begins with the job that was accepted first.
-    """
-
-    state: State | None = None
-    labels: Mapping[str, str] = field(default_factory=dict)
-    prompt: str = ""
-    created_after: float | None = None
-    created_before: float | None = None
-    oldest_first: bool = False
 
 
 @dataclass(frozen=True)
@@ -194,6 +174,20 @@ class QueueState:
 
 
 @dataclass(frozen=True)
+class Outlook:
+    """What the starts of the waiting jobs depend on.
+
+    Attributes:
+        waiting: the first jobs that wait for their start, in the order of their start, each with the expected
+            seconds of its run; None if they are unknown.
+        owned: jobs that a scheduler works on, each with the same.
+    """
+
+    waiting: Sequence[tuple[QueuedJob, float | None]]
+    owned: Sequence[tuple[Job, float | None]]
+
+
+@dataclass(frozen=True)
 class Submission:
     """Outcome of a submission.
 
@@ -295,6 +289,10 @@ class JobStore(ABC):
 
     @abstractmethod
     async def queue_state(self) -> QueueState: ...
+
+    @abstractmethod
+    async def outlook(self, limit: int) -> Outlook:
+        """Returns the first `limit` jobs that wait, and at most `limit` owned ones."""
 
     @abstractmethod
     async def positions(self, job_ids: Collection[str]) -> dict[str, int]:

@@ -47,6 +47,7 @@ def _make_partial_index(name: str, *columns: str, where: str = "queue_key IS NOT
 # - change: id of the latest change, by which its repetition is recognised.
 # - request_id: the client's for the first output of a request; for the others one that no client can send.
 # - prompt_folded: the prompt as a search compares it, by `fold_text`.
+# - model_id, decision, edit: model, use of the cache (by `find_decision`) and kind of edit of the generation.
 jobs: Final = Table(
     "jobs",
     metadata,
@@ -72,6 +73,9 @@ jobs: Final = Table(
     Column("owner", Text),
     Column("change", Text, nullable=False, server_default=""),
     Column("prompt_folded", Text, nullable=False, server_default=""),
+    Column("model_id", Text, nullable=False, server_default=""),
+    Column("decision", Integer, nullable=False, server_default="0"),
+    Column("edit", Text, nullable=False, server_default=""),
     UniqueConstraint("tenant", "request_id"),
     Index("jobs_by_tenant", "tenant", "number"),
     Index("jobs_by_tenant_and_state", "tenant", "state", "number"),
@@ -103,6 +107,17 @@ labels: Final = Table(
     Column("tenant", Text, nullable=False),
     Column("value", Text, nullable=False),
     Index("labels_by_value", "tenant", "key", "value", "number"),
+    sqlite_strict=True,
+    sqlite_with_rowid=False,
+)
+
+# Jobs whose generation has a report. The index gives those of a tenant in the order of acceptance.
+reports: Final = Table(
+    "reports",
+    metadata,
+    Column("number", _NUMBER, ForeignKey("jobs.number", ondelete="CASCADE"), primary_key=True),
+    Column("tenant", Text, nullable=False),
+    Index("reports_by_tenant", "tenant", "number"),
     sqlite_strict=True,
     sqlite_with_rowid=False,
 )

@@ -12,8 +12,8 @@ from typing import Final, Literal, TypeAlias
 
 from chorus.common.v1 import plan_pb2
 
+from services.contract.edits import EditKind
 from services.contract.reuse import donor_boundaries, needs_side_data
-from services.scheduler.planning.edits import EditKind
 
 Policy: TypeAlias = Literal["off", "safe", "balanced", "fast"]
 

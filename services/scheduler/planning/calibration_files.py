@@ -19,10 +19,10 @@ from chorus.denoiser.v1 import denoiser_pb2
 from chorus_rpc.limits import MAX_ID_CHARACTERS, SHA256_PATTERN
 from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
 
+from services.contract.edits import EditKind
 from services.contract.identity import served_digest
 from services.runtime.logs import get_logger
 from services.scheduler.planning.calibration import Calibration, Depth, Row
-from services.scheduler.planning.edits import EditKind
 
 log = get_logger("calibrations")
 

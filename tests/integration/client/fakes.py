@@ -17,6 +17,7 @@ from chorus.scheduler.v1 import scheduler_pb2, scheduler_pb2_grpc
 from chorus_rpc import errors, tenancy
 from chorus_rpc.chunks import chunks
 from chorus_rpc.errors import ChorusError, Violations
+from chorus_rpc.limits import MAX_REPORT_COMMENT_BYTES
 
 from services.runtime.interceptors import Gate, ServiceInterceptor
 
@@ -217,6 +218,10 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
             for generation in (everything if request.oldest_first else reversed(everything))
             if request.state in (0, generation.state)
             and request.labels.items() <= dict(generation.spec.labels).items()
+            and request.model_id in ("", generation.spec.model_id)
+            and request.decision in (0, find_decision(generation))
+            and request.edit_kind in ("", generation.plan.edit)
+            and (not request.reported or generation.HasField("report"))
         ]
         ids = [generation.generation_id for generation in matching]
         start = int(request.page_token or 0)
@@ -227,6 +232,32 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
         after = start + len(page)
         token = str(after) if after < len(matching) else ""
         return scheduler_pb2.ListGenerationsResponse(generations=page, next_page_token=token)
+
+    async def ReportGeneration(self, request: Any, context: Any) -> Any:
+        generation = self._find(request.generation_id)
+        if generation.state != scheduler_pb2.GENERATION_STATE_SUCCEEDED:
+            raise ChorusError(errors.WRONG_STATE, "it has no video")
+        if len(request.comment) > MAX_REPORT_COMMENT_BYTES:
+            raise errors.invalid("comment", "must have at most 1,000 bytes of UTF-8")
+        report = scheduler_pb2.ProblemReport(problem=request.problem, comment=request.comment)
+        report.report_time.GetCurrentTime()
+        generation.report.CopyFrom(report)
+        return scheduler_pb2.ReportGenerationResponse(generation=generation)
+
+    async def WithdrawReport(self, request: Any, context: Any) -> Any:
+        generation = self._find(request.generation_id)
+        generation.ClearField("report")
+        return scheduler_pb2.WithdrawReportResponse(generation=generation)
+
+    async def ChangePriority(self, request: Any, context: Any) -> Any:
+        generation = self._find(request.generation_id)
+        if generation.state not in (
+            scheduler_pb2.GENERATION_STATE_QUEUED,
+            scheduler_pb2.GENERATION_STATE_WAITING,
+        ):
+            raise ChorusError(errors.WRONG_STATE, "it has left the queue")
+        generation.spec.priority = request.priority
+        return scheduler_pb2.ChangePriorityResponse(generation=generation)
 
     def _video_info(self) -> video_pb2.VideoInfo:
         digest = hashlib.sha256(VIDEO + (b"x" if self.damage_video else b"")).hexdigest()
@@ -296,6 +327,17 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
         seconds = request.lifetime.seconds if request.HasField("lifetime") else 3_600
         response.expire_time.FromSeconds(1_800_000_000 + seconds)
         return response
+
+
+def find_decision(generation: scheduler_pb2.Generation) -> int:
+    """Returns how a generation used the cache, as its plan says."""
+    plan = generation.plan
+    if not plan.total_steps:
+        return scheduler_pb2.CACHE_DECISION_UNSPECIFIED
+    if not plan.reuse_steps:
+        return scheduler_pb2.CACHE_DECISION_MISS
+    exact = plan.reuse_steps == plan.total_steps
+    return scheduler_pb2.CACHE_DECISION_EXACT if exact else scheduler_pb2.CACHE_DECISION_HIT
 
 
 def make_details(entry_id: str) -> cache_pb2.EntryDetails:

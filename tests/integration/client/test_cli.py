@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from chorus.cache.v1 import cache_pb2
 from chorus.common.v1 import plan_pb2
+from chorus.scheduler.v1 import scheduler_pb2
 from chorus_cli.main import app
 from chorus_client import endpoints
 from typer.testing import CliRunner
@@ -493,6 +494,43 @@ def test_models_are_listed_with_their_bounds(deployment: FakeDeployment) -> None
     assert small.startswith("small  8-64 by 8  32-64 by 32")
     assert small.endswith("16 x 64 x 64, 4 steps    0.25")
     assert large.startswith("large")
+
+
+def test_report_is_stored_listed_and_withdrawn(deployment: FakeDeployment) -> None:
+    chorus("generate", "a red circle", "--json", target=deployment.target)
+    chorus("generate", "repeat a circle", "--json", target=deployment.target)
+    result = chorus(
+        "report", "gen-1", "--problem", "donor-visible", "--comment", "a square", target=deployment.target
+    )
+    assert (result.exit_code, result.stdout) == (0, "gen-1 reported: donor-visible\n"), result.output
+    report = deployment.scheduler.generations["gen-1"].report
+    assert (report.problem, report.comment) == (scheduler_pb2.REPORTED_PROBLEM_DONOR_VISIBLE, "a square")
+    for options, ids in (
+        (("--reported",), ["gen-1"]),
+        (("--decision", "exact"), ["gen-2"]),
+        (("--model", "none"), []),
+    ):
+        listed = lines(chorus("jobs", *options, "--json", target=deployment.target))
+        assert [each["generation"]["generation_id"] for each in listed] == ids
+    chorus("jobs", "--edit", "colour", target=deployment.target)
+    assert deployment.scheduler.lists[-1].edit_kind == "colour"
+    for _ in range(2):
+        result = chorus("report", "gen-1", "--withdraw", target=deployment.target)
+        assert (result.exit_code, result.stdout) == (0, "gen-1 has no report\n")
+    for wrong in ((), ("--withdraw", "--problem", "other"), ("--withdraw", "--comment", "x")):
+        result = chorus("report", "gen-1", *wrong, target=deployment.target)
+        assert result.exit_code == 2
+        assert "give --problem, with --comment if you like, or --withdraw alone" in result.stderr
+
+
+def test_priority_changes_the_class_of_what_waits(deployment: FakeDeployment) -> None:
+    chorus("generate", "slow circle", "--detach", target=deployment.target)
+    generation = deployment.scheduler.generations["gen-1"]
+    generation.state, generation.queue_position = scheduler_pb2.GENERATION_STATE_QUEUED, 3
+    result = chorus("priority", "gen-1", "high", target=deployment.target)
+    assert (result.exit_code, result.stdout) == (0, "gen-1 high, position 3\n"), result.output
+    assert generation.spec.priority == scheduler_pb2.PRIORITY_HIGH
+    assert chorus("priority", "gen-1", "urgent", target=deployment.target).exit_code == 2
 
 
 def test_rm_deletes_generations_that_all_exist(deployment: FakeDeployment) -> None:

@@ -7,6 +7,7 @@ import runpy
 import socket
 from collections.abc import AsyncIterator
 from dataclasses import FrozenInstanceError
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -362,6 +363,61 @@ async def test_list_requests_pages_up_to_the_limit(client: AsyncChorusClient) ->
         await client.list("sleeping")
     with pytest.raises(ChorusError, match="limit: must be at least 1, not 0"):
         await client.list(limit=0)
+
+
+async def test_list_states_every_filter(client: AsyncChorusClient, deployment: FakeDeployment) -> None:
+    handle = await client.submit("repeat a circle", model="large")
+    await client.submit("a circle", model="small")
+    await handle.report("other")
+    found = await client.list(model="large", decision="exact", reported=True)
+    assert [each.id for each in found] == [handle.id]
+    await client.list(edit="colour")
+    request = deployment.scheduler.lists[-1]
+    assert (request.edit_kind, request.model_id, request.decision, request.reported) == (
+        "colour",
+        "",
+        0,
+        False,
+    )
+    with pytest.raises(ChorusError, match="decision: must be one of hit, miss, exact, not 'maybe'"):
+        await client.list(decision="maybe")
+    with pytest.raises(ChorusError, match="reported: must be True or False"):
+        await client.list(reported="yes")  # type: ignore[arg-type]
+
+
+async def test_report_is_part_of_the_generation_until_it_is_withdrawn(client: AsyncChorusClient) -> None:
+    handle = await client.submit("a blue circle")
+    assert (await handle.status()).report is None
+    reported = await handle.report("donor_visible", "a square is left")
+    assert reported.report is not None
+    assert (reported.report.problem, reported.report.comment) == ("donor_visible", "a square is left")
+    assert reported.report.time.tzinfo is UTC
+    assert (await handle.status()).report == reported.report
+    for _ in range(2):
+        assert (await handle.withdraw_report()).report is None
+    with pytest.raises(ChorusError, match=r"problem: must be one of donor_visible, .*, not 'ugly'"):
+        await handle.report("ugly")
+    slow = await client.submit("slow circle")
+    with pytest.raises(ChorusError) as caught:
+        await slow.report("other")
+    assert caught.value.reason == errors.WRONG_STATE
+
+
+async def test_class_of_a_generation_that_waits_is_changed(
+    client: AsyncChorusClient, deployment: FakeDeployment
+) -> None:
+    handle = await client.submit("slow circle")
+    with pytest.raises(ChorusError) as caught:
+        await handle.change_priority("high")
+    assert caught.value.reason == errors.WRONG_STATE
+    waiting = deployment.scheduler.generations[handle.id]
+    waiting.state = scheduler_pb2.GENERATION_STATE_QUEUED
+    waiting.predicted_start_time.FromSeconds(1_800_000_000)
+    before = await handle.status()
+    assert (before.priority, before.predicted_start) == ("normal", datetime.fromtimestamp(1_800_000_000, UTC))
+    assert (await handle.change_priority("high")).priority == "high"
+    with pytest.raises(ChorusError, match="priority: must be one of low, normal, high, not ''"):
+        await handle.change_priority("")
 
 
 async def test_models_are_listed_with_their_bounds(client: AsyncChorusClient) -> None:

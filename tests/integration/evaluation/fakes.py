@@ -129,6 +129,15 @@ class WorldScheduler(FakeScheduler):
     async def PreviewPlan(self, request: Any, context: Any) -> Any:
         raise AssertionError("the evaluation previews nothing")
 
+    async def ReportGeneration(self, request: Any, context: Any) -> Any:
+        raise AssertionError("the evaluation reports nothing")
+
+    async def WithdrawReport(self, request: Any, context: Any) -> Any:
+        raise AssertionError("the evaluation reports nothing")
+
+    async def ChangePriority(self, request: Any, context: Any) -> Any:
+        raise AssertionError("the evaluation moves nothing")
+
     async def GetVideo(self, request: Any, context: Any) -> AsyncIterator[Any]:
         yield scheduler_pb2.GetVideoResponse(header=self._find(request.generation_id).video)
         for chunk in chunks(self.videos[request.generation_id]):

@@ -65,6 +65,75 @@ async def test_creation_states_every_field_to_the_scheduler(world: World) -> Non
     assert video["chorus"]["metadata"] == {"project": "demo", "user": "ann"}
 
 
+async def test_report_is_part_of_the_video_until_it_is_withdrawn(world: World) -> None:
+    made = await world.create()
+    assert made["chorus"]["report"] is None
+    path = f"/v1/videos/{made['id']}/report"
+    answer = await world.http.post(path, json={"problem": "donor_visible", "comment": "a square is left"})
+    assert answer.status_code == 200, answer.text
+    report = answer.json()["chorus"]["report"]
+    assert (report["problem"], report["comment"]) == ("donor_visible", "a square is left")
+    assert report["created_at"] >= made["created_at"]
+    read = (await world.http.get(f"/v1/videos/{made['id']}")).json()
+    assert read["chorus"]["report"] == report
+    replaced = (await world.http.post(path, json={"problem": "other"})).json()
+    assert (replaced["chorus"]["report"]["problem"], replaced["chorus"]["report"]["comment"]) == ("other", "")
+    for _ in range(2):
+        assert (await world.http.delete(path)).json()["chorus"]["report"] is None
+
+
+async def test_report_that_cannot_be_stored_says_why(world: World) -> None:
+    made, slow = await world.create(), await world.create("slow circle")
+    for body, param in (
+        ({}, "problem"),
+        ({"problem": "ugly"}, "problem"),
+        ({"problem": "other", "comment": "x" * 1_001}, "comment"),
+        ({"problem": "other", "stars": 1}, "stars"),
+    ):
+        response = await world.http.post(f"/v1/videos/{made['id']}/report", json=body)
+        assert read_error(response, 400)["param"] == param
+    response = await world.http.post(f"/v1/videos/{slow['id']}/report", json={"problem": "other"})
+    assert read_error(response, 409)["code"] == "wrong_state"
+    for method in ("POST", "DELETE"):
+        response = await world.http.request(method, "/v1/videos/video_none/report", json={"problem": "other"})
+        read_error(response, 404)
+
+
+async def test_report_is_that_of_its_tenant(world: World) -> None:
+    world.scheduler.keys = {"ann", "bob"}
+    made = await world.http.post(
+        "/v1/videos", json={"prompt": "a red circle"}, headers={"Authorization": "Bearer ann"}
+    )
+    path = f"/v1/videos/{made.json()['id']}/report"
+    bob = {"Authorization": "Bearer bob"}
+    read_error(await world.http.post(path, json={"problem": "other"}, headers=bob), 404)
+    read_error(await world.http.delete(path, headers=bob), 404)
+    read_error(await world.http.post(path, json={"problem": "other"}), 401)
+
+
+async def test_list_is_filtered(world: World) -> None:
+    small = await world.create(model="small")
+    large = await world.create("repeat a circle", model="large")
+    await world.http.post(f"/v1/videos/{large['id']}/report", json={"problem": "other"})
+
+    async def find(**filters: str) -> list[str]:
+        response = await world.http.get("/v1/videos", params={f"chorus[{k}]": v for k, v in filters.items()})
+        assert response.status_code == 200, response.text
+        return [video["id"] for video in response.json()["data"]]
+
+    assert await find() == [large["id"], small["id"]]
+    assert await find(model="small") == [small["id"]]
+    assert await find(decision="exact") == [large["id"]]
+    assert await find(decision="hit", model="large") == []
+    assert await find(reported="true") == [large["id"]]
+    assert await find(reported="false") == [large["id"], small["id"]]
+    assert await find(edit="colour") == []
+    assert world.scheduler.lists[-1].edit_kind == "colour"
+    for name, value in (("decision", "maybe"), ("reported", "maybe"), ("mood", "blue")):
+        response = await world.http.get("/v1/videos", params={f"chorus[{name}]": value})
+        assert read_error(response, 400)["param"] == f"chorus[{name}]"
+
+
 async def test_form_and_json_are_the_same_request(world: World) -> None:
     fields = {"prompt": "a red circle", "seconds": "2", "seed": "7", "user": "ann"}
     nested = {"chorus[reuse]": "fast", "chorus[plan][reuse_steps]": "2", "metadata[project]": "demo"}

@@ -114,6 +114,18 @@ class KeyedScheduler(FakeScheduler):
             raise ChorusError(errors.WRONG_STATE, "it is RUNNING", metadata={"state": "RUNNING"})
         return await super().DeleteGeneration(request, context)
 
+    async def ReportGeneration(self, request: Any, context: Any) -> Any:
+        self._check(context, request.generation_id)
+        return await super().ReportGeneration(request, context)
+
+    async def WithdrawReport(self, request: Any, context: Any) -> Any:
+        self._check(context, request.generation_id)
+        return await super().WithdrawReport(request, context)
+
+    async def ChangePriority(self, request: Any, context: Any) -> Any:
+        self._check(context, request.generation_id)
+        return await super().ChangePriority(request, context)
+
     async def ListGenerations(self, request: Any, context: Any) -> Any:
         caller = self._caller(context)
         if request.after_generation_id:

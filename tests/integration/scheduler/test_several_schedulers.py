@@ -139,3 +139,25 @@ async def test_broken_connections_to_the_database_are_replaced(pair: tuple[World
         assert kinds(events)[-1] == "succeeded"
     runs = Counter(request.generation_id for request in first.denoiser.requests)
     assert runs == {job.generation_id: 1 for job in jobs}, "nothing was lost, so nothing ran again"
+
+
+async def test_class_that_one_scheduler_changes_holds_for_all(pair: tuple[World, World]) -> None:
+    first, second = pair
+    first.denoiser.pause_before = 1
+    runs = [await world.submit(f"occupies {n}", priority=pb.PRIORITY_HIGH) for n, world in enumerate(pair)]
+    for job in runs:
+        await first.events(job, until="started")
+    first.denoiser.pause_before = None
+    waiting = [await first.submit(f"waits {n}", steps=1) for n in range(3)]
+    request = pb.ChangePriorityRequest(generation_id=waiting[2].generation_id, priority=pb.PRIORITY_HIGH)
+    moved = (await second.api.ChangePriority(request, timeout=20)).generation
+    assert moved.queue_position == 1
+    for world in pair:
+        seen = [await world.get(job) for job in waiting]
+        assert [job.queue_position for job in seen] == [2, 3, 1]
+        assert seen[2].spec.priority == pb.PRIORITY_HIGH
+    first.denoiser.go.set()
+    for job in (*runs, *waiting):
+        await ended(second, job)
+    started = [request.generation_id for request in first.denoiser.requests]
+    assert started.index(waiting[2].generation_id) < started.index(waiting[0].generation_id)

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from services.gateway.console.rendering import render
+from services.gateway.console.views.waiting import describe_waiting
 from services.gateway.console.visitor import User, Visit
 from services.gateway.videos.progress import count_progress, estimate_eta
 
@@ -32,9 +33,7 @@ async def show_queue(request: Request, visitor: Visit, client: User) -> Response
         running=[
             (each, count_progress(each), estimate_eta(each, models.get(each.model))) for each in running
         ],
-        waiting=[
-            (each, max(0.0, (now - each.created).total_seconds())) for each in sorted(waiting, key=_order)
-        ],
+        waiting=[describe_waiting(each, now) for each in sorted(waiting, key=_order)],
         bound=_SHOWN,
     )
 

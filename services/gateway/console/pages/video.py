@@ -9,13 +9,15 @@ from typing import Annotated, Final
 from chorus_client import AsyncChorusClient, Event, Generation
 from chorus_client.report import build_report
 from chorus_client.words import mark_words
+from chorus_rpc import errors
+from chorus_rpc.errors import ChorusError
 from fastapi import APIRouter, Header, Request
 from fastapi.responses import RedirectResponse, Response
 
 from services.gateway.console.donors import find_donor
 from services.gateway.console.paths import BASE
 from services.gateway.console.rendering import render
-from services.gateway.console.views.cards import build_card, describe_result
+from services.gateway.console.views.cards import PROBLEMS, build_card, describe_result
 from services.gateway.console.views.family import build_family
 from services.gateway.console.views.masks import build_masks
 from services.gateway.console.views.waterfall import build_waterfall, compare_savings
@@ -24,7 +26,9 @@ from services.gateway.settings import GatewaySettings
 from services.gateway.videos.answers import find_generation
 from services.gateway.videos.content import FileConditions, FileQuery, get_content
 from services.gateway.videos.events import describe_event, follow_events
+from services.gateway.videos.identifiers import parse_video_id
 from services.gateway.videos.progress import count_progress, estimate_eta
+from services.gateway.videos.reports import remove_report, store_report
 
 router = APIRouter(prefix="/videos/{video_id}")
 
@@ -74,6 +78,7 @@ async def show_video(request: Request, visitor: Visit, client: User, video_id: s
         trace_url=make_trace_url(settings, generation.trace_id),
         events=[(event, json.dumps(describe_event(event), indent=2, ensure_ascii=False)) for event in events],
         events_left_out=max(0, generation.last_sequence - len(events)),
+        problems=PROBLEMS,
     )
 
 
@@ -124,6 +129,31 @@ async def cancel(client: User, video_id: str, form: Form) -> Response:
     await client.handle(generation.id).cancel()
     following = f"{BASE}/queue" if form.get("back") == "queue" else f"{BASE}/videos/{video_id}"
     return RedirectResponse(following, 303)
+
+
+@router.post("/report")
+async def report(client: User, video_id: str, form: Form) -> Response:
+    """Stores what the visitor found wrong with a video, or removes it."""
+    handle = client.handle(parse_video_id(video_id))
+    if form.get("withdraw"):
+        await remove_report(handle, video_id)
+    else:
+        # A field of several lines: the comment is one.
+        comment = " ".join(form.get("comment", "").split())
+        await store_report(handle, form.get("problem", ""), comment, video_id)
+    return RedirectResponse(f"{BASE}/videos/{video_id}#report", 303)
+
+
+@router.post("/priority")
+async def change_priority(client: User, video_id: str, form: Form) -> Response:
+    """Moves a generation to another class of the queue; one that has left the queue stays as it is."""
+    generation = await find_generation(client, video_id)
+    try:
+        await client.handle(generation.id).change_priority(form.get("priority", ""))
+    except ChorusError as error:
+        if error.reason != errors.WRONG_STATE:  # it has started meanwhile, which the page shows
+            raise
+    return RedirectResponse(f"{BASE}/queue", 303)
 
 
 def make_trace_url(settings: GatewaySettings, trace_id: str) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
 from chorus_client import Generation, Plan
+from chorus_client.problem_reports import ReportedProblem
 
 from services.gateway.console.views.numbers import format_seconds
 
@@ -24,6 +26,16 @@ _MEANINGS: Final[dict[Badge, str]] = {
 }
 
 
+# What can be reported, as the pages call it.
+PROBLEMS: Final[Mapping[ReportedProblem, str]] = {
+    "donor_visible": "something of the donor is left",
+    "prompt_not_followed": "not what the prompt says",
+    "broken_picture": "the picture is broken",
+    "broken_motion": "the motion is broken",
+    "other": "something else",
+}
+
+
 @dataclass(frozen=True)
 class Card:
     """A generation in a grid.
@@ -32,6 +44,7 @@ class Card:
         meaning: the badge in words.
         saved: seconds saved; 0 for none.
         has_thumbnail: whether a picture of it exists.
+        reported: what a user found wrong with it; empty without a report.
     """
 
     id: str
@@ -41,6 +54,7 @@ class Card:
     saved: float
     has_video: bool
     has_thumbnail: bool
+    reported: str
     generation: Generation
 
 
@@ -64,8 +78,15 @@ def build_card(generation: Generation) -> Card:
         saved=generation.seconds_saved if generation.hit else 0.0,
         has_video=video is not None,
         has_thumbnail=video is not None and generation.proto.video.HasField("thumbnail"),
+        reported=describe_report(generation),
         generation=generation,
     )
+
+
+def describe_report(generation: Generation) -> str:
+    """Returns what a user found wrong with a video; empty without a report."""
+    report = generation.report
+    return "" if report is None else PROBLEMS.get(report.problem, "a problem that this page does not know")
 
 
 def describe_plan(plan: Plan, *, done: bool) -> str:

@@ -45,14 +45,22 @@ class Observed:
 
 
 @contextlib.asynccontextmanager
-async def browsing(site: Site, *, width: int = 1280, dark: bool = False) -> AsyncIterator[Observed]:
-    """Opens a browser inside the block; at its end nothing may have gone wrong."""
+async def browsing(
+    site: Site, *, width: int = 1280, dark: bool = False, script: bool = True
+) -> AsyncIterator[Observed]:
+    """Opens a browser inside the block; at its end nothing may have gone wrong.
+
+    Args:
+        script: whether pages run their script.
+    """
     program = shutil.which("chromium")
     assert program is not None, "Debian's package chromium is not installed"
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
         context = await browser.new_context(
-            viewport={"width": width, "height": _HEIGHT}, color_scheme="dark" if dark else "light"
+            viewport={"width": width, "height": _HEIGHT},
+            color_scheme="dark" if dark else "light",
+            java_script_enabled=script,
         )
         page = await context.new_page()
         observed = Observed(page, site)

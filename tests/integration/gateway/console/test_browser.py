@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import AsyncIterator
 
 import pytest
@@ -27,13 +28,15 @@ async def test_every_page_is_accessible_and_fits(console: Console, width: int, d
     await console.make("a large red circle moving to the right")
     video = await console.make("a large royalblue circle moving to the right", labels="project=demo")
     failed, slow = await console.make("fail a circle"), await console.make("slow circle")
-    await console.make("queued " + "w" * 200)
+    await console.send(f"{video}/report", problem="broken_motion", comment="w" * 300)
+    waiting = await console.make("queued " + "w" * 200)
+    console.find(waiting).predicted_start_time.FromSeconds(int(time.time()) + 3_661)
     pages = ("/", "/gallery", video, failed, slow, f"{video}/family", "/queue", "/cache", "/health", "/login")
     async with browsing(console, width=width, dark=dark) as seen:
         for path in pages:
             await seen.open(path)
             if path == video:
-                for summary in await seen.page.locator("summary").all():
+                for summary in reversed(await seen.page.locator("details:not([open]) > summary").all()):
                     await summary.click()
             found = await Axe().run(seen.page)
             assert found.violations_count == 0, f"{path}\n{found.generate_report()}"
@@ -128,6 +131,40 @@ async def test_video_of_the_gallery_plays_on_hover(console: Console) -> None:
         assert await video.get_attribute("src") is None
         await video.hover()
         await until(seen.page, "document.querySelector('.tile video').currentTime > 0")
+
+
+async def test_report_is_made_and_found_without_the_script(console: Console) -> None:
+    video = await console.make("a large red circle")
+    await console.make("a large gold circle", reuse="off")
+    async with browsing(console, script=False) as seen:
+        await seen.open(video)
+        report = seen.page.locator("#report")
+        await report.get_by_text("Looks wrong?").click()
+        await report.get_by_label("What is wrong").select_option("the picture is broken")
+        await report.get_by_label("Comment").fill("it flickers")
+        await report.get_by_role("button", name="Report", exact=True).click()
+        await expect(report.get_by_text("Reported: the picture is broken – “it flickers”.")).to_be_visible()
+        await seen.open("/gallery")
+        await expect(seen.page.locator(".tile")).to_have_count(2)
+        await expect(seen.page.locator(".tile").get_by_text("reported", exact=True)).to_have_count(1)
+        await seen.page.get_by_label("Reports").select_option("reported")
+        await seen.page.get_by_role("button", name="Search").click()
+        await expect(seen.page.locator(".tile")).to_have_count(1)
+        await seen.open(video)
+        await report.get_by_role("button", name="Withdraw the report").click()
+        await expect(report.get_by_text("Reported:")).to_have_count(0)
+
+
+async def test_queue_is_moved_by_its_buttons(console: Console) -> None:
+    await console.make("queued circle")
+    async with browsing(console) as seen:
+        await seen.open("/queue")
+        row = seen.page.get_by_role("row").filter(has_text="queued circle")
+        await row.get_by_role("button", name="Move up to high").click()
+        await expect(row.get_by_role("cell", name="high", exact=True)).to_be_visible()
+        await expect(row.get_by_role("button", name="Move up")).to_have_count(0)
+        await row.get_by_role("button", name="Move down to normal").click()
+        await expect(row.get_by_role("cell", name="normal", exact=True)).to_be_visible()
 
 
 async def test_request_can_be_sent_without_the_script(console: Console) -> None:

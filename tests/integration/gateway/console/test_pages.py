@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+import time
 from collections.abc import AsyncIterator
 
 import pytest
@@ -147,7 +148,7 @@ async def test_gallery_pages_and_filters(console: Console) -> None:
         await console.make(f"repeat {number}" if number else "a red circle", labels=f"take={number}")
     first = await console.open("/gallery")
     assert first.count('<article class="tile">') == 24
-    older = re.search(r'href="(/console/gallery\?[^"]+after=[^"]+)"', first)
+    older = re.search(r'href="(/console/gallery\?after=[^"]+)"', first)
     assert older is not None
     second = (await console.http.get(html.unescape(older[1]))).text
     assert second.count('<article class="tile">') == 2
@@ -162,6 +163,82 @@ async def test_gallery_pages_and_filters(console: Console) -> None:
     refused = await console.http.get("/console/gallery?label=novalue&state=lost")
     assert refused.status_code == 422
     assert "must be key=value, not 'novalue'" in read_text(refused.text)
+
+
+async def test_gallery_filters_by_what_was_reused_and_its_links_keep_the_filters(console: Console) -> None:
+    await console.make("a red circle", model="small")
+    for number in range(26):
+        await console.make(f"repeat {number}", model="large")
+    path = await console.make("a blue circle", model="large")
+    await console.send(f"{path}/report", problem="broken_motion")
+    exact = await console.open("/gallery?decision=exact&model=large&text=&edit=")
+    assert exact.count('<article class="tile">') == 24
+    assert re.search(r'<option value="exact" selected>', exact)
+    older = re.search(r'href="(/console/gallery\?[^"]+after=[^"]+)" rel="next"', exact)
+    assert older is not None
+    second = (await console.http.get(html.unescape(older[1]))).text
+    assert second.count('<article class="tile">') == 2
+    assert '<a href="/console/gallery?model=large&amp;decision=exact">Newest</a>' in second
+    reported = await console.open("/gallery?reported=yes")
+    assert reported.count('<article class="tile">') == 1
+    assert 'title="the motion is broken">reported</span>' in reported
+    edited = await console.open("/gallery?edit=colour&model=gone")
+    assert "Nothing matches." in edited
+    assert '<option value="gone" selected>' in edited
+    assert console.scheduler.lists[-1].edit_kind == "colour"
+    refused = await console.http.get("/console/gallery?decision=maybe&edit=mauve&reported=no")
+    assert refused.status_code == 422
+    text = read_text(refused.text)
+    for name in ("Reuse", "Edit", "Report"):
+        assert f"{name}: must be one of" in text
+
+
+async def test_report_is_made_replaced_and_withdrawn_by_a_form(console: Console) -> None:
+    await console.make("a red circle")
+    path = await console.make("a blue circle")
+    assert "Looks wrong?" in await console.open(path)
+    response = await console.send(
+        f"{path}/report", problem="donor_visible", comment="red <b>edge</b>\r\nleft "
+    )
+    assert (response.status_code, response.headers["location"]) == (303, f"/console{path}#report")
+    report = console.find(path).report
+    assert report.comment == "red <b>edge</b> left", "one line"
+    page = await console.open(path)
+    assert "Reported: something of the donor is left – “red &lt;b&gt;edge&lt;/b&gt; left”." in page
+    assert '<option value="donor_visible" selected>' in page
+    await console.send(f"{path}/report", problem="other", comment="")
+    assert console.find(path).report.problem == scheduler_pb2.REPORTED_PROBLEM_OTHER
+    await console.send(f"{path}/report", problem="other", withdraw="yes")
+    assert not console.find(path).HasField("report")
+    refused = await console.http.post(f"/console{path}/report", data={"problem": "other"})
+    assert refused.status_code == 403, "without the token of the session"
+    assert not console.find(path).HasField("report")
+    running = await console.make("slow circle")
+    assert "Looks wrong?" not in await console.open(running)
+    assert (await console.send(f"{running}/report", problem="other")).status_code == 409
+
+
+async def test_queue_shows_classes_and_moves(console: Console) -> None:
+    first, second = await console.make("queued circle"), await console.make("queued square")
+    in_a_minute = console.find(second)
+    in_a_minute.queue_position = 2
+    in_a_minute.predicted_start_time.FromSeconds(int(time.time()) + 3_661)
+    page = await console.open("/queue")
+    text = read_text(page)
+    assert "queued circle normal, start unknown small normal unknown" in text
+    assert "small normal in about 61 min" in text
+    assert page.count(">Move up</button>") == page.count(">Move down</button>") == 2
+    response = await console.send(f"{second}/priority", priority="high")
+    assert (response.status_code, response.headers["location"]) == (303, "/console/queue")
+    assert console.find(second).spec.priority == scheduler_pb2.PRIORITY_HIGH
+    page = await console.open("/queue")
+    assert (page.count(">Move up</button>"), page.count(">Move down</button>")) == (1, 2)
+    refused = await console.http.post(f"/console{first}/priority", data={"priority": "high"})
+    assert refused.status_code == 403
+    assert (await console.send(f"{first}/priority", priority="urgent")).status_code == 400
+    console.find(first).state = scheduler_pb2.GENERATION_STATE_RUNNING
+    late = await console.send(f"{first}/priority", priority="high")
+    assert late.headers["location"] == "/console/queue", "it has started meanwhile: the page shows it"
 
 
 async def test_family_shows_donor_and_descendants(console: Console) -> None:

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from services.scheduler.api.outputs import check_outputs, choose_seeds
 from services.scheduler.api.search import check_labels, parse_filter
+from services.scheduler.jobs.job_filter import JobFilter
 from services.scheduler.jobs.states import State
-from services.scheduler.jobs.store import JobFilter
 
 pytestmark = pytest.mark.fault("number-promises")
 

@@ -12,15 +12,17 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
+from chorus.common.v1 import plan_pb2
 from chorus.scheduler.v1 import scheduler_pb2 as pb
 from sqlalchemy import create_engine, text
 from sqlalchemy.engine import URL
 
 from services.scheduler.database_location import parse_location
 from services.scheduler.jobs.database import MIGRATIONS, open_database
+from services.scheduler.jobs.job_filter import Decision, JobFilter
 from services.scheduler.jobs.sql_store import open_store
 from services.scheduler.jobs.states import State
-from services.scheduler.jobs.store import JobFilter, OwnedJob, QueueState
+from services.scheduler.jobs.store import OwnedJob, QueueState
 from services.scheduler.jobs.tables import metadata
 from tests.postgresql import create_database, running_server
 from tests.unit.scheduler.jobs.first_schema import add_job, create_first_database
@@ -75,22 +77,71 @@ async def test_jobs_of_the_second_schema_are_found_by_their_prompts(kind: str, t
             await store.close()
 
 
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+async def test_jobs_of_the_fifth_schema_are_found_by_what_they_reused(kind: str, tmp_path: Path) -> None:
+    donor = plan_pb2.DonorRef(entry_id="e", score=0.9)
+    hit = plan_pb2.Plan(total_steps=4, reuse_steps=2, donor=donor, edit="colour")
+    exact = plan_pb2.Plan(total_steps=4, reuse_steps=4, donor=donor)
+    generations = [
+        pb.Generation(plan=hit, donor=donor, state=State.SUCCEEDED.value),
+        pb.Generation(plan=hit, state=State.SUCCEEDED.value),  # whose donor could not be fetched
+        pb.Generation(plan=exact, donor=donor, state=State.SUCCEEDED.value),
+        pb.Generation(plan=hit, state=State.CANCELLED.value),
+        pb.Generation(state=State.CANCELLED.value),
+    ]
+    for generation in generations:
+        generation.spec.model_id = "wan"
+    with running_server(tmp_path) if kind == "postgresql" else nullcontext() as server:
+        location = create_database(server) if server else str(tmp_path / "jobs.db")
+        create_database_with(location, "0005", generations)
+        store = await open_store(location, lambda _: None)
+        try:
+            found = []
+            for wanted in (
+                *(JobFilter(decision=each) for each in Decision if each),
+                JobFilter(edit="colour"),
+                JobFilter(model_id="wan"),
+                JobFilter(model_id="other"),
+                JobFilter(reported=True),
+            ):
+                page = await store.page("default", wanted, None, 10)
+                found.append([job.job_id for job in page.jobs])
+            assert found == [
+                ["j4", "j1"],
+                ["j2"],
+                ["j3"],
+                ["j4", "j2", "j1"],
+                ["j5", "j4", "j3", "j2", "j1"],
+                [],
+                [],
+            ]
+            await store.set_report("j1", pb.ProblemReport(problem=pb.REPORTED_PROBLEM_OTHER))
+            page = await store.page("default", JobFilter(reported=True), None, 10)
+            assert [job.job_id for job in page.jobs] == ["j1"]
+        finally:
+            await store.close()
+
+
 def create_second_database(location: str, prompts: Sequence[str]) -> None:
     """Creates a database of revision 0002 with a cancelled job for each prompt."""
+    generations = [
+        pb.Generation(spec=pb.GenerationSpec(prompt=prompt), state=State.CANCELLED.value)
+        for prompt in prompts
+    ]
+    create_database_with(location, "0002", generations)
+
+
+def create_database_with(location: str, revision: str, generations: Sequence[pb.Generation]) -> None:
+    """Creates a database of a revision with jobs that have ended, from j1 on."""
     parsed = parse_location(location, "")
     engine = create_engine(URL.create("sqlite", database=str(parsed)) if isinstance(parsed, Path) else parsed)
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS))
     with engine.begin() as connection:
         config.attributes["connection"] = connection
-        command.upgrade(config, "0002")
-        for number, prompt in enumerate(prompts, 1):
-            generation = pb.Generation(
-                generation_id=f"j{number}",
-                request_id=f"r{number}",
-                spec=pb.GenerationSpec(prompt=prompt),
-                state=State.CANCELLED.value,
-            )
+        command.upgrade(config, revision)
+        for number, generation in enumerate(generations, 1):
+            generation.generation_id, generation.request_id = f"j{number}", f"r{number}"
             connection.execute(
                 text(
                     "INSERT INTO jobs (id, tenant, request_id, body_digest, state, deadline, traceparent,"
@@ -100,7 +151,7 @@ def create_second_database(location: str, prompts: Sequence[str]) -> None:
                 {
                     "id": generation.generation_id,
                     "request_id": generation.request_id,
-                    "state": State.CANCELLED.value,
+                    "state": generation.state,
                     "generation": generation.SerializeToString(),
                 },
             )

@@ -42,5 +42,5 @@ async def test_file_of_a_newer_version_is_rejected(tmp_path: Path) -> None:
     with sqlite3.connect(path) as db:
         db.execute("UPDATE alembic_version SET version_num = '9999'")
     db.close()
-    with pytest.raises(StoreError, match="has schema 9999, this program supports up to 0005"):
+    with pytest.raises(StoreError, match="has schema 9999, this program supports up to 0006"):
         await open_store(str(path), lambda _: None)

@@ -12,10 +12,11 @@ import pytest
 from chorus.scheduler.v1 import scheduler_pb2 as pb
 from sqlalchemy import event as sql_event
 
+from services.scheduler.jobs.job_filter import JobFilter
 from services.scheduler.jobs.ordering import Priority
 from services.scheduler.jobs.sql_store import SqlStore, open_store
 from services.scheduler.jobs.states import IN_QUEUE, UNFINISHED
-from services.scheduler.jobs.store import JobFilter, NewJob
+from services.scheduler.jobs.store import NewJob
 
 PLANNED = pb.GenerationEvent(planned=pb.PlannedEvent())
 END = pb.GenerationEvent(cancelled=pb.CancelledEvent())
@@ -55,9 +56,12 @@ async def test_no_statement_of_a_job_reads_those_that_have_ended(store: SqlStore
     await store.queue_state()
     await store.queue(10)
     await store.look(time.time(), 10, 10, 2)
+    await store.outlook(10)
+    await store.change_priority("acme-2", Priority.HIGH)
     await store.claim("acme-1", 2)
     await store.advance("acme-1", {*IN_QUEUE, *UNFINISHED}, [PLANNED], owner=store.scheduler_id)
     await store.advance("acme-1", UNFINISHED, [END])
+    await store.set_report("acme-1", pb.ProblemReport(problem=pb.REPORTED_PROBLEM_OTHER))
     await store.events("acme-1", 0, 10)
     await store.page("acme", JobFilter(), None, 10)
     with sqlite3.connect(tmp_path / "jobs.db") as db:

@@ -14,6 +14,7 @@ from chorus_rpc.plan_bounds import DEFAULT_REGION
 from hypothesis import given
 from hypothesis import strategies as st
 
+from services.contract.edits import EditKind
 from services.contract.identity import served_digest
 from services.contract.schedule import shifted_schedule
 from services.scheduler.planning.calibration import (
@@ -30,7 +31,7 @@ from services.scheduler.planning.calibration_files import (
     read_calibration,
     to_plain,
 )
-from services.scheduler.planning.edits import Edit, EditKind
+from services.scheduler.planning.edits import Edit
 from services.scheduler.planning.explicit import plan_explicit
 from services.scheduler.planning.plan_message import choose_seed, to_message
 from services.scheduler.planning.planner import plan

@@ -9,11 +9,12 @@ from chorus.common.v1 import plan_pb2
 from hypothesis import given
 from hypothesis import strategies as st
 
+from services.contract.edits import EditKind
 from services.contract.schedule import shifted_schedule
 from services.scheduler.planning.by_score import TABLE
 from services.scheduler.planning.calibration import Policy
 from services.scheduler.planning.calibration_files import load_shipped
-from services.scheduler.planning.edits import Edit, EditKind
+from services.scheduler.planning.edits import Edit
 from services.scheduler.planning.plan_message import to_message
 from services.scheduler.planning.planner import plan
 from services.scheduler.planning.plans import Donor, Plan

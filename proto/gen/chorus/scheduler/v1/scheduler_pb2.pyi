@@ -103,6 +103,64 @@ GENERATION_STATE_FAILED: GenerationState.ValueType  # 5
 GENERATION_STATE_CANCELLED: GenerationState.ValueType  # 6
 Global___GenerationState: typing_extensions.TypeAlias = GenerationState
 
+class _ReportedProblem:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _ReportedProblemEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_ReportedProblem.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    REPORTED_PROBLEM_UNSPECIFIED: _ReportedProblem.ValueType  # 0
+    REPORTED_PROBLEM_DONOR_VISIBLE: _ReportedProblem.ValueType  # 1
+    """Something of the donor is left that the prompt does not ask for."""
+    REPORTED_PROBLEM_PROMPT_NOT_FOLLOWED: _ReportedProblem.ValueType  # 2
+    """Something that the prompt asks for is missing, or otherwise than it says."""
+    REPORTED_PROBLEM_BROKEN_PICTURE: _ReportedProblem.ValueType  # 3
+    """Frames are distorted, blurred or empty."""
+    REPORTED_PROBLEM_BROKEN_MOTION: _ReportedProblem.ValueType  # 4
+    """Things jump, stand still or move in an impossible way."""
+    REPORTED_PROBLEM_OTHER: _ReportedProblem.ValueType  # 5
+
+class ReportedProblem(_ReportedProblem, metaclass=_ReportedProblemEnumTypeWrapper):
+    """Kind of what is wrong with a video."""
+
+REPORTED_PROBLEM_UNSPECIFIED: ReportedProblem.ValueType  # 0
+REPORTED_PROBLEM_DONOR_VISIBLE: ReportedProblem.ValueType  # 1
+"""Something of the donor is left that the prompt does not ask for."""
+REPORTED_PROBLEM_PROMPT_NOT_FOLLOWED: ReportedProblem.ValueType  # 2
+"""Something that the prompt asks for is missing, or otherwise than it says."""
+REPORTED_PROBLEM_BROKEN_PICTURE: ReportedProblem.ValueType  # 3
+"""Frames are distorted, blurred or empty."""
+REPORTED_PROBLEM_BROKEN_MOTION: ReportedProblem.ValueType  # 4
+"""Things jump, stand still or move in an impossible way."""
+REPORTED_PROBLEM_OTHER: ReportedProblem.ValueType  # 5
+Global___ReportedProblem: typing_extensions.TypeAlias = ReportedProblem
+
+class _CacheDecision:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _CacheDecisionEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_CacheDecision.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    CACHE_DECISION_UNSPECIFIED: _CacheDecision.ValueType  # 0
+    CACHE_DECISION_HIT: _CacheDecision.ValueType  # 1
+    """It takes some of its steps from a donor."""
+    CACHE_DECISION_MISS: _CacheDecision.ValueType  # 2
+    """Every step is computed."""
+    CACHE_DECISION_EXACT: _CacheDecision.ValueType  # 3
+    """It repeats a video: every step is taken from the donor."""
+
+class CacheDecision(_CacheDecision, metaclass=_CacheDecisionEnumTypeWrapper):
+    """How a generation uses the cache: as its plan says, or, once it has succeeded, as it did."""
+
+CACHE_DECISION_UNSPECIFIED: CacheDecision.ValueType  # 0
+CACHE_DECISION_HIT: CacheDecision.ValueType  # 1
+"""It takes some of its steps from a donor."""
+CACHE_DECISION_MISS: CacheDecision.ValueType  # 2
+"""Every step is computed."""
+CACHE_DECISION_EXACT: CacheDecision.ValueType  # 3
+"""It repeats a video: every step is taken from the donor."""
+Global___CacheDecision: typing_extensions.TypeAlias = CacheDecision
+
 @typing.final
 class GenerationSpec(google.protobuf.message.Message):
     """Specification of a generation."""
@@ -170,7 +228,8 @@ class GenerationSpec(google.protobuf.message.Message):
     """
     priority: Global___Priority.ValueType
     """Class in the order of the queue. If unset, NORMAL. Within a class, generations that need little computation start
-    earlier; no generation waits without bound behind later ones.
+    earlier; no generation waits without bound behind later ones. In an accepted specification: the class of now, which
+    ChangePriority changes.
     """
     @property
     def shape(self) -> chorus.common.v1.video_pb2.VideoShape:
@@ -412,6 +471,8 @@ class Generation(google.protobuf.message.Message):
     OUTPUT_INDEX_FIELD_NUMBER: builtins.int
     OUTPUT_COUNT_FIELD_NUMBER: builtins.int
     SECONDS_SAVED_FIELD_NUMBER: builtins.int
+    PREDICTED_START_TIME_FIELD_NUMBER: builtins.int
+    REPORT_FIELD_NUMBER: builtins.int
     generation_id: builtins.str
     request_id: builtins.str
     state: Global___GenerationState.ValueType
@@ -476,6 +537,17 @@ class Generation(google.protobuf.message.Message):
     def start_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
         """Start of the latest attempt's run on the denoiser. Unset before, and while the generation waits for another attempt."""
 
+    @property
+    def predicted_start_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """Time at which it is expected to start, by the expected durations of what runs and of what waits before it. Set only
+        if the state is QUEUED, these are known, and it is among the first 1,000 of the queue. At most a second old. Unset in
+        the answer to its submission.
+        """
+
+    @property
+    def report(self) -> Global___ProblemReport:
+        """What a user found wrong with its video. Unset without a report."""
+
     def __init__(
         self,
         *,
@@ -503,11 +575,41 @@ class Generation(google.protobuf.message.Message):
         output_index: builtins.int = ...,
         output_count: builtins.int = ...,
         seconds_saved: builtins.float = ...,
+        predicted_start_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        report: Global___ProblemReport | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["create_time", b"create_time", "donor", b"donor", "end_time", b"end_time", "error", b"error", "plan", b"plan", "spec", b"spec", "start_time", b"start_time", "timings", b"timings", "video", b"video"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["attempts", b"attempts", "create_time", b"create_time", "denoiser", b"denoiser", "donor", b"donor", "end_time", b"end_time", "error", b"error", "generation_id", b"generation_id", "last_sequence", b"last_sequence", "output_count", b"output_count", "output_index", b"output_index", "plan", b"plan", "queue_position", b"queue_position", "request_id", b"request_id", "seconds_saved", b"seconds_saved", "seed_chosen", b"seed_chosen", "spec", b"spec", "start_time", b"start_time", "state", b"state", "steps_completed", b"steps_completed", "steps_run", b"steps_run", "timings", b"timings", "trace_id", b"trace_id", "video", b"video", "warnings", b"warnings"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["create_time", b"create_time", "donor", b"donor", "end_time", b"end_time", "error", b"error", "plan", b"plan", "predicted_start_time", b"predicted_start_time", "report", b"report", "spec", b"spec", "start_time", b"start_time", "timings", b"timings", "video", b"video"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["attempts", b"attempts", "create_time", b"create_time", "denoiser", b"denoiser", "donor", b"donor", "end_time", b"end_time", "error", b"error", "generation_id", b"generation_id", "last_sequence", b"last_sequence", "output_count", b"output_count", "output_index", b"output_index", "plan", b"plan", "predicted_start_time", b"predicted_start_time", "queue_position", b"queue_position", "report", b"report", "request_id", b"request_id", "seconds_saved", b"seconds_saved", "seed_chosen", b"seed_chosen", "spec", b"spec", "start_time", b"start_time", "state", b"state", "steps_completed", b"steps_completed", "steps_run", b"steps_run", "timings", b"timings", "trace_id", b"trace_id", "video", b"video", "warnings", b"warnings"]) -> None: ...
 
 Global___Generation: typing_extensions.TypeAlias = Generation
+
+@typing.final
+class ProblemReport(google.protobuf.message.Message):
+    """What a user found wrong with a video."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PROBLEM_FIELD_NUMBER: builtins.int
+    COMMENT_FIELD_NUMBER: builtins.int
+    REPORT_TIME_FIELD_NUMBER: builtins.int
+    problem: Global___ReportedProblem.ValueType
+    comment: builtins.str
+    """At most 1,000 bytes of printable UTF-8."""
+    @property
+    def report_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """Time on the server's clock at which it was stored."""
+
+    def __init__(
+        self,
+        *,
+        problem: Global___ReportedProblem.ValueType = ...,
+        comment: builtins.str = ...,
+        report_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["report_time", b"report_time"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["comment", b"comment", "problem", b"problem", "report_time", b"report_time"]) -> None: ...
+
+Global___ProblemReport: typing_extensions.TypeAlias = ProblemReport
 
 @typing.final
 class QueuedEvent(google.protobuf.message.Message):
@@ -1014,6 +1116,10 @@ class ListGenerationsRequest(google.protobuf.message.Message):
     CREATED_BEFORE_FIELD_NUMBER: builtins.int
     OLDEST_FIRST_FIELD_NUMBER: builtins.int
     AFTER_GENERATION_ID_FIELD_NUMBER: builtins.int
+    MODEL_ID_FIELD_NUMBER: builtins.int
+    DECISION_FIELD_NUMBER: builtins.int
+    EDIT_KIND_FIELD_NUMBER: builtins.int
+    REPORTED_FIELD_NUMBER: builtins.int
     page_size: builtins.int
     """Maximum number of generations per page, at most 200. 0 means 50."""
     page_token: builtins.str
@@ -1030,6 +1136,14 @@ class ListGenerationsRequest(google.protobuf.message.Message):
     """Generation after which the list starts, in its order. NOT_FOUND if there is none, for instance because it was
     deleted. Excludes page_token.
     """
+    model_id: builtins.str
+    """Model of the generations, at most 128 characters; one that is no longer served is valid. Empty selects every model."""
+    decision: Global___CacheDecision.ValueType
+    """Use of the cache. UNSPECIFIED selects every generation, also those without a plan."""
+    edit_kind: builtins.str
+    """Kind of edit between the prompts of donor and target, as Plan.edit names it. Empty selects every generation."""
+    reported: builtins.bool
+    """Whether only generations with a report are selected."""
     @property
     def labels(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
         """Labels that a generation must have, with these values; bounds as in GenerationSpec."""
@@ -1054,9 +1168,13 @@ class ListGenerationsRequest(google.protobuf.message.Message):
         created_before: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         oldest_first: builtins.bool = ...,
         after_generation_id: builtins.str = ...,
+        model_id: builtins.str = ...,
+        decision: Global___CacheDecision.ValueType = ...,
+        edit_kind: builtins.str = ...,
+        reported: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["created_after", b"created_after", "created_before", b"created_before"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["after_generation_id", b"after_generation_id", "created_after", b"created_after", "created_before", b"created_before", "labels", b"labels", "oldest_first", b"oldest_first", "page_size", b"page_size", "page_token", b"page_token", "prompt_contains", b"prompt_contains", "state", b"state"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["after_generation_id", b"after_generation_id", "created_after", b"created_after", "created_before", b"created_before", "decision", b"decision", "edit_kind", b"edit_kind", "labels", b"labels", "model_id", b"model_id", "oldest_first", b"oldest_first", "page_size", b"page_size", "page_token", b"page_token", "prompt_contains", b"prompt_contains", "reported", b"reported", "state", b"state"]) -> None: ...
 
 Global___ListGenerationsRequest: typing_extensions.TypeAlias = ListGenerationsRequest
 
@@ -1374,3 +1492,111 @@ class GetVideoResponse(google.protobuf.message.Message):
     def WhichOneof(self, oneof_group: typing.Literal["part", b"part"]) -> typing.Literal["header", "chunk"] | None: ...
 
 Global___GetVideoResponse: typing_extensions.TypeAlias = GetVideoResponse
+
+@typing.final
+class ReportGenerationRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    GENERATION_ID_FIELD_NUMBER: builtins.int
+    PROBLEM_FIELD_NUMBER: builtins.int
+    COMMENT_FIELD_NUMBER: builtins.int
+    generation_id: builtins.str
+    problem: Global___ReportedProblem.ValueType
+    """Not UNSPECIFIED."""
+    comment: builtins.str
+    """Bounds as in ProblemReport."""
+    def __init__(
+        self,
+        *,
+        generation_id: builtins.str = ...,
+        problem: Global___ReportedProblem.ValueType = ...,
+        comment: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["comment", b"comment", "generation_id", b"generation_id", "problem", b"problem"]) -> None: ...
+
+Global___ReportGenerationRequest: typing_extensions.TypeAlias = ReportGenerationRequest
+
+@typing.final
+class ReportGenerationResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    GENERATION_FIELD_NUMBER: builtins.int
+    @property
+    def generation(self) -> Global___Generation: ...
+    def __init__(
+        self,
+        *,
+        generation: Global___Generation | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["generation", b"generation"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["generation", b"generation"]) -> None: ...
+
+Global___ReportGenerationResponse: typing_extensions.TypeAlias = ReportGenerationResponse
+
+@typing.final
+class WithdrawReportRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    GENERATION_ID_FIELD_NUMBER: builtins.int
+    generation_id: builtins.str
+    def __init__(
+        self,
+        *,
+        generation_id: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["generation_id", b"generation_id"]) -> None: ...
+
+Global___WithdrawReportRequest: typing_extensions.TypeAlias = WithdrawReportRequest
+
+@typing.final
+class WithdrawReportResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    GENERATION_FIELD_NUMBER: builtins.int
+    @property
+    def generation(self) -> Global___Generation: ...
+    def __init__(
+        self,
+        *,
+        generation: Global___Generation | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["generation", b"generation"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["generation", b"generation"]) -> None: ...
+
+Global___WithdrawReportResponse: typing_extensions.TypeAlias = WithdrawReportResponse
+
+@typing.final
+class ChangePriorityRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    GENERATION_ID_FIELD_NUMBER: builtins.int
+    PRIORITY_FIELD_NUMBER: builtins.int
+    generation_id: builtins.str
+    priority: Global___Priority.ValueType
+    """Not UNSPECIFIED."""
+    def __init__(
+        self,
+        *,
+        generation_id: builtins.str = ...,
+        priority: Global___Priority.ValueType = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["generation_id", b"generation_id", "priority", b"priority"]) -> None: ...
+
+Global___ChangePriorityRequest: typing_extensions.TypeAlias = ChangePriorityRequest
+
+@typing.final
+class ChangePriorityResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    GENERATION_FIELD_NUMBER: builtins.int
+    @property
+    def generation(self) -> Global___Generation: ...
+    def __init__(
+        self,
+        *,
+        generation: Global___Generation | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["generation", b"generation"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["generation", b"generation"]) -> None: ...
+
+Global___ChangePriorityResponse: typing_extensions.TypeAlias = ChangePriorityResponse

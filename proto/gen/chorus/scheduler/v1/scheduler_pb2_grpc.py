@@ -92,6 +92,21 @@ class SchedulerServiceStub(object):
                 request_serializer=chorus_dot_scheduler_dot_v1_dot_scheduler__pb2.PreviewPlanRequest.SerializeToString,
                 response_deserializer=chorus_dot_scheduler_dot_v1_dot_scheduler__pb2.PreviewPlanResponse.FromString,
                 _registered_method=True)
+        self.ReportGeneration = channel.unary_unary(
+                '/chorus.scheduler.v1.SchedulerService/ReportGeneration',
+                request_serializer=chorus_dot_scheduler_dot_v1_dot_scheduler__pb2.ReportGenerationRequest.SerializeToString,
+                response_deserializer=chorus_dot_scheduler_dot_v1_dot_scheduler__pb2.ReportGenerationResponse.FromString,
+                _registered_method=True)
+        self.WithdrawReport = channel.unary_unary(
+                '/chorus.scheduler.v1.SchedulerService/WithdrawReport',
+                request_serializer=chorus_dot_scheduler_dot_v1_dot_scheduler__pb2.WithdrawReportRequest.SerializeToString,
+                response_deserializer=chorus_dot_scheduler_dot_v1_dot_scheduler__pb2.WithdrawReportResponse.FromString,
+                _registered_method=True)
+        self.ChangePriority = channel.unary_unary(
+                '/chorus.scheduler.v1.SchedulerService/ChangePriority',
+                request_serializer=chorus_dot_scheduler_dot_v1_dot_scheduler__pb2.ChangePriorityRequest.SerializeToString,
+                response_deserializer=chorus_dot_scheduler_dot_v1_dot_scheduler__pb2.ChangePriorityResponse.FromString,
+                _registered_method=True)
 
 
 class SchedulerServiceServicer(object):
@@ -181,6 +196,30 @@ class SchedulerServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReportGeneration(self, request, context):
+        """Stores what is wrong with the video of a generation that succeeded, in place of an earlier report. WRONG_STATE for
+        another generation.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WithdrawReport(self, request, context):
+        """Removes the report of a generation. Idempotent: returns a generation without a report unchanged.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ChangePriority(self, request, context):
+        """Changes the class of a generation in the order of the queue. It is placed as if it had been accepted with this class;
+        the time that it has waited counts. WRONG_STATE for a generation that has ended, and for another class of one that
+        runs. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_SchedulerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -238,6 +277,21 @@ def add_SchedulerServiceServicer_to_server(servicer, server):
                     servicer.PreviewPlan,
                     request_deserializer=chorus_dot_scheduler_dot_v1_dot_scheduler__pb2.PreviewPlanRequest.FromString,
                     response_serializer=chorus_dot_scheduler_dot_v1_dot_scheduler__pb2.PreviewPlanResponse.SerializeToString,
+            ),
+            'ReportGeneration': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReportGeneration,
+                    request_deserializer=chorus_dot_scheduler_dot_v1_dot_scheduler__pb2.ReportGenerationRequest.FromString,
+                    response_serializer=chorus_dot_scheduler_dot_v1_dot_scheduler__pb2.ReportGenerationResponse.SerializeToString,
+            ),
+            'WithdrawReport': grpc.unary_unary_rpc_method_handler(
+                    servicer.WithdrawReport,
+                    request_deserializer=chorus_dot_scheduler_dot_v1_dot_scheduler__pb2.WithdrawReportRequest.FromString,
+                    response_serializer=chorus_dot_scheduler_dot_v1_dot_scheduler__pb2.WithdrawReportResponse.SerializeToString,
+            ),
+            'ChangePriority': grpc.unary_unary_rpc_method_handler(
+                    servicer.ChangePriority,
+                    request_deserializer=chorus_dot_scheduler_dot_v1_dot_scheduler__pb2.ChangePriorityRequest.FromString,
+                    response_serializer=chorus_dot_scheduler_dot_v1_dot_scheduler__pb2.ChangePriorityResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -540,6 +594,87 @@ class SchedulerService(object):
             '/chorus.scheduler.v1.SchedulerService/PreviewPlan',
             chorus_dot_scheduler_dot_v1_dot_scheduler__pb2.PreviewPlanRequest.SerializeToString,
             chorus_dot_scheduler_dot_v1_dot_scheduler__pb2.PreviewPlanResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReportGeneration(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/chorus.scheduler.v1.SchedulerService/ReportGeneration',
+            chorus_dot_scheduler_dot_v1_dot_scheduler__pb2.ReportGenerationRequest.SerializeToString,
+            chorus_dot_scheduler_dot_v1_dot_scheduler__pb2.ReportGenerationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WithdrawReport(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/chorus.scheduler.v1.SchedulerService/WithdrawReport',
+            chorus_dot_scheduler_dot_v1_dot_scheduler__pb2.WithdrawReportRequest.SerializeToString,
+            chorus_dot_scheduler_dot_v1_dot_scheduler__pb2.WithdrawReportResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ChangePriority(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/chorus.scheduler.v1.SchedulerService/ChangePriority',
+            chorus_dot_scheduler_dot_v1_dot_scheduler__pb2.ChangePriorityRequest.SerializeToString,
+            chorus_dot_scheduler_dot_v1_dot_scheduler__pb2.ChangePriorityResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -201,7 +201,55 @@ _SchedulerServicePreviewPlanType = typing_extensions.TypeVar(
     ],
 )
 
-class SchedulerServiceStub(typing.Generic[_SchedulerServiceSubmitGenerationType, _SchedulerServiceGetGenerationType, _SchedulerServiceWatchGenerationType, _SchedulerServiceCancelGenerationType, _SchedulerServiceListGenerationsType, _SchedulerServiceGetVideoType, _SchedulerServiceGetThumbnailType, _SchedulerServiceGetVideoUrlType, _SchedulerServiceDeleteGenerationType, _SchedulerServiceListModelsType, _SchedulerServicePreviewPlanType]):
+_SchedulerServiceReportGenerationType = typing_extensions.TypeVar(
+    '_SchedulerServiceReportGenerationType',
+    grpc.UnaryUnaryMultiCallable[
+        chorus.scheduler.v1.scheduler_pb2.ReportGenerationRequest,
+        chorus.scheduler.v1.scheduler_pb2.ReportGenerationResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        chorus.scheduler.v1.scheduler_pb2.ReportGenerationRequest,
+        chorus.scheduler.v1.scheduler_pb2.ReportGenerationResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        chorus.scheduler.v1.scheduler_pb2.ReportGenerationRequest,
+        chorus.scheduler.v1.scheduler_pb2.ReportGenerationResponse,
+    ],
+)
+
+_SchedulerServiceWithdrawReportType = typing_extensions.TypeVar(
+    '_SchedulerServiceWithdrawReportType',
+    grpc.UnaryUnaryMultiCallable[
+        chorus.scheduler.v1.scheduler_pb2.WithdrawReportRequest,
+        chorus.scheduler.v1.scheduler_pb2.WithdrawReportResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        chorus.scheduler.v1.scheduler_pb2.WithdrawReportRequest,
+        chorus.scheduler.v1.scheduler_pb2.WithdrawReportResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        chorus.scheduler.v1.scheduler_pb2.WithdrawReportRequest,
+        chorus.scheduler.v1.scheduler_pb2.WithdrawReportResponse,
+    ],
+)
+
+_SchedulerServiceChangePriorityType = typing_extensions.TypeVar(
+    '_SchedulerServiceChangePriorityType',
+    grpc.UnaryUnaryMultiCallable[
+        chorus.scheduler.v1.scheduler_pb2.ChangePriorityRequest,
+        chorus.scheduler.v1.scheduler_pb2.ChangePriorityResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        chorus.scheduler.v1.scheduler_pb2.ChangePriorityRequest,
+        chorus.scheduler.v1.scheduler_pb2.ChangePriorityResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        chorus.scheduler.v1.scheduler_pb2.ChangePriorityRequest,
+        chorus.scheduler.v1.scheduler_pb2.ChangePriorityResponse,
+    ],
+)
+
+class SchedulerServiceStub(typing.Generic[_SchedulerServiceSubmitGenerationType, _SchedulerServiceGetGenerationType, _SchedulerServiceWatchGenerationType, _SchedulerServiceCancelGenerationType, _SchedulerServiceListGenerationsType, _SchedulerServiceGetVideoType, _SchedulerServiceGetThumbnailType, _SchedulerServiceGetVideoUrlType, _SchedulerServiceDeleteGenerationType, _SchedulerServiceListModelsType, _SchedulerServicePreviewPlanType, _SchedulerServiceReportGenerationType, _SchedulerServiceWithdrawReportType, _SchedulerServiceChangePriorityType]):
     """Public API of Chorus. An accepted generation is durable: it survives the crash of any service and ends
     exactly once. Where the server has API keys, every call carries one (metadata "authorization: Bearer KEY"), and
     concerns the generations of the key's tenant only.
@@ -253,6 +301,18 @@ class SchedulerServiceStub(typing.Generic[_SchedulerServiceSubmitGenerationType,
             chorus.scheduler.v1.scheduler_pb2.PreviewPlanRequest,
             chorus.scheduler.v1.scheduler_pb2.PreviewPlanResponse,
         ],
+        grpc.UnaryUnaryMultiCallable[
+            chorus.scheduler.v1.scheduler_pb2.ReportGenerationRequest,
+            chorus.scheduler.v1.scheduler_pb2.ReportGenerationResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            chorus.scheduler.v1.scheduler_pb2.WithdrawReportRequest,
+            chorus.scheduler.v1.scheduler_pb2.WithdrawReportResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            chorus.scheduler.v1.scheduler_pb2.ChangePriorityRequest,
+            chorus.scheduler.v1.scheduler_pb2.ChangePriorityResponse,
+        ],
     ], channel: grpc.Channel) -> None: ...
 
     @typing.overload
@@ -301,6 +361,18 @@ class SchedulerServiceStub(typing.Generic[_SchedulerServiceSubmitGenerationType,
             chorus.scheduler.v1.scheduler_pb2.PreviewPlanRequest,
             chorus.scheduler.v1.scheduler_pb2.PreviewPlanResponse,
         ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            chorus.scheduler.v1.scheduler_pb2.ReportGenerationRequest,
+            chorus.scheduler.v1.scheduler_pb2.ReportGenerationResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            chorus.scheduler.v1.scheduler_pb2.WithdrawReportRequest,
+            chorus.scheduler.v1.scheduler_pb2.WithdrawReportResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            chorus.scheduler.v1.scheduler_pb2.ChangePriorityRequest,
+            chorus.scheduler.v1.scheduler_pb2.ChangePriorityResponse,
+        ],
     ], channel: grpc.aio.Channel) -> None: ...
 
     SubmitGeneration: _SchedulerServiceSubmitGenerationType
@@ -342,6 +414,20 @@ class SchedulerServiceStub(typing.Generic[_SchedulerServiceSubmitGenerationType,
 
     PreviewPlan: _SchedulerServicePreviewPlanType
     """Plans a request without accepting it: what it would reuse, and how long it would take, if it were submitted now."""
+
+    ReportGeneration: _SchedulerServiceReportGenerationType
+    """Stores what is wrong with the video of a generation that succeeded, in place of an earlier report. WRONG_STATE for
+    another generation.
+    """
+
+    WithdrawReport: _SchedulerServiceWithdrawReportType
+    """Removes the report of a generation. Idempotent: returns a generation without a report unchanged."""
+
+    ChangePriority: _SchedulerServiceChangePriorityType
+    """Changes the class of a generation in the order of the queue. It is placed as if it had been accepted with this class;
+    the time that it has waited counts. WRONG_STATE for a generation that has ended, and for another class of one that
+    runs. Idempotent.
+    """
 
 SchedulerServiceAsyncStub: typing_extensions.TypeAlias = SchedulerServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
@@ -387,6 +473,18 @@ SchedulerServiceAsyncStub: typing_extensions.TypeAlias = SchedulerServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
         chorus.scheduler.v1.scheduler_pb2.PreviewPlanRequest,
         chorus.scheduler.v1.scheduler_pb2.PreviewPlanResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        chorus.scheduler.v1.scheduler_pb2.ReportGenerationRequest,
+        chorus.scheduler.v1.scheduler_pb2.ReportGenerationResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        chorus.scheduler.v1.scheduler_pb2.WithdrawReportRequest,
+        chorus.scheduler.v1.scheduler_pb2.WithdrawReportResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        chorus.scheduler.v1.scheduler_pb2.ChangePriorityRequest,
+        chorus.scheduler.v1.scheduler_pb2.ChangePriorityResponse,
     ],
 ]
 
@@ -490,5 +588,34 @@ class SchedulerServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[chorus.scheduler.v1.scheduler_pb2.PreviewPlanResponse, collections.abc.Awaitable[chorus.scheduler.v1.scheduler_pb2.PreviewPlanResponse]]:
         """Plans a request without accepting it: what it would reuse, and how long it would take, if it were submitted now."""
+
+    @abc.abstractmethod
+    def ReportGeneration(
+        self,
+        request: chorus.scheduler.v1.scheduler_pb2.ReportGenerationRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[chorus.scheduler.v1.scheduler_pb2.ReportGenerationResponse, collections.abc.Awaitable[chorus.scheduler.v1.scheduler_pb2.ReportGenerationResponse]]:
+        """Stores what is wrong with the video of a generation that succeeded, in place of an earlier report. WRONG_STATE for
+        another generation.
+        """
+
+    @abc.abstractmethod
+    def WithdrawReport(
+        self,
+        request: chorus.scheduler.v1.scheduler_pb2.WithdrawReportRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[chorus.scheduler.v1.scheduler_pb2.WithdrawReportResponse, collections.abc.Awaitable[chorus.scheduler.v1.scheduler_pb2.WithdrawReportResponse]]:
+        """Removes the report of a generation. Idempotent: returns a generation without a report unchanged."""
+
+    @abc.abstractmethod
+    def ChangePriority(
+        self,
+        request: chorus.scheduler.v1.scheduler_pb2.ChangePriorityRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[chorus.scheduler.v1.scheduler_pb2.ChangePriorityResponse, collections.abc.Awaitable[chorus.scheduler.v1.scheduler_pb2.ChangePriorityResponse]]:
+        """Changes the class of a generation in the order of the queue. It is placed as if it had been accepted with this class;
+        the time that it has waited counts. WRONG_STATE for a generation that has ended, and for another class of one that
+        runs. Idempotent.
+        """
 
 def add_SchedulerServiceServicer_to_server(servicer: SchedulerServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...
