@@ -10,7 +10,7 @@ import typer
 PriorityChoice: TypeAlias = Literal["low", "normal", "high"]
 ReuseChoice: TypeAlias = Literal["off", "safe", "balanced", "fast"]
 RegionChoice: TypeAlias = Literal["probe", "full-step", "attention"]
-EntryOrderChoice: TypeAlias = Literal["newest", "used", "saved", "size"]
+EntryOrderChoice: TypeAlias = Literal["newest", "used", "saved", "size", "hits"]
 StateChoice: TypeAlias = Literal["queued", "waiting", "running", "succeeded", "failed", "cancelled"]
 
 Target = Annotated[

@@ -15,7 +15,18 @@ from chorus_rpc.errors import ChorusError, Violation, reason_name
 
 from chorus_client.aio import AsyncChorusClient
 from chorus_client.cache import AsyncCacheClient
-from chorus_client.cache_results import Adoption, CacheEntry, CacheStats, Damage, Purged, Verification
+from chorus_client.cache_results import (
+    Adoption,
+    CacheEntry,
+    CacheMap,
+    CacheStats,
+    Damage,
+    GrowthPoint,
+    MappedEntry,
+    Purged,
+    Verification,
+)
+from chorus_client.deployment import ServerInfo, Service
 from chorus_client.downloads import Thumbnail, VideoUrl
 from chorus_client.events import Event, EventKind, Step
 from chorus_client.handles import AsyncGenerationHandle, GenerationHandle
@@ -47,6 +58,7 @@ __all__ = [
     "AsyncGenerationHandle",
     "CacheClient",
     "CacheEntry",
+    "CacheMap",
     "CacheStats",
     "ChorusClient",
     "ChorusError",
@@ -62,6 +74,8 @@ __all__ = [
     "GenerationError",
     "GenerationFailed",
     "GenerationHandle",
+    "GrowthPoint",
+    "MappedEntry",
     "Model",
     "PassedOver",
     "Plan",
@@ -69,6 +83,8 @@ __all__ = [
     "Problem",
     "Purged",
     "Range",
+    "ServerInfo",
+    "Service",
     "SpecOptions",
     "State",
     "Step",
