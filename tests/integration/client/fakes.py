@@ -269,7 +269,9 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
         serving, silent = scheduler_pb2.SERVICE_STATE_SERVING, scheduler_pb2.SERVICE_STATE_NOT_SERVING
         response.services.add(name="scheduler", state=serving, version="0.9")
         response.services.add(name="cache", state=serving, address="cache:7402", version="0.8")
-        response.services.add(name="denoiser", state=silent, address="gpu-1:7403", detail="connection refused")
+        response.services.add(
+            name="denoiser", state=silent, address="gpu-1:7403", detail="connection refused"
+        )
         response.services.add(name="denoiser", address="gpu-2:7403")
         return response
 
@@ -333,6 +335,8 @@ class FakeCache(cache_pb2_grpc.CacheServiceServicer):
         self.tenants: list[str] = []
         self.stats: list[cache_pb2.StatsRequest] = []
         self.maps: list[cache_pb2.MapEntriesRequest] = []
+        self.map_fault: ChorusError | None = None
+        self.evictions: dict[str, int] = {}
 
     async def Lookup(self, request: Any, context: Any) -> Any:
         raise NotImplementedError
@@ -364,6 +368,9 @@ class FakeCache(cache_pb2_grpc.CacheServiceServicer):
                 cache_pb2.RejectedAdmissions(reason=errors.DISK_FULL, count=1),
             ],
             failed_sweeps=4,
+            evictions=[
+                cache_pb2.Evictions(reason=reason, count=count) for reason, count in self.evictions.items()
+            ],
         )
         response.start_time.GetCurrentTime()
         if request.growth_points:
@@ -375,6 +382,8 @@ class FakeCache(cache_pb2_grpc.CacheServiceServicer):
 
     async def MapEntries(self, request: Any, context: Any) -> Any:
         self.maps.append(request)
+        if self.map_fault is not None:
+            raise self.map_fault
         response = cache_pb2.MapEntriesResponse(left_out=99_800, explained_share=0.42)
         for number, details in enumerate(self.entries[: request.limit or 200]):
             response.entries.add(
