@@ -24,13 +24,13 @@ router = APIRouter()
 _LISTED: Final = 20
 _MAPPED: Final = 200
 _GROWTH_POINTS: Final = 200
-# Orders of entries, and what the page calls the first ones.
-_ORDERS: Final[Mapping[str, str]] = {
-    "saved": "that saved most",
-    "hits": "used most often",
-    "used": "used last",
-    "newest": "admitted last",
-    "size": "that are largest",
+# Orders of entries: their names, and what the page calls the first entries.
+_ORDERS: Final[Mapping[str, tuple[str, str]]] = {
+    "saved": ("saved most", "that saved most"),
+    "hits": ("used most", "used most often"),
+    "used": ("used last", "used last"),
+    "newest": ("newest", "admitted last"),
+    "size": ("largest", "that are largest"),
 }
 _EVICTIONS: Final[Mapping[str, str]] = {
     "capacity": "to make room",

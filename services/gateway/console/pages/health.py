@@ -14,6 +14,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from services.gateway.console.rendering import render
+from services.gateway.console.views.numbers import format_money
 from services.gateway.console.views.statistics import build_figures, build_today
 from services.gateway.console.visitor import User, Visit
 from services.gateway.settings import GatewaySettings
@@ -33,6 +34,7 @@ async def show_health(request: Request, visitor: Visit, client: User) -> Respons
     generations, (models, fault) = await asyncio.gather(client.list(limit=_COUNTED), find_models(client))
     today = build_today(generations, datetime.now(UTC), _COUNTED)
     price = settings.console_denoiser_hour_price
+    money = format_money(today.price_saved(price), settings.console_currency) if price else ""
     return render(
         request,
         visitor,
@@ -42,7 +44,7 @@ async def show_health(request: Request, visitor: Visit, client: User) -> Respons
         answered=answered,
         figures=build_figures(generations),
         today=today,
-        money=f"{today.price_saved(price):,.2f} {settings.console_currency}".strip() if price else "",
+        money=money,
         services=info.services,
         left_out=info.denoisers_left_out,
         counted=_COUNTED,

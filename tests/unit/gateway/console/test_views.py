@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from services.gateway.console.views.cards import build_card, describe_plan, describe_result, find_badge
 from services.gateway.console.views.family import build_family
 from services.gateway.console.views.masks import build_masks
-from services.gateway.console.views.numbers import format_bytes, format_seconds
+from services.gateway.console.views.numbers import format_bytes, format_money, format_seconds
 from services.gateway.console.views.request_form import fill_from, map_violations, parse_request_form
 from services.gateway.console.views.statistics import build_figures, build_today
 from services.gateway.console.views.waterfall import build_waterfall, compare_savings
@@ -205,6 +205,12 @@ def test_figures_count_what_succeeded() -> None:
     ]
     assert figures.points == "0.0,100.0 500.0,75.0 1000.0,0.0"
     assert build_figures([]).points == ""
+
+
+def test_money_has_its_currency_and_small_amounts_more_digits() -> None:
+    assert format_money(1234.5, "USD") == "1,234.50 USD"
+    assert format_money(0.0044, "EUR") == "0.0044 EUR"
+    assert format_money(2, "") == "2.00"
 
 
 def test_bars_of_decisions_are_on_one_scale() -> None:
