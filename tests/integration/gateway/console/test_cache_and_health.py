@@ -97,7 +97,7 @@ async def test_health_shows_services_with_their_versions(console: Console) -> No
     text = read_text(await console.open("/health"))
     assert "scheduler serves 0.9" in text
     assert "cache serves 0.8 cache:7402" in text
-    assert "denoiser does not serve refused – gpu-1:7403" in text
+    assert "denoiser does not serve connection refused – gpu-1:7403" in text
     assert "denoiser not known yet – gpu-2:7403" in text
 
 
