@@ -204,6 +204,9 @@ class FakeCache(Fake, cache_pb2_grpc.CacheServiceServicer):
     async def GetEntry(self, request: Any, context: Any) -> Any:
         raise AssertionError("the scheduler does not call this")
 
+    async def MapEntries(self, request: Any, context: Any) -> Any:
+        raise AssertionError("the scheduler does not call this")
+
     def VerifyEntries(self, request: Any, context: Any) -> Any:
         raise AssertionError("the scheduler does not call this")
 
