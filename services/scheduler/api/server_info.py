@@ -13,7 +13,7 @@ from services.scheduler.peers.health import Peer, PeerHealth
 from services.scheduler.peers.pooled_denoiser import PooledDenoiser
 
 # Upper bound on the denoisers of one answer.
-_MAX_DENOISERS: Final = 100
+_LISTED_DENOISERS: Final = 100
 _SELF: Final = "scheduler"
 
 
@@ -47,9 +47,9 @@ class ServerInfo:
             services=[
                 pb.ServiceInfo(name=_SELF, state=pb.SERVICE_STATE_SERVING, version=VERSION),
                 *map(_describe_peer, self._peers),
-                *map(_describe_denoiser, members[:_MAX_DENOISERS]),
+                *map(_describe_denoiser, members[:_LISTED_DENOISERS]),
             ],
-            denoisers_left_out=max(0, len(members) - _MAX_DENOISERS),
+            denoisers_left_out=max(0, len(members) - _LISTED_DENOISERS),
         )
 
 
