@@ -106,11 +106,12 @@ class AsyncCacheClient:
         Args:
             from_memory: whether the cache counts what it has in memory, which is faster with many entries,
                 and counts blobs that entries share for each of them.
-            growth_points: upper bound on the points of `CacheStats.growth`, up to 500; 0 for none.
+            growth_points: upper bound on the points of `CacheStats.growth`, 2 to 500; 0 for none.
             timeout: deadline of the call, in seconds.
         """
-        if not isinstance(growth_points, int) or not 0 <= growth_points <= MAX_GROWTH_POINTS:
-            raise invalid("growth_points", f"must be 0 to {MAX_GROWTH_POINTS}, not {growth_points!r}")
+        known = isinstance(growth_points, int) and 0 <= growth_points <= MAX_GROWTH_POINTS
+        if not known or growth_points == 1:
+            raise invalid("growth_points", f"must be 0, or 2 to {MAX_GROWTH_POINTS}, not {growth_points!r}")
         request = cache_pb2.StatsRequest(from_memory=from_memory, growth_points=growth_points)
         return CacheStats.from_proto(
             await self._connection.call(self._connection.stub.Stats, request, timeout)

@@ -470,7 +470,7 @@ async def test_cache_client_returns_growth_and_map(deployment: FakeDeployment) -
         found = await cache.map("hits", 1)
         assert (found.left_out, found.explained_share) == (99_800, 0.42)
         assert [(entry.prompt, entry.hits) for entry in found.entries] == [("a red circle", 2)]
-        for call in (cache.map("lost"), cache.map(limit=501), cache.stats(growth_points=501)):
+        for call in (cache.map("lost"), cache.map(limit=501), cache.stats(growth_points=1)):
             with pytest.raises(ChorusError) as refused:
                 await call
             assert refused.value.reason == errors.INVALID_FIELD

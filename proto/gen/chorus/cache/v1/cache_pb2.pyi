@@ -796,7 +796,7 @@ class StatsRequest(google.protobuf.message.Message):
     Entries that another process of the cache admitted count once this process has swept.
     """
     growth_points: builtins.int
-    """Maximum number of points of `growth`, up to 500; 0 for none."""
+    """Maximum number of points of `growth`, 2 to 500; 0 for none."""
     def __init__(
         self,
         *,
