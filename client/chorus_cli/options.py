@@ -10,7 +10,7 @@ import typer
 PriorityChoice: TypeAlias = Literal["low", "normal", "high"]
 ReuseChoice: TypeAlias = Literal["off", "safe", "balanced", "fast"]
 RegionChoice: TypeAlias = Literal["probe", "full-step", "attention"]
-EntryOrderChoice: TypeAlias = Literal["newest", "used", "saved", "size"]
+EntryOrderChoice: TypeAlias = Literal["newest", "used", "saved", "size", "hits"]
 DecisionChoice: TypeAlias = Literal["hit", "miss", "exact"]
 ProblemChoice: TypeAlias = Literal[
     "donor-visible", "prompt-not-followed", "broken-picture", "broken-motion", "other"

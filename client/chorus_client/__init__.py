@@ -15,7 +15,18 @@ from chorus_rpc.errors import ChorusError, Violation, reason_name
 
 from chorus_client.aio import AsyncChorusClient
 from chorus_client.cache import AsyncCacheClient
-from chorus_client.cache_results import Adoption, CacheEntry, CacheStats, Damage, Purged, Verification
+from chorus_client.cache_results import (
+    Adoption,
+    CacheEntry,
+    CacheMap,
+    CacheStats,
+    Damage,
+    GrowthPoint,
+    MappedEntry,
+    Purged,
+    Verification,
+)
+from chorus_client.deployment import ServerInfo, Service
 from chorus_client.downloads import Thumbnail, VideoUrl
 from chorus_client.events import Event, EventKind, Step
 from chorus_client.handles import AsyncGenerationHandle, GenerationHandle
@@ -48,6 +59,7 @@ __all__ = [
     "AsyncGenerationHandle",
     "CacheClient",
     "CacheEntry",
+    "CacheMap",
     "CacheStats",
     "ChorusClient",
     "ChorusError",
@@ -63,6 +75,8 @@ __all__ = [
     "GenerationError",
     "GenerationFailed",
     "GenerationHandle",
+    "GrowthPoint",
+    "MappedEntry",
     "Model",
     "PassedOver",
     "Plan",
@@ -71,6 +85,8 @@ __all__ = [
     "ProblemReport",
     "Purged",
     "Range",
+    "ServerInfo",
+    "Service",
     "SpecOptions",
     "State",
     "Step",

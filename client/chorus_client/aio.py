@@ -18,6 +18,7 @@ from chorus_rpc.errors import ChorusError, invalid
 from chorus_rpc.limits import DEFAULT_MAX_MESSAGE_BYTES, MAX_OUTPUTS
 
 from chorus_client.connection import CALL_SECONDS, Connection, Metadata, check_seconds
+from chorus_client.deployment import ServerInfo
 from chorus_client.endpoints import VARIABLES, resolve
 from chorus_client.events import Event
 from chorus_client.handles import PATIENCE_SECONDS, WATCH_SECONDS, AsyncGenerationHandle
@@ -275,6 +276,16 @@ class AsyncChorusClient:
         request = scheduler_pb2.ListModelsRequest()
         response = await self._connection.call(self._connection.stub.ListModels, request, timeout)
         return tuple(map(Model.from_proto, response.models))
+
+    async def server_info(self, *, timeout: float | None = None) -> ServerInfo:
+        """Returns the tenant of the caller's API key, and which services serve behind the scheduler.
+
+        Args:
+            timeout: deadline of the call, in seconds.
+        """
+        request = scheduler_pb2.GetServerInfoRequest()
+        response = await self._connection.call(self._connection.stub.GetServerInfo, request, timeout)
+        return ServerInfo.from_proto(response)
 
     async def preview(
         self, prompt: str, *, timeout: float | None = None, **options: Unpack[SpecOptions]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from types import TracebackType
@@ -12,10 +13,19 @@ import grpc.aio
 from chorus.cache.v1 import cache_pb2
 from chorus.cache.v1.cache_pb2_grpc import CacheServiceStub
 from chorus_rpc.errors import invalid
-from chorus_rpc.limits import MAX_AGE_SECONDS, MAX_ENTRIES_PAGE
+from chorus_rpc.limits import MAX_AGE_SECONDS, MAX_ENTRIES_PAGE, MAX_GROWTH_POINTS, MAX_MAPPED_ENTRIES
+from chorus_rpc.semconv import TENANT_KEY
 from chorus_rpc.tenancy import DEFAULT_TENANT, check_tenant, tenant_metadata
 
-from chorus_client.cache_results import Adoption, CacheEntry, CacheStats, Damage, Purged, Verification
+from chorus_client.cache_results import (
+    Adoption,
+    CacheEntry,
+    CacheMap,
+    CacheStats,
+    Damage,
+    Purged,
+    Verification,
+)
 from chorus_client.connection import CALL_SECONDS, Connection, Metadata
 from chorus_client.endpoints import VARIABLES, resolve
 
@@ -28,6 +38,7 @@ _ORDERS: Final[Mapping[str, cache_pb2.EntryOrder.ValueType]] = {
     "used": cache_pb2.ENTRY_ORDER_LAST_USE,
     "saved": cache_pb2.ENTRY_ORDER_SECONDS_SAVED,
     "size": cache_pb2.ENTRY_ORDER_SIZE,
+    "hits": cache_pb2.ENTRY_ORDER_HITS,
 }
 
 
@@ -77,9 +88,31 @@ class AsyncCacheClient:
         """Closes the channel; calls still running end."""
         await self._connection.close()
 
-    async def stats(self, *, timeout: float | None = None) -> CacheStats:
-        """Returns the contents and the use of the cache."""
-        request = cache_pb2.StatsRequest()
+    def with_tenant(self, tenant: str) -> Self:
+        """Returns a client of another tenant's entries that shares this one's connection, and ends with it.
+
+        Raises ChorusError (INVALID_FIELD) for an invalid tenant.
+        """
+        other = copy.copy(self)
+        kept = [(name, value) for name, value in self._connection.metadata if name != TENANT_KEY]
+        other._connection = self._connection.with_metadata((*tenant_metadata(check_tenant(tenant)), *kept))
+        return other
+
+    async def stats(
+        self, *, from_memory: bool = False, growth_points: int = 0, timeout: float | None = None
+    ) -> CacheStats:
+        """Returns the contents and the use of the cache.
+
+        Args:
+            from_memory: whether the cache counts what it has in memory, which is faster with many entries,
+                and counts blobs that entries share for each of them.
+            growth_points: upper bound on the points of `CacheStats.growth`, 2 to 500; 0 for none.
+            timeout: deadline of the call, in seconds.
+        """
+        known = isinstance(growth_points, int) and 0 <= growth_points <= MAX_GROWTH_POINTS
+        if not known or growth_points == 1:
+            raise invalid("growth_points", f"must be 0, or 2 to {MAX_GROWTH_POINTS}, not {growth_points!r}")
+        request = cache_pb2.StatsRequest(from_memory=from_memory, growth_points=growth_points)
         return CacheStats.from_proto(
             await self._connection.call(self._connection.stub.Stats, request, timeout)
         )
@@ -90,12 +123,12 @@ class AsyncCacheClient:
         """Returns up to `limit` entries, in descending order.
 
         Args:
-            order: "newest", "used" (latest use first), "saved" (most computation saved first) or "size".
+            order: "newest", "used" (latest use first), "saved" (most computation saved first), "size" or
+                "hits" (most uses first).
             limit: upper bound on the number of entries, at least 1.
             timeout: deadline of each page, in seconds.
         """
-        if order not in _ORDERS:
-            raise invalid("order", f"must be one of {', '.join(_ORDERS)}, not {order!r}")
+        _check_order(order)
         if not isinstance(limit, int) or limit < 1:
             raise invalid("limit", f"must be at least 1, not {limit!r}")
         request = cache_pb2.ListEntriesRequest(order=_ORDERS[order])
@@ -108,6 +141,22 @@ class AsyncCacheClient:
             if not request.page_token:
                 break
         return entries
+
+    async def map(self, order: str = "newest", limit: int = 200, *, timeout: float | None = None) -> CacheMap:
+        """Returns places of entries in a plane, so that similar prompts are near each other.
+
+        Args:
+            order: as of `list`.
+            limit: upper bound on the number of entries, 1 to 500.
+            timeout: deadline of the call, in seconds.
+        """
+        _check_order(order)
+        if not isinstance(limit, int) or not 1 <= limit <= MAX_MAPPED_ENTRIES:
+            raise invalid("limit", f"must be 1 to {MAX_MAPPED_ENTRIES}, not {limit!r}")
+        request = cache_pb2.MapEntriesRequest(order=_ORDERS[order], limit=limit)
+        return CacheMap.from_proto(
+            await self._connection.call(self._connection.stub.MapEntries, request, timeout)
+        )
 
     async def entry(self, entry: str, *, timeout: float | None = None) -> CacheEntry:
         """Returns the entry with an id. Raises ChorusError (NOT_FOUND)."""
@@ -184,3 +233,8 @@ class AsyncCacheClient:
         """
         request = cache_pb2.AdoptRequest(validate_only=validate_only)
         return Adoption.from_proto(await self._connection.call(self._connection.stub.Adopt, request, timeout))
+
+
+def _check_order(order: str) -> None:
+    if order not in _ORDERS:
+        raise invalid("order", f"must be one of {', '.join(_ORDERS)}, not {order!r}")

@@ -22,6 +22,15 @@ _OWNERSHIPS: Final[Mapping[cache_pb2.StoreOwnership.ValueType, StoreOwnership]] 
 
 
 @dataclass(frozen=True)
+class GrowthPoint:
+    """What was admitted before a time, in UTC, of the entries that are present now; the size is in bytes."""
+
+    time: datetime
+    entries: int
+    bytes: int
+
+
+@dataclass(frozen=True)
 class CacheStats:
     """Contents and use of a tenant's cache.
 
@@ -40,6 +49,8 @@ class CacheStats:
         evictions: number of entries that the cache deleted itself, by reason.
         hits: uses of the current entries.
         seconds_saved: estimate of the computation that these uses saved, in seconds.
+        growth: the current entries by time of their admission, oldest first; empty unless requested.
+        growth_step: time between two of these points, in seconds.
     """
 
     entries: int
@@ -61,6 +72,8 @@ class CacheStats:
     evictions: Mapping[str, int]
     hits: int
     seconds_saved: float
+    growth: tuple[GrowthPoint, ...]
+    growth_step: float
     proto: cache_pb2.StatsResponse = field(repr=False, compare=False)
 
     @classmethod
@@ -87,6 +100,8 @@ class CacheStats:
             evictions={each.reason: each.count for each in message.evictions},
             hits=message.hits,
             seconds_saved=message.seconds_saved,
+            growth=tuple(GrowthPoint(to_utc(each.time), each.entries, each.bytes) for each in message.growth),
+            growth_step=message.growth_step.ToTimedelta().total_seconds(),
             proto=message,
         )
 
@@ -231,3 +246,54 @@ class Verification:
     entries: int
     bytes: int
     damaged: tuple[Damage, ...]
+
+
+@dataclass(frozen=True)
+class MappedEntry:
+    """An entry, and its place in a plane where similar prompts are near each other.
+
+    Attributes:
+        prompt: its first 200 characters; empty if the entry stores only the hash.
+        hits, seconds_saved: requests that used the entry, and an estimate of what they saved, in seconds.
+        x, y: coordinates, −1 to 1.
+    """
+
+    id: str
+    prompt: str
+    generation_id: str
+    hits: int
+    seconds_saved: float
+    x: float
+    y: float
+
+    @classmethod
+    def from_proto(cls, message: cache_pb2.MappedEntry) -> Self:
+        return cls(
+            message.entry_id,
+            message.prompt,
+            message.generation_id,
+            message.hits,
+            message.seconds_saved,
+            message.x,
+            message.y,
+        )
+
+
+@dataclass(frozen=True)
+class CacheMap:
+    """Entries in a plane.
+
+    Attributes:
+        left_out: number of the tenant's entries that are not in it.
+        explained_share: share of the variance of the vectors that the plane has, 0 to 1.
+    """
+
+    entries: tuple[MappedEntry, ...]
+    left_out: int
+    explained_share: float
+    proto: cache_pb2.MapEntriesResponse = field(repr=False, compare=False)
+
+    @classmethod
+    def from_proto(cls, message: cache_pb2.MapEntriesResponse) -> Self:
+        entries = tuple(map(MappedEntry.from_proto, message.entries))
+        return cls(entries, message.left_out, message.explained_share, message)

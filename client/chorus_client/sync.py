@@ -15,8 +15,9 @@ from chorus_rpc.tenancy import DEFAULT_TENANT
 
 from chorus_client.aio import AsyncChorusClient
 from chorus_client.cache import ADOPT_SECONDS, PURGE_SECONDS, VERIFY_SECONDS, AsyncCacheClient
-from chorus_client.cache_results import Adoption, CacheEntry, CacheStats, Purged, Verification
+from chorus_client.cache_results import Adoption, CacheEntry, CacheMap, CacheStats, Purged, Verification
 from chorus_client.connection import CALL_SECONDS, Metadata
+from chorus_client.deployment import ServerInfo
 from chorus_client.events import Event
 from chorus_client.handles import PATIENCE_SECONDS, WATCH_SECONDS, GenerationHandle
 from chorus_client.loop_thread import LoopThread
@@ -208,6 +209,10 @@ class ChorusClient:
         """Returns the models that a request can name, the default first."""
         return self._loop.run(self._client.models(timeout=timeout))
 
+    def server_info(self, *, timeout: float | None = None) -> ServerInfo:
+        """Returns the tenant of the caller's API key, and which services serve behind the scheduler."""
+        return self._loop.run(self._client.server_info(timeout=timeout))
+
     def preview(
         self, prompt: str, *, timeout: float | None = None, **options: Unpack[SpecOptions]
     ) -> Preview:
@@ -261,9 +266,25 @@ class CacheClient:
         """Closes the channel; calls still running end. Further calls have no effect."""
         self._loop.close(self._client.close())
 
-    def stats(self, *, timeout: float | None = None) -> CacheStats:
-        """Returns the contents and the use of the cache."""
-        return self._loop.run(self._client.stats(timeout=timeout))
+    def with_tenant(self, tenant: str) -> Self:
+        """Returns a client of another tenant's entries that shares the connection; see
+        AsyncCacheClient.with_tenant.
+        """
+        other = copy.copy(self)
+        other._client = self._client.with_tenant(tenant)
+        return other
+
+    def stats(
+        self, *, from_memory: bool = False, growth_points: int = 0, timeout: float | None = None
+    ) -> CacheStats:
+        """Returns the contents and the use of the cache; see AsyncCacheClient.stats."""
+        return self._loop.run(
+            self._client.stats(from_memory=from_memory, growth_points=growth_points, timeout=timeout)
+        )
+
+    def map(self, order: str = "newest", limit: int = 200, *, timeout: float | None = None) -> CacheMap:
+        """Returns places of entries in a plane; see AsyncCacheClient.map."""
+        return self._loop.run(self._client.map(order, limit, timeout=timeout))
 
     def list(
         self, order: str = "newest", limit: int = 50, *, timeout: float | None = None

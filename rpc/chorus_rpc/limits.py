@@ -68,6 +68,16 @@ DEFAULT_ENTRIES_PAGE: Final = 50
 MAX_ENTRIES_PAGE: Final = 1_000
 """Default and upper bound of the number of cache entries in a page of a list."""
 
+DEFAULT_MAPPED_ENTRIES: Final = 200
+MAX_MAPPED_ENTRIES: Final = 500
+"""Default and upper bound of the number of cache entries that are placed in a plane."""
+
+MAX_GROWTH_POINTS: Final = 500
+"""Upper bound on the points of the growth of a cache."""
+
+MAX_MAPPED_PROMPT_CHARACTERS: Final = 200
+"""Upper bound on the part of a prompt that a placed entry carries, in characters."""
+
 MAX_DEADLINE_SECONDS: Final = 86_400
 """Upper bound on the time from a submission to its deadline, in seconds (24 hours)."""
 

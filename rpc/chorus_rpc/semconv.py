@@ -107,5 +107,6 @@ DENOISER: Final = "denoiser"
 # gRPC metadata
 TENANT_KEY: Final = "chorus-tenant"
 INSTANCE_KEY: Final = "chorus-instance"  # of the responses of Health.Check
+VERSION_KEY: Final = "chorus-version"  # of the initial metadata of Health.Watch
 
 ERROR_DOMAIN: Final = "chorus"

@@ -93,6 +93,7 @@ def make_access(settings: CacheSettings) -> Access:
     keys: dict[Role, str] = {
         "scheduler": settings.scheduler_key.get_secret_value(),
         "denoiser": settings.denoiser_key.get_secret_value(),
+        "gateway": settings.gateway_key.get_secret_value(),
         "operator": settings.operator_key.get_secret_value(),
     }
     if not any(keys.values()) and not is_loopback_host(settings.host):

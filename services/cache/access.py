@@ -14,7 +14,7 @@ from chorus.cache.v1 import cache_pb2
 from chorus_rpc.errors import PERMISSION_DENIED, UNAUTHENTICATED, ChorusError
 from chorus_rpc.tenancy import read_key, read_tenant
 
-Role: TypeAlias = Literal["scheduler", "denoiser", "operator"]
+Role: TypeAlias = Literal["scheduler", "denoiser", "gateway", "operator"]
 
 EVERY_TENANT: Final = "*"
 _METHODS: Final = frozenset(cache_pb2.DESCRIPTOR.services_by_name["CacheService"].methods_by_name)
@@ -22,6 +22,7 @@ _METHODS: Final = frozenset(cache_pb2.DESCRIPTOR.services_by_name["CacheService"
 _ALLOWED: Final[Mapping[Role, frozenset[str]]] = {
     "scheduler": frozenset({"Lookup", "Find"}),
     "denoiser": frozenset({"Fetch", "Admit"}),
+    "gateway": frozenset({"Stats", "ListEntries", "MapEntries", "Purge"}),
     "operator": _METHODS - {"Admit"},
 }
 
@@ -60,8 +61,8 @@ class Access:
             raise ChorusError(
                 UNAUTHENTICATED,
                 'the call carries no key of this cache: send "authorization: Bearer KEY", from'
-                " CHORUS_SCHEDULER_CACHE_KEY, CHORUS_DENOISER_CACHE_KEY or, for `chorus cache`,"
-                " CHORUS_CACHE_OPERATOR_KEY",
+                " CHORUS_SCHEDULER_CACHE_KEY, CHORUS_DENOISER_CACHE_KEY, CHORUS_GATEWAY_CONSOLE_CACHE_KEY or,"
+                " for `chorus cache`, CHORUS_CACHE_OPERATOR_KEY",
             )
         if method not in _ALLOWED[role]:
             raise ChorusError(PERMISSION_DENIED, f"the key of the {role} does not allow {method}")

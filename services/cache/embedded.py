@@ -14,7 +14,9 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from chorus_rpc.errors import DISK_FULL, ChorusError, unavailable
+from numpy.typing import NDArray
 
 from services.cache.blocking_client import BlockingClient
 from services.cache.disk_space import DiskReserve, disk_full
@@ -133,6 +135,20 @@ class EmbeddedIndex(MilvusIndex):
             return None
         with self._lock:
             return rows.get(tenant, entry_id)
+
+    async def read_vectors(
+        self, space: str, tenant: str, entry_ids: Sequence[str]
+    ) -> Mapping[str, tuple[Entry, NDArray[np.float32]]]:
+        make_filter(tenant, entry_ids=entry_ids)
+        rows = self._rows.get(space)
+        if rows is None:
+            return {}
+
+        def read() -> Mapping[str, tuple[Entry, NDArray[np.float32]]]:
+            with self._lock:
+                return rows.get_vectors(tenant, entry_ids)
+
+        return await asyncio.to_thread(read)
 
     async def upsert(self, space: Space, entry: Entry, vector: Sequence[float]) -> None:
         if not await self._client.run(self._reserve.fill):

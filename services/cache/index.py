@@ -6,6 +6,9 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from services.cache.entries import Entry, Space, Uses
 
 
@@ -60,6 +63,13 @@ class Index(ABC):
     @abstractmethod
     async def get(self, space: str, tenant: str, entry_id: str) -> Entry | None:
         """Returns one row of this tenant, or None if it does not exist."""
+
+    @abstractmethod
+    async def read_vectors(
+        self, space: str, tenant: str, entry_ids: Sequence[str]
+    ) -> Mapping[str, tuple[Entry, NDArray[np.float32]]]:
+        """Returns rows of this tenant and their vectors, by entry id; missing rows and rows of other tenants
+        are left out."""
 
     @abstractmethod
     async def upsert(self, space: Space, entry: Entry, vector: Sequence[float]) -> None:

@@ -10,7 +10,9 @@ from chorus.common.v1 import latents_pb2
 from google.protobuf import timestamp_pb2
 
 from services.cache.entries import Blob, Entry
+from services.cache.growth import Growth
 from services.cache.listing import Details
+from services.cache.mapping import EntryMap
 from services.cache.usage import StorageUsage
 from services.cache.verification import Progress
 
@@ -92,6 +94,32 @@ def to_model_usages(usage: StorageUsage) -> list[cache_pb2.ModelUsage]:
         )
         for model, each in islice(usage.models.items(), _MODELS)
     ]
+
+
+def to_growth(growth: Growth) -> list[cache_pb2.GrowthPoint]:
+    return [
+        cache_pb2.GrowthPoint(time=to_timestamp(each.time_ms), entries=each.entries, bytes=each.size_bytes)
+        for each in growth.points
+    ]
+
+
+def to_map(found: EntryMap) -> cache_pb2.MapEntriesResponse:
+    return cache_pb2.MapEntriesResponse(
+        entries=[
+            cache_pb2.MappedEntry(
+                entry_id=each.entry.entry_id,
+                prompt=each.prompt,
+                generation_id=each.entry.generation_id,
+                hits=each.held.hits,
+                seconds_saved=each.held.saved_seconds,
+                x=each.x,
+                y=each.y,
+            )
+            for each in found.entries
+        ],
+        left_out=found.left_out,
+        explained_share=found.explained_share,
+    )
 
 
 def to_timestamp(milliseconds: int) -> timestamp_pb2.Timestamp:

@@ -6,13 +6,16 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import grpc
+import numpy as np
 from chorus_rpc.errors import unavailable
+from numpy.typing import NDArray
 from pymilvus import MilvusClient
 from pymilvus.exceptions import ErrorCode, MilvusException
 
@@ -35,6 +38,7 @@ from services.runtime.blocking_client import retry_until_up
 from services.runtime.breaker import PROBE_SECONDS
 
 _PAGE = 500
+_VECTORS_PAGE = 100
 # Writes are visible to the next call of this process, at a hundredth of the cost of "Strong" on a server.
 _READ_YOUR_WRITES = "Session"
 
@@ -180,6 +184,27 @@ class MilvusIndex(Index):
             ),
         )
         return to_entry(rows[0]) if rows else None
+
+    async def read_vectors(
+        self, space: str, tenant: str, entry_ids: Sequence[str]
+    ) -> Mapping[str, tuple[Entry, NDArray[np.float32]]]:
+        found: dict[str, tuple[Entry, NDArray[np.float32]]] = {}
+        # A page of vectors of 4,096 values has 1.6 MB.
+        for begin in range(0, len(entry_ids), _VECTORS_PAGE):
+            where = make_filter(tenant, entry_ids=entry_ids[begin : begin + _VECTORS_PAGE])
+            rows: Any = await self._read(space, functools.partial(self._query_vectors, space, where))
+            for row in rows or ():
+                found[row["entry_id"]] = to_entry(row), np.asarray(row["vector"], np.float32)
+        return found
+
+    def _query_vectors(self, space: str, where: str) -> Any:
+        return self._milvus.query(
+            space,
+            filter=where,
+            output_fields=[*FIELDS, "vector"],
+            consistency_level=_READ_YOUR_WRITES,
+            timeout=self._seconds,
+        )
 
     async def upsert(self, space: Space, entry: Entry, vector: Sequence[float]) -> None:
         if space.name not in self._ready:

@@ -57,6 +57,16 @@ class Rows:
         group = self._group_of.get((tenant, entry_id))
         return None if group is None else group.get(entry_id)
 
+    def get_vectors(
+        self, tenant: str, entry_ids: Sequence[str]
+    ) -> dict[str, tuple[Entry, NDArray[np.float32]]]:
+        """Returns the rows of a tenant that have these ids, and copies of their vectors."""
+        found = {}
+        for entry_id in self.owned(tenant, entry_ids):
+            group = self._group_of[tenant, entry_id]
+            found[entry_id] = group.get(entry_id), group.copy_vector(entry_id)
+        return found
+
     def get_used(self, tenant: str, uses: Mapping[str, Uses]) -> list[tuple[Entry, list[float]]]:
         """Returns the rows of a tenant that have these ids, with the uses added, and their vectors."""
         found = []
@@ -126,6 +136,9 @@ class _Group:
 
     def get(self, entry_id: str) -> Entry:
         return unpack(self._rows[self._places[entry_id]].packed)
+
+    def copy_vector(self, entry_id: str) -> NDArray[np.float32]:
+        return self._vectors[self._places[entry_id]].copy()
 
     def vector(self, entry_id: str) -> list[float]:
         return [float(value) for value in self._vectors[self._places[entry_id]]]

@@ -15,16 +15,20 @@ from chorus_rpc.errors import CANCELLED, DEADLINE_EXCEEDED, ChorusError, Reason
 
 from services.cache.access import Access
 from services.cache.listing import Order, get_entry, list_entries
+from services.cache.mapping import map_entries
 from services.cache.messages import (
     to_details,
     to_entry,
+    to_growth,
     to_header,
+    to_map,
     to_model_usages,
     to_report,
     to_timestamp,
 )
 from services.cache.ownership import Ownership
 from services.cache.store import LatentStore, now_ms
+from services.cache.survey import survey
 from services.cache.sweeper import adopt
 from services.cache.upload import Upload
 from services.cache.usage import measure_usage, purge
@@ -35,7 +39,9 @@ from services.cache.validation import (
     check_find,
     check_list,
     check_lookup,
+    check_map,
     check_purge,
+    check_stats,
 )
 from services.cache.verification import verify
 from services.contract.identity import entry_id, identity_digest
@@ -52,6 +58,7 @@ _ORDERS: Mapping[cache_pb2.EntryOrder.ValueType, Order] = {
     cache_pb2.ENTRY_ORDER_LAST_USE: "used",
     cache_pb2.ENTRY_ORDER_SECONDS_SAVED: "saved",
     cache_pb2.ENTRY_ORDER_SIZE: "size",
+    cache_pb2.ENTRY_ORDER_HITS: "hits",
 }
 
 
@@ -177,6 +184,15 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
             entries=map(to_details, page.entries), next_page_token=page.next_token
         )
 
+    async def MapEntries(
+        self,
+        request: cache_pb2.MapEntriesRequest,
+        context: grpc.aio.ServicerContext[cache_pb2.MapEntriesRequest, cache_pb2.MapEntriesResponse],
+    ) -> cache_pb2.MapEntriesResponse:
+        tenant = self._access.check("MapEntries", context.invocation_metadata())
+        limit = check_map(request)
+        return to_map(await map_entries(self._store, tenant, _ORDERS[request.order], limit))
+
     async def GetEntry(
         self,
         request: cache_pb2.GetEntryRequest,
@@ -208,12 +224,13 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
         context: grpc.aio.ServicerContext[cache_pb2.StatsRequest, cache_pb2.StatsResponse],
     ) -> cache_pb2.StatsResponse:
         tenant = self._access.check("Stats", context.invocation_metadata())
-        usage = await measure_usage(self._store.index, tenant)
+        check_stats(request)
+        known = await survey(self._store.ledger, tenant, request.growth_points)
+        usage = None if request.from_memory else await measure_usage(self._store.index, tenant)
         counters, bounds = self._store.counters[tenant], self._store.room.capacity
-        uses = self._store.ledger.count_uses(tenant)
-        return cache_pb2.StatsResponse(
-            entries=usage.entries,
-            bytes=usage.size_bytes,
+        response = cache_pb2.StatsResponse(
+            entries=known.entries if usage is None else usage.entries,
+            bytes=known.size_bytes if usage is None else usage.size_bytes,
             lookups=counters.lookups,
             lookups_with_donor=counters.lookups_with_donor,
             fetches=counters.fetches,
@@ -235,12 +252,16 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
                 cache_pb2.Evictions(reason=reason, count=count)
                 for reason, count in sorted(counters.evictions.items())
             ],
-            hits=uses.hits,
-            seconds_saved=uses.saved_seconds,
-            models=to_model_usages(usage),
+            hits=known.uses.hits,
+            seconds_saved=known.uses.saved_seconds,
+            models=() if usage is None else to_model_usages(usage),
             pinned_bytes=self._store.ledger.pinned_bytes(tenant),
             max_pinned_bytes=bounds.pinned,
         )
+        if known.growth is not None:
+            response.growth.extend(to_growth(known.growth))
+            response.growth_step.FromMilliseconds(known.growth.step_ms)
+        return response
 
     async def Adopt(
         self,

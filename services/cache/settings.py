@@ -47,6 +47,9 @@ class CacheSettings(ServerSettings):
     same."""
     denoiser_key: Key = SecretStr("")
     """Key of the denoiser, for fetches and admissions. CHORUS_DENOISER_CACHE_KEY is the same."""
+    gateway_key: Key = SecretStr("")
+    """Key of the gateway, for the console's page about the cache. CHORUS_GATEWAY_CONSOLE_CACHE_KEY is the
+    same. If it is empty and the others are set, that page needs the operator's key."""
     operator_key: Key = SecretStr("")
     """Key of `chorus cache`, which reads this variable too. If it is empty and the others are set, entries
     cannot be listed, verified, purged or adopted."""
@@ -164,7 +167,7 @@ class CacheSettings(ServerSettings):
 
     @model_validator(mode="after")
     def _check_keys(self) -> Self:
-        names = ("scheduler_key", "denoiser_key", "operator_key")
+        names = ("scheduler_key", "denoiser_key", "gateway_key", "operator_key")
         keys = {name: getattr(self, name).get_secret_value() for name in names}
         given = [key for key in keys.values() if key]
         if given and not (keys["scheduler_key"] and keys["denoiser_key"]):
@@ -172,7 +175,7 @@ class CacheSettings(ServerSettings):
                 "CHORUS_CACHE_SCHEDULER_KEY and CHORUS_CACHE_DENOISER_KEY must both be set, or no key at all"
             )
         if len(set(given)) < len(given):
-            raise ValueError("the keys of scheduler, denoiser and operator must differ")
+            raise ValueError("the keys of scheduler, denoiser, gateway and operator must differ")
         return self
 
     @field_validator("milvus_uri")

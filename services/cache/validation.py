@@ -13,13 +13,16 @@ from chorus_rpc.chunks import BlobFault
 from chorus_rpc.errors import Violations, invalid
 from chorus_rpc.limits import (
     DEFAULT_ENTRIES_PAGE,
+    DEFAULT_MAPPED_ENTRIES,
     MAX_ADAPTERS,
     MAX_AGE_SECONDS,
     MAX_BLOBS,
     MAX_DONORS,
     MAX_ENCODER_ID_CHARACTERS,
     MAX_ENTRIES_PAGE,
+    MAX_GROWTH_POINTS,
     MAX_ID_CHARACTERS,
+    MAX_MAPPED_ENTRIES,
     MAX_VECTOR_DIM,
     NORM_TOLERANCE,
     SIDE_DATA_SHARE,
@@ -131,11 +134,31 @@ def check_list(request: cache_pb2.ListEntriesRequest) -> int:
         "page_size",
         f"must be 0 to {MAX_ENTRIES_PAGE}, not {request.page_size}",
     )
-    violations.require(
-        request.order in cache_pb2.EntryOrder.values(), "order", f"must be an EntryOrder, not {request.order}"
-    )
+    _check_order(violations, request.order)
     violations.raise_if_any()
     return request.page_size or DEFAULT_ENTRIES_PAGE
+
+
+def check_map(request: cache_pb2.MapEntriesRequest) -> int:
+    """Validates a request; returns the number of entries to place."""
+    violations = Violations()
+    bound = f"must be 0 to {MAX_MAPPED_ENTRIES}, not {request.limit}"
+    violations.require(request.limit <= MAX_MAPPED_ENTRIES, "limit", bound)
+    _check_order(violations, request.order)
+    violations.raise_if_any()
+    return request.limit or DEFAULT_MAPPED_ENTRIES
+
+
+def check_stats(request: cache_pb2.StatsRequest) -> None:
+    """Validates a request for statistics."""
+    points, violations = request.growth_points, Violations()
+    bound = f"must be 0, or 2 to {MAX_GROWTH_POINTS}, not {points}"
+    violations.require(points != 1 and points <= MAX_GROWTH_POINTS, "growth_points", bound)
+    violations.raise_if_any()
+
+
+def _check_order(violations: Violations, order: cache_pb2.EntryOrder.ValueType) -> None:
+    violations.require(order in cache_pb2.EntryOrder.values(), "order", f"must be an EntryOrder, not {order}")
 
 
 def check_entry_id(entry_id: str) -> None:

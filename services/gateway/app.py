@@ -19,8 +19,8 @@ from services.gateway.settings import GatewaySettings
 from services.gateway.videos import content, events, models, reports, routes, sync
 from services.gateway.videos.fields import CreateFields, EditFields, RemixFields, ReportFields
 from services.gateway.videos.frame_rates import FrameRates
+from services.runtime.version import VERSION
 
-VERSION = "0.1.0"
 _DESCRIPTION = (
     "Generates videos. Errors have one envelope: `error` with `message`, `type`, `param` and `code`."
 )

@@ -121,12 +121,17 @@ class GatewaySettings(ServerSettings):
     """Secret that protects the sessions of the console, the same for every gateway behind one address; empty:
     a new one at each start, after which people log in again."""
     console_cache_target: Annotated[str, Field(max_length=512), AfterValidator(_check_optional_target)] = ""
-    """Address of the cache, for the console's page about it, where the scheduler has no API keys; empty: the
-    page is not available."""
+    """Address of the cache, for the console's page about it; empty: the page is not available."""
     console_cache_tenant: Annotated[str, Field(max_length=64), AfterValidator(check_tenant)] = DEFAULT_TENANT
-    """Tenant whose entries the console's page about the cache shows: that of the scheduler."""
+    """Tenant whose entries the console's page about the cache shows if the scheduler has no API keys: that of
+    the scheduler. With keys it shows the entries of the key's tenant."""
     console_cache_key: Key = SecretStr("")
-    """Operator key of the cache (CHORUS_CACHE_OPERATOR_KEY), if it has keys; empty: none."""
+    """Key of the gateway for the cache (CHORUS_CACHE_GATEWAY_KEY), if the cache has keys; empty: none."""
+    console_denoiser_hour_price: Annotated[float, Field(ge=0, le=1_000_000)] = 0.0
+    """Price of an hour of a denoiser, from which the console's page about health computes what reuse saved;
+    0: it shows no money."""
+    console_currency: Annotated[str, Field(max_length=8)] = ""
+    """Unit of that price, such as USD, which the page shows with it."""
     console_trace_url: Annotated[str, Field(max_length=1_024), AfterValidator(_check_trace_url)] = ""
     """Address of a trace in a tracing UI, with {trace_id} in the place of its id; empty: no link."""
 

@@ -20,6 +20,7 @@ from services.runtime.process import run_process
 from services.runtime.resources import EssentialTaskEnded, Resources
 from services.runtime.settings import ServerSettings
 from services.runtime.startup import limit_start
+from services.runtime.version import VERSION
 
 # Runs once the port is bound: loads what the service needs, registers every resource with the stack and adds
 # the servicer to the server. Calls are refused with UNAVAILABLE until it returns.
@@ -58,6 +59,7 @@ def run(
     *,
     credentials: grpc.ServerCredentials | None = None,
     health_port: int = 0,
+    public: bool = False,
 ) -> None:
     """Serves until SIGTERM or SIGINT; returns after the drain.
 
@@ -68,6 +70,7 @@ def run(
         service: full protobuf name, for instance "chorus.cache.v1.CacheService".
         credentials: credentials of the port for TLS; None for a plaintext port.
         health_port: plaintext port for health checks alone, the setting HEALTH_PORT; 0 for none.
+        public: whether strangers may reach the port. To them the health service does not name the version.
 
     Ends the process with status 1 and one line on stderr when the address cannot be listened on, when `start`
     raises StartupError, or when it takes longer than `startup_seconds`; with status 2 when an `OTEL_*`
@@ -79,7 +82,7 @@ def run(
             open_metrics_port(resources)
             await start(resources, server)
 
-        return _serve(name, service, settings, start_all, drain, credentials, health_port)
+        return _serve(name, service, settings, start_all, drain, credentials, health_port, public)
 
     run_process(name, settings, serve, health_port=health_port)
 
@@ -104,6 +107,7 @@ async def _serve(
     drain: Drain | None,
     credentials: grpc.ServerCredentials | None,
     health_port: int,
+    public: bool,
 ) -> None:
     gate = Gate(name)
     server = grpc.aio.server(
@@ -111,7 +115,7 @@ async def _serve(
         maximum_concurrent_rpcs=settings.max_concurrent_calls,
         options=build_server_options(settings.max_message_bytes),
     )
-    status = HealthServicer(settings.instance_id)
+    status = HealthServicer(settings.instance_id, "" if public else VERSION)
     health_pb2_grpc.add_HealthServicer_to_server(status, server)
     await status.set(service, health_pb2.HealthCheckResponse.NOT_SERVING)
     await status.set("", health_pb2.HealthCheckResponse.NOT_SERVING)

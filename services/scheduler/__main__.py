@@ -23,6 +23,7 @@ from services.scheduler.api.access import Access
 from services.scheduler.api.changes import Changes
 from services.scheduler.api.generations import Generations
 from services.scheduler.api.key_file import KeyFile
+from services.scheduler.api.server_info import ServerInfo
 from services.scheduler.api.servicer import SchedulerServicer
 from services.scheduler.api.view import Views
 from services.scheduler.dispatch.admissions import PendingAdmissions
@@ -145,8 +146,11 @@ class Scheduler:
         self._denoisers = denoisers
         resources.push_async_callback(denoisers.close)
         metrics.observe_denoisers(denoisers)
+        cache_connection = connect(
+            "cache", cache.SERVICE, settings.cache_target, settings.cache_key.get_secret_value()
+        )
         cache_client = CacheClient(
-            connect("cache", cache.SERVICE, settings.cache_target, settings.cache_key.get_secret_value()),
+            cache_connection,
             lookup_seconds=settings.lookup_seconds,
             donor_limit=settings.donor_limit,
         )
@@ -215,8 +219,10 @@ class Scheduler:
         access = Access(self._key_file, settings.tenant)
         if self._key_file is not None:
             resources.start_task(self._key_file.watch(), "api keys")
+        peers = (embedder_client.health, cache_connection.health)
+        server_info = ServerInfo(peers, denoisers, confidential=access.has_keys)
         scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server(
-            SchedulerServicer(generations, access), server
+            SchedulerServicer(generations, access, server_info), server
         )
 
     def _start_webhooks(self, store: SqlStore, resources: Resources) -> None:
@@ -377,6 +383,7 @@ def main() -> None:
             drain=scheduler.drain,
             credentials=None if settings.tls is None else settings.tls.make_credentials(),
             health_port=settings.health_port,
+            public=True,
         )
     except (StoreError, PassingFault) as error:
         print(f"scheduler: {error}", file=sys.stderr)

@@ -8,6 +8,7 @@ import itertools
 import uuid
 from pathlib import Path
 
+import numpy as np
 import pytest
 from chorus_rpc.errors import DEPENDENCY_UNAVAILABLE, ChorusError
 from milvus_lite.adapter.grpc.server import start_server_in_thread
@@ -102,6 +103,31 @@ async def test_row_survives_delete_upsert_and_reopening(open_index: OpenIndex, t
     assert [hit.entry for hit in await again.search(SPACE.name, tenant, IDENTITY, unit(1), 16)] == [kept]
     assert await found(again, tenant) == [kept]
     assert SPACE.name in await again.spaces()
+
+
+async def test_vectors_are_read_by_id(open_index: OpenIndex, tenant: str) -> None:
+    index = await open_index()
+    assert await index.read_vectors("chorus_never_written", tenant, ["0" * 64]) == {}
+    kept = [entry(f"prompt {i}", tenant=tenant) for i in range(120)]
+    for i, each in enumerate(kept):
+        await index.upsert(SPACE, each, unit(i))
+    theirs = entry(tenant=f"{tenant}-other")
+    await index.upsert(SPACE, theirs, unit(1))
+    assert await index.read_vectors(SPACE.name, tenant, []) == {}
+    for again in (index, await open_index()):
+        wanted = [theirs.entry_id, "0" * 64, *(each.entry_id for each in kept)]
+        found = await again.read_vectors(SPACE.name, tenant, wanted)
+        assert {entry_id: read for entry_id, (read, _) in found.items()} == {
+            each.entry_id: each for each in kept
+        }
+        for i, each in enumerate(kept):
+            _, vector = found[each.entry_id]
+            assert vector == pytest.approx(np.array(unit(i), np.float32), abs=1e-6)
+    with pytest.raises(ValueError, match="not allowed"):
+        await index.read_vectors(SPACE.name, tenant, ['" or tenant != "'])
+    await index.delete(SPACE.name, tenant, [kept[0].entry_id])
+    found = await index.read_vectors(SPACE.name, tenant, [each.entry_id for each in kept[:2]])
+    assert list(found) == [kept[1].entry_id]
 
 
 async def test_tenants_are_isolated(index: Index, tenant: str) -> None:

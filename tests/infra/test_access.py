@@ -185,6 +185,50 @@ def test_gateway_has_the_schedulers_keys_and_tls_of_its_own(
     assert (probe["scheme"], probe["port"]) == ("HTTPS", ports(gateway)["http"])
 
 
+def find_variables(workload: Manifest) -> dict[str, Any]:
+    return {each["name"]: each for each in container(workload)["env"]}
+
+
+@pytest.mark.parametrize("version", KUBERNETES)
+def test_console_has_its_secret_and_reaches_the_cache(
+    chart: Chart, version: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = {
+        "scheduler": {"settings": {"tenant": "studio"}},
+        "cache": KEYS["cache"],
+        "gateway": {"replicas": 2, "console": {"existingSecret": "console"}},
+    }
+    found = workloads(chart.template_valid(values, version))
+    variables = find_variables(found["gateway"])
+    secret = variables["CHORUS_GATEWAY_CONSOLE_SECRET"]["valueFrom"]["secretKeyRef"]
+    assert secret == {"name": "console", "key": "secret"}
+    assert (
+        variables["CHORUS_GATEWAY_CONSOLE_CACHE_KEY"]["valueFrom"]
+        == (find_variables(found["cache"])["CHORUS_CACHE_GATEWAY_KEY"]["valueFrom"])
+    )
+    settings = load_gateway(found["gateway"], monkeypatch, {})
+    assert settings.console_cache_target == "demo-chorus-cache:7402"
+    assert settings.console_cache_tenant == "studio"
+
+
+@pytest.mark.parametrize(
+    "gateway", [{"console": {"cache": False}}, {"replicas": 2, "settings": {"console": False}}]
+)
+def test_gateway_does_not_reach_the_cache_without_that_page(chart: Chart, gateway: dict[str, Any]) -> None:
+    manifests = chart.template({**KEYS, "gateway": gateway})
+    found = workloads(manifests)
+    assert not [name for name in find_variables(found["gateway"]) if "_CACHE_" in name]
+    policies = select_kinds(manifests, "NetworkPolicy")
+    rules = (*policies["gateway"]["spec"]["egress"], *policies["cache"]["spec"]["ingress"])
+    components = {
+        peer["podSelector"]["matchLabels"]["app.kubernetes.io/component"]
+        for rule in rules
+        if any(port["port"] == 7402 for port in rule["ports"])
+        for peer in (*rule.get("to", ()), *rule.get("from", ()))
+    }
+    assert components == {"scheduler", "denoiser"}
+
+
 def test_gateway_connects_to_a_scheduler_with_tls(
     chart: Chart, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -222,6 +266,11 @@ def test_gateway_connects_to_a_scheduler_with_tls(
         (
             {"scheduler": {"tls": {"existingSecret": "t", "clientCa": {"existingSecret": "c"}}}},
             "gateway.scheduler.certificateSecret",
+        ),
+        ({"gateway": {"replicas": 2}}, "gateway.console.existingSecret"),
+        (
+            {"gateway": {"console": {"existingSecret": "x"}, "settings": {"console": False}}},
+            "gateway.console.existingSecret",
         ),
     ],
 )

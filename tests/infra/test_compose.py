@@ -115,9 +115,9 @@ def test_addresses_name_services_on_a_common_network() -> None:
             assert open_ports[other] == port, variable
             assert set(part["networks"]) & set(PARTS[other]["networks"]), variable
             seen += 1
-    # Three targets of the scheduler, one of the denoiser and of the gateway, two stores, five to the
+    # Three targets of the scheduler, one of the denoiser, two of the gateway, two stores, five to the
     # collector, one to Jaeger.
-    assert seen == 13
+    assert seen == 14
 
 
 def test_only_the_cache_reaches_the_stores() -> None:
@@ -170,12 +170,12 @@ def test_secrets_come_from_the_environment() -> None:
     example = (COMPOSE.parent / ".env.example").read_text()
     variables = dict(line.split("=", 1) for line in example.splitlines() if line and not line.startswith("#"))
     assert all(value == "" for value in variables.values())
-    used = set(re.findall(r"\$\{(\w+)(?::\?[^}]*)?\}", COMPOSE.read_text()))
+    used = set(re.findall(r"\$\{(\w+)(?::[?-][^}]*)?\}", COMPOSE.read_text()))
     assert used == set(variables)
     for part in PARTS.values():
         for name, value in part.get("environment", {}).items():
-            if name.endswith(("_KEY", "_TOKEN", "_USER", "_PASSWORD")):
-                assert re.fullmatch(r"\$\{\w+:\?[^}]+\}", value), name
+            if name.endswith(("_KEY", "_TOKEN", "_USER", "_PASSWORD", "_SECRET")):
+                assert re.fullmatch(r"\$\{\w+(:\?[^}]+|:-)\}", value), name
 
 
 def test_env_file_is_ignored_by_git() -> None:

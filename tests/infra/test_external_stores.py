@@ -171,19 +171,21 @@ def test_keys_of_the_cache_come_from_one_secret(
 ) -> None:
     manifests = chart.template_valid({"cache": {"keys": {"existingSecret": "cache-keys"}}}, version)
     found = {}
-    for service in ("cache", "scheduler", "denoiser"):
+    for service in ("cache", "scheduler", "denoiser", "gateway"):
         for variable in container(workloads(manifests)[service])["env"]:
             if variable["name"].endswith("_KEY") and "_S3_" not in variable["name"]:
                 reference = variable["valueFrom"]["secretKeyRef"]
                 assert reference["name"] == "cache-keys"
-                assert reference.get("optional", False) == (reference["key"] == "operator")
+                assert reference.get("optional", False) == (reference["key"] in ("operator", "gateway"))
                 found[variable["name"]] = reference["key"]
     assert found == {
         "CHORUS_CACHE_SCHEDULER_KEY": "scheduler",
         "CHORUS_CACHE_DENOISER_KEY": "denoiser",
+        "CHORUS_CACHE_GATEWAY_KEY": "gateway",
         "CHORUS_CACHE_OPERATOR_KEY": "operator",
         "CHORUS_SCHEDULER_CACHE_KEY": "scheduler",
         "CHORUS_DENOISER_CACHE_KEY": "denoiser",
+        "CHORUS_GATEWAY_CONSOLE_CACHE_KEY": "gateway",
     }
 
 

@@ -56,6 +56,7 @@ REQUEST_CALLS = {
     ("scheduler", "cache", 7402),
     ("scheduler", "denoiser", 7403),
     ("denoiser", "cache", 7402),
+    ("gateway", "cache", 7402),  # for the console
 }
 STORES = {("cache", "milvus", 19530), ("cache", "minio", 9000)}
 TRACES = {*((service, "collector", 4317) for service in SERVICES), ("collector", "jaeger", 4317)}

@@ -69,6 +69,7 @@ DERIVED_BY_SERVICE = {
         "s3_sts_endpoint",
         "scheduler_key",
         "denoiser_key",
+        "gateway_key",
         "operator_key",
         "keyless_tenants",
     },
@@ -83,8 +84,9 @@ DERIVED_BY_SERVICE = {
         "require_keys",
         "tls_certificate",
         "tls_key",
-        # Secrets, for gateway.extraEnv.
         "console_secret",
+        "console_cache_target",
+        "console_cache_tenant",
         "console_cache_key",
     },
 }

@@ -10,7 +10,6 @@ from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
-from services.cache.entries import UNUSED, Uses
 from services.cache.eviction.priorities import Held, Priority, worth
 
 _STALE_LIMIT: Final = 64  # stale places that an order may have in addition to twice its entries
@@ -117,14 +116,6 @@ class Ledger:
         order = self._orders.setdefault(key.tenant, _Order())
         order.entries += 1
         self._rank(key, held, order, short)
-
-    def count_uses(self, tenant: str) -> Uses:
-        """Adds up the uses of a tenant's entries."""
-        total = UNUSED
-        for key, place in self._places.items():
-            if key.tenant == tenant:
-                total = total.plus(Uses(place.held.hits, place.held.saved_seconds, place.held.used_ms))
-        return total
 
     def holds(self, blob: str) -> bool:
         """Returns whether an entry has the blob of this key."""

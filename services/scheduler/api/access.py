@@ -28,6 +28,11 @@ class Access:
         self._tenant = tenant
         self._clock = clock
 
+    @property
+    def has_keys(self) -> bool:
+        """Whether callers need a key."""
+        return self._key_file is not None
+
     def find_tenant(self, metadata: Iterable[tuple[str, str | bytes]] | None) -> str:
         """Returns the tenant of a call. Raises UNAUTHENTICATED without a key that is in force.
 

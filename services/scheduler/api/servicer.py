@@ -12,14 +12,16 @@ from chorus.scheduler.v1 import scheduler_pb2_grpc
 
 from services.scheduler.api.access import Access
 from services.scheduler.api.generations import Generations
+from services.scheduler.api.server_info import ServerInfo
 
 
 class SchedulerServicer(scheduler_pb2_grpc.SchedulerServiceServicer):
     """The public API. Each call concerns the generations of its tenant only."""
 
-    def __init__(self, generations: Generations, access: Access) -> None:
+    def __init__(self, generations: Generations, access: Access, server_info: ServerInfo) -> None:
         self._generations = generations
         self._access = access
+        self._server_info = server_info
 
     def _of(self, context: grpc.aio.ServicerContext[Any, Any]) -> Generations:
         """Returns the generations of a call's tenant. Raises UNAUTHENTICATED."""
@@ -111,6 +113,13 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServiceServicer):
         context: grpc.aio.ServicerContext[pb.ListModelsRequest, pb.ListModelsResponse],
     ) -> pb.ListModelsResponse:
         return pb.ListModelsResponse(models=await self._of(context).list_models())
+
+    async def GetServerInfo(
+        self,
+        request: pb.GetServerInfoRequest,
+        context: grpc.aio.ServicerContext[pb.GetServerInfoRequest, pb.GetServerInfoResponse],
+    ) -> pb.GetServerInfoResponse:
+        return self._server_info.describe(self._access.find_tenant(context.invocation_metadata()))
 
     async def PreviewPlan(
         self,

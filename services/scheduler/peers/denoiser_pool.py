@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 from chorus.denoiser.v1.denoiser_pb2 import ModelInfo
@@ -72,6 +72,11 @@ class DenoiserPool:
     @property
     def models(self) -> Mapping[str, ModelInfo]:
         return self._agreement.models
+
+    @property
+    def members(self) -> Sequence[PooledDenoiser]:
+        """Denoisers of the current addresses, in the order of these."""
+        return tuple(self._members.values())
 
     @property
     def serving(self) -> bool | None:

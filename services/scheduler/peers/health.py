@@ -14,6 +14,7 @@ import grpc
 import grpc.aio
 from chorus_rpc import errors
 from chorus_rpc.errors import ChorusError
+from chorus_rpc.semconv import VERSION_KEY
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from services.runtime.breaker import Guard
@@ -23,6 +24,7 @@ from services.runtime.logs import get_logger
 log = get_logger("health")
 
 _FIRST_PAUSE = 0.1
+_MAX_VERSION = 64
 
 
 class Peer(Protocol):
@@ -49,6 +51,9 @@ class PeerHealth:
         on_change: callback after each change of `serving`.
         max_pause: upper bound on the pause between two attempts to reach the peer, in seconds.
         target: its address, for the log.
+
+    Attributes:
+        version: its version, of its latest health stream; empty if it names none.
     """
 
     def __init__(
@@ -63,6 +68,8 @@ class PeerHealth:
         self.name = name
         # None until the first answer, or the first failure to reach the peer.
         self.serving: bool | None = None
+        self.version = ""
+        self.target = target
         self._detail = "not reached yet"
         # Availability by the stream alone, in contrast to `serving`.
         self._watched: bool | None = None
@@ -71,7 +78,6 @@ class PeerHealth:
         self._channel = channel
         self._on_change = on_change
         self._max_pause = max_pause
-        self._target = target
 
     def unavailable(self) -> ChorusError:
         """Returns the DEPENDENCY_UNAVAILABLE error that names the peer and the reason."""
@@ -118,6 +124,7 @@ class PeerHealth:
         call = stub.Watch(health_pb2.HealthCheckRequest(service=self._service), wait_for_ready=wait_for_ready)
         try:
             async for reply in call:
+                self.version = await _read_version(call)
                 if reply.status == health_pb2.HealthCheckResponse.SERVING:
                     served = True
                     self._set(True, "")
@@ -141,12 +148,20 @@ class PeerHealth:
             return
         self.serving = serving
         if serving:
-            log.info("service available", peer=self.name, target=self._target)
+            log.info("service available", peer=self.name, target=self.target)
         else:
             log.warning(
                 "service unavailable",
                 peer=self.name,
-                target=self._target,
+                target=self.target,
                 reason=self.unavailable().message,
             )
         self._on_change(self)
+
+
+async def _read_version(call: Any) -> str:
+    """Returns the version that a health stream names, in at most 64 characters; empty if it names none."""
+    for name, value in await call.initial_metadata() or ():
+        if name == VERSION_KEY and isinstance(value, str):
+            return value[:_MAX_VERSION]
+    return ""

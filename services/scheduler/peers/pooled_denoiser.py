@@ -69,6 +69,16 @@ class PooledDenoiser:
         self._last_runs: OrderedDict[str, int] = OrderedDict()
 
     @property
+    def name(self) -> str:
+        """Short name, as error messages use it."""
+        return self._client.health.name
+
+    @property
+    def version(self) -> str:
+        """Version that its health stream names; empty if it names none."""
+        return self._client.health.version
+
+    @property
     def serving(self) -> bool | None:
         """Whether its health is SERVING; None until that is known."""
         return self._client.health.serving

@@ -7,7 +7,9 @@ from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from random import Random
 
+import numpy as np
 from chorus_rpc.errors import ChorusError, unavailable
+from numpy.typing import NDArray
 
 from services.cache.blobs import Blobs, BlobStat
 from services.cache.entries import BLOB_ROOT, Entry, Space, Uses
@@ -138,6 +140,13 @@ class FaultyIndex(Index):
         if await self._faults.draw("error", "stall"):
             raise _failed()
         return await self._index.get(space, tenant, entry_id)
+
+    async def read_vectors(
+        self, space: str, tenant: str, entry_ids: Sequence[str]
+    ) -> Mapping[str, tuple[Entry, NDArray[np.float32]]]:
+        if await self._faults.draw("error", "stall"):
+            raise _failed()
+        return await self._index.read_vectors(space, tenant, entry_ids)
 
     async def upsert(self, space: Space, entry: Entry, vector: Sequence[float]) -> None:
         kind = await self._faults.draw("error", "stall", "lost acknowledgement")

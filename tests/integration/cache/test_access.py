@@ -24,12 +24,14 @@ Metadata = tuple[tuple[str, str], ...]
 KEYS = {
     "scheduler": "key-of-the-scheduler",
     "denoiser": "key-of-the-denoiser",
+    "gateway": "key-of-the-gateway",
     "operator": "key-of-the-operator",
 }
 METHODS = frozenset(cache_pb2.DESCRIPTOR.services_by_name["CacheService"].methods_by_name)
 ALLOWED = {
     "scheduler": {"Lookup", "Find"},
     "denoiser": {"Fetch", "Admit"},
+    "gateway": {"Stats", "ListEntries", "MapEntries", "Purge"},
     "operator": METHODS - {"Admit"},
 }
 BLOBS = {1: latents(1)}
@@ -70,6 +72,7 @@ async def call(stub: Stub, method: str, metadata: Metadata, entry: str) -> Any:
         "Fetch": lambda: fetched(stub, metadata, fetch(entry, 1)),
         "Admit": lambda: admitted(stub, metadata, admission(new_entry(), BLOBS)),
         "ListEntries": lambda: stub.ListEntries(cache_pb2.ListEntriesRequest(), **options),
+        "MapEntries": lambda: stub.MapEntries(cache_pb2.MapEntriesRequest(), **options),
         "GetEntry": lambda: stub.GetEntry(cache_pb2.GetEntryRequest(entry_id=entry), **options),
         "VerifyEntries": lambda: drain(stub.VerifyEntries(cache_pb2.VerifyEntriesRequest(), **options)),
         "Purge": lambda: stub.Purge(cache_pb2.PurgeRequest(all=True, validate_only=True), **options),

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 
 import grpc
 import grpc.aio
+import numpy as np
 import pytest
 from chorus.cache.v1 import cache_pb2
 from chorus_rpc.tenancy import tenant_metadata
 
-from tests.contract.samples import admission, fetch, latents, new_entry, side_data, side_header
+from tests.contract.samples import admission, fetch, latents, new_entry, side_data, side_header, unit
 from tests.integration.cache.calls import (
     SECONDS,
     admitted,
@@ -112,10 +113,61 @@ async def test_entries_are_listed_in_pages_in_each_order(stub: Stub, tenant: Met
     await fetched(stub, tenant, fetch(ids[2], 1))
     assert (await listed(stub, tenant, 1, cache_pb2.ENTRY_ORDER_LAST_USE))[0] == ["prompt 2"]
     assert (await listed(stub, tenant, 1, cache_pb2.ENTRY_ORDER_SECONDS_SAVED))[0] == ["prompt 2"]
+    assert (await listed(stub, tenant, 1, cache_pb2.ENTRY_ORDER_HITS))[0] == ["prompt 2"]
     by_size = await listed(stub, tenant, 3, cache_pb2.ENTRY_ORDER_SIZE)
     assert by_size[0][0] == "prompt 1"
     assert sorted(itertools.chain(*by_size)) == sorted(newest), "equal sizes are neither lost nor repeated"
     assert await listed(stub, tenant_metadata("nobody")) == [[]]
+
+
+async def test_similar_prompts_are_near_each_other_on_the_map(stub: Stub, tenant: Metadata) -> None:
+    assert not (await stub.MapEntries(cache_pb2.MapEntriesRequest(), metadata=tenant)).entries
+    ids = []
+    for number in range(6):
+        # Two groups: each vector is that of its group, and a little of its own.
+        offered = new_entry(f"prompt {number}" + "x" * 300 * (number == 5))
+        mixed = np.array(unit(number % 2)) + 0.2 * np.array(unit(10 + number))
+        offered.vector[:] = [float(each) for each in mixed / np.linalg.norm(mixed)]
+        reply = await admitted(stub, tenant, admission(offered, {1: latents(700 + number)}))
+        ids.append(reply.entry_id)
+    await fetched(stub, tenant, fetch(ids[1], 1))
+    found = await stub.MapEntries(cache_pb2.MapEntriesRequest(), metadata=tenant, timeout=SECONDS)
+    assert [each.entry_id for each in found.entries] == ids[::-1]
+    assert [each.hits for each in found.entries] == [0, 0, 0, 0, 1, 0]
+    assert len(found.entries[0].prompt) == 200
+    assert found.left_out == 0
+    assert 0.5 < found.explained_share <= 1
+    sides = [each.x > 0 for each in found.entries]
+    assert sides[::2] == [sides[0]] * 3
+    assert sides[1::2] == [not sides[0]] * 3
+    used = cache_pb2.MapEntriesRequest(limit=2, order=cache_pb2.ENTRY_ORDER_HITS)
+    least = await stub.MapEntries(used, metadata=tenant, timeout=SECONDS)
+    assert least.entries[0].entry_id == ids[1]
+    assert (len(least.entries), least.left_out) == (2, 4)
+    assert not (await stub.MapEntries(used, metadata=tenant_metadata("stranger"))).entries
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await stub.MapEntries(cache_pb2.MapEntriesRequest(limit=501), metadata=tenant, timeout=SECONDS)
+    assert details(refused.value)[1] == ["limit"]
+
+
+async def test_statistics_from_memory_agree_with_those_of_the_index(stub: Stub, tenant: Metadata) -> None:
+    for number in range(5):
+        await admit(stub, tenant, 300 + number)
+    slow = await stub.Stats(cache_pb2.StatsRequest(), metadata=tenant, timeout=SECONDS)
+    request = cache_pb2.StatsRequest(from_memory=True, growth_points=20)
+    fast = await stub.Stats(request, metadata=tenant, timeout=SECONDS)
+    assert (fast.entries, fast.bytes, fast.hits) == (slow.entries, slow.bytes, slow.hits)
+    assert (len(slow.models), len(fast.models), len(slow.growth)) == (1, 0, 0)
+    assert (fast.growth[0].entries, fast.growth[-1].entries) == (0, 5)
+    assert fast.growth[-1].bytes == fast.bytes
+    assert fast.growth_step.seconds == 60
+    empty = await stub.Stats(request, metadata=tenant_metadata("stranger"), timeout=SECONDS)
+    assert (empty.entries, len(empty.growth)) == (0, 0)
+    for points in (1, 501):
+        wrong = cache_pb2.StatsRequest(growth_points=points)
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await stub.Stats(wrong, metadata=tenant, timeout=SECONDS)
+        assert details(refused.value)[1] == ["growth_points"]
 
 
 async def test_entry_is_shown_with_its_uses_and_its_retention(stub: Stub, tenant: Metadata) -> None:

@@ -14,10 +14,12 @@ from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from chorus_rpc.errors import NOT_FOUND, ChorusError
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from services.cache.blobs import Blobs, BlobStat
 from services.cache.entries import BLOB_ROOT, Admission, Entry, Space, Uses
@@ -103,6 +105,12 @@ class MemoryIndex(Index):
     async def get(self, space: str, tenant: str, entry_id: str) -> Entry | None:
         await self._turns.wait()
         return self._rows.get(tenant, entry_id)
+
+    async def read_vectors(
+        self, space: str, tenant: str, entry_ids: Sequence[str]
+    ) -> Mapping[str, tuple[Entry, NDArray[np.float32]]]:
+        await self._turns.wait()
+        return self._rows.get_vectors(tenant, entry_ids)
 
     async def upsert(self, space: Space, entry: Entry, vector: Sequence[float]) -> None:
         await self._turns.wait()

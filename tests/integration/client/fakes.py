@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
@@ -294,6 +295,17 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
         other.model_id = "large"
         return scheduler_pb2.ListModelsResponse(models=[model, other])
 
+    async def GetServerInfo(self, request: Any, context: Any) -> Any:
+        response = scheduler_pb2.GetServerInfoResponse()
+        serving, silent = scheduler_pb2.SERVICE_STATE_SERVING, scheduler_pb2.SERVICE_STATE_NOT_SERVING
+        response.services.add(name="scheduler", state=serving, version="0.9")
+        response.services.add(name="cache", state=serving, address="cache:7402", version="0.8")
+        response.services.add(
+            name="denoiser", state=silent, address="gpu-1:7403", detail="connection refused"
+        )
+        response.services.add(name="denoiser", address="gpu-2:7403")
+        return response
+
     async def PreviewPlan(self, request: Any, context: Any) -> Any:
         donor = plan_pb2.DonorRef(entry_id="e" * 64, score=0.91, prompt="a red circle")
         plan = plan_pb2.Plan(total_steps=STEPS, reuse_steps=2, donor=donor, predicted_seconds_saved=0.5)
@@ -363,6 +375,10 @@ class FakeCache(cache_pb2_grpc.CacheServiceServicer):
         self.entries = [make_details("a" * 64), make_details("ab" * 32)]
         self.adoptions: list[cache_pb2.AdoptRequest] = []
         self.tenants: list[str] = []
+        self.stats: list[cache_pb2.StatsRequest] = []
+        self.maps: list[cache_pb2.MapEntriesRequest] = []
+        self.map_fault: ChorusError | None = None
+        self.evictions: dict[str, int] = {}
 
     async def Lookup(self, request: Any, context: Any) -> Any:
         raise NotImplementedError
@@ -378,6 +394,7 @@ class FakeCache(cache_pb2_grpc.CacheServiceServicer):
 
     async def Stats(self, request: Any, context: Any) -> Any:
         self.tenants.append(tenancy.read_tenant(context.invocation_metadata()))
+        self.stats.append(request)
         response = cache_pb2.StatsResponse(
             entries=7,
             bytes=3 << 20,
@@ -393,8 +410,33 @@ class FakeCache(cache_pb2_grpc.CacheServiceServicer):
                 cache_pb2.RejectedAdmissions(reason=errors.DISK_FULL, count=1),
             ],
             failed_sweeps=4,
+            evictions=[
+                cache_pb2.Evictions(reason=reason, count=count) for reason, count in self.evictions.items()
+            ],
         )
         response.start_time.GetCurrentTime()
+        if request.growth_points:
+            for number in range(6):
+                point = response.growth.add(entries=number + number // 4, bytes=number << 19)
+                point.time.FromSeconds(1_800_000_000 + number * 3_600)
+            response.growth_step.FromSeconds(3_600)
+        return response
+
+    async def MapEntries(self, request: Any, context: Any) -> Any:
+        self.maps.append(request)
+        if self.map_fault is not None:
+            raise self.map_fault
+        response = cache_pb2.MapEntriesResponse(left_out=99_800, explained_share=0.42)
+        for number, details in enumerate(self.entries[: request.limit or 200]):
+            response.entries.add(
+                entry_id=details.entry.entry_id,
+                prompt=details.entry.prompt[:200],
+                generation_id=details.entry.generation_id,
+                hits=details.hits,
+                seconds_saved=details.seconds_saved,
+                x=math.cos(2.4 * number) * math.sqrt((number + 1) / len(self.entries)),
+                y=0.6 * math.sin(2.4 * number) * math.sqrt((number + 1) / len(self.entries)),
+            )
         return response
 
     async def Purge(self, request: Any, context: Any) -> Any:

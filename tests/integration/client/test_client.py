@@ -488,6 +488,51 @@ async def test_cache_client_returns_the_rejected_admissions(deployment: FakeDepl
     assert stats.failed_sweeps == 4
 
 
+@pytest.mark.parametrize("blocking", [False, True])
+async def test_server_info_names_the_services(deployment: FakeDeployment, blocking: bool) -> None:
+    if blocking:
+        with ChorusClient(deployment.target) as client:
+            info = await asyncio.to_thread(client.server_info)
+    else:
+        async with AsyncChorusClient(deployment.target) as client_:
+            info = await client_.server_info()
+    assert (info.tenant, info.denoisers_left_out) == ("", 0)
+    assert [(each.name, each.state, each.version, each.address) for each in info.services] == [
+        ("scheduler", "serving", "0.9", ""),
+        ("cache", "serving", "0.8", "cache:7402"),
+        ("denoiser", "not serving", "", "gpu-1:7403"),
+        ("denoiser", "unknown", "", "gpu-2:7403"),
+    ]
+
+
+async def test_cache_client_of_another_tenant_shares_the_connection(deployment: FakeDeployment) -> None:
+    async with AsyncCacheClient(
+        deployment.target, "team-a", metadata=[("authorization", "Bearer k")]
+    ) as cache:
+        other = cache.with_tenant("team-b")
+        await other.stats()
+        await cache.stats()
+        with pytest.raises(ChorusError, match="chorus-tenant"):
+            cache.with_tenant("Team B")
+    assert deployment.cache.tenants == ["team-b", "team-a"]
+
+
+async def test_cache_client_returns_growth_and_map(deployment: FakeDeployment) -> None:
+    async with AsyncCacheClient(deployment.target) as cache:
+        stats = await cache.stats(from_memory=True, growth_points=50)
+        assert [point.entries for point in stats.growth] == [0, 1, 2, 3, 5, 6]
+        assert stats.growth_step == 3_600
+        assert (await cache.stats()).growth == ()
+        found = await cache.map("hits", 1)
+        assert (found.left_out, found.explained_share) == (99_800, 0.42)
+        assert [(entry.prompt, entry.hits) for entry in found.entries] == [("a red circle", 2)]
+        for call in (cache.map("lost"), cache.map(limit=501), cache.stats(growth_points=1)):
+            with pytest.raises(ChorusError) as refused:
+                await call
+            assert refused.value.reason == errors.INVALID_FIELD
+    assert [request.growth_points for request in deployment.cache.stats] == [50, 0]
+
+
 async def test_cache_client_sends_its_tenant(deployment: FakeDeployment) -> None:
     async with AsyncCacheClient(deployment.target, "team-a") as cache:
         assert (await cache.stats()).entries == 7

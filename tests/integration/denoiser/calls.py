@@ -89,6 +89,9 @@ class FakeCache(cache_pb2_grpc.CacheServiceServicer):
     def GetEntry(self, request: Any, context: Any) -> Any:
         raise AssertionError("the denoiser does not call this")
 
+    def MapEntries(self, request: Any, context: Any) -> Any:
+        raise AssertionError("the denoiser does not call this")
+
     def VerifyEntries(self, request: Any, context: Any) -> Any:
         raise AssertionError("the denoiser does not call this")
 

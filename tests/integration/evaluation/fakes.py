@@ -126,6 +126,9 @@ class WorldScheduler(FakeScheduler):
     async def ListModels(self, request: Any, context: Any) -> Any:
         raise AssertionError("the evaluation names its model")
 
+    async def GetServerInfo(self, request: Any, context: Any) -> Any:
+        raise AssertionError("evaluations do not call this")
+
     async def PreviewPlan(self, request: Any, context: Any) -> Any:
         raise AssertionError("the evaluation previews nothing")
 

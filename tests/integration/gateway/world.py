@@ -140,6 +140,15 @@ class KeyedScheduler(FakeScheduler):
         self._caller(context)
         return await super().ListModels(request, context)
 
+    async def GetServerInfo(self, request: Any, context: Any) -> Any:
+        caller = self._caller(context)
+        response = await super().GetServerInfo(request, context)
+        if caller:
+            response.tenant = f"tenant-of-{caller}"
+            for service in response.services:
+                service.address = service.version = service.detail = ""
+        return response
+
     async def WatchGeneration(self, request: Any, context: Any) -> AsyncIterator[Any]:
         self._check(context, request.generation_id)
         self._count(1)

@@ -17,9 +17,10 @@ from chorus.embedder.v1 import embedder_pb2, embedder_pb2_grpc
 from chorus_rpc import errors
 from chorus_rpc.chunks import chunks
 from chorus_rpc.errors import ChorusError
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from services.contract.tensors import encode_tensor
+from services.runtime.health import HealthServicer
 from services.runtime.interceptors import Gate, ServiceInterceptor
 from tests.processes import free_port
 
@@ -55,6 +56,7 @@ class Fake(ABC):
         self.name = name
         self.service = service
         self.call_seconds = 60.0
+        self.version = f"0.7-{name}"
         self.port = free_port()
         self.metadata: list[dict[str, Any]] = []
         self._server: grpc.aio.Server | None = None
@@ -74,7 +76,7 @@ class Fake(ABC):
         gate = Gate(self.name)
         gate.open()
         server = grpc.aio.server(interceptors=[ServiceInterceptor(gate, self.call_seconds)])
-        status = health.aio.HealthServicer()
+        status = HealthServicer("", self.version)
         health_pb2_grpc.add_HealthServicer_to_server(status, server)
         await status.set(self.service, health_pb2.HealthCheckResponse.SERVING)
         self.register(server)
@@ -200,6 +202,9 @@ class FakeCache(Fake, cache_pb2_grpc.CacheServiceServicer):
         raise AssertionError("the scheduler does not call this")
 
     async def GetEntry(self, request: Any, context: Any) -> Any:
+        raise AssertionError("the scheduler does not call this")
+
+    async def MapEntries(self, request: Any, context: Any) -> Any:
         raise AssertionError("the scheduler does not call this")
 
     def VerifyEntries(self, request: Any, context: Any) -> Any:

@@ -15,7 +15,7 @@ import grpc.aio
 import pytest
 from chorus.scheduler.v1 import scheduler_pb2
 from chorus_cli.main import app
-from chorus_client import AsyncChorusClient, ChorusError
+from chorus_client import AsyncChorusClient, ChorusError, ServerInfo
 from chorus_rpc import errors
 from chorus_rpc.tenancy import key_metadata
 from google.protobuf.message_factory import GetMessageClass
@@ -165,6 +165,35 @@ async def test_a_tenant_sees_and_changes_its_own_generations_only(tmp_path: Path
         assert [each.id for each in await other.list()] == [second.id]
         # The services behind the scheduler receive the tenant of the job.
         assert [each["chorus-tenant"] for each in world.denoiser.metadata] == ["acme", "beta"]
+
+
+async def until_serving(client: AsyncChorusClient) -> ServerInfo:
+    """Returns what the scheduler tells once every service serves."""
+    async with asyncio.timeout(SECONDS):
+        while True:
+            info = await client.server_info()
+            if all(each.state == "serving" for each in info.services):
+                return info
+            await asyncio.sleep(0.05)
+
+
+async def test_server_info_names_the_tenant_and_hides_the_services(tmp_path: Path, keys: Keys) -> None:
+    tokens = {tenant: keys.create(tenant)["key"] for tenant in ("acme", "beta")}
+    async with World(tmp_path, keys.settings, denoiser_count=2) as world:
+        await world.denoisers[1].die()
+        for tenant, token in tokens.items():
+            async with AsyncChorusClient(world.process.target, token=token) as client:
+                info = await until_serving(client)
+            assert info.tenant == tenant
+            assert [each.name for each in info.services] == ["scheduler", "embedder", "cache", "denoiser"]
+            assert not any(each.address or each.version or each.detail for each in info.services)
+        # To strangers the health service of the public port does not name the version, either.
+        async with grpc.aio.insecure_channel(world.process.target) as channel:
+            stub: Any = health_pb2_grpc.HealthStub(channel)
+            watch = stub.Watch(health_pb2.HealthCheckRequest(), timeout=20)
+            await watch.read()
+            assert "chorus-version" not in dict(await watch.initial_metadata())
+            watch.cancel()
 
 
 async def test_revoked_key_is_refused_while_its_jobs_and_its_watches_go_on(

@@ -16,6 +16,7 @@ from chorus_rpc import errors
 from chorus_rpc.errors import ChorusError
 
 from services.runtime.resources import Resources
+from services.runtime.version import VERSION
 from services.scheduler.__main__ import Scheduler
 from services.scheduler.planning.calibration_files import load_calibrations
 from services.scheduler.settings import SchedulerSettings
@@ -329,3 +330,32 @@ async def test_denoisers_come_and_go_with_their_addresses(tmp_path: Path) -> Non
         resume(world)
         for each in both:
             await world.events(each)
+
+
+async def test_server_info_describes_every_service_to_callers_without_keys(world: World) -> None:
+    async def until(
+        expected: list[tuple[str, pb.ServiceState.ValueType, str, str]],
+    ) -> pb.GetServerInfoResponse:
+        async with asyncio.timeout(30):
+            while True:
+                info: pb.GetServerInfoResponse = await world.api.GetServerInfo(pb.GetServerInfoRequest())
+                found = [(each.name, each.state, each.address, each.version) for each in info.services]
+                if found == expected:
+                    return info
+                await asyncio.sleep(0.05)
+
+    serving, silent = pb.SERVICE_STATE_SERVING, pb.SERVICE_STATE_NOT_SERVING
+    peers = [(each.name, serving, each.target, each.version) for each in world.fakes]
+    info = await until([("scheduler", serving, "", VERSION), *peers])
+    assert (info.tenant, info.denoisers_left_out) == ("", 0)
+    assert not any(each.detail for each in info.services)
+    await world.cache.die()
+    await world.denoisers[1].die()
+    for index, fake in ((1, world.cache), (3, world.denoisers[1])):
+        peers[index] = (fake.name, silent, fake.target, "")
+    info = await until([("scheduler", serving, "", VERSION), *peers])
+    assert [bool(each.detail) for each in info.services] == [False, False, True, False, True, False]
+    world.denoisers[1].version = "0.8"
+    await world.denoisers[1].start()
+    peers[3] = ("denoiser", serving, world.denoisers[1].target, "0.8")
+    await until([("scheduler", serving, "", VERSION), *peers])

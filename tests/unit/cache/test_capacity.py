@@ -17,6 +17,7 @@ from services.cache.entries import Admission
 from services.cache.index import Selection
 from services.cache.room import UNBOUNDED, Capacity
 from services.cache.store import LatentStore, now_ms
+from services.cache.survey import survey
 from services.cache.sweeper import claim_if_empty, maintain
 from services.cache.upload import Upload
 from services.cache.usage import purge
@@ -181,10 +182,10 @@ async def test_uses_survive_a_restart(open_store: OpenStore) -> None:
     await fetch(store, 0)
     await fetch(store, 0)
     store = await open_store(TEN)
-    uses = store.ledger.count_uses("default")
+    uses = (await survey(store.ledger, "default", 0)).uses
     assert uses.hits == 2
     assert uses.saved_seconds == pytest.approx(2 * 0.5 * 1.25)  # two of four steps, twice
-    assert store.ledger.count_uses("another").hits == 0
+    assert (await survey(store.ledger, "another", 0)).uses.hits == 0
 
 
 async def test_expired_entry_is_not_found_and_leaves_no_blob(open_store: OpenStore, tmp_path: Path) -> None:

@@ -88,7 +88,12 @@ def test_certificates_and_numeric_looking_keys_are_accepted(
     assert loaded.s3_secret_key.get_secret_value() == "1e3"
 
 
-SECRETS = {"SCHEDULER_KEY": "s" * 16, "DENOISER_KEY": "d" * 16, "OPERATOR_KEY": "o" * 16}
+SECRETS = {
+    "SCHEDULER_KEY": "s" * 16,
+    "DENOISER_KEY": "d" * 16,
+    "GATEWAY_KEY": "g" * 16,
+    "OPERATOR_KEY": "o" * 16,
+}
 
 
 @pytest.mark.parametrize(
@@ -99,7 +104,8 @@ SECRETS = {"SCHEDULER_KEY": "s" * 16, "DENOISER_KEY": "d" * 16, "OPERATOR_KEY": 
         ({"OPERATOR_KEY": "ö" * 16}, "CHORUS_CACHE_OPERATOR_KEY: Value error, must be 16 to 512"),
         ({"SCHEDULER_KEY": "s" * 16}, "SCHEDULER_KEY and CHORUS_CACHE_DENOISER_KEY must both be set"),
         ({"OPERATOR_KEY": "o" * 16}, "SCHEDULER_KEY and CHORUS_CACHE_DENOISER_KEY must both be set"),
-        ({**SECRETS, "DENOISER_KEY": "s" * 16}, "the keys of scheduler, denoiser and operator must differ"),
+        ({**SECRETS, "DENOISER_KEY": "s" * 16}, "the keys of scheduler, denoiser, gateway and operator must"),
+        ({**SECRETS, "GATEWAY_KEY": "o" * 16}, "the keys of scheduler, denoiser, gateway and operator must"),
         ({"KEYLESS_TENANTS": "default,Not One"}, "CHORUS_CACHE_KEYLESS_TENANTS"),
         ({"SHARES": "acme"}, "CHORUS_CACHE_SHARES"),
         ({"SHARES": "acme=studio,acme=*"}, "CHORUS_CACHE_SHARES"),

@@ -15,6 +15,7 @@ from services.cache.embedded import EmbeddedIndex
 from services.cache.entries import Admission
 from services.cache.index import Selection
 from services.cache.store import LatentStore
+from services.cache.survey import survey
 from services.cache.sweeper import claim_if_empty
 from services.cache.upload import Upload
 from services.cache.usage import measure_usage, purge
@@ -88,8 +89,8 @@ async def test_sharing_is_one_way_and_not_passed_on(
 
 async def test_use_counts_for_the_owner_and_reader_changes_nothing(store: LatentStore) -> None:
     await fetch(store, "acme", "studio", 0)
-    assert store.ledger.count_uses("studio").hits == 1
-    assert store.ledger.count_uses("acme").hits == 0
+    assert (await survey(store.ledger, "studio", 0)).uses.hits == 1
+    assert (await survey(store.ledger, "acme", 0)).uses.hits == 0
     assert store.counters["acme"].fetches == 1
     assert (await purge(store, "acme", Selection())).entries == 3
     assert (await measure_usage(store.index, "studio")).entries == 3

@@ -87,6 +87,11 @@ resources:
     storage: {{ .size | quote }}
 {{- end }}
 
+{{/* Whether the gateway calls the cache, for its console: "true" or empty. */}}
+{{- define "chorus.consoleCache" -}}
+{{- if and .Values.gateway.console.cache (ne (get .Values.gateway.settings "console" | toString) "false") }}true{{ end -}}
+{{- end }}
+
 {{/* Whether an optional component is installed: "true" or empty. */}}
 {{- define "chorus.bundlesMinio" -}}
 {{- if and .Values.minio.enabled (eq .Values.cache.blobs "s3") }}true{{ end -}}

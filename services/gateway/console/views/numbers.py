@@ -26,3 +26,8 @@ def format_bytes(count: int) -> str:
 def format_share(share: float) -> str:
     """Returns a share, 0 to 1, in percent."""
     return f"{share:.0%}"
+
+
+def format_money(amount: float, currency: str) -> str:
+    """Returns an amount such as "12.40 USD"; small ones have four digits after the point."""
+    return f"{amount:,.{2 if amount >= 1 else 4}f} {currency}".rstrip()

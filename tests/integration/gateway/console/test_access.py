@@ -159,9 +159,18 @@ async def test_login_starts_a_session_that_sees_its_own_videos(keyed: Console) -
     assert "a red circle" not in await keyed.open("/gallery")
 
 
-async def test_cache_of_a_tenant_is_not_open_by_key(keyed: Console) -> None:
+async def test_cache_is_asked_for_the_tenant_of_the_key_alone(keyed: Console) -> None:
     await log_in(keyed, "key-a")
-    assert "needs no API keys" in await keyed.open("/cache")
+    await keyed.open("/cache")
+    await log_in(keyed, "key-b")
+    await keyed.open("/cache")
+    assert keyed.cache.tenants == ["tenant-of-key-a", "tenant-of-key-b"]
+
+
+async def test_key_opens_no_cache_where_the_scheduler_has_no_keys(keyed: Console) -> None:
+    await log_in(keyed, "key-a")
+    keyed.scheduler.keys = set()
+    assert "a key opens nothing" in await keyed.open("/cache")
     assert (await keyed.send("/cache/purge", everything="yes")).status_code == 403
     assert keyed.cache.purges == []
     assert keyed.cache.tenants == []

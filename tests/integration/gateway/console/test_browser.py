@@ -10,6 +10,7 @@ import pytest
 from axe_playwright_python.async_playwright import Axe
 from playwright.async_api import async_playwright, expect
 
+from tests.integration.client.fakes import make_details
 from tests.integration.gateway.console.browser import browsing, until
 from tests.integration.gateway.console.world import STEPS, Console, running_console
 
@@ -121,6 +122,25 @@ async def test_steps_appear_as_they_are_computed(console: Console) -> None:
         assert await page.evaluate("window.sameDocument") is True
         await console.scheduler.succeed(generation)
         await expect(page.get_by_label("This video")).to_be_visible()
+
+
+async def test_map_of_the_cache_is_used_by_keyboard(console: Console) -> None:
+    video = await console.make("a large red circle")
+    details = make_details("a" * 64)
+    details.entry.generation_id = console.find(video).generation_id
+    console.cache.entries = [details]
+    async with browsing(console) as seen:
+        page = seen.page
+        await seen.open("/cache")
+        await page.get_by_role("link", name="Skip the dots of the map").focus()
+        await page.keyboard.press("Tab")
+        dot = page.get_by_role("link", name="a red circle: used 2 times", exact=True)
+        await expect(dot).to_be_focused()
+        await page.get_by_text("The map as a table").click()
+        await expect(page.get_by_role("group", name="The map as a table")).to_contain_text("a red circle")
+        await dot.focus()
+        await page.keyboard.press("Enter")
+        await expect(page.get_by_role("heading", level=1)).to_have_text("a large red circle")
 
 
 async def test_video_of_the_gallery_plays_on_hover(console: Console) -> None:

@@ -10,12 +10,7 @@ from collections.abc import AsyncIterator
 import pytest
 from chorus.scheduler.v1 import scheduler_pb2
 
-from tests.integration.gateway.console.world import Console, running_console
-
-
-def read_text(page: str) -> str:
-    """Returns the text of a page without its tags."""
-    return re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]+>", " ", page)))
+from tests.integration.gateway.console.world import Console, read_text, running_console
 
 
 @pytest.fixture
@@ -297,15 +292,6 @@ async def test_cache_page_without_an_address_says_what_to_set() -> None:
     async with running_console(with_cache=False) as console:
         assert "CHORUS_GATEWAY_CONSOLE_CACHE_TARGET" in await console.open("/cache")
         assert (await console.send("/cache/purge", everything="yes")).status_code == 403
-
-
-async def test_health_shows_what_reuse_saved(console: Console) -> None:
-    await console.make("a red circle")
-    await console.make("a blue circle")
-    text = read_text(await console.open("/health"))
-    assert "Reused something 50%" in text
-    assert "Saved 1.74 s" in text
-    assert "hit 1 50% 3.53 s 3.53 s" in text
 
 
 async def test_health_shows_a_denoiser_that_is_not_there(console: Console) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import html
 import re
 from collections.abc import AsyncIterator
 from typing import Any
@@ -204,6 +205,11 @@ def make_plan(prompt: str, donor: scheduler_pb2.Generation | None) -> plan_pb2.P
     return plan
 
 
+def read_text(page: str) -> str:
+    """Returns the text of a page without its tags."""
+    return re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]+>", " ", page)))
+
+
 class ConsoleDeployment(GatewayDeployment):
     """Scheduler and cache of these tests, behind one port."""
 
@@ -239,6 +245,15 @@ class Console:
         found = re.search(r'name="form_token" value="([0-9a-f]{64})"', page)
         assert found is not None
         return await self.http.post(f"/console{path}", data={"form_token": found[1], **fields})
+
+    async def log_in(self, key: str) -> None:
+        """Starts a session with a key, in the place of any other one."""
+        self.http.cookies.clear()
+        page = (await self.http.get("/console/login")).text
+        found = re.search(r'name="form_token" value="([0-9a-f]{64})"', page)
+        assert found is not None
+        fields = {"form_token": found[1], "key": key}
+        assert (await self.http.post("/console/login", data=fields)).status_code == 303
 
     async def make(self, prompt: str, **fields: str) -> str:
         """Sends the form of the Studio; returns the path of the video, without /console."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -17,9 +18,9 @@ from hypothesis import strategies as st
 from services.gateway.console.views.cards import build_card, describe_plan, describe_result, find_badge
 from services.gateway.console.views.family import build_family
 from services.gateway.console.views.masks import build_masks
-from services.gateway.console.views.numbers import format_bytes, format_seconds
+from services.gateway.console.views.numbers import format_bytes, format_money, format_seconds
 from services.gateway.console.views.request_form import fill_from, map_violations, parse_request_form
-from services.gateway.console.views.statistics import build_figures
+from services.gateway.console.views.statistics import build_figures, build_today
 from services.gateway.console.views.waterfall import build_waterfall, compare_savings
 
 _NUMBERS = itertools.count(1)
@@ -204,6 +205,34 @@ def test_figures_count_what_succeeded() -> None:
     ]
     assert figures.points == "0.0,100.0 500.0,75.0 1000.0,0.0"
     assert build_figures([]).points == ""
+
+
+def test_money_has_its_currency_and_small_amounts_more_digits() -> None:
+    assert format_money(1234.5, "USD") == "1,234.50 USD"
+    assert format_money(0.0044, "EUR") == "0.0044 EUR"
+    assert format_money(2, "") == "2.00"
+
+
+def test_bars_of_decisions_are_on_one_scale() -> None:
+    figures = build_figures([timed(3, reused=3), timed(12), timed(8)])
+    assert [(group.badge, group.width) for group in figures.groups] == [("hit", 300.0), ("miss", 1000.0)]
+    assert [group.width for group in build_figures([timed(0)]).groups] == [0.0]
+
+
+def test_today_begins_at_midnight_and_says_what_it_does_not_know() -> None:
+    now = datetime(2026, 3, 1, 0, 30, tzinfo=UTC)
+
+    def at(minutes: int, saved: float, state: str = "SUCCEEDED") -> Generation:
+        message = make_message(state, seconds_saved=saved)
+        message.create_time.FromDatetime(now + timedelta(minutes=minutes))
+        return Generation.from_proto(message)
+
+    found = [at(-1, 60.0), at(-20, 30.0, "FAILED"), at(-25, -4.0), at(-30, 30.0), at(-31, 900.0)]
+    today = build_today(found, now, 100)
+    assert (today.total, today.complete, today.saved) == (4, True, 90.0)
+    assert today.price_saved(4.0) == pytest.approx(0.1)
+    assert not build_today(found[:4], now, 4).complete
+    assert build_today(found, now, 5).complete
 
 
 def test_form_fills_a_shape_from_the_model_and_refuses_text_for_numbers() -> None:

@@ -37,6 +37,8 @@ class _EntryOrderEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._Enu
     """By computation saved."""
     ENTRY_ORDER_SIZE: _EntryOrder.ValueType  # 3
     """By size."""
+    ENTRY_ORDER_HITS: _EntryOrder.ValueType  # 4
+    """By number of uses."""
 
 class EntryOrder(_EntryOrder, metaclass=_EntryOrderEnumTypeWrapper):
     """Order of a list of entries. Every order is descending."""
@@ -49,6 +51,8 @@ ENTRY_ORDER_SECONDS_SAVED: EntryOrder.ValueType  # 2
 """By computation saved."""
 ENTRY_ORDER_SIZE: EntryOrder.ValueType  # 3
 """By size."""
+ENTRY_ORDER_HITS: EntryOrder.ValueType  # 4
+"""By number of uses."""
 Global___EntryOrder: typing_extensions.TypeAlias = EntryOrder
 
 class _StoreOwnership:
@@ -585,6 +589,91 @@ class ListEntriesResponse(google.protobuf.message.Message):
 Global___ListEntriesResponse: typing_extensions.TypeAlias = ListEntriesResponse
 
 @typing.final
+class MapEntriesRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    LIMIT_FIELD_NUMBER: builtins.int
+    ORDER_FIELD_NUMBER: builtins.int
+    limit: builtins.int
+    """Maximum number of entries to place, 1 to 500; 0 means 200."""
+    order: Global___EntryOrder.ValueType
+    """The first entries in this order are placed."""
+    def __init__(
+        self,
+        *,
+        limit: builtins.int = ...,
+        order: Global___EntryOrder.ValueType = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["limit", b"limit", "order", b"order"]) -> None: ...
+
+Global___MapEntriesRequest: typing_extensions.TypeAlias = MapEntriesRequest
+
+@typing.final
+class MappedEntry(google.protobuf.message.Message):
+    """An entry, and its place in the plane."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ENTRY_ID_FIELD_NUMBER: builtins.int
+    PROMPT_FIELD_NUMBER: builtins.int
+    GENERATION_ID_FIELD_NUMBER: builtins.int
+    HITS_FIELD_NUMBER: builtins.int
+    SECONDS_SAVED_FIELD_NUMBER: builtins.int
+    X_FIELD_NUMBER: builtins.int
+    Y_FIELD_NUMBER: builtins.int
+    entry_id: builtins.str
+    prompt: builtins.str
+    """First 200 characters of the prompt. Empty if the entry stores only its hash."""
+    generation_id: builtins.str
+    hits: builtins.int
+    seconds_saved: builtins.float
+    x: builtins.float
+    """Coordinates, −1 to 1: the two main components of the vectors of these entries."""
+    y: builtins.float
+    def __init__(
+        self,
+        *,
+        entry_id: builtins.str = ...,
+        prompt: builtins.str = ...,
+        generation_id: builtins.str = ...,
+        hits: builtins.int = ...,
+        seconds_saved: builtins.float = ...,
+        x: builtins.float = ...,
+        y: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["entry_id", b"entry_id", "generation_id", b"generation_id", "hits", b"hits", "prompt", b"prompt", "seconds_saved", b"seconds_saved", "x", b"x", "y", b"y"]) -> None: ...
+
+Global___MappedEntry: typing_extensions.TypeAlias = MappedEntry
+
+@typing.final
+class MapEntriesResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ENTRIES_FIELD_NUMBER: builtins.int
+    LEFT_OUT_FIELD_NUMBER: builtins.int
+    EXPLAINED_SHARE_FIELD_NUMBER: builtins.int
+    left_out: builtins.int
+    """Number of the tenant's entries that were left out: beyond the limit, or with vectors of another retrieval encoder
+    than most of its entries.
+    """
+    explained_share: builtins.float
+    """Share of the variance of the vectors that the two coordinates have, 0 to 1."""
+    @property
+    def entries(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___MappedEntry]:
+        """In the order of the request."""
+
+    def __init__(
+        self,
+        *,
+        entries: collections.abc.Iterable[Global___MappedEntry] | None = ...,
+        left_out: builtins.int = ...,
+        explained_share: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["entries", b"entries", "explained_share", b"explained_share", "left_out", b"left_out"]) -> None: ...
+
+Global___MapEntriesResponse: typing_extensions.TypeAlias = MapEntriesResponse
+
+@typing.final
 class GetEntryRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -699,9 +788,22 @@ Global___VerifyEntriesResponse: typing_extensions.TypeAlias = VerifyEntriesRespo
 class StatsRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
+    FROM_MEMORY_FIELD_NUMBER: builtins.int
+    GROWTH_POINTS_FIELD_NUMBER: builtins.int
+    from_memory: builtins.bool
+    """Whether to count what this process has in memory and to leave the index alone, which is faster with many entries.
+    The answer then has no models, and a blob that entries share counts for each of them, as it does for the capacity.
+    Entries that another process of the cache admitted count once this process has swept.
+    """
+    growth_points: builtins.int
+    """Maximum number of points of `growth`, 2 to 500; 0 for none."""
     def __init__(
         self,
+        *,
+        from_memory: builtins.bool = ...,
+        growth_points: builtins.int = ...,
     ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["from_memory", b"from_memory", "growth_points", b"growth_points"]) -> None: ...
 
 Global___StatsRequest: typing_extensions.TypeAlias = StatsRequest
 
@@ -775,6 +877,32 @@ class ModelUsage(google.protobuf.message.Message):
 Global___ModelUsage: typing_extensions.TypeAlias = ModelUsage
 
 @typing.final
+class GrowthPoint(google.protobuf.message.Message):
+    """What was admitted until a time, of the entries that are present now."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TIME_FIELD_NUMBER: builtins.int
+    ENTRIES_FIELD_NUMBER: builtins.int
+    BYTES_FIELD_NUMBER: builtins.int
+    entries: builtins.int
+    """Entries admitted before this time, and the size of their blobs, in bytes."""
+    bytes: builtins.int
+    @property
+    def time(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        entries: builtins.int = ...,
+        bytes: builtins.int = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["time", b"time"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["bytes", b"bytes", "entries", b"entries", "time", b"time"]) -> None: ...
+
+Global___GrowthPoint: typing_extensions.TypeAlias = GrowthPoint
+
+@typing.final
 class StepUsage(google.protobuf.message.Message):
     """Blobs of one step boundary."""
 
@@ -823,6 +951,8 @@ class StatsResponse(google.protobuf.message.Message):
     MODELS_FIELD_NUMBER: builtins.int
     PINNED_BYTES_FIELD_NUMBER: builtins.int
     MAX_PINNED_BYTES_FIELD_NUMBER: builtins.int
+    GROWTH_FIELD_NUMBER: builtins.int
+    GROWTH_STEP_FIELD_NUMBER: builtins.int
     entries: builtins.int
     """Number and total size of the tenant's current entries."""
     bytes: builtins.int
@@ -869,6 +999,14 @@ class StatsResponse(google.protobuf.message.Message):
     def models(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ModelUsage]:
         """Entries by model, the 100 largest models."""
 
+    @property
+    def growth(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___GrowthPoint]:
+        """The tenant's current entries by time of their admission, in even steps, oldest first. Counted from memory."""
+
+    @property
+    def growth_step(self) -> google.protobuf.duration_pb2.Duration:
+        """Length of these steps: a minute, an hour, a day, or a whole number of days."""
+
     def __init__(
         self,
         *,
@@ -894,9 +1032,11 @@ class StatsResponse(google.protobuf.message.Message):
         models: collections.abc.Iterable[Global___ModelUsage] | None = ...,
         pinned_bytes: builtins.int = ...,
         max_pinned_bytes: builtins.int = ...,
+        growth: collections.abc.Iterable[Global___GrowthPoint] | None = ...,
+        growth_step: google.protobuf.duration_pb2.Duration | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["start_time", b"start_time"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["admissions", b"admissions", "blobs_kind", b"blobs_kind", "bytes", b"bytes", "capacity_bytes", b"capacity_bytes", "corrupt_blobs", b"corrupt_blobs", "entries", b"entries", "evictions", b"evictions", "failed_sweeps", b"failed_sweeps", "fetches", b"fetches", "hits", b"hits", "index_id", b"index_id", "index_kind", b"index_kind", "lookups", b"lookups", "lookups_with_donor", b"lookups_with_donor", "max_pinned_bytes", b"max_pinned_bytes", "models", b"models", "pinned_bytes", b"pinned_bytes", "rejected_admissions", b"rejected_admissions", "seconds_saved", b"seconds_saved", "start_time", b"start_time", "store_owners", b"store_owners", "store_ownership", b"store_ownership"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["growth_step", b"growth_step", "start_time", b"start_time"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["admissions", b"admissions", "blobs_kind", b"blobs_kind", "bytes", b"bytes", "capacity_bytes", b"capacity_bytes", "corrupt_blobs", b"corrupt_blobs", "entries", b"entries", "evictions", b"evictions", "failed_sweeps", b"failed_sweeps", "fetches", b"fetches", "growth", b"growth", "growth_step", b"growth_step", "hits", b"hits", "index_id", b"index_id", "index_kind", b"index_kind", "lookups", b"lookups", "lookups_with_donor", b"lookups_with_donor", "max_pinned_bytes", b"max_pinned_bytes", "models", b"models", "pinned_bytes", b"pinned_bytes", "rejected_admissions", b"rejected_admissions", "seconds_saved", b"seconds_saved", "start_time", b"start_time", "store_owners", b"store_owners", "store_ownership", b"store_ownership"]) -> None: ...
 
 Global___StatsResponse: typing_extensions.TypeAlias = StatsResponse
 

@@ -76,6 +76,11 @@ class CacheServiceStub(object):
                 request_serializer=chorus_dot_cache_dot_v1_dot_cache__pb2.VerifyEntriesRequest.SerializeToString,
                 response_deserializer=chorus_dot_cache_dot_v1_dot_cache__pb2.VerifyEntriesResponse.FromString,
                 _registered_method=True)
+        self.MapEntries = channel.unary_unary(
+                '/chorus.cache.v1.CacheService/MapEntries',
+                request_serializer=chorus_dot_cache_dot_v1_dot_cache__pb2.MapEntriesRequest.SerializeToString,
+                response_deserializer=chorus_dot_cache_dot_v1_dot_cache__pb2.MapEntriesResponse.FromString,
+                _registered_method=True)
         self.Stats = channel.unary_unary(
                 '/chorus.cache.v1.CacheService/Stats',
                 request_serializer=chorus_dot_cache_dot_v1_dot_cache__pb2.StatsRequest.SerializeToString,
@@ -151,6 +156,14 @@ class CacheServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def MapEntries(self, request, context):
+        """Returns places in a plane for entries of the calling tenant, so that similar prompts are near each other. The
+        vectors themselves are not returned.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Stats(self, request, context):
         """Returns counts and sizes of the calling tenant's entries, and counters of its calls.
         """
@@ -208,6 +221,11 @@ def add_CacheServiceServicer_to_server(servicer, server):
                     servicer.VerifyEntries,
                     request_deserializer=chorus_dot_cache_dot_v1_dot_cache__pb2.VerifyEntriesRequest.FromString,
                     response_serializer=chorus_dot_cache_dot_v1_dot_cache__pb2.VerifyEntriesResponse.SerializeToString,
+            ),
+            'MapEntries': grpc.unary_unary_rpc_method_handler(
+                    servicer.MapEntries,
+                    request_deserializer=chorus_dot_cache_dot_v1_dot_cache__pb2.MapEntriesRequest.FromString,
+                    response_serializer=chorus_dot_cache_dot_v1_dot_cache__pb2.MapEntriesResponse.SerializeToString,
             ),
             'Stats': grpc.unary_unary_rpc_method_handler(
                     servicer.Stats,
@@ -438,6 +456,33 @@ class CacheService(object):
             '/chorus.cache.v1.CacheService/VerifyEntries',
             chorus_dot_cache_dot_v1_dot_cache__pb2.VerifyEntriesRequest.SerializeToString,
             chorus_dot_cache_dot_v1_dot_cache__pb2.VerifyEntriesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MapEntries(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/chorus.cache.v1.CacheService/MapEntries',
+            chorus_dot_cache_dot_v1_dot_cache__pb2.MapEntriesRequest.SerializeToString,
+            chorus_dot_cache_dot_v1_dot_cache__pb2.MapEntriesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -153,6 +153,22 @@ _CacheServiceVerifyEntriesType = typing_extensions.TypeVar(
     ],
 )
 
+_CacheServiceMapEntriesType = typing_extensions.TypeVar(
+    '_CacheServiceMapEntriesType',
+    grpc.UnaryUnaryMultiCallable[
+        chorus.cache.v1.cache_pb2.MapEntriesRequest,
+        chorus.cache.v1.cache_pb2.MapEntriesResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        chorus.cache.v1.cache_pb2.MapEntriesRequest,
+        chorus.cache.v1.cache_pb2.MapEntriesResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        chorus.cache.v1.cache_pb2.MapEntriesRequest,
+        chorus.cache.v1.cache_pb2.MapEntriesResponse,
+    ],
+)
+
 _CacheServiceStatsType = typing_extensions.TypeVar(
     '_CacheServiceStatsType',
     grpc.UnaryUnaryMultiCallable[
@@ -185,7 +201,7 @@ _CacheServiceAdoptType = typing_extensions.TypeVar(
     ],
 )
 
-class CacheServiceStub(typing.Generic[_CacheServiceLookupType, _CacheServiceFindType, _CacheServiceFetchType, _CacheServiceAdmitType, _CacheServicePurgeType, _CacheServiceListEntriesType, _CacheServiceGetEntryType, _CacheServiceVerifyEntriesType, _CacheServiceStatsType, _CacheServiceAdoptType]):
+class CacheServiceStub(typing.Generic[_CacheServiceLookupType, _CacheServiceFindType, _CacheServiceFetchType, _CacheServiceAdmitType, _CacheServicePurgeType, _CacheServiceListEntriesType, _CacheServiceGetEntryType, _CacheServiceVerifyEntriesType, _CacheServiceMapEntriesType, _CacheServiceStatsType, _CacheServiceAdoptType]):
     """Stores the latents of finished requests and finds those of similar prompts. The tenant of every call comes
     from the channel (metadata "chorus-tenant", set by the scheduler and the denoiser), never from a message.
     """
@@ -223,6 +239,10 @@ class CacheServiceStub(typing.Generic[_CacheServiceLookupType, _CacheServiceFind
         grpc.UnaryStreamMultiCallable[
             chorus.cache.v1.cache_pb2.VerifyEntriesRequest,
             chorus.cache.v1.cache_pb2.VerifyEntriesResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            chorus.cache.v1.cache_pb2.MapEntriesRequest,
+            chorus.cache.v1.cache_pb2.MapEntriesResponse,
         ],
         grpc.UnaryUnaryMultiCallable[
             chorus.cache.v1.cache_pb2.StatsRequest,
@@ -269,6 +289,10 @@ class CacheServiceStub(typing.Generic[_CacheServiceLookupType, _CacheServiceFind
             chorus.cache.v1.cache_pb2.VerifyEntriesResponse,
         ],
         grpc.aio.UnaryUnaryMultiCallable[
+            chorus.cache.v1.cache_pb2.MapEntriesRequest,
+            chorus.cache.v1.cache_pb2.MapEntriesResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
             chorus.cache.v1.cache_pb2.StatsRequest,
             chorus.cache.v1.cache_pb2.StatsResponse,
         ],
@@ -304,6 +328,11 @@ class CacheServiceStub(typing.Generic[_CacheServiceLookupType, _CacheServiceFind
     VerifyEntries: _CacheServiceVerifyEntriesType
     """Reads the blobs of the calling tenant's entries from the object store and compares them with their digests.
     Streams the progress, about once a second, and what is damaged.
+    """
+
+    MapEntries: _CacheServiceMapEntriesType
+    """Returns places in a plane for entries of the calling tenant, so that similar prompts are near each other. The
+    vectors themselves are not returned.
     """
 
     Stats: _CacheServiceStatsType
@@ -346,6 +375,10 @@ CacheServiceAsyncStub: typing_extensions.TypeAlias = CacheServiceStub[
     grpc.aio.UnaryStreamMultiCallable[
         chorus.cache.v1.cache_pb2.VerifyEntriesRequest,
         chorus.cache.v1.cache_pb2.VerifyEntriesResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        chorus.cache.v1.cache_pb2.MapEntriesRequest,
+        chorus.cache.v1.cache_pb2.MapEntriesResponse,
     ],
     grpc.aio.UnaryUnaryMultiCallable[
         chorus.cache.v1.cache_pb2.StatsRequest,
@@ -428,6 +461,16 @@ class CacheServiceServicer(metaclass=abc.ABCMeta):
     ) -> typing.Union[collections.abc.Iterator[chorus.cache.v1.cache_pb2.VerifyEntriesResponse], collections.abc.AsyncIterator[chorus.cache.v1.cache_pb2.VerifyEntriesResponse]]:
         """Reads the blobs of the calling tenant's entries from the object store and compares them with their digests.
         Streams the progress, about once a second, and what is damaged.
+        """
+
+    @abc.abstractmethod
+    def MapEntries(
+        self,
+        request: chorus.cache.v1.cache_pb2.MapEntriesRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[chorus.cache.v1.cache_pb2.MapEntriesResponse, collections.abc.Awaitable[chorus.cache.v1.cache_pb2.MapEntriesResponse]]:
+        """Returns places in a plane for entries of the calling tenant, so that similar prompts are near each other. The
+        vectors themselves are not returned.
         """
 
     @abc.abstractmethod

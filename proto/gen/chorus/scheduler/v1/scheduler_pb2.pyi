@@ -161,6 +161,25 @@ CACHE_DECISION_EXACT: CacheDecision.ValueType  # 3
 """It repeats a video: every step is taken from the donor."""
 Global___CacheDecision: typing_extensions.TypeAlias = CacheDecision
 
+class _ServiceState:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _ServiceStateEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_ServiceState.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    SERVICE_STATE_UNSPECIFIED: _ServiceState.ValueType  # 0
+    """Not known yet."""
+    SERVICE_STATE_SERVING: _ServiceState.ValueType  # 1
+    SERVICE_STATE_NOT_SERVING: _ServiceState.ValueType  # 2
+
+class ServiceState(_ServiceState, metaclass=_ServiceStateEnumTypeWrapper): ...
+
+SERVICE_STATE_UNSPECIFIED: ServiceState.ValueType  # 0
+"""Not known yet."""
+SERVICE_STATE_SERVING: ServiceState.ValueType  # 1
+SERVICE_STATE_NOT_SERVING: ServiceState.ValueType  # 2
+Global___ServiceState: typing_extensions.TypeAlias = ServiceState
+
 @typing.final
 class GenerationSpec(google.protobuf.message.Message):
     """Specification of a generation."""
@@ -1413,6 +1432,77 @@ class Model(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["default_schedule", b"default_schedule", "default_shape", b"default_shape", "frames", b"frames", "frames_per_second", b"frames_per_second", "height", b"height", "max_text_tokens", b"max_text_tokens", "model_id", b"model_id", "seconds_per_step", b"seconds_per_step", "steps", b"steps", "width", b"width"]) -> None: ...
 
 Global___Model: typing_extensions.TypeAlias = Model
+
+@typing.final
+class GetServerInfoRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+Global___GetServerInfoRequest: typing_extensions.TypeAlias = GetServerInfoRequest
+
+@typing.final
+class GetServerInfoResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: builtins.int
+    SERVICES_FIELD_NUMBER: builtins.int
+    DENOISERS_LEFT_OUT_FIELD_NUMBER: builtins.int
+    tenant: builtins.str
+    """Tenant of the caller's API key. Empty if callers need no key."""
+    denoisers_left_out: builtins.int
+    """Number of denoisers that were left out."""
+    @property
+    def services(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ServiceInfo]:
+        """The scheduler itself, the embedder, the cache, and the denoisers, at most 100 of them. To a caller with a key all
+        denoisers are one service, and no service has an address, a version or a detail.
+        """
+
+    def __init__(
+        self,
+        *,
+        tenant: builtins.str = ...,
+        services: collections.abc.Iterable[Global___ServiceInfo] | None = ...,
+        denoisers_left_out: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["denoisers_left_out", b"denoisers_left_out", "services", b"services", "tenant", b"tenant"]) -> None: ...
+
+Global___GetServerInfoResponse: typing_extensions.TypeAlias = GetServerInfoResponse
+
+@typing.final
+class ServiceInfo(google.protobuf.message.Message):
+    """A service of the deployment, as the scheduler sees it."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    STATE_FIELD_NUMBER: builtins.int
+    ADDRESS_FIELD_NUMBER: builtins.int
+    VERSION_FIELD_NUMBER: builtins.int
+    DETAIL_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """"scheduler", "embedder", "cache" or "denoiser"."""
+    state: Global___ServiceState.ValueType
+    address: builtins.str
+    """Address at which the scheduler calls it. Empty for the scheduler itself."""
+    version: builtins.str
+    """Its version. Empty if it is not known, and while the service does not serve."""
+    detail: builtins.str
+    """Reason why it does not serve."""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        state: Global___ServiceState.ValueType = ...,
+        address: builtins.str = ...,
+        version: builtins.str = ...,
+        detail: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["address", b"address", "detail", b"detail", "name", b"name", "state", b"state", "version", b"version"]) -> None: ...
+
+Global___ServiceInfo: typing_extensions.TypeAlias = ServiceInfo
 
 @typing.final
 class PreviewPlanRequest(google.protobuf.message.Message):

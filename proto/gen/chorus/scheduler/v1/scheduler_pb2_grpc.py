@@ -87,6 +87,11 @@ class SchedulerServiceStub(object):
                 request_serializer=chorus_dot_scheduler_dot_v1_dot_scheduler__pb2.ListModelsRequest.SerializeToString,
                 response_deserializer=chorus_dot_scheduler_dot_v1_dot_scheduler__pb2.ListModelsResponse.FromString,
                 _registered_method=True)
+        self.GetServerInfo = channel.unary_unary(
+                '/chorus.scheduler.v1.SchedulerService/GetServerInfo',
+                request_serializer=chorus_dot_scheduler_dot_v1_dot_scheduler__pb2.GetServerInfoRequest.SerializeToString,
+                response_deserializer=chorus_dot_scheduler_dot_v1_dot_scheduler__pb2.GetServerInfoResponse.FromString,
+                _registered_method=True)
         self.PreviewPlan = channel.unary_unary(
                 '/chorus.scheduler.v1.SchedulerService/PreviewPlan',
                 request_serializer=chorus_dot_scheduler_dot_v1_dot_scheduler__pb2.PreviewPlanRequest.SerializeToString,
@@ -189,6 +194,13 @@ class SchedulerServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetServerInfo(self, request, context):
+        """Returns the tenant of the caller, and which services work behind this one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def PreviewPlan(self, request, context):
         """Plans a request without accepting it: what it would reuse, and how long it would take, if it were submitted now.
         """
@@ -272,6 +284,11 @@ def add_SchedulerServiceServicer_to_server(servicer, server):
                     servicer.ListModels,
                     request_deserializer=chorus_dot_scheduler_dot_v1_dot_scheduler__pb2.ListModelsRequest.FromString,
                     response_serializer=chorus_dot_scheduler_dot_v1_dot_scheduler__pb2.ListModelsResponse.SerializeToString,
+            ),
+            'GetServerInfo': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetServerInfo,
+                    request_deserializer=chorus_dot_scheduler_dot_v1_dot_scheduler__pb2.GetServerInfoRequest.FromString,
+                    response_serializer=chorus_dot_scheduler_dot_v1_dot_scheduler__pb2.GetServerInfoResponse.SerializeToString,
             ),
             'PreviewPlan': grpc.unary_unary_rpc_method_handler(
                     servicer.PreviewPlan,
@@ -567,6 +584,33 @@ class SchedulerService(object):
             '/chorus.scheduler.v1.SchedulerService/ListModels',
             chorus_dot_scheduler_dot_v1_dot_scheduler__pb2.ListModelsRequest.SerializeToString,
             chorus_dot_scheduler_dot_v1_dot_scheduler__pb2.ListModelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetServerInfo(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/chorus.scheduler.v1.SchedulerService/GetServerInfo',
+            chorus_dot_scheduler_dot_v1_dot_scheduler__pb2.GetServerInfoRequest.SerializeToString,
+            chorus_dot_scheduler_dot_v1_dot_scheduler__pb2.GetServerInfoResponse.FromString,
             options,
             channel_credentials,
             insecure,

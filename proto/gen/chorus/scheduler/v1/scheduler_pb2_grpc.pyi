@@ -185,6 +185,22 @@ _SchedulerServiceListModelsType = typing_extensions.TypeVar(
     ],
 )
 
+_SchedulerServiceGetServerInfoType = typing_extensions.TypeVar(
+    '_SchedulerServiceGetServerInfoType',
+    grpc.UnaryUnaryMultiCallable[
+        chorus.scheduler.v1.scheduler_pb2.GetServerInfoRequest,
+        chorus.scheduler.v1.scheduler_pb2.GetServerInfoResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        chorus.scheduler.v1.scheduler_pb2.GetServerInfoRequest,
+        chorus.scheduler.v1.scheduler_pb2.GetServerInfoResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        chorus.scheduler.v1.scheduler_pb2.GetServerInfoRequest,
+        chorus.scheduler.v1.scheduler_pb2.GetServerInfoResponse,
+    ],
+)
+
 _SchedulerServicePreviewPlanType = typing_extensions.TypeVar(
     '_SchedulerServicePreviewPlanType',
     grpc.UnaryUnaryMultiCallable[
@@ -249,7 +265,7 @@ _SchedulerServiceChangePriorityType = typing_extensions.TypeVar(
     ],
 )
 
-class SchedulerServiceStub(typing.Generic[_SchedulerServiceSubmitGenerationType, _SchedulerServiceGetGenerationType, _SchedulerServiceWatchGenerationType, _SchedulerServiceCancelGenerationType, _SchedulerServiceListGenerationsType, _SchedulerServiceGetVideoType, _SchedulerServiceGetThumbnailType, _SchedulerServiceGetVideoUrlType, _SchedulerServiceDeleteGenerationType, _SchedulerServiceListModelsType, _SchedulerServicePreviewPlanType, _SchedulerServiceReportGenerationType, _SchedulerServiceWithdrawReportType, _SchedulerServiceChangePriorityType]):
+class SchedulerServiceStub(typing.Generic[_SchedulerServiceSubmitGenerationType, _SchedulerServiceGetGenerationType, _SchedulerServiceWatchGenerationType, _SchedulerServiceCancelGenerationType, _SchedulerServiceListGenerationsType, _SchedulerServiceGetVideoType, _SchedulerServiceGetThumbnailType, _SchedulerServiceGetVideoUrlType, _SchedulerServiceDeleteGenerationType, _SchedulerServiceListModelsType, _SchedulerServiceGetServerInfoType, _SchedulerServicePreviewPlanType, _SchedulerServiceReportGenerationType, _SchedulerServiceWithdrawReportType, _SchedulerServiceChangePriorityType]):
     """Public API of Chorus. An accepted generation is durable: it survives the crash of any service and ends
     exactly once. Where the server has API keys, every call carries one (metadata "authorization: Bearer KEY"), and
     concerns the generations of the key's tenant only.
@@ -296,6 +312,10 @@ class SchedulerServiceStub(typing.Generic[_SchedulerServiceSubmitGenerationType,
         grpc.UnaryUnaryMultiCallable[
             chorus.scheduler.v1.scheduler_pb2.ListModelsRequest,
             chorus.scheduler.v1.scheduler_pb2.ListModelsResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            chorus.scheduler.v1.scheduler_pb2.GetServerInfoRequest,
+            chorus.scheduler.v1.scheduler_pb2.GetServerInfoResponse,
         ],
         grpc.UnaryUnaryMultiCallable[
             chorus.scheduler.v1.scheduler_pb2.PreviewPlanRequest,
@@ -358,6 +378,10 @@ class SchedulerServiceStub(typing.Generic[_SchedulerServiceSubmitGenerationType,
             chorus.scheduler.v1.scheduler_pb2.ListModelsResponse,
         ],
         grpc.aio.UnaryUnaryMultiCallable[
+            chorus.scheduler.v1.scheduler_pb2.GetServerInfoRequest,
+            chorus.scheduler.v1.scheduler_pb2.GetServerInfoResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
             chorus.scheduler.v1.scheduler_pb2.PreviewPlanRequest,
             chorus.scheduler.v1.scheduler_pb2.PreviewPlanResponse,
         ],
@@ -411,6 +435,9 @@ class SchedulerServiceStub(typing.Generic[_SchedulerServiceSubmitGenerationType,
 
     ListModels: _SchedulerServiceListModelsType
     """Lists the models that a request can name, the default first, with the bounds of its fields."""
+
+    GetServerInfo: _SchedulerServiceGetServerInfoType
+    """Returns the tenant of the caller, and which services work behind this one."""
 
     PreviewPlan: _SchedulerServicePreviewPlanType
     """Plans a request without accepting it: what it would reuse, and how long it would take, if it were submitted now."""
@@ -469,6 +496,10 @@ SchedulerServiceAsyncStub: typing_extensions.TypeAlias = SchedulerServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
         chorus.scheduler.v1.scheduler_pb2.ListModelsRequest,
         chorus.scheduler.v1.scheduler_pb2.ListModelsResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        chorus.scheduler.v1.scheduler_pb2.GetServerInfoRequest,
+        chorus.scheduler.v1.scheduler_pb2.GetServerInfoResponse,
     ],
     grpc.aio.UnaryUnaryMultiCallable[
         chorus.scheduler.v1.scheduler_pb2.PreviewPlanRequest,
@@ -580,6 +611,14 @@ class SchedulerServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[chorus.scheduler.v1.scheduler_pb2.ListModelsResponse, collections.abc.Awaitable[chorus.scheduler.v1.scheduler_pb2.ListModelsResponse]]:
         """Lists the models that a request can name, the default first, with the bounds of its fields."""
+
+    @abc.abstractmethod
+    def GetServerInfo(
+        self,
+        request: chorus.scheduler.v1.scheduler_pb2.GetServerInfoRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[chorus.scheduler.v1.scheduler_pb2.GetServerInfoResponse, collections.abc.Awaitable[chorus.scheduler.v1.scheduler_pb2.GetServerInfoResponse]]:
+        """Returns the tenant of the caller, and which services work behind this one."""
 
     @abc.abstractmethod
     def PreviewPlan(
