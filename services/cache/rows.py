@@ -138,7 +138,7 @@ class _Group:
         return unpack(self._rows[self._places[entry_id]].packed)
 
     def copy_vector(self, entry_id: str) -> NDArray[np.float32]:
-        return self._vectors[self._places[entry_id]].copy()
+        return np.array(self._vectors[self._places[entry_id]], np.float32)
 
     def vector(self, entry_id: str) -> list[float]:
         return [float(value) for value in self._vectors[self._places[entry_id]]]

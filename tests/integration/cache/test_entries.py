@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -12,8 +13,11 @@ import grpc.aio
 import numpy as np
 import pytest
 from chorus.cache.v1 import cache_pb2
+from chorus_rpc.channels import open_channel
 from chorus_rpc.tenancy import tenant_metadata
 
+from services.runtime.version import VERSION
+from services.scheduler.peers.health import PeerHealth
 from tests.contract.samples import admission, fetch, latents, new_entry, side_data, side_header, unit
 from tests.integration.cache.calls import (
     SECONDS,
@@ -168,6 +172,20 @@ async def test_statistics_from_memory_agree_with_those_of_the_index(stub: Stub, 
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await stub.Stats(wrong, metadata=tenant, timeout=SECONDS)
         assert details(refused.value)[1] == ["growth_points"]
+
+
+async def test_scheduler_learns_the_version_from_the_health_stream(service: ServiceProcess) -> None:
+    changed = asyncio.Event()
+    async with open_channel(service.target) as channel:
+        health = PeerHealth("cache", "chorus.cache.v1.CacheService", channel, lambda _: changed.set(), 1.0)
+        watching = asyncio.create_task(health.watch())
+        try:
+            async with asyncio.timeout(SECONDS):
+                await changed.wait()
+        finally:
+            watching.cancel()
+            await health.close()
+    assert (health.serving, health.version) == (True, VERSION)
 
 
 async def test_entry_is_shown_with_its_uses_and_its_retention(stub: Stub, tenant: Metadata) -> None:
