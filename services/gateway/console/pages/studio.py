@@ -52,7 +52,7 @@ async def show_studio(
     """Shows the form, empty or like an earlier request."""
     values = {"prompt": prompt[:8_192]}
     if video is not None:
-        values = fill_from(await find_generation(client, video), change)
+        values = fill_from(await find_generation(client, video), change, await client.models())
     return await _show(request, visitor, client, values)
 
 

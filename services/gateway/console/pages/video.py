@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 from typing import Annotated, Final
@@ -16,6 +17,7 @@ from services.gateway.console.donors import find_donor
 from services.gateway.console.paths import BASE
 from services.gateway.console.rendering import render
 from services.gateway.console.views.cards import build_card, describe_result
+from services.gateway.console.views.comparison import find_full_computation, make_prompt_filter
 from services.gateway.console.views.family import build_family
 from services.gateway.console.views.masks import build_masks
 from services.gateway.console.views.waterfall import build_waterfall, compare_savings
@@ -28,12 +30,15 @@ from services.gateway.videos.progress import count_progress, estimate_eta
 
 router = APIRouter(prefix="/videos/{video_id}")
 
-# Upper bounds on the events that a page shows, on the seconds to read them, on donors of donors, and on the
-# generations among which descendants are sought.
+# Upper bounds on the events that a page shows, on the seconds to read them, on donors of donors, on the
+# generations among which descendants are sought, and on those of the same prompt among which the full
+# computation is sought, with the seconds that it may take.
 _EVENTS: Final = 300
 _EVENT_SECONDS: Final = 15.0
 _ANCESTORS: Final = 10
 _SEARCHED: Final = 300
+_COMPARED: Final = 50
+_COMPARE_SECONDS: Final = 5.0
 
 
 @router.get("")
@@ -45,6 +50,7 @@ async def show_video(request: Request, visitor: Visit, client: User, video_id: s
     plan, settings = generation.plan, request.app.state.settings
     planned = generation.donor or (plan.donor if plan is not None and plan.reuse_steps else None)
     donor = await find_donor(client, planned.generation_id if planned is not None else "")
+    full, full_hint = await _find_full(client, generation)
     masks, masks_left_out = build_masks(report.steps)
     predicted = plan.predicted_seconds_saved if plan is not None else 0.0
     compared = planned is not None and planned.prompt
@@ -61,6 +67,8 @@ async def show_video(request: Request, visitor: Visit, client: User, video_id: s
         sentence=describe_result(generation),
         planned=planned,
         donor=None if donor is None else build_card(donor),
+        full=None if full is None else build_card(full),
+        full_hint=full_hint,
         steps=report.steps,
         masks=masks,
         masks_left_out=masks_left_out,
@@ -130,6 +138,24 @@ async def cancel(client: User, video_id: str, form: Form) -> Response:
     await client.handle(generation.id).cancel()
     following = f"{BASE}/queue" if form.get("back") == "queue" else f"{BASE}/videos/{video_id}"
     return RedirectResponse(following, 303)
+
+
+async def _find_full(client: AsyncChorusClient, generation: Generation) -> tuple[Generation | None, str]:
+    """Returns the full computation of a request whose video reused something, and what the page says without."""
+    if generation.state != "succeeded" or not generation.hit:
+        return None, ""
+    try:
+        async with asyncio.timeout(_COMPARE_SECONDS):
+            known = await client.list(
+                "succeeded", _COMPARED, prompt_contains=make_prompt_filter(generation.prompt)
+            )
+    except TimeoutError:
+        return None, f"Its full computation was not found within {_COMPARE_SECONDS:g} seconds."
+    found = find_full_computation(generation, known)
+    if found is not None or generation.exact:
+        return found, ""
+    among = f" among the newest {_COMPARED} videos of this prompt" if len(known) == _COMPARED else ""
+    return None, f"There is no full computation to compare it with{among}: “Compute in full” makes one."
 
 
 def make_trace_url(settings: GatewaySettings, trace_id: str) -> str:

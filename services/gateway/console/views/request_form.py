@@ -111,8 +111,10 @@ def map_violations(violations: Sequence[Violation]) -> dict[str, str]:
     return faults
 
 
-def fill_from(generation: Generation, change: str) -> dict[str, str]:
+def fill_from(generation: Generation, change: str, models: Sequence[Model]) -> dict[str, str]:
     """Returns the fields of a request like an earlier one.
+
+    Of a schedule other than the model's default, the form states the number of steps only.
 
     Args:
         change: "edit" to continue from its video with other words, "full" to compute the same without reuse,
@@ -127,8 +129,10 @@ def fill_from(generation: Generation, change: str) -> dict[str, str]:
         "width": str(spec.shape.width or ""),
         "labels": ", ".join(f"{key}={value}" for key, value in sorted(generation.labels.items())),
     }
-    if spec.WhichOneof("denoising") == "steps":
-        values["steps"] = str(spec.steps)
+    sigmas = tuple(spec.schedule.sigmas)
+    usual = next((each.default_sigmas for each in models if each.id == generation.model), ())
+    if sigmas and sigmas != usual:
+        values["steps"] = str(len(sigmas) - 1)
     if change == "edit":
         values["donor"] = generation.id
     elif change == "full":

@@ -89,11 +89,25 @@ async def test_every_page_is_accessible_and_fits(console: Console, width: int, d
     video = await console.make("a large royalblue circle moving to the right", labels="project=demo")
     failed, slow = await console.make("fail a circle"), await console.make("slow circle")
     await console.make("queued " + "w" * 200)
-    pages = ("/", "/gallery", video, failed, slow, f"{video}/family", "/queue", "/cache", "/health", "/login")
+    await console.make("a large royalblue circle moving to the right", reuse="off", seed="7")
+    compared = await console.make("a large royalblue circle moving to the right", seed="7")
+    pages = (
+        "/",
+        "/gallery",
+        video,
+        compared,
+        failed,
+        slow,
+        f"{video}/family",
+        "/queue",
+        "/cache",
+        "/health",
+        "/login",
+    )
     async with browsing(console, width=width, dark=dark) as seen:
         for path in pages:
             await seen.open(path)
-            if path == video:
+            if path in (video, compared):
                 for summary in await seen.page.locator("summary").all():
                     await summary.click()
             found = await Axe().run(seen.page)
@@ -159,6 +173,30 @@ async def test_both_videos_and_the_mask_follow_one_clock(console: Console) -> No
         await until(page, "![...document.querySelectorAll('.screen video')].some((each) => each.paused)")
         await page.get_by_label("Computed region").select_option("")
         await expect(page.locator(".mask")).to_be_hidden()
+
+
+async def test_wipe_follows_the_keyboard_and_the_clock(console: Console) -> None:
+    await console.make("a large red circle")
+    path = await console.make("a large royalblue circle", seed="7")
+    await console.make("a large royalblue circle", seed="7", reuse="off")
+    async with browsing(console) as seen:
+        page = seen.page
+        await seen.open(path)
+        wipe = page.get_by_label("Share of this video, from the left")
+        await wipe.focus()
+        await page.keyboard.press("End")
+        clip = "getComputedStyle(document.querySelector('.wipe .over')).clipPath"
+        whole = await page.evaluate(clip)
+        await page.keyboard.press("Home")
+        assert await page.evaluate(clip) != whole
+        await expect(wipe).to_have_attribute("aria-valuetext", "0 %")
+        ready = "[...document.querySelectorAll('.screen video')].every((each) => each.readyState >= 2)"
+        await until(page, ready)
+        await page.get_by_label("Position in all videos").fill("700")
+        times = await page.evaluate(
+            "[...document.querySelectorAll('.screen video')].map((each) => each.currentTime)"
+        )
+        assert times == pytest.approx([1.4] * 4, abs=0.05)
 
 
 async def test_steps_appear_as_they_are_computed(console: Console) -> None:

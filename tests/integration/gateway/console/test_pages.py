@@ -99,6 +99,30 @@ async def test_video_page_tells_what_was_reused(console: Console) -> None:
     assert "step_completed" in text
 
 
+async def test_hit_is_compared_with_its_full_computation_once_there_is_one(console: Console) -> None:
+    await console.make("a large red circle")
+    path = await console.make("a large blue circle", seed="7")
+    page = await console.open(path)
+    assert "data-wipe" not in page
+    assert "There is no full computation to compare it with: “Compute in full” makes one." in read_text(page)
+    form = await console.open(f"/?video={path.rpartition('/')[2]}&change=full")
+    fields = {
+        name: re.search(rf'name="{name}"[^>]* value="([^"]*)"', form)[1]  # type: ignore[index]
+        for name in ("seed", "frames", "height", "width", "steps")
+    }
+    full = await console.make("a large blue circle", reuse="off", **fields)
+    page = await console.open(path)
+    assert f'<video src="/console{full}/content"' in page
+    assert 'id="wipe" type="range"' in page
+    assert "There is no full computation" not in read_text(page)
+    request = console.scheduler.lists[-1]
+    assert (request.prompt_contains, request.state) == (
+        "a large blue circle",
+        scheduler_pb2.GENERATION_STATE_SUCCEEDED,
+    )
+    assert "data-wipe" not in await console.open(full)
+
+
 async def test_deleted_donor_leaves_a_page(console: Console) -> None:
     await console.make("a red circle")
     path = await console.make("a blue circle")
