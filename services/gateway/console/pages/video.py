@@ -141,7 +141,7 @@ async def cancel(client: User, video_id: str, form: Form) -> Response:
 
 
 async def _find_full(client: AsyncChorusClient, generation: Generation) -> tuple[Generation | None, str]:
-    """Returns the full computation of a request whose video reused something, and what the page says without."""
+    """Returns the full computation of a request that reused something, and what the page says without it."""
     if generation.state != "succeeded" or not generation.hit:
         return None, ""
     try:
