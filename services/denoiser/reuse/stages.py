@@ -222,7 +222,9 @@ class Stages:
 
     def _own_noise(self, boundary: int) -> Tensor:
         """Returns the target's noise at a boundary that adds new noise, as tokens."""
-        return self._model.to_tokens(self._noise if self._fresh_noise is None else self._fresh_noise(boundary))
+        return self._model.to_tokens(
+            self._noise if self._fresh_noise is None else self._fresh_noise(boundary)
+        )
 
     def _region_step(self, step: int, tokens: Tensor, active: Tensor) -> tuple[Tensor, Tensor | None]:
         """Computes the active tokens. Returns x_{step+1} and the active tokens of the next region step.
@@ -301,10 +303,9 @@ class Stages:
         return step
 
     def _estimate_clean(self, boundary: int, before: Tensor | None, tokens: Tensor) -> Tensor:
-        """Returns the clean tokens that a step predicted: x - sigma * v, where it took the donor's latents the
-        donor's own.
+        """Returns the clean tokens that a step predicted, x - sigma * v, or that the donor's step did.
 
-        It follows from the latents before and after the step, which is the same for both.
+        They follow from the latents before and after the step, in the same way for both.
         """
         sigma = self._sigmas[boundary]
         if sigma == 0:

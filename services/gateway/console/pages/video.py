@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+from collections.abc import AsyncGenerator
 from typing import Annotated, Final
 
 from chorus_client import AsyncChorusClient, Event, Generation
 from chorus_client.report import build_report
 from chorus_client.words import mark_words
-from fastapi import APIRouter, Header, Query, Request
+from chorus_rpc.limits import MAX_STEPS
+from fastapi import APIRouter, Header, Path, Query, Request
 from fastapi.responses import RedirectResponse, Response
 
 from services.gateway.console.donors import find_donor
@@ -22,9 +24,10 @@ from services.gateway.console.views.family import build_family
 from services.gateway.console.views.masks import build_masks
 from services.gateway.console.views.waterfall import build_waterfall, compare_savings
 from services.gateway.console.visitor import Form, User, Visit
+from services.gateway.errors import ApiError
 from services.gateway.settings import GatewaySettings
 from services.gateway.videos.answers import find_generation
-from services.gateway.videos.content import ContentQuery, get_content
+from services.gateway.videos.content import CACHE_CONTROL, ContentQuery, get_content
 from services.gateway.videos.events import describe_event, follow_events
 from services.gateway.videos.progress import count_progress, estimate_eta
 
@@ -70,6 +73,7 @@ async def show_video(request: Request, visitor: Visit, client: User, video_id: s
         full=None if full is None else build_card(full),
         full_hint=full_hint,
         steps=report.steps,
+        pictured=any(step.preview_event for step in report.steps),
         masks=masks,
         masks_left_out=masks_left_out,
         words=mark_words(generation.prompt, planned.prompt) if planned is not None and compared else (),
@@ -120,6 +124,29 @@ async def send_content(
     return await get_content(client, own, video_id, query, range_header, if_range, if_none_match)
 
 
+@router.get("/steps/{number}/preview")
+async def send_preview(
+    client: User,
+    video_id: str,
+    number: Annotated[int, Path(ge=1, le=MAX_STEPS)],
+    after: Annotated[int, Query(ge=0, lt=1 << 63)] = 0,
+) -> Response:
+    """Sends the picture of a computed step.
+
+    Args:
+        after: number of an event after which that of the step is sought, among the next _EVENTS.
+    """
+    generation = await find_generation(client, video_id)
+    last = min(generation.last_sequence, after + _EVENTS)
+    async with contextlib.aclosing(_iterate_events(client, generation, after, last)) as events:
+        async for event in events:
+            if event.step is not None and event.step.number == number and event.step.preview:
+                return Response(
+                    event.step.preview, media_type="image/jpeg", headers={"Cache-Control": CACHE_CONTROL}
+                )
+    raise ApiError(404, "not_found", f"step {number} of this video has no picture")
+
+
 @router.get("/events")
 async def send_events(
     request: Request,
@@ -165,12 +192,19 @@ def make_trace_url(settings: GatewaySettings, trace_id: str) -> str:
 
 async def _read_events(client: AsyncChorusClient, generation: Generation) -> list[Event]:
     """Returns the events up to the state of a generation, at most _EVENTS."""
-    wanted = min(generation.last_sequence, _EVENTS)
-    found: list[Event] = []
-    if wanted:
-        async with contextlib.aclosing(client.handle(generation.id).events(timeout=_EVENT_SECONDS)) as events:
-            async for event in events:
-                found.append(event)
-                if event.sequence >= wanted:
-                    break
-    return found
+    last = min(generation.last_sequence, _EVENTS)
+    return [event async for event in _iterate_events(client, generation, 0, last)]
+
+
+async def _iterate_events(
+    client: AsyncChorusClient, generation: Generation, after: int, last: int
+) -> AsyncGenerator[Event, None]:
+    """Yields the events with the numbers `after` + 1 to `last`, which has happened already."""
+    if last <= after:
+        return
+    handle = client.handle(generation.id)
+    async with contextlib.aclosing(handle.events(after, timeout=_EVENT_SECONDS)) as events:
+        async for event in events:
+            yield event
+            if event.sequence >= last:
+                return

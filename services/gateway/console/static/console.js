@@ -21,6 +21,7 @@ function previewPlans(form) {
   let sent = "", latest = 0;
   async function preview() {
     const fields = new FormData(form);
+    fields.delete("step_previews"); // it changes nothing of the plan
     const text = new URLSearchParams(fields);
     if (!fields.get("prompt").trim() || text.toString() === sent) return;
     sent = text.toString();

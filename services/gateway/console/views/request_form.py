@@ -20,8 +20,11 @@ FIELDS: Final = (
     "donor",
     "priority",
     "labels",
+    "step_previews",
     "request_id",
 )
+# Value of a box that is ticked; one that is not sends nothing.
+TICKED: Final = "yes"
 # Fields of the contract by their last name, where the form calls them otherwise.
 _FORM_NAMES: Final = {
     "model_id": "model",
@@ -78,6 +81,7 @@ def parse_request_form(values: Mapping[str, str], models: Sequence[Model]) -> Pa
     options["priority"] = values.get("priority") or None
     options["donor"] = values.get("donor", "").strip() or None
     options["labels"] = _parse_labels(values.get("labels", ""), faults)
+    options["step_previews"] = values.get("step_previews") == TICKED
     options["request_id"] = values.get("request_id") or None
     return ParsedForm(prompt, options, faults)
 

@@ -90,7 +90,9 @@ async def test_every_page_is_accessible_and_fits(console: Console, width: int, d
     failed, slow = await console.make("fail a circle"), await console.make("slow circle")
     await console.make("queued " + "w" * 200)
     await console.make("a large royalblue circle moving to the right", reuse="off", seed="7")
-    compared = await console.make("a large royalblue circle moving to the right", seed="7")
+    compared = await console.make(
+        "a large royalblue circle moving to the right", seed="7", step_previews="yes"
+    )
     pages = (
         "/",
         "/gallery",
@@ -200,7 +202,7 @@ async def test_wipe_follows_the_keyboard_and_the_clock(console: Console) -> None
 
 
 async def test_steps_appear_as_they_are_computed(console: Console) -> None:
-    path = await console.make("slow circle")
+    path = await console.make("slow circle", step_previews="yes")
     generation = console.find(path)
     async with browsing(console) as seen:
         page = seen.page
@@ -210,6 +212,10 @@ async def test_steps_appear_as_they_are_computed(console: Console) -> None:
         await page.get_by_role("button", name="Cancel").focus()
         for step in range(2, STEPS + 1):
             await console.scheduler.compute_step(generation, step)
+            picture = page.get_by_alt_text(f"What step {step} predicts")
+            await expect(picture).to_be_visible()
+            await expect(picture).to_have_js_property("complete", True)
+            await expect(picture).to_have_js_property("naturalWidth", 128)
         await expect(page.locator(".step.full")).to_have_count(STEPS)
         await expect(page.locator("#live")).to_contain_text("step 8 of 8")
         await expect(page.get_by_role("status")).to_contain_text("step 8 of 8")
