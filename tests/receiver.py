@@ -37,12 +37,12 @@ class Receiver:
     Attributes:
         answers: statuses of the next answers, then 200; None ends the connection without an answer.
         hold: while it is cleared, requests are recorded but not answered.
-        location: header of the same name in each answer, for redirections.
+        headers: headers of each answer.
     """
 
     port: int = 0
     answers: deque[int | None] = field(default_factory=deque)
-    location: str = ""
+    headers: dict[str, str] = field(default_factory=dict)
     received: list[Received] = field(default_factory=list)
     connections: int = 0
 
@@ -92,8 +92,8 @@ def running_receiver(certificates: Certificates, port: int = 0) -> Iterator[Rece
                 self.close_connection = True
                 return
             self.send_response(answer)
-            if receiver.location:
-                self.send_header("Location", receiver.location)
+            for name, value in receiver.headers.items():
+                self.send_header(name, value)
             self.send_header("Content-Length", "0")
             self.end_headers()
 

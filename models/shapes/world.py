@@ -11,7 +11,7 @@ import hashlib
 import itertools
 import random
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -111,7 +111,11 @@ def draw_scene(split: Split, rng: random.Random, objects: int) -> Scene:
     """Draws a scene with `objects` objects, whose combinations all belong to a split.
 
     Objects differ from the background in colour, and no two have the same named place.
+
+    Raises ValueError for another split, of which there is no scene.
     """
+    if split not in get_args(Split):
+        raise ValueError(f"split must be one of {', '.join(get_args(Split))}, not {split!r}")
     while True:
         background, texture = rng.choice(list(COLOURS)), rng.choice(TEXTURES)
         places = rng.sample(list(PLACES), objects)

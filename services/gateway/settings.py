@@ -133,7 +133,7 @@ class GatewaySettings(ServerSettings):
     @property
     def tls(self) -> ServerTls | None:
         """Files of the port's TLS; None without TLS."""
-        return ServerTls(self.tls_certificate, self.tls_key) if self.tls_certificate else None
+        return self._tls_files if self.tls_certificate else None
 
     @property
     def scheduler_files(self) -> bool | Tls:
@@ -182,13 +182,9 @@ class GatewaySettings(ServerSettings):
 
     @model_validator(mode="after")
     def _check_tls(self) -> Self:
-        if bool(self.tls_certificate) != bool(self.tls_key):
-            raise ValueError(
-                "CHORUS_GATEWAY_TLS_CERTIFICATE and CHORUS_GATEWAY_TLS_KEY must both be set, or neither"
-            )
-        if self.tls is not None:
-            try:
-                self.tls.check()
-            except ValueError as error:
-                raise ValueError(f"CHORUS_GATEWAY_TLS_CERTIFICATE, _KEY: {error}") from None
+        self._tls_files.check_settings("CHORUS_GATEWAY")
         return self
+
+    @property
+    def _tls_files(self) -> ServerTls:
+        return ServerTls(self.tls_certificate, self.tls_key)

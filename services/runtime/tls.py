@@ -44,6 +44,23 @@ class ServerTls:
             except OSError as error:
                 raise ValueError(f"{self.client_ca} cannot be read ({error.strerror})") from None
 
+    def check_settings(self, prefix: str) -> None:
+        """Raises ValueError that names the settings of these files: PREFIX_TLS_CERTIFICATE and so on.
+
+        Without any file there is no TLS, which is valid.
+        """
+        names = f"{prefix}_TLS_CERTIFICATE"
+        if bool(self.certificate) != bool(self.key):
+            raise ValueError(f"{names} and {prefix}_TLS_KEY must both be set, or neither")
+        if self.client_ca and not self.certificate:
+            raise ValueError(f"{prefix}_TLS_CLIENT_CA must be empty without {names}")
+        if self.certificate:
+            try:
+                self.check()
+            except ValueError as error:
+                others = "_KEY, _CLIENT_CA" if self.client_ca else "_KEY"
+                raise ValueError(f"{names}, {others}: {error}") from None
+
     def make_credentials(self) -> grpc.ServerCredentials:
         """Returns the credentials of a server. Raises OSError if a file cannot be read."""
         pair = Path(self.key).read_bytes(), Path(self.certificate).read_bytes()

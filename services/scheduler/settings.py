@@ -273,8 +273,10 @@ class SchedulerSettings(ServerSettings):
     @property
     def tls(self) -> ServerTls | None:
         """Files of the port's TLS; None without TLS."""
-        if not self.tls_certificate:
-            return None
+        return self._tls_files if self.tls_certificate else None
+
+    @property
+    def _tls_files(self) -> ServerTls:
         return ServerTls(self.tls_certificate, self.tls_key, self.tls_client_ca)
 
     @model_validator(mode="after")
@@ -289,19 +291,7 @@ class SchedulerSettings(ServerSettings):
 
     @model_validator(mode="after")
     def _check_tls(self) -> Self:
-        if bool(self.tls_certificate) != bool(self.tls_key):
-            raise ValueError(
-                "CHORUS_SCHEDULER_TLS_CERTIFICATE and CHORUS_SCHEDULER_TLS_KEY must both be set, or neither"
-            )
-        if self.tls is None and self.tls_client_ca:
-            raise ValueError(
-                "CHORUS_SCHEDULER_TLS_CLIENT_CA must be empty without CHORUS_SCHEDULER_TLS_CERTIFICATE"
-            )
-        if self.tls is not None:
-            try:
-                self.tls.check()
-            except ValueError as error:
-                raise ValueError(f"CHORUS_SCHEDULER_TLS_CERTIFICATE, _KEY, _CLIENT_CA: {error}") from None
+        self._tls_files.check_settings("CHORUS_SCHEDULER")
         if self.health_port and self.health_port == self.port:
             raise ValueError("CHORUS_SCHEDULER_HEALTH_PORT must differ from CHORUS_SCHEDULER_PORT")
         return self

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import dataclass
 from typing import Annotated, Final, Literal
 
 from chorus_client import AsyncGenerationHandle, ChorusError, Generation, VideoInfo
 from chorus_rpc import errors
-from fastapi import APIRouter, Header, Query
+from fastapi import APIRouter, Depends, Header, Query
 from fastapi.responses import RedirectResponse, Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -49,15 +50,35 @@ class ContentQuery(BaseModel):
     """The id of the path once more, as some clients send it."""
 
 
+@dataclass(frozen=True)
+class Conditions:
+    """Headers that say which part of a file is requested, and when."""
+
+    range: str | None
+    if_range: str | None
+    if_none_match: str | None
+
+
+def read_conditions(
+    range_header: Annotated[str | None, Header(alias="Range")] = None,
+    if_range: Annotated[str | None, Header()] = None,
+    if_none_match: Annotated[str | None, Header()] = None,
+) -> Conditions:
+    """Returns the conditions of a request."""
+    return Conditions(range_header, if_range, if_none_match)
+
+
+FileQuery = Annotated[ContentQuery, Query()]
+FileConditions = Annotated[Conditions, Depends(read_conditions)]
+
+
 @router.get("/{video_id}/content", responses=_RESPONSES, response_class=Response)
 async def get_content(
     client: Caller,
     settings: Settings,
     video_id: str,
-    query: Annotated[ContentQuery, Query()],
-    range_header: Annotated[str | None, Header(alias="Range")] = None,
-    if_range: Annotated[str | None, Header()] = None,
-    if_none_match: Annotated[str | None, Header()] = None,
+    query: FileQuery,
+    conditions: FileConditions,
 ) -> Response:
     """Returns the mp4 of a complete video, or its thumbnail. Serves one range at a time."""
     if query.video_id not in (None, video_id):
@@ -67,15 +88,16 @@ async def get_content(
     handle = client.handle(generation.id)
     try:
         if query.variant == "thumbnail":
-            return await _answer_thumbnail(handle, generation, if_none_match)
+            return await _answer_thumbnail(handle, generation, conditions.if_none_match)
         if settings.redirect_downloads:
             return RedirectResponse((await handle.url()).url, 302, headers={"Cache-Control": "no-store"})
         etag = f'"{video.digest}"'
         headers = _describe_file(generation, etag, "mp4")
-        if matches_etag(if_none_match, etag):
+        if matches_etag(conditions.if_none_match, etag):
             return Response(status_code=304, headers=headers)
+        permitted = permits_range(conditions.if_range, etag)
         try:
-            part = parse_range(range_header, video.size_bytes) if permits_range(if_range, etag) else None
+            part = parse_range(conditions.range, video.size_bytes) if permitted else None
         except OutOfRange:
             raise ApiError(
                 416,

@@ -31,7 +31,10 @@ class Outcome:
 
     Attributes:
         cause: cause of a failure for the log, without path and query of the URL; empty for a success.
+        retry_after: pause before the next attempt that the receiver asked for, in seconds; 0 if it asked for
+            none.
     """
 
     kind: OutcomeKind
     cause: str = ""
+    retry_after: float = 0.0

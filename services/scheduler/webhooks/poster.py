@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC
+from email.utils import parsedate_to_datetime
 from typing import Final
 
 import httpcore2
@@ -18,6 +21,10 @@ from services.scheduler.webhooks.url import InvalidUrl, ReceiverUrl, parse_url
 # Number of addresses of a host to which a connection is tried.
 _ADDRESSES: Final = 4
 _GONE: Final = 410
+_TOO_MANY_REQUESTS: Final = 429
+_UNAVAILABLE: Final = 503
+# Digits of a delay that are read; more of them are beyond every bound.
+_MAX_DELAY_DIGITS: Final = 9
 # Upper bound on the text of a fault, which may come from the receiver.
 _MAX_CAUSE_CHARACTERS: Final = 200
 
@@ -144,7 +151,7 @@ class Poster:
             async with connection:
                 # The body of the response is not read: only its status counts, and its headers are bounded.
                 response = await connection.handle_async_request(request)
-                return _judge(response.status)
+                return _judge(response.status, _find_header(response.headers, b"retry-after"))
         except (httpcore2.TimeoutException, httpcore2.NetworkError, httpcore2.ProtocolError) as error:
             return Outcome(OutcomeKind.UNREACHABLE, _describe(error))
         except OSError as error:  # of a socket that the library does not classify
@@ -156,13 +163,38 @@ class Poster:
         return await self._resolve(receiver.host, receiver.port)
 
 
-def _judge(status: int) -> Outcome:
+def parse_retry_after(value: str, now: float) -> float:
+    """Returns the seconds of a Retry-After header, a number or a date; 0 for another text or a time that has
+    passed.
+
+    Args:
+        now: Unix time, in seconds.
+    """
+    if value.isascii() and value.isdigit():
+        return float(value[:_MAX_DELAY_DIGITS])
+    try:
+        # A date without an offset is in GMT, as HTTP requires.
+        date = parsedate_to_datetime(value)
+        seconds = date.replace(tzinfo=date.tzinfo or UTC).timestamp() - now
+    except (ValueError, OverflowError):
+        return 0.0
+    return max(0.0, seconds)
+
+
+def _find_header(headers: Sequence[tuple[bytes, bytes]], name: bytes) -> str:
+    values = (value for key, value in headers if key.lower() == name)
+    return next(values, b"").decode("latin-1").strip()
+
+
+def _judge(status: int, retry_after: str) -> Outcome:
     if 200 <= status < 300:
         return Outcome(OutcomeKind.DELIVERED)
     if status == _GONE:
         return Outcome(OutcomeKind.GONE, f"status {status}")
     remark = ", and redirects are not followed" if 300 <= status < 400 else ""
-    return Outcome(OutcomeKind.REJECTED, f"status {status}{remark}")
+    busy = status in (_TOO_MANY_REQUESTS, _UNAVAILABLE)
+    pause = parse_retry_after(retry_after, time.time()) if busy else 0.0
+    return Outcome(OutcomeKind.REJECTED, f"status {status}{remark}", pause)
 
 
 def _describe(error: Exception) -> str:

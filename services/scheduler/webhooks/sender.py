@@ -171,7 +171,9 @@ class WebhookSender:
                 return
             pause = None
             if outcome.kind is not OutcomeKind.GONE:
-                pause = self._backoff.next_pause(delivery.attempts, delivery.age, random.random)
+                pause = self._backoff.next_pause(
+                    delivery.attempts, delivery.age, random.random, outcome.retry_after
+                )
             if pause is not None:
                 if await self._outbox.postpone_delivery(delivery, pause):
                     log.info("webhook not delivered", **fields, cause=outcome.cause, retry_in_seconds=pause)

@@ -93,7 +93,7 @@ async def test_status_decides(
 ) -> None:
     receiver.answers.append(status)
     with running_receiver(certificates) as other:
-        receiver.location = other.url()
+        receiver.headers["Location"] = other.url()
         outcome = await make_poster(certificates).post(receiver.url(), HEADERS, BODY)
         assert outcome.kind is kind
         assert other.connections == 0, "redirects are not followed"
@@ -248,3 +248,13 @@ async def test_names_are_resolved_by_the_system() -> None:
             await resolver.resolve("no-such-host.invalid", 443)
     finally:
         resolver.close()
+
+
+@pytest.mark.parametrize(("status", "seconds"), [(429, 120.0), (503, 120.0), (500, 0.0), (200, 0.0)])
+async def test_pause_that_a_busy_receiver_asks_for_is_in_the_outcome(
+    certificates: Certificates, receiver: Receiver, status: int, seconds: float
+) -> None:
+    receiver.answers.append(status)
+    receiver.headers["Retry-After"] = "120"
+    outcome = await make_poster(certificates).post(receiver.url(), HEADERS, BODY)
+    assert outcome.retry_after == seconds

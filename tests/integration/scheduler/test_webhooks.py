@@ -137,7 +137,7 @@ async def test_each_end_is_delivered_once_and_signed(world: World, receiver: Rec
 
 async def test_failed_attempts_are_repeated(world: World, receiver: Receiver, metrics: int) -> None:
     receiver.answers.extend([500, None, 302])
-    receiver.location = receiver.url("/elsewhere")
+    receiver.headers["Location"] = receiver.url("/elsewhere")
     await world.events(await world.submit(webhook=webhook(receiver.url())))
     requests = await received(receiver, 4)
     assert {request.path for request in requests} == {"/hook"}, "the redirect is not followed"

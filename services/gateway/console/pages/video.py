@@ -27,7 +27,7 @@ from services.gateway.console.visitor import Form, User, Visit
 from services.gateway.errors import ApiError
 from services.gateway.settings import GatewaySettings
 from services.gateway.videos.answers import find_generation
-from services.gateway.videos.content import CACHE_CONTROL, ContentQuery, get_content
+from services.gateway.videos.content import CACHE_CONTROL, FileConditions, FileQuery, get_content
 from services.gateway.videos.events import describe_event, follow_events
 from services.gateway.videos.progress import count_progress, estimate_eta
 
@@ -108,20 +108,14 @@ async def show_family(request: Request, visitor: Visit, client: User, video_id: 
 
 @router.get("/content")
 async def send_content(
-    request: Request,
-    client: User,
-    video_id: str,
-    query: Annotated[ContentQuery, Query()],
-    range_header: Annotated[str | None, Header(alias="Range")] = None,
-    if_range: Annotated[str | None, Header()] = None,
-    if_none_match: Annotated[str | None, Header()] = None,
+    request: Request, client: User, video_id: str, query: FileQuery, conditions: FileConditions
 ) -> Response:
     """Sends the file of a video, or its thumbnail, always through this process: a page loads nothing from
     another host.
     """
     settings: GatewaySettings = request.app.state.settings
     own = settings.model_copy(update={"redirect_downloads": False})
-    return await get_content(client, own, video_id, query, range_header, if_range, if_none_match)
+    return await get_content(client, own, video_id, query, conditions)
 
 
 @router.get("/steps/{number}/preview")

@@ -3,6 +3,7 @@
 import itertools
 import math
 import random
+from typing import cast
 
 import pytest
 import torch
@@ -18,8 +19,10 @@ from models.shapes.world import (
     SHADES,
     SIDE,
     Scene,
+    Split,
     Thing,
     combination,
+    draw_scene,
     draw_scenes,
     find_split,
     objects_of,
@@ -158,3 +161,8 @@ def test_adding_what_the_donor_does_not_show_opens() -> None:
     assert not opens(Scene("white", "plain", (red, blue)), plain)
     assert opens(plain, Scene("white", "plain", (Thing("circle", "red", "left", "large", "upper left"),)))
     assert not opens(plain, Scene("black", "plain", (red,)))
+
+
+def test_unknown_split_is_rejected() -> None:
+    with pytest.raises(ValueError, match="split must be one of train, calibration, test, not 'eval'"):
+        draw_scene(cast(Split, "eval"), random.Random(0), 1)

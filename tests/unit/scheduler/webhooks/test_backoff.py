@@ -31,6 +31,16 @@ def test_pause_is_at_least_half_of_the_longest_possible_and_never_passes_the_end
         assert min(full / 2, 86_400 - age) <= pause <= min(full, 86_400 - age)
 
 
+@given(st.integers(1, 100), st.floats(0, 86_000), SHARES, st.floats(0, 1e9))
+def test_requested_pause_is_kept_within_the_bounds(
+    attempts: int, age: float, share: float, requested: float
+) -> None:
+    own = DAY.next_pause(attempts, age, lambda: share)
+    pause = DAY.next_pause(attempts, age, lambda: share, requested)
+    assert own is not None
+    assert pause == min(max(own, min(requested, DAY.longest)), DAY.give_up - age)
+
+
 @given(st.floats(0.01, 3_600), st.floats(0.01, 86_400), st.floats(1, 604_800), st.randoms())
 def test_attempts_end_within_the_time(first: float, longest: float, give_up: float, random: Random) -> None:
     backoff = Backoff(first, max(first, longest, give_up / 500), give_up)

@@ -197,6 +197,21 @@ async def test_given_up_delivery_is_removed_with_a_warning(
     assert (await store.outbox_state()).pending == 0
 
 
+async def test_pause_that_the_receiver_asks_for_is_kept(store: SqlStore, tmp_path: Path) -> None:
+    await end(store, "a1")
+
+    async def answer(job_id: str) -> Outcome:
+        return Outcome(OutcomeKind.REJECTED, "status 429", retry_after=5_000.0)
+
+    async with Running(store, tmp_path, backoff=Backoff(0.01, 3_600.0, 86_400.0)) as running:
+        running.answer = answer
+        await running.until(lambda: bool(running.posted))
+        await running.sender.stop(SECONDS)
+    wait = await store.seconds_to_next()
+    assert wait is not None
+    assert 3_500 < wait <= 3_600, "as long as asked, up to the longest pause"
+
+
 async def test_fault_of_this_program_costs_one_attempt(store: SqlStore, tmp_path: Path) -> None:
     await end(store, "a1")
 
