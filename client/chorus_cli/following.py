@@ -135,6 +135,7 @@ def options_from_spec(spec: GenerationSpec) -> SpecOptions:
         "priority": next((word for word, value in PRIORITIES.items() if value == spec.priority), ""),
         "no_store": spec.no_store,
         "labels": dict(spec.labels),
+        "step_previews": spec.step_previews,
     }
     if spec.HasField("webhook"):
         options["webhook"] = spec.webhook.url

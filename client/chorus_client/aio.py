@@ -123,8 +123,8 @@ class AsyncChorusClient:
         Args:
             timeout: deadline of the submission, in seconds.
             options: model, frames, height, width, steps, sigmas, seed, reuse, max_reuse_steps, donor,
-                explicit_reuse, priority, labels, webhook, webhook_events, no_store, deadline, request_id;
-                SpecOptions describes them.
+                explicit_reuse, priority, labels, webhook, webhook_events, step_previews, no_store, deadline,
+                request_id; SpecOptions describes them.
         """
         [handle, *_] = await self._submit(build_request(prompt, options), timeout)
         return handle

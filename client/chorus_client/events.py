@@ -39,6 +39,8 @@ class Step:
         backend: backend that computed the step; may be empty.
         fallback: reason why the configured backend did not compute it; empty if it did.
         draft: whether it computed the draft that the run starts from.
+        preview: middle frame of the clean video as the step estimates it, a JPEG file of at most 128 pixels
+            and 16 KiB; empty unless the request has `step_previews`.
     """
 
     number: int
@@ -49,6 +51,7 @@ class Step:
     backend: str
     fallback: str
     draft: bool
+    preview: bytes = field(repr=False)
 
     @classmethod
     def from_proto(cls, message: scheduler_pb2.StepCompletedEvent) -> Self:
@@ -63,6 +66,7 @@ class Step:
             backend=message.backend,
             fallback=message.fallback,
             draft=message.draft,
+            preview=message.preview,
         )
 
 

@@ -26,6 +26,7 @@ class Step:
         seconds: duration, in seconds.
         active: computed tokens, as `StepCompletedEvent` packs them; empty if all are, or none.
         grid: number of tokens along time, rows and columns.
+        preview_event: sequence number of the event that carries a picture of the step; 0 without one.
     """
 
     number: int
@@ -35,6 +36,7 @@ class Step:
     seconds: float = 0.0
     active: bytes = b""
     grid: tuple[int, ...] = ()
+    preview_event: int = 0
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ def build_report(generation: Generation, events: Iterable[GenerationEvent]) -> G
             reused, host_adapter = event.started.reuse_steps, event.started.host_adapter
             done = {n: step for n, step in done.items() if n <= event.started.resumed_step}
         elif event.HasField("step_completed"):
-            step = _build_step(event.step_completed)
+            step = _build_step(event.step_completed, event.sequence)
             done[step.number] = step
         elif event.HasField("succeeded"):
             saved = event.succeeded.seconds_saved
@@ -74,10 +76,11 @@ def build_report(generation: Generation, events: Iterable[GenerationEvent]) -> G
     return GenerationReport(generation, tuple(steps), saved, host_adapter)
 
 
-def _build_step(event: StepCompletedEvent) -> Step:
+def _build_step(event: StepCompletedEvent, sequence: int) -> Step:
     grid, active = tuple(event.token_grid), event.active_tokens
     # A share of 0 without a region comes from a server that does not report it: the step is full.
     computed = event.computed_share if event.computed_share or active else 1.0
     own = int.from_bytes(active, "little").bit_count() / max(1, math.prod(grid)) if active else 1.0
     kind: StepKind = "draft" if event.draft else "region" if active or computed < 1 else "full"
-    return Step(event.step.index, kind, computed, own, event.seconds, active, grid)
+    preview_event = sequence if event.preview else 0
+    return Step(event.step.index, kind, computed, own, event.seconds, active, grid, preview_event)

@@ -48,6 +48,7 @@ class SpecOptions(TypedDict, total=False):
             text.
         webhook: https URL that receives a signed request when the generation has ended (docs/webhooks.md).
         webhook_events: ends that it receives, of "completed", "failed" and "cancelled". Default: all.
+        step_previews: whether the event of each computed step carries a picture (`Event.step.preview`).
         no_store: whether none of this request's latents are stored for later requests.
         lifetime: time after which the cache drops them, in seconds: above 0, at most about ten years.
             Default: the cache's own.
@@ -73,6 +74,7 @@ class SpecOptions(TypedDict, total=False):
     labels: Mapping[str, str] | None
     webhook: str | None
     webhook_events: Sequence[str] | None
+    step_previews: bool | None
     no_store: bool | None
     lifetime: float | None
     pin: bool | None
@@ -155,6 +157,13 @@ def build_request(prompt: str, options: SpecOptions) -> scheduler_pb2.SubmitGene
         no_store is None or isinstance(no_store, bool), "no_store", f"must be True or False, not {no_store!r}"
     ):
         spec.no_store = bool(no_store)
+    previews = options.get("step_previews")
+    if violations.require(
+        previews is None or isinstance(previews, bool),
+        "step_previews",
+        f"must be True or False, not {previews!r}",
+    ):
+        spec.step_previews = bool(previews)
     pin, lifetime = options.get("pin"), options.get("lifetime")
     if (
         violations.require(pin is None or isinstance(pin, bool), "pin", f"must be True or False, not {pin!r}")

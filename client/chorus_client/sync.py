@@ -110,8 +110,8 @@ class ChorusClient:
         Args:
             timeout: deadline of the submission, in seconds.
             options: model, frames, height, width, steps, sigmas, seed, reuse, max_reuse_steps, donor,
-                explicit_reuse, priority, labels, webhook, webhook_events, no_store, deadline, request_id;
-                SpecOptions describes them.
+                explicit_reuse, priority, labels, webhook, webhook_events, step_previews, no_store, deadline,
+                request_id; SpecOptions describes them.
         """
         return GenerationHandle(
             self._loop.run(self._client.submit(prompt, timeout=timeout, **options)), self._loop

@@ -22,6 +22,13 @@ MAX_THUMBNAIL_PIXELS: Final = 320
 MAX_THUMBNAIL_BYTES: Final = 128 << 10
 """Upper bound on the size of a thumbnail, in bytes."""
 
+MAX_PREVIEW_PIXELS: Final = 128
+"""Upper bound on the height and on the width of the picture of a step, in pixels."""
+
+MAX_PREVIEW_BYTES: Final = 16 << 10
+"""Upper bound on the size of the picture of a step, in bytes. The events of a run hold at most MAX_STEPS of
+them."""
+
 MAX_URL_SECONDS: Final = 7 * 86_400
 """Upper bound on the lifetime of the URL of a video, in seconds (7 days): S3 signs none for longer."""
 

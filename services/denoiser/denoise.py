@@ -19,6 +19,7 @@ from torch import Tensor
 
 from services.denoiser.checkpoint.weights import is_finite
 from services.denoiser.codec.mp4 import encode_mp4, to_frames
+from services.denoiser.codec.preview import encode_preview
 from services.denoiser.codec.thumbnail import Thumbnail, encode_thumbnail
 from services.denoiser.device_thread import DeviceFailed
 from services.denoiser.latent_cache import DonorData
@@ -173,6 +174,9 @@ def denoise(
             fell_back = fell_back or bool(step.backend.fallback)
             if keep and step.boundary > reuse_steps:
                 kept[step.boundary] = step.latents
+            if step.estimate is not None:
+                preview, fault = _make_preview(model, step.estimate)
+                step = replace(step, estimate=None, preview=preview, preview_fault=fault)
             if paused is not None and step.boundary < job.total_steps:
                 step = replace(step, resume_point=_make_resume_point(step))
             try:
@@ -237,6 +241,7 @@ def _prepare_stages(
         # A run of one step has no use for the network of the steps after it, whose text costs milliseconds.
         then=None if plain is predictor or len(job.step_numbers) == 1 else _prepare_plain(plain, job, donor),
         resume=resume,
+        estimates=job.step_previews,
     )
 
 
@@ -324,6 +329,19 @@ def _encode_thumbnail(frames: NDArray[np.uint8], upscale: int) -> Thumbnail | No
     except (ValueError, av.FFmpegError) as error:
         log.warning("no thumbnail", error=str(error))
         return None
+
+
+def _make_preview(model: LoadedModel, estimate: Tensor) -> tuple[bytes, str]:
+    """Returns the picture of clean latents; or none, and the reason why it could not be made, which costs no
+    video.
+    """
+    try:
+        return encode_preview(model.codec, estimate, model.spec.video.upscale).data, ""
+    except torch.AcceleratorError as error:
+        raise DeviceFailed(str(error)) from error
+    except (ValueError, RuntimeError, av.FFmpegError) as error:  # memory of the device, for instance
+        log.warning("no preview of a step", error=str(error))
+        return b"", str(error) or type(error).__name__
 
 
 def _diverged(predictor: Predictor, operation: str, **metadata: str) -> ChorusError:

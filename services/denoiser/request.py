@@ -48,6 +48,7 @@ class DenoiseJob:
         run_digest: Digest of what the result depends on, which its resume points name.
         max_resume_point_bytes: Upper bound on the resume points that the caller wants, in bytes; 0: none.
         resume: State that the run continues from; None means that it starts at its first step.
+        step_previews: Whether each step has a picture of what it predicted.
     """
 
     generation_id: str
@@ -63,6 +64,7 @@ class DenoiseJob:
     run_digest: str = ""
     max_resume_point_bytes: int = 0
     resume: ResumePoint | None = None
+    step_previews: bool = False
 
     @property
     def total_steps(self) -> int:
@@ -209,6 +211,7 @@ def parse_request(request: denoiser_pb2.DenoiseRequest, models: Mapping[str, Loa
         run_digest=run_digest,
         max_resume_point_bytes=request.max_resume_point_bytes,
         resume=_parse_resume_point(request, model, shape, run_digest),
+        step_previews=request.step_previews,
     )
 
 

@@ -35,7 +35,8 @@ from services.runtime.logs import get_logger
 
 log = get_logger("denoiser")
 
-# Upper bound on the reason for a fallback in a response; the message of an engine builder may be long.
+# Upper bound on the reason for a fallback, or for a missing preview, in a response; the message of an engine
+# builder may be long.
 MAX_FALLBACK_CHARACTERS = 500
 
 DenoiseContext = grpc.aio.ServicerContext[denoiser_pb2.DenoiseRequest, denoiser_pb2.DenoiseResponse]
@@ -260,6 +261,8 @@ def _to_step_completed(step: Step, job: DenoiseJob) -> denoiser_pb2.StepComplete
         backend=step.backend.backend,
         fallback=step.backend.fallback[:MAX_FALLBACK_CHARACTERS],
         draft=step.draft,
+        preview=step.preview,
+        preview_fault=step.preview_fault[:MAX_FALLBACK_CHARACTERS],
     )
 
 

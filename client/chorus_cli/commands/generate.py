@@ -165,6 +165,13 @@ def generate(
             " With -o out.mp4 they are written to out-1.mp4, out-2.mp4 and so on.",
         ),
     ] = 1,
+    step_previews: Annotated[
+        bool,
+        typer.Option(
+            "--step-previews",
+            help="Keep a small picture of what each computed step predicts, which the console shows.",
+        ),
+    ] = False,
     no_store: Annotated[
         bool, typer.Option("--no-store", help="Do not keep the latents for later requests.")
     ] = False,
@@ -230,6 +237,7 @@ def generate(
             "labels": parse_labels(label or []),
             "webhook": webhook,
             "webhook_events": None if webhook_events is None else webhook_events.split(","),
+            "step_previews": step_previews,
             "no_store": no_store,
             "lifetime": None if lifetime is None else parse_duration(lifetime, "lifetime"),
             "pin": pin,

@@ -29,18 +29,26 @@ class Thumbnail:
     width: int
 
 
-def encode_thumbnail(frames: NDArray[np.uint8], upscale: int = 1) -> Thumbnail:
-    """Encodes the middle frame as JPEG, as large as in the video or MAX_THUMBNAIL_PIXELS high or wide.
+def encode_thumbnail(
+    frames: NDArray[np.uint8],
+    upscale: int = 1,
+    *,
+    max_pixels: int = MAX_THUMBNAIL_PIXELS,
+    max_bytes: int = MAX_THUMBNAIL_BYTES,
+) -> Thumbnail:
+    """Encodes the middle frame as JPEG, as large as in the video or `max_pixels` high or wide.
 
     Args:
         frames: Frames uint8 [T, H, W, 3].
         upscale: Number of times that each pixel is repeated along rows and columns in the video.
+        max_pixels: Upper bound on height and width.
+        max_bytes: Upper bound on the size of the file.
 
-    Raises ValueError if the picture exceeds MAX_THUMBNAIL_BYTES at every quality, or for other frames.
+    Raises ValueError if the picture exceeds `max_bytes` at every quality, or for other frames.
     """
     if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8 or 0 in frames.shape:
         raise ValueError(f"frames: must be uint8 [T, H, W, 3], not {frames.dtype} {list(frames.shape)}")
-    height, width = choose_size(upscale * frames.shape[1], upscale * frames.shape[2])
+    height, width = choose_size(upscale * frames.shape[1], upscale * frames.shape[2], max_pixels)
     enlarged = height >= frames.shape[1]
     picture = av.VideoFrame.from_ndarray(frames[len(frames) // 2], format="rgb24").reformat(
         width,
@@ -53,14 +61,14 @@ def encode_thumbnail(frames: NDArray[np.uint8], upscale: int = 1) -> Thumbnail:
     )
     for quantizer in _QUANTIZERS:
         data = _encode(picture, quantizer)
-        if len(data) <= MAX_THUMBNAIL_BYTES:
+        if len(data) <= max_bytes:
             return Thumbnail(data, height, width)
-    raise ValueError(f"the picture has {len(data)} bytes; the bound is {MAX_THUMBNAIL_BYTES}")
+    raise ValueError(f"the picture has {len(data)} bytes; the bound is {max_bytes}")
 
 
-def choose_size(height: int, width: int) -> tuple[int, int]:
+def choose_size(height: int, width: int, max_pixels: int = MAX_THUMBNAIL_PIXELS) -> tuple[int, int]:
     """Returns height and width of the thumbnail of a video: its own, or smaller ones of its proportions."""
-    scale = min(1.0, MAX_THUMBNAIL_PIXELS / max(height, width))
+    scale = min(1.0, max_pixels / max(height, width))
     return max(1, round(scale * height)), max(1, round(scale * width))
 
 

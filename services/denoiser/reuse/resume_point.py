@@ -50,7 +50,7 @@ def describe_run(request: denoiser_pb2.DenoiseRequest, weights_digest: str) -> s
     """Returns the digest of what a run's result depends on: its points continue such runs only."""
     relevant = denoiser_pb2.DenoiseRequest()
     relevant.CopyFrom(request)
-    for field in ("generation_id", "admission", "max_resume_point_bytes", "resume_point"):
+    for field in ("generation_id", "admission", "max_resume_point_bytes", "resume_point", "step_previews"):
         relevant.ClearField(field)
     # Estimates and explanations of the plan do not change what is computed.
     relevant.plan.ClearField("reasons")

@@ -26,7 +26,13 @@ from services.contract.reuse import effective_region_end
 from services.denoiser.backends.base import StepReport
 from services.denoiser.model.loaded import LatentShape
 from services.denoiser.model.predictor import Predictor
-from services.denoiser.network.sampler import BoundaryNoise, add_noise, euler_step, renoise_step
+from services.denoiser.network.sampler import (
+    BoundaryNoise,
+    add_noise,
+    euler_step,
+    remove_noise,
+    renoise_step,
+)
 from services.denoiser.network.wan import AttentionObserver, Grid, TextKV
 from services.denoiser.reuse.amplification import StepText, plan_text
 from services.denoiser.reuse.donor import DonorLatents, DonorTrajectory
@@ -52,6 +58,9 @@ class Step:
         draft: Whether the step computed the draft that a run starts from.
         region: bool [N], tokens that the next step of stage 2 computes; None if it computes every token.
         resume_point: State of the run after the step; None in the last step, and if the caller wants none.
+        estimate: Clean latents that the step predicted, like `latents`; None unless they were requested.
+        preview: Picture of the estimate as JPEG; empty without one.
+        preview_fault: Reason why the picture could not be made; empty otherwise.
     """
 
     boundary: int
@@ -64,6 +73,9 @@ class Step:
     draft: bool = False
     region: Tensor | None = None
     resume_point: ResumePoint | None = None
+    estimate: Tensor | None = None
+    preview: bytes = b""
+    preview_fault: str = ""
 
 
 @dataclass(frozen=True)
@@ -103,6 +115,7 @@ class Stages:
         then: Network of the steps after the first.
         resume: State of an earlier run of the same plan, whose further steps are run. `predictor` is then the
             one of the steps after the first.
+        estimates: Whether the steps have the clean latents that they predicted.
     """
 
     def __init__(
@@ -121,6 +134,7 @@ class Stages:
         edge_weights: Callable[[Tensor, Grid], Tensor] = compute_edge_weights,
         then: PlainNetwork | None = None,
         resume: ResumePoint | None = None,
+        estimates: bool = False,
     ) -> None:
         sampler = predictor.model.spec.schedule.sampler
         if (sampler == "renoise") != (fresh_noise is not None):
@@ -142,6 +156,7 @@ class Stages:
         self._finder = finder
         self._edge_weights = edge_weights
         self._resume = resume
+        self._estimates = estimates
         self._then = (self._predictor, self._target)
         if then is not None:
             later = text or plan_text(then.text, plan, then.donor_text)
@@ -159,7 +174,7 @@ class Stages:
         if self._resume is None:
             boundary, tokens = self._reuse_steps, self._start_tokens()
             if self._plan.draft_step:
-                yield self._build_step(boundary, tokens, None, draft=True)
+                yield self._build_step(boundary, None, tokens, None)
             region = self._find_region(tokens)
         else:
             boundary, region = self._resume.boundary, self._resume.region
@@ -168,16 +183,16 @@ class Stages:
 
         # Stage 2: steps K1 … K2 − 1 compute the active tokens.
         while region is not None and boundary < self._region_end:
-            active = region
-            tokens, region = self._region_step(boundary, tokens, active)
+            active, before = region, tokens
+            tokens, region = self._region_step(boundary, before, active)
             boundary += 1
-            yield self._build_step(boundary, tokens, active, region=region)
+            yield self._build_step(boundary, before, tokens, active, region=region)
 
         # Stage 3: the remaining steps compute every token.
         for step in range(boundary, len(self._sigmas) - 1):
             velocity = self._target.velocity(step, tokens, on_attention=(observers or {}).get(step))
-            tokens = self._take_step(step, tokens, velocity)
-            yield self._build_step(step + 1, tokens, None)
+            before, tokens = tokens, self._take_step(step, tokens, velocity)
+            yield self._build_step(step + 1, before, tokens, None)
 
     def _find_region(self, tokens: Tensor) -> Tensor | None:
         """Returns the active tokens of the first region step; None without one, or above the budget.
@@ -203,8 +218,13 @@ class Stages:
 
     def _noise_again(self, clean: Tensor) -> Tensor:
         """Returns clean tokens with the target's noise at the level of step K1."""
-        noise = self._noise if self._fresh_noise is None else self._fresh_noise(self._reuse_steps)
-        return add_noise(clean, self._model.to_tokens(noise), self._sigmas[self._reuse_steps])
+        return add_noise(clean, self._own_noise(self._reuse_steps), self._sigmas[self._reuse_steps])
+
+    def _own_noise(self, boundary: int) -> Tensor:
+        """Returns the target's noise at a boundary that adds new noise, as tokens."""
+        return self._model.to_tokens(
+            self._noise if self._fresh_noise is None else self._fresh_noise(boundary)
+        )
 
     def _region_step(self, step: int, tokens: Tensor, active: Tensor) -> tuple[Tensor, Tensor | None]:
         """Computes the active tokens. Returns x_{step+1} and the active tokens of the next region step.
@@ -255,13 +275,19 @@ class Stages:
     def _build_step(
         self,
         boundary: int,
+        before: Tensor | None,
         tokens: Tensor,
         active: Tensor | None,
         *,
-        draft: bool = False,
         region: Tensor | None = None,
     ) -> Step:
-        """Returns a finished step, and continues with the network of the steps after the first."""
+        """Returns a finished step, and continues with the network of the steps after the first.
+
+        Args:
+            before: Tokens from which the step started; None for a draft.
+            tokens: Tokens that it reached.
+        """
+        estimate = self._estimate_clean(boundary, before, tokens) if self._estimates else None
         step = Step(
             boundary=boundary,
             sigma=self._sigmas[boundary],
@@ -269,8 +295,22 @@ class Stages:
             computed_share=self._target.take_computed_share(),
             active=active,
             backend=self._predictor.backend.drain(),
-            draft=draft,
+            draft=before is None,
             region=region,
+            estimate=None if estimate is None else self._model.to_latents(estimate, self._shape),
         )
         self._predictor, self._target = self._then
         return step
+
+    def _estimate_clean(self, boundary: int, before: Tensor | None, tokens: Tensor) -> Tensor:
+        """Returns the clean tokens that a step predicted, x - sigma * v, or that the donor's step did.
+
+        They follow from the latents before and after the step, in the same way for both.
+        """
+        sigma = self._sigmas[boundary]
+        if sigma == 0:
+            return tokens
+        if before is None or self._fresh_noise is not None:
+            return remove_noise(tokens, self._own_noise(boundary), sigma)
+        sigma_before = self._sigmas[boundary - 1]
+        return (sigma_before * tokens - sigma * before) / (sigma_before - sigma)

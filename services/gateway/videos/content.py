@@ -26,7 +26,7 @@ router = APIRouter(prefix="/v1/videos", tags=["videos"])
 
 _VIDEO_TYPE: Final = "video/mp4"
 # The file of a video never changes; only its owner may keep it.
-_CACHE_CONTROL: Final = "private, max-age=31536000, immutable"
+CACHE_CONTROL: Final = "private, max-age=31536000, immutable"
 _BINARY: Final = {"type": "string", "format": "binary"}
 _RESPONSES: Final[dict[int | str, dict[str, object]]] = {
     200: {
@@ -182,7 +182,7 @@ async def _answer_thumbnail(
 def _describe_file(generation: Generation, etag: str, ending: str) -> dict[str, str]:
     return {
         "ETag": etag,
-        "Cache-Control": _CACHE_CONTROL,
+        "Cache-Control": CACHE_CONTROL,
         "Content-Disposition": f'attachment; filename="{format_video_id(generation.id)}.{ending}"',
     }
 

@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Annotated, Any, Final
 
 from chorus_client import AsyncGenerationHandle, ChorusError, Event
-from fastapi import APIRouter, Header, Request
+from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import Response
 from google.protobuf.json_format import MessageToDict
 from sse_starlette import EventSourceResponse, ServerSentEvent
@@ -49,6 +49,13 @@ async def follow_events(
     last_event_id: Annotated[
         str | None, Header(description="Number of the last event that the caller has.")
     ] = None,
+    previews: Annotated[
+        bool,
+        Query(
+            description="Whether the events of steps contain their pictures, `preview`, as JPEG in base64."
+            " A video has them if it was requested with `step_previews`."
+        ),
+    ] = False,
 ) -> Response:
     """Streams the events of a video, past and live, until it has ended. `Last-Event-ID` continues after an
     event.
@@ -58,7 +65,7 @@ async def follow_events(
     if generation.done and after >= generation.last_sequence:
         return Response(status_code=204)
     health: Health = request.app.state.health
-    events = _stream(client.handle(generation.id), after, health.draining)
+    events = _stream(client.handle(generation.id), after, health.draining, previews)
     return _Stream(events, ping=settings.ping_seconds, headers={"Cache-Control": "no-store"})
 
 
@@ -84,13 +91,15 @@ def _parse_sequence(text: str | None, last: int) -> int:
 
 
 async def _stream(
-    handle: AsyncGenerationHandle, after: int, draining: asyncio.Event
+    handle: AsyncGenerationHandle, after: int, draining: asyncio.Event, previews: bool
 ) -> AsyncGenerator[ServerSentEvent, None]:
     async with contextlib.aclosing(_until(handle.events(after), draining)) as events:
         try:
             async for event in events:
                 yield ServerSentEvent(
-                    json.dumps(describe_event(event), ensure_ascii=False, separators=(",", ":")),
+                    json.dumps(
+                        describe_event(event, previews=previews), ensure_ascii=False, separators=(",", ":")
+                    ),
                     event=event.kind,
                     id=str(event.sequence),
                 )
@@ -99,9 +108,15 @@ async def _stream(
             raise ResponseBroken(error.message) from error
 
 
-def describe_event(event: Event) -> dict[str, Any]:
-    """Returns an event of the gRPC API as JSON: fields by their names in the contract."""
+def describe_event(event: Event, *, previews: bool = False) -> dict[str, Any]:
+    """Returns an event of the gRPC API as JSON: fields by their names in the contract.
+
+    Args:
+        previews: whether the event of a step contains its picture, if it has one.
+    """
     content = MessageToDict(event.proto, preserving_proto_field_name=True)
+    if not previews:
+        content.get("step_completed", {}).pop("preview", None)
     content["sequence"] = event.sequence  # a number; the mapping of the contract makes it text
     return content
 

@@ -110,6 +110,9 @@ class ChorusFields(_Fields):
         Annotated[list[Literal["completed", "failed", "cancelled"]], Field(min_length=1, max_length=3)] | None
     ) = None
     """Ends that the webhook reports; default: all."""
+    step_previews: bool | None = None
+    """Whether a small picture of each computed step is kept; GET /v1/videos/{video_id}/events?previews=true
+    returns them."""
 
 
 class RemixFields(_Fields):

@@ -140,6 +140,8 @@ _FIELDS_OF_SPEC: Final[Mapping[str, str]] = {
     "spec.webhook.events": "chorus.webhook_events",
     "webhook": "chorus.webhook_url",
     "webhook_events": "chorus.webhook_events",
+    "spec.step_previews": "chorus.step_previews",
+    "step_previews": "chorus.step_previews",
     "request_id": KEY_HEADER,
     "outputs": "n",
 }
@@ -200,6 +202,8 @@ def _add_chorus(fields: ChorusFields, options: SpecOptions, faults: list[Fault])
         options["max_reuse_steps"] = fields.max_reuse_steps
     if fields.no_store is not None:
         options["no_store"] = fields.no_store
+    if fields.step_previews is not None:
+        options["step_previews"] = fields.step_previews
     if fields.deadline_seconds is not None:
         options["deadline"] = fields.deadline_seconds
     if fields.priority is not None:

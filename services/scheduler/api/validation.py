@@ -85,6 +85,7 @@ def validate_spec(
         donor_generation_id=spec.donor_generation_id,
         deadline=_deadline(spec, defaults, now, violations),
         labels=spec.labels,
+        step_previews=spec.step_previews,
     )
     violations += check_labels(spec.labels, "spec.labels")
     fault = find_schedule_fault(spec.schedule.sigmas) if spec.HasField("schedule") else None

@@ -130,6 +130,7 @@ class DenoiseRunner:
             self._max_video_bytes,
             earlier.steps_run if earlier else 0,
             parameters.denoiser.address,
+            parameters.job.generation.spec.step_previews,
         )
         attributes: dict[str, str | bool | int | float] = {
             semconv.GEN_AI_MODEL: parameters.prepared.model.model_id,

@@ -6,10 +6,12 @@ from chorus.common.v1 import errors_pb2, video_pb2
 from chorus.denoiser.v1 import denoiser_pb2
 from chorus.scheduler.v1 import scheduler_pb2 as pb
 from chorus_rpc.chunks import BlobAssembler, BlobFault
+from chorus_rpc.limits import MAX_PREVIEW_BYTES
 
 from services.runtime.logs import get_logger
 from services.scheduler.dispatch import throughput
 from services.scheduler.dispatch.admission_events import convert_admission
+from services.scheduler.dispatch.overrides import warn_field_ignored
 
 log = get_logger("denoise_stream")
 
@@ -25,6 +27,8 @@ class DenoiseStream:
         max_video_bytes: upper bound on the size of the video.
         earlier_steps: number of steps that interrupted attempts computed and this one does not repeat.
         denoiser: address of the denoiser.
+        step_previews: whether the request asks for a picture of each step; the first that is missing becomes
+            a warning.
 
     Attributes:
         began: whether the denoiser has replied at all.
@@ -46,6 +50,7 @@ class DenoiseStream:
         max_video_bytes: int,
         earlier_steps: int = 0,
         denoiser: str = "",
+        step_previews: bool = False,
     ) -> None:
         self.began = False
         self.resumed = False
@@ -62,6 +67,8 @@ class DenoiseStream:
         self._max_video_bytes = max_video_bytes
         self._earlier_steps = earlier_steps
         self._denoiser = denoiser
+        self._step_previews = step_previews
+        self._preview_missed = False
         self._video: BlobAssembler | None = None
 
     def convert(self, reply: denoiser_pb2.DenoiseResponse) -> list[pb.GenerationEvent]:
@@ -72,7 +79,7 @@ class DenoiseStream:
                 return self._convert_started(reply.started)
             case "step_completed":
                 self.resume_point = reply.step_completed.resume_point
-                return [self._convert_step(reply.step_completed)]
+                return [self._convert_step(reply.step_completed), *self._check_preview(reply.step_completed)]
             case "video_header":
                 self.video_info = reply.video_header
                 self._video = BlobAssembler(
@@ -145,5 +152,23 @@ class DenoiseStream:
                 backend=step.backend,
                 fallback=step.fallback,
                 draft=step.draft,
+                preview=step.preview if _has_preview(step) else b"",
             )
         )
+
+    def _check_preview(self, step: denoiser_pb2.StepCompleted) -> list[pb.GenerationEvent]:
+        """Returns the warning about the first requested picture that is missing, as an event."""
+        if not self._step_previews or self._preview_missed or _has_preview(step):
+            return []
+        self._preview_missed = True
+        cause = step.preview_fault or "the denoiser sent none"
+        if step.preview:
+            cause = f"it has {len(step.preview)} bytes; the bound is {MAX_PREVIEW_BYTES}"
+        warning = warn_field_ignored(
+            "spec.step_previews", f"step {step.step.index} has no picture, nor may later ones: {cause}"
+        )
+        return [pb.GenerationEvent(warning=pb.WarningEvent(warning=warning))]
+
+
+def _has_preview(step: denoiser_pb2.StepCompleted) -> bool:
+    return 0 < len(step.preview) <= MAX_PREVIEW_BYTES

@@ -6,7 +6,7 @@ from chorus.common.v1 import plan_pb2
 from chorus.scheduler.v1 import scheduler_pb2 as pb
 
 # Fields that do not change the video.
-_IRRELEVANT = ("deadline", "timeout", "priority", "retention", "labels", "webhook")
+_IRRELEVANT = ("deadline", "timeout", "priority", "retention", "labels", "webhook", "step_previews")
 
 
 def make_repetition_key(generation: pb.Generation) -> bytes | None:

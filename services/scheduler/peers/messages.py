@@ -113,6 +113,7 @@ def build_denoise_request(
         retrieval_encoder_id=encoded.retrieval_encoder_id,
         vector_dim=len(encoded.retrieval_vector),
         max_resume_point_bytes=max_resume_point_bytes,
+        step_previews=spec.step_previews,
     )
     if not spec.no_store:
         request.admission.CopyFrom(

@@ -25,6 +25,7 @@ from services.runtime.interceptors import Gate, ServiceInterceptor
 VIDEO = b"\x00\x00\x00\x18ftypisom" + bytes(range(256)) * 9_000  # more than two chunks
 CHUNK = 1 << 18
 THUMBNAIL = b"\xff\xd8 a picture"
+PREVIEW = b"\xff\xd8 a step"  # of a computed step, if the request asks for it
 STEPS = 4
 
 
@@ -132,6 +133,8 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
                 step.token_grid.extend((1, 2, 4))
             if "without a GPU" in prompt:
                 step.backend, step.fallback = "torch", "needs a CUDA device"
+            if generation.spec.step_previews:
+                step.preview = PREVIEW
             await self.emit(generation, step_completed=step)
             if prompt.startswith("slow"):
                 return

@@ -102,13 +102,14 @@ def test_generate_passes_its_options_on(deployment: FakeDeployment) -> None:
     result = chorus(
         *("generate", "x", "--detach", "--model", "m", "--seed", "5", "--sigmas", "1,0.5,0", "--frames", "8"),
         *("--height", "32", "--width", "64", "--reuse", "fast", "--no-store", "--deadline", "60"),
-        *("--request-id", "r1"),
+        *("--request-id", "r1", "--step-previews"),
         target=deployment.target,
     )
     assert result.stdout == "gen-1\n"
     [request] = deployment.scheduler.requests
     assert request.request_id == "r1"
     assert (request.spec.model_id, request.spec.seed, request.spec.no_store) == ("m", 5, True)
+    assert request.spec.step_previews
     assert list(request.spec.schedule.sigmas) == [1, 0.5, 0]
     assert (request.spec.shape.frames, request.spec.shape.height, request.spec.shape.width) == (8, 32, 64)
     assert (request.spec.timeout.seconds, request.spec.HasField("deadline")) == (60, False)

@@ -29,7 +29,7 @@ from chorus_client import (
 )
 from chorus_rpc import errors
 
-from tests.integration.client.fakes import VIDEO, FakeDeployment, deployment_in_thread
+from tests.integration.client.fakes import PREVIEW, VIDEO, FakeDeployment, deployment_in_thread
 from tests.processes import ROOT
 
 
@@ -161,16 +161,25 @@ async def test_options_reach_the_server_as_given(
 ) -> None:
     await client.submit(
         "x", model="m", frames=8, height=32, width=32, sigmas=[1, 0.5, 0], seed=3,
-        reuse="safe", no_store=True, deadline=90.5,
+        reuse="safe", no_store=True, step_previews=True, deadline=90.5,
     )  # fmt: skip
     spec = deployment.scheduler.requests[0].spec
     assert (spec.model_id, spec.shape.frames, list(spec.schedule.sigmas)) == ("m", 8, [1, 0.5, 0])
     assert (spec.seed, spec.no_store, spec.HasField("deadline")) == (3, True, False)
+    assert spec.step_previews
     assert spec.timeout.ToMilliseconds() == 90_500
     assert not spec.HasField("retention")
     await client.submit("x", pin=True, lifetime=0.25)
     retention = deployment.scheduler.requests[1].spec.retention
     assert (retention.pinned, retention.lifetime.ToMilliseconds()) == (True, 250)
+
+
+async def test_steps_have_pictures_if_the_request_asks_for_them(client: AsyncChorusClient) -> None:
+    for asked in (True, False):
+        handle = await client.submit("x", step_previews=asked)
+        steps = [event.step async for event in handle.events() if event.step is not None]
+        assert steps
+        assert all(step.preview == (PREVIEW if asked else b"") for step in steps)
 
 
 async def test_explicit_plan_reaches_the_server(

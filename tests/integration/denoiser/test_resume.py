@@ -125,6 +125,17 @@ async def test_region_is_continued(stub: Any, cache: FakeCache) -> None:
     assert video(lost) == video(await collect(stub, request(seed=2, admit=False)))
 
 
+async def test_point_continues_a_run_whether_or_not_it_has_pictures(stub: Any) -> None:
+    what = asking(request(admit=False))
+    whole = await collect(stub, what)
+    what.step_previews, what.resume_point = True, points(whole)[1]
+    rest = await collect(stub, what)
+    steps = [event.step_completed for event in rest if event.HasField("step_completed")]
+    assert [step.preview[:2] for step in steps] == [b"\xff\xd8"] * 2  # as every JPEG begins
+    assert rest[0].started.resumed_step == 2
+    assert video(rest) == video(whole)
+
+
 async def read_first_point(
     call: AsyncIterator[denoiser_pb2.DenoiseResponse],
 ) -> list[denoiser_pb2.DenoiseResponse]:

@@ -49,6 +49,7 @@ async def test_creation_states_every_field_to_the_scheduler(world: World) -> Non
             "max_reuse_steps": 2,
             "deadline_seconds": 90,
             "priority": "high",
+            "step_previews": True,
         },
     )
     spec = world.scheduler.requests[0].spec
@@ -57,6 +58,7 @@ async def test_creation_states_every_field_to_the_scheduler(world: World) -> Non
     assert spec.labels == {"project": "demo", "user": "ann"}
     assert (spec.reuse, spec.no_store, spec.max_reuse_steps) == (plan_pb2.REUSE_POLICY_FAST, True, 2)
     assert (spec.timeout.seconds, spec.priority) == (90, scheduler_pb2.PRIORITY_HIGH)
+    assert spec.step_previews
     assert video["object"] == "video"
     assert video["id"] == "video_gen-1"
     assert (video["model"], video["prompt"], video["size"]) == ("large", "a red circle", "64x32")

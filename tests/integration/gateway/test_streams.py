@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 from collections.abc import AsyncIterator
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import httpx
 from chorus.scheduler.v1 import scheduler_pb2
 
-from tests.integration.client.fakes import VIDEO
+from tests.integration.client.fakes import PREVIEW, VIDEO
 from tests.integration.gateway.test_endpoints import read_error
 from tests.integration.gateway.world import World, running_world
 
@@ -28,9 +29,12 @@ async def read_events(response: httpx.Response) -> AsyncIterator[dict[str, Any]]
             fields[name] = value
 
 
-async def read_all(world: World, identifier: str, last: str | None = None) -> list[dict[str, Any]]:
+async def read_all(
+    world: World, identifier: str, last: str | None = None, query: str = ""
+) -> list[dict[str, Any]]:
     headers = {} if last is None else {"Last-Event-ID": last}
-    async with world.http.stream("GET", f"/v1/videos/{identifier}/events", headers=headers) as response:
+    address = f"/v1/videos/{identifier}/events{query}"
+    async with world.http.stream("GET", address, headers=headers) as response:
         assert response.status_code == 200
         assert response.headers["content-type"].startswith("text/event-stream")
         return [event async for event in read_events(response)]
@@ -53,6 +57,17 @@ async def test_events_are_those_of_the_scheduler(world: World) -> None:
     assert [event["data"]["sequence"] for event in events] == list(range(1, 8))
     assert events[1]["data"]["planned"]["plan"]["reuse_steps"] == 2
     assert events[-1]["data"]["succeeded"]["seconds_saved"] == 0.7
+
+
+async def test_events_contain_pictures_if_the_caller_wants_them(world: World) -> None:
+    video = await world.create(chorus={"step_previews": True})
+    for query, wanted in (("", None), ("?previews=false", None), ("?previews=true", PREVIEW)):
+        events = await read_all(world, video["id"], query=query)
+        steps = [event["data"]["step_completed"] for event in events if event["event"] == "step_completed"]
+        assert len(steps) == 2
+        for step in steps:
+            found = step.get("preview")
+            assert (None if found is None else base64.b64decode(found)) == wanted
 
 
 async def test_events_continue_after_the_last_one(world: World) -> None:

@@ -247,6 +247,7 @@ class FakeDenoiser(Fake, denoiser_pb2_grpc.DenoiserServiceServicer):
         self.pausable: dict[str, asyncio.Event] = {}
         self.rejects_resume_points = False
         self.thumbnail = THUMBNAIL  # b"": the run makes none
+        self.preview = b"a picture"  # of each step, if the request wants it; b"": it cannot be made
         self.models = [MODEL]
 
     def register(self, server: grpc.aio.Server) -> None:
@@ -313,6 +314,8 @@ class FakeDenoiser(Fake, denoiser_pb2_grpc.DenoiserServiceServicer):
                     seconds=0.2,
                     computed_share=1.0,
                     active_tokens=self.active_tokens,
+                    preview=self.preview if request.step_previews else b"",
+                    preview_fault="out of memory" if request.step_previews and not self.preview else "",
                     resume_point=str(step + 1).encode() if pause and step + 1 < total else b"",
                 )
             )

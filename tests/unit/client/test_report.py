@@ -41,3 +41,14 @@ def test_report_names_the_denoiser_of_the_last_run() -> None:
     assert "ran on" not in render_report(build_report(generation, [])), "without a plan it did not run"
     generation.plan.total_steps = 4
     assert "ran on  denoiser 10.0.0.2:7403" in render_report(build_report(generation, []))
+
+
+def test_steps_name_the_events_with_their_pictures() -> None:
+    generation = Generation(generation_id="gen-1")
+    generation.plan.total_steps = 3
+    events = []
+    for sequence, index, preview in ((5, 1, b"old"), (8, 1, b"new"), (9, 2, b""), (10, 3, b"x")):
+        event = GenerationEvent(sequence=sequence)
+        event.step_completed.step.index, event.step_completed.preview = index, preview
+        events.append(event)
+    assert [step.preview_event for step in build_report(generation, events).steps] == [8, 0, 10]

@@ -92,7 +92,7 @@ def test_unknown_options_are_refused_by_name(name: str, message: str) -> None:
 
 def test_every_known_option_is_accepted() -> None:
     options: SpecOptions = dict.fromkeys(SpecOptions.__annotations__)  # type: ignore[assignment]
-    options["no_store"] = False
+    options["no_store"] = options["step_previews"] = False
     assert build_request("x", options).spec.prompt == "x"
 
 
@@ -122,6 +122,7 @@ def test_seed_that_is_no_seed_is_refused(value: Any) -> None:
         ("reuse", 0, "reuse: must be one of .* not 0"),
         ("max_reuse_steps", -1, r"max_reuse_steps: must be 0 to 2\^32 − 1, not -1"),
         ("no_store", "false", "no_store: must be True or False, not 'false'"),
+        ("step_previews", 1, "step_previews: must be True or False, not 1"),
         ("pin", "yes", "pin: must be True or False, not 'yes'"),
         ("lifetime", "1h", "lifetime: must be a number of seconds, above 0, at most 316224000, not '1h'"),
         ("lifetime", 0, "lifetime: must be .* above 0"),

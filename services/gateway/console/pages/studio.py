@@ -17,7 +17,13 @@ from services.gateway.console.donors import find_donor
 from services.gateway.console.paths import BASE
 from services.gateway.console.rendering import render
 from services.gateway.console.views.cards import build_card, describe_plan
-from services.gateway.console.views.request_form import FIELDS, fill_from, map_violations, parse_request_form
+from services.gateway.console.views.request_form import (
+    FIELDS,
+    TICKED,
+    fill_from,
+    map_violations,
+    parse_request_form,
+)
 from services.gateway.console.visitor import Form, User, Visit, Visitor
 from services.gateway.errors import from_chorus
 from services.gateway.videos.answers import find_generation
@@ -52,8 +58,8 @@ async def show_studio(
     """Shows the form, empty or like an earlier request."""
     values = {"prompt": prompt[:8_192]}
     if video is not None:
-        values = fill_from(await find_generation(client, video), change)
-    return await _show(request, visitor, client, values)
+        values = fill_from(await find_generation(client, video), change, await client.models())
+    return await _show(request, visitor, client, {**values, "step_previews": TICKED})
 
 
 @router.post("/preview")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
+from collections.abc import AsyncGenerator
 from typing import Annotated, Final
 
 from chorus_client import AsyncChorusClient, Event, Generation
@@ -11,20 +13,23 @@ from chorus_client.report import build_report
 from chorus_client.words import mark_words
 from chorus_rpc import errors
 from chorus_rpc.errors import ChorusError
-from fastapi import APIRouter, Header, Request
+from chorus_rpc.limits import MAX_STEPS
+from fastapi import APIRouter, Header, Path, Query, Request
 from fastapi.responses import RedirectResponse, Response
 
 from services.gateway.console.donors import find_donor
 from services.gateway.console.paths import BASE
 from services.gateway.console.rendering import render
 from services.gateway.console.views.cards import PROBLEMS, build_card, describe_result
+from services.gateway.console.views.comparison import find_full_computation, make_prompt_filter
 from services.gateway.console.views.family import build_family
 from services.gateway.console.views.masks import build_masks
 from services.gateway.console.views.waterfall import build_waterfall, compare_savings
 from services.gateway.console.visitor import Form, User, Visit
+from services.gateway.errors import ApiError
 from services.gateway.settings import GatewaySettings
 from services.gateway.videos.answers import find_generation
-from services.gateway.videos.content import FileConditions, FileQuery, get_content
+from services.gateway.videos.content import CACHE_CONTROL, FileConditions, FileQuery, get_content
 from services.gateway.videos.events import describe_event, follow_events
 from services.gateway.videos.identifiers import parse_video_id
 from services.gateway.videos.progress import count_progress, estimate_eta
@@ -32,12 +37,15 @@ from services.gateway.videos.reports import remove_report, store_report
 
 router = APIRouter(prefix="/videos/{video_id}")
 
-# Upper bounds on the events that a page shows, on the seconds to read them, on donors of donors, and on the
-# generations among which descendants are sought.
+# Upper bounds on the events that a page shows, on the seconds to read them, on donors of donors, on the
+# generations among which descendants are sought, and on those of the same prompt among which the full
+# computation is sought, with the seconds that it may take.
 _EVENTS: Final = 300
 _EVENT_SECONDS: Final = 15.0
 _ANCESTORS: Final = 10
 _SEARCHED: Final = 300
+_COMPARED: Final = 50
+_COMPARE_SECONDS: Final = 5.0
 
 
 @router.get("")
@@ -49,6 +57,7 @@ async def show_video(request: Request, visitor: Visit, client: User, video_id: s
     plan, settings = generation.plan, request.app.state.settings
     planned = generation.donor or (plan.donor if plan is not None and plan.reuse_steps else None)
     donor = await find_donor(client, planned.generation_id if planned is not None else "")
+    full, full_hint = await _find_full(client, generation)
     masks, masks_left_out = build_masks(report.steps)
     predicted = plan.predicted_seconds_saved if plan is not None else 0.0
     compared = planned is not None and planned.prompt
@@ -65,7 +74,10 @@ async def show_video(request: Request, visitor: Visit, client: User, video_id: s
         sentence=describe_result(generation),
         planned=planned,
         donor=None if donor is None else build_card(donor),
+        full=None if full is None else build_card(full),
+        full_hint=full_hint,
         steps=report.steps,
+        pictured=any(step.preview_event for step in report.steps),
         masks=masks,
         masks_left_out=masks_left_out,
         words=mark_words(generation.prompt, planned.prompt) if planned is not None and compared else (),
@@ -109,6 +121,29 @@ async def send_content(
     settings: GatewaySettings = request.app.state.settings
     own = settings.model_copy(update={"redirect_downloads": False})
     return await get_content(client, own, video_id, query, conditions)
+
+
+@router.get("/steps/{number}/preview")
+async def send_preview(
+    client: User,
+    video_id: str,
+    number: Annotated[int, Path(ge=1, le=MAX_STEPS)],
+    after: Annotated[int, Query(ge=0, lt=1 << 63)] = 0,
+) -> Response:
+    """Sends the picture of a computed step.
+
+    Args:
+        after: number of an event after which that of the step is sought, among the next _EVENTS.
+    """
+    generation = await find_generation(client, video_id)
+    last = min(generation.last_sequence, after + _EVENTS)
+    async with contextlib.aclosing(_iterate_events(client, generation, after, last)) as events:
+        async for event in events:
+            if event.step is not None and event.step.number == number and event.step.preview:
+                return Response(
+                    event.step.preview, media_type="image/jpeg", headers={"Cache-Control": CACHE_CONTROL}
+                )
+    raise ApiError(404, "not_found", f"step {number} of this video has no picture")
 
 
 @router.get("/events")
@@ -156,6 +191,24 @@ async def change_priority(client: User, video_id: str, form: Form) -> Response:
     return RedirectResponse(f"{BASE}/queue", 303)
 
 
+async def _find_full(client: AsyncChorusClient, generation: Generation) -> tuple[Generation | None, str]:
+    """Returns the full computation of a request that reused something, and what the page says without it."""
+    if generation.state != "succeeded" or not generation.hit:
+        return None, ""
+    try:
+        async with asyncio.timeout(_COMPARE_SECONDS):
+            known = await client.list(
+                "succeeded", _COMPARED, prompt_contains=make_prompt_filter(generation.prompt)
+            )
+    except TimeoutError:
+        return None, f"Its full computation was not found within {_COMPARE_SECONDS:g} seconds."
+    found = find_full_computation(generation, known)
+    if found is not None or generation.exact:
+        return found, ""
+    among = f" among the newest {_COMPARED} videos of this prompt" if len(known) == _COMPARED else ""
+    return None, f"There is no full computation to compare it with{among}: “Compute in full” makes one."
+
+
 def make_trace_url(settings: GatewaySettings, trace_id: str) -> str:
     """Returns the address of a trace; empty without one, or without a template."""
     return settings.console_trace_url.replace("{trace_id}", trace_id) if trace_id else ""
@@ -163,12 +216,19 @@ def make_trace_url(settings: GatewaySettings, trace_id: str) -> str:
 
 async def _read_events(client: AsyncChorusClient, generation: Generation) -> list[Event]:
     """Returns the events up to the state of a generation, at most _EVENTS."""
-    wanted = min(generation.last_sequence, _EVENTS)
-    found: list[Event] = []
-    if wanted:
-        async with contextlib.aclosing(client.handle(generation.id).events(timeout=_EVENT_SECONDS)) as events:
-            async for event in events:
-                found.append(event)
-                if event.sequence >= wanted:
-                    break
-    return found
+    last = min(generation.last_sequence, _EVENTS)
+    return [event async for event in _iterate_events(client, generation, 0, last)]
+
+
+async def _iterate_events(
+    client: AsyncChorusClient, generation: Generation, after: int, last: int
+) -> AsyncGenerator[Event, None]:
+    """Yields the events with the numbers `after` + 1 to `last`, which has happened already."""
+    if last <= after:
+        return
+    handle = client.handle(generation.id)
+    async with contextlib.aclosing(handle.events(after, timeout=_EVENT_SECONDS)) as events:
+        async for event in events:
+            yield event
+            if event.sequence >= last:
+                return

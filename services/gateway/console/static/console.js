@@ -21,6 +21,7 @@ function previewPlans(form) {
   let sent = "", latest = 0;
   async function preview() {
     const fields = new FormData(form);
+    fields.delete("step_previews"); // it changes nothing of the plan
     const text = new URLSearchParams(fields);
     if (!fields.get("prompt").trim() || text.toString() === sent) return;
     sent = text.toString();
@@ -96,7 +97,7 @@ function playOnHover(video) {
   link.addEventListener("blur", stop);
 }
 
-// The clock is that of the main video; the other one follows in proportion, since lengths may differ.
+// The clock is that of the main video; the others follow in proportion, since lengths may differ.
 function joinPlayers(stage) {
   const videos = [...stage.querySelectorAll("video")], main = stage.querySelector("video[data-main]");
   const clock = stage.querySelector("[data-clock]"), time = stage.querySelector("[data-time]");
@@ -148,7 +149,16 @@ function joinPlayers(stage) {
     });
   }
   if (masks) masks.addEventListener("change", showMask);
-  stage.querySelector("[data-controls]").hidden = false;
+  for (const wipe of stage.querySelectorAll("[data-wipe]")) {
+    const wiped = stage.querySelector("[data-wiped]");
+    const cut = () => {
+      wiped.style.setProperty("--wipe", `${wipe.value}%`);
+      wipe.setAttribute("aria-valuetext", `${wipe.value} %`);
+    };
+    wipe.addEventListener("input", cut);
+    cut(); // a browser may restore the position of an earlier visit
+  }
+  for (const controls of stage.querySelectorAll("[data-controls]")) controls.hidden = false;
 }
 
 document.querySelectorAll("[data-preview]").forEach(previewPlans);

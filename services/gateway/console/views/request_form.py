@@ -20,8 +20,11 @@ FIELDS: Final = (
     "donor",
     "priority",
     "labels",
+    "step_previews",
     "request_id",
 )
+# Value of a box that is ticked; one that is not sends nothing.
+TICKED: Final = "yes"
 # Fields of the contract by their last name, where the form calls them otherwise.
 _FORM_NAMES: Final = {
     "model_id": "model",
@@ -78,6 +81,7 @@ def parse_request_form(values: Mapping[str, str], models: Sequence[Model]) -> Pa
     options["priority"] = values.get("priority") or None
     options["donor"] = values.get("donor", "").strip() or None
     options["labels"] = _parse_labels(values.get("labels", ""), faults)
+    options["step_previews"] = values.get("step_previews") == TICKED
     options["request_id"] = values.get("request_id") or None
     return ParsedForm(prompt, options, faults)
 
@@ -111,8 +115,10 @@ def map_violations(violations: Sequence[Violation]) -> dict[str, str]:
     return faults
 
 
-def fill_from(generation: Generation, change: str) -> dict[str, str]:
+def fill_from(generation: Generation, change: str, models: Sequence[Model]) -> dict[str, str]:
     """Returns the fields of a request like an earlier one.
+
+    Of a schedule other than the model's default, the form states the number of steps only.
 
     Args:
         change: "edit" to continue from its video with other words, "full" to compute the same without reuse,
@@ -127,8 +133,10 @@ def fill_from(generation: Generation, change: str) -> dict[str, str]:
         "width": str(spec.shape.width or ""),
         "labels": ", ".join(f"{key}={value}" for key, value in sorted(generation.labels.items())),
     }
-    if spec.WhichOneof("denoising") == "steps":
-        values["steps"] = str(spec.steps)
+    sigmas = tuple(spec.schedule.sigmas)
+    usual = next((each.default_sigmas for each in models if each.id == generation.model), ())
+    if sigmas and sigmas != usual:
+        values["steps"] = str(len(sigmas) - 1)
     if change == "edit":
         values["donor"] = generation.id
     elif change == "full":

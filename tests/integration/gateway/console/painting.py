@@ -48,6 +48,15 @@ def encode_thumbnail(colour: str, shape: str) -> bytes:
     return buffer.getvalue()
 
 
+def encode_preview(colour: str, shape: str, step: int) -> bytes:
+    """Returns the picture of a step as a JPEG: the middle frame, the clearer the later the step."""
+    picture = Image.effect_noise((128, 128), 90).convert("RGB")
+    clear = draw_frame(colour, shape, 0.5).resize((128, 128))
+    buffer = io.BytesIO()
+    Image.blend(picture, clear, step / 8).save(buffer, "JPEG", quality=80)
+    return buffer.getvalue()
+
+
 def pack_region(times: int, rows: int, columns: int) -> bytes:
     """Returns the bit mask of a disc that moves with the shape."""
     bits = 0

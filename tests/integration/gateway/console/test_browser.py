@@ -30,13 +30,18 @@ async def test_every_page_is_accessible_and_fits(console: Console, width: int, d
     video = await console.make("a large royalblue circle moving to the right", labels="project=demo")
     failed, slow = await console.make("fail a circle"), await console.make("slow circle")
     await console.send(f"{video}/report", problem="broken_motion", comment="w" * 300)
+    await console.make("a large royalblue circle moving to the right", reuse="off", seed="7")
+    compared = await console.make(
+        "a large royalblue circle moving to the right", seed="7", step_previews="yes"
+    )
     waiting = await console.make("queued " + "w" * 200)
     console.find(waiting).predicted_start_time.FromSeconds(int(time.time()) + 3_661)
-    pages = ("/", "/gallery", video, failed, slow, f"{video}/family", "/queue", "/cache", "/health", "/login")
+    states = (video, compared, failed, slow)
+    pages = ("/", "/gallery", *states, f"{video}/family", "/queue", "/cache", "/health", "/login")
     async with browsing(console, width=width, dark=dark) as seen:
         for path in pages:
             await seen.open(path)
-            if path == video:
+            if path in (video, compared):
                 for summary in reversed(await seen.page.locator("details:not([open]) > summary").all()):
                     await summary.click()
             found = await Axe().run(seen.page)
@@ -104,8 +109,32 @@ async def test_both_videos_and_the_mask_follow_one_clock(console: Console) -> No
         await expect(page.locator(".mask")).to_be_hidden()
 
 
+async def test_wipe_follows_the_keyboard_and_the_clock(console: Console) -> None:
+    await console.make("a large red circle")
+    path = await console.make("a large royalblue circle", seed="7")
+    await console.make("a large royalblue circle", seed="7", reuse="off")
+    async with browsing(console) as seen:
+        page = seen.page
+        await seen.open(path)
+        wipe = page.get_by_label("Share of this video, from the left")
+        await wipe.focus()
+        await page.keyboard.press("End")
+        clip = "getComputedStyle(document.querySelector('.wipe .over')).clipPath"
+        whole = await page.evaluate(clip)
+        await page.keyboard.press("Home")
+        assert await page.evaluate(clip) != whole
+        await expect(wipe).to_have_attribute("aria-valuetext", "0 %")
+        ready = "[...document.querySelectorAll('.screen video')].every((each) => each.readyState >= 2)"
+        await until(page, ready)
+        await page.get_by_label("Position in all videos").fill("700")
+        times = await page.evaluate(
+            "[...document.querySelectorAll('.screen video')].map((each) => each.currentTime)"
+        )
+        assert times == pytest.approx([1.4] * 4, abs=0.05)
+
+
 async def test_steps_appear_as_they_are_computed(console: Console) -> None:
-    path = await console.make("slow circle")
+    path = await console.make("slow circle", step_previews="yes")
     generation = console.find(path)
     async with browsing(console) as seen:
         page = seen.page
@@ -115,6 +144,10 @@ async def test_steps_appear_as_they_are_computed(console: Console) -> None:
         await page.get_by_role("button", name="Cancel").focus()
         for step in range(2, STEPS + 1):
             await console.scheduler.compute_step(generation, step)
+            picture = page.get_by_alt_text(f"What step {step} predicts")
+            await expect(picture).to_be_visible()
+            await expect(picture).to_have_js_property("complete", True)
+            await expect(picture).to_have_js_property("naturalWidth", 128)
         await expect(page.locator(".step.full")).to_have_count(STEPS)
         await expect(page.locator("#live")).to_contain_text("step 8 of 8")
         await expect(page.get_by_role("status")).to_contain_text("step 8 of 8")

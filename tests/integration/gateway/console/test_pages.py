@@ -95,6 +95,78 @@ async def test_video_page_tells_what_was_reused(console: Console) -> None:
     assert "step_completed" in text
 
 
+async def test_hit_is_compared_with_its_full_computation_once_there_is_one(console: Console) -> None:
+    await console.make("a large red circle")
+    path = await console.make("a large blue circle", seed="7")
+    page = await console.open(path)
+    assert "data-wipe" not in page
+    assert "There is no full computation to compare it with: “Compute in full” makes one." in read_text(page)
+    form = await console.open(f"/?video={path.rpartition('/')[2]}&change=full")
+    fields = {
+        name: re.search(rf'name="{name}"[^>]* value="([^"]*)"', form)[1]  # type: ignore[index]
+        for name in ("seed", "frames", "height", "width", "steps")
+    }
+    full = await console.make("a large blue circle", reuse="off", **fields)
+    page = await console.open(path)
+    assert f'<video src="/console{full}/content"' in page
+    assert 'id="wipe" type="range"' in page
+    assert "There is no full computation" not in read_text(page)
+    request = console.scheduler.lists[-1]
+    assert (request.prompt_contains, request.state) == (
+        "a large blue circle",
+        scheduler_pb2.GENERATION_STATE_SUCCEEDED,
+    )
+    assert "data-wipe" not in await console.open(full)
+
+
+async def test_computed_steps_have_their_pictures(console: Console) -> None:
+    await console.make("a large red circle")
+    path = await console.make("a large gold circle", step_previews="yes")
+    assert console.scheduler.requests[-1].spec.step_previews
+    page = await console.open(path)
+    pictures = re.findall(
+        r'<img src="(/console/videos/[^"]+/steps/(\d)/preview\?after=\d+)"[^>]*alt="([^"]*)"', page
+    )
+    assert [(int(number), alt) for _, number, alt in pictures] == [
+        (number, f"What step {number} predicts") for number in range(4, 9)
+    ]
+    assert "&#34;preview&#34;" not in page, "the raw events leave pictures out"
+    contents = set()
+    for address, number, _ in pictures:
+        picture = await console.http.get(address)
+        assert (picture.status_code, picture.headers["content-type"]) == (200, "image/jpeg")
+        # Without the place it is found as well.
+        assert (await console.http.get(f"/console{path}/steps/{number}/preview")).content == picture.content
+        contents.add(picture.content)
+    assert len(contents) == 5
+    events = await console.http.get(f"/console{path}/events")
+    assert '"preview"' not in events.text
+
+
+async def test_steps_without_pictures_show_none(console: Console) -> None:
+    await console.make("a large red circle")
+    path = await console.make("a large gold circle")
+    assert not console.scheduler.requests[-1].spec.step_previews
+    assert "/preview" not in (await console.open(path)).partition("Its 8 steps")[2]
+    for missing in (
+        "/steps/1/preview",
+        "/steps/5/preview",
+        "/steps/5/preview?after=999",
+        "/steps/99/preview",
+    ):
+        response = await console.http.get(f"/console{path}{missing}")
+        assert (response.status_code, "has no picture" in response.text) == (404, True)
+    for refused in ("/steps/0/preview", "/steps/x/preview", "/steps/5/preview?after=-1"):
+        assert (await console.http.get(f"/console{path}{refused}")).status_code == 400
+
+
+async def test_studio_asks_for_pictures_unless_told_otherwise(console: Console) -> None:
+    box = re.compile(r'name="step_previews" type="checkbox" value="yes"( checked)?>')
+    assert box.search(await console.open())[1]  # type: ignore[index]
+    refused = await console.send("/submit", prompt="a circle", seed="seven")
+    assert box.search(refused.text)[1] is None  # type: ignore[index]
+
+
 async def test_deleted_donor_leaves_a_page(console: Console) -> None:
     await console.make("a red circle")
     path = await console.make("a blue circle")

@@ -25,6 +25,7 @@ from tests.integration.gateway.console.painting import (
     FRAMES,
     RATE,
     SIDE,
+    encode_preview,
     encode_thumbnail,
     encode_video,
     pack_region,
@@ -92,14 +93,15 @@ class ConsoleScheduler(KeyedScheduler):
         if index <= generation.plan.region_end:
             step.active_tokens, step.computed_share, step.seconds = pack_region(*GRID), 0.31, 0.24
             step.token_grid.extend(GRID)
+        if generation.spec.step_previews:
+            step.preview = encode_preview(*find_look(generation.spec.prompt), index)
         generation.steps_completed, generation.steps_run = index, index - generation.plan.reuse_steps
         await self._emit(generation, step_completed=step)
 
     async def succeed(self, generation: scheduler_pb2.Generation) -> None:
         """Ends a generation with a video."""
         prompt = generation.spec.prompt
-        colour = next((each for each in COLOURS if each in prompt.split()), "silver")
-        shape = "square" if "square" in prompt else "circle"
+        colour, shape = find_look(prompt)
         self.files[generation.generation_id] = (encode_video(colour, shape), encode_thumbnail(colour, shape))
         plan = generation.plan
         if plan.reuse_steps:
@@ -174,6 +176,12 @@ class ConsoleScheduler(KeyedScheduler):
         return scheduler_pb2.PreviewPlanResponse(
             spec=request.spec, plan=plan, run_seconds=3.6, queue_seconds=0.0
         )
+
+
+def find_look(prompt: str) -> tuple[str, str]:
+    """Returns the colour and the shape of a prompt's video."""
+    colour = next((each for each in COLOURS if each in prompt.split()), "silver")
+    return colour, "square" if "square" in prompt else "circle"
 
 
 def make_plan(prompt: str, donor: scheduler_pb2.Generation | None) -> plan_pb2.Plan:

@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from services.denoiser.codec import thumbnail
 from services.denoiser.codec.thumbnail import choose_size, encode_thumbnail
 
 
@@ -50,14 +49,12 @@ def test_noise_stays_within_the_bound() -> None:
     assert len(encode_thumbnail(noise).data) <= MAX_THUMBNAIL_BYTES
 
 
-def test_picture_above_the_bound_is_encoded_more_coarsely(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_picture_above_the_bound_is_encoded_more_coarsely() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (1, 320, 320, 3), dtype=np.uint8)
     full = len(encode_thumbnail(noise).data)
-    monkeypatch.setattr(thumbnail, "MAX_THUMBNAIL_BYTES", full - 1)
-    assert len(encode_thumbnail(noise).data) < full
-    monkeypatch.setattr(thumbnail, "MAX_THUMBNAIL_BYTES", 10)
+    assert len(encode_thumbnail(noise, max_bytes=full - 1).data) < full
     with pytest.raises(ValueError, match="the bound is 10"):
-        encode_thumbnail(noise)
+        encode_thumbnail(noise, max_bytes=10)
 
 
 @given(st.integers(1, 10_000), st.integers(1, 10_000))

@@ -337,3 +337,38 @@ def test_every_step_names_its_backend_and_noise_level(bench: Bench) -> None:
     steps = bench.run(plan(1, 4))
     assert [step.backend.backend for step in steps] == ["torch"] * 3
     assert [step.sigma for step in steps] == list(bench.sigmas[2:])
+
+
+def test_estimates_are_the_clean_latents_that_each_step_predicts(bench: Bench) -> None:
+    before = bench.noise
+    for index, step in enumerate(run_with(bench, plan(), estimates=True)):
+        sigma = bench.sigmas[index]
+        predicted = before - sigma * bench.predictor.latent_velocity(before, sigma, bench.text)
+        assert step.estimate is not None
+        assert torch.allclose(step.estimate, predicted, atol=1e-4)
+        before = step.latents
+    assert torch.equal(step.estimate, step.latents), "the last step reaches what it predicts"
+    assert all(step.estimate is None for step in run_with(bench, plan()))
+
+
+def test_estimate_of_a_region_is_the_donors_elsewhere(bench: Bench) -> None:
+    own, *_ = run_with(bench, plan(2, 3), finder=CheckerboardFinder(), estimates=True)
+    assert own.active is not None
+    before, sigma = bench.donor.steps[2], bench.sigmas[2]
+    donors = before - sigma * bench.predictor.latent_velocity(before, sigma, bench.donor_text)
+    assert own.estimate is not None
+    tokens, wanted = bench.model.to_tokens(own.estimate), bench.model.to_tokens(donors)
+    away = ~own.active
+    assert away.any()
+    assert torch.allclose(tokens[away], wanted[away], atol=1e-4)
+    assert not torch.allclose(tokens[own.active], wanted[own.active], atol=1e-3)
+
+
+def test_estimate_of_a_draft_is_the_draft(bench: Bench) -> None:
+    wanted = plan(1)
+    wanted.draft_step = 3
+    draft, *_ = run_with(bench, wanted, estimates=True)
+    start, sigma = bench.donor.steps[3], bench.sigmas[3]
+    assert draft.estimate is not None
+    predicted = start - sigma * bench.predictor.latent_velocity(start, sigma, bench.text)
+    assert torch.allclose(draft.estimate, predicted, atol=1e-4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -16,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.gateway.console.views.cards import build_card, describe_plan, describe_result, find_badge
+from services.gateway.console.views.comparison import find_full_computation, make_prompt_filter
 from services.gateway.console.views.family import build_family
 from services.gateway.console.views.masks import build_masks
 from services.gateway.console.views.numbers import format_bytes, format_money, format_seconds
@@ -47,6 +49,7 @@ def make(state: str = "SUCCEEDED", **fields: Any) -> Generation:
 def make_model(name: str = "small") -> Model:
     message = scheduler_pb2.Model(model_id=name)
     message.default_shape.frames, message.default_shape.height, message.default_shape.width = 16, 64, 96
+    message.default_schedule.sigmas.extend((1.0, 0.5, 0.0))
     return Model.from_proto(message)
 
 
@@ -257,10 +260,69 @@ def test_request_like_an_earlier_one_keeps_what_the_change_needs() -> None:
     message = make_message(id="gen-a")
     message.spec.seed = 7
     generation = Generation.from_proto(message)
-    assert fill_from(generation, "edit")["donor"] == "gen-a"
-    assert "seed" not in fill_from(generation, "vary")
-    full = fill_from(generation, "full")
+    assert fill_from(generation, "edit", [])["donor"] == "gen-a"
+    assert "seed" not in fill_from(generation, "vary", [])
+    full = fill_from(generation, "full", [])
     assert (full["reuse"], full["seed"]) == ("off", "7")
+
+
+@pytest.mark.parametrize(("sigmas", "steps"), [((1.0, 0.5, 0.0), ""), ((1.0, 0.9, 0.5, 0.0), "3")])
+def test_request_like_an_earlier_one_has_its_number_of_steps(sigmas: tuple[float, ...], steps: str) -> None:
+    message = make_message()
+    message.spec.model_id = "small"
+    message.spec.schedule.sigmas.extend(sigmas)
+    assert fill_from(Generation.from_proto(message), "full", [make_model()]).get("steps", "") == steps
+
+
+def make_comparable(**fields: Any) -> Generation:
+    message = make_message(**fields)
+    message.video.size_bytes = 1
+    message.spec.seed, message.spec.model_id = 7, "small"
+    message.spec.schedule.sigmas.extend((1.0, 0.5, 0.0))
+    message.spec.shape.frames, message.spec.shape.height, message.spec.shape.width = 16, 64, 64
+    return Generation.from_proto(message)
+
+
+def change_message(generation: Generation, change: Callable[[Any], None]) -> Generation:
+    message = scheduler_pb2.Generation()
+    message.CopyFrom(generation.proto)
+    change(message)
+    return Generation.from_proto(message)
+
+
+def test_full_computation_of_the_same_request_is_found() -> None:
+    hit, other, full = make_comparable(reused=3, donor="d"), make_comparable(reused=2), make_comparable()
+    assert find_full_computation(hit, [hit, other, full, make_comparable()]) == full
+    assert find_full_computation(hit, [hit, other]) is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda each: setattr(each.spec, "prompt", "A blue circle"),
+        lambda each: setattr(each.spec, "seed", 8),
+        lambda each: setattr(each.spec, "model_id", "large"),
+        lambda each: each.spec.schedule.sigmas.insert(1, 0.9),
+        lambda each: setattr(each.spec.shape, "width", 96),
+        lambda each: setattr(each, "state", scheduler_pb2.GENERATION_STATE_FAILED),
+        lambda each: each.ClearField("video"),
+        lambda each: setattr(each, "generation_id", "d"),
+        lambda each: setattr(each.donor, "generation_id", "another"),
+    ],
+    ids=["prompt", "seed", "model", "schedule", "shape", "failed", "no-video", "donor", "hit"],
+)
+def test_another_request_is_no_full_computation(change: Callable[[Any], None]) -> None:
+    hit, full = make_comparable(reused=3, donor="d"), make_comparable()
+    assert find_full_computation(hit, [full]) is not None
+    assert find_full_computation(hit, [change_message(full, change)]) is None
+
+
+@given(st.text(max_size=400))
+def test_filter_by_a_prompt_fits_and_is_its_beginning(prompt: str) -> None:
+    text = make_prompt_filter(prompt)
+    assert prompt.startswith(text)
+    size = len(text.encode())
+    assert size == len(prompt.encode()) if len(prompt.encode()) <= 256 else 253 <= size <= 256
 
 
 @pytest.mark.parametrize(

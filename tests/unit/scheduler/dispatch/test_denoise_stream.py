@@ -7,7 +7,9 @@ import hashlib
 import pytest
 from chorus.common.v1 import errors_pb2, latents_pb2, plan_pb2, video_pb2
 from chorus.denoiser.v1 import denoiser_pb2
+from chorus_rpc import errors
 from chorus_rpc.chunks import BlobFault
+from chorus_rpc.limits import MAX_PREVIEW_BYTES
 
 from services.scheduler.dispatch.denoise_stream import DenoiseStream
 
@@ -89,3 +91,43 @@ def test_video_out_of_order_or_out_of_bounds_is_rejected() -> None:
     incomplete.convert(chunk)
     with pytest.raises(BlobFault):
         incomplete.finish_video()
+
+
+def make_step(index: int, preview: bytes = b"", fault: str = "") -> denoiser_pb2.DenoiseResponse:
+    step = denoiser_pb2.StepCompleted(
+        step=latents_pb2.StepRef(index=index), seconds=1.0, preview=preview, preview_fault=fault
+    )
+    return denoiser_pb2.DenoiseResponse(step_completed=step)
+
+
+def make_asking_stream() -> DenoiseStream:
+    return DenoiseStream(4, 1, 0.5, 1_000, step_previews=True)
+
+
+def test_steps_carry_their_pictures() -> None:
+    [event] = make_asking_stream().convert(make_step(1, b"x" * MAX_PREVIEW_BYTES))
+    assert len(event.step_completed.preview) == MAX_PREVIEW_BYTES
+
+
+@pytest.mark.parametrize(
+    ("step", "cause"),
+    [
+        (make_step(1, fault="out of memory"), "out of memory"),
+        (make_step(1), "the denoiser sent none"),
+        (make_step(1, b"x" * (MAX_PREVIEW_BYTES + 1)), f"it has {MAX_PREVIEW_BYTES + 1} bytes"),
+    ],
+    ids=["fault", "old-denoiser", "too-large"],
+)
+def test_first_picture_that_is_missing_is_a_warning(step: denoiser_pb2.DenoiseResponse, cause: str) -> None:
+    stream = make_asking_stream()
+    completed, warned = stream.convert(step)
+    assert completed.step_completed.preview == b""
+    warning = warned.warning.warning
+    assert (warning.reason, warning.metadata["field"]) == (errors.FIELD_IGNORED, "spec.step_previews")
+    assert "step 1 has no picture" in warning.message
+    assert cause in warning.message
+    assert len(stream.convert(make_step(2))) == 1, "one warning is enough"
+
+
+def test_nothing_is_missed_that_was_not_asked_for() -> None:
+    assert len(make_stream().convert(make_step(1))) == 1

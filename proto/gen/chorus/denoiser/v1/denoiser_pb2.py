@@ -28,7 +28,7 @@ from chorus.common.v1 import plan_pb2 as chorus_dot_common_dot_v1_dot_plan__pb2
 from chorus.common.v1 import video_pb2 as chorus_dot_common_dot_v1_dot_video__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!chorus/denoiser/v1/denoiser.proto\x12\x12\x63horus.denoiser.v1\x1a\x1d\x63horus/common/v1/errors.proto\x1a\x1e\x63horus/common/v1/latents.proto\x1a\x1b\x63horus/common/v1/plan.proto\x1a\x1c\x63horus/common/v1/video.proto\"\xb8\x01\n\x10\x41\x64missionContext\x12\x0e\n\x06prompt\x18\x01 \x01(\t\x12\x18\n\x10retrieval_vector\x18\x02 \x03(\x02\x12\x36\n\rapproximation\x18\x03 \x01(\x0b\x32\x1f.chorus.common.v1.Approximation\x12\x12\n\nseed_drawn\x18\x04 \x01(\x08\x12.\n\tretention\x18\x05 \x01(\x0b\x32\x1b.chorus.common.v1.Retention\"\xba\x03\n\x0e\x44\x65noiseRequest\x12\x15\n\rgeneration_id\x18\x01 \x01(\t\x12\x10\n\x08model_id\x18\x02 \x01(\t\x12+\n\x05shape\x18\x03 \x01(\x0b\x32\x1c.chorus.common.v1.VideoShape\x12,\n\x08schedule\x18\x04 \x01(\x0b\x32\x1a.chorus.common.v1.Schedule\x12\x0c\n\x04seed\x18\x05 \x01(\x04\x12\x1f\n\x17\x63onditioning_encoder_id\x18\x06 \x01(\t\x12.\n\x0ctoken_states\x18\x07 \x01(\x0b\x32\x18.chorus.common.v1.Tensor\x12$\n\x04plan\x18\x08 \x01(\x0b\x32\x16.chorus.common.v1.Plan\x12\x1c\n\x14retrieval_encoder_id\x18\t \x01(\t\x12\x12\n\nvector_dim\x18\n \x01(\r\x12\x37\n\tadmission\x18\x0b \x01(\x0b\x32$.chorus.denoiser.v1.AdmissionContext\x12\x1e\n\x16max_resume_point_bytes\x18\x0c \x01(\x04\x12\x14\n\x0cresume_point\x18\r \x01(\x0c\"\xcf\x01\n\x07Started\x12\x13\n\x0breuse_steps\x18\x01 \x01(\r\x12\x13\n\x0btotal_steps\x18\x02 \x01(\r\x12)\n\x05\x64onor\x18\x03 \x01(\x0b\x32\x1a.chorus.common.v1.DonorRef\x12,\n\x08\x64\x65graded\x18\x04 \x01(\x0b\x32\x1a.chorus.common.v1.JobError\x12\x15\n\rfetch_seconds\x18\x05 \x01(\x01\x12\x14\n\x0chost_adapter\x18\x06 \x01(\t\x12\x14\n\x0cresumed_step\x18\x07 \x01(\r\"\xd4\x01\n\rStepCompleted\x12\'\n\x04step\x18\x01 \x01(\x0b\x32\x19.chorus.common.v1.StepRef\x12\x0f\n\x07seconds\x18\x02 \x01(\x01\x12\x16\n\x0e\x63omputed_share\x18\x03 \x01(\x01\x12\x15\n\ractive_tokens\x18\x04 \x01(\x0c\x12\x12\n\ntoken_grid\x18\x05 \x03(\r\x12\x0f\n\x07\x62\x61\x63kend\x18\x06 \x01(\t\x12\x10\n\x08\x66\x61llback\x18\x07 \x01(\t\x12\r\n\x05\x64raft\x18\x08 \x01(\x08\x12\x14\n\x0cresume_point\x18\t \x01(\x0c\"b\n\tCompleted\x12\x11\n\tsteps_run\x18\x01 \x01(\r\x12\x17\n\x0f\x64\x65noise_seconds\x18\x02 \x01(\x01\x12\x16\n\x0e\x64\x65\x63ode_seconds\x18\x03 \x01(\x01\x12\x11\n\tthumbnail\x18\x04 \x01(\x0c\"H\n\tAdmission\x12\x10\n\x08\x65ntry_id\x18\x01 \x01(\t\x12)\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x1a.chorus.common.v1.JobError\"\x08\n\x06Paused\"\xe9\x02\n\x0f\x44\x65noiseResponse\x12.\n\x07started\x18\x01 \x01(\x0b\x32\x1b.chorus.denoiser.v1.StartedH\x00\x12;\n\x0estep_completed\x18\x02 \x01(\x0b\x32!.chorus.denoiser.v1.StepCompletedH\x00\x12\x33\n\x0cvideo_header\x18\x03 \x01(\x0b\x32\x1b.chorus.common.v1.VideoInfoH\x00\x12\x15\n\x0bvideo_chunk\x18\x04 \x01(\x0cH\x00\x12\x32\n\tcompleted\x18\x05 \x01(\x0b\x32\x1d.chorus.denoiser.v1.CompletedH\x00\x12\x32\n\tadmission\x18\x06 \x01(\x0b\x32\x1d.chorus.denoiser.v1.AdmissionH\x00\x12,\n\x06paused\x18\x07 \x01(\x0b\x32\x1a.chorus.denoiser.v1.PausedH\x00\x42\x07\n\x05\x65vent\"(\n\x0fPauseRunRequest\x12\x15\n\rgeneration_id\x18\x01 \x01(\t\"\x12\n\x10PauseRunResponse\"\x17\n\x15\x44\x65scribeModelsRequest\"w\n\tCodecInfo\x12\x10\n\x08\x63odec_id\x18\x01 \x01(\t\x12\x17\n\x0flatent_channels\x18\x02 \x01(\r\x12\x17\n\x0ftemporal_factor\x18\x03 \x01(\r\x12\x16\n\x0espatial_factor\x18\x04 \x01(\r\x12\x0e\n\x06\x63\x61usal\x18\x05 \x01(\x08\"\xe4\x05\n\tModelInfo\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x16\n\x0eweights_digest\x18\x02 \x01(\t\x12+\n\x08\x61\x64\x61pters\x18\x03 \x03(\x0b\x32\x19.chorus.common.v1.Adapter\x12\x1f\n\x17\x63onditioning_encoder_id\x18\x04 \x01(\t\x12,\n\x05\x63odec\x18\x05 \x01(\x0b\x32\x1d.chorus.denoiser.v1.CodecInfo\x12-\n\x0clatent_dtype\x18\x06 \x01(\x0e\x32\x17.chorus.common.v1.DType\x12\'\n\x06\x66rames\x18\x07 \x01(\x0b\x32\x17.chorus.common.v1.Bound\x12\'\n\x06height\x18\x08 \x01(\x0b\x32\x17.chorus.common.v1.Bound\x12&\n\x05width\x18\t \x01(\x0b\x32\x17.chorus.common.v1.Bound\x12&\n\x05steps\x18\n \x01(\x0b\x32\x17.chorus.common.v1.Bound\x12\x33\n\rdefault_shape\x18\x0b \x01(\x0b\x32\x1c.chorus.common.v1.VideoShape\x12\x34\n\x10\x64\x65\x66\x61ult_schedule\x18\x0c \x01(\x0b\x32\x1a.chorus.common.v1.Schedule\x12\x16\n\x0eschedule_shift\x18\r \x01(\x01\x12\x18\n\x10seconds_per_step\x18\x0e \x01(\x01\x12\x0f\n\x07\x62\x61\x63kend\x18\x0f \x01(\t\x12\x16\n\x0e\x66\x61llback_steps\x18\x10 \x01(\x04\x12\x14\n\x0cmodel_digest\x18\x11 \x01(\t\x12\x0f\n\x07sampler\x18\x12 \x01(\t\x12\x0e\n\x06layers\x18\x13 \x01(\r\x12\x17\n\x0fmax_text_tokens\x18\x14 \x01(\r\x12/\n\x0chost_adapter\x18\x15 \x01(\x0b\x32\x19.chorus.common.v1.Adapter\x12\x19\n\x11\x66rames_per_second\x18\x16 \x01(\x01\"G\n\x16\x44\x65scribeModelsResponse\x12-\n\x06models\x18\x01 \x03(\x0b\x32\x1d.chorus.denoiser.v1.ModelInfo\"\x1f\n\x0bWarmRequest\x12\x10\n\x08model_id\x18\x01 \x01(\t\"<\n\x0cWarmResponse\x12,\n\x05model\x18\x01 \x01(\x0b\x32\x1d.chorus.denoiser.v1.ModelInfo2\xf2\x02\n\x0f\x44\x65noiserService\x12T\n\x07\x44\x65noise\x12\".chorus.denoiser.v1.DenoiseRequest\x1a#.chorus.denoiser.v1.DenoiseResponse0\x01\x12U\n\x08PauseRun\x12#.chorus.denoiser.v1.PauseRunRequest\x1a$.chorus.denoiser.v1.PauseRunResponse\x12g\n\x0e\x44\x65scribeModels\x12).chorus.denoiser.v1.DescribeModelsRequest\x1a*.chorus.denoiser.v1.DescribeModelsResponse\x12I\n\x04Warm\x12\x1f.chorus.denoiser.v1.WarmRequest\x1a .chorus.denoiser.v1.WarmResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!chorus/denoiser/v1/denoiser.proto\x12\x12\x63horus.denoiser.v1\x1a\x1d\x63horus/common/v1/errors.proto\x1a\x1e\x63horus/common/v1/latents.proto\x1a\x1b\x63horus/common/v1/plan.proto\x1a\x1c\x63horus/common/v1/video.proto\"\xb8\x01\n\x10\x41\x64missionContext\x12\x0e\n\x06prompt\x18\x01 \x01(\t\x12\x18\n\x10retrieval_vector\x18\x02 \x03(\x02\x12\x36\n\rapproximation\x18\x03 \x01(\x0b\x32\x1f.chorus.common.v1.Approximation\x12\x12\n\nseed_drawn\x18\x04 \x01(\x08\x12.\n\tretention\x18\x05 \x01(\x0b\x32\x1b.chorus.common.v1.Retention\"\xd1\x03\n\x0e\x44\x65noiseRequest\x12\x15\n\rgeneration_id\x18\x01 \x01(\t\x12\x10\n\x08model_id\x18\x02 \x01(\t\x12+\n\x05shape\x18\x03 \x01(\x0b\x32\x1c.chorus.common.v1.VideoShape\x12,\n\x08schedule\x18\x04 \x01(\x0b\x32\x1a.chorus.common.v1.Schedule\x12\x0c\n\x04seed\x18\x05 \x01(\x04\x12\x1f\n\x17\x63onditioning_encoder_id\x18\x06 \x01(\t\x12.\n\x0ctoken_states\x18\x07 \x01(\x0b\x32\x18.chorus.common.v1.Tensor\x12$\n\x04plan\x18\x08 \x01(\x0b\x32\x16.chorus.common.v1.Plan\x12\x1c\n\x14retrieval_encoder_id\x18\t \x01(\t\x12\x12\n\nvector_dim\x18\n \x01(\r\x12\x37\n\tadmission\x18\x0b \x01(\x0b\x32$.chorus.denoiser.v1.AdmissionContext\x12\x1e\n\x16max_resume_point_bytes\x18\x0c \x01(\x04\x12\x14\n\x0cresume_point\x18\r \x01(\x0c\x12\x15\n\rstep_previews\x18\x0e \x01(\x08\"\xcf\x01\n\x07Started\x12\x13\n\x0breuse_steps\x18\x01 \x01(\r\x12\x13\n\x0btotal_steps\x18\x02 \x01(\r\x12)\n\x05\x64onor\x18\x03 \x01(\x0b\x32\x1a.chorus.common.v1.DonorRef\x12,\n\x08\x64\x65graded\x18\x04 \x01(\x0b\x32\x1a.chorus.common.v1.JobError\x12\x15\n\rfetch_seconds\x18\x05 \x01(\x01\x12\x14\n\x0chost_adapter\x18\x06 \x01(\t\x12\x14\n\x0cresumed_step\x18\x07 \x01(\r\"\xfc\x01\n\rStepCompleted\x12\'\n\x04step\x18\x01 \x01(\x0b\x32\x19.chorus.common.v1.StepRef\x12\x0f\n\x07seconds\x18\x02 \x01(\x01\x12\x16\n\x0e\x63omputed_share\x18\x03 \x01(\x01\x12\x15\n\ractive_tokens\x18\x04 \x01(\x0c\x12\x12\n\ntoken_grid\x18\x05 \x03(\r\x12\x0f\n\x07\x62\x61\x63kend\x18\x06 \x01(\t\x12\x10\n\x08\x66\x61llback\x18\x07 \x01(\t\x12\r\n\x05\x64raft\x18\x08 \x01(\x08\x12\x14\n\x0cresume_point\x18\t \x01(\x0c\x12\x0f\n\x07preview\x18\n \x01(\x0c\x12\x15\n\rpreview_fault\x18\x0b \x01(\t\"b\n\tCompleted\x12\x11\n\tsteps_run\x18\x01 \x01(\r\x12\x17\n\x0f\x64\x65noise_seconds\x18\x02 \x01(\x01\x12\x16\n\x0e\x64\x65\x63ode_seconds\x18\x03 \x01(\x01\x12\x11\n\tthumbnail\x18\x04 \x01(\x0c\"H\n\tAdmission\x12\x10\n\x08\x65ntry_id\x18\x01 \x01(\t\x12)\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x1a.chorus.common.v1.JobError\"\x08\n\x06Paused\"\xe9\x02\n\x0f\x44\x65noiseResponse\x12.\n\x07started\x18\x01 \x01(\x0b\x32\x1b.chorus.denoiser.v1.StartedH\x00\x12;\n\x0estep_completed\x18\x02 \x01(\x0b\x32!.chorus.denoiser.v1.StepCompletedH\x00\x12\x33\n\x0cvideo_header\x18\x03 \x01(\x0b\x32\x1b.chorus.common.v1.VideoInfoH\x00\x12\x15\n\x0bvideo_chunk\x18\x04 \x01(\x0cH\x00\x12\x32\n\tcompleted\x18\x05 \x01(\x0b\x32\x1d.chorus.denoiser.v1.CompletedH\x00\x12\x32\n\tadmission\x18\x06 \x01(\x0b\x32\x1d.chorus.denoiser.v1.AdmissionH\x00\x12,\n\x06paused\x18\x07 \x01(\x0b\x32\x1a.chorus.denoiser.v1.PausedH\x00\x42\x07\n\x05\x65vent\"(\n\x0fPauseRunRequest\x12\x15\n\rgeneration_id\x18\x01 \x01(\t\"\x12\n\x10PauseRunResponse\"\x17\n\x15\x44\x65scribeModelsRequest\"w\n\tCodecInfo\x12\x10\n\x08\x63odec_id\x18\x01 \x01(\t\x12\x17\n\x0flatent_channels\x18\x02 \x01(\r\x12\x17\n\x0ftemporal_factor\x18\x03 \x01(\r\x12\x16\n\x0espatial_factor\x18\x04 \x01(\r\x12\x0e\n\x06\x63\x61usal\x18\x05 \x01(\x08\"\xe4\x05\n\tModelInfo\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x16\n\x0eweights_digest\x18\x02 \x01(\t\x12+\n\x08\x61\x64\x61pters\x18\x03 \x03(\x0b\x32\x19.chorus.common.v1.Adapter\x12\x1f\n\x17\x63onditioning_encoder_id\x18\x04 \x01(\t\x12,\n\x05\x63odec\x18\x05 \x01(\x0b\x32\x1d.chorus.denoiser.v1.CodecInfo\x12-\n\x0clatent_dtype\x18\x06 \x01(\x0e\x32\x17.chorus.common.v1.DType\x12\'\n\x06\x66rames\x18\x07 \x01(\x0b\x32\x17.chorus.common.v1.Bound\x12\'\n\x06height\x18\x08 \x01(\x0b\x32\x17.chorus.common.v1.Bound\x12&\n\x05width\x18\t \x01(\x0b\x32\x17.chorus.common.v1.Bound\x12&\n\x05steps\x18\n \x01(\x0b\x32\x17.chorus.common.v1.Bound\x12\x33\n\rdefault_shape\x18\x0b \x01(\x0b\x32\x1c.chorus.common.v1.VideoShape\x12\x34\n\x10\x64\x65\x66\x61ult_schedule\x18\x0c \x01(\x0b\x32\x1a.chorus.common.v1.Schedule\x12\x16\n\x0eschedule_shift\x18\r \x01(\x01\x12\x18\n\x10seconds_per_step\x18\x0e \x01(\x01\x12\x0f\n\x07\x62\x61\x63kend\x18\x0f \x01(\t\x12\x16\n\x0e\x66\x61llback_steps\x18\x10 \x01(\x04\x12\x14\n\x0cmodel_digest\x18\x11 \x01(\t\x12\x0f\n\x07sampler\x18\x12 \x01(\t\x12\x0e\n\x06layers\x18\x13 \x01(\r\x12\x17\n\x0fmax_text_tokens\x18\x14 \x01(\r\x12/\n\x0chost_adapter\x18\x15 \x01(\x0b\x32\x19.chorus.common.v1.Adapter\x12\x19\n\x11\x66rames_per_second\x18\x16 \x01(\x01\"G\n\x16\x44\x65scribeModelsResponse\x12-\n\x06models\x18\x01 \x03(\x0b\x32\x1d.chorus.denoiser.v1.ModelInfo\"\x1f\n\x0bWarmRequest\x12\x10\n\x08model_id\x18\x01 \x01(\t\"<\n\x0cWarmResponse\x12,\n\x05model\x18\x01 \x01(\x0b\x32\x1d.chorus.denoiser.v1.ModelInfo2\xf2\x02\n\x0f\x44\x65noiserService\x12T\n\x07\x44\x65noise\x12\".chorus.denoiser.v1.DenoiseRequest\x1a#.chorus.denoiser.v1.DenoiseResponse0\x01\x12U\n\x08PauseRun\x12#.chorus.denoiser.v1.PauseRunRequest\x1a$.chorus.denoiser.v1.PauseRunResponse\x12g\n\x0e\x44\x65scribeModels\x12).chorus.denoiser.v1.DescribeModelsRequest\x1a*.chorus.denoiser.v1.DescribeModelsResponse\x12I\n\x04Warm\x12\x1f.chorus.denoiser.v1.WarmRequest\x1a .chorus.denoiser.v1.WarmResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,35 +38,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ADMISSIONCONTEXT']._serialized_start=180
   _globals['_ADMISSIONCONTEXT']._serialized_end=364
   _globals['_DENOISEREQUEST']._serialized_start=367
-  _globals['_DENOISEREQUEST']._serialized_end=809
-  _globals['_STARTED']._serialized_start=812
-  _globals['_STARTED']._serialized_end=1019
-  _globals['_STEPCOMPLETED']._serialized_start=1022
-  _globals['_STEPCOMPLETED']._serialized_end=1234
-  _globals['_COMPLETED']._serialized_start=1236
-  _globals['_COMPLETED']._serialized_end=1334
-  _globals['_ADMISSION']._serialized_start=1336
-  _globals['_ADMISSION']._serialized_end=1408
-  _globals['_PAUSED']._serialized_start=1410
-  _globals['_PAUSED']._serialized_end=1418
-  _globals['_DENOISERESPONSE']._serialized_start=1421
-  _globals['_DENOISERESPONSE']._serialized_end=1782
-  _globals['_PAUSERUNREQUEST']._serialized_start=1784
-  _globals['_PAUSERUNREQUEST']._serialized_end=1824
-  _globals['_PAUSERUNRESPONSE']._serialized_start=1826
-  _globals['_PAUSERUNRESPONSE']._serialized_end=1844
-  _globals['_DESCRIBEMODELSREQUEST']._serialized_start=1846
-  _globals['_DESCRIBEMODELSREQUEST']._serialized_end=1869
-  _globals['_CODECINFO']._serialized_start=1871
-  _globals['_CODECINFO']._serialized_end=1990
-  _globals['_MODELINFO']._serialized_start=1993
-  _globals['_MODELINFO']._serialized_end=2733
-  _globals['_DESCRIBEMODELSRESPONSE']._serialized_start=2735
-  _globals['_DESCRIBEMODELSRESPONSE']._serialized_end=2806
-  _globals['_WARMREQUEST']._serialized_start=2808
-  _globals['_WARMREQUEST']._serialized_end=2839
-  _globals['_WARMRESPONSE']._serialized_start=2841
-  _globals['_WARMRESPONSE']._serialized_end=2901
-  _globals['_DENOISERSERVICE']._serialized_start=2904
-  _globals['_DENOISERSERVICE']._serialized_end=3274
+  _globals['_DENOISEREQUEST']._serialized_end=832
+  _globals['_STARTED']._serialized_start=835
+  _globals['_STARTED']._serialized_end=1042
+  _globals['_STEPCOMPLETED']._serialized_start=1045
+  _globals['_STEPCOMPLETED']._serialized_end=1297
+  _globals['_COMPLETED']._serialized_start=1299
+  _globals['_COMPLETED']._serialized_end=1397
+  _globals['_ADMISSION']._serialized_start=1399
+  _globals['_ADMISSION']._serialized_end=1471
+  _globals['_PAUSED']._serialized_start=1473
+  _globals['_PAUSED']._serialized_end=1481
+  _globals['_DENOISERESPONSE']._serialized_start=1484
+  _globals['_DENOISERESPONSE']._serialized_end=1845
+  _globals['_PAUSERUNREQUEST']._serialized_start=1847
+  _globals['_PAUSERUNREQUEST']._serialized_end=1887
+  _globals['_PAUSERUNRESPONSE']._serialized_start=1889
+  _globals['_PAUSERUNRESPONSE']._serialized_end=1907
+  _globals['_DESCRIBEMODELSREQUEST']._serialized_start=1909
+  _globals['_DESCRIBEMODELSREQUEST']._serialized_end=1932
+  _globals['_CODECINFO']._serialized_start=1934
+  _globals['_CODECINFO']._serialized_end=2053
+  _globals['_MODELINFO']._serialized_start=2056
+  _globals['_MODELINFO']._serialized_end=2796
+  _globals['_DESCRIBEMODELSRESPONSE']._serialized_start=2798
+  _globals['_DESCRIBEMODELSRESPONSE']._serialized_end=2869
+  _globals['_WARMREQUEST']._serialized_start=2871
+  _globals['_WARMREQUEST']._serialized_end=2902
+  _globals['_WARMRESPONSE']._serialized_start=2904
+  _globals['_WARMRESPONSE']._serialized_end=2964
+  _globals['_DENOISERSERVICE']._serialized_start=2967
+  _globals['_DENOISERSERVICE']._serialized_end=3337
 # @@protoc_insertion_point(module_scope)

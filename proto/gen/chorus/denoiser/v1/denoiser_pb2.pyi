@@ -79,6 +79,7 @@ class DenoiseRequest(google.protobuf.message.Message):
     ADMISSION_FIELD_NUMBER: builtins.int
     MAX_RESUME_POINT_BYTES_FIELD_NUMBER: builtins.int
     RESUME_POINT_FIELD_NUMBER: builtins.int
+    STEP_PREVIEWS_FIELD_NUMBER: builtins.int
     generation_id: builtins.str
     model_id: builtins.str
     seed: builtins.int
@@ -94,6 +95,8 @@ class DenoiseRequest(google.protobuf.message.Message):
     """Resume point of an earlier run of the same request, which this run continues from. Its result is the same, bit for
     bit, on the same backend. Latents of earlier steps are not admitted.
     """
+    step_previews: builtins.bool
+    """Whether each computed step returns a picture of the estimate of the clean video. It changes nothing of the result."""
     @property
     def shape(self) -> chorus.common.v1.video_pb2.VideoShape: ...
     @property
@@ -124,9 +127,10 @@ class DenoiseRequest(google.protobuf.message.Message):
         admission: Global___AdmissionContext | None = ...,
         max_resume_point_bytes: builtins.int = ...,
         resume_point: builtins.bytes = ...,
+        step_previews: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["admission", b"admission", "plan", b"plan", "schedule", b"schedule", "shape", b"shape", "token_states", b"token_states"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["admission", b"admission", "conditioning_encoder_id", b"conditioning_encoder_id", "generation_id", b"generation_id", "max_resume_point_bytes", b"max_resume_point_bytes", "model_id", b"model_id", "plan", b"plan", "resume_point", b"resume_point", "retrieval_encoder_id", b"retrieval_encoder_id", "schedule", b"schedule", "seed", b"seed", "shape", b"shape", "token_states", b"token_states", "vector_dim", b"vector_dim"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["admission", b"admission", "conditioning_encoder_id", b"conditioning_encoder_id", "generation_id", b"generation_id", "max_resume_point_bytes", b"max_resume_point_bytes", "model_id", b"model_id", "plan", b"plan", "resume_point", b"resume_point", "retrieval_encoder_id", b"retrieval_encoder_id", "schedule", b"schedule", "seed", b"seed", "shape", b"shape", "step_previews", b"step_previews", "token_states", b"token_states", "vector_dim", b"vector_dim"]) -> None: ...
 
 Global___DenoiseRequest: typing_extensions.TypeAlias = DenoiseRequest
 
@@ -191,6 +195,8 @@ class StepCompleted(google.protobuf.message.Message):
     FALLBACK_FIELD_NUMBER: builtins.int
     DRAFT_FIELD_NUMBER: builtins.int
     RESUME_POINT_FIELD_NUMBER: builtins.int
+    PREVIEW_FIELD_NUMBER: builtins.int
+    PREVIEW_FAULT_FIELD_NUMBER: builtins.int
     seconds: builtins.float
     computed_share: builtins.float
     """Share of all tokens that this step computed, including the ones computed to find the region. 0 to 1."""
@@ -210,6 +216,12 @@ class StepCompleted(google.protobuf.message.Message):
     """State of the run after this step, for DenoiseRequest.resume_point. Opaque to the caller. Empty in the last step, and if
     the request wants none.
     """
+    preview: builtins.bytes
+    """The middle frame of the clean video as estimated by this step, as JPEG: at most 128 pixels high and wide, and at most
+    16 KiB. Empty unless the request has step_previews, and if the picture could not be made.
+    """
+    preview_fault: builtins.str
+    """Reason why there is no preview though the request has step_previews. Empty otherwise."""
     @property
     def step(self) -> chorus.common.v1.latents_pb2.StepRef:
         """Step boundary that was reached: x_{i+1} after step i."""
@@ -230,9 +242,11 @@ class StepCompleted(google.protobuf.message.Message):
         fallback: builtins.str = ...,
         draft: builtins.bool = ...,
         resume_point: builtins.bytes = ...,
+        preview: builtins.bytes = ...,
+        preview_fault: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["step", b"step"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["active_tokens", b"active_tokens", "backend", b"backend", "computed_share", b"computed_share", "draft", b"draft", "fallback", b"fallback", "resume_point", b"resume_point", "seconds", b"seconds", "step", b"step", "token_grid", b"token_grid"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["active_tokens", b"active_tokens", "backend", b"backend", "computed_share", b"computed_share", "draft", b"draft", "fallback", b"fallback", "preview", b"preview", "preview_fault", b"preview_fault", "resume_point", b"resume_point", "seconds", b"seconds", "step", b"step", "token_grid", b"token_grid"]) -> None: ...
 
 Global___StepCompleted: typing_extensions.TypeAlias = StepCompleted
 

@@ -219,6 +219,7 @@ class GenerationSpec(google.protobuf.message.Message):
     PRIORITY_FIELD_NUMBER: builtins.int
     LABELS_FIELD_NUMBER: builtins.int
     WEBHOOK_FIELD_NUMBER: builtins.int
+    STEP_PREVIEWS_FIELD_NUMBER: builtins.int
     prompt: builtins.str
     """1 to 8,192 bytes of UTF-8 after trimming, with at least one visible character once HTML entities are resolved.
     Tokens beyond the limit of a text encoder are dropped, with a warning.
@@ -249,6 +250,11 @@ class GenerationSpec(google.protobuf.message.Message):
     """Class in the order of the queue. If unset, NORMAL. Within a class, generations that need little computation start
     earlier; no generation waits without bound behind later ones. In an accepted specification: the class of now, which
     ChangePriority changes.
+    """
+    step_previews: builtins.bool
+    """Whether the events of the computed steps carry pictures: StepCompletedEvent.preview. It changes nothing of the video.
+    Steps taken from a donor, and exact repeats, have none. If a picture cannot be made, a warning with reason
+    FIELD_IGNORED says why.
     """
     @property
     def shape(self) -> chorus.common.v1.video_pb2.VideoShape:
@@ -312,9 +318,10 @@ class GenerationSpec(google.protobuf.message.Message):
         priority: Global___Priority.ValueType = ...,
         labels: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
         webhook: Global___Webhook | None = ...,
+        step_previews: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_seed", b"_seed", "deadline", b"deadline", "denoising", b"denoising", "explicit_reuse", b"explicit_reuse", "retention", b"retention", "schedule", b"schedule", "seed", b"seed", "shape", b"shape", "steps", b"steps", "timeout", b"timeout", "webhook", b"webhook"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_seed", b"_seed", "deadline", b"deadline", "denoising", b"denoising", "donor_generation_id", b"donor_generation_id", "explicit_reuse", b"explicit_reuse", "labels", b"labels", "max_reuse_steps", b"max_reuse_steps", "model_id", b"model_id", "no_store", b"no_store", "priority", b"priority", "prompt", b"prompt", "retention", b"retention", "reuse", b"reuse", "schedule", b"schedule", "seed", b"seed", "shape", b"shape", "steps", b"steps", "timeout", b"timeout", "webhook", b"webhook"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_seed", b"_seed", "deadline", b"deadline", "denoising", b"denoising", "donor_generation_id", b"donor_generation_id", "explicit_reuse", b"explicit_reuse", "labels", b"labels", "max_reuse_steps", b"max_reuse_steps", "model_id", b"model_id", "no_store", b"no_store", "priority", b"priority", "prompt", b"prompt", "retention", b"retention", "reuse", b"reuse", "schedule", b"schedule", "seed", b"seed", "shape", b"shape", "step_previews", b"step_previews", "steps", b"steps", "timeout", b"timeout", "webhook", b"webhook"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_seed", b"_seed"]) -> typing.Literal["seed"] | None: ...
     @typing.overload
@@ -769,6 +776,7 @@ class StepCompletedEvent(google.protobuf.message.Message):
     BACKEND_FIELD_NUMBER: builtins.int
     FALLBACK_FIELD_NUMBER: builtins.int
     DRAFT_FIELD_NUMBER: builtins.int
+    PREVIEW_FIELD_NUMBER: builtins.int
     total_steps: builtins.int
     seconds: builtins.float
     eta_seconds: builtins.float
@@ -779,6 +787,8 @@ class StepCompletedEvent(google.protobuf.message.Message):
     backend: builtins.str
     fallback: builtins.str
     draft: builtins.bool
+    preview: builtins.bytes
+    """Set only if the request has step_previews."""
     @property
     def step(self) -> chorus.common.v1.latents_pb2.StepRef: ...
     @property
@@ -796,9 +806,10 @@ class StepCompletedEvent(google.protobuf.message.Message):
         backend: builtins.str = ...,
         fallback: builtins.str = ...,
         draft: builtins.bool = ...,
+        preview: builtins.bytes = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["step", b"step"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["active_tokens", b"active_tokens", "backend", b"backend", "computed_share", b"computed_share", "draft", b"draft", "eta_seconds", b"eta_seconds", "fallback", b"fallback", "seconds", b"seconds", "step", b"step", "token_grid", b"token_grid", "total_steps", b"total_steps"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["active_tokens", b"active_tokens", "backend", b"backend", "computed_share", b"computed_share", "draft", b"draft", "eta_seconds", b"eta_seconds", "fallback", b"fallback", "preview", b"preview", "seconds", b"seconds", "step", b"step", "token_grid", b"token_grid", "total_steps", b"total_steps"]) -> None: ...
 
 Global___StepCompletedEvent: typing_extensions.TypeAlias = StepCompletedEvent
 
