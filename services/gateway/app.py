@@ -8,7 +8,7 @@ from fastapi.responses import RedirectResponse
 from starlette.middleware.cors import CORSMiddleware
 
 from services.gateway import health as health_routes
-from services.gateway.calls import Calls
+from services.gateway.calls import NO_TELEMETRY, Calls
 from services.gateway.console.app import create_console
 from services.gateway.console.paths import BASE, HOME
 from services.gateway.errors import install_handlers
@@ -46,6 +46,7 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        telemetry=NO_TELEMETRY,
     )
     app.state.settings, app.state.client, app.state.health = settings, client, health
     app.state.frame_rates = FrameRates()
@@ -61,17 +62,25 @@ def create_app(
         async def open_console() -> RedirectResponse:
             return RedirectResponse(HOME)
 
-    # The last one that is added is the outermost.
+    # The last one added is the outermost: a page that may call reads every answer, also those of Calls.
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes, seconds=settings.body_seconds)
+    app.add_middleware(
+        Calls, limit=settings.max_concurrent_calls, send_seconds=settings.send_seconds, health=health
+    )
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
             allow_methods=["GET", "POST", "DELETE"],
-            allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID", "Range"],
-            expose_headers=["openai-poll-after-ms", "Retry-After", "x-request-id", "ETag", "Content-Range"],
+            # SDKs send headers of their own, such as x-stainless-lang; none opens anything without a key.
+            allow_headers=["*"],
+            expose_headers=[
+                "openai-poll-after-ms",
+                "Retry-After",
+                "x-request-id",
+                "ETag",
+                "Content-Range",
+                sync.ID_HEADER,
+            ],
         )
-    app.add_middleware(
-        Calls, limit=settings.max_concurrent_calls, send_seconds=settings.send_seconds, health=health
-    )
     return app

@@ -9,6 +9,7 @@ import uuid
 from typing import Final
 
 from chorus_rpc import semconv, telemetry
+from fastapi.telemetry import TelemetryConfig
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -23,6 +24,8 @@ log = get_logger("http")
 _HTTP_SECONDS = create_histogram(
     semconv.METRIC_HTTP, "Duration of a request that the gateway answered, of a stream to its end."
 )
+# `Calls` traces and measures each request. The framework would do so again, with queries in its spans.
+NO_TELEMETRY: Final[TelemetryConfig] = {"tracing": False, "metrics": False, "logs": False}
 _METHODS: Final = frozenset({"GET", "POST", "DELETE", "HEAD", "OPTIONS", "PUT", "PATCH"})
 _TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
@@ -36,7 +39,7 @@ class ResponseBroken(Exception):
 
 
 class Calls:
-    """Outermost layer of the application.
+    """Layer of the application around every request, and outside of every error.
 
     Args:
         limit: upper bound on concurrent requests.
@@ -101,6 +104,13 @@ class Calls:
             except ResponseBroken as error:
                 log.warning("response broke off", error=str(error), request_id=request_id)
                 abort(scope)
+            except asyncio.CancelledError:  # the time of the drain has passed
+                if status != 0:
+                    raise
+                message = "the gateway ends; send the request again"
+                await make_response(ApiError(503, "shutting_down", message, retry_after=1.0))(
+                    scope, receive, send_in_time
+                )
             except Exception:
                 # The application has answered with the envelope and raised the cause again.
                 log.exception("request failed", method=scope["method"], request_id=request_id)

@@ -57,6 +57,13 @@ class Connection(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """Answers bytes that are not HTTP with the envelope of every error."""
+        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
+            # An answer, which has begun or is complete, precedes these bytes.
+            if self._is_idle():
+                self.transport.close()
+            else:
+                self.transport.abort()
+            return
         error = ApiError(400, "invalid_http", "the bytes sent are not a valid HTTP request")
         body = json.dumps(build_body(error)).encode()
         headers = [

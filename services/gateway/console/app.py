@@ -14,6 +14,7 @@ from fastapi.responses import RedirectResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 
+from services.gateway.calls import NO_TELEMETRY
 from services.gateway.console.pages import cache, gallery, health, login, queue, studio, video
 from services.gateway.console.paths import BASE, HOME
 from services.gateway.console.rendering import FOLDER, Headers, create_environment, render
@@ -40,7 +41,14 @@ def create_console(
         cache_client: client of the cache; None if the settings do not name one. Its owner closes it.
         health_state: state of the process.
     """
-    app = FastAPI(version=version, openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
+    app = FastAPI(
+        version=version,
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        telemetry=NO_TELEMETRY,
+    )
     state = app.state
     state.settings, state.client, state.cache, state.health = settings, client, cache_client, health_state
     state.sessions = Sessions(settings.console_secret.get_secret_value())

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Final
-from urllib.parse import urlsplit
 
 from chorus_client import AsyncChorusClient
-from chorus_rpc.addresses import is_loopback_host
 from chorus_rpc.errors import UNAUTHENTICATED, ChorusError
 from fastapi import Depends, Request
 
 from services.gateway.console.sessions import COOKIE, Session, Sessions
 from services.gateway.errors import ApiError
+from services.gateway.security.origins import is_own_origin, names_loopback
 from services.gateway.settings import GatewaySettings
+from services.gateway.videos.bodies import make_charset_error
 
 _MAX_FIELDS: Final = 40
 _SAFE_SITES: Final = frozenset({"", "same-origin", "none"})
@@ -57,8 +57,7 @@ def get_user_client(request: Request, visitor: Annotated[Visitor, Depends(get_vi
     if not visitor.has_key:
         if settings.require_keys:
             raise ChorusError(UNAUTHENTICATED, "log in with an API key")
-        host = urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
-        if not is_loopback_host(host):
+        if not names_loopback(request.headers.get("host", "")):
             raise ApiError(
                 403,
                 "key_required",
@@ -71,11 +70,14 @@ def get_user_client(request: Request, visitor: Annotated[Visitor, Depends(get_vi
 async def read_form(request: Request, visitor: Annotated[Visitor, Depends(get_visitor)]) -> Mapping[str, str]:
     """Returns the fields of a form. Raises ApiError (403) for a form that another site sent."""
     origin = request.headers.get("origin")
-    foreign = origin is not None and urlsplit(origin).netloc != request.headers.get("host", "")
+    foreign = origin is not None and not is_own_origin(origin, request.headers.get("host", ""))
     if foreign or request.headers.get("sec-fetch-site", "") not in _SAFE_SITES:
         raise _refuse_form()
-    async with request.form(max_files=0, max_fields=_MAX_FIELDS) as form:
-        fields = {name: value for name, value in form.items() if isinstance(value, str)}
+    try:
+        async with request.form(max_files=0, max_fields=_MAX_FIELDS) as form:
+            fields = {name: value for name, value in form.items() if isinstance(value, str)}
+    except UnicodeError:
+        raise make_charset_error() from None
     sessions: Sessions = request.app.state.sessions
     if not sessions.accepts(visitor.session, fields.pop("form_token", "")):
         raise _refuse_form()

@@ -9,9 +9,10 @@ from chorus_client import AsyncChorusClient
 from chorus_rpc.errors import UNAUTHENTICATED, ChorusError
 from fastapi import Depends, Request
 
+from services.gateway.security.origins import refuse_foreign_pages
 from services.gateway.settings import GatewaySettings
 
-_BEARER: Final = re.compile(r"[Bb]earer +([!-~]{1,4096})")
+_BEARER: Final = re.compile(r"(?i:bearer) +([!-~]{1,4096})")
 
 
 def read_token(authorization: str | None, required: bool) -> str | None:
@@ -41,10 +42,17 @@ def get_settings(request: Request) -> GatewaySettings:
 
 
 def get_client(request: Request) -> AsyncChorusClient:
-    """Returns the client of the scheduler with the caller's API key. Raises ChorusError (UNAUTHENTICATED)."""
+    """Returns the client of the scheduler with the caller's API key.
+
+    Raises ChorusError (UNAUTHENTICATED), and ApiError (403) for a page of another site unless requests need
+    keys, which such a page does not have.
+    """
     client: AsyncChorusClient = request.app.state.client
-    required = get_settings(request).require_keys
-    return client.with_token(read_token(request.headers.get("authorization"), required))
+    settings = get_settings(request)
+    if not settings.require_keys:
+        # Whether the caller has a key or not: a scheduler without keys accepts any.
+        refuse_foreign_pages(request.headers, settings.cors_origins, local=not settings.trusted_network)
+    return client.with_token(read_token(request.headers.get("authorization"), settings.require_keys))
 
 
 Settings = Annotated[GatewaySettings, Depends(get_settings)]

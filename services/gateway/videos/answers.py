@@ -43,7 +43,11 @@ async def make_object(
     rate = await get_rates(request).find(generation.model, client)
     url = None
     if request.app.state.settings.redirect_downloads and generation.state == "succeeded":
-        url = (await client.handle(generation.id).url()).url
+        try:
+            url = (await client.handle(generation.id).url()).url
+        except ChorusError as error:
+            if error.reason != errors.NOT_FOUND:  # it was deleted meanwhile, and may be one of a list
+                raise
     return build_video(generation, rate, outputs=outputs, warnings=warnings, url=url)
 
 

@@ -20,6 +20,8 @@ _FILES: Final = 8
 _FIELDS: Final = 128
 _PART_BYTES: Final = 4 * MAX_PROMPT_BYTES
 _DEPTH: Final = 16
+# Values of a JSON body, those inside others among them.
+_VALUES: Final = 4_096
 # Fields of a form whose text is JSON if it is no list of brackets.
 _OBJECTS: Final = frozenset({"chorus", "metadata", "video", "extra_body"})
 # A field inside an object or a list: chorus[reuse]=fast, tags[]=one.
@@ -43,12 +45,7 @@ async def read_body(request: Request) -> dict[str, Any]:
     if kind == JSON_TYPE:
         fields = parse_json_object(await request.body())
     elif kind == FORM_TYPE:
-        async with request.form(max_files=_FILES, max_fields=_FIELDS, max_part_size=_PART_BYTES) as form:
-            items = [
-                (name, File(value.filename or "") if isinstance(value, UploadFile) else value)
-                for name, value in form.multi_items()
-            ]
-        fields = parse_form(items)
+        fields = parse_form(await _read_form(request))
     else:
         raise ApiError(
             415,
@@ -58,11 +55,29 @@ async def read_body(request: Request) -> dict[str, Any]:
     return merge_extra_body(fields)
 
 
+async def _read_form(request: Request) -> list[tuple[str, str | File]]:
+    try:
+        async with request.form(max_files=_FILES, max_fields=_FIELDS, max_part_size=_PART_BYTES) as form:
+            return [
+                (name, File(value.filename or "") if isinstance(value, UploadFile) else value)
+                for name, value in form.multi_items()
+            ]
+    except UnicodeError:  # some codecs raise no UnicodeDecodeError, for which the parser has an answer
+        raise make_charset_error() from None
+
+
+def make_charset_error() -> ApiError:
+    """Returns the error of a form whose text is not of the charset that it states."""
+    return ApiError(
+        400, "invalid_form", "the text of the form is not of the charset that Content-Type names: use UTF-8"
+    )
+
+
 def parse_json_object(body: bytes) -> dict[str, Any]:
     """Returns the object of a JSON text. Raises ApiError (400) for anything else, and for a repeated name."""
     try:
         value = json.loads(body, object_pairs_hook=_make_object, parse_constant=_reject_constant)
-        _check_value(value, 0)
+        _check_value(value, 0, _VALUES)
     except (ValueError, RecursionError) as error:
         cause = str(error)[:200] if isinstance(error, ValueError) else "it is nested too deeply"
         raise ApiError(400, "invalid_json", f"the body must be a JSON object: {cause}") from None
@@ -133,6 +148,9 @@ def _put(fields: dict[str, Any], path: list[str], value: Any) -> str | None:
 
 
 def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    # Before names are compared: a body of a few megabytes could hold a million of them.
+    if len(pairs) > _FIELDS:
+        raise ValueError(f"an object in it has more than {_FIELDS} names")
     made = dict(pairs)
     if len(made) < len(pairs):
         names = [name for name, _ in pairs]
@@ -144,8 +162,15 @@ def _reject_constant(name: str) -> None:
     raise ValueError(f"{name} is not a JSON number")
 
 
-def _check_value(value: Any, depth: int) -> None:
-    """Raises ValueError for text that UTF-8 cannot carry, and for a value that is nested too deeply."""
+def _check_value(value: Any, depth: int, room: int) -> int:
+    """Returns how many of `room` values are left after this one and those inside it.
+
+    Raises ValueError for more of them, for text that UTF-8 cannot carry, and for a value that is nested too
+    deeply.
+    """
+    if room <= 0:
+        raise ValueError(f"it has more than {_VALUES:,} values")
+    room -= 1
     if depth > _DEPTH:
         raise ValueError(f"it is nested more than {_DEPTH} deep")
     if isinstance(value, str):
@@ -155,8 +180,9 @@ def _check_value(value: Any, depth: int) -> None:
             raise ValueError("it contains half of a surrogate pair, which is not text") from None
     elif isinstance(value, dict):
         for name, inner in value.items():
-            _check_value(name, depth + 1)
-            _check_value(inner, depth + 1)
+            room = _check_value(name, depth + 1, room)
+            room = _check_value(inner, depth + 1, room)
     elif isinstance(value, list):
         for inner in value:
-            _check_value(inner, depth + 1)
+            room = _check_value(inner, depth + 1, room)
+    return room

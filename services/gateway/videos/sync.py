@@ -13,6 +13,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from services.gateway.errors import ApiError
+from services.gateway.health import Health
 from services.gateway.security.keys import Caller, Settings
 from services.gateway.videos.content import require_video, stream_video
 from services.gateway.videos.fields import CreateFields
@@ -46,14 +47,17 @@ async def create_video_sync(
 ) -> Response:
     """Makes a video and answers with its file.
 
-    If the caller closes the connection, or the wait takes too long, the video is cancelled, unless the
-    request has an `Idempotency-Key`, with which it can be repeated.
+    If the caller closes the connection, the wait takes too long, or the gateway ends, the video is cancelled,
+    unless the request has an `Idempotency-Key`, with which it can be repeated.
     """
     _, accepted = await accept_creation(request, client, idempotency_key, single=True)
     handle = client.handle(accepted[0].id)
     name = format_video_id(handle.id)
     try:
-        generation = await _while_connected(request, _wait(handle, settings.sync_seconds))
+        health: Health = request.app.state.health
+        # The rest of the drain is for the cancellation and the answer.
+        ending = _until_draining(health, settings.drain_seconds / 2)
+        generation = await _while_connected(request, _wait(handle, settings.sync_seconds), ending)
     except (ClientGone, ChorusError) as error:
         if idempotency_key is None:
             with contextlib.suppress(ChorusError):
@@ -80,19 +84,37 @@ async def _wait(handle: AsyncGenerationHandle, seconds: float) -> Generation:
     return await handle.status()
 
 
-async def _while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Returns the result of `work`; cancels it and raises ClientGone if the caller closes its connection."""
+async def _while_connected(
+    request: Request, work: Coroutine[Any, Any, T], end: Coroutine[Any, Any, None]
+) -> T:
+    """Returns the result of `work`.
+
+    Cancels it and raises ClientGone if the caller closes its connection, ChorusError (SHUTTING_DOWN) if `end`
+    returns before.
+    """
     working = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_until_disconnected(request))
+    ending = asyncio.ensure_future(end)
+    tasks: tuple[asyncio.Future[Any], ...] = (working, gone, ending)
     try:
-        await asyncio.wait((working, gone), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         if working.done():
             return working.result()
-        raise ClientGone
+        if gone.done():
+            raise ClientGone
+        raise ChorusError(
+            errors.SHUTTING_DOWN, "the gateway ends before the video is ready; send the request again"
+        )
     finally:
-        for task in (working, gone):
+        for task in tasks:
             task.cancel()
-        await asyncio.wait((working, gone))
+        await asyncio.wait(tasks)
+
+
+async def _until_draining(health: Health, seconds: float) -> None:
+    """Returns some seconds after this process has begun to end."""
+    await health.draining.wait()
+    await asyncio.sleep(seconds)
 
 
 async def _until_disconnected(request: Request) -> None:

@@ -15,6 +15,7 @@ _LABEL: Final = r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
 _HOST_NAME: Final = re.compile(rf"(?=.{{1,253}}$){_LABEL}(\.{_LABEL})*")
 # A last label that resolvers read as part of an IPv4 address, as in 127.1 or 0x7f000001.
 _NUMBER: Final = re.compile(r"[0-9]+|0[xX][0-9a-fA-F]*")
+_BRACKETED: Final = re.compile(r"\[[^\[\]]*\](:[0-9]+)?")
 _DEFAULT_PORT: Final = 443
 
 
@@ -70,9 +71,13 @@ def parse_url(url: str) -> ReceiverUrl:
         raise InvalidUrl("must contain no fragment (#…), which is never sent")
     if port == 0 or parts.netloc.endswith(":"):
         raise InvalidUrl("must be https://HOST[:PORT]/PATH with a port of 1 to 65535")
-    if parse_address(host) is None and (
-        "[" in parts.netloc or not _HOST_NAME.fullmatch(host) or _NUMBER.fullmatch(host.rpartition(".")[2])
-    ):
+    if "[" in parts.netloc:
+        # urlsplit leaves out what follows the brackets.
+        valid = _BRACKETED.fullmatch(parts.netloc) is not None and parse_address(host) is not None
+    else:
+        number = _NUMBER.fullmatch(host.rpartition(".")[2]) is not None
+        valid = parse_address(host) is not None or (bool(_HOST_NAME.fullmatch(host)) and not number)
+    if not valid:
         raise InvalidUrl(
             "must name a host: a DNS name without a dot at its end, an IPv4 address such as 192.0.2.1, or an"
             " IPv6 address in brackets"

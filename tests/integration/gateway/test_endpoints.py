@@ -341,6 +341,15 @@ async def test_downloads_are_redirected_if_the_server_is_set_so() -> None:
         assert error["code"] == "wrong_state"
 
 
+async def test_list_survives_a_deletion_between_its_calls() -> None:
+    async with running_world(redirect_downloads=True) as world:
+        first, second = await world.create("one"), await world.create("two")
+        world.scheduler.without_url.add("gen-1")
+        videos = (await world.http.get("/v1/videos", params={"order": "asc"})).json()["data"]
+        assert [video["id"] for video in videos] == [first["id"], second["id"]]
+        assert [video["url"] for video in videos] == [None, second["url"]]
+
+
 async def test_deletion_cancels_first(world: World) -> None:
     for prompt in ("done", "slow"):
         video = await world.create(prompt)

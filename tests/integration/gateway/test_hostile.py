@@ -84,7 +84,12 @@ async def test_hostile_form_is_refused(world: World, name: str) -> None:
         b'{"prompt": "a", "seed": ' + b"9" * 10_000 + b"}",
         b'{"prompt": ' + b"[" * 100_000,
         b'{"prompt": "a", "chorus": ' + b'{"plan": ' * 50 + b"1" + b"}" * 51,
+        b'{"prompt": "a", "metadata": ' + json.dumps(dict.fromkeys(map(str, range(129)), "")).encode() + b"}",
+        b'{"prompt": "a", "chorus": {"webhook_events": [' + b"1," * 5_000 + b"1]}}",
+        # Each name would be compared with each other one to find the repeated one.
+        b'{"prompt": "a", ' + b"".join(b'"%d": 1, ' % number for number in range(400_000)) + b'"399999": 1}',
     ],
+    ids=lambda body: repr(body[:40]),
 )
 async def test_hostile_json_is_refused(world: World, body: bytes) -> None:
     response = await world.http.post("/v1/videos", content=body, headers={"Content-Type": "application/json"})
@@ -173,6 +178,14 @@ async def test_other_types_of_bodies_are_refused(world: World, kind: str) -> Non
     assert read_error(response, 415)["code"] == "unsupported_media_type"
 
 
+@pytest.mark.parametrize("charset", ["undefined", "idna", "punycode"])
+async def test_form_of_a_charset_that_decodes_nothing_is_refused(world: World, charset: str) -> None:
+    body = part('Content-Disposition: form-data; name="prompt"', "xn--\\..--\\") + END
+    headers = {"Content-Type": f"{FORM}; charset={charset}"}
+    response = await world.http.post("/v1/videos", content=body.encode(), headers=headers)
+    assert read_error(response, 400)["code"] == "invalid_form"
+
+
 async def test_form_without_a_boundary_is_refused(world: World) -> None:
     headers = {"Content-Type": "multipart/form-data"}
     read_error(await world.http.post("/v1/videos", content=b"x", headers=headers), 400)
@@ -182,7 +195,7 @@ def build_head(length: str) -> bytes:
     """Returns the head of a creation whose body has this many bytes."""
     lines = (
         "POST /v1/videos HTTP/1.1",
-        "Host: x",
+        "Host: localhost",
         "Content-Type: application/json",
         f"Content-Length: {length}",
     )
@@ -246,6 +259,23 @@ async def test_bytes_that_are_not_http_get_the_envelope(world: World, request_by
     answer = await exchange(world, request_bytes + b"\r\n")
     assert answer.startswith(b"HTTP/1.1 400")
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"] == "invalid_http"
+
+
+async def test_bytes_after_an_answer_that_are_not_http_close_the_connection(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    video = await world.create("slow")
+    for path, seen in (("/nothing", b"unknown_url"), (f"/v1/videos/{video['id']}/events", b"event: ")):
+        reader, writer = await asyncio.open_connection("127.0.0.1", world.port)
+        head = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+        writer.write(head.encode())
+        await asyncio.wait_for(reader.readuntil(seen), 10)
+        writer.write(b"no chunk\r\n")
+        with contextlib.suppress(ConnectionError):
+            assert b"HTTP/1.1" not in await asyncio.wait_for(reader.read(), 10)
+        writer.close()
+    await world.until_idle()
+    assert [record for record in caplog.records if record.name == "asyncio"] == []
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,7 @@ def test_process_serves_and_drains(deployment: GatewayDeployment, tmp_path: Path
         routes = {
             sample.labels["method"] for sample in found.samples if sample.name == "chorus_http_seconds_count"
         }
+        assert not any(sample.name.startswith("http_server") for sample in found.samples), "measured twice"
         assert routes == {"GET /v1/models", "GET /v1/videos/{video_id}", "other"}
         assert gateway.terminate() == 0
     finally:

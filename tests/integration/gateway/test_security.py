@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ssl
 from pathlib import Path
+from unittest.mock import patch
 
 import httpx
 import pytest
+from chorus_client import AsyncChorusClient
 from pydantic import ValidationError
 
 from services.gateway.settings import GatewaySettings
@@ -108,6 +110,74 @@ async def test_other_origins_are_let_in_by_name_only() -> None:
         assert "access-control-allow-origin" not in other.headers
         simple = await world.http.get("/v1/models", headers={"Origin": "https://app.example"})
         assert simple.headers["access-control-allow-origin"] == "https://app.example"
+
+
+async def test_page_that_may_call_reads_every_answer() -> None:
+    page = {"Origin": "https://app.example"}
+    async with running_world(cors_origins=("https://app.example",), max_concurrent_calls=1) as world:
+        wanted = {
+            "Access-Control-Request-Method": "POST",
+            "Access-Control-Request-Headers": "x-stainless-lang",
+        }
+        assert (await world.http.options("/v1/videos", headers={**page, **wanted})).status_code == 200
+        made = await world.http.post("/v1/videos/sync", json={"prompt": "a"}, headers=page)
+        assert "chorus-video-id" in made.headers["access-control-expose-headers"]
+        video = await world.create("slow")
+        async with world.http.stream("GET", f"/v1/videos/{video['id']}/events"):
+            busy = await world.http.get("/v1/models", headers=page)
+        await world.until_idle()
+        with patch.object(AsyncChorusClient, "models", side_effect=ZeroDivisionError):
+            broken = await world.http.get("/v1/models", headers=page)
+        for response, status in ((busy, 503), (broken, 500)):
+            read_error(response, status)
+            assert response.headers["access-control-allow-origin"] == "https://app.example"
+
+
+FORM = {"prompt": (None, "a circle")}
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "https://evil.example"},
+        {"Origin": "https://evil.example", "Sec-Fetch-Site": "cross-site", **KEYS["eve"]},
+        {"Origin": "null"},
+        {"Origin": "http://["},
+        {"Host": "evil.example:7404"},
+        {"Host": "evil.example", "Origin": "http://evil.example", **KEYS["eve"]},
+        {"Host": "["},
+        {"Host": "127.0.0.1.example"},
+    ],
+)
+async def test_page_of_another_site_cannot_use_an_open_api(world: World, headers: dict[str, str]) -> None:
+    response = await world.http.post("/v1/videos", files=FORM, headers=headers)
+    expected = "host_refused" if "Host" in headers else "origin_refused"
+    assert read_error(response, 403)["code"] == expected
+    response = await world.http.get("/v1/videos", headers=headers)
+    read_error(response, 403)
+    assert world.scheduler.requests == []
+
+
+async def test_programs_and_own_pages_use_an_open_api() -> None:
+    async with running_world(cors_origins=("https://app.example",)) as world:
+        own = f"http://localhost:{world.port}"
+        for headers in (
+            {},
+            {"Host": f"localhost:{world.port}", "Origin": own},
+            {"Host": "[::1]:7404"},
+            {"Origin": "https://app.example"},
+            {"Origin": own, "Sec-Fetch-Site": "same-origin"},
+        ):
+            response = await world.http.post("/v1/videos", files=FORM, headers=headers)
+            assert response.status_code == 200, response.text
+    async with running_world(trusted_network=True) as world:
+        assert (await world.http.get("/v1/videos", headers={"Host": "gateway:7404"})).status_code == 200
+        foreign = {"Host": "gateway:7404", "Origin": "https://evil.example"}
+        read_error(await world.http.post("/v1/videos", files=FORM, headers=foreign), 403)
+    async with running_world(require_keys=True) as world:
+        headers = {"Host": "a.example", "Origin": "https://evil.example"}
+        read_error(await world.http.get("/v1/videos", headers=headers), 401)
+        assert (await world.http.get("/v1/videos", headers={**headers, **KEYS["ann"]})).status_code == 200
 
 
 async def test_answers_carry_an_id_and_are_not_guessed_to_be_pages(world: World) -> None:

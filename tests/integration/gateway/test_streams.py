@@ -7,9 +7,12 @@ import base64
 import json
 from collections.abc import AsyncIterator
 from typing import Any
+from unittest.mock import patch
 
 import httpx
+import pytest
 from chorus.scheduler.v1 import scheduler_pb2
+from chorus_client import AsyncChorusClient
 
 from tests.integration.client.fakes import PREVIEW, VIDEO
 from tests.integration.gateway.test_endpoints import read_error
@@ -134,7 +137,7 @@ async def test_reader_that_stops_is_disconnected() -> None:
         world.scheduler.video = bytes(64 << 20)
         video = await world.create()
         reader, writer = await asyncio.open_connection("127.0.0.1", world.port, limit=1 << 16)
-        writer.write(f"GET /v1/videos/{video['id']}/content HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        writer.write(f"GET /v1/videos/{video['id']}/content HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         assert (await reader.readline()).startswith(b"HTTP/1.1 200")
         await world.until_idle()  # although this client reads nothing more
         writer.transport.abort()
@@ -180,6 +183,43 @@ async def test_caller_of_sync_that_goes_cancels_its_video(world: World) -> None:
                 )
         else:
             assert generation.state == scheduler_pb2.GENERATION_STATE_RUNNING
+
+
+def drain(world: World) -> None:
+    """Makes the gateway end, as a signal does."""
+    world.health.draining.set()
+    world.server.should_exit = True
+
+
+@pytest.mark.parametrize("headers", [{}, {"Idempotency-Key": "kept"}])
+async def test_drain_ends_sync_with_an_answer(headers: dict[str, str]) -> None:
+    async with running_world(drain_seconds=2) as world:
+        call = world.http.post("/v1/videos/sync", json={"prompt": "slow"}, headers=headers)
+        calling = asyncio.create_task(call)
+        async with asyncio.timeout(10):
+            await asyncio.to_thread(world.scheduler.watching.wait)
+        drain(world)
+        response = await calling
+        assert read_error(response, 503)["code"] == "shutting_down"
+        assert "retry-after" in response.headers
+        state = world.scheduler.generations["gen-1"].state
+        kept = scheduler_pb2.GENERATION_STATE_RUNNING
+        assert state == (kept if headers else scheduler_pb2.GENERATION_STATE_CANCELLED)
+
+
+async def test_request_that_outlasts_the_drain_gets_the_envelope() -> None:
+    begun = asyncio.Event()
+
+    async def hang(*_: object, **__: object) -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    async with running_world(drain_seconds=1) as world:
+        with patch.object(AsyncChorusClient, "models", hang):
+            calling = asyncio.create_task(world.http.get("/v1/models"))
+            await asyncio.wait_for(begun.wait(), 10)
+            drain(world)
+            assert read_error(await calling, 503)["code"] == "shutting_down"
 
 
 async def test_drain_ends_streams_and_refuses_health() -> None:

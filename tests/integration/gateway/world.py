@@ -37,6 +37,7 @@ class KeyedScheduler(FakeScheduler):
         idle: set while there is none.
         video: bytes of every video; each download sends them in chunks of CHUNK.
         video_fault: error of every download.
+        without_url: generations that are deleted before their URL is requested.
         hold_video: unset while downloads stop after their first chunk.
     """
 
@@ -52,6 +53,7 @@ class KeyedScheduler(FakeScheduler):
         self.hold_video = asyncio.Event()
         self.hold_video.set()
         self.submit_fault: ChorusError | None = None
+        self.without_url: set[str] = set()
         self.unavailable = False
 
     def _count(self, change: int) -> None:
@@ -187,6 +189,8 @@ class KeyedScheduler(FakeScheduler):
 
     async def GetVideoUrl(self, request: Any, context: Any) -> Any:
         self._check(context, request.generation_id)
+        if request.generation_id in self.without_url:
+            raise errors.not_found("generation", request.generation_id)
         return await super().GetVideoUrl(request, context)
 
 

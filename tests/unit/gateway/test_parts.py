@@ -21,6 +21,7 @@ from services.gateway.videos.frame_rates import FrameRates
 def test_any_printable_key_is_read(key: str) -> None:
     assert read_token(f"Bearer {key}", required=True) == key
     assert read_token(f"bearer  {key} ", required=False) == key
+    assert read_token(f"BEARER {key}", required=True) == key
 
 
 @given(st.text(max_size=40))

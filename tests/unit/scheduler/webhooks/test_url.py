@@ -56,6 +56,7 @@ def test_url_of_a_receiver_is_accepted(url: str, parts: ReceiverUrl) -> None:
         ("https://-a.example/secret", "must name a host"),
         ("https://" + "a" * 64 + ".example/secret", "must name a host"),
         ("https://[fe80::1%25eth0]/secret", "must name a host"),
+        ("https://[2606:4700::1111]a.example/secret", "must name a host"),
         # Forms that resolvers read as IPv4 addresses.
         ("https://127.1/secret", "must name a host"),
         ("https://2130706433/secret", "must name a host"),
