@@ -341,13 +341,16 @@ def test_every_step_names_its_backend_and_noise_level(bench: Bench) -> None:
 
 def test_estimates_are_the_clean_latents_that_each_step_predicts(bench: Bench) -> None:
     before = bench.noise
-    for index, step in enumerate(run_with(bench, plan(), estimates=True)):
+    steps = run_with(bench, plan(), estimates=True)
+    for index, step in enumerate(steps):
         sigma = bench.sigmas[index]
         predicted = before - sigma * bench.predictor.latent_velocity(before, sigma, bench.text)
         assert step.estimate is not None
         assert torch.allclose(step.estimate, predicted, atol=1e-4)
         before = step.latents
-    assert torch.equal(step.estimate, step.latents), "the last step reaches what it predicts"
+    last = steps[-1]
+    assert last.estimate is not None
+    assert torch.equal(last.estimate, last.latents), "it reaches what it predicts"
     assert all(step.estimate is None for step in run_with(bench, plan()))
 
 
