@@ -130,6 +130,7 @@ async def _describe(client: AsyncChorusClient, preview: Preview) -> dict[str, An
         "plan": plan,
         "sentence": describe_plan(plan, done=False),
         "donor": None if found is None else build_card(found),
+        "seed_of_donor": found is not None and found.seed == preview.seed,
         "words": mark_words(prompt, donor.prompt) if donor is not None and compared else (),
         "donor_words": mark_words(donor.prompt, prompt) if donor is not None and compared else (),
         "answer": preview,

@@ -166,6 +166,14 @@ async def cancel(client: User, video_id: str, form: Form) -> Response:
     return RedirectResponse(following, 303)
 
 
+@router.post("/delete")
+async def delete(client: User, video_id: str, form: Form) -> Response:
+    """Deletes a generation that has ended, and continues with the gallery."""
+    generation = await find_generation(client, video_id)
+    await client.handle(generation.id).delete()
+    return RedirectResponse(f"{BASE}/gallery", 303)
+
+
 @router.post("/report")
 async def report(client: User, video_id: str, form: Form) -> Response:
     """Stores what the visitor found wrong with a video, or removes it."""
@@ -198,14 +206,14 @@ async def _find_full(client: AsyncChorusClient, generation: Generation) -> tuple
     try:
         async with asyncio.timeout(_COMPARE_SECONDS):
             known = await client.list(
-                "succeeded", _COMPARED, prompt_contains=make_prompt_filter(generation.prompt)
+                "succeeded", _COMPARED, decision="miss", prompt_contains=make_prompt_filter(generation.prompt)
             )
     except TimeoutError:
         return None, f"Its full computation was not found within {_COMPARE_SECONDS:g} seconds."
     found = find_full_computation(generation, known)
     if found is not None or generation.exact:
         return found, ""
-    among = f" among the newest {_COMPARED} videos of this prompt" if len(known) == _COMPARED else ""
+    among = f" among the newest {_COMPARED} misses of this prompt" if len(known) == _COMPARED else ""
     return None, f"There is no full computation to compare it with{among}: “Compute in full” makes one."
 
 

@@ -5,12 +5,19 @@ const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
 
 const focusable = "a, button, input, select, summary, [tabindex]";
 
+function showLocalTimes(part) {
+  for (const time of part.querySelectorAll("time[datetime]")) {
+    time.textContent = new Date(time.dateTime).toLocaleString();
+  }
+}
+
 // Loads the page again and puts its part with the same id in place of the one shown. The focus stays in its place.
 async function replacePart(shown) {
   const answer = await fetch(location.href, { credentials: "same-origin" });
   if (answer.redirected) return location.reload();
   const fresh = new DOMParser().parseFromString(await answer.text(), "text/html").getElementById(shown.id);
   if (!fresh) return;
+  showLocalTimes(fresh);
   const focused = [...shown.querySelectorAll(focusable)].indexOf(document.activeElement);
   shown.replaceChildren(...fresh.childNodes);
   if (focused >= 0) shown.querySelectorAll(focusable)[focused]?.focus({ preventScroll: true });
@@ -166,6 +173,4 @@ document.querySelectorAll("[data-events]").forEach(followEvents);
 document.querySelectorAll("[data-refresh]").forEach(refresh);
 document.querySelectorAll("[data-players]").forEach(joinPlayers);
 if (!calm) document.querySelectorAll("video[data-hover]").forEach(playOnHover);
-for (const time of document.querySelectorAll("time[datetime]")) {
-  time.textContent = new Date(time.dateTime).toLocaleString();
-}
+showLocalTimes(document);

@@ -199,6 +199,17 @@ async def test_running_video_follows_its_events_and_is_cancelled(console: Consol
     ]
 
 
+async def test_ended_video_can_be_deleted(console: Console) -> None:
+    path = await console.make("slow circle")
+    assert "Delete this video" not in await console.open(path), "it has not ended"
+    assert (await console.send(f"{path}/delete")).status_code == 409
+    await console.send(f"{path}/cancel")
+    assert "Delete this video" in await console.open(path)
+    response = await console.send(f"{path}/delete")
+    assert (response.status_code, response.headers["location"]) == (303, "/console/gallery")
+    assert (await console.http.get(f"/console{path}")).status_code == 404
+
+
 async def test_files_come_in_ranges_and_never_from_another_host() -> None:
     async with running_console(redirect_downloads=True) as console:
         path = await console.make("a red circle")
@@ -337,7 +348,7 @@ async def test_queue_lists_and_cancels(console: Console) -> None:
 
 
 async def test_purge_is_shown_before_it_is_done(console: Console) -> None:
-    assert "Look-ups with a donor 45%" in read_text(await console.open("/cache"))
+    assert "Searches that found one 45%" in read_text(await console.open("/cache"))
     shown = await console.send("/cache/purge", model="shapes", older_than="7d")
     assert "3 entries, 1.0 kB , would be dropped; model shapes; older than 7d." in read_text(shown.text)
     done = await console.send("/cache/purge", model="shapes", older_than="7d", confirmed="yes")
