@@ -147,7 +147,7 @@ async def test_steps_without_pictures_show_none(console: Console) -> None:
     await console.make("a large red circle")
     path = await console.make("a large gold circle")
     assert not console.scheduler.requests[-1].spec.step_previews
-    assert "/preview" not in (await console.open(path)).partition("Its 8 steps")[2]
+    assert "/preview" not in (await console.open(path)).partition("The 8 steps of this video")[2]
     for missing in (
         "/steps/1/preview",
         "/steps/5/preview",

@@ -162,7 +162,7 @@ class Walk:
         await self.inspect("Gallery without videos")
         path = await self.make_in_studio("a first video", FIRST, _IN_FULL, Seed="7")
         await self.wait_for_video()
-        steps = self.page.get_by_role("region", name=f"Its {_STEPS} steps").get_by_role("listitem")
+        steps = self.page.get_by_role("region", name=f"The {_STEPS} steps of this video").get_by_role("listitem")
         await expect(steps).to_contain_text([re.compile(r"computed")] * _STEPS)
         await self.play()
         await self.unfold()
