@@ -151,17 +151,17 @@ async def read_first_point(
 async def test_pause_ends_a_run_at_a_step_and_frees_the_device(stub: Any) -> None:
     what = asking(long_request())
     call = stub.Denoise(what, timeout=SECONDS)
-    await read_first_point(call)
+    replies = await read_first_point(call)
     await pause(stub, what.generation_id)
-    rest = [reply async for reply in call]
-    assert kinds(rest)[-2:] == ["step_completed", "paused"]
+    replies += [reply async for reply in call]
+    assert kinds(replies)[-2:] == ["step_completed", "paused"]
     await not_paused(stub, what.generation_id)
     await collect(stub, request(admit=False))
     # The run goes on where it stopped.
-    again = stub.Denoise(asking(what, points(rest)[-1]), timeout=SECONDS)
-    replies = await read_first_point(again)
-    last = rest[-2].step_completed.step.index
-    assert (replies[0].started.resumed_step, replies[-1].step_completed.step.index) == (last, last + 1)
+    again = stub.Denoise(asking(what, points(replies)[-1]), timeout=SECONDS)
+    continued = await read_first_point(again)
+    last = replies[-2].step_completed.step.index
+    assert (continued[0].started.resumed_step, continued[-1].step_completed.step.index) == (last, last + 1)
     again.cancel()
 
 
