@@ -226,6 +226,8 @@ def service_name(kind: type[ServerSettings]) -> str:
 def _default(value: Any) -> str:
     if isinstance(value, SecretStr):
         value = value.get_secret_value()
+    if isinstance(value, dict):
+        return ", ".join(f"{name}={_default(item)}" for name, item in value.items())
     if isinstance(value, tuple):
         return ", ".join(_default(item) for item in value)
     if isinstance(value, Path) and value.is_relative_to(ROOT):

@@ -110,6 +110,17 @@ async def get_content(
         raise _translate(error, video_id) from error
 
 
+@router.head("/{video_id}/content", include_in_schema=False)
+async def describe_content(
+    client: Caller, settings: Settings, video_id: str, query: FileQuery, conditions: FileConditions
+) -> Response:
+    """Returns the headers of get_content."""
+    response = await get_content(client, settings, video_id, query, conditions)
+    if isinstance(response, ClosingStream):
+        await response.close()
+    return Response(status_code=response.status_code, headers=dict(response.headers))
+
+
 async def stream_video(
     handle: AsyncGenerationHandle, video: VideoInfo, part: ByteRange | None, headers: dict[str, str]
 ) -> StreamingResponse:
@@ -127,18 +138,34 @@ async def stream_video(
     headers = {**headers, "Accept-Ranges": "bytes", "Content-Length": str(selected.length)}
     if part is not None:
         headers["Content-Range"] = part.describe(video.size_bytes)
-    return ClosingStream(_join(first, chunks), 206 if part else 200, headers, media_type=_VIDEO_TYPE)
+    return ClosingStream(first, chunks, 206 if part else 200, headers)
 
 
 class ClosingStream(StreamingResponse):
-    """Closes its generator in every case, also when the client has gone before the first byte was sent."""
+    """Streams a file, and closes its source in every case, also for a client that goes before the first byte.
+
+    Args:
+        first: first chunk, which has been read from the source.
+        chunks: source of the others.
+    """
+
+    def __init__(
+        self, first: bytes, chunks: AsyncGenerator[bytes, None], status: int, headers: dict[str, str]
+    ) -> None:
+        super().__init__(_join(first, chunks), status, headers, media_type=_VIDEO_TYPE)
+        self._chunks = chunks
 
     async def __call__(self, scope: object, receive: object, send: object) -> None:
         try:
             await super().__call__(scope, receive, send)  # type: ignore[arg-type]
         finally:
-            assert isinstance(self.body_iterator, AsyncGenerator)
-            await self.body_iterator.aclose()
+            await self.close()
+
+    async def close(self) -> None:
+        """Closes the source. A generator that has not started does not close what it reads."""
+        assert isinstance(self.body_iterator, AsyncGenerator)
+        await self.body_iterator.aclose()
+        await self._chunks.aclose()
 
 
 async def _join(first: bytes, chunks: AsyncGenerator[bytes, None]) -> AsyncIterator[bytes]:

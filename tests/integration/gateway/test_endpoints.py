@@ -291,6 +291,23 @@ async def test_content_is_the_file_with_its_digest(world: World) -> None:
     assert read_error(await world.http.get(url, params={"variant": "spritesheet"}), 400)["param"] == "variant"
 
 
+@pytest.mark.parametrize(
+    "headers", [{}, {"Range": "bytes=2-5"}, {"If-None-Match": "*"}, {"Range": "bytes=999-"}]
+)
+@pytest.mark.parametrize("variant", ["video", "thumbnail"])
+async def test_head_of_content_is_that_of_the_file(
+    world: World, headers: dict[str, str], variant: str
+) -> None:
+    video = await world.create()
+    url = f"/v1/videos/{video['id']}/content?variant={variant}"
+    whole = await world.http.get(url, headers=headers)
+    head = await world.http.head(url, headers=headers)
+    changing = {"date", "x-request-id"}
+    assert head.status_code == whole.status_code
+    assert {**head.headers, **dict.fromkeys(changing, "")} == {**whole.headers, **dict.fromkeys(changing, "")}
+    assert head.content == b""
+
+
 async def test_content_is_sent_in_ranges(world: World) -> None:
     video = await world.create()
     url, size = f"/v1/videos/{video['id']}/content", len(VIDEO)

@@ -258,3 +258,12 @@ async def test_many_followers_and_downloads_at_once_lose_nothing(world: World) -
     await world.http.delete(f"/v1/videos/{followed['id']}")
     assert await asyncio.gather(*followers) == [5] * 40
     await world.until_idle()
+
+
+async def test_question_for_the_headers_of_a_file_ends_its_transfer(world: World) -> None:
+    video = await world.create()
+    world.scheduler.hold_video.clear()  # the transfer does not end by itself
+    response = await world.http.head(f"/v1/videos/{video['id']}/content")
+    assert response.status_code == 200
+    async with asyncio.timeout(10):
+        await world.scheduler.idle.wait()
