@@ -41,9 +41,10 @@ class Deployed:
     url: str
 
 
-async def make(http: httpx.AsyncClient, prompt: str, seed: int | None = None) -> str:
+async def make(http: httpx.AsyncClient, prompt: str, seed: int | None = None, reuse: str = "balanced") -> str:
     """Makes a video; returns its id once it is complete."""
-    response = await http.post("/v1/videos", json={"prompt": prompt, "seed": seed})
+    chorus = {"reuse": reuse, "step_previews": True}
+    response = await http.post("/v1/videos", json={"prompt": prompt, "seed": seed, "chorus": chorus})
     video = str(response.raise_for_status().json()["id"])
     async with asyncio.timeout(DEADLINE_SECONDS):
         await http.get(f"/v1/videos/{video}/events")  # ends with the video
@@ -77,12 +78,13 @@ async def draw_studio(page: Page, path: Path) -> None:
 
 
 async def draw_video(page: Page, path: Path) -> None:
-    """Draws donor and video at the middle of their clock."""
+    """Draws donor, video and full computation at the middle of their clock."""
     videos = "[...document.querySelectorAll('.screen video')]"
     await until(page, f"{videos}.every((each) => each.readyState >= 2)")
     await page.get_by_label("Position in").fill("500")
     await until(page, f"{videos}.every((each) => each.currentTime > 0 && !each.seeking)")
-    await draw(page, path, 980)
+    await until(page, "[...document.querySelectorAll('.strip img')].every((each) => each.complete)")
+    await draw(page, path, 1_390)
 
 
 async def draw_all(up: Up, folder: Path) -> None:
@@ -94,6 +96,7 @@ async def draw_all(up: Up, folder: Path) -> None:
         donor = await make(http, DONOR, SEED)
         await asyncio.to_thread(up.wait_for_entries, "1")
         hits = [await make(http, prompt) for prompt in EDITS]
+        await make(http, EDITS[0], SEED, reuse="off")  # to which its page compares the first hit
         await seen.open("/")
         await draw_studio(seen.page, folder / "console-studio.png")
         await seen.open(f"/videos/{hits[0]}")
