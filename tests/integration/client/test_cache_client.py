@@ -2,21 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
 import pytest
 from chorus_client import AsyncCacheClient, ChorusError
 from chorus_rpc import errors
 
 from tests.integration.client.fakes import FakeDeployment
-
-
-@pytest.fixture
-async def deployment() -> AsyncIterator[FakeDeployment]:
-    running = FakeDeployment()
-    await running.start()
-    yield running
-    await running.stop()
 
 
 @pytest.mark.fault("store-ownership")

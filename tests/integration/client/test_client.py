@@ -33,14 +33,6 @@ from tests.processes import ROOT
 
 
 @pytest.fixture
-async def deployment() -> AsyncIterator[FakeDeployment]:
-    running = FakeDeployment()
-    await running.start()
-    yield running
-    await running.stop()
-
-
-@pytest.fixture
 async def client(deployment: FakeDeployment) -> AsyncIterator[AsyncChorusClient]:
     async with AsyncChorusClient(deployment.target) as running:
         yield running

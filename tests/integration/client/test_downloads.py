@@ -17,14 +17,6 @@ from tests.integration.client.test_cli import chorus
 
 
 @pytest.fixture
-async def deployment() -> AsyncIterator[FakeDeployment]:
-    running = FakeDeployment()
-    await running.start()
-    yield running
-    await running.stop()
-
-
-@pytest.fixture
 async def client(deployment: FakeDeployment) -> AsyncIterator[AsyncChorusClient]:
     async with AsyncChorusClient(deployment.target) as running:
         yield running

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
 import pytest
 from chorus_client import AsyncChorusClient, ChorusClient, ChorusError, ClientClosed
 from chorus_rpc import errors
@@ -11,14 +9,6 @@ from chorus_rpc import errors
 from tests.integration.client.fakes import VIDEO, FakeDeployment, deployment_in_thread
 
 HELD = [("x-team", "render")]
-
-
-@pytest.fixture
-async def deployment() -> AsyncIterator[FakeDeployment]:
-    running = FakeDeployment()
-    await running.start()
-    yield running
-    await running.stop()
 
 
 def sent(deployment: FakeDeployment) -> list[tuple[str | None, str | None]]:
