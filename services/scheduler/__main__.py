@@ -212,6 +212,7 @@ class Scheduler:
             dispatcher,
             self._notifier,
             make_acceptance(settings, self._secrets, store),
+            start_times,
             Changes(store, dispatcher, start_times, metrics.record_report),
             Views(store, start_times),
             settings,

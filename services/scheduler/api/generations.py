@@ -25,6 +25,7 @@ from services.scheduler.api.view import Views, describe_model, view_job
 from services.scheduler.dispatch.dispatcher import Dispatcher
 from services.scheduler.dispatch.preparation import Preparation
 from services.scheduler.dispatch.retry import RetryableFailure
+from services.scheduler.dispatch.start_times import StartTimes
 from services.scheduler.dispatch.throughput import Throughput, expected_seconds
 from services.scheduler.jobs.deadline import to_unix_seconds
 from services.scheduler.jobs.notifier import JobNotifier
@@ -55,6 +56,7 @@ class Generations:
         dispatcher: Dispatcher,
         notifier: JobNotifier,
         webhooks: WebhookAcceptance,
+        start_times: StartTimes,
         changes: Changes,
         views: Views,
         settings: SchedulerSettings,
@@ -69,6 +71,7 @@ class Generations:
         self._dispatcher = dispatcher
         self._notifier = notifier
         self._webhooks = webhooks
+        self._start_times = start_times
         self._changes = changes
         self._views = views
         self._tenant = settings.tenant
@@ -205,7 +208,8 @@ class Generations:
             spec=new.spec,
             plan=prepared.plan,
             run_seconds=run,
-            queue_seconds=await self._store.expect_wait(self._tenant, new.priority, run),
+            queue_seconds=await self._start_times.until_free(new.priority)
+            + await self._store.expect_wait(self._tenant, new.priority, run),
             warnings=prepared.warnings,
         )
 

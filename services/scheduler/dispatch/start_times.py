@@ -9,6 +9,7 @@ from heapq import heapify, heapreplace
 from typing import Final
 
 from services.scheduler.dispatch.throughput import Throughput, expected_seconds
+from services.scheduler.jobs.ordering import Priority
 from services.scheduler.jobs.states import State
 from services.scheduler.jobs.store import Job, JobStore
 from services.scheduler.peers.denoiser_pool import DenoiserPool
@@ -21,7 +22,7 @@ _REFRESH_SECONDS: Final = 1.0
 
 
 class StartTimes:
-    """Expected starts of the first jobs of the queue.
+    """Expected starts of the first jobs of the queue, and of one that would join it.
 
     They are computed at most once a second, and only if someone asks, with two statements of a bounded number
     of rows; every answer in between is a look into a mapping.
@@ -47,6 +48,8 @@ class StartTimes:
         self._tenant_concurrency = tenant_concurrency
         self._computing = asyncio.Lock()
         self._starts: Mapping[str, float] = {}
+        # Class and expected end of each run, in Unix seconds.
+        self._ends: Sequence[tuple[int, float | None]] = ()
         self._expires = 0.0  # monotonic seconds
 
     def forget(self) -> None:
@@ -55,15 +58,33 @@ class StartTimes:
 
     async def find(self) -> Mapping[str, float]:
         """Returns the expected starts by job id, in Unix seconds; a job whose start is unknown is absent."""
+        await self._refresh()
+        return self._starts
+
+    async def until_free(self, priority: Priority) -> float:
+        """Returns the expected seconds until a denoiser is free for the first job of the queue; 0 if unknown.
+
+        Args:
+            priority: class of the job, to which runs of lower classes give way.
+        """
+        await self._refresh()
+        now = time.time()
+        left = [
+            0.0 if other < priority else None if end is None else max(0.0, end - now)
+            for other, end in self._ends
+        ]
+        return predict_starts(self._denoisers.slots, left, [("", None)]).get("", 0.0)
+
+    async def _refresh(self) -> None:
         async with self._computing:
             if time.monotonic() >= self._expires:
                 self._expires = time.monotonic() + _REFRESH_SECONDS
-                self._starts = await self._compute()
-            return self._starts
+                self._starts, self._ends = await self._compute()
 
-    async def _compute(self) -> Mapping[str, float]:
+    async def _compute(self) -> tuple[Mapping[str, float], Sequence[tuple[int, float | None]]]:
+        """Returns the expected starts, and the class and the expected end of each run."""
         if self._tenant_concurrency or not all(peer.serving for peer in self._required_peers):
-            return {}
+            return {}, ()
         outlook = await self._store.outlook(MAX_PREDICTED)
         now = time.time()
         left = [self._seconds_left(job, work) for job, work in outlook.owned]
@@ -71,7 +92,12 @@ class StartTimes:
         # What waits for a service starts when that is available, which nothing predicts.
         queued = {job.job_id for job, _ in outlook.waiting if job.state is State.QUEUED}
         starts = predict_starts(self._denoisers.slots, left, waiting)
-        return {job_id: now + seconds for job_id, seconds in starts.items() if job_id in queued}
+        classes = [job.generation.spec.priority or Priority.NORMAL for job, _ in outlook.owned]
+        ends = [None if seconds is None else now + seconds for seconds in left]
+        return (
+            {job_id: now + seconds for job_id, seconds in starts.items() if job_id in queued},
+            list(zip(classes, ends, strict=True)),
+        )
 
     def _seconds_left(self, job: Job, work: float | None) -> float | None:
         """Returns the expected seconds until the end of a run; None if they are unknown.

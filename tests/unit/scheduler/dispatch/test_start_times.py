@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from services.scheduler.dispatch.start_times import StartTimes, predict_starts
 from services.scheduler.dispatch.throughput import Throughput
+from services.scheduler.jobs.ordering import Priority
 from services.scheduler.jobs.states import State
 from services.scheduler.jobs.store import Job, Outlook, QueuedJob
 
@@ -78,6 +79,14 @@ async def test_run_under_way_counts_with_the_steps_that_are_left() -> None:
     starts = await make(Store()).find()
     assert set(starts) == {"a", "b"}, "nothing predicts when a service returns"
     assert starts["b"] - starts["a"] == 20.0
+
+
+async def test_wait_for_a_free_denoiser_is_that_for_the_run_unless_it_gives_way() -> None:
+    times = make(Store())
+    assert 0.0 < await times.until_free(Priority.NORMAL) <= 6.0, "three steps of two seconds"
+    assert 0.0 < await times.until_free(Priority.LOW) <= 6.0
+    assert await times.until_free(Priority.HIGH) == 0.0
+    assert await make(Store(), ABSENT).until_free(Priority.NORMAL) == 0.0, "nothing is known"
 
 
 async def test_queue_is_read_once_for_many_questions() -> None:

@@ -1544,7 +1544,7 @@ class PreviewPlanResponse(google.protobuf.message.Message):
     run_seconds: builtins.float
     """Expected time on the denoiser, in seconds. 0 if the model's speed is unknown."""
     queue_seconds: builtins.float
-    """Expected time in the queue, in seconds."""
+    """Expected time in the queue, in seconds: until a run under way ends or gives way, and the runs that would come first."""
     @property
     def spec(self) -> Global___GenerationSpec:
         """The specification as it would be accepted, with defaults filled in."""
