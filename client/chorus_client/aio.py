@@ -223,6 +223,7 @@ class AsyncChorusClient:
         decision: str | None = None,
         edit: str | None = None,
         reported: bool = False,
+        donor: str | None = None,
         timeout: float | None = None,
     ) -> tuple[Generation, ...]:
         """Returns up to `limit` generations that match every argument given, newest first.
@@ -240,6 +241,7 @@ class AsyncChorusClient:
             decision: their use of the cache: "hit", "miss" or "exact"; None for all.
             edit: kind of the edit from the donor's prompt, as `Plan.edit` names it.
             reported: whether only those with a report are returned.
+            donor: id of the generation whose steps they take.
             timeout: deadline of each page, in seconds.
         """
         if not isinstance(limit, int) or limit < 1:
@@ -254,6 +256,7 @@ class AsyncChorusClient:
             decision=decision,
             edit=edit,
             reported=reported,
+            donor=donor,
         )
         request.oldest_first = check_order(after, oldest_first)
         request.after_generation_id = after or ""

@@ -43,6 +43,7 @@ def build_list_request(
     decision: str | None = None,
     edit: str | None = None,
     reported: bool = False,
+    donor: str | None = None,
 ) -> scheduler_pb2.ListGenerationsRequest:
     """Builds the request of a list. Raises ChorusError (INVALID_FIELD); the server checks the bounds."""
     violations = Violations()
@@ -52,6 +53,7 @@ def build_list_request(
         decision=parse_decision(decision),
         model_id="" if model is None else check_text(violations, "model", model),
         edit_kind="" if edit is None else check_text(violations, "edit", edit),
+        donor_generation_id="" if donor is None else check_text(violations, "donor", donor),
     )
     if violations.require(isinstance(reported, bool), "reported", f"must be True or False, not {reported!r}"):
         request.reported = reported

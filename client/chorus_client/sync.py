@@ -168,6 +168,7 @@ class ChorusClient:
         decision: str | None = None,
         edit: str | None = None,
         reported: bool = False,
+        donor: str | None = None,
         timeout: float | None = None,
     ) -> tuple[Generation, ...]:
         """Returns up to `limit` generations that match every argument given, newest first.
@@ -185,6 +186,7 @@ class ChorusClient:
             decision: their use of the cache: "hit", "miss" or "exact"; None for all.
             edit: kind of the edit from the donor's prompt, as `Plan.edit` names it.
             reported: whether only those with a report are returned.
+            donor: id of the generation whose steps they take.
             timeout: deadline of each page, in seconds.
         """
         return self._loop.run(
@@ -201,6 +203,7 @@ class ChorusClient:
                 decision=decision,
                 edit=edit,
                 reported=reported,
+                donor=donor,
                 timeout=timeout,
             )
         )

@@ -42,6 +42,8 @@ PLANNED = pb.GenerationEvent(
 )
 REPORT = pb.ProblemReport(problem=pb.REPORTED_PROBLEM_OTHER)
 SUCCEEDED = pb.GenerationEvent(succeeded=pb.SucceededEvent())
+# Takes two of four steps from the donor "j0".
+STARTED = pb.GenerationEvent(started=pb.StartedEvent(donor=plan_pb2.DonorRef(generation_id="j0")))
 PROMPTS = ("A red CIRCLE", "a blue square", "100% red_ish", "Grüße aus der Straße", "")
 COUNT = 60
 
@@ -53,6 +55,7 @@ class Filled:
     database: Database
     jobs: list[tuple[NewJob, State, float]]
     reported: frozenset[str]
+    hits: frozenset[str]
 
 
 @pytest.fixture(params=["sqlite", "postgresql"], scope="module")
@@ -66,6 +69,7 @@ def filled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     rng = random.Random(5)
     jobs: list[tuple[NewJob, State, float]] = []
     reported: set[str] = set()
+    hits: set[str] = set()
     for number in range(COUNT):
         spec = pb.GenerationSpec(
             prompt=rng.choice(PROMPTS),
@@ -79,12 +83,15 @@ def filled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         run(database.engine, statements.submit, [new], 1000, 0, None, created, Ordering())
         state = rng.choice((State.QUEUED, State.CANCELLED, State.SUCCEEDED))
         if state is State.SUCCEEDED:
+            hit = rng.random() < 0.5
+            if hit:
+                hits.add(new.job_id)
             run(
                 database.engine,
                 statements.advance,
                 new.job_id,
                 UNFINISHED,
-                [PLANNED, SUCCEEDED],
+                [PLANNED, STARTED, SUCCEEDED] if hit else [PLANNED, SUCCEEDED],
                 "*",
                 False,
                 f"s{number}",
@@ -106,7 +113,7 @@ def filled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
                 created,
             )
         jobs.insert(0, (new, state, created))
-    yield Filled(database, jobs, frozenset(reported))
+    yield Filled(database, jobs, frozenset(reported), frozenset(hits))
     database.close()
 
 
@@ -131,12 +138,14 @@ FILTERS = st.builds(
     decision=st.sampled_from((Decision.NONE, Decision.NONE, Decision.MISS, Decision.HIT)),
     edit=st.sampled_from(("", "", "", "colour", "size")),
     reported=st.sampled_from((False, False, True)),
+    donor=st.sampled_from(("", "", "j0", "none")),
 )
 
 
 def matches(filled: Filled, job: tuple[NewJob, State, float], wanted: JobFilter) -> bool:
     new, state, created = job
     planned = state is State.SUCCEEDED
+    decision = Decision.HIT if new.job_id in filled.hits else Decision.MISS if planned else None
     return (
         new.tenant == "default"
         and wanted.state in (None, state)
@@ -145,7 +154,8 @@ def matches(filled: Filled, job: tuple[NewJob, State, float], wanted: JobFilter)
         and (wanted.created_after is None or created >= wanted.created_after)
         and (wanted.created_before is None or created < wanted.created_before)
         and wanted.model_id in ("", new.spec.model_id)
-        and wanted.decision in (Decision.NONE, Decision.MISS if planned else None)
+        and wanted.decision in (Decision.NONE, decision)
+        and wanted.donor in ("", "j0" if decision is Decision.HIT else None)
         and wanted.edit in ("", "colour" if planned else None)
         and (not wanted.reported or new.job_id in filled.reported)
     )

@@ -59,6 +59,9 @@ def jobs(
         typer.Option(metavar="KIND", help="Kind of edit from the donor's prompt, such as colour."),
     ] = None,
     reported: Annotated[bool, typer.Option("--reported", help="Only those with a report.")] = False,
+    donor: Annotated[
+        str | None, typer.Option(metavar="ID", help="Generation whose steps they take; its whole id.")
+    ] = None,
     limit: Annotated[
         int, typer.Option(min=1, max=10_000, help="Upper bound on the number of generations to list.")
     ] = 20,
@@ -88,6 +91,7 @@ def jobs(
                 decision=decision,
                 edit=edit,
                 reported=reported,
+                donor=donor,
             )
         for generation in found:
             out.json_line(generation=generation.proto)

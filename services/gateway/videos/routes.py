@@ -51,6 +51,8 @@ class ListQuery(BaseModel):
     """Kind of edit from the donor's prompt, such as `colour`."""
     reported: bool = Field(False, alias="chorus[reported]")
     """Whether only videos with a report are listed."""
+    donor: str | None = Field(None, alias="chorus[donor]", max_length=256)
+    """Id of the video whose steps they take."""
 
 
 class VideoList(BaseModel):
@@ -136,6 +138,7 @@ async def list_videos(request: Request, client: Caller, query: Annotated[ListQue
             decision=query.decision,
             edit=query.edit,
             reported=query.reported,
+            donor=None if query.donor is None else parse_video_id(query.donor, "chorus[donor]"),
         )
     except ChorusError as error:
         if error.reason == errors.NOT_FOUND and query.after is not None:

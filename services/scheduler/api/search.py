@@ -76,11 +76,15 @@ def parse_filter(request: pb.ListGenerationsRequest) -> JobFilter:
         )
     if "\0" in request.prompt_contains:
         violations.append(Violation("prompt_contains", "must not contain U+0000"))
-    if (size := len(request.model_id)) > MAX_ID_CHARACTERS:
-        bound = f"must have at most {MAX_ID_CHARACTERS} characters, not {size}"
-        violations.append(Violation("model_id", bound))
-    elif not request.model_id.isprintable():
-        violations.append(Violation("model_id", "must consist of printable characters"))
+    for name, identifier in (
+        ("model_id", request.model_id),
+        ("donor_generation_id", request.donor_generation_id),
+    ):
+        if (size := len(identifier)) > MAX_ID_CHARACTERS:
+            bound = f"must have at most {MAX_ID_CHARACTERS} characters, not {size}"
+            violations.append(Violation(name, bound))
+        elif not identifier.isprintable():
+            violations.append(Violation(name, "must consist of printable characters"))
     if request.decision not in pb.CacheDecision.values():
         names = ", ".join(pb.CacheDecision.keys())
         violations.append(Violation("decision", f"must be one of {names}, not {request.decision}"))
@@ -108,6 +112,7 @@ def parse_filter(request: pb.ListGenerationsRequest) -> JobFilter:
         decision=Decision(request.decision),
         edit=request.edit_kind,
         reported=request.reported,
+        donor=request.donor_generation_id,
     )
 
 

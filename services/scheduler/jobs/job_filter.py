@@ -35,6 +35,7 @@ class JobFilter:
         decision: its use of the cache; NONE for every one.
         edit: kind of the edit of its plan; empty for every one.
         reported: whether it must have a report.
+        donor: id of the generation whose steps it takes; empty for every job.
     """
 
     state: State | None = None
@@ -47,6 +48,7 @@ class JobFilter:
     decision: Decision = Decision.NONE
     edit: str = ""
     reported: bool = False
+    donor: str = ""
 
 
 def find_decision(generation: pb.Generation) -> Decision:
@@ -61,3 +63,13 @@ def find_decision(generation: pb.Generation) -> Decision:
     if not donor.HasField("donor") or not plan.reuse_steps:
         return Decision.MISS
     return Decision.EXACT if plan.reuse_steps == plan.total_steps else Decision.HIT
+
+
+def find_donor(generation: pb.Generation) -> str:
+    """Returns the id of the generation whose steps a generation takes, as `find_decision` counts it; empty
+    for none. NUL, which PostgreSQL cannot store, is left out.
+    """
+    if find_decision(generation) in (Decision.NONE, Decision.MISS):
+        return ""
+    succeeded = generation.state == pb.GENERATION_STATE_SUCCEEDED
+    return (generation if succeeded else generation.plan).donor.generation_id.replace("\0", "")

@@ -1,8 +1,8 @@
 """Statements that list jobs by conditions, each to be run inside an open transaction.
 
-Every search is led by an index: that of the tenant's jobs, of those in a state, of those with a label, or of
-those with a report. Its rows are examined in the order of the list, at most MAX_EXAMINED in a call, so that
-no search scans the whole history. Of several labels and the reports the one leads whose rows reach furthest.
+Every search is led by an index: that of the tenant's jobs, of those in a state, with a label, with a report,
+or with a donor. Its rows are examined in the order of the list, at most MAX_EXAMINED in a call, so that no
+search scans the whole history. Of labels, reports and donor the one leads whose rows reach furthest.
 """
 
 from __future__ import annotations
@@ -29,12 +29,15 @@ class _Lead:
         number: number of the job, by which the index is ordered.
         bounds: conditions that select a range of the index.
         key: key of the label that it covers; empty for none.
+        covers_state, covers_donor: whether the bounds contain these conditions.
     """
 
     source: FromClause
     number: ColumnElement[int]
     bounds: Sequence[ColumnElement[bool]]
     key: str = ""
+    covers_state: bool = False
+    covers_donor: bool = False
 
 
 def fold_text(text: str) -> str:
@@ -90,11 +93,15 @@ def _leads(tenant: str, wanted: JobFilter) -> Iterator[_Lead]:
             reports.c.number,
             [reports.c.tenant == tenant],
         )
-    if not wanted.labels and not wanted.reported:
-        bounds: list[ColumnElement[bool]] = [jobs.c.tenant == tenant]
-        if wanted.state is not None:
-            bounds.append(jobs.c.state == wanted.state.value)
-        yield _Lead(jobs, jobs.c.number, bounds)
+    own = jobs.c.tenant == tenant
+    if wanted.donor:
+        yield _Lead(jobs, jobs.c.number, [own, jobs.c.donor == wanted.donor], covers_donor=True)
+    elif wanted.labels or wanted.reported:
+        return
+    elif wanted.state is not None:
+        yield _Lead(jobs, jobs.c.number, [own, jobs.c.state == wanted.state.value], covers_state=True)
+    else:
+        yield _Lead(jobs, jobs.c.number, [own])
 
 
 def _find_last(transaction: Transaction, lead: _Lead, wanted: JobFilter, beyond: int | None) -> int | None:
@@ -121,13 +128,15 @@ def _range(lead: _Lead, wanted: JobFilter, beyond: int | None) -> list[ColumnEle
 
 def _conditions(wanted: JobFilter, lead: _Lead) -> Iterator[ColumnElement[bool]]:
     """Yields the conditions that the leading index does not cover."""
-    if lead.source is not jobs and wanted.state is not None:
+    if wanted.state is not None and not lead.covers_state:
         yield jobs.c.state == wanted.state.value
+    if wanted.donor and not lead.covers_donor:
+        yield jobs.c.donor == wanted.donor
     for key, value in sorted(wanted.labels.items()):
         if key != lead.key:
             other = labels.alias()
             yield exists().where(other.c.number == jobs.c.number, other.c.key == key, other.c.value == value)
-    if wanted.reported and lead.key:
+    if wanted.reported and (lead.key or lead.covers_donor):
         yield exists().where(reports.c.number == jobs.c.number)
     if wanted.model_id:
         yield jobs.c.model_id == wanted.model_id

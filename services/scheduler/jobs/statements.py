@@ -25,7 +25,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from services.scheduler.jobs import states
 from services.scheduler.jobs.deadline import make_timestamp, to_unix_seconds
-from services.scheduler.jobs.job_filter import find_decision
+from services.scheduler.jobs.job_filter import find_decision, find_donor
 from services.scheduler.jobs.ordering import Ordering
 from services.scheduler.jobs.outbox_statements import add_delivery
 from services.scheduler.jobs.placing import Shares, find_order_key, read_shares, read_wait
@@ -239,6 +239,7 @@ def advance(
         "change": change,
         "decision": find_decision(generation).value,
         "edit": generation.plan.edit,
+        "donor": find_donor(generation),
     }
     if state in IN_QUEUE:
         values |= {"owner": None, "queue_key": row.order_key}

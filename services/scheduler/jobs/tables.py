@@ -48,6 +48,7 @@ def _make_partial_index(name: str, *columns: str, where: str = "queue_key IS NOT
 # - request_id: the client's for the first output of a request; for the others one that no client can send.
 # - prompt_folded: the prompt as a search compares it, by `fold_text`.
 # - model_id, decision, edit: model, use of the cache (by `find_decision`) and kind of edit of the generation.
+# - donor: id of the generation whose steps it takes, by `find_donor`; empty for none.
 jobs: Final = Table(
     "jobs",
     metadata,
@@ -76,9 +77,11 @@ jobs: Final = Table(
     Column("model_id", Text, nullable=False, server_default=""),
     Column("decision", Integer, nullable=False, server_default="0"),
     Column("edit", Text, nullable=False, server_default=""),
+    Column("donor", Text, nullable=False, server_default=""),
     UniqueConstraint("tenant", "request_id"),
     Index("jobs_by_tenant", "tenant", "number"),
     Index("jobs_by_tenant_and_state", "tenant", "state", "number"),
+    Index("jobs_by_donor", "tenant", "donor", "number"),
     Index("jobs_by_end", "ended", "number"),
     # Without jobs that have ended, whatever their number; the first has all that a sum over the queue needs.
     _make_partial_index("jobs_in_queue", "queue_key", "number", "work", "estimated", "tenant", "priority"),

@@ -226,6 +226,7 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
             and request.decision in (0, find_decision(generation))
             and request.edit_kind in ("", generation.plan.edit)
             and (not request.reported or generation.HasField("report"))
+            and request.donor_generation_id in ("", generation.donor.generation_id)
         ]
         ids = [generation.generation_id for generation in matching]
         start = int(request.page_token or 0)

@@ -371,14 +371,10 @@ async def test_list_states_every_filter(client: AsyncChorusClient, deployment: F
     await handle.report("other")
     found = await client.list(model="large", decision="exact", reported=True)
     assert [each.id for each in found] == [handle.id]
-    await client.list(edit="colour")
+    await client.list(edit="colour", donor="gen-1")
     request = deployment.scheduler.lists[-1]
-    assert (request.edit_kind, request.model_id, request.decision, request.reported) == (
-        "colour",
-        "",
-        0,
-        False,
-    )
+    assert (request.edit_kind, request.donor_generation_id) == ("colour", "gen-1")
+    assert (request.model_id, request.decision, request.reported) == ("", 0, False)
     with pytest.raises(ChorusError, match="decision: must be one of hit, miss, exact, not 'maybe'"):
         await client.list(decision="maybe")
     with pytest.raises(ChorusError, match="reported: must be True or False"):

@@ -118,11 +118,16 @@ async def test_generations_are_found_by_model_decision_and_edit(world: World) ->
     both = [hit.generation_id, miss.generation_id]
     assert await search(world, labels=labels, model_id=MODEL.model_id) == both
     assert await search(world, labels=labels, model_id="gone") == []
+    donor = (await world.get(hit)).donor.generation_id
+    assert donor, "the premise"
+    assert await search(world, donor_generation_id=donor) == [hit.generation_id]
+    assert await search(world, donor_generation_id=miss.generation_id) == []
     if plan.edit:
         assert await search(world, labels=labels, edit_kind=plan.edit) == [hit.generation_id]
     for filters, field in (
         ({"model_id": "x" * 129}, "model_id"),
         ({"model_id": "a\0"}, "model_id"),
+        ({"donor_generation_id": "x" * 129}, "donor_generation_id"),
         ({"decision": 9}, "decision"),
         ({"edit_kind": "colr"}, "edit_kind"),
     ):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+from collections import deque
 from collections.abc import AsyncGenerator
 from typing import Annotated, Final
 
@@ -22,7 +23,7 @@ from services.gateway.console.paths import BASE
 from services.gateway.console.rendering import render
 from services.gateway.console.views.cards import PROBLEMS, build_card, describe_result
 from services.gateway.console.views.comparison import find_full_computation, make_prompt_filter
-from services.gateway.console.views.family import build_family
+from services.gateway.console.views.family import MAX_MEMBERS, build_family
 from services.gateway.console.views.masks import build_masks
 from services.gateway.console.views.waterfall import build_waterfall, compare_savings
 from services.gateway.console.visitor import Form, User, Visit
@@ -43,7 +44,7 @@ router = APIRouter(prefix="/videos/{video_id}")
 _EVENTS: Final = 300
 _EVENT_SECONDS: Final = 15.0
 _ANCESTORS: Final = 10
-_SEARCHED: Final = 300
+_SEARCHES: Final = 60
 _COMPARED: Final = 50
 _COMPARE_SECONDS: Final = 5.0
 
@@ -106,9 +107,13 @@ async def show_family(request: Request, visitor: Visit, client: User, video_id: 
             break
         ancestors.append(found)
         current = found
-    known = await client.list(limit=_SEARCHED)
+    root = ancestors[-1] if ancestors else chosen
+    known, complete = await _find_descendants(client, root)
     family = build_family(ancestors, known, chosen)
-    return render(request, visitor, "family.html", card=build_card(chosen), family=family, searched=_SEARCHED)
+    card = build_card(chosen)
+    return render(
+        request, visitor, "family.html", card=card, family=family, complete=complete, bound=MAX_MEMBERS
+    )
 
 
 @router.get("/content")
@@ -197,6 +202,20 @@ async def change_priority(client: User, video_id: str, form: Form) -> Response:
         if error.reason != errors.WRONG_STATE:  # it has started meanwhile, which the page shows
             raise
     return RedirectResponse(f"{BASE}/queue", 303)
+
+
+async def _find_descendants(client: AsyncChorusClient, root: Generation) -> tuple[list[Generation], bool]:
+    """Returns the generations that reused `root`, or one that did so, and whether these are all."""
+    found, waiting = {root.id: root}, deque([root.id])
+    for _ in range(_SEARCHES):
+        left = MAX_MEMBERS - len(found)
+        if not waiting or left <= 0:
+            break
+        for each in await client.list(donor=waiting.popleft(), limit=left + 1):
+            if each.id not in found:
+                found[each.id] = each
+                waiting.append(each.id)
+    return list(found.values()), not waiting and len(found) <= MAX_MEMBERS
 
 
 async def _find_full(client: AsyncChorusClient, generation: Generation) -> tuple[Generation | None, str]:

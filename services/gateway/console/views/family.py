@@ -11,7 +11,7 @@ from chorus_client import Generation
 from services.gateway.console.views.cards import Card, build_card
 
 # Upper bounds on the generations of a tree, and on those of one line in it.
-_MAX_MEMBERS: Final = 200
+MAX_MEMBERS: Final = 200
 _MAX_DEPTH: Final = 30
 
 
@@ -54,6 +54,6 @@ def _grow(
     seen.add(generation.id)
     grown = []
     for child in sorted(children.get(generation.id, ()), key=lambda each: each.created):
-        if child.id not in seen and len(seen) < _MAX_MEMBERS and depth < _MAX_DEPTH:
+        if child.id not in seen and len(seen) < MAX_MEMBERS and depth < _MAX_DEPTH:
             grown.append(_grow(child, children, chosen, seen, depth + 1))
     return Member(build_card(generation), generation.id == chosen, tuple(grown))

@@ -79,7 +79,7 @@ async def test_jobs_of_the_second_schema_are_found_by_their_prompts(kind: str, t
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
 async def test_jobs_of_the_fifth_schema_are_found_by_what_they_reused(kind: str, tmp_path: Path) -> None:
-    donor = plan_pb2.DonorRef(entry_id="e", score=0.9)
+    donor = plan_pb2.DonorRef(entry_id="e", generation_id="d", score=0.9)
     hit = plan_pb2.Plan(total_steps=4, reuse_steps=2, donor=donor, edit="colour")
     exact = plan_pb2.Plan(total_steps=4, reuse_steps=4, donor=donor)
     generations = [
@@ -100,6 +100,7 @@ async def test_jobs_of_the_fifth_schema_are_found_by_what_they_reused(kind: str,
             for wanted in (
                 *(JobFilter(decision=each) for each in Decision if each),
                 JobFilter(edit="colour"),
+                JobFilter(donor="d"),
                 JobFilter(model_id="wan"),
                 JobFilter(model_id="other"),
                 JobFilter(reported=True),
@@ -111,6 +112,7 @@ async def test_jobs_of_the_fifth_schema_are_found_by_what_they_reused(kind: str,
                 ["j2"],
                 ["j3"],
                 ["j4", "j2", "j1"],
+                ["j4", "j3", "j1"],
                 ["j5", "j4", "j3", "j2", "j1"],
                 [],
                 [],

@@ -64,6 +64,7 @@ async def test_no_statement_of_a_job_reads_those_that_have_ended(store: SqlStore
     await store.set_report("acme-1", pb.ProblemReport(problem=pb.REPORTED_PROBLEM_OTHER))
     await store.events("acme-1", 0, 10)
     await store.page("acme", JobFilter(), None, 10)
+    await store.page("acme", JobFilter(donor="acme-1"), None, 10)
     with sqlite3.connect(tmp_path / "jobs.db") as db:
         for statement, parameters in executed:
             if not statement.startswith(("SELECT", "UPDATE", "DELETE")):

@@ -1150,6 +1150,7 @@ class ListGenerationsRequest(google.protobuf.message.Message):
     DECISION_FIELD_NUMBER: builtins.int
     EDIT_KIND_FIELD_NUMBER: builtins.int
     REPORTED_FIELD_NUMBER: builtins.int
+    DONOR_GENERATION_ID_FIELD_NUMBER: builtins.int
     page_size: builtins.int
     """Maximum number of generations per page, at most 200. 0 means 50."""
     page_token: builtins.str
@@ -1174,6 +1175,10 @@ class ListGenerationsRequest(google.protobuf.message.Message):
     """Kind of edit between the prompts of donor and target, as Plan.edit names it. Empty selects every generation."""
     reported: builtins.bool
     """Whether only generations with a report are selected."""
+    donor_generation_id: builtins.str
+    """Generation that they take steps from, as `decision` counts it, at most 128 characters; it may have been deleted.
+    Empty selects every generation.
+    """
     @property
     def labels(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
         """Labels that a generation must have, with these values; bounds as in GenerationSpec."""
@@ -1202,9 +1207,10 @@ class ListGenerationsRequest(google.protobuf.message.Message):
         decision: Global___CacheDecision.ValueType = ...,
         edit_kind: builtins.str = ...,
         reported: builtins.bool = ...,
+        donor_generation_id: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["created_after", b"created_after", "created_before", b"created_before"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["after_generation_id", b"after_generation_id", "created_after", b"created_after", "created_before", b"created_before", "decision", b"decision", "edit_kind", b"edit_kind", "labels", b"labels", "model_id", b"model_id", "oldest_first", b"oldest_first", "page_size", b"page_size", "page_token", b"page_token", "prompt_contains", b"prompt_contains", "reported", b"reported", "state", b"state"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["after_generation_id", b"after_generation_id", "created_after", b"created_after", "created_before", b"created_before", "decision", b"decision", "donor_generation_id", b"donor_generation_id", "edit_kind", b"edit_kind", "labels", b"labels", "model_id", b"model_id", "oldest_first", b"oldest_first", "page_size", b"page_size", "page_token", b"page_token", "prompt_contains", b"prompt_contains", "reported", b"reported", "state", b"state"]) -> None: ...
 
 Global___ListGenerationsRequest: typing_extensions.TypeAlias = ListGenerationsRequest
 

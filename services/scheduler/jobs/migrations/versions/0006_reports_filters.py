@@ -1,4 +1,4 @@
-"""Adds the reports of users, and what the filters by model, decision and edit compare."""
+"""Adds the reports of users, and what the filters by model, decision, edit and donor compare."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -19,7 +19,9 @@ def upgrade() -> None:
     op.add_column("jobs", sa.Column("model_id", sa.Text, nullable=False, server_default=""))
     op.add_column("jobs", sa.Column("decision", sa.Integer, nullable=False, server_default="0"))
     op.add_column("jobs", sa.Column("edit", sa.Text, nullable=False, server_default=""))
+    op.add_column("jobs", sa.Column("donor", sa.Text, nullable=False, server_default=""))
     fill()
+    op.create_index("jobs_by_donor", "jobs", ["tenant", "donor", "number"])
     op.create_table(
         "reports",
         sa.Column("number", NUMBER, sa.ForeignKey("jobs.number", ondelete="CASCADE"), primary_key=True),
@@ -32,7 +34,7 @@ def upgrade() -> None:
 
 def fill() -> None:
     """Fills the new columns from the stored generations, a batch at a time."""
-    names = ("number", "generation", "model_id", "decision", "edit")
+    names = ("number", "generation", "model_id", "decision", "edit", "donor")
     jobs = sa.table("jobs", *(sa.column(name) for name in names))
     connection = op.get_bind()
     last = -1
@@ -44,10 +46,12 @@ def fill() -> None:
     ).fetchall():
         for number, data in rows:
             generation = pb.Generation.FromString(data)
+            decision = decide(generation)
             values = {
                 "model_id": generation.spec.model_id.replace("\0", ""),
-                "decision": decide(generation),
+                "decision": decision,
                 "edit": generation.plan.edit.replace("\0", ""),
+                "donor": find_donor(generation) if decision in (HIT, EXACT) else "",
             }
             connection.execute(sa.update(jobs).where(jobs.c.number == number).values(**values))
             last = number
@@ -62,3 +66,9 @@ def decide(generation: pb.Generation) -> int:
     if not donor.HasField("donor") or not plan.reuse_steps:
         return MISS
     return EXACT if plan.reuse_steps == plan.total_steps else HIT
+
+
+def find_donor(generation: pb.Generation) -> str:
+    """Returns the id of the donor's generation, of a generation that has one."""
+    donor = generation.donor if generation.state == SUCCEEDED else generation.plan.donor
+    return donor.generation_id.replace("\0", "")
