@@ -23,7 +23,7 @@ END = pb.GenerationEvent(cancelled=pb.CancelledEvent())
 # Indexes of the jobs that have not ended, and searches for single jobs or by the range that is asked for.
 BOUNDED = re.compile(
     r"USING (COVERING )?INDEX (jobs_in_queue|jobs_by_deadline|jobs_by_owner)\b"
-    r"|\(id=\?\)|\(rowid=\?\)|\(tenant=\? AND (request_id=\?|number[<>]\?|state=\?)"
+    r"|\(id=\?\)|\(rowid=\?\)|\(tenant=\? AND (request_id=\?|number[<>]\?|state=\?|donor=\?)"
 )
 
 
