@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import signal
 import socket
@@ -18,13 +20,35 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 ROOT = Path(__file__).resolve().parents[1]
+# Ports above that of Milvus, and below those of outgoing connections on Linux, a range for each worker.
+_FIRST_PORT = 20_000
+_PORTS_OF_WORKER = 1_500
+_WORKERS = 8
 SERVICES = ("embedder", "cache", "denoiser", "scheduler", "gateway")
 
 
+def _order_ports() -> Iterator[int]:
+    """Yields the ports of this worker of pytest again and again, from another one on in each process."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % _WORKERS
+    begin = _FIRST_PORT + worker * _PORTS_OF_WORKER
+    for number in itertools.count(os.getpid()):
+        yield begin + number % _PORTS_OF_WORKER
+
+
+_ports = _order_ports()
+
+
 def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+    """Returns a port that is free, and is returned to no other caller soon.
+
+    The system would give one of those from which it also serves outgoing connections, so that another process
+    could have it before the caller does.
+    """
+    for port in itertools.islice(_ports, _PORTS_OF_WORKER):
+        with contextlib.suppress(OSError), socket.socket() as sock:
+            sock.bind(("127.0.0.1", port))
+            return port
+    raise OSError(f"none of {_PORTS_OF_WORKER} ports from {_FIRST_PORT} on is free")
 
 
 def choose_port_variables() -> dict[str, str]:
