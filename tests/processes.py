@@ -28,10 +28,10 @@ SERVICES = ("embedder", "cache", "denoiser", "scheduler", "gateway")
 
 
 def _order_ports() -> Iterator[int]:
-    """Yields the ports of this worker of pytest again and again, from another one on in each process."""
+    """Yields the ports of this worker of pytest again and again, from a distant one on in each process."""
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % _WORKERS
     begin = _FIRST_PORT + worker * _PORTS_OF_WORKER
-    for number in itertools.count(os.getpid()):
+    for number in itertools.count(97 * os.getpid()):
         yield begin + number % _PORTS_OF_WORKER
 
 
